@@ -1,0 +1,241 @@
+// The functions above as `saefast._native`. Arrays come as addresses of contiguous memory; the
+// Python side, saefast/ops, has checked shapes, types and devices.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "isa.h"
+#include "latent_sum.h"
+#include "latent_update.h"
+#include "panels.h"
+#include "sparse_decode.h"
+#include "topk_encode.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace saefast {
+namespace {
+
+using Address = uintptr_t;  // 0 is null
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls body(T()) for the C++ type that a dtype's name stands for.
+template <class Body>
+auto with_storage(const std::string& dtype, const Body& body) {
+  if (dtype == "float32") return body(float());
+  if (dtype == "float64") return body(double());
+  if (dtype == "bfloat16") return body(bf16());
+  throw std::invalid_argument("unknown dtype " + dtype);
+}
+template <class Body>
+auto with_compute(const std::string& dtype, const Body& body) {
+  if (dtype == "float32") return body(float());
+  if (dtype == "float64") return body(double());
+  throw std::invalid_argument("unknown dtype " + dtype);
+}
+
+Screen screen_named(const std::string& name) {
+  if (name == "float32") return Screen::float32;
+  if (name == "bfloat16") return Screen::bfloat16;
+  throw std::invalid_argument("unknown screen " + name);
+}
+
+Panels panels_at(Address units, Address norm, Address lost) {
+  return {at<uint32_t>(units), at<float>(norm), at<float>(lost)};
+}
+
+template <class Storage>
+EncodeArgs<Storage> encode_args(Address x, Address weight, Address bias, Address scale, int64_t n,
+                                int64_t d, int64_t m, int64_t k, Address values, Address indices,
+                                bool rescore) {
+  return {at<Storage>(x), at<Storage>(weight),   at<Storage>(bias),    at<Storage>(scale), n, d,
+          m,              k,                     at<Storage>(values),  at<int64_t>(indices),
+          rescore};
+}
+
+void bind_encode(py::module_& module) {
+  module.def(
+      "topk_encode",
+      [](const std::string& dtype, Address x, Address weight, Address bias, Address scale,
+         int64_t n, int64_t d, int64_t m, int64_t k, Address values, Address indices, bool rescore,
+         const std::string& screen, Address units, Address norm, Address lost, int threads) {
+        py::gil_scoped_release release;
+        with_storage(dtype, [&](auto storage) {
+          const auto args = encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k,
+                                                           values, indices, rescore);
+          const Panels panels = panels_at(units, norm, lost);
+          topk_encode(args, screen_named(screen), units ? &panels : nullptr, threads);
+        });
+      },
+      "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "n"_a, "d"_a, "m"_a, "k"_a, "values"_a,
+      "indices"_a, "rescore"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+  py::class_<TileScreen>(module, "TileScreen")
+      .def(py::init([](const std::string& dtype, Address x, Address weight, Address bias,
+                       Address scale, int64_t n, int64_t d, int64_t m, int64_t k, Address values,
+                       Address indices, const std::string& screen, int threads) {
+             py::gil_scoped_release release;
+             return with_storage(dtype, [&](auto storage) {
+               return tile_screen(
+                   encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k, values,
+                                                  indices, true),
+                   screen_named(screen), threads);
+             });
+           }),
+           "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "n"_a, "d"_a, "m"_a, "k"_a,
+           "values"_a, "indices"_a, "screen"_a, "threads"_a)
+      .def(
+          "feed",
+          [](TileScreen& self, Address scores, int64_t stride, int64_t row, int64_t rows,
+             int64_t column, int64_t columns, int threads) {
+            self.feed(at<float>(scores), stride, row, rows, column, columns, threads);
+          },
+          py::call_guard<py::gil_scoped_release>(), "scores"_a, "stride"_a, "row"_a, "rows"_a,
+          "column"_a, "columns"_a, "threads"_a)
+      .def("finish", &TileScreen::finish, py::call_guard<py::gil_scoped_release>(), "row"_a,
+           "rows"_a, "threads"_a);
+  module.def(
+      "panel_units",
+      [](const std::string& screen, int64_t d, int64_t m) {
+        return panel_units(plan_screen(active_kernels(), screen_named(screen)), d, m);
+      },
+      "screen"_a, "d"_a, "m"_a);
+  module.def(
+      "pack_weight",
+      [](const std::string& dtype, const std::string& screen, Address weight, Address scale,
+         int64_t d, int64_t m, Address units, Address norm, Address lost, int threads) {
+        py::gil_scoped_release release;
+        with_storage(dtype, [&](auto storage) {
+          using Storage = decltype(storage);
+          pack_weight<Storage>(active_kernels(), screen_named(screen), at<Storage>(weight),
+                               at<Storage>(scale), d, m, panels_at(units, norm, lost), threads);
+        });
+      },
+      "dtype"_a, "screen"_a, "weight"_a, "scale"_a, "d"_a, "m"_a, "units"_a, "norm"_a, "lost"_a,
+      "threads"_a);
+}
+
+void bind_decode(py::module_& module) {
+  module.def(
+      "sparse_decode",
+      [](const std::string& dtype, Address values, Address indices, Address weight, Address bias,
+         int64_t n, int64_t k, int64_t d, int64_t m, Address out, int threads) {
+        py::gil_scoped_release release;
+        with_storage(dtype, [&](auto storage) {
+          using Storage = decltype(storage);
+          sparse_decode<Storage>({at<Storage>(values), at<int64_t>(indices), at<Storage>(weight),
+                                  at<Storage>(bias), n, k, d, m},
+                                 at<Storage>(out), threads);
+        });
+      },
+      "dtype"_a, "values"_a, "indices"_a, "weight"_a, "bias"_a, "n"_a, "k"_a, "d"_a, "m"_a,
+      "out"_a, "threads"_a);
+  module.def(
+      "gather_dots",
+      [](const std::string& dtype, Address rows, Address weight, Address indices, int64_t n,
+         int64_t k, int64_t d, int64_t m, Address out, int threads) {
+        py::gil_scoped_release release;
+        with_storage(dtype, [&](auto storage) {
+          using Storage = decltype(storage);
+          gather_dots<Storage>(at<Storage>(rows), at<Storage>(weight), at<int64_t>(indices), n, k,
+                               d, m, at<Storage>(out), threads);
+        });
+      },
+      "dtype"_a, "rows"_a, "weight"_a, "indices"_a, "n"_a, "k"_a, "d"_a, "m"_a, "out"_a,
+      "threads"_a);
+  module.def(
+      "decode_residual",
+      [](const std::string& dtype, Address values, Address indices, Address weight, Address bias,
+         int64_t n, int64_t k, int64_t d, int64_t m, Address target, double factor,
+         Address residual, Address value_grads, int threads) {
+        py::gil_scoped_release release;
+        return with_compute(dtype, [&](auto compute) {
+          using Compute = decltype(compute);
+          return decode_residual<Compute>(
+              {at<Compute>(values), at<int64_t>(indices), at<Compute>(weight), at<Compute>(bias),
+               n, k, d, m},
+              at<Compute>(target), static_cast<Compute>(factor), at<Compute>(residual),
+              at<Compute>(value_grads), threads);
+        });
+      },
+      "dtype"_a, "values"_a, "indices"_a, "weight"_a, "bias"_a, "n"_a, "k"_a, "d"_a, "m"_a,
+      "target"_a, "factor"_a, "residual"_a, "value_grads"_a, "threads"_a);
+}
+
+void bind_latents(py::module_& module) {
+  module.def(
+      "latent_sum",
+      [](const std::string& dtype, Address values, Address indices, Address rows, int64_t n,
+         int64_t k, int64_t d, int64_t m, Address sums, int threads) {
+        py::gil_scoped_release release;
+        with_storage(dtype, [&](auto storage) {
+          using Storage = decltype(storage);
+          latent_sum<Storage>(at<Storage>(values), at<int64_t>(indices), at<Storage>(rows), n, k,
+                              d, m, at<Storage>(sums), threads);
+        });
+      },
+      "dtype"_a, "values"_a, "indices"_a, "rows"_a, "n"_a, "k"_a, "d"_a, "m"_a, "sums"_a,
+      "threads"_a);
+  using Pair = std::pair<Address, Address>;
+  module.def(
+      "latent_update",
+      [](const std::string& dtype, Address indices, Address values, Address value_grads,
+         Address residual, Address inputs, int64_t n, int64_t k, int64_t d, int64_t m,
+         Address w_enc, Address b_enc, Address w_dec, Pair w_enc_moments, Pair b_enc_moments,
+         Pair w_dec_moments, double lr, double beta1, double beta2, double eps, int64_t step,
+         bool unit_norm, Address input_grad_sum, Address fired, const std::string& screen,
+         Address units, Address norm, Address lost, int threads) {
+        py::gil_scoped_release release;
+        with_compute(dtype, [&](auto compute) {
+          using Compute = decltype(compute);
+          const auto moments = [](const Pair& pair) {
+            return Moments<Compute>{at<Compute>(pair.first), at<Compute>(pair.second)};
+          };
+          const UpdateArgs<Compute> args{at<int64_t>(indices), at<Compute>(values),
+                                         at<Compute>(value_grads), at<Compute>(residual),
+                                         at<Compute>(inputs), n, k, d, m, at<Compute>(w_enc),
+                                         at<Compute>(b_enc), at<Compute>(w_dec),
+                                         moments(w_enc_moments), moments(b_enc_moments),
+                                         moments(w_dec_moments), lr, beta1, beta2, eps, step,
+                                         unit_norm, at<Compute>(input_grad_sum),
+                                         at<int64_t>(fired)};
+          const Panels panels = panels_at(units, norm, lost);
+          latent_update(args, screen_named(screen), units ? &panels : nullptr, threads);
+        });
+      },
+      "dtype"_a, "indices"_a, "values"_a, "value_grads"_a, "residual"_a, "inputs"_a, "n"_a, "k"_a,
+      "d"_a, "m"_a, "w_enc"_a, "b_enc"_a, "w_dec"_a, "w_enc_moments"_a, "b_enc_moments"_a,
+      "w_dec_moments"_a, "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "step"_a, "unit_norm"_a,
+      "input_grad_sum"_a, "fired"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+}
+
+}  // namespace
+}  // namespace saefast
+
+PYBIND11_MODULE(_native, module) {
+  using namespace saefast;
+  module.doc() = "C++ kernels of saefast for the CPU.";
+  module.def("compiled_levels", &compiled_levels);
+  module.def("usable_levels", &usable_levels);
+  module.def("use_level", &use_level, "name"_a);
+  module.def("level", [] { return std::string(active_kernels().name); });
+  module.def("has_bfloat16_products",
+             [] { return active_kernels().screen_bf16.tile != nullptr; });
+#if defined(_OPENMP)
+  module.attr("openmp") = true;
+#else
+  module.attr("openmp") = false;
+#endif
+  bind_encode(module);
+  bind_decode(module);
+  bind_latents(module);
+}

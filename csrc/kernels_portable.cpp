@@ -1,0 +1,61 @@
+// The inner loops in standard C++: any processor, and what the other levels are checked against.
+#define SAEFAST_LEVEL portable
+#include "vector_portable.h"
+// clang-format off: the vector type comes first
+#include "row_kernels.h"
+#include "pack_kernels.h"
+#include "select_kernels.h"
+// clang-format on
+
+namespace saefast::portable {
+
+namespace {
+
+constexpr int kRows = 4, kColumns = 16;
+
+uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
+              const float* thresholds, float* scores) {
+  const float* left = reinterpret_cast<const float*>(a);
+  const float* right = reinterpret_cast<const float*>(b);
+  float sum[kRows][kColumns] = {};
+  for (int64_t u = 0; u < units; ++u)
+    for (int r = 0; r < kRows; ++r)
+      for (int c = 0; c < kColumns; ++c)
+        sum[r][c] += left[u * kRows + r] * right[u * kColumns + c];
+  uint32_t hits = 0;
+  for (int r = 0; r < kRows; ++r)
+    for (int c = 0; c < kColumns; ++c) {
+      scores[r * kColumns + c] = sum[r][c];
+      if (sum[r][c] + bias[c] > thresholds[r]) hits |= 1u << r;
+    }
+  return hits;
+}
+
+int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
+               int32_t first, float* out_scores, int32_t* out_ids) {
+  int64_t found = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    const float score = scores[c] + bias[c];
+    out_scores[found] = score;
+    out_ids[found] = first + static_cast<int32_t>(c);
+    found += score > threshold ? 1 : 0;
+  }
+  return found;
+}
+
+}  // namespace
+
+Kernels kernels() {
+  return {"scalar",
+          row_kernels<float>(),
+          row_kernels<double>(),
+          row_kernels<bf16>(),
+          update_kernels<float>(),
+          update_kernels<double>(),
+          {filter, reached_by, keep_from},
+          pack_kernels(),
+          {kRows, kColumns, tile},
+          {0, 0, nullptr}};
+}
+
+}  // namespace saefast::portable

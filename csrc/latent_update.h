@@ -1,0 +1,44 @@
+// Weight gradients, Adam and renormalisation in one pass over the latents; no gradient is stored.
+#pragma once
+#include <cstdint>
+
+#include "panels.h"
+
+namespace saefast {
+
+template <class Compute>
+struct Moments {
+  Compute* first;
+  Compute* second;
+};
+
+template <class Compute>
+struct UpdateArgs {
+  // What the forward pass left: indices and values [n, k], the gradients of the values [n, k]
+  // (zero where the value is not positive), the gradient of the reconstruction [n, d], and the
+  // input of the encoder [n, d].
+  const int64_t* indices;
+  const Compute* values;
+  const Compute* value_grads;
+  const Compute* residual;
+  const Compute* inputs;
+  int64_t n, k, d, m;
+  Compute* w_enc;  // [m, d]
+  Compute* b_enc;  // [m]
+  Compute* w_dec;  // [m, d]
+  Moments<Compute> w_enc_moments, b_enc_moments, w_dec_moments;
+  double lr, beta1, beta2, eps;
+  int64_t step;  // counts from 1
+  // Decoder rows have norm one: the gradient's part along the row is removed before Adam, and the
+  // row is renormalised after it.
+  bool unit_norm;
+  Compute* input_grad_sum;  // [d] the gradient of the encoder's inputs, summed over the tokens
+  int64_t* fired;           // [m] on how many tokens the latent's value was positive
+};
+
+// `packed`, if not null, is the encoder's panels for `screen` and is refreshed.
+template <class Compute>
+void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels* packed,
+                   int threads);
+
+}  // namespace saefast

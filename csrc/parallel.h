@@ -1,0 +1,57 @@
+// Loops over tasks on the OpenMP pool that torch uses.
+//
+// Which thread takes which task is left open, so a task may only write what no other task writes:
+// that is what makes every result independent of the number of threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace saefast {
+
+// Calls body(task, worker) for every task; worker < threads. Rethrows the first exception.
+template <class Body>
+void parallel_for(int64_t tasks, int threads, const Body& body) {
+  const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
+  if (workers <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+    return;
+  }
+#if defined(_OPENMP)
+  std::exception_ptr failure;
+  std::atomic<bool> failed{false};
+#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
+  for (int64_t task = 0; task < tasks; ++task) {
+    if (failed.load(std::memory_order_relaxed)) continue;
+    try {
+      body(task, omp_get_thread_num());
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+#else
+  for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+#endif
+}
+
+// Remembers the lowest index reported by any thread.
+class Lowest {
+ public:
+  void report(int64_t index) {
+    int64_t seen = value_.load();
+    while (index < seen && !value_.compare_exchange_weak(seen, index)) {
+    }
+  }
+  bool any() const { return value_.load() != INT64_MAX; }
+  int64_t value() const { return value_.load(); }
+
+ private:
+  std::atomic<int64_t> value_{INT64_MAX};
+};
+
+}  // namespace saefast

@@ -1,0 +1,148 @@
+// Loops over rows, written once for any `Vector`; each instruction set includes this file.
+// The including file sets SAEFAST_LEVEL and has its vector header included first.
+#include "kernels.h"
+
+namespace saefast::SAEFAST_LEVEL {
+
+// Four chains of kLanes lanes: element i belongs to chain (i / kLanes) % 4, lane i % kLanes.
+template <class Storage>
+compute_t<Storage> dot(const Storage* a, const Storage* b, const Storage* b_next, int64_t d) {
+  using V = Vector<compute_t<Storage>>;
+  constexpr int64_t kLanes = V::kLanes;
+  V s0 = V::zero(), s1 = V::zero(), s2 = V::zero(), s3 = V::zero();
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= d; i += 4 * kLanes) {
+    for (int64_t line = 0; line < 4; ++line) __builtin_prefetch(b_next + i + line * kLanes);
+    s0 = V::fma(V::load(a + i), V::load(b + i), s0);
+    s1 = V::fma(V::load(a + i + kLanes), V::load(b + i + kLanes), s1);
+    s2 = V::fma(V::load(a + i + 2 * kLanes), V::load(b + i + 2 * kLanes), s2);
+    s3 = V::fma(V::load(a + i + 3 * kLanes), V::load(b + i + 3 * kLanes), s3);
+  }
+  V* const chains[4] = {&s0, &s1, &s2, &s3};
+  for (int chain = 0; i < d; ++chain, i += kLanes) {
+    V& s = *chains[chain];
+    if (i + kLanes <= d) {
+      s = V::fma(V::load(a + i), V::load(b + i), s);
+    } else {
+      s = V::fma(V::load_first(a + i, d - i), V::load_first(b + i, d - i), s);
+    }
+  }
+  return ((s0 + s1) + (s2 + s3)).sum();
+}
+
+template <class Storage>
+void dots(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t count, int64_t d,
+          compute_t<Storage>* out) {
+  for (int64_t c = 0; c < count; ++c) {
+    // Candidate rows lie anywhere in memory: ask for the next one while this one is summed.
+    const Storage* next = matrix + ids[c + 1 < count ? c + 1 : c] * d;
+    out[c] = dot(row, matrix + ids[c] * d, next, d);
+  }
+}
+
+template <class Storage, int kVectors>
+void weighted_strip(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
+                    int64_t count, int64_t d, compute_t<Storage>* out) {
+  using V = Vector<compute_t<Storage>>;
+  V sum[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
+  for (int64_t c = 0; c < count; ++c) {
+    const Storage* row = matrix + ids[c] * d;
+    const Storage* next = matrix + ids[c + 1 < count ? c + 1 : c] * d;
+    const V weight = V::fill(weights[c]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(next + v * V::kLanes);
+      sum[v] = V::fma(weight, V::load(row + v * V::kLanes), sum[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) sum[v].store(out + v * V::kLanes);
+}
+
+template <class Storage>
+void weighted_sum(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
+                  int64_t count, int64_t d, compute_t<Storage>* out) {
+  using V = Vector<compute_t<Storage>>;
+  constexpr int64_t kLanes = V::kLanes;
+  int64_t i = 0;
+  for (; i + kStrip * kLanes <= d; i += kStrip * kLanes)
+    weighted_strip<Storage, kStrip>(matrix + i, ids, weights, count, d, out + i);
+  for (; i + kLanes <= d; i += kLanes)
+    weighted_strip<Storage, 1>(matrix + i, ids, weights, count, d, out + i);
+  if (i < d) {
+    V sum = V::zero();
+    for (int64_t c = 0; c < count; ++c)
+      sum = V::fma(V::fill(weights[c]), V::load_first(matrix + ids[c] * d + i, d - i), sum);
+    sum.store_first(out + i, d - i);
+  }
+}
+
+template <class Compute>
+void adam(Compute* parameter, Compute* first, Compute* second, const Compute* gradient, int64_t d,
+          const AdamScalars<Compute>& scalars) {
+  using V = Vector<Compute>;
+  const V step_size = V::fill(scalars.step_size), beta2 = V::fill(scalars.beta2);
+  const V rest1 = V::fill(scalars.one_minus_beta1), rest2 = V::fill(scalars.one_minus_beta2);
+  const V correction = V::fill(scalars.inverse_root_correction), eps = V::fill(scalars.eps);
+  const auto step = [&](V& w, V& m, V& v, V g) {
+    m = V::fma(g - m, rest1, m);
+    v = V::fma(g * g, rest2, v * beta2);
+    w = w - step_size * (m / (V::fma(V::sqrt(v), correction, eps)));
+  };
+  int64_t i = 0;
+  for (; i + V::kLanes <= d; i += V::kLanes) {
+    V w = V::load(parameter + i), m = V::load(first + i), v = V::load(second + i);
+    step(w, m, v, V::load(gradient + i));
+    w.store(parameter + i);
+    m.store(first + i);
+    v.store(second + i);
+  }
+  if (i < d) {
+    const int64_t rest = d - i;
+    V w = V::load_first(parameter + i, rest), m = V::load_first(first + i, rest);
+    V v = V::load_first(second + i, rest);
+    step(w, m, v, V::load_first(gradient + i, rest));
+    w.store_first(parameter + i, rest);
+    m.store_first(first + i, rest);
+    v.store_first(second + i, rest);
+  }
+}
+
+template <class Compute>
+void add_scaled(Compute* target, const Compute* source, Compute factor, int64_t d) {
+  using V = Vector<Compute>;
+  const V f = V::fill(factor);
+  int64_t i = 0;
+  for (; i + V::kLanes <= d; i += V::kLanes)
+    V::fma(f, V::load(source + i), V::load(target + i)).store(target + i);
+  if (i < d)
+    V::fma(f, V::load_first(source + i, d - i), V::load_first(target + i, d - i))
+        .store_first(target + i, d - i);
+}
+
+template <class Compute>
+void multiply(Compute* target, Compute factor, int64_t d) {
+  using V = Vector<Compute>;
+  const V f = V::fill(factor);
+  int64_t i = 0;
+  for (; i + V::kLanes <= d; i += V::kLanes) (f * V::load(target + i)).store(target + i);
+  if (i < d) (f * V::load_first(target + i, d - i)).store_first(target + i, d - i);
+}
+
+template <class Compute>
+Compute squared_norm(const Compute* row, int64_t d) {
+  return dot(row, row, row, d);
+}
+
+template <class Storage>
+constexpr RowKernels<Storage> row_kernels() {
+  return {dots<Storage>, weighted_sum<Storage>};
+}
+template <class Compute>
+constexpr UpdateKernels<Compute> update_kernels() {
+  return {adam<Compute>, add_scaled<Compute>, multiply<Compute>, squared_norm<Compute>};
+}
+
+}  // namespace saefast::SAEFAST_LEVEL

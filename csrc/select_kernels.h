@@ -1,0 +1,46 @@
+// Candidate lists of one row; each instruction set includes this file.
+#include "kernels.h"
+
+namespace saefast::SAEFAST_LEVEL {
+
+static int64_t count_from(const float* scores, int64_t count, float floor) {
+  int32_t reached = 0;
+  for (int64_t i = 0; i < count; ++i) reached += scores[i] >= floor ? 1 : 0;
+  return reached;
+}
+
+// Bisection on the value: twelve counting passes over a list that lies in the first cache level
+// cost less than one partial sort, and any floor that k entries reach is a valid threshold.
+static float reached_by(const float* scores, int64_t count, int64_t k) {
+  float low = scores[0], high = scores[0];
+  for (int64_t i = 1; i < count; ++i) {
+    low = scores[i] < low ? scores[i] : low;
+    high = scores[i] > high ? scores[i] : high;
+  }
+  for (int pass = 0; pass < 12 && low < high; ++pass) {
+    const float middle = low + 0.5f * (high - low);
+    if (middle <= low) break;
+    if (count_from(scores, count, middle) >= k) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+#if !defined(SAEFAST_OWN_KEEP_FROM)
+static int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float score = scores[i];
+    const int32_t id = ids[i];
+    scores[kept] = score;
+    ids[kept] = id;
+    kept += score >= floor ? 1 : 0;
+  }
+  return kept;
+}
+#endif
+
+}  // namespace saefast::SAEFAST_LEVEL

@@ -1,0 +1,132 @@
+#include "sparse_decode.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace saefast {
+
+namespace {
+
+constexpr int64_t kRowsPerTask = 32;
+
+template <class Body>
+void parallel_rows(int64_t n, int threads, const Body& body) {
+  parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task, int worker) {
+    const int64_t end = std::min(n, (task + 1) * kRowsPerTask);
+    for (int64_t row = task * kRowsPerTask; row < end; ++row) body(row, worker);
+  });
+}
+
+// Memory that one worker uses for row after row.
+template <class Storage>
+struct DecodeSpace {
+  std::vector<compute_t<Storage>> weights, row;
+};
+
+template <class Storage>
+std::vector<DecodeSpace<Storage>> decode_spaces(int threads, int64_t k, int64_t d) {
+  std::vector<DecodeSpace<Storage>> spaces(std::max(threads, 1));
+  for (auto& space : spaces) {
+    space.weights.resize(k);
+    space.row.resize(d);
+  }
+  return spaces;
+}
+
+template <class Storage>
+void decode_row(const Kernels& kernels, const DecodeArgs<Storage>& args, int64_t row,
+                DecodeSpace<Storage>& space) {
+  for (int64_t c = 0; c < args.k; ++c) space.weights[c] = widen(args.values[row * args.k + c]);
+  row_kernels_of<Storage>(kernels).weighted_sum(args.weight, args.indices + row * args.k,
+                                                space.weights.data(), args.k, args.d,
+                                                space.row.data());
+  if (args.bias)
+    for (int64_t i = 0; i < args.d; ++i) space.row[i] += widen(args.bias[i]);
+}
+
+}  // namespace
+
+void check_indices(const int64_t* indices, int64_t n, int64_t k, int64_t m, int threads) {
+  Lowest bad;
+  parallel_rows(n, threads, [&](int64_t row, int) {
+    for (int64_t c = row * k; c < (row + 1) * k; ++c)
+      if (indices[c] < 0 || indices[c] >= m) return bad.report(c);
+  });
+  if (bad.any())
+    throw std::invalid_argument("indices must be in [0, " + std::to_string(m) + "), but row " +
+                            std::to_string(bad.value() / k) + ", column " +
+                            std::to_string(bad.value() % k) + " is " +
+                            std::to_string(indices[bad.value()]));
+}
+
+template <class Storage>
+void sparse_decode(const DecodeArgs<Storage>& args, Storage* out, int threads) {
+  check_indices(args.indices, args.n, args.k, args.m, threads);
+  const Kernels& kernels = active_kernels();
+  auto spaces = decode_spaces<Storage>(threads, args.k, args.d);
+  parallel_rows(args.n, threads, [&](int64_t row, int worker) {
+    decode_row(kernels, args, row, spaces[worker]);
+    for (int64_t i = 0; i < args.d; ++i) assign(out[row * args.d + i], spaces[worker].row[i]);
+  });
+}
+
+template <class Storage>
+void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indices, int64_t n,
+                 int64_t k, int64_t d, int64_t m, Storage* out, int threads) {
+  check_indices(indices, n, k, m, threads);
+  const Kernels& kernels = active_kernels();
+  std::vector<std::vector<compute_t<Storage>>> products(
+      std::max(threads, 1), std::vector<compute_t<Storage>>(k));
+  parallel_rows(n, threads, [&](int64_t row, int worker) {
+    auto& product = products[worker];
+    row_kernels_of<Storage>(kernels).dots(rows + row * d, weight, indices + row * k, k, d,
+                                          product.data());
+    for (int64_t c = 0; c < k; ++c) assign(out[row * k + c], product[c]);
+  });
+}
+
+template <class Compute>
+double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, Compute factor,
+                       Compute* residual, Compute* value_grads, int threads) {
+  check_indices(args.indices, args.n, args.k, args.m, threads);
+  const Kernels& kernels = active_kernels();
+  auto spaces = decode_spaces<Compute>(threads, args.k, args.d);
+  std::vector<double> squares(args.n);
+  parallel_rows(args.n, threads, [&](int64_t row, int worker) {
+    DecodeSpace<Compute>& space = spaces[worker];
+    decode_row(kernels, args, row, space);
+    Compute* const error = residual + row * args.d;
+    for (int64_t i = 0; i < args.d; ++i) error[i] = space.row[i] - target[row * args.d + i];
+    squares[row] = static_cast<double>(
+        update_kernels_of<Compute>(kernels).squared_norm(error, args.d));
+    update_kernels_of<Compute>(kernels).multiply(error, factor, args.d);
+    Compute* const grads = value_grads + row * args.k;
+    row_kernels_of<Compute>(kernels).dots(error, args.weight, args.indices + row * args.k, args.k,
+                                          args.d, grads);
+    for (int64_t c = 0; c < args.k; ++c)
+      if (!(args.values[row * args.k + c] > 0)) grads[c] = 0;
+  });
+  double total = 0.0;
+  for (double square : squares) total += square;
+  return total;
+}
+
+#define SAEFAST_DECODE(Storage)                                                                 \
+  template void sparse_decode(const DecodeArgs<Storage>&, Storage*, int);                       \
+  template void gather_dots(const Storage*, const Storage*, const int64_t*, int64_t, int64_t,   \
+                            int64_t, int64_t, Storage*, int);
+SAEFAST_DECODE(float)
+SAEFAST_DECODE(double)
+SAEFAST_DECODE(bf16)
+#undef SAEFAST_DECODE
+template double decode_residual(const DecodeArgs<float>&, const float*, float, float*, float*,
+                                int);
+template double decode_residual(const DecodeArgs<double>&, const double*, double, double*,
+                                double*, int);
+
+}  // namespace saefast

@@ -1,0 +1,27 @@
+"""Fast sparse autoencoders, and which of their features to trust."""
+
+from importlib.metadata import version as _version
+
+from saefast import reference
+from saefast.info import build_info
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.ops.topk_encode import topk_encode
+from saefast.sae import SAE
+from saefast.step import FusedStep
+from saefast.storage import load_sae, save_sae
+from saefast.types import SparseCode
+
+__version__ = _version("saefast")
+
+__all__ = [
+    "SAE",
+    "FusedStep",
+    "SparseCode",
+    "__version__",
+    "build_info",
+    "load_sae",
+    "reference",
+    "save_sae",
+    "sparse_decode",
+    "topk_encode",
+]

@@ -1,0 +1,40 @@
+"""What this build can do on this machine, and why not where it cannot."""
+
+import importlib.metadata
+import os
+from typing import Any
+
+import torch
+
+from saefast.ops.backends import why_not_live
+from saefast.ops.cpu import native, threads
+from saefast.ops.screens import ENVIRONMENT, best_screen, measure_screens
+
+
+def build_info() -> dict[str, Any]:
+    """Version, instruction sets, the chosen screening engine, and every backend with its state.
+
+    Measures the screening engines if no encode has done so yet: a fraction of a second, once.
+    """
+    return {
+        "version": importlib.metadata.version("saefast"),
+        "torch": torch.__version__,
+        "isa": {
+            "compiled": native.compiled_levels(),
+            "usable": native.usable_levels(),
+            "active": native.level(),
+        },
+        "openmp": native.openmp,
+        "threads": threads(),
+        "screen": {
+            "chosen": str(best_screen()),
+            "by": "measurement" if os.environ.get(ENVIRONMENT, "auto") == "auto" else ENVIRONMENT,
+            "measured_ms": measure_screens().milliseconds,
+        },
+        "backends": {
+            "reference": {"live": True},
+            "cpp": {"live": True},
+            "triton": {"live": False, "why": why_not_live("triton")},
+            "cuda": {"live": False, "why": why_not_live("cuda")},
+        },
+    }

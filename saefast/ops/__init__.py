@@ -1,0 +1,10 @@
+"""One file per op: its schema, what it does for a compiler and for autograd, and who computes it.
+
+On the CPU that is C++ (`saefast._native`), elsewhere the reference, until a kernel registers.
+Gradients call other ops through the dispatcher, so all of them are registered together here.
+"""
+
+from saefast.ops import decode_residual as _decode_residual  # noqa: F401
+from saefast.ops import gather_dots as _gather_dots  # noqa: F401
+from saefast.ops import latent_sum as _latent_sum  # noqa: F401
+from saefast.ops import latent_update as _latent_update  # noqa: F401

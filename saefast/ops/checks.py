@@ -1,0 +1,115 @@
+"""What bad input is told: the argument, what was expected, what came, and the way out."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def floating(name: str, value: object, shape: str) -> None:
+    """`value` is a tensor of a supported float dtype with as many dimensions as `shape` names."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {shape}, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64 or bfloat16, got {_dtype(value)}; convert it with "
+            f"{name}.float()"
+        )
+    _dimensions(name, value, shape)
+
+
+def indices(name: str, value: object, shape: str) -> None:
+    """`value` is an int64 tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor {shape}, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {_dtype(value)}; convert it with {name}.long()")
+    _dimensions(name, value, shape)
+
+
+def same_kind(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Both tensors have one dtype and lie on one device."""
+    if a.dtype != b.dtype:
+        raise TypeError(
+            f"{second} must have the dtype of {first}, {_dtype(a)}, got {_dtype(b)}; convert one "
+            f"of them with .to()"
+        )
+    same_device(first, a, second, b)
+
+
+def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Both tensors lie on one device."""
+    if a.device != b.device:
+        raise ValueError(
+            f"{second} must be on the device of {first}, {a.device}, got {b.device}; move one of "
+            f"them with .to()"
+        )
+
+
+def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> None:
+    """`value.shape[axis]` is `expected`."""
+    if value.shape[axis] != expected:
+        raise ValueError(
+            f"{name} must have size {expected} in dimension {axis} ({because}), got shape "
+            f"{tuple(value.shape)}"
+        )
+
+
+def whole(name: str, value: object) -> None:
+    """`value` is an integer; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def between(name: str, value: int, low: int, high: int, because: str) -> None:
+    """low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high} ({because}), got {value}")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """`value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def finite(name: str, value: Tensor, masking_allowed: bool = False) -> None:
+    """`value` holds no NaN and no infinity; -infinity passes where it masks a latent."""
+    good = value.isfinite()
+    if masking_allowed:
+        good = good | (value == -torch.inf)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0, 0])
+        kind = "finite or -infinity" if masking_allowed else "finite"
+        raise ValueError(f"{name} must be {kind}, but row {row} holds NaN or infinity")
+
+
+def in_range(name: str, value: Tensor, m: int) -> None:
+    """Every entry is in [0, m)."""
+    bad = (value < 0) | (value >= m)
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name} must be in [0, {m}), but row {row}, column {column} is "
+            f"{int(value[row, column])}"
+        )
+
+
+def writable(name: str, value: Tensor) -> None:
+    """`value` can be updated in place: contiguous, so that no two of its elements share memory."""
+    if not value.is_contiguous():
+        raise ValueError(
+            f"{name} is updated in place and must be contiguous without overlap, got shape "
+            f"{tuple(value.shape)} with strides {value.stride()}; pass {name}.contiguous()"
+        )
+
+
+def _dimensions(name: str, value: Tensor, shape: str) -> None:
+    if value.ndim != shape.count(",") + 1:
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(value.shape)}; reshape it first"
+        )
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

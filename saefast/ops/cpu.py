@@ -1,0 +1,36 @@
+"""How tensors reach the C++ kernels: contiguous, as addresses, with torch's number of threads."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from saefast import _native as native
+
+__all__ = ["address", "contiguous", "dtype_name", "native", "threads"]
+
+LEVEL_ENVIRONMENT = "SAEFAST_ISA"
+"""Names the instruction set to use instead of the best one, for tests and for comparing."""
+
+if os.environ.get(LEVEL_ENVIRONMENT):
+    native.use_level(os.environ[LEVEL_ENVIRONMENT])
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """The tensor as C++ reads it: row after row, without autograd."""
+    return tensor.detach().contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data lies; 0 for None. The caller keeps the tensor alive."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype as C++ calls it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def threads() -> int:
+    """What `torch.set_num_threads` said."""
+    return torch.get_num_threads()

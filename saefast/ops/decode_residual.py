@@ -1,0 +1,72 @@
+"""What a training step needs of the decoder, in one read of its active rows."""
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+
+
+@torch.library.custom_op("saefast::decode_residual", mutates_args=())
+def decode_residual(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.decode_residual`. For the fused step, so not differentiable."""
+    checks.in_range("indices", indices, weight.shape[0])
+    return reference.decode_residual(values, indices, weight, bias, target, factor)
+
+
+@decode_residual.register_kernel("cpu")
+def _(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
+    target = contiguous(target)
+    bias = bias if bias is None else contiguous(bias)
+    n, k = indices.shape
+    m, d = weight.shape
+    residual, value_grads = target.new_empty(n, d), values.new_empty(n, k)
+    squares = native.decode_residual(
+        dtype_name(weight),
+        address(values),
+        address(indices),
+        address(weight),
+        address(bias),
+        n,
+        k,
+        d,
+        m,
+        address(target),
+        factor,
+        address(residual),
+        address(value_grads),
+        threads(),
+    )
+    return residual, value_grads, torch.tensor(squares, dtype=torch.float64)
+
+
+@decode_residual.register_fake
+def _(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(target, memory_format=torch.contiguous_format),
+        torch.empty_like(values, memory_format=torch.contiguous_format),
+        target.new_empty((), dtype=torch.float64),
+    )

@@ -1,0 +1,59 @@
+"""Products of rows with the weight rows that a sparse code names."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+
+
+@torch.library.custom_op("saefast::gather_dots", mutates_args=())
+def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """rows[i] . weight[indices[i, c]], [n, k]."""
+    checks.in_range("indices", indices, weight.shape[0])
+    return reference.gather_dots(rows, weight, indices)
+
+
+@gather_dots.register_kernel("cpu")
+def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    rows, weight, indices = contiguous(rows), contiguous(weight), contiguous(indices)
+    n, k = indices.shape
+    m, d = weight.shape
+    out = rows.new_empty(n, k)
+    native.gather_dots(
+        dtype_name(rows),
+        address(rows),
+        address(weight),
+        address(indices),
+        n,
+        k,
+        d,
+        m,
+        address(out),
+        threads(),
+    )
+    return out
+
+
+@gather_dots.register_fake
+def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    return rows.new_empty(indices.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.saefast
+    rows, weight, indices = ctx.saved_tensors
+    needs_rows, needs_weight, _ = ctx.needs_input_grad
+    grad_rows = ops.sparse_decode(grad, indices, weight, None) if needs_rows else None
+    grad_weight = ops.latent_sum(grad, indices, rows, weight.shape[0]) if needs_weight else None
+    return grad_rows, grad_weight, None
+
+
+gather_dots.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,59 @@
+"""Sums over the tokens on which each latent is active: the weight gradients of the other ops."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+
+
+@torch.library.custom_op("saefast::latent_sum", mutates_args=())
+def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d]."""
+    checks.in_range("indices", indices, latents)
+    return reference.latent_sum(values, indices, rows, latents)
+
+
+@latent_sum.register_kernel("cpu")
+def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    values, indices, rows = contiguous(values), contiguous(indices), contiguous(rows)
+    n, k = indices.shape
+    d = rows.shape[1]
+    sums = rows.new_empty(latents, d)
+    native.latent_sum(
+        dtype_name(rows),
+        address(values),
+        address(indices),
+        address(rows),
+        n,
+        k,
+        d,
+        latents,
+        address(sums),
+        threads(),
+    )
+    return sums
+
+
+@latent_sum.register_fake
+def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    return rows.new_empty(latents, rows.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.saefast
+    values, indices, rows = ctx.saved_tensors
+    needs_values, _, needs_rows, _ = ctx.needs_input_grad
+    grad_values = ops.gather_dots(rows, grad, indices) if needs_values else None
+    grad_rows = ops.sparse_decode(values, indices, grad, None) if needs_rows else None
+    return grad_values, None, grad_rows, None
+
+
+latent_sum.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,110 @@
+"""Reconstruction: per token the sum of its k active decoder rows, weighted by their values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.backends import use_reference
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+
+
+def sparse_decode(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """Reconstruct n rows from their active latents, without a dense [n, m] code.
+
+    Args:
+        values: [n, k] how strongly each active latent is on.
+        indices: [n, k] int64 which latents those are.
+        weight: [m, d] one row per latent.
+        bias: [d] added to every row.
+        impl: "auto" chooses by device; "reference", "cpp" insist on one implementation.
+
+    Returns:
+        [n, d], differentiable in `values`, `weight` and `bias`.
+    """
+    check_code(values, indices, weight)
+    if bias is not None:
+        checks.floating("bias", bias, "[d]")
+        checks.same_kind("weight", weight, "bias", bias)
+        checks.size("bias", bias, 0, weight.shape[1], "one entry per column of weight")
+    if use_reference(impl, weight):
+        checks.in_range("indices", indices, weight.shape[0])
+        return reference.sparse_decode(values, indices, weight, bias)
+    out: Tensor = sparse_decode_op(values, indices, weight, bias)
+    return out
+
+
+def check_code(values: Tensor, indices: Tensor, weight: Tensor) -> None:
+    """A sparse code and the weight its indices point into belong together."""
+    checks.floating("values", values, "[n, k]")
+    checks.indices("indices", indices, "[n, k]")
+    checks.floating("weight", weight, "[m, d]")
+    checks.same_kind("weight", weight, "values", values)
+    checks.same_device("weight", weight, "indices", indices)
+    for axis in (0, 1):
+        checks.size("indices", indices, axis, values.shape[axis], "the shape of values")
+
+
+@torch.library.custom_op("saefast::sparse_decode", mutates_args=())
+def sparse_decode_op(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """`sparse_decode` after its checks."""
+    checks.in_range("indices", indices, weight.shape[0])
+    return reference.sparse_decode(values, indices, weight, bias)
+
+
+@sparse_decode_op.register_kernel("cpu")
+def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
+    bias = bias if bias is None else contiguous(bias)
+    n, k = indices.shape
+    m, d = weight.shape
+    out = weight.new_empty(n, d)
+    native.sparse_decode(
+        dtype_name(weight),
+        address(values),
+        address(indices),
+        address(weight),
+        address(bias),
+        n,
+        k,
+        d,
+        m,
+        address(out),
+        threads(),
+    )
+    return out
+
+
+@sparse_decode_op.register_fake
+def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return weight.new_empty(values.shape[0], weight.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.saefast
+    values, indices, weight = ctx.saved_tensors
+    needs_values, _, needs_weight, needs_bias = ctx.needs_input_grad
+    grad_values = ops.gather_dots(grad, weight, indices) if needs_values else None
+    grad_weight = (
+        ops.latent_sum(values, indices, grad, weight.shape[0]) if needs_weight else None
+    )
+    grad_bias = grad.sum(0) if needs_bias else None
+    return grad_values, None, grad_weight, grad_bias
+
+
+sparse_decode_op.register_autograd(_backward, setup_context=_setup)

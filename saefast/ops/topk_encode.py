@@ -1,0 +1,179 @@
+"""The k most active latents of each row, without the [n, m] matrix of all pre-activations."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.backends import use_reference
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.screens import PackedWeight, Screen, best_screen, encode_by_tiles
+from saefast.types import SparseCode
+
+PRECISIONS = ("exact", "bf16")
+
+
+def topk_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    k: int,
+    scale: Tensor | None = None,
+    precision: str = "exact",
+    impl: str = "auto",
+) -> SparseCode:
+    """The k largest of (x @ weight.T + bias) * scale in every row.
+
+    Args:
+        x: [n, d] rows to encode; must be finite.
+        weight: [m, d] one row per latent; must be finite.
+        bias: [m]; -infinity masks a latent.
+        k: how many latents to keep, from 1 to m. No ReLU is applied.
+        scale: [m] multiplies the scores, such as the norms of the decoder's rows.
+        precision: "exact" gives the top k of scores in the dtype of x (of float32 for bfloat16).
+            "bf16" rounds x and weight to bfloat16 and selects by what comes out: faster.
+        impl: "auto" chooses by device; "reference", "cpp" insist on one implementation.
+
+    Returns:
+        values [n, k] and int64 indices [n, k]; values descend, equal values stand in order of
+        their index. Differentiable in `x`, `weight`, `bias` and `scale`.
+    """
+    checks.floating("x", x, "[n, d]")
+    checks.floating("weight", weight, "[m, d]")
+    checks.same_kind("weight", weight, "x", x)
+    checks.size("x", x, 1, weight.shape[1], "the columns of weight")
+    for name, vector in (("bias", bias), ("scale", scale)):
+        if vector is not None:
+            checks.floating(name, vector, "[m]")
+            checks.same_kind("weight", weight, name, vector)
+            checks.size(name, vector, 0, weight.shape[0], "one entry per row of weight")
+    checks.whole("k", k)
+    checks.between("k", k, 1, weight.shape[0], "the rows of weight")
+    checks.between("weight.shape[1]", weight.shape[1], 1, 2**31 - 1, "the width")
+    checks.between("weight.shape[0]", weight.shape[0], 1, 2**31 - 1, "indices inside are 32 bits")
+    checks.one_of("precision", precision, PRECISIONS)
+    if use_reference(impl, weight):
+        _check_finite(x, weight, bias, scale)
+        return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+
+
+def _check_finite(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+    checks.finite("x", x)
+    checks.finite("weight", weight)
+    if bias is not None:
+        checks.finite("bias", bias, masking_allowed=True)
+    if scale is not None:
+        checks.finite("scale", scale)
+
+
+@torch.library.custom_op("saefast::topk_encode", mutates_args=())
+def topk_encode_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """`topk_encode` after its checks."""
+    _check_finite(x, weight, bias, scale)
+    values, indices = reference.topk_encode(
+        x, weight, bias, k=k, scale=scale, precision=precision
+    )
+    return values, indices.clone()
+
+
+@topk_encode_op.register_kernel("cpu")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    screen = best_screen() if precision == "exact" else Screen("native", "bfloat16")
+    return tuple(encode_on_cpu(x, weight, bias, scale, k, precision, screen))  # type: ignore[return-value]
+
+
+def encode_on_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    screen: Screen,
+    packed: PackedWeight | None = None,
+) -> SparseCode:
+    """`topk_encode` by a given screen, from a weight that may be packed for it already."""
+    x, weight = contiguous(x), contiguous(weight)
+    bias = bias if bias is None else contiguous(bias)
+    scale = scale if scale is None else contiguous(scale)
+    n, d = x.shape
+    m = weight.shape[0]
+    code = SparseCode(x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64))
+    if screen.engine == "torch":
+        encode_by_tiles(x, weight, bias, scale, k, screen, code)
+        return code
+    native.topk_encode(
+        dtype_name(x),
+        address(x),
+        address(weight),
+        address(bias),
+        address(scale),
+        n,
+        d,
+        m,
+        k,
+        address(code.values),
+        address(code.indices),
+        precision == "exact",
+        screen.product,
+        *(packed.addresses() if packed else (0, 0, 0)),
+        threads(),
+    )
+    return code
+
+
+@topk_encode_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, scale, *_ = inputs
+    ctx.save_for_backward(x, weight, bias, scale, output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    ops = torch.ops.saefast
+    x, weight, bias, scale, indices = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_scale, *_rest = ctx.needs_input_grad
+    m = weight.shape[0]
+    ones = x.new_ones(x.shape[0], 1)
+    score_grad = grad if scale is None else grad * scale[indices]
+    grad_x = ops.sparse_decode(score_grad, indices, weight, None) if needs_x else None
+    grad_weight = ops.latent_sum(score_grad, indices, x, m) if needs_weight else None
+    grad_bias = ops.latent_sum(score_grad, indices, ones, m).squeeze(1) if needs_bias else None
+    grad_scale = None
+    if needs_scale:
+        unscaled = ops.gather_dots(x, weight, indices)
+        if bias is not None:
+            unscaled = unscaled + bias[indices]
+        grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
+    return grad_x, grad_weight, grad_bias, grad_scale, None, None
+
+
+topk_encode_op.register_autograd(_backward, setup_context=_setup)

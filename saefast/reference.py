@@ -1,0 +1,159 @@
+"""Every op in plain torch: the definition of correct, for any dtype and device.
+
+Nothing here is fast, and nothing here hides a choice: ties, the place of the bias and the order
+of Adam's steps are what the other implementations are tested against.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saefast.types import SparseCode
+
+
+def _computed(tensor: Tensor) -> Tensor:
+    """Half-precision tensors are computed in float32 and rounded once, at the end."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """(x @ weight.T + bias) * scale, an [n, m] matrix."""
+    out = _computed(x) @ _computed(weight).T
+    if bias is not None:
+        out = out + _computed(bias)
+    if scale is not None:
+        out = out * _computed(scale)
+    if bias is not None:  # a latent masked by -inf stays masked, whatever its scale
+        out = torch.where(bias == -torch.inf, -torch.inf, out)
+    return out
+
+
+def topk_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    k: int,
+    scale: Tensor | None = None,
+    precision: str = "exact",
+) -> SparseCode:
+    """The k largest scores per row: value descending, equal values by lower index.
+
+    `precision="bf16"` rounds x and weight * scale to bfloat16 and nothing else.
+    """
+    if precision == "bf16":
+        folded = weight if scale is None else weight * scale[:, None]
+        shift = bias if bias is None or scale is None else bias * scale
+        x, weight = x.bfloat16().to(x.dtype), folded.bfloat16().to(weight.dtype)
+        bias, scale = shift, None
+    all_scores = scores(x, weight, bias, scale)
+    order = torch.sort(all_scores, dim=1, descending=True, stable=True).indices[:, :k]
+    return SparseCode(all_scores.gather(1, order).to(x.dtype), order)
+
+
+def sparse_decode(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """sum_c values[:, c] * weight[indices[:, c]] + bias, [n, d]."""
+    out = torch.einsum("nk,nkd->nd", _computed(values), _computed(weight)[indices])
+    if bias is not None:
+        out = out + _computed(bias)
+    return out.to(values.dtype)
+
+
+def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """rows[i] . weight[indices[i, c]], [n, k]."""
+    dots = torch.einsum("nd,nkd->nk", _computed(rows), _computed(weight)[indices])
+    return dots.to(rows.dtype)
+
+
+def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d]."""
+    terms = _computed(values)[..., None] * _computed(rows)[:, None, :]
+    sums = terms.new_zeros(latents, rows.shape[1])
+    return sums.index_add(0, indices.flatten(), terms.flatten(0, 1)).to(rows.dtype)
+
+
+def decode_residual(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scaled error of a reconstruction, its products with the active rows, and its square.
+
+    Returns factor * (decoded - target) [n, d]; its product with each active decoder row where the
+    value is positive, zero elsewhere, [n, k]; and the sum of squares of decoded - target.
+    """
+    error = sparse_decode(values, indices, weight, bias) - target
+    residual = error * factor
+    value_grads = torch.where(values > 0, gather_dots(residual, weight, indices), 0.0)
+    return residual, value_grads, error.double().square().sum()
+
+
+def adam(
+    parameter: Tensor,
+    first: Tensor,
+    second: Tensor,
+    gradient: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+) -> None:
+    """One step of torch.optim.Adam on one tensor, in place; `step` counts from 1."""
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = second.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
+    parameter.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
+
+
+def latent_update(
+    indices: Tensor,
+    values: Tensor,
+    value_grads: Tensor,
+    residual: Tensor,
+    inputs: Tensor,
+    parameters: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    unit_norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place.
+
+    `moments` holds the first and second moment of each parameter in turn. Returns the gradient of
+    the encoder's inputs summed over tokens [d], and on how many tokens each latent fired [m].
+    """
+    w_enc, b_enc, w_dec = parameters
+    latents = w_enc.shape[0]
+    active = values > 0
+    values, value_grads = values * active, value_grads * active
+    ones = values.new_ones(values.shape[0], 1)
+    decoder_gradient = latent_sum(values, indices, residual, latents)
+    encoder_gradient = latent_sum(value_grads, indices, inputs, latents)
+    bias_gradient = latent_sum(value_grads, indices, ones, latents).squeeze(1)
+    fired = latent_sum(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
+    input_grad_sum = bias_gradient @ w_enc
+    if unit_norm:
+        along = (decoder_gradient * w_dec).sum(1, keepdim=True)
+        decoder_gradient = decoder_gradient - along * w_dec
+    gradients = (encoder_gradient, bias_gradient, decoder_gradient)
+    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        first, second = moments[2 * index], moments[2 * index + 1]
+        adam(
+            parameter, first, second, gradient, lr=lr, beta1=beta1, beta2=beta2, eps=eps, step=step
+        )
+    if unit_norm:
+        norm = w_dec.norm(dim=1, keepdim=True)
+        w_dec.div_(torch.where(norm > 0, norm, 1.0))
+    return input_grad_sum, fired

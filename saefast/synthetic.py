@@ -1,0 +1,43 @@
+"""Worlds whose true features are known, to see whether a dictionary finds them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PlantedWorld:
+    """Rows that are sparse sums of known unit directions.
+
+    Each row holds `active` different features with strengths from 1 to 2, plus Gaussian noise.
+    """
+
+    features: Tensor
+    """[count, d] of norm one"""
+    active: int
+    noise: float
+    seed: int
+
+    @classmethod
+    def create(
+        cls, count: int, d: int, *, active: int = 8, noise: float = 0.02, seed: int = 0
+    ) -> "PlantedWorld":
+        """Draw `count` directions uniformly from the sphere."""
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(count, d, generator=generator)
+        return cls(features / features.norm(dim=1, keepdim=True), active, noise, seed)
+
+    def sample(self, n: int, batch: int) -> Tensor:
+        """The n rows of batch number `batch`; the same number gives the same rows."""
+        generator = torch.Generator().manual_seed((self.seed << 32) + batch + 1)
+        count, d = self.features.shape
+        chosen = torch.rand(n, count, generator=generator).topk(self.active, dim=1).indices
+        strengths = 1 + torch.rand(n, self.active, generator=generator)
+        rows = torch.einsum("na,nad->nd", strengths, self.features[chosen])
+        return rows + self.noise * torch.randn(n, d, generator=generator)
+
+    def best_cosine(self, dictionary: Tensor) -> Tensor:
+        """For each true feature the largest cosine with a row of `dictionary`, [count]."""
+        rows = dictionary.detach() / dictionary.detach().norm(dim=1, keepdim=True)
+        return (self.features @ rows.T).max(dim=1).values

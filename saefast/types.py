@@ -1,0 +1,22 @@
+"""The values that functions hand to one another: plain, named, never changed."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SparseCode(NamedTuple):
+    """The active latents of n rows.
+
+    Within a row values descend, and equal values stand in order of their index.
+    """
+
+    values: Tensor
+    """[n, k]"""
+    indices: Tensor
+    """[n, k] int64"""
+
+    def to_dense(self, latents: int) -> Tensor:
+        """The code as an [n, latents] matrix."""
+        dense = self.values.new_zeros(self.values.shape[0], latents)
+        return dense.scatter(1, self.indices, self.values)
