@@ -9,6 +9,13 @@ static inline bf16 screened_bf16(float value) {
   return (rounded.bits & 0x7f80) == 0 ? bf16{0} : rounded;
 }
 
+template <class Storage>
+bool all_zero(const Storage* row, int64_t d) {
+  for (int64_t i = 0; i < d; ++i)
+    if (widen(row[i]) != 0) return false;
+  return true;
+}
+
 // Any row: everything in double, one element at a time.
 template <class Storage>
 void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing packing,
@@ -70,6 +77,7 @@ void pack_row(const Storage* row, int64_t d, double scale, Packing packing, uint
       }
       // Where float sums can neither overflow nor lose what matters to underflow.
       if (*squared > 1e-20 && *squared < 1e30) return;
+      if (*squared == 0.0 && all_zero(row, d)) return;
     }
   }
   pack_row_carefully(row, d, scale, packing, units, squared, lost);

@@ -442,6 +442,7 @@ template <class Storage>
 void topk_encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed,
                  int threads) {
   check_columns(args);
+  if (args.n == 0) return;
   NativeScreen<Storage>(args, screen, packed, threads).run();
 }
 

@@ -1,0 +1,73 @@
+"""What Hypothesis draws: shapes, data with exact arithmetic, data with trouble in it."""
+
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+dtypes = st.sampled_from(FLOATS)
+seeds = st.integers(0, 2**31 - 1)
+
+
+class Shape(NamedTuple):
+    """Rows, width, latents, active latents."""
+
+    n: int
+    d: int
+    m: int
+    k: int
+
+
+@st.composite
+def shapes(draw: st.DrawFn, most_latents: int = 300) -> Shape:
+    """Sizes around the widths of tiles and vectors, empty batches, k = 1 and k = m included."""
+    n = draw(st.one_of(st.integers(0, 9), st.sampled_from([95, 96, 97, 130])))
+    d = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 129])))
+    m = draw(
+        st.one_of(st.integers(1, most_latents), st.sampled_from([15, 16, 17, 63, 64, 65, 128]))
+    )
+    k = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m)))
+    return Shape(n, d, m, k)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Torch's generator from a drawn seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def small_integers(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Integers from -3 to 3: every product and sum is exact, and ties are everywhere."""
+    return torch.randint(-3, 4, shape, generator=generator(seed)).to(dtype)
+
+
+def normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Gaussian values."""
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def uneven(shape: tuple[int, int], seed: int, dtype: torch.dtype) -> Tensor:
+    """Rows whose norms span nine orders of magnitude; one in eight is zero."""
+    rows = normal(shape, seed, torch.float64)
+    powers = torch.randint(-15, 16, (shape[0], 1), generator=generator(seed + 1))
+    alive = torch.rand(shape[0], 1, generator=generator(seed + 2)) > 1 / 8
+    return (rows * 2.0**powers * alive).to(dtype)
+
+
+def as_laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The same values in other memory: contiguous, transposed, offset or with gaps."""
+    if layout == "transposed":
+        return tensor.T.contiguous().T
+    if layout == "offset":
+        padded = torch.full((tensor.numel() + 3,), torch.nan, dtype=tensor.dtype)
+        padded[3:] = tensor.flatten()
+        return padded[3:].view(tensor.shape)
+    if layout == "gaps":
+        wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype)
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    return tensor
+
+
+layouts = st.sampled_from(["contiguous", "transposed", "offset", "gaps"])
