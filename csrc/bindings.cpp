@@ -58,8 +58,16 @@ template <class Storage>
 EncodeArgs<Storage> encode_args(Address x, Address weight, Address bias, Address scale, int64_t n,
                                 int64_t d, int64_t m, int64_t k, Address values, Address indices,
                                 bool rescore) {
-  return {at<Storage>(x), at<Storage>(weight),   at<Storage>(bias),    at<Storage>(scale), n, d,
-          m,              k,                     at<Storage>(values),  at<int64_t>(indices),
+  return {at<Storage>(x),
+          at<Storage>(weight),
+          at<Storage>(bias),
+          at<Storage>(scale),
+          n,
+          d,
+          m,
+          k,
+          at<Storage>(values),
+          at<int64_t>(indices),
           rescore};
 }
 
@@ -85,10 +93,9 @@ void bind_encode(py::module_& module) {
                        Address indices, const std::string& screen, int threads) {
              py::gil_scoped_release release;
              return with_storage(dtype, [&](auto storage) {
-               return tile_screen(
-                   encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k, values,
-                                                  indices, true),
-                   screen_named(screen), threads);
+               return tile_screen(encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k,
+                                                                 values, indices, true),
+                                  screen_named(screen), threads);
              });
            }),
            "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "n"_a, "d"_a, "m"_a, "k"_a,
@@ -137,8 +144,8 @@ void bind_decode(py::module_& module) {
                                  at<Storage>(out), threads);
         });
       },
-      "dtype"_a, "values"_a, "indices"_a, "weight"_a, "bias"_a, "n"_a, "k"_a, "d"_a, "m"_a,
-      "out"_a, "threads"_a);
+      "dtype"_a, "values"_a, "indices"_a, "weight"_a, "bias"_a, "n"_a, "k"_a, "d"_a, "m"_a, "out"_a,
+      "threads"_a);
   module.def(
       "gather_dots",
       [](const std::string& dtype, Address rows, Address weight, Address indices, int64_t n,
@@ -160,11 +167,10 @@ void bind_decode(py::module_& module) {
         py::gil_scoped_release release;
         return with_compute(dtype, [&](auto compute) {
           using Compute = decltype(compute);
-          return decode_residual<Compute>(
-              {at<Compute>(values), at<int64_t>(indices), at<Compute>(weight), at<Compute>(bias),
-               n, k, d, m},
-              at<Compute>(target), static_cast<Compute>(factor), at<Compute>(residual),
-              at<Compute>(value_grads), threads);
+          return decode_residual<Compute>({at<Compute>(values), at<int64_t>(indices),
+                                           at<Compute>(weight), at<Compute>(bias), n, k, d, m},
+                                          at<Compute>(target), static_cast<Compute>(factor),
+                                          at<Compute>(residual), at<Compute>(value_grads), threads);
         });
       },
       "dtype"_a, "values"_a, "indices"_a, "weight"_a, "bias"_a, "n"_a, "k"_a, "d"_a, "m"_a,
@@ -179,8 +185,8 @@ void bind_latents(py::module_& module) {
         py::gil_scoped_release release;
         with_storage(dtype, [&](auto storage) {
           using Storage = decltype(storage);
-          latent_sum<Storage>(at<Storage>(values), at<int64_t>(indices), at<Storage>(rows), n, k,
-                              d, m, at<Storage>(sums), threads);
+          latent_sum<Storage>(at<Storage>(values), at<int64_t>(indices), at<Storage>(rows), n, k, d,
+                              m, at<Storage>(sums), threads);
         });
       },
       "dtype"_a, "values"_a, "indices"_a, "rows"_a, "n"_a, "k"_a, "d"_a, "m"_a, "sums"_a,
@@ -200,13 +206,28 @@ void bind_latents(py::module_& module) {
           const auto moments = [](const Pair& pair) {
             return Moments<Compute>{at<Compute>(pair.first), at<Compute>(pair.second)};
           };
-          const UpdateArgs<Compute> args{at<int64_t>(indices), at<Compute>(values),
-                                         at<Compute>(value_grads), at<Compute>(residual),
-                                         at<Compute>(inputs), n, k, d, m, at<Compute>(w_enc),
-                                         at<Compute>(b_enc), at<Compute>(w_dec),
-                                         moments(w_enc_moments), moments(b_enc_moments),
-                                         moments(w_dec_moments), lr, beta1, beta2, eps, step,
-                                         unit_norm, at<Compute>(input_grad_sum),
+          const UpdateArgs<Compute> args{at<int64_t>(indices),
+                                         at<Compute>(values),
+                                         at<Compute>(value_grads),
+                                         at<Compute>(residual),
+                                         at<Compute>(inputs),
+                                         n,
+                                         k,
+                                         d,
+                                         m,
+                                         at<Compute>(w_enc),
+                                         at<Compute>(b_enc),
+                                         at<Compute>(w_dec),
+                                         moments(w_enc_moments),
+                                         moments(b_enc_moments),
+                                         moments(w_dec_moments),
+                                         lr,
+                                         beta1,
+                                         beta2,
+                                         eps,
+                                         step,
+                                         unit_norm,
+                                         at<Compute>(input_grad_sum),
                                          at<int64_t>(fired)};
           const Panels panels = panels_at(units, norm, lost);
           latent_update(args, screen_named(screen), units ? &panels : nullptr, threads);
@@ -228,8 +249,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("usable_levels", &usable_levels);
   module.def("use_level", &use_level, "name"_a);
   module.def("level", [] { return std::string(active_kernels().name); });
-  module.def("has_bfloat16_products",
-             [] { return active_kernels().screen_bf16.tile != nullptr; });
+  module.def("has_bfloat16_products", [] { return active_kernels().screen_bf16.tile != nullptr; });
 #if defined(_OPENMP)
   module.attr("openmp") = true;
 #else

@@ -14,8 +14,7 @@ struct ByLatent {
 
 // A stable counting sort. Indices must be in range; entries with keep[entry] == false are left out.
 template <class Keep>
-ByLatent sort_by_latent(const int64_t* indices, int64_t n, int64_t k, int64_t m,
-                        const Keep& keep) {
+ByLatent sort_by_latent(const int64_t* indices, int64_t n, int64_t k, int64_t m, const Keep& keep) {
   ByLatent sorted;
   sorted.start.assign(m + 1, 0);
   for (int64_t e = 0; e < n * k; ++e)

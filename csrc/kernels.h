@@ -12,7 +12,7 @@ namespace saefast {
 
 template <class Compute>
 struct AdamScalars {
-  Compute step_size;     // lr / (1 - beta1^t)
+  Compute step_size;  // lr / (1 - beta1^t)
   Compute beta2;
   Compute one_minus_beta1;
   Compute one_minus_beta2;

@@ -36,9 +36,9 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* 
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
     const __m256 threshold = _mm256_broadcast_ss(thresholds + r);
-    const __m256 above = _mm256_or_ps(
-        _mm256_cmp_ps(_mm256_add_ps(sum[r][0], bias_low), threshold, _CMP_GT_OQ),
-        _mm256_cmp_ps(_mm256_add_ps(sum[r][1], bias_high), threshold, _CMP_GT_OQ));
+    const __m256 above =
+        _mm256_or_ps(_mm256_cmp_ps(_mm256_add_ps(sum[r][0], bias_low), threshold, _CMP_GT_OQ),
+                     _mm256_cmp_ps(_mm256_add_ps(sum[r][1], bias_high), threshold, _CMP_GT_OQ));
     if (_mm256_movemask_ps(above) != 0) hits |= 1u << r;
   }
   if (hits != 0) {
@@ -57,8 +57,8 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
   int64_t found = 0, c = 0;
   for (; c + 8 <= columns; c += 8) {
     const __m256 sum = _mm256_add_ps(_mm256_loadu_ps(scores + c), _mm256_loadu_ps(bias + c));
-    uint32_t hits = static_cast<uint32_t>(
-        _mm256_movemask_ps(_mm256_cmp_ps(sum, limit, _CMP_GT_OQ)));
+    uint32_t hits =
+        static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(sum, limit, _CMP_GT_OQ)));
     for (; hits != 0; hits &= hits - 1) {
       const int lane = __builtin_ctz(hits);
       out_scores[found] = scores[c + lane] + bias[c + lane];

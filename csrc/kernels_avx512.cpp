@@ -24,9 +24,9 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* 
 int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
                int32_t first, float* out_scores, int32_t* out_ids) {
   const __m512 limit = _mm512_set1_ps(threshold);
-  __m512i ids = _mm512_add_epi32(
-      _mm512_set1_epi32(first),
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  __m512i ids =
+      _mm512_add_epi32(_mm512_set1_epi32(first),
+                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   int64_t found = 0;
   for (int64_t c = 0; c < columns; c += 16, ids = _mm512_add_epi32(ids, _mm512_set1_epi32(16))) {
     const __mmask16 valid =

@@ -20,8 +20,7 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* 
   float sum[kRows][kColumns] = {};
   for (int64_t u = 0; u < units; ++u)
     for (int r = 0; r < kRows; ++r)
-      for (int c = 0; c < kColumns; ++c)
-        sum[r][c] += left[u * kRows + r] * right[u * kColumns + c];
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += left[u * kRows + r] * right[u * kColumns + c];
   uint32_t hits = 0;
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < kColumns; ++c) {

@@ -29,18 +29,16 @@ void latent_sum(const Storage* values, const int64_t* indices, const Storage* ro
     for (int64_t j = task * kLatentsPerTask; j < end; ++j) {
       const int64_t first = sorted.start[j], count = sorted.count(j);
       space.weights.resize(count);
-      for (int64_t c = 0; c < count; ++c)
-        space.weights[c] = widen(values[sorted.entry[first + c]]);
-      row_kernels_of<Storage>(kernels).weighted_sum(rows, sorted.row.data() + first,
-                                                    space.weights.data(), count, d,
-                                                    space.row.data());
+      for (int64_t c = 0; c < count; ++c) space.weights[c] = widen(values[sorted.entry[first + c]]);
+      row_kernels_of<Storage>(kernels).weighted_sum(
+          rows, sorted.row.data() + first, space.weights.data(), count, d, space.row.data());
       for (int64_t i = 0; i < d; ++i) assign(sums[j * d + i], space.row[i]);
     }
   });
 }
 
-#define SAEFAST_LATENT_SUM(Storage)                                                            \
-  template void latent_sum(const Storage*, const int64_t*, const Storage*, int64_t, int64_t,  \
+#define SAEFAST_LATENT_SUM(Storage)                                                          \
+  template void latent_sum(const Storage*, const int64_t*, const Storage*, int64_t, int64_t, \
                            int64_t, int64_t, Storage*, int);
 SAEFAST_LATENT_SUM(float)
 SAEFAST_LATENT_SUM(double)

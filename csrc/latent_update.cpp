@@ -37,8 +37,11 @@ template <class Compute>
 class LatentUpdate {
  public:
   LatentUpdate(const UpdateArgs<Compute>& args, const ByLatent& sorted)
-      : args_(args), sorted_(sorted), rows_(row_kernels_of<Compute>(active_kernels())),
-        update_(update_kernels_of<Compute>(active_kernels())), adam_(adam_scalars(args)) {}
+      : args_(args),
+        sorted_(sorted),
+        rows_(row_kernels_of<Compute>(active_kernels())),
+        update_(update_kernels_of<Compute>(active_kernels())),
+        adam_(adam_scalars(args)) {}
 
   // Updates latent j and adds its share of the inputs' gradient to `input_grad_sum` [d].
   void run(int64_t j, Compute* input_grad_sum, UpdateSpace<Compute>& space) const {
@@ -124,7 +127,7 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
     for (int64_t i = 0; i < args.d; ++i) args.input_grad_sum[i] += partial[task * args.d + i];
   if (not_finite.any())
     throw std::invalid_argument("the update made row " + std::to_string(not_finite.value()) +
-                            " of w_enc NaN or infinite; the learning rate may be too high");
+                                " of w_enc NaN or infinite; the learning rate may be too high");
 }
 
 template void latent_update(const UpdateArgs<float>&, Screen, const Panels*, int);

@@ -40,8 +40,7 @@ void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing pac
 
 // The squared norm of a row, and of its difference to `kept`.
 template <class Storage, class Kept>
-void measure_loss(const Storage* row, const Kept* kept, int64_t d, double* squared,
-                  double* lost) {
+void measure_loss(const Storage* row, const Kept* kept, int64_t d, double* squared, double* lost) {
   using V = Vector<float>;
   V squares = V::zero(), losses = V::zero();
   const auto add = [&](V exact, V rounded) {

@@ -59,8 +59,8 @@ int64_t pack_panel(const Kernels& kernels, const ScreenPlan& plan, const Storage
 }
 
 template <class Storage>
-void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight,
-                 const Storage* scale, int64_t d, int64_t m, const Panels& out, int threads) {
+void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight, const Storage* scale,
+                 int64_t d, int64_t m, const Panels& out, int threads) {
   const ScreenPlan plan = plan_screen(kernels, screen);
   std::vector<std::vector<uint32_t>> scratch(
       std::max(threads, 1), std::vector<uint32_t>(plan.tile.columns * plan.units_of(d)));
@@ -75,11 +75,11 @@ void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight,
                                 std::to_string(not_finite.value()) + " holds NaN or infinity");
 }
 
-#define SAEFAST_PANELS(Storage)                                                                   \
-  template bool all_finite(const Storage*, int64_t);                                              \
-  template int64_t pack_panel(const Kernels&, const ScreenPlan&, const Storage*, const Storage*,  \
-                              int64_t, int64_t, int64_t, const Panels&, uint32_t*);               \
-  template void pack_weight(const Kernels&, Screen, const Storage*, const Storage*, int64_t,      \
+#define SAEFAST_PANELS(Storage)                                                                  \
+  template bool all_finite(const Storage*, int64_t);                                             \
+  template int64_t pack_panel(const Kernels&, const ScreenPlan&, const Storage*, const Storage*, \
+                              int64_t, int64_t, int64_t, const Panels&, uint32_t*);              \
+  template void pack_weight(const Kernels&, Screen, const Storage*, const Storage*, int64_t,     \
                             int64_t, const Panels&, int);
 SAEFAST_PANELS(float)
 SAEFAST_PANELS(double)

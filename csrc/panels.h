@@ -36,8 +36,8 @@ int64_t pack_panel(const Kernels& kernels, const ScreenPlan& plan, const Storage
 
 // All panels. Throws std::invalid_argument if a row is not finite.
 template <class Storage>
-void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight,
-                 const Storage* scale, int64_t d, int64_t m, const Panels& out, int threads);
+void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight, const Storage* scale,
+                 int64_t d, int64_t m, const Panels& out, int threads);
 
 // A float that is at least `value` and no more than a millionth above it.
 float rounded_up(double value);

@@ -10,9 +10,9 @@ constexpr int kTileRows = 6, kTileVectors = 4, kTileColumns = 16 * kTileVectors;
 // 24 accumulators, four column vectors and one broadcast: 29 of the 32 registers.
 // `multiply_add(sum, x, w)` adds the products of one unit.
 template <class MultiplyAdd>
-static inline __attribute__((always_inline)) uint32_t screen_tile(
-    const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
-    const float* thresholds, float* scores, MultiplyAdd multiply_add) {
+static inline __attribute__((always_inline)) uint32_t
+screen_tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
+            const float* thresholds, float* scores, MultiplyAdd multiply_add) {
   __m512 sum[kTileRows][kTileVectors];
 #pragma GCC unroll 6
   for (int r = 0; r < kTileRows; ++r)
@@ -21,8 +21,7 @@ static inline __attribute__((always_inline)) uint32_t screen_tile(
   for (int64_t u = 0; u < units; ++u) {
     __m512i w[kTileVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v)
-      w[v] = _mm512_loadu_si512(b + u * kTileColumns + v * 16);
+    for (int v = 0; v < kTileVectors; ++v) w[v] = _mm512_loadu_si512(b + u * kTileColumns + v * 16);
 #pragma GCC unroll 6
     for (int r = 0; r < kTileRows; ++r) {
       const __m512i x = _mm512_set1_epi32(static_cast<int>(a[u * kTileRows + r]));

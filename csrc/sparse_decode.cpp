@@ -59,9 +59,9 @@ void check_indices(const int64_t* indices, int64_t n, int64_t k, int64_t m, int 
   });
   if (bad.any())
     throw std::invalid_argument("indices must be in [0, " + std::to_string(m) + "), but row " +
-                            std::to_string(bad.value() / k) + ", column " +
-                            std::to_string(bad.value() % k) + " is " +
-                            std::to_string(indices[bad.value()]));
+                                std::to_string(bad.value() / k) + ", column " +
+                                std::to_string(bad.value() % k) + " is " +
+                                std::to_string(indices[bad.value()]));
 }
 
 template <class Storage>
@@ -80,8 +80,8 @@ void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indi
                  int64_t k, int64_t d, int64_t m, Storage* out, int threads) {
   check_indices(indices, n, k, m, threads);
   const Kernels& kernels = active_kernels();
-  std::vector<std::vector<compute_t<Storage>>> products(
-      std::max(threads, 1), std::vector<compute_t<Storage>>(k));
+  std::vector<std::vector<compute_t<Storage>>> products(std::max(threads, 1),
+                                                        std::vector<compute_t<Storage>>(k));
   parallel_rows(n, threads, [&](int64_t row, int worker) {
     auto& product = products[worker];
     row_kernels_of<Storage>(kernels).dots(rows + row * d, weight, indices + row * k, k, d,
@@ -102,8 +102,8 @@ double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, C
     decode_row(kernels, args, row, space);
     Compute* const error = residual + row * args.d;
     for (int64_t i = 0; i < args.d; ++i) error[i] = space.row[i] - target[row * args.d + i];
-    squares[row] = static_cast<double>(
-        update_kernels_of<Compute>(kernels).squared_norm(error, args.d));
+    squares[row] =
+        static_cast<double>(update_kernels_of<Compute>(kernels).squared_norm(error, args.d));
     update_kernels_of<Compute>(kernels).multiply(error, factor, args.d);
     Compute* const grads = value_grads + row * args.k;
     row_kernels_of<Compute>(kernels).dots(error, args.weight, args.indices + row * args.k, args.k,
@@ -116,17 +116,16 @@ double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, C
   return total;
 }
 
-#define SAEFAST_DECODE(Storage)                                                                 \
-  template void sparse_decode(const DecodeArgs<Storage>&, Storage*, int);                       \
-  template void gather_dots(const Storage*, const Storage*, const int64_t*, int64_t, int64_t,   \
+#define SAEFAST_DECODE(Storage)                                                               \
+  template void sparse_decode(const DecodeArgs<Storage>&, Storage*, int);                     \
+  template void gather_dots(const Storage*, const Storage*, const int64_t*, int64_t, int64_t, \
                             int64_t, int64_t, Storage*, int);
 SAEFAST_DECODE(float)
 SAEFAST_DECODE(double)
 SAEFAST_DECODE(bf16)
 #undef SAEFAST_DECODE
-template double decode_residual(const DecodeArgs<float>&, const float*, float, float*, float*,
+template double decode_residual(const DecodeArgs<float>&, const float*, float, float*, float*, int);
+template double decode_residual(const DecodeArgs<double>&, const double*, double, double*, double*,
                                 int);
-template double decode_residual(const DecodeArgs<double>&, const double*, double, double*,
-                                double*, int);
 
 }  // namespace saefast

@@ -54,8 +54,14 @@ template <class Storage>
 Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const float* norm,
                          const float* lost) {
   const int64_t groups = (args.m + width - 1) / width;
-  Columns columns{width, norm, lost, std::vector<float>(groups * width, -kInfinity),
-                  std::vector<float>(args.m, 0.0f), std::vector<Columns::Most>(groups), {}, 0.0};
+  Columns columns{width,
+                  norm,
+                  lost,
+                  std::vector<float>(groups * width, -kInfinity),
+                  std::vector<float>(args.m, 0.0f),
+                  std::vector<Columns::Most>(groups),
+                  {},
+                  0.0};
   for (int64_t j = 0; j < args.m; ++j) {
     const double scale = args.scale ? widen(args.scale[j]) : 1.0;
     const double bias = args.bias ? widen(args.bias[j]) : 0.0;
@@ -95,8 +101,8 @@ ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns
   const double norm = std::sqrt(squared), lost = std::sqrt(lost_squared);
   const double largest = norm * columns.most_of_all.norm + columns.largest_bias;
   ScreenedRow row;
-  row.screened = std::isfinite(lost) && largest < kScreenable &&
-                 columns.most_of_all.lost < kInfinity;
+  row.screened =
+      std::isfinite(lost) && largest < kScreenable && columns.most_of_all.lost < kInfinity;
   if (!row.screened || !args.rescore) return row;
   // Two sums of d products, the screened and the exact one, and a few single operations.
   const double rounding = 2 * static_cast<double>(args.d + 16) * kRoundoff;
@@ -143,8 +149,8 @@ void score_exactly(const Kernels& kernels, const EncodeArgs<Storage>& args, int6
   using Compute = compute_t<Storage>;
   const int64_t count = static_cast<int64_t>(space.ids.size());
   space.products.resize(count);
-  row_kernels_of<Storage>(kernels).dots(args.x + row * args.d, args.weight, space.ids.data(),
-                                        count, args.d, space.products.data());
+  row_kernels_of<Storage>(kernels).dots(args.x + row * args.d, args.weight, space.ids.data(), count,
+                                        args.d, space.products.data());
   space.scored.resize(count);
   for (int64_t c = 0; c < count; ++c) {
     const int64_t j = space.ids[c];
@@ -212,7 +218,9 @@ template <class Storage>
 class NativeScreen {
  public:
   NativeScreen(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed, int threads)
-      : args_(args), kernels_(active_kernels()), plan_(plan_screen(kernels_, screen)),
+      : args_(args),
+        kernels_(active_kernels()),
+        plan_(plan_screen(kernels_, screen)),
         threads_(std::max(threads, 1)) {
     if (packed != nullptr) {
       panels_ = *packed;
@@ -231,8 +239,7 @@ class NativeScreen {
     constexpr int64_t kRowsAtOnce = 96;
     const int64_t tile_rows = plan_.tile.rows;
     const int64_t share = (args_.n + threads_ - 1) / threads_;
-    const int64_t block =
-        (std::min(kRowsAtOnce, share) + tile_rows - 1) / tile_rows * tile_rows;
+    const int64_t block = (std::min(kRowsAtOnce, share) + tile_rows - 1) / tile_rows * tile_rows;
     const int64_t blocks = (args_.n + block - 1) / block;
     const int64_t panels = panel_count(plan_, args_.m);
     // Few rows: the columns are divided instead, and a row has a list for each part.
@@ -278,8 +285,8 @@ class NativeScreen {
     for (int64_t r = 0; r < rows; ++r) {
       double squared, lost;
       const Storage* x = args_.x + (first + r) * args_.d;
-      pack_row_of<Storage>(kernels_)(x, args_.d, 1.0, plan_.packing,
-                                     space.units.data() + r * units, &squared, &lost);
+      pack_row_of<Storage>(kernels_)(x, args_.d, 1.0, plan_.packing, space.units.data() + r * units,
+                                     &squared, &lost);
       if (!std::isfinite(squared) && !all_finite(x, args_.d)) not_finite_.report(first + r);
       space.rows[r] = describe_row(args_, columns_, squared, lost);
       space.reach_of_all[r] = reach(space.rows[r].bound, columns_.most_of_all);
@@ -358,12 +365,15 @@ template <class Storage>
 class TileScreenOf final : public TileScreen {
  public:
   TileScreenOf(const EncodeArgs<Storage>& args, Screen screen, int threads)
-      : args_(args), kernels_(active_kernels()), norm_(args.m), lost_(args.m), rows_(args.n),
-        lists_(args.n), reach_of_all_(args.n) {
-    const Packing packing =
-        screen == Screen::float32 ? Packing::float32 : Packing::bf16_as_float;
-    std::vector<std::vector<uint32_t>> scratch(std::max(threads, 1),
-                                               std::vector<uint32_t>(args.d));
+      : args_(args),
+        kernels_(active_kernels()),
+        norm_(args.m),
+        lost_(args.m),
+        rows_(args.n),
+        lists_(args.n),
+        reach_of_all_(args.n) {
+    const Packing packing = screen == Screen::float32 ? Packing::float32 : Packing::bf16_as_float;
+    std::vector<std::vector<uint32_t>> scratch(std::max(threads, 1), std::vector<uint32_t>(args.d));
     Lowest bad_weight, bad_x;
     const auto measure = [&](const Storage* row, double scale, int worker, double* squared,
                              double* lost) {
@@ -453,8 +463,8 @@ std::unique_ptr<TileScreen> tile_screen(const EncodeArgs<Storage>& args, Screen 
   return std::make_unique<TileScreenOf<Storage>>(args, screen, threads);
 }
 
-#define SAEFAST_ENCODE(Storage)                                                                \
-  template void topk_encode(const EncodeArgs<Storage>&, Screen, const Panels*, int);           \
+#define SAEFAST_ENCODE(Storage)                                                      \
+  template void topk_encode(const EncodeArgs<Storage>&, Screen, const Panels*, int); \
   template std::unique_ptr<TileScreen> tile_screen(const EncodeArgs<Storage>&, Screen, int);
 SAEFAST_ENCODE(float)
 SAEFAST_ENCODE(double)

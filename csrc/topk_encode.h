@@ -27,8 +27,7 @@ struct EncodeArgs {
 // Screens with the tiles of the active instruction set. `packed` may be null: then the weight is
 // packed here. Throws std::invalid_argument where x, weight, bias or scale is not finite.
 template <class Storage>
-void topk_encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed,
-                 int threads);
+void topk_encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed, int threads);
 
 // Screens with tiles of scores that somebody else computes, in fp32 or with bf16 operands, and
 // feeds in ascending order of columns.

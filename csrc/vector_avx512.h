@@ -28,9 +28,9 @@ struct F {
   void store(float* to) const { _mm512_storeu_ps(to, r); }
   void store_first(float* to, int64_t count) const { _mm512_mask_storeu_ps(to, first(count), r); }
   float sum() const {
-    const __m256 eight = _mm256_add_ps(
-        _mm512_castps512_ps256(r),
-        _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(r), 1)));
+    const __m256 eight =
+        _mm256_add_ps(_mm512_castps512_ps256(r),
+                      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(r), 1)));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));

@@ -134,7 +134,7 @@ def latent_update(
     `moments` holds the first and second moment of each parameter in turn. Returns the gradient of
     the encoder's inputs summed over tokens [d], and on how many tokens each latent fired [m].
     """
-    w_enc, b_enc, w_dec = parameters
+    w_enc, _, w_dec = parameters
     latents = w_enc.shape[0]
     active = values > 0
     values, value_grads = values * active, value_grads * active

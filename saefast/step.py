@@ -1,6 +1,7 @@
 """One training step of a TopK SAE on the fused ops: forward, loss, gradient, Adam, unit norm."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class FusedStep:
         ]
         if unit_norm:
             with torch.no_grad():
-                sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+                sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
         self._packed: PackedWeight | None = None
         self._packed_version = -1
 
@@ -89,10 +90,11 @@ class FusedStep:
             code.values, code.indices, sae.W_dec, sae.b_dec, x, 2.0 / n
         )
         self.steps += 1
-        adam = {
+        beta1, beta2 = self.betas
+        adam: dict[str, Any] = {
             "lr": self.lr,
-            "beta1": self.betas[0],
-            "beta2": self.betas[1],
+            "beta1": beta1,
+            "beta2": beta2,
             "eps": self.eps,
             "step": self.steps,
         }

@@ -40,4 +40,5 @@ class PlantedWorld:
     def best_cosine(self, dictionary: Tensor) -> Tensor:
         """For each true feature the largest cosine with a row of `dictionary`, [count]."""
         rows = dictionary.detach() / dictionary.detach().norm(dim=1, keepdim=True)
-        return (self.features @ rows.T).max(dim=1).values
+        cosines: Tensor = self.features @ rows.T
+        return cosines.amax(dim=1)

@@ -1,12 +1,19 @@
 """Settings and fixtures that every test shares."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from saefast.ops.cpu import native
+# `python -m pytest` puts the checkout first, whose saefast/ has no compiled kernels: what is
+# tested is the installed package.
+_CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _CHECKOUT]
+
+from saefast.ops.cpu import native  # noqa: E402
 
 settings.register_profile(
     "saefast",

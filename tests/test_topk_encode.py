@@ -102,7 +102,7 @@ def test_near_ties_below_bfloat16_are_told_apart(level: str, seed: int) -> None:
 def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> None:
     """The best column loses as much to rounding as any can; the other columns lose nothing.
 
-    bfloat16 steps by 2^-7 above 1: just below 1 + 2^-8 it rounds down to 1, just above it rounds up.
+    bfloat16 steps by 2^-7 above 1: below 1 + 2^-8 it rounds down to 1, above it rounds up.
     """
     rounds_down = torch.full((1, d), 1 + 2.0**-8 - 2.0**-14)
     rounds_up = torch.full((1, d), 1 + 2.0**-8 + 2.0**-14)

@@ -5,7 +5,14 @@ import os
 import torch
 from torch import Tensor
 
-from saefast import _native as native
+try:
+    from saefast import _native as native
+except ImportError as error:
+    raise ImportError(
+        "saefast._native, the compiled part, could not be imported. In the source tree it is not "
+        "there: install with `pip install .` and start Python in another folder, or use "
+        f"`pip install -e .`. The cause was: {error}"
+    ) from error
 
 __all__ = ["address", "contiguous", "dtype_name", "native", "threads"]
 

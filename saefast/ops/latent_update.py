@@ -20,9 +20,7 @@ _STATE = (
 )
 
 
-@torch.library.custom_op(
-    "saefast::latent_update", mutates_args=(*_STATE, "units", "norm", "lost")
-)
+@torch.library.custom_op("saefast::latent_update", mutates_args=(*_STATE, "units", "norm", "lost"))
 def latent_update(
     indices: Tensor,
     values: Tensor,

@@ -86,7 +86,7 @@ def usable_screens() -> list[Screen]:
     screens = [Screen("native", "float32"), Screen("torch", "float32")]
     if native.has_bfloat16_products():
         screens.append(Screen("native", "bfloat16"))
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         screens.append(Screen("torch", "bfloat16"))
     return screens
 
@@ -136,7 +136,7 @@ def _measure() -> Measured:
 @contextlib.contextmanager
 def _multiplying_in(product: str) -> Iterator[None]:
     """float32 products as float32, or with operands rounded to bfloat16, whatever the user set."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"
     try:

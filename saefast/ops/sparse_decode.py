@@ -100,9 +100,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, indices, weight = ctx.saved_tensors
     needs_values, _, needs_weight, needs_bias = ctx.needs_input_grad
     grad_values = ops.gather_dots(grad, weight, indices) if needs_values else None
-    grad_weight = (
-        ops.latent_sum(values, indices, grad, weight.shape[0]) if needs_weight else None
-    )
+    grad_weight = ops.latent_sum(values, indices, grad, weight.shape[0]) if needs_weight else None
     grad_bias = grad.sum(0) if needs_bias else None
     return grad_values, None, grad_weight, grad_bias
 

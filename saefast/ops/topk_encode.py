@@ -81,9 +81,7 @@ def topk_encode_op(
 ) -> tuple[Tensor, Tensor]:
     """`topk_encode` after its checks."""
     _check_finite(x, weight, bias, scale)
-    values, indices = reference.topk_encode(
-        x, weight, bias, k=k, scale=scale, precision=precision
-    )
+    values, indices = reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
     return values, indices.clone()
 
 

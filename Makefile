@@ -1,0 +1,33 @@
+# make demo and make test need Python 3.11 or newer and a C++ compiler; each makes its own .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
+
+.PHONY: demo test lint types portable bench clean
+
+demo: .venv/installed
+	$(BIN)/saefast demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+
+types: .venv/installed
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
+	for case in encode decode train_step; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+
+.venv/installed: $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

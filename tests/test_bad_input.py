@@ -1,0 +1,130 @@
+"""Every mistake gets a TypeError or a ValueError that names the argument, and never a crash."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import saefast
+from saefast import SAE, FusedStep
+from saefast.ops.latent_update import latent_update
+
+X, W, B = torch.randn(4, 6), torch.randn(10, 6), torch.randn(10)
+V, I = torch.randn(4, 3), torch.zeros(4, 3, dtype=torch.int64)  # noqa: E741
+NAN, INF = float("nan"), float("inf")
+
+
+def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    """A copy with one bad entry, in row 2 where there are rows."""
+    out = tensor.clone()
+    out[2] = value
+    return out
+
+
+encode = saefast.topk_encode
+decode = saefast.sparse_decode
+
+MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "x no tensor": (lambda: encode([[1.0]], W, k=1), TypeError, "x must be a torch.Tensor"),
+    "x integer": (lambda: encode(X.long(), W, k=1), TypeError, "x must be float32.*int64"),
+    "x half": (lambda: encode(X.half(), W.half(), k=1), TypeError, r"float16.*\.float\(\)"),
+    "x vector": (lambda: encode(X[0], W, k=1), ValueError, r"x must have shape \[n, d\]"),
+    "x too wide": (lambda: encode(X.repeat(1, 2), W, k=1), ValueError, r"x must have size 6"),
+    "x NaN": (lambda: encode(with_value(X, NAN), W, k=1), ValueError, "x must be finite.*row 2"),
+    "x inf": (lambda: encode(with_value(X, INF), W, k=1), ValueError, "x must be finite.*row 2"),
+    "x -inf": (lambda: encode(with_value(X, -INF), W, k=1), ValueError, "x must be finite.*row 2"),
+    "weight NaN": (lambda: encode(X, with_value(W, NAN), k=1), ValueError, "weight must.*row 2"),
+    "weight inf": (lambda: encode(X, with_value(W, INF), k=1), ValueError, "weight must.*row 2"),
+    "bias NaN": (lambda: encode(X, W, with_value(B, NAN), k=1), ValueError, "bias must be finite"),
+    "bias inf": (lambda: encode(X, W, with_value(B, INF), k=1), ValueError, "bias must be finite"),
+    "bias short": (lambda: encode(X, W, B[:9], k=1), ValueError, "bias must have size 10"),
+    "bias matrix": (lambda: encode(X, W, W, k=1), ValueError, r"bias must have shape \[m\]"),
+    "scale inf": (
+        lambda: encode(X, W, B, k=1, scale=with_value(B, -INF)),
+        ValueError,
+        "scale must be finite",
+    ),
+    "scale long": (lambda: encode(X, W, k=1, scale=B.repeat(2)), ValueError, "scale must have"),
+    "dtypes": (lambda: encode(X.double(), W, k=1), TypeError, "x must have the dtype of weight"),
+    "devices": (lambda: encode(X.to("meta"), W, k=1), ValueError, "x must be on the device"),
+    "k zero": (lambda: encode(X, W, k=0), ValueError, "k must be from 1 to 10"),
+    "k negative": (lambda: encode(X, W, k=-1), ValueError, "k must be from 1 to 10"),
+    "k large": (lambda: encode(X, W, k=11), ValueError, "k must be from 1 to 10.*got 11"),
+    "k float": (lambda: encode(X, W, k=2.0), TypeError, "k must be an int, got float"),
+    "k bool": (lambda: encode(X, W, k=True), TypeError, "k must be an int, got bool"),
+    "no latents": (lambda: encode(X, W[:0], k=1), ValueError, "k must be from 1 to 0"),
+    "no width": (lambda: encode(X[:, :0], W[:, :0], k=1), ValueError, r"weight.shape\[1\]"),
+    "precision": (lambda: encode(X, W, k=1, precision="fp8"), ValueError, "precision must be one"),
+    "impl": (lambda: encode(X, W, k=1, impl="magic"), ValueError, "impl must be one of auto"),
+    "impl triton": (lambda: encode(X, W, k=1, impl="triton"), ValueError, "not available.*auto"),
+    "impl cpp": (
+        lambda: encode(X.to("meta"), W.to("meta"), k=1, impl="cpp"),
+        ValueError,
+        "runs on CPU tensors",
+    ),
+    "index high": (lambda: decode(V, I + 10, W), ValueError, r"indices must be in \[0, 10\)"),
+    "index low": (lambda: decode(V, I - 1, W), ValueError, "row 0, column 0 is -1"),
+    "index int32": (lambda: decode(V, I.int(), W), TypeError, r"indices must be int64.*\.long"),
+    "index shape": (lambda: decode(V, I[:, :2], W), ValueError, "indices must have size 3"),
+    "values dtype": (lambda: decode(V.double(), I, W), TypeError, "values must have the dtype"),
+    "values shape": (lambda: decode(V[0], I, W), ValueError, "values must have shape"),
+    "decode bias": (lambda: decode(V, I, W, B), ValueError, "bias must have size 6"),
+    "decode device": (lambda: decode(V, I.to("meta"), W), ValueError, "indices must be on"),
+    "SAE k": (lambda: SAE(4, 8, k=9), ValueError, "k must be from 1 to 8"),
+    "SAE d": (lambda: SAE(0, 8, k=1), ValueError, "d must be from 1"),
+    "SAE variant": (lambda: SAE(4, 8, k=1, variant="relu6"), ValueError, "variant must be one of"),
+    "step dtype": (
+        lambda: FusedStep(SAE(4, 8, k=1, dtype=torch.bfloat16)),
+        TypeError,
+        "sae must be float32 or float64",
+    ),
+    "step width": (lambda: FusedStep(SAE(4, 8, k=1))(X), ValueError, "x must have size 4"),
+    "step empty": (lambda: FusedStep(SAE(6, 8, k=1))(X[:0]), ValueError, "at least one row"),
+    "step NaN": (
+        lambda: FusedStep(SAE(6, 8, k=1))(with_value(X, NAN)),
+        ValueError,
+        "x must be finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake: str) -> None:
+    call, kind, message = MISTAKES[mistake]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "mistake", ["x NaN", "weight NaN", "weight inf", "bias NaN", "scale inf", "index high"]
+)
+def test_the_reference_says_the_same(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, kind, message = MISTAKES[mistake]
+
+    def on_reference(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *a, **k: function(*a, **k, impl="reference")
+
+    monkeypatch.setitem(globals(), "encode", on_reference(saefast.topk_encode))
+    monkeypatch.setitem(globals(), "decode", on_reference(saefast.sparse_decode))
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_outputs_that_overlap_are_refused() -> None:
+    sae = SAE(6, 8, k=1)
+    sae.b_enc = torch.nn.Parameter(torch.zeros(1).expand(8))
+    with pytest.raises(ValueError, match="b_enc is updated in place and must be contiguous"):
+        FusedStep(sae)
+    state = [torch.zeros(10, 6), torch.zeros(10), torch.zeros(10, 6)]
+    moments = [torch.zeros_like(t) for t in state for _ in range(2)]
+    moments[0] = torch.zeros(1, 6).expand(10, 6)
+    adam = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "unit_norm": False}
+    with pytest.raises(ValueError, match="w_enc_first is updated in place"):
+        latent_update(I, V, V, X, X, *state, *moments, None, None, None, "float32", **adam)
+
+
+def test_a_failed_call_leaves_the_process_usable() -> None:
+    for _ in range(3):
+        with pytest.raises(ValueError, match="x must be finite"):
+            encode(with_value(X, NAN), W, k=2)
+        assert encode(X, W, k=2).values.isfinite().all()

@@ -1,0 +1,176 @@
+"""The fused update against plain Adam on plain gradients, and what it must leave alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Shape, normal, seeds, shapes
+from test_sparse_decode import draw_indices
+from tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops.cpu import native
+from saefast.ops.latent_update import latent_update
+from saefast.ops.screens import PackedWeight, Screen
+
+products = st.sampled_from(["float32", "bfloat16"])
+ADAM = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+
+
+class Problem:
+    """Weights, moments and a stream of batches in which some latents stay idle."""
+
+    def __init__(self, shape: Shape, seed: int, dtype: torch.dtype) -> None:
+        self.shape, self.seed, self.dtype = shape, seed, dtype
+        _, d, m, _ = shape
+        self.w_enc, self.b_enc = normal((m, d), seed, dtype), normal((m,), seed + 1, dtype)
+        self.w_dec = normal((m, d), seed + 2, dtype)
+        self.w_dec /= self.w_dec.norm(dim=1, keepdim=True)
+        self.parameters = [self.w_enc, self.b_enc, self.w_dec]
+        self.moments = [torch.zeros_like(p) for p in self.parameters for _ in range(2)]
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Indices, values, value gradients, residual, inputs."""
+        n, d, _, k = self.shape
+        seed = self.seed + 10 * number
+        values = normal((n, k), seed, self.dtype)
+        residual = normal((n, d), seed + 1, self.dtype) / max(n, 1)
+        indices = draw_indices(self.shape, seed)
+        grads = torch.where(
+            values > 0, reference.gather_dots(residual, self.w_dec, indices), 0.0
+        ).to(self.dtype)
+        return indices, values, grads, residual, normal((n, d), seed + 2, self.dtype)
+
+    def fused(self, number: int, packed: PackedWeight | None = None, **options: object) -> object:
+        """One step of the op."""
+        arrays = (packed.units, packed.norm, packed.lost) if packed else (None, None, None)
+        product = packed.screen.product if packed else "float32"
+        settings_ = {**ADAM, "step": number, "unit_norm": True, **options}
+        return latent_update(
+            *self.batch(number), *self.parameters, *self.moments, *arrays, product, **settings_
+        )
+
+    def plain(self, number: int, **options: object) -> object:
+        """One step of the reference."""
+        settings_ = {**ADAM, "step": number, "unit_norm": True, **options}
+        return reference.latent_update(
+            *self.batch(number), self.parameters, self.moments, **settings_
+        )
+
+
+@settings(max_examples=30)
+@given(shape=shapes(), seed=seeds)
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_several_steps_equal_the_reference(
+    level: str, shape: Shape, seed: int, unit_norm: bool
+) -> None:
+    fused, plain = (Problem(shape, seed, torch.float64) for _ in range(2))
+    for number in range(1, 5):
+        actual = fused.fused(number, unit_norm=unit_norm)
+        expected = plain.plain(number, unit_norm=unit_norm)
+        torch.testing.assert_close(actual[0], expected[0], rtol=1e-9, atol=1e-9)
+        assert_same_bits(actual[1], expected[1])
+        for a, e in zip(
+            fused.parameters + fused.moments, plain.parameters + plain.moments, strict=True
+        ):
+            torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9)
+
+
+def test_the_reference_is_torchs_adam() -> None:
+    problem = Problem(Shape(20, 9, 30, 4), 0, torch.float64)
+    weights = [torch.nn.Parameter(p.clone()) for p in problem.parameters]
+    optimiser = torch.optim.Adam(weights, ADAM["lr"], (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
+    for number in range(1, 30):
+        indices, values, grads, residual, inputs = problem.batch(number)
+        active, m = values > 0, 30
+        weights[0].grad = reference.latent_sum(grads * active, indices, inputs, m)
+        ones = torch.ones(20, 1, dtype=torch.float64)
+        weights[1].grad = reference.latent_sum(grads * active, indices, ones, m).squeeze(1)
+        weights[2].grad = reference.latent_sum(values * active, indices, residual, m)
+        optimiser.step()
+        problem.plain(number, unit_norm=False)
+        for mine, torchs in zip(problem.parameters, weights, strict=True):
+            torch.testing.assert_close(mine, torchs.detach(), rtol=1e-11, atol=1e-12)
+
+
+def test_idle_latents_move_by_their_momentum_alone(level: str) -> None:
+    """A latent that fires once and then rests is updated as Adam does it, not left alone."""
+    shape = Shape(1, 12, 5, 1)
+    fused, plain = (Problem(shape, 0, torch.float32) for _ in range(2))
+    for problem in (fused, plain):
+        step = problem.fused if problem is fused else problem.plain
+        for number in range(1, 40):
+            problem.batch = lambda number: (
+                torch.tensor([[3 if number == 1 else 0]]),
+                torch.ones(1, 1),
+                torch.ones(1, 1),
+                torch.ones(1, 12),
+                torch.ones(1, 12),
+            )
+            before = problem.w_enc[3].clone()
+            step(number, unit_norm=False)
+            assert (problem.w_enc[3] != before).all()
+            assert (problem.w_enc[1] == Problem(shape, 0, torch.float32).w_enc[1]).all()
+    torch.testing.assert_close(fused.w_enc, plain.w_enc, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(shape=shapes(), seed=seeds)
+def test_norms_stay_one_and_rate_zero_changes_nothing(level: str, shape: Shape, seed: int) -> None:
+    problem = Problem(shape, seed, torch.float32)
+    for number in range(1, 4):
+        problem.fused(number)
+        norms = problem.w_dec.double().norm(dim=1)
+        assert ((norms - 1).abs() <= 4 * torch.finfo(torch.float32).eps).all()
+    before = [p.clone() for p in problem.parameters[:2]]
+    problem.fused(4, lr=0.0)
+    for now, then in zip(problem.parameters[:2], before, strict=True):
+        assert_same_bits(now, then)
+
+
+@settings(max_examples=20)
+@given(shape=shapes(), seed=seeds, product=products)
+def test_the_packed_encoder_is_refreshed(level: str, shape: Shape, seed: int, product: str) -> None:
+    problem = Problem(shape, seed, torch.float32)
+    packed = PackedWeight.of(problem.w_enc, Screen("native", product))
+    problem.fused(1, packed)
+    fresh = PackedWeight.of(problem.w_enc, Screen("native", product))
+    assert_same_bits(packed.units, fresh.units)
+    assert_same_bits(packed.norm, fresh.norm)
+    assert_same_bits(packed.lost, fresh.lost)
+
+
+@pytest.mark.usefixtures("torch_threads")
+def test_threads_and_instruction_sets_give_the_same_bits() -> None:
+    shape = Shape(120, 77, 333, 9)
+    before = native.level()
+    results = []
+    for name in native.usable_levels():
+        native.use_level(name)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            problem = Problem(shape, 0, torch.float32)
+            outputs = [problem.fused(number) for number in (1, 2)]
+            results.append(problem.parameters + problem.moments + [t for o in outputs for t in o])
+    native.use_level(before)
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            assert_same_bits(actual, expected)
+
+
+def test_fired_counts_positive_values_only() -> None:
+    problem = Problem(Shape(50, 4, 20, 3), 0, torch.float32)
+    indices, values, *_ = problem.batch(1)
+    _, fired = problem.fused(1)
+    expected = torch.zeros(20, dtype=torch.int64)
+    expected.index_add_(0, indices[values > 0], torch.ones_like(indices[values > 0]))
+    assert_same_bits(fired, expected)
+    assert (values <= 0).any()
+
+
+def test_a_diverging_update_is_reported() -> None:
+    problem = Problem(Shape(20, 6, 8, 3), 0, torch.float32)
+    packed = PackedWeight.of(problem.w_enc, Screen("native", "float32"))
+    with pytest.raises(ValueError, match="the learning rate may be too high"):
+        problem.fused(1, packed, lr=float("inf"))

@@ -1,0 +1,116 @@
+"""The model itself, and how it is stored."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tolerance import assert_same_bits
+
+import saefast
+from saefast import SAE
+
+
+def test_forward_is_encode_then_decode_for_any_leading_shape() -> None:
+    sae = SAE(12, 50, k=4, seed=0)
+    x = torch.randn(2, 3, 12)
+    flat = x.reshape(-1, 12)
+    code = sae.encode(flat)
+    assert (code.values >= 0).all()
+    expected = (code.to_dense(50) @ sae.W_dec + sae.b_dec).reshape(x.shape)
+    torch.testing.assert_close(sae(x), expected)
+
+
+def test_a_seed_gives_the_same_directions_of_norm_one() -> None:
+    first, second, other = (SAE(12, 50, k=4, seed=seed) for seed in (3, 3, 4))
+    assert_same_bits(first.W_dec, second.W_dec)
+    assert not torch.equal(first.W_dec, other.W_dec)
+    torch.testing.assert_close(first.W_dec.norm(dim=1), torch.ones(50))
+    assert_same_bits(first.W_enc, first.W_dec)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+    sae = SAE(7, 20, k=3, seed=0, dtype=dtype)
+    with torch.no_grad():
+        sae.b_enc.normal_()
+    folder = saefast.save_sae(sae, tmp_path / "run" / "sae")
+    loaded = saefast.load_sae(folder)
+    for name, parameter in sae.named_parameters():
+        assert_same_bits(dict(loaded.named_parameters())[name], parameter)
+    assert (loaded.d, loaded.m, loaded.k) == (7, 20, 3)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["sae"]
+
+
+def test_saving_replaces_and_a_failure_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
+    saefast.save_sae(SAE(7, 20, k=5, seed=1), folder)
+    assert saefast.load_sae(folder).k == 5
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        saefast.save_sae(SAE(7, 20, k=4, seed=2), folder)
+    assert saefast.load_sae(folder).k == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
+
+
+def test_the_folder_is_what_sae_lens_expects(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    sae = SAE(7, 20, k=3, seed=0)
+    folder = saefast.save_sae(sae, tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    assert (config["architecture"], config["d_in"], config["d_sae"]) == ("topk", 7, 20)
+    assert config["apply_b_dec_to_input"] is True
+    assert config["metadata"]["sae_lens_version"].startswith("6.")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    assert tensors["W_enc"].shape == (7, 20)
+    assert tensors["W_dec"].shape == (20, 7)
+
+
+def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
+    """A file, what it holds instead (None: nothing at all), and what is said."""
+    return {
+        "no config": ("cfg.json", None, FileNotFoundError, "cfg.json does not exist"),
+        "config cut": ("cfg.json", b'{"d_in": 7,', ValueError, "cfg.json is not JSON"),
+        "config empty": ("cfg.json", b"{}", ValueError, "must give d_in, d_sae, k"),
+        "other variant": (
+            "cfg.json",
+            b'{"d_in": 7, "d_sae": 20, "k": 3, "architecture": "gated"}',
+            ValueError,
+            "architecture must be 'topk'",
+        ),
+        "other size": (
+            "cfg.json",
+            b'{"d_in": 8, "d_sae": 20, "k": 3}',
+            ValueError,
+            r"W_enc must have shape \(8, 20\)",
+        ),
+        "no weights": ("sae_weights.safetensors", None, FileNotFoundError, "does not exist"),
+        "weights cut": ("sae_weights.safetensors", b"\x10", ValueError, "truncated or not a"),
+    }
+
+
+@pytest.mark.parametrize("case", broken_files())
+def test_broken_files_are_named(tmp_path: Path, case: str) -> None:
+    folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
+    name, content, kind, message = broken_files()[case]
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(kind, match=message):
+        saefast.load_sae(folder)
+
+
+def test_nan_in_a_file_is_named(tmp_path: Path) -> None:
+    sae = SAE(7, 20, k=3, seed=0)
+    with torch.no_grad():
+        sae.b_enc[4] = torch.nan
+    folder = saefast.save_sae(sae, tmp_path / "sae")
+    with pytest.raises(ValueError, match="b_enc holds NaN"):
+        saefast.load_sae(folder)

@@ -1,0 +1,105 @@
+"""FusedStep against the same training written with autograd, and its promises."""
+
+import pytest
+import torch
+from tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast import SAE, FusedStep, reference
+from saefast.ops.cpu import native
+from saefast.synthetic import PlantedWorld
+
+
+def batches(count: int, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
+    """Rows with structure, so that training has something to do."""
+    world = PlantedWorld.create(3 * d, d, active=3, seed=5)
+    return [world.sample(n, number).to(dtype) for number in range(count)]
+
+
+def train_plainly(sae: SAE, data: list[Tensor], lr: float, unit_norm: bool) -> list[float]:
+    """The same steps with autograd and torch.optim.Adam."""
+    optimiser = torch.optim.Adam(sae.parameters(), lr)
+    losses = []
+    for x in data:
+        values, indices = reference.topk_encode(x - sae.b_dec, sae.W_enc, sae.b_enc, k=sae.k)
+        out = reference.sparse_decode(values.relu(), indices, sae.W_dec, sae.b_dec)
+        loss = ((out - x) ** 2).sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            if unit_norm:
+                along = (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True)
+                sae.W_dec.grad -= along * sae.W_dec
+            optimiser.step()
+            if unit_norm:
+                sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_thirty_steps_equal_autograd_and_adam(level: str, unit_norm: bool) -> None:
+    data = batches(30, 40, 16, torch.float64)
+    fused, plain = (SAE(16, 96, k=5, seed=1, dtype=torch.float64) for _ in range(2))
+    step = FusedStep(fused, lr=2e-3, unit_norm=unit_norm)
+    losses = [step(x).loss for x in data]
+    expected = train_plainly(plain, data, 2e-3, unit_norm)
+    assert losses == pytest.approx(expected, rel=1e-7)
+    assert losses[-1] < losses[0]
+    for name, parameter in plain.named_parameters():
+        actual = dict(fused.named_parameters())[name]
+        torch.testing.assert_close(actual, parameter, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_training_gives_the_same_bits_for_any_number_of_threads(precision: str) -> None:
+    data = batches(5, 300, 24, torch.float32)
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        sae = SAE(24, 400, k=6, seed=1)
+        step = FusedStep(sae, lr=1e-3, precision=precision)
+        losses = [step(x).loss for x in data]
+        results.append(([p.detach().clone() for p in sae.parameters()], losses))
+    for parameters, losses in results[1:]:
+        assert losses == results[0][1]
+        for actual, expected in zip(parameters, results[0][0], strict=True):
+            assert_same_bits(actual, expected)
+
+
+def test_weights_changed_from_outside_are_packed_again() -> None:
+    data = batches(2, 50, 24, torch.float32)
+    touched, fresh = SAE(24, 200, k=4, seed=1), SAE(24, 200, k=4, seed=1)
+    step = FusedStep(touched, lr=0.0)
+    step(data[0])
+    other = SAE(24, 200, k=4, seed=2)
+    touched.load_state_dict(other.state_dict())
+    fresh.load_state_dict(other.state_dict())
+    assert_same_bits(step(data[1]).code.indices, fresh.encode(data[1]).indices)
+
+
+def test_another_instruction_set_between_steps() -> None:
+    data = batches(3, 50, 24, torch.float32)
+    before = native.level()
+    results = []
+    for levels in (native.usable_levels()[:1] * 3, [*native.usable_levels()[-2:], before]):
+        sae = SAE(24, 200, k=4, seed=1)
+        step = FusedStep(sae, lr=1e-3)
+        for name, x in zip(levels, data, strict=False):
+            native.use_level(name)
+            step(x)
+        results.append(sae.W_enc.detach().clone())
+    native.use_level(before)
+    assert_same_bits(results[0], results[1])
+
+
+def test_state_is_updated_in_place() -> None:
+    sae = SAE(8, 32, k=2, seed=0)
+    where = sae.W_enc.data_ptr()
+    result = FusedStep(sae, lr=1e-2)(torch.randn(20, 8))
+    assert sae.W_enc.data_ptr() == where
+    assert sae.W_enc.requires_grad
+    assert sae.W_enc.grad is None
+    assert (result.code.values >= 0).all()
+    assert result.fired.sum() == (result.code.values > 0).sum()
