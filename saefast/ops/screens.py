@@ -86,8 +86,8 @@ def usable_screens() -> list[Screen]:
     screens = [Screen("native", "float32"), Screen("torch", "float32")]
     if native.has_bfloat16_products():
         screens.append(Screen("native", "bfloat16"))
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        screens.append(Screen("torch", "bfloat16"))
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            screens.append(Screen("torch", "bfloat16"))
     return screens
 
 

@@ -1,0 +1,106 @@
+"""encode: the k active latents of every row."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saefast
+from bench import peers
+from bench.cases import SHAPES, SWEEP, Shape, Weights, draw
+from bench.measure import Contestant, gemm, time_rounds
+from saefast.ops.cpu import native
+from saefast.ops.screens import Screen
+from saefast.ops.topk_encode import encode_on_cpu
+
+
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """Every rival at the main shapes; dense torch and saefast along the sweep."""
+    for shape in SHAPES:
+        yield from _race(shape, rounds if shape.m < 100_000 else max(3, rounds // 3), True)
+    for shape in SWEEP:
+        yield from _race(shape, max(3, rounds // 2), False)
+
+
+def _race(shape: Shape, rounds: int, everybody: bool) -> list[dict[str, Any]]:
+    x, weights = draw(shape)
+    centred = x - weights.b_dec
+    truth = _true_values(centred, weights, shape.k)
+
+    def agrees(values: Tensor, tolerance: float = 1e-5) -> bool:
+        return bool(((values.double() - truth).abs() <= tolerance * (1 + truth.abs())).all())
+
+    def dense(inputs: Tensor) -> Any:
+        return torch.topk(torch.relu(torch.addmm(weights.b_enc, inputs, weights.w_enc.T)), shape.k)
+
+    def ours(precision: str) -> Callable[[], saefast.SparseCode]:
+        return lambda: saefast.topk_encode(
+            centred, weights.w_enc, weights.b_enc, k=shape.k, precision=precision
+        )
+
+    contestants = [
+        Contestant("saefast", "exact", ours("exact"), agrees(ours("exact")().values)),
+        # operands rounded to bfloat16: each score may be off by 2^-8 of its terms
+        Contestant("saefast", "bf16", ours("bf16"), agrees(ours("bf16")().values, 2.0**-7)),
+        Contestant("torch", "dense", lambda: dense(centred), agrees(dense(centred).values)),
+    ]
+    if everybody:
+        contestants += _other_levels(centred, weights, shape, agrees)
+        compiled = torch.compile(dense)
+        contestants.append(
+            Contestant(
+                "torch.compile",
+                "dense",
+                lambda: compiled(centred),
+                agrees(compiled(centred).values),
+            )
+        )
+        for name, peer in peers.coders(shape, weights).items():
+            values = peer.dense_code(peer.encode(x)).topk(shape.k).values
+            contestants.append(Contestant(name, "default", partial(peer.encode, x), agrees(values)))
+    case = "encode" if everybody else "encode_sweep"
+    return time_rounds(case, shape, gemm(centred, weights.w_enc), contestants, rounds)
+
+
+def _other_levels(
+    centred: Tensor, weights: Weights, shape: Shape, agrees: Callable[[Tensor], bool]
+) -> list[Contestant]:
+    """Our own kernels as a lesser processor would run them."""
+    best = native.level()
+
+    def encode(level: str) -> saefast.SparseCode:
+        native.use_level(level)
+        try:
+            return encode_on_cpu(
+                centred,
+                weights.w_enc,
+                weights.b_enc,
+                None,
+                shape.k,
+                "exact",
+                Screen("native", "float32"),
+            )
+        finally:
+            native.use_level(best)
+
+    return [
+        Contestant(
+            "saefast",
+            f"exact {level}",
+            partial(encode, level),
+            agrees(encode(level).values),
+        )
+        for level in ("avx512", "avx2")
+        if level in native.usable_levels() and level != best
+    ]
+
+
+def _true_values(centred: Tensor, weights: Weights, k: int) -> Tensor:
+    """The k largest scores in float64, after ReLU, without an [n, m] matrix in float64."""
+    chunks = [
+        (rows @ weights.w_enc.double().T + weights.b_enc).topk(k).values
+        for rows in centred.double().split(128)
+    ]
+    return torch.cat(chunks).relu()

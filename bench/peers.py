@@ -1,0 +1,188 @@
+"""SAELens, sparsify and dictionary_learning as they come, holding given weights.
+
+Each runs at its own defaults, but for Adam, which all share. A peer that is not installed is left
+out and named on standard error.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.cases import Shape, Weights
+
+
+class Peer(NamedTuple):
+    """What a peer does with the given weights."""
+
+    encode: Callable[[Tensor], Any]
+    """the peer's own code of [n, d] rows"""
+    decode: Callable[[Any], Tensor]
+    """the reconstruction from that code"""
+    dense_code: Callable[[Any], Tensor]
+    """the code as [n, m], to compare"""
+    parameters: list[Tensor]
+
+
+Trainer = Callable[[Tensor], object]
+
+
+def load(name: str) -> Any:
+    """The peer's module, quietly, or None."""
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        return None
+
+
+def fill(parameter: Tensor, value: Tensor) -> None:
+    """Copy a weight into a peer's parameter."""
+    with torch.no_grad():
+        parameter.copy_(value)
+
+
+def _sae_lens_model(shape: Shape, weights: Weights) -> Any:
+    saes = importlib.import_module("sae_lens.saes.topk_sae")
+    config = saes.TopKTrainingSAEConfig(d_in=shape.d, d_sae=shape.m, k=shape.k, device="cpu")
+    model = saes.TopKTrainingSAE(config)
+    fill(model.W_enc, weights.w_enc.T)
+    fill(model.b_enc, weights.b_enc)
+    fill(model.W_dec, weights.w_dec)
+    fill(model.b_dec, weights.b_dec)
+    return model
+
+
+def _sparsify_model(shape: Shape, weights: Weights) -> Any:
+    sparsify = importlib.import_module("sparsify")
+    config = sparsify.SparseCoderConfig(num_latents=shape.m, k=shape.k)
+    model = sparsify.SparseCoder(shape.d, config)
+    fill(model.encoder.weight, weights.w_enc)
+    fill(model.encoder.bias, weights.b_enc)
+    fill(model.W_dec, weights.w_dec)
+    fill(model.b_dec, weights.b_dec)
+    return model
+
+
+def _dictionary_learning_trainer(shape: Shape, weights: Weights) -> Any:
+    top_k = importlib.import_module("dictionary_learning.trainers.top_k")
+    trainer = top_k.TopKTrainer(
+        steps=100_000,
+        activation_dim=shape.d,
+        dict_size=shape.m,
+        k=shape.k,
+        layer=0,
+        lm_name="none",
+        device="cpu",
+        seed=0,
+    )
+    fill(trainer.ae.encoder.weight, weights.w_enc)
+    fill(trainer.ae.encoder.bias, weights.b_enc)
+    fill(trainer.ae.decoder.weight, weights.w_dec.T)
+    fill(trainer.ae.b_dec, weights.b_dec)
+    return trainer
+
+
+def coders(shape: Shape, weights: Weights) -> dict[str, Peer]:
+    """Every installed peer as encoder and decoder."""
+    peers: dict[str, Peer] = {}
+    if load("sae_lens"):
+        lens = _sae_lens_model(shape, weights)
+        peers["SAELens"] = Peer(
+            lens.encode, lens.decode, lambda code: code, [lens.W_dec, lens.b_dec]
+        )
+    if load("sparsify"):
+        coder = _sparsify_model(shape, weights)
+        peers["sparsify"] = Peer(
+            coder.encode,
+            lambda code: coder.decode(code.top_acts, code.top_indices),
+            lambda code: torch.zeros(len(code.top_acts), shape.m).scatter(
+                1, code.top_indices, code.top_acts
+            ),
+            [coder.W_dec, coder.b_dec],
+        )
+    if load("dictionary_learning"):
+        ae = _dictionary_learning_trainer(shape, weights).ae
+        peers["dictionary_learning"] = Peer(
+            ae.encode, ae.decode, lambda code: code, [ae.decoder.weight, ae.b_dec]
+        )
+    return peers
+
+
+class Training(NamedTuple):
+    """A peer's training step, and its reconstruction before any step."""
+
+    reconstruct: Callable[[Tensor], Tensor]
+    step: Trainer
+
+
+def trainers(shape: Shape, weights: Weights, lr: float) -> dict[str, Callable[[], Training]]:
+    """Makers of every installed peer's training step; made one at a time to save memory."""
+    makers: dict[str, Callable[[], Training]] = {}
+    if load("sae_lens"):
+        makers["SAELens"] = lambda: _sae_lens_training(shape, weights, lr)
+    if load("sparsify"):
+        makers["sparsify"] = lambda: _sparsify_training(shape, weights, lr)
+    if load("dictionary_learning"):
+        makers["dictionary_learning"] = lambda: _dictionary_learning_training(shape, weights)
+    return makers
+
+
+def _sae_lens_training(shape: Shape, weights: Weights, lr: float) -> Training:
+    config = importlib.import_module("sae_lens.config")
+    training = importlib.import_module("sae_lens.training.sae_trainer")
+    model = _sae_lens_model(shape, weights)
+    settings = config.SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=10**9,
+        device="cpu",
+        autocast=False,
+        lr=lr,
+        lr_end=lr,
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=shape.n,
+        dead_feature_window=1000,
+        feature_sampling_window=2000,
+        logger=config.LoggingConfig(log_to_wandb=False),
+    )
+    trainer = training.SAETrainer(settings, model, iter(()))
+    return Training(model.forward, trainer.step)
+
+
+def _sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
+    """What sparsify's Trainer does with a batch, with Adam for its default optimiser."""
+    model = _sparsify_model(shape, weights)
+    optimiser = torch.optim.Adam(model.parameters(), lr)
+
+    def step(x: Tensor) -> None:
+        model.set_decoder_norm_to_unit_norm()
+        out = model(x)
+        out.fvu.backward()
+        model.remove_gradient_parallel_to_decoder_directions()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return Training(lambda x: model(x).sae_out, step)
+
+
+def _dictionary_learning_training(shape: Shape, weights: Weights) -> Training:
+    trainer = _dictionary_learning_trainer(shape, weights)
+    counter = iter(range(1, 10**9))  # its step 0 also computes a geometric median
+    return Training(trainer.ae.forward, lambda x: trainer.update(next(counter), x))

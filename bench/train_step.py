@@ -1,0 +1,112 @@
+"""train_step: forward, loss, backward, Adam and, where a rival has it, unit norm of the decoder."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saefast
+from bench import peers
+from bench.cases import SHAPES, Shape, Weights, draw
+from bench.measure import Contestant, gemm, time_rounds
+from bench.peers import Training
+
+LR = 1e-4
+
+
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """Every rival at the main shapes."""
+    for shape in SHAPES:
+        yield from _race(shape, rounds if shape.m < 100_000 else max(3, rounds // 5))
+
+
+def _race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    x, weights = draw(shape)
+    model = _model(shape, weights)
+    with torch.no_grad():
+        truth = model(x)
+    contestants = [
+        Contestant("saefast", precision, _fused(shape, weights, precision, x), True)
+        for precision in ("exact", "bf16")
+    ]
+    makers: dict[tuple[str, str], Callable[[], Training]] = {
+        ("torch", "dense"): lambda: _dense_training(shape, weights, compiled=False),
+        ("torch.compile", "dense"): lambda: _dense_training(shape, weights, compiled=True),
+        ("saefast", "autograd"): lambda: _autograd_training(shape, weights),
+    }
+    for name, maker in peers.trainers(shape, weights, LR).items():
+        makers[name, "default"] = maker
+    for (rival, mode), make in makers.items():
+        training = make()
+        with torch.no_grad():
+            error = (training.reconstruct(x) - truth).abs().max()
+        agrees = bool(error <= 1e-4)
+        contestants.append(Contestant(rival, mode, partial(training.step, x), agrees))
+    contestants[0] = contestants[0]._replace(agrees=_same_first_step(shape, weights, x))
+    return time_rounds("train_step", shape, gemm(x, weights.w_enc), contestants, rounds)
+
+
+def _model(shape: Shape, weights: Weights) -> saefast.SAE:
+    model = saefast.SAE(shape.d, shape.m, k=shape.k, seed=0)
+    for name, value in zip(("W_enc", "b_enc", "W_dec", "b_dec"), weights, strict=True):
+        peers.fill(getattr(model, name), value)
+    return model
+
+
+def _fused(shape: Shape, weights: Weights, precision: str, x: Tensor) -> Callable[[], object]:
+    step = saefast.FusedStep(_model(shape, weights), lr=LR, precision=precision)
+    return lambda: step(x)
+
+
+def _optimised(
+    model: saefast.SAE, reconstruct: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], None]:
+    """Autograd, Adam, removal of the parallel gradient and unit norm, as dense code does them."""
+    optimiser = torch.optim.Adam(model.parameters(), LR)
+
+    def step(x: Tensor) -> None:
+        optimiser.zero_grad()
+        (reconstruct(x) - x).square().sum(1).mean().backward()
+        with torch.no_grad():
+            grad = model.W_dec.grad
+            assert grad is not None
+            grad -= (grad * model.W_dec).sum(1, keepdim=True) * model.W_dec
+            optimiser.step()
+            model.W_dec.div_(model.W_dec.norm(dim=1, keepdim=True))
+
+    return step
+
+
+def _dense_training(shape: Shape, weights: Weights, *, compiled: bool) -> Training:
+    model = _model(shape, weights)
+
+    def reconstruct(x: Tensor) -> Tensor:
+        scores = torch.addmm(model.b_enc, x - model.b_dec, model.W_enc.T)
+        values, indices = torch.relu(scores).topk(shape.k, sorted=False)
+        return torch.zeros_like(scores).scatter(1, indices, values) @ model.W_dec + model.b_dec
+
+    forward = torch.compile(reconstruct) if compiled else reconstruct
+    return Training(forward, _optimised(model, forward))
+
+
+def _autograd_training(shape: Shape, weights: Weights) -> Training:
+    """What a user gets who keeps his own loop and puts the two ops into it."""
+    model = _model(shape, weights)
+    return Training(model.forward, _optimised(model, model.forward))
+
+
+def _same_first_step(shape: Shape, weights: Weights, x: Tensor) -> bool:
+    """The fused step leaves the weights that autograd, Adam and the projection leave."""
+    fused, plain = _model(shape, weights), _autograd_training(shape, weights)
+    saefast.FusedStep(fused, lr=LR)(x)
+    plain.step(x)
+    expected = plain.reconstruct.__self__  # type: ignore[attr-defined]
+    # Adam's first step is the sign of the gradient times lr, whatever its size: where a gradient
+    # is nearly zero two correct sums may differ in sign. Count those instead of bounding them.
+    apart = [
+        (mine - torchs).abs() > 0.1 * LR
+        for mine, torchs in zip(fused.parameters(), expected.parameters(), strict=True)
+    ]
+    return max(float(a.float().mean()) for a in apart) < 1e-3
