@@ -3,10 +3,14 @@
 import argparse
 import importlib
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from bench import measure
+from bench.cases import Shape
 
 CASES = ("encode", "decode", "train_step", "memory")
 
@@ -17,25 +21,50 @@ def main() -> int:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
+    parser.add_argument("--shape", help="one shape only, as d,m,k,n")
     arguments = parser.parse_args()
-    rows = []
-    for row in importlib.import_module(f"bench.{arguments.case}").rows(arguments.rounds):
-        rows.append(row)
-        print(_line(row), flush=True)
+    if arguments.shape:
+        shape = Shape(*map(int, arguments.shape.split(",")))
+        rows = _race(arguments.case, shape, arguments.rounds)
+    else:
+        shapes = importlib.import_module(f"bench.{arguments.case}").SHAPES
+        rows = [
+            row
+            for shape in shapes
+            for row in _race_in_own_process(arguments.case, shape, arguments.rounds)
+        ]
     if arguments.json:
         result = {"machine": measure.machine(), "commit": measure.commit(), "rows": rows}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = arguments.json.with_suffix(".part")
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(arguments.json)
-        print(f"wrote {arguments.json}")
+        print(f"wrote {arguments.json}", file=sys.stderr)
     return 0
 
 
-def _line(row: dict[str, object]) -> str:
-    shape = row["shape"]
-    assert isinstance(shape, dict)
-    where = " ".join(f"{name}={size}" for name, size in shape.items())
+def _race(case: str, shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    rounds = rounds if shape.m < 100_000 else max(3, rounds // 3)
+    rows: list[dict[str, Any]] = importlib.import_module(f"bench.{case}").race(shape, rounds)
+    for row in rows:
+        print(_line(row), flush=True)
+    return rows
+
+
+def _race_in_own_process(case: str, shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """What one shape compiled, imported and allocated is gone before the next."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        numbers = ",".join(map(str, shape))
+        command = [sys.executable, "-m", "bench", case, "--shape", numbers]
+        command += ["--rounds", str(rounds), "--json", str(file)]
+        subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, check=True)
+        rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    where = " ".join(f"{name}={size}" for name, size in row["shape"].items())
     known = {"case", "shape", "rival", "mode", "rounds", "agrees"}
     figures = " ".join(f"{name}={value}" for name, value in row.items() if name not in known)
     return f"{row['case']:12} {where:32} {row['rival']:20} {row['mode']:24} {figures}"

@@ -1,24 +1,21 @@
 """decode: the reconstruction from k active latents, forward and with its gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import saefast
-from bench import peers
-from bench.cases import SHAPES, Shape, Weights, draw
+from bench import cases, peers
+from bench.cases import Shape, Weights, draw
 from bench.measure import Contestant, Run, gemm, time_rounds
 
-
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    """Every rival at the main shapes."""
-    for shape in SHAPES:
-        yield from _race(shape, rounds if shape.m < 100_000 else max(3, rounds // 3))
+SHAPES = cases.SHAPES
 
 
-def _race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """Every rival, forward alone and with its gradients."""
     x, weights = draw(shape)
     code = saefast.topk_encode(x - weights.b_dec, weights.w_enc, weights.b_enc, k=shape.k)
     values, indices = code.values.relu(), code.indices
@@ -32,8 +29,9 @@ def _race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
         with torch.no_grad():
             agrees = bool(((decode(*inputs) - truth).abs() <= 1e-4).all())
         contestants.append(Contestant(rival, mode, _without_grad(decode, inputs), agrees))
-        if all(t.is_leaf and t.requires_grad for t in inputs):
+        if inputs is leaves:
             both = _with_grad(decode, inputs, upstream)
+            both()  # compilers compile the backward pass here, before peers are imported
             contestants.append(Contestant(rival, f"{mode}+backward", both, agrees))
 
     def dense(v: Tensor, w: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ def _race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     )
     enter("torch", "dense", dense, leaves)
     enter("torch", "embedding_bag", embedding_bag, leaves)
-    enter("torch.compile", "dense", torch.compile(dense), leaves)
+    enter("torch.compile", "dense", torch.compile(dense, dynamic=False), leaves)
     for name, peer in peers.coders(shape, weights).items():
         with torch.no_grad():
             own_code = peer.encode(x)

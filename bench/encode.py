@@ -1,6 +1,6 @@
 """encode: the k active latents of every row."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,23 +8,19 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench import peers
-from bench.cases import SHAPES, SWEEP, Shape, Weights, draw
+from bench import cases, peers
+from bench.cases import Shape, Weights, draw
 from bench.measure import Contestant, gemm, time_rounds
 from saefast.ops.cpu import native
 from saefast.ops.screens import Screen
 from saefast.ops.topk_encode import encode_on_cpu
 
+SHAPES = (*cases.SHAPES, *cases.SWEEP)
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
+
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """Every rival at the main shapes; dense torch and saefast along the sweep."""
-    for shape in SHAPES:
-        yield from _race(shape, rounds if shape.m < 100_000 else max(3, rounds // 3), True)
-    for shape in SWEEP:
-        yield from _race(shape, max(3, rounds // 2), False)
-
-
-def _race(shape: Shape, rounds: int, everybody: bool) -> list[dict[str, Any]]:
+    everybody = shape in cases.SHAPES
     x, weights = draw(shape)
     centred = x - weights.b_dec
     truth = _true_values(centred, weights, shape.k)
@@ -48,7 +44,7 @@ def _race(shape: Shape, rounds: int, everybody: bool) -> list[dict[str, Any]]:
     ]
     if everybody:
         contestants += _other_levels(centred, weights, shape, agrees)
-        compiled = torch.compile(dense)
+        compiled = torch.compile(dense, dynamic=False)
         contestants.append(
             Contestant(
                 "torch.compile",

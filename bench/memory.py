@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.cases import Shape
 
-SHAPE = Shape(768, 131072, 32, 4096)
+SHAPES = (Shape(768, 131072, 32, 4096),)
 _PROGRAM = """
 import json, sys
 from bench.measure import peak_memory
@@ -23,10 +22,10 @@ print(json.dumps({"peak_gb": round(peak_memory(), 3), "after_import_gb": round(i
 """
 
 
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """One process, a few steps."""
     steps = max(2, min(rounds, 4))
-    arguments = [str(number) for number in (*SHAPE, steps)]
+    arguments = [str(number) for number in (*shape, steps)]
     result = subprocess.run(
         [sys.executable, "-c", _PROGRAM, *arguments],
         cwd=Path(__file__).resolve().parent.parent,
@@ -34,13 +33,14 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         text=True,
         check=True,
     )
-    state = 6 * 4 * SHAPE.m * SHAPE.d / 1e9
-    yield {
+    state = 6 * 4 * shape.m * shape.d / 1e9
+    row = {
         "case": "memory",
-        "shape": SHAPE._asdict(),
+        "shape": shape._asdict(),
         "rival": "saefast",
         "mode": "exact",
         "steps": steps,
         "weights_and_moments_gb": round(state, 3),
         **json.loads(result.stdout),
     }
+    return [row]

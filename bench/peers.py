@@ -1,7 +1,8 @@
 """SAELens, sparsify and dictionary_learning as they come, holding given weights.
 
 Each runs at its own defaults, but for Adam, which all share. A peer that is not installed is left
-out and named on standard error.
+out and named on standard error. Importing some of them breaks torch.compile for the process (one
+patches FakeTensor), so they are imported after everything else was compiled.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +30,6 @@ class Peer(NamedTuple):
     dense_code: Callable[[Any], Tensor]
     """the code as [n, m], to compare"""
     parameters: list[Tensor]
-
-
-Trainer = Callable[[Tensor], object]
 
 
 def load(name: str) -> Any:
@@ -123,19 +121,17 @@ class Training(NamedTuple):
     """A peer's training step, and its reconstruction before any step."""
 
     reconstruct: Callable[[Tensor], Tensor]
-    step: Trainer
+    step: Callable[[Tensor], object]
 
 
-def trainers(shape: Shape, weights: Weights, lr: float) -> dict[str, Callable[[], Training]]:
-    """Makers of every installed peer's training step; made one at a time to save memory."""
-    makers: dict[str, Callable[[], Training]] = {}
+def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, Training]]:
+    """Every installed peer's training step."""
     if load("sae_lens"):
-        makers["SAELens"] = lambda: _sae_lens_training(shape, weights, lr)
+        yield "SAELens", _sae_lens_training(shape, weights, lr)
     if load("sparsify"):
-        makers["sparsify"] = lambda: _sparsify_training(shape, weights, lr)
+        yield "sparsify", _sparsify_training(shape, weights, lr)
     if load("dictionary_learning"):
-        makers["dictionary_learning"] = lambda: _dictionary_learning_training(shape, weights)
-    return makers
+        yield "dictionary_learning", _dictionary_learning_training(shape, weights)
 
 
 def _sae_lens_training(shape: Shape, weights: Weights, lr: float) -> Training:

@@ -8,44 +8,57 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench import peers
-from bench.cases import SHAPES, Shape, Weights, draw
+from bench import cases, peers
+from bench.cases import Shape, Weights, draw
 from bench.measure import Contestant, gemm, time_rounds
 from bench.peers import Training
 
 LR = 1e-4
 
-
-def rows(rounds: int) -> Iterator[dict[str, Any]]:
-    """Every rival at the main shapes."""
-    for shape in SHAPES:
-        yield from _race(shape, rounds if shape.m < 100_000 else max(3, rounds // 5))
+SHAPES = cases.SHAPES
+_TOGETHER = 30_000_000
+"""Weights of one matrix up to which all rivals fit into 24 GB at once."""
 
 
-def _race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """Every rival; at large sizes in groups, each beside the exact fused step and the GEMM."""
     x, weights = draw(shape)
-    model = _model(shape, weights)
     with torch.no_grad():
-        truth = model(x)
-    contestants = [
-        Contestant("saefast", precision, _fused(shape, weights, precision, x), True)
-        for precision in ("exact", "bf16")
-    ]
-    makers: dict[tuple[str, str], Callable[[], Training]] = {
-        ("torch", "dense"): lambda: _dense_training(shape, weights, compiled=False),
-        ("torch.compile", "dense"): lambda: _dense_training(shape, weights, compiled=True),
-        ("saefast", "autograd"): lambda: _autograd_training(shape, weights),
-    }
-    for name, maker in peers.trainers(shape, weights, LR).items():
-        makers[name, "default"] = maker
-    for (rival, mode), make in makers.items():
-        training = make()
+        truth = _model(shape, weights)(x)
+    unit = gemm(x, weights.w_enc)
+    exact = Contestant(
+        "saefast", "exact", _fused(shape, weights, "exact", x), _same_first_step(shape, weights, x)
+    )
+    rows: list[dict[str, Any]] = []
+    group: list[Contestant] = []
+
+    def time_group() -> None:
+        timed = time_rounds("train_step", shape, unit, [exact, *group], rounds)
+        rows.extend(timed if not rows else timed[2:])
+        group.clear()
+
+    for rival, mode, training in _trainings(shape, weights):
         with torch.no_grad():
             error = (training.reconstruct(x) - truth).abs().max()
-        agrees = bool(error <= 1e-4)
-        contestants.append(Contestant(rival, mode, partial(training.step, x), agrees))
-    contestants[0] = contestants[0]._replace(agrees=_same_first_step(shape, weights, x))
-    return time_rounds("train_step", shape, gemm(x, weights.w_enc), contestants, rounds)
+        training.step(x)  # compilers compile the backward pass here, before peers are imported
+        group.append(Contestant(rival, mode, partial(training.step, x), bool(error <= 1e-4)))
+        del training
+        if shape.m * shape.d > _TOGETHER:
+            time_group()
+    if group:
+        time_group()
+    return rows
+
+
+def _trainings(shape: Shape, weights: Weights) -> Iterator[tuple[str, str, Training]]:
+    rounded = saefast.FusedStep(_model(shape, weights), lr=LR, precision="bf16")
+    yield "saefast", "bf16", Training(rounded.sae.forward, rounded)
+    del rounded
+    yield "saefast", "autograd", _autograd_training(shape, weights)
+    yield "torch", "dense", _dense_training(shape, weights, compiled=False)
+    yield "torch.compile", "dense", _dense_training(shape, weights, compiled=True)
+    for name, training in peers.trainings(shape, weights, LR):
+        yield name, "default", training
 
 
 def _model(shape: Shape, weights: Weights) -> saefast.SAE:
@@ -87,7 +100,7 @@ def _dense_training(shape: Shape, weights: Weights, *, compiled: bool) -> Traini
         values, indices = torch.relu(scores).topk(shape.k, sorted=False)
         return torch.zeros_like(scores).scatter(1, indices, values) @ model.W_dec + model.b_dec
 
-    forward = torch.compile(reconstruct) if compiled else reconstruct
+    forward = torch.compile(reconstruct, dynamic=False) if compiled else reconstruct
     return Training(forward, _optimised(model, forward))
 
 

@@ -14,6 +14,7 @@
 #include "latent_update.h"
 #include "panels.h"
 #include "sparse_decode.h"
+#include "tile_screen.h"
 #include "topk_encode.h"
 
 namespace py = pybind11;

@@ -8,17 +8,6 @@
 
 namespace saefast {
 
-// How far a row's screened scores can lie from the true ones, at most:
-// by_norm * norm[j] + by_lost * lost[j] + slack[j] for column j, and `underflow` where norm[j] > 0.
-struct RowBound {
-  float by_norm = 0.0f;
-  float by_lost = 0.0f;
-  float underflow = 0.0f;
-  float reach(float norm, float lost, float slack) const {
-    return by_norm * norm + by_lost * lost + slack + (norm > 0.0f ? underflow : 0.0f);
-  }
-};
-
 class Candidates {
  public:
   // Prepares for a new row; the memory of earlier rows is used again.

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "finite.h"
 #include "parallel.h"
 
 namespace saefast {
@@ -27,13 +26,6 @@ int64_t panel_units(const ScreenPlan& plan, int64_t d, int64_t m) {
 
 float rounded_up(double value) {
   return value < FLT_MAX / 2 ? static_cast<float>(value * (1.0 + 1e-6)) : INFINITY;
-}
-
-template <class Storage>
-bool all_finite(const Storage* row, int64_t d) {
-  for (int64_t i = 0; i < d; ++i)
-    if (!std::isfinite(widen(row[i]))) return false;
-  return true;
 }
 
 template <class Storage>
@@ -70,13 +62,10 @@ void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight, c
         pack_panel(kernels, plan, weight, scale, d, m, panel, out, scratch[worker].data());
     if (row >= 0) not_finite.report(row);
   });
-  if (not_finite.any())
-    throw std::invalid_argument("weight must be finite, but row " +
-                                std::to_string(not_finite.value()) + " holds NaN or infinity");
+  if (not_finite.any()) throw_not_finite("weight", not_finite.value());
 }
 
 #define SAEFAST_PANELS(Storage)                                                                  \
-  template bool all_finite(const Storage*, int64_t);                                             \
   template int64_t pack_panel(const Kernels&, const ScreenPlan&, const Storage*, const Storage*, \
                               int64_t, int64_t, int64_t, const Panels&, uint32_t*);              \
   template void pack_weight(const Kernels&, Screen, const Storage*, const Storage*, int64_t,     \

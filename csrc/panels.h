@@ -41,7 +41,5 @@ void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight, c
 
 // A float that is at least `value` and no more than a millionth above it.
 float rounded_up(double value);
-template <class Storage>
-bool all_finite(const Storage* row, int64_t d);
 
 }  // namespace saefast

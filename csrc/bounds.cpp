@@ -1,0 +1,105 @@
+#include "bounds.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "panels.h"
+
+namespace saefast {
+
+namespace {
+
+constexpr double kRoundoff = 1.0 / (1 << 24);  // of one fp32 operation
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Beyond this fp32 sums may overflow and bounds mean nothing: rows are then scored in full.
+constexpr double kScreenable = 1e37;
+
+template <class T>
+void check_vector(const T* values, int64_t m, const char* name, bool masking_allowed) {
+  if (values == nullptr) return;
+  for (int64_t j = 0; j < m; ++j) {
+    const double value = widen(values[j]);
+    if (std::isfinite(value) || (masking_allowed && value == -INFINITY)) continue;
+    throw std::invalid_argument(std::string(name) + " must be finite" +
+                                (masking_allowed ? " or -infinity" : "") + ", but entry " +
+                                std::to_string(j) + " is " + std::to_string(value));
+  }
+}
+
+}  // namespace
+
+template <class Storage>
+void check_columns(const EncodeArgs<Storage>& args) {
+  check_vector(args.bias, args.m, "bias", true);
+  check_vector(args.scale, args.m, "scale", false);
+}
+
+template <class Storage>
+Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const float* norm,
+                         const float* lost) {
+  const int64_t groups = (args.m + width - 1) / width;
+  Columns columns{width,
+                  norm,
+                  lost,
+                  std::vector<float>(groups * width, -kInfinity),
+                  std::vector<float>(args.m, 0.0f),
+                  std::vector<Columns::Most>(groups),
+                  {},
+                  0.0};
+  for (int64_t j = 0; j < args.m; ++j) {
+    const double scale = args.scale ? widen(args.scale[j]) : 1.0;
+    const double bias = args.bias ? widen(args.bias[j]) : 0.0;
+    // A latent masked by -infinity stays masked, whatever the sign of its scale.
+    const double scaled = bias == -INFINITY ? bias : bias * scale;
+    columns.bias[j] = static_cast<float>(scaled);
+    if (std::isfinite(scaled)) {
+      columns.largest_bias = std::max(columns.largest_bias, std::fabs(scaled));
+      if (args.rescore) columns.slack[j] = rounded_up(16 * kRoundoff * std::fabs(scaled));
+    }
+    Columns::Most& most = columns.most[j / width];
+    most.norm = std::max(most.norm, norm[j]);
+    most.lost = std::max(most.lost, lost[j]);
+    most.slack = std::max(most.slack, columns.slack[j]);
+  }
+  for (const Columns::Most& most : columns.most) {
+    columns.most_of_all.norm = std::max(columns.most_of_all.norm, most.norm);
+    columns.most_of_all.lost = std::max(columns.most_of_all.lost, most.lost);
+    columns.most_of_all.slack = std::max(columns.most_of_all.slack, most.slack);
+  }
+  return columns;
+}
+
+template <class Storage>
+ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns, double squared,
+                         double lost_squared) {
+  const double norm = std::sqrt(squared), lost = std::sqrt(lost_squared);
+  const double largest = norm * columns.most_of_all.norm + columns.largest_bias;
+  ScreenedRow row;
+  row.screened =
+      std::isfinite(lost) && largest < kScreenable && columns.most_of_all.lost < kInfinity;
+  if (!row.screened || !args.rescore) return row;
+  // Two sums of d products, the screened and the exact one, and a few single operations.
+  const double rounding = 2 * static_cast<double>(args.d + 16) * kRoundoff;
+  row.bound.by_norm = rounded_up(lost + norm * rounding);
+  row.bound.by_lost = rounded_up(norm + lost);
+  // Products below the smallest normal float may count as zero. Not so where x is zero: there
+  // scores are exact, and ties need no second look.
+  if (norm > 0.0) row.bound.underflow = static_cast<float>(args.d + 8) * FLT_MIN;
+  return row;
+}
+
+#define SAEFAST_BOUNDS(Storage)                                                        \
+  template void check_columns(const EncodeArgs<Storage>&);                             \
+  template Columns describe_columns(const EncodeArgs<Storage>&, int64_t, const float*, \
+                                    const float*);                                     \
+  template ScreenedRow describe_row(const EncodeArgs<Storage>&, const Columns&, double, double);
+SAEFAST_BOUNDS(float)
+SAEFAST_BOUNDS(double)
+SAEFAST_BOUNDS(bf16)
+#undef SAEFAST_BOUNDS
+
+}  // namespace saefast

@@ -1,0 +1,37 @@
+// The end of a row: which candidates can be among the k largest, their exact scores, the result.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "bounds.h"
+#include "candidates.h"
+#include "encode_args.h"
+#include "kernels.h"
+
+namespace saefast {
+
+template <class Score>
+struct Scored {
+  Score value;
+  int64_t id;
+  bool operator<(const Scored& other) const {  // comes first in the result
+    return value > other.value || (value == other.value && id < other.id);
+  }
+};
+
+// Memory that one worker uses for row after row.
+template <class Storage>
+struct FinishSpace {
+  std::vector<int64_t> ids;
+  std::vector<float> screened, lower;
+  std::vector<compute_t<Storage>> products;
+  std::vector<Scored<compute_t<Storage>>> scored;
+};
+
+// Writes the row's k largest, from what the screen let through in `lists`, by ascending column.
+template <class Storage>
+void finish_row(const Kernels& kernels, const EncodeArgs<Storage>& args, const Columns& columns,
+                int64_t row, const ScreenedRow& screened, const Candidates* const* lists,
+                int64_t list_count, FinishSpace<Storage>& space);
+
+}  // namespace saefast
