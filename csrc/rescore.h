@@ -14,8 +14,12 @@ template <class Score>
 struct Scored {
   Score value;
   int64_t id;
-  bool operator<(const Scored& other) const {  // comes first in the result
-    return value > other.value || (value == other.value && id < other.id);
+  // Comes first in the result. NaN, from sums that overflow, comes first of all, as in torch.
+  bool operator<(const Scored& other) const {
+    const bool is_nan = value != value, other_is_nan = other.value != other.value;
+    if (is_nan != other_is_nan) return is_nan;
+    if (is_nan || value == other.value) return id < other.id;
+    return value > other.value;
   }
 };
 

@@ -1,5 +1,8 @@
 """FusedStep against the same training written with autograd, and its promises."""
 
+import threading
+import time
+
 import pytest
 import torch
 from tolerance import assert_same_bits
@@ -103,3 +106,26 @@ def test_state_is_updated_in_place() -> None:
     assert sae.W_enc.grad is None
     assert (result.code.values >= 0).all()
     assert result.fired.sum() == (result.code.values > 0).sum()
+
+
+def test_other_python_threads_run_during_a_step() -> None:
+    """The kernels hold no lock that Python needs."""
+    sae = SAE(64, 20_000, k=8, seed=0)
+    step = FusedStep(sae)
+    x = torch.randn(2000, 64)
+    step(x)
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    begin = time.perf_counter()
+    step(x)
+    end = time.perf_counter()
+    stop.set()
+    ticker.join()
+    assert sum(begin < t < end for t in ticks) >= 3
