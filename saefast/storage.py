@@ -20,7 +20,8 @@ _SAE_LENS_VERSION = "6.54.12"  # whose rules for cfg.json are followed
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     """Write `sae` as the folder `path`, replacing one that is there; returns the path.
 
-    A reader sees the old folder or the new one, and a killed process leaves no half of either.
+    The new folder is complete and on the disk before it gets its name, and the old one is removed
+    last: killed between the two, a process leaves both, the old one under a name with a dot.
     """
     from safetensors.torch import save_file
 
