@@ -20,8 +20,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[bench]'
-	for case in encode decode train_step; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
+	$(BIN)/pip uninstall --quiet --yes torchvision
+	for case in encode decode train_step memory; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 .venv/installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'

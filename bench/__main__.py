@@ -39,7 +39,8 @@ def main() -> int:
         temporary = arguments.json.with_suffix(".part")
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(arguments.json)
-        print(f"wrote {arguments.json}", file=sys.stderr)
+        if not arguments.shape:
+            print(f"wrote {arguments.json}")
     return 0
 
 

@@ -12,8 +12,7 @@ from bench import cases, peers
 from bench.cases import Shape, Weights, draw
 from bench.measure import Contestant, gemm, time_rounds
 from saefast.ops.cpu import native
-from saefast.ops.screens import Screen
-from saefast.ops.topk_encode import encode_on_cpu
+from saefast.ops.encode_cpu import Screen, encode_on_cpu
 
 SHAPES = (*cases.SHAPES, *cases.SWEEP)
 

@@ -11,8 +11,9 @@ from saefast.ops import checks
 from saefast.ops import latent_update as _latent_update
 from saefast.ops.cpu import contiguous, native
 from saefast.ops.decode_residual import decode_residual
-from saefast.ops.screens import PackedWeight, Screen, best_screen
-from saefast.ops.topk_encode import PRECISIONS, encode_on_cpu, topk_encode_op
+from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
+from saefast.ops.screens import best_screen
+from saefast.ops.topk_encode import PRECISIONS, topk_encode_op
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
@@ -54,11 +55,7 @@ class FusedStep:
         precision: str = "exact",
     ) -> None:
         checks.one_of("precision", precision, PRECISIONS)
-        if sae.W_enc.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"sae must be float32 or float64 to be trained, got {sae.W_enc.dtype}; use "
-                f"sae.float()"
-            )
+        checks.at_least_float32("sae", sae.W_enc)
         self.sae, self.lr, self.betas, self.eps = sae, lr, betas, eps
         self.unit_norm, self.precision = unit_norm, precision
         self.steps = 0

@@ -95,6 +95,52 @@ def test_mistake(mistake: str) -> None:
         call()
 
 
+ops = torch.ops.saefast
+MISFITS: dict[str, Callable[[], object]] = {
+    "topk_encode": lambda: ops.topk_encode(X[:, :4], W, None, None, 2, "exact"),
+    "topk_encode bias": lambda: ops.topk_encode(X, W, B[:3], None, 2, "exact"),
+    "sparse_decode": lambda: ops.sparse_decode(V, I[:2], W, None),
+    "sparse_decode bias": lambda: ops.sparse_decode(V, I, W, B[:3]),
+    "gather_dots": lambda: ops.gather_dots(X[:, :4], W, I),
+    "gather_dots rows": lambda: ops.gather_dots(X, W, I[:2]),
+    "latent_sum": lambda: ops.latent_sum(V, I, X[:2], 10),
+    "latent_sum latents": lambda: ops.latent_sum(V, I + 9, X, 5),
+    "decode_residual": lambda: ops.decode_residual(V, I, W, None, X[:2], 1.0),
+    "latent_update": lambda: update(residual=X[:2]),
+    "latent_update state": lambda: update(b_enc=B[:3].clone()),
+    "latent_update packed": lambda: update(units=torch.zeros(3, dtype=torch.int32), norm=B, lost=B),
+    "latent_update half packed": lambda: update(norm=B.clone()),
+}
+
+
+def update(**changes: torch.Tensor) -> object:
+    """A latent_update that fits, but for the changes."""
+    arguments: dict[str, object] = {
+        **dict.fromkeys(("values", "value_grads"), V),
+        **dict.fromkeys(("residual", "inputs"), X),
+        "indices": I,
+        "w_enc": W.clone(),
+        "b_enc": B.clone(),
+        "w_dec": W.clone(),
+        **{
+            f"{name}_{moment}": torch.zeros_like(like)
+            for name, like in (("w_enc", W), ("b_enc", B), ("w_dec", W))
+            for moment in ("first", "second")
+        },
+        **dict.fromkeys(("units", "norm", "lost")),
+        "product": "float32",
+        "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "unit_norm": False,
+    }
+    return latent_update(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_ops_called_directly_read_nothing_out_of_bounds(misfit: str) -> None:
+    update()  # fits
+    with pytest.raises(ValueError, match=r"must have|must be in|given together"):
+        MISFITS[misfit]()
+
+
 @pytest.mark.parametrize(
     "mistake", ["x NaN", "weight NaN", "weight inf", "bias NaN", "scale inf", "index high"]
 )

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.ops.cpu import native
+from saefast.ops.encode_cpu import PackedWeight, Screen
 from saefast.ops.latent_update import latent_update
-from saefast.ops.screens import PackedWeight, Screen
 
 products = st.sampled_from(["float32", "bfloat16"])
 ADAM = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}

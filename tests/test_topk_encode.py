@@ -20,10 +20,10 @@ from torch import Tensor
 
 import saefast
 from saefast import reference
-from saefast.ops import screens
+from saefast.ops import encode_cpu, screens
 from saefast.ops.cpu import native
-from saefast.ops.screens import PackedWeight, Screen, usable_screens
-from saefast.ops.topk_encode import encode_on_cpu
+from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
+from saefast.ops.screens import usable_screens
 
 
 def assert_top_k(
@@ -272,8 +272,8 @@ def test_any_size_of_torch_tiles_gives_the_same_bits(
 ) -> None:
     x, weight = normal((40, 33), 0, torch.float32), normal((500, 33), 1, torch.float32)
     native_code = encode_on_cpu(x, weight, None, None, 9, "exact", Screen("native", "float32"))
-    monkeypatch.setattr(screens, "_ROWS", rows)
-    monkeypatch.setattr(screens, "_COLUMNS", columns)
+    monkeypatch.setattr(encode_cpu, "_ROWS", rows)
+    monkeypatch.setattr(encode_cpu, "_COLUMNS", columns)
     tiled = encode_on_cpu(x, weight, None, None, 9, "exact", Screen("torch", "float32"))
     assert_same_bits(tiled.indices, native_code.indices)
     assert_same_bits(tiled.values, native_code.values)

@@ -18,6 +18,15 @@ def floating(name: str, value: object, shape: str) -> None:
     _dimensions(name, value, shape)
 
 
+def at_least_float32(name: str, value: Tensor) -> None:
+    """`value` is float32 or float64: what is trained is not kept in fewer bits."""
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{name} must be float32 or float64 to be trained, got {_dtype(value)}; use "
+            f"{name}.float()"
+        )
+
+
 def indices(name: str, value: object, shape: str) -> None:
     """`value` is an int64 tensor."""
     if not isinstance(value, Tensor):
@@ -53,6 +62,23 @@ def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> No
             f"{name} must have size {expected} in dimension {axis} ({because}), got shape "
             f"{tuple(value.shape)}"
         )
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """`value` has exactly this shape."""
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+
+
+def code(values: Tensor, indices_: Tensor, weight: Tensor) -> None:
+    """A sparse code and the weight its indices point into belong together."""
+    floating("values", values, "[n, k]")
+    indices("indices", indices_, "[n, k]")
+    floating("weight", weight, "[m, d]")
+    same_kind("weight", weight, "values", values)
+    same_device("weight", weight, "indices", indices_)
+    for axis in (0, 1):
+        size("indices", indices_, axis, values.shape[axis], "the shape of values")
 
 
 def whole(name: str, value: object) -> None:

@@ -31,6 +31,13 @@ def _(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    checks.code(values, indices, weight)
+    checks.same_kind("weight", weight, "target", target)
+    checks.shape("target", target, (values.shape[0], weight.shape[1]))
+    if bias is not None:
+        checks.same_kind("weight", weight, "bias", bias)
+        checks.shape("bias", bias, (weight.shape[1],))
+    checks.at_least_float32("weight", weight)
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     target = contiguous(target)
     bias = bias if bias is None else contiguous(bias)

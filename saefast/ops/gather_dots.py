@@ -19,6 +19,12 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 
 @gather_dots.register_kernel("cpu")
 def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    checks.floating("rows", rows, "[n, d]")
+    checks.floating("weight", weight, "[m, d]")
+    checks.indices("indices", indices, "[n, k]")
+    checks.same_kind("weight", weight, "rows", rows)
+    checks.size("rows", rows, 1, weight.shape[1], "the columns of weight")
+    checks.size("indices", indices, 0, rows.shape[0], "the rows of rows")
     rows, weight, indices = contiguous(rows), contiguous(weight), contiguous(indices)
     n, k = indices.shape
     m, d = weight.shape

@@ -19,6 +19,8 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
 
 @latent_sum.register_kernel("cpu")
 def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    checks.code(values, indices, rows)
+    checks.size("rows", rows, 0, values.shape[0], "the rows of values")
     values, indices, rows = contiguous(values), contiguous(indices), contiguous(rows)
     n, k = indices.shape
     d = rows.shape[1]

@@ -126,8 +126,7 @@ def _(
         w_dec_first,
         w_dec_second,
     )
-    for name, tensor in zip(_STATE, state, strict=True):
-        checks.writable(name, tensor)
+    _check(indices, values, value_grads, residual, inputs, state, (units, norm, lost), product)
     indices, values, value_grads = map(contiguous, (indices, values, value_grads))
     residual, inputs = contiguous(residual), contiguous(inputs)
     n, k = indices.shape
@@ -166,6 +165,40 @@ def _(
         threads(),
     )
     return input_grad_sum, fired
+
+
+def _check(
+    indices: Tensor,
+    values: Tensor,
+    value_grads: Tensor,
+    residual: Tensor,
+    inputs: Tensor,
+    state: tuple[Tensor, ...],
+    packed: tuple[Tensor | None, ...],
+    product: str,
+) -> None:
+    w_enc = state[0]
+    checks.at_least_float32("w_enc", w_enc)
+    checks.code(values, indices, w_enc)
+    m, d = w_enc.shape
+    n = values.shape[0]
+    given = {"value_grads": value_grads, "residual": residual, "inputs": inputs}
+    shapes = {"value_grads": tuple(values.shape), "residual": (n, d), "inputs": (n, d)}
+    for name, tensor in zip(_STATE, state, strict=True):
+        checks.writable(name, tensor)
+        given[name] = tensor
+        shapes[name] = (m,) if name.startswith("b_enc") else (m, d)
+    for name, tensor in given.items():
+        checks.same_kind("w_enc", w_enc, name, tensor)
+        checks.shape(name, tensor, shapes[name])
+    if all(part is None for part in packed):
+        return
+    sizes = (native.panel_units(product, d, m), m, m)
+    for name, part, size in zip(("units", "norm", "lost"), packed, sizes, strict=True):
+        if part is None:
+            raise ValueError("units, norm and lost must be given together or not at all")
+        checks.writable(name, part)
+        checks.shape(name, part, (size,))
 
 
 @latent_update.register_fake

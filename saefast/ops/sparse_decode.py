@@ -31,11 +31,7 @@ def sparse_decode(
     Returns:
         [n, d], differentiable in `values`, `weight` and `bias`.
     """
-    check_code(values, indices, weight)
-    if bias is not None:
-        checks.floating("bias", bias, "[d]")
-        checks.same_kind("weight", weight, "bias", bias)
-        checks.size("bias", bias, 0, weight.shape[1], "one entry per column of weight")
+    _check(values, indices, weight, bias)
     if use_reference(impl, weight):
         checks.in_range("indices", indices, weight.shape[0])
         return reference.sparse_decode(values, indices, weight, bias)
@@ -43,15 +39,12 @@ def sparse_decode(
     return out
 
 
-def check_code(values: Tensor, indices: Tensor, weight: Tensor) -> None:
-    """A sparse code and the weight its indices point into belong together."""
-    checks.floating("values", values, "[n, k]")
-    checks.indices("indices", indices, "[n, k]")
-    checks.floating("weight", weight, "[m, d]")
-    checks.same_kind("weight", weight, "values", values)
-    checks.same_device("weight", weight, "indices", indices)
-    for axis in (0, 1):
-        checks.size("indices", indices, axis, values.shape[axis], "the shape of values")
+def _check(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    checks.code(values, indices, weight)
+    if bias is not None:
+        checks.floating("bias", bias, "[d]")
+        checks.same_kind("weight", weight, "bias", bias)
+        checks.size("bias", bias, 0, weight.shape[1], "one entry per column of weight")
 
 
 @torch.library.custom_op("saefast::sparse_decode", mutates_args=())
@@ -65,6 +58,7 @@ def sparse_decode_op(
 
 @sparse_decode_op.register_kernel("cpu")
 def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(values, indices, weight, bias)
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
     n, k = indices.shape

@@ -8,8 +8,8 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import checks
 from saefast.ops.backends import use_reference
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
-from saefast.ops.screens import PackedWeight, Screen, best_screen, encode_by_tiles
+from saefast.ops.encode_cpu import Screen, encode_on_cpu
+from saefast.ops.screens import best_screen
 from saefast.types import SparseCode
 
 PRECISIONS = ("exact", "bf16")
@@ -41,6 +41,21 @@ def topk_encode(
         values [n, k] and int64 indices [n, k]; values descend, equal values stand in order of
         their index. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
+    _check(x, weight, bias, scale, k, precision)
+    if use_reference(impl, weight):
+        _check_finite(x, weight, bias, scale)
+        return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+) -> None:
     checks.floating("x", x, "[n, d]")
     checks.floating("weight", weight, "[m, d]")
     checks.same_kind("weight", weight, "x", x)
@@ -55,10 +70,6 @@ def topk_encode(
     checks.between("weight.shape[1]", weight.shape[1], 1, 2**31 - 1, "the width")
     checks.between("weight.shape[0]", weight.shape[0], 1, 2**31 - 1, "indices inside are 32 bits")
     checks.one_of("precision", precision, PRECISIONS)
-    if use_reference(impl, weight):
-        _check_finite(x, weight, bias, scale)
-        return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
-    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
 
 
 def _check_finite(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
@@ -94,48 +105,10 @@ def _(
     k: int,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
+    _check(x, weight, bias, scale, k, precision)
     screen = best_screen() if precision == "exact" else Screen("native", "bfloat16")
-    return tuple(encode_on_cpu(x, weight, bias, scale, k, precision, screen))  # type: ignore[return-value]
-
-
-def encode_on_cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    k: int,
-    precision: str,
-    screen: Screen,
-    packed: PackedWeight | None = None,
-) -> SparseCode:
-    """`topk_encode` by a given screen, from a weight that may be packed for it already."""
-    x, weight = contiguous(x), contiguous(weight)
-    bias = bias if bias is None else contiguous(bias)
-    scale = scale if scale is None else contiguous(scale)
-    n, d = x.shape
-    m = weight.shape[0]
-    code = SparseCode(x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64))
-    if screen.engine == "torch":
-        encode_by_tiles(x, weight, bias, scale, k, screen, code)
-        return code
-    native.topk_encode(
-        dtype_name(x),
-        address(x),
-        address(weight),
-        address(bias),
-        address(scale),
-        n,
-        d,
-        m,
-        k,
-        address(code.values),
-        address(code.indices),
-        precision == "exact",
-        screen.product,
-        *(packed.addresses() if packed else (0, 0, 0)),
-        threads(),
-    )
-    return code
+    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen)
+    return code.values, code.indices
 
 
 @topk_encode_op.register_fake

@@ -1,0 +1,172 @@
+"""One encode on the CPU by a given screen, from a weight that may be packed for it already.
+
+The native engine is csrc/topk_encode.cpp with the tiles of the active instruction set. The torch
+engine multiplies tiles with `torch.mm` and filters them in C++, csrc/tile_screen.cpp.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.types import SparseCode
+
+_ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, near the processor
+
+
+class Screen(NamedTuple):
+    """An engine and the product it screens with."""
+
+    engine: str
+    """native or torch"""
+    product: str
+    """bfloat16 or float32"""
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.product}"
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in the layout of the native screen, and the norms that bound its errors."""
+
+    screen: Screen
+    level: str
+    """the instruction set whose tiles it fits"""
+    units: Tensor
+    norm: Tensor
+    lost: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, screen: Screen) -> "PackedWeight":
+        """Pack a contiguous [m, d] weight."""
+        m, d = weight.shape
+        units = torch.empty(native.panel_units(screen.product, d, m), dtype=torch.int32)
+        packed = cls(screen, native.level(), units, torch.empty(m), torch.empty(m))
+        native.pack_weight(
+            dtype_name(weight),
+            screen.product,
+            address(weight),
+            0,
+            d,
+            m,
+            *packed.addresses(),
+            threads(),
+        )
+        return packed
+
+    def addresses(self) -> tuple[int, int, int]:
+        """What C++ is told."""
+        return address(self.units), address(self.norm), address(self.lost)
+
+
+def encode_on_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    screen: Screen,
+    packed: PackedWeight | None = None,
+) -> SparseCode:
+    """`topk_encode` of checked input. An exact result does not depend on `screen`."""
+    x, weight = contiguous(x), contiguous(weight)
+    bias = bias if bias is None else contiguous(bias)
+    scale = scale if scale is None else contiguous(scale)
+    n, d = x.shape
+    m = weight.shape[0]
+    code = SparseCode(x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64))
+    if screen.engine == "torch":
+        _encode_by_tiles(x, weight, bias, scale, k, screen, code)
+        return code
+    native.topk_encode(
+        dtype_name(x),
+        address(x),
+        address(weight),
+        address(bias),
+        address(scale),
+        n,
+        d,
+        m,
+        k,
+        address(code.values),
+        address(code.indices),
+        precision == "exact",
+        screen.product,
+        *(packed.addresses() if packed else (0, 0, 0)),
+        threads(),
+    )
+    return code
+
+
+@contextlib.contextmanager
+def _multiplying_in(product: str) -> Iterator[None]:
+    """float32 products as float32, or with operands rounded to bfloat16, whatever the user set."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def _encode_by_tiles(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    screen: Screen,
+    code: SparseCode,
+) -> None:
+    """Fill `code` by tiles of `torch.mm` that C++ filters while they are near."""
+    n, d = x.shape
+    m = weight.shape[0]
+    screening = native.TileScreen(
+        dtype_name(x),
+        address(x),
+        address(weight),
+        address(bias),
+        address(scale),
+        n,
+        d,
+        m,
+        k,
+        address(code.values),
+        address(code.indices),
+        screen.product,
+        threads(),
+    )
+    tile = torch.empty(min(_ROWS, n), min(_COLUMNS, m))
+    with _multiplying_in(screen.product):
+        for row in range(0, n, _ROWS):
+            left = x[row : row + _ROWS].float()
+            for column in range(0, m, _COLUMNS):
+                right = _tile_operand(weight, scale, column)
+                scores = tile[: left.shape[0], : right.shape[0]]
+                torch.mm(left, right.T, out=scores)
+                screening.feed(
+                    address(scores),
+                    scores.stride(0),
+                    row,
+                    left.shape[0],
+                    column,
+                    right.shape[0],
+                    threads(),
+                )
+            screening.finish(row, left.shape[0], threads())
+
+
+def _tile_operand(weight: Tensor, scale: Tensor | None, column: int) -> Tensor:
+    rows = weight[column : column + _COLUMNS]
+    if scale is None:
+        return rows.float()
+    factors = scale[column : column + _COLUMNS, None]
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return (rows.to(wide) * factors.to(wide)).float()
