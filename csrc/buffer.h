@@ -25,9 +25,9 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {
-    // A fresh array costs a page fault and a cleared page for every few rows, call after call. So
-    // one of moderate size is kept.
-    constexpr size_t kMostKept = size_t{64} << 20;
+    // A fresh array costs page faults and cleared pages, call after call, and where memory is in
+    // pieces the search for huge pages costs more than the encode. So one is kept.
+    constexpr size_t kMostKept = size_t{256} << 20;
     if (this != &spare() && bytes_ <= kMostKept) {
       const std::lock_guard<std::mutex> lock(spare_lock());
       if (spare().bytes_ < bytes_) {

@@ -40,43 +40,48 @@ void dots(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t
   }
 }
 
-template <class Storage, int kVectors>
-void weighted_strip(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
-                    int64_t count, int64_t d, compute_t<Storage>* out) {
+// out[:] (+)= the weighted rows c .. c + kRows, each element in the order of the rows. Several rows
+// at once, so that `out` is read and written once for all of them; the rows after these are asked
+// for meanwhile, since they lie anywhere in memory.
+template <int kRows, class Storage>
+void add_weighted_rows(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
+                       int64_t rows_left, bool first, int64_t d, compute_t<Storage>* out) {
   using V = Vector<compute_t<Storage>>;
-  V sum[kVectors];
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sum[v] = V::zero();
-  for (int64_t c = 0; c < count; ++c) {
-    const Storage* row = matrix + ids[c] * d;
-    const Storage* next = matrix + ids[c + 1 < count ? c + 1 : c] * d;
-    const V weight = V::fill(weights[c]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      __builtin_prefetch(next + v * V::kLanes);
-      sum[v] = V::fma(weight, V::load(row + v * V::kLanes), sum[v]);
-    }
+  const Storage* row[kRows];
+  const Storage* next[kRows];
+  V weight[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    row[r] = matrix + ids[r] * d;
+    next[r] = matrix + ids[r + kRows < rows_left ? r + kRows : r] * d;
+    weight[r] = V::fill(weights[r]);
   }
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sum[v].store(out + v * V::kLanes);
+  int64_t i = 0;
+  for (; i + V::kLanes <= d; i += V::kLanes) {
+    V sum = first ? V::zero() : V::load(out + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch(next[r] + i);
+      sum = V::fma(weight[r], V::load(row[r] + i), sum);
+    }
+    sum.store(out + i);
+  }
+  if (i < d) {
+    V sum = first ? V::zero() : V::load_first(out + i, d - i);
+    for (int r = 0; r < kRows; ++r) sum = V::fma(weight[r], V::load_first(row[r] + i, d - i), sum);
+    sum.store_first(out + i, d - i);
+  }
 }
 
 template <class Storage>
 void weighted_sum(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
                   int64_t count, int64_t d, compute_t<Storage>* out) {
-  using V = Vector<compute_t<Storage>>;
-  constexpr int64_t kLanes = V::kLanes;
-  int64_t i = 0;
-  for (; i + kStrip * kLanes <= d; i += kStrip * kLanes)
-    weighted_strip<Storage, kStrip>(matrix + i, ids, weights, count, d, out + i);
-  for (; i + kLanes <= d; i += kLanes)
-    weighted_strip<Storage, 1>(matrix + i, ids, weights, count, d, out + i);
-  if (i < d) {
-    V sum = V::zero();
-    for (int64_t c = 0; c < count; ++c)
-      sum = V::fma(V::fill(weights[c]), V::load_first(matrix + ids[c] * d + i, d - i), sum);
-    sum.store_first(out + i, d - i);
-  }
+  if (count == 0)
+    for (int64_t i = 0; i < d; ++i) out[i] = 0;
+  int64_t c = 0;
+  for (; c + 4 <= count; c += 4)
+    add_weighted_rows<4>(matrix, ids + c, weights + c, count - c, c == 0, d, out);
+  for (; c < count; ++c)
+    add_weighted_rows<1>(matrix, ids + c, weights + c, count - c, c == 0, d, out);
 }
 
 template <class Compute>

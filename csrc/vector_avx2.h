@@ -112,6 +112,5 @@ struct VectorOf<double> {
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
-constexpr int kStrip = 4;
 
 }  // namespace saefast::avx2

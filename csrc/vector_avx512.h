@@ -81,6 +81,5 @@ struct VectorOf<double> {
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
-constexpr int kStrip = 8;
 
 }  // namespace saefast::SAEFAST_LEVEL

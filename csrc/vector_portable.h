@@ -69,7 +69,5 @@ struct Lanes {
 
 template <class T>
 using Vector = Lanes<T>;
-// How many vectors of a row are summed at once; as many as the registers hold.
-constexpr int kStrip = 4;
 
 }  // namespace saefast::portable

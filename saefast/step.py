@@ -67,7 +67,8 @@ class FusedStep:
         ]
         if unit_norm:
             with torch.no_grad():
-                sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+                norm = sae.W_dec.norm(dim=1, keepdim=True)
+                sae.W_dec.div_(torch.where(norm > 0, norm, 1.0))
         self._packed: PackedWeight | None = None
         self._packed_version = -1
 

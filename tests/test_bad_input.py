@@ -129,7 +129,12 @@ def update(**changes: torch.Tensor) -> object:
         },
         **dict.fromkeys(("units", "norm", "lost")),
         "product": "float32",
-        "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "unit_norm": False,
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "step": 1,
+        "unit_norm": False,
     }
     return latent_update(**{**arguments, **changes})
 

@@ -1,0 +1,69 @@
+"""The README's table, from the committed rows: `python -m bench.table`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.cases import SHAPES, Shape
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_NAMES = {
+    ("saefast", "exact"): "**saefast**, exact",
+    ("saefast", "bf16"): '**saefast**, `precision="bf16"`',
+    ("saefast", "exact avx2"): "**saefast**, exact, AVX2 forced",
+    ("saefast", "autograd"): "**saefast** ops in a loop of your own",
+    ("torch", "dense"): "torch, dense",
+    ("torch.compile", "dense"): "torch.compile, dense",
+    ("sparsify", "default"): "sparsify",
+    ("dictionary_learning", "default"): "dictionary_learning",
+    ("SAELens", "default"): "SAELens",
+}
+
+
+def table() -> str:
+    """A row per rival: encode and training step, as multiples of one dense fp32 encode GEMM."""
+    first, *_ = SHAPES
+    columns = [("encode", first), *(("train_step", shape) for shape in SHAPES)]
+    cells = [_ratios(case, shape) for case, shape in columns]
+    heads = ["", f"encode {_size(first)}", *(f"step {_size(shape)}" for shape in SHAPES)]
+    lines = [heads, ["---"] + ["---:"] * len(columns)]
+    for rival, name in _NAMES.items():
+        lines.append([name, *(cell.get(rival, "") for cell in cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def caption() -> str:
+    """Where and when the numbers were taken."""
+    result = _load("train_step")
+    machine, versions = result["machine"], result["machine"]["versions"]
+    peers = ", ".join(
+        f"{name} {versions[name]}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
+    )
+    return (
+        f"Multiples of one fp32 `torch.mm` of the encode, timed in the same rounds; (d, m, k, n) "
+        f"above each column. {machine['cpu']}, {machine['threads']} threads, torch "
+        f"{versions['torch']}, {peers}; commit {result['commit']}."
+    )
+
+
+def _size(shape: Shape) -> str:
+    return f"({shape.d}, {shape.m}, {shape.k}, {shape.n})"
+
+
+def _load(case: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{case}.json").read_text())
+    return result
+
+
+def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
+    return {
+        (row["rival"], row["mode"]): f"{row['gemm_ratio']:.2f}"
+        for row in _load(case)["rows"]
+        if row["case"] == case and row["shape"] == shape._asdict()
+    }
+
+
+if __name__ == "__main__":
+    print(table())
+    print()
+    print(caption())
