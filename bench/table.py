@@ -42,7 +42,8 @@ def caption() -> str:
     return (
         f"Multiples of one fp32 `torch.mm` of the encode, timed in the same rounds; (d, m, k, n) "
         f"above each column. {machine['cpu']}, {machine['threads']} threads, torch "
-        f"{versions['torch']}, {peers}; commit {result['commit']}."
+        f"{versions['torch']}, {peers}; encode at commit {_load('encode')['commit']}, step at "
+        f"commit {result['commit']}."
     )
 
 
