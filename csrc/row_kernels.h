@@ -40,9 +40,9 @@ void dots(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t
   }
 }
 
-// out[:] (+)= the weighted rows c .. c + kRows, each element in the order of the rows. Several rows
-// at once, so that `out` is read and written once for all of them; the rows after these are asked
-// for meanwhile, since they lie anywhere in memory.
+// out[:] (+)= the sum of kRows weighted rows, in their order. Several rows at once, so that `out`
+// is read and written once for all of them, and so that a long sum rounds once for each group more
+// than once for each row; the rows after these are asked for meanwhile, since they lie anywhere.
 template <int kRows, class Storage>
 void add_weighted_rows(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
                        int64_t rows_left, bool first, int64_t d, compute_t<Storage>* out) {
@@ -57,18 +57,18 @@ void add_weighted_rows(const Storage* matrix, const int64_t* ids, const compute_
   }
   int64_t i = 0;
   for (; i + V::kLanes <= d; i += V::kLanes) {
-    V sum = first ? V::zero() : V::load(out + i);
+    V sum = V::zero();
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       __builtin_prefetch(next[r] + i);
       sum = V::fma(weight[r], V::load(row[r] + i), sum);
     }
-    sum.store(out + i);
+    (first ? sum : V::load(out + i) + sum).store(out + i);
   }
   if (i < d) {
-    V sum = first ? V::zero() : V::load_first(out + i, d - i);
+    V sum = V::zero();
     for (int r = 0; r < kRows; ++r) sum = V::fma(weight[r], V::load_first(row[r] + i, d - i), sum);
-    sum.store_first(out + i, d - i);
+    (first ? sum : V::load_first(out + i, d - i) + sum).store_first(out + i, d - i);
   }
 }
 

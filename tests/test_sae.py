@@ -1,6 +1,7 @@
 """The model itself, and how it is stored."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,23 @@ def test_saving_replaces_and_a_failure_keeps_the_old(
         saefast.save_sae(SAE(7, 20, k=4, seed=2), folder)
     assert saefast.load_sae(folder).k == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
+
+
+def test_the_old_folder_stays_until_the_new_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
+    fsync = os.fsync
+    seen: list[int] = []
+
+    def look(descriptor: int) -> None:
+        seen.append(saefast.load_sae(folder).k)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    saefast.save_sae(SAE(7, 20, k=5, seed=1), folder)
+    assert seen == [3, 3]  # both files are flushed while the old folder is still in its place
+    assert saefast.load_sae(folder).k == 5
 
 
 def test_the_folder_is_what_sae_lens_expects(tmp_path: Path) -> None:
