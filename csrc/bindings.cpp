@@ -13,6 +13,7 @@
 #include "latent_sum.h"
 #include "latent_update.h"
 #include "panels.h"
+#include "row_select.h"
 #include "sparse_decode.h"
 #include "tile_screen.h"
 #include "topk_encode.h"
@@ -198,46 +199,78 @@ void bind_latents(py::module_& module) {
       [](const std::string& dtype, Address indices, Address values, Address value_grads,
          Address residual, Address inputs, int64_t n, int64_t k, int64_t d, int64_t m,
          Address w_enc, Address b_enc, Address w_dec, Pair w_enc_moments, Pair b_enc_moments,
-         Pair w_dec_moments, double lr, double beta1, double beta2, double eps, int64_t step,
-         bool unit_norm, Address input_grad_sum, Address fired, const std::string& screen,
-         Address units, Address norm, Address lost, int threads) {
+         Pair w_dec_moments, Address extra_latents, int64_t extra_count, Address extra_w_enc,
+         Address extra_b_enc, Address extra_w_dec, double step_size, double root, double beta1,
+         double beta2, double eps, bool unit_norm, Address input_grad_sum, Address fired,
+         const std::string& screen, Address units, Address norm, Address lost, int threads) {
         py::gil_scoped_release release;
         with_compute(dtype, [&](auto compute) {
           using Compute = decltype(compute);
           const auto moments = [](const Pair& pair) {
             return Moments<Compute>{at<Compute>(pair.first), at<Compute>(pair.second)};
           };
-          const UpdateArgs<Compute> args{at<int64_t>(indices),
-                                         at<Compute>(values),
-                                         at<Compute>(value_grads),
-                                         at<Compute>(residual),
-                                         at<Compute>(inputs),
-                                         n,
-                                         k,
-                                         d,
-                                         m,
-                                         at<Compute>(w_enc),
-                                         at<Compute>(b_enc),
-                                         at<Compute>(w_dec),
-                                         moments(w_enc_moments),
-                                         moments(b_enc_moments),
-                                         moments(w_dec_moments),
-                                         lr,
-                                         beta1,
-                                         beta2,
-                                         eps,
-                                         step,
-                                         unit_norm,
-                                         at<Compute>(input_grad_sum),
-                                         at<int64_t>(fired)};
+          const UpdateArgs<Compute> args{
+              at<int64_t>(indices),
+              at<Compute>(values),
+              at<Compute>(value_grads),
+              at<Compute>(residual),
+              at<Compute>(inputs),
+              n,
+              k,
+              d,
+              m,
+              at<Compute>(w_enc),
+              at<Compute>(b_enc),
+              at<Compute>(w_dec),
+              moments(w_enc_moments),
+              moments(b_enc_moments),
+              moments(w_dec_moments),
+              {at<int64_t>(extra_latents), extra_count, at<Compute>(extra_w_enc),
+               at<Compute>(extra_b_enc), at<Compute>(extra_w_dec)},
+              step_size,
+              root,
+              beta1,
+              beta2,
+              eps,
+              unit_norm,
+              at<Compute>(input_grad_sum),
+              at<int64_t>(fired)};
           const Panels panels = panels_at(units, norm, lost);
           latent_update(args, screen_named(screen), units ? &panels : nullptr, threads);
         });
       },
       "dtype"_a, "indices"_a, "values"_a, "value_grads"_a, "residual"_a, "inputs"_a, "n"_a, "k"_a,
       "d"_a, "m"_a, "w_enc"_a, "b_enc"_a, "w_dec"_a, "w_enc_moments"_a, "b_enc_moments"_a,
-      "w_dec_moments"_a, "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "step"_a, "unit_norm"_a,
+      "w_dec_moments"_a, "extra_latents"_a, "extra_count"_a, "extra_w_enc"_a, "extra_b_enc"_a,
+      "extra_w_dec"_a, "step_size"_a, "root"_a, "beta1"_a, "beta2"_a, "eps"_a, "unit_norm"_a,
       "input_grad_sum"_a, "fired"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+}
+
+void bind_row_select(py::module_& module) {
+  module.def(
+      "keep_best_row",
+      [](Address scores, Address maxima, Address shift, Address norm, Address lost, Address reach,
+         Address spread, Address keys, Address counts, Address floor_keys, Address floor,
+         int64_t row, int32_t first, int32_t columns, int64_t width, int32_t k, int32_t capacity,
+         int32_t block, bool hot, bool bounded, int32_t lanes) {
+        keep_best_row(
+            Screened{at<float>(scores), at<float>(maxima), at<float>(shift), at<float>(norm),
+                     at<float>(lost), at<float>(reach), at<float>(spread), at<int64_t>(keys),
+                     at<int32_t>(counts), at<int64_t>(floor_keys), at<float>(floor), first, columns,
+                     width, k, capacity, block},
+            row, hot, bounded, lanes);
+      },
+      py::call_guard<py::gil_scoped_release>(), "scores"_a, "maxima"_a, "shift"_a, "norm"_a,
+      "lost"_a, "reach"_a, "spread"_a, "keys"_a, "counts"_a, "floor_keys"_a, "floor"_a, "row"_a,
+      "first"_a, "columns"_a, "width"_a, "k"_a, "capacity"_a, "block"_a, "hot"_a, "bounded"_a,
+      "lanes"_a);
+  module.def(
+      "choose_row",
+      [](Address keys, int32_t count, int32_t k, Address values, Address indices, int32_t lanes) {
+        choose_row_of(at<int64_t>(keys), count, k, at<float>(values), at<int64_t>(indices), lanes);
+      },
+      py::call_guard<py::gil_scoped_release>(), "keys"_a, "count"_a, "k"_a, "values"_a, "indices"_a,
+      "lanes"_a);
 }
 
 }  // namespace
@@ -259,4 +292,5 @@ PYBIND11_MODULE(_native, module) {
   bind_encode(module);
   bind_decode(module);
   bind_latents(module);
+  bind_row_select(module);
 }

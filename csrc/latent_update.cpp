@@ -17,14 +17,9 @@ namespace {
 
 template <class Compute>
 AdamScalars<Compute> adam_scalars(const UpdateArgs<Compute>& args) {
-  const double correction1 = 1.0 - std::pow(args.beta1, static_cast<double>(args.step));
-  const double correction2 = 1.0 - std::pow(args.beta2, static_cast<double>(args.step));
-  return {static_cast<Compute>(args.lr / correction1),
-          static_cast<Compute>(args.beta2),
-          static_cast<Compute>(1.0 - args.beta1),
-          static_cast<Compute>(1.0 - args.beta2),
-          static_cast<Compute>(1.0 / std::sqrt(correction2)),
-          static_cast<Compute>(args.eps)};
+  return {static_cast<Compute>(args.step_size),   static_cast<Compute>(args.beta2),
+          static_cast<Compute>(1.0 - args.beta1), static_cast<Compute>(1.0 - args.beta2),
+          static_cast<Compute>(1.0 / args.root),  static_cast<Compute>(args.eps)};
 }
 
 template <class Compute>
@@ -41,7 +36,14 @@ class LatentUpdate {
         sorted_(sorted),
         rows_(row_kernels_of<Compute>(active_kernels())),
         update_(update_kernels_of<Compute>(active_kernels())),
-        adam_(adam_scalars(args)) {}
+        adam_(adam_scalars(args)) {
+    if (args.extra.count == 0) return;
+    slots_.assign(args.m, -1);
+    for (int64_t slot = 0; slot < args.extra.count; ++slot) {
+      const int64_t latent = args.extra.latents[slot];
+      if (latent >= 0 && latent < args.m) slots_[latent] = slot;
+    }
+  }
 
   // Updates latent j and adds its share of the inputs' gradient to `input_grad_sum` [d].
   void run(int64_t j, Compute* input_grad_sum, UpdateSpace<Compute>& space) const {
@@ -60,13 +62,23 @@ class LatentUpdate {
       along += value * grad;
     }
     args_.fired[j] = count;
+    const int64_t slot = slots_.empty() ? -1 : slots_[j];
+    if (slot >= 0) bias_grad += args_.extra.b_enc[slot];
 
     Compute* const gradient = space.gradient.data();
     Compute* const w_dec = args_.w_dec + j * d;
     rows_.weighted_sum(args_.residual, tokens, space.values.data(), count, d, gradient);
+    if (slot >= 0) {
+      const Compute* const more = args_.extra.w_dec + slot * d;
+      update_.add_scaled(gradient, more, 1, d);
+      const int64_t its_row = 0;
+      Compute product;
+      rows_.dots(more, w_dec, &its_row, 1, d, &product);
+      along += product;
+    }
     // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so the
     // part along a row of norm one costs no product of length d.
-    if (args_.unit_norm && count > 0) update_.add_scaled(gradient, w_dec, -along, d);
+    if (args_.unit_norm && (count > 0 || slot >= 0)) update_.add_scaled(gradient, w_dec, -along, d);
     update_.adam(w_dec, args_.w_dec_moments.first + j * d, args_.w_dec_moments.second + j * d,
                  gradient, d, adam_);
     if (args_.unit_norm) {
@@ -75,8 +87,9 @@ class LatentUpdate {
     }
 
     Compute* const w_enc = args_.w_enc + j * d;
-    if (count > 0) update_.add_scaled(input_grad_sum, w_enc, bias_grad, d);
+    if (count > 0 || slot >= 0) update_.add_scaled(input_grad_sum, w_enc, bias_grad, d);
     rows_.weighted_sum(args_.inputs, tokens, space.value_grads.data(), count, d, gradient);
+    if (slot >= 0) update_.add_scaled(gradient, args_.extra.w_enc + slot * d, 1, d);
     update_.adam(w_enc, args_.w_enc_moments.first + j * d, args_.w_enc_moments.second + j * d,
                  gradient, d, adam_);
     update_.adam(args_.b_enc + j, args_.b_enc_moments.first + j, args_.b_enc_moments.second + j,
@@ -89,6 +102,7 @@ class LatentUpdate {
   const RowKernels<Compute>& rows_;
   const UpdateKernels<Compute>& update_;
   const AdamScalars<Compute> adam_;
+  std::vector<int64_t> slots_;  // of each latent among the extra gradients, or -1
 };
 
 }  // namespace

@@ -12,6 +12,17 @@ struct Moments {
   Compute* second;
 };
 
+// Gradients that come from elsewhere, for the rows of `count` latents, each named at most once.
+// One that is out of range stands for none.
+template <class Compute>
+struct ExtraGradients {
+  const int64_t* latents;
+  int64_t count;
+  const Compute* w_enc;  // [count, d]
+  const Compute* b_enc;  // [count]
+  const Compute* w_dec;  // [count, d]
+};
+
 template <class Compute>
 struct UpdateArgs {
   // What the forward pass left: indices and values [n, k], the gradients of the values [n, k]
@@ -27,8 +38,10 @@ struct UpdateArgs {
   Compute* b_enc;  // [m]
   Compute* w_dec;  // [m, d]
   Moments<Compute> w_enc_moments, b_enc_moments, w_dec_moments;
-  double lr, beta1, beta2, eps;
-  int64_t step;  // counts from 1
+  ExtraGradients<Compute> extra;
+  double step_size;  // lr / (1 - beta1^t)
+  double root;       // sqrt(1 - beta2^t)
+  double beta1, beta2, eps;
   // Decoder rows have norm one: the gradient's part along the row is removed before Adam, and the
   // row is renormalised after it.
   bool unit_norm;

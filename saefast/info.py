@@ -34,7 +34,10 @@ def build_info() -> dict[str, Any]:
         "backends": {
             "reference": {"live": True},
             "cpp": {"live": True},
-            "triton": {"live": False, "why": why_not_live("triton")},
-            "cuda": {"live": False, "why": why_not_live("cuda")},
+            **{impl: _state(why_not_live(impl)) for impl in ("triton", "cuda")},
         },
     }
+
+
+def _state(reason: str | None) -> dict[str, Any]:
+    return {"live": True} if reason is None else {"live": False, "why": reason}

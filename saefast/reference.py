@@ -94,23 +94,30 @@ def decode_residual(
     return residual, value_grads, error.double().square().sum()
 
 
+def adam_rates(lr: Tensor, step: Tensor, beta1: float, beta2: float) -> Tensor:
+    """What Adam's corrections make of the learning rate at a step, counted from 1: float64 [2].
+
+    The size of the step, and the root by which the square roots of second moments are divided.
+    """
+    return torch.stack([lr / (1 - beta1**step), (1 - beta2**step).sqrt()])
+
+
 def adam(
     parameter: Tensor,
     first: Tensor,
     second: Tensor,
     gradient: Tensor,
+    rates: Tensor,
     *,
-    lr: float,
     beta1: float,
     beta2: float,
     eps: float,
-    step: int,
 ) -> None:
-    """One step of torch.optim.Adam on one tensor, in place; `step` counts from 1."""
+    """One step of torch.optim.Adam on one tensor, in place; `rates` are those of `adam_rates`."""
+    step_size, root = rates.to(parameter.dtype)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = second.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
-    parameter.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
+    parameter.sub_(step_size * (first / (second.sqrt() / root + eps)))
 
 
 def latent_update(
@@ -121,18 +128,20 @@ def latent_update(
     inputs: Tensor,
     parameters: Sequence[Tensor],
     moments: Sequence[Tensor],
+    extra: Sequence[Tensor] | None,
+    rates: Tensor,
     *,
-    lr: float,
     beta1: float,
     beta2: float,
     eps: float,
-    step: int,
     unit_norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place.
 
-    `moments` holds the first and second moment of each parameter in turn. Returns the gradient of
-    the encoder's inputs summed over tokens [d], and on how many tokens each latent fired [m].
+    `moments` holds the first and second moment of each parameter in turn. `extra` are latents [c],
+    each in range at most once, and gradients that come from elsewhere for their rows of w_enc,
+    b_enc and w_dec; a latent out of range stands for none. Returns the gradient of the encoder's
+    inputs summed over tokens [d], and on how many tokens each latent fired [m].
     """
     w_enc, _, w_dec = parameters
     latents = w_enc.shape[0]
@@ -143,17 +152,32 @@ def latent_update(
     encoder_gradient = latent_sum(value_grads, indices, inputs, latents)
     bias_gradient = latent_sum(value_grads, indices, ones, latents).squeeze(1)
     fired = latent_sum(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
+    gradients = (encoder_gradient, bias_gradient, decoder_gradient)
+    if extra is not None:
+        where = extra[0]
+        real = where < latents
+        for gradient, more in zip(gradients, extra[1:], strict=True):
+            gradient.index_add_(0, where[real], more[real])
     input_grad_sum = bias_gradient @ w_enc
     if unit_norm:
         along = (decoder_gradient * w_dec).sum(1, keepdim=True)
-        decoder_gradient = decoder_gradient - along * w_dec
-    gradients = (encoder_gradient, bias_gradient, decoder_gradient)
+        decoder_gradient -= along * w_dec
     for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         first, second = moments[2 * index], moments[2 * index + 1]
-        adam(
-            parameter, first, second, gradient, lr=lr, beta1=beta1, beta2=beta2, eps=eps, step=step
-        )
+        adam(parameter, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
     if unit_norm:
         norm = w_dec.norm(dim=1, keepdim=True)
         w_dec.div_(torch.where(norm > 0, norm, 1.0))
     return input_grad_sum, fired
+
+
+def keep_largest(scores: Tensor, k: int, *, signed: bool) -> None:
+    """Set to zero, in place, what is not among the k largest scores of its row.
+
+    Of equal scores those with lower indices stay. Unless `signed`, only positive scores stay; those
+    of -infinity never do.
+    """
+    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+    stays = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+    stays &= scores > (-torch.inf if signed else 0.0)
+    scores.masked_fill_(~stays, 0.0)

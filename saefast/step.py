@@ -1,19 +1,19 @@
 """One training step of a TopK SAE on the fused ops: forward, loss, gradient, Adam, unit norm."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops import checks
-from saefast.ops import latent_update as _latent_update
-from saefast.ops.cpu import contiguous, native
+from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
+from saefast.ops import checks, gpu
 from saefast.ops.decode_residual import decode_residual
-from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
-from saefast.ops.screens import best_screen
-from saefast.ops.topk_encode import PRECISIONS, topk_encode_op
+from saefast.ops.encode_packed import Packed, encode_packed, repacked
+from saefast.ops.latent_sum import column_sum
+from saefast.ops.latent_update import latent_update
+from saefast.ops.topk_encode import PRECISIONS
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
@@ -22,11 +22,13 @@ from saefast.types import SparseCode
 class StepResult:
     """What one step saw, before it changed the weights."""
 
-    loss: float
-    """squared error of a row, summed over its width, averaged over the batch"""
+    loss: Tensor
+    """squared error of a row, summed over its width, averaged over the batch; float64 []"""
     code: SparseCode
     fired: Tensor
     """[m] on how many rows each latent's value was positive"""
+    auxk: Tensor | None
+    """the loss of the dead latents, if one was asked for"""
 
 
 class FusedStep:
@@ -35,13 +37,15 @@ class FusedStep:
     The loss is the squared error summed over the width and averaged over rows; the optimiser is
     Adam. No weight gradient is stored: one pass over the latents sums it, removes its part along
     the decoder row, applies Adam, restores norm one and refreshes the packed encoder that the next
-    step screens with. Results are the same bits for any number of threads.
+    step screens with. Results are the same bits for any number of threads. On a GPU nothing in a
+    step waits for the device, so a whole step can be captured in a CUDA graph: see `capture`.
 
     Args:
         sae: a float32 or float64 SAE.
         lr, betas, eps: of Adam, with torch's meaning.
         unit_norm: keep decoder rows at norm one.
         precision: "exact" or "bf16", as in `topk_encode`.
+        auxk: settings of the loss that revives dead latents; None leaves them dead.
     """
 
     def __init__(
@@ -53,12 +57,16 @@ class FusedStep:
         eps: float = 1e-8,
         unit_norm: bool = True,
         precision: str = "exact",
+        auxk: AuxK | None = None,
     ) -> None:
         checks.one_of("precision", precision, PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
-        self.sae, self.lr, self.betas, self.eps = sae, lr, betas, eps
-        self.unit_norm, self.precision = unit_norm, precision
-        self.steps = 0
+        self.sae, self.betas, self.eps = sae, betas, eps
+        self.unit_norm, self.precision, self.auxk = unit_norm, precision, auxk
+        # On the device, where a captured step finds what has become of them.
+        self._lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
+        self._steps = torch.zeros_like(self._lr)
+        self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         state = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
         for name, parameter in zip(("W_enc", "b_enc", "W_dec", "b_dec"), state, strict=True):
             checks.writable(name, parameter)
@@ -69,35 +77,39 @@ class FusedStep:
             with torch.no_grad():
                 norm = sae.W_dec.norm(dim=1, keepdim=True)
                 sae.W_dec.div_(torch.where(norm > 0, norm, 1.0))
-        self._packed: PackedWeight | None = None
+        self._packed: Packed | None = None
         self._packed_version = -1
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._lr)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr.fill_(value)
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(self._steps)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> StepResult:
         """Train on x [n, d]."""
         sae = self.sae
-        checks.floating("x", x, "[n, d]")
-        checks.same_kind("the SAE", sae.W_enc, "x", x)
-        checks.size("x", x, 1, sae.d, "the width of the SAE")
-        if x.shape[0] == 0:
-            raise ValueError("x must have at least one row, got shape (0, ...)")
+        self._check(x)
+        n = x.shape[0]
         inputs = x - sae.b_dec
         code = self._encode(inputs)
-        n = x.shape[0]
         residual, value_grads, squares = decode_residual(
             code.values, code.indices, sae.W_dec, sae.b_dec, x, 2.0 / n
         )
-        self.steps += 1
+        extra = self._auxk(inputs, residual, n)
+        self._steps += 1
         beta1, beta2 = self.betas
-        adam: dict[str, Any] = {
-            "lr": self.lr,
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": self.eps,
-            "step": self.steps,
-        }
-        packed = self._packed
-        input_grad_sum, fired = _latent_update.latent_update(
+        rates = reference.adam_rates(self._lr, self._steps, beta1, beta2)
+        input_grad_sum, fired = latent_update(
             code.indices,
             code.values,
             value_grads,
@@ -107,49 +119,88 @@ class FusedStep:
             sae.b_enc,
             sae.W_dec,
             *self.moments[:6],
-            packed.units if packed else None,
-            packed.norm if packed else None,
-            packed.lost if packed else None,
-            packed.screen.product if packed else "float32",
-            unit_norm=self.unit_norm,
-            **adam,
+            *(self._packed.arrays if self._packed else (None, None, None)),
+            self._packed.product if self._packed else "float32",
+            *(extra[1:] if extra else (None, None, None, None)),
+            rates,
+            beta1,
+            beta2,
+            self.eps,
+            self.unit_norm,
         )
         self._packed_version = sae.W_enc._version
-        b_dec_grad = _column_sum(residual) - input_grad_sum
-        reference.adam(sae.b_dec, self.moments[6], self.moments[7], b_dec_grad, **adam)
-        relu = SparseCode(code.values.relu(), code.indices)
-        return StepResult(float(squares) / n, relu, fired)
+        first, second = self.moments[6:]
+        reference.adam(
+            sae.b_dec,
+            first,
+            second,
+            column_sum(residual) - input_grad_sum,
+            rates,
+            beta1=beta1,
+            beta2=beta2,
+            eps=self.eps,
+        )
+        self.idle += n
+        self.idle.masked_fill_(fired > 0, 0)
+        return StepResult(squares / n, code, fired, extra.loss if extra else None)
+
+    def capture(self, x: Tensor) -> Callable[[Tensor], StepResult]:
+        """A step on batches shaped like x, recorded once and replayed without the host.
+
+        Take a step with such a batch first: it compiles the kernels and allocates what they need.
+        The result's tensors are overwritten by the next replay. Weights must change only through
+        steps; the learning rate may change at any time.
+        """
+        self._check(x)
+        if not gpu.has(x):
+            raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
+        if self._packed is None or self._packed_version != self.sae.W_enc._version:
+            raise ValueError("capture needs a step of the same kind before it: call step(x) once")
+        batch = x.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self(batch)
+
+        def replay(x: Tensor) -> StepResult:
+            checks.shape("x", x, tuple(batch.shape))
+            batch.copy_(x)
+            graph.replay()
+            return result
+
+        return replay
+
+    def _check(self, x: Tensor) -> None:
+        checks.floating("x", x, "[n, d]")
+        checks.same_kind("the SAE", self.sae.W_enc, "x", x)
+        checks.size("x", x, 1, self.sae.d, "the width of the SAE")
+        if x.shape[0] == 0:
+            raise ValueError("x must have at least one row, got shape (0, ...)")
 
     def _encode(self, inputs: Tensor) -> SparseCode:
+        """The code of the inputs; only its positive values are active."""
         sae = self.sae
-        if inputs.device.type != "cpu":
-            return SparseCode(
-                *topk_encode_op(inputs, sae.W_enc, sae.b_enc, None, sae.k, self.precision)
-            )
-        exact = self.precision == "exact"
-        screen = best_screen() if exact else Screen("native", "bfloat16")
-        if screen.engine == "native":
-            self._pack(screen)
-        return encode_on_cpu(
-            inputs, sae.W_enc, sae.b_enc, None, sae.k, self.precision, screen, self._packed
+        self._packed = repacked(
+            self._packed,
+            self._packed_version == sae.W_enc._version,
+            inputs,
+            sae.W_enc,
+            sae.k,
+            self.precision,
         )
+        code = encode_packed(inputs, sae.W_enc, sae.b_enc, sae.k, self.precision, self._packed)
+        return SparseCode(code.values.relu(), code.indices)
 
-    def _pack(self, screen: Screen) -> None:
-        """Pack the encoder, unless the last update did so and nobody wrote to it since."""
-        packed = self._packed
-        weight = self.sae.W_enc
-        if (
-            packed is None
-            or packed.screen != screen
-            or packed.level != native.level()
-            or self._packed_version != weight._version
-        ):
-            self._packed = PackedWeight.of(contiguous(weight), screen)
-
-
-def _column_sum(rows: Tensor) -> Tensor:
-    """The sum over rows, in their order; torch's own order depends on the number of threads."""
-    n = rows.shape[0]
-    nothing = torch.zeros(n, 1, dtype=torch.int64, device=rows.device)
-    total: Tensor = torch.ops.saefast.latent_sum(rows.new_ones(n, 1), nothing, rows, 1)
-    return total.squeeze(0)
+    def _auxk(self, inputs: Tensor, residual: Tensor, n: int) -> AuxGradients | None:
+        if self.auxk is None:
+            return None
+        sae = self.sae
+        return auxk_gradients(
+            inputs,
+            residual * (-n / 2.0),
+            sae.W_enc,
+            sae.b_enc,
+            sae.W_dec,
+            dead_latents(self.idle, self.auxk),
+            self.auxk,
+            rounded=self.precision == "bf16",
+        )

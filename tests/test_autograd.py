@@ -11,6 +11,7 @@ import saefast
 from saefast import reference
 from saefast.ops.decode_residual import decode_residual
 from saefast.ops.gather_dots import gather_dots
+from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -118,12 +119,14 @@ def test_opcheck_of_the_training_ops(dtype: torch.dtype) -> None:
     torch.library.opcheck(decode_residual, (values, INDICES, weight, bias, rows, 0.5))
     state = [normal(s, i, dtype).abs() for i, s in enumerate([(m, d), (m,), (m, d)])]
     moments = [torch.zeros_like(t) for t in state for _ in range(2)]
-    adam = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 3, "unit_norm": True}
-    torch.library.opcheck(
-        latent_update,
-        (INDICES, values, values, rows, rows, *state, *moments, None, None, None, "float32"),
-        adam,
-    )
+    rates = torch.tensor([1e-3, 0.5], dtype=torch.float64)
+    adam = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "unit_norm": True}
+    left = (INDICES, values, values, rows, rows, *state, *moments)
+    packed = (None, None, None, "float32")
+    extra = (torch.tensor([1, m]), weight[:2].clone(), bias[:2].clone(), weight[2:4].clone())
+    for gradients in ((None,) * 4, extra):
+        torch.library.opcheck(latent_update, (*left, *packed, *gradients, rates), adam)
+    torch.library.opcheck(keep_largest, (weight.clone(), 3, False))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

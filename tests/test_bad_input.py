@@ -11,6 +11,7 @@ from saefast.ops.latent_update import latent_update
 
 X, W, B = torch.randn(4, 6), torch.randn(10, 6), torch.randn(10)
 V, I = torch.randn(4, 3), torch.zeros(4, 3, dtype=torch.int64)  # noqa: E741
+RATES = torch.tensor([1e-3, 0.5], dtype=torch.float64)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -109,6 +110,11 @@ MISFITS: dict[str, Callable[[], object]] = {
     "latent_update": lambda: update(residual=X[:2]),
     "latent_update state": lambda: update(b_enc=B[:3].clone()),
     "latent_update packed": lambda: update(units=torch.zeros(3, dtype=torch.int32), norm=B, lost=B),
+    "latent_update extra": lambda: update(
+        extra_latents=I[0], extra_w_enc=X, extra_b_enc=B[:2], extra_w_dec=X
+    ),
+    "latent_update half extra": lambda: update(extra_latents=I[0]),
+    "latent_update rates": lambda: update(rates=RATES[:1]),
     "latent_update half packed": lambda: update(norm=B.clone()),
 }
 
@@ -129,11 +135,11 @@ def update(**changes: torch.Tensor) -> object:
         },
         **dict.fromkeys(("units", "norm", "lost")),
         "product": "float32",
-        "lr": 1e-3,
+        **dict.fromkeys(("extra_latents", "extra_w_enc", "extra_b_enc", "extra_w_dec")),
+        "rates": RATES,
         "beta1": 0.9,
         "beta2": 0.99,
         "eps": 1e-8,
-        "step": 1,
         "unit_norm": False,
     }
     return latent_update(**{**arguments, **changes})
@@ -169,9 +175,10 @@ def test_outputs_that_overlap_are_refused() -> None:
     state = [torch.zeros(10, 6), torch.zeros(10), torch.zeros(10, 6)]
     moments = [torch.zeros_like(t) for t in state for _ in range(2)]
     moments[0] = torch.zeros(1, 6).expand(10, 6)
-    adam = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "step": 1, "unit_norm": False}
+    adam = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "unit_norm": False}
+    packed, extra = (None, None, None, "float32"), (None,) * 4
     with pytest.raises(ValueError, match="w_enc_first is updated in place"):
-        latent_update(I, V, V, X, X, *state, *moments, None, None, None, "float32", **adam)
+        latent_update(I, V, V, X, X, *state, *moments, *packed, *extra, RATES, **adam)
 
 
 def test_a_failed_call_leaves_the_process_usable() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, normal, seeds, shapes
+from strategies import Shape, generator, normal, seeds, shapes
 from test_sparse_decode import draw_indices
 from tolerance import assert_same_bits
 from torch import Tensor
@@ -15,7 +15,14 @@ from saefast.ops.encode_cpu import PackedWeight, Screen
 from saefast.ops.latent_update import latent_update
 
 products = st.sampled_from(["float32", "bfloat16"])
-ADAM = {"lr": 3e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+LR = 3e-3
+ADAM = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+
+
+def rates(number: int, lr: float = LR) -> Tensor:
+    """Adam's, at a step."""
+    wide = [torch.tensor(float(value), dtype=torch.float64) for value in (lr, number)]
+    return reference.adam_rates(*wide, ADAM["beta1"], ADAM["beta2"])
 
 
 class Problem:
@@ -42,33 +49,64 @@ class Problem:
         ).to(self.dtype)
         return indices, values, grads, residual, normal((n, d), seed + 2, self.dtype)
 
-    def fused(self, number: int, packed: PackedWeight | None = None, **options: object) -> object:
+    def extra(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients from elsewhere for half the latents, and places that stand for none."""
+        _, d, m, _ = self.shape
+        seed = self.seed + 10 * number + 5
+        latents = torch.randperm(m, generator=generator(seed))[: m // 2 + 1]
+        latents = torch.cat([latents, torch.tensor([m, m])])
+        c = len(latents)
+        rows = (normal((c, d), seed + i, self.dtype) for i in range(2))
+        return latents, next(rows), normal((c,), seed, self.dtype), next(rows)
+
+    def fused(
+        self,
+        number: int,
+        packed: PackedWeight | None = None,
+        *,
+        extra: bool = False,
+        lr: float = LR,
+        unit_norm: bool = True,
+    ) -> object:
         """One step of the op."""
         arrays = (packed.units, packed.norm, packed.lost) if packed else (None, None, None)
         product = packed.screen.product if packed else "float32"
-        settings_ = {**ADAM, "step": number, "unit_norm": True, **options}
         return latent_update(
-            *self.batch(number), *self.parameters, *self.moments, *arrays, product, **settings_
+            *self.batch(number),
+            *self.parameters,
+            *self.moments,
+            *arrays,
+            product,
+            *(self.extra(number) if extra else (None,) * 4),
+            rates(number, lr),
+            **ADAM,
+            unit_norm=unit_norm,
         )
 
-    def plain(self, number: int, **options: object) -> object:
+    def plain(self, number: int, *, extra: bool = False, unit_norm: bool = True) -> object:
         """One step of the reference."""
-        settings_ = {**ADAM, "step": number, "unit_norm": True, **options}
         return reference.latent_update(
-            *self.batch(number), self.parameters, self.moments, **settings_
+            *self.batch(number),
+            self.parameters,
+            self.moments,
+            self.extra(number) if extra else None,
+            rates(number),
+            **ADAM,
+            unit_norm=unit_norm,
         )
 
 
 @settings(max_examples=30)
 @given(shape=shapes(), seed=seeds)
 @pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
 def test_several_steps_equal_the_reference(
-    level: str, shape: Shape, seed: int, unit_norm: bool
+    level: str, shape: Shape, seed: int, unit_norm: bool, extra: bool
 ) -> None:
     fused, plain = (Problem(shape, seed, torch.float64) for _ in range(2))
     for number in range(1, 5):
-        actual = fused.fused(number, unit_norm=unit_norm)
-        expected = plain.plain(number, unit_norm=unit_norm)
+        actual = fused.fused(number, unit_norm=unit_norm, extra=extra)
+        expected = plain.plain(number, unit_norm=unit_norm, extra=extra)
         torch.testing.assert_close(actual[0], expected[0], rtol=1e-9, atol=1e-9)
         assert_same_bits(actual[1], expected[1])
         for a, e in zip(
@@ -80,7 +118,7 @@ def test_several_steps_equal_the_reference(
 def test_the_reference_is_torchs_adam() -> None:
     problem = Problem(Shape(20, 9, 30, 4), 0, torch.float64)
     weights = [torch.nn.Parameter(p.clone()) for p in problem.parameters]
-    optimiser = torch.optim.Adam(weights, ADAM["lr"], (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
+    optimiser = torch.optim.Adam(weights, LR, (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
     for number in range(1, 30):
         indices, values, grads, residual, inputs = problem.batch(number)
         active, m = values > 0, 30

@@ -47,7 +47,7 @@ def test_thirty_steps_equal_autograd_and_adam(level: str, unit_norm: bool) -> No
     data = batches(30, 40, 16, torch.float64)
     fused, plain = (SAE(16, 96, k=5, seed=1, dtype=torch.float64) for _ in range(2))
     step = FusedStep(fused, lr=2e-3, unit_norm=unit_norm)
-    losses = [step(x).loss for x in data]
+    losses = [step(x).loss.item() for x in data]
     expected = train_plainly(plain, data, 2e-3, unit_norm)
     assert losses == pytest.approx(expected, rel=1e-7)
     assert losses[-1] < losses[0]
@@ -65,7 +65,7 @@ def test_training_gives_the_same_bits_for_any_number_of_threads(precision: str) 
         torch.set_num_threads(threads)
         sae = SAE(24, 400, k=6, seed=1)
         step = FusedStep(sae, lr=1e-3, precision=precision)
-        losses = [step(x).loss for x in data]
+        losses = [step(x).loss.item() for x in data]
         results.append(([p.detach().clone() for p in sae.parameters()], losses))
     for parameters, losses in results[1:]:
         assert losses == results[0][1]

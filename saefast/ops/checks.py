@@ -110,6 +110,16 @@ def finite(name: str, value: Tensor, masking_allowed: bool = False) -> None:
         raise ValueError(f"{name} must be {kind}, but row {row} holds NaN or infinity")
 
 
+def finite_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+    """What an encode multiplies and adds is finite; a bias may mask its latent."""
+    finite("x", x)
+    finite("weight", weight)
+    if bias is not None:
+        finite("bias", bias, masking_allowed=True)
+    if scale is not None:
+        finite("scale", scale)
+
+
 def in_range(name: str, value: Tensor, m: int) -> None:
     """Every entry is in [0, m)."""
     bad = (value < 0) | (value >= m)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops import checks
+from saefast.ops import checks, gpu
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 
 
@@ -31,13 +31,7 @@ def _(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    checks.code(values, indices, weight)
-    checks.same_kind("weight", weight, "target", target)
-    checks.shape("target", target, (values.shape[0], weight.shape[1]))
-    if bias is not None:
-        checks.same_kind("weight", weight, "bias", bias)
-        checks.shape("bias", bias, (weight.shape[1],))
-    checks.at_least_float32("weight", weight)
+    _check(values, indices, weight, bias, target)
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     target = contiguous(target)
     bias = bias if bias is None else contiguous(bias)
@@ -61,6 +55,36 @@ def _(
         threads(),
     )
     return residual, value_grads, torch.tensor(squares, dtype=torch.float64)
+
+
+@decode_residual.register_kernel("cuda")
+def _(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(values, indices, weight, bias, target)
+    if not gpu.serves(weight):
+        return reference.decode_residual(values, indices, weight, bias, target, factor)
+    result: tuple[Tensor, Tensor, Tensor] = gpu.launch(
+        "sparse_decode.decode_residual", values, indices, weight, bias, target, factor
+    )
+    return result
+
+
+def _check(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> None:
+    checks.code(values, indices, weight)
+    checks.same_kind("weight", weight, "target", target)
+    checks.shape("target", target, (values.shape[0], weight.shape[1]))
+    if bias is not None:
+        checks.same_kind("weight", weight, "bias", bias)
+        checks.shape("bias", bias, (weight.shape[1],))
+    checks.at_least_float32("weight", weight)
 
 
 @decode_residual.register_fake

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops import checks
+from saefast.ops import checks, gpu
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 
 
@@ -19,12 +19,7 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 
 @gather_dots.register_kernel("cpu")
 def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    checks.floating("rows", rows, "[n, d]")
-    checks.floating("weight", weight, "[m, d]")
-    checks.indices("indices", indices, "[n, k]")
-    checks.same_kind("weight", weight, "rows", rows)
-    checks.size("rows", rows, 1, weight.shape[1], "the columns of weight")
-    checks.size("indices", indices, 0, rows.shape[0], "the rows of rows")
+    _check(rows, weight, indices)
     rows, weight, indices = contiguous(rows), contiguous(weight), contiguous(indices)
     n, k = indices.shape
     m, d = weight.shape
@@ -42,6 +37,25 @@ def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
         threads(),
     )
     return out
+
+
+@gather_dots.register_kernel("cuda")
+def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    _check(rows, weight, indices)
+    if not gpu.serves(weight):
+        return reference.gather_dots(rows, weight, indices)
+    out: Tensor = gpu.launch("sparse_decode.gather_dots", rows, weight, indices)
+    return out
+
+
+def _check(rows: Tensor, weight: Tensor, indices: Tensor) -> None:
+    checks.floating("rows", rows, "[n, d]")
+    checks.floating("weight", weight, "[m, d]")
+    checks.indices("indices", indices, "[n, k]")
+    checks.same_kind("weight", weight, "rows", rows)
+    checks.same_device("weight", weight, "indices", indices)
+    checks.size("rows", rows, 1, weight.shape[1], "the columns of weight")
+    checks.size("indices", indices, 0, rows.shape[0], "the rows of rows")
 
 
 @gather_dots.register_fake

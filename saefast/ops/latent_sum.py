@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops import checks
+from saefast.ops import checks, gpu
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 
 
@@ -19,8 +19,7 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
 
 @latent_sum.register_kernel("cpu")
 def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
-    checks.code(values, indices, rows)
-    checks.size("rows", rows, 0, values.shape[0], "the rows of values")
+    _check(values, indices, rows)
     values, indices, rows = contiguous(values), contiguous(indices), contiguous(rows)
     n, k = indices.shape
     d = rows.shape[1]
@@ -38,6 +37,20 @@ def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
         threads(),
     )
     return sums
+
+
+@latent_sum.register_kernel("cuda")
+def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
+    _check(values, indices, rows)
+    if not gpu.serves(rows):
+        return reference.latent_sum(values, indices, rows, latents)
+    sums: Tensor = gpu.launch("latent_sum.latent_sum", values, indices, rows, latents)
+    return sums
+
+
+def _check(values: Tensor, indices: Tensor, rows: Tensor) -> None:
+    checks.code(values, indices, rows)
+    checks.size("rows", rows, 0, values.shape[0], "the rows of values")
 
 
 @latent_sum.register_fake
@@ -59,3 +72,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 latent_sum.register_autograd(_backward, setup_context=_setup)
+
+
+def column_sum(rows: Tensor) -> Tensor:
+    """The sum over rows, in an order that does not depend on the number of threads."""
+    if gpu.has(rows):
+        return rows.sum(0)
+    n = rows.shape[0]
+    nothing = torch.zeros(n, 1, dtype=torch.int64, device=rows.device)
+    total: Tensor = latent_sum(rows.new_ones(n, 1), nothing, rows, 1)
+    return total.squeeze(0)

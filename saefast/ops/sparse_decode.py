@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops import checks
+from saefast.ops import checks, gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 
@@ -77,6 +77,17 @@ def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> T
         address(out),
         threads(),
     )
+    return out
+
+
+@sparse_decode_op.register_kernel("cuda")
+def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(values, indices, weight, bias)
+    if not gpu.capturing(weight):
+        checks.in_range("indices", indices, weight.shape[0])
+    if not gpu.serves(weight):
+        return reference.sparse_decode(values, indices, weight, bias)
+    out: Tensor = gpu.launch("sparse_decode.sparse_decode", values, indices, weight, bias)
     return out
 
 

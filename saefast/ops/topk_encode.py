@@ -9,6 +9,7 @@ from saefast import reference
 from saefast.ops import checks
 from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import Screen, encode_on_cpu
+from saefast.ops.encode_gpu import encode_on_gpu
 from saefast.ops.screens import best_screen
 from saefast.types import SparseCode
 
@@ -35,17 +36,17 @@ def topk_encode(
         scale: [m] multiplies the scores, such as the norms of the decoder's rows.
         precision: "exact" gives the top k of scores in the dtype of x (of float32 for bfloat16).
             "bf16" rounds x and weight to bfloat16 and selects by what comes out: faster.
-        impl: "auto" chooses by device; "reference", "cpp" insist on one implementation.
+        impl: "auto" chooses by device; "reference", "cpp", "triton" and "cuda" insist on one.
 
     Returns:
         values [n, k] and int64 indices [n, k]; values descend, equal values stand in order of
         their index. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
     _check(x, weight, bias, scale, k, precision)
-    if use_reference(impl, weight):
-        _check_finite(x, weight, bias, scale)
+    if use_reference(impl, weight, in_cuda=True):
+        checks.finite_operands(x, weight, bias, scale)
         return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
-    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl))
 
 
 def _check(
@@ -72,15 +73,6 @@ def _check(
     checks.one_of("precision", precision, PRECISIONS)
 
 
-def _check_finite(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
-    checks.finite("x", x)
-    checks.finite("weight", weight)
-    if bias is not None:
-        checks.finite("bias", bias, masking_allowed=True)
-    if scale is not None:
-        checks.finite("scale", scale)
-
-
 @torch.library.custom_op("saefast::topk_encode", mutates_args=())
 def topk_encode_op(
     x: Tensor,
@@ -89,9 +81,10 @@ def topk_encode_op(
     scale: Tensor | None,
     k: int,
     precision: str,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`topk_encode` after its checks."""
-    _check_finite(x, weight, bias, scale)
+    """`topk_encode` after its checks; `impl` says who, of those on the device."""
+    checks.finite_operands(x, weight, bias, scale)
     values, indices = reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
     return values, indices.clone()
 
@@ -104,10 +97,26 @@ def _(
     scale: Tensor | None,
     k: int,
     precision: str,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     _check(x, weight, bias, scale, k, precision)
     screen = best_screen() if precision == "exact" else Screen("native", "bfloat16")
     code = encode_on_cpu(x, weight, bias, scale, k, precision, screen)
+    return code.values, code.indices
+
+
+@topk_encode_op.register_kernel("cuda")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    _check(x, weight, bias, scale, k, precision)
+    code = encode_on_gpu(x, weight, bias, scale, k, precision, impl)
     return code.values, code.indices
 
 
@@ -119,6 +128,7 @@ def _(
     scale: Tensor | None,
     k: int,
     precision: str,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
@@ -144,7 +154,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if bias is not None:
             unscaled = unscaled + bias[indices]
         grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
-    return grad_x, grad_weight, grad_bias, grad_scale, None, None
+    return grad_x, grad_weight, grad_bias, grad_scale, None, None, None
 
 
 topk_encode_op.register_autograd(_backward, setup_context=_setup)

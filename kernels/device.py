@@ -1,0 +1,41 @@
+"""What the host must know of a GPU to launch kernels on it."""
+
+import functools
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
+"""Options of every launch: products are added in one rounding, whatever Triton's default is."""
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors and in float32 only."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def has_tma(tensor: Tensor) -> bool:
+    """Whether tiles can be loaded by descriptor: from sm_90 on."""
+    return not tensor.is_cuda or _capability(tensor.get_device()) >= (9, 0)
+
+
+@functools.cache
+def _processors(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+def programs_at_once(tensor: Tensor) -> int:
+    """How many programs of a kernel that shares out its work are worth starting."""
+    return 4 * _processors(tensor.get_device()) if tensor.is_cuda else 3
+
+
+def power_of_two(at_least: int) -> int:
+    """The smallest power of two that is not smaller."""
+    return 1 << max(at_least - 1, 0).bit_length()

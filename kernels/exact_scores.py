@@ -1,0 +1,186 @@
+"""Scores in float32: of columns that a screen could not decide, of whole rows where it failed."""
+
+import triton
+import triton.language as tl
+
+from .keep_best import cut_list
+from .keys import EMPTY, index_of, key_of
+
+
+@triton.jit
+def exact_scores(
+    x,
+    weight,
+    bias,
+    scale,
+    row,
+    index,
+    real,
+    d,
+    BIASED: tl.constexpr,
+    SCALED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(x[row] . weight[index] + bias) * scale; every caller must use the same shapes.
+
+    The order of the sum over d follows from the shapes, so that a score has the same bits whether
+    it is one of a row's candidates or one of all its columns.
+    """
+    depth = tl.arange(0, BLOCK_D)
+    sums = tl.zeros((COLUMNS, BLOCK_D), tl.float32)
+    right_at = weight + index.to(tl.int64)[:, None] * d + depth[None, :]
+    left_at = x + row * d + depth
+    for i in range(0, d, BLOCK_D):
+        inside = depth < d - i
+        left = tl.load(left_at + i, inside, other=0.0).to(tl.float32)
+        right = tl.load(right_at + i, real[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        sums += left[None, :] * right
+    score = tl.sum(sums, axis=1)
+    masked = real & (index < 0)
+    if BIASED:
+        added = tl.load(bias + index, real, other=0.0).to(tl.float32)
+        masked = added == float("-inf")
+        score += added
+    if SCALED:
+        score *= tl.load(scale + index, real, other=0.0).to(tl.float32)
+    return tl.where(masked, float("-inf"), score)
+
+
+@triton.jit
+def score_candidates(
+    x,
+    weight,
+    bias,
+    scale,
+    keys,
+    counts,
+    d,
+    BIASED: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Replace what the scores of a row's list can at most be by what they are."""
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.load(counts + row)
+    lane = tl.arange(0, COLUMNS)
+    for start in range(0, count, COLUMNS):
+        real = start + lane < count
+        at = keys + row * CAPACITY + start + lane
+        index = tl.where(real, index_of(tl.load(at, real, other=0)), 0)
+        score = exact_scores(
+            x, weight, bias, scale, row, index, real, d, BIASED, SCALED, COLUMNS, BLOCK_D
+        )
+        tl.store(at, key_of(score, index), real)
+
+
+@triton.jit
+def list_failed(counts, failed, total, rows, k, BLOCK: tl.constexpr):
+    """The rows whose screen failed, in order: the list was too short, or k were not to be had."""
+    lane = tl.arange(0, BLOCK)
+    found = 0
+    for start in range(0, rows, BLOCK):
+        row = start + lane
+        count = tl.load(counts + row, row < rows, other=2**31 - 1)
+        bad = count < k  # OVERFLOW is less than any k
+        after = found + tl.cumsum(bad.to(tl.int32), 0) - 1
+        tl.store(failed + after, row, mask=bad)
+        found += tl.sum(bad.to(tl.int32))
+    tl.store(total, found)
+
+
+@triton.jit
+def score_all(
+    x,
+    weight,
+    bias,
+    scale,
+    failed,
+    total,
+    work,
+    parts,
+    part_counts,
+    latents,
+    d,
+    k,
+    BIASED: tl.constexpr,
+    SCALED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    KEPT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The best k, or a few more, of each of SPLIT parts of the columns of every failed row.
+
+    A fixed number of programs shares the work, however much there is; usually there is none.
+    `work` [programs, CAPACITY] is scratch, `parts` [rows * SPLIT, KEPT] gets the keys.
+    """
+    list_at = work + tl.program_id(0) * CAPACITY
+    lane = tl.arange(0, COLUMNS)
+    place = tl.arange(0, KEPT)
+    share = tl.cdiv(latents, SPLIT)
+    for item in range(tl.program_id(0), tl.load(total) * SPLIT, tl.num_programs(0)):
+        row = tl.load(failed + item // SPLIT).to(tl.int64)
+        begin = (item % SPLIT) * share
+        end = tl.minimum(begin + share, latents)
+        count = 0
+        floor_key = EMPTY
+        for start in range(begin, end, COLUMNS):
+            real = start + lane < end
+            index = tl.where(real, start + lane, 0)
+            score = exact_scores(
+                x, weight, bias, scale, row, index, real, d, BIASED, SCALED, COLUMNS, BLOCK_D
+            )
+            key = key_of(score, index)
+            passes = real & (key >= floor_key)
+            after = count + tl.cumsum(passes.to(tl.int32), 0) - 1
+            tl.store(list_at + after, key, mask=passes)
+            count += tl.sum(passes.to(tl.int32))
+            if count > CAPACITY - COLUMNS:
+                count, floor_key = cut_list(
+                    list_at, count, floor_key, row, x, x, x, x, x, k, False, CAPACITY
+                )
+        if count > k:
+            count, floor_key = cut_list(
+                list_at, count, floor_key, row, x, x, x, x, x, k, False, CAPACITY
+            )
+        tl.debug_barrier()
+        best = tl.load(list_at + place, place < count, other=EMPTY)
+        tl.store(parts + item.to(tl.int64) * KEPT + place, best, place < count)
+        tl.store(part_counts + item, count)
+        tl.debug_barrier()
+
+
+@triton.jit
+def join_parts(
+    failed,
+    total,
+    parts,
+    part_counts,
+    keys,
+    counts,
+    k,
+    SPLIT: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    KEPT: tl.constexpr,
+):
+    """The lists of the failed rows, from the best of their parts."""
+    place = tl.arange(0, KEPT)
+    for item in range(tl.program_id(0), tl.load(total), tl.num_programs(0)):
+        row = tl.load(failed + item).to(tl.int64)
+        list_at = keys + row * CAPACITY
+        count = 0
+        for part in range(item * SPLIT, item * SPLIT + SPLIT):
+            held = tl.load(part_counts + part)
+            key = tl.load(parts + part.to(tl.int64) * KEPT + place, place < held, other=EMPTY)
+            tl.store(list_at + count + place, key, place < held)
+            count += held
+            if count > CAPACITY - KEPT:
+                count, _ = cut_list(
+                    list_at, count, EMPTY, row, keys, keys, keys, keys, keys, k, False, CAPACITY
+                )
+        tl.store(counts + row, count)
+        tl.debug_barrier()

@@ -1,0 +1,69 @@
+"""What a screening keeps per row and per column, in the form that all its kernels share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .keep_best import OVERFLOW
+from .keys import EMPTY
+
+GROUP = 32
+"""Columns whose largest score decides whether any of them leaves the fused product."""
+
+
+class Bounds(NamedTuple):
+    """A score differs from its screening product by at most reach * norm + spread * lost."""
+
+    shift: Tensor
+    """[m] added to the product: the scaled bias, raised by what its roundings can take"""
+    norm: Tensor
+    lost: Tensor
+    reach: Tensor
+    """[n]"""
+    spread: Tensor
+    """[n]"""
+
+
+class Lists(NamedTuple):
+    """The rows' lists of candidates, see `keep_best`."""
+
+    keys: Tensor
+    counts: Tensor
+    floor_keys: Tensor
+    floor: Tensor
+
+    @classmethod
+    def empty(cls, safe: Tensor, capacity: int) -> "Lists":
+        """Lists without entries; rows that are not `safe` have failed already."""
+        n, device = safe.shape[0], safe.device
+        return cls(
+            torch.empty(n, capacity, dtype=torch.int64, device=device),
+            torch.where(safe, 0, OVERFLOW.value).int(),
+            torch.full((n,), EMPTY.value, dtype=torch.int64, device=device),
+            torch.where(safe, -torch.inf, torch.inf).float(),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """The longest a list can be."""
+        return self.keys.shape[1]
+
+    @property
+    def warps(self) -> int:
+        """Of a Triton program that holds a whole list in its registers."""
+        return max(1, min(16, self.capacity // 256))
+
+
+class Screened(NamedTuple):
+    """Scores of the columns first : first + columns, [n, width]."""
+
+    scores: Tensor
+    maxima: Tensor | None
+    """[n, width / GROUP] the largest of each group, if `hot_groups` stored only the hot ones;
+    its scores hold the bias already"""
+    hot_list: Tensor | None
+    """scratch of the size of `maxima`"""
+    first: int
+    columns: int
+    width: int

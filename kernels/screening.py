@@ -1,0 +1,205 @@
+"""The two engines that screen the columns of a TopK encode into every row's list."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .device import LAUNCH, has_tma, interpreting, power_of_two
+from .hot_groups import hot_groups
+from .lists import GROUP, Bounds, Lists, Screened
+from .matmul import multiplying_in, product_of
+from .round_rows import RoundedRows
+
+ENGINES = ("chunked", "fused")
+_SAFE = 1e37
+_PHASE_BYTES = 512 << 20
+_CHUNK_FLOATS = 1 << 22
+
+
+class Tile(NamedTuple):
+    """A configuration of `hot_groups`."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+TILES = {
+    ("bfloat16", True): Tile(128, 256, 64, 8, 3),
+    ("tfloat32", True): Tile(128, 128, 32, 8, 3),
+    ("float32", True): Tile(64, 64, 16, 8, 2),
+    ("bfloat16", False): Tile(128, 128, 64, 8, 3),
+    ("tfloat32", False): Tile(128, 128, 32, 8, 3),
+    ("float32", False): Tile(64, 64, 16, 8, 2),
+}
+"""By product, and by whether tiles are loaded by descriptor: the largest that do not spill."""
+_INTERPRETED_TILE = Tile(16, 64, 16, 4, 1)
+
+
+@dataclass(frozen=True)
+class Screening:
+    """One encode's operands, bounds and lists."""
+
+    left: RoundedRows
+    right: RoundedRows
+    bounds: Bounds
+    lists: Lists
+    k: int
+    exact: bool
+    block: int
+    """columns that a row's program looks at together"""
+    select: ModuleType
+    """who keeps the lists: `select_triton` or `select_cuda`"""
+
+    @classmethod
+    def begin(
+        cls,
+        left: RoundedRows,
+        right: RoundedRows,
+        shift: Tensor,
+        d: int,
+        k: int,
+        select: ModuleType,
+        *,
+        exact: bool,
+    ) -> "Screening":
+        """`exact`: keep what may be among the k best, not what the product says."""
+        bounds, safe = _bounds(left, right, shift, d, exact)
+        block = 16 if interpreting() else 256
+        lists = Lists.empty(safe, capacity_of(k, exact, block))
+        return cls(left, right, bounds, lists, k, exact, block, select)
+
+    def run(self, engine: str) -> None:
+        """Fill the lists."""
+        if engine == "fused":
+            self._fused()
+        else:
+            self._chunked()
+
+    def _chunked(self) -> None:
+        n, m = self.left.units.shape[0], self.right.units.shape[0]
+        chunk = 64 if interpreting() else max(512, power_of_two(_CHUNK_FLOATS // n))
+        with multiplying_in(self.left.product):
+            for first in range(0, m, chunk):
+                part = self.right.units[first : first + chunk]
+                scores = product_of(self.left.units, part.T)
+                columns = part.shape[0]
+                self._keep(scores, None, None, first, columns, columns)
+
+    def _fused(self) -> None:
+        left, right = self.left.units, self.right.units
+        tma = has_tma(left)
+        tile = _INTERPRETED_TILE if interpreting() else TILES[self.left.product, tma]
+        n, m = left.shape[0], right.shape[0]
+        ranges = phases(m, self.k, n, tile.columns)
+        widths = [-(-(end - begin) // tile.columns) * tile.columns for begin, end in ranges]
+        # Addressed densely, used sparsely: only hot groups are ever written and read.
+        scores = left.new_empty(n * max(widths), dtype=torch.float32)
+        maxima = left.new_empty(n * max(widths) // GROUP, dtype=torch.float32)
+        hot_list = torch.empty_like(maxima, dtype=torch.int32)
+        bounds = self.bounds._replace(
+            norm=_group_maxima(self.bounds.norm), lost=_group_maxima(self.bounds.lost)
+        )
+        operands = (
+            (
+                TensorDescriptor.from_tensor(left, [tile.rows, tile.depth]),
+                TensorDescriptor.from_tensor(right, [tile.columns, tile.depth]),
+            )
+            if tma
+            else (left, right)
+        )
+        for (begin, end), width in zip(ranges, widths, strict=True):
+            hot_groups[(-(-n // tile.rows) * (width // tile.columns),)](
+                *operands,
+                *bounds,
+                self.lists.floor,
+                scores,
+                maxima,
+                n,
+                m,
+                begin,
+                end - begin,
+                width,
+                left.shape[1],
+                PRECISION="tf32" if self.left.product == "tfloat32" else "ieee",
+                BOUNDED=self.exact,
+                TMA=tma,
+                GROUP=GROUP,
+                BLOCK_ROWS=tile.rows,
+                BLOCK_COLUMNS=tile.columns,
+                BLOCK_D=tile.depth,
+                TOGETHER=8,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+                **LAUNCH,
+            )
+            self._keep(scores, maxima, hot_list, begin, end - begin, width)
+
+    def _keep(
+        self,
+        scores: Tensor,
+        maxima: Tensor | None,
+        hot_list: Tensor | None,
+        first: int,
+        columns: int,
+        width: int,
+    ) -> None:
+        self.select.keep_best(
+            Screened(scores, maxima, hot_list, first, columns, width),
+            self.bounds,
+            self.lists,
+            self.k,
+            self.block,
+            bounded=self.exact,
+        )
+
+
+def phases(m: int, k: int, n: int, step: int) -> list[tuple[int, int]]:
+    """Ranges of columns that cover m in order: a sixteenth of them, then as many as went before.
+
+    All but the last are multiples of `step`. A phase's scores for n rows take half a gigabyte at
+    most, unless one step does not fit.
+    """
+    most = max(_PHASE_BYTES // (4 * n) // step, 1) * step
+    size = min(-(-max(m // 16, k) // step) * step, most)
+    ranges, begin = [], 0
+    while begin < m:
+        end = min(begin + size, m)
+        ranges.append((begin, end))
+        begin, size = end, min(max(end, size), most)
+    return ranges
+
+
+def capacity_of(k: int, exact: bool, block: int) -> int:
+    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide."""
+    kept = max(min(8 * k, 3072), 2 * k) if exact else 2 * k
+    return power_of_two(kept + block)
+
+
+def _bounds(
+    left: RoundedRows, right: RoundedRows, shift: Tensor, d: int, exact: bool
+) -> tuple[Bounds, Tensor]:
+    """The bounds, and for which rows nothing on the way can overflow float32."""
+    masked = shift == -torch.inf
+    size = shift.abs().masked_fill(masked, 0.0)
+    length = left.norm + left.lost
+    safe = (length + 1.0) * ((right.norm + right.lost).max() + size.max()) < _SAFE
+    if exact:
+        arithmetic = 2.5 * (d + 32) * 2.0**-24
+        reach, spread = left.lost + arithmetic * length, (1.0 + arithmetic) * length
+        shift = torch.where(masked, shift, shift + 2.0**-20 * size)
+    else:
+        reach = spread = length  # not looked at
+    return Bounds(shift, right.norm, right.lost, reach, spread), safe
+
+
+def _group_maxima(column: Tensor) -> Tensor:
+    groups = -(-column.shape[0] // GROUP)
+    padded = torch.nn.functional.pad(column, (0, groups * GROUP - column.shape[0]))
+    return padded.view(groups, GROUP).amax(1)

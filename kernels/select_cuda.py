@@ -1,0 +1,49 @@
+"""The lists of a screening, kept and sorted by CUDA C++, where it was built."""
+
+import torch
+from torch import Tensor
+
+from saefast import _cuda
+
+from .lists import Bounds, Lists, Screened
+
+
+def keep_best(
+    screened: Screened, bounds: Bounds, lists: Lists, k: int, block: int, *, bounded: bool
+) -> None:
+    """Feed columns to every row's list."""
+    _cuda.keep_best(
+        screened.scores.data_ptr(),
+        0 if screened.maxima is None else screened.maxima.data_ptr(),
+        *(tensor.data_ptr() for tensor in (*bounds, *lists)),
+        lists.counts.shape[0],
+        screened.first,
+        screened.columns,
+        screened.width,
+        k,
+        lists.capacity,
+        block,
+        screened.maxima is not None,
+        bounded,
+        _stream(),
+    )
+
+
+def choose(lists: Lists, values: Tensor, indices: Tensor) -> None:
+    """The k best of every list, in order."""
+    n, k = values.shape
+    _cuda.choose(
+        lists.keys.data_ptr(),
+        lists.counts.data_ptr(),
+        values.data_ptr(),
+        indices.data_ptr(),
+        n,
+        k,
+        lists.capacity,
+        values.dtype == torch.bfloat16,
+        _stream(),
+    )
+
+
+def _stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)

@@ -1,0 +1,241 @@
+"""Sums of k decoder rows per token, the products their gradients need, and both at once.
+
+A program owns one token and walks over its k rows and their width in blocks, so that any k and any
+d fit. Indices out of range count as zero rows: nothing is read that is not there.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import LAUNCH, interpreting, power_of_two
+
+_WIDEST_CODE = 128
+"""Up to this k a block of all active rows stays in registers between its two uses."""
+
+
+@triton.jit
+def entries_of(values, indices, row, start, k, m, BLOCK_K: tl.constexpr):
+    """The values and latents of a row's entries from `start` on, and which of them are real."""
+    entry = start + tl.arange(0, BLOCK_K)
+    real = entry < k
+    latent = tl.load(indices + row * k + entry, real, other=-1)
+    value = tl.load(values + row * k + entry, real, other=0.0).to(tl.float32)
+    return value, latent, (latent >= 0) & (latent < m)
+
+
+@triton.jit
+def block_of(weight, latent, real, at, d):
+    """weight[latent, at] as float32, zero where either is out of range."""
+    inside = real[:, None] & (at < d)[None, :]
+    place = weight + tl.where(real, latent, 0)[:, None] * d + at[None, :]
+    return tl.load(place, inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def decode_rows(
+    values,
+    indices,
+    weight,
+    bias,
+    out,
+    m,
+    d,
+    k,
+    BIASED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out[row] = sum over c of values[row, c] * weight[indices[row, c]], plus bias."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    sums = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, k, BLOCK_K):
+        value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K)
+        sums += tl.sum(value[:, None] * block_of(weight, latent, real, at, d), axis=0)
+    if BIASED:
+        sums += tl.load(bias + at, at < d, other=0.0).to(tl.float32)
+    tl.store(out + row * d + at, sums.to(out.dtype.element_ty), at < d)
+
+
+@triton.jit
+def dot_rows(
+    rows,
+    weight,
+    indices,
+    out,
+    m,
+    d,
+    k,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out[row, c] = rows[row] . weight[indices[row, c]]."""
+    row = tl.program_id(0).to(tl.int64)
+    entry = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    latent = tl.load(indices + row * k + entry, entry < k, other=-1)
+    real = (latent >= 0) & (latent < m)
+    products = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for i in range(0, d, BLOCK_D):
+        at = i + tl.arange(0, BLOCK_D)
+        left = tl.load(rows + row * d + at, at < d, other=0.0).to(tl.float32)
+        products += left[None, :] * block_of(weight, latent, real, at, d)
+    dots = tl.sum(products, axis=1)
+    tl.store(out + row * k + entry, dots.to(out.dtype.element_ty), entry < k)
+
+
+@triton.jit
+def residual_rows(
+    values,
+    indices,
+    weight,
+    bias,
+    target,
+    residual,
+    value_grads,
+    squares,
+    factor,
+    m,
+    d,
+    k,
+    BIASED: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One token's scaled error, its products with the active rows, and the square of the error.
+
+    ONE_BLOCK: all k entries fit one block, so that a piece of the active rows is read once and
+    serves both the sum and the products. Otherwise it is read again while it is near.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    entry = tl.arange(0, BLOCK_K)
+    grads = tl.zeros((BLOCK_K,), tl.float32)
+    square = tl.zeros((BLOCK_D,), tl.float32)
+    if ONE_BLOCK:
+        value, latent, real = entries_of(values, indices, row, 0, k, m, BLOCK_K)
+    for i in range(0, d, BLOCK_D):
+        at = i + tl.arange(0, BLOCK_D)
+        decoded = tl.zeros((BLOCK_D,), tl.float32)
+        if ONE_BLOCK:
+            block = block_of(weight, latent, real, at, d)
+            decoded += tl.sum(value[:, None] * block, axis=0)
+        else:
+            for start in range(0, k, BLOCK_K):
+                value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K)
+                decoded += tl.sum(value[:, None] * block_of(weight, latent, real, at, d), axis=0)
+        if BIASED:
+            decoded += tl.load(bias + at, at < d, other=0.0)
+        error = decoded - tl.load(target + row * d + at, at < d, other=0.0)
+        square += error * error
+        scaled = error * factor
+        tl.store(residual + row * d + at, scaled, at < d)
+        if ONE_BLOCK:
+            grads += tl.sum(block * scaled[None, :], axis=1)
+        else:
+            for start in range(0, k, BLOCK_K):
+                value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K)
+                block = block_of(weight, latent, real, at, d)
+                so_far = value_grads + row * k + start + entry
+                inside = (start + entry < k) & (value > 0)
+                before = tl.load(so_far, inside & (i > 0), other=0.0)
+                more = tl.where(value > 0, tl.sum(block * scaled[None, :], axis=1), 0.0)
+                tl.store(so_far, before + more, start + entry < k)
+    if ONE_BLOCK:
+        tl.store(value_grads + row * k + entry, tl.where(value > 0, grads, 0.0), entry < k)
+    tl.store(squares + row, tl.sum(square))
+
+
+def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[n, d] of a checked, contiguous code in float32 or bfloat16."""
+    n, k = indices.shape
+    m, d = weight.shape
+    out = weight.new_empty(n, d)
+    block_k, block_d = _blocks(k, d, 8, 256)
+    if n:
+        decode_rows[(n, triton.cdiv(d, block_d))](
+            values,
+            indices,
+            weight,
+            weight if bias is None else bias,
+            out,
+            m,
+            d,
+            k,
+            BIASED=bias is not None,
+            BLOCK_K=block_k,
+            BLOCK_D=block_d,
+            num_warps=4,
+            **LAUNCH,
+        )
+    return out
+
+
+def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """[n, k] products of checked, contiguous rows with the weight rows that `indices` name."""
+    n, k = indices.shape
+    m, d = weight.shape
+    out = rows.new_empty(n, k)
+    block_k, block_d = _blocks(k, d, 8, 256)
+    if out.numel():
+        dot_rows[(n, triton.cdiv(k, block_k))](
+            rows,
+            weight,
+            indices,
+            out,
+            m,
+            d,
+            k,
+            BLOCK_K=block_k,
+            BLOCK_D=block_d,
+            num_warps=4,
+            **LAUNCH,
+        )
+    return out
+
+
+def decode_residual(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.decode_residual` of checked, contiguous float32 tensors."""
+    n, k = indices.shape
+    m, d = weight.shape
+    residual, value_grads = target.new_empty(n, d), values.new_empty(n, k)
+    squares = target.new_empty(n)
+    block_k = min(power_of_two(k), 4 if interpreting() else _WIDEST_CODE)
+    # Eight thousand elements: 32 registers of a thread.
+    block_d = min(power_of_two(d), 16 if interpreting() else max(64, 8192 // block_k))
+    if n:
+        residual_rows[(n,)](
+            values,
+            indices,
+            weight,
+            weight if bias is None else bias,
+            target,
+            residual,
+            value_grads,
+            squares,
+            factor,
+            m,
+            d,
+            k,
+            BIASED=bias is not None,
+            ONE_BLOCK=k <= block_k,
+            BLOCK_K=block_k,
+            BLOCK_D=min(block_d, 1024),
+            num_warps=8,
+            **LAUNCH,
+        )
+    return residual, value_grads, squares.sum(dtype=torch.float64)
+
+
+def _blocks(k: int, d: int, most_k: int, most_d: int) -> tuple[int, int]:
+    if interpreting():
+        most_k, most_d = 4, 16
+    return min(power_of_two(k), most_k), min(power_of_two(d), most_d)

@@ -1,0 +1,87 @@
+"""Whether and how the Triton kernels can serve a tensor; Triton is imported when they first do."""
+
+import contextlib
+import importlib
+import importlib.util
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.ops.cpu import contiguous
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def why_not_live() -> str | None:
+    """Why no kernel can run on this machine's GPUs, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'saefast[gpu]'"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}, the kernels need 8.0"
+    return None
+
+
+def serves(tensor: Tensor) -> bool:
+    """True for the kernels, False for the reference: for float64, and where Triton cannot run."""
+    if tensor.dtype not in DTYPES:
+        return False
+    reason = why_not_live() if tensor.is_cuda else None
+    if reason is not None:
+        warnings.warn(f"saefast computes in plain torch on this GPU: {reason}", stacklevel=2)
+    return reason is None
+
+
+def kernels(name: str) -> ModuleType:
+    """A module of saefast.kernels."""
+    return importlib.import_module(f"saefast.kernels.{name}")
+
+
+def select(impl: str) -> ModuleType:
+    """Who keeps the lists of an encode: CUDA C++ where it was built, unless Triton is asked for."""
+    return kernels(
+        "select_cuda" if impl == "cuda" or (impl == "auto" and has_cuda()) else "select_triton"
+    )
+
+
+def has_cuda() -> bool:
+    """Whether the CUDA C++ kernels were built."""
+    return importlib.util.find_spec("saefast._cuda") is not None
+
+
+def full_precision() -> contextlib.AbstractContextManager[None]:
+    """Products of float32 are float32, even where the user allows TF32."""
+    context: contextlib.AbstractContextManager[None] = kernels("matmul").multiplying_in("float32")
+    return context
+
+
+def has(tensor: Tensor) -> bool:
+    """Whether a tensor lies on a GPU."""
+    return tensor.is_cuda
+
+
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Makes the tensor's device the current one."""
+    context: contextlib.AbstractContextManager[None]
+    context = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return context
+
+
+def launch(name: str, *arguments: object, **options: object) -> Any:
+    """Call "module.function" of saefast.kernels on its tensors' device; they become contiguous."""
+    module, function = name.split(".")
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    with device_of(tensors[0]):
+        return getattr(kernels(module), function)(
+            *(contiguous(a) if isinstance(a, Tensor) else a for a in arguments), **options
+        )
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, so that the host may not wait for the device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,46 @@
+"""The Triton kernels under Triton's interpreter: a pytest run of its own, `make test` has it.
+
+The ops take their GPU path, on CPU tensors: what is tested is what a GPU would be asked to do, in
+float32, without races and without tensor cores. The interpreter's bfloat16 arithmetic is wrong, so
+bfloat16 products are carried by float32 here.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    raise pytest.UsageError(
+        "tests/interpreted needs TRITON_INTERPRET=1 before Python starts: "
+        "TRITON_INTERPRET=1 pytest tests/interpreted"
+    )
+
+from saefast.ops import gpu  # noqa: E402
+from saefast.ops.decode_residual import decode_residual  # noqa: E402
+from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT  # noqa: E402
+from saefast.ops.gather_dots import gather_dots  # noqa: E402
+from saefast.ops.keep_largest import keep_largest  # noqa: E402
+from saefast.ops.latent_sum import latent_sum  # noqa: E402
+from saefast.ops.latent_update import latent_update  # noqa: E402
+from saefast.ops.sparse_decode import sparse_decode_op  # noqa: E402
+from saefast.ops.topk_encode import topk_encode_op  # noqa: E402
+
+gpu.has = lambda tensor: True
+for op in (
+    decode_residual,
+    gather_dots,
+    keep_largest,
+    latent_sum,
+    latent_update,
+    sparse_decode_op,
+    topk_encode_op,
+):
+    op.register_kernel("cpu")(op._backend_fns["cuda"])
+
+
+@pytest.fixture(params=[str(screen) for screen in CANDIDATES])
+def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every engine and product of the GPU's encode, in turn."""
+    monkeypatch.setenv(ENVIRONMENT, request.param)
+    return request.param

@@ -1,0 +1,203 @@
+"""The GPU's topk_encode: both engines, every product, rows whose screen fails."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
+from test_topk_encode import assert_top_k
+from tolerance import assert_same_bits
+
+import saefast
+from saefast import reference
+from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
+from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT, encode_rounded
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Small sizes around the tiles of the interpreter, 16 x 64, and powers of two."""
+    n = draw(st.sampled_from([1, 2, 3, 17]))
+    d = draw(st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 40])))
+    m = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 200])))
+    k = draw(st.one_of(st.just(1), st.integers(1, min(m, 9)), st.just(min(m, 40))))
+    return Shape(n, d, m, k)
+
+
+@settings(max_examples=8)
+@given(shape=shapes(), seed=seeds)
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_integers_give_the_reference_bit_for_bit(
+    screen: str, shape: Shape, seed: int, precision: str, with_bias: bool
+) -> None:
+    n, d, m, k = shape
+    x, weight = (small_integers(s, seed + i, torch.float32) for i, s in enumerate([(n, d), (m, d)]))
+    bias = small_integers((m,), seed + 2, torch.float32) if with_bias else None
+    scale = small_integers((m,), seed + 3, torch.float32) if with_bias else None
+    expected = reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+    actual = saefast.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+    assert_same_bits(actual.indices, expected.indices)
+    assert_same_bits(actual.values, expected.values)
+
+
+@settings(max_examples=12)
+@given(shape=shapes(), seed=seeds, layout=layouts)
+@pytest.mark.parametrize("data", [normal, uneven])
+def test_exact_is_the_top_k_of_full_precision_whoever_screens(
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, seed: int, layout: str, data: object
+) -> None:
+    n, d, m, k = shape
+    x = as_laid_out(data((n, d), seed, torch.float32), layout)
+    weight = as_laid_out(data((m, d), seed + 1, torch.float32), layout)
+    bias, scale = (normal((m,), seed + i, torch.float32) for i in (2, 3))
+    codes = []
+    for screen in CANDIDATES:
+        monkeypatch.setenv(ENVIRONMENT, str(screen))
+        codes.append(saefast.topk_encode(x, weight, bias, k=k, scale=scale))
+    assert_top_k(codes[0], x, weight, bias, scale)
+    for other in codes[1:]:
+        assert_same_bits(other.indices, codes[0].indices)
+        assert_same_bits(other.values, codes[0].values)
+
+
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with the number of rows whose screen failed, encode by encode."""
+    seen: list[int] = []
+    mend = topk_encode._mend_failed
+
+    def counting(*arguments: object) -> None:
+        lists, k = arguments[4:]
+        seen.append(int((lists.counts < k).sum()))
+        mend(*arguments)
+
+    monkeypatch.setattr(topk_encode, "_mend_failed", counting)
+    return seen
+
+
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_the_screen_decides_ordinary_rows(
+    screen: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failures(monkeypatch)
+    x, weight = normal((17, 40), 0, torch.float32), normal((300, 40), 1, torch.float32)
+    saefast.topk_encode(x, weight, k=5, precision=precision)
+    assert failed == [0]
+
+
+@pytest.mark.parametrize("trouble", ["masked", "huge", "zero row", "equal", "near ties"])
+def test_rows_whose_screen_fails_are_scored_in_full(
+    screen: str, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failures(monkeypatch)
+    n, d, m, k = 3, 12, 200, 6
+    x, weight = normal((n, d), 0, torch.float32), normal((m, d), 1, torch.float32)
+    bias = None
+    if trouble == "masked":
+        bias = torch.full((m,), -torch.inf)
+        bias[[3, 77, 150]] = 0.0
+    elif trouble == "huge":
+        x[1] *= 1e20
+        weight *= 1e19
+    elif trouble == "zero row":
+        x[1] = 0.0
+    elif trouble == "equal":
+        weight[:] = weight[:1]
+    else:
+        steps = torch.randperm(m, generator=torch.Generator().manual_seed(0)).float()
+        weight = weight[:1] * (1 + steps[:, None] * 2.0**-21)
+    code = saefast.topk_encode(x, weight, bias, k=k)
+    if trouble == "huge":
+        expected = reference.topk_encode(x, weight, bias, k=k)
+        assert_same_bits(code.indices, expected.indices)
+        torch.testing.assert_close(code.values, expected.values)
+    elif trouble == "masked":
+        assert (code.values[:, 3:] == -torch.inf).all()
+        assert (code.indices[:, 3:] == torch.tensor([0, 1, 2])).all()
+        assert_top_k(
+            saefast.SparseCode(code.values[:, :3], code.indices[:, :3]), x, weight, bias, None
+        )
+    else:
+        assert_top_k(code, x, weight, bias, None)
+    # A row of zeros scores zero everywhere, without doubt: its first k columns are the best.
+    assert failed[0] >= (0 if trouble == "zero row" else 1)
+    if trouble == "equal":
+        assert (code.indices == torch.arange(k)).all()
+
+
+@pytest.mark.parametrize("d", [16, 40])
+@pytest.mark.parametrize("loser", ["x", "weight"])
+def test_rounding_that_all_points_one_way(screen: str, d: int, loser: str) -> None:
+    """As on the CPU: the best column loses all it can to bfloat16, its rivals lose nothing."""
+    rounds_down = torch.full((1, d), 1 + 2.0**-8 - 2.0**-14)
+    rounds_up = torch.full((1, d), 1 + 2.0**-8 + 2.0**-14)
+    signs = torch.ones(1, d)
+    signs[:, ::2] = -1
+    if loser == "weight":
+        x, best = torch.ones(1, d), rounds_down
+    else:
+        x, best = torch.where(signs > 0, rounds_down, rounds_up), signs
+    score = float((x.double() * best.double()).sum())
+    weight = torch.zeros(100, d)
+    weight[99] = best
+    bias = torch.full((100,), score - 2.0**-12)
+    bias[99] = 0
+    assert saefast.topk_encode(x, weight, bias, k=1).indices.item() == 99
+    assert saefast.topk_encode(x, weight, bias, k=1, precision="bf16").indices.item() != 99 or (
+        screen.endswith("tfloat32")
+    )
+
+
+@given(seed=seeds)
+@settings(max_examples=10)
+@pytest.mark.parametrize("product", ["bfloat16", "tfloat32", "float32"])
+def test_bounds_hold_for_what_rounding_loses(product: str, seed: int) -> None:
+    rows = uneven((9, 37), seed, torch.float32)
+    rounded = round_rows.rounded_rows(rows, product)
+    units = rounded.units[:, :37].double()
+    assert (rounded.units[:, 37:] == 0).all()
+    lost = (rows.double() - units).norm(dim=1)
+    assert (lost <= rounded.lost.double()).all()
+    assert (rows.double().norm(dim=1) <= rounded.norm.double()).all()
+    # Not much above, so that the screen is worth something.
+    assert (rounded.norm.double() <= rows.double().norm(dim=1) * (1 + 1e-4) + 1e-11).all()
+    assert (rounded.lost.double() <= lost * (1 + 1e-4) + 1e-11).all()
+    if product == "bfloat16":
+        assert_same_bits(rounded.units[:, :37], rows.bfloat16().float())
+    assert ((rounded.lost == 0) == (lost == 0)).all()
+
+
+@pytest.mark.parametrize("tma", [False, True])
+def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+    monkeypatch.setattr(screening, "has_tma", lambda tensor: tma)
+    run = hot_groups.hot_groups.run
+    monkeypatch.setattr(
+        type(hot_groups.hot_groups),
+        "run",
+        lambda self, *a, **o: (launches.append(o.get("TMA")), run.__func__(self, *a, **o))[1],
+    )
+    x, weight = normal((17, 33), 0, torch.float32), normal((200, 33), 1, torch.float32)
+    left, right = (round_rows.rounded_rows(t, "float32") for t in (x, weight))
+    code = encode_rounded(
+        x, weight, None, None, 5, True, CANDIDATES[1], left, right, impl="triton"
+    )
+    assert_top_k(code, x, weight, None, None)
+    assert {tma} == {seen for seen in launches if seen is not None}
+
+
+def test_large_k_and_float64_are_served_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk_encode, "MOST_KEPT", 4)
+    x, weight = normal((7, 9), 0, torch.float32), normal((30, 9), 1, torch.float32)
+    for dtype, k in ((torch.float32, 5), (torch.float64, 3)):
+        args = x.to(dtype), weight.to(dtype)
+        expected = reference.topk_encode(*args, k=k)
+        actual = saefast.topk_encode(*args, k=k)
+        assert_same_bits(actual.indices, expected.indices)
+        assert_same_bits(actual.values, expected.values)
+
+
+def test_lists_are_kept_by_triton_when_nothing_else_is_built() -> None:
+    from saefast.ops import gpu
+
+    assert gpu.select("triton") is select_triton
