@@ -10,11 +10,12 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreted
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cuda/*
 
 types: .venv/installed
 	$(BIN)/mypy

@@ -149,7 +149,7 @@ def score_all(
             )
         tl.debug_barrier()
         best = tl.load(list_at + place, place < count, other=EMPTY)
-        tl.store(parts + item.to(tl.int64) * KEPT + place, best, place < count)
+        tl.store(parts + (tl.zeros((), tl.int64) + item) * KEPT + place, best, place < count)
         tl.store(part_counts + item, count)
         tl.debug_barrier()
 
@@ -175,7 +175,9 @@ def join_parts(
         count = 0
         for part in range(item * SPLIT, item * SPLIT + SPLIT):
             held = tl.load(part_counts + part)
-            key = tl.load(parts + part.to(tl.int64) * KEPT + place, place < held, other=EMPTY)
+            key = tl.load(
+                parts + (tl.zeros((), tl.int64) + part) * KEPT + place, place < held, other=EMPTY
+            )
             tl.store(list_at + count + place, key, place < held)
             count += held
             if count > CAPACITY - KEPT:

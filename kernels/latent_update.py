@@ -158,7 +158,9 @@ def update_rows(
                 BLOCK_D,
             )
             if EXTRA:
-                gradient += tl.load(extra + slot * d + at, (slot >= 0) & (at < d), other=0.0)
+                gradient += tl.load(
+                    extra + slot * d + at, at < tl.where(slot >= 0, d, 0), other=0.0
+                )
             old = tl.load(weight + place, at < d, other=0.0)
             if ENCODER:
                 so_far = inputs_share + group * d + at

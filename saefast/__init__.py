@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from saefast import reference
+from saefast.auxk import AuxK
 from saefast.info import build_info
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.topk_encode import topk_encode
@@ -15,6 +16,7 @@ __version__ = _version("saefast")
 
 __all__ = [
     "SAE",
+    "AuxK",
     "FusedStep",
     "SparseCode",
     "__version__",

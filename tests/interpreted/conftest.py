@@ -16,15 +16,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         "TRITON_INTERPRET=1 pytest tests/interpreted"
     )
 
-from saefast.ops import gpu  # noqa: E402
-from saefast.ops.decode_residual import decode_residual  # noqa: E402
-from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT  # noqa: E402
-from saefast.ops.gather_dots import gather_dots  # noqa: E402
-from saefast.ops.keep_largest import keep_largest  # noqa: E402
-from saefast.ops.latent_sum import latent_sum  # noqa: E402
-from saefast.ops.latent_update import latent_update  # noqa: E402
-from saefast.ops.sparse_decode import sparse_decode_op  # noqa: E402
-from saefast.ops.topk_encode import topk_encode_op  # noqa: E402
+from saefast.ops import gpu
+from saefast.ops.decode_residual import decode_residual
+from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT
+from saefast.ops.gather_dots import gather_dots
+from saefast.ops.keep_largest import keep_largest
+from saefast.ops.latent_sum import latent_sum
+from saefast.ops.latent_update import latent_update
+from saefast.ops.sparse_decode import sparse_decode_op
+from saefast.ops.topk_encode import topk_encode_op
 
 gpu.has = lambda tensor: True
 for op in (

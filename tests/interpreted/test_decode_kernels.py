@@ -1,0 +1,167 @@
+"""The GPU's sums and products over sparse codes, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saefast.kernels import by_latent, latent_sum
+from strategies import Shape, as_laid_out, generator, layouts, normal, seeds, small_integers
+from test_sparse_decode import draw_indices
+from tolerance import assert_no_worse_than_torch, assert_same_bits
+
+import saefast
+from saefast import reference
+from saefast.ops.decode_residual import decode_residual
+
+ops = torch.ops.saefast
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Around the blocks of the interpreter: 4 entries, 16 columns."""
+    n = draw(st.sampled_from([0, 1, 2, 5]))
+    d = draw(st.sampled_from([1, 7, 15, 16, 17, 33]))
+    m = draw(st.sampled_from([1, 3, 8, 17, 31]))
+    k = draw(st.integers(1, min(m, 9)))
+    return Shape(n, d, m, k)
+
+
+@settings(max_examples=15)
+@given(shape=shapes(), seed=seeds, layout=layouts)
+def test_integers_give_the_reference_bit_for_bit(shape: Shape, seed: int, layout: str) -> None:
+    n, d, m, k = shape
+    indices = draw_indices(shape, seed)
+    values, weight, rows = (
+        as_laid_out(small_integers(s, seed + i, torch.float32), layout)
+        for i, s in enumerate([(n, k), (m, d), (n, d)])
+    )
+    bias = small_integers((d,), seed + 3, torch.float32)
+    assert_same_bits(
+        saefast.sparse_decode(values, indices, weight, bias),
+        reference.sparse_decode(values, indices, weight, bias),
+    )
+    assert_same_bits(
+        ops.gather_dots(rows, weight, indices), reference.gather_dots(rows, weight, indices)
+    )
+    assert_same_bits(
+        ops.latent_sum(values, indices, rows, m), reference.latent_sum(values, indices, rows, m)
+    )
+    for actual, expected in zip(
+        decode_residual(values, indices, weight, bias, rows, 0.5),
+        reference.decode_residual(values, indices, weight, bias, rows, 0.5),
+        strict=True,
+    ):
+        assert_same_bits(actual, expected)
+
+
+@settings(max_examples=10)
+@given(shape=shapes(), seed=seeds)
+def test_errors_are_those_of_float32(shape: Shape, seed: int) -> None:
+    n, d, m, k = shape
+    indices = draw_indices(shape, seed)
+    data = [normal(s, seed + i, torch.float32) for i, s in enumerate([(n, k), (m, d), (n, d)])]
+    values, weight, rows = data
+    wide_values, wide_weight, wide_rows = (t.double() for t in data)
+    assert_no_worse_than_torch(
+        saefast.sparse_decode(values, indices, weight),
+        reference.sparse_decode(values, indices, weight),
+        reference.sparse_decode(wide_values, indices, wide_weight),
+    )
+    assert_no_worse_than_torch(
+        ops.latent_sum(values, indices, rows, m),
+        reference.latent_sum(values, indices, rows, m),
+        reference.latent_sum(wide_values, indices, wide_rows, m),
+    )
+
+
+@settings(max_examples=25)
+@given(
+    m=st.integers(1, 12),
+    entries=st.integers(0, 90),
+    piece=st.integers(1, 20),
+    heavy=st.booleans(),
+    seed=seeds,
+)
+def test_pieces_cover_every_entry_once_in_order(
+    m: int, entries: int, piece: int, heavy: bool, seed: int
+) -> None:
+    indices = torch.randint(0, m, (entries, 1), generator=generator(seed))
+    if heavy:
+        indices[: entries // 2] = 0
+    code = by_latent.sort_by_latent(indices, m, piece)
+    assert code.piece_start[-1] <= code.pieces or entries == 0
+    for latent in range(m):
+        begin, end = code.start[latent : latent + 2].tolist()
+        assert code.entry[begin:end].tolist() == (indices == latent).nonzero()[:, 0].tolist()
+        pieces = int(code.piece_start[latent + 1] - code.piece_start[latent])
+        assert pieces == (-(-(end - begin) // piece) if end - begin > piece else 0)
+    assert code.start[-1] == entries
+
+
+def test_latents_with_many_entries_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 8 instead of 512: half the entries belong to one latent."""
+    monkeypatch.setattr(by_latent.sort_by_latent, "__defaults__", (8,))
+    partial_sums = latent_sum.partial_sums
+    pieces = []
+
+    def in_short_pieces(values, by, rows, k, piece=8):  # type: ignore[no-untyped-def]
+        pieces.append(int(by.piece_start[-1]))
+        return partial_sums(values, by, rows, k, 8)
+
+    monkeypatch.setattr(latent_sum, "partial_sums", in_short_pieces)
+    n, d, m = 45, 19, 6
+    indices = torch.stack([torch.zeros(n), torch.arange(n) % 5 + 1], 1).long()
+    values, rows = (
+        small_integers((n, 2), 0, torch.float32),
+        small_integers((n, d), 1, torch.float32),
+    )
+    actual = ops.latent_sum(values, indices, rows, m)
+    assert_same_bits(actual, reference.latent_sum(values, indices, rows, m))
+    assert pieces == [6 + 5 * 2]
+
+
+def test_gradients_of_a_model_equal_autograds() -> None:
+    """Encode, decode and everything that their backward passes call."""
+    n, d, m, k = 5, 12, 40, 4
+    x, scale = normal((n, d), 0, torch.float32), normal((m,), 1, torch.float32).abs()
+    leaves = [normal(s, i, torch.float32) for i, s in enumerate([(m, d), (m,), (m, d), (d,)], 2)]
+
+    def gradients(encode: object, decode: object) -> tuple[torch.Tensor, ...]:
+        wanted = [leaf.clone().requires_grad_() for leaf in (x, scale, *leaves)]
+        rows, factors, w_enc, b_enc, w_dec, b_dec = wanted
+        code = encode(rows - b_dec, w_enc, b_enc, k=k, scale=factors)
+        out = decode(code.values.relu(), code.indices, w_dec, b_dec)
+        return torch.autograd.grad((out - rows).square().sum(), wanted)
+
+    actual = gradients(saefast.topk_encode, saefast.sparse_decode)
+    expected = gradients(reference.topk_encode, reference.sparse_decode)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+def test_indices_out_of_range_are_refused_and_never_followed() -> None:
+    values, weight = torch.ones(1, 2), torch.ones(3, 4)
+    wrong = torch.tensor([[1, 3]])
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 3\)"):
+        saefast.sparse_decode(values, wrong, weight)
+    # The ops that trust their caller read nothing that is not there.
+    assert ops.gather_dots(torch.ones(1, 4), weight, wrong).tolist() == [[4.0, 0.0]]
+    assert ops.latent_sum(values, wrong, torch.ones(1, 4), 3)[1].tolist() == [1.0] * 4
+
+
+@settings(max_examples=15)
+@given(
+    n=st.integers(1, 4),
+    columns=st.integers(1, 50),
+    k=st.integers(1, 12),
+    signed=st.booleans(),
+    seed=seeds,
+)
+@pytest.mark.parametrize("data", [normal, small_integers])
+def test_keep_largest(n: int, columns: int, k: int, signed: bool, seed: int, data: object) -> None:
+    scores = data((n, columns), seed, torch.float32)
+    scores[:, ::7] = -torch.inf
+    expected = scores.clone()
+    reference.keep_largest(expected, k, signed=signed)
+    ops.keep_largest(scores, k, signed)
+    assert_same_bits(scores, expected)

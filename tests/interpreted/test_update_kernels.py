@@ -1,0 +1,127 @@
+"""The GPU's fused update and training step against the same training in plain torch."""
+
+import pytest
+import torch
+from saefast.kernels.round_rows import rounded_rows
+from strategies import Shape
+from test_latent_update import ADAM, Problem, rates
+from test_step import batches, train_plainly
+from tolerance import assert_same_bits
+
+from saefast import SAE, AuxK, FusedStep, reference
+from saefast.auxk import auxk_gradients, dense_gradients, sparse_gradients
+from saefast.ops.latent_update import latent_update
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("d", [13, 16, 37])
+def test_several_steps_equal_the_reference(d: int, unit_norm: bool, extra: bool) -> None:
+    """One block of the width and several; 19 latents are more than one program's."""
+    shape = Shape(9, d, 19, 3)
+    fused, plain = Problem(shape, 0, torch.float32), Problem(shape, 0, torch.float64)
+    plain.batch = lambda number: tuple(
+        t.double() if t.is_floating_point() else t for t in fused.batch(number)
+    )
+    plain.extra = lambda number: tuple(
+        t.double() if t.is_floating_point() else t for t in fused.extra(number)
+    )
+    for mine, its in zip(plain.parameters, fused.parameters, strict=True):
+        mine.copy_(its)
+    packed = rounded_rows(fused.w_enc, "tfloat32")
+    for number in range(1, 4):
+        batch, more = fused.batch(number), fused.extra(number)
+        expected = plain.plain(number, unit_norm=unit_norm, extra=extra)
+        actual = latent_update(
+            *batch,
+            *fused.parameters,
+            *fused.moments,
+            packed.units,
+            packed.norm,
+            packed.lost,
+            "tfloat32",
+            *(more if extra else (None,) * 4),
+            rates(number),
+            **ADAM,
+            unit_norm=unit_norm,
+        )
+        torch.testing.assert_close(actual[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+        assert_same_bits(actual[1], expected[1])
+        for a, e in zip(
+            fused.parameters + fused.moments, plain.parameters + plain.moments, strict=True
+        ):
+            torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=2e-6)
+    fresh = rounded_rows(fused.w_enc, "tfloat32")
+    assert_same_bits(packed.units, fresh.units)
+    torch.testing.assert_close(packed.norm, fresh.norm)
+    torch.testing.assert_close(packed.lost, fresh.lost, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_training_equals_autograd_and_adam(precision: str) -> None:
+    data = batches(4, 12, 16, torch.float32)
+    fused, plain = (SAE(16, 40, k=4, seed=1) for _ in range(2))
+    step = FusedStep(fused, lr=2e-3, precision=precision)
+    losses = [step(x).loss.item() for x in data]
+    assert losses == pytest.approx(
+        train_plainly(plain, data, 2e-3, True), rel=1e-4 if precision == "exact" else 5e-2
+    )
+    assert step.steps == 4
+    if precision == "exact":
+        for mine, torchs in zip(fused.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine, torchs, rtol=1e-3, atol=2e-5)
+
+
+def test_every_run_gives_the_same_bits() -> None:
+    results = []
+    for _ in range(2):
+        sae = SAE(16, 40, k=4, seed=1)
+        step = FusedStep(sae, lr=2e-3, auxk=AuxK(3, dead_after=20))
+        for x in batches(3, 12, 16, torch.float32):
+            step(x)
+        results.append([p.detach().clone() for p in sae.parameters()])
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_dead_latents_are_reached_by_dense_products() -> None:
+    """The fixed capacity of a GPU holds more places than there are dead latents."""
+    generator = torch.Generator().manual_seed(0)
+    n, d, m = 10, 8, 30
+    w_enc, w_dec = (torch.randn(m, d, generator=generator) for _ in range(2))
+    b_enc, inputs = torch.randn(m, generator=generator), torch.randn(n, d, generator=generator)
+    error = torch.randn(n, d, generator=generator)
+    latents = torch.tensor([2, 5, 11, 12, 29, m, m])
+    for settings in (AuxK(3), AuxK(3, normalised=False, signed=True)):
+        padded = auxk_gradients(inputs, error, w_enc, b_enc, w_dec, latents, settings)
+        exact = auxk_gradients(inputs, error, w_enc, b_enc, w_dec, latents[:5], settings)
+        torch.testing.assert_close(padded.loss, exact.loss)
+        for a, e in zip(padded[2:], exact[2:], strict=True):
+            torch.testing.assert_close(a[:5], e)
+            assert (a[5:] == 0).all()
+        dead = (inputs, w_enc[latents[:5]], b_enc[latents[:5]], w_dec[latents[:5]], error)
+        weight = torch.tensor(0.1)
+        dense = dense_gradients(*dead, weight, settings, rounded=False)
+        sparse = sparse_gradients(*dead, weight, settings)
+        for a, e in zip(dense, sparse, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+
+
+def test_the_learning_rate_may_change_between_steps() -> None:
+    sae = SAE(8, 20, k=2, seed=0)
+    step = FusedStep(sae, lr=0.0)
+    before = sae.W_enc.detach().clone()
+    step(batches(1, 9, 8, torch.float32)[0])
+    assert_same_bits(sae.W_enc.detach(), before)
+    step.lr = 1e-2
+    assert step.lr == 1e-2
+    step(batches(1, 9, 8, torch.float32)[0])
+    assert (sae.W_enc != before).any()
+
+
+def test_reference_rates_are_adams() -> None:
+    size, root = reference.adam_rates(
+        torch.tensor(1e-3, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64), 0.9, 0.999
+    ).tolist()
+    assert size == pytest.approx(1e-3 / (1 - 0.9**5))
+    assert root == pytest.approx((1 - 0.999**5) ** 0.5)
