@@ -1,5 +1,6 @@
 """Settings and fixtures that every test shares."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # tested is the installed package.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _CHECKOUT]
+
+# Triton's interpreter is switched on before Python starts; its tests are a run of their own.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 from saefast.ops.cpu import native  # noqa: E402
 

@@ -9,7 +9,8 @@ import torch
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, FusedStep, reference, topk_encode
+from saefast import SAE, AuxK, FusedStep, reference, topk_encode
+from saefast.auxk import auxk_gradients
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
 from saefast.synthetic import PlantedWorld
@@ -134,3 +135,48 @@ def test_other_python_threads_run_during_a_kernel() -> None:
     ticker.join()
     times = [begin, *(t for t in ticks if begin < t < end), end]
     assert max(b - a for a, b in itertools.pairwise(times)) < 0.6 * (end - begin)
+
+
+def test_rows_with_fewer_than_k_positive_values() -> None:
+    """What is not positive neither reconstructs nor learns."""
+    data = batches(10, 30, 16, torch.float64)
+    fused, plain = (SAE(16, 24, k=20, seed=1, dtype=torch.float64) for _ in range(2))
+    step = FusedStep(fused, lr=2e-3)
+    losses = [step(x).loss.item() for x in data]
+    assert losses == pytest.approx(train_plainly(plain, data, 2e-3, True), rel=1e-7)
+
+
+def test_idle_latents_are_counted_and_revived() -> None:
+    """AuxK against autograd on its formula, at the step at which latents become dead."""
+    data = batches(3, 30, 16, torch.float64)
+    sae, plain = (SAE(16, 200, k=2, seed=1, dtype=torch.float64) for _ in range(2))
+    settings = AuxK(k=4, dead_after=60)
+    step = FusedStep(sae, lr=1e-3, unit_norm=False, auxk=settings)
+    without = FusedStep(plain, lr=1e-3, unit_norm=False)
+    for x in data[:2]:
+        assert step(x).auxk.item() == 0.0
+        without(x)
+    for mine, its in zip(sae.parameters(), plain.parameters(), strict=True):
+        assert_same_bits(mine.detach(), its.detach())
+    dead = (step.idle >= 60).nonzero()[:, 0][: 200 // 8]
+    assert len(dead) > 10
+    x = data[2]
+    with torch.no_grad():
+        error = x - plain(x)
+    scores = (x - plain.b_dec) @ plain.W_enc[dead].T + plain.b_enc[dead]
+    values, indices = scores.topk(4)
+    missed = torch.zeros_like(scores).scatter(1, indices, values.relu()) @ plain.W_dec[dead] - error
+    loss = missed.square().sum() / (error - error.mean(0)).square().sum() / 32
+    result = step(x)
+    assert result.auxk.item() == pytest.approx(loss.item(), rel=1e-9)
+    expected = torch.autograd.grad(loss, [plain.W_enc, plain.b_enc, plain.W_dec])
+    with torch.no_grad():
+        got = auxk_gradients(
+            x - plain.b_dec, error, plain.W_enc, plain.b_enc, plain.W_dec, dead, settings
+        )
+    for actual, wanted in zip(got[2:], expected, strict=True):
+        torch.testing.assert_close(actual, wanted[dead])
+    # The step applied them: what was dead has moved, though no reconstruction used it.
+    without(x)
+    idle = dead[(result.fired == 0)[dead]]
+    assert (sae.W_dec[idle] != plain.W_dec[idle]).any(1).float().mean() > 0.5
