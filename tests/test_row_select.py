@@ -277,16 +277,19 @@ def test_a_row_whose_bounds_decide_nothing_overflows(hot: bool) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 32])
-@pytest.mark.parametrize(("count", "k"), [(0, 3), (1, 1), (7, 3), (64, 64), (65, 1), (2000, 1000)])
+@pytest.mark.parametrize(
+    ("count", "k"), [(OVERFLOW, 3), (0, 3), (1, 1), (7, 3), (64, 64), (65, 1), (2000, 1000)]
+)
 def test_choosing_sorts_any_number_of_keys(count: int, k: int, lanes: int) -> None:
-    scores = small_integers((count,), count, torch.float32)
-    keys = keys_of(scores, torch.arange(count))
+    there = max(count, 0)
+    scores = small_integers((there,), there, torch.float32)
+    keys = keys_of(scores, torch.arange(there))
     values, indices = torch.full((k,), 0.5), torch.full((k,), -1)
     native.choose_row(keys.data_ptr(), count, k, values.data_ptr(), indices.data_ptr(), lanes=lanes)
     expected = best_by_value_and_index(scores, k)
-    assert torch.equal(values[:count], expected[0])
-    assert torch.equal(indices[:count], expected[1])
-    assert (indices[count:] == NO_MORE).all()
+    assert torch.equal(values[:there], expected[0])
+    assert torch.equal(indices[:there], expected[1])
+    assert (indices[there:] == NO_MORE).all()
 
 
 def test_an_unknown_team_is_refused() -> None:

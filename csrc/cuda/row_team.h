@@ -8,7 +8,8 @@
 //   sync()              what lanes wrote before, all lanes see after
 //   any(bool)           whether it holds in some lane
 //   sum(int32_t), smallest(int64_t), largest(int64_t)    over the lanes, the same in each
-//   rank(bool)          in how many lanes before this one it holds, and in how many of all
+//   rank(bool)          in how many lanes before this one it holds, and in how many of all; orders
+//                       reads and writes as sync() does
 #pragma once
 #include <cstdint>
 

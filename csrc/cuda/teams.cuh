@@ -34,6 +34,7 @@ struct WarpTeam {
     return mine;
   }
   __device__ Rank rank(bool holds) {
+    __syncwarp();  // votes alone order no memory
     const unsigned holding = __ballot_sync(ALL_LANES, holds);
     return {__popc(holding & lanes_before(lane())), __popc(holding)};
   }
