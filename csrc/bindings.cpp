@@ -198,11 +198,14 @@ void bind_latents(py::module_& module) {
       "latent_update",
       [](const std::string& dtype, Address indices, Address values, Address value_grads,
          Address residual, Address inputs, int64_t n, int64_t k, int64_t d, int64_t m,
-         Address w_enc, Address b_enc, Address w_dec, Pair w_enc_moments, Pair b_enc_moments,
-         Pair w_dec_moments, Address extra_latents, int64_t extra_count, Address extra_w_enc,
-         Address extra_b_enc, Address extra_w_dec, double step_size, double root, double beta1,
-         double beta2, double eps, bool unit_norm, Address input_grad_sum, Address fired,
-         const std::string& screen, Address units, Address norm, Address lost, int threads) {
+         int64_t d_out, Address group_ends, int64_t groups, Address w_enc, Address b_enc,
+         Address w_dec, Pair w_enc_moments, Pair b_enc_moments, Pair w_dec_moments,
+         Address extra_latents, int64_t extra_count, Address extra_w_enc, Address extra_b_enc,
+         Address extra_w_dec, double step_size, double root, double beta1, double beta2, double eps,
+         bool unit_norm, bool remove_parallel, bool update_encoder, bool update_decoder,
+         Address shrink_enc, Address shrink_dec, double sign_enc, double sign_dec, double factor,
+         Address input_grad_sum, Address fired, Address squares, const std::string& screen,
+         Address units, Address norm, Address lost, int threads) {
         py::gil_scoped_release release;
         with_compute(dtype, [&](auto compute) {
           using Compute = decltype(compute);
@@ -219,6 +222,9 @@ void bind_latents(py::module_& module) {
               k,
               d,
               m,
+              d_out,
+              at<int64_t>(group_ends),
+              groups,
               at<Compute>(w_enc),
               at<Compute>(b_enc),
               at<Compute>(w_dec),
@@ -233,17 +239,27 @@ void bind_latents(py::module_& module) {
               beta2,
               eps,
               unit_norm,
+              remove_parallel,
+              update_encoder,
+              update_decoder,
+              {at<Compute>(shrink_enc), static_cast<Compute>(sign_enc)},
+              {at<Compute>(shrink_dec), static_cast<Compute>(sign_dec)},
+              factor,
               at<Compute>(input_grad_sum),
-              at<int64_t>(fired)};
+              at<int64_t>(fired),
+              at<double>(squares)};
           const Panels panels = panels_at(units, norm, lost);
           latent_update(args, screen_named(screen), units ? &panels : nullptr, threads);
         });
       },
       "dtype"_a, "indices"_a, "values"_a, "value_grads"_a, "residual"_a, "inputs"_a, "n"_a, "k"_a,
-      "d"_a, "m"_a, "w_enc"_a, "b_enc"_a, "w_dec"_a, "w_enc_moments"_a, "b_enc_moments"_a,
-      "w_dec_moments"_a, "extra_latents"_a, "extra_count"_a, "extra_w_enc"_a, "extra_b_enc"_a,
-      "extra_w_dec"_a, "step_size"_a, "root"_a, "beta1"_a, "beta2"_a, "eps"_a, "unit_norm"_a,
-      "input_grad_sum"_a, "fired"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+      "d"_a, "m"_a, "d_out"_a, "group_ends"_a, "groups"_a, "w_enc"_a, "b_enc"_a, "w_dec"_a,
+      "w_enc_moments"_a, "b_enc_moments"_a, "w_dec_moments"_a, "extra_latents"_a, "extra_count"_a,
+      "extra_w_enc"_a, "extra_b_enc"_a, "extra_w_dec"_a, "step_size"_a, "root"_a, "beta1"_a,
+      "beta2"_a, "eps"_a, "unit_norm"_a, "remove_parallel"_a, "update_encoder"_a,
+      "update_decoder"_a, "shrink_enc"_a, "shrink_dec"_a, "sign_enc"_a, "sign_dec"_a, "factor"_a,
+      "input_grad_sum"_a, "fired"_a, "squares"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a,
+      "threads"_a);
 }
 
 void bind_row_select(py::module_& module) {

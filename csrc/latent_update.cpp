@@ -48,10 +48,9 @@ class LatentUpdate {
   // Updates latent j and adds its share of the inputs' gradient to `input_grad_sum` [d].
   void run(int64_t j, Compute* input_grad_sum, UpdateSpace<Compute>& space) const {
     const int64_t d = args_.d, first = sorted_.start[j], count = sorted_.count(j);
-    const int64_t* tokens = sorted_.row.data() + first;
     space.values.resize(count);
     space.value_grads.resize(count);
-    space.gradient.resize(d);
+    space.gradient.resize(std::max(d, args_.d_out));
     Compute bias_grad = 0, along = 0;
     for (int64_t c = 0; c < count; ++c) {
       const int64_t entry = sorted_.entry[first + c];
@@ -64,39 +63,93 @@ class LatentUpdate {
     args_.fired[j] = count;
     const int64_t slot = slots_.empty() ? -1 : slots_[j];
     if (slot >= 0) bias_grad += args_.extra.b_enc[slot];
-
-    Compute* const gradient = space.gradient.data();
-    Compute* const w_dec = args_.w_dec + j * d;
-    rows_.weighted_sum(args_.residual, tokens, space.values.data(), count, d, gradient);
-    if (slot >= 0) {
-      const Compute* const more = args_.extra.w_dec + slot * d;
-      update_.add_scaled(gradient, more, 1, d);
-      const int64_t its_row = 0;
-      Compute product;
-      rows_.dots(more, w_dec, &its_row, 1, d, &product);
-      along += product;
+    double square = 0;
+    if (args_.update_decoder) square += decoder_row(j, slot, along, space);
+    // The encoder as it was is what the inputs went through.
+    if (count > 0 || slot >= 0)
+      update_.add_scaled(input_grad_sum, args_.w_enc + j * d, bias_grad, d);
+    if (args_.update_encoder) square += encoder_row(j, slot, space);
+    bias_grad *= static_cast<Compute>(args_.factor);
+    if (args_.squares != nullptr) {
+      args_.squares[j] = square + static_cast<double>(bias_grad) * bias_grad;
+    } else {
+      update_.adam(args_.b_enc + j, args_.b_enc_moments.first + j, args_.b_enc_moments.second + j,
+                   &bias_grad, 1, adam_);
     }
-    // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so the
-    // part along a row of norm one costs no product of length d.
-    if (args_.unit_norm && (count > 0 || slot >= 0)) update_.add_scaled(gradient, w_dec, -along, d);
-    update_.adam(w_dec, args_.w_dec_moments.first + j * d, args_.w_dec_moments.second + j * d,
-                 gradient, d, adam_);
-    if (args_.unit_norm) {
-      const Compute norm = std::sqrt(update_.squared_norm(w_dec, d));
-      if (norm > 0) update_.multiply(w_dec, 1 / norm, d);
-    }
-
-    Compute* const w_enc = args_.w_enc + j * d;
-    if (count > 0 || slot >= 0) update_.add_scaled(input_grad_sum, w_enc, bias_grad, d);
-    rows_.weighted_sum(args_.inputs, tokens, space.value_grads.data(), count, d, gradient);
-    if (slot >= 0) update_.add_scaled(gradient, args_.extra.w_enc + slot * d, 1, d);
-    update_.adam(w_enc, args_.w_enc_moments.first + j * d, args_.w_enc_moments.second + j * d,
-                 gradient, d, adam_);
-    update_.adam(args_.b_enc + j, args_.b_enc_moments.first + j, args_.b_enc_moments.second + j,
-                 &bias_grad, 1, adam_);
   }
 
  private:
+  // Each returns the squared length of the row's gradient if that is what is asked for.
+  double decoder_row(int64_t j, int64_t slot, Compute along, UpdateSpace<Compute>& space) const {
+    const int64_t d = args_.d_out, count = sorted_.count(j);
+    const int64_t* tokens = sorted_.row.data() + sorted_.start[j];
+    Compute* const gradient = space.gradient.data();
+    Compute* const row = args_.w_dec + j * d;
+    rows_.weighted_sum(residual_of(j), tokens, space.values.data(), count, d, gradient);
+    if (slot >= 0) {
+      const Compute* const more = args_.extra.w_dec + slot * d;
+      update_.add_scaled(gradient, more, 1, d);
+      along += dot(more, row, d);
+    }
+    const bool project = args_.unit_norm && args_.remove_parallel;
+    if (args_.decoder_decay.any()) {
+      decay(args_.decoder_decay, j, row, gradient, d);
+      if (project) update_.add_scaled(gradient, row, -dot(gradient, row, d), d);
+    } else if (project && (count > 0 || slot >= 0)) {
+      // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so
+      // the part along a row of norm one costs no product of length d.
+      update_.add_scaled(gradient, row, -along, d);
+    }
+    const double square = finish(row, args_.w_dec_moments, j, gradient, d);
+    if (args_.unit_norm && args_.squares == nullptr) {
+      const Compute norm = std::sqrt(update_.squared_norm(row, d));
+      if (norm > 0) update_.multiply(row, 1 / norm, d);
+    }
+    return square;
+  }
+
+  double encoder_row(int64_t j, int64_t slot, UpdateSpace<Compute>& space) const {
+    const int64_t d = args_.d;
+    const int64_t* tokens = sorted_.row.data() + sorted_.start[j];
+    Compute* const gradient = space.gradient.data();
+    Compute* const row = args_.w_enc + j * d;
+    rows_.weighted_sum(args_.inputs, tokens, space.value_grads.data(), sorted_.count(j), d,
+                       gradient);
+    if (slot >= 0) update_.add_scaled(gradient, args_.extra.w_enc + slot * d, 1, d);
+    if (args_.encoder_decay.any()) decay(args_.encoder_decay, j, row, gradient, d);
+    return finish(row, args_.w_enc_moments, j, gradient, d);
+  }
+
+  void decay(const Decay<Compute>& of, int64_t j, const Compute* row, Compute* gradient,
+             int64_t d) const {
+    if (of.shrink != nullptr) update_.add_scaled(gradient, row, of.shrink[j], d);
+    if (of.sign == 0) return;
+    for (int64_t i = 0; i < d; ++i)
+      gradient[i] += row[i] > 0 ? of.sign : (row[i] < 0 ? -of.sign : Compute(0));
+  }
+
+  // Adam on a row, or the square of its gradient's length.
+  double finish(Compute* row, const Moments<Compute>& moments, int64_t j, Compute* gradient,
+                int64_t d) const {
+    if (args_.factor != 1) update_.multiply(gradient, static_cast<Compute>(args_.factor), d);
+    if (args_.squares != nullptr) return update_.squared_norm(gradient, d);
+    update_.adam(row, moments.first + j * d, moments.second + j * d, gradient, d, adam_);
+    return 0;
+  }
+
+  Compute dot(const Compute* a, const Compute* b, int64_t d) const {
+    const int64_t only = 0;
+    Compute product;
+    rows_.dots(a, b, &only, 1, d, &product);
+    return product;
+  }
+
+  const Compute* residual_of(int64_t j) const {
+    const int64_t* const ends = args_.group_ends;
+    const int64_t group = std::upper_bound(ends, ends + args_.groups, j) - ends;
+    return args_.residual + group * args_.n * args_.d_out;
+  }
+
   const UpdateArgs<Compute>& args_;
   const ByLatent& sorted_;
   const RowKernels<Compute>& rows_;
@@ -105,12 +158,25 @@ class LatentUpdate {
   std::vector<int64_t> slots_;  // of each latent among the extra gradients, or -1
 };
 
+template <class Compute>
+void check_groups(const UpdateArgs<Compute>& args) {
+  int64_t before = 0;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    if (args.group_ends[g] < before) throw std::invalid_argument("group_ends must ascend");
+    before = args.group_ends[g];
+  }
+  if (before != args.m)
+    throw std::invalid_argument("group_ends must end with the number of latents, " +
+                                std::to_string(args.m) + ", got " + std::to_string(before));
+}
+
 }  // namespace
 
 template <class Compute>
 void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels* packed,
                    int threads) {
   check_indices(args.indices, args.n, args.k, args.m, threads);
+  check_groups(args);
   const ByLatent sorted = sort_by_latent(args.indices, args.n, args.k, args.m,
                                          [&](int64_t entry) { return args.values[entry] > 0; });
   const LatentUpdate<Compute> update(args, sorted);

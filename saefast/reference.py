@@ -4,12 +4,12 @@ Nothing here is fast, and nothing here hides a choice: ties, the place of the bi
 of Adam's steps are what the other implementations are tested against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from saefast.types import SparseCode
+from saefast.types import NO_DECAY, Decay, SparseCode
 
 
 def _computed(tensor: Tensor) -> Tensor:
@@ -120,6 +120,70 @@ def adam(
     parameter.sub_(step_size * (first / (second.sqrt() / root + eps)))
 
 
+def latent_gradients(
+    indices: Tensor,
+    values: Tensor,
+    value_grads: Tensor,
+    residual: Tensor,
+    inputs: Tensor,
+    parameters: Sequence[Tensor],
+    extra: Sequence[Tensor] | None,
+    *,
+    project: bool = False,
+    decay: Decay = NO_DECAY,
+    factor: Tensor | None = None,
+    group_ends: Tensor | None = None,
+    summed: Callable[[Tensor, Tensor, Tensor, int], Tensor] = latent_sum,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """The gradients of w_enc, b_enc and w_dec from what a forward pass left.
+
+    `project`: rows of w_dec have norm one, and their gradient's part along them is removed.
+    `group_ends` [g]: residual is [g, n, d]; latents below group_ends[i], and not below the end
+    before, learn from residual[i]. `factor` multiplies the gradients in the end. `summed` computes
+    the sums over tokens.
+
+    Returns them; then the gradient of the encoder's inputs summed over tokens [d], and on how many
+    tokens each latent fired [m].
+    """
+    w_enc, _, w_dec = parameters
+    latents = w_enc.shape[0]
+    active = values > 0
+    values, value_grads = values * active, value_grads * active
+    ones = values.new_ones(values.shape[0], 1)
+    if group_ends is None:
+        decoder_gradient = summed(values, indices, residual, latents)
+    else:
+        group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
+        parts = [
+            summed(values * (group == g), indices, rows, latents) for g, rows in enumerate(residual)
+        ]
+        decoder_gradient = torch.stack(parts).sum(0)
+    encoder_gradient = summed(value_grads, indices, inputs, latents)
+    bias_gradient = summed(value_grads, indices, ones, latents).squeeze(1)
+    fired = summed(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
+    gradients = (encoder_gradient, bias_gradient, decoder_gradient)
+    if extra is not None:
+        where = extra[0]
+        real = where < latents
+        for gradient, more in zip(gradients, extra[1:], strict=True):
+            gradient.index_add_(0, where[real], more[real])
+    input_grad_sum = bias_gradient @ w_enc
+    signs = (0.0, 0.0) if decay.sign is None else decay.sign.to(w_enc.dtype)
+    for gradient, weight, shrink, sign in zip(
+        gradients[::2], (w_enc, w_dec), decay[:2], signs, strict=True
+    ):
+        if shrink is not None:
+            gradient += shrink[:, None] * weight
+        if decay.sign is not None:
+            gradient += sign * weight.sign()
+    if project:
+        decoder_gradient -= (decoder_gradient * w_dec).sum(1, keepdim=True) * w_dec
+    if factor is not None:
+        for gradient in gradients:
+            gradient *= factor
+    return gradients, input_grad_sum, fired
+
+
 def latent_update(
     indices: Tensor,
     values: Tensor,
@@ -135,40 +199,51 @@ def latent_update(
     beta2: float,
     eps: float,
     unit_norm: bool,
+    remove_parallel: bool = True,
+    update_encoder: bool = True,
+    update_decoder: bool = True,
+    decay: Decay = NO_DECAY,
+    factor: Tensor | None = None,
+    group_ends: Tensor | None = None,
+    summed: Callable[[Tensor, Tensor, Tensor, int], Tensor] = latent_sum,
 ) -> tuple[Tensor, Tensor]:
     """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place.
 
     `moments` holds the first and second moment of each parameter in turn. `extra` are latents [c],
     each in range at most once, and gradients that come from elsewhere for their rows of w_enc,
-    b_enc and w_dec; a latent out of range stands for none. Returns the gradient of the encoder's
-    inputs summed over tokens [d], and on how many tokens each latent fired [m].
+    b_enc and w_dec; a latent out of range stands for none. `unit_norm` restores norm one of the
+    rows of w_dec, `remove_parallel` then takes the part along them from their gradient first. The
+    rest is as in `latent_gradients`. Returns the gradient of the encoder's inputs summed over
+    tokens [d], and on how many tokens each latent fired [m].
     """
-    w_enc, _, w_dec = parameters
-    latents = w_enc.shape[0]
-    active = values > 0
-    values, value_grads = values * active, value_grads * active
-    ones = values.new_ones(values.shape[0], 1)
-    decoder_gradient = latent_sum(values, indices, residual, latents)
-    encoder_gradient = latent_sum(value_grads, indices, inputs, latents)
-    bias_gradient = latent_sum(value_grads, indices, ones, latents).squeeze(1)
-    fired = latent_sum(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
-    gradients = (encoder_gradient, bias_gradient, decoder_gradient)
-    if extra is not None:
-        where = extra[0]
-        real = where < latents
-        for gradient, more in zip(gradients, extra[1:], strict=True):
-            gradient.index_add_(0, where[real], more[real])
-    input_grad_sum = bias_gradient @ w_enc
-    if unit_norm:
-        along = (decoder_gradient * w_dec).sum(1, keepdim=True)
-        decoder_gradient -= along * w_dec
+    gradients, input_grad_sum, fired = latent_gradients(
+        indices,
+        values,
+        value_grads,
+        residual,
+        inputs,
+        parameters,
+        extra,
+        project=unit_norm and remove_parallel,
+        decay=decay,
+        factor=factor,
+        group_ends=group_ends,
+        summed=summed,
+    )
+    updated = (update_encoder, True, update_decoder)
     for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-        first, second = moments[2 * index], moments[2 * index + 1]
-        adam(parameter, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
-    if unit_norm:
-        norm = w_dec.norm(dim=1, keepdim=True)
-        w_dec.div_(torch.where(norm > 0, norm, 1.0))
+        if updated[index]:
+            first, second = moments[2 * index], moments[2 * index + 1]
+            adam(parameter, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
+    if unit_norm and update_decoder:
+        normalise_rows(parameters[2])
     return input_grad_sum, fired
+
+
+def normalise_rows(weight: Tensor) -> None:
+    """Give every row norm one, in place; rows of zeros stay."""
+    norm = weight.norm(dim=1, keepdim=True)
+    weight.div_(torch.where(norm > 0, norm, 1.0))
 
 
 def keep_largest(scores: Tensor, k: int, *, signed: bool) -> None:

@@ -20,3 +20,16 @@ class SparseCode(NamedTuple):
         """The code as an [n, latents] matrix."""
         dense = self.values.new_zeros(self.values.shape[0], latents)
         return dense.scatter(1, self.indices, self.values)
+
+
+class Decay(NamedTuple):
+    """What the gradients of W_enc and W_dec get besides the data's."""
+
+    shrink_enc: Tensor | None = None
+    """[m] what multiple of its own row each latent's gradient gets"""
+    shrink_dec: Tensor | None = None
+    sign: Tensor | None = None
+    """[2] what multiple of the weights' signs the gradients of W_enc and W_dec get"""
+
+
+NO_DECAY = Decay()

@@ -10,9 +10,10 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import reference
+from saefast.ops import latent_update as latent_update_module
 from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import PackedWeight, Screen
-from saefast.ops.latent_update import latent_update
+from saefast.ops.latent_update import Update, gradient_squares, latent_update
 
 products = st.sampled_from(["float32", "bfloat16"])
 LR = 3e-3
@@ -48,6 +49,21 @@ class Problem:
             values > 0, reference.gather_dots(residual, self.w_dec, indices), 0.0
         ).to(self.dtype)
         return indices, values, grads, residual, normal((n, d), seed + 2, self.dtype)
+
+    def gradients_of(
+        self, number: int, d_out: int, groups: int | None, group_ends: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """A batch whose reconstructions have width `d_out`, and may be several."""
+        n = self.shape.n
+        indices, values, _, _, inputs = self.batch(number)
+        seed = self.seed + 10 * number
+        residual = normal((groups or 1, n, d_out), seed + 1, self.dtype)
+        group = torch.zeros_like(indices)
+        if group_ends is not None:
+            group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
+        rows = residual[group, torch.arange(n)[:, None]]
+        grads = (rows * self.parameters[2][indices]).sum(2) * (values > 0)
+        return indices, values, grads, residual if groups else residual[0], inputs
 
     def extra(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients from elsewhere for half the latents, and places that stand for none."""
@@ -212,3 +228,107 @@ def test_a_diverging_update_is_reported() -> None:
     packed = PackedWeight.of(problem.w_enc, Screen("native", "float32"))
     with pytest.raises(ValueError, match="the learning rate may be too high"):
         problem.fused(1, packed, lr=float("inf"))
+
+
+@st.composite
+def switches(draw: st.DrawFn, m: int, seed: int) -> dict[str, object]:
+    """Any combination of what an update can be asked for besides."""
+    ends = sorted(draw(st.lists(st.integers(0, m), max_size=3)))
+    given = {
+        "shrink_enc": normal((m,), seed + 7, torch.float64),
+        "shrink_dec": normal((m,), seed + 8, torch.float64),
+        "sign": normal((2,), seed + 9, torch.float64),
+        "factor": normal((), seed + 10, torch.float64).abs(),
+        "group_ends": torch.tensor([*ends, m]),
+    }
+    chosen: dict[str, object] = {name: given[name] for name in given if draw(st.booleans())}
+    for name in ("unit_norm", "remove_parallel", "update_encoder", "update_decoder"):
+        chosen[name] = draw(st.booleans())
+    return chosen
+
+
+@settings(max_examples=60)
+@given(shape=shapes(), seed=seeds, data=st.data(), d_out=st.integers(1, 70), extra=st.booleans())
+def test_every_switch_is_as_in_the_reference(
+    level: str, shape: Shape, seed: int, data: st.DataObject, d_out: int, extra: bool
+) -> None:
+    m = shape.m
+    asked = data.draw(switches(m, seed))
+    groups = len(asked["group_ends"]) if "group_ends" in asked else None
+    results = []
+    for op in (latent_update, by_reference):
+        problem = Problem(shape, seed, torch.float64)
+        w_dec = normal((m, d_out), seed + 2, torch.float64)
+        problem.parameters[2] = w_dec / w_dec.norm(dim=1, keepdim=True)
+        problem.moments[4:] = [torch.zeros_like(w_dec) for _ in range(2)]
+        batch = problem.gradients_of(1, d_out, groups, asked.get("group_ends"))
+        more = problem.extra(1) if extra else (None,) * 4
+        if extra:
+            more = (*more[:3], normal((len(more[0]), d_out), seed, torch.float64))
+        arguments = (*batch, *problem.parameters, *problem.moments, None, None, None, "float32")
+        arguments += (*more, rates(1), *ADAM.values())
+        measured = SQUARES[op](*arguments, **asked)
+        outputs = op(*arguments, **asked)
+        results.append([*measured, *outputs, *problem.parameters, *problem.moments])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
+
+
+def by_reference(*arguments: object, **asked: object) -> tuple[Tensor, Tensor]:
+    """The op's body, which every device without a kernel runs."""
+    return latent_update_module._by_reference(Update(*arguments, **asked))
+
+
+def squares_by_reference(*arguments: object, **asked: object) -> tuple[Tensor, Tensor]:
+    """The same for the squares."""
+    return latent_update_module._squares_by_reference(Update(*arguments, **asked))
+
+
+SQUARES = {latent_update: gradient_squares, by_reference: squares_by_reference}
+
+
+def test_groups_must_cover_the_latents() -> None:
+    problem = Problem(Shape(4, 3, 6, 2), 0, torch.float32)
+    for ends, complaint in (([2, 5], "end with the number of latents, 6"), ([4, 2, 6], "ascend")):
+        indices, values, grads, residual, inputs = problem.batch(1)
+        with pytest.raises(ValueError, match=complaint):
+            latent_update(
+                indices,
+                values,
+                grads,
+                residual.repeat(len(ends), 1, 1),
+                inputs,
+                *problem.parameters,
+                *problem.moments,
+                *(None, None, None, "float32", None, None, None, None),
+                rates(1),
+                **ADAM,
+                unit_norm=False,
+                group_ends=torch.tensor(ends),
+            )
+
+
+def test_squares_are_those_of_autograd() -> None:
+    """Without switches: the length of the plain gradient of half the squared error."""
+    n, d, m, k = Shape(30, 7, 20, 4)
+    problem = Problem(Shape(n, d, m, k), 3, torch.float64)
+    w_enc, b_enc, w_dec = (torch.nn.Parameter(p.clone()) for p in problem.parameters)
+    inputs, target = normal((n, d), 1, torch.float64), normal((n, d), 2, torch.float64)
+    code = reference.topk_encode(inputs, w_enc, b_enc, k=k)
+    error = reference.sparse_decode(code.values.relu(), code.indices, w_dec) - target
+    (error.square().sum() / 2).backward()
+    residual = error.detach()
+    grads = torch.where(
+        code.values > 0, reference.gather_dots(residual, w_dec.detach(), code.indices), 0.0
+    )
+    _, squares = gradient_squares(
+        *(code.indices, code.values.detach(), grads, residual, inputs),
+        *problem.parameters,
+        *problem.moments,
+        *(None, None, None, "float32", None, None, None, None),
+        rates(1),
+        *ADAM.values(),
+        False,
+    )
+    expected = sum(p.grad.reshape(m, -1).square().sum(1) for p in (w_enc, b_enc, w_dec))
+    torch.testing.assert_close(squares, expected, rtol=1e-10, atol=1e-12)

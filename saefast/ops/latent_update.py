@@ -1,5 +1,6 @@
 """Gradient, Adam and renormalisation of every latent in one pass; no gradient is ever stored."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import checks, gpu
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.types import Decay
+
+Argument = Tensor | str | float | None
 
 
 class Update(NamedTuple):
@@ -19,7 +23,7 @@ class Update(NamedTuple):
     value_grads: Tensor
     """[n, k] the loss's gradient by each value; zero where the value is not positive"""
     residual: Tensor
-    """[n, d] the loss's gradient by the reconstruction"""
+    """[n, d_out] the loss's gradient by the reconstruction, or [g, n, d_out] with `group_ends`"""
     inputs: Tensor
     """[n, d] what the encoder multiplied"""
     w_enc: Tensor
@@ -27,7 +31,7 @@ class Update(NamedTuple):
     b_enc: Tensor
     """[m]"""
     w_dec: Tensor
-    """[m, d]"""
+    """[m, d_out]"""
     w_enc_first: Tensor
     """the moments of Adam, of the shapes of what they belong to"""
     w_enc_second: Tensor
@@ -52,7 +56,20 @@ class Update(NamedTuple):
     beta2: float
     eps: float
     unit_norm: bool
-    """decoder rows have norm one; the gradient's part along them is removed first"""
+    """decoder rows have norm one"""
+    remove_parallel: bool = True
+    """then their gradient's part along them is removed first"""
+    update_encoder: bool = True
+    """whether w_enc learns; b_enc always does"""
+    update_decoder: bool = True
+    shrink_enc: Tensor | None = None
+    """these three: see `Decay`"""
+    shrink_dec: Tensor | None = None
+    sign: Tensor | None = None
+    factor: Tensor | None = None
+    """[] float64 multiplies every gradient"""
+    group_ends: Tensor | None = None
+    """[g] latents below group_ends[i], and not below the end before, learn from residual[i]"""
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,6 +87,21 @@ class Update(NamedTuple):
         return _all_or_none("units, norm and lost", self.units, self.norm, self.lost)
 
     @property
+    def decay(self) -> Decay:
+        """What the gradients get besides the data's."""
+        return Decay(self.shrink_enc, self.shrink_dec, self.sign)
+
+    @property
+    def special(self) -> bool:
+        """Whether more is asked for than the gradient of one reconstruction of its own input."""
+        return (
+            any(part is not None for part in (*self.decay, self.factor, self.group_ends))
+            or not (self.update_encoder and self.update_decoder)
+            or self.unit_norm > self.remove_parallel
+            or self.w_enc.shape[1] != self.w_dec.shape[1]
+        )
+
+    @property
     def extra(self) -> tuple[Tensor, ...] | None:
         """The extra latents and gradients, if there are any."""
         return _all_or_none(
@@ -82,25 +114,22 @@ class Update(NamedTuple):
 
 
 _MUTATED = (*Update._fields[5:17],)
-_SCHEMA = ", ".join(
-    "{} {}".format(
-        {
-            Tensor: f"Tensor({chr(97 + i)}!)" if name in _MUTATED else "Tensor",
-            Tensor | None: f"Tensor({chr(97 + i)}!)?" if name in _MUTATED else "Tensor?",
-            str: "str",
-            float: "float",
-            bool: "bool",
-        }[kind],
-        name,
-    )
-    for i, (name, kind) in enumerate(Update.__annotations__.items())
-)
+_KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", float: "float", bool: "bool"}
 
 
-@torch.library.custom_op(
-    "saefast::latent_update", mutates_args=_MUTATED, schema=f"({_SCHEMA}) -> (Tensor, Tensor)"
-)
-def latent_update(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
+def _schema(mutated: tuple[str, ...]) -> str:
+    arguments = []
+    for i, (name, kind) in enumerate(Update.__annotations__.items()):
+        written = _KINDS[kind]
+        if name in mutated:
+            written = written.replace("Tensor", f"Tensor({chr(97 + i)}!)")
+        default = Update._field_defaults.get(name, ...)
+        arguments.append(f"{written} {name}" + ("" if default is ... else f"={default}"))
+    return f"({', '.join(arguments)}) -> (Tensor, Tensor)"
+
+
+@torch.library.custom_op("saefast::latent_update", mutates_args=_MUTATED, schema=_schema(_MUTATED))
+def latent_update(*arguments: Argument) -> tuple[Tensor, Tensor]:
     """See `Update` and `reference.latent_update`.
 
     Returns the gradient of `inputs` summed over tokens [d], and on how many tokens each latent's
@@ -111,7 +140,21 @@ def latent_update(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tens
     return _by_reference(update)
 
 
-def _by_reference(update: Update) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("saefast::gradient_squares", mutates_args=(), schema=_schema(()))
+def gradient_squares(*arguments: Argument) -> tuple[Tensor, Tensor]:
+    """What `latent_update` with these arguments would apply, without applying it.
+
+    Returns the gradient of `inputs` summed over tokens [d], and the squared length of all that
+    each latent's weights would be updated by, float64 [m].
+    """
+    update = Update(*arguments)  # type: ignore[arg-type]
+    checks.in_range("indices", update.indices, update.w_enc.shape[0])
+    return _squares_by_reference(update)
+
+
+def _by_reference(
+    update: Update, summed: Callable[..., Tensor] = reference.latent_sum
+) -> tuple[Tensor, Tensor]:
     return reference.latent_update(
         *update[:5],
         update.parameters,
@@ -122,24 +165,68 @@ def _by_reference(update: Update) -> tuple[Tensor, Tensor]:
         beta2=update.beta2,
         eps=update.eps,
         unit_norm=update.unit_norm,
+        remove_parallel=update.remove_parallel,
+        update_encoder=update.update_encoder,
+        update_decoder=update.update_decoder,
+        decay=update.decay,
+        factor=update.factor,
+        group_ends=update.group_ends,
+        summed=summed,
     )
 
 
+def _squares_by_reference(
+    update: Update, summed: Callable[..., Tensor] = reference.latent_sum
+) -> tuple[Tensor, Tensor]:
+    gradients, input_grad_sum, _ = reference.latent_gradients(
+        *update[:5],
+        update.parameters,
+        update.extra,
+        project=update.unit_norm and update.remove_parallel,
+        decay=update.decay,
+        factor=update.factor,
+        group_ends=update.group_ends,
+        summed=summed,
+    )
+    squares = update.b_enc.new_zeros(update.b_enc.shape, dtype=torch.float64)
+    updated = (update.update_encoder, True, update.update_decoder)
+    for gradient, counts in zip(gradients, updated, strict=True):
+        if counts:
+            squares += gradient.double().reshape(len(squares), -1).square().sum(1)
+    return input_grad_sum, squares
+
+
 @latent_update.register_kernel("cpu")
-def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
+def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
     update = Update(*arguments)  # type: ignore[arg-type]
+    fired = torch.empty(update.w_enc.shape[0], dtype=torch.int64)
+    return _on_cpu(update, fired, None), fired
+
+
+@gradient_squares.register_kernel("cpu")
+def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)  # type: ignore[arg-type]
+    m = update.w_enc.shape[0]
+    squares = torch.empty(m, dtype=torch.float64)
+    return _on_cpu(update, torch.empty(m, dtype=torch.int64), squares), squares
+
+
+def _on_cpu(update: Update, fired: Tensor, squares: Tensor | None) -> Tensor:
+    """Fills `fired`, and `squares` instead of updating; returns the sum of input gradients."""
+    _check(update)
     n, k = update.indices.shape
     m, d = update.w_enc.shape
-    _check(update)
     _check_packed(update, (native.panel_units(update.product, d, m),))
     # Held here, so that the copies of what was not contiguous live as long as their addresses.
     left = [contiguous(tensor) for tensor in update[:5]]
     extra = [contiguous(tensor) for tensor in update.extra or ()]
+    ends = torch.tensor([m]) if update.group_ends is None else contiguous(update.group_ends)
     step_size, root = update.rates.tolist()
+    sign_enc, sign_dec = (0.0, 0.0) if update.sign is None else update.sign.tolist()
     input_grad_sum = update.w_enc.new_empty(d)
-    fired = torch.empty(m, dtype=torch.int64)
     indices, values, value_grads, residual, inputs = left
     latents, *gradients = extra or (None, None, None, None)
+    units, norm, lost = (None, None, None) if squares is not None else update[14:17]
     native.latent_update(
         dtype_name(update.w_enc),
         address(indices),
@@ -151,6 +238,9 @@ def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
         k,
         d,
         m,
+        update.w_dec.shape[1],
+        address(ends),
+        len(ends),
         address(update.w_enc),
         address(update.b_enc),
         address(update.w_dec),
@@ -168,23 +258,34 @@ def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
         update.beta2,
         update.eps,
         update.unit_norm,
+        update.remove_parallel,
+        update.update_encoder,
+        update.update_decoder,
+        address(update.shrink_enc),
+        address(update.shrink_dec),
+        sign_enc,
+        sign_dec,
+        1.0 if update.factor is None else float(update.factor),
         address(input_grad_sum),
         address(fired),
+        address(squares),
         update.product,
-        address(update.units),
-        address(update.norm),
-        address(update.lost),
+        address(units),
+        address(norm),
+        address(lost),
         threads(),
     )
-    return input_grad_sum, fired
+    return input_grad_sum
 
 
 @latent_update.register_kernel("cuda")
-def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
+def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
     update = Update(*arguments)  # type: ignore[arg-type]
     _check(update)
     if not gpu.serves(update.w_enc):
         return _by_reference(update)
+    if update.special:
+        return _with_stored_gradients(update)
     kernels = gpu.kernels("latent_update")
     m, d = update.w_enc.shape
     _check_packed(update, (m, gpu.kernels("round_rows").padded_width(d)))
@@ -206,29 +307,56 @@ def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
     return result
 
 
+def _with_stored_gradients(update: Update) -> tuple[Tensor, Tensor]:
+    """For what no kernel does in one pass; the encoder is packed again afterwards."""
+    result = _by_reference(update, torch.ops.saefast.latent_sum)
+    if update.packed:
+        fresh = gpu.launch("round_rows.rounded_rows", update.w_enc, update.product)
+        for old, new in zip(update.packed, fresh[1:], strict=True):
+            old.copy_(new)
+    return result
+
+
+@gradient_squares.register_kernel("cuda")
+def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)  # type: ignore[arg-type]
+    _check(update)
+    served = gpu.serves(update.w_enc)
+    summed = torch.ops.saefast.latent_sum if served else reference.latent_sum
+    return _squares_by_reference(update, summed)
+
+
 def _check(update: Update) -> None:
     checks.at_least_float32("w_enc", update.w_enc)
     checks.code(update.values, update.indices, update.w_enc)
     m, d = update.w_enc.shape
     n, k = update.values.shape
+    d_out = update.w_dec.shape[-1]
+    groups = () if update.group_ends is None else update.group_ends.shape
     shapes: dict[str, tuple[int, ...]] = {
         "value_grads": (n, k),
-        "residual": (n, d),
+        "residual": (*groups, n, d_out),
         "inputs": (n, d),
     }
-    state = Update._fields[5:14]
-    for name in state:
+    rows = {"w_enc": (m, d), "b_enc": (m,), "w_dec": (m, d_out)}
+    for name in Update._fields[5:14]:
         checks.writable(name, getattr(update, name))
-        shapes[name] = (m,) if name.startswith("b_enc") else (m, d)
+        shapes[name] = rows[name.removesuffix("_first").removesuffix("_second")]
+    for name in ("shrink_enc", "shrink_dec"):
+        if getattr(update, name) is not None:
+            checks.writable(name, getattr(update, name))  # contiguous, for its address is passed
+            shapes[name] = (m,)
     if update.extra:
         checks.indices("extra_latents", update.extra[0], "[c]")
         c = update.extra[0].shape[0]
-        shapes |= {"extra_w_enc": (c, d), "extra_b_enc": (c,), "extra_w_dec": (c, d)}
+        shapes |= {"extra_w_enc": (c, d), "extra_b_enc": (c,), "extra_w_dec": (c, d_out)}
     for name, shape in shapes.items():
         checks.same_kind("w_enc", update.w_enc, name, getattr(update, name))
         checks.shape(name, getattr(update, name), shape)
     checks.same_device("w_enc", update.w_enc, "rates", update.rates)
     checks.shape("rates", update.rates, (2,))
+    if update.group_ends is not None:
+        checks.indices("group_ends", update.group_ends, "[g]")
 
 
 def _check_packed(update: Update, units: tuple[int, ...]) -> None:
@@ -248,8 +376,14 @@ def _all_or_none(what: str, *parts: Tensor | None) -> tuple[Tensor, ...] | None:
     return given or None
 
 
-@latent_update.register_fake
-def _(*arguments: Tensor | str | float | None) -> tuple[Tensor, Tensor]:
-    w_enc = Update(*arguments).w_enc  # type: ignore[arg-type]
-    m, d = w_enc.shape
-    return w_enc.new_empty(d), w_enc.new_empty(m, dtype=torch.int64)
+def _fake(dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
+    def fake(*arguments: Argument) -> tuple[Tensor, Tensor]:
+        w_enc = Update(*arguments).w_enc  # type: ignore[arg-type]
+        m, d = w_enc.shape
+        return w_enc.new_empty(d), w_enc.new_empty(m, dtype=dtype)
+
+    return fake
+
+
+latent_update.register_fake(_fake(torch.int64))
+gradient_squares.register_fake(_fake(torch.float64))
