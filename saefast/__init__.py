@@ -7,6 +7,7 @@ from saefast.auxk import AuxK
 from saefast.info import build_info
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.topk_encode import topk_encode
+from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
@@ -18,6 +19,8 @@ __all__ = [
     "SAE",
     "AuxK",
     "FusedStep",
+    "Penalty",
+    "Rules",
     "SparseCode",
     "__version__",
     "build_info",

@@ -1,4 +1,4 @@
-"""One training step of a TopK SAE on the fused ops: forward, loss, gradient, Adam, unit norm."""
+"""One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
+from saefast.objectives import Forward, Objective, objective_of
 from saefast.ops import checks, gpu
-from saefast.ops.decode_residual import decode_residual
-from saefast.ops.encode_packed import Packed, encode_packed, repacked
 from saefast.ops.latent_sum import column_sum
-from saefast.ops.latent_update import latent_update
+from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.topk_encode import PRECISIONS
+from saefast.packed_encoder import PackedEncoder
+from saefast.rules import Rules, tethered
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
@@ -23,7 +24,9 @@ class StepResult:
     """What one step saw, before it changed the weights."""
 
     loss: Tensor
-    """squared error of a row, summed over its width, averaged over the batch; float64 []"""
+    """float64 [], without the loss of dead latents and without penalties"""
+    squares: Tensor
+    """the squared error, summed over the batch; float64 []"""
     code: SparseCode
     fired: Tensor
     """[m] on how many rows each latent's value was positive"""
@@ -34,16 +37,16 @@ class StepResult:
 class FusedStep:
     """Trains an SAE in place, a batch at a time.
 
-    The loss is the squared error summed over the width and averaged over rows; the optimiser is
-    Adam. No weight gradient is stored: one pass over the latents sums it, removes its part along
-    the decoder row, applies Adam, restores norm one and refreshes the packed encoder that the next
+    No weight gradient is stored: one pass over the latents sums it, removes its part along the
+    decoder row, applies Adam, restores norm one and refreshes the packed encoder that the next
     step screens with. Results are the same bits for any number of threads. On a GPU nothing in a
-    step waits for the device, so a whole step can be captured in a CUDA graph: see `capture`.
+    TopK step waits for the device, so a whole step can be captured in a CUDA graph: see `capture`.
 
     Args:
         sae: a float32 or float64 SAE.
-        lr, betas, eps: of Adam, with torch's meaning.
-        unit_norm: keep decoder rows at norm one.
+        lr: the learning rate of Adam; `step.lr = value` changes it.
+        rules: how weights may move.
+        objective: what is trained for; None: what is usual for the SAE's variant.
         precision: "exact" or "bf16", as in `topk_encode`.
         auxk: settings of the loss that revives dead latents; None leaves them dead.
     """
@@ -53,16 +56,17 @@ class FusedStep:
         sae: SAE,
         *,
         lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        unit_norm: bool = True,
+        rules: Rules | None = None,
+        objective: Objective | None = None,
         precision: str = "exact",
         auxk: AuxK | None = None,
     ) -> None:
         checks.one_of("precision", precision, PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
-        self.sae, self.betas, self.eps = sae, betas, eps
-        self.unit_norm, self.precision, self.auxk = unit_norm, precision, auxk
+        self.sae, self.precision, self.auxk = sae, precision, auxk
+        self.rules = rules or Rules()
+        self.objective = objective or objective_of(sae)
+        self.k = sae.k
         # On the device, where a captured step finds what has become of them.
         self._lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
         self._steps = torch.zeros_like(self._lr)
@@ -73,12 +77,11 @@ class FusedStep:
         self.moments = [
             torch.zeros_like(parameter) for parameter in state for _ in ("first", "second")
         ]
-        if unit_norm:
+        if self.rules.unit_norm:
             with torch.no_grad():
-                norm = sae.W_dec.norm(dim=1, keepdim=True)
-                sae.W_dec.div_(torch.where(norm > 0, norm, 1.0))
-        self._packed: Packed | None = None
-        self._packed_version = -1
+                reference.normalise_rows(sae.W_dec)
+        self._anchors = None if self.rules.tether is None else sae.W_dec.detach().clone()
+        self._encoder = PackedEncoder(sae, precision)
 
     @property
     def lr(self) -> float:
@@ -97,52 +100,33 @@ class FusedStep:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> StepResult:
         """Train on x [n, d]."""
-        sae = self.sae
+        sae, rules, n = self.sae, self.rules, x.shape[0]
         self._check(x)
-        n = x.shape[0]
         inputs = x - sae.b_dec
-        code = self._encode(inputs)
-        residual, value_grads, squares = decode_residual(
-            code.values, code.indices, sae.W_dec, sae.b_dec, x, 2.0 / n
-        )
-        extra = self._auxk(inputs, residual, n)
+        forward = self.objective.forward(self._encoder, inputs, x, self.k)
+        extra = self._auxk(inputs, x, forward)
         self._steps += 1
-        beta1, beta2 = self.betas
-        rates = reference.adam_rates(self._lr, self._steps, beta1, beta2)
-        input_grad_sum, fired = latent_update(
-            code.indices,
-            code.values,
-            value_grads,
-            residual,
-            inputs,
-            sae.W_enc,
-            sae.b_enc,
-            sae.W_dec,
-            *self.moments[:6],
-            *(self._packed.arrays if self._packed else (None, None, None)),
-            self._packed.product if self._packed else "float32",
-            *(extra[1:] if extra else (None, None, None, None)),
-            rates,
-            beta1,
-            beta2,
-            self.eps,
-            self.unit_norm,
-        )
-        self._packed_version = sae.W_enc._version
-        first, second = self.moments[6:]
-        reference.adam(
-            sae.b_dec,
-            first,
-            second,
-            column_sum(residual) - input_grad_sum,
-            rates,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.eps,
-        )
+        rates = reference.adam_rates(self._lr, self._steps, *rules.betas)
+        gradient_sum = column_sum(_of_all(forward))
+        arguments = self._arguments(forward, inputs, extra, rates)
+        switches = self._switches(forward)
+        if rules.clip is not None:
+            input_grad_sum, squares = gradient_squares(*arguments, **switches)
+            factor = _factor(squares, gradient_sum - input_grad_sum, rules.clip)
+            switches["factor"] = factor
+        input_grad_sum, fired = latent_update(*arguments, **switches)
+        self._encoder.refreshed()
+        bias_gradient = gradient_sum - input_grad_sum
+        if rules.clip is not None:
+            bias_gradient *= factor
+        self._adam(sae.b_dec, self.moments[6:], bias_gradient, rates)
+        if rules.tether is not None and rules.frozen != "decoder":
+            assert self._anchors is not None
+            sae.W_dec.copy_(tethered(sae.W_dec, self._anchors, rules.tether))
         self.idle += n
         self.idle.masked_fill_(fired > 0, 0)
-        return StepResult(squares / n, code, fired, extra.loss if extra else None)
+        auxk = extra.loss if extra else None
+        return StepResult(forward.loss, forward.squares, forward.code, fired, auxk)
 
     def capture(self, x: Tensor) -> Callable[[Tensor], StepResult]:
         """A step on batches shaped like x, recorded once and replayed without the host.
@@ -154,7 +138,7 @@ class FusedStep:
         self._check(x)
         if not gpu.has(x):
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
-        if self._packed is None or self._packed_version != self.sae.W_enc._version:
+        if self._encoder.packed is None or not self._encoder.fresh:
             raise ValueError("capture needs a step of the same kind before it: call step(x) once")
         batch = x.clone()
         graph = torch.cuda.CUDAGraph()
@@ -176,27 +160,65 @@ class FusedStep:
         if x.shape[0] == 0:
             raise ValueError("x must have at least one row, got shape (0, ...)")
 
-    def _encode(self, inputs: Tensor) -> SparseCode:
-        """The code of the inputs; only its positive values are active."""
-        sae = self.sae
-        self._packed = repacked(
-            self._packed,
-            self._packed_version == sae.W_enc._version,
+    def _arguments(
+        self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
+    ) -> tuple[object, ...]:
+        """What `latent_update` takes, up to its switches."""
+        sae, packed = self.sae, self._encoder.packed
+        return (
+            forward.code.indices,
+            forward.code.values,
+            forward.value_grads,
+            forward.residual,
             inputs,
             sae.W_enc,
-            sae.k,
-            self.precision,
+            sae.b_enc,
+            sae.W_dec,
+            *self.moments[:6],
+            *(packed.arrays if packed else (None, None, None)),
+            packed.product if packed else "float32",
+            *(extra[1:] if extra else (None, None, None, None)),
+            rates,
+            *self.rules.betas,
+            self.rules.eps,
+            self.rules.unit_norm,
         )
-        code = encode_packed(inputs, sae.W_enc, sae.b_enc, sae.k, self.precision, self._packed)
-        return SparseCode(code.values.relu(), code.indices)
 
-    def _auxk(self, inputs: Tensor, residual: Tensor, n: int) -> AuxGradients | None:
+    def _switches(self, forward: Forward) -> dict[str, object]:
+        rules = self.rules
+        return {
+            "remove_parallel": rules.remove_parallel,
+            "update_encoder": rules.frozen != "encoder",
+            "update_decoder": rules.frozen != "decoder",
+            **rules.decay_of(self.sae)._asdict(),
+            "group_ends": forward.group_ends,
+        }
+
+    def _adam(
+        self, parameter: Tensor, moments: list[Tensor], gradient: Tensor, rates: Tensor
+    ) -> None:
+        first, second = moments
+        beta1, beta2 = self.rules.betas
+        reference.adam(
+            parameter,
+            first,
+            second,
+            gradient,
+            rates,
+            beta1=beta1,
+            beta2=beta2,
+            eps=self.rules.eps,
+        )
+
+    def _auxk(self, inputs: Tensor, target: Tensor, forward: Forward) -> AuxGradients | None:
         if self.auxk is None:
             return None
-        sae = self.sae
+        sae, n = self.sae, target.shape[0]
+        last = forward.residual if forward.group_ends is None else forward.residual[-1]
+        groups = 1 if forward.group_ends is None else len(forward.group_ends)
         return auxk_gradients(
             inputs,
-            residual * (-n / 2.0),
+            last * (-n * groups / 2.0),
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
@@ -204,3 +226,14 @@ class FusedStep:
             self.auxk,
             rounded=self.precision == "bf16",
         )
+
+
+def _of_all(forward: Forward) -> Tensor:
+    """The gradient by what every reconstruction adds: the first group's, which is part of all."""
+    return forward.residual if forward.group_ends is None else forward.residual[0]
+
+
+def _factor(squares: Tensor, bias_gradient: Tensor, clip: float) -> Tensor:
+    """What a gradient is multiplied by so that it is not longer than `clip`; float64 []."""
+    square = column_sum(squares[:, None]).squeeze(0) + bias_gradient.double().square().sum()
+    return (clip / (square.sqrt() + 1e-6)).clamp(max=1.0)

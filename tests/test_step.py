@@ -9,7 +9,7 @@ import torch
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, AuxK, FusedStep, reference, topk_encode
+from saefast import SAE, AuxK, FusedStep, Rules, reference, topk_encode
 from saefast.auxk import auxk_gradients
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
@@ -47,7 +47,7 @@ def train_plainly(sae: SAE, data: list[Tensor], lr: float, unit_norm: bool) -> l
 def test_thirty_steps_equal_autograd_and_adam(level: str, unit_norm: bool) -> None:
     data = batches(30, 40, 16, torch.float64)
     fused, plain = (SAE(16, 96, k=5, seed=1, dtype=torch.float64) for _ in range(2))
-    step = FusedStep(fused, lr=2e-3, unit_norm=unit_norm)
+    step = FusedStep(fused, lr=2e-3, rules=Rules(unit_norm=unit_norm))
     losses = [step(x).loss.item() for x in data]
     expected = train_plainly(plain, data, 2e-3, unit_norm)
     assert losses == pytest.approx(expected, rel=1e-7)
@@ -151,8 +151,8 @@ def test_idle_latents_are_counted_and_revived() -> None:
     data = batches(3, 30, 16, torch.float64)
     sae, plain = (SAE(16, 200, k=2, seed=1, dtype=torch.float64) for _ in range(2))
     settings = AuxK(k=4, dead_after=60)
-    step = FusedStep(sae, lr=1e-3, unit_norm=False, auxk=settings)
-    without = FusedStep(plain, lr=1e-3, unit_norm=False)
+    step = FusedStep(sae, lr=1e-3, rules=Rules(unit_norm=False), auxk=settings)
+    without = FusedStep(plain, lr=1e-3, rules=Rules(unit_norm=False))
     for x in data[:2]:
         assert step(x).auxk.item() == 0.0
         without(x)

@@ -1,5 +1,7 @@
 """What bad input is told: the argument, what was expected, what came, and the way out."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,15 @@ def between(name: str, value: int, low: int, high: int, because: str) -> None:
     """low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high} ({because}), got {value}")
+
+
+def at_least(name: str, value: object, low: float, *, below: float = math.inf) -> None:
+    """`value` is a number with low <= value < below."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not low <= value < below:
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"{name} must be at least {low:g}{limit}, got {value}")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
