@@ -19,8 +19,8 @@ from saefast.ops.latent_sum import column_sum
 class AuxK:
     """Settings of the auxiliary loss; the defaults are those of Gao et al. 2024."""
 
-    k: int
-    """how many dead latents explain each token, such as d / 2"""
+    k: int | None = None
+    """how many dead latents explain each token; None: half the width of the activations"""
     coefficient: float = 1 / 32
     dead_after: int = 10_000_000
     """tokens without firing after which a latent is dead"""
@@ -32,6 +32,10 @@ class AuxK:
     over tokens, and scale down while fewer than k latents are dead, as SAELens does"""
     signed: bool = False
     """let negative activations count, as in SAELens"""
+
+    def actives(self, d: int) -> int:
+        """How many dead latents explain a token of width d."""
+        return max(d // 2, 1) if self.k is None else self.k
 
 
 class AuxGradients(NamedTuple):
@@ -96,7 +100,7 @@ def _weight_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
         spread = column_sum((error - column_sum(error) / n).square()).sum()
         weight = torch.where(spread > 0, settings.coefficient / spread, 0.0)
     else:
-        share = (real.sum() / settings.k).clamp(max=1.0)
+        share = (real.sum() / settings.actives(error.shape[1])).clamp(max=1.0)
         weight = (share * (settings.coefficient / n)).to(error.dtype)
     return torch.where(real.any(), weight, 0.0)
 
@@ -124,7 +128,7 @@ def dense_gradients(
         return out
 
     acts = product(inputs, encoder.T) + shift
-    keep_largest(acts, settings.k, settings.signed)
+    keep_largest(acts, settings.actives(error.shape[1]), settings.signed)
     missed = product(acts, decoder) - error
     gradient = 2.0 * weight * missed
     act_grads = product(gradient, decoder.T).masked_fill_(acts == 0, 0.0)
@@ -149,7 +153,8 @@ def sparse_gradients(
     ops, c = torch.ops.saefast, encoder.shape[0]
     if c == 0:
         return -error, encoder, shift, decoder
-    values, indices = ops.topk_encode(inputs, encoder, shift, None, min(settings.k, c), "exact")
+    k = min(settings.actives(error.shape[1]), c)
+    values, indices = ops.topk_encode(inputs, encoder, shift, None, k, "exact")
     stays = values > (-torch.inf if settings.signed else 0.0)
     values = values.masked_fill(~stays, 0.0)
     missed = ops.sparse_decode(values, indices, decoder, None) - error

@@ -1,0 +1,31 @@
+"""How learning rate and number of active latents change over a run, from the step alone."""
+
+import math
+
+from saefast.config import TrainConfig
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of step number `step`, counted from 0."""
+    return config.largest_lr * min(_warmup(config, step), _decay(config, step))
+
+
+def k_at(config: TrainConfig, step: int) -> int:
+    """The number of active latents at that step."""
+    annealed = config.k_anneal * config.steps
+    if config.k_start is None or step >= annealed:
+        return config.k
+    return round(config.k_start + (config.k - config.k_start) * step / annealed)
+
+
+def _warmup(config: TrainConfig, step: int) -> float:
+    length = math.ceil(config.lr_warmup * config.steps)
+    return min(1.0, (step + 1) / length) if length else 1.0
+
+
+def _decay(config: TrainConfig, step: int) -> float:
+    length = math.ceil(config.lr_decay_share * config.steps)
+    if config.lr_decay == "none" or not length:
+        return 1.0
+    left = min(1.0, (config.steps - step) / length)
+    return left if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
