@@ -1,0 +1,131 @@
+"""Rows that lie on disk: which bytes of which files, and how they get into memory.
+
+Files are read, not mapped: what is read is bounded by the window rather than by what the kernel
+keeps, and a file cut short under a running training is an error with a name, not a bus error.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.activations.shuffled import Held, Shuffled
+
+BLOCK_BYTES = 1 << 20
+"""Consecutive bytes that are read at once: enough to be fast, few enough to mix documents well."""
+WINDOW_BYTES = 256 << 20
+"""What is shuffled together, and with that the memory a stream takes."""
+
+
+class Span(NamedTuple):
+    """Consecutive rows in one file."""
+
+    path: Path
+    offset: int
+    rows: int
+
+
+class Column:
+    """An array [rows, *tail] in pieces on disk."""
+
+    def __init__(self, spans: Sequence[Span], tail: tuple[int, ...], dtype: torch.dtype):
+        self._spans = spans
+        self._ends = list(accumulate(span.rows for span in spans))
+        self.tail = tail
+        self.dtype = dtype
+        self.rows = self._ends[-1] if spans else 0
+        self.row_bytes = math.prod(tail) * dtype.itemsize
+
+    def locate(self, row: int) -> str:
+        """The file of a row and the row's number in it."""
+        span = bisect_right(self._ends, row)
+        # A file can hold several spans (Arrow's batches), and rows are counted within the file.
+        path = self._spans[span].path
+        first = span
+        while first > 0 and self._spans[first - 1].path == path:
+            first -= 1
+        return f"{path}, row {row - self._begin(first)}"
+
+    def empty(self, rows: int) -> Tensor:
+        """Memory for this many rows."""
+        return torch.empty(rows, *self.tail, dtype=self.dtype)
+
+    def read(self, first: int, end: int, into: Tensor) -> None:
+        """Fill `into`, contiguous, with the rows [first, end)."""
+        memory = into.flatten().view(torch.uint8).numpy().data
+        while first < end:
+            span = bisect_right(self._ends, first)
+            path, offset, _ = self._spans[span]
+            rows = min(end, self._ends[span]) - first
+            size = rows * self.row_bytes
+            _read_exactly(
+                path, offset + (first - self._begin(span)) * self.row_bytes, memory[:size]
+            )
+            memory = memory[size:]
+            first += rows
+
+    def _begin(self, span: int) -> int:
+        return self._ends[span] - self._spans[span].rows
+
+
+class FileActivations(Shuffled):
+    """The rows of a column on disk, and the targets in another."""
+
+    def __init__(
+        self,
+        x: Column,
+        target: Column | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        block_rows: int | None = None,
+        window_rows: int | None = None,
+    ):
+        self._columns = [x] if target is None else [x, target]
+        row_bytes = sum(column.row_bytes for column in self._columns)
+        super().__init__(
+            rows=x.rows,
+            d=x.tail[0],
+            dtype=dtype,
+            block_rows=block_rows or max(1, BLOCK_BYTES // row_bytes),
+            window_rows=window_rows or max(1, WINDOW_BYTES // row_bytes),
+        )
+
+    def locate(self, row: int) -> str:
+        """See `Activations.locate`."""
+        return self._columns[0].locate(row)
+
+    def _reader(self) -> Callable[[list[tuple[int, int]]], Held]:
+        buffers = [column.empty(0) for column in self._columns]
+
+        def read(spans: list[tuple[int, int]]) -> Held:
+            rows = sum(end - first for first, end in spans)
+            for number, column in enumerate(self._columns):
+                # Windows differ by a block at most; memory used once is not asked for again.
+                if len(buffers[number]) < rows:
+                    buffers[number] = column.empty(rows)
+                place = 0
+                for first, end in spans:
+                    column.read(first, end, buffers[number][place : place + end - first])
+                    place += end - first
+            held = [buffer[:rows] for buffer in buffers]
+            return held[0], held[1] if len(held) > 1 else None
+
+        return read
+
+
+def _read_exactly(path: Path, offset: int, memory: memoryview) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while memory:
+            got = file.readinto(memory)
+            if not got:
+                raise ValueError(
+                    f"{path} ended {len(memory)} bytes early: it was cut short while it was read; "
+                    f"write it again"
+                )
+            memory = memory[got:]

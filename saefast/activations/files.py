@@ -1,0 +1,102 @@
+"""Activations in one file: NumPy's .npy, torch's .pt, or safetensors."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from saefast.activations.columns import Column, FileActivations, Span
+from saefast.activations.protocol import DTYPES
+from saefast.activations.safetensors_file import places
+from saefast.activations.tensors import TensorActivations
+
+_NUMPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
+
+
+def open_npy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> FileActivations:
+    """The rows of an array [n, d]; the file may be larger than memory."""
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            shape, fortran, kind = _npy_header(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not an .npy file: {error}") from error
+        offset = file.tell()
+        size = os.fstat(file.fileno()).st_size
+    if kind.str not in _NUMPY_DTYPES:
+        raise ValueError(
+            f"{path} must hold little-endian float16, float32 or float64, got {kind.str}; save it "
+            f"again after .astype('float32')"
+        )
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"{path} must hold an array [n, d] that is not empty, got shape {shape}; save it "
+            f"again after .reshape(-1, d)"
+        )
+    if fortran:
+        raise ValueError(
+            f"{path} is stored column by column; save it again after np.ascontiguousarray"
+        )
+    column = Column([Span(path, offset, shape[0])], shape[1:], _NUMPY_DTYPES[kind.str])
+    missing = offset + column.rows * column.row_bytes - size
+    if missing > 0:
+        raise ValueError(f"{path} is truncated: {missing} bytes are missing; write it again")
+    return FileActivations(column, dtype=dtype)
+
+
+def open_safetensors(
+    path: str | Path, *, tensor: str | None = None, dtype: torch.dtype = torch.float32
+) -> FileActivations:
+    """The rows of the one tensor [n, d] in the file, or of the one named `tensor`."""
+    path = Path(path)
+    all_places = places(path)
+    fitting = {
+        name: place
+        for name, place in all_places.items()
+        if place.dtype in DTYPES and len(place.shape) == 2 and 0 not in place.shape
+    }
+    chosen = [tensor] if tensor is not None else list(fitting)
+    if len(chosen) != 1 or chosen[0] not in fitting:
+        wanted = "one tensor" if tensor is None else f"a tensor {tensor!r}"
+        held = ", ".join(f"{name} {list(place.shape)}" for name, place in all_places.items())
+        raise ValueError(
+            f"{path} must hold {wanted} [n, d] of float16, bfloat16, float32 or float64, but it "
+            f"holds {held or 'nothing'}; name one with open_safetensors(path, tensor=...)"
+        )
+    place = fitting[chosen[0]]
+    assert place.dtype is not None  # those of `fitting` have one
+    column = Column([Span(path, place.offset, place.shape[0])], place.shape[1:], place.dtype)
+    return FileActivations(column, dtype=dtype)
+
+
+def open_pt(path: str | Path, *, dtype: torch.dtype = torch.float32) -> TensorActivations:
+    """The rows of the one tensor that `torch.save` put in the file, which is loaded whole."""
+    path = Path(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} must hold one tensor, but to load it would run code stored in it, which is "
+            f"refused; where you trust it, load it yourself and torch.save the tensor alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or not a file of torch.save: {error}") from error
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(
+            f"{path} must hold one tensor [n, d], got {type(value).__name__}; torch.save the "
+            f"tensor alone"
+        )
+    try:
+        return TensorActivations(value, dtype=dtype, name=str(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold activations: {error}") from error
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)

@@ -1,0 +1,133 @@
+"""Activations that somebody else makes as they are needed."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.activations.protocol import Batch, check_dtype, check_stream
+from saefast.activations.tensors import as_rows
+
+
+class IteratorActivations:
+    """Tensors or arrays [n, d] of any n, or pairs of them with targets, cut into even batches.
+
+    Rows come in the order of the iterator, and the seed changes nothing: who makes them shuffles
+    them. An object that can be iterated again (a list, a DataLoader) is, at every epoch; an
+    iterator can be read once. Batches before `start` are made and thrown away.
+    """
+
+    rows = None
+    fingerprint = "unknown"
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        *,
+        d: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Without `d` the first item is looked at, and made again if `source` can do that."""
+        check_dtype(dtype)
+        if not isinstance(source, Iterable):
+            raise TypeError(f"source must be iterable, got {type(source).__name__}")
+        self.dtype = dtype
+        self._source = source
+        self._once = source if isinstance(source, Iterator) else None
+        self._looked_at: list[Any] = []
+        self._started = False
+        if d is None:
+            self._looked_at = [item for item, _ in zip(source, range(1), strict=False)]
+            if not self._looked_at:
+                raise ValueError("source must yield tensors [n, d], but it is empty")
+            d = _pair(self._looked_at[0], 0)[0].shape[1]
+        self.d = d
+
+    def locate(self, row: int) -> str:
+        """See `Activations.locate`."""
+        return f"the iterator, row {row}"
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        """See `Activations.batches`; rows are numbered on from epoch to epoch."""
+        check_stream(batch_size, seed, start)
+        if self._once is not None and self._started:
+            raise ValueError(
+                "source is an iterator and has been read; make a new one, or pass an object that "
+                "can be iterated again"
+            )
+        self._started = True
+        return self._batches(batch_size, start)
+
+    def _batches(self, batch_size: int, start: int) -> Iterator[Batch]:
+        skip = start * batch_size
+        numbers = count(start)
+        xs: list[Tensor] = []
+        targets: list[Tensor] = []
+        missing = batch_size
+        for x, target in self._pairs():
+            taken = min(skip, len(x))
+            skip -= taken
+            while taken < len(x):
+                now = slice(taken, taken + missing)
+                # A copy always: whoever made the item may use its memory for the next.
+                xs.append(x[now].to(self.dtype, copy=True))
+                if target is not None:
+                    targets.append(target[now].to(self.dtype, copy=True))
+                taken += len(xs[-1])
+                missing -= len(xs[-1])
+                if missing == 0:
+                    yield _joined(xs, targets, next(numbers) * batch_size)
+                    xs, targets, missing = [], [], batch_size
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Every item as rows and targets, without end where the source can begin again."""
+        made = 0
+        kind: tuple[int, int | None] | None = None
+        while True:
+            before = made
+            again = self._source if self._once is None else chain(self._looked_at, self._once)
+            for number, item in enumerate(again):
+                x, target = _pair(item, number)
+                kind = kind or (self.d, None if target is None else target.shape[1])
+                if (x.shape[1], None if target is None else target.shape[1]) != kind:
+                    raise ValueError(
+                        f"item {number} of source must be of width {kind[0]} with targets of "
+                        f"width {kind[1]}, like those before it, got {tuple(x.shape)} with "
+                        f"{None if target is None else tuple(target.shape)}"
+                    )
+                made += len(x)
+                yield x, target
+            if self._once is not None:
+                raise ValueError(
+                    f"source ended after {made} rows and can be iterated only once; pass an "
+                    f"object that can be iterated again, or train on at most {made} tokens"
+                )
+            if made == before:
+                raise ValueError(
+                    f"source must yield rows at every epoch, but yielded none after {made} rows"
+                )
+
+
+def _pair(item: object, number: int) -> tuple[Tensor, Tensor | None]:
+    name = f"item {number} of source"
+    if not isinstance(item, tuple | list):
+        return as_rows(name, item), None
+    if len(item) != 2:
+        raise ValueError(f"{name} must be rows or a pair (rows, targets), got {len(item)} values")
+    x, target = as_rows(name, item[0]), as_rows(f"the target in {name}", item[1])
+    if len(x) != len(target):
+        raise ValueError(f"{name} must have as many targets as rows, {len(x)}, got {len(target)}")
+    return x, target
+
+
+def _joined(xs: list[Tensor], targets: list[Tensor], first: int) -> Batch:
+    x = torch.cat(xs)
+    return Batch(
+        x=x,
+        target=torch.cat(targets) if targets else None,
+        where=f"the iterator, rows {first} to {first + len(x) - 1}",
+        rows=np.arange(first, first + len(x)),
+    )

@@ -1,0 +1,63 @@
+"""One door for every source of activations."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.activations.files import open_npy, open_pt, open_safetensors
+from saefast.activations.iterator import IteratorActivations
+from saefast.activations.protocol import Activations
+from saefast.activations.sae_lens import open_sae_lens
+from saefast.activations.store import INDEX, StoreActivations
+from saefast.activations.tensors import TensorActivations
+
+
+def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Activations:
+    """`source` as activations whose batches come out in `dtype`.
+
+    A tensor or array [n, d]; a path, whose content says what it is: a store, an .npy, .pt or
+    .safetensors file, a folder that SAELens cached; anything that yields tensors or arrays.
+    What is `Activations` already is returned as it is.
+    """
+    if callable(getattr(source, "batches", None)):
+        return cast(Activations, source)
+    if isinstance(source, Tensor | np.ndarray):
+        return TensorActivations(source, dtype=dtype)
+    if isinstance(source, str | Path):
+        return _open_path(Path(source), dtype)
+    if isinstance(source, Iterable):
+        return IteratorActivations(source, dtype=dtype)
+    raise TypeError(
+        f"activations must be a tensor or array [n, d], a path or something that yields tensors, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _open_path(path: Path, dtype: torch.dtype) -> Activations:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        if (path / INDEX).is_file():
+            return StoreActivations(path, dtype=dtype)
+        if (path / "state.json").is_file():
+            return open_sae_lens(path, dtype=dtype)
+        raise ValueError(
+            f"{path} must be a store (with index.json) or a folder of SAELens or datasets (with "
+            f"state.json), but has neither"
+        )
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"\x93NUMPY"):
+        return open_npy(path, dtype=dtype)
+    if start[8:9] == b"{":
+        return open_safetensors(path, dtype=dtype)
+    if start.startswith((b"PK\x03\x04", b"\x80")) and path.suffix != ".npz":
+        return open_pt(path, dtype=dtype)
+    raise ValueError(
+        f"{path} must be an .npy, .safetensors or .pt file, but starts with {start!r}; save the "
+        f"array alone with numpy.save"
+    )

@@ -1,0 +1,136 @@
+"""The next batches, prepared while the current one is trained on."""
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from saefast.ops import checks
+
+T = TypeVar("T")
+
+_CLOSING_SECONDS = 5.0
+
+
+class Prefetcher(Generic[T]):
+    """Iterates `iterator` in a thread, up to `depth` items ahead, in the same order.
+
+    `transform` is applied to every item in the thread. What fails there is raised here, in its
+    turn, with its traceback. Use it in a `with`, or call `close`.
+    """
+
+    def __init__(
+        self,
+        iterator: Iterable[Any],
+        depth: int = 4,
+        transform: Callable[[Any], T] | None = None,
+    ):
+        checks.whole("depth", depth)
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        if not isinstance(iterator, Iterable):
+            raise TypeError(f"iterator must be iterable, got {type(iterator).__name__}")
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be callable, got {type(transform).__name__}")
+        self.wait_seconds = 0.0
+        """How long the consumer has waited for items in all."""
+        self._shelf: _Shelf[T] = _Shelf(depth)
+        # The thread knows the shelf, not the prefetcher: one that is forgotten is collected.
+        self._thread = threading.Thread(
+            target=_fill, args=(self._shelf, iterator, transform), name="prefetch", daemon=True
+        )
+        self._finalizer = weakref.finalize(self, self._shelf.close)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        before = time.perf_counter()
+        try:
+            return self._shelf.take()
+        finally:
+            self.wait_seconds += time.perf_counter() - before
+
+    def close(self) -> None:
+        """Stop the thread. One that hangs in the iterator is left behind, and ends by itself."""
+        self._finalizer()
+        self._thread.join(_CLOSING_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Shelf(Generic[T]):
+    """Room for `depth` items between the thread and the consumer."""
+
+    def __init__(self, depth: int):
+        self._depth = depth
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Wait for room and put the item there; False where nobody wants it any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def end(self, error: BaseException | None) -> None:
+        """Nothing more comes, because of `error` or because all is there."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def take(self) -> T:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._ended or bool(self._items))
+            if self._closed:
+                raise ValueError("the Prefetcher is closed; make a new one")
+            if self._items:
+                self._changed.notify_all()
+                return self._items.popleft()
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+def _fill(
+    shelf: _Shelf[Any], iterator: Iterable[Any], transform: Callable[[Any], Any] | None
+) -> None:
+    try:
+        for item in iterator:
+            if not shelf.put(item if transform is None else transform(item)):
+                return
+    except StopIteration as error:
+        # Raised by `transform`: to the consumer it would look like the end of the data.
+        stop = RuntimeError("transform raised StopIteration")
+        stop.__cause__ = error
+        shelf.end(stop)
+    except BaseException as error:
+        shelf.end(error)
+    else:
+        shelf.end(None)

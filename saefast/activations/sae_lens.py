@@ -1,0 +1,101 @@
+"""Activations that SAELens cached: a folder of the `datasets` library, in Arrow."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefast.activations.columns import Column, FileActivations, Span
+
+_ARROW_DTYPES = {"halffloat": torch.float16, "float": torch.float32, "double": torch.float64}
+
+
+def open_sae_lens(
+    folder: str | Path, *, hook_name: str | None = None, dtype: torch.dtype = torch.float32
+) -> FileActivations:
+    """The rows of the one column of activations in the folder, or of the one named `hook_name`.
+
+    The column holds arrays [context_size, d], which are taken apart into rows.
+    """
+    folder = Path(folder)
+    state = _json(folder / "state.json")
+    if state.get("_indices_data_files"):
+        raise ValueError(
+            f"{folder} keeps its rows in another order than its files do; load it with datasets, "
+            f"call flatten_indices() and save it again"
+        )
+    name, context, d = _feature(folder, hook_name)
+    spans: list[Span] = []
+    kinds = set()
+    for entry in state["_data_files"]:
+        file = entry["filename"]
+        if Path(file).name != file:
+            raise ValueError(f"{folder / 'state.json'} names a file in another folder: {file}")
+        for span, kind in _spans(folder / file, name, context * d, d):
+            spans.append(span)
+            kinds.add(kind)
+    if len(kinds) != 1:
+        raise ValueError(f"{folder} must hold rows of one dtype, got {sorted(map(str, kinds))}")
+    return FileActivations(Column(spans, (d,), kinds.pop()), dtype=dtype)
+
+
+def _feature(folder: Path, hook_name: str | None) -> tuple[str, int, int]:
+    """The name of the column, the length of its contexts and its width."""
+    path = folder / "dataset_info.json"
+    arrays = {
+        name: feature["shape"]
+        for name, feature in _json(path).get("features", {}).items()
+        if isinstance(feature, dict) and feature.get("_type") == "Array2D"
+    }
+    chosen = list(arrays) if hook_name is None else [hook_name]
+    if len(chosen) != 1 or chosen[0] not in arrays:
+        wanted = "one column" if hook_name is None else f"a column {hook_name!r}"
+        raise ValueError(
+            f"{path} must name {wanted} of type Array2D, as SAELens writes it, got "
+            f"{', '.join(arrays) or 'none'}; choose one with open_sae_lens(folder, hook_name=...)"
+        )
+    context, d = arrays[chosen[0]]
+    return chosen[0], context, d
+
+
+def _spans(
+    path: Path, name: str, values_per_array: int, d: int
+) -> Iterator[tuple[Span, torch.dtype]]:
+    """Where the numbers of every batch of the stream lie in the file, and of which dtype."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            file = mapped.read_buffer()
+            mapped.seek(0)
+            stream = pa.ipc.open_stream(mapped)
+            for batch in stream:
+                column = batch.column(batch.schema.get_field_index(name))
+                if isinstance(column, pa.ExtensionArray):  # where `datasets` was imported
+                    column = column.storage
+                values = column.flatten().flatten()
+                kind = _ARROW_DTYPES.get(str(values.type))
+                if kind is None or len(values) != len(column) * values_per_array:
+                    raise ValueError(
+                        f"{path}: {name} must hold {values_per_array} floats an array, got "
+                        f"{len(values)} of type {values.type} in {len(column)} arrays"
+                    )
+                if len(values):
+                    address = values.buffers()[1].address + values.offset * kind.itemsize
+                    if not file.address <= address < file.address + file.size:
+                        raise ValueError(f"{path} is compressed; save it without compression")
+                    yield Span(path, address - file.address, len(values) // d), kind
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is truncated or not an Arrow stream: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content

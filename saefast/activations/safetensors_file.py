@@ -1,0 +1,60 @@
+"""Where the tensors of a safetensors file lie, without reading them."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The dtypes that are read here, under the names the format has for them."""
+
+
+class Place(NamedTuple):
+    """One tensor in a file."""
+
+    dtype: torch.dtype | None
+    """None where it is none of `DTYPES`."""
+    shape: tuple[int, ...]
+    offset: int
+
+
+def places(path: Path) -> dict[str, Place]:
+    """The tensors of the file by name; every one is known to lie within the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < header_size <= size - 8:
+            raise ValueError(f"{path} is truncated or not a safetensors file; write it again")
+        header = file.read(header_size)
+    begin = 8 + header_size
+    found = {}
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            first, end = entry["data_offsets"]
+            dtype = DTYPES.get(entry["dtype"])
+            shape = tuple(entry["shape"])
+            if dtype is not None and math.prod(shape) * dtype.itemsize != end - first:
+                raise ValueError(f"{name} has shape {shape} in {end - first} bytes")
+            if not 0 <= first <= end <= size - begin:
+                raise ValueError(f"{name} ends at byte {begin + end} of {size}")
+            found[name] = Place(dtype, shape, begin + first)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); write it again"
+        ) from error
+    return found

@@ -1,0 +1,238 @@
+"""A store: activations in a folder of safetensors shards, with an index that vouches for them."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.activations.columns import Column, FileActivations, Span
+from saefast.activations.protocol import DTYPES, dtype_name
+from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
+from saefast.activations.safetensors_file import places
+from saefast.ops import checks
+
+INDEX = "index.json"
+ROWS = "activations"
+"""The name of the activations within a shard."""
+VERSION = 1
+
+_BY_NAME = {dtype_name(dtype): dtype for dtype in STORED_DTYPES.values()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a store."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How something is kept: its dtype, and its shape beside the rows."""
+
+    dtype: torch.dtype
+    tail: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a store says of itself."""
+
+    d: int
+    dtype: torch.dtype
+    extras: dict[str, Kept] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def columns(self) -> dict[str, Kept]:
+        """Everything a shard holds, by name."""
+        return {ROWS: Kept(self.dtype, (self.d,)), **self.extras}
+
+    def to_json(self) -> bytes:
+        """The content of index.json."""
+        content = {
+            "version": VERSION,
+            "d": self.d,
+            "dtype": dtype_name(self.dtype),
+            "rows": self.rows,
+            "extras": {
+                name: {"dtype": dtype_name(kept.dtype), "shape": list(kept.tail)}
+                for name, kept in self.extras.items()
+            },
+            "metadata": self.metadata,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a store; what is wrong with it is told with its path."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a store of activations has one")
+    try:
+        content = json.loads(path.read_text())
+        version = content["version"]
+        if version != VERSION:
+            raise ValueError(f"version {version!r} is not {VERSION}, which this saefast reads")
+        index = Index(
+            d=_positive("d", content["d"]),
+            dtype=_BY_NAME[content["dtype"]],
+            extras={
+                name: Kept(_BY_NAME[kept["dtype"]], tuple(kept["shape"]))
+                for name, kept in content["extras"].items()
+            },
+            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            metadata=content["metadata"],
+        )
+        for shard in index.shards:
+            _positive("rows", shard.rows)
+            if Path(shard.name).name != shard.name:
+                raise ValueError(f"shard {shard.name!r} lies in another folder")
+        if index.dtype not in DTYPES or index.rows != content["rows"]:
+            raise ValueError(f"{content['rows']} rows of {content['dtype']} do not fit its shards")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the index of a store of activations: {type(error).__name__}: {error}"
+        ) from error
+    return index
+
+
+class StoreActivations(FileActivations):
+    """The rows of a store, which may be larger than memory.
+
+    `target` names the extra that a transcoder reconstructs. `verify` reads every file once and
+    compares checksums; sizes, dtypes and shapes are always checked. The last two arguments, in
+    rows, set how much is read at once and what is shuffled together, which is the memory needed.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        target: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        verify: bool = False,
+        block_rows: int | None = None,
+        window_rows: int | None = None,
+    ):
+        folder = Path(path)
+        if verify:
+            verify_store(folder)
+        self.index = read_index(folder)
+        if not self.index.shards:
+            raise ValueError(f"{folder} holds no rows; whoever writes it has not finished a shard")
+        self._by_name = _columns(folder, self.index)
+        if target is not None:
+            checks.one_of("target", target, tuple(self.index.extras))
+            if len(self.index.extras[target].tail) != 1:
+                raise ValueError(
+                    f"target must name an extra [n, d_out], got {target!r} of shape "
+                    f"{['n', *self.index.extras[target].tail]}"
+                )
+        super().__init__(
+            self._by_name[ROWS],
+            None if target is None else self._by_name[target],
+            dtype=dtype,
+            block_rows=block_rows,
+            window_rows=window_rows,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the checksums in the index: no shard is read."""
+        parts = [f"{self.d} {dtype_name(self.index.dtype)}"]
+        parts += [f"{shard.rows} {shard.sha256}" for shard in self.index.shards]
+        return f"store:{hashlib.sha256(';'.join(parts).encode()).hexdigest()[:32]}"
+
+    def read(self, name: str, first: int, end: int) -> Tensor:
+        """The rows [first, end) of an extra, or of "activations", as they are stored."""
+        checks.one_of("name", name, tuple(self._by_name))
+        checks.between("first", first, 0, self.rows, "the rows of the store")
+        checks.between("end", end, first, self.rows, "from first to the rows of the store")
+        column = self._by_name[name]
+        out = column.empty(end - first)
+        column.read(first, end, out)
+        return out
+
+
+def verify_store(path: str | Path, *, progress: bool = False) -> None:
+    """Read every shard and compare it with its checksum; ValueError names all that differ."""
+    folder = Path(path)
+    index = read_index(folder)
+    bar = None
+    if progress:
+        from tqdm import tqdm
+
+        bar = tqdm(total=sum(s.bytes for s in index.shards), unit="B", unit_scale=True)
+    damaged = []
+    for shard in index.shards:
+        try:
+            _check_size(folder / shard.name, shard)
+        except (ValueError, FileNotFoundError) as error:
+            damaged.append(str(error))
+            continue
+        digest = hashlib.sha256()
+        with (folder / shard.name).open("rb", buffering=0) as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+                if bar is not None:
+                    bar.update(len(piece))
+        if digest.hexdigest() != shard.sha256:
+            damaged.append(f"{folder / shard.name} does not have the checksum the index gives")
+    if bar is not None:
+        bar.close()
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(index.shards)} shards are damaged and must be written again: "
+            + "; ".join(damaged)
+        )
+
+
+def _columns(folder: Path, index: Index) -> dict[str, Column]:
+    """Where everything lies, with every shard found to be what the index says."""
+    spans: dict[str, list[Span]] = {name: [] for name in index.columns}
+    for shard in index.shards:
+        path = folder / shard.name
+        _check_size(path, shard)
+        found = places(path)
+        for name, kept in index.columns.items():
+            expected = (kept.dtype, (shard.rows, *kept.tail))
+            if name not in found or found[name][:2] != expected:
+                got = f"{found[name].dtype} {found[name].shape}" if name in found else "nothing"
+                raise ValueError(
+                    f"{path}: {name} must be {expected[0]} {expected[1]}, as the index says, got "
+                    f"{got}; write the store again"
+                )
+            spans[name].append(Span(path, found[name].offset, shard.rows))
+    return {
+        name: Column(spans[name], kept.tail, kept.dtype) for name, kept in index.columns.items()
+    }
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the index lists it with {shard.rows} rows")
+    size = path.stat().st_size
+    if size != shard.bytes:
+        kind = "truncated" if size < shard.bytes else "longer than it was"
+        raise ValueError(f"{path} is {kind}: {size} bytes, where the index says {shard.bytes}")
+
+
+def _positive(name: str, value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value

@@ -1,0 +1,86 @@
+"""Activations that lie in memory."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast.activations.protocol import DTYPES, dtype_name
+from saefast.activations.shuffled import Held, Shuffled
+
+
+class TensorActivations(Shuffled):
+    """The rows of a tensor or array, in a new permutation every epoch.
+
+    `target`, as many rows, is what a transcoder reconstructs. Nothing is copied but what a batch
+    takes; batches come out on the tensor's device.
+    """
+
+    def __init__(
+        self,
+        x: Tensor | NDArray[np.generic],
+        target: Tensor | NDArray[np.generic] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        name: str = "the tensor",
+    ):
+        self._x = as_rows("x", x)
+        self._target = None if target is None else as_rows("target", target)
+        self._name = name
+        rows, d = self._x.shape
+        if rows == 0 or d == 0:
+            raise ValueError(f"x must have at least one row and column, got shape {(rows, d)}")
+        if self._target is not None and len(self._target) != rows:
+            raise ValueError(f"target must have as many rows as x, {rows}, got {len(self._target)}")
+        # One block and one window: a row of memory is as near as any other.
+        super().__init__(rows=rows, d=d, dtype=dtype, block_rows=rows, window_rows=rows)
+
+    def locate(self, row: int) -> str:
+        """See `Activations.locate`."""
+        return f"{self._name}, row {row}"
+
+    def _reader(self) -> Callable[[list[tuple[int, int]]], Held]:
+        def read(spans: list[tuple[int, int]]) -> Held:
+            ((first, end),) = spans
+            target = None if self._target is None else self._target[first:end]
+            return self._x[first:end], target
+
+        return read
+
+
+def as_rows(name: str, value: object) -> Tensor:
+    """`value`, a tensor or array [n, d] of floats, as a tensor of the same memory."""
+    if isinstance(value, np.ndarray):
+        value = _from_numpy(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor or numpy array [n, d], got {type(value).__name__}"
+        )
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got "
+            f"{dtype_name(value.dtype)}; convert it with {name}.float()"
+        )
+    if value.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape [n, d], got {tuple(value.shape)}; use "
+            f"{name}.reshape(-1, {name}.shape[-1]) where the last dimension is d"
+        )
+    return value.detach()
+
+
+def _from_numpy(name: str, value: NDArray[np.generic]) -> Tensor:
+    if value.dtype.kind != "f" or not value.dtype.isnative or value.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} must be float16, float32 or float64 in this machine's byte order, got "
+            f"{value.dtype.str}; convert it with {name}.astype('float32')"
+        )
+    if any(stride < 0 for stride in value.strides):
+        value = np.ascontiguousarray(value)
+    with warnings.catch_warnings():
+        # Torch warns that an array which may not be written to could be: nobody writes here.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(value)

@@ -1,0 +1,223 @@
+"""Writing a store of activations, shard by shard, so that a killed process loses one at most."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from saefast.activations.protocol import check_dtype, dtype_name
+from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
+from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
+from saefast.activations.tensors import as_rows
+from saefast.atomic import PART, write_whole
+from saefast.ops import checks
+
+_SHARD_BYTES = 256 << 20
+
+
+class StoreWriter:
+    """Writes the folder `path`. Use it in a `with`: the end of it writes the last, shorter shard.
+
+    Every shard and every index is on the disk before it gets its name. Where the process is
+    killed, or the `with` is left by an exception, the store holds the shards written before, and
+    `resume=True` goes on after them: `rows` says how many rows they have.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        d: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        rows_per_shard: int | None = None,
+        metadata: dict[str, Any] | None = None,
+        resume: bool = False,
+    ):
+        """Shards are 256 MiB unless `rows_per_shard` says otherwise; one is held in memory.
+
+        `metadata`, anything JSON can say, tells where the activations come from; a resumed store
+        keeps its own unless new is given.
+        """
+        checks.whole("d", d)
+        check_dtype(dtype)
+        if rows_per_shard is None:
+            rows_per_shard = max(1, _SHARD_BYTES // (max(1, d) * dtype.itemsize))
+        checks.whole("rows_per_shard", rows_per_shard)
+        for name, value in (("d", d), ("rows_per_shard", rows_per_shard)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        try:
+            json.dumps(metadata)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metadata must be what JSON can say: {error}") from error
+        self.path = Path(path)
+        self._rows_per_shard = rows_per_shard
+        self._filling: dict[str, Tensor] = {}
+        self._filled = 0
+        self._open = True
+        if (self.path / INDEX).exists():
+            self._index = self._resumed(d, dtype, metadata, resume)
+        else:
+            self._index = Index(d, dtype, metadata=metadata or {})
+            self._begin()
+
+    @property
+    def rows(self) -> int:
+        """How many rows were appended, those of a resumed store included."""
+        return self._index.rows + self._filled
+
+    def append(self, rows: Tensor, **extras: Tensor) -> None:
+        """Add rows [n, d], converted to the dtype of the store, and [n, ...] beside them.
+
+        Every append must give the same extras, in the same dtypes.
+        """
+        if not self._open:
+            raise ValueError(
+                f"the writer of {self.path} is closed, or failed before; go on with "
+                f"StoreWriter(path, resume=True)"
+            )
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows must be a torch.Tensor [n, d], got {type(rows).__name__}")
+        given = {ROWS: as_rows("rows", rows), **extras}
+        checks.size("rows", rows, 1, self._index.d, "the d of the store")
+        self._check_extras(len(rows), extras)
+        self._check_range(given[ROWS])
+        taken = 0
+        while taken < len(rows):
+            count = min(len(rows) - taken, self._rows_per_shard - self._filled)
+            for name, values in given.items():
+                self._room(name)[self._filled : self._filled + count] = values[
+                    taken : taken + count
+                ].detach()
+            self._filled += count
+            taken += count
+            if self._filled == self._rows_per_shard:
+                self._write_shard()
+
+    def close(self) -> None:
+        """Write the rows that fill no whole shard."""
+        if self._open and self._filled:
+            self._write_shard()
+        self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        self._open = False
+
+    def _begin(self) -> None:
+        """An empty store, in a folder of its own."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        others = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(PART)]
+        if others:
+            raise FileExistsError(
+                f"{self.path} holds {others[0]} and no {INDEX}: it is no store; choose another "
+                f"path or empty the folder"
+            )
+        self._write_index(self._index)
+
+    def _resumed(
+        self, d: int, dtype: torch.dtype, metadata: dict[str, Any] | None, resume: bool
+    ) -> Index:
+        """The index of the store that is there, which must be of the kind to be written."""
+        if not resume:
+            raise FileExistsError(
+                f"{self.path} is a store already; go on with resume=True, choose another path or "
+                f"remove the folder"
+            )
+        index = read_index(self.path)
+        if (index.d, index.dtype) != (d, dtype):
+            raise ValueError(
+                f"{self.path} holds rows of {index.d} {dtype_name(index.dtype)}, and cannot go on "
+                f"with d={d}, dtype={dtype_name(dtype)}; choose another path"
+            )
+        for part in self.path.glob(f"*{PART}"):
+            part.unlink()
+        return index if metadata is None else replace(index, metadata=metadata)
+
+    def _check_extras(self, n: int, extras: dict[str, Tensor]) -> None:
+        for name, values in extras.items():
+            if not isinstance(values, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+            if name == ROWS or values.dtype not in STORED_DTYPES.values():
+                raise ValueError(
+                    f"{name} must not be named {ROWS} and be of a dtype safetensors knows, got "
+                    f"{dtype_name(values.dtype)}"
+                )
+            if values.ndim == 0 or len(values) != n:
+                raise ValueError(
+                    f"{name} must have as many rows as rows, {n}, got {tuple(values.shape)}"
+                )
+        kept = {
+            name: Kept(values.dtype, tuple(values.shape[1:])) for name, values in extras.items()
+        }
+        if self.rows == 0:
+            self._index = replace(self._index, extras=kept)
+            self._filling = {}
+        elif kept != self._index.extras:
+            raise ValueError(
+                f"every append must give the same extras, {_described(self._index.extras)}, got "
+                f"{_described(kept)}"
+            )
+
+    def _check_range(self, rows: Tensor) -> None:
+        """Half precision must not make infinities of numbers that were none."""
+        if self._index.dtype != torch.float16 or rows.dtype == torch.float16:
+            return
+        lost = rows.isfinite() & rows.to(torch.float16).isinf()
+        if bool(lost.any()):
+            row, column = (int(i) for i in lost.nonzero()[0])
+            raise ValueError(
+                f"rows must fit float16, but row {row} holds {float(rows[row, column]):g}; use "
+                f"StoreWriter(..., dtype=torch.bfloat16)"
+            )
+
+    def _room(self, name: str) -> Tensor:
+        if name not in self._filling:
+            kept = self._index.columns[name]
+            self._filling[name] = torch.empty(self._rows_per_shard, *kept.tail, dtype=kept.dtype)
+        return self._filling[name]
+
+    def _write_shard(self) -> None:
+        from safetensors.torch import save
+
+        number = len(self._index.shards)
+        name = f"activations-{number:05d}.safetensors"
+        try:
+            content = save({key: room[: self._filled] for key, room in self._filling.items()})
+            write_whole(self.path / name, content)
+            shard = Shard(name, self._filled, len(content), hashlib.sha256(content).hexdigest())
+            index = replace(self._index, shards=(*self._index.shards, shard))
+            self._write_index(index)
+        except OSError as error:
+            self._open = False
+            raise OSError(
+                error.errno,
+                f"{error.strerror} (the {number} shards before it, {self._index.rows} rows, are "
+                f"whole; go on after them with StoreWriter(path, resume=True))",
+                error.filename,
+            ) from error
+        self._index, self._filled = index, 0
+
+    def _write_index(self, index: Index) -> None:
+        write_whole(self.path / INDEX, index.to_json())
+
+
+def _described(extras: dict[str, Kept]) -> str:
+    return (
+        ", ".join(f"{n} {dtype_name(k.dtype)} {['n', *k.tail]}" for n, k in extras.items())
+        or "none"
+    )
