@@ -1,6 +1,6 @@
 """One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules, tethered
 from saefast.sae import SAE
 from saefast.types import SparseCode
+
+_TRAINED = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class FusedStep:
         self._steps = torch.zeros_like(self._lr)
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         state = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
-        for name, parameter in zip(("W_enc", "b_enc", "W_dec", "b_dec"), state, strict=True):
+        for name, parameter in zip(_TRAINED, state, strict=True):
             checks.writable(name, parameter)
         self.moments = [
             torch.zeros_like(parameter) for parameter in state for _ in ("first", "second")
@@ -97,14 +99,40 @@ class FusedStep:
         """How many steps were taken."""
         return int(self._steps)
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the settings; the tensors themselves."""
+        named = dict(self.sae.named_parameters())
+        state = {name: parameter.detach() for name, parameter in named.items()}
+        for name, pair in zip(_TRAINED, zip(self.moments[::2], self.moments[1::2]), strict=True):
+            state[f"{name}.first"], state[f"{name}.second"] = pair
+        state |= {"idle": self.idle, "steps": self._steps}
+        if self._anchors is not None:
+            state["anchors"] = self._anchors
+        return state
+
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> StepResult:
-        """Train on x [n, d]."""
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where the step was whose `state` this is."""
+        mine = self.state
+        if mine.keys() != state.keys():
+            raise ValueError(
+                f"state must hold {', '.join(sorted(mine))}, got {', '.join(sorted(state))}"
+            )
+        for name, value in state.items():
+            checks.shape(name, value, tuple(mine[name].shape))
+            checks.same_dtype(name, value, mine[name])
+            mine[name].copy_(value)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, target: Tensor | None = None) -> StepResult:
+        """Train on x [n, d]; `target`, if something else than x is to be reconstructed."""
         sae, rules, n = self.sae, self.rules, x.shape[0]
         self._check(x)
+        target = x if target is None else target
         inputs = x - sae.b_dec
-        forward = self.objective.forward(self._encoder, inputs, x, self.k)
-        extra = self._auxk(inputs, x, forward)
+        forward = self.objective.forward(self._encoder, inputs, target, self.k)
+        extra = self._auxk(inputs, target, forward)
         self._steps += 1
         rates = reference.adam_rates(self._lr, self._steps, *rules.betas)
         gradient_sum = column_sum(_of_all(forward))

@@ -1,7 +1,6 @@
 """SAEs on disk: a SAELens v6 inference folder, written whole or not at all."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.atomic import write_tensors, write_whole
 from saefast.ops import checks
 from saefast.sae import SAE
 
 FORMATS = ("sae_lens",)
 _SAE_LENS_VERSION = "6.54.12"  # whose rules for cfg.json are followed
+
+_NEVER = 1e-10  # added to firing rates before their logarithm, as SAELens does
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
@@ -23,16 +25,37 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     The new folder is complete and on the disk before it gets its name, and the old one is removed
     last: killed between the two, a process leaves both, the old one under a name with a dot.
     """
-    from safetensors.torch import save_file
-
     checks.one_of("format", format, FORMATS)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        _write_files(sae, temporary)
+        temporary.chmod(0o755)
+        _replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def save_into(folder: Path, sae: SAE, firing_rate: Tensor | None = None) -> None:
+    """Write the files of `sae` into a folder that holds more, each whole or not at all.
+
+    `firing_rate` [m]: on which share of tokens each latent fires.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if firing_rate is not None:
+        sparsity = torch.log10(firing_rate.float() + _NEVER)
+        write_tensors(folder / "sparsity.safetensors", {"sparsity": sparsity})
+    _write_files(sae, folder)
+
+
+def _write_files(sae: SAE, folder: Path) -> None:
     tensors = {
-        "W_enc": sae.W_enc.detach().T.contiguous(),
-        "b_enc": sae.b_enc.detach().contiguous(),
-        "W_dec": sae.W_dec.detach().contiguous(),
-        "b_dec": sae.b_dec.detach().contiguous(),
+        "W_enc": sae.W_enc.detach().T,
+        "b_enc": sae.b_enc.detach(),
+        "W_dec": sae.W_dec.detach(),
+        "b_dec": sae.b_dec.detach(),
     }
     config = {
         "architecture": "topk",
@@ -47,17 +70,9 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
         "rescale_acts_by_decoder_norm": False,
         "metadata": {"sae_lens_version": _SAE_LENS_VERSION},
     }
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        save_file(tensors, temporary / "sae_weights.safetensors")
-        (temporary / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in ("sae_weights.safetensors", "cfg.json"):
-            _flush(temporary / name)
-        temporary.chmod(0o755)
-        _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    # Last, since it says that there is an SAE.
+    write_whole(folder / "cfg.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load_sae(path: str | Path, format: str = "auto") -> SAE:
@@ -122,11 +137,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _replace(new: Path, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Activations that somebody else makes as they are needed."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class IteratorActivations:
         self._looked_at: list[Any] = []
         self._started = False
         if d is None:
-            self._looked_at = [item for item, _ in zip(source, range(1), strict=False)]
+            self._looked_at = list(islice(source, 1))
             if not self._looked_at:
                 raise ValueError("source must yield tensors [n, d], but it is empty")
             d = _pair(self._looked_at[0], 0)[0].shape[1]

@@ -10,6 +10,7 @@ import torch
 from saefast.activations.columns import Column, FileActivations, Span
 
 _ARROW_DTYPES = {"halffloat": torch.float16, "float": torch.float32, "double": torch.float64}
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def open_sae_lens(
@@ -70,8 +71,10 @@ def _spans(
         with pa.memory_map(str(path)) as mapped:
             file = mapped.read_buffer()
             mapped.seek(0)
-            stream = pa.ipc.open_stream(mapped)
-            for batch in stream:
+            # Arrow takes a stream that ends between two batches for a whole one.
+            if file.slice(max(0, file.size - 8)).to_pybytes() != _END_OF_STREAM:
+                raise ValueError("it does not end as a stream does")
+            for batch in pa.ipc.open_stream(mapped):
                 column = batch.column(batch.schema.get_field_index(name))
                 if isinstance(column, pa.ExtensionArray):  # where `datasets` was imported
                     column = column.storage
@@ -79,16 +82,20 @@ def _spans(
                 kind = _ARROW_DTYPES.get(str(values.type))
                 if kind is None or len(values) != len(column) * values_per_array:
                     raise ValueError(
-                        f"{path}: {name} must hold {values_per_array} floats an array, got "
-                        f"{len(values)} of type {values.type} in {len(column)} arrays"
+                        f"{name} must hold {values_per_array} floats an array, got {len(values)} "
+                        f"of type {values.type} in {len(column)} arrays"
                     )
                 if len(values):
                     address = values.buffers()[1].address + values.offset * kind.itemsize
                     if not file.address <= address < file.address + file.size:
-                        raise ValueError(f"{path} is compressed; save it without compression")
+                        raise ValueError("it is compressed")
                     yield Span(path, address - file.address, len(values) // d), kind
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is truncated or not an Arrow stream: {error}") from error
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a file that SAELens caches: {error}; write it again"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

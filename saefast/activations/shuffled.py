@@ -80,14 +80,14 @@ class Shuffled(ABC):
         return held.index_select(0, places.to(held.device)).to(self.dtype)
 
     def _joined(self, parts: list[Part]) -> Batch:
-        rows = np.concatenate([part.rows for part in parts])
-        targets = [part.target for part in parts if part.target is not None]
-        return Batch(
-            x=torch.cat([part.x for part in parts]),
-            target=torch.cat(targets) if targets else None,
-            where=f"{self.locate(int(rows.min()))} to {self.locate(int(rows.max()))}",
-            rows=rows,
-        )
+        x, target, rows = parts[0]
+        if len(parts) > 1:
+            x = torch.cat([part.x for part in parts])
+            rows = np.concatenate([part.rows for part in parts])
+            targets = [part.target for part in parts if part.target is not None]
+            target = torch.cat(targets) if targets else None
+        where = f"{self.locate(int(rows.min()))} to {self.locate(int(rows.max()))}"
+        return Batch(x, target, where, rows)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -57,6 +57,12 @@ def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
         )
 
 
+def same_dtype(name: str, value: Tensor, like: Tensor) -> None:
+    """`value` has the dtype of `like`."""
+    if value.dtype != like.dtype:
+        raise TypeError(f"{name} must be {_dtype(like)}, got {_dtype(value)}")
+
+
 def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> None:
     """`value.shape[axis]` is `expected`."""
     if value.shape[axis] != expected:

@@ -1,0 +1,106 @@
+"""A training run on disk: run.json, and what a bit-exact resume needs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saefast.atomic import write_tensors, write_whole
+
+RUN = "run.json"
+TRAINING = "training"
+
+
+@dataclass
+class RunFile:
+    """RUN/run.json: what is trained on what, and which checkpoint is the last whole one."""
+
+    out: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def read(cls, out: Path) -> "RunFile | None":
+        """That of the folder, if it holds a run."""
+        path = out / RUN
+        if not path.is_file():
+            return None
+        try:
+            facts = json.loads(path.read_text())
+            facts["checkpoint"], facts["configs"], facts["data"], facts["finished"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the file of a training run: {error!r}") from error
+        return cls(out, facts)
+
+    @property
+    def step(self) -> int:
+        """How many steps the checkpoint has taken."""
+        return int(self.facts["checkpoint"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the SAEs are trained."""
+        return bool(self.facts["finished"])
+
+    def write(self) -> None:
+        """Whole or not at all."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / RUN, (json.dumps(self.facts, indent=2) + "\n").encode())
+
+    def save(self, step: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """A checkpoint of all SAEs after `step` steps: it counts once run.json names it."""
+        for label, state in states.items():
+            path = self._state_file(label, step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, state)
+        before, self.facts["checkpoint"] = self.step, step
+        try:
+            self.write()
+        except OSError:
+            self.facts["checkpoint"] = before
+            raise
+        for label in states:
+            for old in (self.out / label / TRAINING).glob("step-*.safetensors"):
+                if old != self._state_file(label, step):
+                    old.unlink()
+
+    def load(self, label: str) -> dict[str, Tensor]:
+        """The state of one SAE at the checkpoint."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._state_file(label, self.step)
+        try:
+            return load_file(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path} does not exist, though {RUN} names that checkpoint; without it the run "
+                f"cannot be resumed"
+            ) from error
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+    def _state_file(self, label: str, step: int) -> Path:
+        return self.out / label / TRAINING / f"step-{step}.safetensors"
+
+
+def differences(then: object, now: object, name: str = "") -> list[str]:
+    """What has changed between two settings, in words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(key for key in now if key not in then)]
+        return [
+            difference
+            for key in keys
+            for difference in differences(
+                then.get(key), now.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [
+            difference
+            for i, (a, b) in enumerate(zip(then, now, strict=True))
+            for difference in differences(a, b, f"{name}[{i}]")
+        ]
+    return [] if then == now else [f"{name} was {then!r}, is {now!r} now"]

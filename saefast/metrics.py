@@ -1,0 +1,156 @@
+"""What a training run tells of itself: sums over steps, lines of JSON, other loggers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from saefast.atomic import write_whole
+from saefast.step import StepResult
+
+CONVENTIONS = {
+    "loss": "what the variant minimises, mean over the interval, without auxk and penalties; "
+    "activations as the SAE sees them, scaled",
+    "mse": "squared error, mean over rows and width, in the units of the activations as they come",
+    "fvu": "sum of squared errors / sum of squared distances to the mean row of the batch, both "
+    "summed over the batches of the interval",
+    "explained_variance": "1 - fvu",
+    "l0": "positive latents per row, mean over the interval",
+    "dead_share": "latents that have not fired for auxk.dead_after rows (10 million without auxk), "
+    "at the end of the interval",
+    "input_wait": "share of the interval's wall time in which training waited for activations",
+}
+
+LOGGERS = ("tensorboard", "wandb")
+
+
+class Meter:
+    """Sums of one SAE over the steps since the last report; they stay on the device."""
+
+    NAMES = ("steps", "loss", "squares", "variance", "fired", "auxk", "rows")
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+
+    def add(self, result: StepResult, variance: Tensor, rows: int) -> None:
+        """One step; `variance` is the sum of squared distances to the batch's mean row."""
+        zero = self.sums.new_zeros(())
+        auxk = zero if result.auxk is None else result.auxk
+        fired = result.fired.sum()
+        parts = (zero + 1, result.loss, result.squares, variance, fired, auxk, zero + rows)
+        self.sums += torch.stack([part.double() for part in parts])
+
+    def report(self) -> dict[str, float]:
+        """The means, and a new beginning."""
+        steps, loss, squares, variance, fired, auxk, rows = self.sums.tolist()
+        self.sums.zero_()
+        fvu = squares / variance if variance > 0 else float("nan")
+        return {
+            "loss": loss / steps,
+            "squared_error": squares / rows,
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "l0": fired / rows,
+            "auxk": auxk / steps,
+        }
+
+
+class Logger(Protocol):
+    """Where reports go."""
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """The values of one SAE at one step."""
+        ...
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        ...
+
+
+class JsonLines:
+    """RUN/metrics.jsonl: a line for every SAE and interval."""
+
+    def __init__(self, path: Path, after: int) -> None:
+        """Lines of steps beyond `after`, which are about to be taken again, are removed."""
+        kept = []
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the last line of a process that was killed
+                if row["step"] <= after:
+                    kept.append(line)
+        write_whole(path, "".join(line + "\n" for line in kept).encode())
+        self._file = path.open("a")
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        self._file.write(json.dumps({"step": step, "sae": label, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """See `Logger`."""
+        self._file.close()
+
+
+class TensorBoard:
+    """One tag for each SAE and value."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "log_to 'tensorboard' needs its package: pip install tensorboard"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{label}/{name}", value, step)
+
+    def close(self) -> None:
+        """See `Logger`."""
+        self._writer.close()
+
+
+class Wandb:
+    """One run of Weights & Biases for all SAEs."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("log_to 'wandb' needs its package: pip install wandb") from error
+        self._run = wandb.init(config=dict(settings))
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        # A step of its own for each line: wandb refuses to go back, and SAEs share their steps.
+        self._run.log({f"{label}/{name}": value for name, value in values.items()} | {"at": step})
+
+    def close(self) -> None:
+        """See `Logger`."""
+        self._run.finish()
+
+
+def loggers(
+    out: Path | None, after: int, log_to: Sequence[str], settings: Mapping[str, Any]
+) -> list[Logger]:
+    """The lines of JSON, where there is a folder, and what else was asked for."""
+    found: list[Logger] = []
+    if out is not None:
+        found.append(JsonLines(out / "metrics.jsonl", after))
+    if "tensorboard" in log_to:
+        if out is None:
+            raise ValueError("log_to 'tensorboard' writes into the run: give out=FOLDER")
+        found.append(TensorBoard(out / "tensorboard"))
+    if "wandb" in log_to:
+        found.append(Wandb(settings))
+    return found

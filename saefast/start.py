@@ -1,0 +1,119 @@
+"""How an SAE begins: what the first rows of the data say, and the seed's directions."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.config import TrainConfig
+from saefast.ops.latent_sum import column_sum
+from saefast.sae import SAE
+
+ROWS = 8192
+"""How many rows of the stream are looked at, at most, before training begins"""
+
+
+class Sample(NamedTuple):
+    """The first rows of the stream, as they come."""
+
+    x: Tensor
+    """[n, d]"""
+    target: Tensor
+    """[n, d_out]; x itself, unless something else is reconstructed"""
+
+
+class Scales(NamedTuple):
+    """What activations are multiplied by before an SAE sees them."""
+
+    x: float
+    target: float
+
+
+def scales_of(sample: Sample, scaling: str) -> Scales:
+    """Those that give rows a mean norm of the root of their width."""
+    if scaling == "none":
+        return Scales(1.0, 1.0)
+    return Scales(*(_scale_of(rows) for rows in sample))
+
+
+def begin(config: TrainConfig, seed: int, sample: Sample, scales: Scales) -> SAE:
+    """The untrained SAE of one seed; it depends on nothing else but the config and the sample."""
+    x, target = sample.x * scales.x, sample.target * scales.target
+    sae = SAE(x.shape[1], config.latents, k=config.k, variant=config.variant, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        decoder = _directions(config, target, generator)
+        sae.W_dec.copy_(decoder)
+        sae.W_enc.copy_(decoder if config.tied else _directions(config, x, generator))
+        if not config.rules.unit_norm:
+            sae.W_dec.mul_(config.decoder_norm)
+        if config.b_dec != "zeros":
+            sae.b_dec.copy_(_centre(target, config.b_dec))
+    return sae
+
+
+def folded(sae: SAE, scales: Scales) -> SAE:
+    """The SAE that does to activations as they are what `sae` does to scaled ones.
+
+    Its codes are smaller by the scale; the directions stay, and so do the norms of the decoder.
+    """
+    out = SAE(sae.d, sae.m, k=sae.k, variant=sae.variant, seed=0, dtype=sae.W_enc.dtype)
+    with torch.no_grad():
+        out.W_enc.copy_(sae.W_enc)
+        out.b_enc.copy_(sae.b_enc / scales.x)
+        out.W_dec.copy_(sae.W_dec * (scales.x / scales.target))
+        out.b_dec.copy_(sae.b_dec / scales.target)
+    return out.to(sae.W_enc.device)
+
+
+def _scale_of(rows: Tensor) -> float:
+    norms = torch.linalg.vector_norm(rows.double(), dim=1)
+    mean = float(column_sum(norms[:, None])) / len(rows)
+    return rows.shape[1] ** 0.5 / mean if mean > 0 else 1.0
+
+
+def _directions(config: TrainConfig, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """[latents, d] of norm one."""
+    drawn = torch.randn(config.latents, rows.shape[1], generator=generator)
+    if config.directions == "cov":
+        with _one_thread():  # so that the bits do not depend on how many there are
+            drawn = drawn @ _root_of_covariance(rows).T
+    reference.normalise_rows(drawn)
+    return drawn
+
+
+def _root_of_covariance(rows: Tensor) -> Tensor:
+    """L with L L^T the covariance; eigenvalues of zero are no obstacle to it."""
+    centred = rows.double() - rows.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    return (vectors * values.clamp(min=0).sqrt()).float()
+
+
+def _centre(rows: Tensor, kind: str) -> Tensor:
+    mean = column_sum(rows) / len(rows)
+    return mean if kind == "mean" else _geometric_median(rows, mean)
+
+
+def _geometric_median(rows: Tensor, start: Tensor) -> Tensor:
+    """The point with the smallest mean distance to the rows, by Weiszfeld's iteration."""
+    point = start
+    for _ in range(100):
+        weights = 1 / torch.linalg.vector_norm(rows - point, dim=1, keepdim=True).clamp(min=1e-12)
+        moved = column_sum(rows * weights) / column_sum(weights)
+        if torch.linalg.vector_norm(moved - point) <= 1e-6 * torch.linalg.vector_norm(moved):
+            return moved
+        point = moved
+    return point
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,172 @@
+"""Prefetching changes when batches are made, and nothing else."""
+
+import gc
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from saefast.activations import Prefetcher, TensorActivations
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def gone() -> bool:
+    """Whether every thread ends soon."""
+    for thread in threads():
+        thread.join(10)
+    return not threads()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 50])
+def test_order_is_kept(depth: int) -> None:
+    with Prefetcher(iter(range(200)), depth=depth, transform=lambda i: i * i) as items:
+        assert list(items) == [i * i for i in range(200)]
+    assert gone()
+
+
+def test_batches_are_those_of_the_source() -> None:
+    source = TensorActivations(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
+    with Prefetcher(source.batches(7, seed=0)) as batches:
+        for expected, batch in zip(source.batches(7, seed=0), range(40), strict=False):
+            batch = next(batches)
+            assert torch.equal(batch.x, expected.x)
+            assert batch.where == expected.where
+
+
+def test_no_more_than_depth_are_made_ahead() -> None:
+    made = 0
+
+    def count() -> Iterator[int]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    with Prefetcher(count(), depth=3) as items:
+        for taken in range(1, 20):
+            assert next(items) == taken
+            time.sleep(0.002)
+            assert made <= taken + 3 + 1  # the one more waits for room
+        deadline = time.monotonic() + 10
+        while made < 19 + 3 + 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert made == 19 + 3 + 1
+
+
+def test_items_are_made_while_the_consumer_works() -> None:
+    asked = threading.Event()
+
+    def two() -> Iterator[int]:
+        yield 1
+        asked.set()
+        yield 2
+
+    with Prefetcher(two()) as items:
+        next(items)
+        assert asked.wait(10)
+
+
+def test_an_error_comes_in_its_turn_with_its_traceback() -> None:
+    def fails_at_three() -> Iterator[int]:
+        yield from (0, 1, 2)
+        raise KeyError("the culprit")
+
+    with Prefetcher(fails_at_three(), depth=10) as items:
+        assert [next(items) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(KeyError, match="the culprit") as caught:
+            next(items)
+        assert "fails_at_three" in "".join(traceback.format_tb(caught.value.__traceback__))
+        with pytest.raises(StopIteration):
+            next(items)
+    assert gone()
+
+
+def test_an_error_in_the_transform_reaches_the_consumer() -> None:
+    with Prefetcher(iter([1, 0]), transform=lambda i: 1 / i) as items:
+        assert next(items) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(items)
+
+
+def test_the_end_of_something_else_is_not_the_end_of_the_data() -> None:
+    with (
+        Prefetcher(iter([1, 2]), transform=lambda _: next(iter(()))) as items,
+        pytest.raises(RuntimeError, match="transform raised StopIteration"),
+    ):
+        list(items)
+
+
+def test_wait_seconds_counts_waiting_alone() -> None:
+    def slow() -> Iterator[int]:
+        for i in range(5):
+            time.sleep(0.05)
+            yield i
+
+    with Prefetcher(slow()) as items:
+        list(items)
+        assert 0.2 < items.wait_seconds < 2
+    with Prefetcher(iter(range(5)), depth=5) as items:
+        time.sleep(0.3)
+        list(items)
+        assert items.wait_seconds < 0.2
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_ends_a_thread_that_waits_for_room(taken: int) -> None:
+    source = TensorActivations(torch.zeros(10, 2))
+    items = Prefetcher(source.batches(4, seed=0), depth=2)
+    for _ in range(taken):
+        next(items)
+    before = time.monotonic()
+    items.close()
+    items.close()
+    assert time.monotonic() - before < 4
+    assert gone()
+    with pytest.raises(ValueError, match="closed"):
+        next(items)
+
+
+def test_closing_does_not_wait_for_a_source_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saefast.activations.prefetch._CLOSING_SECONDS", 0.2)
+    release = threading.Event()
+
+    def hangs() -> Iterator[int]:
+        release.wait(30)
+        yield 1
+
+    items = Prefetcher(hangs())
+    assert all(thread.daemon for thread in threads())
+    before = time.monotonic()
+    items.close()
+    assert time.monotonic() - before < 10
+    release.set()
+    assert gone()
+
+
+def test_one_that_is_forgotten_ends() -> None:
+    items = Prefetcher(TensorActivations(torch.zeros(10, 2)).batches(4, seed=0))
+    next(items)
+    del items
+    gc.collect()
+    assert gone()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
+        ({"depth": 1.0}, TypeError, "depth must be an int"),
+        ({"iterator": 3}, TypeError, "iterator must be iterable, got int"),
+        ({"transform": 3}, TypeError, "transform must be callable, got int"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Prefetcher(**{"iterator": [1], **arguments})
+    assert gone()
