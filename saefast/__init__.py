@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from saefast import reference
 from saefast.auxk import AuxK
+from saefast.config import TrainConfig
 from saefast.info import build_info
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.topk_encode import topk_encode
@@ -11,6 +12,7 @@ from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
+from saefast.train import train_saes
 from saefast.types import SparseCode
 
 __version__ = _version("saefast")
@@ -22,6 +24,7 @@ __all__ = [
     "Penalty",
     "Rules",
     "SparseCode",
+    "TrainConfig",
     "__version__",
     "build_info",
     "load_sae",
@@ -29,4 +32,5 @@ __all__ = [
     "save_sae",
     "sparse_decode",
     "topk_encode",
+    "train_saes",
 ]

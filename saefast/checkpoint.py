@@ -1,7 +1,8 @@
 """A training run on disk: run.json, and what a bit-exact resume needs."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ class RunFile:
             ) from error
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+    def forget(self, labels: Iterable[str]) -> None:
+        """Remove what only a resume needs."""
+        for label in labels:
+            shutil.rmtree(self.out / label / TRAINING, ignore_errors=True)
 
     def _state_file(self, label: str, step: int) -> Path:
         return self.out / label / TRAINING / f"step-{step}.safetensors"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saefast.auxk import AuxK
+from saefast.objectives import Objective, TopK
 from saefast.ops import checks
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.rules import Rules
@@ -113,6 +114,10 @@ class TrainConfig:
         """The learning rate between warm-up and decay."""
         return 2e-4 / (self.latents / 16384) ** 0.5 if self.lr is None else self.lr
 
+    def objective(self) -> Objective:
+        """What one SAE is trained for."""
+        return TopK(rescale=self.rescale)
+
     def label(self, seed: int) -> str:
         """The folder of one SAE."""
         return f"{self.name}-seed-{seed}" if self.name else f"seed-{seed}"
@@ -133,10 +138,15 @@ def check_shared(configs: Sequence[TrainConfig]) -> None:
                 f"{name} must be the same in all configs, since they train on one stream of "
                 f"batches, got {', '.join(map(repr, sorted(values)))}"
             )
-    labels = [config.label(seed) for config in configs for seed in config.seeds]
+    labels = labels_of(configs)
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(f"two SAEs would be called {twice[0]}; give their configs another name")
+
+
+def labels_of(configs: Sequence[TrainConfig]) -> list[str]:
+    """The folder of every SAE, in order."""
+    return [config.label(seed) for config in configs for seed in config.seeds]
 
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:

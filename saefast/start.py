@@ -89,7 +89,8 @@ def _root_of_covariance(rows: Tensor) -> Tensor:
     """L with L L^T the covariance; eigenvalues of zero are no obstacle to it."""
     centred = rows.double() - rows.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
-    return (vectors * values.clamp(min=0).sqrt()).float()
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()).float()
+    return root
 
 
 def _centre(rows: Tensor, kind: str) -> Tensor:

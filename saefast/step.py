@@ -104,8 +104,8 @@ class FusedStep:
         """All that the next step depends on, beside the settings; the tensors themselves."""
         named = dict(self.sae.named_parameters())
         state = {name: parameter.detach() for name, parameter in named.items()}
-        for name, pair in zip(_TRAINED, zip(self.moments[::2], self.moments[1::2]), strict=True):
-            state[f"{name}.first"], state[f"{name}.second"] = pair
+        for i, name in enumerate(_TRAINED):
+            state[f"{name}.first"], state[f"{name}.second"] = self.moments[2 * i : 2 * i + 2]
         state |= {"idle": self.idle, "steps": self._steps}
         if self._anchors is not None:
             state["anchors"] = self._anchors

@@ -1,0 +1,116 @@
+"""train_saes: many SAEs, trained side by side on one stream of activations."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefast.activations import Activations, open_activations
+from saefast.checkpoint import RUN, RunFile, differences
+from saefast.config import TrainConfig, check_shared, labels_of
+from saefast.metrics import CONVENTIONS, LOGGERS, loggers
+from saefast.ops import checks
+from saefast.sae import SAE
+from saefast.storage import load_sae
+from saefast.training import Training
+
+
+def train_saes(
+    activations: Any,
+    config: TrainConfig | Sequence[TrainConfig],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+    checkpoint_minutes: float = 10.0,
+    log_every: int = 50,
+    log_to: Sequence[str] = (),
+    keep_training: bool = True,
+) -> list[SAE]:
+    """Train one SAE for each seed of the config, or of each of several configs.
+
+    The activations are read, scaled and moved once for all. An SAE has the same bits whatever
+    others are trained beside it, and on the CPU for any number of threads.
+
+    Args:
+        activations: what `saefast.activations.open_activations` takes: a tensor or array, a path,
+            an iterator, or an object of that protocol.
+        config: one, or several that share `batch_size`, `tokens`, `data_seed` and
+            `activation_scaling`.
+        out: the folder of the run. Without it nothing is written.
+        resume: go on with the run in `out` at its last checkpoint, to the bits of a run that was
+            never stopped. Where there is none, begin.
+        progress: show a progress bar on stderr.
+        device: where to train; None: a CUDA device if there is one.
+        checkpoint_minutes: time between two checkpoints. There is one at the end as well, and one
+            when the run is interrupted from the keyboard.
+        log_every: steps between two lines for each SAE in OUT/metrics.jsonl.
+        log_to: "tensorboard" and "wandb", besides.
+        keep_training: leave in OUT what a resume needs after the run has ended, too.
+
+    Returns:
+        The SAEs in the order of configs and seeds. They take activations as they come.
+    """
+    configs = (config,) if isinstance(config, TrainConfig) else tuple(config)
+    check_shared(configs)
+    for name in log_to:
+        checks.one_of("log_to", name, LOGGERS)
+    checks.whole("log_every", log_every)
+    checks.at_least("log_every", log_every, 1)
+    checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = open_activations(activations)
+    run = None if out is None else _run_file(Path(out), configs, source, resume)
+    if run is not None and run.finished:
+        return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
+    training = Training(configs, source, torch.device(device), run)
+    folder = None if run is None else run.out
+    log = loggers(folder, training.step, log_to, {"configs": _as_json(configs)})
+    try:
+        training.train(log, log_every, checkpoint_minutes, progress)
+    finally:
+        for logger in log:
+            logger.close()
+    training.finish(keep_training)
+    return training.results()
+
+
+def _run_file(
+    out: Path, configs: Sequence[TrainConfig], source: Activations, resume: bool
+) -> RunFile:
+    """That of a new run, or of the one to be resumed."""
+    facts: dict[str, Any] = {
+        "saefast": version("saefast"),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "conventions": CONVENTIONS,
+        "configs": _as_json(configs),
+        "data": {"fingerprint": source.fingerprint, "rows": source.rows, "d": source.d},
+        "checkpoint": 0,
+        "finished": False,
+    }
+    run = RunFile.read(out)
+    if run is None:
+        return RunFile(out, facts)
+    if not resume:
+        raise FileExistsError(
+            f"{out / RUN} is there already; go on with resume=True, or choose another folder"
+        )
+    for key in ("configs", "data"):
+        changed = differences(run.facts[key], facts[key], key)
+        if changed:
+            raise ValueError(
+                f"{out} cannot be resumed, for {'; '.join(changed)}; give it what it was begun "
+                f"with, or choose another folder"
+            )
+    return run
+
+
+def _as_json(configs: Sequence[TrainConfig]) -> Any:
+    return json.loads(json.dumps([config.to_dict() for config in configs]))

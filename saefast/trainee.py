@@ -1,0 +1,89 @@
+"""One SAE in training: its step, its schedules, and what it reports."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.config import TrainConfig
+from saefast.metrics import Meter
+from saefast.sae import SAE
+from saefast.schedules import k_at, lr_at
+from saefast.start import Scales
+from saefast.step import FusedStep
+
+_DEAD_AFTER = 10_000_000  # rows; what the log calls dead where no AuxK says otherwise
+
+
+class Prepared(NamedTuple):
+    """A batch as all SAEs see it."""
+
+    x: Tensor
+    target: Tensor | None
+    variance: Tensor
+    where: str
+
+
+class Trainee:
+    """One SAE in training."""
+
+    def __init__(self, config: TrainConfig, seed: int, sae: SAE, device: torch.device) -> None:
+        self.config, self.label, self.seed = config, config.label(seed), seed
+        self.step = FusedStep(
+            sae.to(device),
+            rules=config.rules,
+            objective=config.objective(),
+            precision=config.precision,
+            auxk=config.auxk,
+        )
+        self.meter = Meter(device)
+        # On how many rows of the last tenth of the run each latent fired.
+        self.fired = torch.zeros(config.latents, dtype=torch.int64, device=device)
+        self._tail = max(1, config.steps // 10)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {**self.step.state, "meter": self.meter.sums, "fired": self.fired}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.meter.sums.copy_(state.pop("meter"))
+        self.fired.copy_(state.pop("fired"))
+        self.step.restore(state)
+
+    def train(self, number: int, batch: Prepared) -> None:
+        """Take step number `number`."""
+        self.step.lr, self.step.k = lr_at(self.config, number), k_at(self.config, number)
+        try:
+            result = self.step(batch.x, batch.target)
+        except ValueError as error:
+            raise ValueError(
+                f"the training of {self.label} stopped at step {number}, on {batch.where}: {error}"
+            ) from error
+        # On a GPU nobody waits for the loss; there the next report tells.
+        if result.loss.device.type == "cpu" and not bool(result.loss.isfinite()):
+            raise ValueError(self.diverged(number, f"on {batch.where}"))
+        self.meter.add(result, batch.variance, len(batch.x))
+        if number >= self.config.steps - self._tail:
+            self.fired += result.fired
+
+    def report(self, number: int, scales: Scales) -> dict[str, float | int]:
+        """What the steps up to and with `number` were like."""
+        values: dict[str, float | int] = dict(self.meter.report())
+        if not values["loss"] == values["loss"]:
+            raise ValueError(self.diverged(number, "or a little earlier"))
+        width = self.step.sae.W_dec.shape[1]
+        values["mse"] = values.pop("squared_error") / (width * scales.target**2)
+        limit = _DEAD_AFTER if self.config.auxk is None else self.config.auxk.dead_after
+        values["dead_share"] = float((self.step.idle >= limit).double().mean())
+        values |= {"lr": lr_at(self.config, number), "k": self.step.k, "seed": self.seed}
+        return values
+
+    def diverged(self, number: int, where: str) -> str:
+        return (
+            f"the training of {self.label} diverged: its loss is NaN or infinite at step {number}, "
+            f"{where}; a lower lr may help"
+        )
+
+    @property
+    def firing_rate(self) -> Tensor:
+        return self.fired.double() / (self._tail * self.config.batch_size)

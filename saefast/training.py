@@ -1,0 +1,219 @@
+"""The loop of a training run: one stream of batches, all SAEs, reports and checkpoints."""
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from saefast.activations import Activations, Batch, Prefetcher
+from saefast.checkpoint import RunFile
+from saefast.config import TrainConfig
+from saefast.metrics import Logger
+from saefast.ops.latent_sum import column_sum
+from saefast.sae import SAE
+from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
+from saefast.storage import save_into
+from saefast.trainee import Prepared, Trainee
+
+
+class Training:
+    """All SAEs of a run, at one step of one stream."""
+
+    def __init__(
+        self,
+        configs: Sequence[TrainConfig],
+        source: Activations,
+        device: torch.device,
+        run: RunFile | None,
+    ) -> None:
+        self._source, self._device, self._run = source, device, run
+        self._first = configs[0]
+        self.step = 0 if run is None else run.step
+        self._stream: Iterator[Batch] = iter(())
+        if run is None or not run.finished:
+            self._stream = source.batches(
+                self._first.batch_size, seed=self._first.data_seed, start=self.step
+            )
+        if run is not None and self.step > 0:
+            self.scales = Scales(*run.facts["scales"])
+            sample = Sample(torch.zeros(1, source.d), torch.zeros(1, source.d))
+        else:
+            sample = self._look_ahead()
+            self.scales = scales_of(sample, self._first.activation_scaling)
+        self._trainees = [
+            Trainee(config, seed, begin(config, seed, sample, self.scales), device)
+            for config in configs
+            for seed in config.seeds
+        ]
+        if run is not None and self.step > 0:
+            for trainee in self._trainees:
+                trainee.restore(run.load(trainee.label))
+        elif run is not None:
+            run.facts["scales"] = list(self.scales)
+            run.write()
+
+    def _look_ahead(self) -> Sample:
+        """The first rows of the stream, which stay in it."""
+        count = -(-ROWS // self._first.batch_size)
+        ahead = list(itertools.islice(self._stream, min(count, self._first.steps)))
+        self._stream = itertools.chain(ahead, self._stream)
+        for batch in ahead:
+            self._check_finite(batch)
+        x = torch.cat([batch.x for batch in ahead])[:ROWS].float()
+        if ahead[0].target is None:
+            return Sample(x, x)
+        targets = [batch.target for batch in ahead if batch.target is not None]
+        return Sample(x, torch.cat(targets)[:ROWS].float())
+
+    def train(
+        self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
+    ) -> None:
+        """Take all the steps that are left."""
+        from tqdm import tqdm
+
+        steps, size = self._first.steps, self._first.batch_size
+        bar = tqdm(
+            desc=f"training {len(self._trainees)} SAE{'s' * (len(self._trainees) > 1)}",
+            total=steps * size,
+            initial=self.step * size,
+            unit="tok",
+            unit_scale=True,
+            disable=not progress,
+        )
+        saved = time.monotonic()
+        clock = _Clock(self.step * size)
+        reader = Prefetcher(self._stream, transform=self._prepared)
+        with bar, reader as batches, _Interrupts() as interrupts:
+            for number in range(self.step, steps):
+                batch = self._with_variance(next(batches))
+                for trainee in self._trainees:
+                    trainee.train(number, batch)
+                self.step = number + 1
+                bar.update(size)
+                if self.step % log_every == 0 or self.step == steps:
+                    timing = clock.lap(batches.wait_seconds, self.step * size)
+                    self._report(log, number, timing, bar)
+                if interrupts.came or time.monotonic() - saved >= 60 * checkpoint_minutes:
+                    self.checkpoint()
+                    saved = time.monotonic()
+                if interrupts.came:
+                    raise KeyboardInterrupt
+
+    def _report(self, log: list[Logger], number: int, timing: dict[str, float], bar: Any) -> None:
+        tokens = self.step * self._first.batch_size
+        for trainee in self._trainees:
+            values = {"tokens": tokens, **trainee.report(number, self.scales), **timing}
+            for logger in log:
+                logger.write(trainee.label, self.step, values)
+        bar.set_postfix_str(
+            f"loss {values['loss']:.4g} EV {values['explained_variance']:.3f} "
+            f"L0 {values['l0']:.1f} dead {values['dead_share']:.1%}"
+        )
+
+    def checkpoint(self) -> None:
+        """Write all that a resume needs, if there is a folder for it."""
+        if self._run is None or self.step == 0:
+            return
+        try:
+            self._run.save(self.step, {t.label: t.state for t in self._trainees})
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the checkpoint of step {self.step} {error.strerror}; that of step "
+                f"{self._run.step} is intact, and resume=True goes on from it",
+                error.filename,
+            ) from error
+
+    def finish(self, keep_training: bool) -> None:
+        """Write the SAEs."""
+        if self._run is None:
+            return
+        self.checkpoint()
+        for trainee, sae in zip(self._trainees, self.results(), strict=True):
+            save_into(self._run.out / trainee.label, sae, trainee.firing_rate)
+        self._run.facts["finished"] = True
+        self._run.write()
+        if not keep_training:
+            self._run.forget([trainee.label for trainee in self._trainees])
+
+    def results(self) -> list[SAE]:
+        """The SAEs as they are now, for activations as they come."""
+        return [folded(trainee.step.sae, self.scales) for trainee in self._trainees]
+
+    def _prepared(self, batch: Batch) -> Prepared:
+        """Checked, moved and scaled, in the reader's thread."""
+        self._check_finite(batch)
+        x, target = (
+            None if rows is None else rows.to(self._device, torch.float32) * scale
+            for rows, scale in zip((batch.x, batch.target), self.scales, strict=True)
+        )
+        assert x is not None
+        return Prepared(x, target, x.new_empty(0), batch.where)
+
+    def _with_variance(self, batch: Prepared) -> Prepared:
+        rows = batch.x if batch.target is None else batch.target
+        mean = column_sum(rows) / len(rows)
+        squares = column_sum((rows - mean).square()).double().sum()
+        return batch._replace(variance=squares)
+
+    def _check_finite(self, batch: Batch) -> None:
+        for name, rows in (("activations", batch.x), ("targets", batch.target)):
+            if rows is not None and not bool(rows.isfinite().all()):
+                row = int((~rows.isfinite()).any(1).nonzero()[0])
+                raise ValueError(
+                    f"the {name} hold NaN or infinity: {self._source.locate(int(batch.rows[row]))}"
+                )
+
+
+class _Clock:
+    """Speed and waiting between two reports."""
+
+    def __init__(self, tokens: int) -> None:
+        self._time, self._waited, self._tokens = time.perf_counter(), 0.0, tokens
+
+    def lap(self, waited: float, tokens: int) -> dict[str, float]:
+        """`waited` and `tokens` count from the beginning."""
+        now = time.perf_counter()
+        seconds = now - self._time
+        timing = {
+            "seconds": seconds,
+            "tokens_per_second": (tokens - self._tokens) / seconds,
+            "input_wait": (waited - self._waited) / seconds,
+        }
+        self._time, self._waited, self._tokens = now, waited, tokens
+        return timing
+
+
+class _Interrupts:
+    """Ctrl-C, put off to the end of a step: in the middle of one, SAEs are half updated.
+
+    A second one is not put off. Outside of the main thread nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __enter__(self) -> Self:
+        self._mine = threading.current_thread() is threading.main_thread()
+        if self._mine:
+            self._before = signal.signal(signal.SIGINT, self._notice)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._mine:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
