@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "encode.h"
 #include "isa.h"
 #include "latent_sum.h"
 #include "latent_update.h"
@@ -16,7 +17,6 @@
 #include "row_select.h"
 #include "sparse_decode.h"
 #include "tile_screen.h"
-#include "topk_encode.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -57,51 +57,57 @@ Panels panels_at(Address units, Address norm, Address lost) {
 }
 
 template <class Storage>
-EncodeArgs<Storage> encode_args(Address x, Address weight, Address bias, Address scale, int64_t n,
-                                int64_t d, int64_t m, int64_t k, Address values, Address indices,
-                                bool rescore) {
+EncodeArgs<Storage> encode_args(Address x, Address weight, Address bias, Address scale,
+                                Address threshold, int64_t n, int64_t d, int64_t m, int64_t k,
+                                Address values, Address indices, Address counts, bool rescore) {
   return {at<Storage>(x),
           at<Storage>(weight),
           at<Storage>(bias),
           at<Storage>(scale),
+          at<compute_t<Storage>>(threshold),
           n,
           d,
           m,
           k,
           at<Storage>(values),
           at<int64_t>(indices),
+          at<int64_t>(counts),
           rescore};
 }
 
 void bind_encode(py::module_& module) {
   module.def(
-      "topk_encode",
+      "encode",
       [](const std::string& dtype, Address x, Address weight, Address bias, Address scale,
-         int64_t n, int64_t d, int64_t m, int64_t k, Address values, Address indices, bool rescore,
-         const std::string& screen, Address units, Address norm, Address lost, int threads) {
+         Address threshold, int64_t n, int64_t d, int64_t m, int64_t k, Address values,
+         Address indices, Address counts, bool rescore, const std::string& screen, Address units,
+         Address norm, Address lost, int threads) {
         py::gil_scoped_release release;
         with_storage(dtype, [&](auto storage) {
-          const auto args = encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k,
-                                                           values, indices, rescore);
+          const auto args = encode_args<decltype(storage)>(x, weight, bias, scale, threshold, n, d,
+                                                           m, k, values, indices, counts, rescore);
           const Panels panels = panels_at(units, norm, lost);
-          topk_encode(args, screen_named(screen), units ? &panels : nullptr, threads);
+          encode(args, screen_named(screen), units ? &panels : nullptr, threads);
         });
       },
-      "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "n"_a, "d"_a, "m"_a, "k"_a, "values"_a,
-      "indices"_a, "rescore"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+      "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "threshold"_a, "n"_a, "d"_a, "m"_a, "k"_a,
+      "values"_a, "indices"_a, "counts"_a, "rescore"_a, "screen"_a, "units"_a, "norm"_a, "lost"_a,
+      "threads"_a);
   py::class_<TileScreen>(module, "TileScreen")
       .def(py::init([](const std::string& dtype, Address x, Address weight, Address bias,
-                       Address scale, int64_t n, int64_t d, int64_t m, int64_t k, Address values,
-                       Address indices, const std::string& screen, int threads) {
+                       Address scale, Address threshold, int64_t n, int64_t d, int64_t m, int64_t k,
+                       Address values, Address indices, Address counts, const std::string& screen,
+                       int threads) {
              py::gil_scoped_release release;
              return with_storage(dtype, [&](auto storage) {
-               return tile_screen(encode_args<decltype(storage)>(x, weight, bias, scale, n, d, m, k,
-                                                                 values, indices, true),
-                                  screen_named(screen), threads);
+               return tile_screen(
+                   encode_args<decltype(storage)>(x, weight, bias, scale, threshold, n, d, m, k,
+                                                  values, indices, counts, true),
+                   screen_named(screen), threads);
              });
            }),
-           "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "n"_a, "d"_a, "m"_a, "k"_a,
-           "values"_a, "indices"_a, "screen"_a, "threads"_a)
+           "dtype"_a, "x"_a, "weight"_a, "bias"_a, "scale"_a, "threshold"_a, "n"_a, "d"_a, "m"_a,
+           "k"_a, "values"_a, "indices"_a, "counts"_a, "screen"_a, "threads"_a)
       .def(
           "feed",
           [](TileScreen& self, Address scores, int64_t stride, int64_t row, int64_t rows,

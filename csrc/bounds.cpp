@@ -19,23 +19,50 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kScreenable = 1e37;
 
 template <class T>
-void check_vector(const T* values, int64_t m, const char* name, bool masking_allowed) {
+void check_vector(const T* values, int64_t m, const char* name, double also,
+                  const char* also_named) {
   if (values == nullptr) return;
   for (int64_t j = 0; j < m; ++j) {
     const double value = widen(values[j]);
-    if (std::isfinite(value) || (masking_allowed && value == -INFINITY)) continue;
-    throw std::invalid_argument(std::string(name) + " must be finite" +
-                                (masking_allowed ? " or -infinity" : "") + ", but entry " +
-                                std::to_string(j) + " is " + std::to_string(value));
+    if (std::isfinite(value) || value == also) continue;
+    throw std::invalid_argument(std::string(name) + " must be finite" + also_named +
+                                ", but entry " + std::to_string(j) + " is " +
+                                std::to_string(value));
   }
+}
+
+// The least float that is not below `value`.
+float not_below(double value) {
+  if (value > FLT_MAX) return kInfinity;
+  if (value < -FLT_MAX) return -FLT_MAX;
+  const float near = static_cast<float>(value);
+  return near < value ? std::nextafter(near, kInfinity) : near;
+}
+
+// What a product must be added to in order to rise above zero where its score is above the
+// threshold: their difference, raised by all that rounding can take from either.
+float less_threshold(double bias, double threshold) {
+  if (bias == -INFINITY || threshold == INFINITY) return -kInfinity;
+  const double size = std::fabs(bias) + std::fabs(threshold);
+  if (size == 0.0) return 0.0f;
+  return not_below(bias - threshold + 16 * kRoundoff * size +
+                   std::numeric_limits<float>::denorm_min());
+}
+
+template <class Storage>
+double scaled_bias(const EncodeArgs<Storage>& args, int64_t j) {
+  const double bias = args.bias ? widen(args.bias[j]) : 0.0;
+  // A latent masked by -infinity stays masked, whatever the sign of its scale.
+  return args.scale && bias != -INFINITY ? bias * widen(args.scale[j]) : bias;
 }
 
 }  // namespace
 
 template <class Storage>
 void check_columns(const EncodeArgs<Storage>& args) {
-  check_vector(args.bias, args.m, "bias", true);
-  check_vector(args.scale, args.m, "scale", false);
+  check_vector(args.bias, args.m, "bias", -INFINITY, " or -infinity");
+  check_vector(args.scale, args.m, "scale", 0.0, "");
+  check_vector(args.threshold, args.m, "threshold", INFINITY, " or infinity");
 }
 
 template <class Storage>
@@ -46,24 +73,28 @@ Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const f
                   norm,
                   lost,
                   std::vector<float>(groups * width, -kInfinity),
+                  {},
                   std::vector<float>(args.m, 0.0f),
                   std::vector<Columns::Most>(groups),
                   {},
                   0.0};
   for (int64_t j = 0; j < args.m; ++j) {
-    const double scale = args.scale ? widen(args.scale[j]) : 1.0;
-    const double bias = args.bias ? widen(args.bias[j]) : 0.0;
-    // A latent masked by -infinity stays masked, whatever the sign of its scale.
-    const double scaled = bias == -INFINITY ? bias : bias * scale;
+    const double scaled = scaled_bias(args, j);
     columns.bias[j] = static_cast<float>(scaled);
     if (std::isfinite(scaled)) {
       columns.largest_bias = std::max(columns.largest_bias, std::fabs(scaled));
-      if (args.rescore) columns.slack[j] = rounded_up(16 * kRoundoff * std::fabs(scaled));
+      if (args.rescore && !args.threshold)
+        columns.slack[j] = rounded_up(16 * kRoundoff * std::fabs(scaled));
     }
     Columns::Most& most = columns.most[j / width];
     most.norm = std::max(most.norm, norm[j]);
     most.lost = std::max(most.lost, lost[j]);
     most.slack = std::max(most.slack, columns.slack[j]);
+  }
+  if (args.threshold) {
+    if (!args.rescore) columns.shown = columns.bias;
+    for (int64_t j = 0; j < args.m; ++j)
+      columns.bias[j] = less_threshold(scaled_bias(args, j), widen(args.threshold[j]));
   }
   for (const Columns::Most& most : columns.most) {
     columns.most_of_all.norm = std::max(columns.most_of_all.norm, most.norm);

@@ -11,9 +11,14 @@ namespace saefast {
 // What the screen knows of the columns, in groups of `width`.
 struct Columns {
   int64_t width;
-  const float* norm;         // [m]
-  const float* lost;         // [m]
-  std::vector<float> bias;   // [groups * width] bias * scale, -infinity beyond m
+  const float* norm;  // [m]
+  const float* lost;  // [m]
+  // [groups * width] what is added to screened products before they are compared: bias * scale,
+  // less the threshold where there is one; -infinity beyond m
+  std::vector<float> bias;
+  // [groups * width] bias * scale, where `bias` has a threshold in it and values come from the
+  // screen; else empty
+  std::vector<float> shown;
   std::vector<float> slack;  // [m] what the bias adds to the error
   struct Most {
     float norm = 0.0f, lost = 0.0f, slack = 0.0f;
@@ -21,6 +26,7 @@ struct Columns {
   std::vector<Most> most;  // [groups]
   Most most_of_all;
   double largest_bias = 0.0;
+  const float* shown_from(int64_t j) const { return shown.empty() ? nullptr : shown.data() + j; }
 };
 
 // How far a row's screened scores can lie from the true ones, at most:
@@ -41,7 +47,8 @@ struct ScreenedRow {
   bool screened = false;  // false: scored in full, because it is not finite or could overflow
 };
 
-// Throws std::invalid_argument where bias or scale is not finite; bias may be -infinity.
+// Throws std::invalid_argument where bias, scale or threshold is not finite; a bias may be
+// -infinity, a threshold infinity.
 template <class Storage>
 void check_columns(const EncodeArgs<Storage>& args);
 

@@ -4,19 +4,26 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 namespace saefast {
 
 namespace {
 
+// The first k of `space.scored`, then zeros.
 template <class Storage>
 void write_best(const EncodeArgs<Storage>& args, int64_t row, FinishSpace<Storage>& space) {
   auto& scored = space.scored;
-  std::partial_sort(scored.begin(), scored.begin() + args.k, scored.end());
-  for (int64_t c = 0; c < args.k; ++c) {
-    assign(args.values[row * args.k + c], scored[c].value);
-    args.indices[row * args.k + c] = scored[c].id;
+  const int64_t count = std::min<int64_t>(args.k, scored.size());
+  std::partial_sort(scored.begin(), scored.begin() + count, scored.end());
+  Storage* const values = args.values + row * args.k;
+  int64_t* const indices = args.indices + row * args.k;
+  for (int64_t c = 0; c < count; ++c) {
+    assign(values[c], scored[c].value);
+    indices[c] = scored[c].id;
   }
+  std::fill(values + count, values + args.k, Storage{});
+  std::fill(indices + count, indices + args.k, 0);
 }
 
 // Scores `space.ids` in full precision.
@@ -42,6 +49,32 @@ void score_exactly(const Kernels& kernels, const EncodeArgs<Storage>& args, int6
   }
 }
 
+// Leaves those of `space.ids` whose score can be wanted. With each column's own bound, rather than
+// the largest, most candidates fall away.
+template <class Storage>
+void keep_possible(const EncodeArgs<Storage>& args, const Columns& columns,
+                   const ScreenedRow& screened, FinishSpace<Storage>& space) {
+  const int64_t count = static_cast<int64_t>(space.ids.size());
+  const auto error = [&](int64_t c) {
+    const int64_t j = space.ids[c];
+    return screened.bound.reach(columns.norm[j], columns.lost[j], columns.slack[j]);
+  };
+  int64_t kept = 0;
+  if (args.threshold) {
+    for (int64_t c = 0; c < count; ++c)
+      if (space.screened[c] > -error(c)) space.ids[kept++] = space.ids[c];
+  } else {
+    space.lower.resize(count);
+    for (int64_t c = 0; c < count; ++c) space.lower[c] = space.screened[c] - error(c);
+    std::nth_element(space.lower.begin(), space.lower.begin() + (args.k - 1), space.lower.end(),
+                     std::greater<float>());
+    const float floor = space.lower[args.k - 1];
+    for (int64_t c = 0; c < count; ++c)
+      if (space.screened[c] + error(c) >= floor) space.ids[kept++] = space.ids[c];
+  }
+  space.ids.resize(kept);
+}
+
 }  // namespace
 
 template <class Storage>
@@ -58,32 +91,23 @@ void finish_row(const Kernels& kernels, const EncodeArgs<Storage>& args, const C
     }
   }
   const int64_t count = static_cast<int64_t>(space.ids.size());
-  if (count < args.k) {  // not screened, or fewer than k columns are above -infinity
+  const bool too_few = !args.threshold && count < args.k;  // not k columns are above -infinity
+  if (!screened.screened || too_few) {
     space.ids.resize(args.m);
-    for (int64_t j = 0; j < args.m; ++j) space.ids[j] = j;
+    std::iota(space.ids.begin(), space.ids.end(), 0);
     score_exactly(kernels, args, row, space);
-    return write_best(args, row, space);
-  }
-  if (!args.rescore) {
+  } else if (!args.rescore) {
     space.scored.resize(count);
     for (int64_t c = 0; c < count; ++c) space.scored[c] = {space.screened[c], space.ids[c]};
-    return write_best(args, row, space);
+  } else {
+    keep_possible(args, columns, screened, space);
+    score_exactly(kernels, args, row, space);
   }
-  // With each column's own bound, rather than the largest, most candidates fall away.
-  const auto error = [&](int64_t c) {
-    const int64_t j = space.ids[c];
-    return screened.bound.reach(columns.norm[j], columns.lost[j], columns.slack[j]);
-  };
-  space.lower.resize(count);
-  for (int64_t c = 0; c < count; ++c) space.lower[c] = space.screened[c] - error(c);
-  std::nth_element(space.lower.begin(), space.lower.begin() + (args.k - 1), space.lower.end(),
-                   std::greater<float>());
-  const float floor = space.lower[args.k - 1];
-  int64_t kept = 0;
-  for (int64_t c = 0; c < count; ++c)
-    if (space.screened[c] + error(c) >= floor) space.ids[kept++] = space.ids[c];
-  space.ids.resize(kept);
-  score_exactly(kernels, args, row, space);
+  if (args.threshold) {
+    std::erase_if(space.scored,
+                  [&](const auto& score) { return !(score.value > args.threshold[score.id]); });
+    args.counts[row] = static_cast<int64_t>(space.scored.size());
+  }
   write_best(args, row, space);
 }
 

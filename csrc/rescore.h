@@ -1,4 +1,4 @@
-// The end of a row: which candidates can be among the k largest, their exact scores, the result.
+// The end of a row: which candidates can be wanted, their exact scores, the result.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -32,7 +32,7 @@ struct FinishSpace {
   std::vector<Scored<compute_t<Storage>>> scored;
 };
 
-// Writes the row's k largest, from what the screen let through in `lists`, by ascending column.
+// Writes the row's result, from what the screen let through in `lists`, by ascending column.
 template <class Storage>
 void finish_row(const Kernels& kernels, const EncodeArgs<Storage>& args, const Columns& columns,
                 int64_t row, const ScreenedRow& screened, const Candidates* const* lists,

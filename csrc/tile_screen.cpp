@@ -52,7 +52,7 @@ class TileScreenOf final : public TileScreen {
       if (!measure(args_.x + i * args_.d, 1.0, worker, &squared, &lost)) bad_x.report(i);
       rows_[i] = describe_row(args_, columns_, squared, lost);
       reach_of_all_[i] = rows_[i].bound.reach(columns_.most_of_all);
-      lists_[i].reset(args_.k, kGroup);
+      lists_[i].reset(args_, kGroup);
     });
     if (bad_x.any()) throw_not_finite("x", bad_x.value());
   }
@@ -66,7 +66,7 @@ class TileScreenOf final : public TileScreen {
       for (int64_t c = 0; c < columns; c += kGroup) {
         const int64_t j = column + c;
         list.take(kernels_.select, scores + r * stride + c, columns_.bias.data() + j,
-                  std::min(kGroup, columns - c),
+                  columns_.shown_from(j), std::min(kGroup, columns - c),
                   list.floor() - screened.bound.reach(columns_.most[j / kGroup]),
                   static_cast<int32_t>(j), reach_of_all_[row + r]);
       }

@@ -1,4 +1,4 @@
-// The screen of topk_encode for tiles of scores that somebody else multiplies.
+// The screen of an encode for tiles of scores that somebody else multiplies.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -7,13 +7,14 @@ from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.info import build_info
 from saefast.ops.sparse_decode import sparse_decode
+from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.train import train_saes
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 __version__ = _version("saefast")
 
@@ -24,6 +25,7 @@ __all__ = [
     "Penalty",
     "Rules",
     "SparseCode",
+    "ThresholdCode",
     "TrainConfig",
     "__version__",
     "build_info",
@@ -31,6 +33,7 @@ __all__ = [
     "reference",
     "save_sae",
     "sparse_decode",
+    "threshold_encode",
     "topk_encode",
     "train_saes",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saefast.types import NO_DECAY, Decay, SparseCode
+from saefast.types import NO_DECAY, Decay, SparseCode, ThresholdCode
 
 
 def _computed(tensor: Tensor) -> Tensor:
@@ -29,6 +29,17 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     return out
 
 
+def _scores_at(
+    precision: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    if precision == "bf16":
+        folded = weight if scale is None else weight * scale[:, None]
+        shift = bias if bias is None or scale is None else bias * scale
+        x, weight = x.bfloat16().to(x.dtype), folded.bfloat16().to(weight.dtype)
+        bias, scale = shift, None
+    return scores(x, weight, bias, scale)
+
+
 def topk_encode(
     x: Tensor,
     weight: Tensor,
@@ -42,14 +53,33 @@ def topk_encode(
 
     `precision="bf16"` rounds x and weight * scale to bfloat16 and nothing else.
     """
-    if precision == "bf16":
-        folded = weight if scale is None else weight * scale[:, None]
-        shift = bias if bias is None or scale is None else bias * scale
-        x, weight = x.bfloat16().to(x.dtype), folded.bfloat16().to(weight.dtype)
-        bias, scale = shift, None
-    all_scores = scores(x, weight, bias, scale)
+    all_scores = _scores_at(precision, x, weight, bias, scale)
     order = torch.sort(all_scores, dim=1, descending=True, stable=True).indices[:, :k]
     return SparseCode(all_scores.gather(1, order).to(x.dtype), order)
+
+
+def threshold_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: Tensor,
+    width: int,
+    scale: Tensor | None = None,
+    precision: str = "exact",
+) -> ThresholdCode:
+    """The scores above their latent's threshold, [m] or []; of a row's, the `width` largest.
+
+    Ordered as in `topk_encode`; rows with fewer are filled with zeros.
+    """
+    all_scores = _scores_at(precision, x, weight, bias, scale)
+    active = all_scores > threshold
+    counts = active.sum(1)
+    ranked = torch.where(active, all_scores, -torch.inf)
+    order = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :width]
+    there = torch.arange(width, device=x.device) < counts[:, None]
+    values = torch.where(there, all_scores.gather(1, order), 0.0).to(x.dtype)
+    return ThresholdCode(values, torch.where(there, order, 0), counts)
 
 
 def sparse_decode(

@@ -33,3 +33,17 @@ class Decay(NamedTuple):
 
 
 NO_DECAY = Decay()
+
+
+class ThresholdCode(NamedTuple):
+    """The latents of n rows that are above a threshold, as many of them as there was room for.
+
+    A row with fewer than `width` ends in values and indices of zero.
+    """
+
+    values: Tensor
+    """[n, width]"""
+    indices: Tensor
+    """[n, width] int64"""
+    counts: Tensor
+    """[n] int64 how many latents are active, which may be more than `width`"""

@@ -7,10 +7,12 @@ from saefast.ops import checks, gpu
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 
 
-def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
+def use_reference(
+    impl: str, tensor: Tensor, *, in_cuda: bool = False, in_triton: bool = True
+) -> bool:
     """True for the reference, False for the dispatcher; raises if `impl` cannot serve `tensor`.
 
-    `in_cuda` says whether the op has a CUDA C++ kernel.
+    `in_cuda` and `in_triton` say whether the op has such a kernel.
     """
     checks.one_of("impl", impl, IMPLEMENTATIONS)
     if impl == "cpp" and tensor.device.type != "cpu":
@@ -19,6 +21,8 @@ def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
         reason = why_not_live(impl)
         if impl == "cuda" and not in_cuda:
             reason = "this op has no CUDA C++ kernel, Triton serves it"
+        if not in_triton:
+            reason = "this op has no kernel for GPUs yet"
         if reason is not None:
             raise ValueError(f"impl={impl!r} is not available: {reason}; use impl='auto'")
         if not tensor.is_cuda:

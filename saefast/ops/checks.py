@@ -116,14 +116,14 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def finite(name: str, value: Tensor, masking_allowed: bool = False) -> None:
-    """`value` holds no NaN and no infinity; -infinity passes where it masks a latent."""
+def finite(name: str, value: Tensor, masking: float | None = None) -> None:
+    """`value` holds no NaN and no infinity; the infinity that masks a latent passes."""
     good = value.isfinite()
-    if masking_allowed:
-        good = good | (value == -torch.inf)
+    if masking is not None:
+        good = good | (value == masking)
     if not bool(good.all()):
         row = int((~good).nonzero()[0, 0])
-        kind = "finite or -infinity" if masking_allowed else "finite"
+        kind = {None: "finite", torch.inf: "finite or infinity"}.get(masking, "finite or -infinity")
         raise ValueError(f"{name} must be {kind}, but row {row} holds NaN or infinity")
 
 
@@ -132,9 +132,24 @@ def finite_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tenso
     finite("x", x)
     finite("weight", weight)
     if bias is not None:
-        finite("bias", bias, masking_allowed=True)
+        finite("bias", bias, masking=-torch.inf)
     if scale is not None:
         finite("scale", scale)
+
+
+def encode_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+    """What an encode multiplies and adds belongs together."""
+    floating("x", x, "[n, d]")
+    floating("weight", weight, "[m, d]")
+    same_kind("weight", weight, "x", x)
+    size("x", x, 1, weight.shape[1], "the columns of weight")
+    for name, vector in (("bias", bias), ("scale", scale)):
+        if vector is not None:
+            floating(name, vector, "[m]")
+            same_kind("weight", weight, name, vector)
+            size(name, vector, 0, weight.shape[0], "one entry per row of weight")
+    between("weight.shape[1]", weight.shape[1], 1, 2**31 - 1, "the width")
+    between("weight.shape[0]", weight.shape[0], 0, 2**31 - 1, "indices inside are 32 bits")
 
 
 def in_range(name: str, value: Tensor, m: int) -> None:

@@ -1,6 +1,6 @@
 """One encode on the CPU by a given screen, from a weight that may be packed for it already.
 
-The native engine is csrc/topk_encode.cpp with the tiles of the active instruction set. The torch
+The native engine is csrc/encode.cpp with the tiles of the active instruction set. The torch
 engine multiplies tiles with `torch.mm` and filters them in C++, csrc/tile_screen.cpp.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 _ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, near the processor
 
@@ -75,32 +75,69 @@ def encode_on_cpu(
     packed: PackedWeight | None = None,
 ) -> SparseCode:
     """`topk_encode` of checked input. An exact result does not depend on `screen`."""
+    values, indices, _ = _encode(x, weight, bias, scale, None, k, precision, screen, packed)
+    return SparseCode(values, indices)
+
+
+def threshold_on_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+    screen: Screen,
+    packed: PackedWeight | None = None,
+) -> ThresholdCode:
+    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores."""
+    threshold = contiguous(threshold.expand(weight.shape[0]))
+    return _encode(x, weight, bias, scale, threshold, width, precision, screen, packed)
+
+
+def _encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor | None,
+    k: int,
+    precision: str,
+    screen: Screen,
+    packed: PackedWeight | None,
+) -> ThresholdCode:
+    """The k largest of a row, or those of them above the threshold; only then are there counts."""
     x, weight = contiguous(x), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
     scale = scale if scale is None else contiguous(scale)
     n, d = x.shape
     m = weight.shape[0]
-    code = SparseCode(x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64))
-    if screen.engine == "torch":
-        _encode_by_tiles(x, weight, bias, scale, k, screen, code)
-        return code
-    native.topk_encode(
+    code = ThresholdCode(
+        x.new_empty(n, k),
+        torch.empty(n, k, dtype=torch.int64),
+        torch.empty(0 if threshold is None else n, dtype=torch.int64),
+    )
+    arguments = (
         dtype_name(x),
         address(x),
         address(weight),
         address(bias),
         address(scale),
+        address(threshold),
         n,
         d,
         m,
         k,
         address(code.values),
         address(code.indices),
-        precision == "exact",
-        screen.product,
-        *(packed.addresses() if packed else (0, 0, 0)),
-        threads(),
+        address(code.counts),
     )
+    if screen.engine == "torch":
+        screening = native.TileScreen(*arguments, screen.product, threads())
+        _feed_tiles(screening, x, weight, scale, screen)
+    else:
+        panels = packed.addresses() if packed else (0, 0, 0)
+        native.encode(*arguments, precision == "exact", screen.product, *panels, threads())
     return code
 
 
@@ -116,33 +153,11 @@ def _multiplying_in(product: str) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _encode_by_tiles(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    k: int,
-    screen: Screen,
-    code: SparseCode,
+def _feed_tiles(
+    screening: native.TileScreen, x: Tensor, weight: Tensor, scale: Tensor | None, screen: Screen
 ) -> None:
-    """Fill `code` by tiles of `torch.mm` that C++ filters while they are near."""
-    n, d = x.shape
-    m = weight.shape[0]
-    screening = native.TileScreen(
-        dtype_name(x),
-        address(x),
-        address(weight),
-        address(bias),
-        address(scale),
-        n,
-        d,
-        m,
-        k,
-        address(code.values),
-        address(code.indices),
-        screen.product,
-        threads(),
-    )
+    """Fill a code by tiles of `torch.mm` that C++ filters while they are near."""
+    n, m = x.shape[0], weight.shape[0]
     tile = torch.empty(min(_ROWS, n), min(_COLUMNS, m))
     with _multiplying_in(screen.product):
         for row in range(0, n, _ROWS):

@@ -6,6 +6,7 @@ itself; there the engine follows from the shape alone, so that runs repeat bit f
 """
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.ops import checks, gpu
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 ENVIRONMENT = "SAEFAST_GPU_SCREEN"
 _ROUNDS = 3
@@ -53,7 +54,16 @@ def encode_on_gpu(
 ) -> SparseCode:
     """`topk_encode` of input whose shapes are checked; finds what is not finite by itself."""
     if not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
-        return _in_slices(x, weight, bias, scale, k, precision)
+        checks.finite_operands(x, weight, bias, scale)
+        return SparseCode(
+            *_in_slices(
+                x,
+                weight.shape[0],
+                lambda part: reference.topk_encode(
+                    part, weight, bias, k=k, scale=scale, precision=precision
+                ),
+            )
+        )
     exact = precision == "exact"
     if x.shape[0] == 0:
         return SparseCode(x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=x.device))
@@ -63,6 +73,33 @@ def encode_on_gpu(
     if not gpu.capturing(x):
         _check_finite(x, weight, bias, scale, left.norm, right.norm)
     return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right, impl)
+
+
+def threshold_on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> ThresholdCode:
+    """`threshold_encode` of checked input. There is no kernel for it yet."""
+    return ThresholdCode(
+        *_in_slices(
+            x,
+            weight.shape[0],
+            lambda part: reference.threshold_encode(
+                part,
+                weight,
+                bias,
+                threshold=threshold,
+                width=width,
+                scale=scale,
+                precision=precision,
+            ),
+        )
+    )
 
 
 def encode_rounded(
@@ -163,21 +200,10 @@ def _check_finite(
 
 
 def _in_slices(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    k: int,
-    precision: str,
-) -> SparseCode:
-    """float64, and larger k than a list can hold: the reference, a gigabyte at a time."""
-    checks.finite_operands(x, weight, bias, scale)
-    rows = max(1, _SLICE_BYTES // (8 * weight.shape[0]))
+    x: Tensor, latents: int, encode: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """What no kernel serves: the reference, a gigabyte at a time."""
+    rows = max(1, _SLICE_BYTES // (8 * latents))
     with gpu.full_precision():
-        codes = [
-            reference.topk_encode(part, weight, bias, k=k, scale=scale, precision=precision)
-            for part in torch.split(x, rows)
-        ]
-    return SparseCode(
-        torch.cat([code.values for code in codes]), torch.cat([code.indices for code in codes])
-    )
+        codes = [encode(part) for part in torch.split(x, rows)]
+    return tuple(torch.cat(parts) for parts in zip(*codes, strict=True))

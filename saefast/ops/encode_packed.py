@@ -6,11 +6,12 @@ from torch import Tensor
 
 from saefast.ops import gpu
 from saefast.ops.cpu import contiguous, native
-from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
+from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
 from saefast.ops.encode_gpu import GpuScreen, encode_rounded, screen_for
-from saefast.ops.screens import best_screen
+from saefast.ops.screens import screen_at
+from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 
 class Packed(NamedTuple):
@@ -41,7 +42,7 @@ def repacked(
             rounded = gpu.launch("round_rows.rounded_rows", weight, screen.product)
             packed = Packed(screen, "", (rounded.units, rounded.norm, rounded.lost))
         return packed
-    screen = best_screen() if exact else Screen("native", "bfloat16")
+    screen = screen_at(precision)
     if screen.engine == "torch":
         return None
     level = native.level()
@@ -62,8 +63,33 @@ def encode_packed(
         right = gpu.kernels("round_rows").RoundedRows(packed.product, *packed.arrays)
         return encode_rounded(x, weight, bias, None, k, exact, packed.screen, left, right)
     if x.device.type == "cpu":
-        screen = packed.screen if packed else best_screen()
-        assert isinstance(screen, Screen)
-        panels = PackedWeight(screen, packed.level, *packed.arrays) if packed else None
+        screen, panels = _screen_and_panels(packed, precision)
         return encode_on_cpu(x, weight, bias, None, k, precision, screen, panels)
     return SparseCode(*topk_encode_op(x, weight, bias, None, k, precision))
+
+
+def threshold_packed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+    packed: Packed | None,
+) -> ThresholdCode:
+    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores.
+
+    A GPU has no kernel for it that could use `packed`.
+    """
+    if x.device.type == "cpu":
+        screen, panels = _screen_and_panels(packed, precision)
+        return threshold_on_cpu(x, weight, bias, None, threshold, width, precision, screen, panels)
+    return ThresholdCode(*threshold_encode_op(x, weight, bias, None, threshold, width, precision))
+
+
+def _screen_and_panels(packed: Packed | None, precision: str) -> tuple[Screen, PackedWeight | None]:
+    """What a CPU screens with; nothing is packed where the screen is one of torch's tiles."""
+    if packed is None:
+        return screen_at(precision), None
+    assert isinstance(packed.screen, Screen)
+    return packed.screen, PackedWeight(packed.screen, packed.level, *packed.arrays)

@@ -1,4 +1,4 @@
-"""Who computes the scores that screen the columns of `topk_encode`: measured once, not assumed.
+"""Who computes the scores that screen the columns of an encode: measured once, not assumed.
 
 The result of an exact encode does not depend on the choice; only its speed does. The torch engine
 wins where torch has what we have not: AMX, or a vendor's library on a processor without our vector
@@ -51,6 +51,11 @@ def best_screen() -> Screen:
             f"{chosen!r}"
         )
     return by_name[chosen]
+
+
+def screen_at(precision: str) -> Screen:
+    """The screen for an encode: values of "bf16" come from it, so there it does not vary."""
+    return best_screen() if precision == "exact" else Screen("native", "bfloat16")
 
 
 def measure_screens() -> Measured:

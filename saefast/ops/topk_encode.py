@@ -8,9 +8,10 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import checks
 from saefast.ops.backends import use_reference
-from saefast.ops.encode_cpu import Screen, encode_on_cpu
+from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.encode_gpu import encode_on_gpu
-from saefast.ops.screens import best_screen
+from saefast.ops.encode_gradients import encode_gradients
+from saefast.ops.screens import screen_at
 from saefast.types import SparseCode
 
 PRECISIONS = ("exact", "bf16")
@@ -57,19 +58,9 @@ def _check(
     k: int,
     precision: str,
 ) -> None:
-    checks.floating("x", x, "[n, d]")
-    checks.floating("weight", weight, "[m, d]")
-    checks.same_kind("weight", weight, "x", x)
-    checks.size("x", x, 1, weight.shape[1], "the columns of weight")
-    for name, vector in (("bias", bias), ("scale", scale)):
-        if vector is not None:
-            checks.floating(name, vector, "[m]")
-            checks.same_kind("weight", weight, name, vector)
-            checks.size(name, vector, 0, weight.shape[0], "one entry per row of weight")
+    checks.encode_operands(x, weight, bias, scale)
     checks.whole("k", k)
     checks.between("k", k, 1, weight.shape[0], "the rows of weight")
-    checks.between("weight.shape[1]", weight.shape[1], 1, 2**31 - 1, "the width")
-    checks.between("weight.shape[0]", weight.shape[0], 1, 2**31 - 1, "indices inside are 32 bits")
     checks.one_of("precision", precision, PRECISIONS)
 
 
@@ -100,8 +91,7 @@ def _(
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     _check(x, weight, bias, scale, k, precision)
-    screen = best_screen() if precision == "exact" else Screen("native", "bfloat16")
-    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen)
+    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen_at(precision))
     return code.values, code.indices
 
 
@@ -139,22 +129,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    ops = torch.ops.saefast
-    x, weight, bias, scale, indices = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias, needs_scale, *_rest = ctx.needs_input_grad
-    m = weight.shape[0]
-    ones = x.new_ones(x.shape[0], 1)
-    score_grad = grad if scale is None else grad * scale[indices]
-    grad_x = ops.sparse_decode(score_grad, indices, weight, None) if needs_x else None
-    grad_weight = ops.latent_sum(score_grad, indices, x, m) if needs_weight else None
-    grad_bias = ops.latent_sum(score_grad, indices, ones, m).squeeze(1) if needs_bias else None
-    grad_scale = None
-    if needs_scale:
-        unscaled = ops.gather_dots(x, weight, indices)
-        if bias is not None:
-            unscaled = unscaled + bias[indices]
-        grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
-    return grad_x, grad_weight, grad_bias, grad_scale, None, None, None
+    *operands, indices = ctx.saved_tensors
+    return (*encode_gradients(grad, indices, *operands, ctx.needs_input_grad), None, None, None)
 
 
 topk_encode_op.register_autograd(_backward, setup_context=_setup)

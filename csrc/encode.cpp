@@ -1,4 +1,4 @@
-#include "topk_encode.h"
+#include "encode.h"
 
 #include <algorithm>
 #include <cmath>
@@ -104,7 +104,7 @@ class NativeScreen {
 
   void prepare(const Space& space, std::vector<Candidates>& lists) {
     lists.resize(std::max(lists.size(), space.rows.size()));
-    for (size_t r = 0; r < space.rows.size(); ++r) lists[r].reset(args_.k, plan_.tile.columns);
+    for (size_t r = 0; r < space.rows.size(); ++r) lists[r].reset(args_, plan_.tile.columns);
   }
 
   void screen(Space& space, int64_t first_panel, int64_t end_panel,
@@ -123,9 +123,9 @@ class NativeScreen {
                                         space.thresholds.data() + r, space.scores.data());
         for (; hits != 0; hits &= hits - 1) {
           const int64_t in_tile = __builtin_ctz(hits), row = r + in_tile;
-          lists[row].take(kernels_.select, space.scores.data() + in_tile * width, bias, width,
-                          space.thresholds[row], static_cast<int32_t>(panel * width),
-                          space.reach_of_all[row]);
+          lists[row].take(kernels_.select, space.scores.data() + in_tile * width, bias,
+                          columns_.shown_from(panel * width), width, space.thresholds[row],
+                          static_cast<int32_t>(panel * width), space.reach_of_all[row]);
         }
       }
     }
@@ -168,15 +168,14 @@ class NativeScreen {
 }  // namespace
 
 template <class Storage>
-void topk_encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed,
-                 int threads) {
+void encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed, int threads) {
   check_columns(args);
   if (args.n == 0) return;
   NativeScreen<Storage>(args, screen, packed, threads).run();
 }
 
-template void topk_encode(const EncodeArgs<float>&, Screen, const Panels*, int);
-template void topk_encode(const EncodeArgs<double>&, Screen, const Panels*, int);
-template void topk_encode(const EncodeArgs<bf16>&, Screen, const Panels*, int);
+template void encode(const EncodeArgs<float>&, Screen, const Panels*, int);
+template void encode(const EncodeArgs<double>&, Screen, const Panels*, int);
+template void encode(const EncodeArgs<bf16>&, Screen, const Panels*, int);
 
 }  // namespace saefast

@@ -1,0 +1,18 @@
+// The k largest of (x @ weight.T + bias) * scale per row, or those above a threshold, without the
+// [n, m] matrix.
+//
+// A cheap product screens all columns; a bound on its error, proven in CONTRIBUTING.md, says which
+// columns could be among those wanted; they are scored again in full precision. The result is that
+// of the full-precision scores, whatever screened.
+#pragma once
+#include "encode_args.h"
+#include "panels.h"
+
+namespace saefast {
+
+// Screens with the tiles of the active instruction set. `packed` may be null: then the weight is
+// packed here. Throws std::invalid_argument where an operand is not finite.
+template <class Storage>
+void encode(const EncodeArgs<Storage>& args, Screen screen, const Panels* packed, int threads);
+
+}  // namespace saefast

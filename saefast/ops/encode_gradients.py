@@ -1,0 +1,34 @@
+"""What an encode's values owe its operands, whichever rule chose the latents."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def encode_gradients(
+    grad: Tensor,
+    indices: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and scale, as far as `needed`, from those of the values."""
+    ops = torch.ops.saefast
+    needs_x, needs_weight, needs_bias, needs_scale, *_ = needed
+    m = weight.shape[0]
+    ones = x.new_ones(x.shape[0], 1)
+    score_grad = grad if scale is None else grad * scale[indices]
+    grad_x = ops.sparse_decode(score_grad, indices, weight, None) if needs_x else None
+    grad_weight = ops.latent_sum(score_grad, indices, x, m) if needs_weight else None
+    grad_bias = ops.latent_sum(score_grad, indices, ones, m).squeeze(1) if needs_bias else None
+    grad_scale = None
+    if needs_scale:
+        unscaled = ops.gather_dots(x, weight, indices)
+        if bias is not None:
+            # What fills a code up may name a masked latent, and zero times infinity is not zero.
+            unscaled = unscaled + bias.masked_fill(bias == -torch.inf, 0.0)[indices]
+        grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
+    return grad_x, grad_weight, grad_bias, grad_scale

@@ -1,0 +1,179 @@
+"""The latents of each row that are above a threshold, without the matrix of all pre-activations."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import checks
+from saefast.ops.backends import use_reference
+from saefast.ops.encode_cpu import threshold_on_cpu
+from saefast.ops.encode_gpu import threshold_on_gpu
+from saefast.ops.encode_gradients import encode_gradients
+from saefast.ops.screens import screen_at
+from saefast.ops.topk_encode import PRECISIONS
+from saefast.types import ThresholdCode
+
+
+def threshold_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: Tensor | float,
+    width: int,
+    scale: Tensor | None = None,
+    precision: str = "exact",
+    impl: str = "auto",
+) -> ThresholdCode:
+    """The scores (x @ weight.T + bias) * scale that are above a threshold, in every row.
+
+    How many there are depends on the row. There is room for `width` of them, and `counts` tells the
+    truth: where `counts.max() > width`, call again with more.
+
+    Args:
+        x: [n, d] rows to encode; must be finite.
+        weight: [m, d] one row per latent; must be finite.
+        bias: [m]; -infinity masks a latent.
+        threshold: [m], or one number for all latents: 0 for ReLU, the smallest value kept in
+            training for BatchTopK. A latent is active where its score is strictly above it, and
+            never where it is infinity. In the dtype of scores: that of weight, or float32 beside
+            bfloat16; a Python number is rounded to it.
+        width: room in each row, from 1 to m; filled with the largest scores.
+        scale: [m] multiplies the scores, such as the norms of the decoder's rows.
+        precision: "exact" compares scores in the dtype of x (in float32 for bfloat16). "bf16"
+            rounds x and weight to bfloat16 and compares what comes out: faster.
+        impl: "auto" chooses by device; "reference" and "cpp" insist on one. GPUs have no kernel
+            of their own for this op yet: they run the reference, a gigabyte of scores at a time.
+
+    Returns:
+        values [n, width] and int64 indices [n, width]; values descend, equal values stand in order
+        of their index, and zeros fill what is left of a row. counts [n] int64: how many scores of
+        a row are above their threshold. Differentiable in `x`, `weight`, `bias` and `scale`.
+    """
+    if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
+        checks.floating("weight", weight, "[m, d]")
+        threshold = weight.new_full((), threshold, dtype=_dtype_of_scores(weight))
+    _check(x, weight, bias, scale, threshold, width, precision)
+    if use_reference(impl, weight, in_triton=False):
+        _check_finite(x, weight, bias, scale, threshold)
+        return reference.threshold_encode(
+            x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
+        )
+    return ThresholdCode(*threshold_encode_op(x, weight, bias, scale, threshold, width, precision))
+
+
+def _dtype_of_scores(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> None:
+    checks.encode_operands(x, weight, bias, scale)
+    one_for_all = isinstance(threshold, Tensor) and threshold.ndim == 0
+    shaped = threshold[None] if one_for_all else threshold
+    checks.floating("threshold", shaped, "[m] or a number")
+    checks.same_device("weight", weight, "threshold", threshold)
+    if threshold.dtype != _dtype_of_scores(weight):
+        checks.same_kind("weight", weight, "threshold", threshold)
+    if not one_for_all:
+        checks.size("threshold", threshold, 0, weight.shape[0], "one entry per row of weight")
+    checks.whole("width", width)
+    checks.between("width", width, 1, weight.shape[0], "the rows of weight")
+    checks.one_of("precision", precision, PRECISIONS)
+
+
+def _check_finite(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, threshold: Tensor
+) -> None:
+    checks.finite_operands(x, weight, bias, scale)
+    checks.finite("threshold", threshold.reshape(-1), masking=torch.inf)
+
+
+@torch.library.custom_op("saefast::threshold_encode", mutates_args=())
+def threshold_encode_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`threshold_encode` after its checks."""
+    _check_finite(x, weight, bias, scale, threshold)
+    return reference.threshold_encode(
+        x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
+    )
+
+
+@threshold_encode_op.register_kernel("cpu")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, weight, bias, scale, threshold, width, precision)
+    threshold = threshold.to(_dtype_of_scores(weight))
+    screen = screen_at(precision)
+    return threshold_on_cpu(x, weight, bias, scale, threshold, width, precision, screen)
+
+
+@threshold_encode_op.register_kernel("cuda")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, weight, bias, scale, threshold, width, precision)
+    _check_finite(x, weight, bias, scale, threshold)
+    return threshold_on_gpu(x, weight, bias, scale, threshold, width, precision)
+
+
+@threshold_encode_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = x.shape[0]
+    return (
+        x.new_empty(n, width),
+        x.new_empty(n, width, dtype=torch.int64),
+        x.new_empty(n, dtype=torch.int64),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *operands, indices, counts = ctx.saved_tensors
+    # What fills a row up depends on nothing.
+    there = torch.arange(grad.shape[1], device=grad.device) < counts[:, None]
+    grad = torch.where(there, grad, 0.0)
+    return (*encode_gradients(grad, indices, *operands, ctx.needs_input_grad), None, None, None)
+
+
+threshold_encode_op.register_autograd(_backward, setup_context=_setup)
