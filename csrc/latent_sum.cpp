@@ -16,7 +16,8 @@ void latent_sum(const Storage* values, const int64_t* indices, const Storage* ro
   using Compute = compute_t<Storage>;
   check_indices(indices, n, k, m, threads);
   const Kernels& kernels = active_kernels();
-  const ByLatent sorted = sort_by_latent(indices, n, k, m, [](int64_t) { return true; });
+  const ByLatent sorted =
+      sort_by_latent(indices, n, k, m, [&](int64_t entry) { return widen(values[entry]) != 0; });
   struct Space {
     std::vector<Compute> weights, row;
   };

@@ -5,7 +5,7 @@
 namespace saefast {
 
 // sums[j] = sum over the entries (i, c) with indices[i, c] == j of values[i, c] * rows[i], in the
-// order of the tokens. Rows of latents without entries are zero.
+// order of the tokens; entries of zero are left out. Rows of latents without entries are zero.
 template <class Storage>
 void latent_sum(const Storage* values, const int64_t* indices, const Storage* rows, int64_t n,
                 int64_t k, int64_t d, int64_t m, Storage* sums, int threads);

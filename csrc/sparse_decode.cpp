@@ -25,6 +25,7 @@ void parallel_rows(int64_t n, int threads, const Body& body) {
 // Memory that one worker uses for row after row.
 template <class Storage>
 struct DecodeSpace {
+  std::vector<int64_t> ids;
   std::vector<compute_t<Storage>> weights, row;
 };
 
@@ -32,6 +33,7 @@ template <class Storage>
 std::vector<DecodeSpace<Storage>> decode_spaces(int threads, int64_t k, int64_t d) {
   std::vector<DecodeSpace<Storage>> spaces(std::max(threads, 1));
   for (auto& space : spaces) {
+    space.ids.resize(k);
     space.weights.resize(k);
     space.row.resize(d);
   }
@@ -41,10 +43,14 @@ std::vector<DecodeSpace<Storage>> decode_spaces(int threads, int64_t k, int64_t 
 template <class Storage>
 void decode_row(const Kernels& kernels, const DecodeArgs<Storage>& args, int64_t row,
                 DecodeSpace<Storage>& space) {
-  for (int64_t c = 0; c < args.k; ++c) space.weights[c] = widen(args.values[row * args.k + c]);
-  row_kernels_of<Storage>(kernels).weighted_sum(args.weight, args.indices + row * args.k,
-                                                space.weights.data(), args.k, args.d,
-                                                space.row.data());
+  int64_t count = 0;
+  for (int64_t e = row * args.k; e < (row + 1) * args.k; ++e) {
+    space.ids[count] = args.indices[e];
+    space.weights[count] = widen(args.values[e]);
+    if (space.weights[count] != 0) ++count;
+  }
+  row_kernels_of<Storage>(kernels).weighted_sum(args.weight, space.ids.data(), space.weights.data(),
+                                                count, args.d, space.row.data());
   if (args.bias)
     for (int64_t i = 0; i < args.d; ++i) space.row[i] += widen(args.bias[i]);
 }
@@ -105,11 +111,15 @@ double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, C
     squares[row] =
         static_cast<double>(update_kernels_of<Compute>(kernels).squared_norm(error, args.d));
     update_kernels_of<Compute>(kernels).multiply(error, factor, args.d);
-    Compute* const grads = value_grads + row * args.k;
-    row_kernels_of<Compute>(kernels).dots(error, args.weight, args.indices + row * args.k, args.k,
-                                          args.d, grads);
+    const Compute* const values = args.values + row * args.k;
+    int64_t count = 0;
     for (int64_t c = 0; c < args.k; ++c)
-      if (!(args.values[row * args.k + c] > 0)) grads[c] = 0;
+      if (values[c] > 0) space.ids[count++] = args.indices[row * args.k + c];
+    row_kernels_of<Compute>(kernels).dots(error, args.weight, space.ids.data(), count, args.d,
+                                          space.weights.data());
+    Compute* const grads = value_grads + row * args.k;
+    for (int64_t c = 0, next = 0; c < args.k; ++c)
+      grads[c] = values[c] > 0 ? space.weights[next++] : 0;
   });
   double total = 0.0;
   for (double square : squares) total += square;

@@ -18,7 +18,8 @@ struct DecodeArgs {
 // Throws std::invalid_argument for an index that is not in [0, m).
 void check_indices(const int64_t* indices, int64_t n, int64_t k, int64_t m, int threads);
 
-// out[i] = sum_c values[i, c] * weight[indices[i, c]] + bias, in the order of c.
+// out[i] = sum_c values[i, c] * weight[indices[i, c]] + bias, in the order of c. Rows whose value
+// is zero are not read.
 template <class Storage>
 void sparse_decode(const DecodeArgs<Storage>& args, Storage* out, int threads);
 

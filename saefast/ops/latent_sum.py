@@ -12,7 +12,10 @@ from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 
 @torch.library.custom_op("saefast::latent_sum", mutates_args=())
 def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
-    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d]."""
+    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d].
+
+    On a CPU rows whose value is zero are not read.
+    """
     checks.in_range("indices", indices, latents)
     return reference.latent_sum(values, indices, rows, latents)
 

@@ -22,7 +22,8 @@ def sparse_decode(
     """Reconstruct n rows from their active latents, without a dense [n, m] code.
 
     Args:
-        values: [n, k] how strongly each active latent is on.
+        values: [n, k] how strongly each active latent is on. On a CPU the row of a latent whose
+            value is zero is not read: it costs nothing, and even infinity in it leaves no trace.
         indices: [n, k] int64 which latents those are.
         weight: [m, d] one row per latent.
         bias: [d] added to every row.
