@@ -52,9 +52,9 @@ def threshold_encode(
         of their index, and zeros fill what is left of a row. counts [n] int64: how many scores of
         a row are above their threshold. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
-    if isinstance(threshold, (int, float)) and not isinstance(threshold, bool):
-        checks.floating("weight", weight, "[m, d]")
-        threshold = weight.new_full((), threshold, dtype=_dtype_of_scores(weight))
+    checks.encode_operands(x, weight, bias, scale)
+    if not isinstance(threshold, Tensor):
+        threshold = _of_number(threshold, weight)
     _check(x, weight, bias, scale, threshold, width, precision)
     if use_reference(impl, weight, in_triton=False):
         _check_finite(x, weight, bias, scale, threshold)
@@ -62,6 +62,14 @@ def threshold_encode(
             x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
         )
     return ThresholdCode(*threshold_encode_op(x, weight, bias, scale, threshold, width, precision))
+
+
+def _of_number(threshold: float, weight: Tensor) -> Tensor:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        raise TypeError(
+            f"threshold must be a torch.Tensor [m] or a number, got {type(threshold).__name__}"
+        )
+    return torch.tensor(threshold, dtype=_dtype_of_scores(weight), device=weight.device)
 
 
 def _dtype_of_scores(weight: Tensor) -> torch.dtype:
@@ -78,14 +86,12 @@ def _check(
     precision: str,
 ) -> None:
     checks.encode_operands(x, weight, bias, scale)
-    one_for_all = isinstance(threshold, Tensor) and threshold.ndim == 0
-    shaped = threshold[None] if one_for_all else threshold
-    checks.floating("threshold", shaped, "[m] or a number")
+    for_each = threshold.expand(weight.shape[0]) if threshold.ndim == 0 else threshold
+    checks.floating("threshold", for_each, "[m] or a number")
     checks.same_device("weight", weight, "threshold", threshold)
     if threshold.dtype != _dtype_of_scores(weight):
         checks.same_kind("weight", weight, "threshold", threshold)
-    if not one_for_all:
-        checks.size("threshold", threshold, 0, weight.shape[0], "one entry per row of weight")
+    checks.size("threshold", for_each, 0, weight.shape[0], "one entry per row of weight")
     checks.whole("width", width)
     checks.between("width", width, 1, weight.shape[0], "the rows of weight")
     checks.one_of("precision", precision, PRECISIONS)
@@ -169,11 +175,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *operands, indices, counts = ctx.saved_tensors
+    x, weight, bias, scale, indices, counts = ctx.saved_tensors
     # What fills a row up depends on nothing.
     there = torch.arange(grad.shape[1], device=grad.device) < counts[:, None]
     grad = torch.where(there, grad, 0.0)
-    return (*encode_gradients(grad, indices, *operands, ctx.needs_input_grad), None, None, None)
+    needed = ctx.needs_input_grad
+    gradients = encode_gradients(grad, indices, x, weight, bias, scale, needed)
+    return (*gradients, None, None, None)
 
 
 threshold_encode_op.register_autograd(_backward, setup_context=_setup)

@@ -129,8 +129,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *operands, indices = ctx.saved_tensors
-    return (*encode_gradients(grad, indices, *operands, ctx.needs_input_grad), None, None, None)
+    x, weight, bias, scale, indices = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    return (*encode_gradients(grad, indices, x, weight, bias, scale, needed), None, None, None)
 
 
 topk_encode_op.register_autograd(_backward, setup_context=_setup)
