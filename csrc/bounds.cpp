@@ -31,22 +31,14 @@ void check_vector(const T* values, int64_t m, const char* name, double also,
   }
 }
 
-// The least float that is not below `value`.
-float not_below(double value) {
-  if (value > FLT_MAX) return kInfinity;
-  if (value < -FLT_MAX) return -FLT_MAX;
-  const float near = static_cast<float>(value);
-  return near < value ? std::nextafter(near, kInfinity) : near;
-}
-
 // What a product must be added to in order to rise above zero where its score is above the
 // threshold: their difference, raised by all that rounding can take from either.
 float less_threshold(double bias, double threshold) {
   if (bias == -INFINITY || threshold == INFINITY) return -kInfinity;
   const double size = std::fabs(bias) + std::fabs(threshold);
   if (size == 0.0) return 0.0f;
-  return not_below(bias - threshold + 16 * kRoundoff * size +
-                   std::numeric_limits<float>::denorm_min());
+  const double smallest = std::numeric_limits<float>::denorm_min();
+  return static_cast<float>(bias - threshold + 16 * kRoundoff * size + 2 * smallest);
 }
 
 template <class Storage>

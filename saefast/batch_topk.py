@@ -6,6 +6,7 @@ everything that can be kept. Without one, or where it fails, a `topk_encode` giv
 from. The result does not depend on it.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def batch_topk(
         precision: "exact" or "bf16", as in `topk_encode`.
         packed: the weight as `repacked` left it.
     """
-    _check(x, weight, bias, k, precision)
+    _check(x, weight, bias, k, guess, width, precision)
     m = weight.shape[0]
     wanted = x.shape[0] * k
 
@@ -81,11 +82,24 @@ def batch_topk(
     return _cut(found, wanted)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, k: int, precision: str) -> None:
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    k: int,
+    guess: float | None,
+    width: int | None,
+    precision: str,
+) -> None:
     checks.encode_operands(x, weight, bias, None)
     checks.at_least_float32("weight", weight)
     checks.whole("k", k)
     checks.between("k", k, 1, weight.shape[0], "the rows of weight")
+    if guess is not None and math.isnan(guess):
+        raise ValueError(f"guess must be a number or None, got {guess}")
+    if width is not None:
+        checks.whole("width", width)
+        checks.between("width", width, 1, 2**31 - 1, "a number of latents")
     checks.one_of("precision", precision, PRECISIONS)
 
 

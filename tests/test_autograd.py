@@ -15,9 +15,11 @@ from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
+from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
 
 SHAPE = Shape(4, 5, 9, 3)
+THRESHOLD = normal((SHAPE.m,), 4, torch.float64)
 INDICES = torch.tensor([[0, 4, 8], [1, 4, 2], [8, 7, 0], [4, 3, 1]])
 
 
@@ -31,10 +33,21 @@ def encode_values(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Ten
     return saefast.topk_encode(x, weight, bias, k=SHAPE.k, scale=scale).values
 
 
+def threshold_values(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    """Rows with more active latents than there is room for, and rows with fewer."""
+    code = saefast.threshold_encode(x, weight, bias, threshold=THRESHOLD, width=4, scale=scale)
+    assert {*(code.counts > 4).tolist(), *(code.counts < 4).tolist()} == {True, False}
+    return code.values
+
+
 n, d, m, k = SHAPE
 DIFFERENTIABLE = {
     "topk_encode": (
         encode_values,
+        (leaf((n, d), 0), leaf((m, d), 1), leaf((m,), 2), leaf((m,), 3)),
+    ),
+    "threshold_encode": (
+        threshold_values,
         (leaf((n, d), 0), leaf((m, d), 1), leaf((m,), 2), leaf((m,), 3)),
     ),
     "sparse_decode": (
@@ -78,6 +91,33 @@ def test_gradients_equal_those_of_the_reference(level: str, shape: Shape, seed: 
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=30)
+@given(shape=shapes(most_latents=60), seed=seeds)
+def test_gradients_above_a_threshold_equal_those_of_the_reference(
+    level: str, shape: Shape, seed: int
+) -> None:
+    """The first latent, which also fills rows up, is masked."""
+    n, d, m, k = shape
+    threshold = normal((m,), seed + 5, torch.float64)
+    weights = normal((n, k), seed + 6, torch.float64)
+
+    def gradients(encode: object) -> list[Tensor]:
+        x, weight = leaf((n, d), seed), leaf((m, d), seed + 1)
+        bias, scale = leaf((m,), seed + 3), leaf((m,), seed + 4)
+        with torch.no_grad():
+            bias[0] = -torch.inf
+        code = encode(x, weight, bias, threshold=threshold, width=k, scale=scale)
+        (code.values * weights).sum().backward()
+        return [t.grad for t in (x, weight, bias, scale)]
+
+    actual = gradients(saefast.threshold_encode)
+    expected = gradients(reference.threshold_encode)
+    assert actual[3][0] == 0
+    expected[3][0] = 0  # torch's own: zero times infinity
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+
+
 def test_inactive_latents_get_exactly_no_gradient(level: str) -> None:
     x, weight = torch.randn(6, 20), torch.randn(50, 20, requires_grad=True)
     bias = torch.zeros(50, requires_grad=True)
@@ -107,6 +147,11 @@ def test_opcheck(dtype: torch.dtype) -> None:
     for precision in ("exact", "bf16"):
         check(topk_encode_op, x, weight, bias, scale, k, precision)
         check(topk_encode_op, x, weight, None, None, k, precision)
+        for threshold in (normal((m,), 7, dtype), torch.tensor(0.5, dtype=dtype)):
+            operands = (x, weight, bias, scale)
+            wanted = tuple(a.clone().requires_grad_() for a in operands)
+            torch.library.opcheck(threshold_encode_op, (*wanted, threshold, k, precision))
+        torch.library.opcheck(threshold_encode_op, (x, weight, None, None, threshold, k, precision))
     check(sparse_decode_op, values, INDICES, weight, normal((d,), 6, dtype))
     check(gather_dots, rows, weight, INDICES)
     check(latent_sum, values, INDICES, rows, m)
@@ -147,3 +192,14 @@ def test_compiles_as_one_graph() -> None:
         torch.testing.assert_close(a, e)
     module = torch.compile(sae, fullgraph=True)
     torch.testing.assert_close(module(x), sae(x))
+
+    def energy(x: Tensor) -> Tensor:
+        code = saefast.threshold_encode(x, sae.W_enc, sae.b_enc, threshold=0.1, width=16)
+        return code.values.square().sum() + code.counts.sum()
+
+    compiled = torch.compile(energy, fullgraph=True)
+    torch.testing.assert_close(compiled(x), energy(x))
+    weights = [sae.W_enc, sae.b_enc]
+    actual = torch.autograd.grad(compiled(x), weights)
+    for a, e in zip(actual, torch.autograd.grad(energy(x), weights), strict=True):
+        torch.testing.assert_close(a, e)

@@ -7,6 +7,7 @@ import torch
 
 import saefast
 from saefast import SAE, FusedStep
+from saefast.batch_topk import batch_topk
 from saefast.ops.latent_update import latent_update
 
 X, W, B = torch.randn(4, 6), torch.randn(10, 6), torch.randn(10)
@@ -23,6 +24,7 @@ def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
 
 
 encode = saefast.topk_encode
+above = saefast.threshold_encode
 decode = saefast.sparse_decode
 
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -63,6 +65,112 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "runs on CPU tensors",
     ),
+    "threshold NaN": (
+        lambda: above(X, W, threshold=with_value(B, NAN), width=1),
+        ValueError,
+        "threshold must be finite or infinity.* 2 ",
+    ),
+    "threshold -inf": (
+        lambda: above(X, W, threshold=-INF, width=1),
+        ValueError,
+        "threshold must be finite or infinity.* 0 ",
+    ),
+    "threshold below float32": (
+        lambda: above(X, W, threshold=-1e300, width=1),
+        ValueError,
+        "threshold must be finite or infinity",
+    ),
+    "threshold short": (
+        lambda: above(X, W, threshold=B[:9], width=1),
+        ValueError,
+        "threshold must have size 10",
+    ),
+    "threshold matrix": (
+        lambda: above(X, W, threshold=W, width=1),
+        ValueError,
+        r"threshold must have shape \[m\] or a number",
+    ),
+    "threshold text": (
+        lambda: above(X, W, threshold="0", width=1),
+        TypeError,
+        r"threshold must be a torch.Tensor \[m\] or a number, got str",
+    ),
+    "threshold bool": (
+        lambda: above(X, W, threshold=True, width=1),
+        TypeError,
+        "threshold must be.*got bool",
+    ),
+    "threshold dtype": (
+        lambda: above(X, W, threshold=B.double(), width=1),
+        TypeError,
+        "threshold must have the dtype of weight, float32, got float64",
+    ),
+    "threshold integers": (
+        lambda: above(X, W, threshold=B.long(), width=1),
+        TypeError,
+        "threshold must be float32.*int64",
+    ),
+    "threshold device": (
+        lambda: above(X, W, threshold=B.to("meta"), width=1),
+        ValueError,
+        "threshold must be on the device",
+    ),
+    "above x NaN": (
+        lambda: above(with_value(X, NAN), W, threshold=0.0, width=1),
+        ValueError,
+        "x must be finite.*row 2",
+    ),
+    "above bias": (
+        lambda: above(X, W, B[:9], threshold=0.0, width=1),
+        ValueError,
+        "bias must have size 10",
+    ),
+    "width zero": (
+        lambda: above(X, W, threshold=0.0, width=0),
+        ValueError,
+        "width must be from 1 to 10",
+    ),
+    "width large": (
+        lambda: above(X, W, threshold=0.0, width=11),
+        ValueError,
+        "width must be from 1 to 10",
+    ),
+    "width float": (
+        lambda: above(X, W, threshold=0.0, width=2.0),
+        TypeError,
+        "width must be an int",
+    ),
+    "above precision": (
+        lambda: above(X, W, threshold=0.0, width=1, precision="fp8"),
+        ValueError,
+        "precision must be one",
+    ),
+    "above triton": (
+        lambda: above(X, W, threshold=0.0, width=1, impl="triton"),
+        ValueError,
+        "not available: this op has no kernel for GPUs yet; use impl='auto'",
+    ),
+    "batch k": (lambda: batch_topk(X, W, B, 11), ValueError, "k must be from 1 to 10"),
+    "batch guess": (
+        lambda: batch_topk(X, W, B, 2, guess=NAN),
+        ValueError,
+        "guess must be a number",
+    ),
+    "batch width": (
+        lambda: batch_topk(X, W, B, 2, width=0),
+        ValueError,
+        "width must be from 1",
+    ),
+    "batch dtype": (
+        lambda: batch_topk(X.bfloat16(), W.bfloat16(), B.bfloat16(), 2),
+        TypeError,
+        "weight must be float32 or float64",
+    ),
+    "batch x NaN": (
+        lambda: batch_topk(with_value(X, NAN), W, B, 2),
+        ValueError,
+        "x must be finite.*row 2",
+    ),
     "index high": (lambda: decode(V, I + 10, W), ValueError, r"indices must be in \[0, 10\)"),
     "index low": (lambda: decode(V, I - 1, W), ValueError, "row 0, column 0 is -1"),
     "index int32": (lambda: decode(V, I.int(), W), TypeError, r"indices must be int64.*\.long"),
@@ -100,6 +208,8 @@ ops = torch.ops.saefast
 MISFITS: dict[str, Callable[[], object]] = {
     "topk_encode": lambda: ops.topk_encode(X[:, :4], W, None, None, 2, "exact"),
     "topk_encode bias": lambda: ops.topk_encode(X, W, B[:3], None, 2, "exact"),
+    "threshold_encode": lambda: ops.threshold_encode(X, W, None, None, B[:3], 2, "exact"),
+    "threshold_encode x": lambda: ops.threshold_encode(X[:, :4], W, None, None, B, 2, "exact"),
     "sparse_decode": lambda: ops.sparse_decode(V, I[:2], W, None),
     "sparse_decode bias": lambda: ops.sparse_decode(V, I, W, B[:3]),
     "gather_dots": lambda: ops.gather_dots(X[:, :4], W, I),
@@ -153,7 +263,18 @@ def test_ops_called_directly_read_nothing_out_of_bounds(misfit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake", ["x NaN", "weight NaN", "weight inf", "bias NaN", "scale inf", "index high"]
+    "mistake",
+    [
+        "x NaN",
+        "weight NaN",
+        "weight inf",
+        "bias NaN",
+        "scale inf",
+        "index high",
+        "above x NaN",
+        "threshold NaN",
+        "threshold -inf",
+    ],
 )
 def test_the_reference_says_the_same(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, kind, message = MISTAKES[mistake]
@@ -162,6 +283,7 @@ def test_the_reference_says_the_same(mistake: str, monkeypatch: pytest.MonkeyPat
         return lambda *a, **k: function(*a, **k, impl="reference")
 
     monkeypatch.setitem(globals(), "encode", on_reference(saefast.topk_encode))
+    monkeypatch.setitem(globals(), "above", on_reference(saefast.threshold_encode))
     monkeypatch.setitem(globals(), "decode", on_reference(saefast.sparse_decode))
     with pytest.raises(kind, match=message):
         call()

@@ -96,6 +96,36 @@ def test_decode_is_linear_and_indifferent_to_the_order_of_entries(
     assert_same_bits(decode(values * 0, indices).abs(), torch.zeros(n, d))
 
 
+@settings(max_examples=25)
+@given(shape=shapes(), seed=seeds, dtype=dtypes)
+def test_entries_of_zero_are_as_if_absent(
+    level: str, shape: Shape, seed: int, dtype: torch.dtype
+) -> None:
+    """Bit for bit, wherever in the row they stand, and whatever is in the rows they name."""
+    n, d, m, k = shape
+    indices = draw_indices(shape, seed)
+    values, weight = normal((n, k), seed, dtype), normal((m, d), seed + 1, dtype)
+    rows = normal((n, d), seed + 2, dtype)
+    places = torch.rand(n, 2 * k, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
+    places = places[:, :k].sort(dim=1).values
+    bad = torch.cat([weight, torch.full((1, d), torch.nan, dtype=dtype)])
+    padded_values = torch.zeros(n, 2 * k, dtype=dtype).scatter(1, places, values)
+    padded_indices = torch.full((n, 2 * k), m).scatter(1, places, indices)
+    assert_same_bits(
+        saefast.sparse_decode(padded_values, padded_indices, bad),
+        saefast.sparse_decode(values, indices, weight),
+    )
+    sums = ops.latent_sum(padded_values, padded_indices, rows, m + 1)
+    assert_same_bits(sums[:m], ops.latent_sum(values, indices, rows, m))
+    assert (sums[m] == 0).all()
+    if dtype != torch.bfloat16:
+        padded = ops.decode_residual(padded_values, padded_indices, bad, None, rows, 0.5)
+        plain = ops.decode_residual(values, indices, weight, None, rows, 0.5)
+        expected = torch.zeros(n, 2 * k, dtype=dtype).scatter(1, places, plain[1])
+        for actual, wanted in zip(padded, (plain[0], expected, plain[2]), strict=True):
+            assert_same_bits(actual, wanted)
+
+
 def test_a_latent_named_twice_counts_twice(level: str) -> None:
     weight = small_integers((4, 9), 0, torch.float32)
     twice = torch.tensor([[2, 2]])
