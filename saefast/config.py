@@ -1,16 +1,18 @@
 """What a training run is asked for: plain frozen data, every default in one place."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from saefast.auxk import AuxK
-from saefast.objectives import Objective, TopK
+from saefast.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
 from saefast.ops import checks
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.rules import Rules
-from saefast.sae import VARIANTS
+from saefast.sae import SAE, VARIANTS
 
 DIRECTIONS = ("iso", "cov")
 BIASES = ("zeros", "mean", "geometric_median")
@@ -58,6 +60,16 @@ class TrainConfig:
     """what revives dead latents; None: nothing"""
     rescale: bool = False
     """choose latents by their activation times the norm of their decoder row"""
+    sparsity: float | None = None
+    """weight of the sparsity penalty of relu, jumprelu and gated; None: the variant's usual one"""
+    sparsity_warmup: float = 0.05
+    """share of the run in which that weight rises from zero"""
+    bandwidth: float = BANDWIDTH
+    """of jumprelu: how wide the step is smeared out that its thresholds learn from"""
+    group_shares: tuple[float, ...] = GROUP_SHARES
+    """of matryoshka: how many of the latents the nested groups add, the last one the rest"""
+    loss: Callable[[SAE, Tensor, Tensor], Tensor] | None = None
+    """instead of the variant's: loss(sae, x, target) -> a scalar, which autograd differentiates"""
     precision: str = "exact"
     """exact, or bf16: latents are chosen by products of rounded operands"""
 
@@ -87,12 +99,19 @@ class TrainConfig:
         if self.k_start is not None:
             checks.whole("k_start", self.k_start)
             checks.between("k_start", self.k_start, 1, self.latents, "the number of latents")
-        for name in ("lr_warmup", "lr_decay_share", "k_anneal"):
+        for name in ("lr_warmup", "lr_decay_share", "k_anneal", "sparsity_warmup"):
             share = getattr(self, name)
             checks.at_least(name, share, 0)
             if share > 1:
                 raise ValueError(f"{name} is a share of the run, from 0 to 1, got {share}")
         checks.at_least("decoder_norm", self.decoder_norm, 0)
+        checks.at_least("bandwidth", self.bandwidth, 0)
+        if self.sparsity is not None:
+            checks.at_least("sparsity", self.sparsity, 0)
+        for share in self.group_shares:
+            checks.at_least("group_shares", share, 0)
+        if self.rescale and self.variant != "topk":
+            raise ValueError(f"rescale is for variant 'topk', got {self.variant!r}")
         for name, choices in (
             ("lr_decay", DECAYS),
             ("precision", PRECISIONS),
@@ -114,17 +133,26 @@ class TrainConfig:
         """The learning rate between warm-up and decay."""
         return 2e-4 / (self.latents / 16384) ** 0.5 if self.lr is None else self.lr
 
-    def objective(self) -> Objective:
-        """What one SAE is trained for."""
-        return TopK(rescale=self.rescale)
+    def objective(self, sae: SAE) -> Objective:
+        """What that SAE is trained for."""
+        if self.loss is not None:
+            return Custom(self.loss)
+        return usual_objective(
+            sae,
+            rescale=self.rescale,
+            sparsity=self.sparsity,
+            bandwidth=self.bandwidth,
+            group_shares=self.group_shares,
+        )
 
     def label(self, seed: int) -> str:
         """The folder of one SAE."""
         return f"{self.name}-seed-{seed}" if self.name else f"seed-{seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
+        """For JSON; a loss of the user's is told by its name."""
+        name = None if self.loss is None else getattr(self.loss, "__qualname__", repr(self.loss))
+        return {**dataclasses.asdict(dataclasses.replace(self, loss=None)), "loss": name}
 
 
 def check_shared(configs: Sequence[TrainConfig]) -> None:

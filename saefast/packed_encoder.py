@@ -1,11 +1,13 @@
 """The encoder of an SAE in training, kept packed for the screen from step to step."""
 
+import torch
 from torch import Tensor
 
-from saefast.ops.encode_packed import Packed, encode_packed, repacked
+from saefast.batch_topk import BatchCode, batch_topk
+from saefast.ops.encode_packed import Packed, encode_packed, repacked, threshold_packed
 from saefast.ops.topk_encode import topk_encode_op
 from saefast.sae import SAE
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 
 class PackedEncoder:
@@ -25,6 +27,10 @@ class PackedEncoder:
         """Says that an update has just packed what it wrote."""
         self._version = self.sae.W_enc._version
 
+    def forget(self) -> None:
+        """Says that the weights are others now."""
+        self._version = -1
+
     def largest(self, inputs: Tensor, k: int, scale: Tensor | None = None) -> SparseCode:
         """The k largest pre-activations of each row, chosen by their size times `scale` [m]."""
         sae = self.sae
@@ -32,9 +38,42 @@ class PackedEncoder:
             code = SparseCode(
                 *topk_encode_op(inputs, sae.W_enc, sae.b_enc, scale, k, self.precision)
             )
-            return SparseCode(code.values / scale[code.indices], code.indices)
+            chosen = scale[code.indices]
+            values = torch.where(chosen > 0, code.values / chosen, 0.0)
+            return SparseCode(values, code.indices)
         self._pack(inputs, k)
         return encode_packed(inputs, sae.W_enc, sae.b_enc, k, self.precision, self.packed)
+
+    def largest_of_batch(
+        self, inputs: Tensor, k: int, guess: float | None, width: int | None
+    ) -> BatchCode:
+        """See `batch_topk`."""
+        sae = self.sae
+        self._pack(inputs, k)
+        return batch_topk(
+            inputs,
+            sae.W_enc,
+            sae.b_enc,
+            k,
+            guess=guess,
+            width=width,
+            precision=self.precision,
+            packed=self.packed,
+        )
+
+    def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:
+        """All latents above their threshold; at first there is room for `width` in a row."""
+        sae = self.sae
+        self._pack(inputs, sae.k)
+        while True:
+            found = threshold_packed(
+                inputs, sae.W_enc, sae.b_enc, threshold, width, self.precision, self.packed
+            )
+            largest = int(found.counts.amax())
+            if largest <= width:
+                used = max(largest, 1)
+                return ThresholdCode(found.values[:, :used], found.indices[:, :used], found.counts)
+            width = min(2 * largest, sae.m)
 
     def _pack(self, inputs: Tensor, k: int) -> None:
         weight = self.sae.W_enc

@@ -175,7 +175,7 @@ def latent_gradients(
     Returns them; then the gradient of the encoder's inputs summed over tokens [d], and on how many
     tokens each latent fired [m].
     """
-    w_enc, _, w_dec = parameters
+    w_enc = parameters[0]
     latents = w_enc.shape[0]
     active = values > 0
     values, value_grads = values * active, value_grads * active
@@ -198,6 +198,20 @@ def latent_gradients(
         for gradient, more in zip(gradients, extra[1:], strict=True):
             gradient.index_add_(0, where[real], more[real])
     input_grad_sum = bias_gradient @ w_enc
+    shape_gradients(gradients, parameters, project=project, decay=decay, factor=factor)
+    return gradients, input_grad_sum, fired
+
+
+def shape_gradients(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    project: bool,
+    decay: Decay = NO_DECAY,
+    factor: Tensor | None = None,
+) -> None:
+    """What is done to the gradients of w_enc, b_enc and w_dec, in place; see `latent_gradients`."""
+    w_enc, _, w_dec = parameters
     signs = (0.0, 0.0) if decay.sign is None else decay.sign.to(w_enc.dtype)
     for gradient, weight, shrink, sign in zip(
         gradients[::2], (w_enc, w_dec), decay[:2], signs, strict=True
@@ -207,11 +221,10 @@ def latent_gradients(
         if decay.sign is not None:
             gradient += sign * weight.sign()
     if project:
-        decoder_gradient -= (decoder_gradient * w_dec).sum(1, keepdim=True) * w_dec
+        gradients[2].sub_((gradients[2] * w_dec).sum(1, keepdim=True) * w_dec)
     if factor is not None:
         for gradient in gradients:
             gradient *= factor
-    return gradients, input_grad_sum, fired
 
 
 def latent_update(
@@ -260,11 +273,11 @@ def latent_update(
         group_ends=group_ends,
         summed=summed,
     )
-    updated = (update_encoder, True, update_decoder)
-    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-        if updated[index]:
+    for index, updated in enumerate((update_encoder, True, update_decoder)):
+        if updated:
             first, second = moments[2 * index], moments[2 * index + 1]
-            adam(parameter, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
+            weight, gradient = parameters[index], gradients[index]
+            adam(weight, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
     if unit_norm and update_decoder:
         normalise_rows(parameters[2])
     return input_grad_sum, fired

@@ -18,6 +18,12 @@ def k_at(config: TrainConfig, step: int) -> int:
     return round(config.k_start + (config.k - config.k_start) * step / annealed)
 
 
+def pressure_at(config: TrainConfig, step: int) -> float:
+    """The part of the sparsity penalty that is applied at that step."""
+    length = math.ceil(config.sparsity_warmup * config.steps)
+    return min(1.0, (step + 1) / length) if length else 1.0
+
+
 def _warmup(config: TrainConfig, step: int) -> float:
     length = math.ceil(config.lr_warmup * config.steps)
     return min(1.0, (step + 1) / length) if length else 1.0

@@ -1,6 +1,8 @@
 """How an SAE begins: what the first rows of the data say, and the seed's directions."""
 
 import contextlib
+import copy
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,8 +23,8 @@ class Sample(NamedTuple):
 
     x: Tensor
     """[n, d]"""
-    target: Tensor
-    """[n, d_out]; x itself, unless something else is reconstructed"""
+    target: Tensor | None
+    """[n, d_out] if not x but something else is reconstructed"""
 
 
 class Scales(NamedTuple):
@@ -36,18 +38,28 @@ def scales_of(sample: Sample, scaling: str) -> Scales:
     """Those that give rows a mean norm of the root of their width."""
     if scaling == "none":
         return Scales(1.0, 1.0)
-    return Scales(*(_scale_of(rows) for rows in sample))
+    x = _scale_of(sample.x)
+    return Scales(x, x if sample.target is None else _scale_of(sample.target))
 
 
 def begin(config: TrainConfig, seed: int, sample: Sample, scales: Scales) -> SAE:
     """The untrained SAE of one seed; it depends on nothing else but the config and the sample."""
-    x, target = sample.x * scales.x, sample.target * scales.target
-    sae = SAE(x.shape[1], config.latents, k=config.k, variant=config.variant, seed=seed)
+    x = sample.x * scales.x
+    target = x if sample.target is None else sample.target * scales.target
+    sae = SAE(
+        x.shape[1],
+        config.latents,
+        k=config.k,
+        variant=config.variant,
+        seed=seed,
+        d_out=None if sample.target is None else target.shape[1],
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         decoder = _directions(config, target, generator)
         sae.W_dec.copy_(decoder)
-        sae.W_enc.copy_(decoder if config.tied else _directions(config, x, generator))
+        tied = config.tied and not sae.transcodes
+        sae.W_enc.copy_(decoder if tied else _directions(config, x, generator))
         if not config.rules.unit_norm:
             sae.W_dec.mul_(config.decoder_norm)
         if config.b_dec != "zeros":
@@ -60,13 +72,16 @@ def folded(sae: SAE, scales: Scales) -> SAE:
 
     Its codes are smaller by the scale; the directions stay, and so do the norms of the decoder.
     """
-    out = SAE(sae.d, sae.m, k=sae.k, variant=sae.variant, seed=0, dtype=sae.W_enc.dtype)
+    out = copy.deepcopy(sae)
     with torch.no_grad():
-        out.W_enc.copy_(sae.W_enc)
-        out.b_enc.copy_(sae.b_enc / scales.x)
-        out.W_dec.copy_(sae.W_dec * (scales.x / scales.target))
-        out.b_dec.copy_(sae.b_dec / scales.target)
-    return out.to(sae.W_enc.device)
+        for name, values in out.state_dict().items():
+            if name in ("b_enc", "b_mag", "batch_threshold"):
+                values.div_(scales.x)
+        if sae.variant == "jumprelu":
+            out.log_threshold.sub_(math.log(scales.x))
+        out.W_dec.mul_(scales.x / scales.target)
+        out.b_dec.div_(scales.target)
+    return out
 
 
 def _scale_of(rows: Tensor) -> float:

@@ -1,6 +1,6 @@
 """One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,15 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
-from saefast.objectives import Forward, Objective, objective_of
+from saefast.objectives import (
+    ALWAYS,
+    NEVER,
+    WHEN_SPARSE,
+    Current,
+    Forward,
+    Objective,
+    usual_objective,
+)
 from saefast.ops import checks, gpu
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
@@ -16,9 +24,12 @@ from saefast.ops.topk_encode import PRECISIONS
 from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules, tethered
 from saefast.sae import SAE
-from saefast.types import SparseCode
+from saefast.types import Decay, SparseCode
 
-_TRAINED = ("W_enc", "b_enc", "W_dec", "b_dec")
+_SHARED = ("W_enc", "b_enc", "W_dec", "b_dec")
+_TOO_DENSE, _SPARSE_ENOUGH = 1 / 16, 1 / 32
+"""Shares of the latents that are active on a row: above the first, dense products and stored
+gradients are faster than the fused path; below the second the fused path is taken again."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +37,27 @@ class StepResult:
     """What one step saw, before it changed the weights."""
 
     loss: Tensor
-    """float64 [], without the loss of dead latents and without penalties"""
+    """float64 [], without the loss of dead latents and without penalties on weights"""
     squares: Tensor
     """the squared error, summed over the batch; float64 []"""
-    code: SparseCode
     fired: Tensor
     """[m] on how many rows each latent's value was positive"""
     auxk: Tensor | None
     """the loss of the dead latents, if one was asked for"""
+    path: str
+    """fused or autograd"""
+    code: SparseCode | None = None
+    """what was active, on the fused path"""
 
 
 class FusedStep:
     """Trains an SAE in place, a batch at a time.
 
-    No weight gradient is stored: one pass over the latents sums it, removes its part along the
-    decoder row, applies Adam, restores norm one and refreshes the packed encoder that the next
-    step screens with. Results are the same bits for any number of threads. On a GPU nothing in a
-    TopK step waits for the device, so a whole step can be captured in a CUDA graph: see `capture`.
+    On the fused path no weight gradient is stored: one pass over the latents sums it, removes its
+    part along the decoder row, applies Adam, restores norm one and refreshes the packed encoder
+    that the next step screens with. Results are the same bits for any number of threads. On a GPU
+    nothing in a TopK step waits for the device, so a whole step can be captured in a CUDA graph:
+    see `capture`. Objectives that need it, or whose codes are dense, take the path of autograd.
 
     Args:
         sae: a float32 or float64 SAE.
@@ -67,18 +82,20 @@ class FusedStep:
         checks.at_least_float32("sae", sae.W_enc)
         self.sae, self.precision, self.auxk = sae, precision, auxk
         self.rules = rules or Rules()
-        self.objective = objective or objective_of(sae)
-        self.k = sae.k
+        self.objective = objective or usual_objective(sae)
+        self.now = Current(sae.k)
         # On the device, where a captured step finds what has become of them.
         self._lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
         self._steps = torch.zeros_like(self._lr)
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
-        state = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
-        for name, parameter in zip(_TRAINED, state, strict=True):
+        # Nothing is known of the first codes, and dense ones cost the fused path most.
+        self._dense = torch.tensor(self.objective.fused != ALWAYS)
+        for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
-        self.moments = [
-            torch.zeros_like(parameter) for parameter in state for _ in ("first", "second")
-        ]
+        self.moments = {
+            name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
+            for name, parameter in sae.named_parameters()
+        }
         if self.rules.unit_norm:
             with torch.no_grad():
                 reference.normalise_rows(sae.W_dec)
@@ -102,11 +119,11 @@ class FusedStep:
     @property
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, beside the settings; the tensors themselves."""
-        named = dict(self.sae.named_parameters())
-        state = {name: parameter.detach() for name, parameter in named.items()}
-        for i, name in enumerate(_TRAINED):
-            state[f"{name}.first"], state[f"{name}.second"] = self.moments[2 * i : 2 * i + 2]
-        state |= {"idle": self.idle, "steps": self._steps}
+        state = {name: tensor.detach() for name, tensor in self.sae.state_dict().items()}
+        for name, (first, second) in self.moments.items():
+            state[f"{name}.first"], state[f"{name}.second"] = first, second
+        state |= {"idle": self.idle, "steps": self._steps, "dense": self._dense}
+        state |= {f"objective.{name}": value for name, value in self.objective.state.items()}
         if self._anchors is not None:
             state["anchors"] = self._anchors
         return state
@@ -123,38 +140,90 @@ class FusedStep:
             checks.shape(name, value, tuple(mine[name].shape))
             checks.same_dtype(name, value, mine[name])
             mine[name].copy_(value)
+        self._encoder.forget()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> StepResult:
-        """Train on x [n, d]; `target`, if something else than x is to be reconstructed."""
-        sae, rules, n = self.sae, self.rules, x.shape[0]
-        self._check(x)
-        target = x if target is None else target
-        inputs = x - sae.b_dec
-        forward = self.objective.forward(self._encoder, inputs, target, self.k)
-        extra = self._auxk(inputs, target, forward)
-        self._steps += 1
-        rates = reference.adam_rates(self._lr, self._steps, *rules.betas)
-        gradient_sum = column_sum(_of_all(forward))
+        """Train on x [n, d]; `target` [n, d_out], if something else is to be reconstructed."""
+        target = self._check(x, target)
+        if self.objective.fused == NEVER or bool(self._dense):
+            result = self._by_autograd(x, target)
+        else:
+            result = self._fused(x, target)
+        if self.rules.tether is not None and self.rules.frozen != "decoder":
+            assert self._anchors is not None
+            self.sae.W_dec.copy_(tethered(self.sae.W_dec, self._anchors, self.rules.tether))
+        self.idle += len(x)
+        self.idle.masked_fill_(result.fired > 0, 0)
+        if self.objective.fused == WHEN_SPARSE:
+            share = float(result.fired.sum()) / (len(x) * self.sae.m)
+            self._dense.fill_(share > (_SPARSE_ENOUGH if bool(self._dense) else _TOO_DENSE))
+        return result
+
+    def _fused(self, x: Tensor, target: Tensor) -> StepResult:
+        sae, rules = self.sae, self.rules
+        inputs = sae.inputs(x)
+        forward = self.objective.forward(self._encoder, inputs, target, self.now)
+        several = forward.group_ends is not None
+        # That of the group that is part of every reconstruction, and of the whole one.
+        every, whole = (
+            (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
+        )
+        groups = len(forward.residual) if several else 1
+        extra = self._auxk(inputs, whole * (-len(x) * groups / 2.0))
+        rates = self._next_rates()
         arguments = self._arguments(forward, inputs, extra, rates)
         switches = self._switches(forward)
+        others = {"b_dec": column_sum(every)}
+        if forward.threshold_gradient is not None:
+            others["log_threshold"] = forward.threshold_gradient
         if rules.clip is not None:
             input_grad_sum, squares = gradient_squares(*arguments, **switches)
-            factor = _factor(squares, gradient_sum - input_grad_sum, rules.clip)
+            measured = {**others, "b_dec": self._through_inputs(others["b_dec"], input_grad_sum)}
+            factor = _factor([squares], measured.values(), rules.clip)
             switches["factor"] = factor
         input_grad_sum, fired = latent_update(*arguments, **switches)
         self._encoder.refreshed()
-        bias_gradient = gradient_sum - input_grad_sum
-        if rules.clip is not None:
-            bias_gradient *= factor
-        self._adam(sae.b_dec, self.moments[6:], bias_gradient, rates)
-        if rules.tether is not None and rules.frozen != "decoder":
-            assert self._anchors is not None
-            sae.W_dec.copy_(tethered(sae.W_dec, self._anchors, rules.tether))
-        self.idle += n
-        self.idle.masked_fill_(fired > 0, 0)
+        others["b_dec"] = self._through_inputs(others["b_dec"], input_grad_sum)
+        for name, gradient in others.items():
+            self._adam(name, gradient if rules.clip is None else gradient * factor, rates)
         auxk = extra.loss if extra else None
-        return StepResult(forward.loss, forward.squares, forward.code, fired, auxk)
+        return StepResult(forward.loss, forward.squares, fired, auxk, "fused", forward.code)
+
+    def _by_autograd(self, x: Tensor, target: Tensor) -> StepResult:
+        sae, rules = self.sae, self.rules
+        parameters = dict(sae.named_parameters())
+        with torch.enable_grad():
+            loss = self.objective.loss(sae, x, target, self.now)
+            found = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(parameters[name]) if gradient is None else gradient.clone()
+            for name, gradient in zip(parameters, found, strict=True)
+        }
+        extra = self._auxk(sae.inputs(x), loss.error)
+        if extra is not None:
+            real = extra.latents < sae.m
+            for name, more in zip(_SHARED, extra[2:], strict=False):
+                gradients[name].index_add_(0, extra.latents[real], more[real])
+        reference.shape_gradients(
+            [gradients[name] for name in _SHARED[:3]],
+            [parameters[name] for name in _SHARED[:3]],
+            project=rules.unit_norm and rules.remove_parallel,
+            decay=rules.decay_of(sae),
+        )
+        if rules.frozen is not None:
+            del gradients["W_enc" if rules.frozen == "encoder" else "W_dec"]
+        if rules.clip is not None:
+            factor = _factor([], gradients.values(), rules.clip)
+            gradients = {name: gradient * factor for name, gradient in gradients.items()}
+        rates = self._next_rates()
+        for name, gradient in gradients.items():
+            self._adam(name, gradient, rates)
+        if rules.unit_norm and rules.frozen != "decoder":
+            reference.normalise_rows(sae.W_dec)
+        auxk = extra.loss if extra else None
+        squares = loss.squares.double()
+        return StepResult(loss.value.detach().double(), squares, loss.fired, auxk, "autograd")
 
     def capture(self, x: Tensor) -> Callable[[Tensor], StepResult]:
         """A step on batches shaped like x, recorded once and replayed without the host.
@@ -163,7 +232,7 @@ class FusedStep:
         The result's tensors are overwritten by the next replay. Weights must change only through
         steps; the learning rate may change at any time.
         """
-        self._check(x)
+        self._check(x, x)
         if not gpu.has(x):
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
         if self._encoder.packed is None or not self._encoder.fresh:
@@ -181,12 +250,30 @@ class FusedStep:
 
         return replay
 
-    def _check(self, x: Tensor) -> None:
+    def _check(self, x: Tensor, target: Tensor | None) -> Tensor:
+        """What is to be reconstructed."""
         checks.floating("x", x, "[n, d]")
         checks.same_kind("the SAE", self.sae.W_enc, "x", x)
         checks.size("x", x, 1, self.sae.d, "the width of the SAE")
         if x.shape[0] == 0:
             raise ValueError("x must have at least one row, got shape (0, ...)")
+        if target is None:
+            if self.sae.transcodes:
+                raise TypeError(
+                    "target is what a transcoder learns to reconstruct: step(x, target)"
+                )
+            return x
+        checks.same_kind("the SAE", self.sae.W_dec, "target", target)
+        checks.shape("target", target, (len(x), self.sae.d_out))
+        return target
+
+    def _next_rates(self) -> Tensor:
+        self._steps += 1
+        return reference.adam_rates(self._lr, self._steps, *self.rules.betas)
+
+    def _through_inputs(self, gradient: Tensor, input_grad_sum: Tensor) -> Tensor:
+        """b_dec's gradient, which is taken from what is encoded, too."""
+        return gradient if self.sae.transcodes else gradient - input_grad_sum
 
     def _arguments(
         self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
@@ -202,7 +289,7 @@ class FusedStep:
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
-            *self.moments[:6],
+            *(part for name in _SHARED[:3] for part in self.moments[name]),
             *(packed.arrays if packed else (None, None, None)),
             packed.product if packed else "float32",
             *(extra[1:] if extra else (None, None, None, None)),
@@ -218,17 +305,15 @@ class FusedStep:
             "remove_parallel": rules.remove_parallel,
             "update_encoder": rules.frozen != "encoder",
             "update_decoder": rules.frozen != "decoder",
-            **rules.decay_of(self.sae)._asdict(),
+            **_with(rules.decay_of(self.sae), forward.shrink_dec)._asdict(),
             "group_ends": forward.group_ends,
         }
 
-    def _adam(
-        self, parameter: Tensor, moments: list[Tensor], gradient: Tensor, rates: Tensor
-    ) -> None:
-        first, second = moments
+    def _adam(self, name: str, gradient: Tensor, rates: Tensor) -> None:
+        first, second = self.moments[name]
         beta1, beta2 = self.rules.betas
         reference.adam(
-            parameter,
+            getattr(self.sae, name),
             first,
             second,
             gradient,
@@ -238,15 +323,14 @@ class FusedStep:
             eps=self.rules.eps,
         )
 
-    def _auxk(self, inputs: Tensor, target: Tensor, forward: Forward) -> AuxGradients | None:
+    def _auxk(self, inputs: Tensor, error: Tensor) -> AuxGradients | None:
+        """The loss of dead latents, which explain `error` = target - reconstruction."""
         if self.auxk is None:
             return None
-        sae, n = self.sae, target.shape[0]
-        last = forward.residual if forward.group_ends is None else forward.residual[-1]
-        groups = 1 if forward.group_ends is None else len(forward.group_ends)
+        sae = self.sae
         return auxk_gradients(
             inputs,
-            last * (-n * groups / 2.0),
+            error,
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
@@ -256,12 +340,21 @@ class FusedStep:
         )
 
 
-def _of_all(forward: Forward) -> Tensor:
-    """The gradient by what every reconstruction adds: the first group's, which is part of all."""
-    return forward.residual if forward.group_ends is None else forward.residual[0]
+def _factor(row_squares: Iterable[Tensor], gradients: Iterable[Tensor], clip: float) -> Tensor:
+    """What a gradient is multiplied by so that it is not longer than `clip`; float64 [].
+
+    `row_squares` [m] are squared lengths of parts of it, `gradients` other parts.
+    """
+    squares = [column_sum(part[:, None]).squeeze(0) for part in row_squares]
+    squares += [
+        column_sum(part.reshape(len(part), -1).double().square().sum(1, keepdim=True)).squeeze(0)
+        for part in gradients
+    ]
+    return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
 
 
-def _factor(squares: Tensor, bias_gradient: Tensor, clip: float) -> Tensor:
-    """What a gradient is multiplied by so that it is not longer than `clip`; float64 []."""
-    square = column_sum(squares[:, None]).squeeze(0) + bias_gradient.double().square().sum()
-    return (clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
+def _with(decay: Decay, shrink_dec: Tensor | None) -> Decay:
+    if shrink_dec is None:
+        return decay
+    more = shrink_dec if decay.shrink_dec is None else decay.shrink_dec + shrink_dec
+    return decay._replace(shrink_dec=more)

@@ -1,5 +1,6 @@
 """One SAE in training: its step, its schedules, and what it reports."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 
 from saefast.config import TrainConfig
 from saefast.metrics import Meter
+from saefast.objectives import Current
 from saefast.sae import SAE
-from saefast.schedules import k_at, lr_at
+from saefast.schedules import k_at, lr_at, pressure_at
 from saefast.start import Scales
 from saefast.step import FusedStep
 
@@ -29,10 +31,12 @@ class Trainee:
 
     def __init__(self, config: TrainConfig, seed: int, sae: SAE, device: torch.device) -> None:
         self.config, self.label, self.seed = config, config.label(seed), seed
+        sae = sae.to(device)
+        self.path = ""
         self.step = FusedStep(
-            sae.to(device),
+            sae,
             rules=config.rules,
-            objective=config.objective(),
+            objective=config.objective(sae),
             precision=config.precision,
             auxk=config.auxk,
         )
@@ -52,9 +56,11 @@ class Trainee:
 
     def train(self, number: int, batch: Prepared) -> None:
         """Take step number `number`."""
-        self.step.lr, self.step.k = lr_at(self.config, number), k_at(self.config, number)
+        config, step = self.config, self.step
+        step.lr = lr_at(config, number)
+        step.now = Current(k_at(config, number), pressure_at(config, number))
         try:
-            result = self.step(batch.x, batch.target)
+            result = step(batch.x, batch.target)
         except ValueError as error:
             raise ValueError(
                 f"the training of {self.label} stopped at step {number}, on {batch.where}: {error}"
@@ -62,21 +68,27 @@ class Trainee:
         # On a GPU nobody waits for the loss; there the next report tells.
         if result.loss.device.type == "cpu" and not bool(result.loss.isfinite()):
             raise ValueError(self.diverged(number, f"on {batch.where}"))
+        self.path = result.path
         self.meter.add(result, batch.variance, len(batch.x))
         if number >= self.config.steps - self._tail:
             self.fired += result.fired
 
-    def report(self, number: int, scales: Scales) -> dict[str, float | int]:
+    def report(self, number: int, scales: Scales) -> dict[str, float | int | str]:
         """What the steps up to and with `number` were like."""
-        values: dict[str, float | int] = dict(self.meter.report())
-        if not values["loss"] == values["loss"]:
+        means = self.meter.report()
+        if not math.isfinite(means["loss"]):
             raise ValueError(self.diverged(number, "or a little earlier"))
         width = self.step.sae.W_dec.shape[1]
-        values["mse"] = values.pop("squared_error") / (width * scales.target**2)
+        means["mse"] = means.pop("squared_error") / (width * scales.target**2)
         limit = _DEAD_AFTER if self.config.auxk is None else self.config.auxk.dead_after
-        values["dead_share"] = float((self.step.idle >= limit).double().mean())
-        values |= {"lr": lr_at(self.config, number), "k": self.step.k, "seed": self.seed}
-        return values
+        means["dead_share"] = float((self.step.idle >= limit).double().mean())
+        return {
+            **means,
+            "lr": lr_at(self.config, number),
+            "k": self.step.now.k,
+            "seed": self.seed,
+            "path": self.path,
+        }
 
     def diverged(self, number: int, where: str) -> str:
         return (

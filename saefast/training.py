@@ -39,11 +39,10 @@ class Training:
             self._stream = source.batches(
                 self._first.batch_size, seed=self._first.data_seed, start=self.step
             )
+        sample = self._look_ahead()
         if run is not None and self.step > 0:
             self.scales = Scales(*run.facts["scales"])
-            sample = Sample(torch.zeros(1, source.d), torch.zeros(1, source.d))
         else:
-            sample = self._look_ahead()
             self.scales = scales_of(sample, self._first.activation_scaling)
         self._trainees = [
             Trainee(config, seed, begin(config, seed, sample, self.scales), device)
@@ -60,13 +59,14 @@ class Training:
     def _look_ahead(self) -> Sample:
         """The first rows of the stream, which stay in it."""
         count = -(-ROWS // self._first.batch_size)
-        ahead = list(itertools.islice(self._stream, min(count, self._first.steps)))
+        left = max(1, self._first.steps - self.step)
+        ahead = list(itertools.islice(self._stream, min(count, left)))
         self._stream = itertools.chain(ahead, self._stream)
         for batch in ahead:
             self._check_finite(batch)
         x = torch.cat([batch.x for batch in ahead])[:ROWS].float()
         if ahead[0].target is None:
-            return Sample(x, x)
+            return Sample(x, None)
         targets = [batch.target for batch in ahead if batch.target is not None]
         return Sample(x, torch.cat(targets)[:ROWS].float())
 

@@ -1,0 +1,70 @@
+"""Objectives that autograd differentiates: Gated SAEs, and losses of the user's own."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from saefast.objectives.dense import fired_of, scores_of
+from saefast.objectives.forward import NEVER, Current, Forward, Loss
+from saefast.packed_encoder import PackedEncoder
+from saefast.sae import SAE
+
+
+class Differentiated:
+    """An objective without a fused path."""
+
+    fused = NEVER
+
+    def forward(
+        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+    ) -> Forward:
+        """There is none."""
+        raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return {}
+
+
+class Gated(Differentiated):
+    """Squared error, an L1 penalty of the gates, and what the gates alone reconstruct.
+
+    Rajamanoharan et al. 2024: the decoder is held fixed in the last part.
+    """
+
+    def __init__(self, sparsity: float) -> None:
+        self._sparsity = sparsity
+
+    def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
+        """See `Objective`."""
+        n = len(target)
+        gates = scores_of(sae, x)
+        magnitudes = ((gates - sae.b_enc) * sae.r_mag.exp() + sae.b_mag).relu()
+        acts = torch.where(gates > 0, magnitudes, 0.0)
+        error = target - (acts @ sae.W_dec + sae.b_dec)
+        opened = gates.relu()
+        by_gates = target - (opened @ sae.W_dec.detach() + sae.b_dec.detach())
+        squares = error.square().sum()
+        penalty = self._sparsity * now.pressure * (opened * sae.W_dec.norm(dim=1)).sum()
+        value = (squares + penalty + by_gates.square().sum()) / n
+        return Loss(value, squares.detach(), error.detach(), fired_of(acts))
+
+
+class Custom(Differentiated):
+    """A loss of the user's: loss(sae, x, target) -> a scalar, by any means that autograd knows."""
+
+    def __init__(self, function: Callable[[SAE, Tensor, Tensor], Tensor]) -> None:
+        self._function = function
+
+    def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
+        """See `Objective`; the code is encoded once more, for what is reported."""
+        value = self._function(sae, x, target)
+        with torch.no_grad():
+            code = sae.encode(x)
+            error = target - sae.decode(code)
+            ones = torch.ones_like(code.indices)
+            fired = code.indices.new_zeros(sae.m)
+            fired.index_add_(0, code.indices.flatten(), (ones * (code.values > 0)).flatten())
+        return Loss(value, error.square().sum(), error, fired)
