@@ -55,27 +55,27 @@ def guesses(scores: Tensor, k: int) -> list[float | None]:
     return [None, *near, -3.0, torch.inf]
 
 
-@settings(max_examples=25)
-@given(shape=shapes(), seed=seeds, dtype=trained)
+@settings(max_examples=12)
+@given(shape=shapes(), seed=seeds, dtype=trained, precision=st.sampled_from(["exact", "bf16"]))
 @pytest.mark.parametrize("data", [normal, small_integers])
-@pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_any_guess_gives_the_definition(
-    level: str, shape: Shape, seed: int, dtype: torch.dtype, data: object, precision: str
+    level: str, shape: Shape, seed: int, dtype: torch.dtype, precision: str, data: object
 ) -> None:
     n, d, m, k = shape
     x, weight = data((n, d), seed, dtype), data((m, d), seed + 1, dtype)
     bias = data((m,), seed + 2, dtype)
     scores = scores_of(x, weight, bias, precision)
     packed = repacked(None, False, x, weight, k, precision)
-    for guess in guesses(scores, k):
-        for room, panels in ((None, None), (1, packed), (m, None)):
-            code = batch_topk(
-                x, weight, bias, k, guess=guess, width=room, precision=precision, packed=panels
-            )
-            assert_right(code, scores, k)
+    rooms = [(None, None), (1, packed), (m, None)]
+    for turn, guess in enumerate(guesses(scores, k)):
+        room, panels = rooms[(seed + turn) % 3]
+        code = batch_topk(
+            x, weight, bias, k, guess=guess, width=room, precision=precision, packed=panels
+        )
+        assert_right(code, scores, k)
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(seed=seeds)
 @pytest.mark.parametrize("k", [1, 5])
 def test_rows_of_very_different_size(level: str, seed: int, k: int) -> None:
