@@ -115,9 +115,14 @@ def test_entries_of_zero_are_as_if_absent(
         saefast.sparse_decode(padded_values, padded_indices, bad),
         saefast.sparse_decode(values, indices, weight),
     )
-    sums = ops.latent_sum(padded_values, padded_indices, rows, m + 1)
-    assert_same_bits(sums[:m], ops.latent_sum(values, indices, rows, m))
-    assert (sums[m] == 0).all()
+    silent, everywhere = torch.zeros(1, 2 * k, dtype=dtype), torch.zeros(1, 2 * k).long()
+    sums = ops.latent_sum(
+        torch.cat([padded_values, silent]),
+        torch.cat([padded_indices % m, everywhere]),
+        torch.cat([rows, torch.full((1, d), torch.nan, dtype=dtype)]),
+        m,
+    )
+    assert_same_bits(sums, ops.latent_sum(values, indices, rows, m))
     if dtype != torch.bfloat16:
         padded = ops.decode_residual(padded_values, padded_indices, bad, None, rows, 0.5)
         plain = ops.decode_residual(values, indices, weight, None, rows, 0.5)
