@@ -25,7 +25,7 @@ class SAE(nn.Module):
     - batchtopk, matryoshka: those above `threshold`, one number, which training estimates; in
       training, the k largest per row on average over a batch;
     - relu: the positive ones;
-    - jumprelu: those above `threshold` [m], which is learned, as its logarithm;
+    - jumprelu: those above `threshold` [m], which is learned;
     - gated: those that are positive, with values (pre-activation - b_enc[j]) * exp(r_mag[j]) +
       b_mag[j] where that is positive, too.
 
@@ -43,7 +43,7 @@ class SAE(nn.Module):
     b_enc: nn.Parameter
     W_dec: nn.Parameter
     b_dec: nn.Parameter
-    log_threshold: nn.Parameter
+    jump_threshold: nn.Parameter
     r_mag: nn.Parameter
     b_mag: nn.Parameter
     batch_threshold: Tensor
@@ -79,7 +79,7 @@ class SAE(nn.Module):
         parameters = {"W_enc": encoder, "b_enc": zeros, "W_dec": decoder}
         parameters["b_dec"] = torch.zeros(self.d_out)
         if variant == "jumprelu":
-            parameters["log_threshold"] = zeros - 4.6  # 0.01
+            parameters["jump_threshold"] = zeros + 0.01
         if variant == "gated":
             parameters |= {"r_mag": zeros, "b_mag": zeros}
         for name, values in parameters.items():
@@ -95,7 +95,7 @@ class SAE(nn.Module):
         if self.variant == "topk":
             return None
         if self.variant == "jumprelu":
-            return self.log_threshold.exp()
+            return self.jump_threshold
         if self.variant in ("batchtopk", "matryoshka"):
             return self.batch_threshold
         return self.b_enc.new_zeros(())

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -75,10 +74,8 @@ def folded(sae: SAE, scales: Scales) -> SAE:
     out = copy.deepcopy(sae)
     with torch.no_grad():
         for name, values in out.state_dict().items():
-            if name in ("b_enc", "b_mag", "batch_threshold"):
+            if name in ("b_enc", "b_mag", "batch_threshold", "jump_threshold"):
                 values.div_(scales.x)
-        if sae.variant == "jumprelu":
-            out.log_threshold.sub_(math.log(scales.x))
         out.W_dec.mul_(scales.x / scales.target)
         out.b_dec.div_(scales.target)
     return out

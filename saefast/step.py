@@ -150,6 +150,8 @@ class FusedStep:
             result = self._by_autograd(x, target)
         else:
             result = self._fused(x, target)
+        if "jump_threshold" in self.moments:
+            self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
         if self.rules.tether is not None and self.rules.frozen != "decoder":
             assert self._anchors is not None
             self.sae.W_dec.copy_(tethered(self.sae.W_dec, self._anchors, self.rules.tether))
@@ -176,7 +178,7 @@ class FusedStep:
         switches = self._switches(forward)
         others = {"b_dec": column_sum(every)}
         if forward.threshold_gradient is not None:
-            others["log_threshold"] = forward.threshold_gradient
+            others["jump_threshold"] = forward.threshold_gradient
         if rules.clip is not None:
             input_grad_sum, squares = gradient_squares(*arguments, **switches)
             measured = {**others, "b_dec": self._through_inputs(others["b_dec"], input_grad_sum)}
@@ -205,6 +207,9 @@ class FusedStep:
             real = extra.latents < sae.m
             for name, more in zip(_SHARED, extra[2:], strict=False):
                 gradients[name].index_add_(0, extra.latents[real], more[real])
+            if not sae.transcodes:
+                dead = sae.W_enc[extra.latents[real]]
+                gradients["b_dec"] -= extra.b_enc[real] @ dead
         reference.shape_gradients(
             [gradients[name] for name in _SHARED[:3]],
             [parameters[name] for name in _SHARED[:3]],

@@ -8,7 +8,8 @@ from torch import Tensor
 class SparseCode(NamedTuple):
     """The active latents of n rows.
 
-    Within a row values descend, and equal values stand in order of their index.
+    Within a row values descend, and equal values stand in order of their index. Where rows have
+    different numbers of active latents, values and indices of zero fill up the shorter ones.
     """
 
     values: Tensor
@@ -19,7 +20,8 @@ class SparseCode(NamedTuple):
     def to_dense(self, latents: int) -> Tensor:
         """The code as an [n, latents] matrix."""
         dense = self.values.new_zeros(self.values.shape[0], latents)
-        return dense.scatter(1, self.indices, self.values)
+        # Added, not written: what fills up a row are zeros that name latent 0, perhaps again.
+        return dense.scatter_add(1, self.indices, self.values)
 
 
 class Decay(NamedTuple):

@@ -10,6 +10,7 @@ from tolerance import assert_same_bits
 
 import saefast
 from saefast import SAE
+from saefast.sae import VARIANTS
 
 
 def test_forward_is_encode_then_decode_for_any_leading_shape() -> None:
@@ -73,7 +74,8 @@ def test_the_old_folder_stays_until_the_new_one_is_written(
 
     monkeypatch.setattr(os, "fsync", look)
     saefast.save_sae(SAE(7, 20, k=5, seed=1), folder)
-    assert seen == [3, 3]  # both files are flushed while the old folder is still in its place
+    # Two files and their names are flushed while the old folder is still in its place.
+    assert seen == [3, 3, 3, 3]
     assert saefast.load_sae(folder).k == 5
 
 
@@ -96,12 +98,19 @@ def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
     return {
         "no config": ("cfg.json", None, FileNotFoundError, "cfg.json does not exist"),
         "config cut": ("cfg.json", b'{"d_in": 7,', ValueError, "cfg.json is not JSON"),
-        "config empty": ("cfg.json", b"{}", ValueError, "must give d_in, d_sae, k"),
+        "config empty": ("cfg.json", b"{}", ValueError, "must give d_in, d_sae"),
         "other variant": (
             "cfg.json",
-            b'{"d_in": 7, "d_sae": 20, "k": 3, "architecture": "gated"}',
+            b'{"d_in": 7, "d_sae": 20, "k": 3, "architecture": "temporal"}',
             ValueError,
-            "architecture must be 'topk'",
+            "architecture must be one of gated, jumprelu, standard, topk",
+        ),
+        "no k": ("cfg.json", b'{"d_in": 7, "d_sae": 20}', ValueError, "must give k"),
+        "no d_out": (
+            "cfg.json",
+            b'{"d_in": 7, "d_sae": 20, "architecture": "transcoder"}',
+            ValueError,
+            "must give d_out",
         ),
         "other size": (
             "cfg.json",
@@ -123,6 +132,36 @@ def test_broken_files_are_named(tmp_path: Path, case: str) -> None:
         (folder / name).write_bytes(content)
     with pytest.raises(kind, match=message):
         saefast.load_sae(folder)
+
+
+@pytest.mark.parametrize("d_out", [None, 9])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_comes_back(tmp_path: Path, variant: str, d_out: int | None) -> None:
+    sae = SAE(7, 20, k=3, seed=0, variant=variant, d_out=d_out)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in sae.state_dict().values():
+            value.copy_(torch.rand(value.shape, generator=generator))
+    loaded = saefast.load_sae(saefast.save_sae(sae, tmp_path / "sae"))
+    assert (loaded.variant, loaded.k, loaded.d_out) == (variant, 3, sae.d_out)
+    assert loaded.transcodes == (d_out is not None)
+    assert loaded.state_dict().keys() == sae.state_dict().keys()
+    for name, value in sae.state_dict().items():
+        assert_same_bits(loaded.state_dict()[name], value)
+    x = torch.randn(11, 7, generator=generator)
+    assert_same_bits(loaded(x), sae(x))
+
+
+def test_a_threshold_that_somebody_changed_makes_a_jumprelu(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = saefast.save_sae(SAE(7, 20, k=3, seed=0, variant="batchtopk"), tmp_path / "sae")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors["threshold"] = torch.linspace(0, 1, 20)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    loaded = saefast.load_sae(folder)
+    assert loaded.variant == "jumprelu"
+    assert_same_bits(loaded.threshold.detach(), tensors["threshold"])
 
 
 def test_nan_in_a_file_is_named(tmp_path: Path) -> None:

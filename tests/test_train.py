@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from tolerance import assert_same_bits
+from torch import Tensor
 
 from saefast import SAE, AuxK, Penalty, Rules, TrainConfig, atomic, load_sae, reference, train_saes
-from saefast.activations import StoreWriter
+from saefast.activations import StoreWriter, TensorActivations
+from saefast.sae import VARIANTS
 from saefast.synthetic import PlantedWorld
 from saefast.trainee import Trainee
 
@@ -184,8 +186,6 @@ def test_metrics_are_what_they_say(tmp_path: Path) -> None:
     assert last["step"] == 11
     assert last["tokens"] == 1408
     assert last["l0"] == pytest.approx(4.0)
-    from saefast.activations import TensorActivations
-
     stream = TensorActivations(ROWS).batches(128, seed=0)
     seen = [next(stream).x for _ in range(11)][7:]
     errors = sum(float((sae(x).detach() - x).square().sum()) for x in seen)
@@ -295,6 +295,67 @@ def test_penalties_shrink_their_side(norm: str) -> None:
         rules = Rules(unit_norm=False, penalties=(Penalty(side, norm, weight),))
         shrunk = train(config(rules=rules, lr=1e-2))[0]
         assert getattr(shrunk, name).norm() < 0.8 * getattr(plain, name).norm()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_trained_stored_and_resumed(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config(variant=variant, seeds=(0, 1), sparsity=1.0)
+    whole = train(chosen, out=tmp_path / "whole")
+    for seed, sae in zip((0, 1), whole, strict=True):
+        assert_same_sae(load_sae(tmp_path / f"whole/seed-{seed}"), sae)
+    step = Trainee.train
+
+    def broken(trainee: Trainee, number: int, batch: Any) -> None:
+        if number == 17:
+            raise RuntimeError("the power is gone")
+        step(trainee, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", broken)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        train(chosen, out=tmp_path / "part", checkpoint_minutes=0)
+    monkeypatch.undo()
+    assert checkpoint_of(tmp_path / "part") == 17
+    for actual, expected in zip(
+        train(chosen, out=tmp_path / "part", resume=True), whole, strict=True
+    ):
+        assert_same_sae(actual, expected)
+    first, last = metrics_of(tmp_path / "whole")[0], metrics_of(tmp_path / "whole")[-1]
+    assert last["fvu"] < first["fvu"]
+    # What was trained on scaled rows takes them as they come.
+    untrained = train(config(variant=variant, lr=0.0, k_start=None))[0]
+    error = ((whole[0](ROWS) - ROWS) ** 2).sum()
+    assert error < 0.9 * ((untrained(ROWS) - ROWS) ** 2).sum()
+
+
+def test_transcoders_learn_another_target() -> None:
+    mix = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
+    pairs = TensorActivations(ROWS, 50 * ROWS @ mix)
+    trained = train(config(tokens=40_000, k_start=None), rows=pairs)[0]
+    assert (trained.d, trained.d_out, trained.transcodes) == (16, 24, True)
+    target = 50 * ROWS @ mix
+    left = ((trained(ROWS) - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert left < 0.5
+
+
+def test_a_loss_of_ones_own_is_trained(tmp_path: Path) -> None:
+    def squared(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        return (sae(x) - target).square().sum(1).mean()
+
+    train(config(loss=squared, auxk=None, k_start=None), out=tmp_path / "own")
+    train(config(auxk=None, k_start=None), out=tmp_path / "usual")
+    own, usual = (metrics_of(tmp_path / name) for name in ("own", "usual"))
+    assert {line["path"] for line in own} == {"autograd"}
+    assert {line["path"] for line in usual} == {"fused"}
+    facts = json.loads((tmp_path / "own/run.json").read_text())
+    assert "squared" in facts["configs"][0]["loss"]
+    for mine, theirs in zip(own, usual, strict=True):
+        assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-3)
+
+
+def metrics_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_saes_of_one_name_are_refused() -> None:

@@ -34,7 +34,7 @@ class Forward(NamedTuple):
     shrink_dec: Tensor | None = None
     """[m] what multiple of its decoder row each latent's gradient gets besides"""
     threshold_gradient: Tensor | None = None
-    """[m] the loss's gradient by `log_threshold`"""
+    """[m] the loss's gradient by `jump_threshold`"""
 
 
 class Loss(NamedTuple):

@@ -73,7 +73,7 @@ class JumpReLU:
     ) -> Forward:
         """See `Objective`."""
         sae, n = encoder.sae, len(target)
-        threshold = sae.log_threshold.exp()
+        threshold = sae.jump_threshold
         found = encoder.above(inputs, threshold - self._bandwidth / 2, min(self._width, sae.m))
         self._width = 2 * max(1, int(found.counts.amax()))
         scores, indices, counts = found
@@ -93,13 +93,11 @@ class JumpReLU:
         grads = torch.where(near, -(limit * dots + by_step) / self._bandwidth, 0.0)
         ones = scores.new_ones(n, 1)
         summed = torch.ops.saefast.latent_sum(grads, indices, ones, sae.m).squeeze(1)
-        return forward._replace(
-            threshold_gradient=summed * threshold, loss=forward.loss + weight * excess**2
-        )
+        return forward._replace(threshold_gradient=summed, loss=forward.loss + weight * excess**2)
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`."""
-        scores, threshold = scores_of(sae, x), sae.log_threshold.exp()
+        scores, threshold = scores_of(sae, x), sae.jump_threshold
         smeared = (scores, threshold, self._bandwidth)
         acts: Tensor = _Jump.apply(*smeared)  # type: ignore[no-untyped-call]
         steps: Tensor = _Step.apply(*smeared)  # type: ignore[no-untyped-call]

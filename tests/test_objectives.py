@@ -1,0 +1,249 @@
+"""What each variant is trained for: the fused gradients against autograd on dense products."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_step import batches
+from tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules
+from saefast.objectives import (
+    ALWAYS,
+    BatchTopK,
+    Current,
+    Custom,
+    JumpReLU,
+    Matryoshka,
+    Objective,
+    ReLU,
+    TopK,
+    usual_objective,
+)
+from saefast.objectives.batchtopk import group_ends
+from saefast.packed_encoder import PackedEncoder
+
+MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
+    "topk": ("topk", lambda sae: TopK()),
+    "rescaled": ("topk", lambda sae: TopK(rescale=True)),
+    "batchtopk": ("batchtopk", BatchTopK),
+    "matryoshka": ("matryoshka", lambda sae: Matryoshka(sae, (0.1, 0.3))),
+    "relu": ("relu", lambda sae: ReLU(0.3)),
+    "jumprelu": ("jumprelu", lambda sae: JumpReLU(2.0, 0.4)),
+}
+
+
+def make(
+    name: str, d_out: int | None = None, dtype: torch.dtype = torch.float64
+) -> tuple[SAE, Objective]:
+    """A small SAE away from its start, and what it is trained for."""
+    variant, objective = MADE[name]
+    sae = SAE(16, 96, variant=variant, k=5, seed=1, d_out=d_out, dtype=dtype)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.2 * noise.to(dtype)
+        if name in ("relu", "jumprelu"):
+            sae.b_enc -= 0.5
+        if name == "jumprelu":
+            sae.jump_threshold.abs_()
+    return sae, objective(sae)
+
+
+class Dense:
+    """An objective that hides its fused path."""
+
+    fused = "never"
+
+    def __init__(self, inside: Objective) -> None:
+        self.loss, self.state = inside.loss, inside.state
+
+
+def both(name: str, steps: int = 12, d_out: int | None = None, **settings: Any) -> list[Any]:
+    """The same training on the fused path and by autograd."""
+    data = batches(steps, 40, 16, torch.float64)
+    targets = [x @ MIX[:, :d_out] if d_out else None for x in data]
+    results = []
+    for dense in (False, True):
+        sae, objective = make(name, d_out)
+        step = FusedStep(
+            sae, lr=3e-3, objective=Dense(objective) if dense else objective, **settings
+        )
+        step._dense.fill_(dense)
+        step.now = Current(5, pressure=0.7)
+        seen = []
+        for x, target in zip(data, targets, strict=True):
+            result = step(x, target)
+            assert result.path == ("autograd" if dense else "fused")
+            step._dense.fill_(dense)
+            seen.append((result.loss, result.squares, result.fired, result.auxk))
+        results.append((step, seen))
+    return results
+
+
+MIX = torch.randn(16, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+@pytest.mark.parametrize("name", MADE)
+def test_the_fused_path_trains_what_autograd_trains(name: str, unit_norm: bool) -> None:
+    rules = Rules(unit_norm=unit_norm, clip=2.0, penalties=(Penalty("encoder", "fro", 0.01),))
+    (fused, seen), (dense, expected) = both(name, rules=rules)
+    for (loss, squares, fired, _), (loss_, squares_, fired_, _) in zip(seen, expected, strict=True):
+        assert float(loss) == pytest.approx(float(loss_), rel=1e-8)
+        assert float(squares) == pytest.approx(float(squares_), rel=1e-8)
+        assert_same_bits(fired, fired_)
+    assert (seen[-1][2] > 0).sum() > 5
+    for key, parameter in dense.sae.named_parameters():
+        actual = dict(fused.sae.named_parameters())[key]
+        torch.testing.assert_close(actual, parameter, rtol=1e-6, atol=1e-9, check_stride=False)
+        assert not torch.equal(actual, dict(make(name)[0].named_parameters())[key])
+
+
+@pytest.mark.parametrize("name", ["topk", "matryoshka"])
+def test_dead_latents_learn_on_both_paths(name: str) -> None:
+    auxk = AuxK(k=4, dead_after=100)
+    (fused, seen), (dense, expected) = both(name, rules=Rules(), auxk=auxk)
+    assert any(float(auxk_) > 0 for *_, auxk_ in seen)
+    for (*_, mine), (*_, theirs) in zip(seen, expected, strict=True):
+        assert float(mine) == pytest.approx(float(theirs), rel=1e-7)
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("name", ["topk", "matryoshka", "relu"])
+@pytest.mark.parametrize("d_out", [9, 16, 24])
+def test_transcoders_train_on_both_paths(name: str, d_out: int) -> None:
+    (fused, _), (dense, _) = both(name, d_out=d_out)
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+
+
+def test_a_loss_of_ones_own_trains_the_same_model() -> None:
+    def loss(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        return (sae(x) - target).square().sum(1).mean()
+
+    results = []
+    for objective in (TopK(), Custom(loss)):
+        sae, _ = make("topk")
+        step = FusedStep(sae, lr=3e-3, objective=objective)
+        seen = [step(x) for x in batches(12, 40, 16, torch.float64)]
+        results.append((sae, seen))
+    (fused, mine), (own, theirs) = results
+    assert [r.path for r in theirs] == ["autograd"] * 12
+    for a, b in zip(mine, theirs, strict=True):
+        assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-8)
+        assert float(a.squares) == pytest.approx(float(b.squares), rel=1e-8)
+        assert_same_bits(a.fired, b.fired)
+    for actual, expected in zip(fused.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu"])
+def test_dense_codes_take_the_dense_path_and_sparse_ones_leave_it(name: str) -> None:
+    sae, objective = make(name, dtype=torch.float32)
+    step = FusedStep(sae, lr=1e-3, objective=objective)
+    x = batches(1, 64, 16, torch.float32)[0]
+    with torch.no_grad():
+        sae.b_enc.fill_(2.0)
+        assert [step(x).path for _ in range(3)] == ["autograd"] * 3
+        sae.b_enc.fill_(-3.0)
+        assert [step(x).path for _ in range(3)] == ["autograd", "fused", "fused"]
+        sae.b_enc.fill_(2.0)
+        assert [step(x).path for _ in range(2)] == ["fused", "autograd"]
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("name", MADE)
+def test_the_fused_path_gives_the_same_bits_for_any_number_of_threads(name: str) -> None:
+    data = batches(5, 200, 16, torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        sae, objective = make(name, dtype=torch.float32)
+        step = FusedStep(sae, lr=1e-3, objective=objective, rules=Rules(clip=1.0))
+        for x in data:
+            step._dense.fill_(False)
+            step(x)
+        results.append(step.state)
+    for result in results[1:]:
+        for key, value in results[0].items():
+            assert_same_bits(result[key], value)
+
+
+def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
+    """After many batches the SAE keeps k per row on average without knowing the batch."""
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, objective=objective)
+    seen = [float(step(x).code.values[step(x).code.values > 0].min()) for x in DATA]
+    assert float(sae.threshold) == pytest.approx(sum(seen) / len(seen), rel=1e-4)
+    code = sae.encode(torch.cat(DATA))
+    assert (code.values > 0).sum(1).float().mean() == pytest.approx(5, rel=0.1)
+
+
+DATA = batches(30, 100, 16, torch.float32)
+
+
+def test_a_row_of_ones_own_is_encoded_alone() -> None:
+    """In inference a row's code does not depend on the rows beside it."""
+    for name in ("batchtopk", "matryoshka", "relu", "jumprelu"):
+        sae, _ = make(name, dtype=torch.float32)
+        together = sae.encode(DATA[0]).to_dense(96)
+        alone = torch.cat([sae.encode(row[None]).to_dense(96) for row in DATA[0]])
+        assert_same_bits(together, alone)
+
+
+def test_gates_decide_and_magnitudes_count() -> None:
+    sae = SAE(6, 10, variant="gated", k=2, seed=0)
+    with torch.no_grad():
+        sae.r_mag.copy_(torch.linspace(-1, 1, 10))
+        sae.b_mag.copy_(torch.linspace(-0.5, 0.5, 10))
+        sae.b_enc.copy_(torch.linspace(0.3, -0.3, 10))
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    product = x @ sae.W_enc.T
+    expected = torch.where(
+        product + sae.b_enc > 0, (product * sae.r_mag.exp() + sae.b_mag).relu(), 0.0
+    )
+    torch.testing.assert_close(sae.encode(x).to_dense(10), expected, rtol=1e-5, atol=1e-6)
+    objective = usual_objective(sae)
+    loss = objective.loss(sae, x, x, Current(2))
+    torch.testing.assert_close(loss.error, x - (expected @ sae.W_dec + sae.b_dec))
+    step = FusedStep(sae, lr=1e-2)
+    losses = [float(step(x).loss) for _ in range(100)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"])
+def test_every_variant_learns(name: str) -> None:
+    sae = SAE(16, 96, variant=name, k=4, seed=0)
+    step = FusedStep(sae, lr=5e-3, objective=usual_objective(sae, sparsity=0.1))
+    losses = [float(step(x).squares) for x in DATA * 3]
+    assert losses[-1] < 0.6 * losses[0]
+    assert usual_objective(sae).fused in (ALWAYS, "when sparse", "never")
+
+
+def test_groups_end_with_all() -> None:
+    assert group_ends(100, (0.25, 0.25)).tolist() == [25, 50, 100]
+    assert group_ends(100, (0.5, 0.5)).tolist() == [50, 100]
+    assert group_ends(3, (0.001, 0.9, 0.9)).tolist() == [1, 3]
+    assert group_ends(7, ()).tolist() == [7]
+
+
+def test_the_encoder_is_packed_again_after_autograd() -> None:
+    sae, objective = make("relu", dtype=torch.float32)
+    encoder = PackedEncoder(sae, "exact")
+    zero = sae.b_enc.new_zeros(())
+    encoder.above(DATA[0], zero, 96)
+    with torch.no_grad():
+        sae.W_enc.mul_(2.0)
+    again = encoder.above(DATA[0], zero, 96)
+    fresh = PackedEncoder(sae, "exact").above(DATA[0], zero, 96)
+    assert_same_bits(again.values, fresh.values)
+    assert objective.fused == "when sparse"
