@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import measure
+from bench import record
 from bench.cases import Shape
 
 CASES = ("encode", "decode", "train_step", "memory")
@@ -17,8 +17,10 @@ CASES = ("encode", "decode", "train_step", "memory")
 
 def main() -> int:
     """Time one case, print its table, write its rows."""
+    if sys.argv[1:2] == ["gpu"]:  # which has shapes and options of its own
+        return int(importlib.import_module("bench.gpu").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=(*CASES, "gpu"))
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--shape", help="one shape only, as d,m,k,n")
@@ -34,11 +36,8 @@ def main() -> int:
             for row in _race_in_own_process(arguments.case, shape, arguments.rounds)
         ]
     if arguments.json:
-        result = {"machine": measure.machine(), "commit": measure.commit(), "rows": rows}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        temporary = arguments.json.with_suffix(".part")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(arguments.json)
+        result = {"machine": record.machine(), "commit": record.commit(), "rows": rows}
+        record.write(arguments.json, result)
         if not arguments.shape:
             print(f"wrote {arguments.json}")
     return 0

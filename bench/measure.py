@@ -1,15 +1,10 @@
 """Interleaved rounds: every rival runs once a round, beside one dense fp32 GEMM."""
 
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -82,57 +77,3 @@ def _quantile(values: list[float], share: float) -> float:
 def peak_memory() -> float:
     """The most memory this process ever held, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
-    import saefast
-
-    info = saefast.build_info()
-    versions = {}
-    for package in ("saefast", "torch", "sae-lens", "eai-sparsify", "dictionary-learning"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-        "isa": info["isa"]["active"],
-        "screen": info["screen"],
-    }
-
-
-def _cpu_name() -> str:
-    facts: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-    if "model name" not in facts:
-        return platform.processor()
-    return (
-        f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')}), "
-        f"{facts.get('cpu MHz')} MHz"
-    )
-
-
-def commit() -> str:
-    """The commit of the checkout, marked where files differ from it."""
-    root = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -52,7 +52,9 @@ def fill(parameter: Tensor, value: Tensor) -> None:
 
 def _sae_lens_model(shape: Shape, weights: Weights) -> Any:
     saes = importlib.import_module("sae_lens.saes.topk_sae")
-    config = saes.TopKTrainingSAEConfig(d_in=shape.d, d_sae=shape.m, k=shape.k, device="cpu")
+    config = saes.TopKTrainingSAEConfig(
+        d_in=shape.d, d_sae=shape.m, k=shape.k, device=_device(weights)
+    )
     model = saes.TopKTrainingSAE(config)
     fill(model.W_enc, weights.w_enc.T)
     fill(model.b_enc, weights.b_enc)
@@ -64,7 +66,7 @@ def _sae_lens_model(shape: Shape, weights: Weights) -> Any:
 def _sparsify_model(shape: Shape, weights: Weights) -> Any:
     sparsify = importlib.import_module("sparsify")
     config = sparsify.SparseCoderConfig(num_latents=shape.m, k=shape.k)
-    model = sparsify.SparseCoder(shape.d, config)
+    model = sparsify.SparseCoder(shape.d, config, device=_device(weights))
     fill(model.encoder.weight, weights.w_enc)
     fill(model.encoder.bias, weights.b_enc)
     fill(model.W_dec, weights.w_dec)
@@ -81,7 +83,7 @@ def _dictionary_learning_trainer(shape: Shape, weights: Weights) -> Any:
         k=shape.k,
         layer=0,
         lm_name="none",
-        device="cpu",
+        device=_device(weights),
         seed=0,
     )
     fill(trainer.ae.encoder.weight, weights.w_enc)
@@ -91,30 +93,37 @@ def _dictionary_learning_trainer(shape: Shape, weights: Weights) -> Any:
     return trainer
 
 
+def _device(weights: Weights) -> str:
+    return str(weights.w_enc.device)
+
+
+def _sae_lens_coder(shape: Shape, weights: Weights) -> Peer:
+    lens = _sae_lens_model(shape, weights)
+    return Peer(lens.encode, lens.decode, lambda code: code, [lens.W_dec, lens.b_dec])
+
+
+def _sparsify_coder(shape: Shape, weights: Weights) -> Peer:
+    coder = _sparsify_model(shape, weights)
+    return Peer(
+        coder.encode,
+        lambda code: coder.decode(code.top_acts, code.top_indices),
+        lambda code: code.top_acts.new_zeros(len(code.top_acts), shape.m).scatter(
+            1, code.top_indices, code.top_acts
+        ),
+        [coder.W_dec, coder.b_dec],
+    )
+
+
+def _dictionary_learning_coder(shape: Shape, weights: Weights) -> Peer:
+    ae = _dictionary_learning_trainer(shape, weights).ae
+    return Peer(ae.encode, ae.decode, lambda code: code, [ae.decoder.weight, ae.b_dec])
+
+
 def coders(shape: Shape, weights: Weights) -> dict[str, Peer]:
     """Every installed peer as encoder and decoder."""
-    peers: dict[str, Peer] = {}
-    if load("sae_lens"):
-        lens = _sae_lens_model(shape, weights)
-        peers["SAELens"] = Peer(
-            lens.encode, lens.decode, lambda code: code, [lens.W_dec, lens.b_dec]
-        )
-    if load("sparsify"):
-        coder = _sparsify_model(shape, weights)
-        peers["sparsify"] = Peer(
-            coder.encode,
-            lambda code: coder.decode(code.top_acts, code.top_indices),
-            lambda code: torch.zeros(len(code.top_acts), shape.m).scatter(
-                1, code.top_indices, code.top_acts
-            ),
-            [coder.W_dec, coder.b_dec],
-        )
-    if load("dictionary_learning"):
-        ae = _dictionary_learning_trainer(shape, weights).ae
-        peers["dictionary_learning"] = Peer(
-            ae.encode, ae.decode, lambda code: code, [ae.decoder.weight, ae.b_dec]
-        )
-    return peers
+    return {
+        name: CODERS[name](shape, weights) for name, package in PACKAGES.items() if load(package)
+    }
 
 
 class Training(NamedTuple):
@@ -126,15 +135,15 @@ class Training(NamedTuple):
 
 def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, Training]]:
     """Every installed peer's training step."""
-    if load("sae_lens"):
-        yield "SAELens", _sae_lens_training(shape, weights, lr)
-    if load("sparsify"):
-        yield "sparsify", _sparsify_training(shape, weights, lr)
-    if load("dictionary_learning"):
-        yield "dictionary_learning", _dictionary_learning_training(shape, weights)
+    for name, package in PACKAGES.items():
+        if load(package):
+            yield name, TRAININGS[name](shape, weights, lr)
 
 
-def _sae_lens_training(shape: Shape, weights: Weights, lr: float) -> Training:
+def sae_lens_training(
+    shape: Shape, weights: Weights, lr: float, *, autocast: bool = False
+) -> Training:
+    """SAELens's trainer, whose autocast is a setting of it."""
     config = importlib.import_module("sae_lens.config")
     training = importlib.import_module("sae_lens.training.sae_trainer")
     model = _sae_lens_model(shape, weights)
@@ -143,8 +152,8 @@ def _sae_lens_training(shape: Shape, weights: Weights, lr: float) -> Training:
         checkpoint_path=None,
         save_final_checkpoint=False,
         total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
+        device=_device(weights),
+        autocast=autocast,
         lr=lr,
         lr_end=lr,
         lr_scheduler_name="constant",
@@ -178,7 +187,25 @@ def _sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
     return Training(lambda x: model(x).sae_out, step)
 
 
-def _dictionary_learning_training(shape: Shape, weights: Weights) -> Training:
+def _dictionary_learning_training(shape: Shape, weights: Weights, _: float) -> Training:
     trainer = _dictionary_learning_trainer(shape, weights)
     counter = iter(range(1, 10**9))  # its step 0 also computes a geometric median
     return Training(trainer.ae.forward, lambda x: trainer.update(next(counter), x))
+
+
+PACKAGES = {
+    "SAELens": "sae_lens",
+    "sparsify": "sparsify",
+    "dictionary_learning": "dictionary_learning",
+}
+"""What each peer is imported as."""
+CODERS: dict[str, Callable[[Shape, Weights], Peer]] = {
+    "SAELens": _sae_lens_coder,
+    "sparsify": _sparsify_coder,
+    "dictionary_learning": _dictionary_learning_coder,
+}
+TRAININGS: dict[str, Callable[[Shape, Weights, float], Training]] = {
+    "SAELens": sae_lens_training,
+    "sparsify": _sparsify_training,
+    "dictionary_learning": _dictionary_learning_training,
+}

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .device import interpreting
+
 
 @contextlib.contextmanager
 def multiplying_in(product: str) -> Iterator[None]:
@@ -21,7 +23,9 @@ def multiplying_in(product: str) -> Iterator[None]:
 
 
 def product_of(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, from operands of any float dtype."""
-    if left.dtype == torch.float32:
+    """left @ right, in float32 unless the operands are wider."""
+    if left.dtype.itemsize >= 4:
         return torch.mm(left, right)
+    if interpreting():  # on a CPU, whose products know no other dtype for their result
+        return torch.mm(left.float(), right.float())
     return torch.mm(left, right, out_dtype=torch.float32)

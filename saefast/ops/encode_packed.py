@@ -62,7 +62,7 @@ def encode_packed(
         left = gpu.launch("round_rows.rounded_rows", x, packed.product)
         right = gpu.kernels("round_rows").RoundedRows(packed.product, *packed.arrays)
         return encode_rounded(x, weight, bias, None, k, exact, packed.screen, left, right)
-    if x.device.type == "cpu":
+    if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return encode_on_cpu(x, weight, bias, None, k, precision, screen, panels)
     return SparseCode(*topk_encode_op(x, weight, bias, None, k, precision))
@@ -81,7 +81,7 @@ def threshold_packed(
 
     A GPU has no kernel for it that could use `packed`.
     """
-    if x.device.type == "cpu":
+    if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return threshold_on_cpu(x, weight, bias, None, threshold, width, precision, screen, panels)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, None, threshold, width, precision))

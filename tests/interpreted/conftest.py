@@ -39,6 +39,13 @@ for op in (
     op.register_kernel("cpu")(op._backend_fns["cuda"])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton 3.6's interpreter takes scalars out of arrays as NumPy 2.3 only just allows."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
+    )
+
+
 @pytest.fixture(params=[str(screen) for screen in CANDIDATES])
 def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every engine and product of the GPU's encode, in turn."""

@@ -1,0 +1,106 @@
+"""Where numbers come from, and the file that keeps them."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import saefast
+
+_PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Replace a JSON file as a whole: who reads it finds the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(file)
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    info = saefast.build_info()
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions("saefast", "torch", *_PEERS),
+        "isa": info["isa"]["active"],
+        "screen": info["screen"],
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What is installed of these."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def gpu() -> dict[str, Any]:
+    """The current GPU, its driver, and what drives it."""
+    return {
+        "device": torch.cuda.get_device_name(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "memory_gb": round(torch.cuda.get_device_properties().total_memory / 1e9, 1),
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "versions": versions("saefast", "torch", "triton", *_PEERS),
+        "backends": {
+            name: saefast.ops.backends.why_not_live(name) or "live" for name in ("triton", "cuda")
+        },
+    }
+
+
+def driver() -> str:
+    """What nvidia-smi says."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"unknown: {error}"
+    return result.stdout.splitlines()[0].strip()
+
+
+def _cpu_name() -> str:
+    facts: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor()
+    return (
+        f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')}), "
+        f"{facts.get('cpu MHz')} MHz"
+    )
+
+
+def commit() -> str:
+    """The commit of the checkout, marked where files differ from it."""
+    root = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
