@@ -22,12 +22,20 @@ def batches(count: int, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
     return [world.sample(n, number).to(dtype) for number in range(count)]
 
 
-def train_plainly(sae: SAE, data: list[Tensor], lr: float, unit_norm: bool) -> list[float]:
-    """The same steps with autograd and torch.optim.Adam."""
+def train_plainly(
+    sae: SAE, data: list[Tensor], lr: float, unit_norm: bool, precision: str = "exact"
+) -> list[float]:
+    """The same steps with autograd and torch.optim.Adam; its gradients know of no rounding."""
     optimiser = torch.optim.Adam(sae.parameters(), lr)
     losses = []
     for x in data:
-        values, indices = reference.topk_encode(x - sae.b_dec, sae.W_enc, sae.b_enc, k=sae.k)
+        inputs = x - sae.b_dec
+        with torch.no_grad():
+            rounded, indices = reference.topk_encode(
+                inputs, sae.W_enc, sae.b_enc, k=sae.k, precision=precision
+            )
+        exact = reference.gather_dots(inputs, sae.W_enc, indices) + sae.b_enc[indices]
+        values = exact + (rounded - exact).detach()
         out = reference.sparse_decode(values.relu(), indices, sae.W_dec, sae.b_dec)
         loss = ((out - x) ** 2).sum(1).mean()
         optimiser.zero_grad()
