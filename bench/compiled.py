@@ -41,7 +41,7 @@ _TYPES = {
     **dict.fromkeys(
         ["keys", "floor_keys", "work", "parts", "entries", "start", "piece_start", "indices"], _L
     ),
-    **dict.fromkeys(["slots", "fired"], _L),
+    **dict.fromkeys(["slots", "fired", "piece_begin", "piece_end"], _L),
     **dict.fromkeys(["counts", "hot_list", "failed", "total", "part_counts"], _I),
     **dict.fromkeys(["columns", "width", "k", "m", "d", "padded", "latents", "first"], _S),
     **dict.fromkeys(["factor", "beta1", "beta2", "eps"], "fp32"),
@@ -89,7 +89,7 @@ def kernels(architecture: int) -> Iterator[Kernel]:
         yield Kernel("sparse_decode", "residual_rows", constants, warps=8)
     summed = {"BLOCK_E": 4, "BLOCK_D": 1024}
     yield Kernel("latent_sum", "sum_latents", summed)
-    yield Kernel("latent_sum", "sum_pieces", {"PIECE": 512, **summed})
+    yield Kernel("latent_sum", "sum_pieces", summed)
     moments = {"first": _F, "second": _F}
     yield Kernel("latent_update", "update_biases", {"EXTRA": True, "BLOCK": 128}, 1, types=moments)
     for encoder in (True, False):

@@ -22,8 +22,9 @@ class ByLatent(NamedTuple):
     """[m + 1] where the entries of each latent begin"""
     piece_start: Tensor
     """[m + 1] where the pieces of each latent begin; only latents that are cut have any"""
-    pieces: int
-    """at least as many as there are"""
+    piece_begin: Tensor
+    """[pieces] where each piece begins and ends; those that there might have been are empty"""
+    piece_end: Tensor
 
 
 def sort_by_latent(indices: Tensor, latents: int, piece: int = PIECE) -> ByLatent:
@@ -36,4 +37,9 @@ def sort_by_latent(indices: Tensor, latents: int, piece: int = PIECE) -> ByLaten
     cut = torch.where(count > piece, (count + (piece - 1)) // piece, 0)
     piece_start = torch.nn.functional.pad(cut.cumsum(0), (1, 0))
     # A latent that is cut has more than `piece` entries and at most twice entries / piece pieces.
-    return ByLatent(entry, start, piece_start, 2 * flat.numel() // piece)
+    number = torch.arange(2 * flat.numel() // piece, device=flat.device)
+    latent = torch.searchsorted(piece_start, number, right=True).clamp(max=latents) - 1
+    begin = start[latent] + (number - piece_start[latent]) * piece
+    begin = torch.where(number < piece_start[-1], begin, start[-1])
+    end = torch.minimum(begin + piece, start[latent + 1])
+    return ByLatent(entry, start, piece_start, begin, end)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .by_latent import PIECE, ByLatent, sort_by_latent
+from .by_latent import ByLatent, sort_by_latent
 from .device import LAUNCH, interpreting, power_of_two
 
 
@@ -39,31 +39,19 @@ def sum_entries(
 def sum_pieces(
     values,
     entries,
-    start,
-    piece_start,
+    piece_begin,
+    piece_end,
     rows,
     partial,
-    latents,
     d,
     k,
-    PIECE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The sum of one piece of a latent with many entries into partial [pieces, d]."""
     piece = tl.program_id(0).to(tl.int64)
-    if piece < tl.load(piece_start + latents):
-        # The latent whose pieces contain this one, by bisection.
-        low = tl.zeros((), tl.int64)
-        high = low + latents
-        while low + 1 < high:
-            middle = (low + high) // 2
-            if tl.load(piece_start + middle) <= piece:
-                low = middle
-            else:
-                high = middle
-        begin = tl.load(start + low) + (piece - tl.load(piece_start + low)) * PIECE
-        end = tl.minimum(begin + PIECE, tl.load(start + low + 1))
+    begin, end = tl.load(piece_begin + piece), tl.load(piece_end + piece)
+    if begin < end:
         at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         sums = sum_entries(values, entries, rows, begin, end, at, d, k, BLOCK_E, BLOCK_D)
         tl.store(partial + piece * d + at, sums, at < d)
@@ -119,25 +107,21 @@ def sum_latents(
     tl.store(sums + latent * d + at, total.to(sums.dtype.element_ty), at < d)
 
 
-def partial_sums(
-    values: Tensor, by_latent: ByLatent, rows: Tensor, k: int, piece: int = PIECE
-) -> Tensor:
+def partial_sums(values: Tensor, by_latent: ByLatent, rows: Tensor, k: int) -> Tensor:
     """[pieces, d] sums of the pieces of latents with many entries."""
-    d = rows.shape[1]
-    partial = torch.empty(by_latent.pieces, d, dtype=torch.float32, device=rows.device)
+    pieces, d = by_latent.piece_begin.shape[0], rows.shape[1]
+    partial = torch.empty(pieces, d, dtype=torch.float32, device=rows.device)
     block_e, block_d = entry_blocks(d)
-    if by_latent.pieces:
-        sum_pieces[(by_latent.pieces, triton.cdiv(d, block_d))](
+    if pieces:
+        sum_pieces[(pieces, triton.cdiv(d, block_d))](
             values,
             by_latent.entry,
-            by_latent.start,
-            by_latent.piece_start,
+            by_latent.piece_begin,
+            by_latent.piece_end,
             rows,
             partial,
-            by_latent.start.shape[0] - 1,
             d,
             k,
-            PIECE=piece,
             BLOCK_E=block_e,
             BLOCK_D=block_d,
             num_warps=4,

@@ -177,9 +177,12 @@ def phases(m: int, k: int, n: int, step: int) -> list[tuple[int, int]]:
 
 
 def capacity_of(k: int, exact: bool, block: int) -> int:
-    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide."""
-    kept = max(min(8 * k, 3072), 2 * k) if exact else 2 * k
-    return power_of_two(kept + block)
+    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide.
+
+    Two lists that were cut fit one, as they must where `join_parts` joins them.
+    """
+    kept = min(8 * k, 3072) if exact else 0
+    return power_of_two(max(kept + block, 2 * k + block, 2 * (k + k // 4)))
 
 
 def _bounds(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saefast.kernels import by_latent, latent_sum
-from strategies import Shape, as_laid_out, generator, layouts, normal, seeds, small_integers
+from saefast.kernels import by_latent, latent_sum, latent_update
+from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers
 from test_sparse_decode import draw_indices
 from tolerance import assert_no_worse_than_torch, assert_same_bits
 
@@ -74,50 +74,42 @@ def test_errors_are_those_of_float32(shape: Shape, seed: int) -> None:
     )
 
 
-@settings(max_examples=25)
-@given(
-    m=st.integers(1, 12),
-    entries=st.integers(0, 90),
-    piece=st.integers(1, 20),
-    heavy=st.booleans(),
-    seed=seeds,
-)
-def test_pieces_cover_every_entry_once_in_order(
-    m: int, entries: int, piece: int, heavy: bool, seed: int
+@pytest.mark.parametrize("op", ["latent_sum", "latent_update"])
+def test_latents_with_many_entries_are_summed_in_pieces(
+    op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    indices = torch.randint(0, m, (entries, 1), generator=generator(seed))
-    if heavy:
-        indices[: entries // 2] = 0
-    code = by_latent.sort_by_latent(indices, m, piece)
-    assert code.piece_start[-1] <= code.pieces or entries == 0
-    for latent in range(m):
-        begin, end = code.start[latent : latent + 2].tolist()
-        assert code.entry[begin:end].tolist() == (indices == latent).nonzero()[:, 0].tolist()
-        pieces = int(code.piece_start[latent + 1] - code.piece_start[latent])
-        assert pieces == (-(-(end - begin) // piece) if end - begin > piece else 0)
-    assert code.start[-1] == entries
-
-
-def test_latents_with_many_entries_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 8 instead of 512: half the entries belong to one latent."""
     monkeypatch.setattr(by_latent.sort_by_latent, "__defaults__", (8,))
+    summed = []
+
+    def counting(values, by, rows, k):  # type: ignore[no-untyped-def]
+        summed.append(int((by.piece_end > by.piece_begin).sum()))
+        return partial_sums(values, by, rows, k)
+
     partial_sums = latent_sum.partial_sums
-    pieces = []
-
-    def in_short_pieces(values, by, rows, k, piece=8):  # type: ignore[no-untyped-def]
-        pieces.append(int(by.piece_start[-1]))
-        return partial_sums(values, by, rows, k, 8)
-
-    monkeypatch.setattr(latent_sum, "partial_sums", in_short_pieces)
+    for module in (latent_sum, latent_update):
+        monkeypatch.setattr(module, "partial_sums", counting)
     n, d, m = 45, 19, 6
     indices = torch.stack([torch.zeros(n), torch.arange(n) % 5 + 1], 1).long()
     values, rows = (
         small_integers((n, 2), 0, torch.float32),
         small_integers((n, d), 1, torch.float32),
     )
-    actual = ops.latent_sum(values, indices, rows, m)
-    assert_same_bits(actual, reference.latent_sum(values, indices, rows, m))
-    assert pieces == [6 + 5 * 2]
+    if op == "latent_sum":
+        actual = ops.latent_sum(values, indices, rows, m)
+        assert_same_bits(actual, reference.latent_sum(values, indices, rows, m))
+    else:  # which starts from zero, so that the first moments are a quarter of the gradients
+        values = values.abs() + 1
+        weight, bias = torch.zeros(m, d), torch.zeros(m)
+        moments = [torch.zeros_like(t) for t in (weight, weight, bias, bias, weight, weight)]
+        rates = torch.ones(2, dtype=torch.float64)
+        ops.latent_update(
+            *(indices, values, values, rows, rows, weight, bias, weight.clone(), *moments),
+            *(None, None, None, "float32", None, None, None, None, rates, 0.75, 0.75, 1.0, False),
+        )
+        for moment in (moments[0], moments[4]):
+            assert_same_bits(moment * 4, reference.latent_sum(values, indices, rows, m))
+    assert summed == [6 + 5 * 2] * (1 if op == "latent_sum" else 2)
 
 
 def test_gradients_of_a_model_equal_autograds() -> None:

@@ -126,6 +126,20 @@ def test_rows_whose_screen_fails_are_scored_in_full(
         assert (code.indices == torch.arange(k)).all()
 
 
+def test_parts_of_a_failed_row_do_not_run_into_the_next_list(screen: str) -> None:
+    """Each of the eight parts keeps all its 66 columns, and two of them are more than 2 k + 16."""
+    n, d, m, k = 2, 8, 8 * 66, 54
+    x, weight = (
+        small_integers(shape, i, torch.float32) for i, shape in enumerate([(n, d), (m, d)])
+    )
+    weight *= 2.0**60
+    x[0] *= 2.0**60  # so near overflow that a screen could get there
+    expected = reference.topk_encode(x, weight, k=k, precision="bf16")
+    code = saefast.topk_encode(x, weight, k=k, precision="bf16")
+    assert_same_bits(code.indices, expected.indices)
+    assert_same_bits(code.values, expected.values)
+
+
 @pytest.mark.parametrize("d", [16, 40])
 @pytest.mark.parametrize("loser", ["x", "weight"])
 def test_rounding_that_all_points_one_way(screen: str, d: int, loser: str) -> None:

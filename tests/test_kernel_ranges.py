@@ -1,0 +1,112 @@
+"""How the GPU's kernels share out columns, lists and entries: arithmetic that needs no GPU."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import generator, seeds
+
+pytest.importorskip("triton", reason="Triton is a package of Linux only")
+
+from saefast.kernels.by_latent import PIECE, sort_by_latent
+from saefast.kernels.lists import GROUP
+from saefast.kernels.screening import TILES, capacity_of, phases
+from saefast.kernels.topk_encode import MOST_KEPT
+
+_HALF_A_GIGABYTE = 512 << 20
+_LONGEST_LIST = 8192
+"""What the shared memory of a block holds, MOST_CAPACITY in csrc/cuda/select.h."""
+around_powers_of_two = st.builds(
+    lambda power, beside: (1 << power) + beside, st.integers(1, 20), st.sampled_from([-1, 0, 1])
+)
+counts = st.one_of(st.integers(1, 3_000_000), around_powers_of_two)
+ks = st.one_of(st.integers(1, MOST_KEPT), st.sampled_from([1, 819, 820, 896, 897, MOST_KEPT]))
+
+
+@settings(max_examples=300)
+@given(
+    m=counts,
+    k=st.integers(1, MOST_KEPT),
+    n=counts,
+    step=st.sampled_from(sorted({tile.columns for tile in TILES.values()})),
+)
+@example(m=131072, k=64, n=8192, step=256)
+@example(m=1, k=1, n=1, step=64)
+def test_phases_cover_every_column_once_in_order(m: int, k: int, n: int, step: int) -> None:
+    ranges = phases(m, min(k, m), n, step)
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == m
+    for i, (begin, end) in enumerate(ranges):
+        assert begin < end
+        size = end - begin
+        rounded = -(-size // step) * step
+        assert rounded == step or 4 * n * rounded <= _HALF_A_GIGABYTE
+        if i + 1 < len(ranges):
+            assert ranges[i + 1][0] == end
+            assert size % step == 0
+        if i:
+            assert begin % GROUP == 0
+            assert size <= begin
+
+
+@given(m=st.one_of(st.integers(1, 3_000_000), around_powers_of_two), k=ks)
+@example(m=5000, k=1000)
+def test_phases_grow_from_a_sixteenth_which_holds_k(m: int, k: int) -> None:
+    """Where memory does not matter there are six at most: a sixteenth, then as many as before."""
+    k = min(k, m)
+    ranges = phases(m, k, 1, 256)
+    first = ranges[0][1]
+    assert first == m or max(m // 16, k) <= first < max(m // 16, k) + 256
+    assert all(end == m or end == 2 * begin for begin, end in ranges[1:])
+    assert len(ranges) <= 6
+
+
+@given(k=ks, exact=st.booleans(), block=st.sampled_from([16, 256]))
+def test_lists_hold_what_is_put_into_them(k: int, exact: bool, block: int) -> None:
+    capacity = capacity_of(k, exact, block)
+    assert capacity & (capacity - 1) == 0
+    assert capacity <= _LONGEST_LIST
+    assert capacity >= 2 * k + block  # a cut list and what comes before the next cut
+    assert capacity >= 2 * (k + k // 4)  # two cut lists, where parts of a row are joined
+    assert capacity >= min(8 * k, 3072) * exact
+
+
+@settings(max_examples=200)
+@given(
+    m=st.integers(1, 12),
+    entries=st.one_of(st.integers(0, 90), st.sampled_from([PIECE * 4 - 1, PIECE * 4 + 1])),
+    piece=st.sampled_from([1, 2, 7, 20, PIECE]),
+    heavy=st.booleans(),
+    seed=seeds,
+)
+@example(m=1, entries=PIECE, piece=PIECE, heavy=False, seed=0)
+@example(m=1, entries=PIECE + 1, piece=PIECE, heavy=False, seed=0)
+def test_pieces_cover_every_entry_of_a_long_latent_once_in_order(
+    m: int, entries: int, piece: int, heavy: bool, seed: int
+) -> None:
+    indices = torch.randint(0, m, (entries, 1), generator=generator(seed))
+    if heavy:
+        indices[: entries // 2] = 0
+    code = sort_by_latent(indices, m, piece)
+    pieces = list(zip(code.piece_begin.tolist(), code.piece_end.tolist(), strict=True))
+    used = int(code.piece_start[-1])
+    assert used <= len(pieces)
+    assert all(begin == end for begin, end in pieces[used:])
+    assert code.start[0] == 0
+    assert code.start[-1] == entries
+    for latent in range(m):
+        begin, end = code.start[latent : latent + 2].tolist()
+        assert code.entry[begin:end].tolist() == (indices == latent).nonzero()[:, 0].tolist()
+        mine = pieces[slice(*code.piece_start[latent : latent + 2].tolist())]
+        if end - begin <= piece:
+            assert mine == []
+        else:
+            covered = [place for ends in mine for place in range(*ends)]
+            assert covered == list(range(begin, end))
+            assert all(0 < e - b <= piece for b, e in mine)
+
+
+def test_entries_out_of_range_belong_to_no_latent() -> None:
+    code = sort_by_latent(torch.tensor([[2, 9, -1, 2]]), 3, 1)
+    assert code.start.tolist() == [1, 1, 1, 3]
+    assert code.entry[1:3].tolist() == [0, 3]
