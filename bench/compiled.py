@@ -189,7 +189,18 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
             (kind for kind in ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA") if kind in code), ""
         ),
         "needs_tensor_cores": kernel.tensor_cores,
+        "narrow_products": narrow_products(binary.asm["ttir"]),
     }
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Products of two sizes or places in 32 bits: a row times a width can be more than fits.
+
+    Products with a constant are those of a block's number with its size.
+    """
+    constants = set(re.findall(r"(%\S+) = arith\.constant", ttir))
+    products = re.findall(r"(%\S+) = arith\.muli (%\S+), (%\S+) : (?:tensor<[\dx]+xi32>|i32)", ttir)
+    return [result for result, *factors in products if not constants & set(factors)]
 
 
 def _output(tool: str, *arguments: str) -> str:

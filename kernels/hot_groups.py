@@ -42,7 +42,7 @@ def hot_groups(
     program = tl.program_id(0)
     band = program // (TOGETHER * tiles_across)
     height = tl.minimum(tiles_down - band * TOGETHER, TOGETHER)
-    within = program - band * TOGETHER * tiles_across
+    within = program % (TOGETHER * tiles_across)
     row0 = (band * TOGETHER + within % height) * BLOCK_ROWS
     column0 = (within // height) * BLOCK_COLUMNS
 

@@ -41,6 +41,10 @@ def test_products_run_on_tensor_cores(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def test_places_in_memory_are_worked_out_in_64_bits(rows: list[dict[str, Any]]) -> None:
+    assert [(row["kernel"], row["narrow_products"]) for row in rows if row["narrow_products"]] == []
+
+
 def test_every_kernel_that_is_launched_is_in_the_table(rows: list[dict[str, Any]]) -> None:
     launched = set()
     for file in (CHECKOUT / "kernels").glob("*.py"):
