@@ -1,9 +1,7 @@
 // What the lanes that work on one row together can do, so that its logic is written once.
 //
 // A team is a class with
-//   SIZE                how many lanes; every lane runs the same code and meets the others in all
-//   of
-//                       the functions below
+//   SIZE                how many lanes; all run the same code and meet in the functions below
 //   lane()              0 .. SIZE - 1
 //   sync()              what lanes wrote before, all lanes see after
 //   any(bool)           whether it holds in some lane
