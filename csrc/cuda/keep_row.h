@@ -46,6 +46,8 @@ SAEFAST_DEVICE inline Four read_four(const float* aligned) {
   const float4 four = __ldg(reinterpret_cast<const float4*>(aligned));
   return {{four.x, four.y, four.z, four.w}};
 #else
+  // A GPU would stop here; a CPU shows the mistake in its result.
+  if (reinterpret_cast<uintptr_t>(aligned) % sizeof(Four) != 0) return {{NAN, NAN, NAN, NAN}};
   return {{aligned[0], aligned[1], aligned[2], aligned[3]}};
 #endif
 }

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError(
@@ -27,6 +28,8 @@ from saefast.ops.sparse_decode import sparse_decode_op
 from saefast.ops.topk_encode import topk_encode_op
 
 gpu.has = lambda tensor: True
+# So that torch fills what it allocates with NaN: what was never written must not be read.
+torch.use_deterministic_algorithms(True)
 for op in (
     decode_residual,
     gather_dots,
