@@ -50,12 +50,12 @@ def fill(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-def _sae_lens_model(shape: Shape, weights: Weights) -> Any:
-    saes = importlib.import_module("sae_lens.saes.topk_sae")
-    config = saes.TopKTrainingSAEConfig(
+def _sae_lens_model(shape: Shape, weights: Weights, variant: str = "TopK") -> Any:
+    saes = importlib.import_module(f"sae_lens.saes.{variant.lower()}_sae")
+    config = getattr(saes, f"{variant}TrainingSAEConfig")(
         d_in=shape.d, d_sae=shape.m, k=shape.k, device=_device(weights)
     )
-    model = saes.TopKTrainingSAE(config)
+    model = getattr(saes, f"{variant}TrainingSAE")(config)
     fill(model.W_enc, weights.w_enc.T)
     fill(model.b_enc, weights.b_enc)
     fill(model.W_dec, weights.w_dec)
@@ -74,9 +74,10 @@ def _sparsify_model(shape: Shape, weights: Weights) -> Any:
     return model
 
 
-def _dictionary_learning_trainer(shape: Shape, weights: Weights) -> Any:
-    top_k = importlib.import_module("dictionary_learning.trainers.top_k")
-    trainer = top_k.TopKTrainer(
+def _dictionary_learning_trainer(shape: Shape, weights: Weights, variant: str = "TopK") -> Any:
+    module = {"TopK": "top_k", "BatchTopK": "batch_top_k"}[variant]
+    trainers = importlib.import_module(f"dictionary_learning.trainers.{module}")
+    trainer = getattr(trainers, f"{variant}Trainer")(
         steps=100_000,
         activation_dim=shape.d,
         dict_size=shape.m,
@@ -102,14 +103,21 @@ def _sae_lens_coder(shape: Shape, weights: Weights) -> Peer:
     return Peer(lens.encode, lens.decode, lambda code: code, [lens.W_dec, lens.b_dec])
 
 
+def _sparsify_dense(code: Any, m: int) -> Tensor:
+    dense: Tensor = code.top_acts.new_zeros(len(code.top_acts), m)
+    return dense.scatter(1, code.top_indices, code.top_acts)
+
+
+def _sparsify_code(model: Any, m: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: _sparsify_dense(model.encode(x), m)
+
+
 def _sparsify_coder(shape: Shape, weights: Weights) -> Peer:
     coder = _sparsify_model(shape, weights)
     return Peer(
         coder.encode,
         lambda code: coder.decode(code.top_acts, code.top_indices),
-        lambda code: code.top_acts.new_zeros(len(code.top_acts), shape.m).scatter(
-            1, code.top_indices, code.top_acts
-        ),
+        lambda code: _sparsify_dense(code, shape.m),
         [coder.W_dec, coder.b_dec],
     )
 
@@ -127,10 +135,14 @@ def coders(shape: Shape, weights: Weights) -> dict[str, Peer]:
 
 
 class Training(NamedTuple):
-    """A peer's training step, and its reconstruction before any step."""
+    """A peer's training step, and its reconstruction."""
 
     reconstruct: Callable[[Tensor], Tensor]
     step: Callable[[Tensor], object]
+    optimiser: torch.optim.Optimizer | None = None
+    """whose learning rate a schedule may set before each step"""
+    dense_code: Callable[[Tensor], Tensor] | None = None
+    """the code of rows as [n, m]"""
 
 
 def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, Training]]:
@@ -141,12 +153,12 @@ def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, 
 
 
 def sae_lens_training(
-    shape: Shape, weights: Weights, lr: float, *, autocast: bool = False
+    shape: Shape, weights: Weights, lr: float, *, autocast: bool = False, variant: str = "TopK"
 ) -> Training:
     """SAELens's trainer, whose autocast is a setting of it."""
     config = importlib.import_module("sae_lens.config")
     training = importlib.import_module("sae_lens.training.sae_trainer")
-    model = _sae_lens_model(shape, weights)
+    model = _sae_lens_model(shape, weights, variant)
     settings = config.SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
@@ -168,7 +180,7 @@ def sae_lens_training(
         logger=config.LoggingConfig(log_to_wandb=False),
     )
     trainer = training.SAETrainer(settings, model, iter(()))
-    return Training(model.forward, trainer.step)
+    return Training(model.forward, trainer.step, trainer.optimizer, model.encode)
 
 
 def _sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
@@ -184,13 +196,33 @@ def _sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
         optimiser.step()
         optimiser.zero_grad()
 
-    return Training(lambda x: model(x).sae_out, step)
+    coder = _sparsify_code(model, shape.m)
+    return Training(lambda x: model(x).sae_out, step, optimiser, coder)
 
 
 def _dictionary_learning_training(shape: Shape, weights: Weights, _: float) -> Training:
     trainer = _dictionary_learning_trainer(shape, weights)
+    return _dictionary_learning_steps(trainer)
+
+
+def _dictionary_learning_steps(trainer: Any) -> Training:
     counter = iter(range(1, 10**9))  # its step 0 also computes a geometric median
-    return Training(trainer.ae.forward, lambda x: trainer.update(next(counter), x))
+
+    def step(x: Tensor) -> None:
+        trainer.update(next(counter), x)
+
+    return Training(trainer.ae.forward, step, trainer.optimizer, trainer.ae.encode)
+
+
+def batch_topk_trainings(
+    shape: Shape, weights: Weights, lr: float
+) -> Iterator[tuple[str, Training]]:
+    """The same for BatchTopK, of those that have it."""
+    if load("sae_lens"):
+        yield "SAELens", sae_lens_training(shape, weights, lr, variant="BatchTopK")
+    if load("dictionary_learning"):
+        trainer = _dictionary_learning_trainer(shape, weights, "BatchTopK")
+        yield "dictionary_learning", _dictionary_learning_steps(trainer)
 
 
 PACKAGES = {

@@ -1,0 +1,123 @@
+"""quality: what SAEs of every trainer explain after the same data, tokens, k and learning rates.
+
+All start from the same weights and see the same batches in the same order. Each is otherwise at its
+own defaults. What counts is the variance they explain on rows that nobody has seen, and the share
+of latents that fire on none of these.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import saefast
+from bench import peers
+from bench.cases import Shape, Weights
+from bench.peers import Training
+from saefast.activations import TensorActivations
+from saefast.config import TrainConfig
+from saefast.schedules import lr_at
+from saefast.start import Sample, Scales, begin
+from saefast.synthetic import PlantedWorld
+
+SHAPES = (Shape(128, 2048, 16, 1024),)
+_TRUTHS = 1024
+_ROWS, _HELD_OUT = 200_000, 16_384
+_TOKENS = 3_000_000
+_LR = 1e-3
+
+
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """A row for each trainer and variant; `rounds` seeds, at most three."""
+    world = PlantedWorld.create(_TRUTHS, shape.d, active=shape.k)
+    rows = torch.cat([world.sample(10_000, i) for i in range((_ROWS + _HELD_OUT) // 10_000 + 1)])
+    rows *= shape.d**0.5 / rows.norm(dim=1).mean()
+    train, held_out = rows[:_ROWS], rows[_ROWS : _ROWS + _HELD_OUT]
+    found = []
+    for variant in ("topk", "batchtopk"):
+        for seed in range(min(rounds, 3)):
+            for rival, training in _trainings(shape, variant, seed, train):
+                seconds = _train(training, shape, variant, train)
+                row: dict[str, Any] = {"case": "quality", "shape": shape._asdict()}
+                row |= {
+                    "rival": rival,
+                    "mode": variant,
+                    "seed": seed,
+                    "data": "planted",
+                    "tokens": _TOKENS,
+                }
+                found.append(row | _judged(training, held_out) | {"seconds": round(seconds, 1)})
+    return found
+
+
+def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:
+    return TrainConfig(
+        latents=shape.m,
+        k=shape.k,
+        variant=variant,
+        seeds=(seed,),
+        tokens=_TOKENS,
+        batch_size=shape.n,
+        lr=_LR,
+        b_dec="zeros",
+        activation_scaling="none",
+    )
+
+
+def _trainings(
+    shape: Shape, variant: str, seed: int, rows: Tensor
+) -> Iterator[tuple[str, Training]]:
+    config = _config(shape, variant, seed)
+    sae = begin(config, seed, Sample(rows[:1], None), Scales(1.0, 1.0))
+    weights = Weights(*(p.detach() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)))
+    yield "saefast", _ours(config, rows)
+    make = peers.trainings if variant == "topk" else peers.batch_topk_trainings
+    yield from make(shape, weights, _LR)
+
+
+def _ours(config: TrainConfig, rows: Tensor) -> Training:
+    """train_saes as a whole, in the place of all steps."""
+    trained: list[saefast.SAE] = []
+
+    def run(_: Tensor) -> None:
+        trained.extend(saefast.train_saes(TensorActivations(rows), config, progress=False))
+
+    return Training(
+        lambda x: trained[0](x), run, None, lambda x: trained[0].encode(x).to_dense(config.latents)
+    )
+
+
+def _train(training: Training, shape: Shape, variant: str, rows: Tensor) -> float:
+    """Seconds of all steps."""
+    config = _config(shape, variant, 0)
+    before = time.perf_counter()
+    if training.optimiser is None:
+        training.step(rows)
+        return time.perf_counter() - before
+    stream = TensorActivations(rows).batches(shape.n, seed=0)
+    for number in tqdm(range(config.steps), desc=f"quality {variant}", leave=False):
+        for group in training.optimiser.param_groups:
+            group["lr"] = lr_at(config, number)
+        training.step(next(stream).x)
+    return time.perf_counter() - before
+
+
+@torch.no_grad()
+def _judged(training: Training, held_out: Tensor) -> dict[str, Any]:
+    code: Callable[[Tensor], Tensor] | None = training.dense_code
+    assert code is not None
+    squares, active, fired = 0.0, 0, torch.zeros(0)
+    for x in held_out.split(1024):
+        squares += float((training.reconstruct(x) - x).double().square().sum())
+        positive = code(x) > 0
+        active += int(positive.sum())
+        fired = positive.any(0) if not len(fired) else fired | positive.any(0)
+    spread = float((held_out - held_out.mean(0)).double().square().sum())
+    return {
+        "explained_variance": round(1 - squares / spread, 5),
+        "dead_share": round(1 - float(fired.double().mean()), 5),
+        "l0": round(active / len(held_out), 2),
+    }
