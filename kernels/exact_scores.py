@@ -124,7 +124,7 @@ def score_all(
     share = tl.cdiv(latents, SPLIT)
     for item in range(tl.program_id(0), tl.load(total) * SPLIT, tl.num_programs(0)):
         row = tl.load(failed + item // SPLIT).to(tl.int64)
-        begin = ((item % SPLIT).to(tl.int64) * share).to(tl.int32)
+        begin = ((tl.zeros((), tl.int64) + item % SPLIT) * share).to(tl.int32)
         end = tl.minimum(begin + share, latents)
         count = 0
         floor_key = EMPTY
