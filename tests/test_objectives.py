@@ -9,7 +9,7 @@ from test_step import batches
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, AuxK, FusedStep, Penalty, Rules
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
 from saefast.objectives import (
     ALWAYS,
     BatchTopK,
@@ -247,3 +247,41 @@ def test_the_encoder_is_packed_again_after_autograd() -> None:
     fresh = PackedEncoder(sae, "exact").above(DATA[0], zero, 96)
     assert_same_bits(again.values, fresh.values)
     assert objective.fused == "when sparse"
+
+
+def test_dead_latents_train_their_encoder_too() -> None:
+    """A trainer is known whose AuxK never reaches the encoder."""
+    sae = SAE(16, 96, k=4, seed=0)
+    with torch.no_grad():
+        sae.b_enc[40:] = -100.0  # dead for good, but for AuxK
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    step = FusedStep(sae, lr=1e-3, auxk=AuxK(k=8, dead_after=150, signed=True, capacity=56))
+    seen = [step(x) for x in DATA[:1]]
+    assert torch.equal(sae.W_enc[40:], before["W_enc"][40:])
+    seen += [step(x) for x in DATA[1:6]]
+    assert float(seen[-1].auxk) > 0
+    assert (seen[-1].fired[40:] == 0).all()
+    for name in ("W_enc", "b_enc", "W_dec"):
+        moved = (getattr(sae, name)[40:] - before[name][40:]).abs()
+        assert (moved > 0).double().mean() > 0.9, name
+
+
+@pytest.mark.parametrize("auxk", [None, AuxK(k=4, dead_after=10_000)])
+def test_what_relu_cut_off_learns_nothing(auxk: AuxK | None) -> None:
+    """A trainer is known that lets the gradient through where the chosen value is negative."""
+    sae = SAE(16, 96, k=20, seed=0)
+    with torch.no_grad():
+        sae.b_enc.fill_(-2.0)
+        sae.b_enc[:3] = 5.0  # so that a row has few positives, and the rest is chosen by size
+    x = DATA[0]
+    chosen = topk_encode(x, sae.W_enc, sae.b_enc, k=20)
+    cut = torch.ones(96, dtype=torch.bool)
+    cut[chosen.indices[chosen.values > 0]] = False
+    named = torch.zeros(96, dtype=torch.bool)
+    named[chosen.indices.flatten()] = True
+    assert (cut & named).sum() > 5
+    before = sae.W_enc.detach().clone(), sae.b_enc.detach().clone(), sae.W_dec.detach().clone()
+    FusedStep(sae, lr=1e-2, rules=Rules(unit_norm=False), auxk=auxk)(x)
+    for now, then in zip((sae.W_enc, sae.b_enc, sae.W_dec), before, strict=True):
+        assert_same_bits(now.detach()[cut], then[cut])
+        assert not torch.equal(now.detach()[~cut], then[~cut])
