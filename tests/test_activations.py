@@ -566,7 +566,7 @@ def test_a_safetensors_file_with_a_choice_asks(tmp_path: Path) -> None:
 
 def test_what_is_heavy_is_imported_where_it_is_used() -> None:
     script = "import sys, saefast.activations; print(*sys.modules)"
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-P", "-c", script]
     asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyarrow", "safetensors", "datasets"} & set(asked)  # torch asks for tqdm
 

@@ -156,7 +156,7 @@ def test_a_killed_writer_leaves_whole_shards_and_goes_on(tmp_path: Path) -> None
     before = 0
     for _ in range(2):
         with subprocess.Popen(
-            [sys.executable, "-c", KILLED, folder], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", KILLED, folder], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -231,7 +231,7 @@ with StoreWriter(sys.argv[1], 4, dtype=torch.float32, rows_per_shard=1000) as wr
     writer.append(torch.zeros(1000, 4))
 """
     folder = tmp_path / "store"
-    command = [sys.executable, "-c", script, folder]
+    command = [sys.executable, "-P", "-c", script, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "1 shards before it, 1000 rows" in done.stderr
@@ -475,6 +475,6 @@ print((most - before) * os.sysconf("SC_PAGESIZE"))
     with StoreWriter(tmp_path / "store", 256, dtype=torch.float32) as writer:
         for first in range(0, 1 << 17, 1 << 14):
             writer.append(torch.zeros(1 << 14, 256) + first)
-    command = [sys.executable, "-c", script, tmp_path / "store"]
+    command = [sys.executable, "-P", "-c", script, tmp_path / "store"]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert grown < 64 << 20
