@@ -10,9 +10,9 @@ from torch import Tensor
 from saefast.auxk import AuxK
 from saefast.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
 from saefast.ops import checks
-from saefast.ops.topk_encode import PRECISIONS
 from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
+from saefast.step import STEP_PRECISIONS
 
 DIRECTIONS = ("iso", "cov")
 BIASES = ("zeros", "mean", "geometric_median")
@@ -71,7 +71,8 @@ class TrainConfig:
     loss: Callable[[SAE, Tensor, Tensor], Tensor] | None = None
     """instead of the variant's: loss(sae, x, target) -> a scalar, which autograd differentiates"""
     precision: str = "exact"
-    """exact, or bf16: latents are chosen by products of rounded operands"""
+    """exact; bf16: latents are chosen by products of rounded operands; bf16_weights: besides, the
+    decoder is rounded where it is multiplied. The weights that learn are float32 in any case"""
 
     tied: bool = True
     """the encoder starts as the decoder; otherwise with directions of its own"""
@@ -114,7 +115,7 @@ class TrainConfig:
             raise ValueError(f"rescale is for variant 'topk', got {self.variant!r}")
         for name, choices in (
             ("lr_decay", DECAYS),
-            ("precision", PRECISIONS),
+            ("precision", STEP_PRECISIONS),
             ("directions", DIRECTIONS),
             ("b_dec", BIASES),
             ("activation_scaling", SCALINGS),

@@ -1,4 +1,4 @@
-"""The encoder of an SAE in training, kept packed for the screen from step to step."""
+"""The weights of an SAE in training as its forward pass uses them, packed from step to step."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,17 @@ from saefast.types import SparseCode, ThresholdCode
 class PackedEncoder:
     """Encodes with the weights as they are; packs them again if somebody else changed them."""
 
-    def __init__(self, sae: SAE, precision: str) -> None:
+    def __init__(self, sae: SAE, precision: str, *, rounded_decoder: bool = False) -> None:
         self.sae, self.precision = sae, precision
+        self._rounded_decoder = rounded_decoder
         self.packed: Packed | None = None
         self._version = -1
+
+    @property
+    def decoder(self) -> Tensor:
+        """The decoder as the forward pass multiplies it."""
+        weight = self.sae.W_dec
+        return weight.bfloat16().to(weight.dtype) if self._rounded_decoder else weight
 
     @property
     def fresh(self) -> bool:

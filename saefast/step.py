@@ -26,6 +26,7 @@ from saefast.rules import Rules, tethered
 from saefast.sae import SAE
 from saefast.types import Decay, SparseCode
 
+STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
 _SHARED = ("W_enc", "b_enc", "W_dec", "b_dec")
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 16, 1 / 32
 """Shares of the latents that are active on a row: above the first, dense products and stored
@@ -64,7 +65,8 @@ class FusedStep:
         lr: the learning rate of Adam; `step.lr = value` changes it.
         rules: how weights may move.
         objective: what is trained for; None: what is usual for the SAE's variant.
-        precision: "exact" or "bf16", as in `topk_encode`.
+        precision: "exact" or "bf16", as in `topk_encode`; "bf16_weights": besides, the decoder is
+            rounded to bfloat16 where it is multiplied. What learns are the float32 weights.
         auxk: settings of the loss that revives dead latents; None leaves them dead.
     """
 
@@ -78,7 +80,7 @@ class FusedStep:
         precision: str = "exact",
         auxk: AuxK | None = None,
     ) -> None:
-        checks.one_of("precision", precision, PRECISIONS)
+        checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
         self.sae, self.precision, self.auxk = sae, precision, auxk
         self.rules = rules or Rules()
@@ -100,7 +102,14 @@ class FusedStep:
             with torch.no_grad():
                 reference.normalise_rows(sae.W_dec)
         self._anchors = None if self.rules.tether is None else sae.W_dec.detach().clone()
-        self._encoder = PackedEncoder(sae, precision)
+        self._rounded = precision == "bf16_weights"
+        if self._rounded and self.objective.fused != ALWAYS:
+            raise ValueError(
+                f"precision='bf16_weights' is for topk, batchtopk and matryoshka, got {sae.variant}"
+            )
+        self._encoder = PackedEncoder(
+            sae, "bf16" if self._rounded else precision, rounded_decoder=self._rounded
+        )
 
     @property
     def lr(self) -> float:
@@ -310,9 +319,16 @@ class FusedStep:
             "remove_parallel": rules.remove_parallel,
             "update_encoder": rules.frozen != "encoder",
             "update_decoder": rules.frozen != "decoder",
-            **_with(rules.decay_of(self.sae), forward.shrink_dec)._asdict(),
+            **_with(rules.decay_of(self.sae), self._shrink(forward))._asdict(),
             "group_ends": forward.group_ends,
         }
+
+    def _shrink(self, forward: Forward) -> Tensor | None:
+        if self._rounded and forward.shrink_dec is None:
+            # A decay, even of zero, makes the update measure the part of the gradient along a row:
+            # gradients of values, from which it would infer it, belong to the rounded rows.
+            return self.sae.b_enc.new_zeros(self.sae.m)
+        return forward.shrink_dec
 
     def _adam(self, name: str, gradient: Tensor, rates: Tensor) -> None:
         first, second = self.moments[name]
@@ -341,7 +357,7 @@ class FusedStep:
             sae.W_dec,
             dead_latents(self.idle, self.auxk),
             self.auxk,
-            rounded=self.precision == "bf16",
+            rounded=self.precision != "exact",
         )
 
 

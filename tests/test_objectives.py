@@ -1,5 +1,6 @@
 """What each variant is trained for: the fused gradients against autograd on dense products."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -285,3 +286,41 @@ def test_what_relu_cut_off_learns_nothing(auxk: AuxK | None) -> None:
     for now, then in zip((sae.W_enc, sae.b_enc, sae.W_dec), before, strict=True):
         assert_same_bits(now.detach()[cut], then[cut])
         assert not torch.equal(now.detach()[~cut], then[~cut])
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_rounded_weights_are_what_is_differentiated(name: str) -> None:
+    """The gradients of the rounded weights reach the float32 ones: seen in Adam's first moments."""
+    sae, objective = make(name, dtype=torch.float32)
+    with torch.no_grad():
+        sae.b_dec.zero_()
+    # Inputs that bfloat16 holds, so that all rounding is that of weights.
+    x = (4 * DATA[0]).round() / 4
+    rounded = copy.deepcopy(sae)
+    for weight in (rounded.W_enc, rounded.W_dec):
+        weight.data = weight.data.bfloat16().float()
+    rules = Rules(unit_norm=False, betas=(0.0, 0.999))
+    step = FusedStep(sae, lr=0.0, objective=objective, precision="bf16_weights", rules=rules)
+    result = step(x)
+    loss = MADE[name][1](rounded).loss(rounded, x, x, Current(5))
+    assert float(result.squares) == pytest.approx(float(loss.squares), rel=1e-6)
+    expected = torch.autograd.grad(loss.value, [rounded.W_enc, rounded.b_enc, rounded.W_dec])
+    for key, gradient in zip(("W_enc", "b_enc", "W_dec"), expected, strict=True):
+        torch.testing.assert_close(step.moments[key][0], gradient, rtol=1e-4, atol=1e-4)
+    exact = FusedStep(make(name, dtype=torch.float32)[0], lr=0.0)
+    assert float(exact(x).squares) != pytest.approx(float(loss.squares), rel=1e-5)
+
+
+def test_rounded_weights_keep_the_projection() -> None:
+    """With rows of norm one the gradient has no part along them, as with float32 weights."""
+    sae, _ = make("topk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, precision="bf16_weights", rules=Rules(betas=(0.0, 0.999)))
+    step(DATA[0])
+    first = step.moments["W_dec"][0]
+    along = (first * sae.W_dec).sum(1).abs()
+    assert along.max() <= 1e-5 * first.norm(dim=1).max()
+
+
+def test_rounded_weights_are_for_codes_that_are_sparse_by_design() -> None:
+    with pytest.raises(ValueError, match="is for topk, batchtopk and matryoshka, got relu"):
+        FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")

@@ -34,7 +34,7 @@ class BatchTopK:
         self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
-        return of_code(encoder.sae, self.code(encoder, inputs, now), target)
+        return of_code(encoder, self.code(encoder, inputs, now), target)
 
     def code(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> SparseCode:
         """The batch's code; the SAE's threshold learns from it."""
@@ -75,11 +75,11 @@ class Matryoshka(BatchTopK):
         values, indices = self.code(encoder, inputs, now)
         n, groups = len(target), len(self._ends)
         group = torch.searchsorted(self._ends, indices, right=True)
-        active = values > 0
+        active, decoder = values > 0, encoder.decoder
         members = [(group == g) & active for g in range(groups)]
         errors, error = [], sae.b_dec - target
         for member in members:
-            error = error + ops.sparse_decode(values * member, indices, sae.W_dec, None)
+            error = error + ops.sparse_decode(values * member, indices, decoder, None)
             errors.append(error)
         squares = torch.stack([_total(error.square()) for error in errors])
         # What a group's latents see is the sum of the errors of all prefixes that hold the group.
@@ -89,7 +89,7 @@ class Matryoshka(BatchTopK):
         value_grads = torch.zeros_like(values)
         for rows, member in zip(residual, members, strict=True):
             # Places of other groups read the first row, again and again, which costs little.
-            dots = ops.gather_dots(rows, sae.W_dec, torch.where(member, indices, 0))
+            dots = ops.gather_dots(rows, decoder, torch.where(member, indices, 0))
             value_grads = torch.where(member, dots, value_grads)
         code = SparseCode(values, indices)
         loss = squares.sum() / (n * groups)

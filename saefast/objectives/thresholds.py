@@ -31,7 +31,7 @@ class ReLU:
         zero = sae.b_enc.new_zeros(())
         values, indices, counts = encoder.above(inputs, zero, min(self._width, sae.m))
         self._width = 2 * max(1, int(counts.amax()))
-        found = of_code(sae, SparseCode(values, indices), target)
+        found = of_code(encoder, SparseCode(values, indices), target)
         weight = self._sparsity * now.pressure / n
         norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
         active = values > 0
@@ -81,7 +81,7 @@ class JumpReLU:
         limit = threshold[indices]
         active = there & (scores > limit)
         code = SparseCode(torch.where(active, scores, 0.0), indices)
-        forward = of_code(sae, code, target)
+        forward = of_code(encoder, code, target)
         near = there & ((scores - limit).abs() < self._bandwidth / 2)
         dots = torch.ops.saefast.gather_dots(
             forward.residual, sae.W_dec, torch.where(near, indices, 0)

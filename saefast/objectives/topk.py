@@ -28,7 +28,7 @@ class TopK:
         sae = encoder.sae
         scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if self.rescale else None
         values, indices = encoder.largest(inputs, now.k, scale)
-        return of_code(sae, SparseCode(values.relu(), indices), target)
+        return of_code(encoder, SparseCode(values.relu(), indices), target)
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`."""
@@ -44,8 +44,10 @@ class TopK:
         return {}
 
 
-def of_code(sae: SAE, code: SparseCode, target: Tensor) -> Forward:
+def of_code(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
     """The gradients of the squared error, whatever chose the code."""
     n = len(target)
-    residual, value_grads, squares = decode_residual(*code, sae.W_dec, sae.b_dec, target, 2.0 / n)
+    residual, value_grads, squares = decode_residual(
+        *code, encoder.decoder, encoder.sae.b_dec, target, 2.0 / n
+    )
     return Forward(code, residual, value_grads, squares, squares / n)
