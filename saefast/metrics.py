@@ -76,6 +76,7 @@ class JsonLines:
     def __init__(self, path: Path, after: int) -> None:
         """Lines of steps beyond `after`, which are about to be taken again, are removed."""
         kept = []
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             for line in path.read_text().splitlines():
                 try:
@@ -145,12 +146,12 @@ def loggers(
 ) -> list[Logger]:
     """The lines of JSON, where there is a folder, and what else was asked for."""
     found: list[Logger] = []
-    if out is not None:
-        found.append(JsonLines(out / "metrics.jsonl", after))
     if "tensorboard" in log_to:
         if out is None:
             raise ValueError("log_to 'tensorboard' writes into the run: give out=FOLDER")
         found.append(TensorBoard(out / "tensorboard"))
     if "wandb" in log_to:
         found.append(Wandb(settings))
+    if out is not None:
+        found.append(JsonLines(out / "metrics.jsonl", after))
     return found

@@ -69,10 +69,10 @@ def train_saes(
     run = None if out is None else _run_file(Path(out), configs, source, resume)
     if run is not None and run.finished:
         return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
-    training = Training(configs, source, torch.device(device), run)
-    folder = None if run is None else run.out
-    log = loggers(folder, training.step, log_to, {"configs": _as_json(configs)})
+    folder, after = (None, 0) if run is None else (run.out, run.step)
+    log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
     try:
+        training = Training(configs, source, torch.device(device), run)
         training.train(log, log_every, checkpoint_minutes, progress)
     finally:
         for logger in log:
