@@ -7,6 +7,7 @@ of latents that fire on none of these.
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,28 +15,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 import saefast
-from bench import peers
+from bench import activations, peers
 from bench.cases import Shape, Weights
 from bench.peers import Training
-from saefast.activations import TensorActivations
+from saefast.activations import StoreActivations, TensorActivations
 from saefast.config import TrainConfig
 from saefast.schedules import lr_at
 from saefast.start import Sample, Scales, begin
 from saefast.synthetic import PlantedWorld
 
-SHAPES = (Shape(128, 2048, 16, 1024),)
-_TRUTHS = 1024
-_ROWS, _HELD_OUT = 200_000, 16_384
-_TOKENS = 3_000_000
+_PLANTED, _REAL = Shape(128, 2048, 16, 1024), Shape(576, 4096, 32, 2048)
+SHAPES = (_PLANTED, _REAL)
+_HELD_OUT = 16_384
+_TOKENS = {_PLANTED: 3_000_000, _REAL: 500_000}
 _LR = 1e-3
+_STORE = Path("build/bench/smollm2-layer-15")
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """A row for each trainer and variant; `rounds` seeds, at most three."""
-    world = PlantedWorld.create(_TRUTHS, shape.d, active=shape.k)
-    rows = torch.cat([world.sample(10_000, i) for i in range((_ROWS + _HELD_OUT) // 10_000 + 1)])
+    rows = _planted(shape) if shape == _PLANTED else _real()
     rows *= shape.d**0.5 / rows.norm(dim=1).mean()
-    train, held_out = rows[:_ROWS], rows[_ROWS : _ROWS + _HELD_OUT]
+    train, held_out = rows[:-_HELD_OUT], rows[-_HELD_OUT:]
     found = []
     for variant in ("topk", "batchtopk"):
         for seed in range(min(rounds, 3)):
@@ -53,13 +54,27 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def _planted(shape: Shape) -> Tensor:
+    """Sums of k of eight times as many directions as there are dimensions."""
+    world = PlantedWorld.create(8 * shape.d, shape.d, active=shape.k)
+    return torch.cat([world.sample(10_000, batch) for batch in range(22)])
+
+
+def _real() -> Tensor:
+    """Of a language model; made once, which takes minutes."""
+    if not (_STORE / "index.json").is_file():
+        activations.harvest(_STORE)
+    store = StoreActivations(_STORE)
+    return store.read("activations", 0, store.rows).float()
+
+
 def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:
     return TrainConfig(
         latents=shape.m,
         k=shape.k,
         variant=variant,
         seeds=(seed,),
-        tokens=_TOKENS,
+        tokens=_TOKENS[shape],
         batch_size=shape.n,
         lr=_LR,
         b_dec="zeros",
