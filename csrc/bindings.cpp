@@ -293,6 +293,12 @@ void bind_row_select(py::module_& module) {
       },
       py::call_guard<py::gil_scoped_release>(), "keys"_a, "count"_a, "k"_a, "values"_a, "indices"_a,
       "lanes"_a);
+  module.def(
+      "keys_of",
+      [](Address scores, int32_t count, Address keys) {
+        keys_of(at<float>(scores), count, at<int64_t>(keys));
+      },
+      py::call_guard<py::gil_scoped_release>(), "scores"_a, "count"_a, "keys"_a);
 }
 
 }  // namespace

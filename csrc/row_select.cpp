@@ -116,4 +116,8 @@ void choose_row_of(const int64_t* list, int32_t count, int32_t k, float* values,
   });
 }
 
+void keys_of(const float* scores, int32_t count, int64_t* keys) {
+  for (int32_t i = 0; i < count; ++i) keys[i] = key_of(scores[i], i);
+}
+
 }  // namespace saefast

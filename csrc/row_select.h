@@ -13,4 +13,7 @@ void keep_best_row(const Screened& screened, int64_t row, bool hot, bool bounded
 void choose_row_of(const int64_t* list, int32_t count, int32_t k, float* values, int64_t* indices,
                    int32_t lanes);
 
+// The keys of scores whose indices are their places.
+void keys_of(const float* scores, int32_t count, int64_t* keys);
+
 }  // namespace saefast

@@ -292,6 +292,23 @@ def test_choosing_sorts_any_number_of_keys(count: int, k: int, lanes: int) -> No
     assert (indices[there:] == NO_MORE).all()
 
 
+@given(
+    st.lists(
+        st.floats(width=32) | st.sampled_from([0.0, -0.0, float("nan"), -1.0, 1.0]), min_size=1
+    )
+)
+def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
+    """NaN first, then descending; both zeros alike; equal scores by their index."""
+    scores = torch.tensor(drawn, dtype=torch.float32)
+    keys = torch.empty(len(drawn), dtype=torch.int64)
+    native.keys_of(scores.data_ptr(), len(drawn), keys.data_ptr())
+    by_key = keys.sort(descending=True).indices
+    assert torch.equal(by_key, scores.sort(descending=True, stable=True).indices)
+    assert len(keys.unique()) == len(drawn)
+    not_nan = ~scores.isnan()
+    assert torch.equal(keys[not_nan], keys_of(scores, torch.arange(len(drawn)))[not_nan])
+
+
 def test_an_unknown_team_is_refused() -> None:
     with pytest.raises(ValueError, match="lanes must be 1 or 32, but is 2"):
         native.choose_row(0, 0, 1, 0, 0, lanes=2)
