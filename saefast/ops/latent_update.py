@@ -312,7 +312,7 @@ def _with_stored_gradients(update: Update) -> tuple[Tensor, Tensor]:
     result = _by_reference(update, torch.ops.saefast.latent_sum)
     if update.packed:
         fresh = gpu.launch("round_rows.rounded_rows", update.w_enc, update.product)
-        for old, new in zip(update.packed, fresh[1:], strict=True):
+        for old, new in zip(update.packed, (fresh.units, fresh.norm, fresh.lost), strict=True):
             old.copy_(new)
     return result
 

@@ -23,8 +23,9 @@ from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import latent_sum
-from saefast.ops.latent_update import latent_update
+from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
+from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
 
 gpu.has = lambda tensor: True
@@ -33,10 +34,12 @@ torch.use_deterministic_algorithms(True)
 for op in (
     decode_residual,
     gather_dots,
+    gradient_squares,
     keep_largest,
     latent_sum,
     latent_update,
     sparse_decode_op,
+    threshold_encode_op,
     topk_encode_op,
 ):
     op.register_kernel("cpu")(op._backend_fns["cuda"])

@@ -1,0 +1,58 @@
+"""Steps under every rule and objective on the GPU's kernels, against autograd on dense products."""
+
+import pytest
+import torch
+from test_objectives import Dense, make
+from test_step import batches
+
+from saefast import AuxK, FusedStep, Penalty, Rules
+from saefast.objectives import Current
+
+RULES = {
+    "usual": Rules(),
+    "clipped": Rules(clip=0.5),
+    "penalties": Rules(
+        unit_norm=False,
+        penalties=(Penalty("encoder", "fro_squared", 0.05), Penalty("decoder", "mean_abs", 3.0)),
+    ),
+    "frozen": Rules(frozen="decoder"),
+    "parallel": Rules(remove_parallel=False),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        *(("topk", rules) for rules in RULES),
+        ("batchtopk", "clipped"),
+        ("matryoshka", "usual"),
+        ("relu", "usual"),
+        ("jumprelu", "usual"),
+    ],
+)
+def test_steps_train_what_autograd_trains(name: str, rules: str) -> None:
+    results = []
+    for dense in (False, True):
+        sae, objective = make(name, dtype=torch.float32)
+        step = FusedStep(
+            sae,
+            lr=1e-3,
+            rules=RULES[rules],
+            objective=Dense(objective) if dense else objective,
+            auxk=AuxK(4, dead_after=5) if name == "topk" else None,
+        )
+        step.now = Current(5)
+        losses = []
+        for x in batches(2, 8, 16, torch.float32):
+            step._dense.fill_(dense)
+            result = step(x)
+            assert result.path == ("autograd" if dense else "fused")
+            losses.append(float(result.loss))
+        results.append((losses, [p.detach() for p in sae.parameters()]))
+    (losses, weights), (expected_losses, expected) = results
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for actual, wanted in zip(weights, expected, strict=True):
+        # Adam takes a step of the size of lr, whichever way a gradient of nearly zero points.
+        apart = (actual - wanted).abs()
+        assert (apart > 1e-4).double().mean() < 5e-3
+        assert apart.max() <= 6e-3
