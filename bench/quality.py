@@ -27,7 +27,7 @@ from saefast.synthetic import PlantedWorld
 _PLANTED, _REAL = Shape(128, 2048, 16, 1024), Shape(576, 4096, 32, 2048)
 SHAPES = (_PLANTED, _REAL)
 _HELD_OUT = 16_384
-_TOKENS = {_PLANTED: 3_000_000, _REAL: 500_000}
+_TOKENS = {_PLANTED: 1_500_000, _REAL: 400_000}
 _LR = 1e-3
 _STORE = Path("build/bench/smollm2-layer-15")
 
