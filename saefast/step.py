@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference
+from saefast.adam import Adam
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
 from saefast.objectives import (
     ALWAYS,
@@ -86,18 +87,12 @@ class FusedStep:
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)
         self.now = Current(sae.k)
-        # On the device, where a captured step finds what has become of them.
-        self._lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
-        self._steps = torch.zeros_like(self._lr)
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         # Nothing is known of the first codes, and dense ones cost the fused path most.
         self._dense = torch.tensor(self.objective.fused != ALWAYS)
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
-        self.moments = {
-            name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
-            for name, parameter in sae.named_parameters()
-        }
+        self.adam = Adam(sae, lr, self.rules)
         if self.rules.unit_norm:
             with torch.no_grad():
                 reference.normalise_rows(sae.W_dec)
@@ -114,24 +109,22 @@ class FusedStep:
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return float(self._lr)
+        return float(self.adam.lr)
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr.fill_(value)
+        self.adam.lr.fill_(value)
 
     @property
     def steps(self) -> int:
         """How many steps were taken."""
-        return int(self._steps)
+        return int(self.adam.steps)
 
     @property
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, beside the settings; the tensors themselves."""
         state = {name: tensor.detach() for name, tensor in self.sae.state_dict().items()}
-        for name, (first, second) in self.moments.items():
-            state[f"{name}.first"], state[f"{name}.second"] = first, second
-        state |= {"idle": self.idle, "steps": self._steps, "dense": self._dense}
+        state |= self.adam.state | {"idle": self.idle, "dense": self._dense}
         state |= {f"objective.{name}": value for name, value in self.objective.state.items()}
         if self._anchors is not None:
             state["anchors"] = self._anchors
@@ -159,7 +152,7 @@ class FusedStep:
             result = self._by_autograd(x, target)
         else:
             result = self._fused(x, target)
-        if "jump_threshold" in self.moments:
+        if "jump_threshold" in self.adam.moments:
             self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
         if self.rules.tether is not None and self.rules.frozen != "decoder":
             assert self._anchors is not None
@@ -182,7 +175,7 @@ class FusedStep:
         )
         groups = len(forward.residual) if several else 1
         extra = self._auxk(inputs, whole * (-len(x) * groups / 2.0))
-        rates = self._next_rates()
+        rates = self.adam.next_rates()
         arguments = self._arguments(forward, inputs, extra, rates)
         switches = self._switches(forward)
         others = {"b_dec": column_sum(every)}
@@ -197,7 +190,7 @@ class FusedStep:
         self._encoder.refreshed()
         others["b_dec"] = self._through_inputs(others["b_dec"], input_grad_sum)
         for name, gradient in others.items():
-            self._adam(name, gradient if rules.clip is None else gradient * factor, rates)
+            self.adam.update(name, gradient if rules.clip is None else gradient * factor, rates)
         auxk = extra.loss if extra else None
         return StepResult(forward.loss, forward.squares, fired, auxk, "fused", forward.code)
 
@@ -230,9 +223,9 @@ class FusedStep:
         if rules.clip is not None:
             factor = _factor([], gradients.values(), rules.clip)
             gradients = {name: gradient * factor for name, gradient in gradients.items()}
-        rates = self._next_rates()
+        rates = self.adam.next_rates()
         for name, gradient in gradients.items():
-            self._adam(name, gradient, rates)
+            self.adam.update(name, gradient, rates)
         if rules.unit_norm and rules.frozen != "decoder":
             reference.normalise_rows(sae.W_dec)
         auxk = extra.loss if extra else None
@@ -281,10 +274,6 @@ class FusedStep:
         checks.shape("target", target, (len(x), self.sae.d_out))
         return target
 
-    def _next_rates(self) -> Tensor:
-        self._steps += 1
-        return reference.adam_rates(self._lr, self._steps, *self.rules.betas)
-
     def _through_inputs(self, gradient: Tensor, input_grad_sum: Tensor) -> Tensor:
         """b_dec's gradient, which is taken from what is encoded, too."""
         return gradient if self.sae.transcodes else gradient - input_grad_sum
@@ -303,7 +292,7 @@ class FusedStep:
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
-            *(part for name in _SHARED[:3] for part in self.moments[name]),
+            *(part for name in _SHARED[:3] for part in self.adam.moments[name]),
             *(packed.arrays if packed else (None, None, None)),
             packed.product if packed else "float32",
             *(extra[1:] if extra else (None, None, None, None)),
@@ -330,20 +319,6 @@ class FusedStep:
             return self.sae.b_enc.new_zeros(self.sae.m)
         return forward.shrink_dec
 
-    def _adam(self, name: str, gradient: Tensor, rates: Tensor) -> None:
-        first, second = self.moments[name]
-        beta1, beta2 = self.rules.betas
-        reference.adam(
-            getattr(self.sae, name),
-            first,
-            second,
-            gradient,
-            rates,
-            beta1=beta1,
-            beta2=beta2,
-            eps=self.rules.eps,
-        )
-
     def _auxk(self, inputs: Tensor, error: Tensor) -> AuxGradients | None:
         """The loss of dead latents, which explain `error` = target - reconstruction."""
         if self.auxk is None:
@@ -368,7 +343,11 @@ def _factor(row_squares: Iterable[Tensor], gradients: Iterable[Tensor], clip: fl
     """
     squares = [column_sum(part[:, None]).squeeze(0) for part in row_squares]
     squares += [
-        column_sum(part.reshape(len(part), -1).double().square().sum(1, keepdim=True)).squeeze(0)
+        column_sum(
+            torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1, keepdim=True)
+            .double()
+            .square()
+        ).squeeze(0)
         for part in gradients
     ]
     return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)

@@ -306,7 +306,7 @@ def test_rounded_weights_are_what_is_differentiated(name: str) -> None:
     assert float(result.squares) == pytest.approx(float(loss.squares), rel=1e-6)
     expected = torch.autograd.grad(loss.value, [rounded.W_enc, rounded.b_enc, rounded.W_dec])
     for key, gradient in zip(("W_enc", "b_enc", "W_dec"), expected, strict=True):
-        torch.testing.assert_close(step.moments[key][0], gradient, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step.adam.moments[key][0], gradient, rtol=1e-4, atol=1e-4)
     exact = FusedStep(make(name, dtype=torch.float32)[0], lr=0.0)
     assert float(exact(x).squares) != pytest.approx(float(loss.squares), rel=1e-5)
 
@@ -316,7 +316,7 @@ def test_rounded_weights_keep_the_projection() -> None:
     sae, _ = make("topk", dtype=torch.float32)
     step = FusedStep(sae, lr=0.0, precision="bf16_weights", rules=Rules(betas=(0.0, 0.999)))
     step(DATA[0])
-    first = step.moments["W_dec"][0]
+    first = step.adam.moments["W_dec"][0]
     along = (first * sae.W_dec).sum(1).abs()
     assert along.max() <= 1e-5 * first.norm(dim=1).max()
 
