@@ -1,6 +1,8 @@
-"""The README's table, from the committed rows: `python -m bench.table`."""
+"""The README's tables, from the committed rows: `python -m bench.table speed` and `quality`."""
 
 import json
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,51 @@ def caption() -> str:
     )
 
 
+def quality() -> str:
+    """A row per trainer: explained variance, dead latents and time, for data and variant."""
+    rows = _load("quality")["rows"]
+    columns = list(dict.fromkeys((row["data"], row["mode"]) for row in rows))
+    rivals = list(dict.fromkeys(row["rival"] for row in rows))
+    names = {"topk": "TopK", "batchtopk": "BatchTopK"}
+    lines = [["", *(f"{data}, {names[mode]}" for data, mode in columns)]]
+    lines.append(["---"] + ["---:"] * len(columns))
+    for rival in rivals:
+        cells = [
+            _judged([row for row in rows if (row["rival"], row["data"], row["mode"]) == key])
+            for key in ((rival, data, mode) for data, mode in columns)
+        ]
+        lines.append(["**saefast**" if rival == "saefast" else rival, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _judged(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds."""
+    if not rows:
+        return ""
+    explained, dead, seconds = (
+        statistics.mean(row[name] for row in rows)
+        for name in ("explained_variance", "dead_share", "seconds")
+    )
+    return f"{explained:.3f}, {100 * dead:.1f} %, {seconds:.0f} s"
+
+
+def quality_caption() -> str:
+    """What was trained on, and where."""
+    result = _load("quality")
+    first = {row["data"]: row for row in reversed(result["rows"])}
+    seeds = len({row["seed"] for row in result["rows"]})
+    trained = "; ".join(
+        f"{data}: {_size(Shape(**row['shape']))}, {row['tokens']:,} tokens"
+        for data, row in reversed(first.items())
+    )
+    return (
+        "Variance explained on rows held out, latents that fire on none of these, wall time; the "
+        f"same first weights, batches and learning rates for all. {trained}; {seeds} "
+        f"seed{'s' * (seeds > 1)}. At commit "
+        f"{result['commit']}."
+    )
+
+
 def _size(shape: Shape) -> str:
     return f"({shape.d}, {shape.m}, {shape.k}, {shape.n})"
 
@@ -64,7 +111,9 @@ def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
     }
 
 
+TABLES = {"speed": (table, caption), "quality": (quality, quality_caption)}
+
+
 if __name__ == "__main__":
-    print(table())
-    print()
-    print(caption())
+    for part in TABLES[sys.argv[1]]:
+        print(part(), end="\n\n")

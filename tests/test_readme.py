@@ -11,9 +11,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
 
 
-def test_the_table_is_made_of_committed_rows() -> None:
+@pytest.mark.parametrize("name", ["speed", "quality"])
+def test_the_tables_are_made_of_committed_rows(name: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "bench.table"],
+        [sys.executable, "-m", "bench.table", name],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
