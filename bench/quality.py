@@ -47,8 +47,8 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
                     "rival": rival,
                     "mode": variant,
                     "seed": seed,
-                    "data": "planted",
-                    "tokens": _TOKENS,
+                    "data": "planted" if shape == _PLANTED else "SmolLM2",
+                    "tokens": _TOKENS[shape],
                 }
                 found.append(row | _judged(training, held_out) | {"seconds": round(seconds, 1)})
     return found

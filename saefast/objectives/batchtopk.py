@@ -13,7 +13,8 @@ from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
-_FORGETTING = 0.001  # of the running mean of thresholds, as in the authors' code
+_FORGETTING = 0.001  # of the running mean of thresholds in the end, as in the authors' code
+_YOUNG = 10.0  # at first the mean runs over a tenth of the steps so far: thresholds fall quickly
 _SLACK = 0.9  # the guess of the next threshold, a little too low; decides on the time alone
 
 
@@ -45,9 +46,8 @@ class BatchTopK:
         return code
 
     def _follow(self, sae: SAE, threshold: Tensor) -> None:
-        """A plain mean at first, a running one later."""
         self._seen += 1
-        share = torch.maximum(1 / self._seen, torch.full_like(self._seen, _FORGETTING))
+        share = (_YOUNG / self._seen).clamp(_FORGETTING, 1.0)
         sae.batch_threshold.lerp_(threshold.to(sae.batch_threshold.dtype), share.to(threshold))
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
