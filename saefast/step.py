@@ -29,7 +29,7 @@ from saefast.types import Decay, SparseCode
 
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
 _SHARED = ("W_enc", "b_enc", "W_dec", "b_dec")
-_TOO_DENSE, _SPARSE_ENOUGH = 1 / 16, 1 / 32
+_TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
 """Shares of the latents that are active on a row: above the first, dense products and stored
 gradients are faster than the fused path; below the second the fused path is taken again."""
 
