@@ -24,7 +24,7 @@ bench: .venv/installed
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
 	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
 	$(BIN)/pip uninstall --quiet --yes torchvision
-	for case in encode decode train_step trainer quality memory; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+	for case in encode decode train_step trainer paths quality memory; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 .venv/installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
