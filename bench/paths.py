@@ -41,7 +41,7 @@ def _step(shape: Shape, x: Tensor, active: int) -> saefast.FusedStep:
     sae = saefast.SAE(shape.d, shape.m, variant="relu", k=shape.k, seed=0)
     with torch.no_grad():
         scores = x[:64] @ sae.W_enc.T
-        sae.b_enc -= scores.flatten().topk(64 * active).values[-1]
+        sae.b_enc.sub_(scores.flatten().topk(64 * active).values[-1])
     return saefast.FusedStep(sae, lr=0.0, objective=ReLU(1.0))
 
 
