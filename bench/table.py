@@ -87,10 +87,10 @@ def quality_caption() -> str:
         for data, row in reversed(first.items())
     )
     return (
-        "Variance explained on rows held out, latents that fire on none of these, wall time; the "
-        f"same first weights, batches and learning rates for all. {trained}; {seeds} "
-        f"seed{'s' * (seeds > 1)}. At commit "
-        f"{result['commit']}."
+        "Variance explained on rows held out, latents that fire on none of these, wall time (one "
+        "after the other on a shared machine; the first table compares speed). The same first "
+        f"weights, batches and learning rates for all. {trained}; {seeds} seed"
+        f"{'s' * (seeds > 1)}. At commit {result['commit']}."
     )
 
 

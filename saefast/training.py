@@ -34,11 +34,9 @@ class Training:
         self._source, self._device, self._run = source, device, run
         self._first = configs[0]
         self.step = 0 if run is None else run.step
-        self._stream: Iterator[Batch] = iter(())
-        if run is None or not run.finished:
-            self._stream = source.batches(
-                self._first.batch_size, seed=self._first.data_seed, start=self.step
-            )
+        self._stream: Iterator[Batch] = source.batches(
+            self._first.batch_size, seed=self._first.data_seed, start=self.step
+        )
         sample = self._look_ahead()
         if run is not None and self.step > 0:
             self.scales = Scales(*run.facts["scales"])
