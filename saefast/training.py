@@ -88,7 +88,10 @@ class Training:
         reader = Prefetcher(self._stream, transform=self._prepared)
         with bar, reader as batches, _Interrupts() as interrupts:
             for number in range(self.step, steps):
-                batch = self._with_variance(next(batches))
+                try:
+                    batch = self._with_variance(next(batches))
+                except ValueError as error:
+                    raise ValueError(f"step {number} cannot be taken: {error}") from error
                 for trainee in self._trainees:
                     trainee.train(number, batch)
                 self.step = number + 1

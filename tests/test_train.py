@@ -1,6 +1,7 @@
 """train_saes: the same bits in company and after a kill, and what it says when things go wrong."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -223,6 +224,14 @@ def test_nan_in_the_data_is_located() -> None:
     rows[777, 3] = float("nan")
     with pytest.raises(ValueError, match=r"activations hold NaN or infinity: .*777"):
         train(config(), rows=rows)
+
+
+def test_nan_far_into_the_data_names_the_step() -> None:
+    long = torch.cat([ROWS] * 10)
+    later = next(itertools.islice(TensorActivations(long).batches(128, seed=0), 90, None))
+    long[int(later.rows[5]), 3] = float("inf")
+    with pytest.raises(ValueError, match=rf"step 90 cannot be taken: .*row {later.rows[5]}$"):
+        train(config(tokens=128 * 100), rows=long)
 
 
 def test_divergence_names_step_and_sae() -> None:
