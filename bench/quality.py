@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import saefast
-from bench import activations, peers
+from bench import activations, peers, record
 from bench.cases import Shape, Weights
 from bench.peers import Training
 from saefast.activations import StoreActivations, TensorActivations
@@ -50,7 +50,8 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
                     "data": "planted" if shape == _PLANTED else "SmolLM2",
                     "tokens": _TOKENS[shape],
                 }
-                found.append(row | _judged(training, held_out) | {"seconds": round(seconds, 1)})
+                row |= _judged(training, held_out)
+                found.append(row | {"seconds": round(seconds, 1), "commit": record.commit()})
     return found
 
 

@@ -54,8 +54,9 @@ class TrainConfig:
     k_anneal: float = 0.0
     """share of the run in which their number goes to k"""
 
-    rules: Rules = field(default_factory=Rules)
-    """how weights may move"""
+    rules: Rules = field(default_factory=lambda: Rules(clip=1.0))
+    """how weights may move; clipped, or a few tokens a hundred times as long as the others, which
+    language models have, decide on the size of all steps"""
     auxk: AuxK | None = field(default_factory=AuxK)
     """what revives dead latents; None: nothing"""
     rescale: bool = False
