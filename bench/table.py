@@ -86,11 +86,15 @@ def quality_caption() -> str:
         f"{data}: {_size(Shape(**row['shape']))}, {row['tokens']:,} tokens"
         for data, row in reversed(first.items())
     )
+    commits: dict[str, list[str]] = {}
+    for rival, commit in dict.fromkeys((row["rival"], row["commit"]) for row in result["rows"]):
+        commits.setdefault(commit, []).append(rival)
+    measured = ", ".join(f"{commit} ({', '.join(rivals)})" for commit, rivals in commits.items())
     return (
         "Variance explained on rows held out, latents that fire on none of these, wall time (one "
         "after the other on a shared machine; the first table compares speed). The same first "
         f"weights, batches and learning rates for all. {trained}; {seeds} seed"
-        f"{'s' * (seeds > 1)}. At commit {result['commit']}."
+        f"{'s' * (seeds > 1)}. At commit {measured}."
     )
 
 
