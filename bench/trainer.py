@@ -73,7 +73,8 @@ def _median_ratio(seen: list[dict[str, float]], name: str, other: str) -> float:
 def _bare(shape: Shape, batches: list[torch.Tensor]) -> float:
     """Seconds of a step, the median of as many as a run counts."""
     sae = saefast.SAE(shape.d, shape.m, k=shape.k, seed=0)
-    step = saefast.FusedStep(sae, lr=1e-4, auxk=saefast.AuxK())
+    rules = saefast.Rules(clip=1.0)  # as TrainConfig has it
+    step = saefast.FusedStep(sae, lr=1e-4, rules=rules, auxk=saefast.AuxK())
     times = []
     for x in batches:
         before = time.perf_counter()
