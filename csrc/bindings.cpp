@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "assignment.h"
 #include "encode.h"
 #include "isa.h"
 #include "latent_sum.h"
@@ -301,6 +302,20 @@ void bind_row_select(py::module_& module) {
       py::call_guard<py::gil_scoped_release>(), "scores"_a, "count"_a, "keys"_a);
 }
 
+void bind_assignment(py::module_& module) {
+  module.def(
+      "best_assignment",
+      [](Address row_start, Address column, Address similarity, int64_t rows, int64_t columns,
+         double floor, bool warm, double seconds, Address partner, Address row_price,
+         Address column_price) {
+        return best_assignment({at<int64_t>(row_start), at<int32_t>(column), at<double>(similarity),
+                                rows, columns, floor, warm, seconds, at<int64_t>(partner),
+                                at<double>(row_price), at<double>(column_price)});
+      },
+      py::call_guard<py::gil_scoped_release>(), "row_start"_a, "column"_a, "similarity"_a, "rows"_a,
+      "columns"_a, "floor"_a, "warm"_a, "seconds"_a, "partner"_a, "row_price"_a, "column_price"_a);
+}
+
 }  // namespace
 }  // namespace saefast
 
@@ -321,4 +336,5 @@ PYBIND11_MODULE(_native, module) {
   bind_decode(module);
   bind_latents(module);
   bind_row_select(module);
+  bind_assignment(module);
 }

@@ -199,3 +199,16 @@ def keep_best_row(
 ) -> None: ...
 def choose_row(keys: int, count: int, k: int, values: int, indices: int, lanes: int) -> None: ...
 def keys_of(scores: int, count: int, keys: int) -> None: ...
+def best_assignment(
+    row_start: int,
+    column: int,
+    similarity: int,
+    rows: int,
+    columns: int,
+    floor: float,
+    warm: bool,
+    seconds: float,
+    partner: int,
+    row_price: int,
+    column_price: int,
+) -> bool: ...

@@ -1,0 +1,66 @@
+"""The best one-to-one assignment on a sparse graph of rows and columns."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.ops.cpu import address, native
+
+
+class Graph(NamedTuple):
+    """Arcs between rows and columns, row after row."""
+
+    row_start: Tensor
+    """[rows + 1] int64"""
+    column: Tensor
+    """[arcs] int32"""
+    similarity: Tensor
+    """[arcs] float64, finite"""
+    columns: int
+
+
+class Assignment(NamedTuple):
+    """Who is matched with whom, and the prices that prove it best where it is `finished`."""
+
+    partner: Tensor
+    """[rows] int64, -1 for none"""
+    row_price: Tensor
+    """[rows] float64"""
+    column_price: Tensor
+    """[columns] float64"""
+    finished: bool
+    """whether there was time enough"""
+
+
+def best_assignment(
+    graph: Graph, floor: float, *, start: Assignment | None = None, seconds: float = math.inf
+) -> Assignment:
+    """Maximises the similarities of the pairs plus `floor` for every row without one.
+
+    `start` is an assignment on a part of the arcs, which saves time and changes nothing else but
+    which of equal optima is found. See csrc/assignment.h for what prices promise.
+    """
+    rows = len(graph.row_start) - 1
+    partner = torch.empty(rows, dtype=torch.int64) if start is None else start.partner.clone()
+    column_price = (
+        torch.empty(graph.columns, dtype=torch.float64)
+        if start is None
+        else start.column_price.clone()
+    )
+    row_price = torch.empty(rows, dtype=torch.float64)
+    finished = native.best_assignment(
+        address(graph.row_start),
+        address(graph.column),
+        address(graph.similarity),
+        rows,
+        graph.columns,
+        floor,
+        start is not None,
+        seconds,
+        address(partner),
+        address(row_price),
+        address(column_price),
+    )
+    return Assignment(partner, row_price, column_price, finished)
