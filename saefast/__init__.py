@@ -6,6 +6,7 @@ from saefast import reference
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.info import build_info
+from saefast.match import match_features
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
@@ -14,7 +15,7 @@ from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.train import train_saes
-from saefast.types import SparseCode, ThresholdCode
+from saefast.types import Matches, SparseCode, ThresholdCode
 
 __version__ = _version("saefast")
 
@@ -22,6 +23,7 @@ __all__ = [
     "SAE",
     "AuxK",
     "FusedStep",
+    "Matches",
     "Penalty",
     "Rules",
     "SparseCode",
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "build_info",
     "load_sae",
+    "match_features",
     "reference",
     "save_sae",
     "sparse_decode",

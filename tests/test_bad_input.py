@@ -26,6 +26,7 @@ def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
 encode = saefast.topk_encode
 above = saefast.threshold_encode
 decode = saefast.sparse_decode
+match = saefast.match_features
 
 MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "x no tensor": (lambda: encode([[1.0]], W, k=1), TypeError, "x must be a torch.Tensor"),
@@ -194,6 +195,18 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "x must be finite",
     ),
+    "match a": (lambda: match(W.numpy(), W), TypeError, "a must be a torch.Tensor"),
+    "match b vector": (lambda: match(W, W[0]), ValueError, r"b must have shape \[m, d\]"),
+    "match dtypes": (lambda: match(W, W.double()), TypeError, "b must have the dtype of a"),
+    "match width": (lambda: match(W, W[:, :5]), ValueError, "b must have size 6"),
+    "match no width": (lambda: match(W[:, :0], W[:, :0]), ValueError, r"a.shape\[1\] must be"),
+    "match NaN": (lambda: match(W, with_value(W, NAN)), ValueError, "b must be finite.*row 2"),
+    "match device": (lambda: match(W, W.to("meta")), ValueError, r"b must be on the CPU.*b\.cpu"),
+    "match neighbours": (lambda: match(W, W, neighbours=0), ValueError, "neighbours must be at"),
+    "match half": (lambda: match(W, W, neighbours=2.5), TypeError, "neighbours must be an int"),
+    "match floor": (lambda: match(W, W, floor=NAN), ValueError, "floor must be at least -1"),
+    "match floor low": (lambda: match(W, W, floor=-2), ValueError, "floor must be at least -1"),
+    "match seconds": (lambda: match(W, W, seconds=-1), ValueError, "seconds must be at least 0"),
 }
 
 
