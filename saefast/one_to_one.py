@@ -151,7 +151,8 @@ def _beating(
     b: Tensor,
     absolute: bool,
 ) -> Arcs:
-    """The pairs found that are above the sum of their prices."""
-    which, place = (found.values > solution.row_price[row, None] + TOLERANCE).nonzero(as_tuple=True)
-    i, j = row[which], column[found.indices[which, place]]
-    return Arcs(i, j, similarities(a[i], b, j[:, None], absolute)[:, 0])
+    """The pairs found that are above the sum of their prices: none of them is an arc already."""
+    i, j = row[:, None].expand_as(found.indices), column[found.indices]
+    similarity = similarities(a[row], b, j, absolute)
+    better = similarity - solution.column_price[j] > solution.row_price[row, None] + TOLERANCE
+    return Arcs(i[better], j[better], similarity[better])
