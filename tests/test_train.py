@@ -200,7 +200,7 @@ def refused() -> dict[str, tuple[dict[str, Any], str]]:
     """Changes to a run that is resumed, and what is said of them."""
     return {
         "lr": ({"configuration": config(lr=1e-3)}, "lr was 0.002, is 0.001 now"),
-        "rules": ({"configuration": config(rules=Rules(clip=1.0))}, "rules.clip was None, is 1.0"),
+        "rules": ({"configuration": config(rules=Rules(clip=2.0))}, "rules.clip was 1.0, is 2.0"),
         "data": ({"rows": ROWS + 1}, "data.fingerprint was"),
     }
 
