@@ -36,7 +36,7 @@ def config(**changes: Any) -> TrainConfig:
         "tokens": 4000,
         "batch_size": 128,
         "lr": 2e-3,
-        "auxk": AuxK(k=6, dead_after=300),
+        "auxk": AuxK(k=6, dead_after=200),
         "k_start": 8,
         "k_anneal": 0.3,
     }
