@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 PART = ".part"
-"""How the name of a file ends that is still being written."""
+"""How the name ends of what is still being written, a file or a folder that holds it."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -19,10 +20,7 @@ def write_whole(path: Path, content: bytes) -> None:
     the attempt stays.
     """
 
-    def write(part: Path) -> None:
-        part.write_bytes(content)
-
-    _replace_by(path, write)
+    _replace(path, path.with_name(path.name + PART), lambda part: part.write_bytes(content))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -31,16 +29,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     def write(part: Path) -> None:
+        # save_file begins with a file of a random name beside the one it is asked for. In a
+        # folder of a known name the next attempt finds what a killed process left.
+        shutil.rmtree(part.parent, ignore_errors=True)
+        part.parent.mkdir()
         try:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
         except SafetensorError as error:
             raise _as_os_error(error) from error
 
-    _replace_by(path, write)
+    scratch = path.with_name(path.name + PART)
+    try:
+        _replace(path, scratch / path.name, write)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _replace_by(path: Path, write: Callable[[Path], None]) -> None:
-    part = path.with_name(path.name + PART)
+def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:
     try:
         try:
             write(part)

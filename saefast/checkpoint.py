@@ -63,8 +63,10 @@ class RunFile:
             self.facts["checkpoint"] = before
             raise
         for label in states:
-            for old in (self.out / label / TRAINING).glob("step-*.safetensors"):
-                if old != self._state_file(label, step):
+            for old in (self.out / label / TRAINING).iterdir():
+                if old.is_dir():  # of a process that was killed as it wrote
+                    shutil.rmtree(old, ignore_errors=True)
+                elif old != self._state_file(label, step):
                     old.unlink()
 
     def load(self, label: str) -> dict[str, Tensor]:

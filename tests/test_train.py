@@ -140,6 +140,36 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert files_of(broken) == files_of(unbroken)
 
 
+_KILLED_WHILE_WRITING = """
+import os, pathlib, signal, sys
+import safetensors.torch
+sys.path.insert(0, {tests!r})
+import test_train
+save_file = safetensors.torch.save_file
+def killed(tensors, path):
+    if path.name.startswith({victim!r}):
+        pathlib.Path(path.parent, ".tmpAbC123").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save_file(tensors, path)
+safetensors.torch.save_file = killed
+test_train.train(test_train.config(), out={out!r}, checkpoint_minutes=0)
+"""
+
+
+@pytest.mark.parametrize("victim", ["step-9.", "sae_weights."])
+def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> None:
+    train(config(), out=tmp_path / "unbroken", checkpoint_minutes=0)
+    out = tmp_path / "broken"
+    script = _KILLED_WHILE_WRITING.format(
+        tests=str(Path(__file__).parent), victim=victim, out=str(out)
+    )
+    child = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert list(out.rglob(".tmp*"))
+    train(config(), out=out, checkpoint_minutes=0, resume=True)
+    assert files_of(out) == files_of(tmp_path / "unbroken")
+
+
 def checkpoint_of(out: Path) -> int:
     """The step that a resume would begin at; -1 where there is no run."""
     if not (out / "run.json").exists():
@@ -244,16 +274,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(config(), out=tmp_path / "whole")[0]
-    written = atomic._replace_by
+    written = atomic._replace
 
-    def full(path: Path, write: Callable[[Path], None]) -> None:
+    def full(path: Path, part: Path, write: Callable[[Path], object]) -> None:
         def fail(part: Path) -> None:
+            write(part)
             part.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        written(path, fail if path.name == "step-9.safetensors" else write)
+        written(path, part, fail if path.name == "step-9.safetensors" else write)
 
-    monkeypatch.setattr(atomic, "_replace_by", full)
+    monkeypatch.setattr(atomic, "_replace", full)
     with pytest.raises(OSError, match=r"checkpoint of step 9 .*No space.*step 8 is intact"):
         train(config(), out=tmp_path / "run", checkpoint_minutes=0)
     monkeypatch.undo()
