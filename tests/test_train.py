@@ -158,7 +158,7 @@ test_train.train(test_train.config(), out={out!r}, checkpoint_minutes=0)
 
 @pytest.mark.parametrize("victim", ["step-9.", "sae_weights."])
 def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> None:
-    train(config(), out=tmp_path / "unbroken", checkpoint_minutes=0)
+    train(config(), out=tmp_path / "unbroken")
     out = tmp_path / "broken"
     script = _KILLED_WHILE_WRITING.format(
         tests=str(Path(__file__).parent), victim=victim, out=str(out)
@@ -166,7 +166,7 @@ def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> Non
     child = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     assert child.returncode == -signal.SIGKILL
     assert list(out.rglob(".tmp*"))
-    train(config(), out=out, checkpoint_minutes=0, resume=True)
+    train(config(), out=out, resume=True)
     assert files_of(out) == files_of(tmp_path / "unbroken")
 
 
