@@ -7,6 +7,7 @@ from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.info import build_info
 from saefast.match import match_features
+from saefast.match_all import match_all
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
@@ -15,13 +16,14 @@ from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.train import train_saes
-from saefast.types import Matches, SparseCode, ThresholdCode
+from saefast.types import Dictionary, Matches, SparseCode, ThresholdCode
 
 __version__ = _version("saefast")
 
 __all__ = [
     "SAE",
     "AuxK",
+    "Dictionary",
     "FusedStep",
     "Matches",
     "Penalty",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "build_info",
     "load_sae",
+    "match_all",
     "match_features",
     "reference",
     "save_sae",

@@ -6,29 +6,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.dictionary import SIDES, Features, as_dictionary, side_of
 from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one, nearest, similarities
 from saefast.ops import checks
 from saefast.types import Matches, SparseCode
 
 
 def match_features(
-    a: Tensor,
-    b: Tensor,
+    a: Features,
+    b: Features,
     *,
     one_to_one: bool = False,
+    side: str = "decoder",
     neighbours: int = 64,
     absolute: bool = False,
     floor: float | None = None,
     seconds: float | None = None,
 ) -> Matches:
-    """Find a partner among the rows of `b` for each row of `a`.
+    """Find a partner among the features of `b` for each feature of `a`.
 
     Args:
-        a: [m, d] features of one dictionary, such as `W_dec`, of any length. Rows of zeros are
-            dead: they have no partner and are nobody's.
-        b: [m2, d] features of the other.
+        a: one dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Features that
+            are dead (rows of zeros, or a firing rate of zero) have no partner and are nobody's.
+        b: the other, with m2 features.
         one_to_one: False gives each feature its nearest, so that two may share one. True gives the
             pairs, each feature in at most one, whose similarities have the greatest sum.
+        side: which rows are compared: "decoder", "encoder", or "both": then similarity is the mean
+            of both cosines.
         neighbours: how long the lists are that `one_to_one` begins with. It costs memory and saves
             rounds; the result is the same.
         absolute: whether opposite directions are alike.
@@ -41,6 +45,8 @@ def match_features(
         `Matches`, for the rows of `a`. `certified` tells whether `one_to_one` is proven optimal
         among all pairs of the two dictionaries; no matching is worth more than `upper_bound`.
     """
+    checks.one_of("side", side, SIDES)
+    a, b = _rows("a", a, side), _rows("b", b, side)
     _check(a, b, neighbours, floor, seconds)
     x, y = _alive(a), _alive(b)
     if not len(x.rows) or not len(y.rows):
@@ -77,6 +83,16 @@ class _Alive(NamedTuple):
     """at length 1, float64: their products are then cosines to the last digits"""
     place: Tensor
     """where they stand among all"""
+
+
+def _rows(name: str, features: Features, side: str) -> Tensor:
+    """What is compared of a dictionary: [m, d], or [m, 2 d] of both sides."""
+    dictionary = as_dictionary(features, name)
+    if side != "both":
+        return side_of(dictionary, side, name)
+    sides = [side_of(dictionary, each, name).double() for each in ("decoder", "encoder")]
+    lengths = [rows.norm(dim=1, keepdim=True).clamp(min=1e-300) for rows in sides]
+    return torch.cat([rows / length for rows, length in zip(sides, lengths, strict=True)], 1)
 
 
 def _alive(features: Tensor) -> _Alive:
@@ -133,10 +149,8 @@ def _check(
     a: Tensor, b: Tensor, neighbours: int, floor: float | None, seconds: float | None
 ) -> None:
     for name, features in (("a", a), ("b", b)):
-        checks.floating(name, features, "[m, d]")
         if features.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU, got {features.device}; pass {name}.cpu()")
-        checks.finite(name, features)
     checks.same_kind("a", a, "b", b)
     checks.size("b", b, 1, a.shape[1], "the columns of a")
     checks.between("a.shape[1]", a.shape[1], 1, 2**31 - 1, "the width")

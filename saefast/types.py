@@ -1,5 +1,6 @@
 """The values that functions hand to one another: plain, named, never changed."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -49,6 +50,37 @@ class ThresholdCode(NamedTuple):
     """[n, width] int64"""
     counts: Tensor
     """[n] int64 how many latents are active, which may be more than `width`"""
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The features of one SAE, row by row: what is matched, scored and pooled."""
+
+    W_dec: Tensor
+    """[m, d]"""
+    W_enc: Tensor | None = None
+    """[m, d]"""
+    b_enc: Tensor | None = None
+    """[m]"""
+    b_dec: Tensor | None = None
+    """[d]"""
+    firing_rate: Tensor | None = None
+    """[m] on which share of tokens each feature fires"""
+
+    @property
+    def m(self) -> int:
+        """How many features there are, dead ones too."""
+        return len(self.W_dec)
+
+    @property
+    def alive(self) -> Tensor:
+        """[m] bool: which have a direction on each known side, and fire as far as is known."""
+        alive = (self.W_dec != 0).any(1)
+        if self.W_enc is not None:
+            alive &= (self.W_enc != 0).any(1)
+        if self.firing_rate is not None:
+            alive &= self.firing_rate > 0
+        return alive
 
 
 class Matches(NamedTuple):
