@@ -44,13 +44,12 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
 
 
 def side_of(dictionary: Dictionary, side: str, name: str = "dictionary") -> Tensor:
-    """Its rows [m, d] of the decoder or the encoder; rows of dead features are zeros."""
+    """Its rows [m, d] of the decoder or the encoder."""
     checks.one_of("side", side, ("decoder", "encoder"))
     rows = dictionary.W_dec if side == "decoder" else dictionary.W_enc
     if rows is None:
         raise ValueError(f"{name} has no W_enc, which side={side!r} needs; use side='decoder'")
-    alive = dictionary.alive
-    return rows if bool(alive.all()) else rows * alive[:, None]
+    return rows
 
 
 def _check(dictionary: Dictionary, name: str) -> None:

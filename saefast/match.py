@@ -1,14 +1,20 @@
 """Which feature of one dictionary is which of another, by cosine."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from saefast.dictionary import SIDES, Features, as_dictionary, side_of
-from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one, nearest, similarities
+from saefast.dictionary import SIDES, Features
+from saefast.directions import Directions, similarities
+from saefast.engines import APPROXIMATE, BACKENDS, engine_for
+from saefast.neighbours import Report, nearest_both_ways
+from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
 from saefast.ops import checks
+from saefast.recall import print_recall
 from saefast.types import Matches, SparseCode
 
 
@@ -22,6 +28,9 @@ def match_features(
     absolute: bool = False,
     floor: float | None = None,
     seconds: float | None = None,
+    backend: str = "auto",
+    memory: float = 2.0,
+    progress: bool = True,
 ) -> Matches:
     """Find a partner among the features of `b` for each feature of `a`.
 
@@ -40,123 +49,184 @@ def match_features(
             is the sum of what similarities have above it.
         seconds: how long `one_to_one` may look for better matchings, after the lists are made; None
             sets no limit.
+        backend: who finds the nearest. "saefast" and "faiss" (all GPUs that FAISS sees, or the CPU)
+            find the same, in float64; "auto" takes what a measurement finds faster, where both are
+            installed and it matters. "ivf", "hnsw" and "cagra" are approximate indexes of FAISS:
+            they print how many of the true nearest they found, and prove nothing.
+        memory: gigabytes that blocks of features may take, beside the dictionaries and the lists.
+            The result does not depend on it.
+        progress: show a progress bar on stderr, if it takes more than two seconds.
 
     Returns:
-        `Matches`, for the rows of `a`. `certified` tells whether `one_to_one` is proven optimal
+        `Matches`, for the features of `a`. `certified` tells whether `one_to_one` is proven optimal
         among all pairs of the two dictionaries; no matching is worth more than `upper_bound`.
     """
-    checks.one_of("side", side, SIDES)
-    a, b = _rows("a", a, side), _rows("b", b, side)
-    _check(a, b, neighbours, floor, seconds)
-    x, y = _alive(a), _alive(b)
-    if not len(x.rows) or not len(y.rows):
-        return _unmatched(a, b, one_to_one)
-    k = neighbours if one_to_one else 1
-    forward = nearest(x.rows, y.rows, min(k, len(y.rows)), absolute)
-    backward = nearest(y.rows, x.rows, min(k, len(x.rows)), absolute)
-    if not one_to_one:
-        near = floor is None or forward.values[:, 0] >= floor
-        partner = forward.indices[:, 0].where(torch.as_tensor(near), -1)
-        return _matches(a, x, y, partner, forward, backward, absolute)[0]
-    least = UNMATCHED if floor is None else floor
-    limit = math.inf if seconds is None else seconds
-    found = match_one_to_one(x.rows, y.rows, forward, backward, least, absolute, limit)
-    matches, similarity = _matches(a, x, y, found.partner, forward, backward, absolute)
+    how = Matching(one_to_one, side, neighbours, absolute, floor, seconds, backend, memory)
+    x, y = Directions.of(a, side, "a"), Directions.of(b, side, "b")
+    check_pair("a", x, "b", y)
+    with pairs_bar(2 * len(x) * len(y), progress) as bar:
+        return match_both(x, y, how, bar.update)[0]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What `match_features` was asked for."""
+
+    one_to_one: bool = False
+    side: str = "decoder"
+    neighbours: int = 64
+    absolute: bool = False
+    floor: float | None = None
+    seconds: float | None = None
+    backend: str = "auto"
+    memory: float = 2.0
+
+    def __post_init__(self) -> None:
+        checks.one_of("side", self.side, SIDES)
+        checks.one_of("backend", self.backend, BACKENDS)
+        checks.whole("neighbours", self.neighbours)
+        checks.at_least("neighbours", self.neighbours, 1)
+        if self.floor is not None:
+            checks.at_least("floor", self.floor, -1)
+        if self.seconds is not None:
+            checks.at_least("seconds", self.seconds, 0)
+        checks.at_least("memory", self.memory, 0)
+        if self.one_to_one and self.backend in APPROXIMATE:
+            raise ValueError(
+                f"backend must be exact for one_to_one, which proves its result, got "
+                f"{self.backend!r}; use 'auto'"
+            )
+
+
+def check_pair(name: str, x: Directions, other: str, y: Directions) -> None:
+    """Both can be compared."""
+    if x.width != y.width:
+        raise ValueError(f"{other} must have the width of {name}, {x.width}, got {y.width}")
+    if x.device != y.device:
+        raise ValueError(f"{other} must be on the device of {name}, {x.device}, got {y.device}")
+    checks.between(f"{name}'s width", x.width, 1, 2**31 - 1, "the width")
+
+
+def pairs_bar(pairs: int, progress: bool) -> "tqdm[None]":
+    """A progress bar over pairs of features, each looked at from both sides."""
+    return tqdm(
+        desc="matching",
+        total=pairs,
+        unit="pair",
+        unit_scale=True,
+        delay=2,
+        disable=not progress,
+    )
+
+
+def match_both(
+    x: Directions, y: Directions, how: Matching, report: Report
+) -> tuple[Matches, Matches]:
+    """The partners of x's features among y's, and of y's among x's: one search gives both."""
+    if not len(x) or not len(y):
+        return _unmatched(x, y, how), _unmatched(y, x, how)
+    k = how.neighbours if how.one_to_one else 1
+    k = min(k, len(x), len(y)) if how.one_to_one else k
+    engine = engine_for(how.backend, how.absolute, x, y, k)
+    memory = how.memory * 1e9
+    forward, backward = nearest_both_ways(x, y, k, engine, memory, report)
+    if not engine.exact:
+        print_recall(how.backend, x, y, forward, how.absolute)
+    if not how.one_to_one:
+        pair = _Pair(x, y, forward.indices[:, 0], backward.indices[:, 0])
+        return pair.nearest(how), pair.turned().nearest(how)
+    return _one_to_one(x, y, forward, backward, how)
+
+
+class _Pair(NamedTuple):
+    """Two dictionaries, and who is nearest to whom."""
+
+    x: Directions
+    y: Directions
+    forward: Tensor
+    backward: Tensor
+
+    def turned(self) -> "_Pair":
+        return _Pair(self.y, self.x, self.backward, self.forward)
+
+    def nearest(self, how: Matching) -> Matches:
+        """Partners may be shared."""
+        similarity = self._similarity(self.forward, how)
+        near = torch.ones_like(self.forward, dtype=torch.bool)
+        if how.floor is not None:
+            near = similarity >= how.floor
+        return self.matches(self.forward.where(near, -1), similarity)
+
+    def matches(self, partner: Tensor, similarity: Tensor) -> Matches:
+        """What is known of the features alive, at their places among all."""
+        column, paired = partner.clamp(min=0), partner >= 0
+        mutual = (self.forward == column) & paired
+        mutual &= self.backward[column] == torch.arange(len(column), device=column.device)
+        place = self.y.place[column].where(paired, -1)
+        return Matches(
+            spread(place, self.x, -1),
+            spread((similarity * paired).to(self.x.dtype), self.x),
+            spread(mutual, self.x),
+        )
+
+    def _similarity(self, column: Tensor, how: Matching) -> Tensor:
+        i = torch.arange(len(column), device=column.device)
+        return similarities(self.x, i, self.y, column, how.absolute)
+
+
+def _one_to_one(
+    x: Directions, y: Directions, forward: SparseCode, backward: SparseCode, how: Matching
+) -> tuple[Matches, Matches]:
+    least = UNMATCHED if how.floor is None else how.floor
+    limit = math.inf if how.seconds is None else how.seconds
+    memory = how.memory * 1e9
+    found = match_one_to_one(x, y, forward, backward, least, how.absolute, limit, memory)
+    partner = found.partner.to(x.device)
+    paired = (partner >= 0).nonzero()[:, 0]
+    chosen = similarities(x, paired, y, partner[paired], how.absolute)
     # Where rows may decline, similarity counts from the floor; otherwise the shorter side is full.
-    declining = len(x.rows) if floor is not None else max(len(x.rows) - len(y.rows), 0)
-    worth = similarity.where(found.partner >= 0, least).sum() - least * declining
-    bound = found.row_price.sum() + found.column_price.sum() - least * declining
-    return matches._replace(
-        value=float(worth),
-        upper_bound=float(bound),
-        certified=bool(bound - worth <= TOLERANCE * len(x.rows)),
-        rounds=found.rounds,
-        row_price=_spread(found.row_price, x, len(a)),
-        column_price=_spread(found.column_price, y, len(b)),
+    declining = len(x) if how.floor is not None else max(len(x) - len(y), 0)
+    worth = float(chosen.sum()) + least * (len(x) - len(paired)) - least * declining
+    bound = float(found.row_price.sum() + found.column_price.sum()) - least * declining
+    certified = bound - worth <= TOLERANCE * len(x)
+    pair = _Pair(x, y, forward.indices[:, 0], backward.indices[:, 0])
+    there, back = chosen.new_zeros(len(x)), chosen.new_zeros(len(y))
+    there[paired], back[partner[paired]] = chosen, chosen
+    returning = torch.full((len(y),), -1, device=x.device)
+    returning[partner[paired]] = paired
+    rows, columns = found.row_price.to(x.device), found.column_price.to(x.device)
+    matches, turned = pair.matches(partner, there), pair.turned().matches(returning, back)
+    facts = (worth, bound, certified, found.rounds)
+    # A row that may stay without a partner has the price `least`, a column 0.
+    return (
+        _proven(matches, facts, spread(rows, x), spread(columns, y)),
+        _proven(turned, facts, spread(columns + least, y), spread(rows - least, x)),
     )
 
 
-class _Alive(NamedTuple):
-    """The rows that have a direction."""
-
-    rows: Tensor
-    """at length 1, float64: their products are then cosines to the last digits"""
-    place: Tensor
-    """where they stand among all"""
-
-
-def _rows(name: str, features: Features, side: str) -> Tensor:
-    """What is compared of a dictionary: [m, d], or [m, 2 d] of both sides."""
-    dictionary = as_dictionary(features, name)
-    if side != "both":
-        return side_of(dictionary, side, name)
-    sides = [side_of(dictionary, each, name).double() for each in ("decoder", "encoder")]
-    lengths = [rows.norm(dim=1, keepdim=True).clamp(min=1e-300) for rows in sides]
-    return torch.cat([rows / length for rows, length in zip(sides, lengths, strict=True)], 1)
+def _proven(
+    matches: Matches,
+    facts: tuple[float, float, bool, int],
+    row_prices: Tensor,
+    column_prices: Tensor,
+) -> Matches:
+    value, bound, certified, rounds = facts
+    return Matches(*matches[:3], value, bound, certified, rounds, row_prices, column_prices)
 
 
-def _alive(features: Tensor) -> _Alive:
-    rows = features.detach().double()
-    largest = rows.abs().amax(1)
-    place = largest.nonzero()[:, 0]
-    # Squares of what is divided by the largest neither overflow nor vanish.
-    rows = rows[place] / largest[place, None]
-    return _Alive(rows / rows.norm(dim=1, keepdim=True), place)
+def spread(values: Tensor, alive: Directions, dead: int = 0) -> Tensor:
+    """What is known of the features alive, at their places; `dead` elsewhere."""
+    return values.new_full((alive.size,), dead).index_copy(0, alive.place, values)
 
 
-def _matches(
-    a: Tensor,
-    x: _Alive,
-    y: _Alive,
-    partner: Tensor,
-    forward: SparseCode,
-    backward: SparseCode,
-    absolute: bool,
-) -> tuple[Matches, Tensor]:
-    """The partners of `x` among `y` as those of all rows, and similarities in all their digits."""
-    column = partner.clamp(min=0)
-    paired = partner >= 0
-    similarity = similarities(x.rows, y.rows, column[:, None], absolute)[:, 0] * paired
-    mutual = (forward.indices[:, 0] == column) & paired
-    mutual &= backward.indices[column, 0] == torch.arange(len(column))
-    matches = Matches(
-        _spread(y.place[column].where(paired, -1), x, len(a), -1),
-        _spread(similarity.to(torch.promote_types(a.dtype, torch.float32)), x, len(a)),
-        _spread(mutual, x, len(a)),
-    )
-    return matches, similarity
-
-
-def _spread(values: Tensor, alive: _Alive, size: int, dead: int = 0) -> Tensor:
-    """What is known of the rows alive, at their places; `dead` elsewhere."""
-    return values.new_full((size,), dead).index_copy(0, alive.place, values)
-
-
-def _unmatched(a: Tensor, b: Tensor, one_to_one: bool) -> Matches:
+def _unmatched(x: Directions, y: Directions, how: Matching) -> Matches:
     """What comes of a side without a feature."""
     matches = Matches(
-        torch.full((len(a),), -1),
-        torch.zeros(len(a), dtype=torch.promote_types(a.dtype, torch.float32)),
-        torch.zeros(len(a), dtype=torch.bool),
+        torch.full((x.size,), -1, device=x.device),
+        torch.zeros(x.size, dtype=x.dtype, device=x.device),
+        torch.zeros(x.size, dtype=torch.bool, device=x.device),
     )
-    if not one_to_one:
+    if not how.one_to_one:
         return matches
-    prices = [torch.zeros(len(side), dtype=torch.float64) for side in (a, b)]
+    prices = [torch.zeros(side.size, dtype=torch.float64, device=side.device) for side in (x, y)]
     return Matches(*matches[:3], 0.0, 0.0, True, 0, *prices)
-
-
-def _check(
-    a: Tensor, b: Tensor, neighbours: int, floor: float | None, seconds: float | None
-) -> None:
-    for name, features in (("a", a), ("b", b)):
-        if features.device.type != "cpu":
-            raise ValueError(f"{name} must be on the CPU, got {features.device}; pass {name}.cpu()")
-    checks.same_kind("a", a, "b", b)
-    checks.size("b", b, 1, a.shape[1], "the columns of a")
-    checks.between("a.shape[1]", a.shape[1], 1, 2**31 - 1, "the width")
-    checks.whole("neighbours", neighbours)
-    checks.at_least("neighbours", neighbours, 1)
-    if floor is not None:
-        checks.at_least("floor", floor, -1)
-    if seconds is not None:
-        checks.at_least("seconds", seconds, 0)

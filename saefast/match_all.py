@@ -1,29 +1,80 @@
-"""Every pair of many dictionaries, matched."""
+"""Every pair of many dictionaries, matched; what is finished outlives an interruption."""
 
+import dataclasses
+import zlib
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from saefast.dictionary import Features, as_dictionaries
-from saefast.match import match_features
+from saefast.directions import Directions
+from saefast.match import Matching, check_pair, match_both, pairs_bar
+from saefast.match_files import read_pair, write_pair
 from saefast.types import Matches
+
+Pairs = dict[tuple[int, int], Matches]
+"""[s, t]: the partners of dictionary s's features among those of t"""
 
 
 def match_all(
-    dictionaries: Sequence[Features], *, progress: bool = True, **options: Any
-) -> dict[tuple[int, int], Matches]:
-    """Match every dictionary with every other: [s, t] are the partners of s's features among t's.
+    dictionaries: Sequence[Features],
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Pairs:
+    """Match every dictionary with every other: [s, t] has the partners of s's features among t's.
 
     Args:
-        dictionaries: of different seeds, of one width.
-        progress: show a progress bar on stderr.
+        dictionaries: of different seeds, of one width. Memory-mapped tensors are read by blocks.
+        out: a folder for the results, s-t.parquet for each pair s < t, written as soon as it is
+            matched. What is there already, of the same dictionaries and options, stays.
+        progress: show a progress bar on stderr, if it takes more than two seconds.
         options: those of `match_features`.
     """
+    how = Matching(**options)
     each = as_dictionaries(dictionaries, 2)
-    pairs = list(permutations(range(len(each)), 2))
-    return {
-        (s, t): match_features(each[s], each[t], **options)
-        for s, t in tqdm(pairs, desc="matching", unit="pair", disable=not progress)
-    }
+    sides = [Directions.of(one, how.side, f"dictionaries[{s}]") for s, one in enumerate(each)]
+    for s, side in enumerate(sides):
+        check_pair("dictionaries[0]", sides[0], f"dictionaries[{s}]", side)
+    folder = None if out is None else Path(out)
+    about = {} if folder is None else _about(how, sides)
+    pairs = list(combinations(range(len(sides)), 2))
+    found: Pairs = {}
+    with pairs_bar(sum(_work(sides[s], sides[t]) for s, t in pairs), progress) as bar:
+        for s, t in pairs:
+            both = None
+            if folder is not None:
+                file = folder / f"{s}-{t}.parquet"
+                facts = about | {"content": [about["content"][s], about["content"][t]]}
+                both = read_pair(file, facts)
+            if both is not None:
+                bar.update(_work(sides[s], sides[t]))
+            else:
+                both = match_both(sides[s], sides[t], how, bar.update)
+                if folder is not None:
+                    write_pair(file, both, (s, t), facts)
+            found[s, t], found[t, s] = both
+    return found
+
+
+def _work(x: Directions, y: Directions) -> int:
+    """Pairs of features, each looked at from both sides."""
+    return 2 * len(x) * len(y)
+
+
+def _about(how: Matching, sides: Sequence[Directions]) -> dict[str, Any]:
+    """All that decides the result."""
+    settings = dataclasses.asdict(how)
+    del settings["memory"]
+    return settings | {"content": [_checksum(side) for side in sides]}
+
+
+def _checksum(side: Directions) -> str:
+    """Of all that is compared, block by block."""
+    value = 0
+    for start in range(0, len(side), 65_536):
+        value = zlib.crc32(side.block(start, start + 65_536).cpu().numpy().data, value)
+    place = zlib.crc32(side.place.cpu().numpy().data)
+    return f"{side.size}x{side.width}-{value:08x}-{place:08x}"

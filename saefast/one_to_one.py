@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from saefast.assignment import Assignment, Graph, best_assignment
-from saefast.ops.gather_dots import gather_dots
-from saefast.ops.topk_encode import topk_encode
+from saefast.directions import Directions, similarities
+from saefast.engines import Encode
+from saefast.neighbours import nearest
 from saefast.types import SparseCode
 
 TOLERANCE = 1e-10
@@ -29,8 +30,13 @@ class Arcs(NamedTuple):
     @classmethod
     def of_lists(cls, lists: SparseCode) -> "Arcs":
         """Each row with the columns in its list."""
-        row = torch.arange(len(lists.indices)).repeat_interleave(lists.indices.shape[1])
-        return cls(row, lists.indices.flatten(), lists.values.flatten())
+        indices, values = lists.indices.cpu(), lists.values.cpu()
+        row = torch.arange(len(indices)).repeat_interleave(indices.shape[1])
+        return cls(row, indices.flatten(), values.flatten())
+
+    def only(self, those: Tensor) -> "Arcs":
+        """The arcs of this mask."""
+        return Arcs(*(values[those] for values in self))
 
     def turned(self) -> "Arcs":
         """Rows as columns."""
@@ -59,38 +65,17 @@ class OneToOne(NamedTuple):
     rounds: int
 
 
-def nearest(
-    x: Tensor, others: Tensor, k: int, absolute: bool, price: Tensor | None = None
-) -> SparseCode:
-    """The k of `others` that are most similar to each of `x`, or gain most after their price.
-
-    With `absolute` one of `others` may stand in a list twice, under either sign. Without prices
-    that happens only among products of 0, since k is at most len(others).
-    """
-    bias = None if price is None else -price
-    if absolute:
-        bias = None if bias is None else bias.repeat(2)
-        code = topk_encode(x, torch.cat([others, -others]), bias, k=k)
-        return code._replace(indices=code.indices % len(others))
-    return topk_encode(x, others, bias, k=k)
-
-
-def similarities(a: Tensor, b: Tensor, columns: Tensor, absolute: bool) -> Tensor:
-    """Of row i of `a` with the rows columns[i] of `b`."""
-    dots: Tensor = gather_dots(a, b, columns)
-    return dots.abs() if absolute else dots
-
-
 def match_one_to_one(
-    a: Tensor,
-    b: Tensor,
+    a: Directions,
+    b: Directions,
     forward: SparseCode,
     backward: SparseCode,
     floor: float,
     absolute: bool,
     seconds: float,
+    memory: float,
 ) -> OneToOne:
-    """Rows of `a` with rows of `b`, best in sum; a row without a partner counts `floor`.
+    """Features of `a` with features of `b`, best in sum; one without a partner counts `floor`.
 
     `forward` lists what is nearest to each row, `backward` to each column. The prices of a solution
     on these arcs are compared with all other pairs, and those that beat them become arcs too.
@@ -99,7 +84,7 @@ def match_one_to_one(
     arcs = Arcs.of_lists(forward).joined(Arcs.of_lists(backward).turned())
     arcs = arcs.joined(_diagonal(a, b, absolute))
     # What a list leaves out is at most what it ends in.
-    row_reach, column_reach = forward.values[:, -1], backward.values[:, -1]
+    row_reach, column_reach = forward.values[:, -1].cpu(), backward.values[:, -1].cpu()
     solution: Assignment | None = None
     rounds = 0
     while True:
@@ -113,8 +98,10 @@ def match_one_to_one(
         if not len(row) or not len(column):
             break
         k = min(_FOUND_PER_ROW, len(column))
-        found = nearest(a[row], b[column], k, absolute, column_price[column])
-        excess = found.values[:, 0] - row_price[row]
+        suspects = a.subset(row.to(a.device)), b.subset(column.to(b.device))
+        price = column_price[column].to(b.device)
+        found = nearest(*suspects, k, Encode(absolute), memory, price)
+        excess = found.values[:, 0].cpu() - row_price[row]
         new = _beating(found, row, column, solution, a, b, absolute)
         if not solution.finished or not len(new.row) or time.monotonic() > end:
             row_price[row] += excess.clamp(min=0)
@@ -123,10 +110,15 @@ def match_one_to_one(
     return OneToOne(solution.partner, row_price, column_price, rounds)
 
 
-def _diagonal(a: Tensor, b: Tensor, absolute: bool) -> Arcs:
+def _diagonal(a: Directions, b: Directions, absolute: bool) -> Arcs:
     """Row i with column i, so that nobody has to stay without a partner."""
     i = torch.arange(min(len(a), len(b)))
-    return Arcs(i, i, similarities(a[i], b, i[:, None], absolute)[:, 0])
+    return _arcs(a, i, b, i, absolute)
+
+
+def _arcs(a: Directions, i: Tensor, b: Directions, j: Tensor, absolute: bool) -> Arcs:
+    similarity = similarities(a, i.to(a.device), b, j.to(b.device), absolute)
+    return Arcs(i, j, similarity.cpu())
 
 
 def _suspects(reach: Tensor, price: Tensor, other_reach: Tensor, other_price: Tensor) -> Tensor:
@@ -147,12 +139,14 @@ def _beating(
     row: Tensor,
     column: Tensor,
     solution: Assignment,
-    a: Tensor,
-    b: Tensor,
+    a: Directions,
+    b: Directions,
     absolute: bool,
 ) -> Arcs:
     """The pairs found that are above the sum of their prices: none of them is an arc already."""
-    i, j = row[:, None].expand_as(found.indices), column[found.indices]
-    similarity = similarities(a[row], b, j, absolute)
-    better = similarity - solution.column_price[j] > solution.row_price[row, None] + TOLERANCE
-    return Arcs(i[better], j[better], similarity[better])
+    columns = found.indices.cpu()
+    near = found.values.cpu() > solution.row_price[row, None]  # gains, after the columns' prices
+    where, rank = near.nonzero(as_tuple=True)
+    new = _arcs(a, row[where], b, column[columns[where, rank]], absolute)
+    prices = solution.row_price[new.row] + solution.column_price[new.column]
+    return new.only(new.similarity > prices + TOLERANCE)

@@ -1,9 +1,11 @@
 """The values that functions hand to one another: plain, named, never changed."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 class SparseCode(NamedTuple):
@@ -75,9 +77,10 @@ class Dictionary:
     @property
     def alive(self) -> Tensor:
         """[m] bool: which have a direction on each known side, and fire as far as is known."""
-        alive = (self.W_dec != 0).any(1)
+        # Not any(), which would write [m, d] of bools.
+        alive: Tensor = vector_norm(self.W_dec, inf, dim=1) > 0
         if self.W_enc is not None:
-            alive &= (self.W_enc != 0).any(1)
+            alive &= vector_norm(self.W_enc, inf, dim=1) > 0
         if self.firing_rate is not None:
             alive &= self.firing_rate > 0
         return alive

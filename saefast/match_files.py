@@ -1,0 +1,82 @@
+"""The matches of two dictionaries on disk: one Parquet table, a row for each feature of both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saefast.atomic import write_whole
+from saefast.types import Matches
+
+Both = tuple[Matches, Matches]
+"""Of the first's features among the second's, and the other way round"""
+
+_KEY = b"saefast"
+_ALWAYS = ("partner", "similarity", "mutual")
+
+
+def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, Any]) -> None:
+    """`names` are the numbers of the two dictionaries; `about` says what was matched, and how."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sizes = [len(matches.partner) for matches in both]
+    columns = {
+        "dictionary": np.repeat(names, sizes),
+        "feature": np.concatenate([np.arange(size) for size in sizes]),
+    }
+    for name in _ALWAYS:
+        columns[name] = np.concatenate([getattr(matches, name).cpu().numpy() for matches in both])
+    there, back = both
+    facts = {}
+    if there.row_price is not None:
+        prices = (there.row_price, back.row_price, back.column_price, there.column_price)
+        rows = [np.empty(0) if price is None else price.cpu().numpy() for price in prices]
+        columns["row_price"] = np.concatenate(rows[:2])
+        columns["column_price"] = np.concatenate(rows[2:])
+        facts = {
+            "value": there.value,
+            "upper_bound": there.upper_bound,
+            "certified": there.certified,
+            "rounds": there.rounds,
+        }
+    notes = {"about": about, "sizes": sizes, "facts": facts}
+    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(notes).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, sink.getvalue().to_pybytes())
+
+
+def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
+    """What `write_pair` wrote; None where there is nothing, or something about other matches.
+
+    `about` None takes whatever there is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.exists():
+        return None
+    try:
+        table = pq.read_table(file)
+        notes = json.loads(table.schema.metadata[_KEY])
+        first, _ = notes["sizes"]
+        columns = {
+            name: torch.tensor_split(torch.from_numpy(table[name].to_numpy().copy()), (first,))
+            for name in table.column_names
+        }
+        facts = notes["facts"]
+        there, back = (Matches(*(columns[name][i] for name in _ALWAYS)) for i in (0, 1))
+        if facts:
+            own, others = columns["row_price"], columns["column_price"]
+            there, back = (
+                matches._replace(**facts, row_price=own[i], column_price=others[1 - i])
+                for i, matches in enumerate((there, back))
+            )
+        same = about is None or notes["about"] == about
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is truncated or holds no matches: {error}; remove it") from error
+    return (there, back) if same else None

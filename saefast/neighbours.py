@@ -1,0 +1,104 @@
+"""The nearest features of another dictionary, exactly, without a matrix of all similarities."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from saefast.directions import Directions
+from saefast.engines import Engine
+from saefast.types import SparseCode
+
+_ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
+_COPIES = 4  # of a block of others: float64, its opposites, and what an engine packs
+
+Report = Callable[[int], object]
+"""Told how many pairs have been looked at since it was last called"""
+
+
+def nearest(
+    x: Directions,
+    others: Directions,
+    k: int,
+    engine: Engine,
+    memory: float,
+    price: Tensor | None = None,
+    report: Report = lambda _: None,
+) -> SparseCode:
+    """The k of `others` that are most similar to each of `x`, or gain most after their price.
+
+    Values descend, equal values in order of their index, float64; the same for any `memory` and
+    any exact engine. `memory`: bytes that blocks may take.
+    """
+    best = _Best.empty(len(x), k, x.device)
+    step = block_rows(others.width, memory)
+    for start in range(0, len(others), step):
+        block = others.block(start, start + step)
+        find = engine.prepare(block, None if price is None else price[start : start + len(block)])
+        for row in range(0, len(x), _ROWS):
+            rows = x.block(row, row + _ROWS)
+            best.take(row, find(rows, min(k, len(block))), start)
+            report(len(rows) * len(block))
+    return best.lists()
+
+
+def nearest_both_ways(
+    x: Directions,
+    y: Directions,
+    k: int,
+    engine: Engine,
+    memory: float,
+    report: Report = lambda _: None,
+) -> tuple[SparseCode, SparseCode]:
+    """The k of `y` nearest to each of `x`, and the k of `x` nearest to each of `y`.
+
+    Each block of either is made once for each of the other's: what is read from disk serves both.
+    """
+    forward, backward = (_Best.empty(len(side), k, side.device) for side in (x, y))
+    step = block_rows(y.width, memory / 2)
+    for column in range(0, len(y), step):
+        columns = y.block(column, column + step)
+        find_columns = engine.prepare(columns, None)
+        for row in range(0, len(x), step):
+            rows = x.block(row, row + step)
+            find_rows = engine.prepare(rows, None)
+            for part in range(0, len(rows), _ROWS):
+                piece = rows[part : part + _ROWS]
+                forward.take(row + part, find_columns(piece, min(k, len(columns))), column)
+                report(len(piece) * len(columns))
+            for part in range(0, len(columns), _ROWS):
+                piece = columns[part : part + _ROWS]
+                backward.take(column + part, find_rows(piece, min(k, len(rows))), row)
+                report(len(piece) * len(rows))
+    return forward.lists(), backward.lists()
+
+
+def block_rows(width: int, memory: float) -> int:
+    """How many features of that width a block may have."""
+    return max(1024, int(memory / (8 * width * _COPIES)))
+
+
+class _Best:
+    """The k best of each row so far, over blocks of others that come in ascending order."""
+
+    def __init__(self, values: Tensor, indices: Tensor) -> None:
+        self._values, self._indices = values, indices
+        self._least = 0  # how many every row has
+
+    @classmethod
+    def empty(cls, rows: int, k: int, device: torch.device) -> "_Best":
+        values = torch.full((rows, k), -torch.inf, dtype=torch.float64, device=device)
+        return cls(values, torch.full((rows, k), -1, device=device))
+
+    def take(self, row: int, found: SparseCode, start: int) -> None:
+        """What was found for the rows from `row` in the block that begins at `start`."""
+        rows = slice(row, row + len(found.values))
+        values = torch.cat([self._values[rows], found.values], 1)
+        indices = torch.cat([self._indices[rows], found.indices + start], 1)
+        # Stable: of equals those of the earlier block, whose indices are lower, come first.
+        order = values.sort(dim=1, descending=True, stable=True).indices[:, : self._values.shape[1]]
+        self._values[rows] = values.gather(1, order)
+        self._indices[rows] = indices.gather(1, order)
+
+    def lists(self) -> SparseCode:
+        return SparseCode(self._values, self._indices)

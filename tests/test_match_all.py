@@ -1,0 +1,131 @@
+"""match_all: every pair as if matched alone, kept on disk, not matched twice."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import normal
+
+import saefast
+from saefast import SAE, Matches, match_all, match_files
+
+DICTIONARIES = [normal((size, 12), size, torch.float32) for size in (90, 70, 110)]
+DICTIONARIES[1][::9] = 0
+OPTIONS = [{}, {"one_to_one": True}, {"one_to_one": True, "floor": 0.4}, {"floor": 0.5}]
+
+
+def assert_same(actual: Matches, expected: Matches) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        if isinstance(b, torch.Tensor):
+            assert torch.equal(a, b)
+            assert a.dtype == b.dtype
+        else:
+            assert a == b
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_pair_is_as_if_alone(options, tmp_path):
+    found = match_all(DICTIONARIES, out=tmp_path / "matches", **options)
+    again = match_all(DICTIONARIES, out=tmp_path / "matches", **options)
+    assert len(found) == len(again) == 6
+    for (s, t), matches in found.items():
+        alone = saefast.match_features(DICTIONARIES[s], DICTIONARIES[t], **options)
+        assert torch.equal(matches.partner, alone.partner)
+        assert torch.equal(matches.similarity, alone.similarity)
+        assert torch.equal(matches.mutual, alone.mutual)
+        if "one_to_one" in options:
+            assert matches.value == pytest.approx(alone.value, abs=1e-9)
+            assert matches.certified
+            assert_proof(matches, DICTIONARIES[s], DICTIONARIES[t], options.get("floor"))
+        assert_same(again[s, t], matches)
+    assert sorted(path.name for path in (tmp_path / "matches").iterdir()) == [
+        "0-1.parquet",
+        "0-2.parquet",
+        "1-2.parquet",
+    ]
+
+
+def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: float | None) -> None:
+    """Prices above every similarity, and worth no more than the pairs: in both directions."""
+    rows, columns = (a != 0).any(1), (b != 0).any(1)
+    a, b = (side[alive].double() for side, alive in ((a, rows), (b, columns)))
+    cosine = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+    u, v = matches.row_price[rows], matches.column_price[columns]
+    assert (u[:, None] + v >= cosine - 1e-9).all()
+    assert (v >= -1e-12).all()
+    paired = matches.partner[rows] >= 0
+    least = -2.0 if floor is None else floor
+    assert (u[~paired] <= least + 1e-9).all()
+    declining = len(u) if floor is not None else max(len(u) - len(v), 0)
+    assert float(u.sum() + v.sum()) - least * declining == pytest.approx(matches.value, abs=1e-7)
+
+
+def test_what_is_there_is_not_matched_again(tmp_path, monkeypatch):
+    """A run that was broken off goes on; other options or contents begin anew."""
+    work = []
+    module = sys.modules["saefast.match_all"]
+    real = module.match_both
+
+    def counted(*arguments):
+        if len(work) == stop:
+            raise KeyboardInterrupt
+        work.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "match_both", counted)
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        match_all(DICTIONARIES, out=tmp_path)
+    stop = 99
+    match_all(DICTIONARIES, out=tmp_path)
+    assert len(work) == 3
+    match_all(DICTIONARIES, out=tmp_path, memory=0.5)
+    assert len(work) == 3
+    match_all(DICTIONARIES, out=tmp_path, absolute=True)
+    assert len(work) == 6
+    changed = [*DICTIONARIES[:2], DICTIONARIES[2] + 0.01]
+    match_all(DICTIONARIES, out=tmp_path)
+    match_all(changed, out=tmp_path)
+    assert len(work) == 11
+
+
+def test_a_broken_file_is_named(tmp_path):
+    match_all(DICTIONARIES[:2], out=tmp_path)
+    file = tmp_path / "0-1.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"0-1\.parquet is truncated"):
+        match_all(DICTIONARIES[:2], out=tmp_path)
+    with pytest.raises(ValueError, match="truncated"):
+        match_files.read_pair(file)
+
+
+def test_it_is_a_table_for_anyone(tmp_path):
+    import pyarrow.parquet as pq
+
+    found = match_all(DICTIONARIES[:2], out=tmp_path, one_to_one=True)
+    table = pq.read_table(tmp_path / "0-1.parquet")
+    assert table.num_rows == 160
+    ours = [row for row in table.to_pylist() if row["dictionary"] == 1]
+    assert [row["partner"] for row in ours] == found[1, 0].partner.tolist()
+    assert [row["column_price"] for row in ours] == found[0, 1].column_price.tolist()
+
+
+def test_saes_are_dictionaries():
+    saes = [SAE(8, 20, k=2, seed=seed) for seed in (0, 1)]
+    found = match_all(saes)[0, 1]
+    assert_same(found, saefast.match_features(saes[0].W_dec, saes[1].W_dec))
+
+
+def test_bad_input(tmp_path: Path):
+    rows = DICTIONARIES[0]
+    with pytest.raises(ValueError, match="at least 2, of different seeds, got 1"):
+        match_all([rows])
+    with pytest.raises(ValueError, match=r"dictionaries\[1\].*12"):
+        match_all([rows, torch.ones(4, 11)])
+    with pytest.raises(TypeError, match=r"dictionaries\[1\] must be a tensor"):
+        match_all([rows, "seed-1"])
+    with pytest.raises(TypeError, match="sides"):
+        match_all([rows, rows], sides="decoder")
+    with pytest.raises(ValueError, match="has no W_enc"):
+        match_all([rows, rows], side="both")
