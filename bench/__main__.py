@@ -13,14 +13,15 @@ from bench import record
 from bench.cases import Shape
 
 CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory")
+_OWN = ("gpu", "match")  # with shapes and options of their own
 
 
 def main() -> int:
     """Time one case, print its table, write its rows."""
-    if sys.argv[1:2] == ["gpu"]:  # which has shapes and options of its own
-        return int(importlib.import_module("bench.gpu").main(sys.argv[2:]))
+    if sys.argv[1:2] in [[name] for name in _OWN]:
+        return int(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
-    parser.add_argument("case", choices=(*CASES, "gpu"))
+    parser.add_argument("case", choices=(*CASES, *_OWN))
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--shape", help="one shape only, as d,m,k,n")

@@ -69,7 +69,8 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
             for name in table.column_names
         }
         facts = notes["facts"]
-        there, back = (Matches(*(columns[name][i] for name in _ALWAYS)) for i in (0, 1))
+        partner, similarity, mutual = (columns[name] for name in _ALWAYS)
+        there, back = (Matches(partner[i], similarity[i], mutual[i]) for i in (0, 1))
         if facts:
             own, others = columns["row_price"], columns["column_price"]
             there, back = (

@@ -1,0 +1,107 @@
+"""What a matching will take, before it is begun: blocks, memory, arithmetic, time."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from saefast.directions import Directions
+from saefast.engines import engine_for
+from saefast.neighbours import block_rows
+from saefast.ops import checks
+
+_SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
+_LIST_ENTRY = 16  # bytes: a float64 and an int64
+_ARC = 24
+_SORTING = 3  # copies of the arcs while they become a graph
+
+
+class MatchPlan(NamedTuple):
+    """Of two dictionaries with m features of width d each."""
+
+    m: int
+    d: int
+    neighbours: int
+    blocks: int
+    """of either dictionary; each is compared with each of the other's"""
+    block_rows: int
+    lists_gb: float
+    """for the lists of both"""
+    solver_gb: float
+    """for the arcs of a one-to-one matching"""
+    blocks_gb: float
+    dictionaries_gb: float
+    """of two in float32, which may stay on disk"""
+    flops: float
+    """multiplications and additions of all products, from both sides"""
+    pairs_per_second: float
+    """measured here, now, at this width"""
+    seconds: float
+    """to find the neighbours; a one-to-one matching takes a few times as long as a sort more"""
+
+    def sentences(self) -> str:
+        """For people."""
+        total = self.lists_gb + self.solver_gb + self.blocks_gb
+        return (
+            f"{self.m:,} features of width {self.d} with as many: {self.blocks} x {self.blocks} "
+            f"blocks of {self.block_rows:,}, lists of {self.neighbours}\n"
+            f"memory: {total:.2f} GB ({self.lists_gb:.2f} lists, {self.solver_gb:.2f} solver, "
+            f"{self.blocks_gb:.2f} blocks) beside {self.dictionaries_gb:.2f} GB of dictionaries, "
+            f"which may be mapped from disk\n"
+            f"work: {self.flops:.2e} FLOP; at {self.pairs_per_second:.2e} pairs/s, measured now, "
+            f"{_duration(self.seconds)}"
+        )
+
+
+def plan_matching(
+    m: int,
+    d: int,
+    *,
+    neighbours: int = 64,
+    one_to_one: bool = True,
+    absolute: bool = False,
+    backend: str = "auto",
+    memory: float = 2.0,
+) -> MatchPlan:
+    """What matching two dictionaries of m features of width d will take on this machine.
+
+    The rate is that of random directions; the other arguments are those of `match_features`.
+    """
+    for name, value in (("m", m), ("d", d), ("neighbours", neighbours)):
+        checks.whole(name, value)
+        checks.at_least(name, value, 1)
+    k = min(neighbours if one_to_one else 1, m)
+    rows = min(block_rows(d, memory * 1e9 / 2), m)
+    rate = _pairs_per_second(m, d, k, absolute, backend)
+    return MatchPlan(
+        *(m, d, k, -(-m // rows), rows),
+        lists_gb=2 * m * k * _LIST_ENTRY / 1e9,
+        solver_gb=(2 * m * k * _ARC * _SORTING if one_to_one else 0) / 1e9,
+        blocks_gb=min(memory, 2 * 4 * 8 * m * d / 1e9),
+        dictionaries_gb=2 * 4 * m * d / 1e9,
+        flops=2 * 2.0 * m * m * d,
+        pairs_per_second=rate,
+        seconds=2.0 * m * m / rate,
+    )
+
+
+def _pairs_per_second(m: int, d: int, k: int, absolute: bool, backend: str) -> float:
+    generator = torch.Generator().manual_seed(0)
+    few, many = (min(size, m) for size in _SAMPLE)
+    x, others = (
+        Directions.of(torch.randn(size, d, generator=generator), "decoder", "sample")
+        for size in (few, many)
+    )
+    k = min(k, many)
+    find = engine_for(backend, absolute, x, others, k).prepare(others.block(0, many), None)
+    sample = x.block(0, few)
+    find(sample, k)
+    start = time.perf_counter()
+    find(sample, k)
+    return few * many / (time.perf_counter() - start)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
