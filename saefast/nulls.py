@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from saefast.beta import Floats, beta_cdf
 from saefast.ops import checks
 
-_HALVINGS = 60
+_PARTS, _ROUNDS = 64, 9  # of what is left of [-1, 1]: 2^-54 of it in the end
 _NODES = 400
 
 
@@ -31,8 +31,8 @@ class BestOfRandom:
 
     Whatever a dictionary has been trained on, this is what a feature finds among n others that have
     nothing to do with it. Anisotropic dictionaries find more, since all their features lean the
-    same way: their nulls have to be drawn. Among no directions (n = 0) the best similarity is 0,
-    as it is in `Matches`.
+    same way: their nulls have to be drawn. Among no directions (n = 0) nothing is reached, and the
+    best similarity is 0, as it is in `Matches`.
     """
 
     n: int
@@ -49,7 +49,7 @@ class BestOfRandom:
     def reaches(self, t: ArrayLike) -> Floats:
         """P(best >= t): the share of features that find a match by chance."""
         if self.n == 0:
-            return np.where(np.asarray(t) <= 0, 1.0, 0.0)
+            return np.zeros(np.shape(t))
         with np.errstate(divide="ignore"):  # log(1 - 1) is -infinity, and then all of them reach t
             none = self.n * np.log1p(-cosine_tail(t, self.d, self.absolute))
         result: Floats = -np.expm1(none)
@@ -61,13 +61,11 @@ class BestOfRandom:
         if self.n == 0:
             return 0.0
         low, high = (0.0 if self.absolute else -1.0), 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            if float(self.reaches(middle)) > 1 - share:
-                low = middle
-            else:
-                high = middle
-        return high
+        for _ in range(_ROUNDS):
+            points = np.linspace(low, high, _PARTS + 1)
+            below = int((self.reaches(points) > 1 - share).sum())
+            low, high = points[max(below - 1, 0)], points[min(below, _PARTS)]
+        return float(high)
 
     def mean(self) -> float:
         """Of the best; beside every mean of largest cosines."""
