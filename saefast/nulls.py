@@ -1,4 +1,4 @@
-"""What matching finds where there is nothing to find: the best match among random directions."""
+"""What matching finds where there is nothing to find: among directions drawn from the sphere."""
 
 from dataclasses import dataclass
 
