@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from saefast import reference
+from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.info import build_info
@@ -15,6 +16,8 @@ from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
+from saefast.subspace import fit_subspaces
+from saefast.subspace_results import Subspaces
 from saefast.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, ThresholdCode
 
@@ -29,13 +32,16 @@ __all__ = [
     "Penalty",
     "Rules",
     "SparseCode",
+    "Subspaces",
     "ThresholdCode",
     "TrainConfig",
     "__version__",
     "build_info",
+    "fit_subspaces",
     "load_sae",
     "match_all",
     "match_features",
+    "principal_angles",
     "reference",
     "save_sae",
     "sparse_decode",
