@@ -13,6 +13,7 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
+from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.train import train_saes
@@ -24,6 +25,7 @@ __all__ = [
     "SAE",
     "AuxK",
     "Dictionary",
+    "FeatureStatistics",
     "FusedStep",
     "Matches",
     "Penalty",
@@ -33,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_info",
+    "feature_statistics",
     "load_sae",
     "match_all",
     "match_features",
