@@ -5,12 +5,14 @@ from importlib.metadata import version as _version
 from saefast import reference
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.statistics import FeatureStatistics, feature_statistics
@@ -25,6 +27,8 @@ __all__ = [
     "SAE",
     "AuxK",
     "Dictionary",
+    "EffectRegression",
+    "FeatureFunction",
     "FeatureStatistics",
     "FusedStep",
     "Matches",
@@ -35,11 +39,13 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_info",
+    "feature_function",
     "feature_statistics",
     "load_sae",
     "match_all",
     "match_features",
     "reference",
+    "regress_effect",
     "save_sae",
     "sparse_decode",
     "threshold_encode",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import generator, seeds
+from strategies import generator, random_sae, seeds
 from tolerance import assert_same_bits
 from torch import Tensor
 
@@ -24,19 +24,6 @@ from saefast.token_ties import folded_tokens, modal_share, token_ties
 
 def statistics(saes: Any, activations: Any, **options: Any) -> list[FeatureStatistics]:
     return feature_statistics(saes, activations, progress=False, **options)
-
-
-def random_sae(m: int, d: int, seed: int, variant: str = "topk", k: int = 3) -> SAE:
-    """Nothing tied, nothing of norm one; a latent that never fires."""
-    sae = SAE(d, m, k=min(k, m), variant=variant, seed=seed)
-    random = generator(seed + 1)
-    with torch.no_grad():
-        for values in sae.parameters():
-            values.copy_(torch.randn(values.shape, generator=random) / 2)
-        sae.b_enc[m // 2] = -1000.0
-        if variant == "jumprelu":
-            sae.jump_threshold.abs_()
-    return sae
 
 
 def random_rows(n: int, d: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
