@@ -6,15 +6,18 @@ from saefast import reference
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
+from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.subspace import fit_subspaces
@@ -28,6 +31,9 @@ __all__ = [
     "SAE",
     "AuxK",
     "Dictionary",
+    "EffectRegression",
+    "FeatureFunction",
+    "FeatureStatistics",
     "FusedStep",
     "Matches",
     "Penalty",
@@ -40,12 +46,15 @@ __all__ = [
     "__version__",
     "at_threshold",
     "build_info",
+    "feature_function",
+    "feature_statistics",
     "fit_subspaces",
     "load_sae",
     "match_all",
     "match_features",
     "principal_angles",
     "reference",
+    "regress_effect",
     "save_sae",
     "score_stability",
     "sparse_decode",
