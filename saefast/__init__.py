@@ -14,7 +14,7 @@ from saefast.ops.topk_encode import topk_encode
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.step import FusedStep
-from saefast.storage import load_sae, save_sae
+from saefast.storage import convert, load_sae, save_sae
 from saefast.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, ThresholdCode
 
@@ -33,6 +33,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_info",
+    "convert",
     "load_sae",
     "match_all",
     "match_features",
