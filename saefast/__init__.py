@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from saefast import reference
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.dictionary_files import load_dictionaries
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "build_info",
     "convert",
+    "load_dictionaries",
     "load_sae",
     "match_all",
     "match_features",

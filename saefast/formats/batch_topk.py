@@ -25,7 +25,7 @@ def recognises(found: Found) -> bool:
 def read(found: Found) -> Parts:
     """TopK and BatchTopK do not use b_enc, though it is there, unless the config says so."""
     kind = found.config.get("sae_type")
-    if kind not in _VARIANTS:
+    if not isinstance(kind, str) or kind not in _VARIANTS:
         raise ValueError(
             f"{found.config_name}: sae_type must be one of {', '.join(_VARIANTS)} to be loaded, "
             f"got {kind!r}"

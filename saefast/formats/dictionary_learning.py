@@ -1,5 +1,6 @@
 """dictionary_learning: ae.pt, a state dict of one of seven classes or a backup, and config.json."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.formats.found import Found
+from saefast.formats.found import Found, positive
 from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values
 from saefast.formats.writing import write_json, write_torch
 
@@ -52,7 +53,8 @@ def read(found: Found) -> Parts:
     if isinstance(backup, Mapping):
         found = replace(found, tensors={n: v for n, v in backup.items() if isinstance(v, Tensor)})
         factor, own = (found.values.get(key) for key in ("norm_factor", "config"))
-        trainer = own if isinstance(own, dict) and not trainer else trainer
+        if isinstance(own, dict) and not trainer:
+            trainer = json.loads(json.dumps(own, default=str))
     if not isinstance(trainer, dict):
         raise ValueError(f"{found.config_name} must give trainer as an object, got {trainer!r}")
     found = replace(found, config=trainer)
@@ -69,10 +71,11 @@ def read(found: Found) -> Parts:
         parts = replace(parts, k=_k(found))
     if factor is None:
         return parts
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 0:
-        raise ValueError(f"{found.path}: norm_factor must be positive, got {factor!r}")
-    # Trained on x / factor. The library's finished files have values of the size of x, too.
-    return scaled_values(scaled_inputs(parts, 1 / factor), float(factor))
+    norm = positive(factor)
+    if norm is None:
+        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {factor!r}")
+    # Trained on x / norm. The library's finished files have values of the size of x, too.
+    return scaled_values(scaled_inputs(parts, 1 / norm), norm)
 
 
 def write(parts: Parts, folder: Path) -> None:
@@ -102,7 +105,8 @@ def write(parts: Parts, folder: Path) -> None:
         tensors |= {"k": torch.tensor(parts.k, dtype=torch.int32), "threshold": threshold}
     groups = kept.pop("group_sizes", None)
     if kind == "MatryoshkaBatchTopKSAE":
-        fits = isinstance(groups, list) and sum(groups) == parts.m
+        fits = isinstance(groups, list) and all(isinstance(size, int) for size in groups)
+        fits = fits and sum(groups) == parts.m
         tensors["group_sizes"] = torch.tensor(groups if fits else [parts.m])
     kept.pop("threshold", None)
     write_torch(folder / "ae.pt", tensors)
@@ -120,12 +124,12 @@ def _centred(parts: Parts) -> bool | None:
 def _class_of(found: Found) -> str:
     told = found.config.get("dict_class")
     if told is not None:
-        if told not in _VARIANTS:
+        if not isinstance(told, str) or told not in _VARIANTS:
             raise ValueError(
                 f"{found.config_name}: dict_class must be one of {', '.join(_VARIANTS)} to be "
                 f"loaded, got {told!r}"
             )
-        return str(told)
+        return told
     marks = {
         "group_sizes": "MatryoshkaBatchTopKSAE",
         "gate_bias": "GatedAutoEncoder",
@@ -144,7 +148,7 @@ def _class_of(found: Found) -> str:
 
 
 def _linear(found: Found, kind: str) -> Parts:
-    w_enc = found.take("encoder.weight", -1, -1)
+    w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
     b_dec = _BIASES.get(kind, "b_dec")
     known = {"encoder.weight", "encoder.bias", "decoder.weight", b_dec}
@@ -170,7 +174,7 @@ def _linear(found: Found, kind: str) -> Parts:
 
 
 def _stacked(found: Found, kind: str) -> Parts:
-    w_enc = found.take("W_enc", -1, -1)
+    w_enc = found.take("W_enc", None, None)
     d, m = w_enc.shape
     found.nothing_but("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes")
     jumps = kind == "JumpReluAutoEncoder"
@@ -211,10 +215,10 @@ def _k(found: Found) -> int:
 def _metadata(found: Found, parts: Parts) -> dict[str, Any]:
     kept = {key: value for key, value in found.config.items() if key not in _OWN}
     if found.has("group_sizes"):
-        groups = found.tensors["group_sizes"]
-        if groups.ndim != 1 or groups.is_floating_point() or int(groups.sum()) != parts.m:
+        groups = found.integers("group_sizes")
+        if sum(groups) != parts.m or min(groups) < 1:
             raise ValueError(f"{found.path}: group_sizes must sum to {parts.m}, got {groups}")
-        kept["group_sizes"] = groups.tolist()
+        kept["group_sizes"] = groups
     if parts.variant == "topk" and found.has("threshold"):
         kept["threshold"] = found.scalar("threshold")  # k decides, but it is kept
     return {NAME: kept} if kept else {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saefast.formats.tensor_files import read_tensors
@@ -55,34 +56,25 @@ class Found:
         """Whether there are tensors of these names."""
         return all(name in self.tensors for name in names)
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor, which must have that shape; -1 stands for any size."""
-        where = f"{self.path}: {name}"
-        if name not in self.tensors:
-            raise ValueError(
-                f"{where} is missing; the file holds {', '.join(sorted(self.tensors)) or 'nothing'}"
-            )
-        value = self.tensors[name]
+    def take(self, name: str, *shape: int | None) -> Tensor:
+        """The tensor, which must have that shape; None stands for any size."""
+        where, value = f"{self.path}: {name}", self._sound(name)
         if not value.is_floating_point():
             raise ValueError(f"{where} must hold floats, got {value.dtype}")
         sizes = tuple(value.shape)
-        wanted = (
-            sizes
-            if len(sizes) != len(shape)
-            else tuple(
-                size if any_size == -1 else any_size
-                for size, any_size in zip(sizes, shape, strict=True)
-            )
+        fits = len(sizes) == len(shape) and all(
+            wanted in (size, None) for size, wanted in zip(sizes, shape, strict=True)
         )
-        if sizes != wanted or len(sizes) != len(shape):
-            told = tuple("any" if size == -1 else size for size in shape)
-            turned = " (transposed?)" if sizes[::-1] == shape and len(shape) == 2 else ""
-            raise ValueError(f"{where} must have shape {told}, got {sizes}{turned}")
+        if not fits:
+            told = ", ".join("any" if size is None else str(size) for size in shape)
+            turned = " (transposed?)" if len(shape) == 2 and sizes[::-1] == shape else ""
+            comma = "," if len(shape) == 1 else ""
+            raise ValueError(f"{where} must have shape ({told}{comma}), got {sizes}{turned}")
         if 0 in sizes:
             raise ValueError(f"{where} must not be empty, got shape {sizes}")
         return value
 
-    def optional(self, name: str, *shape: int) -> Tensor | None:
+    def optional(self, name: str, *shape: int | None) -> Tensor | None:
         """The same, if it is there."""
         return self.take(name, *shape) if name in self.tensors else None
 
@@ -90,12 +82,33 @@ class Found:
         """The one number that the tensor holds, if it is there."""
         if name not in self.tensors:
             return None
-        value = self.tensors[name]
+        value = self._sound(name)
         if value.numel() != 1:
             raise ValueError(
                 f"{self.path}: {name} must be one number, got shape {tuple(value.shape)}"
             )
         return float(value)
+
+    def integers(self, name: str) -> list[int]:
+        """What the tensor [n] holds."""
+        value = self._sound(name)
+        if value.ndim != 1 or value.is_floating_point() or value.is_complex():
+            raise ValueError(f"{self.path}: {name} must be integers [n], got {value.dtype}")
+        return [int(number) for number in value.tolist()]
+
+    def _sound(self, name: str) -> Tensor:
+        """The tensor, dense and no larger than what the file holds of it."""
+        where = f"{self.path}: {name}"
+        if name not in self.tensors:
+            raise ValueError(
+                f"{where} is missing; the file holds {', '.join(sorted(self.tensors)) or 'nothing'}"
+            )
+        value = self.tensors[name]
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError(f"{where} must be a dense tensor, got {value.layout}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{where} has shape {tuple(value.shape)}, more than the file holds")
+        return value
 
     def nothing_but(self, *names: str, prefixes: tuple[str, ...] = ()) -> None:
         """There are no other tensors: what one means that nobody knows of, nobody knows."""
@@ -193,6 +206,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def positive(value: object) -> float | None:
+    """A number from a file, if it is one and above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        return None
+    return float(value)
 
 
 def _nothing_at(path: Path, config: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ def read(found: Found) -> Parts:
     names = [_name(found, name) for name in ("W_enc", "W_dec")]
     found.nothing_but(*names, "b_enc", "b_dec", "threshold", "scaling_factor", _SKIP)
     found.refuse("architecture", ("jump_relu",), "no other is known", "jump_relu")
-    m, d_out = found.take("b_enc", -1).shape[0], found.take("b_dec", -1).shape[0]
-    w_enc = found.take(names[0], -1, m)
+    m, d_out = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
+    w_enc = found.take(names[0], None, m)
     d = w_enc.shape[0]
     skip = found.optional(_SKIP, d, d_out)
     scale = found.optional("scaling_factor", m)

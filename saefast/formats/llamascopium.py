@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast.atomic import write_tensors
-from saefast.formats.found import Found
+from saefast.formats.found import Found, positive
 from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values, unit_decoder
 from saefast.formats.writing import write_json
 
@@ -100,10 +100,12 @@ def _expansion(m: int, d: int) -> float:
 
 def _latents(found: Found) -> int:
     told = found.setting("d_sae", int, None)
-    factor = found.setting("expansion_factor", (int, float), None)
-    if told is None and factor is None:
-        raise ValueError(f"{found.config_name} must give expansion_factor as a number")
-    return int(told if told is not None else found.config["d_model"] * factor)
+    factor = positive(found.config.get("expansion_factor"))
+    if told is not None:
+        return int(told)
+    if factor is None:
+        raise ValueError(f"{found.config_name} must give expansion_factor as a positive number")
+    return int(found.setting("d_model", int) * factor)
 
 
 def _decoder_bias(found: Found, name: str, d: int) -> Tensor:
@@ -166,10 +168,11 @@ def _of_raw_activations(found: Found, parts: Parts) -> Parts:
         norm = found.scalar(f"{_NORM}{hook}")
         if norm is None and isinstance(older, dict):
             norm = older.get(key)
-        if isinstance(norm, bool) or not isinstance(norm, (int, float)) or not norm > 0:
+        norm = positive(norm)
+        if norm is None:
             raise ValueError(
-                f"{found.path}: {_NORM}{hook} must be positive for norm_activation='dataset-wise', "
-                f"got {norm}"
+                f"{found.path}: {_NORM}{hook} must be a positive number for "
+                f"norm_activation='dataset-wise'"
             )
         scales.append(parts.d**0.5 / norm)
     # As its own fold does: values have the size of the activations.

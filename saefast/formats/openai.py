@@ -24,7 +24,7 @@ def recognises(found: Found) -> bool:
 
 def read(found: Found) -> Parts:
     """ReLU or TopK; of TopK the file does not say that rows are normalised: they are."""
-    w_enc = found.take("encoder.weight", -1, -1)
+    w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
     tied = found.has(_TIED)
     decoder = _TIED if tied else "decoder.weight"

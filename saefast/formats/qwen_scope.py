@@ -23,7 +23,7 @@ def recognises(found: Found) -> bool:
 def read(found: Found) -> Parts:
     """TopK that does not take b_dec from x; k stands only in the name of the repository."""
     found.nothing_but("W_enc", "W_dec", "b_enc", "b_dec")
-    m, d = found.take("b_enc", -1).shape[0], found.take("b_dec", -1).shape[0]
+    m, d = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
     k = next((k for k in (found.values.get("k"), found.config.get("k"), found.k) if k), None)
     if isinstance(k, bool) or not isinstance(k, int):
         raise ValueError(
