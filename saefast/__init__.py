@@ -6,6 +6,7 @@ from saefast import reference
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
@@ -19,7 +20,7 @@ from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.step import FusedStep
-from saefast.storage import load_sae, save_sae
+from saefast.storage import convert, load_sae, save_sae
 from saefast.subspace import fit_subspaces
 from saefast.subspace_results import Subspaces
 from saefast.train import train_saes
@@ -46,9 +47,11 @@ __all__ = [
     "__version__",
     "at_threshold",
     "build_info",
+    "convert",
     "feature_function",
     "feature_statistics",
     "fit_subspaces",
+    "load_dictionaries",
     "load_sae",
     "match_all",
     "match_features",
