@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from saefast.lm.corpus import Corpus, Document
+from saefast.lm.corpus import Corpus, Document, Texts, as_corpus
 from saefast.ops import checks
 
 KINDS = ("prose", "code")
@@ -38,6 +38,13 @@ def builtin_corpus(kinds: tuple[str, ...] = KINDS) -> Corpus:
         raise ValueError(f"kinds must name one of {', '.join(KINDS)} at least")
     described = {"corpus": "built in", "kinds": list(kinds), "python": platform.python_version()}
     return Corpus(lambda: _documents(kinds), described)
+
+
+def or_builtin(corpus: Texts | None, *, held_out: bool = False) -> Corpus:
+    """A corpus that was given, or that part of the one built in."""
+    if corpus is not None:
+        return as_corpus(corpus)
+    return builtin_corpus().held_out() if held_out else builtin_corpus().train()
 
 
 def _documents(kinds: tuple[str, ...]) -> Iterator[Document]:

@@ -1,7 +1,7 @@
 """Text, document by document, and which of it is held out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -58,7 +58,10 @@ class Corpus:
         return replace(self, read=read, description=described)
 
 
-def as_corpus(texts: "Corpus | Iterable[Document | str]") -> Corpus:
+Texts = Corpus | Sequence[Document | str]
+
+
+def as_corpus(texts: Texts) -> Corpus:
     """A corpus, or a list of strings or documents as one."""
     if isinstance(texts, Corpus):
         return texts

@@ -11,9 +11,9 @@ from torch import Tensor
 from saefast.activations import StoreActivations, StoreWriter
 from saefast.activations.protocol import check_dtype
 from saefast.activations.store import INDEX, read_index
-from saefast.lm.builtin_corpus import builtin_corpus
+from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.capture import capture
-from saefast.lm.corpus import Corpus, Document, as_corpus
+from saefast.lm.corpus import Texts
 from saefast.lm.model import LanguageModel
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_sites
@@ -25,8 +25,6 @@ TOKENS, POSITIONS = "tokens", "positions"
 _SHARD_BYTES = 256 << 20
 _SHARDS = 32  # a kill costs one of them
 _FEWEST_ROWS = 8192
-
-Texts = Corpus | Sequence[Document | str]
 
 
 def harvest(
@@ -77,7 +75,7 @@ def harvest(
     several = not isinstance(sites, int | str)
     chosen = find_sites(model.model, sites if several else [sites])  # type: ignore[arg-type,list-item]
     paths = [Path(out) / site.name if several else Path(out) for site in chosen]
-    source = as_corpus(builtin_corpus().train() if corpus is None else corpus)
+    source = or_builtin(corpus)
     packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
     check_dtype(dtype)
     if tokens is not None:
