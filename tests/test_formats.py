@@ -732,6 +732,13 @@ class Grenade:
         return Path.touch, (self.path,)
 
 
+class Swollen:
+    """Unpickled, it is a gigabyte; torch sees no harm in that."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (2**30,)
+
+
 @pytest.mark.parametrize("archive", [True, False])
 def test_nothing_is_unpickled_unasked(tmp_path: Path, archive: bool) -> None:
     file, proof = tmp_path / "a.pt", tmp_path / "proof"
@@ -771,6 +778,9 @@ def test_files_do_not_grow_when_they_are_read(tmp_path: Path) -> None:
         archive.writestr("W_enc.npy", b"\x93NUMPY\x01\x00\xff\xff{'descr'")
     with pytest.raises(ValueError, match=r"d\.npz: W_enc cannot be read"):
         saefast.load_sae(tmp_path / "d.npz")
+    torch.save({"encoder.weight": ENC, "more": Swollen()}, tmp_path / "f.pt")
+    with pytest.raises(ValueError, match=r"f\.pt holds Python objects"):
+        saefast.load_sae(tmp_path / "f.pt")
     (tmp_path / "e.pt").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match=r"e\.pt is truncated or not a torch file"):
         saefast.load_sae(tmp_path / "e.pt")
@@ -812,6 +822,47 @@ def test_bytes_gone_wrong_raise_nothing_unexpected(
         assert str(tmp_path) in str(error) or "must be" in str(error)  # noqa: PT017
     else:
         assert all(bool(value.isfinite().all()) for value in sae.state_dict().values())
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400)
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_settings_gone_wrong_raise_nothing_unexpected(
+    written: dict[str, Path], tmp_path: Path, data: st.DataObject
+) -> None:
+    source = written[data.draw(st.sampled_from([name for name in written if name in WITH_CONFIG]))]
+    file = next(file for file in source.iterdir() if file.suffix == ".json")
+    config = json.loads(file.read_text())
+    place = config
+    while True:
+        key = data.draw(
+            st.sampled_from([*sorted(place), "k", "activation_fn", "normalize_activations"])
+        )
+        if not isinstance(place.get(key), dict) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(ANYTHING)
+    for other in source.iterdir():
+        (tmp_path / other.name).write_bytes(other.read_bytes())
+    (tmp_path / file.name).write_text(json.dumps(config))
+    try:
+        sae = saefast.load_sae(tmp_path)
+    except (ValueError, OSError) as error:
+        assert str(tmp_path) in str(error) or "must be" in str(error)  # noqa: PT017
+    else:
+        assert (sae.d, sae.m) == (D, M)
+        saefast.save_sae(sae, tmp_path.parent / "again")
+
+
+WITH_CONFIG = ("sae_lens", "sparsify", "dictionary_learning", "llamascopium", "batch_topk")
 
 
 # Dictionaries

@@ -31,7 +31,7 @@ def read_tensors(path: Path, allow_pickle: bool) -> Contents:
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(path, allow_pickle)
     if start[:1] == b"\x80" and start[1:2] <= b"\x05" and start[2:8] != b"\0" * 6:
-        return _read_torch(path, allow_pickle, mapped=False)
+        return _read_torch(path, allow_pickle, None)
     return Contents(_read_safetensors(path), {})
 
 
@@ -54,16 +54,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_zip(path: Path, allow_pickle: bool) -> Contents:
+    pickled = None
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+            total = sum(member.file_size for member in members)
+            small = total <= _MOST_INFLATION * path.stat().st_size
+            pickles = [member for member in members if member.filename.endswith("data.pkl")]
+            if small and pickles:
+                pickled = archive.read(pickles[0])
+    except Exception as error:  # zlib's errors and zipfile's have no common base
         raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
-    total = sum(member.file_size for member in members)
-    if total > _MOST_INFLATION * path.stat().st_size:
+    if not small:
         raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
-    if any(member.filename.endswith("data.pkl") for member in members):
-        return _read_torch(path, allow_pickle, mapped=True)
+    if pickled is not None:
+        return _read_torch(path, allow_pickle, pickled)
     return Contents(_read_npz(path, members), {})
 
 
@@ -73,10 +78,8 @@ def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:
         name = member.filename.removesuffix(".npy")
         try:
             tensors[name] = _read_npy(path, member)
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
+        except Exception as error:  # nor have tokenize's, which numpy reads headers with
             raise ValueError(f"{path}: {name} cannot be read: {error}") from error
-        except Exception as error:  # zlib's and tokenize's errors have no common base
-            raise ValueError(f"{path}: {name} is damaged: {error}") from error
     return tensors
 
 
@@ -108,19 +111,23 @@ def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
     return torch.from_numpy(np.memmap(path, dtype, "c", begin, shape, order))  # type: ignore[call-overload]
 
 
-def _read_torch(path: Path, allow_pickle: bool, mapped: bool) -> Contents:
+def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Contents:
+    """A file of torch.save; `pickled` is what is not tensors, None of a file of the old kind."""
+    mapped = pickled is not None
+    # Torch lets a pickle make a bytearray of any length. Tensors need none.
+    if not allow_pickle and b"bytearray" in (path.read_bytes() if pickled is None else pickled):
+        raise ValueError(_not_unasked(path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except Exception as error:  # what bytes gone wrong raise in there is anything
-        if not (isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)):
+        told = str(error)
+        objects = "add_safe_globals" in told or "unsupported global" in told.lower()
+        if not (isinstance(error, pickle.UnpicklingError) and objects):
             raise ValueError(f"{path} is truncated or not a torch file: {error}") from error
         if not allow_pickle:
-            raise ValueError(
-                f"{path} holds Python objects beside tensors; reading them runs whatever code the "
-                f"file says. If you trust whoever made it, load it with allow_pickle=True"
-            ) from error
+            raise ValueError(_not_unasked(path)) from error
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
         except Exception as failure:  # the file's own code
@@ -131,3 +138,10 @@ def _read_torch(path: Path, allow_pickle: bool, mapped: bool) -> Contents:
         raise ValueError(f"{path} must hold tensors by name, got {type(loaded).__name__}")
     tensors = {n: v.detach() for n, v in loaded.items() if isinstance(v, Tensor)}
     return Contents(tensors, {n: v for n, v in loaded.items() if not isinstance(v, Tensor)})
+
+
+def _not_unasked(path: Path) -> str:
+    return (
+        f"{path} holds Python objects beside tensors; reading them runs whatever code the file "
+        f"says. If you trust whoever made it, load it with allow_pickle=True"
+    )
