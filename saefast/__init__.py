@@ -13,10 +13,11 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
+from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.train import train_saes
-from saefast.types import Dictionary, Matches, SparseCode, ThresholdCode
+from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
 
 __version__ = _version("saefast")
 
@@ -29,16 +30,20 @@ __all__ = [
     "Penalty",
     "Rules",
     "SparseCode",
+    "Stability",
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "at_threshold",
     "build_info",
     "load_sae",
     "match_all",
     "match_features",
     "reference",
     "save_sae",
+    "score_stability",
     "sparse_decode",
+    "stability_curve",
     "threshold_encode",
     "topk_encode",
     "train_saes",
