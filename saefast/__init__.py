@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from saefast import reference
+from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.info import build_info
@@ -16,6 +17,8 @@ from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
+from saefast.subspace import fit_subspaces
+from saefast.subspace_results import Subspaces
 from saefast.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
 
@@ -31,14 +34,17 @@ __all__ = [
     "Rules",
     "SparseCode",
     "Stability",
+    "Subspaces",
     "ThresholdCode",
     "TrainConfig",
     "__version__",
     "at_threshold",
     "build_info",
+    "fit_subspaces",
     "load_sae",
     "match_all",
     "match_features",
+    "principal_angles",
     "reference",
     "save_sae",
     "score_stability",

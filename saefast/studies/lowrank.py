@@ -1,31 +1,33 @@
 """Rare features in a plane: no seed finds the same ones, every seed finds the plane."""
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
-from saefast.match_all import match_all
 from saefast.one_thread import one_thread
 from saefast.ops import checks
+from saefast.stability import at_threshold, score_stability
 from saefast.studies.table import as_text, write_parquet
+from saefast.subspace import fit_subspaces
+from saefast.subspace_results import NullTest
 from saefast.synthetic.low_rank import LowRankWorld
-from saefast.synthetic.truth import RECOVERED, explain, keep_only, recovery
+from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
 from saefast.train import train_saes
-from saefast.types import Dictionary
+from saefast.types import Dictionary, Stability
 
 SIMILAR, CLOSE = 0.7, 0.9
 """cosines from which a feature of one seed counts as back in another"""
-STABLE, UNSTABLE = 0.8, 0.2
-"""share of the other seeds from which, and up to which, a feature is called so"""
 
 DEAD_AFTER = 25_000
 """rows without firing after which a latent gets the auxiliary loss"""
+DRAWS = 20
+"""of the null that knows the covariance"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class LowRankRow:
     """of that plane and the true one"""
     overlap_null: float
     """of two random planes"""
+    overlap_covariance: float | None
+    """of planes of as many directions drawn from the covariance of the rows"""
     keep_stable: float
     """variance explained by stable latents alone"""
     keep_unstable: float
@@ -160,43 +164,25 @@ def _row(
     saes = train_saes(world, _config(design), progress=progress, device="cpu")
     seen = [explain(sae, world, rows=rows) for sae in saes]
     dictionaries = [
-        Dictionary(sae.W_dec.detach(), firing_rate=_counted(each.firing_rate, least_rate))
+        Dictionary(sae.W_dec.detach(), firing_rate=each.firing_rate * _often(each, least_rate))
         for sae, each in zip(saes, seen, strict=True)
     ]
-    alive = [dictionary.alive for dictionary in dictionaries]
-    planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
-    outside = [a & ~p for a, p in zip(alive, planar, strict=True)]
-    inside = [a & p for a, p in zip(alive, planar, strict=True)]
-    back = _scores(dictionaries, SIMILAR)
-    unstable = [a & (score <= UNSTABLE) for a, score in zip(alive, back, strict=True)]
-    stable = [a & (score >= STABLE) for a, score in zip(alive, back, strict=True)]
-    planes = [
-        _main_plane(dictionary.W_dec[which], design.rank)
-        for dictionary, which in zip(dictionaries, unstable, strict=True)
-    ]
+    stability = score_stability(dictionaries, threshold=SIMILAR, progress=False)
+    masks = zip(stability.stable(), stability.unstable(), strict=True)
     kept = [
         keep_only(sae, world, {"stable": s, "unstable": u}, rows=rows)
-        for sae, s, u in zip(saes, stable, unstable, strict=True)
+        for sae, (s, u) in zip(saes, masks, strict=True)
     ]
-    recovered = [recovery(dictionary, world).best > RECOVERED for dictionary in dictionaries]
     return LowRankRow(
         rare=design.rare,
         rare_rate=design.rare_rate,
         rank=design.rank,
         latents=design.latents,
         k=design.k,
-        alive=_mean([int(a.sum()) for a in alive]),
-        in_plane=_mean([int(each.sum()) for each in inside]),
+        alive=_mean([int(alive.sum()) for alive in stability.alive]),
         explained=_mean([each.explained_variance for each in seen]),
-        stable_back=_mean_of(back, outside),
-        plane_back=_mean_of(back, inside),
-        plane_back_close=_mean_of(_scores(dictionaries, CLOSE), inside),
-        stable_recovered=_mean_of(recovered, [~world.in_plane] * len(saes)),
-        plane_recovered=_mean_of(recovered, [world.in_plane] * len(saes)),
-        unstable=_mean([int(each.sum()) for each in unstable]),
-        overlap=_mean_overlap(itertools.combinations(planes, 2)),
-        overlap_truth=_mean_overlap((plane, world.plane.double()) for plane in planes),
-        overlap_null=design.rank / design.d,
+        **_by_block(dictionaries, stability, world),
+        **_overlaps(dictionaries, stability, world, design.rank),
         keep_stable=_mean([each["stable"] for each in kept]),
         keep_unstable=_mean([each["unstable"] for each in kept]),
     )
@@ -214,8 +200,28 @@ def _config(design: LowRankDesign) -> TrainConfig:
     )
 
 
-def _counted(rate: Tensor, least: float) -> Tensor:
-    return rate * (rate >= least)
+def _often(seen: Explanation, least: float) -> Tensor:
+    return seen.firing_rate >= least
+
+
+def _by_block(
+    dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
+) -> dict[str, float]:
+    """What comes back and what is recovered, in the plane and outside."""
+    planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
+    inside = [alive & mask for alive, mask in zip(stability.alive, planar, strict=True)]
+    outside = [alive & ~mask for alive, mask in zip(stability.alive, planar, strict=True)]
+    close = at_threshold(stability, CLOSE)
+    recovered = [recovery(dictionary, world).best > RECOVERED for dictionary in dictionaries]
+    return {
+        "in_plane": _mean([int(mask.sum()) for mask in inside]),
+        "stable_back": _mean_of(stability.score, outside),
+        "plane_back": _mean_of(stability.score, inside),
+        "plane_back_close": _mean_of(close.score, inside),
+        "stable_recovered": _mean_of(recovered, [~world.in_plane] * len(recovered)),
+        "plane_recovered": _mean_of(recovered, [world.in_plane] * len(recovered)),
+        "unstable": _mean([int(mask.sum()) for mask in stability.unstable()]),
+    }
 
 
 def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
@@ -226,31 +232,48 @@ def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
     return inside > features.square().sum(1) / 2
 
 
-def _scores(dictionaries: Sequence[Dictionary], threshold: float) -> list[Tensor]:
-    """[m] for each: in which share of the other dictionaries a feature has a similar one."""
-    matches = match_all(dictionaries, progress=False)
-    seeds = range(len(dictionaries))
-    near = {pair: (found.similarity >= threshold).double() for pair, found in matches.items()}
-    return [torch.stack([near[s, t] for t in seeds if t != s]).mean(0) for s in seeds]
+def _overlaps(
+    dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld, rank: int
+) -> dict[str, float | None]:
+    """Of unstable features' planes with each other and with the true one, beside chance."""
+    found = fit_subspaces(
+        dictionaries,
+        stability,
+        rank=rank,
+        nulls=("haar", "covariance"),
+        covariance=_covariance(world),
+        draws=DRAWS,
+        progress=False,
+    )
+    spectra = [spectrum for spectrum in found.spectra if spectrum.group == "unstable"]
+    names = ("overlap", "overlap_truth", "overlap_covariance")
+    if any(spectrum.rank < rank for spectrum in spectra):
+        return {**dict.fromkeys(names), "overlap_null": rank / world.d}
+    pairs = [pair for pair in found.pairs if pair.group == "unstable"]
+    means = {
+        null: _mean([t.mean for p in pairs for t in p.tests if _is_overlap(t, null)])
+        for null in ("haar", "covariance")
+    }
+    angles = [principal_angles(spectrum.basis, world.plane.double()) for spectrum in spectra]
+    return {
+        "overlap": _mean([pair.overlap for pair in pairs]),
+        "overlap_truth": _mean([float(angle.cos().square().mean()) for angle in angles]),
+        "overlap_null": means["haar"],
+        "overlap_covariance": means["covariance"],
+    }
 
 
-def _main_plane(features: Tensor, rank: int) -> Tensor | None:
-    """[rank, d] the directions in which features have most of their squares."""
-    if len(features) < rank:
-        return None
+def _is_overlap(test: NullTest, null: str) -> bool:
+    return (test.null, test.statistic) == (null, "overlap")
+
+
+def _covariance(world: LowRankWorld) -> Tensor:
+    """[d, d] float64, of many rows."""
+    rows = world.sample(32_768).x.double()
     with one_thread():
-        found: Tensor = torch.linalg.svd(features.double(), full_matrices=False).Vh
-    return found[:rank]
-
-
-def _mean_overlap(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> float | None:
-    overlaps = []
-    for a, b in pairs:
-        if a is None or b is None:
-            return None
-        with one_thread():
-            overlaps.append(float((a @ b.T).square().sum()) / len(a))
-    return _mean(overlaps)
+        centred = rows - rows.mean(0)
+        covariance: Tensor = centred.T @ centred / len(rows)
+    return covariance
 
 
 def _mean(values: Sequence[float]) -> float:
