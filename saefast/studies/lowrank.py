@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saefast.angles import principal_angles
+from saefast.angles import haar_overlap, principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.one_thread import one_thread
@@ -15,7 +16,6 @@ from saefast.ops import checks
 from saefast.stability import at_threshold, score_stability
 from saefast.studies.table import as_text, write_parquet
 from saefast.subspace import fit_subspaces
-from saefast.subspace_results import NullTest
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
 from saefast.train import train_saes
@@ -61,7 +61,7 @@ IDENTIFIED = LowRankDesign(
 
 @dataclass(frozen=True)
 class LowRankRow:
-    """What came of one design; means over seeds, and over ordered pairs of them."""
+    """What came of one design; means over seeds, and over pairs of them."""
 
     rare: int
     rare_rate: float
@@ -181,8 +181,8 @@ def _row(
         k=design.k,
         alive=_mean([int(alive.sum()) for alive in stability.alive]),
         explained=_mean([each.explained_variance for each in seen]),
-        **_by_block(dictionaries, stability, world),
-        **_overlaps(dictionaries, stability, world, design.rank),
+        **_by_block(dictionaries, stability, world)._asdict(),
+        **_overlaps(dictionaries, stability, world, design.rank)._asdict(),
         keep_stable=_mean([each["stable"] for each in kept]),
         keep_unstable=_mean([each["unstable"] for each in kept]),
     )
@@ -204,24 +204,43 @@ def _often(seen: Explanation, least: float) -> Tensor:
     return seen.firing_rate >= least
 
 
+class _Blocks(NamedTuple):
+    """These and the next are fields of `LowRankRow`."""
+
+    in_plane: float
+    stable_back: float
+    plane_back: float
+    plane_back_close: float
+    stable_recovered: float
+    plane_recovered: float
+    unstable: float
+
+
+class _Overlaps(NamedTuple):
+    overlap: float | None
+    overlap_truth: float | None
+    overlap_null: float
+    overlap_covariance: float | None
+
+
 def _by_block(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
-) -> dict[str, float]:
+) -> _Blocks:
     """What comes back and what is recovered, in the plane and outside."""
     planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
     inside = [alive & mask for alive, mask in zip(stability.alive, planar, strict=True)]
     outside = [alive & ~mask for alive, mask in zip(stability.alive, planar, strict=True)]
     close = at_threshold(stability, CLOSE)
     recovered = [recovery(dictionary, world).best > RECOVERED for dictionary in dictionaries]
-    return {
-        "in_plane": _mean([int(mask.sum()) for mask in inside]),
-        "stable_back": _mean_of(stability.score, outside),
-        "plane_back": _mean_of(stability.score, inside),
-        "plane_back_close": _mean_of(close.score, inside),
-        "stable_recovered": _mean_of(recovered, [~world.in_plane] * len(recovered)),
-        "plane_recovered": _mean_of(recovered, [world.in_plane] * len(recovered)),
-        "unstable": _mean([int(mask.sum()) for mask in stability.unstable()]),
-    }
+    return _Blocks(
+        in_plane=_mean([int(mask.sum()) for mask in inside]),
+        stable_back=_mean_of(stability.score, outside),
+        plane_back=_mean_of(stability.score, inside),
+        plane_back_close=_mean_of(close.score, inside),
+        stable_recovered=_mean_of(recovered, [~world.in_plane] * len(recovered)),
+        plane_recovered=_mean_of(recovered, [world.in_plane] * len(recovered)),
+        unstable=_mean([int(mask.sum()) for mask in stability.unstable()]),
+    )
 
 
 def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
@@ -234,37 +253,30 @@ def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
 
 def _overlaps(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld, rank: int
-) -> dict[str, float | None]:
+) -> _Overlaps:
     """Of unstable features' planes with each other and with the true one, beside chance."""
     found = fit_subspaces(
         dictionaries,
         stability,
         rank=rank,
-        nulls=("haar", "covariance"),
+        nulls=("covariance",),
         covariance=_covariance(world),
         draws=DRAWS,
         progress=False,
     )
     spectra = [spectrum for spectrum in found.spectra if spectrum.group == "unstable"]
-    names = ("overlap", "overlap_truth", "overlap_covariance")
+    chance = haar_overlap(rank, world.d).mean
     if any(spectrum.rank < rank for spectrum in spectra):
-        return {**dict.fromkeys(names), "overlap_null": rank / world.d}
+        return _Overlaps(None, None, chance, None)
     pairs = [pair for pair in found.pairs if pair.group == "unstable"]
-    means = {
-        null: _mean([t.mean for p in pairs for t in p.tests if _is_overlap(t, null)])
-        for null in ("haar", "covariance")
-    }
+    nulls = [test.mean for pair in pairs for test in pair.tests if test.statistic == "overlap"]
     angles = [principal_angles(spectrum.basis, world.plane.double()) for spectrum in spectra]
-    return {
-        "overlap": _mean([pair.overlap for pair in pairs]),
-        "overlap_truth": _mean([float(angle.cos().square().mean()) for angle in angles]),
-        "overlap_null": means["haar"],
-        "overlap_covariance": means["covariance"],
-    }
-
-
-def _is_overlap(test: NullTest, null: str) -> bool:
-    return (test.null, test.statistic) == (null, "overlap")
+    return _Overlaps(
+        overlap=_mean([pair.overlap for pair in pairs]),
+        overlap_truth=_mean([float(angle.cos().square().mean()) for angle in angles]),
+        overlap_null=chance,
+        overlap_covariance=_mean(nulls),
+    )
 
 
 def _covariance(world: LowRankWorld) -> Tensor:
