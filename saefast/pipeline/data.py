@@ -1,0 +1,69 @@
+"""The first stage: activations to train on, and others to evaluate on."""
+
+from pathlib import Path
+
+import torch
+
+from saefast.activations import StoreWriter
+from saefast.activations.store import INDEX, read_index
+from saefast.pipeline.job import Job
+from saefast.pipeline.settings import Harvest, Planted
+
+
+def harvest_rows(job: Job) -> None:
+    """Write both stores; what is there already stays."""
+    data = job.settings.data
+    if isinstance(data, Harvest):
+        _from_model(job, data)
+    elif isinstance(data, Planted):
+        _planted(data, data.rows, 0, job.train_rows, job.progress)
+        _planted(data, data.held_out, 1, job.held_out_rows, job.progress)
+
+
+def _from_model(job: Job, data: Harvest) -> None:
+    from saefast.lm import builtin_corpus, harvest, text_files
+
+    corpus = text_files(data.text) if data.text else builtin_corpus()
+    parts = (
+        (corpus.train(), data.tokens, job.train_rows),
+        (corpus.held_out(), data.held_out, job.held_out_rows),
+    )
+    for part, tokens, path in parts:
+        harvest(
+            job.language_model,
+            data.site,
+            out=path,
+            tokens=tokens,
+            corpus=part,
+            context=data.context,
+            resume=True,
+            progress=job.progress,
+        )
+
+
+def _planted(data: Planted, rows: int, stream: int, path: Path, progress: bool) -> None:
+    from tqdm import tqdm
+
+    from saefast.synthetic.low_rank import LowRankWorld
+
+    world = LowRankWorld.create(
+        d=data.d,
+        stable=data.stable,
+        stable_rate=data.stable_rate,
+        rank=data.rank,
+        rare=data.rare,
+        rare_rate=data.rare_rate,
+        seed=data.seed,
+    )
+    about = {"world": world.fingerprint, "stream": stream}
+    if (path / INDEX).is_file() and read_index(path).metadata != about:
+        raise ValueError(f"{path} holds rows of another world; choose another folder for the run")
+    writer = StoreWriter(path, data.d, dtype=torch.float32, metadata=about, resume=True)
+    with writer, tqdm(total=rows, desc="plant", unit="row", disable=not progress) as bar:
+        done = 0
+        for block in world.blocks(rows, seed=stream):
+            missing = block.x[max(writer.rows - done, 0) :]
+            done += len(block.x)
+            if len(missing):
+                writer.append(missing)
+            bar.update(len(block.x))

@@ -1,0 +1,136 @@
+"""What the stages of a run share: its folder, its settings, and what earlier stages left there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.config import labels_of
+from saefast.dictionary_files import load_dictionaries
+from saefast.match_all import Pairs, match_all
+from saefast.pipeline.settings import Harvest, RunSettings, Stores
+from saefast.run_files import FEATURES, MATCHES, STORE, add_columns, read_table
+from saefast.sae import SAE
+from saefast.stability import score_stability
+from saefast.storage import load_sae
+from saefast.types import Dictionary, Stability
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: stages read and write through it."""
+
+    run: Path
+    settings: RunSettings
+    progress: bool = True
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In the order in which everything counts its SAEs."""
+        return self.settings.train.seeds
+
+    @property
+    def train_rows(self) -> Path:
+        """The activations to train on."""
+        data = self.settings.data
+        return Path(data.train) if isinstance(data, Stores) else self.run / STORE / "train"
+
+    @property
+    def held_out_rows(self) -> Path:
+        """The activations to evaluate on; the same where there are no others."""
+        data = self.settings.data
+        if isinstance(data, Stores):
+            return Path(data.held_out or data.train)
+        return self.run / STORE / "held-out"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of the SAEs."""
+        return [self.run / label for label in labels_of([self.settings.train])]
+
+    @cached_property
+    def saes(self) -> list[SAE]:
+        """As they were trained."""
+        return [load_sae(folder) for folder in self.folders]
+
+    @cached_property
+    def dictionaries(self) -> list[Dictionary]:
+        """Their features; those count as dead that fire more rarely than the settings ask for."""
+        rates = self.column("firing_rate")
+        least = self.settings.stability.least_rate
+        loaded = load_dictionaries(*self.folders, encoder=True)
+        return [
+            replace(dictionary, firing_rate=rate.float() * (rate >= least))
+            for dictionary, rate in zip(loaded, rates, strict=True)
+        ]
+
+    @cached_property
+    def stability(self) -> Stability:
+        """From the matches on disk."""
+        rule = self.settings.stability
+        sides = ("decoder", "encoder") if rule.side == "both" else (rule.side,)
+        found = [self.matches(side, rule.match == "one_to_one") for side in sides]
+        return score_stability(
+            self.dictionaries,
+            threshold=rule.threshold,
+            match=rule.match,
+            side=rule.side,
+            matches=found[0] if len(found) == 1 else (found[0], found[1]),
+        )
+
+    @property
+    def groups(self) -> list[dict[str, Tensor]]:
+        """For each SAE the stable and the unstable features."""
+        rule = self.settings.stability
+        stable = self.stability.stable(rule.stable)
+        unstable = self.stability.unstable(rule.unstable)
+        return [{"stable": s, "unstable": u} for s, u in zip(stable, unstable, strict=True)]
+
+    def matches(self, side: str, one_to_one: bool = False) -> Pairs:
+        """Every pair, from disk as far as it is there."""
+        name = f"{side}-one-to-one" if one_to_one else side
+        out = self.run / MATCHES / name
+        return match_all(
+            self.dictionaries, out=out, progress=self.progress, side=side, one_to_one=one_to_one
+        )
+
+    @cached_property
+    def language_model(self) -> Any:
+        """The model whose activations these are; None if the run knows of none."""
+        if not isinstance(self.settings.data, Harvest):
+            return None
+        from saefast.lm import load_model
+
+        return load_model(self.settings.data.model)
+
+    def column(self, name: str) -> list[Tensor]:
+        """A column of features.parquet, for each SAE."""
+        table = read_table(self.run / FEATURES)
+        if table is None or name not in table.column_names:
+            raise FileNotFoundError(
+                f"{self.run / FEATURES} has no {name}; run the stages before this one: "
+                f"saefast run {self.run}"
+            )
+        values = torch.from_numpy(table[name].to_numpy().copy())
+        return list(values.split([sae.m for sae in self.saes]))
+
+    def add_features(self, columns: dict[str, Sequence[Any]]) -> None:
+        """Put columns into features.parquet; each is given for each SAE."""
+        joined = {name: _joined(parts) for name, parts in columns.items()}
+        add_columns(self.run / FEATURES, joined)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    def array(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            part = part.cpu().numpy()
+            part = list(part) if part.ndim == 2 else part
+        return pa.array(part)
+
+    return pa.chunked_array([array(part) for part in parts])

@@ -1,0 +1,202 @@
+"""Runs the stages of a run in their order: what is finished is skipped, what is not goes on."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saefast.activations import open_activations
+from saefast.pipeline import stages
+from saefast.pipeline.data import harvest_rows
+from saefast.pipeline.job import Job
+from saefast.pipeline.settings import RunSettings, Stores, settings_from
+from saefast.run_files import (
+    EVALUATION,
+    FEATURES,
+    OVERLAP,
+    REPORT,
+    SETTINGS,
+    STABILITY,
+    STAGES,
+    SUBSPACES,
+    read_json,
+    write_json,
+)
+
+
+class Stage(NamedTuple):
+    """One step from files to files."""
+
+    name: str
+    needs: tuple[str, ...]
+    work: Callable[[Job], None]
+    depends: Callable[[Job], Any]
+    """what of the settings decides its result"""
+    files: tuple[str, ...]
+    """what is there once it is finished, in the folder of the run"""
+    title: str
+
+
+class Outcome(NamedTuple):
+    """What became of a stage."""
+
+    stage: str
+    seconds: float
+    skipped: bool
+    """it was finished before"""
+    written: tuple[Path, ...]
+
+
+def _data(job: Job) -> Any:
+    told = job.settings.to_dict()
+    source = {name: told[name] for name in told if name in ("harvest", "planted", "store")}
+    if isinstance(job.settings.data, Stores):
+        paths = (job.train_rows, job.held_out_rows)
+        source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
+    return source
+
+
+def _part(*names: str) -> Callable[[Job], Any]:
+    def depends(job: Job) -> Any:
+        told = job.settings.to_dict()
+        return [told[name] for name in names]
+
+    return depends
+
+
+def _report(job: Job) -> None:
+    from saefast.report import write_report
+
+    write_report(job.run)
+
+
+STAGE_LIST = (
+    Stage("harvest", (), harvest_rows, _data, (), "activations"),
+    Stage("train", ("harvest",), stages.train, _part("train"), ("run.json",), "train the SAEs"),
+    Stage(
+        "statistics",
+        ("train",),
+        stages.statistics,
+        lambda job: job.settings.evaluate.contexts,
+        (FEATURES,),
+        "what features do",
+    ),
+    Stage(
+        "match",
+        ("statistics",),
+        stages.match,
+        lambda job: job.settings.stability.least_rate,
+        (OVERLAP,),
+        "match all pairs",
+    ),
+    Stage(
+        "stability",
+        ("match",),
+        stages.stability,
+        _part("stability"),
+        (STABILITY,),
+        "which features come back",
+    ),
+    Stage(
+        "subspace",
+        ("stability",),
+        stages.subspace,
+        _part("subspace"),
+        (SUBSPACES,),
+        "planes of features",
+    ),
+    Stage(
+        "evaluate",
+        ("stability",),
+        stages.evaluate,
+        _part("evaluate"),
+        (EVALUATION,),
+        "what groups are worth",
+    ),
+    Stage("report", ("subspace", "evaluate"), _report, lambda job: None, (REPORT,), "the report"),
+)
+NAMES = tuple(stage.name for stage in STAGE_LIST)
+_BY_NAME = {stage.name: stage for stage in STAGE_LIST}
+
+
+def run_pipeline(
+    settings: RunSettings,
+    out: str | Path,
+    *,
+    until: str = "report",
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:
+    """Do every stage up to `until` that is not finished; interrupted and called again it goes on.
+
+    Args:
+        settings: of all stages; they are kept in OUT/settings.json.
+        out: the folder of the run.
+        until: the last stage; those that it does not need are left out.
+        progress: show progress bars on stderr.
+        tell: gets a line as each stage begins.
+    """
+    if until not in _BY_NAME:
+        raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
+    run = Path(out)
+    job = Job(run, settings, progress)
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / SETTINGS, settings.to_dict())
+    wanted = _needed(until)
+    outcomes = []
+    for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
+        begun = time.perf_counter()
+        skipped = _is_finished(job, stage)
+        if not skipped:
+            tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
+            stage.work(job)
+            _finish(job, stage, time.perf_counter() - begun)
+        written = tuple(run / name for name in stage.files)
+        outcomes.append(Outcome(stage.name, time.perf_counter() - begun, skipped, written))
+    return outcomes
+
+
+def settings_of(run: str | Path) -> RunSettings:
+    """What a run was asked for."""
+    path = Path(run) / SETTINGS
+    told = read_json(path)
+    if told is None:
+        raise FileNotFoundError(
+            f"{path} does not exist; a run is begun with saefast run, demo or train"
+        )
+    try:
+        return settings_from(told)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _needed(name: str) -> set[str]:
+    found = {name}
+    for need in _BY_NAME[name].needs:
+        found |= _needed(need)
+    return found
+
+
+def _digest(job: Job, stage: Stage) -> str:
+    """Of all that decides the stage's result: its settings and those of the stages before it."""
+    before = [_digest(job, _BY_NAME[need]) for need in stage.needs]
+    told = json.dumps([stage.name, stage.depends(job), before], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _is_finished(job: Job, stage: Stage) -> bool:
+    record = (read_json(job.run / STAGES) or {}).get(stage.name)
+    there = all((job.run / name).exists() for name in stage.files)
+    return record is not None and there and record["digest"] == _digest(job, stage)
+
+
+def _finish(job: Job, stage: Stage, seconds: float) -> None:
+    """What came of later stages counts no more: it was made from what has just been replaced."""
+    records = read_json(job.run / STAGES) or {}
+    for name in NAMES:
+        if name == stage.name or stage.name in _needed(name):
+            records.pop(name, None)
+    records[stage.name] = {"digest": _digest(job, stage), "seconds": round(seconds, 1)}
+    write_json(job.run / STAGES, records)

