@@ -52,7 +52,8 @@ FEATURE_COLUMNS = {
     "firing_rate": "share of the rows looked at on which it is positive; with it come the other "
     "columns of `FeatureStatistics.to_table`",
     "group": "stable, mixed, unstable or dead",
-    "score": "share of the other SAEs that have it; also support, low, high and soft of `Stability`",
+    "score": "share of the other SAEs that have it; with it come support, low, high and soft of "
+    "`Stability`",
     "similarity": "[SAEs] to its partner in each",
     "partner": "[SAEs] which feature of each that is, -1 for none",
     "effect": "share of the variance that is lost if it alone is left out",

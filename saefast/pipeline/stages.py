@@ -1,4 +1,4 @@
-"""What happens in a run after its activations are there: each stage reads files and writes files."""
+"""The stages of a run after its activations are there, each from files to files."""
 
 from itertools import combinations
 from typing import Any

@@ -1,0 +1,55 @@
+"""The report of a run: one HTML file that works offline, and its figures as files."""
+
+from pathlib import Path
+
+from saefast.atomic import write_whole
+from saefast.report.chart import standalone
+from saefast.report.feature_rows import packed_features
+from saefast.report.figures import draw_all
+from saefast.report.findings import Finding, findings
+from saefast.report.page import page, printed
+from saefast.report.run_data import RunData
+from saefast.run_files import REPORT
+
+__all__ = ["Finding", "findings", "findings_of", "printed", "write_report"]
+
+
+def write_report(run: str | Path, *, figures: str | Path | None = None) -> list[Path]:
+    """Write RUN/report.html from whatever the stages of the run have left there.
+
+    Args:
+        run: the folder of a run.
+        figures: a folder that gets every figure as an SVG file, besides.
+
+    Returns:
+        The files that were written, the report first.
+    """
+    data = _data_of(Path(run))
+    drawn, missing = draw_all(data)
+    rows = packed_features(data) if data.features else ""
+    report = data.run / REPORT
+    text = page(data, findings(data), drawn, missing, rows)
+    write_whole(report, text.encode())
+    written = [report]
+    if figures is not None:
+        folder = Path(figures)
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in (figure for several in drawn.values() for figure in several):
+            file = folder / f"{each.name}.svg"
+            write_whole(file, standalone(each.svg, each.title).encode())
+            written.append(file)
+    return written
+
+
+def findings_of(run: str | Path) -> list[Finding]:
+    """What the report of a run finds, in words."""
+    return findings(_data_of(Path(run)))
+
+
+def _data_of(run: Path) -> RunData:
+    data = RunData(run)
+    if not (data.facts or data.features or data.stability):
+        raise FileNotFoundError(
+            f"{run} holds no run: neither run.json nor features.parquet; saefast run makes one"
+        )
+    return data

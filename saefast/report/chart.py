@@ -1,0 +1,269 @@
+"""Figures as SVG: scales, axes and marks, coloured by the style sheet of the page they stand in."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+
+WIDTH, HEIGHT = 480, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 30, 46
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a value lies between `low` and `high`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """0 at `low`, 1 at `high`; what lies beyond is put at the end."""
+        low, high, value = (self._as_drawn(each) for each in (self.low, self.high, value))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return min(max(share, 0.0), 1.0)
+
+    def ticks(self) -> list[float]:
+        """Round numbers in between."""
+        if self.log:
+            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            step = max(1, -(-(last - first) // _TICKS))
+            return [10.0**power for power in range(first, last + 1, step)]
+        span = self.high - self.low
+        if span <= 0:
+            return [self.low]
+        rough = span / _TICKS
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * times for times in (1, 2, 2.5, 5, 10) if unit * times >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        count = math.floor(self.high / step + 1e-9) - first + 1
+        return [round((first + i) * step, 12) for i in range(count)]
+
+    def _as_drawn(self, value: float) -> float:
+        return math.log10(max(value, self.low)) if self.log else value
+
+
+def covering(values: Sequence[float], *, zero: bool = True, log: bool = False) -> Scale:
+    """A scale for all finite values, with some air above."""
+    known = [value for value in values if math.isfinite(value) and (not log or value > 0)]
+    if not known:
+        return Scale(0.0, 1.0)
+    low, high = min(known), max(known)
+    if log:
+        return Scale(low / 1.2, high * 1.2, log=True)
+    air = 0.06 * ((high - min(low, 0.0) if zero else high - low) or abs(high) or 1.0)
+    if zero:
+        return Scale(low - air if low < 0 else 0.0, high + air if high > 0 else 0.0)
+    return Scale(low - air, high + air)
+
+
+@dataclass
+class Chart:
+    """A frame with axes, to which marks are added; `colour` is a class of chart.css, s0 to s5."""
+
+    x: Scale
+    y: Scale
+    x_label: str
+    y_label: str
+    x_names: Sequence[str] = ()
+    """categories at 0, 1, 2, ... instead of numbers"""
+    y_names: Sequence[str] = ()
+    _marks: list[str] = field(default_factory=list)
+    _legend: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def bar(self, left: float, right: float, value: float, colour: str, told: str = "") -> None:
+        """From the zero line to a value."""
+        x0, x1, y0, y1 = self._x(left), self._x(right), self._y(0.0), self._y(value)
+        top, height = min(y0, y1), abs(y1 - y0)
+        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told)
+
+    def cell(
+        self,
+        x0: float,
+        x1: float,
+        y0: float,
+        y1: float,
+        colour: str,
+        strength: float,
+        told: str = "",
+    ) -> None:
+        """A rectangle, fainter for a strength below 1."""
+        left, right, bottom, top = self._x(x0), self._x(x1), self._y(y0), self._y(y1)
+        shape = f'fill-opacity="{max(strength, 0.0):.3f}"'
+        self._rect(left, top, right - left, bottom - top, f"f {colour}", told, shape)
+
+    def whisker(self, at: float, low: float, high: float) -> None:
+        """An interval of a value."""
+        x, y0, y1 = self._x(at), self._y(low), self._y(high)
+        self._marks.append(
+            f'<path class="whisker" d="M{x:.1f} {y0:.1f}V{y1:.1f}M{x - 4:.1f} {y0:.1f}h8'
+            f'M{x - 4:.1f} {y1:.1f}h8"/>'
+        )
+
+    def line(
+        self, xs: Sequence[float], ys: Sequence[float | None], colour: str, dashed: bool = False
+    ) -> None:
+        """A polyline; it has a gap where a value is None."""
+        path, pen = [], "M"
+        for x, y in zip(xs, ys, strict=True):
+            if y is None or not math.isfinite(y):
+                pen = "M"
+                continue
+            path.append(f"{pen}{self._x(x):.1f} {self._y(y):.1f}")
+            pen = "L"
+        kind = " dashed" if dashed else ""
+        self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"/>')
+
+    def band(
+        self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
+    ) -> None:
+        """The area between two lines."""
+        there = [f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in zip(xs, high, strict=True)]
+        back = [f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in zip(xs, low, strict=True)]
+        self._marks.append(
+            f'<path class="f {colour}" fill-opacity="0.18" d="M{"L".join(there + back[::-1])}Z"/>'
+        )
+
+    def point(self, x: float, y: float, colour: str, told: str = "", label: str = "") -> None:
+        """A disc, with a text beside it."""
+        px, py = self._x(x), self._y(y)
+        self._marks.append(
+            f'<circle class="f {colour}" cx="{px:.1f}" cy="{py:.1f}" r="5">{_title(told)}</circle>'
+        )
+        if label:
+            end = px > WIDTH * 0.7
+            anchor = ' text-anchor="end"' if end else ""
+            self._marks.append(
+                f'<text x="{px - 9 if end else px + 9:.1f}" y="{py + 4:.1f}"{anchor}>'
+                f"{escape(label)}</text>"
+            )
+
+    def text(self, x: float, y: float, words: str, kind: str = "") -> None:
+        """Words, centred."""
+        self._marks.append(
+            f'<text class="{kind}" x="{self._x(x):.1f}" y="{self._y(y) + 4:.1f}" '
+            f'text-anchor="middle">{escape(words)}</text>'
+        )
+
+    def rule(self, *, x: float | None = None, y: float | None = None) -> None:
+        """A dashed line all across."""
+        if x is not None:
+            path = f"M{self._x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"
+        else:
+            assert y is not None
+            path = f"M{_LEFT} {self._y(y):.1f}H{WIDTH - _RIGHT}"
+        self._marks.append(f'<path class="rule" d="{path}"/>')
+
+    def legend(self, words: str, colour: str, kind: str = "f") -> None:
+        """Say what a colour is; `kind` "l" for a line, "d" for a dashed one."""
+        self._legend.append((words, colour, kind))
+
+    def svg(self) -> str:
+        """The whole figure."""
+        return frame("".join([self._axes(), *self._marks, self._legends()]))
+
+    def _rect(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        kind: str,
+        told: str,
+        more: str = "",
+    ) -> None:
+        self._marks.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+            f'height="{height:.1f}" {more}>{_title(told)}</rect>'
+        )
+
+    def _x(self, value: float) -> float:
+        return _LEFT + self.x(value) * (WIDTH - _LEFT - _RIGHT)
+
+    def _y(self, value: float) -> float:
+        return HEIGHT - _BOTTOM - self.y(value) * (HEIGHT - _TOP - _BOTTOM)
+
+    def _axes(self) -> str:
+        parts = []
+        for value, words in self._marked(self.y, self.y_names):
+            y = self._y(value)
+            if not self.y_names:
+                parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+            parts.append(
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                f"{escape(words)}</text>"
+            )
+        for value, words in self._marked(self.x, self.x_names):
+            parts.append(
+                f'<text class="tick" x="{self._x(value):.1f}" y="{HEIGHT - _BOTTOM + 17}" '
+                f'text-anchor="middle">{escape(words)}</text>'
+            )
+        parts.append(f'<path class="axis" d="M{_LEFT} {HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(
+            f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+            f"{escape(self.x_label)}</text>"
+        )
+        height = (_TOP + HEIGHT - _BOTTOM) / 2
+        parts.append(
+            f'<text transform="translate(13 {height:.0f}) rotate(-90)" text-anchor="middle">'
+            f"{escape(self.y_label)}</text>"
+        )
+        return "".join(parts)
+
+    def _marked(self, scale: Scale, names: Sequence[str]) -> list[tuple[float, str]]:
+        if names:
+            return list(enumerate(names))
+        ticks = scale.ticks()
+        return [(value, short(value)) for value in ticks]
+
+    def _legends(self) -> str:
+        parts, x = [], float(_LEFT)
+        for words, colour, kind in self._legend:
+            if kind == "f":
+                parts.append(f'<rect class="f {colour}" x="{x:.0f}" y="7" width="11" height="11"/>')
+            else:
+                dashed = " dashed" if kind == "d" else ""
+                parts.append(f'<path class="l {colour}{dashed}" d="M{x:.0f} 13h16"/>')
+                x += 5
+            parts.append(f'<text x="{x + 15:.0f}" y="17">{escape(words)}</text>')
+            x += 15 + 6.6 * len(words) + 14
+        return "".join(parts)
+
+
+def frame(content: str) -> str:
+    """The outermost element around a figure's marks."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'class="chart">{content}</svg>'
+    )
+
+
+def standalone(svg: str, title: str) -> str:
+    """The same as a file of its own, which brings its colours along."""
+    style = files("saefast.report").joinpath("chart.css").read_text(encoding="utf-8")
+    start, rest = svg.split(">", 1)
+    size = f' width="{2 * WIDTH}" height="{2 * HEIGHT}">'
+    return f"{start}{size}<title>{escape(title)}</title><style>{style}</style>{rest}\n"
+
+
+def short(value: float) -> str:
+    """A number in few characters."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:g}K"
+    if size < 1e-3:
+        power = math.floor(math.log10(size))
+        times = value / 10.0**power
+        return f"1e{power}" if math.isclose(times, 1) else f"{times:.2g}e{power}"
+    return f"{value:.4g}"
+
+
+def _title(told: str) -> str:
+    return f"<title>{escape(told)}</title>" if told else ""

@@ -1,0 +1,69 @@
+"""The rows of the table of features, packed for the page."""
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import numpy as np
+
+from saefast.report.run_data import RunData
+
+COLUMNS = ("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token")
+_CONTEXTS = 3
+_NAMES = {"rate": "firing_rate", "auroc": "token_auroc", "token": "token_text"}
+_DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
+
+
+def packed_features(data: RunData) -> str:
+    """Columns, partners and contexts of all features alive as base64 of gzipped JSON.
+
+    Compressed, a table of tens of thousands of rows with their texts is about a megabyte; nothing
+    in base64 can end the element that it stands in.
+    """
+    told = json.dumps(feature_columns(data), separators=(",", ":"), allow_nan=False)
+    # The time of day has no place in what should be the same for the same run.
+    return base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
+
+
+def feature_columns(data: RunData) -> dict[str, Any]:
+    """By name, a list with an entry for each feature alive; what the run lacks is left out."""
+    features = data.features
+    if not features:
+        return {}
+    alive = features["alive"] if "alive" in features else features["firing_rate"] > 0
+    place = np.flatnonzero(alive)
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        of = _NAMES.get(name, name)
+        if of in features:
+            columns[name] = [_plain(name, value) for value in features[of][place].tolist()]
+    if "partner" in features:
+        columns["partners"] = [
+            [
+                [seed, int(partner), round(float(similarity), 2)]
+                for seed, partner, similarity in zip(
+                    data.seeds, features["partner"][i], features["similarity"][i], strict=True
+                )
+                if partner >= 0
+            ]
+            for i in place
+        ]
+    if data.contexts:
+        keys = zip(columns["seed"], columns["feature"], strict=True)
+        columns["contexts"] = [
+            [
+                [row["before"], row["token"], row["after"], float(f"{row['value']:.3g}")]
+                for row in data.contexts.get(key, ())[:_CONTEXTS]
+            ]
+            for key in keys
+        ]
+    return columns
+
+
+def _plain(name: str, value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if not np.isfinite(value):
+        return None
+    return round(value, _DIGITS[name]) if name in _DIGITS else float(f"{value:.3g}")

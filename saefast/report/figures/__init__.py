@@ -1,0 +1,54 @@
+"""All figures of the report, by the section they stand in."""
+
+from collections.abc import Callable
+
+from saefast.report.figures import features, groups, runs
+from saefast.report.figures.figure import Figure, Missing
+from saefast.report.run_data import RunData
+
+Draw = Callable[[RunData], Figure]
+
+SECTIONS: dict[str, tuple[Draw, ...]] = {
+    "Training": (runs.training_curves,),
+    "Which features come back": (
+        features.score_histogram,
+        features.similarity_histogram,
+        runs.membership_donut,
+        runs.only_in_one,
+        runs.threshold_curves,
+        runs.shared_curves,
+        runs.pair_heat_map,
+        features.decoder_encoder,
+    ),
+    "What stable and unstable features are": (
+        features.similarity_frequency,
+        features.surface_form,
+        features.effect_by_rate,
+    ),
+    "What the groups are worth": (groups.keep_drop, groups.keep_drop_ce),
+    "Planes": (
+        groups.overlap_unstable,
+        groups.overlap_stable,
+        groups.angles,
+        groups.spectra,
+    ),
+    "Pooling": (groups.pooling_frontier,),
+}
+
+
+def draw_all(data: RunData) -> tuple[dict[str, list[Figure]], list[str]]:
+    """The figures by section, and for each that cannot be drawn what the run lacks."""
+    drawn: dict[str, list[Figure]] = {}
+    missing: list[str] = []
+    for section, several in SECTIONS.items():
+        for draw in several:
+            try:
+                drawn.setdefault(section, []).append(draw(data))
+            except Missing as reason:
+                missing.append(str(reason))
+    return {name: figures for name, figures in drawn.items() if figures}, list(
+        dict.fromkeys(missing)
+    )
+
+
+__all__ = ["SECTIONS", "Figure", "draw_all"]

@@ -1,0 +1,241 @@
+"""Figures of single features: how stable, how alike, how frequent."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from saefast.report.chart import Chart, Scale, covering, short
+from saefast.report.figures.figure import Figure, binned, need, percent
+from saefast.report.run_data import RunData
+
+GROUP_COLOURS = {"stable": "s0", "mixed": "s2", "unstable": "s1"}
+_NO_STABILITY = "stability of features (saefast stability)"
+
+
+def similarity_histogram(data: RunData) -> Figure:
+    """How alike features and their best matches are, beside chance."""
+    curve = need(data.stability.get("curve"), _NO_STABILITY)
+    edges = np.array([0.0, *(point["threshold"] for point in curve)])
+    values = np.concatenate(
+        [
+            np.delete(np.asarray(row, float), seed)
+            for row, seed in zip(data.alive("similarity"), _own_place(data), strict=True)
+        ]
+    )
+    counts, _ = np.histogram(np.clip(values, 0, 1), edges)
+    shares = counts / max(len(values), 1)
+    reaches = np.array([1.0, *(point["chance"] for point in curve)])
+    chance = np.append(-np.diff(reaches), 0.0)[: len(shares)]
+    chart = Chart(
+        Scale(0, 1), covering([*shares, *chance]), "cosine to the best match", "share of features"
+    )
+    for left, right, share in zip(edges, edges[1:], shares, strict=False):
+        chart.bar(left, right, share, "s0", f"{left:.2f} to {right:.2f}: {percent(share)}")
+    xs = [x for pair in pairwise(edges) for x in pair]
+    chart.line(xs, [y for y in chance for _ in range(2)], "s2", dashed=True)
+    threshold = float(np.mean(data.stability["thresholds"]))
+    chart.rule(x=threshold)
+    chart.legend("features", "s0")
+    chart.legend("random directions", "s2", "d")
+    above = float((values >= threshold).mean())
+    return Figure(
+        "similarity-histogram",
+        "How alike features of two SAEs are",
+        "For each feature and each other SAE the cosine to the most similar feature there. The "
+        "dashed line is what as many random directions would give; the vertical line is the "
+        f"threshold {threshold:.2f} from which a match counts.",
+        f"Histogram. {percent(above)} of the matches lie above the threshold {threshold:.2f}; "
+        f"chance peaks near {edges[int(chance.argmax())]:.2f}.",
+        chart.svg(),
+    )
+
+
+def score_histogram(data: RunData) -> Figure:
+    """The scores, beside what chance would give."""
+    need(data.stability, _NO_STABILITY)
+    scores = data.alive("score")
+    others = max(len(data.seeds) - 1, 1)
+    hits = np.rint(scores * others).astype(int)
+    shares = np.bincount(hits, minlength=others + 1) / max(len(hits), 1)
+    p = float(np.mean(data.stability["chance"]))
+    chance = _binomial(others, p)
+    names = [f"{hit}/{others}" for hit in range(others + 1)]
+    chart = Chart(
+        Scale(-0.6, others + 0.6),
+        covering([*shares, *chance]),
+        "stability score: share of the other SAEs that have it",
+        "share of features",
+        names if others <= 10 else (),
+    )
+    stable, unstable = data.stability["stable_cut"], data.stability["unstable_cut"]
+    for hit, share in enumerate(shares):
+        score = hit / others
+        kind = "stable" if score >= stable else "unstable" if score <= unstable else "mixed"
+        told = f"{names[hit]}: {percent(share)}; chance {percent(chance[hit])}"
+        chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], told)
+        chart.line([hit - 0.45, hit + 0.45], [chance[hit]] * 2, "s5", dashed=True)
+    for name, colour in GROUP_COLOURS.items():
+        chart.legend(name, colour)
+    chart.legend("chance", "s5", "d")
+    return Figure(
+        "stability-histogram",
+        "How stable features are",
+        f"The score of a feature is the share of the other SAEs in which it has a match. From "
+        f"{stable:g} on it counts as stable, up to {unstable:g} as unstable. Dashed: what random "
+        f"directions would score.",
+        f"{percent(float(shares[0]))} of the features are in no other SAE, "
+        f"{percent(float(shares[-1]))} in all of them.",
+        chart.svg(),
+    )
+
+
+def decoder_encoder(data: RunData) -> Figure:
+    """Both cosines of each feature of the first pair of SAEs."""
+    sides = need(data.sides, "matches by decoder and by encoder (saefast match)")
+    low = float(min(0.0, *sides["decoder"], *sides["encoder"]))
+    edges = np.linspace(low, 1, 41)
+    both = binned(sides["decoder"], sides["encoder"], edges, edges)
+    same = binned(sides["decoder"][sides["same"]], sides["encoder"][sides["same"]], edges, edges)
+    chart = Chart(Scale(low, 1), Scale(low, 1), "cosine of decoder rows", "cosine of encoder rows")
+    most = np.log1p(both.max())
+    for i, j in zip(*both.nonzero(), strict=True):
+        count, share = both[i, j], same[i, j] / both[i, j]
+        chart.cell(
+            *(edges[i], edges[i + 1], edges[j], edges[j + 1]),
+            "s0" if share >= 0.5 else "s1",
+            0.25 + 0.75 * float(np.log1p(count) / most),
+            f"{count:.0f} features, {percent(share)} with the same partner",
+        )
+    chart.rule(x=0.7)
+    chart.rule(y=0.7)
+    chart.legend("same partner", "s0")
+    chart.legend("different partners", "s1")
+    agree = float(sides["same"].mean())
+    return Figure(
+        "decoder-encoder",
+        "Decoder and encoder agree, or do not",
+        f"Features of SAE {data.seeds[0]} by the cosines to their nearest of SAE {data.seeds[1]}: "
+        "by decoder row and by encoder row. Darker: more features. Blue where most have the same "
+        "partner on both sides. The lines mark 0.7.",
+        f"{percent(agree)} of the features have the same partner by decoder and by encoder.",
+        chart.svg(),
+    )
+
+
+def similarity_frequency(data: RunData) -> Figure:
+    """Whether what comes back is frequent."""
+    need(data.stability, _NO_STABILITY)
+    rate, soft = data.alive("firing_rate"), data.alive("soft")
+    known = rate > 0
+    rate, soft = rate[known], soft[known]
+    need(rate, "features that fire")
+    x = covering(list(rate), log=True)
+    x_edges, y_edges = np.geomspace(x.low, x.high, 41), np.linspace(0, 1, 41)
+    counts = binned(rate, soft, x_edges, y_edges)
+    chart = Chart(x, Scale(0, 1), "firing rate (share of rows)", "mean cosine to best matches")
+    most = np.log1p(counts.max())
+    for i, j in zip(*counts.nonzero(), strict=True):
+        chart.cell(
+            *(x_edges[i], x_edges[i + 1], y_edges[j], y_edges[j + 1]),
+            "s4",
+            0.15 + 0.85 * float(np.log1p(counts[i, j]) / most),
+            f"{counts[i, j]:.0f} features",
+        )
+    together = float(np.corrcoef(_ranks(rate), _ranks(soft))[0, 1]) if len(rate) > 2 else 0.0
+    return Figure(
+        "similarity-frequency",
+        "Are frequent features the stable ones?",
+        "Every feature alive of every SAE by its firing rate and its mean similarity to the best "
+        f"matches in the others. Darker: more features. Rank correlation {together:.2f}.",
+        f"Density of features; similarity and firing rate have a rank correlation of "
+        f"{together:.2f}.",
+        chart.svg(),
+    )
+
+
+def effect_by_rate(data: RunData) -> Figure:
+    """What single features are worth, among those that fire as often."""
+    need(data.features.get("effect"), "marginal effects (saefast evaluate)")
+    rate, effect = data.alive("firing_rate"), np.abs(data.alive("effect"))
+    group = data.alive("group")
+    known = (rate > 0) & (effect > 0)
+    need(rate[known], "features with an effect")
+    x = covering(list(rate[known]), log=True)
+    edges = np.geomspace(x.low, x.high, 13)
+    centres = np.sqrt(edges[1:] * edges[:-1])
+    lines = {}
+    for name in GROUP_COLOURS:
+        of = known & (group == name)
+        place = np.clip(np.searchsorted(edges, rate[of], "right") - 1, 0, len(centres) - 1)
+        lines[name] = [
+            float(np.median(effect[of][place == i])) if (place == i).sum() >= 5 else None
+            for i in range(len(centres))
+        ]
+    drawn = [value for line in lines.values() for value in line if value is not None]
+    need(drawn, "enough features of any group")
+    y = covering(drawn, log=True)
+    chart = Chart(x, y, "firing rate (share of rows)", "variance lost without it")
+    for name, line in lines.items():
+        chart.line(list(centres), line, GROUP_COLOURS[name])
+        for at, value in zip(centres, line, strict=True):
+            if value is not None:
+                chart.point(at, value, GROUP_COLOURS[name], f"{name}: {short(value)}")
+        chart.legend(name, GROUP_COLOURS[name])
+    return Figure(
+        "effect-by-rate",
+        "What a feature is worth, at equal frequency",
+        "Median share of the variance that is lost if one feature is left out, among features that "
+        "fire as often. Lines at the same height mean that being unstable is no more than being "
+        "rare. Bins with fewer than five features are left out.",
+        "Lines of stable, mixed and unstable features over the firing rate.",
+        chart.svg(),
+    )
+
+
+def surface_form(data: RunData) -> Figure:
+    """Whether one token foretells a feature."""
+    need(data.features.get("token_auroc"), "tokens beside the activations")
+    need(data.stability, _NO_STABILITY)
+    values, group = data.alive("token_auroc"), data.alive("group")
+    edges = np.linspace(0.5, 1, 26)
+    lines = {}
+    for name in ("stable", "unstable"):
+        of = values[(group == name) & np.isfinite(values)]
+        if len(of):
+            lines[name] = (np.histogram(np.clip(of, 0.5, 1), edges)[0] / len(of), np.median(of))
+    need(lines, "stable or unstable features")
+    chart = Chart(
+        Scale(0.5, 1),
+        covering([share for shares, _ in lines.values() for share in shares]),
+        "how well one token foretells the feature (AUROC)",
+        "share of the group",
+    )
+    for name, (shares, _) in lines.items():
+        xs = [x for pair in pairwise(edges) for x in pair]
+        chart.line(xs, [y for y in shares for _ in range(2)], GROUP_COLOURS[name])
+        chart.legend(name, GROUP_COLOURS[name], "l")
+    medians = ", ".join(f"{name} {median:.2f}" for name, (_, median) in lines.items())
+    return Figure(
+        "surface-form",
+        "Surface form: is a feature one token?",
+        "For each feature the best area under the ROC curve of “the token is t” for “the feature "
+        f"fires”: 0.5 says no token foretells it, 1 that it is a token. Medians: {medians}.",
+        f"Histograms of both groups; medians {medians}.",
+        chart.svg(),
+    )
+
+
+def _own_place(data: RunData) -> np.ndarray:
+    """For each feature alive the position of its own SAE."""
+    place = {seed: position for position, seed in enumerate(data.seeds)}
+    return np.array([place[seed] for seed in data.alive("seed").tolist()])
+
+
+def _binomial(n: int, p: float) -> list[float]:
+    from math import comb
+
+    return [comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return values.argsort(kind="stable").argsort(kind="stable")

@@ -1,0 +1,261 @@
+"""Figures of groups of features: what they are worth, which planes they span, pooled or not."""
+
+from typing import Any
+
+import numpy as np
+
+from saefast.report.chart import Chart, Scale, covering
+from saefast.report.figures.figure import Figure, mean_by, need, percent
+from saefast.report.run_data import RunData
+
+GROUPS = {"stable": "s0", "unstable": "s1"}
+NULLS = {
+    "haar": ("random planes", "s2"),
+    "covariance": ("data covariance", "s3"),
+    "subset": ("random features", "s4"),
+}
+"""Those drawn beside overlaps: what chance gives, ever harder to beat"""
+METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
+_NO_SUBSPACES = "subspaces (saefast subspace)"
+_NO_EVALUATION = "an evaluation (saefast evaluate)"
+
+
+def keep_drop(data: RunData) -> Figure:
+    """Explained variance with some features alone, or without them."""
+    need(data.evaluation, _NO_EVALUATION)
+    full = data.mean_over_seeds(lambda each: float(each["explained_variance"]))
+    chart = Chart(
+        Scale(-0.6, 7.6),
+        covering([full, *(line[side] for line in _lines(data) for side in ("keep", "drop"))]),
+        "features kept, or dropped",
+        "explained variance",
+        x_names=("keep", "size", "mass", "drop", "keep", "size", "mass", "drop"),
+    )
+    told = []
+    for at, (group, colour) in enumerate(GROUPS.items()):
+        for place, control in enumerate(("", "size", "mass")):
+            mean, deviation = group_value(data, group, control, "keep")
+            if mean is None:
+                continue
+            where = 4 * at + place
+            chart.bar(where - 0.4, where + 0.4, mean, "s2" if control else colour, f"{mean:.3f}")
+            if control:
+                chart.whisker(where, mean - deviation, mean + deviation)
+            else:
+                told.append(f"{group} alone {mean:.3f}")
+        mean, _ = group_value(data, group, "", "drop")
+        if mean is not None:
+            chart.bar(4 * at + 2.6, 4 * at + 3.4, mean, "s4", f"without {group}: {mean:.3f}")
+    need(told, "stable or unstable features")
+    chart.rule(y=full)
+    chart.legend("stable", "s0")
+    chart.legend("unstable", "s1")
+    chart.legend("random", "s2")
+    chart.legend("dropped", "s4")
+    return Figure(
+        "keep-drop",
+        "What the groups are worth",
+        "Variance explained on held-out rows with the stable features alone (left) and the "
+        "unstable alone (right), beside random features: as many (size), or with the same sum of "
+        "activations (mass); purple: all features but the group. The dashed line is the whole SAE "
+        f"({full:.3f}), 0 the mean of the rows. Whiskers: standard deviation over draws.",
+        f"Whole SAE {full:.3f}; {', '.join(told)}.",
+        chart.svg(),
+    )
+
+
+def keep_drop_ce(data: RunData) -> Figure:
+    """The same for the next token's cross entropy."""
+    patched = need(data.evaluation.get("language_model"), "a language model to put them back into")
+    bars = [("whole", patched["full"], "s3")]
+    for group, colour in GROUPS.items():
+        for side, said in (("keep", "only"), ("drop", "no")):
+            bars.append((f"{said} {group}", patched[side][group], colour))
+            for control in ("size", "mass"):
+                effect = patched[side].get(f"{group}:{control}")
+                if effect and side == "keep":
+                    bars.append((control, effect, "s2"))
+    floors = {name: patched[name]["ce"]["value"] for name in ("clean", "mean", "zero")}
+    values = [effect["ce"]["value"] for _, effect, _ in bars]
+    low = min(floors["clean"], *values) * 0.95
+    chart = Chart(
+        Scale(low, max(floors["mean"], floors["zero"], *values) * 1.03),
+        Scale(-0.6, len(bars) - 0.4),
+        "cross entropy of the next token (nats)",
+        "",
+        y_names=[name for name, _, _ in bars][::-1],
+    )
+    for place, (name, effect, colour) in enumerate(bars[::-1]):
+        value, error = effect["ce"]["value"], effect["ce"]["error"] or 0.0
+        told = f"{name}: {value:.3f} ± {error:.3f} nats"
+        chart.cell(low, value, place - 0.36, place + 0.36, colour, 1.0, told)
+    for name, value in floors.items():
+        chart.rule(x=value)
+        chart.text(value, len(bars) - 0.35, {"clean": "model", "mean": "mean"}.get(name, name))
+    return Figure(
+        "keep-drop-ce",
+        "What the language model loses",
+        f"Cross entropy with the reconstruction of SAE {patched['seed']} in place of the "
+        "activations: whole, from one group of features only, or without it; grey: random features "
+        "instead of the group, as many (size) or as active (mass). Lines: the model as it is, and "
+        "with the mean activation or zeros.",
+        ", ".join(
+            f"{name} {effect['ce']['value']:.2f}" for name, effect, _ in bars if ":" not in name
+        )
+        + f" nats; undisturbed {floors['clean']:.2f}.",
+        chart.svg(),
+    )
+
+
+def spectra(data: RunData) -> Figure:
+    """How many dimensions a group fills."""
+    rows = need(data.subspaces["singular_values"], _NO_SUBSPACES)
+    d = max(row["index"] for row in rows)
+    chart = Chart(Scale(0, d), Scale(0, 1), "principal directions", "share of the energy")
+    told = []
+    for group, colour in GROUPS.items():
+        shares = mean_by([row for row in rows if row["group"] == group], "index", "share")
+        if not shares or not sum(shares.values()):
+            continue
+        total = np.cumsum(list(shares.values()))
+        chart.line([0, *shares], [0.0, *(total / total[-1])], colour)
+        chart.legend(group, colour, "l")
+        known = [row for row in data.subspaces["spectra"] if row["group"] == group]
+        rank = np.mean([row["effective_rank"] for row in known if row["features"]])
+        told.append(f"{group} {rank:.0f}")
+    need(told, _NO_SUBSPACES)
+    chart.line([0, d], [0.0, 1.0], "s2", dashed=True)
+    chart.rule(y=0.9)
+    chart.legend("no structure", "s2", "d")
+    return Figure(
+        "spectra",
+        "How many dimensions a group fills",
+        "Energy of the features' directions in their first principal directions, mean over SAEs. "
+        "A curve far above the dashed line says that the group lies in few dimensions. Effective "
+        f"ranks: {', '.join(told)} of {d}. Beware: fewer features fill fewer dimensions.",
+        f"Rising curves; effective ranks {', '.join(told)} of {d}.",
+        chart.svg(),
+    )
+
+
+def overlap_stable(data: RunData) -> Figure:
+    """Whether the plane of stable features comes back."""
+    return _overlap(data, "stable")
+
+
+def overlap_unstable(data: RunData) -> Figure:
+    """Whether the plane of unstable features comes back."""
+    return _overlap(data, "unstable")
+
+
+def _overlap(data: RunData, group: str) -> Figure:
+    rows = [row for row in data.subspaces["curves"] if row["group"] == group]
+    need(rows, f"planes of {group} features in two SAEs")
+    curve = mean_by(rows, "rank", "overlap")
+    ranks = list(curve)
+    chart = Chart(
+        Scale(0, max(ranks)), Scale(0, 1), "dimensions of the planes", "overlap of the planes"
+    )
+    for null, (words, colour) in NULLS.items():
+        if f"{null}_mean" not in rows[0]:
+            continue
+        mean = mean_by(rows, "rank", f"{null}_mean")
+        if not mean:
+            continue
+        low, high = (mean_by(rows, "rank", f"{null}_{end}") for end in ("low", "high"))
+        both = [rank for rank in low if rank in high]
+        if both:
+            chart.band(both, [low[r] for r in both], [high[r] for r in both], colour)
+        chart.line(list(mean), list(mean.values()), colour, dashed=True)
+        chart.legend(words, colour, "d")
+    chart.line(ranks, list(curve.values()), GROUPS[group])
+    compared = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
+    chart.rule(x=float(compared))
+    value = curve[min(ranks, key=lambda rank: abs(rank - compared))]
+    return Figure(
+        f"overlap-{group}",
+        f"Does the plane of {group} features come back?",
+        f"Solid: overlap of the planes that the {group} features of two SAEs fill most (1: the "
+        "same plane), mean over pairs, at every dimension. Dashed, with bands of the draws: random "
+        "planes; as many directions drawn with the data's covariance; as many random features of "
+        "the same SAEs. The vertical line is the dimension used in the findings.",
+        f"Overlap {value:.2f} at {compared:.0f} dimensions.",
+        chart.svg(),
+    )
+
+
+def angles(data: RunData) -> Figure:
+    """Angles between the planes of two SAEs."""
+    rows = need(data.subspaces["angles"], _NO_SUBSPACES)
+    chart = Chart(
+        Scale(0, 100), Scale(0, 90), "principal angles, smallest first (%)", "angle (degrees)"
+    )
+    told = []
+    for group, colour in GROUPS.items():
+        pairs: dict[tuple[int, int], list[float]] = {}
+        for row in rows:
+            if row["group"] == group:
+                pairs.setdefault((row["a"], row["b"]), []).append(np.degrees(row["angle"]))
+        for values in pairs.values():
+            chart.line(_hundred(len(values)), values, colour)
+        if pairs:
+            median = np.median([angle for values in pairs.values() for angle in values])
+            told.append(f"{group} {median:.0f}°")
+            chart.legend(group, colour, "l")
+    need(told, _NO_SUBSPACES)
+    return Figure(
+        "angles",
+        "Angles between the planes",
+        "Principal angles between the planes of two SAEs, a line for each pair. 0 degrees: a "
+        f"direction that both planes have; 90: one that the other lacks. Medians: "
+        f"{', '.join(told)}.",
+        f"Rising lines; medians {', '.join(told)}.",
+        chart.svg(),
+    )
+
+
+def pooling_frontier(data: RunData) -> Figure:
+    """Whether pooling pays."""
+    methods = need(data.pooling.get("methods"), "pooling and its controls (saefast pool)")
+    names = [row["method"] for row in methods]
+    xs = [row["equal_match_share"] for row in methods]
+    ys = [row["equal_explained_variance"] for row in methods]
+    chart = Chart(
+        covering(xs, zero=False),
+        covering(ys, zero=False),
+        "features with a match in the other SAE (share)",
+        "explained variance",
+    )
+    for name, x, y in zip(names, xs, ys, strict=True):
+        told = f"{name}: {percent(x)} matched, explained variance {y:.3f}"
+        chart.point(x, y, METHODS.get(name, "s5"), told, name)
+    return Figure(
+        "pooling-frontier",
+        "Does pooling pay?",
+        "Each point is a pair of SAEs from disjoint seeds: pooled from several seeds, one SAE "
+        "pruned to its most frequent features, trained from scratch at that width, and single. All "
+        "are cut to equally many features alive. Up and to the right is better.",
+        "; ".join(
+            f"{n}: {x:.2f} matched, {y:.3f} explained"
+            for n, x, y in zip(names, xs, ys, strict=True)
+        ),
+        chart.svg(),
+    )
+
+
+def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
+    """Mean over SAEs of what a group explains, and of the deviation over draws."""
+    rows = [row for row in _lines(data) if (row["group"], row["control"]) == (group, control)]
+    rows = [row for row in rows if row["features"]]
+    if not rows:
+        return None, 0.0
+    deviation = float(np.mean([row[f"{side}_std"] for row in rows]))
+    return float(np.mean([row[side] for row in rows])), deviation
+
+
+def _lines(data: RunData) -> list[dict[str, Any]]:
+    return [line for each in data.evaluation["seeds"] for line in each["groups"]]
+
+
+def _hundred(count: int) -> list[float]:
+    return [100.0 * i / max(count - 1, 1) for i in range(count)]

@@ -1,0 +1,225 @@
+"""Figures of whole SAEs: training, pairs, what they have in common."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from saefast.report.chart import HEIGHT, Chart, Scale, covering, frame
+from saefast.report.figures.figure import Figure, mean_by, need, percent
+from saefast.report.run_data import RunData
+
+COLOURS = ("s0", "s1", "s3", "s4", "s5", "s2")
+
+
+def training_curves(data: RunData) -> Figure:
+    """Explained variance while training."""
+    rows = need(data.metrics, "the log of the training (metrics.jsonl)")
+    labels = list(dict.fromkeys(row["sae"] for row in rows))
+    known = [row["explained_variance"] for row in rows if row.get("explained_variance") is not None]
+    low = max(0.0, float(np.quantile(need(known, "explained variance in the log"), 0.02)))
+    top = max(max(known), low + 1e-6)
+    chart = Chart(
+        covering([row["tokens"] for row in rows]),
+        Scale(low, top + 0.06 * (top - low)),
+        "rows trained on",
+        "explained variance",
+    )
+    for number, label in enumerate(labels):
+        mine = [row for row in rows if row["sae"] == label]
+        colour = COLOURS[number % len(COLOURS)]
+        tokens = [row["tokens"] for row in mine]
+        chart.line(tokens, [row.get("explained_variance") for row in mine], colour)
+        if len(labels) <= 6:
+            chart.legend(label.removeprefix("seed-") if number else label, colour, "l")
+    last = rows[-1]
+    return Figure(
+        "training",
+        "Training",
+        "Explained variance of each SAE while it was trained. Curves on top of each other say that "
+        "seeds reach the same quality, whatever features they found.",
+        f"{len(labels)} curves that end near {last['explained_variance']:.3f}.",
+        chart.svg(),
+    )
+
+
+def threshold_curves(data: RunData) -> Figure:
+    """How much hangs on the threshold."""
+    curve = need(data.stability.get("curve"), "stability of features (saefast stability)")
+    xs = [point["threshold"] for point in curve]
+    chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "share of features")
+    for name, words, colour, kind in (
+        ("score", "mean score", "s3", "l"),
+        ("stable", "stable", "s0", "l"),
+        ("unstable", "unstable", "s1", "l"),
+        ("chance", "chance", "s2", "d"),
+    ):
+        chart.line(xs, [point[name] for point in curve], colour, dashed=kind == "d")
+        chart.legend(words, colour, kind)
+    chart.rule(x=float(np.mean(data.stability["thresholds"])))
+    return Figure(
+        "threshold-curves",
+        "The threshold is a convention",
+        "Mean score, stable and unstable share for every threshold from which a match could count; "
+        "“chance” is the mean score of random directions. The vertical line is the one used here.",
+        "Scores fall with the threshold; chance falls to zero well before the line used.",
+        chart.svg(),
+    )
+
+
+def shared_curves(data: RunData) -> Figure:
+    """Three criteria of what is shared by two SAEs."""
+    rows = [row for row in data.overlap if row["name"] == "shared" and row["sign"] == "signed"]
+    need(rows, "what pairs of SAEs have in common (saefast match)")
+    chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "shared features")
+    drawn = []
+    for side, words, colour in (
+        ("decoder", "decoder", "s0"),
+        ("both", "both", "s3"),
+        ("same", "both, same partner", "s1"),
+    ):
+        mine = [row for row in rows if row["side"] == side and row["match"] == _best_match(rows)]
+        curve = mean_by([row for row in mine if row["of"] in ("both", "a")], "threshold", "value")
+        if curve:
+            chart.line(list(curve), list(curve.values()), colour)
+            chart.legend(words, colour, "l")
+            drawn.append(words)
+    need(drawn, "what pairs of SAEs have in common (saefast match)")
+    chart.rule(x=0.7)
+    return Figure(
+        "shared-curves",
+        "What two SAEs share",
+        "Share of features whose partner in another SAE is at least that similar: by decoder row, "
+        "by decoder and encoder row, and by both with the same partner; mean over pairs, partners "
+        "one to one where that was computed.",
+        f"Falling curves for {', '.join(drawn)}.",
+        chart.svg(),
+    )
+
+
+def pair_heat_map(data: RunData) -> Figure:
+    """Each pair of SAEs."""
+    threshold = float(np.mean(data.stability.get("thresholds") or [0.7]))
+    values = pair_shares(data, threshold)
+    need(values, "what pairs of SAEs have in common (saefast match)")
+    seeds = data.seeds
+    names = [str(seed) for seed in seeds]
+    ends = Scale(-0.5, len(seeds) - 0.5)
+    chart = Chart(ends, ends, "SAE (seed)", "SAE (seed)", names, names)
+    for (a, b), share in values.items():
+        for x, y in ((a, b), (b, a)):
+            told = f"SAEs {names[x]} and {names[y]}: {percent(share)}"
+            chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", share, told)
+            if len(seeds) <= 8:
+                chart.text(x, y, f"{share:.2f}", "inverse" if share > 0.55 else "")
+    low, high = min(values.values()), max(values.values())
+    return Figure(
+        "pair-heat-map",
+        "Every pair of SAEs",
+        f"Share of features of one SAE with a match of cosine {threshold:.2f} or more in the other "
+        "(by decoder row, mean of both directions).",
+        f"A matrix of {len(seeds)} by {len(seeds)}; values from {low:.2f} to {high:.2f}.",
+        chart.svg(),
+    )
+
+
+def membership_donut(data: RunData) -> Figure:
+    """In how many SAEs features are."""
+    need(data.stability, "stability of features (saefast stability)")
+    support = np.asarray(data.alive("support"), int)
+    count = len(data.seeds)
+    shares = np.bincount(support, minlength=count + 1)[1:] / max(len(support), 1)
+    parts, start = [], 0.0
+    middle_x, middle_y, outer, inner = 150.0, HEIGHT / 2, 118.0, 66.0
+    for number, share in enumerate(shares, 1):
+        strength = 0.25 + 0.75 * (number - 1) / max(count - 1, 1)
+        colour = "s1" if number == 1 else "s0"
+        shown = 1.0 if number == 1 else strength
+        words = f"in {number} of {count}: {percent(float(share))}"
+        if share > 0:
+            path = _slice(middle_x, middle_y, outer, inner, start, start + float(share))
+            parts.append(
+                f'<path class="f {colour}" fill-opacity="{shown:.2f}" d="{path}">'
+                f"<title>{words}</title></path>"
+            )
+        start += float(share)
+        if count <= 10:
+            y = middle_y - 12.0 * count + 24 * number - 12
+            parts.append(
+                f'<rect class="f {colour}" fill-opacity="{shown:.2f}" x="296" y="{y - 10:.0f}" '
+                f'width="12" height="12"/><text x="316" y="{y:.0f}">{words}</text>'
+            )
+    parts.append(
+        f'<text class="big" x="{middle_x}" y="{middle_y + 2}" text-anchor="middle">'
+        f'{percent(float(shares[0]))}</text><text x="{middle_x}" y="{middle_y + 20}" '
+        'text-anchor="middle">in one only</text>'
+    )
+    return Figure(
+        "membership",
+        "In how many SAEs a feature is",
+        f"All features alive of the {count} SAEs by the number of SAEs that have them, their own "
+        "included.",
+        "Donut: "
+        + ", ".join(f"{percent(float(s))} in {n}" for n, s in enumerate(shares, 1))
+        + f" of {count}.",
+        frame("".join(parts)),
+    )
+
+
+def only_in_one(data: RunData) -> Figure:
+    """How that goes on with more SAEs."""
+    points = need(data.membership.get("curve"), "membership over subsets of SAEs")
+    xs = [point["dictionaries"] for point in points]
+    chart = Chart(
+        Scale(min(xs) - 0.3, max(xs) + 0.3), Scale(0, 1), "SAEs compared", "share of features"
+    )
+    for name, words, colour in (("alone", "in one only", "s1"), ("everywhere", "in all", "s0")):
+        chart.line(xs, [point[name] for point in points], colour)
+        for point in points:
+            at, value = point["dictionaries"], point[name]
+            deviation = point[f"{name}_deviation"] or 0.0
+            chart.whisker(at, value - deviation, value + deviation)
+            chart.point(at, value, colour, f"{words}, {at} SAEs: {percent(value)}")
+        chart.legend(words, colour)
+    return Figure(
+        "only-in-one",
+        "The more SAEs, the fewer loners",
+        "Share of features that no other of the compared SAEs has, and that all have, by how many "
+        "SAEs are compared; mean and standard deviation over choices of so many.",
+        f"With {xs[-1]} SAEs {percent(points[-1]['alone'])} are in one only and "
+        f"{percent(points[-1]['everywhere'])} in all.",
+        chart.svg(),
+    )
+
+
+def pair_shares(data: RunData, threshold: float) -> dict[tuple[int, int], float]:
+    """For each pair of SAEs the share of features with a match that similar, by decoder row."""
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for row in data.overlap:
+        wanted = (row["name"], row["side"], row["match"], row["sign"])
+        if wanted == ("shared", "decoder", "nearest", "signed") and row["value"] is not None:
+            found.setdefault((row["a"], row["b"]), []).append((row["threshold"], row["value"]))
+    shares = {}
+    for pair, rows in found.items():
+        nearest = min((at for at, _ in rows), key=lambda at: abs(at - threshold))
+        shares[pair] = float(np.mean([value for at, value in rows if at == nearest]))
+    return shares
+
+
+def _best_match(rows: list[dict[str, Any]]) -> str:
+    return "one_to_one" if any(row["match"] == "one_to_one" for row in rows) else "nearest"
+
+
+def _slice(x: float, y: float, outer: float, inner: float, start: float, end: float) -> str:
+    """A part of a ring, from one share of a turn to another."""
+    end = min(end, start + 0.9999)
+    at = [
+        (x + r * math.sin(2 * math.pi * turn), y - r * math.cos(2 * math.pi * turn))
+        for r, turn in ((outer, start), (outer, end), (inner, end), (inner, start))
+    ]
+    long = int(end - start > 0.5)
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = at
+    return (
+        f"M{x0:.2f} {y0:.2f}A{outer} {outer} 0 {long} 1 {x1:.2f} {y1:.2f}"
+        f"L{x2:.2f} {y2:.2f}A{inner} {inner} 0 {long} 0 {x3:.2f} {y3:.2f}Z"
+    )

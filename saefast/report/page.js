@@ -1,0 +1,194 @@
+"use strict";
+(async () => {
+  const PAGE = 25;
+  const byId = (id) => document.getElementById(id);
+  const body = document.querySelector("tbody");
+
+  async function unpacked() {
+    const bytes = Uint8Array.from(atob(byId("rows").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
+  let columns;
+  try {
+    columns = await unpacked();
+  } catch (error) {
+    byId("count").textContent = "This browser cannot unpack the table (it needs one from 2023 " +
+      "or newer); all of it is in features.parquet.";
+    return;
+  }
+  const total = columns.feature ? columns.feature.length : 0;
+  const value = (name, i) => (columns[name] ? columns[name][i] : null);
+  const label = (i) => `${columns.seed[i]}:${columns.feature[i]}`;
+  const shown = (number, digits = 3) =>
+    number === null ? "–" : Number(number.toPrecision(digits)).toString();
+  const searched = Array.from({ length: total }, (_, i) => {
+    const texts = (value("contexts", i) || []).map((c) => c.slice(0, 3).join(""));
+    return `${label(i)} ${value("token", i) || ""} ${texts.join(" ")}`.toLowerCase();
+  });
+  const keys = {
+    feature: (i) => columns.seed[i] * 1e9 + columns.feature[i],
+    group: (i) => ["stable", "mixed", "unstable"].indexOf(value("group", i)),
+    score: (i) => value("score", i),
+    rate: (i) => value("rate", i),
+    effect: (i) => value("effect", i),
+    auroc: (i) => value("auroc", i),
+    context: (i) => (value("contexts", i) || [[""]])[0]?.[1] || "",
+  };
+  // Columns that the run knows nothing of are not shown.
+  for (const head of document.querySelectorAll("th")) {
+    const name = head.dataset.column;
+    head.classList.add(`column-${name}`);
+    if (!["feature", "context"].includes(name) && !columns[name]) head.hidden = true;
+  }
+
+  let sorted = { name: "feature", descending: false };
+  let page = 0;
+  let open = new Set();
+  let order = [];
+
+  function chosen() {
+    const words = byId("search").value.trim().toLowerCase();
+    const group = byId("group").value, seed = byId("seed").value;
+    const exact = /^\d+:\d+$/.test(words);
+    order = [];
+    for (let i = 0; i < total; i++) {
+      if (group && value("group", i) !== group) continue;
+      if (seed && String(columns.seed[i]) !== seed) continue;
+      if (exact ? label(i) !== words : words && !searched[i].includes(words)) continue;
+      order.push(i);
+    }
+    const key = keys[sorted.name], sign = sorted.descending ? -1 : 1;
+    const known = order.map((i) => [key(i), i]);
+    known.sort(([a, i], [b, j]) => {
+      // What is not known stands last, whichever way.
+      if (a === null || b === null) return (a === null) - (b === null) || i - j;
+      return a < b ? -sign : a > b ? sign : i - j;
+    });
+    order = known.map(([, i]) => i);
+    page = 0;
+    draw();
+  }
+
+  function element(name, text, kind) {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (kind) made.className = kind;
+    return made;
+  }
+
+  function context([before, token, after], short) {
+    const line = element("span", undefined, "text");
+    const tidy = (text) => (short ? text.replace(/\s+/g, " ") : text);
+    line.append(tidy(short ? before.slice(-40) : before), element("mark", tidy(token) || " "),
+      tidy(short ? after.slice(0, 30) : after));
+    return line;
+  }
+
+  function detail(i) {
+    const row = element("tr", undefined, "detail"), cell = element("td");
+    cell.colSpan = 7;
+    const texts = value("contexts", i) || [];
+    if (texts.length) {
+      cell.append(element("h4", "Strongest in"));
+      const list = element("ul");
+      for (const one of texts) {
+        const item = element("li");
+        item.append(context(one, false), element("span", `  (${one[3]})`, "range"));
+        list.append(item);
+      }
+      cell.append(list);
+    }
+    const partners = value("partners", i) || [];
+    cell.append(element("h4", partners.length ? "Most similar in the other SAEs" : "No partners"));
+    const list = element("ul");
+    for (const [seed, feature, cosine] of partners) {
+      const item = element("li"), link = element("button", `${seed}:${feature}`);
+      link.type = "button";
+      link.onclick = () => { byId("search").value = `${seed}:${feature}`; chosen(); byId("search").focus(); };
+      item.append(link, ` cosine ${cosine}`);
+      list.append(item);
+    }
+    cell.append(list);
+    const facts = [["fires on", "rate"], ["worth", "effect"], ["token AUROC", "auroc"]]
+      .filter(([, name]) => columns[name])
+      .map(([words, name]) => `${words} ${shown(value(name, i))}`);
+    if (value("token", i)) facts.push(`told best by the token ${JSON.stringify(value("token", i))}`);
+    cell.append(element("p", facts.join(" · "), "note"));
+    row.append(cell);
+    return row;
+  }
+
+  function drawn(i) {
+    const row = element("tr");
+    const cells = {
+      feature: () => {
+        const button = element("button", label(i));
+        button.type = "button";
+        button.setAttribute("aria-expanded", String(open.has(i)));
+        button.onclick = () => {
+          const was = open.delete(i);
+          if (!was) open.add(i);
+          button.setAttribute("aria-expanded", String(!was));
+          if (was) row.nextElementSibling.remove(); else row.after(detail(i));
+        };
+        return button;
+      },
+      group: () => value("group", i),
+      score: () => {
+        const cell = element("span", shown(value("score", i)));
+        if (columns.low) cell.append(element("span", ` ${shown(columns.low[i], 2)}–${shown(columns.high[i], 2)}`, "range"));
+        return cell;
+      },
+      rate: () => shown(value("rate", i)),
+      effect: () => shown(value("effect", i)),
+      auroc: () => shown(value("auroc", i)),
+      context: () => {
+        const first = (value("contexts", i) || [])[0];
+        if (first) return context(first, true);
+        return (value("partners", i) || []).map(([s, f, c]) => `${s}:${f} (${c})`).join("  ");
+      },
+    };
+    for (const head of document.querySelectorAll("th")) {
+      const name = head.dataset.column;
+      const cell = element("td", undefined, `column-${name}`);
+      cell.hidden = head.hidden;
+      cell.append(cells[name]() ?? "–");
+      row.append(cell);
+    }
+    return row;
+  }
+
+  function draw() {
+    const pages = Math.max(1, Math.ceil(order.length / PAGE));
+    body.replaceChildren();
+    for (const i of order.slice(page * PAGE, (page + 1) * PAGE)) {
+      body.append(drawn(i));
+      if (open.has(i)) body.append(detail(i));
+    }
+    byId("count").textContent = `${order.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`;
+    byId("place").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
+    byId("previous").disabled = page === 0;
+    byId("next").disabled = page + 1 >= pages;
+    for (const head of document.querySelectorAll("th")) {
+      const mine = head.dataset.column === sorted.name;
+      head.setAttribute("aria-sort", mine ? (sorted.descending ? "descending" : "ascending") : "none");
+    }
+  }
+
+  document.querySelector("form.filters").onsubmit = (event) => event.preventDefault();
+  for (const id of ["search", "group", "seed"]) byId(id).oninput = chosen;
+  byId("previous").onclick = () => { page--; draw(); };
+  byId("next").onclick = () => { page++; draw(); };
+  for (const head of document.querySelectorAll("th")) {
+    head.querySelector("button").onclick = () => {
+      const name = head.dataset.column, same = sorted.name === name;
+      // Numbers are looked at from the largest down.
+      const first = ["score", "rate", "effect", "auroc"].includes(name);
+      sorted = { name, descending: same ? !sorted.descending : first };
+      chosen();
+    };
+  }
+  chosen();
+})();

@@ -1,0 +1,223 @@
+"""The report as one HTML file that asks nobody for anything."""
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from saefast.report.figures import Figure
+from saefast.report.findings import AGREES, DISAGREES, Finding
+from saefast.report.run_data import RunData
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_INTRO = (
+    "A sparse autoencoder (SAE) rewrites the activations of a model as sums of few features out of "
+    "many. Trained again from another random seed on the same data it finds other features. This "
+    "report says which features of this run come back in the other SAEs, which do not, what either "
+    "kind is worth, and whether the ones that do not come back at least span the same directions "
+    "together."
+)
+_HEADS = {
+    "feature": "feature",
+    "group": "group",
+    "score": "score",
+    "rate": "fires",
+    "effect": "worth",
+    "auroc": "token AUROC",
+    "context": "strongest in",
+}
+_HINTS = {
+    "feature": "SAE (its seed) : number of the feature",
+    "group": "stable, mixed or unstable",
+    "score": "share of the other SAEs that have it, with its 95 % interval",
+    "rate": "share of rows on which it is active",
+    "effect": "share of the variance that is lost without it",
+    "auroc": "how well a single token foretells it: 0.5 not at all, 1 always",
+    "context": "the text around its largest activation; without text, its nearest matches",
+}
+
+
+def page(
+    data: RunData,
+    found: Sequence[Finding],
+    figures: dict[str, list[Figure]],
+    missing: Sequence[str],
+    rows: str,
+) -> str:
+    """The whole of it."""
+    sections = [
+        _section("What was run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
+        _section("Findings", "findings", _findings(found)),
+        *(
+            _section(name, _anchor(name), f'<div class="figures">{_drawn(several)}</div>')
+            for name, several in figures.items()
+        ),
+    ]
+    names = ["What was run", "Findings", *figures]
+    if data.features:
+        sections.append(_section("All features", "features", _table(data, rows)))
+        names.append("All features")
+    if missing or data.skipped:
+        sections.append(_section("What is not in this report", "missing", _missing(data, missing)))
+    anchors = {"What was run": "run", "All features": "features", "Findings": "findings"}
+    links = "".join(
+        f'<a href="#{anchors.get(name, _anchor(name))}">{escape(name)}</a>' for name in names
+    )
+    title = f"Which features to trust: {data.run.resolve().name}"
+    style = _asset("page.css") + _asset("chart.css")
+    script = f"<script>{_asset('page.js')}</script>" if data.features else ""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
+        f'<body><a class="skip" href="#main">Skip to the findings</a>'
+        f"<header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n"
+        f'<main id="main">{"".join(sections)}</main>\n'
+        f"<footer>Made by saefast {escape(str(data.facts.get('saefast', '')))}.</footer>"
+        f"{script}</body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return files("saefast.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _section(title: str, anchor: str, content: str) -> str:
+    return f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>\n'
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _facts(data: RunData) -> str:
+    rows = []
+    for name, value in told_of_run(data):
+        rows.append(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>")
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def told_of_run(data: RunData) -> list[tuple[str, str]]:
+    """What was run, as far as the files say."""
+    settings, facts = data.settings, data.facts
+    found = []
+    if "harvest" in settings:
+        its = settings["harvest"]
+        text = ", ".join(its["text"]) or "the text that comes with Python (prose and code)"
+        found.append(("Activations", f"{its['model']}, {its['site']}: {text}"))
+    elif "planted" in settings:
+        its = settings["planted"]
+        found.append(
+            (
+                "Activations",
+                f"made up: {its['stable']} frequent features, and {its['rare']} rare ones in a "
+                f"plane of {its['rank']} dimensions",
+            )
+        )
+    elif "store" in settings:
+        found.append(("Activations", str(settings["store"]["train"])))
+    shown = facts.get("data", {})
+    if shown:
+        rows = f"{shown['rows']:,}" if shown.get("rows") else "endless"
+        found.append(("Rows", f"{rows} to train on, {shown['d']} wide"))
+    for config in facts.get("configs", []):
+        seeds = ", ".join(str(seed) for seed in config["seeds"])
+        found.append(
+            (
+                "SAEs",
+                f"{len(config['seeds'])} {config['variant']} SAEs (seeds {seeds}), "
+                f"{config['latents']:,} latents, {config['k']} active, {config['tokens']:,} rows "
+                f"each",
+            )
+        )
+    rule = data.stability.get("rule")
+    if rule:
+        limit = f"cosine of at least {rule['threshold']}"
+        if rule["threshold"] == "null":
+            limit = f"cosine that one in a thousand random directions reaches ({rule['side']})"
+        found.append(
+            ("A match", f"{rule['match'].replace('_', ' ')} by {rule['side']} rows, {limit}")
+        )
+    if facts:
+        found.append(("Made with", f"saefast {facts.get('saefast')}, torch {facts.get('torch')}"))
+    times = [
+        f"{name} {its['seconds']:.0f} s" for name, its in data.stages.items() if "seconds" in its
+    ]
+    if times:
+        found.append(("Time", ", ".join(times)))
+    return found
+
+
+def _findings(found: Sequence[Finding]) -> str:
+    if not found:
+        return "<p>Nothing yet: no stage after the training is finished.</p>"
+    items = []
+    for each in found:
+        kind = {AGREES: "agrees", DISAGREES: "disagrees"}.get(each.verdict, "mixed")
+        badge = f'<span class="badge {kind}">{escape(each.verdict)}</span>' if each.verdict else ""
+        items.append(f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge}</li>")
+    return (
+        f'<ul class="findings">{"".join(items)}</ul><p class="note">“As published” compares with '
+        "what papers on stability over seeds report (arXiv 2501.16615, 2606.12138), on other "
+        "models and at other sizes: a run of this size can neither confirm nor refute them.</p>"
+    )
+
+
+def _drawn(figures: Sequence[Figure]) -> str:
+    return "".join(
+        f'<figure id="fig-{each.name}"><h3>{escape(each.title)}</h3>'
+        f"{_named(each)}<figcaption>{escape(each.caption)}</figcaption></figure>"
+        for each in figures
+    )
+
+
+def _named(figure: Figure) -> str:
+    label = escape(f"{figure.title}. {figure.alt}", quote=True)
+    return figure.svg.replace("<svg ", f'<svg aria-label="{label}" ', 1)
+
+
+def _table(data: RunData, rows: str) -> str:
+    heads = "".join(
+        f'<th scope="col" data-column="{name}">'
+        f'<button type="button" title="{escape(_HINTS[name])}">{escape(words)}</button></th>'
+        for name, words in _HEADS.items()
+    )
+    seeds = "".join(f"<option>{seed}</option>" for seed in data.seeds)
+    groups = "".join(f"<option>{name}</option>" for name in ("stable", "mixed", "unstable"))
+    return (
+        "<p>Search text, tokens or a number such as 0:17; choose a heading to sort; open a feature "
+        "for its contexts and its partners in the other SAEs.</p>"
+        '<form class="filters" role="search">'
+        '<label>Search <input type="search" id="search" autocomplete="off"></label>'
+        f'<label>Group <select id="group"><option value="">all</option>{groups}</select></label>'
+        f'<label>SAE <select id="seed"><option value="">all</option>{seeds}</select></label>'
+        "</form>"
+        '<p id="count" role="status" aria-live="polite">Loading…</p>'
+        f"<table><thead><tr>{heads}</tr></thead><tbody></tbody></table>"
+        '<div class="pager"><button type="button" id="previous">Previous</button>'
+        '<span id="place"></span><button type="button" id="next">Next</button></div>'
+        f'<script type="text/plain" id="rows">{rows}</script>'
+        "<noscript>The table needs JavaScript; all of it is in features.parquet.</noscript>"
+    )
+
+
+def _missing(data: RunData, missing: Sequence[str]) -> str:
+    items = [f"<li>The run has no {escape(reason)}.</li>" for reason in missing]
+    items += [f"<li>Left out of the planes: {escape(reason)}.</li>" for reason in data.skipped]
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def printed(data: RunData, found: Sequence[Finding]) -> str:
+    """The findings for a terminal."""
+    import textwrap
+
+    lines: list[Any] = []
+    for each in found:
+        verdict = f" [{each.verdict}]" if each.verdict else ""
+        lines += textwrap.wrap(
+            f"{each.topic}: {each.text}{verdict}", 96, initial_indent="- ", subsequent_indent="  "
+        )
+    return "\n".join(lines)

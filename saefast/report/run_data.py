@@ -1,0 +1,172 @@
+"""What the files of a run say: everything the report is made from."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saefast.checkpoint import RUN
+from saefast.run_files import (
+    CONTEXTS,
+    EVALUATION,
+    FEATURES,
+    MATCHES,
+    MEMBERSHIP,
+    OVERLAP,
+    POOLING,
+    SETTINGS,
+    SKIPPED,
+    STABILITY,
+    STAGES,
+    SUBSPACE_TABLES,
+    SUBSPACES,
+    read_json,
+    read_table,
+)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The files of one run, each read when it is asked for; None or empty where there is none."""
+
+    run: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """run.json"""
+        return read_json(self.run / RUN) or {}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """settings.json"""
+        return read_json(self.run / SETTINGS) or {}
+
+    @cached_property
+    def stages(self) -> dict[str, Any]:
+        """stages.json"""
+        return read_json(self.run / STAGES) or {}
+
+    @cached_property
+    def stability(self) -> dict[str, Any]:
+        """stability.json"""
+        return read_json(self.run / STABILITY) or {}
+
+    @cached_property
+    def membership(self) -> dict[str, Any]:
+        """membership.json"""
+        return read_json(self.run / MEMBERSHIP) or {}
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json"""
+        return read_json(self.run / EVALUATION) or {}
+
+    @cached_property
+    def pooling(self) -> dict[str, Any]:
+        """pooling.json"""
+        return read_json(self.run / POOLING) or {}
+
+    @cached_property
+    def skipped(self) -> list[str]:
+        """Which parts of the subspace analysis could not be computed."""
+        return read_json(self.run / SUBSPACES / SKIPPED) or []
+
+    @cached_property
+    def overlap(self) -> Rows:
+        """overlap.parquet"""
+        return _rows(self.run / OVERLAP)
+
+    @cached_property
+    def subspaces(self) -> dict[str, Rows]:
+        """The tables of `Subspaces`."""
+        return {name: _rows(self.run / SUBSPACES / f"{name}.parquet") for name in SUBSPACE_TABLES}
+
+    @cached_property
+    def features(self) -> dict[str, Any]:
+        """The columns of features.parquet, as arrays."""
+        table = read_table(self.run / FEATURES)
+        if table is None:
+            return {}
+        return {name: _column(table[name]) for name in table.column_names}
+
+    @cached_property
+    def contexts(self) -> dict[tuple[int, int], Rows]:
+        """By seed and feature, the text around its largest activations."""
+        found: dict[tuple[int, int], Rows] = {}
+        for row in _rows(self.run / CONTEXTS):
+            found.setdefault((row["seed"], row["feature"]), []).append(row)
+        return found
+
+    @cached_property
+    def sides(self) -> dict[str, Any] | None:
+        """Of the first pair of SAEs: cosines by decoder and encoder, and whether partners agree."""
+        tables = [read_table(self.run / MATCHES / side / "0-1.parquet") for side in _SIDES]
+        if any(table is None for table in tables):
+            return None
+        columns = [{name: _column(table[name]) for name in table.column_names} for table in tables]
+        mine = columns[0]["dictionary"] == 0
+        partner = [each["partner"][mine] for each in columns]
+        known = (partner[0] >= 0) & (partner[1] >= 0)
+        return {
+            **{
+                side: each["similarity"][mine][known]
+                for side, each in zip(_SIDES, columns, strict=True)
+            },
+            "same": (partner[0] == partner[1])[known],
+        }
+
+    @cached_property
+    def metrics(self) -> Rows:
+        """The lines of metrics.jsonl."""
+        path = self.run / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [row for line in lines if (row := _parsed(line)) is not None]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order in which everything counts the SAEs."""
+        if self.stability:
+            return [each["seed"] for each in self.stability["seeds"]]
+        return [seed for config in self.facts.get("configs", []) for seed in config["seeds"]]
+
+    def alive(self, name: str) -> NDArray[Any]:
+        """A column, of features alive alone."""
+        values: NDArray[Any] = self.features[name][self.features["alive"]]
+        return values
+
+    def mean_over_seeds(self, of: Callable[[dict[str, Any]], float]) -> float:
+        """Of a number from each SAE's evaluation."""
+        return float(np.mean([of(each) for each in self.evaluation["seeds"]]))
+
+
+_SIDES = ("decoder", "encoder")
+
+
+def _rows(path: Path) -> Rows:
+    table = read_table(path)
+    return [] if table is None else table.to_pylist()
+
+
+def _column(column: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.asarray(column.to_pylist())  # [features, SAEs]
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """None for the last line of a process that was killed."""
+    try:
+        return dict(json.loads(line))
+    except (json.JSONDecodeError, TypeError):
+        return None
