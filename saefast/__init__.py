@@ -11,6 +11,8 @@ from saefast.match_all import match_all
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.overlap import Overlap, measure_overlap
+from saefast.overlap_measures import Measure
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
@@ -27,6 +29,8 @@ __all__ = [
     "Dictionary",
     "FusedStep",
     "Matches",
+    "Measure",
+    "Overlap",
     "Penalty",
     "Rules",
     "SparseCode",
@@ -39,6 +43,7 @@ __all__ = [
     "load_sae",
     "match_all",
     "match_features",
+    "measure_overlap",
     "reference",
     "save_sae",
     "score_stability",

@@ -14,15 +14,12 @@ from saefast.dictionary import SIDES, Features, as_dictionaries
 from saefast.match_all import match_all
 from saefast.nulls import BestOfRandom
 from saefast.ops import checks
-from saefast.types import Dictionary, Matches, Stability, StabilityRule
+from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule
 
 MATCHES = ("nearest", "mutual", "one_to_one")
 
 PairMatches = Mapping[tuple[int, int], Matches]
 """What `match_all` returns: [s, t] are the partners of s's features among t's"""
-
-CURVE = tuple(i / 50 for i in range(1, 51))
-"""The thresholds of curves, unless others are asked for"""
 
 _NULL_SHARE = 0.999
 

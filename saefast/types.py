@@ -108,6 +108,10 @@ class Matches(NamedTuple):
     """[m2] float64: the price of being wanted, 0 for those that are free"""
 
 
+CURVE = tuple(i / 50 for i in range(1, 51))
+"""The thresholds of curves, unless others are asked for"""
+
+
 class StabilityRule(NamedTuple):
     """What counted as the same feature in another dictionary."""
 
