@@ -4,10 +4,12 @@ from importlib.metadata import version as _version
 
 from saefast import reference
 from saefast.auxk import AuxK
+from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
+from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
@@ -26,6 +28,7 @@ __version__ = _version("saefast")
 __all__ = [
     "SAE",
     "AuxK",
+    "Clusters",
     "Dictionary",
     "FusedStep",
     "Matches",
@@ -40,15 +43,19 @@ __all__ = [
     "__version__",
     "at_threshold",
     "build_info",
+    "find_clusters",
+    "fit_power_law",
     "load_sae",
     "match_all",
     "match_features",
     "measure_overlap",
+    "membership_counts",
     "reference",
     "save_sae",
     "score_stability",
     "sparse_decode",
     "stability_curve",
+    "subset_curve",
     "threshold_encode",
     "topk_encode",
     "train_saes",

@@ -154,7 +154,8 @@ def _scored(
     chance = [float(null.reaches(t)) for null, t in zip(nulls, thresholds, strict=True)]
     others = len(alive) - 1
     low, high = _jeffreys(others, rule.confidence)
-    hits = [_reaching(there, least).sum(1) for there in similarity]
+    hit = [_reaching(there, least) for there in similarity]
+    hits = [there.sum(1) for there in hit]
 
     def of_living(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(value * living for value, living in zip(values, alive, strict=True))
@@ -168,6 +169,7 @@ def _scored(
         alive=tuple(alive),
         similarity=tuple(similarity),
         partner=tuple(partner),
+        hit=tuple(hit),
         thresholds=least,
         chance=torch.tensor(chance, dtype=torch.float64),
         rule=rule,
