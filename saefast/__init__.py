@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from saefast import reference
+from saefast.activation_match import activation_matches
 from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
@@ -41,6 +42,7 @@ __all__ = [
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "activation_matches",
     "at_threshold",
     "build_info",
     "find_clusters",
