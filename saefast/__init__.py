@@ -3,17 +3,22 @@
 from importlib.metadata import version as _version
 
 from saefast import reference
+from saefast.activation_match import activation_matches
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
+from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
+from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.overlap import Overlap, measure_overlap
+from saefast.overlap_measures import Measure
 from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
@@ -31,12 +36,15 @@ __version__ = _version("saefast")
 __all__ = [
     "SAE",
     "AuxK",
+    "Clusters",
     "Dictionary",
     "EffectRegression",
     "FeatureFunction",
     "FeatureStatistics",
     "FusedStep",
     "Matches",
+    "Measure",
+    "Overlap",
     "Penalty",
     "Rules",
     "SparseCode",
@@ -45,16 +53,21 @@ __all__ = [
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "activation_matches",
     "at_threshold",
     "build_info",
     "convert",
     "feature_function",
     "feature_statistics",
+    "find_clusters",
+    "fit_power_law",
     "fit_subspaces",
     "load_dictionaries",
     "load_sae",
     "match_all",
     "match_features",
+    "measure_overlap",
+    "membership_counts",
     "principal_angles",
     "reference",
     "regress_effect",
@@ -62,6 +75,7 @@ __all__ = [
     "score_stability",
     "sparse_decode",
     "stability_curve",
+    "subset_curve",
     "threshold_encode",
     "topk_encode",
     "train_saes",

@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike
 
 from saefast.beta import Floats
 from saefast.nulls import BestOfRandom, cosine_tail
+from saefast.ops import checks
 
 _BINS = 256  # halving them once more changes means by less than 1e-4 of themselves
 _MOST_ABOVE, _LEAST_ABOVE = 60.0, 1e-7  # how many of a row's cosines lie above the ends of the bins
@@ -46,6 +47,12 @@ class PairsOfRandom:
     def mean(self) -> float:
         """Of the pairs' similarities: the null of PW-MCC."""
         return float(self._share @ self._similarity)
+
+    def quantile(self, share: float) -> float:
+        """What the similarity stays below in `share` of the pairs, to the width of a bin."""
+        checks.at_least("share", share, 0, below=1)
+        below = np.cumsum(self._share)
+        return float(self._similarity[np.searchsorted(below, share)])
 
     def reaches(self, t: ArrayLike) -> Floats:
         """The share of pairs whose similarity is at least t."""
