@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from saefast import reference
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
@@ -12,6 +13,8 @@ from saefast.match_all import match_all
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.pool import pool_features
+from saefast.pooling_study import PoolingStudy, evaluate_pooling
 from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
@@ -33,19 +36,23 @@ __all__ = [
     "FusedStep",
     "Matches",
     "Penalty",
+    "PoolingStudy",
     "Rules",
     "SparseCode",
     "ThresholdCode",
     "TrainConfig",
     "__version__",
     "build_info",
+    "evaluate_pooling",
     "feature_function",
     "feature_statistics",
     "load_sae",
     "match_all",
     "match_features",
+    "pool_features",
     "reference",
     "regress_effect",
+    "sae_from",
     "save_sae",
     "sparse_decode",
     "threshold_encode",
