@@ -1,7 +1,7 @@
 """One dictionary from those of many seeds: each feature once, those that most seeds found first."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,28 +11,12 @@ from saefast.dictionary import Features, as_dictionaries
 from saefast.ops import checks
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.sae import SAE
-from saefast.types import Dictionary, ThresholdCode
+from saefast.types import Dictionary, Stability, ThresholdCode
 
 _ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
 _BLOCK = 4096
 _CHUNK = 1 << 16
 _FIRST_WIDTH = 8
-
-
-class Scores(Protocol):
-    """What pooling asks of a `Stability`: a tensor for each dictionary."""
-
-    @property
-    def support(self) -> Sequence[Tensor]:
-        """[m] in how many dictionaries each feature is found."""
-
-    @property
-    def soft(self) -> Sequence[Tensor]:
-        """[m] the mean of its similarities in the others."""
-
-    @property
-    def alive(self) -> Sequence[Tensor]:
-        """[m] bool"""
 
 
 class Origin(NamedTuple):
@@ -46,7 +30,7 @@ class Origin(NamedTuple):
 
 def pool_features(
     dictionaries: Sequence[Features],
-    stability: Scores,
+    stability: Stability,
     *,
     width: int | None = None,
     threshold: float = 0.7,
@@ -99,7 +83,7 @@ def pool_features(
 
 def pool_origin(
     dictionaries: Sequence[Features],
-    stability: Scores,
+    stability: Stability,
     *,
     width: int | None = None,
     threshold: float = 0.7,
@@ -184,7 +168,7 @@ def _neighbours(rows: Tensor, limit: float) -> ThresholdCode:
 
 
 def _ordered(
-    each: Sequence[Dictionary], stability: Scores, rates: Sequence[Tensor] | None
+    each: Sequence[Dictionary], stability: Stability, rates: Sequence[Tensor] | None
 ) -> Origin:
     """All features alive, most supported first."""
     dictionary = torch.cat([torch.full((its.m,), s) for s, its in enumerate(each)])
@@ -271,16 +255,16 @@ def _picked(parts: Sequence[Tensor], of: Origin) -> Tensor:
 
 
 def _check(
-    each: Sequence[Dictionary], stability: Scores, width: int | None, threshold: float
+    each: Sequence[Dictionary], stability: Stability, width: int | None, threshold: float
 ) -> None:
-    for name in ("support", "soft", "alive"):
-        if not hasattr(stability, name):
-            raise TypeError(
-                f"stability must be what score_stability returns, got {type(stability).__name__} "
-                f"without {name}"
-            )
-        _check_lengths(f"stability.{name}", getattr(stability, name), each)
-    checks.at_least("threshold", threshold, -1)
+    if not isinstance(stability, Stability):
+        raise TypeError(
+            f"stability must be what score_stability returns, got {type(stability).__name__}"
+        )
+    _check_lengths("stability.support", stability.support, each)
+    checks.at_least("threshold", threshold, 0)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
     if width is not None:
         checks.whole("width", width)
         checks.at_least("width", width, 1)
