@@ -8,6 +8,7 @@ from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
+from saefast.dictionary import sae_from
 from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
@@ -19,6 +20,8 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.overlap import Overlap, measure_overlap
 from saefast.overlap_measures import Measure
+from saefast.pool import pool_features
+from saefast.pooling_study import PoolingStudy, evaluate_pooling
 from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
@@ -46,6 +49,7 @@ __all__ = [
     "Measure",
     "Overlap",
     "Penalty",
+    "PoolingStudy",
     "Rules",
     "SparseCode",
     "Stability",
@@ -57,6 +61,7 @@ __all__ = [
     "at_threshold",
     "build_info",
     "convert",
+    "evaluate_pooling",
     "feature_function",
     "feature_statistics",
     "find_clusters",
@@ -68,9 +73,11 @@ __all__ = [
     "match_features",
     "measure_overlap",
     "membership_counts",
+    "pool_features",
     "principal_angles",
     "reference",
     "regress_effect",
+    "sae_from",
     "save_sae",
     "score_stability",
     "sparse_decode",
