@@ -561,38 +561,47 @@ def random_sae(d: int = D, dtype: torch.dtype = torch.float32, **settings: Any) 
     return sae.requires_grad_(False)
 
 
-def plainly(
-    model: LanguageModel, site: int | str, change: Any, *, context: int = 12
-) -> list[tuple[Tensor, Tensor]]:
-    """Cross entropies and divergences of each context, from the definition.
+def pages(model: LanguageModel, context: int = 12) -> list[Tensor]:
+    """All texts cut into contexts: [n, context] whole ones, and the last, shorter one."""
+    letters = model.tokenizer("".join(text + "\n\n" for text in TEXTS))["input_ids"]
+    whole = len(letters) // context * context
+    return [torch.tensor(letters[:whole]).view(-1, context), torch.tensor([letters[whole:]])]
 
-    `change` gets the activations [length - 1, d] behind the first position and returns others.
+
+def plainly(model: LanguageModel, site: int | str, change: Any) -> tuple[float, float]:
+    """Mean cross entropy and divergence, from the definition.
+
+    `change` gets the activations [n, d] behind first positions and returns others.
     """
     module = find_site(model.model, site).module
-    letters = model.tokenizer("".join(text + "\n\n" for text in TEXTS))["input_ids"]
     found = []
 
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:
         x = output if isinstance(output, Tensor) else output[0]
-        x = torch.cat([x[:, :1], change(x[0, 1:])[None]], dim=1)
+        behind = x[:, 1:]
+        x = torch.cat([x[:, :1], change(behind.flatten(0, 1)).view_as(behind)], dim=1)
         return x if isinstance(output, Tensor) else (x, *output[1:])
 
-    for first in range(0, len(letters), context):
-        ids = torch.tensor([letters[first : first + context]])
-        clean = model.model(input_ids=ids).logits[0, 1:-1].log_softmax(-1)
+    for ids in pages(model):
+        clean = model.model(input_ids=ids).logits[:, 1:-1].log_softmax(-1)
         handle = module.register_forward_hook(hook)
-        logits = model.model(input_ids=ids).logits[0, 1:-1].log_softmax(-1)
+        logits = model.model(input_ids=ids).logits[:, 1:-1].log_softmax(-1)
         handle.remove()
-        ce = torch.nn.functional.nll_loss(logits, ids[0, 2:], reduction="none")
+        ce = torch.nn.functional.nll_loss(
+            logits.flatten(0, 1), ids[:, 2:].flatten(), reduction="none"
+        )
         kl = torch.nn.functional.kl_div(logits, clean, log_target=True, reduction="none").sum(-1)
-        found.append((ce, kl))
-    return found
-
-
-def mean_of(found: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Over all predictions."""
+        found.append((ce, kl.flatten()))
     ce, kl = (torch.cat(values).double().mean() for values in zip(*found, strict=True))
     return float(ce), float(kl)
+
+
+def activations(model: LanguageModel, site: int | str) -> Tensor:
+    """Those of all texts behind first positions, [n, d]."""
+    chosen = [find_site(model.model, site)]
+    return torch.cat(
+        [capture(model.model, chosen, ids)[0][:, 1:].flatten(0, 1) for ids in pages(model)]
+    )
 
 
 class TestPatching:
@@ -610,7 +619,7 @@ class TestPatching:
         mask = torch.rand(48, generator=torch.Generator().manual_seed(0)) < 0.4
         nothing = torch.zeros(48, dtype=torch.bool)
         found = evaluate_patched(model, site, sae, {"some": mask, "none": nothing}, **self.SETTINGS)
-        rows = torch.cat([x[0, 1:] for x in self.activations(model, site)])
+        rows = activations(model, site)
 
         def masked(keep: Tensor) -> Any:
             def change(x: Tensor) -> Tensor:
@@ -627,7 +636,7 @@ class TestPatching:
         }
         for name, change in changes.items():
             effect = getattr(found, name)
-            ce, kl = mean_of(plainly(model, site, change))
+            ce, kl = plainly(model, site, change)
             assert effect.ce.value == pytest.approx(ce, rel=1e-5)
             assert effect.kl.value == pytest.approx(kl, rel=1e-4, abs=1e-7)
         for masks, kept in (
@@ -636,22 +645,15 @@ class TestPatching:
         ):
             assert list(masks) == ["some", "none"]
             for name, keep in kept.items():
-                ce, kl = mean_of(plainly(model, site, masked(keep)))
+                ce, kl = plainly(model, site, masked(keep))
                 assert masks[name].ce.value == pytest.approx(ce, rel=1e-5)
                 assert masks[name].kl.value == pytest.approx(kl, rel=1e-4)
-        assert found.predictions == sum(len(ce) for ce, _ in plainly(model, site, lambda x: x))
+        assert found.predictions == sum(ids[:, 2:].numel() for ids in pages(model))
         assert found.drop["none"] == found.full
         # The model is as it was.
         again = evaluate_patched(model, site, sae, **self.SETTINGS)
         assert again.full == found.full
         assert not any("forward" in module.__dict__ for module in model.model.modules())
-
-    @staticmethod
-    def activations(model: LanguageModel, site: int | str) -> list[Tensor]:
-        letters = model.tokenizer("".join(text + "\n\n" for text in TEXTS))["input_ids"]
-        pages = [letters[i : i + 12] for i in range(0, len(letters), 12)]
-        chosen = find_site(model.model, site)
-        return [capture(model.model, [chosen], torch.tensor([page]))[0] for page in pages]
 
     def test_scores_and_their_ends(self) -> None:
         found = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
@@ -709,7 +711,7 @@ class TestPatching:
     def test_gpt2_and_bfloat16(self) -> None:
         model = gpt2()
         found = evaluate_patched(model, 1, random_sae(24), **self.SETTINGS)
-        ce, kl = mean_of(plainly(model, 1, random_sae(24)))
+        ce, kl = plainly(model, 1, random_sae(24))
         assert found.full.ce.value == pytest.approx(ce, rel=1e-5)
         assert found.full.kl.value == pytest.approx(kl, rel=1e-4)
         half = llama(dtype=torch.bfloat16)
@@ -741,8 +743,8 @@ class TestMarginalEffects:
         model, sae = llama(), random_sae()
         features = torch.tensor([5, 0, 41, 17])
         found = marginal_effects(model, site, sae, features, **self.SETTINGS)
-        base = mean_of(plainly(model, site, sae))
-        rows = torch.cat([x[0, 1:] for x in TestPatching.activations(model, site)])
+        base = plainly(model, site, sae)
+        rows = activations(model, site)
         dense = sae.encode(rows).to_dense(48)
         for i, feature in enumerate(features.tolist()):
 
@@ -751,7 +753,7 @@ class TestMarginalEffects:
                 dense[:, feature] = 0
                 return dense @ sae.W_dec + sae.b_dec
 
-            ce, kl = mean_of(plainly(model, site, without))
+            ce, kl = plainly(model, site, without)
             assert float(found.ce[i]) == pytest.approx(ce - base[0], rel=1e-3, abs=1e-6)
             assert float(found.kl[i]) == pytest.approx(kl - base[1], rel=1e-3, abs=1e-6)
             assert int(found.fired[i]) == int((dense[:, feature] > 0).sum())
@@ -771,7 +773,7 @@ class TestMarginalEffects:
     def test_the_first_order_is_the_limit_of_differences(self, site: int | str) -> None:
         model, sae = gpt2(torch.float64), random_sae(24, torch.float64)
         found = first_order_effects(model, site, sae, **self.SETTINGS)
-        active = torch.cat([x[0, 1:] for x in TestPatching.activations(model, site)])
+        active = activations(model, site)
         fired = (sae.encode(active).to_dense(48) > 0).sum(0)
         assert found.fired.tolist() == fired.tolist()
         for feature in fired.argsort(descending=True)[:5].tolist():
@@ -782,9 +784,7 @@ class TestMarginalEffects:
                 dense[:, feature] *= 1 - by
                 return dense @ sae.W_dec + sae.b_dec
 
-            low, high = (
-                mean_of(plainly(model, site, lambda x, by=by: less(x, by))) for by in (-step, step)
-            )
+            low, high = (plainly(model, site, lambda x, by=by: less(x, by)) for by in (-step, step))
             for slope, a, b in zip((found.ce, found.kl), low, high, strict=True):
                 assert float(slope[feature]) == pytest.approx((b - a) / (2 * step), rel=1e-5)
         never = (fired == 0).nonzero()[:, 0]

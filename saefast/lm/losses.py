@@ -37,41 +37,48 @@ def counted(batch: TokenBatch) -> Tensor:
     return batch.kept[:, :-1] & batch.real[:, 1:]
 
 
-def losses(logits: Tensor, clean: Tensor, batch: TokenBatch) -> Losses:
-    """Cross entropy, and the divergence KL(clean || logits), of those predictions that count."""
+def log_probabilities(logits: Tensor) -> Tensor:
+    """In float32 at least: of the undisturbed model they are taken once, for many losses."""
+    logits = logits.detach()
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def losses(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
+    """Cross entropy, and the divergence KL(truth || logits), of those predictions that count.
+
+    `truth` [contexts, length, vocabulary] are log probabilities.
+    """
     ce, kl = [], []
-    for ids, predicted, truth in _by_context(logits, clean, batch):
+    for ids, predicted, true in _by_context(logits, truth, batch):
         ce.append(-predicted.gather(1, ids[:, None]).sum(dtype=torch.float64))
-        kl.append((truth.exp() * (truth - predicted)).sum(-1).sum(dtype=torch.float64))
+        kl.append((true.exp() * (true - predicted)).sum(-1).sum(dtype=torch.float64))
     return Losses(torch.stack(ce).cpu(), torch.stack(kl).cpu())
 
 
-def gradients(logits: Tensor, clean: Tensor, batch: TokenBatch) -> Losses:
+def gradients(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
     """The derivatives of the sums of both losses by the logits [contexts, length, vocabulary]."""
     counts = counted(batch).to(logits.device)
     ce, kl = torch.zeros_like(logits), torch.zeros_like(logits)
-    for context, (ids, predicted, truth) in enumerate(_by_context(logits, clean, batch)):
+    for context, (ids, predicted, true) in enumerate(_by_context(logits, truth, batch)):
         chosen = counts[context].nonzero()[:, 0]
         slope = predicted.exp()
-        kl[context, chosen] = (slope - truth.exp()).to(kl.dtype)
+        kl[context, chosen] = (slope - true.exp()).to(kl.dtype)
         slope[torch.arange(len(ids)), ids] -= 1
         ce[context, chosen] = slope.to(ce.dtype)
     return Losses(ce, kl)
 
 
 def _by_context(
-    logits: Tensor, clean: Tensor, batch: TokenBatch
+    logits: Tensor, truth: Tensor, batch: TokenBatch
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The tokens that came, and the log probabilities by both logits, where predictions count.
+    """The tokens that came, and the log probabilities of both, where predictions count.
 
     One context after the other: log probabilities of a whole batch can fill the memory.
     """
     for context, chosen in enumerate(counted(batch).to(logits.device)):
-        predicted, truth = (x[context, :-1][chosen] for x in (logits.detach(), clean))
-        if predicted.dtype != torch.float64:
-            predicted, truth = predicted.float(), truth.float()
         ids = batch.ids[context, 1:].to(logits.device)[chosen]
-        yield ids, predicted.log_softmax(-1), truth.log_softmax(-1)
+        predicted = log_probabilities(logits[context, :-1][chosen])
+        yield ids, predicted, truth[context, :-1][chosen]
 
 
 def left_out(values: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from saefast.lm.corpus import Texts
-from saefast.lm.losses import Losses, counted, gradients, left_out, losses, with_error
+from saefast.lm.losses import (
+    Losses,
+    counted,
+    gradients,
+    left_out,
+    log_probabilities,
+    losses,
+    with_error,
+)
 from saefast.lm.model import LanguageModel
 from saefast.lm.packing import TokenBatch
 from saefast.lm.patch import check_sae, held_out_batches, put
@@ -115,25 +123,26 @@ def _without_each(
 ) -> Losses:
     """What each absence adds to the sums of a batch, [contexts, f]; counts in `fired`."""
     activations, clean = rest.begin(batch.ids)
+    truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)
     x = activations[kept].to(sae.W_dec.dtype)
     code = sae.encode(x)
     # In the dtype of the SAE: an absence can be less than half precision resolves in the sum.
     full = put(activations.to(x.dtype), kept, sae.decode(code))
-    base = losses(rest.logits(full), clean, batch)
+    base = losses(rest.logits(full), truth, batch)
     strengths = full.new_zeros(len(features), *kept.shape)
     for number, feature in enumerate(features.to(x.device)):
         z = torch.where(code.indices == feature, code.values, 0.0).sum(1)
         strengths[number, kept] = z
         fired[number] += int((z > 0).sum())
-    added = Losses(*(torch.zeros(len(clean), len(features), dtype=torch.float64) for _ in base))
+    added = Losses(*(torch.zeros(len(truth), len(features), dtype=torch.float64) for _ in base))
     pairs = (strengths > 0).any(2).nonzero()
-    for first in range(0, len(pairs), len(clean)):
-        number, context = pairs[first : first + len(clean)].T
+    for first in range(0, len(pairs), len(truth)):
+        number, context = pairs[first : first + len(truth)].T
         directions = sae.W_dec[features.to(x.device)[number]]
         without = full[context] - strengths[number, context][:, :, None] * directions[:, None]
         here = TokenBatch(*(part[context.cpu()] for part in batch))
-        now = losses(rest.logits(without, context), clean[context], here)
+        now = losses(rest.logits(without, context), truth[context], here)
         for into, loss, before in zip(added, now, base, strict=True):
             into[context.cpu(), number.cpu()] = loss - before[context.cpu()]
     return added
@@ -142,6 +151,7 @@ def _without_each(
 def _slopes(rest: Suffix, sae: SAE, batch: TokenBatch, fired: Tensor) -> Losses:
     """The derivatives of the sums of a batch, [contexts, m]; counts in `fired`."""
     activations, clean = rest.begin(batch.ids)
+    truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)
     with torch.no_grad():
         code = sae.encode(activations[kept].to(sae.W_dec.dtype))
@@ -151,10 +161,10 @@ def _slopes(rest: Suffix, sae: SAE, batch: TokenBatch, fired: Tensor) -> Losses:
     logits = rest.logits(put(activations, kept, reconstruction))
     context = kept.nonzero()[:, :1].expand_as(code.indices)
     slopes = []
-    for by_logits in gradients(logits, clean, batch):
+    for by_logits in gradients(logits, truth, batch):
         (slope,) = torch.autograd.grad(logits, reconstruction, by_logits, retain_graph=True)
         along = -code.values * gather_dots(slope, sae.W_dec.detach(), code.indices)
-        sums = torch.zeros(len(clean), sae.m, dtype=torch.float64, device=along.device)
+        sums = torch.zeros(len(truth), sae.m, dtype=torch.float64, device=along.device)
         sums.index_put_((context, code.indices), along.double(), accumulate=True)
         slopes.append(sums.cpu())
     return Losses(*slopes)

@@ -9,7 +9,15 @@ from torch import Tensor
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.capture import capture
 from saefast.lm.corpus import Texts
-from saefast.lm.losses import Estimate, Losses, counted, estimate, left_out, losses
+from saefast.lm.losses import (
+    Estimate,
+    Losses,
+    counted,
+    estimate,
+    left_out,
+    log_probabilities,
+    losses,
+)
 from saefast.lm.model import LanguageModel
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_site
@@ -145,11 +153,13 @@ def patched_losses(
         for batch in batches:
             activations, clean = rest.begin(batch.ids)
             kept = batch.kept.to(activations.device)
-            parts.setdefault("clean", []).append(losses(clean, clean, batch))
+            truth = log_probabilities(clean)
+            parts.setdefault("clean", []).append(losses(clean, truth, batch))
+            del clean  # as large as all else together
             with torch.no_grad():
                 for name, rows in replacements(activations[kept]):
                     logits = rest.logits(put(activations, kept, rows))
-                    parts.setdefault(name, []).append(losses(logits, clean, batch))
+                    parts.setdefault(name, []).append(losses(logits, truth, batch))
             bar.update(int(counted(batch).sum()))
     return {name: Losses.joined(several) for name, several in parts.items()}
 
