@@ -196,6 +196,13 @@ class World:
         return Children(self.parent.numpy(), self.rates[0].double().numpy())
 
 
+def world_generator(seed: int) -> torch.Generator:
+    """What worlds draw from. SAEs draw their first directions from the plain seed: a world that
+    did so, too, would give an SAE of its own seed the truth to begin with."""
+    drawn = np.random.SeedSequence([seed, int.from_bytes(b"world")]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(drawn[0] >> 1))
+
+
 def unit_directions(count: int, d: int, generator: torch.Generator) -> Tensor:
     """[count, d] uniform on the sphere."""
     drawn = torch.randn(count, d, generator=generator)
