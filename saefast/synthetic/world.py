@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from saefast.activations.protocol import Batch, check_stream
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reference import normalise_rows
+from saefast.side_by_side import side_by_side
 from saefast.synthetic.children import Children
 from saefast.synthetic.firing import Fired, Firing
 
@@ -124,10 +125,13 @@ class World:
     def blocks(self, n: int, *, seed: int = 1) -> Iterator[Drawn]:
         """The first n rows of a stream, piece by piece: what `sample` gives, in little memory."""
         check_stream(n, seed, 0)
-        for number in range(-(-n // BLOCK)):
-            drawn = self._block(seed, number)
-            left = n - number * BLOCK
-            yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
+        count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()
+        with side_by_side() as run:
+            for first in range(0, count, at_once):
+                numbers = range(first, min(first + at_once, count))
+                for number, drawn in enumerate(run(partial(self._block, seed), numbers), first):
+                    left = n - number * BLOCK
+                    yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
         """See `Activations.batches`; each seed has rows of its own."""
@@ -180,9 +184,8 @@ class World:
             part.float() if part.ndim == 0 else part.float()[torch.from_numpy(feature)]
             for part in self.strength[:2]
         )
-        return (
-            mean * (spread * drawn).exp() if self.strength.log else (mean + spread * drawn).relu()
-        )
+        drawn *= spread
+        return mean * drawn.exp() if self.strength.log else (mean + drawn).abs()
 
     @cached_property
     def _firing(self) -> Firing:
