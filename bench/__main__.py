@@ -14,6 +14,7 @@ from bench.cases import Shape
 
 CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "stability")
 _OWN = ("gpu", "match")  # with shapes and options of their own
+CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "worlds")
 
 
 def main() -> int:

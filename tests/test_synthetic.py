@@ -26,7 +26,7 @@ from saefast.synthetic import (
     sphere_world,
 )
 from saefast.synthetic.firing import Firing
-from saefast.synthetic.world import BLOCK
+from saefast.synthetic.world import BLOCK, world_generator
 
 WORLDS = {
     "low rank": lambda: LowRankWorld.create(d=24, stable=12, rank=5, rare=30, rare_rate=0.01),
@@ -164,7 +164,7 @@ def test_correlations_are_those_of_a_gaussian_copula() -> None:
     counts = (fires.double().T @ fires.double())[~torch.eye(12, dtype=torch.bool)]
     planted = joint[~torch.eye(12, dtype=torch.bool)]
     assert surely(counts, n, planted).all()
-    generator = torch.Generator().manual_seed(3)
+    generator = world_generator(3)
     torch.randn(12, 8, generator=generator)  # the directions, drawn before the loadings
     torch.randperm(12, generator=generator)
     loadings = 0.5 * torch.randn(12, 3, generator=generator, dtype=torch.float64)
@@ -281,6 +281,15 @@ def test_random_directions_are_at_their_null() -> None:
     assert 0.2 < found.mcc < 0.276
     # Nearest truths of random directions fall on 1 - 1/e of them.
     assert found.uniqueness == pytest.approx(1 - np.exp(-1), abs=0.08)
+
+
+@worlds
+def test_no_sae_begins_with_the_truth(make: Any) -> None:
+    world = make()
+    assert world.seed == 0
+    found = recovery(saefast.SAE(world.d, world.m, k=1, seed=0), world)
+    assert found.best.max() < 0.99
+    assert found.recovered < 0.05
 
 
 def identity_sae(world: World, scale: float = 1.0) -> saefast.SAE:

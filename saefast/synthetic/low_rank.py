@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saefast.one_thread import one_thread
 from saefast.ops import checks
-from saefast.synthetic.world import World, unit_directions
+from saefast.synthetic.world import World, unit_directions, world_generator
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +51,7 @@ class LowRankWorld(World):
             checks.whole(name, value)
             checks.at_least(name, value, 1)
         checks.between("rank", rank, 1, d - 1, "below the width")
-        generator = torch.Generator().manual_seed(seed)
+        generator = world_generator(seed)
         drawn = torch.randn(d, d, generator=generator, dtype=torch.float64)
         with one_thread():
             basis = torch.linalg.qr(drawn).Q.T.float()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast.one_thread import one_thread
 from saefast.ops import checks
-from saefast.synthetic.world import Strength, World, unit_directions
+from saefast.synthetic.world import Strength, World, unit_directions, world_generator
 
 _FULL = 0.95
 """of its parent's rows all children of a feature together take at most this share"""
@@ -55,7 +55,7 @@ def nested_world(
         z ~ N(0.5, 0.5), and whose bias has length 0.5.
     """
     _check(count, d, exponent, rates, trees, branching, depth, rank, loading, contexts)
-    generator = torch.Generator().manual_seed(seed)
+    generator = world_generator(seed)
     features = unit_directions(count, d, generator)
     wanted = _zipf(count, exponent, *rates)
     parent = _families(count, trees, branching, depth, generator)

@@ -3,7 +3,7 @@
 import torch
 
 from saefast.ops import checks
-from saefast.synthetic.world import World, unit_directions
+from saefast.synthetic.world import World, unit_directions, world_generator
 
 FIRING = ("constant", "log_uniform")
 
@@ -35,7 +35,7 @@ def sphere_world(
     checks.one_of("firing", firing, FIRING)
     checks.at_least("l0", l0, 0)
     checks.at_least("decades", decades, 0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = world_generator(seed)
     features = unit_directions(count, d, generator)
     rates = torch.full((1, count), l0 / count, dtype=torch.float64)
     if firing == "log_uniform" and decades > 0:

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from saefast.activations.protocol import Batch, check_stream
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reference import normalise_rows
+from saefast.side_by_side import side_by_side
 from saefast.synthetic.children import Children
 from saefast.synthetic.firing import Fired, Firing
 
@@ -124,10 +125,13 @@ class World:
     def blocks(self, n: int, *, seed: int = 1) -> Iterator[Drawn]:
         """The first n rows of a stream, piece by piece: what `sample` gives, in little memory."""
         check_stream(n, seed, 0)
-        for number in range(-(-n // BLOCK)):
-            drawn = self._block(seed, number)
-            left = n - number * BLOCK
-            yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
+        count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()
+        with side_by_side() as run:
+            for first in range(0, count, at_once):
+                numbers = range(first, min(first + at_once, count))
+                for number, drawn in enumerate(run(partial(self._block, seed), numbers), first):
+                    left = n - number * BLOCK
+                    yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
         """See `Activations.batches`; each seed has rows of its own."""
@@ -180,9 +184,8 @@ class World:
             part.float() if part.ndim == 0 else part.float()[torch.from_numpy(feature)]
             for part in self.strength[:2]
         )
-        return (
-            mean * (spread * drawn).exp() if self.strength.log else (mean + spread * drawn).relu()
-        )
+        drawn *= spread
+        return mean * drawn.exp() if self.strength.log else (mean + drawn).abs()
 
     @cached_property
     def _firing(self) -> Firing:
@@ -194,6 +197,13 @@ class World:
         if self.parent is None or bool((self.parent < 0).all()):
             return None
         return Children(self.parent.numpy(), self.rates[0].double().numpy())
+
+
+def world_generator(seed: int) -> torch.Generator:
+    """What worlds draw from. SAEs draw their first directions from the plain seed: a world that
+    did so, too, would give an SAE of its own seed the truth to begin with."""
+    drawn = np.random.SeedSequence([seed, int.from_bytes(b"world")]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(drawn[0] >> 1))
 
 
 def unit_directions(count: int, d: int, generator: torch.Generator) -> Tensor:
