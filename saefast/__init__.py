@@ -6,6 +6,7 @@ from saefast import reference
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.contributions import Contributions, contribution_r2
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
@@ -26,6 +27,7 @@ __version__ = _version("saefast")
 __all__ = [
     "SAE",
     "AuxK",
+    "Contributions",
     "Dictionary",
     "FusedStep",
     "Matches",
@@ -37,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_info",
+    "contribution_r2",
     "fit_subspaces",
     "load_sae",
     "match_all",

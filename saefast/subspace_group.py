@@ -15,10 +15,11 @@ from saefast.angles import (
     haar_overlap,
     overlaps,
 )
+from saefast.nulls import NullTest, beside
 from saefast.side_by_side import Run
 from saefast.spectra import Decomposition, Directions, decompose
-from saefast.subspace_nulls import Draw, Member, Null, band_of, beside, draw
-from saefast.subspace_results import Band, GroupSpectrum, NullTest, PairOverlap
+from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
+from saefast.subspace_results import Band, GroupSpectrum, PairOverlap
 
 
 class Plan(NamedTuple):
@@ -97,7 +98,7 @@ def _spectrum(
     samples: dict[str, list[Draw]],
 ) -> GroupSpectrum:
     tests = [
-        beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band)
+        beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band, True)
         for null, sample in samples.items()
         if null != "rotated" and spectrum.rank  # which keeps the spectrum
         for rank, value in spectrum.ranks(plan.energy).items()
