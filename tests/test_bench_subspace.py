@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bench import subspace  # noqa: E402
-from bench.cases import Shape  # noqa: E402
+from bench import subspace
+from bench.cases import Shape
 
 
 def test_rows_of_a_small_shape(monkeypatch):
