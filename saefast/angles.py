@@ -76,6 +76,15 @@ def excess(overlap: Tensor, d: int) -> Tensor:
     return torch.where(chance < 1, (overlap - chance) / (1 - chance).clamp(min=1 / (2 * d)), 0.0)
 
 
+def shared_dimensions(overlap: Tensor, d: int) -> Tensor:
+    """[r] how many dimensions of planes of each rank are shared beyond chance: rank * excess.
+
+    Two planes of dimension q in common show as a peak of q at rank q: with fewer directions a seed
+    takes some and its partner others, with more they are not shared.
+    """
+    return excess(overlap, d) * torch.arange(1, len(overlap) + 1)
+
+
 class Moments(NamedTuple):
     """Mean and standard deviation."""
 

@@ -14,6 +14,7 @@ from saefast.angles import (
     haar_capture,
     haar_overlap,
     overlaps,
+    shared_dimensions,
 )
 from saefast.nulls import NullTest, beside
 from saefast.side_by_side import Run
@@ -135,6 +136,7 @@ def _pair(
     r, d = len(angles), len(shares[0])
     at_rank = {statistic: float(curve[r - 1]) for statistic, curve in curves._asdict().items()}
     excesses = excess(curves.overlap, d)
+    shared = shared_dimensions(curves.overlap, d)
     bands: dict[str, Band] = {}
     tests: list[NullTest] = []
     if plan.haar:
@@ -153,6 +155,9 @@ def _pair(
         for statistic, value in at_rank.items():
             values = [float(getattr(each, statistic)[r - 1]) for each in sample]
             tests.append(beside(null, statistic, value, values, plan.band))
+        # Each draw may choose its rank, as the observed overlaps did.
+        peaks = [float(shared_dimensions(each.overlap[:length], d).amax()) for each in sample]
+        tests.append(beside(null, "shared_dimensions", float(shared.amax()), peaks, plan.band))
     return PairOverlap(
         name,
         *pair,
@@ -161,6 +166,8 @@ def _pair(
         float(excesses[r - 1]),
         at_rank["capture_ab"],
         at_rank["capture_ba"],
+        int(shared.argmax()) + 1,
+        float(shared.amax()),
         angles,
         curves.overlap,
         excesses,

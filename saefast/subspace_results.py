@@ -65,6 +65,11 @@ class PairOverlap:
     capture_ab: float
     """which share of the energy of a's features lies in b's plane"""
     capture_ba: float
+    shared_rank: int
+    """at which rank the most dimensions are shared beyond chance. Where singular values are alike,
+    `rank` may cut through what is one plane, through other parts of it in each seed"""
+    shared_dimensions: float
+    """how many those are: shared_rank * excess there"""
     angles: Tensor
     """[rank] between the planes, in radians, ascending"""
     overlap_curve: Tensor
@@ -75,7 +80,7 @@ class PairOverlap:
     bands: dict[str, Band]
     """by null: what the overlap curve would be"""
     tests: tuple[NullTest, ...]
-    """of "overlap", "capture_ab" and "capture_ba" at the rank"""
+    """of "overlap", "capture_ab" and "capture_ba" at the rank, and of "shared_dimensions" """
 
 
 @dataclass(frozen=True)

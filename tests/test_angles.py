@@ -11,7 +11,7 @@ from strategies import dtypes, generator, normal, seeds
 from torch import Tensor
 
 import saefast
-from saefast.angles import excess, haar_capture, haar_overlap, overlaps
+from saefast.angles import excess, haar_capture, haar_overlap, overlaps, shared_dimensions
 from saefast.spectra import Decomposition, Directions, decompose
 
 ANGLES = [0.0, 1e-10, 1e-5, 0.3, math.pi / 4, 1.2, math.pi / 2 - 1e-10, math.pi / 2]
@@ -163,6 +163,16 @@ def test_excess_is_0_at_chance_and_1_at_most():
     assert excess(torch.ones(5).double(), 5).tolist() == [1, 1, 1, 1, 0]
     half = excess(torch.tensor([0.6], dtype=torch.float64), 5)
     assert float(half) == pytest.approx(0.5)
+
+
+def test_shared_dimensions_peak_where_the_common_plane_ends():
+    """Three common dimensions of eight, then directions without any overlap but chance."""
+    overlap = torch.tensor([0.2, 0.6, 1.0, 0.8, 0.7, 0.75, 0.9, 1.0], dtype=torch.float64)
+    found = shared_dimensions(overlap, 8)
+    assert int(found.argmax()) == 2
+    assert float(found[2]) == pytest.approx(3)
+    assert float(found[0]) == pytest.approx((0.2 - 1 / 8) / (7 / 8))
+    assert float(found[7]) == 0
 
 
 @pytest.mark.parametrize(
