@@ -14,7 +14,7 @@ from saefast.angles import (
     haar_capture,
     haar_overlap,
     overlaps,
-    shared_dimensions,
+    shared_plane,
 )
 from saefast.nulls import NullTest, beside
 from saefast.side_by_side import Run
@@ -136,16 +136,16 @@ def _pair(
     r, d = len(angles), len(shares[0])
     at_rank = {statistic: float(curve[r - 1]) for statistic, curve in curves._asdict().items()}
     excesses = excess(curves.overlap, d)
-    shared = shared_dimensions(curves.overlap, d)
+    shared = shared_plane(curves.overlap, d)
     bands: dict[str, Band] = {}
     tests: list[NullTest] = []
     if plan.haar:
-        chance = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
-        bands["haar"] = Band(curves.overlap.new_tensor(chance), None, None)
+        mean = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
+        bands["haar"] = Band(curves.overlap.new_tensor(mean), None, None)
         moments = (haar_overlap(r, d), *(haar_capture(each, r, d) for each in shares))
         tests += [
-            NullTest("haar", statistic, value, mean, sd, None, None, None, 0)
-            for (statistic, value), (mean, sd) in zip(at_rank.items(), moments, strict=True)
+            NullTest("haar", statistic, value, *each, None, None, None, 0)
+            for (statistic, value), each in zip(at_rank.items(), moments, strict=True)
         ]
     for null, sample in drawn.items():
         length = len(curves.overlap)
@@ -156,8 +156,8 @@ def _pair(
             values = [float(getattr(each, statistic)[r - 1]) for each in sample]
             tests.append(beside(null, statistic, value, values, plan.band))
         # Each draw may choose its rank, as the observed overlaps did.
-        peaks = [float(shared_dimensions(each.overlap[:length], d).amax()) for each in sample]
-        tests.append(beside(null, "shared_dimensions", float(shared.amax()), peaks, plan.band))
+        chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
+        tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
     return PairOverlap(
         name,
         *pair,
@@ -166,8 +166,7 @@ def _pair(
         float(excesses[r - 1]),
         at_rank["capture_ab"],
         at_rank["capture_ba"],
-        int(shared.argmax()) + 1,
-        float(shared.amax()),
+        *shared,
         angles,
         curves.overlap,
         excesses,

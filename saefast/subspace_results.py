@@ -66,8 +66,9 @@ class PairOverlap:
     """which share of the energy of a's features lies in b's plane"""
     capture_ba: float
     shared_rank: int
-    """at which rank the most dimensions are shared beyond chance. Where singular values are alike,
-    `rank` may cut through what is one plane, through other parts of it in each seed"""
+    """the dimension of the plane they have in common, from the whole curve: where most dimensions
+    are shared beyond chance. Where singular values are alike, `rank` may cut through that plane, in
+    each seed through other parts of it"""
     shared_dimensions: float
     """how many those are: shared_rank * excess there"""
     angles: Tensor
