@@ -98,10 +98,12 @@ def _spectrum(
     plan: Plan,
     samples: dict[str, list[Draw]],
 ) -> GroupSpectrum:
+    # A rotation keeps the spectrum, so that null has nothing to say about ranks.
+    telling = {null: sample for null, sample in samples.items() if null != "rotated"}
     tests = [
         beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band, True)
-        for null, sample in samples.items()
-        if null != "rotated" and spectrum.rank  # which keeps the spectrum
+        for null, sample in telling.items()
+        if spectrum.rank
         for rank, value in spectrum.ranks(plan.energy).items()
     ]
     return GroupSpectrum(
