@@ -15,6 +15,7 @@ from bench.cases import Shape
 CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "stability")
 _OWN = ("gpu", "match")  # with shapes and options of their own
 CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "worlds")
+CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "subspace")
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
+from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
 from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
@@ -40,6 +41,7 @@ __all__ = [
     "SAE",
     "AuxK",
     "Clusters",
+    "Contributions",
     "Dictionary",
     "EffectRegression",
     "FeatureFunction",
@@ -60,6 +62,7 @@ __all__ = [
     "activation_matches",
     "at_threshold",
     "build_info",
+    "contribution_r2",
     "convert",
     "evaluate_pooling",
     "feature_function",

@@ -76,6 +76,24 @@ def excess(overlap: Tensor, d: int) -> Tensor:
     return torch.where(chance < 1, (overlap - chance) / (1 - chance).clamp(min=1 / (2 * d)), 0.0)
 
 
+class Shared(NamedTuple):
+    """The plane that two sets of directions have in common, beyond chance."""
+
+    rank: int
+    dimensions: float
+
+
+def shared_plane(overlap: Tensor, d: int) -> Shared:
+    """At which rank of the overlap curve [r] the most dimensions are beyond chance, and how many.
+
+    Those are rank * excess: chance gives about 0 of them, within one or two. Two sets with a plane
+    of dimension q in common show all q at rank q: with fewer directions each takes another part of
+    it, and those beyond are shared by chance alone.
+    """
+    dimensions = excess(overlap, d) * torch.arange(1, len(overlap) + 1)
+    return Shared(int(dimensions.argmax()) + 1, float(dimensions.amax()))
+
+
 class Moments(NamedTuple):
     """Mean and standard deviation."""
 

@@ -14,11 +14,13 @@ from saefast.angles import (
     haar_capture,
     haar_overlap,
     overlaps,
+    shared_plane,
 )
+from saefast.nulls import NullTest, beside
 from saefast.side_by_side import Run
 from saefast.spectra import Decomposition, Directions, decompose
-from saefast.subspace_nulls import Draw, Member, Null, band_of, beside, draw
-from saefast.subspace_results import Band, GroupSpectrum, NullTest, PairOverlap
+from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
+from saefast.subspace_results import Band, GroupSpectrum, PairOverlap
 
 
 class Plan(NamedTuple):
@@ -96,10 +98,12 @@ def _spectrum(
     plan: Plan,
     samples: dict[str, list[Draw]],
 ) -> GroupSpectrum:
+    # A rotation keeps the spectrum, so that null has nothing to say about ranks.
+    telling = {null: sample for null, sample in samples.items() if null != "rotated"}
     tests = [
-        beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band)
-        for null, sample in samples.items()
-        if null != "rotated" and spectrum.rank  # which keeps the spectrum
+        beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band, True)
+        for null, sample in telling.items()
+        if spectrum.rank
         for rank, value in spectrum.ranks(plan.energy).items()
     ]
     return GroupSpectrum(
@@ -134,15 +138,16 @@ def _pair(
     r, d = len(angles), len(shares[0])
     at_rank = {statistic: float(curve[r - 1]) for statistic, curve in curves._asdict().items()}
     excesses = excess(curves.overlap, d)
+    shared = shared_plane(curves.overlap, d)
     bands: dict[str, Band] = {}
     tests: list[NullTest] = []
     if plan.haar:
-        chance = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
-        bands["haar"] = Band(curves.overlap.new_tensor(chance), None, None)
+        mean = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
+        bands["haar"] = Band(curves.overlap.new_tensor(mean), None, None)
         moments = (haar_overlap(r, d), *(haar_capture(each, r, d) for each in shares))
         tests += [
-            NullTest("haar", statistic, value, mean, sd, None, None, None, 0)
-            for (statistic, value), (mean, sd) in zip(at_rank.items(), moments, strict=True)
+            NullTest("haar", statistic, value, *each, None, None, None, 0)
+            for (statistic, value), each in zip(at_rank.items(), moments, strict=True)
         ]
     for null, sample in drawn.items():
         length = len(curves.overlap)
@@ -152,6 +157,9 @@ def _pair(
         for statistic, value in at_rank.items():
             values = [float(getattr(each, statistic)[r - 1]) for each in sample]
             tests.append(beside(null, statistic, value, values, plan.band))
+        # Each draw may choose its rank, as the observed overlaps did.
+        chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
+        tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
     return PairOverlap(
         name,
         *pair,
@@ -160,6 +168,7 @@ def _pair(
         float(excesses[r - 1]),
         at_rank["capture_ab"],
         at_rank["capture_ba"],
+        *shared,
         angles,
         curves.overlap,
         excesses,

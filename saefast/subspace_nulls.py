@@ -2,19 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saefast.angles import Overlaps, overlaps
+from saefast.nulls import ends, generator_of
 from saefast.spectra import Decomposition, Directions, decompose, unit
-from saefast.subspace_results import Band, NullTest
+from saefast.subspace_results import Band
 
 NULLS = ("haar", "random", "covariance", "subset", "rotated", "initial")
-
-_SMALL_IS_EXTREME = ("effective_rank", "participation_ratio", "energy_rank")
 
 
 class Member(NamedTuple):
@@ -83,26 +80,10 @@ def draw(
     """
     spectra = []
     for position, (member, own) in enumerate(zip(members, known, strict=True)):
-        key = [seed, crc32(null.name.encode()), crc32(group.encode()), number, position]
-        state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state) >> 1)
+        generator = generator_of(seed, null.name, group, number, position)
         spectra.append(null.replicate(member, own, generator, method))
     found = {(a, b): overlaps(spectra[a], spectra[b]) for a, b in pairs}
     return Draw([each.ranks(energy) for each in spectra], found)
-
-
-def beside(
-    null: str, statistic: str, value: float, drawn: Sequence[float], band: float
-) -> NullTest:
-    """A number beside those that a null gave."""
-    values = torch.tensor(drawn, dtype=torch.float64)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return NullTest(null, statistic, value, mean, None, None, None, None, len(values))
-    extreme = values <= value if statistic in _SMALL_IS_EXTREME else values >= value
-    p = (1 + int(extreme.sum())) / (1 + len(values))
-    low, high = values.quantile(values.new_tensor(_ends(band))).tolist()
-    return NullTest(null, statistic, value, mean, float(values.std()), low, high, p, len(values))
 
 
 def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
@@ -111,12 +92,8 @@ def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
     drawn = torch.stack([curve[:length] for curve in curves])
     if len(drawn) < 2:
         return Band(drawn[0], None, None)
-    low, high = drawn.quantile(drawn.new_tensor(_ends(band)), dim=0)
+    low, high = drawn.quantile(drawn.new_tensor(ends(band)), dim=0)
     return Band(drawn.mean(0), low, high)
-
-
-def _ends(band: float) -> tuple[float, float]:
-    return (1 - band) / 2, (1 + band) / 2
 
 
 def _gaussian(root: Tensor | None) -> Replicate:

@@ -6,31 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from saefast.nulls import NullTest
+
 Table = list[dict[str, Any]]
 """Rows that `pyarrow.Table.from_pylist` and `pandas.DataFrame` take"""
-
-
-class NullTest(NamedTuple):
-    """A number beside what a null gives."""
-
-    null: str
-    statistic: str
-    """"overlap", "capture_ab", "capture_ba", "effective_rank", "participation_ratio" or
-    "energy_rank" """
-    value: float
-    """what was observed"""
-    mean: float
-    """under the null"""
-    sd: float | None
-    """under the null; None after a single draw"""
-    low: float | None
-    """where the band of the null's draws begins; None for fewer than two draws"""
-    high: float | None
-    p: float | None
-    """(1 + draws at least as extreme) / (1 + draws): overlaps and captures are extreme when large,
-    ranks when small"""
-    draws: int
-    """0 for a formula"""
 
 
 class Band(NamedTuple):
@@ -67,6 +46,7 @@ class GroupSpectrum:
     """[r, d] orthonormal rows: the plane of the rank that was asked for, or of `energy_rank`. The
     rows are arbitrary where singular values are alike, the plane is not"""
     tests: tuple[NullTest, ...]
+    """of "effective_rank", "participation_ratio" and "energy_rank" """
 
 
 @dataclass(frozen=True)
@@ -85,6 +65,12 @@ class PairOverlap:
     capture_ab: float
     """which share of the energy of a's features lies in b's plane"""
     capture_ba: float
+    shared_rank: int
+    """the dimension of the plane they have in common, from the whole curve: where most dimensions
+    are shared beyond chance. Where singular values are alike, `rank` may cut through that plane, in
+    each seed through other parts of it"""
+    shared_dimensions: float
+    """how many those are: shared_rank * excess there"""
     angles: Tensor
     """[rank] between the planes, in radians, ascending"""
     overlap_curve: Tensor
@@ -95,6 +81,7 @@ class PairOverlap:
     bands: dict[str, Band]
     """by null: what the overlap curve would be"""
     tests: tuple[NullTest, ...]
+    """of "overlap", "capture_ab" and "capture_ba" at the rank, and of "shared_dimensions" """
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from strategies import dtypes, generator, normal, seeds
 from torch import Tensor
 
 import saefast
-from saefast.angles import excess, haar_capture, haar_overlap, overlaps
+from saefast.angles import excess, haar_capture, haar_overlap, overlaps, shared_plane
 from saefast.spectra import Decomposition, Directions, decompose
 
 ANGLES = [0.0, 1e-10, 1e-5, 0.3, math.pi / 4, 1.2, math.pi / 2 - 1e-10, math.pi / 2]
@@ -163,6 +163,15 @@ def test_excess_is_0_at_chance_and_1_at_most():
     assert excess(torch.ones(5).double(), 5).tolist() == [1, 1, 1, 1, 0]
     half = excess(torch.tensor([0.6], dtype=torch.float64), 5)
     assert float(half) == pytest.approx(0.5)
+
+
+def test_the_shared_plane_ends_where_most_dimensions_are_beyond_chance():
+    """Three common dimensions of eight, then directions without any overlap but chance."""
+    overlap = torch.tensor([0.2, 0.6, 1.0, 0.8, 0.7, 0.75, 0.9, 1.0], dtype=torch.float64)
+    assert shared_plane(overlap, 8) == (3, pytest.approx(3))
+    assert shared_plane(overlap[:2], 8) == (2, pytest.approx(2 * (0.6 - 0.25) / 0.75))
+    assert shared_plane(torch.ones(8).double(), 8) == (7, pytest.approx(7))
+    assert shared_plane(torch.ones(1).double(), 1) == (1, 0)
 
 
 @pytest.mark.parametrize(

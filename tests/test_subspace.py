@@ -109,6 +109,30 @@ def test_features_that_do_not_come_back_may_span_a_plane_that_does():
     )
 
 
+def test_a_shared_plane_is_found_at_its_own_rank():
+    """90 % of the energy cuts through it: each seed leaves out another part."""
+    same, noise = plane(12, 40, 0), 1e-3
+    rows = [
+        in_plane(same, 100, 1 + s) + noise * normal((100, 40), 5 + s, torch.float64)
+        for s in range(3)
+    ]
+    for pair in fit(rows, nulls=["rotated"], draws=40).pairs:
+        assert pair.rank < 12
+        assert pair.overlap < 0.95
+        assert pair.shared_rank == 12
+        assert pair.shared_dimensions == pytest.approx(12, abs=1e-3)
+        (test,) = (test for test in pair.tests if test.statistic == "shared_dimensions")
+        assert test.p == pytest.approx(1 / 41)
+        assert 2 * test.high < test.value
+    apart = [in_plane(plane(12, 40, 10 + s), 100, 20 + s) for s in range(2)]
+    (test,) = (
+        test
+        for test in fit(apart, nulls=["rotated"], draws=40).pairs[0].tests
+        if test.statistic == "shared_dimensions"
+    )
+    assert test.low <= test.value <= test.high
+
+
 def test_planes_of_their_own_overlap_no_more_than_chance():
     dictionaries, groups = miniature(False, 0)
     found = fit(dictionaries, groups, nulls=["haar", "rotated"], rank=6, draws=40)
