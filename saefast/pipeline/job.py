@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,19 @@ class Job:
     @cached_property
     def stability(self) -> Stability:
         """From the matches on disk."""
+        return self.stability_among(range(len(self.seeds)))
+
+    def stability_among(self, places: Sequence[int]) -> Stability:
+        """That of some of the SAEs, scored without the others."""
         rule = self.settings.stability
         sides = ("decoder", "encoder") if rule.side == "both" else (rule.side,)
-        found = [self.matches(side, rule.match == "one_to_one") for side in sides]
+        found = [
+            {(s, t): pairs[places[s], places[t]] for s, t in permutations(range(len(places)), 2)}
+            for side in sides
+            for pairs in (self.matches(side, rule.match == "one_to_one"),)
+        ]
         return score_stability(
-            self.dictionaries,
+            [self.dictionaries[place] for place in places],
             threshold=rule.threshold,
             match=rule.match,
             side=rule.side,

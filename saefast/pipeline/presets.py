@@ -2,7 +2,15 @@
 
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
-from saefast.pipeline.settings import Evaluation, Harvest, Planes, Planted, RunSettings
+from saefast.pipeline.settings import (
+    Evaluation,
+    Harvest,
+    Planes,
+    Planted,
+    Pooling,
+    RunSettings,
+    Scoring,
+)
 
 QUICK = RunSettings(
     Planted(),
@@ -15,7 +23,9 @@ QUICK = RunSettings(
         lr=1e-3,
         auxk=AuxK(dead_after=25_000),
     ),
-    subspace=Planes(draws=10),
+    stability=Scoring(least_rate=2e-4),
+    subspace=Planes(rank=16, draws=10),
+    pool=Pooling(tokens=100_000, scratch_tokens=600_000),
 )
 
 DEMO = RunSettings(
@@ -30,6 +40,7 @@ DEMO = RunSettings(
         auxk=AuxK(dead_after=200_000),
     ),
     subspace=Planes(draws=10),
+    pool=Pooling(tokens=200_000, scratch_tokens=800_000),
     evaluate=Evaluation(tokens=4096, contexts=3),
 )
 

@@ -15,7 +15,10 @@ from saefast.pipeline.settings import RunSettings, Stores, settings_from
 from saefast.run_files import (
     EVALUATION,
     FEATURES,
+    MEMBERSHIP,
     OVERLAP,
+    POOLED,
+    POOLING,
     REPORT,
     SETTINGS,
     STABILITY,
@@ -96,7 +99,7 @@ STAGE_LIST = (
         ("match",),
         stages.stability,
         _part("stability"),
-        (STABILITY,),
+        (STABILITY, MEMBERSHIP),
         "which features come back",
     ),
     Stage(
@@ -108,6 +111,14 @@ STAGE_LIST = (
         "planes of features",
     ),
     Stage(
+        "pool",
+        ("stability",),
+        stages.pool,
+        _part("pool"),
+        (POOLING, POOLED),
+        "one SAE from all, beside its controls",
+    ),
+    Stage(
         "evaluate",
         ("stability",),
         stages.evaluate,
@@ -115,7 +126,14 @@ STAGE_LIST = (
         (EVALUATION,),
         "what groups are worth",
     ),
-    Stage("report", ("subspace", "evaluate"), _report, lambda job: None, (REPORT,), "the report"),
+    Stage(
+        "report",
+        ("subspace", "pool", "evaluate"),
+        _report,
+        lambda job: None,
+        (REPORT,),
+        "the report",
+    ),
 )
 NAMES = tuple(stage.name for stage in STAGE_LIST)
 _BY_NAME = {stage.name: stage for stage in STAGE_LIST}

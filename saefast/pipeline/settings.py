@@ -100,6 +100,24 @@ class Planes:
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """How the features of all SAEs become one, and what that is compared with."""
+
+    width: int | None = None
+    """features of the pooled SAE; None: as many as the others have, or all that are unique"""
+    tokens: int | None = None
+    """rows of its fine-tuning; None: a quarter of the training's"""
+    compare: bool = True
+    """pool two halves of the seeds (four or more) and compare them with the controls, which takes
+    about as long as the training"""
+    scratch_tokens: int | None = None
+    """rows for the control that is trained from scratch; None: as many as went into a pool, its
+    seeds and its fine-tuning together"""
+    margin: float = 0.01
+    """differences up to this count as none"""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What groups of features are worth on held-out data."""
 
@@ -119,6 +137,7 @@ class RunSettings:
     train: TrainConfig
     stability: Scoring = field(default_factory=Scoring)
     subspace: Planes = field(default_factory=Planes)
+    pool: Pooling = field(default_factory=Pooling)
     evaluate: Evaluation = field(default_factory=Evaluation)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The stages of a run after its activations are there, each from files to files."""
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -8,14 +9,22 @@ from torch import Tensor
 
 from saefast.activations import StoreActivations, open_activations
 from saefast.activations.one_pass import OnePass
+from saefast.config import TrainConfig
+from saefast.dictionary import sae_from
 from saefast.function import feature_function
+from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.overlap import Key, measure_overlap
 from saefast.pipeline.job import Job
+from saefast.pool import pool_features
+from saefast.pooling_study import evaluate_pooling
 from saefast.regression import regress_effect
 from saefast.run_files import (
     CONTEXTS,
     EVALUATION,
+    MEMBERSHIP,
     OVERLAP,
+    POOLED,
+    POOLING,
     SKIPPED,
     STABILITY,
     SUBSPACE_TABLES,
@@ -26,9 +35,11 @@ from saefast.run_files import (
 )
 from saefast.stability import stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
+from saefast.storage import save_sae
 from saefast.subspace import fit_subspaces
 from saefast.token_ties import folded_tokens
 from saefast.train import train_saes
+from saefast.types import Dictionary, Stability
 
 _TOP = 100
 _SIDES = ("decoder", "encoder")
@@ -124,6 +135,18 @@ def stability(job: Job) -> None:
             "curve": [point._asdict() for point in curve],
         },
     )
+    write_json(job.run / MEMBERSHIP, _membership(found))
+
+
+def _membership(found: Stability) -> dict[str, Any]:
+    """In how many SAEs features are, and how that goes on."""
+    told: dict[str, Any] = {"counts": membership_counts(found).tolist()}
+    curve = subset_curve(found)
+    told["curve"] = [point._asdict() for point in curve]
+    if len(curve) > 3:  # three points are met by any power law
+        law = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
+        told["power_law"] = law._asdict()
+    return told
 
 
 def subspace(job: Job) -> None:
@@ -144,6 +167,77 @@ def subspace(job: Job) -> None:
     for name in SUBSPACE_TABLES:
         write_rows(job.run / SUBSPACES / f"{name}.parquet", tables[name])
     write_json(job.run / SUBSPACES / SKIPPED, list(found.skipped))
+
+
+def pool(job: Job) -> None:
+    """One SAE from all, and whether that beats its controls."""
+    how, config = job.settings.pool, job.settings.train
+    tokens = how.tokens or max(config.tokens // 4, 1)
+    fine_tune = replace(config, tokens=tokens, seeds=config.seeds[:1])
+    most = how.width or config.latents
+    everywhere = pool_features(job.dictionaries, job.stability, progress=job.progress)
+    width = min(most, everywhere.m)
+    pooled = sae_from(first_features(everywhere, width), k=min(config.k, width))
+    (tuned,) = train_saes(
+        str(job.train_rows),
+        replace(fine_tune, latents=width, k=min(config.k, width)),
+        initial=[pooled],
+        progress=job.progress,
+    )
+    save_sae(tuned, job.run / POOLED)
+    told: dict[str, Any] = {"width": width, "unique": everywhere.m, "tokens": tokens}
+    write_json(job.run / POOLING, told | _compared(job, most, fine_tune))
+
+
+def _compared(job: Job, most: int, fine_tune: TrainConfig) -> dict[str, Any]:
+    """Pools of both halves of the seeds beside their controls."""
+    how, half = job.settings.pool, len(job.seeds) // 2
+    if not how.compare:
+        return {"reason": "a comparison was not asked for"}
+    if half < 2:
+        return {"reason": "pools of two halves need four seeds or more"}
+    pools = []
+    for first in (0, half):
+        places = range(first, first + half)
+        unique = pool_features(
+            [job.dictionaries[place] for place in places],
+            job.stability_among(places),
+            progress=job.progress,
+        )
+        pools.append(unique)
+    width = min(most, *(each.m for each in pools))
+    study = evaluate_pooling(
+        [job.saes[:half], job.saes[half : 2 * half]],
+        [first_features(each, width) for each in pools],
+        str(job.train_rows),
+        str(job.held_out_rows),
+        fine_tune=fine_tune,
+        scratch=job.settings.train,
+        scratch_tokens=how.scratch_tokens,
+        margin=how.margin,
+        progress=job.progress,
+    )
+    table = study.to_table()
+    methods = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return {
+        "groups": [job.seeds[:half], job.seeds[half : 2 * half]],
+        "methods": methods,
+        "beaten": study.beaten,
+        "verdict": study.verdict,
+        "margin": study.margin,
+    }
+
+
+def first_features(pool: Dictionary, width: int) -> Dictionary:
+    """The pool cut to the features that were taken first."""
+    return replace(
+        pool,
+        **{
+            name: None if values is None else values[:width]
+            for name in ("W_dec", "W_enc", "b_enc", "firing_rate")
+            for values in (getattr(pool, name),)
+        },
+    )
 
 
 def evaluate(job: Job) -> None:

@@ -168,7 +168,7 @@ def _frequency(data: RunData) -> Iterator[Finding]:
         f"Among features that fire as often and as strongly, an unstable one is {said}: its effect "
         f"on the error is {times[1]:.2f} times that of another (95 % interval {times[0]:.2f} to "
         f"{times[2]:.2f}; {regression['features']:,} features).",
-        AGREES if less else DISAGREES,
+        AGREES if less else DISAGREES if more else "",
     )
 
 

