@@ -75,6 +75,7 @@ def _checksum(side: Directions) -> str:
     """Of all that is compared, block by block."""
     value = 0
     for start in range(0, len(side), 65_536):
-        value = zlib.crc32(side.block(start, start + 65_536).cpu().numpy().data, value)
+        rows = side.block(start, start + 65_536).cpu().contiguous()  # mapped encoders are not
+        value = zlib.crc32(rows.numpy().data, value)
     place = zlib.crc32(side.place.cpu().numpy().data)
     return f"{side.size}x{side.width}-{value:08x}-{place:08x}"

@@ -1,31 +1,161 @@
 """The command line as a user meets it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 import saefast
-from saefast.cli import main
-from saefast.synthetic import PlantedWorld
+from saefast.cli import COMMANDS, INTERRUPTED, main
+
+TINY = """
+[planted]
+d = 24
+stable = 24
+rank = 8
+rare = 96
+rare_rate = 0.006
+rows = 12000
+held_out = 3000
+
+[train]
+latents = 48
+k = 3
+seeds = [0, 1, 2, 3]
+tokens = {tokens}
+batch_size = 128
+lr = 8e-3
+auxk = {{ dead_after = 5000 }}
+
+[subspace]
+draws = 3
+
+[pool]
+tokens = 3000
+scratch_tokens = 12000
+"""
 
 
-def test_demo_recovers_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--d", "48", "--features", "96", "--k", "3", "--steps", "1200", "--json"]
-    assert main(["demo", "--out", str(tmp_path), *arguments]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["found"] >= 90
-    assert result["found_by_chance"] == 0
-    assert result["tokens"] == 1200 * 512
-    table = pq.read_table(tmp_path / "features.parquet")
-    assert sum(table["found"].to_pylist()) == result["found"]
-    sae = saefast.load_sae(tmp_path / "sae")
-    best = PlantedWorld.create(96, 48, active=3).best_cosine(sae.W_dec)
-    assert int((best >= 0.95).sum()) == result["found"]
+@pytest.fixture(scope="module")
+def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    file.write_text(TINY.format(tokens=30_000))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, made by the command."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["run", str(settings_file), "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_makes_a_report_and_says_what_it_found(
+    run: Path, settings_file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Called again, it does nothing twice, and says the same."""
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    assert main(["run", str(settings_file), "--out", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert all(stage["was_finished"] for stage in told["stages"].values())
+    assert list(told["stages"])[-1] == "report"
+    assert any(each["topic"] == "Worth" for each in told["findings"])
+    assert told["written"] == [str(run / "report.html")]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
+
+
+def test_another_threshold_is_counted_anew_and_nothing_is_trained_again(
+    run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["stability", str(run), "--threshold", "0.95", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [name for name, its in told["stages"].items() if not its["was_finished"]] == [
+        "stability"
+    ]
+    at = json.loads((run / "stability.json").read_text())
+    assert at["rule"]["threshold"] == 0.95
+    assert main(["stability", str(run), "--threshold", "0.7"]) == 0
+    assert "Stability: " in capsys.readouterr().out
+    assert json.loads((run / "stability.json").read_text())["mean"] > at["mean"]
+
+
+def test_every_figure_is_a_file_on_request(run: Path, tmp_path: Path) -> None:
+    assert main(["report", str(run), "--figures", str(tmp_path / "figures")]) == 0
+    names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
+    assert {"stability-histogram", "keep-drop", "overlap-unstable", "pooling-frontier"} <= names
+
+
+def test_sae_files_are_matched_without_a_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    saes = [str(run / "seed-0"), str(run / "seed-1")]
+    out = tmp_path / "matches"
+    assert main(["match", *saes, "--out", str(out), "--one-to-one", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    a, b = (saefast.load_sae(path).W_dec.detach() for path in saes)
+    found = saefast.match_features(a, b, one_to_one=True)
+    share = float((found.similarity >= 0.7).double().mean())
+    assert told["shared_at_0.7"] == {"0-1": pytest.approx(share)}
+    assert told["written"] == [str(out / "0-1.parquet")]
+
+
+def test_activations_in_a_file_are_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "rows.pt"
+    torch.save(torch.randn(600, 12, generator=torch.Generator().manual_seed(0)), file)
+    out = tmp_path / "run"
+    sizes = ["--latents", "24", "--k", "2", "--tokens", "1200", "--batch-size", "100"]
+    assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "5"]) == 0
+    assert "trained 2 SAEs on 1,200 rows each" in capsys.readouterr().out
+    assert saefast.load_sae(out / "seed-5").m == 24
+    assert main(["match", str(out)]) == 0
+    assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "6"]) == 1
+    assert "cannot be resumed" in capsys.readouterr().err
+
+
+def test_an_sae_is_converted_and_is_the_same(run: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(run / "seed-0"), str(tmp_path / "s"), "--to", "sparsify"]) == 0
+    before, after = saefast.load_sae(run / "seed-0"), saefast.load_sae(tmp_path / "s")
+    assert torch.equal(before.W_dec, after.W_dec)
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the training; what comes after is what would have come."""
+    file = tmp_path / "long.toml"
+    file.write_text(TINY.format(tokens=400_000))
+    command = [sys.executable, "-m", "saefast", "run", str(file), "--until", "train", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "a")],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "a" / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert "goes on from here" in told
+    assert "Traceback" not in told
+    step = json.loads((tmp_path / "a" / "run.json").read_text())["checkpoint"]
+    assert 0 < step < 400_000 // 128
+    assert main(["run", str(file), "--until", "train", "--out", str(tmp_path / "a")]) == 0
+    assert main(["run", str(file), "--until", "train", "--out", str(tmp_path / "b")]) == 0
+    a, b = (saefast.load_sae(tmp_path / name / "seed-2") for name in "ab")
+    assert torch.equal(a.W_dec, b.W_dec)
+    assert torch.equal(a.W_enc, b.W_enc)
 
 
 def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
@@ -36,24 +166,54 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
     assert "active" in capsys.readouterr().out
 
 
-def test_an_impossible_wish_fails_with_a_sentence(capsys: pytest.CaptureFixture) -> None:
-    assert main(["demo", "--k", "0"]) == 1
-    assert "k must be from 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nothing-there"], "neither a file nor a folder"),
+        (["stability", "nothing-there"], "a run is begun with"),
+        (["report", "nothing-there"], "holds no run"),
+        (["match"], "two SAEs at least"),
+        (["bench", "encode"], "in a checkout"),
+    ],
+)
+def test_an_impossible_wish_fails_with_one_line(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith("saefast: ")
+    assert told.count("\n") == 1
 
 
-def test_help_shows_defaults(tmp_path: Path) -> None:
+def test_debug_shows_where_an_error_came_from() -> None:
+    with pytest.raises(FileNotFoundError, match="neither a file"):
+        main(["run", "nothing-there", "--debug"])
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself_and_its_defaults(
+    name: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "--json" in told
+    assert "(default:" in told
+
+
+def test_shells_complete_commands(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "saefast", "demo", "--help"],
+        [sys.executable, "-m", "saefast", "--tyro-print-completion", "bash"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "default: 2000" in result.stdout
-
-
-def test_a_world_repeats_its_batches() -> None:
-    world = PlantedWorld.create(30, 10, active=4, noise=0.0, seed=2)
-    assert torch.equal(world.sample(5, 3), world.sample(5, 3))
-    assert not torch.equal(world.sample(5, 3), world.sample(5, 4))
-    assert world.best_cosine(world.features).min() > 0.9999
+    assert "stability" in result.stdout

@@ -1,0 +1,219 @@
+"""A run and its settings: what is finished is skipped, what is changed is made again."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import SETTINGS, tiny_run
+
+from saefast import load_sae
+from saefast.pipeline import (
+    PRESETS,
+    Harvest,
+    Outcome,
+    RunSettings,
+    read_settings,
+    run_pipeline,
+    settings_of,
+)
+from saefast.pipeline.settings import settings_from
+from saefast.run_files import FEATURES, STAGES, read_json, read_table, write_json
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def run(planted: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planted, tmp_path / "run")
+
+
+def done(outcomes: list[Outcome]) -> list[str]:
+    """The stages that were not finished before."""
+    return [each.stage for each in outcomes if not each.skipped]
+
+
+def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
+    return done(run_pipeline(settings, run, until=until, progress=False))
+
+
+def test_what_is_finished_is_skipped(run: Path) -> None:
+    settings = settings_of(run)
+    assert settings == settings_from(SETTINGS)
+    assert go_on(run, settings) == ["report"]
+    assert go_on(run, settings) == []
+
+
+def test_a_change_makes_its_stage_and_those_after_it_again(run: Path) -> None:
+    settings = settings_of(run)
+    other = dataclasses.replace(
+        settings, stability=dataclasses.replace(settings.stability, threshold=0.9)
+    )
+    assert go_on(run, other, "subspace") == ["stability", "subspace"]
+    assert go_on(run, other, "subspace") == []
+    # What was made from the old scores counts no more.
+    assert set(read_json(run / STAGES)) == {
+        *("harvest", "train", "statistics", "match", "stability", "subspace")
+    }
+    scores = read_table(run / FEATURES)["score"].to_pylist()
+    assert go_on(run, settings, "stability") == ["stability"]
+    assert read_table(run / FEATURES)["score"].to_pylist() != scores
+
+
+def test_a_missing_file_is_made_again(run: Path) -> None:
+    settings = settings_of(run)
+    before = (run / "stability.json").read_text()
+    (run / "stability.json").unlink()
+    assert go_on(run, settings, "stability") == ["stability"]
+    assert (run / "stability.json").read_text() == before
+
+
+def test_an_interrupted_stage_is_not_finished(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(run)
+    changed = dataclasses.replace(
+        settings, subspace=dataclasses.replace(settings.subspace, draws=4)
+    )
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saefast.pipeline.stages.write_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(run, changed, "subspace")
+    assert go_on(run, changed, "subspace") == ["subspace"]
+
+
+def test_other_settings_of_training_are_refused(run: Path) -> None:
+    settings = settings_of(run)
+    other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, lr=0.5))
+    with pytest.raises(ValueError, match=r"cannot be resumed.*lr"):
+        go_on(run, other, "train")
+
+
+def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:
+    table = read_table(run / FEATURES).to_pydict()
+    latents = SETTINGS["train"]["latents"]
+    assert table["seed"] == [seed for seed in range(4) for _ in range(latents)]
+    assert table["feature"] == [*range(latents)] * 4
+    wanted = {"firing_rate", "mass", "group", "score", "support", "similarity", "partner", "effect"}
+    assert wanted <= set(table)
+    told = read_json(run / "stability.json")
+    for seed, each in enumerate(told["seeds"]):
+        mine = table["group"][seed * latents : (seed + 1) * latents]
+        for name in ("stable", "unstable", "dead"):
+            assert mine.count(name) == each[name]
+    similar = torch.tensor(table["similarity"])
+    hits = (similar >= 0.7).sum(1).double() / 3
+    assert torch.equal(hits, torch.tensor(table["score"], dtype=torch.float64))
+
+
+def test_planted_features_come_back_and_those_in_the_plane_do_not(run: Path) -> None:
+    """What a run finds is what was planted: 24 features of their own, 96 in 8 dimensions."""
+    table = read_table(run / FEATURES).to_pydict()
+    often = [g for g, rate in zip(table["group"], table["firing_rate"], strict=True) if rate > 0.02]
+    assert often.count("stable") > 0.8 * len(often)
+    evaluation = read_json(run / "evaluation.json")
+    for each in evaluation["seeds"]:
+        keep = {g["group"]: g["keep"] for g in each["groups"] if g["control"] == ""}
+        assert keep["stable"] > 0.4 > keep["unstable"]
+
+
+def test_pools_are_of_disjoint_seeds_and_one_is_saved(run: Path) -> None:
+    told = read_json(run / "pooling.json")
+    assert told["groups"] == [[0, 1], [2, 3]]
+    pooled = load_sae(run / "pooled")
+    assert pooled.m == told["width"]
+    assert all(math.isfinite(row["explained_variance"]) for row in told["methods"])
+
+
+def test_two_runs_have_the_same_bits(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    run_pipeline(settings_from(SETTINGS), again, until="evaluate", progress=False)
+    for name in ("stability.json", "evaluation.json"):
+        assert (run / name).read_text() == (again / name).read_text()
+    mine, other = (read_table(place / FEATURES) for place in (run, again))
+    assert mine.equals(other.select(mine.column_names))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_settings_survive_their_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    write_json(file, PRESETS[name].to_dict())
+    assert read_settings(file) == PRESETS[name]
+
+
+def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[harvest]\nmodel = "smollm2"\n[train]\nlatents = 64\nlr = 1\nseeds = [3, 4]\n'
+        "[train.auxk]\ndead_after = 10\n"
+    )
+    (tmp_path / "a.yaml").write_text(
+        "harvest: {model: smollm2}\ntrain:\n  latents: 64\n  lr: 1\n  seeds: [3, 4]\n"
+        "  auxk: {dead_after: 10}\n"
+    )
+    pytest.importorskip("yaml")
+    a, b = (read_settings(tmp_path / f"a.{kind}") for kind in ("toml", "yaml"))
+    assert a == b
+    assert a.data == Harvest()
+    assert a.train.lr == 1.0
+    assert a.train.seeds == (3, 4)
+    assert a.train.auxk is not None
+    assert a.train.auxk.dead_after == 10
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "said"),
+    [
+        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store]"),
+        ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
+        ({"planted": {}}, ValueError, "a table [train]"),
+        ({"planted": {}, "train": {}}, ValueError, "train must have latents"),
+        ({"planted": {}, "train": {"latent": 4}}, ValueError, "did you mean latents?"),
+        ({"planted": {}, "train": {"latents": "4"}}, TypeError, "train.latents must be of type"),
+        ({"planted": {}, "train": {"latents": True}}, TypeError, "train.latents must be of type"),
+        ({"planted": {}, "train": {"latents": 4, "k": 9}}, ValueError, "k must be from 1"),
+        ({"planted": 3, "train": {"latents": 4}}, TypeError, "planted must be a table"),
+        ({"planted": {}, "trian": {}}, ValueError, "did you mean train?"),
+        (
+            {"planted": {}, "train": {"latents": 4}, "stability": {"threshold": "no"}},
+            TypeError,
+            "stability.threshold",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    told: dict, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(told))
+    with pytest.raises(error) as raised:
+        read_settings(file)
+    assert said in str(raised.value)
+    assert str(file) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train")
+    with pytest.raises(ValueError, match=r"broken\.toml cannot be read"):
+        read_settings(broken)
+    other = tmp_path / "settings.ini"
+    other.write_text("")
+    with pytest.raises(ValueError, match="must end in"):
+        read_settings(other)
+
+
+def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1]})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": [None, 1]}
+    assert read_json(tmp_path / "nothing.json") is None
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_json(tmp_path / "x.json")

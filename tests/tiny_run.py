@@ -1,0 +1,93 @@
+"""A small run of every stage, and what a language model would add to it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from saefast.pipeline import run_pipeline
+from saefast.pipeline.settings import settings_from
+from saefast.run_files import (
+    CONTEXTS,
+    EVALUATION,
+    FEATURES,
+    add_columns,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+
+SETTINGS = {
+    "planted": {
+        "d": 24,
+        "stable": 24,
+        "rank": 8,
+        "rare": 96,
+        "rare_rate": 0.006,
+        "rows": 12_000,
+        "held_out": 3000,
+    },
+    "train": {
+        "latents": 48,
+        "k": 3,
+        "seeds": [0, 1, 2, 3],
+        "tokens": 40_000,
+        "batch_size": 128,
+        "lr": 8e-3,
+        "auxk": {"dead_after": 5000},
+    },
+    "subspace": {"draws": 3},
+    "pool": {"tokens": 3000, "scratch_tokens": 12_000},
+}
+
+NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
+"""What a token may be: text that would end or open elements if it were not escaped"""
+
+
+def tiny_run(out: Path) -> Path:
+    """All stages but the report, on planted rows."""
+    run_pipeline(settings_from(SETTINGS), out, until="pool", progress=False)
+    run_pipeline(settings_from(SETTINGS), out, until="subspace", progress=False)
+    run_pipeline(settings_from(SETTINGS), out, until="evaluate", progress=False)
+    return out
+
+
+def add_language_model(run: Path) -> None:
+    """Tokens, contexts and losses, as a harvest of a language model would have left them."""
+    table = read_table(run / FEATURES)
+    count = table.num_rows
+    generator = np.random.default_rng(0)
+    tokens = [NASTY, *(f"tok{i}" for i in range(1, count))]
+    columns = {"token_text": tokens, "token_auroc": 0.5 + generator.random(count) / 2}
+    add_columns(run / FEATURES, columns)
+    seeds, features = (table[name].to_numpy() for name in ("seed", "feature"))
+    write_table(
+        run / CONTEXTS,
+        {
+            "seed": np.repeat(seeds, 2),
+            "feature": np.repeat(features, 2),
+            "value": np.tile([2.0, 1.0], count),
+            "before": [f"before {i} \n" for i in range(2 * count)],
+            "token": [tokens[i // 2] for i in range(2 * count)],
+            "after": [" after"] * (2 * count),
+        },
+    )
+
+    def effect(ce: float) -> dict[str, dict[str, float]]:
+        return {name: {"value": ce, "error": 0.01} for name in ("ce", "kl")}
+
+    groups = {"stable": 3.5, "stable:size": 5.0, "stable:mass": 3.9}
+    groups |= {"unstable": 7.25, "unstable:size": 6.5, "unstable:mass": 7.5}
+    evaluation = read_json(run / EVALUATION)
+    evaluation["language_model"] = {
+        "seed": 0,
+        "contexts": 4,
+        "predictions": 1000,
+        "clean": effect(2.5),
+        "zero": effect(9.0),
+        "mean": effect(8.0),
+        "full": effect(3.0),
+        "keep": {name: effect(ce) for name, ce in groups.items()},
+        "drop": {name: effect(10.5 - ce) for name, ce in groups.items()},
+    }
+    write_json(run / EVALUATION, evaluation)
