@@ -147,8 +147,8 @@ def test_what_comes_from_data_stays_text(run: Path) -> None:
     assert "tiny <&> run" in text
     assert not any(tag == "b" for tag, _, _ in page.attributes)
     rows = page.rows
-    assert rows["token"][0] == NASTY
-    assert rows["contexts"][0][0][1] == NASTY
+    assert all(token.startswith(NASTY) for token in rows["token"])
+    assert [each[0][1] for each in rows["contexts"]] == rows["token"]
 
 
 def test_the_table_says_what_the_files_say(run: Path) -> None:
@@ -281,9 +281,10 @@ def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> Non
 
     def say(group: str, null: str, high: float) -> None:
         for row in table:
-            if (row["group"], row["null"], row["statistic"]) == (group, null, "overlap"):
-                row["value"], row["mean"] = 0.8, high - 0.1
-                row["high"] = None if null == "haar" else high
+            if (row["group"], row["statistic"]) == (group, "overlap"):
+                row["value"] = 0.8
+                if row["null"] == null:
+                    row["mean"], row["high"] = high - 0.1, None if null == "haar" else high
 
     for null in ("haar", "covariance", "subset"):
         say("unstable", null, 0.5)

@@ -57,7 +57,7 @@ def add_language_model(run: Path) -> None:
     table = read_table(run / FEATURES)
     count = table.num_rows
     generator = np.random.default_rng(0)
-    tokens = [NASTY, *(f"tok{i}" for i in range(1, count))]
+    tokens = [f"{NASTY}{i}" for i in range(count)]
     columns = {"token_text": tokens, "token_auroc": 0.5 + generator.random(count) / 2}
     add_columns(run / FEATURES, columns)
     seeds, features = (table[name].to_numpy() for name in ("seed", "feature"))
