@@ -8,6 +8,7 @@ from saefast.config import TrainConfig
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
+from saefast.match_plan import plan_matching
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
@@ -36,6 +37,7 @@ __all__ = [
     "load_sae",
     "match_all",
     "match_features",
+    "plan_matching",
     "reference",
     "save_sae",
     "sparse_decode",
