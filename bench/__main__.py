@@ -12,7 +12,16 @@ from typing import Any
 from bench import record
 from bench.cases import Shape
 
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory")
+CASES = (
+    "encode",
+    "decode",
+    "train_step",
+    "trainer",
+    "paths",
+    "quality",
+    "memory",
+    "stability",
+)
 _OWN = ("gpu", "match")  # with shapes and options of their own
 
 

@@ -1,0 +1,295 @@
+"""How likely a feature is to be found again by an autoencoder trained from another seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import permutations
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.beta import beta_quantile
+from saefast.dictionary import SIDES, Features, as_dictionaries
+from saefast.match_all import match_all
+from saefast.nulls import BestOfRandom
+from saefast.ops import checks
+from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule
+
+MATCHES = ("nearest", "mutual", "one_to_one")
+
+PairMatches = Mapping[tuple[int, int], Matches]
+"""What `match_all` returns: [s, t] are the partners of s's features among t's"""
+
+_NULL_SHARE = 0.999
+
+
+def score_stability(
+    dictionaries: Sequence[Features],
+    *,
+    threshold: float | Literal["null"] = 0.7,
+    match: str = "nearest",
+    side: str = "decoder",
+    absolute: bool = False,
+    same_partner: bool = False,
+    matches: PairMatches | tuple[PairMatches, PairMatches] | None = None,
+    alive: Sequence[Tensor] | None = None,
+    confidence: float = 0.95,
+    progress: bool = True,
+    **options: Any,
+) -> Stability:
+    """Estimate for every feature the probability that another seed's dictionary has it too.
+
+    A feature is in another dictionary if its match there is similar enough. The score is the share
+    of the other dictionaries in which it is.
+
+    Args:
+        dictionaries: two or more of one width, of different seeds: tensors [m, d] such as `W_dec`,
+            SAEs or `Dictionary`s. Their sizes may differ.
+        threshold: the least similarity of a match. "null" takes what only one in a thousand random
+            directions reaches, given the width and how many features the other dictionary has
+            alive; that is a null for cosines, not for correlations of activations.
+        match: "nearest" takes the most similar feature, which may be the match of several;
+            "mutual" counts it only if each is the other's nearest; "one_to_one" takes the matching
+            of greatest total similarity.
+        side: "decoder" or "encoder" rows are compared; with "both" either is matched for itself,
+            and the lesser of the two cosines counts.
+        absolute: whether opposite directions are alike.
+        same_partner: with side="both", whether both sides must have found the same feature.
+        matches: what `match_all` or `activation_matches` returned for these dictionaries, so that
+            nothing is matched here; with side="both" two of them, of decoders and of encoders.
+        alive: [m] bool for each dictionary, instead of `Dictionary.alive`.
+        confidence: of the interval.
+        progress: show a progress bar on stderr while matching.
+        options: further ones of `match_features`.
+
+    Returns:
+        `Stability`, with the interval of Jeffreys: Beta(1/2 + hits, 1/2 + misses), down to 0
+        without a hit and up to 1 without a miss, so that it always holds the score.
+    """
+    _check(threshold, match, side, same_partner, confidence)
+    each = as_dictionaries(dictionaries, 2)
+    if alive is not None:
+        each = _with_alive(each, alive)
+    living = [dictionary.alive for dictionary in each]
+    if matches is None:
+        sides = ("decoder", "encoder") if side == "both" else (side,)
+        options |= {"one_to_one": match == "one_to_one", "absolute": absolute}
+        found: list[PairMatches] = [
+            match_all(each, progress=progress, side=one, **options) for one in sides
+        ]
+    else:
+        if options:
+            raise TypeError(f"{', '.join(options)} have no effect beside matches; leave them out")
+        found = _given(matches, side)
+        for pairs in found:
+            _check_pairs(pairs, each, match)
+    similarity, partner = _partners(found, living, match, same_partner)
+    width = each[0].W_dec.shape[1]
+    rule = StabilityRule(threshold, match, side, absolute, same_partner, confidence, width)
+    return _scored(similarity, partner, living, rule)
+
+
+def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> Stability:
+    """The same matches, counted from another threshold on; costs no matching."""
+    _check_threshold(threshold)
+    rule = stability.rule._replace(threshold=threshold)
+    return _scored(stability.similarity, stability.partner, stability.alive, rule)
+
+
+class CurvePoint(NamedTuple):
+    """What becomes of all features together at one threshold."""
+
+    threshold: float
+    score: float
+    """mean over the features alive"""
+    stable: float
+    """the share of them with a score of at least `stable_cut`"""
+    unstable: float
+    """the share with a score of at most `unstable_cut`"""
+    chance: float
+    """the mean score if they were random directions"""
+
+
+def stability_curve(
+    stability: Stability,
+    thresholds: Sequence[float] = CURVE,
+    *,
+    stable_cut: float = 0.8,
+    unstable_cut: float = 0.2,
+) -> list[CurvePoint]:
+    """Mean score, stable and unstable share at each threshold; a convention is no argument."""
+    weights = torch.tensor([float(alive.sum()) for alive in stability.alive]).double()
+    others = len(weights) - 1
+    points = []
+    for threshold in thresholds:
+        at = at_threshold(stability, threshold)
+        score = torch.cat([s[alive] for s, alive in zip(at.score, at.alive, strict=True)])
+        by_chance = (at.chance.sum() - at.chance) / others
+        points.append(
+            CurvePoint(
+                threshold,
+                float(score.mean()),
+                float((score >= stable_cut).double().mean()),
+                float((score <= unstable_cut).double().mean()),
+                float((weights * by_chance).sum() / weights.sum()),
+            )
+        )
+    return points
+
+
+def _scored(
+    similarity: Sequence[Tensor],
+    partner: Sequence[Tensor],
+    alive: Sequence[Tensor],
+    rule: StabilityRule,
+) -> Stability:
+    """The counts, and what follows from them."""
+    nulls = _nulls(alive, rule)
+    if isinstance(rule.threshold, str):
+        thresholds = [null.quantile(_NULL_SHARE) for null in nulls]
+    else:
+        thresholds = [rule.threshold] * len(nulls)
+    least = torch.tensor(thresholds, dtype=torch.float64)
+    chance = [float(null.reaches(t)) for null, t in zip(nulls, thresholds, strict=True)]
+    others = len(alive) - 1
+    low, high = _jeffreys(others, rule.confidence)
+    hit = [_reaching(there, least) for there in similarity]
+    hits = [there.sum(1) for there in hit]
+
+    def of_living(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(value * living for value, living in zip(values, alive, strict=True))
+
+    return Stability(
+        score=of_living([count.double() / others for count in hits]),
+        support=of_living([count + 1 for count in hits]),
+        low=of_living([low[count] for count in hits]),
+        high=of_living([high[count] for count in hits]),
+        soft=of_living([there.sum(1, dtype=torch.float64) / others for there in similarity]),
+        alive=tuple(alive),
+        similarity=tuple(similarity),
+        partner=tuple(partner),
+        hit=tuple(hit),
+        thresholds=least,
+        chance=torch.tensor(chance, dtype=torch.float64),
+        rule=rule,
+    )
+
+
+def _reaching(similarity: Tensor, least: Tensor) -> Tensor:
+    """[m, s] bool; a similarity of 0 is that of no match, whatever the threshold."""
+    return (similarity >= least.to(similarity.dtype)) & (similarity > 0)
+
+
+@lru_cache
+def _jeffreys(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
+    """Both ends [trials + 1] for each number of hits."""
+    hits = torch.arange(trials + 1, dtype=torch.float64)
+    a, b = (hits + 0.5).numpy(), (trials - hits + 0.5).numpy()
+    low, high = (
+        torch.from_numpy(beta_quantile(q, a, b))
+        for q in ((1 - confidence) / 2, (1 + confidence) / 2)
+    )
+    low[0], high[-1] = 0, 1
+    return low, high
+
+
+def _nulls(alive: Sequence[Tensor], rule: StabilityRule) -> list[BestOfRandom]:
+    """What chance finds in each dictionary."""
+    return [BestOfRandom(int(living.sum()), rule.width, rule.absolute) for living in alive]
+
+
+def _partners(
+    found: Sequence[PairMatches], alive: Sequence[Tensor], match: str, same_partner: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each dictionary the similarities [m, s] that count, and the first side's partners."""
+    similarity, partner = [], []
+    for s, living in enumerate(alive):
+        shape = len(living), len(alive)
+        similar, names = torch.zeros(shape), torch.full(shape, -1)
+        for t in range(len(alive)):
+            if s == t:
+                continue
+            pairs = [matches[s, t] for matches in found]
+            counts = living.clone()
+            for one in pairs:
+                counts &= (one.partner >= 0) & (one.mutual if match == "mutual" else True)
+            if same_partner:
+                counts &= pairs[0].partner == pairs[-1].partner
+            least = torch.stack([one.similarity for one in pairs]).amin(0)
+            similar[:, t] = least.float() * counts
+            names[:, t] = pairs[0].partner.where(counts, -1)
+        similarity.append(similar)
+        partner.append(names)
+    return similarity, partner
+
+
+def _given(matches: Any, side: str) -> list[PairMatches]:
+    """What was matched before, for one side or both."""
+    found = list(matches) if isinstance(matches, tuple | list) else [matches]
+    wanted = 2 if side == "both" else 1
+    if len(found) != wanted or not all(isinstance(pairs, Mapping) for pairs in found):
+        expected = "a pair of them, of decoders and of encoders" if wanted == 2 else "one of them"
+        raise TypeError(
+            f"matches must be what match_all returned, for side={side!r} {expected}, got "
+            f"{[type(pairs).__name__ for pairs in found]}"
+        )
+    return found
+
+
+def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> None:
+    """Every pair is there, fits its dictionaries, and was matched as `match` says."""
+    for s, t in permutations(range(len(each)), 2):
+        if (s, t) not in pairs:
+            raise ValueError(
+                f"matches must hold every pair of {len(each)} dictionaries, but ({s}, {t}) is "
+                f"missing; make them with match_all"
+            )
+        one, name = pairs[s, t], f"matches[{s}, {t}]"
+        checks.indices(f"{name}.partner", one.partner, "[m]")
+        checks.floating(f"{name}.similarity", one.similarity, "[m]")
+        for field in ("partner", "similarity", "mutual"):
+            checks.size(f"{name}.{field}", getattr(one, field), 0, each[s].m, "one per feature")
+        checks.finite(f"{name}.similarity", one.similarity)
+        if each[s].m and int(one.partner.max()) >= each[t].m:
+            raise ValueError(
+                f"{name}.partner must be below {each[t].m}, the size of dictionary {t}, got "
+                f"{int(one.partner.max())}"
+            )
+        if (one.certified is not None) != (match == "one_to_one"):
+            made = "one to one" if one.certified is not None else "nearest"
+            raise ValueError(f"{name} is {made}, which does not go with match={match!r}")
+
+
+def _with_alive(each: Sequence[Dictionary], alive: Sequence[Tensor]) -> list[Dictionary]:
+    """The dictionaries, with other features alive."""
+    if len(alive) != len(each):
+        raise ValueError(f"alive must have a tensor per dictionary, {len(each)}, got {len(alive)}")
+    for i, (dictionary, living) in enumerate(zip(each, alive, strict=True)):
+        if not isinstance(living, Tensor) or living.dtype != torch.bool:
+            kind = living.dtype if isinstance(living, Tensor) else type(living).__name__
+            raise TypeError(f"alive[{i}] must be a bool tensor [m], got {kind}")
+        checks.shape(f"alive[{i}]", living, (dictionary.m,))
+    return [
+        replace(dictionary, firing_rate=living.float())
+        for dictionary, living in zip(each, alive, strict=True)
+    ]
+
+
+def _check(threshold: object, match: str, side: str, same_partner: bool, confidence: float) -> None:
+    _check_threshold(threshold)
+    checks.one_of("match", match, MATCHES)
+    checks.one_of("side", side, SIDES)
+    if same_partner and side != "both":
+        raise ValueError(f"same_partner compares both sides, got side={side!r}; use side='both'")
+    checks.at_least("confidence", confidence, 0, below=1)
+
+
+def _check_threshold(threshold: object) -> None:
+    if threshold == "null":
+        return
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        kind = repr(threshold) if isinstance(threshold, str) else type(threshold).__name__
+        raise TypeError(f"threshold must be a number or 'null', got {kind}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, or 'null', got {threshold}")
