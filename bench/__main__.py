@@ -21,6 +21,7 @@ CASES = (
     "quality",
     "memory",
     "stability",
+    "subspace",
 )
 _OWN = ("gpu", "match")  # with shapes and options of their own
 

@@ -4,9 +4,11 @@ from importlib.metadata import version as _version
 
 from saefast import reference
 from saefast.activation_match import activation_matches
+from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
+from saefast.contributions import Contributions, contribution_r2
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
@@ -22,6 +24,8 @@ from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
+from saefast.subspace import fit_subspaces
+from saefast.subspace_results import Subspaces
 from saefast.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
 
@@ -31,6 +35,7 @@ __all__ = [
     "SAE",
     "AuxK",
     "Clusters",
+    "Contributions",
     "Dictionary",
     "FusedStep",
     "Matches",
@@ -40,20 +45,24 @@ __all__ = [
     "Rules",
     "SparseCode",
     "Stability",
+    "Subspaces",
     "ThresholdCode",
     "TrainConfig",
     "__version__",
     "activation_matches",
     "at_threshold",
     "build_info",
+    "contribution_r2",
     "find_clusters",
     "fit_power_law",
+    "fit_subspaces",
     "load_sae",
     "match_all",
     "match_features",
     "measure_overlap",
     "membership_counts",
     "plan_matching",
+    "principal_angles",
     "reference",
     "save_sae",
     "score_stability",

@@ -1,0 +1,305 @@
+"""Whether groups of features do the same in different seeds: what they add to each token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from saefast.activations import open_activations
+from saefast.dictionary import as_dictionary
+from saefast.feature_groups import Groups, Scored, feature_groups
+from saefast.nulls import NullTest, beside, generator_of
+from saefast.ops import checks
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.sae import SAE
+from saefast.side_by_side import side_by_side
+from saefast.types import Dictionary, SparseCode
+
+BINS = 20
+
+
+@dataclass(frozen=True)
+class PairContribution:
+    """What one group of features adds to the reconstructions of two seeds, a and b.
+
+    The contribution of a group to a token is the sum of its active decoder rows, weighted.
+    """
+
+    group: str
+    a: int
+    b: int
+    r2_ab: float
+    """how much of the variance of a's contribution b's explains as it stands: 1 - the sum of their
+    squared differences / that of a's distances to its mean; negative if the mean is better"""
+    r2_ba: float
+    r2: float
+    """the same if b's may be scaled and shifted: their squared correlation, in [0, 1]"""
+    token_r2: float
+    """the squared cosine between the two contributions to a token, mean over tokens that get
+    something from both: the same for each token by itself"""
+    both: float
+    """the share of those tokens"""
+    histogram: Tensor
+    """[20] int64: the tokens by their squared cosine, in steps of 0.05"""
+    tests: tuple[NullTest, ...]
+    """`r2_ab`, `r2_ba`, `r2` and `token_r2` beside those of as many random features"""
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What groups of features add to tokens, compared between seeds."""
+
+    tokens: int
+    pairs: tuple[PairContribution, ...]
+    """by group, then seeds; only those in which both add something that varies"""
+    skipped: tuple[str, ...]
+    """what could not be computed, and why"""
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """A row for each pair; means and p-values of the null are columns such as `r2_p`."""
+        rows = []
+        for pair in self.pairs:
+            row = {field.name: getattr(pair, field.name) for field in fields(pair)}
+            row["histogram"] = pair.histogram.tolist()
+            for test in row.pop("tests"):
+                row |= {f"{test.statistic}_null": test.mean, f"{test.statistic}_p": test.p}
+            rows.append(row)
+        return rows
+
+
+def contribution_r2(
+    saes: Sequence[SAE],
+    activations: Any,
+    stability: Scored | None = None,
+    *,
+    groups: Mapping[str, Sequence[Tensor]] | None = None,
+    stable: float = 0.8,
+    unstable: float = 0.2,
+    tokens: int | None = None,
+    batch_size: int = 4096,
+    draws: int = 20,
+    band: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> Contributions:
+    """Compare what groups of features add to the reconstruction of the same tokens in each seed.
+
+    Codes are those of the whole encoder; only the sum of decoder rows is restricted to the group.
+    One pass over the tokens, in constant memory; the same bits for any number of threads.
+
+    Args:
+        saes: of different seeds, on a CPU.
+        activations: what `train_saes` takes: a tensor [n, d], a path, a store.
+        stability: what `score_stability` found for them: groups "stable" and "unstable".
+        groups: more groups, by name: for each SAE a bool tensor [m] of who belongs to it.
+        stable: the least score of a stable feature.
+        unstable: the largest score of an unstable one.
+        tokens: how many; None for all, once.
+        batch_size: how many at a time.
+        draws: how many random groups of as many features, of those alive, each group is set beside.
+        band: which share of the draws lies between `low` and `high`.
+        seed: of the draws and of the order of the tokens.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        `Contributions`, for each group and two seeds.
+    """
+    known = _check(saes, draws, band, batch_size)
+    masks = feature_groups(known, stability, groups, stable, unstable)
+    source = open_activations(activations)
+    tokens = _tokens(tokens, source.rows)
+    if source.d != saes[0].d:
+        raise ValueError(f"activations must have width {saes[0].d}, that of saes, got {source.d}")
+    alive = [dictionary.alive.cpu() for dictionary in known]
+    if stability is not None:
+        alive = [one & other.cpu() for one, other in zip(alive, stability.alive, strict=True)]
+    variants = _variants(masks, alive, draws, seed)
+    sums = [_Sums.zero(len(saes), saes[0].d_out) for _ in variants]
+    width = batch_size * saes[0].d_out
+    with (
+        torch.no_grad(),
+        side_by_side(width * 12 * len(saes)) as run,
+        tqdm(total=tokens, desc="contributions", unit="token", disable=not progress) as bar,
+    ):
+        left = tokens
+        for batch in source.batches(min(batch_size, tokens), seed=seed):
+            x = batch.x[:left].to(saes[0].W_enc.dtype)
+            codes = [sae.encode(x) for sae in saes]
+
+            def add(i: int, codes: list[SparseCode] = codes) -> None:
+                each = zip(codes, saes, variants[i].masks, strict=True)
+                sums[i].add([_contribution(code, sae, mask) for code, sae, mask in each])
+
+            for _ in run(add, range(len(variants))):
+                pass
+            bar.update(len(x))
+            left -= len(x)
+            if not left:
+                break
+    return _summarise(variants, sums, tokens, band)
+
+
+class _Variant(NamedTuple):
+    """A group, or as many random features."""
+
+    group: str
+    draw: int | None
+    """None for the group itself"""
+    masks: list[Tensor]
+    """[m] bool for each SAE"""
+
+
+class _Sums(NamedTuple):
+    """What is summed up over tokens, of one variant; everything else follows from it."""
+
+    dots: Tensor
+    """[s, s] of the contributions of two SAEs to a token"""
+    total: Tensor
+    """[s, d] of the contributions"""
+    tokens: Tensor
+    """[s, s] that get something from both"""
+    cosines: Tensor
+    """[s, s] of squared cosines"""
+    histogram: Tensor
+    """[s, s, 20] of squared cosines"""
+
+    @classmethod
+    def zero(cls, saes: int, d: int) -> "_Sums":
+        """Nothing yet."""
+        shapes = ((saes, saes), (saes, d), (saes, saes), (saes, saes), (saes, saes, BINS))
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+    def add(self, contributions: Sequence[Tensor]) -> None:
+        """A batch, [n, d] for each SAE; on one thread, so that sums have one order."""
+        squares = [(each * each).sum(1) for each in contributions]
+        for a, one in enumerate(contributions):
+            self.total[a] += one.sum(0)
+            self.dots[a, a] += squares[a].sum()
+            for b in range(a + 1, len(contributions)):
+                dots = (one * contributions[b]).sum(1)
+                self.dots[a, b] += dots.sum()
+                both = (squares[a] > 0) & (squares[b] > 0)
+                cosine = dots[both] / squares[a][both].sqrt() / squares[b][both].sqrt()
+                cosine = cosine.square().clamp(max=1)
+                self.tokens[a, b] += len(cosine)
+                self.cosines[a, b] += cosine.sum()
+                place = (cosine * BINS).long().clamp(max=BINS - 1)
+                self.histogram[a, b] += place.bincount(minlength=BINS)
+
+    def variance(self, a: int, tokens: int) -> float:
+        """The sum of the squared distances of a's contributions to their mean."""
+        mean = self.total[a].square().sum() / tokens
+        spread = float(self.dots[a, a] - mean)
+        # What is left of a constant is rounding.
+        return spread if spread > 1e-12 * float(self.dots[a, a]) else 0.0
+
+    def explained(self, a: int, b: int, tokens: int) -> dict[str, float]:
+        """The four numbers of two SAEs that both have some variance."""
+        variances = self.variance(a, tokens), self.variance(b, tokens)
+        apart = float(self.dots[a, a] + self.dots[b, b] - 2 * self.dots[a, b])
+        together = float(self.dots[a, b] - self.total[a] @ self.total[b] / tokens)
+        return {
+            "r2_ab": 1 - apart / variances[0],
+            "r2_ba": 1 - apart / variances[1],
+            "r2": min(together * together / (variances[0] * variances[1]), 1.0),
+            "token_r2": float(self.cosines[a, b] / self.tokens[a, b].clamp(min=1)),
+        }
+
+
+def _contribution(code: SparseCode, sae: SAE, mask: Tensor) -> Tensor:
+    values = code.values * mask[code.indices]
+    return sparse_decode(values, code.indices, sae.W_dec.detach()).double()
+
+
+def _variants(masks: Groups, alive: list[Tensor], draws: int, seed: int) -> list[_Variant]:
+    variants = []
+    for group, several in masks.items():
+        several = [mask.cpu() & one for mask, one in zip(several, alive, strict=True)]
+        variants.append(_Variant(group, None, several))
+        for number in range(draws):
+            random = []
+            for s, (mask, one) in enumerate(zip(several, alive, strict=True)):
+                generator = generator_of(seed, "contributions", group, number, s)
+                place = one.nonzero()[:, 0]
+                chosen = place[torch.randperm(len(place), generator=generator)[: int(mask.sum())]]
+                random.append(torch.zeros_like(one).index_fill(0, chosen, True))
+            variants.append(_Variant(group, number, random))
+    return variants
+
+
+def _summarise(
+    variants: list[_Variant], sums: list[_Sums], tokens: int, band: float
+) -> Contributions:
+    pairs, skipped = [], []
+    for variant, observed in zip(variants, sums, strict=True):
+        if variant.draw is not None:
+            continue
+        group = variant.group
+        drawn = [
+            each
+            for other, each in zip(variants, sums, strict=True)
+            if other.group == group and other.draw is not None
+        ]
+        count = len(variant.masks)
+        still = {s for s in range(count) if not observed.variance(s, tokens)}
+        skipped += [f"group {group!r} in sae {s}: adds nothing that varies" for s in sorted(still)]
+        for a, b in combinations(range(count), 2):
+            if still & {a, b}:
+                continue
+            found = observed.explained(a, b, tokens)
+            random = [
+                each.explained(a, b, tokens)
+                for each in drawn
+                if each.variance(a, tokens) and each.variance(b, tokens)
+            ]
+            tests = [
+                beside("subset", name, value, [each[name] for each in random], band)
+                for name, value in found.items()
+                if random
+            ]
+            both = float(observed.tokens[a, b]) / tokens
+            histogram = observed.histogram[a, b].long()
+            pairs.append(
+                PairContribution(
+                    group, a, b, **found, both=both, histogram=histogram, tests=tuple(tests)
+                )
+            )
+    return Contributions(tokens, tuple(pairs), tuple(skipped))
+
+
+def _tokens(tokens: int | None, rows: int | None) -> int:
+    if tokens is None:
+        if rows is None:
+            raise ValueError("tokens must be given: activations do not say how many there are")
+        return rows
+    checks.whole("tokens", tokens)
+    checks.at_least("tokens", tokens, 2)
+    return tokens if rows is None else min(tokens, rows)
+
+
+def _check(saes: Sequence[SAE], draws: int, band: float, batch_size: int) -> list[Dictionary]:
+    known = []
+    for s, sae in enumerate(saes):
+        if not isinstance(sae, SAE):
+            raise TypeError(
+                f"saes[{s}] must be a saefast.SAE, which encodes, got {type(sae).__name__}"
+            )
+        if sae.W_dec.device.type != "cpu":
+            raise ValueError(f"saes[{s}] must be on the CPU, got {sae.W_dec.device}; use .cpu()")
+        if (sae.d, sae.d_out) != (saes[0].d, saes[0].d_out):
+            raise ValueError(
+                f"saes must have one width, but saes[{s}] has d {sae.d}, d_out {sae.d_out}, not "
+                f"{saes[0].d} and {saes[0].d_out}"
+            )
+        known.append(as_dictionary(sae, f"saes[{s}]"))
+    if len(known) < 2:
+        raise ValueError(f"saes must be at least 2, of different seeds, got {len(known)}")
+    for name, number, least in (("draws", draws, 0), ("batch_size", batch_size, 1)):
+        checks.whole(name, number)
+        checks.at_least(name, number, least)
+    checks.at_least("band", band, 0, below=1)
+    return known

@@ -1,0 +1,188 @@
+"""Which planes stable and unstable features span, and whether they come back from seed to seed."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from saefast.dictionary import Features, as_dictionaries, as_dictionary, side_of
+from saefast.feature_groups import Scored, feature_groups
+from saefast.ops import checks
+from saefast.side_by_side import side_by_side
+from saefast.spectra import METHODS
+from saefast.subspace_group import Group, Plan, fit_group
+from saefast.subspace_nulls import NULLS, Member, drawn_nulls
+from saefast.subspace_results import Subspaces
+from saefast.types import Dictionary
+
+
+def fit_subspaces(
+    dictionaries: Sequence[Features],
+    stability: Scored | None = None,
+    *,
+    groups: Mapping[str, Sequence[Tensor]] | None = None,
+    stable: float = 0.8,
+    unstable: float = 0.2,
+    side: str = "decoder",
+    rank: int | None = None,
+    energy: float = 0.9,
+    nulls: Sequence[str] = NULLS,
+    covariance: Tensor | None = None,
+    initial: Sequence[Features] | None = None,
+    draws: int = 100,
+    band: float = 0.95,
+    seed: int = 0,
+    method: str = "gram",
+    progress: bool = True,
+) -> Subspaces:
+    """Compare the planes that groups of features span in different seeds.
+
+    Features count by their direction: rows are taken at length 1, dead ones left out. All is done
+    in float64, on a CPU, and has the same bits for any number of threads. Beside the dictionaries
+    it takes about 16 d^2 bytes a seed, whatever their sizes. A draw of a null costs what the
+    dictionaries themselves do: with d in the thousands, ask for fewer.
+
+    Six nulls say what overlap chance would give. For overlaps, "haar", "random" and "rotated" are
+    one and the same law: they tell directions from noise, but any directions learned from the same
+    data overlap through its covariance. "covariance", "subset" and "initial" ask for more.
+
+    Args:
+        dictionaries: of different seeds, of one width: tensors [m, d] such as `W_dec`, SAEs or
+            `Dictionary`s.
+        stability: what `score_stability` found for them. Its groups are called "stable" and
+            "unstable". None, if `groups` are all there are.
+        groups: more groups, by name: for each dictionary a bool tensor [m] of who belongs to it.
+        stable: the least score of a stable feature.
+        unstable: the largest score of an unstable one.
+        side: which rows: "decoder" or "encoder".
+        rank: the dimension of the planes whose overlap, captures and angles are compared; None for
+            `energy_rank`, of the seed where it is smaller. It is less where a group has no more
+            directions. Curves are for every rank.
+        energy: the share of the energy that `energy_rank` principal directions hold; 0.9 for r90.
+        nulls: which are computed: "haar", formulas for uniformly distributed planes; "random", as
+            many random directions; "covariance", as many directions drawn from the activations'
+            covariance; "subset", as many features of the same seed; "rotated", the features
+            themselves, turned at random; "initial", the same latents before training. What cannot
+            be computed is named in `skipped`.
+        covariance: [d, d] of the activations, for the null of that name.
+        initial: the dictionaries before training, for the null of that name.
+        draws: how often nulls are drawn that have no formula.
+        band: which share of the draws lies between `low` and `high`.
+        seed: of the draws.
+        method: "gram", the eigenvectors of the Gram matrix; or "svd", several times slower, where
+            singular values below 1e-7 of the largest matter.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        `Subspaces`: `spectra` for each group and seed, `pairs` for each group and two seeds, and
+        `tables()` of it all.
+    """
+    known = as_dictionaries(dictionaries, 2)
+    d = known[0].W_dec.shape[1]
+    checks.one_of("side", side, ("decoder", "encoder"))
+    _check(rank, energy, nulls, draws, band, seed, method)
+    if covariance is not None:
+        _check_covariance(covariance, d)
+    before = None if initial is None else _initial_rows(initial, known, side)
+    masks = feature_groups(known, stability, groups, stable, unstable)
+    members = {
+        name: _members(known, chosen, stability, before, side) for name, chosen in masks.items()
+    }
+    given = {"covariance": covariance, "initial": before}
+    missing = [name for name in nulls if name in given and given[name] is None]
+    found: list[Group] = []
+    with side_by_side(8 * d * d * (len(known) + 4)) as run:
+        names = [name for name in nulls if name not in missing]
+        (drawn,) = run(partial(drawn_nulls, names, draws), [covariance])
+        plan = Plan("haar" in names, drawn, rank, energy, band, seed, method)
+        steps = len(masks) * (1 + sum(null.draws for null in drawn))
+        with tqdm(total=steps, desc="subspaces", unit="draw", disable=not progress) as bar:
+            for name, several in members.items():
+                found.append(fit_group(name, several, plan, run, bar.update))
+    return Subspaces(
+        d,
+        tuple(spectrum for group in found for spectrum in group.spectra),
+        tuple(pair for group in found for pair in group.pairs),
+        (
+            *(f"null {name!r}: {name} was not given" for name in missing),
+            *(reason for group in found for reason in group.skipped),
+        ),
+    )
+
+
+def _members(
+    dictionaries: Sequence[Dictionary],
+    masks: Sequence[Tensor],
+    stability: Scored | None,
+    initial: Sequence[Tensor] | None,
+    side: str,
+) -> list[Member]:
+    """A group in each seed."""
+    members = []
+    for s, (dictionary, mask) in enumerate(zip(dictionaries, masks, strict=True)):
+        rows = _rows(dictionary, side, f"dictionaries[{s}]")
+        alive = dictionary.alive.cpu()
+        if stability is not None:
+            alive &= stability.alive[s].cpu()
+        index = (mask.cpu() & alive).nonzero()[:, 0]
+        dead = int(mask.sum()) - len(index)
+        before = None if initial is None else initial[s]
+        members.append(Member(rows, index, dead, alive.nonzero()[:, 0], before))
+    return members
+
+
+def _initial_rows(
+    initial: Sequence[Features], dictionaries: Sequence[Dictionary], side: str
+) -> list[Tensor]:
+    found = [as_dictionary(each, f"initial[{s}]") for s, each in enumerate(initial)]
+    if len(found) != len(dictionaries):
+        raise ValueError(
+            f"initial must hold a dictionary for each of the {len(dictionaries)}, got {len(found)}"
+        )
+    rows = [_rows(each, side, f"initial[{s}]") for s, each in enumerate(found)]
+    for s, (each, dictionary) in enumerate(zip(rows, dictionaries, strict=True)):
+        checks.shape(f"initial[{s}]", each, tuple(dictionary.W_dec.shape))
+    return rows
+
+
+def _rows(dictionary: Dictionary, side: str, name: str) -> Tensor:
+    """Of one side, dead ones too: `side_of` would copy them all to make those zeros."""
+    rows = dictionary.W_dec if side == "decoder" else dictionary.W_enc
+    return side_of(dictionary, side, name) if rows is None else rows
+
+
+def _check(
+    rank: int | None,
+    energy: float,
+    nulls: Sequence[str],
+    draws: int,
+    band: float,
+    seed: int,
+    method: str,
+) -> None:
+    if rank is not None:
+        checks.whole("rank", rank)
+        checks.at_least("rank", rank, 1)
+    for name, value in (("energy", energy), ("band", band)):
+        checks.at_least(name, value, 0, below=1)
+    if isinstance(nulls, str):
+        raise TypeError(f"nulls must be a sequence of names such as ({nulls!r},), got a str")
+    for null in nulls:
+        checks.one_of("nulls", null, NULLS)
+    for name, number, least in (("draws", draws, 1), ("seed", seed, 0)):
+        checks.whole(name, number)
+        checks.at_least(name, number, least)
+    checks.one_of("method", method, METHODS)
+
+
+def _check_covariance(covariance: Tensor, d: int) -> None:
+    checks.floating("covariance", covariance, "[d, d]")
+    checks.shape("covariance", covariance, (d, d))
+    checks.finite("covariance", covariance)
+    scale = float(covariance.abs().amax())
+    if not torch.allclose(covariance, covariance.T, rtol=0, atol=1e-4 * scale):
+        raise ValueError("covariance must be symmetric; use (covariance + covariance.T) / 2")
+    if not float(covariance.trace()) > 0:
+        raise ValueError("covariance must have a positive trace: it is of activations that vary")

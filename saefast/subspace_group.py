@@ -1,0 +1,179 @@
+"""One group of features in all seeds: its planes, compared, and set beside the nulls."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
+from typing import NamedTuple
+
+from torch import Tensor
+
+from saefast.angles import (
+    Overlaps,
+    angles_between,
+    excess,
+    haar_capture,
+    haar_overlap,
+    overlaps,
+    shared_plane,
+)
+from saefast.nulls import NullTest, beside
+from saefast.side_by_side import Run
+from saefast.spectra import Decomposition, Directions, decompose
+from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
+from saefast.subspace_results import Band, GroupSpectrum, PairOverlap
+
+
+class Plan(NamedTuple):
+    """What is asked of every group."""
+
+    haar: bool
+    """whether the formulas are among the nulls"""
+    drawn: Sequence[Null]
+    """the other nulls"""
+    rank: int | None
+    energy: float
+    band: float
+    seed: int
+    method: str
+
+    def rank_of(self, spectrum: Decomposition) -> int:
+        """The dimension of the plane that stands for a group."""
+        if self.rank is None:
+            return spectrum.energy_rank(self.energy)
+        return min(self.rank, spectrum.rank)
+
+
+class Group(NamedTuple):
+    """What became of a group."""
+
+    spectra: list[GroupSpectrum]
+    pairs: list[PairOverlap]
+    skipped: list[str]
+
+
+def fit_group(
+    name: str, members: Sequence[Member], plan: Plan, run: Run, step: Callable[[], object]
+) -> Group:
+    """The group's planes in each seed and two seeds; `step` is called after each part of it."""
+    directions = [Directions.of_rows(member.rows, member.chosen) for member in members]
+    known = decompose(directions, plan.method, run)
+    step()
+    present = [s for s, spectrum in enumerate(known) if spectrum.rank]
+    pairs = list(combinations(present, 2))
+    samples: dict[str, list[Draw]] = {}
+    for null in plan.drawn:
+        one = partial(draw, null, name, members, known, pairs, plan.seed, plan.method, plan.energy)
+        samples[null.name] = []
+        for sample in run(one, range(null.draws)):
+            samples[null.name].append(sample)
+            step()
+    skipped = [
+        f"group {name!r} in dictionary {s}: none of its features is alive"
+        for s in range(len(members))
+        if s not in present
+    ]
+    spectra = [
+        _spectrum(name, s, known[s], member.dead, plan, samples) for s, member in enumerate(members)
+    ]
+    compared = run(lambda pair: _compare(known[pair[0]], known[pair[1]], plan), pairs)
+    found = []
+    for pair, (curves, angles) in zip(pairs, compared, strict=True):
+        shares = known[pair[0]].shares, known[pair[1]].shares
+        drawn = {null: [each.pairs[pair] for each in sample] for null, sample in samples.items()}
+        found.append(_pair(name, pair, curves, angles, shares, plan, drawn))
+        skipped += [
+            f"null {null!r} of group {name!r}, dictionaries {pair[0]} and {pair[1]}: its planes "
+            f"have only {len(band.mean)} of {len(angles)} dimensions"
+            for null, band in found[-1].bands.items()
+            if len(band.mean) < len(angles)
+        ]
+    return Group(spectra, found, skipped)
+
+
+def _spectrum(
+    name: str,
+    seed: int,
+    spectrum: Decomposition,
+    dead: int,
+    plan: Plan,
+    samples: dict[str, list[Draw]],
+) -> GroupSpectrum:
+    # A rotation keeps the spectrum, so that null has nothing to say about ranks.
+    telling = {null: sample for null, sample in samples.items() if null != "rotated"}
+    tests = [
+        beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band, True)
+        for null, sample in telling.items()
+        if spectrum.rank
+        for rank, value in spectrum.ranks(plan.energy).items()
+    ]
+    return GroupSpectrum(
+        name,
+        seed,
+        spectrum.size,
+        dead,
+        spectrum.rank,
+        spectrum.eigenvalues.sqrt(),
+        spectrum.effective_rank,
+        spectrum.participation_ratio,
+        spectrum.energy_rank(plan.energy),
+        spectrum.vectors[:, : plan.rank_of(spectrum)].T.contiguous(),
+        tuple(tests),
+    )
+
+
+def _compare(a: Decomposition, b: Decomposition, plan: Plan) -> tuple[Overlaps, Tensor]:
+    r = min(plan.rank_of(a), plan.rank_of(b))
+    return overlaps(a, b), angles_between(a.vectors[:, :r], b.vectors[:, :r])
+
+
+def _pair(
+    name: str,
+    pair: tuple[int, int],
+    curves: Overlaps,
+    angles: Tensor,
+    shares: tuple[Tensor, Tensor],
+    plan: Plan,
+    drawn: dict[str, list[Overlaps]],
+) -> PairOverlap:
+    r, d = len(angles), len(shares[0])
+    at_rank = {statistic: float(curve[r - 1]) for statistic, curve in curves._asdict().items()}
+    excesses = excess(curves.overlap, d)
+    shared = shared_plane(curves.overlap, d)
+    bands: dict[str, Band] = {}
+    tests: list[NullTest] = []
+    if plan.haar:
+        mean = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
+        bands["haar"] = Band(curves.overlap.new_tensor(mean), None, None)
+        moments = (haar_overlap(r, d), *(haar_capture(each, r, d) for each in shares))
+        tests += [
+            NullTest("haar", statistic, value, *each, None, None, None, 0)
+            for (statistic, value), each in zip(at_rank.items(), moments, strict=True)
+        ]
+    for null, sample in drawn.items():
+        length = len(curves.overlap)
+        bands[null] = band_of([each.overlap for each in sample], length, plan.band)
+        if len(bands[null].mean) < r:
+            continue
+        for statistic, value in at_rank.items():
+            values = [float(getattr(each, statistic)[r - 1]) for each in sample]
+            tests.append(beside(null, statistic, value, values, plan.band))
+        # Each draw may choose its rank, as the observed overlaps did.
+        chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
+        tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
+    return PairOverlap(
+        name,
+        *pair,
+        r,
+        at_rank["overlap"],
+        float(excesses[r - 1]),
+        at_rank["capture_ab"],
+        at_rank["capture_ba"],
+        *shared,
+        angles,
+        curves.overlap,
+        excesses,
+        curves.capture_ab,
+        curves.capture_ba,
+        bands,
+        tuple(tests),
+    )

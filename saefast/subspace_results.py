@@ -1,0 +1,196 @@
+"""What `fit_subspaces` found: plain fields, and tables of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from saefast.nulls import NullTest
+
+Table = list[dict[str, Any]]
+"""Rows that `pyarrow.Table.from_pylist` and `pandas.DataFrame` take"""
+
+
+class Band(NamedTuple):
+    """The overlap under a null, for each r; as far as the null's planes go."""
+
+    mean: Tensor
+    low: Tensor | None
+    """None for fewer than two draws"""
+    high: Tensor | None
+
+
+@dataclass(frozen=True)
+class GroupSpectrum:
+    """The directions of one group of features in one seed."""
+
+    group: str
+    seed: int
+    """the position among the dictionaries"""
+    features: int
+    """in the group and alive"""
+    dead: int
+    """in the group and left out"""
+    rank: int
+    """how many dimensions they span, as far as rounding lets see"""
+    singular_values: Tensor
+    """[d] of the unit rows, descending"""
+    effective_rank: float
+    """exp of the entropy of the shares of energy, which are the squared singular values'"""
+    participation_ratio: float
+    """1 / the sum of the squared shares"""
+    energy_rank: int
+    """the fewest principal directions that hold 90 % of the energy, or what `energy` says"""
+    basis: Tensor
+    """[r, d] orthonormal rows: the plane of the rank that was asked for, or of `energy_rank`. The
+    rows are arbitrary where singular values are alike, the plane is not"""
+    tests: tuple[NullTest, ...]
+    """of "effective_rank", "participation_ratio" and "energy_rank" """
+
+
+@dataclass(frozen=True)
+class PairOverlap:
+    """One group of features in two seeds, a and b."""
+
+    group: str
+    a: int
+    b: int
+    rank: int
+    """of the planes that are compared: their smaller one"""
+    overlap: float
+    """the mean squared cosine of their principal angles"""
+    excess: float
+    """how far that is above chance, rank / d, where 1 is all there is"""
+    capture_ab: float
+    """which share of the energy of a's features lies in b's plane"""
+    capture_ba: float
+    shared_rank: int
+    """the dimension of the plane they have in common, from the whole curve: where most dimensions
+    are shared beyond chance. Where singular values are alike, `rank` may cut through that plane, in
+    each seed through other parts of it"""
+    shared_dimensions: float
+    """how many those are: shared_rank * excess there"""
+    angles: Tensor
+    """[rank] between the planes, in radians, ascending"""
+    overlap_curve: Tensor
+    """[r] the overlap at each rank from 1; also of what follows"""
+    excess_curve: Tensor
+    capture_ab_curve: Tensor
+    capture_ba_curve: Tensor
+    bands: dict[str, Band]
+    """by null: what the overlap curve would be"""
+    tests: tuple[NullTest, ...]
+    """of "overlap", "capture_ab" and "capture_ba" at the rank, and of "shared_dimensions" """
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """Which planes groups of features lie in, and how far they come back from seed to seed."""
+
+    d: int
+    spectra: tuple[GroupSpectrum, ...]
+    """by group, then seed"""
+    pairs: tuple[PairOverlap, ...]
+    """by group, then seeds; only those in which both have features"""
+    skipped: tuple[str, ...]
+    """what could not be computed, and why"""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(dict.fromkeys(spectrum.group for spectrum in self.spectra))
+
+    def spectrum(self, group: str, seed: int) -> GroupSpectrum:
+        """The directions of one group in one seed."""
+        for spectrum in self.spectra:
+            if (spectrum.group, spectrum.seed) == (group, seed):
+                return spectrum
+        raise ValueError(
+            f"group must be one of {', '.join(self.groups)}, and seed the position of a "
+            f"dictionary, got {group!r} and {seed}"
+        )
+
+    def pair(self, group: str, a: int, b: int) -> PairOverlap:
+        """One group in two seeds, a < b."""
+        for pair in self.pairs:
+            if (pair.group, pair.a, pair.b) == (group, a, b):
+                return pair
+        raise ValueError(
+            f"there is no pair of seeds {a} and {b} in group {group!r}; a must be less than b, and "
+            f"the group must have features in both: {'; '.join(self.skipped) or 'nothing skipped'}"
+        )
+
+    def tables(self) -> dict[str, Table]:
+        """Everything as tables: `spectra`, `singular_values`, `pairs`, `curves`, `angles`, `nulls`.
+
+        A row of `curves` is a pair and a rank, one of `nulls` a statistic beside one null.
+        """
+        return {
+            "spectra": [_scalars(spectrum) for spectrum in self.spectra],
+            "singular_values": list(self._singular_values()),
+            "pairs": [_scalars(pair) for pair in self.pairs],
+            "curves": list(self._curves()),
+            "angles": list(self._angles()),
+            "nulls": list(self._nulls()),
+        }
+
+    def as_rows(self) -> Table:
+        """The table of pairs."""
+        return self.tables()["pairs"]
+
+    def _singular_values(self) -> Iterator[dict[str, Any]]:
+        for each in self.spectra:
+            total = max(float(each.singular_values.square().sum()), 1e-300)
+            for i, value in enumerate(each.singular_values.tolist(), 1):
+                yield {
+                    "group": each.group,
+                    "seed": each.seed,
+                    "index": i,
+                    "singular_value": value,
+                    "share": value * value / total,
+                }
+
+    def _curves(self) -> Iterator[dict[str, Any]]:
+        for pair in self.pairs:
+            columns = {
+                "overlap": pair.overlap_curve,
+                "excess": pair.excess_curve,
+                "capture_ab": pair.capture_ab_curve,
+                "capture_ba": pair.capture_ba_curve,
+            }
+            for null, band in pair.bands.items():
+                columns |= {f"{null}_{name}": curve for name, curve in band._asdict().items()}
+            values = {
+                name: [] if curve is None else curve.tolist() for name, curve in columns.items()
+            }
+            for i in range(len(pair.overlap_curve)):
+                row = {"group": pair.group, "a": pair.a, "b": pair.b, "rank": i + 1}
+                yield row | {
+                    name: curve[i] if i < len(curve) else None for name, curve in values.items()
+                }
+
+    def _angles(self) -> Iterator[dict[str, Any]]:
+        for pair in self.pairs:
+            for i, angle in enumerate(pair.angles.tolist(), 1):
+                yield {
+                    "group": pair.group,
+                    "a": pair.a,
+                    "b": pair.b,
+                    "index": i,
+                    "angle": angle,
+                }
+
+    def _nulls(self) -> Iterator[dict[str, Any]]:
+        for spectrum in self.spectra:
+            for test in spectrum.tests:
+                yield {"group": spectrum.group, "a": spectrum.seed, "b": None, **test._asdict()}
+        for pair in self.pairs:
+            for test in pair.tests:
+                yield {"group": pair.group, "a": pair.a, "b": pair.b, **test._asdict()}
+
+
+def _scalars(result: GroupSpectrum | PairOverlap) -> dict[str, Any]:
+    return {
+        name: value for name, value in vars(result).items() if isinstance(value, (str, int, float))
+    }
