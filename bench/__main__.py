@@ -22,6 +22,7 @@ CASES = (
     "memory",
     "stability",
     "subspace",
+    "worlds",
 )
 _OWN = ("gpu", "match")  # with shapes and options of their own
 

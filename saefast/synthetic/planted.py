@@ -1,4 +1,4 @@
-"""Worlds whose true features are known, to see whether a dictionary finds them."""
+"""A small world with a fixed number of features in every row, for demonstrations and tests."""
 
 from dataclasses import dataclass
 

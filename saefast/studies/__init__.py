@@ -1,0 +1,7 @@
+"""Experiments on data whose truth is known, end to end, each a function with a table as result."""
+
+from saefast.studies.digits import run_digits
+from saefast.studies.lowrank import run_lowrank
+from saefast.studies.recovery import run_recovery
+
+__all__ = ["run_digits", "run_lowrank", "run_recovery"]

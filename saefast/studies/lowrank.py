@@ -1,0 +1,298 @@
+"""Rare features in a plane: no seed finds the same ones, every seed finds the plane."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.angles import haar_overlap, principal_angles
+from saefast.auxk import AuxK
+from saefast.config import TrainConfig
+from saefast.one_thread import one_thread
+from saefast.ops import checks
+from saefast.stability import at_threshold, score_stability
+from saefast.studies.table import as_text, write_parquet
+from saefast.subspace import fit_subspaces
+from saefast.synthetic.low_rank import LowRankWorld
+from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
+from saefast.train import train_saes
+from saefast.types import Dictionary, Stability
+
+SIMILAR, CLOSE = 0.7, 0.9
+"""cosines from which a feature of one seed counts as back in another"""
+
+DEAD_AFTER = 25_000
+"""rows without firing after which a latent gets the auxiliary loss"""
+DRAWS = 20
+"""of the null that knows the covariance"""
+
+
+@dataclass(frozen=True)
+class LowRankDesign:
+    """A world and how it is trained on."""
+
+    rare: int = 1024
+    """true features in the plane"""
+    rare_rate: float = 0.001
+    rank: int = 32
+    d: int = 128
+    stable: int = 128
+    """true features outside of the plane"""
+    stable_rate: float = 0.03
+    latents: int = 384
+    k: int = 6
+    seeds: int = 4
+    steps: int = 3000
+    batch_size: int = 512
+    lr: float = 1e-3
+
+
+SWEEP = tuple(LowRankDesign(rare=rare, rare_rate=1.024 / rare) for rare in (64, 256, 512, 1024))
+"""More and more features in the plane, of which each row holds one on average"""
+NARROW = LowRankDesign(rank=16, rare=256, rare_rate=0.004)
+IDENTIFIED = LowRankDesign(
+    rare=64, rare_rate=0.03, latents=192, k=8, seeds=5, steps=4000, batch_size=1024
+)
+"""The control: few features in the plane, frequent enough for each to get a latent"""
+
+
+@dataclass(frozen=True)
+class LowRankRow:
+    """What came of one design; means over seeds, and over pairs of them."""
+
+    rare: int
+    rare_rate: float
+    rank: int
+    latents: int
+    k: int
+    alive: float
+    """latents that fire often enough to count; the others are in none of the figures below"""
+    in_plane: float
+    """those of them that lie in the plane rather than outside"""
+    explained: float
+    stable_back: float
+    """share of the latents outside of the plane, per other seed, with a similar one there"""
+    plane_back: float
+    """the same of those in the plane"""
+    plane_back_close: float
+    """the same at the higher cosine"""
+    stable_recovered: float
+    """share of the true features outside of the plane that a latent is close to"""
+    plane_recovered: float
+    unstable: float
+    """latents that come back in few other seeds, or none"""
+    overlap: float | None
+    """of the planes that two seeds' unstable latents fill most; None where too few are unstable"""
+    overlap_truth: float | None
+    """of that plane and the true one"""
+    overlap_null: float
+    """of two random planes"""
+    overlap_covariance: float | None
+    """of planes of as many directions drawn from the covariance of the rows"""
+    keep_stable: float
+    """variance explained by stable latents alone"""
+    keep_unstable: float
+
+
+@dataclass(frozen=True)
+class LowRankResult:
+    """The rows of `run_lowrank`."""
+
+    rows: tuple[LowRankRow, ...]
+    written: tuple[Path, ...] = ()
+
+    def table(self) -> str:
+        """For people."""
+        return as_text([asdict(row) for row in self.rows])
+
+
+def run_lowrank(
+    out: str | Path | None = None,
+    *,
+    designs: Sequence[LowRankDesign] = SWEEP,
+    rows: int = 65_536,
+    least_rate: float = 1e-4,
+    seed: int = 0,
+    progress: bool = True,
+) -> LowRankResult:
+    """Show that unstable features can be one reproducible plane in different bases.
+
+    Each design plants frequent features outside of a plane and rare ones in it, trains SAEs that
+    differ in their seed only, and looks at which latents come back, what they explain, and how far
+    the planes of those that do not come back agree with each other and with the true one.
+
+    Args:
+        out: folder to write `lowrank.parquet` to. Without it nothing is written.
+        designs: what to try.
+        rows: how many rows that no SAE was trained on are looked at.
+        least_rate: on which share of these rows a latent must fire to count. Those that training
+            left over fire on some in a million; where they point says nothing.
+        seed: of the worlds.
+        progress: show progress bars on stderr.
+
+    Returns:
+        A row for each design. The same arguments give the same bits on any number of threads.
+    """
+    from tqdm import tqdm
+
+    checks.whole("rows", rows)
+    checks.at_least("rows", rows, 1)
+    checks.at_least("least_rate", least_rate, 0, below=1)
+    bar = tqdm(designs, desc="designs", unit="design", disable=not progress)
+    found = tuple(_row(design, rows, least_rate, seed, progress) for design in bar)
+    if out is None:
+        return LowRankResult(found)
+    file = write_parquet([asdict(row) for row in found], Path(out) / "lowrank.parquet")
+    return LowRankResult(found, (file,))
+
+
+def _row(
+    design: LowRankDesign, rows: int, least_rate: float, seed: int, progress: bool
+) -> LowRankRow:
+    world = LowRankWorld.create(
+        d=design.d,
+        stable=design.stable,
+        stable_rate=design.stable_rate,
+        rank=design.rank,
+        rare=design.rare,
+        rare_rate=design.rare_rate,
+        seed=seed,
+    )
+    saes = train_saes(world, _config(design), progress=progress, device="cpu")
+    seen = [explain(sae, world, rows=rows) for sae in saes]
+    dictionaries = [
+        Dictionary(sae.W_dec.detach(), firing_rate=each.firing_rate * _often(each, least_rate))
+        for sae, each in zip(saes, seen, strict=True)
+    ]
+    stability = score_stability(dictionaries, threshold=SIMILAR, progress=False)
+    masks = zip(stability.stable(), stability.unstable(), strict=True)
+    kept = [
+        keep_only(sae, world, {"stable": s, "unstable": u}, rows=rows)
+        for sae, (s, u) in zip(saes, masks, strict=True)
+    ]
+    return LowRankRow(
+        rare=design.rare,
+        rare_rate=design.rare_rate,
+        rank=design.rank,
+        latents=design.latents,
+        k=design.k,
+        alive=_mean([int(alive.sum()) for alive in stability.alive]),
+        explained=_mean([each.explained_variance for each in seen]),
+        **_by_block(dictionaries, stability, world)._asdict(),
+        **_overlaps(dictionaries, stability, world, design.rank)._asdict(),
+        keep_stable=_mean([each["stable"] for each in kept]),
+        keep_unstable=_mean([each["unstable"] for each in kept]),
+    )
+
+
+def _config(design: LowRankDesign) -> TrainConfig:
+    return TrainConfig(
+        latents=design.latents,
+        k=design.k,
+        seeds=tuple(range(design.seeds)),
+        tokens=design.steps * design.batch_size,
+        batch_size=design.batch_size,
+        lr=design.lr,
+        auxk=AuxK(dead_after=DEAD_AFTER),
+    )
+
+
+def _often(seen: Explanation, least: float) -> Tensor:
+    return seen.firing_rate >= least
+
+
+class _Blocks(NamedTuple):
+    """These and the next are fields of `LowRankRow`."""
+
+    in_plane: float
+    stable_back: float
+    plane_back: float
+    plane_back_close: float
+    stable_recovered: float
+    plane_recovered: float
+    unstable: float
+
+
+class _Overlaps(NamedTuple):
+    overlap: float | None
+    overlap_truth: float | None
+    overlap_null: float
+    overlap_covariance: float | None
+
+
+def _by_block(
+    dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
+) -> _Blocks:
+    """What comes back and what is recovered, in the plane and outside."""
+    planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
+    inside = [alive & mask for alive, mask in zip(stability.alive, planar, strict=True)]
+    outside = [alive & ~mask for alive, mask in zip(stability.alive, planar, strict=True)]
+    close = at_threshold(stability, CLOSE)
+    recovered = [recovery(dictionary, world).best > RECOVERED for dictionary in dictionaries]
+    return _Blocks(
+        in_plane=_mean([int(mask.sum()) for mask in inside]),
+        stable_back=_mean_of(stability.score, outside),
+        plane_back=_mean_of(stability.score, inside),
+        plane_back_close=_mean_of(close.score, inside),
+        stable_recovered=_mean_of(recovered, [~world.in_plane] * len(recovered)),
+        plane_recovered=_mean_of(recovered, [world.in_plane] * len(recovered)),
+        unstable=_mean([int(mask.sum()) for mask in stability.unstable()]),
+    )
+
+
+def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
+    """[m] bool: more than half of a feature's square is in the plane."""
+    features = features.double()
+    with one_thread():
+        inside = (features @ plane.double().T).square().sum(1)
+    return inside > features.square().sum(1) / 2
+
+
+def _overlaps(
+    dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld, rank: int
+) -> _Overlaps:
+    """Of unstable features' planes with each other and with the true one, beside chance."""
+    found = fit_subspaces(
+        dictionaries,
+        stability,
+        rank=rank,
+        nulls=("covariance",),
+        covariance=_covariance(world),
+        draws=DRAWS,
+        progress=False,
+    )
+    spectra = [spectrum for spectrum in found.spectra if spectrum.group == "unstable"]
+    chance = haar_overlap(rank, world.d).mean
+    if any(spectrum.rank < rank for spectrum in spectra):
+        return _Overlaps(None, None, chance, None)
+    pairs = [pair for pair in found.pairs if pair.group == "unstable"]
+    nulls = [test.mean for pair in pairs for test in pair.tests if test.statistic == "overlap"]
+    angles = [principal_angles(spectrum.basis, world.plane.double()) for spectrum in spectra]
+    return _Overlaps(
+        overlap=_mean([pair.overlap for pair in pairs]),
+        overlap_truth=_mean([float(angle.cos().square().mean()) for angle in angles]),
+        overlap_null=chance,
+        overlap_covariance=_mean(nulls),
+    )
+
+
+def _covariance(world: LowRankWorld) -> Tensor:
+    """[d, d] float64, of many rows."""
+    rows = world.sample(32_768).x.double()
+    with one_thread():
+        centred = rows - rows.mean(0)
+        covariance: Tensor = centred.T @ centred / len(rows)
+    return covariance
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_of(values: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
+    """Over SAEs, of the means over the features that each mask names."""
+    means = [v[mask].double().mean() for v, mask in zip(values, masks, strict=True) if mask.any()]
+    return float(torch.stack(means).mean()) if means else float("nan")

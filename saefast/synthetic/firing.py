@@ -1,0 +1,90 @@
+"""Which features fire in which rows: sparse draws whose cost is that of what fires."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+_BUCKETS_PER_FEATURE = 4
+
+
+class Fired(NamedTuple):
+    """Which feature fired in which row, in the order of rows."""
+
+    row: Whole
+    feature: Whole
+
+
+class Firing:
+    """Features that fire independently of each other, given the context of a row.
+
+    A feature of rate p is an interval of length -log(1 - p) on a line. A row is a Poisson process
+    of rate one on it, and a feature fires where its interval holds a point: with probability p,
+    and independently of all others, since intervals do not overlap. The lines of all rows are
+    walked as one, by exponential steps: nothing is drawn for features that do not fire, points
+    come in order of rows and features, and those of one interval are neighbours.
+    """
+
+    def __init__(self, rates: Floats):
+        """`rates` [contexts, features], each in [0, 1); every context is as likely as the others"""
+        contexts, self._features = rates.shape
+        edges = np.zeros((contexts, self._features + 1))
+        np.cumsum(-np.log1p(-rates), axis=1, out=edges[:, 1:])
+        self._length = edges[:, -1].copy()
+        self._upper = edges[:, 1:].ravel()
+        self._buckets = _BUCKETS_PER_FEATURE * self._features
+        # A point's bucket says between which two features it is searched for.
+        self._per_length = self._buckets / np.maximum(self._length, 1e-300)
+        marks = np.linspace(0, 1, self._buckets + 1)
+        last = self._features - 1
+        guide = [np.searchsorted(e[1:], marks * e[-1], side="right").clip(max=last) for e in edges]
+        self._guide = np.concatenate(guide)
+
+    def draw(self, generator: np.random.Generator, n: int) -> Fired:
+        """What fires in n rows."""
+        contexts = len(self._length)
+        context = generator.integers(contexts, size=n) if contexts > 1 else np.zeros(n, np.int64)
+        length = self._length[context]
+        end = np.cumsum(length)
+        points = _walk(generator, float(end[-1]))
+        row = np.repeat(np.arange(n), np.diff(np.searchsorted(points, end), prepend=0))
+        position = points - (end - length)[row]
+        feature = self._at(context[row] if contexts > 1 else None, position)
+        fresh = np.ones(len(row), bool)
+        fresh[1:] = (feature[1:] != feature[:-1]) | (row[1:] != row[:-1])
+        return Fired(row[fresh], feature[fresh])
+
+    def _at(self, context: Whole | None, position: Floats) -> Whole:
+        """The feature at each position on the line of its context."""
+        scale = self._per_length[0] if context is None else self._per_length[context]
+        # Rounding may put a point a hair outside of its line.
+        bucket = np.clip((position * scale).astype(np.int64), 0, self._buckets - 1)
+        if context is not None:
+            bucket += context * (self._buckets + 1)
+        low: Whole = self._guide[bucket]
+        high: Whole = self._guide[bucket + 1]
+        base = np.zeros_like(low) if context is None else context * self._features
+        several = np.flatnonzero(high - low > 1)
+        low += (position >= self._upper[base + low]) & (low < high)
+        # Few buckets hold more than one edge; there, halve the span until one is left.
+        base, position = base[several], position[several]
+        left, right = low[several], high[several]
+        while (left < right).any():
+            middle = (left + right) // 2
+            beyond = position >= self._upper[base + middle]
+            left, right = np.where(beyond, middle + 1, left), np.where(beyond, right, middle)
+        low[several] = left
+        return low
+
+
+def _walk(generator: np.random.Generator, end: float) -> Floats:
+    """The points before `end` of a Poisson process of rate one."""
+    expected = int(end + 6 * end**0.5) + 16
+    points = np.cumsum(generator.standard_exponential(expected))
+    while points[-1] < end:
+        more = np.cumsum(generator.standard_exponential(expected))
+        points = np.concatenate([points, points[-1] + more])
+    return points[: np.searchsorted(points, end)]

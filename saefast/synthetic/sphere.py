@@ -1,0 +1,46 @@
+"""Far more independent features than dimensions, all of them known."""
+
+import torch
+
+from saefast.ops import checks
+from saefast.synthetic.world import World, unit_directions, world_generator
+
+FIRING = ("constant", "log_uniform")
+
+
+def sphere_world(
+    count: int = 3200,
+    d: int = 100,
+    *,
+    firing: str = "constant",
+    l0: float = 20.0,
+    decades: float = 4.3,
+    seed: int = 0,
+) -> World:
+    """Directions uniform on the sphere that fire independently, with strengths LogNormal(0, 0.25).
+
+    Args:
+        count: how many features.
+        d: width.
+        firing: "constant": every feature fires equally often; "log_uniform": how often is uniform
+            on a logarithmic scale.
+        l0: features per row, on average over all rows and worlds.
+        decades: by how many powers of ten rates differ where they are log-uniform. With the
+            defaults they are from 10^-5.5 to 10^-1.2.
+        seed: of directions, rates and rows.
+    """
+    for name, value in (("count", count), ("d", d)):
+        checks.whole(name, value)
+        checks.at_least(name, value, 1)
+    checks.one_of("firing", firing, FIRING)
+    checks.at_least("l0", l0, 0)
+    checks.at_least("decades", decades, 0)
+    generator = world_generator(seed)
+    features = unit_directions(count, d, generator)
+    rates = torch.full((1, count), l0 / count, dtype=torch.float64)
+    if firing == "log_uniform" and decades > 0:
+        drawn = torch.rand(1, count, generator=generator, dtype=torch.float64)
+        shape = 10 ** (-decades * drawn)
+        # The mean of 10^-u for u uniform from 0 to `decades`.
+        rates *= shape * decades * torch.tensor(10.0).double().log() / (1 - 10**-decades)
+    return World(features, rates, seed=seed)

@@ -1,0 +1,195 @@
+"""How much of a world's truth a dictionary holds, and how an SAE explains its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saefast.dictionary import Features, as_dictionary
+from saefast.match import match_features
+from saefast.ops import checks
+from saefast.ops.latent_sum import column_sum
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.sae import SAE
+from saefast.synthetic.world import Drawn, World
+from saefast.types import Dictionary, SparseCode
+
+RECOVERED = 0.8
+"""A true feature is recovered by a latent whose cosine with it is above this."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A dictionary beside the true features; only latents that are alive count."""
+
+    best: Tensor
+    """[m] for each true feature the largest signed cosine of a latent"""
+    truth: Tensor
+    """[latents] int64 which true feature each latent is nearest to, whatever the sign; -1: dead"""
+    mcc: float
+    """mean absolute cosine of the best one-to-one pairs, over the smaller of both sides"""
+    uniqueness: float
+    """how many different true features latents are nearest to, per latent"""
+
+    @property
+    def recovered(self) -> float:
+        """The share of true features that a latent is close to."""
+        return float((self.best > RECOVERED).double().mean())
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an SAE does with rows of a world."""
+
+    explained_variance: float
+    """1 - squared errors / squared distances to the mean row, both summed over all rows"""
+    shrinkage: float
+    """mean length of a reconstruction over the length of its row, rows of zeros left out"""
+    l0: float
+    """latents that fire, per row"""
+    firing_rate: Tensor
+    """[latents] float64"""
+    f1: Tensor
+    """[latents] float64: of "it fires" as a guess at "its true feature fires"; 0 where neither does
+    or it is dead"""
+
+    @property
+    def mean_f1(self) -> float:
+        """Over latents that fire."""
+        fires = self.firing_rate > 0
+        return float(self.f1[fires].mean()) if bool(fires.any()) else 0.0
+
+
+def recovery(dictionary: Features, world: World) -> Recovery:
+    """Compare directions alone.
+
+    Args:
+        dictionary: an SAE, a `Dictionary`, or a tensor [latents, d] of decoder rows.
+        world: the truth.
+    """
+    found = as_dictionary(dictionary)
+    checks.size("dictionary.W_dec", found.W_dec, 1, world.d, "the width of the world")
+    truths = Dictionary(world.features.to(found.W_dec.dtype))
+    alive = int(found.alive.sum())
+    if alive == 0:
+        nothing = torch.full((found.m,), -1)
+        return Recovery(torch.zeros(world.m), nothing, 0.0, 0.0)
+    nearest = match_features(found, truths, absolute=True).partner
+    pairs = match_features(found, truths, one_to_one=True, absolute=True)
+    return Recovery(
+        best=match_features(truths, found).similarity,
+        truth=nearest,
+        mcc=float(pairs.similarity.double().sum()) / min(alive, world.m),
+        uniqueness=len(torch.unique(nearest[nearest >= 0])) / alive,
+    )
+
+
+@torch.no_grad()
+def explain(sae: SAE, world: World, *, rows: int = 65_536, seed: int = 1) -> Explanation:
+    """Let an SAE reconstruct rows it was not trained on.
+
+    Args:
+        sae: takes activations as they come, on the CPU.
+        world: whose rows; it must have the SAE's width.
+        rows: how many.
+        seed: of their stream; it should not be the `data_seed` of the training.
+    """
+    checks.size("sae.W_dec", sae.W_dec, 1, world.d, "the width of the world")
+    alive = as_dictionary(sae).alive
+    truth = torch.full((sae.m,), -1)
+    if bool(alive.any()):
+        truth = match_features(sae, world.features, absolute=True).partner
+    spread, shrunk = _Spread(world.d), torch.zeros(2, dtype=torch.float64)
+    fired, hits = (torch.zeros(sae.m, dtype=torch.int64) for _ in range(2))
+    shown = torch.zeros(world.m, dtype=torch.int64)
+    for drawn in world.blocks(rows, seed=seed):
+        code = sae.encode(drawn.x)
+        reconstruction = sae.decode(code)
+        spread.add(drawn.x, {"all": reconstruction})
+        shrunk += _lengths(reconstruction, drawn.x)
+        there = drawn.values > 0
+        shown += torch.bincount(drawn.indices[there], minlength=world.m)
+        latents = code.indices[code.values > 0]
+        fired += torch.bincount(latents, minlength=sae.m)
+        hits += torch.bincount(latents[_right(code, drawn, truth, world.m)], minlength=sae.m)
+    either = fired + shown[truth.clamp(min=0)]
+    f1 = torch.where((truth >= 0) & (hits > 0), 2 * hits / either.clamp(min=1).double(), 0.0)
+    return Explanation(
+        explained_variance=spread.explained["all"],
+        shrinkage=float(shrunk[0] / shrunk[1]) if shrunk[1] > 0 else 0.0,
+        l0=int(fired.sum()) / rows,
+        firing_rate=fired.double() / rows,
+        f1=f1,
+    )
+
+
+@torch.no_grad()
+def keep_only(
+    sae: SAE, world: World, masks: Mapping[str, Tensor], *, rows: int = 65_536, seed: int = 1
+) -> dict[str, float]:
+    """The variance explained when the decoder's sum has only the latents of a mask.
+
+    Which latents fire, and how strongly, is decided by all of them.
+
+    Args:
+        sae: takes activations as they come, on the CPU.
+        world: whose rows.
+        masks: [latents] bool each, under a name.
+        rows: how many.
+        seed: of their stream.
+
+    Returns:
+        For each name the explained variance.
+    """
+    spread = _Spread(world.d)
+    for drawn in world.blocks(rows, seed=seed):
+        code = sae.encode(drawn.x)
+        parts = {}
+        for name, mask in masks.items():
+            kept = code.values * mask[code.indices]
+            parts[name] = sparse_decode(kept, code.indices, sae.W_dec, sae.b_dec)
+        spread.add(drawn.x, parts)
+    return spread.explained
+
+
+class _Spread:
+    """Sums over rows, in float64 and in an order that threads do not change."""
+
+    def __init__(self, d: int) -> None:
+        self._rows = 0
+        self._sum, self._squares = (torch.zeros(d, dtype=torch.float64) for _ in range(2))
+        self._errors: dict[str, float] = {}
+
+    def add(self, x: Tensor, reconstructions: Mapping[str, Tensor]) -> None:
+        """Of rows and what was made of them."""
+        rows = x.double()
+        self._rows += len(rows)
+        self._sum += column_sum(rows)
+        self._squares += column_sum(rows.square())
+        for name, made in reconstructions.items():
+            error = float(column_sum((made.double() - rows).square()).sum())
+            self._errors[name] = self._errors.get(name, 0.0) + error
+
+    @property
+    def explained(self) -> dict[str, float]:
+        total = float((self._squares - self._sum.square() / max(self._rows, 1)).sum())
+        return {name: 1 - error / total for name, error in self._errors.items()}
+
+
+def _lengths(made: Tensor, x: Tensor) -> Tensor:
+    """Sum of the ratios of lengths, and how many there are: float64 [2]."""
+    of_made, of_x = (torch.linalg.vector_norm(rows.double(), dim=1) for rows in (made, x))
+    there = of_x > 0
+    ratios = of_made[there] / of_x[there]
+    return torch.stack([column_sum(ratios[:, None])[0], there.sum().double()])
+
+
+def _right(code: SparseCode, drawn: Drawn, truth: Tensor, m: int) -> Tensor:
+    """For every latent that fires, whether its true feature, one of m, fires in that row."""
+    there = torch.zeros(len(drawn.x), m + 1, dtype=torch.bool)  # in the last column nothing fires
+    row, place = (drawn.values > 0).nonzero(as_tuple=True)
+    there[row, drawn.indices[row, place]] = True
+    row, place = (code.values > 0).nonzero(as_tuple=True)
+    wanted = truth[code.indices[row, place]]
+    return there[row, torch.where(wanted < 0, m, wanted)]

@@ -1,0 +1,251 @@
+"""Endless rows that are sparse sums of known directions, and which of them each row holds."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast.activations.protocol import Batch, check_stream
+from saefast.ops import checks
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.reference import normalise_rows
+from saefast.side_by_side import side_by_side
+from saefast.synthetic.children import Children
+from saefast.synthetic.firing import Fired, Firing
+
+BLOCK = 4096
+"""Rows that are drawn with one generator; to change it is to change every world's rows"""
+
+
+class Strength(NamedTuple):
+    """How strongly a feature is on when it fires: mean + spread * z, but not below zero, or
+    mean * exp(spread * z), with z from the normal distribution."""
+
+    mean: Tensor
+    """[m], or [] for all"""
+    spread: Tensor
+    """[m], or [] for all"""
+    log: bool
+
+
+LOG_NORMAL = Strength(torch.tensor(1.0), torch.tensor(0.25), log=True)
+"""The papers' LogNormal(0, 0.25), whose second number is taken as sigma"""
+
+
+class Drawn(NamedTuple):
+    """Rows, and the truth about each."""
+
+    x: Tensor
+    """[n, d]"""
+    values: Tensor
+    """[n, width] how strongly the features are on that fire; zeros fill up"""
+    indices: Tensor
+    """[n, width] int64 which features those are, in no order"""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Rows x = bias + the sum over the features that fire of strength times direction.
+
+    A world is a source of activations: `train_saes` takes it as it is. Its rows are numbered
+    without end, one stream for each seed, and a row has the same bits however it is asked for, on
+    any number of threads, as long as NumPy draws as it does (`fingerprint` would tell).
+    """
+
+    features: Tensor
+    """[m, d] of norm one"""
+    rates: Tensor
+    """[contexts, m] float64: in which share of the rows of a context a feature fires; of one that
+    has a parent, in which share of the rows in which that fires"""
+    strength: Strength = LOG_NORMAL
+    parent: Tensor | None = None
+    """[m] int64, -1 for none: a feature fires only where its parent does, and never together with
+    another child of it"""
+    bias: Tensor | None = None
+    """[d]"""
+    seed: int = 0
+
+    rows = None
+    dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        checks.floating("features", self.features, "[m, d]")
+        checks.floating("rates", self.rates, "[contexts, m]")
+        checks.size("rates", self.rates, 1, self.m, "one for each feature")
+        if not bool(((self.rates >= 0) & (self.rates < 1)).all()):
+            raise ValueError("rates must be at least 0 and below 1")
+        checks.whole("seed", self.seed)
+        checks.at_least("seed", self.seed, 0)
+        if self.parent is not None:
+            _check_parents(self.parent, self.rates)
+
+    @property
+    def m(self) -> int:
+        """How many true features there are."""
+        return len(self.features)
+
+    @property
+    def d(self) -> int:
+        """The width of a row."""
+        return self.features.shape[1]
+
+    @cached_property
+    def firing_rate(self) -> Tensor:
+        """[m] float64: on which share of all rows each feature fires."""
+        rate = self.rates.mean(0)
+        if self.parent is None:
+            return rate
+        total, above = rate.clone(), self.parent
+        while bool((above >= 0).any()):
+            total *= torch.where(above >= 0, rate[above.clamp(min=0)], 1.0)
+            above = torch.where(above >= 0, self.parent[above.clamp(min=0)], -1)
+        return total
+
+    def sample(self, n: int, *, seed: int = 1, start: int = 0) -> Drawn:
+        """Rows `start` to `start + n` of a stream, with their truth.
+
+        Training reads the stream whose seed is `TrainConfig.data_seed`, 0 unless told otherwise.
+        """
+        check_stream(n, seed, start)
+        first, end = start // BLOCK, -(-(start + n) // BLOCK)
+        blocks = [self._block(seed, number) for number in range(first, end)]
+        width = max(block.values.shape[1] for block in blocks)
+        parts = zip(*(_widened(block, width) for block in blocks), strict=True)
+        x, values, indices = (torch.cat(part) for part in parts)
+        wanted = slice(start - first * BLOCK, start - first * BLOCK + n)
+        return Drawn(x[wanted], values[wanted], indices[wanted])
+
+    def blocks(self, n: int, *, seed: int = 1) -> Iterator[Drawn]:
+        """The first n rows of a stream, piece by piece: what `sample` gives, in little memory."""
+        check_stream(n, seed, 0)
+        count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()
+        with side_by_side() as run:
+            for first in range(0, count, at_once):
+                numbers = range(first, min(first + at_once, count))
+                for number, drawn in enumerate(run(partial(self._block, seed), numbers), first):
+                    left = n - number * BLOCK
+                    yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
+        """See `Activations.batches`; each seed has rows of its own."""
+        check_stream(batch_size, seed, start)
+        return self._batches(batch_size, seed, start)
+
+    def locate(self, row: int) -> str:
+        """See `Activations.locate`."""
+        return f"the synthetic world, row {row}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Activations.fingerprint`: of what defines the world, and of some of its rows."""
+        digest = hashlib.sha256(repr((self.seed, self.strength.log)).encode())
+        parts = [self.features, self.rates, *self.strength[:2], self.parent, self.bias]
+        parts.append(self.sample(64, seed=0).x)
+        for part in parts:
+            digest.update(b"none" if part is None else part.numpy().tobytes())
+        return f"world-{digest.hexdigest()[:16]}"
+
+    def _batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+        block: tuple[int, Tensor] | None = None
+        for number in itertools.count(start):
+            first, end = number * batch_size, (number + 1) * batch_size
+            parts = []
+            for which in range(first // BLOCK, -(-end // BLOCK)):
+                if block is None or block[0] != which:
+                    block = which, self._block(seed, which).x
+                parts.append(block[1][max(first - which * BLOCK, 0) : end - which * BLOCK])
+            yield Batch(
+                x=parts[0] if len(parts) == 1 else torch.cat(parts),
+                target=None,
+                where=f"the synthetic world, rows {first} to {end - 1}",
+                rows=np.arange(first, end),
+            )
+
+    def _block(self, seed: int, number: int) -> Drawn:
+        """Rows number * BLOCK and on; nothing else decides on their bits."""
+        sequence = np.random.SeedSequence([self.seed, seed, number])
+        generator = np.random.Generator(np.random.SFC64(sequence))
+        fired = self._firing.draw(generator, BLOCK)
+        if self._children is not None:
+            fired = self._children.join(generator, fired)
+        values, indices = _padded(fired, self._strengths(generator, fired.feature))
+        return Drawn(sparse_decode(values, indices, self.features, self.bias), values, indices)
+
+    def _strengths(self, generator: np.random.Generator, feature: NDArray[np.int64]) -> Tensor:
+        drawn = torch.from_numpy(generator.standard_normal(len(feature), np.float32))
+        mean, spread = (
+            part.float() if part.ndim == 0 else part.float()[torch.from_numpy(feature)]
+            for part in self.strength[:2]
+        )
+        drawn *= spread
+        return mean * drawn.exp() if self.strength.log else (mean + drawn).abs()
+
+    @cached_property
+    def _firing(self) -> Firing:
+        rates = self.rates if self.parent is None else self.rates * (self.parent < 0)
+        return Firing(rates.double().numpy())
+
+    @cached_property
+    def _children(self) -> Children | None:
+        if self.parent is None or bool((self.parent < 0).all()):
+            return None
+        return Children(self.parent.numpy(), self.rates[0].double().numpy())
+
+
+def world_generator(seed: int) -> torch.Generator:
+    """What worlds draw from. SAEs draw their first directions from the plain seed: a world that
+    did so, too, would give an SAE of its own seed the truth to begin with."""
+    drawn = np.random.SeedSequence([seed, int.from_bytes(b"world")]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(drawn[0] >> 1))
+
+
+def unit_directions(count: int, d: int, generator: torch.Generator) -> Tensor:
+    """[count, d] uniform on the sphere."""
+    drawn = torch.randn(count, d, generator=generator)
+    normalise_rows(drawn)
+    return drawn
+
+
+def _padded(fired: Fired, strengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices [BLOCK, width], rows with fewer filled with zeros."""
+    count = np.bincount(fired.row, minlength=BLOCK)
+    first = np.cumsum(count) - count
+    width = max(int(count.max()), 1)
+    place = np.arange(len(fired.row)) + (np.arange(BLOCK) * width - first)[fired.row]
+    at = torch.from_numpy(place)
+    values = torch.zeros(BLOCK * width).index_copy_(0, at, strengths)
+    indices = torch.zeros(BLOCK * width, dtype=torch.int64)
+    indices.index_copy_(0, at, torch.from_numpy(fired.feature))
+    return values.view(BLOCK, width), indices.view(BLOCK, width)
+
+
+def _widened(drawn: Drawn, width: int) -> Drawn:
+    missing = (0, width - drawn.values.shape[1])
+    values, indices = (torch.nn.functional.pad(part, missing) for part in drawn[1:])
+    return Drawn(drawn.x, values, indices)
+
+
+def _check_parents(parent: Tensor, rates: Tensor) -> None:
+    checks.indices("parent", parent, "[m]")
+    checks.size("parent", parent, 0, rates.shape[1], "one for each feature")
+    order = torch.arange(len(parent))
+    if not bool(((parent >= -1) & (parent < order)).all()):
+        raise ValueError("parent must be -1 or the number of an earlier feature")
+    child = parent >= 0
+    if not bool((rates[:, child] == rates[0, child]).all()):
+        raise ValueError("rates of a feature with a parent must be the same in every context")
+    taken = torch.zeros(len(parent), dtype=torch.float64)
+    taken.index_add_(0, parent[child], rates[0, child].double())
+    if bool((taken > 1 + 1e-12).any()):
+        crowded = int(taken.argmax())
+        raise ValueError(
+            f"rates of the children of feature {crowded} must sum to at most 1, since they exclude "
+            f"each other, but sum to {float(taken[crowded]):g}"
+        )
