@@ -9,6 +9,8 @@ from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
+from saefast.dictionary import sae_from
+from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
@@ -19,9 +21,13 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.overlap import Overlap, measure_overlap
 from saefast.overlap_measures import Measure
+from saefast.pool import pool_features
+from saefast.pooling_study import PoolingStudy, evaluate_pooling
+from saefast.regression import EffectRegression, regress_effect
 from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
+from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.step import FusedStep
 from saefast.storage import load_sae, save_sae
 from saefast.subspace import fit_subspaces
@@ -37,11 +43,15 @@ __all__ = [
     "Clusters",
     "Contributions",
     "Dictionary",
+    "EffectRegression",
+    "FeatureFunction",
+    "FeatureStatistics",
     "FusedStep",
     "Matches",
     "Measure",
     "Overlap",
     "Penalty",
+    "PoolingStudy",
     "Rules",
     "SparseCode",
     "Stability",
@@ -53,6 +63,9 @@ __all__ = [
     "at_threshold",
     "build_info",
     "contribution_r2",
+    "evaluate_pooling",
+    "feature_function",
+    "feature_statistics",
     "find_clusters",
     "fit_power_law",
     "fit_subspaces",
@@ -62,8 +75,11 @@ __all__ = [
     "measure_overlap",
     "membership_counts",
     "plan_matching",
+    "pool_features",
     "principal_angles",
     "reference",
+    "regress_effect",
+    "sae_from",
     "save_sae",
     "score_stability",
     "sparse_decode",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from saefast.ops import checks
@@ -50,6 +51,53 @@ def side_of(dictionary: Dictionary, side: str, name: str = "dictionary") -> Tens
     if rows is None:
         raise ValueError(f"{name} has no W_enc, which side={side!r} needs; use side='decoder'")
     return rows
+
+
+def sae_from(
+    dictionary: Features,
+    *,
+    k: int,
+    variant: str = "topk",
+    threshold: Tensor | float | None = None,
+) -> SAE:
+    """An SAE with the features of a dictionary, such as a pooled one: to be used or fine-tuned.
+
+    Args:
+        dictionary: without an encoder, that is the decoder; biases it lacks are zeros.
+        k: active latents per row.
+        variant: any but "gated", whose magnitudes a dictionary does not hold.
+        threshold: what a pre-activation must exceed, one number, or [m] for "jumprelu": for
+            variants that have one. None leaves what an untrained SAE has.
+    """
+    source = as_dictionary(dictionary)
+    if variant == "gated":
+        raise ValueError("variant 'gated' has magnitudes, which a dictionary does not hold")
+    sae = SAE(source.W_dec.shape[1], source.m, variant=variant, k=k, seed=0, dtype=_exact(source))
+    parts: dict[str, Tensor | float | None] = {
+        "W_dec": source.W_dec,
+        "W_enc": source.W_dec if source.W_enc is None else source.W_enc,
+        "b_enc": source.b_enc,
+        "b_dec": source.b_dec,
+    }
+    if threshold is not None:
+        name = {"jumprelu": "jump_threshold"}.get(variant, "batch_threshold")
+        if not hasattr(sae, name):
+            raise ValueError(f"threshold is not for variant {variant!r}, which has none")
+        parts[name] = threshold
+    with torch.no_grad():
+        for name, values in parts.items():
+            if values is not None:
+                mine: Tensor = getattr(sae, name)
+                values = torch.as_tensor(values).detach()
+                if values.ndim:
+                    checks.shape(name, values, tuple(mine.shape))
+                mine.copy_(values)
+    return sae
+
+
+def _exact(source: Dictionary) -> torch.dtype:
+    """What is trained is not kept in fewer bits than float32."""
+    return torch.promote_types(source.W_dec.dtype, torch.float32)
 
 
 def _check(dictionary: Dictionary, name: str) -> None:

@@ -41,8 +41,15 @@ def scales_of(sample: Sample, scaling: str) -> Scales:
     return Scales(x, x if sample.target is None else _scale_of(sample.target))
 
 
-def begin(config: TrainConfig, seed: int, sample: Sample, scales: Scales) -> SAE:
-    """The untrained SAE of one seed; it depends on nothing else but the config and the sample."""
+def begin(
+    config: TrainConfig, seed: int, sample: Sample, scales: Scales, initial: SAE | None = None
+) -> SAE:
+    """The untrained SAE of one seed; it depends on nothing else but the config and the sample.
+
+    Where there is an `initial` one, which takes activations as they come, that is what it is.
+    """
+    if initial is not None:
+        return _taken_on(config, initial, sample, scales)
     x = sample.x * scales.x
     target = x if sample.target is None else sample.target * scales.target
     sae = SAE(
@@ -79,6 +86,34 @@ def folded(sae: SAE, scales: Scales) -> SAE:
         out.W_dec.mul_(scales.x / scales.target)
         out.b_dec.div_(scales.target)
     return out
+
+
+def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales) -> SAE:
+    """The SAE that does to scaled activations what `initial` does to them as they come."""
+    d_out = sample.x.shape[1] if sample.target is None else sample.target.shape[1]
+    for name, got, expected in (
+        ("d", initial.d, sample.x.shape[1]),
+        ("d_out", initial.d_out, d_out),
+        ("latents", initial.m, config.latents),
+        ("variant", initial.variant, config.variant),
+        ("transcodes", initial.transcodes, sample.target is not None),
+    ):
+        if got != expected:
+            raise ValueError(
+                f"initial must have {name}={expected!r}, as config and activations say, got {got!r}"
+            )
+    # Of norm one here, where it counts: after what scales do to a transcoder.
+    sae = copy.deepcopy(initial).float().cpu()
+    sae = folded(sae, Scales(1 / scales.x, 1 / scales.target))
+    norms = sae.W_dec.detach().norm(dim=1)
+    if config.rules.unit_norm and bool(((norms - 1).abs() > 1e-3).any()):
+        raise ValueError(
+            f"initial must have decoder rows of norm 1, which the rules restore after every step, "
+            f"got norms from {norms.min():.3g} to {norms.max():.3g}; scale the rows, or train with "
+            f"Rules(unit_norm=False)"
+        )
+    sae.k = config.k
+    return sae
 
 
 def _scale_of(rows: Tensor) -> float:

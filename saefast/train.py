@@ -1,5 +1,6 @@
 """train_saes: many SAEs, trained side by side on one stream of activations."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def train_saes(
     activations: Any,
     config: TrainConfig | Sequence[TrainConfig],
     *,
+    initial: SAE | Sequence[SAE] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -42,6 +44,10 @@ def train_saes(
             an iterator, or an object of that protocol.
         config: one, or several that share `batch_size`, `tokens`, `data_seed` and
             `activation_scaling`.
+        initial: what the SAEs begin as, one for each in the order of configs and seeds, such as
+            pooled ones to be fine-tuned; they take activations as they come and are not changed.
+            None: directions drawn from the seeds. With it a config's `tied`, `directions`,
+            `decoder_norm` and `b_dec` mean nothing.
         out: the folder of the run. Without it nothing is written.
         resume: go on with the run in `out` at its last checkpoint, to the bits of a run that was
             never stopped. Where there is none, begin.
@@ -66,13 +72,14 @@ def train_saes(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     source = open_activations(activations)
-    run = None if out is None else _run_file(Path(out), configs, source, resume)
+    starts = _starts(initial, configs)
+    run = None if out is None else _run_file(Path(out), configs, source, starts, resume)
     if run is not None and run.finished:
         return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
     folder, after = (None, 0) if run is None else (run.out, run.step)
     log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
     try:
-        training = Training(configs, source, torch.device(device), run)
+        training = Training(configs, source, torch.device(device), run, starts)
         training.train(log, log_every, checkpoint_minutes, progress)
     finally:
         for logger in log:
@@ -81,8 +88,28 @@ def train_saes(
     return training.results()
 
 
+def _starts(
+    initial: SAE | Sequence[SAE] | None, configs: Sequence[TrainConfig]
+) -> Sequence[SAE | None]:
+    """What each SAE begins as, None for one that is drawn."""
+    count = len(labels_of(configs))
+    if initial is None:
+        return [None] * count
+    starts = [initial] if isinstance(initial, SAE) else list(initial)
+    for number, sae in enumerate(starts):
+        if not isinstance(sae, SAE):
+            raise TypeError(f"initial[{number}] must be a saefast.SAE, got {type(sae).__name__}")
+    if len(starts) != count:
+        raise ValueError(f"initial must be one for each SAE of the run, {count}, got {len(starts)}")
+    return starts
+
+
 def _run_file(
-    out: Path, configs: Sequence[TrainConfig], source: Activations, resume: bool
+    out: Path,
+    configs: Sequence[TrainConfig],
+    source: Activations,
+    starts: Sequence[SAE | None],
+    resume: bool,
 ) -> RunFile:
     """That of a new run, or of the one to be resumed."""
     facts: dict[str, Any] = {
@@ -92,6 +119,7 @@ def _run_file(
         "conventions": CONVENTIONS,
         "configs": _as_json(configs),
         "data": {"fingerprint": source.fingerprint, "rows": source.rows, "d": source.d},
+        "initial": [None if start is None else _fingerprint(start) for start in starts],
         "checkpoint": 0,
         "finished": False,
     }
@@ -102,7 +130,8 @@ def _run_file(
         raise FileExistsError(
             f"{out / RUN} is there already; go on with resume=True, or choose another folder"
         )
-    for key in ("configs", "data"):
+    run.facts.setdefault("initial", [None] * len(starts))  # runs of versions that knew of none
+    for key in ("configs", "data", "initial"):
         changed = differences(run.facts[key], facts[key], key)
         if changed:
             raise ValueError(
@@ -110,6 +139,15 @@ def _run_file(
                 f"with, or choose another folder"
             )
     return run
+
+
+def _fingerprint(sae: SAE) -> str:
+    """A short string that changes with any bit of the weights."""
+    digest = hashlib.sha256()
+    for name, values in sae.state_dict().items():
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())
+        digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def _as_json(configs: Sequence[TrainConfig]) -> Any:

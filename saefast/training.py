@@ -30,6 +30,7 @@ class Training:
         source: Activations,
         device: torch.device,
         run: RunFile | None,
+        initial: Sequence[SAE | None],
     ) -> None:
         self._source, self._device, self._run = source, device, run
         self._first = configs[0]
@@ -42,10 +43,10 @@ class Training:
             self.scales = Scales(*run.facts["scales"])
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
+        each = [(config, seed) for config in configs for seed in config.seeds]
         self._trainees = [
-            Trainee(config, seed, begin(config, seed, sample, self.scales), device)
-            for config in configs
-            for seed in config.seeds
+            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device)
+            for (config, seed), its in zip(each, initial, strict=True)
         ]
         if run is not None and self.step > 0:
             for trainee in self._trainees:

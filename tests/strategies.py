@@ -6,6 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saefast import SAE
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 dtypes = st.sampled_from(FLOATS)
 seeds = st.integers(0, 2**31 - 1)
@@ -71,3 +73,16 @@ def as_laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 layouts = st.sampled_from(["contiguous", "transposed", "offset", "gaps"])
+
+
+def random_sae(m: int, d: int, seed: int, variant: str = "topk", k: int = 3) -> SAE:
+    """Nothing tied, nothing of norm one; a latent that never fires."""
+    sae = SAE(d, m, k=min(k, m), variant=variant, seed=seed)
+    random = generator(seed + 1)
+    with torch.no_grad():
+        for values in sae.parameters():
+            values.copy_(torch.randn(values.shape, generator=random) / 2)
+        sae.b_enc[m // 2] = -1000.0
+        if variant == "jumprelu":
+            sae.jump_threshold.abs_()
+    return sae

@@ -57,6 +57,21 @@ class Shuffled(ABC):
         check_stream(batch_size, seed, start)
         return self._batches(batch_size, seed, start)
 
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, from the first to the last; the last batch may be shorter."""
+        check_stream(batch_size, 0, 0)
+        read = self._reader()
+        for first in range(0, self.rows, batch_size):
+            end = min(first + batch_size, self.rows)
+            # A copy always: what was read is valid until the next read.
+            x, target = (
+                None if held is None else held.to(self.dtype, copy=True)
+                for held in read([(first, end)])
+            )
+            assert x is not None
+            where = f"{self.locate(first)} to {self.locate(end - 1)}"
+            yield Batch(x, target, where, np.arange(first, end))
+
     def _batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
         order = Order(self.rows, seed, self._block_rows, self._window_rows)
         read = self._reader()

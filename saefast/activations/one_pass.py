@@ -1,0 +1,145 @@
+"""Every row once, with what is kept beside it: what statistics are taken from."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.activations.opening import open_activations
+from saefast.activations.protocol import Activations, Batch
+from saefast.activations.shuffled import Shuffled
+from saefast.activations.store import StoreActivations
+from saefast.ops import checks
+
+
+class Rows(NamedTuple):
+    """Some rows of a pass."""
+
+    x: Tensor
+    """[n, d]"""
+    target: Tensor
+    """[n, d_out] what is to be reconstructed: x itself but for a transcoder"""
+    numbers: Tensor
+    """[n] int64 the number of each row in its source"""
+    beside: dict[str, Tensor]
+    """[n] int64 each: what is known of them, such as "tokens" and "positions" """
+
+
+class OnePass:
+    """A pass over activations of any size, in constant memory; it can be taken again.
+
+    Args:
+        activations: what `open_activations` takes. Tensors and files are read in their order;
+            whatever else in the order in which it hands out its batches.
+        batch_size: how many rows are held at once.
+        rows: stop after this many; needed where nobody knows how many there are.
+        beside: names of what is wanted beside the rows, each with a tensor [rows] of integers, or
+            with None: then it comes from the store, if the store keeps it.
+        what: names the progress bar.
+        progress: show it on stderr.
+    """
+
+    def __init__(
+        self,
+        activations: Any,
+        *,
+        batch_size: int = 4096,
+        rows: int | None = None,
+        beside: Mapping[str, Tensor | None] | None = None,
+        what: str = "rows",
+        progress: bool = True,
+    ) -> None:
+        self.source: Activations = open_activations(activations)
+        checks.whole("batch_size", batch_size)
+        checks.at_least("batch_size", batch_size, 1)
+        self._batch_size, self._what, self._progress = batch_size, what, progress
+        self.rows = self._limit(rows)
+        self._given: dict[str, Tensor] = {}
+        self._stored: list[str] = []
+        for name, values in ({} if beside is None else beside).items():
+            if values is not None:
+                self._given[name] = self._checked(name, values)
+            elif isinstance(self.source, StoreActivations) and name in self.source.index.extras:
+                self._check_stored(name, self.source)
+                self._stored.append(name)
+
+    @property
+    def names(self) -> list[str]:
+        """What there is beside the rows."""
+        return [*self._given, *self._stored]
+
+    def __iter__(self) -> Iterator[Rows]:
+        from tqdm import tqdm
+
+        left = self.rows
+        bar = tqdm(
+            desc=self._what,
+            total=self.rows,
+            unit="tok",
+            unit_scale=True,
+            disable=not self._progress,
+        )
+        with bar:
+            for batch in self._batches():
+                rows = self._rows(batch, left)
+                yield rows
+                left -= len(rows.x)
+                bar.update(len(rows.x))
+                if left == 0:
+                    return
+
+    def _batches(self) -> Iterator[Batch]:
+        if isinstance(self.source, Shuffled):
+            return self.source.in_order(self._batch_size)
+        return self.source.batches(self._batch_size, seed=0)
+
+    def _rows(self, batch: Batch, left: int) -> Rows:
+        """The first `left` rows of the batch, found to be finite."""
+        x = batch.x[:left]
+        target = x if batch.target is None else batch.target[:left]
+        numbers = torch.from_numpy(batch.rows[:left])
+        for name, values in (("activations", x), ("targets", target)):
+            if not bool(values.isfinite().all()):
+                row = int(numbers[(~values.isfinite()).any(1).nonzero()[0, 0].cpu()])
+                raise ValueError(f"the {name} hold NaN or infinity: {self.source.locate(row)}")
+        beside = {name: values[numbers].long() for name, values in self._given.items()}
+        if isinstance(self.source, StoreActivations):
+            first, end = int(numbers[0]), int(numbers[-1]) + 1
+            for name in self._stored:
+                beside[name] = self.source.read(name, first, end).long()
+        return Rows(x, target, numbers, beside)
+
+    def _limit(self, rows: int | None) -> int:
+        known = self.source.rows
+        if rows is None:
+            if known is None:
+                raise ValueError(
+                    "rows must say how many of the activations to look at, since nobody knows how "
+                    "many there are, got None"
+                )
+            return known
+        checks.whole("rows", rows)
+        checks.between("rows", rows, 1, rows if known is None else known, "the activations")
+        return rows
+
+    def _checked(self, name: str, values: Tensor) -> Tensor:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor [rows], got {type(values).__name__}")
+        _check_integers(name, values.dtype, tuple(values.shape[1:]), values.ndim)
+        if len(values) < self.rows:
+            raise ValueError(
+                f"{name} must have one entry for each row, {self.rows}, got {len(values)}"
+            )
+        return values
+
+    def _check_stored(self, name: str, store: StoreActivations) -> None:
+        kept = store.index.extras[name]
+        _check_integers(f"{name} of the store", kept.dtype, kept.tail, 1 + len(kept.tail))
+
+
+def _check_integers(name: str, dtype: torch.dtype, tail: tuple[int, ...], ndim: int) -> None:
+    if dtype.is_floating_point or dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {str(dtype).removeprefix('torch.')}")
+    if ndim != 1:
+        raise ValueError(f"{name} must have shape [rows], got {['rows', *tail]}")

@@ -1,0 +1,273 @@
+"""What groups of features, and each feature, contribute to the reconstruction."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.activations.one_pass import OnePass
+from saefast.controls import mass_matched, size_matched
+from saefast.encoded import as_saes, code_of
+from saefast.ops import checks
+from saefast.ops.gather_dots import gather_dots
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.reconstruction import Spread, sum_of_squares
+from saefast.sae import SAE
+from saefast.types import SparseCode
+
+_CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
+    "size": size_matched,
+    "mass": mass_matched,
+}
+
+
+class GroupFunction(NamedTuple):
+    """What one set of features contributes; the code is always that of the whole encoder."""
+
+    group: str
+    control: str
+    """"" for the group itself; "size" or "mass" for a random set that matches it in that"""
+    draw: int
+    """the number of the random set"""
+    features: int
+    mass: float
+    """share of the activation mass, NaN where it is not known"""
+    shared: float
+    """share of the group that is in this set; 1 for the group itself"""
+    keep: float
+    """explained variance with the decoder rows of this set alone"""
+    drop: float
+    """explained variance with all others"""
+
+
+class Spreads(NamedTuple):
+    """Mean and standard deviation over the draws of a control; of a group itself, the value."""
+
+    group: str
+    control: str
+    draws: int
+    features: float
+    keep: float
+    keep_std: float
+    drop: float
+    drop_std: float
+    shared: float
+
+
+@dataclass(frozen=True)
+class FeatureFunction:
+    """What the features of one SAE contribute on the rows of one pass.
+
+    Explained variance is that of `saefast.reconstruction.CONVENTIONS`.
+    """
+
+    rows: int
+    explained_variance: float
+    """with all features"""
+    variance: float
+    """mean squared distance of a row to the mean row"""
+    groups: tuple[GroupFunction, ...]
+    effect: Tensor
+    """[m] float64: how much the mean squared error of a row (summed over its width) grows if the
+    feature alone is left out of the decoder's sum; negative for one that does harm"""
+
+    @property
+    def lost_variance(self) -> Tensor:
+        """[m] float64: how much explained variance falls if the feature is left out."""
+        return self.effect / self.variance
+
+    def summary(self) -> list[Spreads]:
+        """A line for each group and each of its controls, over all draws."""
+        lines = []
+        for key in dict.fromkeys((row.group, row.control) for row in self.groups):
+            found = [row for row in self.groups if (row.group, row.control) == key]
+            keep, drop = (np.array([getattr(row, name) for row in found]) for name in _SIDES)
+            std = [float(values.std(ddof=1)) if len(found) > 1 else 0.0 for values in (keep, drop)]
+            lines.append(
+                Spreads(
+                    *key,
+                    draws=len(found),
+                    features=float(np.mean([row.features for row in found])),
+                    keep=float(keep.mean()),
+                    keep_std=std[0],
+                    drop=float(drop.mean()),
+                    drop_std=std[1],
+                    shared=float(np.mean([row.shared for row in found])),
+                )
+            )
+        return lines
+
+    def to_table(self) -> dict[str, list[Any]]:
+        """A column for each quantity of `groups`: for `pyarrow.table` or pandas."""
+        return {name: [getattr(row, name) for row in self.groups] for name in GroupFunction._fields}
+
+
+_SIDES = ("keep", "drop")
+
+Masks = Mapping[str, Tensor]
+"""Groups of features by name, each [m] bool"""
+
+
+@torch.no_grad()
+def feature_function(
+    saes: SAE | Sequence[SAE],
+    activations: Any,
+    masks: Masks | Sequence[Masks],
+    *,
+    mass: Tensor | Sequence[Tensor] | None = None,
+    draws: int = 5,
+    seed: int = 0,
+    rows: int | None = None,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> list[FeatureFunction]:
+    """Keep or drop groups of features in the decoder's sum, in one pass for all groups and SAEs.
+
+    The same pass gives the effect of every single feature: with the error e = x - x_hat, leaving
+    out feature i adds 2 z_i <e, d_i> + z_i^2 |d_i|^2 to the squared error of a row.
+
+    Args:
+        saes: those of different seeds, on the same activations.
+        activations: what `saefast.activations.open_activations` takes; best not those that the
+            SAEs were trained on.
+        masks: for each SAE its groups by name, such as {"stable": ..., "unstable": ...}.
+        mass: for each SAE [m], `FeatureStatistics.mass`. With it every group gets random sets of
+            as many features, and random sets of as much activation mass; both are drawn from all
+            features that fire, those of the group included.
+        draws: how many of each.
+        seed: of the draws.
+        rows: stop after this many; needed for an iterator.
+        batch_size: how many rows are encoded at once. Changes nothing but time and memory.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        One result for each SAE, in their order.
+    """
+    one_pass = OnePass(
+        activations, batch_size=batch_size, rows=rows, what="function", progress=progress
+    )
+    saes = as_saes(saes, one_pass.source.d)
+    checks.whole("draws", draws)
+    checks.at_least("draws", draws, 1)
+    each_masks = _for_each("masks", [masks] if isinstance(masks, Mapping) else masks, saes)
+    each_mass: Sequence[Tensor | None] = [None] * len(saes)
+    if mass is not None:
+        each_mass = _for_each("mass", [mass] if isinstance(mass, Tensor) else mass, saes)
+    sums = [
+        _Sums(sae, _sets(sae, number, each_masks[number], each_mass[number], draws, seed))
+        for number, sae in enumerate(saes)
+    ]
+    spread = Spread()
+    for part in one_pass:
+        spread.add(part.target)
+        for its in sums:
+            its.add(part.x, part.target)
+    return [its.result(spread) for its in sums]
+
+
+class _Set(NamedTuple):
+    """A set of features, and what is said of it before the pass."""
+
+    group: str
+    control: str
+    draw: int
+    mask: Tensor
+    mass: float
+    shared: float
+
+
+class _Sums:
+    """Squared errors of one SAE after some rows, and the effects of its features."""
+
+    def __init__(self, sae: SAE, sets: list[_Set]) -> None:
+        self._sae, self._sets = sae, sets
+        self._masks = [its.mask.to(sae.W_dec.device) for its in sets]
+        self._norm = sae.W_dec.double().square().sum(1)
+        self._squares = 0.0
+        self._kept = [0.0] * len(sets)
+        self._dropped = [0.0] * len(sets)
+        self._effect = torch.zeros(sae.m, dtype=torch.float64)
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        sae = self._sae
+        code = code_of(sae, x)
+        goal = target.to(sae.W_dec)
+        error = goal - sae.decode(code)
+        self._squares += sum_of_squares(error)
+        self._effect += self._effects(code, error)
+        for number, mask in enumerate(self._masks):
+            values = code.values * mask[code.indices]
+            part = sparse_decode(values, code.indices, sae.W_dec)
+            self._kept[number] += sum_of_squares(goal - sae.b_dec - part)
+            self._dropped[number] += sum_of_squares(error + part)
+
+    def _effects(self, code: SparseCode, error: Tensor) -> Tensor:
+        values = code.values.double()
+        along = gather_dots(error, self._sae.W_dec, code.indices).double()
+        grown = 2 * values * along + values.square() * self._norm[code.indices]
+        return torch.bincount(
+            code.indices.flatten().cpu(), weights=grown.flatten().cpu(), minlength=self._sae.m
+        )
+
+    def result(self, spread: Spread) -> FeatureFunction:
+        groups = tuple(
+            GroupFunction(
+                its.group,
+                its.control,
+                its.draw,
+                features=int(its.mask.sum()),
+                mass=its.mass,
+                shared=its.shared,
+                keep=spread.explained(kept),
+                drop=spread.explained(dropped),
+            )
+            for its, kept, dropped in zip(self._sets, self._kept, self._dropped, strict=True)
+        )
+        return FeatureFunction(
+            spread.rows,
+            spread.explained(self._squares),
+            spread.squares / spread.rows,
+            groups,
+            self._effect / spread.rows,
+        )
+
+
+def _sets(
+    sae: SAE, number: int, masks: Masks, mass: Tensor | None, draws: int, seed: int
+) -> list[_Set]:
+    """The groups of one SAE, each followed by its controls."""
+    known = None if mass is None else mass.double().cpu()
+    if known is not None:
+        checks.shape(f"mass[{number}]", known, (sae.m,))
+    sets = []
+    for name, mask in masks.items():
+        _check_mask(f"masks[{number}][{name!r}]", mask, sae.m)
+        mask = mask.cpu()
+        drawn = [("", 0, mask)]
+        if known is not None:
+            drawn += [
+                (control, draw, match(mask, known, seed, draw))
+                for control, match in _CONTROLS.items()
+                for draw in range(draws)
+            ]
+        for control, draw, its in drawn:
+            its_mass = float("nan") if known is None else float(known[its].sum())
+            shared = float((its & mask).sum()) / max(int(mask.sum()), 1)
+            sets.append(_Set(name, control, draw, its, its_mass, shared))
+    return sets
+
+
+def _check_mask(name: str, mask: object, m: int) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a bool tensor [m], got {got}")
+    checks.shape(name, mask, (m,))
+
+
+def _for_each(name: str, values: Sequence[Any], saes: Sequence[SAE]) -> Sequence[Any]:
+    if len(values) != len(saes):
+        raise ValueError(f"{name} must be one for each SAE, {len(saes)}, got {len(values)}")
+    return values

@@ -1,0 +1,279 @@
+"""One dictionary from those of many seeds: each feature once, those that most seeds found first."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.dictionary import Features, as_dictionaries
+from saefast.ops import checks
+from saefast.ops.threshold_encode import threshold_encode
+from saefast.sae import SAE
+from saefast.types import Dictionary, Stability, ThresholdCode
+
+_ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
+_BLOCK = 4096
+_CHUNK = 1 << 16
+_FIRST_WIDTH = 8
+
+
+class Origin(NamedTuple):
+    """Where the features of a pool come from, in its order."""
+
+    dictionary: Tensor
+    """int64"""
+    feature: Tensor
+    """int64"""
+
+
+def pool_features(
+    dictionaries: Sequence[Features],
+    stability: Stability,
+    *,
+    width: int | None = None,
+    threshold: float = 0.7,
+    firing_rates: Sequence[Tensor] | None = None,
+    progress: bool = True,
+) -> Dictionary:
+    """Pool the unique features of several seeds.
+
+    Features alive are taken in the order of their support, those of equal support by their firing
+    rate, and each is kept unless it is similar to one that was kept before.
+
+    Args:
+        dictionaries: those of different seeds.
+        stability: what `score_stability` said of the same dictionaries, in the same order.
+        width: keep that many; None: all that are unique.
+        threshold: features of this cosine (of decoder rows) or more are one.
+        firing_rates: [m] for each dictionary; None: their own. Where none is known features of
+            equal support stand by `stability.soft`.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        A `Dictionary` in the order in which features were taken. `b_dec` is the mean of all, and
+        `b_enc` allows for it: every feature has the pre-activations it had in its own SAE. A part
+        that a dictionary lacks the pool lacks too. `sae_from` makes an SAE of it.
+    """
+    for number, source in enumerate(dictionaries):
+        if isinstance(source, SAE) and source.transcodes:
+            raise ValueError(
+                f"dictionaries[{number}] must not be a transcoder, whose encoder has another space"
+            )
+    each = as_dictionaries(dictionaries)
+    origin = pool_origin(
+        each,
+        stability,
+        width=width,
+        threshold=threshold,
+        firing_rates=firing_rates,
+        progress=progress,
+    )
+    rates = _rates(each, firing_rates)
+    b_dec = _mean_bias(each)
+    return Dictionary(
+        W_dec=_picked([its.W_dec for its in each], origin),
+        W_enc=_gathered(_all(each, "W_enc"), origin),
+        b_enc=_gathered(_shifted_bias(each, b_dec), origin),
+        b_dec=b_dec,
+        firing_rate=_gathered(rates, origin),
+    )
+
+
+def pool_origin(
+    dictionaries: Sequence[Features],
+    stability: Stability,
+    *,
+    width: int | None = None,
+    threshold: float = 0.7,
+    firing_rates: Sequence[Tensor] | None = None,
+    progress: bool = True,
+) -> Origin:
+    """Which features `pool_features` takes; it has the same arguments."""
+    each = as_dictionaries(dictionaries)
+    _check(each, stability, width, threshold)
+    order = _ordered(each, stability, _rates(each, firing_rates))
+    if not len(order.feature):
+        raise ValueError("dictionaries must have a feature alive, got none")
+    most = len(order.feature) if width is None else width
+    unique = _Unique(threshold - _ROUNDING)
+    kept: list[Origin] = []
+    for block in _blocks(order, progress):
+        if unique.count >= most:
+            break
+        rows = _directions(each, block)
+        new = unique.add(rows, most - unique.count)
+        kept.append(Origin(*(places[new] for places in block)))
+    if width is not None and unique.count < width:
+        raise ValueError(
+            f"width must be at most the number of unique features, {unique.count}, got {width}; "
+            f"width=None takes all"
+        )
+    return Origin(*(torch.cat(parts) for parts in zip(*kept, strict=True)))
+
+
+class _Unique:
+    """Directions of which no two are more similar than a limit."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self.count = 0
+        self._chunks: list[Tensor] = []
+
+    def add(self, rows: Tensor, most: int) -> Tensor:
+        """Keep the first `most` of the unit rows that are near to none kept; says which."""
+        place = torch.arange(len(rows))
+        for chunk in self._chunks:
+            near = threshold_encode(rows[place], chunk, threshold=self._limit, width=1).counts > 0
+            place = place[~near]
+        place = place[_unlike_earlier(rows[place], self._limit)][:most]
+        self._keep(rows[place])
+        return place
+
+    def _keep(self, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        self.count += len(rows)
+        if self._chunks and len(self._chunks[-1]) < _CHUNK:
+            rows = torch.cat([self._chunks.pop(), rows])
+        self._chunks.append(rows)
+
+
+def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
+    """Which rows are near to none of the earlier ones among them."""
+    near = _neighbours(rows, limit)
+    listed = torch.arange(near.indices.shape[1]) < near.counts[:, None]
+    earlier, place = listed.nonzero(as_tuple=True)
+    later = near.indices[earlier, place]
+    keep = [True] * len(rows)
+    # Ascending: when a row's turn has come, all that could have removed it have had theirs.
+    for i, j in zip(earlier.tolist(), later.tolist(), strict=True):
+        if i < j and keep[i]:
+            keep[j] = False
+    return torch.tensor(keep, dtype=torch.bool)
+
+
+def _neighbours(rows: Tensor, limit: float) -> ThresholdCode:
+    """Which rows are near to which, itself included."""
+    width = min(_FIRST_WIDTH, len(rows))
+    while len(rows):
+        near = threshold_encode(rows, rows, threshold=limit, width=width)
+        most = int(near.counts.amax())
+        if most <= width:
+            return near
+        width = most
+    none = torch.zeros(0, 1, dtype=torch.int64)
+    return ThresholdCode(rows.new_zeros(0, 1), none, none[:, 0])
+
+
+def _ordered(
+    each: Sequence[Dictionary], stability: Stability, rates: Sequence[Tensor] | None
+) -> Origin:
+    """All features alive, most supported first."""
+    dictionary = torch.cat([torch.full((its.m,), s) for s, its in enumerate(each)])
+    feature = torch.cat([torch.arange(its.m) for its in each])
+    second = rates if rates is not None else stability.soft
+    # The last key decides first; of equal features the first seed's first stands first.
+    order = np.lexsort(
+        tuple(
+            -torch.cat([values.detach().double().cpu() for values in key]).numpy()
+            for key in (second, stability.support)
+        )
+    )
+    alive = torch.cat(
+        [its.alive & found.cpu() for its, found in zip(each, stability.alive, strict=True)]
+    )
+    chosen = torch.from_numpy(order)
+    chosen = chosen[alive[chosen]]
+    return Origin(dictionary[chosen], feature[chosen])
+
+
+def _blocks(order: Origin, progress: bool) -> Iterator[Origin]:
+    from tqdm import tqdm
+
+    count = len(order.feature)
+    with tqdm(desc="pooling", total=count, unit="feature", disable=not progress) as bar:
+        for first in range(0, count, _BLOCK):
+            block = Origin(*(places[first : first + _BLOCK] for places in order))
+            yield block
+            bar.update(len(block.feature))
+
+
+def _directions(each: Sequence[Dictionary], of: Origin) -> Tensor:
+    """Their decoder rows at length 1, float32."""
+    rows = _picked([its.W_dec for its in each], of).double()
+    # Squares of what is divided by the largest neither overflow nor vanish.
+    rows /= rows.abs().amax(1, keepdim=True)
+    rows /= rows.norm(dim=1, keepdim=True)
+    return rows.float()
+
+
+def _all(each: Sequence[Dictionary], name: str) -> list[Tensor] | None:
+    """That part of every dictionary, if all have it."""
+    parts = [getattr(its, name) for its in each]
+    return None if any(part is None for part in parts) else parts
+
+
+def _mean_bias(each: Sequence[Dictionary]) -> Tensor | None:
+    biases = _all(each, "b_dec")
+    if biases is None:
+        return None
+    return torch.stack([bias.double() for bias in biases]).mean(0).to(biases[0].dtype)
+
+
+def _shifted_bias(each: Sequence[Dictionary], b_dec: Tensor | None) -> list[Tensor] | None:
+    """b_enc of every feature for rows from which another b_dec is taken."""
+    encoders, biases = _all(each, "W_enc"), _all(each, "b_enc")
+    if encoders is None or biases is None or b_dec is None:
+        return biases
+    return [
+        (bias.double() + encoder.double() @ (b_dec.double() - its.b_dec.double())).to(bias.dtype)
+        for its, encoder, bias in zip(each, encoders, biases, strict=True)
+        if its.b_dec is not None
+    ]
+
+
+def _rates(each: Sequence[Dictionary], given: Sequence[Tensor] | None) -> list[Tensor] | None:
+    if given is None:
+        return _all(each, "firing_rate")
+    _check_lengths("firing_rates", given, each)
+    return list(given)
+
+
+def _gathered(parts: Sequence[Tensor] | None, of: Origin) -> Tensor | None:
+    return None if parts is None else _picked(parts, of)
+
+
+def _picked(parts: Sequence[Tensor], of: Origin) -> Tensor:
+    """The rows of the features, from the parts of their dictionaries."""
+    out = parts[0].new_empty(len(of.feature), *parts[0].shape[1:])
+    for number, part in enumerate(parts):
+        its = of.dictionary == number
+        out[its] = part[of.feature[its]].to(out)
+    return out
+
+
+def _check(
+    each: Sequence[Dictionary], stability: Stability, width: int | None, threshold: float
+) -> None:
+    if not isinstance(stability, Stability):
+        raise TypeError(
+            f"stability must be what score_stability returns, got {type(stability).__name__}"
+        )
+    _check_lengths("stability.support", stability.support, each)
+    checks.at_least("threshold", threshold, 0)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+    if width is not None:
+        checks.whole("width", width)
+        checks.at_least("width", width, 1)
+
+
+def _check_lengths(name: str, values: Sequence[Tensor], each: Sequence[Dictionary]) -> None:
+    lengths, expected = [len(its) for its in values], [its.m for its in each]
+    if lengths != expected:
+        raise ValueError(
+            f"{name} must have an entry for every feature of the dictionaries, {expected}, got "
+            f"{lengths}"
+        )

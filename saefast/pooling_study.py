@@ -1,0 +1,283 @@
+"""Whether pooling is worth it: two pools of disjoint seeds beside what they must beat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.config import TrainConfig
+from saefast.dictionary import sae_from
+from saefast.match import match_features
+from saefast.ops import checks
+from saefast.reconstruction import Reconstruction, reconstruction
+from saefast.sae import SAE
+from saefast.train import train_saes
+from saefast.types import Dictionary
+
+CONTROLS = {
+    "pruned": "one SAE cut to its most frequent latents, with the same fine-tuning",
+    "scratch": "an SAE of that width, trained from scratch",
+    "single": "one SAE as it is",
+}
+"""What pooling is compared with"""
+
+_COMPARED = {
+    "explained_variance": "explained variance",
+    "match_share": "match share",
+    "pw_mcc": "PW-MCC",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Two SAEs of one method, from disjoint seeds, on activations held out."""
+
+    explained_variance: float
+    """mean of both, by `saefast.reconstruction.CONVENTIONS`"""
+    match_share: float
+    """the share of latents alive whose nearest of the other is similar enough, mean of both"""
+    pw_mcc: float
+    """mean cosine of the best one-to-one matching, of as many pairs as the smaller one has alive"""
+    alive: float
+    """latents that fire, mean of both"""
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What became of one method."""
+
+    method: str
+    """pooled, or one of `CONTROLS`"""
+    latents: int
+    tokens: int
+    """how many all training that went into one SAE of it took, over all seeds"""
+    whole: Outcome
+    equal: Outcome
+    """with all methods cut to the most frequent latents, as many as the least alive SAE has"""
+
+
+@dataclass(frozen=True)
+class PoolingStudy:
+    """Pooling and its controls."""
+
+    results: tuple[MethodResult, ...]
+    threshold: float
+    margin: float
+
+    @property
+    def beaten(self) -> dict[str, bool]:
+        """Of each control whether pooling is better somewhere and worse nowhere, at equal alive."""
+        return {
+            name: bool(better) and not worse
+            for name, (better, worse) in (
+                (result.method, self._against(result)) for result in self.results[1:]
+            )
+        }
+
+    @property
+    def pays(self) -> bool:
+        """Whether pooling beats every control."""
+        return all(self.beaten.values())
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        lost = [name for name, beaten in self.beaten.items() if not beaten]
+        head = "Pooling beats every control." if not lost else "Pooling does not beat its controls."
+        pooled = self.results[0]
+        lines = [
+            f"{head} Compared at {pooled.equal.alive:g} latents alive; differences of up to "
+            f"{self.margin:g} count as none.",
+            f"pooled: {_figures(pooled.equal)}.",
+        ]
+        for result in self.results[1:]:
+            better, worse = self._against(result)
+            said = [
+                f"pooling is {w} in {' and '.join(names)}"
+                for w, names in (("better", better), ("worse", worse))
+                if names
+            ]
+            lines.append(
+                f"{result.method} ({CONTROLS[result.method]}): {_figures(result.equal)}; "
+                f"{', '.join(said) or 'pooling makes no difference'}."
+            )
+        return "\n".join(lines)
+
+    def to_table(self) -> dict[str, list[Any]]:
+        """A row for each method: for `pyarrow.table` or pandas."""
+        table: dict[str, list[Any]] = {
+            name: [getattr(result, name) for result in self.results]
+            for name in ("method", "latents", "tokens")
+        }
+        for kind in ("whole", "equal"):
+            for field in fields(Outcome):
+                column = field.name if kind == "whole" else f"equal_{field.name}"
+                table[column] = [getattr(getattr(r, kind), field.name) for r in self.results]
+        return table
+
+    def _against(self, control: MethodResult) -> tuple[list[str], list[str]]:
+        """In which figures pooling is better than the control, and in which worse."""
+        pooled = self.results[0].equal
+        gains = {
+            words: getattr(pooled, name) - getattr(control.equal, name)
+            for name, words in _COMPARED.items()
+        }
+        return (
+            [words for words, gain in gains.items() if gain > self.margin],
+            [words for words, gain in gains.items() if gain < -self.margin],
+        )
+
+
+def evaluate_pooling(
+    groups: Sequence[Sequence[SAE]],
+    pools: Sequence[Dictionary],
+    activations: Any,
+    held_out: Any,
+    *,
+    fine_tune: TrainConfig,
+    scratch: TrainConfig,
+    scratch_tokens: int | None = None,
+    threshold: float = 0.7,
+    margin: float = 0.01,
+    rows: int | None = None,
+    progress: bool = True,
+) -> PoolingStudy:
+    """Fine-tune two pools of disjoint seeds and compare them with each other, and with controls.
+
+    Two pools of the same seeds would agree because they have the same parents; these agree only
+    where different seeds do. Every control is a pair from disjoint seeds as well.
+
+    Args:
+        groups: two groups of SAEs without a common seed.
+        pools: what `pool_features` made of each group, of one width.
+        activations: what to train on.
+        held_out: what to measure on, other rows. Frequencies for cutting are measured here too.
+        fine_tune: how pools and pruned SAEs are trained further: `tokens`, `lr` and the rest;
+            `latents`, `k`, `variant`, `seeds` and `name` are set here.
+        scratch: how the SAEs of the groups were trained, `tokens` each. Its first two seeds are
+            those of the SAEs trained from scratch, which get another width.
+        scratch_tokens: for how long those are trained. None: as many tokens as all training that
+            went into a pool, its seeds and the fine-tuning together.
+        threshold: from which cosine on a latent has a match.
+        margin: differences of explained variance, match share and PW-MCC up to this count as none.
+        rows: of `held_out` to measure on; None: all.
+        progress: show progress bars on stderr.
+
+    Returns:
+        `PoolingStudy`; its `verdict` says in words whether pooling is better than every control.
+    """
+    width = _check(groups, pools, scratch, margin)
+    singles = [group[0] for group in groups]
+    measure: dict[str, Any] = {"rows": rows, "progress": progress}
+    rates = [its.firing_rate for its in reconstruction(singles, held_out, **measure)]
+    k, variant = singles[0].k, singles[0].variant
+    pruned = [cut(sae, rate, width) for sae, rate in zip(singles, rates, strict=True)]
+    pooled = [sae_from(pool, k=min(k, width), variant=variant) for pool in pools]
+    seeds = scratch.seeds[:2]
+    settings = replace(fine_tune, k=min(k, width), variant=variant, seeds=seeds)
+    tuned = train_saes(
+        activations,
+        [
+            replace(settings, name=name, latents=saes[0].m)
+            for name, saes in (("pooled", pooled), ("pruned", pruned))
+        ],
+        initial=[*pooled, *pruned],
+        progress=progress,
+    )
+    all_tokens = len(groups[0]) * scratch.tokens + fine_tune.tokens
+    anew = replace(
+        scratch, latents=width, k=min(k, width), seeds=seeds, tokens=scratch_tokens or all_tokens
+    )
+    methods = {
+        "pooled": (tuned[:2], all_tokens),
+        "pruned": (tuned[2:], scratch.tokens + fine_tune.tokens),
+        "scratch": (train_saes(activations, anew, progress=progress), anew.tokens),
+        "single": (singles, scratch.tokens),
+    }
+    saes = [sae for pair, _ in methods.values() for sae in pair]
+    found = reconstruction(saes, held_out, **measure)
+    least = min(int((its.firing_rate > 0).sum()) for its in found)
+    equal = [cut(sae, its.firing_rate, least) for sae, its in zip(saes, found, strict=True)]
+    again = reconstruction(equal, held_out, **measure)
+    results = tuple(
+        MethodResult(
+            method,
+            pair[0].m,
+            tokens,
+            _outcome(pair, found[2 * i : 2 * i + 2], threshold),
+            _outcome(equal[2 * i : 2 * i + 2], again[2 * i : 2 * i + 2], threshold),
+        )
+        for i, (method, (pair, tokens)) in enumerate(methods.items())
+    )
+    return PoolingStudy(results, threshold, margin)
+
+
+def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:
+    """The SAE with its `width` most frequent latents alone, or all if it has fewer."""
+    kept = firing_rate.argsort(descending=True, stable=True)[:width].sort().values
+    out = SAE(
+        *(sae.d, len(kept)),
+        variant=sae.variant,
+        k=min(sae.k, len(kept)),
+        seed=0,
+        d_out=sae.d_out if sae.transcodes else None,
+        dtype=sae.W_enc.dtype,
+        device=sae.W_enc.device,
+    )
+    of_latents = {"W_enc", "b_enc", "W_dec", "jump_threshold", "r_mag", "b_mag"}
+    with torch.no_grad():
+        state = out.state_dict()
+        for name, values in sae.state_dict().items():
+            state[name].copy_(values[kept.to(values.device)] if name in of_latents else values)
+    return out
+
+
+def _outcome(saes: Sequence[SAE], found: Sequence[Reconstruction], threshold: float) -> Outcome:
+    a, b = (
+        Dictionary(sae.W_dec.detach().cpu(), firing_rate=its.firing_rate)
+        for sae, its in zip(saes, found, strict=True)
+    )
+    forward = match_features(a, b, one_to_one=True)
+    shares = []
+    for its, other in ((a, b), (b, a)):
+        similarity = match_features(its, other).similarity[its.alive]
+        shares.append(float((similarity >= threshold).double().mean()))
+    alive = [int(its.alive.sum()) for its in (a, b)]
+    assert forward.value is not None
+    return Outcome(
+        sum(its.explained_variance for its in found) / 2,
+        sum(shares) / 2,
+        forward.value / max(min(alive), 1),
+        sum(alive) / 2,
+    )
+
+
+def _figures(outcome: Outcome) -> str:
+    return ", ".join(f"{words} {getattr(outcome, name):.3f}" for name, words in _COMPARED.items())
+
+
+def _check(
+    groups: Sequence[Sequence[SAE]],
+    pools: Sequence[Dictionary],
+    scratch: TrainConfig,
+    margin: float,
+) -> int:
+    """The width of the pools."""
+    for name, values in (("groups", groups), ("pools", pools), ("scratch.seeds", scratch.seeds)):
+        if len(values) < 2 or (name != "scratch.seeds" and len(values) > 2):
+            raise ValueError(f"{name} must be two, of disjoint seeds, got {len(values)}")
+    if len(groups[0]) != len(groups[1]):
+        raise ValueError(
+            f"groups must be of equal size, got {len(groups[0])} and {len(groups[1])} SAEs"
+        )
+    if {id(sae) for sae in groups[0]} & {id(sae) for sae in groups[1]}:
+        raise ValueError("groups must have no SAE in common: pools of the same seeds agree anyway")
+    if pools[0].m != pools[1].m:
+        raise ValueError(
+            f"pools must be of one width, got {pools[0].m} and {pools[1].m}; give pool_features "
+            f"the same width"
+        )
+    checks.at_least("margin", margin, 0)
+    return pools[0].m

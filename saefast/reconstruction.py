@@ -1,0 +1,104 @@
+"""How much of the activations SAEs reconstruct, over any number of rows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.activations.one_pass import OnePass
+from saefast.encoded import as_saes, code_of
+from saefast.ops.latent_sum import column_sum
+from saefast.sae import SAE
+
+CONVENTIONS = {
+    "explained_variance": "1 - sum of squared errors / sum of squared distances to the mean of all "
+    "rows of the pass (training reports distances to the mean of each batch)",
+}
+
+
+class Reconstruction(NamedTuple):
+    """What one SAE does on the rows of a pass; see `CONVENTIONS`."""
+
+    explained_variance: float
+    firing_rate: Tensor
+    """[m] float64"""
+    l0: float
+    """positive latents per row"""
+
+
+@torch.no_grad()
+def reconstruction(
+    saes: SAE | Sequence[SAE],
+    activations: Any,
+    *,
+    rows: int | None = None,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> list[Reconstruction]:
+    """How well each of several SAEs reconstructs, in one pass over the activations.
+
+    Args:
+        saes: for the same activations.
+        activations: what `saefast.activations.open_activations` takes.
+        rows: stop after this many; needed for an iterator.
+        batch_size: how many rows are encoded at once.
+        progress: show a progress bar on stderr.
+    """
+    one_pass = OnePass(
+        activations, batch_size=batch_size, rows=rows, what="reconstruction", progress=progress
+    )
+    saes = as_saes(saes, one_pass.source.d)
+    spread = Spread()
+    squares = [0.0] * len(saes)
+    fired = [torch.zeros(sae.m, dtype=torch.int64) for sae in saes]
+    for part in one_pass:
+        spread.add(part.target)
+        for number, sae in enumerate(saes):
+            code = code_of(sae, part.x)
+            squares[number] += sum_of_squares(part.target.to(sae.W_dec) - sae.decode(code))
+            active = code.indices[code.values > 0].cpu()
+            fired[number] += torch.bincount(active, minlength=sae.m)
+    return [
+        Reconstruction(
+            spread.explained(its_squares),
+            its.double() / one_pass.rows,
+            int(its.sum()) / spread.rows,
+        )
+        for its_squares, its in zip(squares, fired, strict=True)
+    ]
+
+
+class Spread:
+    """The sum of squared distances of rows to their mean, which is known only in the end."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._near = self._sum = torch.zeros(0, dtype=torch.float64)
+        self._squares = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Some more rows [n, d]."""
+        rows = rows.double().cpu()
+        if self.rows == 0:
+            # Distances to something near the mean lose no digits in the difference at the end.
+            self._near = column_sum(rows) / len(rows)
+            self._sum = torch.zeros_like(self._near)
+        distance = rows - self._near
+        self.rows += len(rows)
+        self._sum += column_sum(distance)
+        self._squares += sum_of_squares(distance)
+
+    @property
+    def squares(self) -> float:
+        """The sum."""
+        return self._squares - float(self._sum.square().sum()) / self.rows
+
+    def explained(self, squared_errors: float) -> float:
+        """What is not among the errors, as a share; NaN if all rows are the same."""
+        return 1 - squared_errors / self.squares if self.squares > 0 else float("nan")
+
+
+def sum_of_squares(rows: Tensor) -> float:
+    """In double precision, to the same bits for any number of threads."""
+    return float(column_sum(rows.double().square()).sum())

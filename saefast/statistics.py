@@ -1,0 +1,298 @@
+"""When and how strongly the features of SAEs fire: one pass over activations of any size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast.activations.one_pass import OnePass, Rows
+from saefast.encoded import as_saes, code_of
+from saefast.largest import Largest
+from saefast.ops import checks
+from saefast.sae import SAE
+from saefast.token_ties import modal_share, token_ties
+from saefast.types import SparseCode
+
+CONVENTIONS = {
+    "firing_rate": "share of all rows on which a feature is positive",
+    "mass": "sum of a feature's activations times the norm of its decoder row, as a share of the "
+    "sum over all features",
+    "density": "share of all rows with an activation in each bin; the first and the last bin take "
+    "what lies beyond",
+    "modal_share": "share of the most frequent token among those of the largest activations",
+    "token_entropy": "in bits, of the tokens of a sample of firings, by the plain formula, which "
+    "is low where the sample is small beside the number of tokens",
+    "token_auroc": "largest area under the ROC of 'the token is t' for 'the feature fires', over "
+    "all t; exact if the sample holds all firings (sampled == fired), else estimated from it",
+    "start_share": "share of the firings that are at position 0",
+}
+
+DENSITY_EDGES = 2.0 ** (torch.arange(-20, 29, dtype=torch.float64) / 2)
+"""[bins + 1] where the bins of `density` meet: half octaves from 2^-10 to 2^14"""
+_BINS = len(DENSITY_EDGES) - 1
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """What the features of one SAE do on the rows of one pass; see `CONVENTIONS`.
+
+    What needs tokens or positions is None where there were none. A feature that never fires has
+    zeros, and NaN where there is nothing to take a share of.
+    """
+
+    rows: int
+    """how many were looked at"""
+    fired: Tensor
+    """[m] int64 on how many of them each feature is positive"""
+    mean: Tensor
+    """[m] float64 activation where it is"""
+    largest: Tensor
+    """[m] the largest activation"""
+    mass: Tensor
+    """[m] float64, sums to 1"""
+    density: Tensor
+    """[m, 48] float64; its bins meet at `DENSITY_EDGES`"""
+    encoder_decoder_cosine: Tensor
+    """[m] float64, NaN if one of them is zero or, in a transcoder, they differ in width"""
+    top_values: Tensor
+    """[m, top] float32 the largest activations, largest first; zeros fill up"""
+    top_rows: Tensor
+    """[m, top] int64 the rows where they are; of equal activations the first. -1 fills up"""
+    top_tokens: Tensor | None
+    """[m, top] int64 the tokens there"""
+    modal_share: Tensor | None
+    """[m] float64"""
+    token_entropy: Tensor | None
+    """[m] float64"""
+    token_auroc: Tensor | None
+    """[m] float64: .5 is a feature that no token foretells, 1 one that is a token"""
+    token: Tensor | None
+    """[m] int64 the token with that area, -1 if there is none"""
+    sampled: Tensor
+    """[m] int64 how many firings the sample holds"""
+    start_share: Tensor | None
+    """[m] float64"""
+    mean_position: Tensor | None
+    """[m] float64 of the firings"""
+
+    @property
+    def firing_rate(self) -> Tensor:
+        """[m] float64 the share of rows on which each feature is positive."""
+        return self.fired.double() / self.rows
+
+    @property
+    def alive(self) -> Tensor:
+        """[m] bool: which fire at all."""
+        return self.fired > 0
+
+    def to_table(self) -> dict[str, Any]:
+        """A column for each quantity, a row for each feature: for `pyarrow.table` or pandas."""
+        listed = self.top_rows >= 0
+        table: dict[str, Any] = {
+            "feature": np.arange(len(self.fired)),
+            "fired": self.fired.numpy(),
+            "firing_rate": self.firing_rate.numpy(),
+            "mean": self.mean.numpy(),
+            "largest": self.largest.numpy(),
+            "mass": self.mass.numpy(),
+            "encoder_decoder_cosine": self.encoder_decoder_cosine.numpy(),
+        }
+        if self.token is not None:
+            table["token"] = self.token.numpy()
+        for name in (
+            *("modal_share", "token_entropy", "token_auroc"),
+            *("sampled", "start_share", "mean_position"),
+        ):
+            values = getattr(self, name)
+            if values is not None:
+                table[name] = values.numpy()
+        table["density"] = list(self.density.numpy())
+        for name in ("top_values", "top_rows", "top_tokens"):
+            values = getattr(self, name)
+            if values is not None:
+                table[name] = _ragged(values.numpy(), listed.sum(1).numpy())
+        return table
+
+
+@torch.no_grad()
+def feature_statistics(
+    saes: SAE | Sequence[SAE],
+    activations: Any,
+    *,
+    tokens: Tensor | None = None,
+    positions: Tensor | None = None,
+    folded: Tensor | None = None,
+    top: int = 100,
+    sample: int = 128,
+    rows: int | None = None,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> list[FeatureStatistics]:
+    """What every feature of several SAEs does, in one pass over the activations.
+
+    Memory does not grow with the activations: beside a batch it is about
+    20 * m * (1.5 * top + 1.5 * sample) bytes for each SAE.
+
+    Args:
+        saes: those of different seeds, on the same activations.
+        activations: what `saefast.activations.open_activations` takes.
+        tokens: [rows] the token of each row. None: what the store keeps as "tokens", if it does.
+        positions: [rows] where in its sequence each row is, from 0. None: "positions" of the store.
+        folded: [vocabulary] which tokens count as one, see `saefast.token_ties.folded_tokens`.
+        top: how many of the largest activations to keep of every feature.
+        sample: how many firings to draw of every feature, evenly from all of them, for what is
+            said of its tokens. The draw depends on the numbers of the rows alone.
+        rows: stop after this many; needed for an iterator.
+        batch_size: how many rows are encoded at once. Changes nothing but time and memory.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        One result for each SAE, in their order.
+    """
+    for name, count in (("top", top), ("sample", sample)):
+        checks.whole(name, count)
+        checks.at_least(name, count, 1)
+    one_pass = OnePass(
+        activations,
+        batch_size=batch_size,
+        rows=rows,
+        beside={"tokens": tokens, "positions": positions},
+        what="statistics",
+        progress=progress,
+    )
+    saes = as_saes(saes, one_pass.source.d)
+    sums = [_Sums(sae, top, sample, one_pass.names) for sae in saes]
+    token_counts = torch.zeros(0, dtype=torch.int64)
+    for part in one_pass:
+        if "tokens" in part.beside:
+            token_counts = _added(token_counts, _checked(part.beside["tokens"], folded))
+        for sae, its in zip(saes, sums, strict=True):
+            its.add(code_of(sae, part.x), part)
+    return [its.result(one_pass.rows, token_counts, folded) for its in sums]
+
+
+class _Sums:
+    """What is known of the features of one SAE after some rows."""
+
+    def __init__(self, sae: SAE, top: int, sample: int, names: list[str]) -> None:
+        self._sae, self._names = sae, names
+        m = sae.m
+        self._fired = torch.zeros(m, dtype=torch.int64)
+        self._total = torch.zeros(m, dtype=torch.float64)
+        self._largest = torch.zeros(m)
+        self._density = torch.zeros(m * _BINS, dtype=torch.int64)
+        self._at_start = torch.zeros(m, dtype=torch.int64)
+        self._positions = torch.zeros(m, dtype=torch.int64)
+        self._top, self._sample = Largest(m, top), Largest(m, sample)
+
+    def add(self, code: SparseCode, part: Rows) -> None:
+        active = (code.values > 0).cpu()
+        row = active.nonzero()[:, 0]
+        feature, value = code.indices.cpu()[active], code.values.cpu()[active]
+        m = len(self._fired)
+        self._fired += torch.bincount(feature, minlength=m)
+        self._total += torch.bincount(feature, weights=value.double(), minlength=m)
+        self._largest.scatter_reduce_(0, feature, value.float(), "amax")
+        binned = feature * _BINS + _bin_of(value)
+        self._density.index_add_(0, binned, torch.ones_like(binned))
+        if "positions" in part.beside:
+            position = part.beside["positions"][row]
+            self._at_start += torch.bincount(feature[position == 0], minlength=m)
+            self._positions.index_add_(0, feature, position)
+        number = part.numbers[row]
+        token = part.beside["tokens"][row] if "tokens" in part.beside else torch.full_like(row, -1)
+        # Positive floats are in the order of their bits.
+        self._top.add(feature, value.float().view(torch.int32), number, token)
+        if "tokens" in part.beside:
+            self._sample.add(feature, _priority(part.numbers)[row], number, token)
+
+    def result(self, rows: int, token_counts: Tensor, folded: Tensor | None) -> FeatureStatistics:
+        fired, sae = self._fired.double(), self._sae
+        weighted = self._total * sae.W_dec.detach().cpu().double().norm(dim=1)
+        keys, top_rows, top_tokens = self._top.lists()
+        top_values = keys.view(torch.float32).where(keys >= 0, 0.0)
+        by_token: dict[str, Tensor | None] = dict.fromkeys(
+            ("top_tokens", "modal_share", "token_entropy", "token_auroc", "token")
+        )
+        sampled = torch.zeros_like(self._fired)
+        if "tokens" in self._names:
+            _, _, drawn = self._sample.lists()
+            sampled = (drawn >= 0).sum(1)
+            ties = token_ties(_folded(drawn, folded), self._fired, rows, token_counts)
+            by_token = {
+                "top_tokens": top_tokens.long(),
+                "modal_share": modal_share(_folded(top_tokens, folded)),
+                "token_entropy": ties.entropy,
+                "token_auroc": ties.auroc,
+                "token": ties.token,
+            }
+        placed = "positions" in self._names
+        return FeatureStatistics(
+            rows=rows,
+            fired=self._fired,
+            mean=self._total / fired.clamp(min=1),
+            largest=self._largest,
+            mass=weighted / weighted.sum().clamp(min=torch.finfo(torch.float64).tiny),
+            density=self._density.view(-1, _BINS) / rows,
+            encoder_decoder_cosine=_cosines(sae),
+            top_values=top_values,
+            top_rows=top_rows,
+            sampled=sampled,
+            start_share=self._at_start / fired if placed else None,
+            mean_position=self._positions / fired if placed else None,
+            **by_token,
+        )
+
+
+def _bin_of(value: Tensor) -> Tensor:
+    """The last edge that is not above the value begins its bin."""
+    edge = torch.bucketize(value.double(), DENSITY_EDGES, right=True) - 1
+    return edge.clamp(0, _BINS - 1)
+
+
+def _priority(numbers: Tensor) -> Tensor:
+    """[n] int32: numbers that look random, each a function of its row's number (SplitMix64)."""
+    z = numbers.numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy(((z ^ (z >> np.uint64(31))) >> np.uint64(33)).astype(np.int32))
+
+
+def _cosines(sae: SAE) -> Tensor:
+    encoder, decoder = (rows.detach().cpu().double() for rows in (sae.W_enc, sae.W_dec))
+    if encoder.shape != decoder.shape:
+        return torch.full((sae.m,), torch.nan, dtype=torch.float64)
+    cosines: Tensor = (encoder * decoder).sum(1) / (encoder.norm(dim=1) * decoder.norm(dim=1))
+    return cosines
+
+
+def _checked(tokens: Tensor, folded: Tensor | None) -> Tensor:
+    """The tokens of some rows as they count."""
+    least, most = int(tokens.min()), int(tokens.max())
+    limit = 2**31 if folded is None else len(folded)
+    if least < 0 or most >= limit:
+        raise ValueError(
+            f"tokens must be from 0 to {limit - 1}, got {least if least < 0 else most}"
+        )
+    return _folded(tokens, folded)
+
+
+def _folded(tokens: Tensor, folded: Tensor | None) -> Tensor:
+    if folded is None:
+        return tokens
+    return folded[tokens.clamp(min=0).long()].where(tokens >= 0, -1)
+
+
+def _added(counts: Tensor, tokens: Tensor) -> Tensor:
+    """The counts of tokens, those of some more rows included."""
+    more = torch.bincount(tokens, minlength=len(counts))
+    more[: len(counts)] += counts
+    return more
+
+
+def _ragged(values: NDArray[Any], lengths: NDArray[Any]) -> list[NDArray[Any]]:
+    return [row[:length] for row, length in zip(values, lengths, strict=True)]
