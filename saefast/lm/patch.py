@@ -1,0 +1,235 @@
+"""What a language model loses where an SAE's reconstruction takes the place of activations."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from saefast.lm.builtin_corpus import or_builtin
+from saefast.lm.capture import capture
+from saefast.lm.corpus import Texts
+from saefast.lm.losses import (
+    Estimate,
+    Losses,
+    counted,
+    estimate,
+    left_out,
+    log_probabilities,
+    losses,
+)
+from saefast.lm.model import LanguageModel
+from saefast.lm.packing import Packing, TokenBatch
+from saefast.lm.sites import Site, find_site
+from saefast.lm.suffix import Suffix
+from saefast.ops import checks
+from saefast.sae import SAE
+from saefast.types import SparseCode
+
+Replacements = Callable[[Tensor], Iterator[tuple[str, Tensor]]]
+"""From rows of activations [n, d]: what is to stand in their place, each under a name"""
+
+
+@dataclass(frozen=True)
+class PatchEffect:
+    """What one replacement does; in nats a token, with standard errors over contexts."""
+
+    ce: Estimate
+    """cross entropy of the next token"""
+    ce_increase: Estimate
+    """that, less the undisturbed model's"""
+    kl: Estimate
+    """KL(undisturbed || replaced)"""
+    ce_score: Estimate
+    """1: as undisturbed; 0: as with zeros. (CE_zero - CE) / (CE_zero - CE_undisturbed)"""
+    kl_score: Estimate
+    """(KL_zero - KL) / KL_zero"""
+    ce_score_mean: Estimate
+    """the same two, where 0 is what the mean activation gives"""
+    kl_score_mean: Estimate
+
+
+@dataclass(frozen=True)
+class Patching:
+    """What `evaluate_patched` finds."""
+
+    clean: PatchEffect
+    zero: PatchEffect
+    """zeros instead of the activations"""
+    mean: PatchEffect
+    """their mean instead of each"""
+    full: PatchEffect
+    """the reconstruction"""
+    keep: dict[str, PatchEffect] = field(default_factory=dict)
+    """the reconstruction from the latents of a mask alone"""
+    drop: dict[str, PatchEffect] = field(default_factory=dict)
+    """that from all others"""
+    contexts: int = 0
+    predictions: int = 0
+
+
+def evaluate_patched(
+    model: LanguageModel,
+    site: int | str,
+    sae: SAE,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    corpus: Texts | None = None,
+    tokens: int = 16384,
+    context: int = 256,
+    batch_size: int = 4,
+    drop_bos: bool = True,
+    mean: Tensor | None = None,
+    progress: bool = True,
+) -> Patching:
+    """Put reconstructions back into the model and see how it predicts, all in one pass over text.
+
+    The layers before the site run once for a batch, those behind it once for each variant.
+
+    Args:
+        model: from `load_model`.
+        site: as in `harvest`.
+        sae: trained on the activations of that site.
+        masks: sets of latents [m] bool by name; each is kept alone, and dropped alone. Codes are
+            those of the whole SAE.
+        corpus: by default the part of `builtin_corpus()` that is held out.
+        tokens: about how many; whole batches are taken.
+        context: tokens that the model sees at once.
+        batch_size: contexts in a forward pass. Logits take 4 * batch_size * context * vocabulary
+            bytes, about four times.
+        drop_bos: leave first positions and BOS as they are in every variant, zeros included, as
+            `harvest` leaves them out: an SAE never saw them, and a model needs them to attend to.
+        mean: [d] the mean activation; None: that of the same text, in a pass of its own.
+        progress: show a progress bar on stderr.
+    """
+    found = find_site(model.model, site)
+    chosen = dict(masks or {})
+    check_sae(sae, chosen)
+    batches = held_out_batches(model, corpus, tokens, context, batch_size, drop_bos)
+    if mean is None:
+        mean = _mean(model, found, batches)
+    checks.floating("mean", mean, "[d]")
+    checks.size("mean", mean, 0, sae.d, "the width of the SAE")
+    average = mean
+
+    def replacements(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "zero", torch.zeros_like(x)
+        yield "mean", average.to(x).expand_as(x)
+        code = sae.encode(x.to(sae.W_dec.dtype))
+        yield "full", sae.decode(code)
+        for name, mask in chosen.items():
+            kept = torch.where(mask.to(x.device)[code.indices], code.values, 0.0)
+            yield f"keep {name}", sae.decode(SparseCode(kept, code.indices))
+            yield f"drop {name}", sae.decode(SparseCode(code.values - kept, code.indices))
+
+    by_name = patched_losses(model, found, replacements, batches, progress)
+    predictions = torch.cat([counted(batch).sum(1) for batch in batches])
+    effects = _effects(by_name, predictions)
+    return Patching(
+        **{name: effects[name] for name in ("clean", "zero", "mean", "full")},
+        keep={name: effects[f"keep {name}"] for name in chosen},
+        drop={name: effects[f"drop {name}"] for name in chosen},
+        contexts=len(predictions),
+        predictions=int(predictions.sum()),
+    )
+
+
+def patched_losses(
+    model: LanguageModel,
+    site: Site,
+    replacements: Replacements,
+    batches: list[TokenBatch],
+    progress: bool = True,
+) -> dict[str, Losses]:
+    """The losses of every replacement, and "clean": those of the undisturbed model."""
+    from tqdm import tqdm
+
+    parts: dict[str, list[Losses]] = {}
+    rest = Suffix(model.model, site)
+    predictions = sum(int(counted(batch).sum()) for batch in batches)
+    with tqdm(
+        desc="patch", total=predictions, unit="tok", unit_scale=True, disable=not progress
+    ) as bar:
+        for batch in batches:
+            activations, clean = rest.begin(batch.ids)
+            kept = batch.kept.to(activations.device)
+            truth = log_probabilities(clean)
+            parts.setdefault("clean", []).append(losses(clean, truth, batch))
+            del clean  # as large as all else together
+            with torch.no_grad():
+                for name, rows in replacements(activations[kept]):
+                    logits = rest.logits(put(activations, kept, rows))
+                    parts.setdefault(name, []).append(losses(logits, truth, batch))
+            bar.update(int(counted(batch).sum()))
+    return {name: Losses.joined(several) for name, several in parts.items()}
+
+
+def put(activations: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
+    """The activations [contexts, length, d] with other rows where `kept` is true."""
+    return activations.masked_scatter(kept[:, :, None], rows.to(activations.dtype))
+
+
+def held_out_batches(
+    model: LanguageModel,
+    corpus: Texts | None,
+    tokens: int,
+    context: int,
+    batch_size: int,
+    drop_bos: bool,
+) -> list[TokenBatch]:
+    """Batches of text to evaluate on, of about that many tokens."""
+    checks.whole("tokens", tokens)
+    checks.at_least("tokens", tokens, 1)
+    packing = Packing(context, batch_size, drop_bos)
+    batches: list[TokenBatch] = []
+    for batch in packing.batches(or_builtin(corpus, held_out=True), model.tokenizer):
+        batches.append(batch)
+        tokens -= int(batch.real.sum())
+        if tokens <= 0:
+            break
+    if not any(bool(counted(batch).any()) for batch in batches):
+        raise ValueError("corpus must hold a text of several tokens, to be predicted; it has none")
+    return batches
+
+
+def _mean(model: LanguageModel, site: Site, batches: list[TokenBatch]) -> Tensor:
+    total, rows = torch.zeros(()), 0
+    for batch in batches:
+        (seen,) = capture(model.model, [site], batch.ids)
+        kept = seen[batch.kept.to(seen.device)].double()
+        total, rows = total.to(seen.device) + kept.sum(0), rows + len(kept)
+    return (total / rows).float()
+
+
+def check_sae(sae: SAE, masks: Mapping[str, Tensor] | None = None) -> None:
+    """It can stand at a site, and the masks are of its latents."""
+    if not isinstance(sae, SAE):
+        raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
+    if sae.transcodes:
+        raise ValueError(
+            "sae must reconstruct what it encodes, got a transcoder, whose output belongs at "
+            "another site"
+        )
+    for name, mask in (masks or {}).items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"masks[{name!r}] must be a bool tensor [m], got {kind}")
+        checks.shape(f"masks[{name!r}]", mask, (sae.m,))
+
+
+def _effects(found: Mapping[str, Losses], predictions: Tensor) -> dict[str, PatchEffect]:
+    n = left_out(predictions.double())
+    ce = {name: left_out(losses.ce) / n for name, losses in found.items()}
+    kl = {name: left_out(losses.kl) / n for name, losses in found.items()}
+    return {
+        name: PatchEffect(
+            ce=estimate(ce[name]),
+            ce_increase=estimate(ce[name] - ce["clean"]),
+            kl=estimate(kl[name]),
+            ce_score=estimate((ce["zero"] - ce[name]) / (ce["zero"] - ce["clean"])),
+            kl_score=estimate((kl["zero"] - kl[name]) / kl["zero"]),
+            ce_score_mean=estimate((ce["mean"] - ce[name]) / (ce["mean"] - ce["clean"])),
+            kl_score_mean=estimate((kl["mean"] - kl[name]) / kl["mean"]),
+        )
+        for name in found
+    }

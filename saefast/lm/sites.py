@@ -1,0 +1,122 @@
+"""Where in a language model activations are taken, and put back."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+KINDS = {
+    "resid": (),
+    "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff"),
+    "attn": ("self_attn", "attn", "attention", "self_attention"),
+}
+"""What a layer's part is called in the models of different families; `resid` is all of it."""
+
+
+class Site(NamedTuple):
+    """The output of a module."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[nn.Module, ...]
+    """The layers of the model up to that which holds the module, if one does; else none."""
+
+
+def find_site(model: nn.Module, where: int | str) -> Site:
+    """A module of a Hugging Face model.
+
+    Args:
+        model: a causal language model.
+        where: a layer's number or "resid.3" for the residual stream behind it, "mlp.3" or "attn.3"
+            for what that part of it adds, or the module's name as in `model.named_modules()`.
+            Negative numbers count from the last layer.
+    """
+    if isinstance(where, bool) or not isinstance(where, int | str):
+        raise TypeError(
+            f"a site must be the number of a layer or a name, got {type(where).__name__}"
+        )
+    name = f"resid.{where}" if isinstance(where, int) else where
+    kind, _, number = name.partition(".")
+    if kind in KINDS and number.removeprefix("-").isdigit():
+        return _part(model, kind, int(number))
+    return _named(model, name)
+
+
+def find_sites(model: nn.Module, where: Sequence[int | str]) -> list[Site]:
+    """Several, none of them twice."""
+    sites = [find_site(model, one) for one in where]
+    if not sites:
+        raise ValueError("sites must name one module at least, got none")
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        raise ValueError(f"sites must differ, got {', '.join(names)}")
+    return sites
+
+
+def main_tensor(output: Any, site: Site, ids: Tensor) -> Tensor:
+    """The activations [contexts, length, d] in what a module returned: it, or its first item."""
+    tensor = output if isinstance(output, Tensor) else output[0]
+    if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape[:2] != ids.shape:
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(
+            f"the module {site.name} must return activations [contexts, length, d], got {got}; "
+            f"choose another one"
+        )
+    return tensor
+
+
+def with_main_tensor(output: Any, tensor: Tensor) -> Any:
+    """What a module returned, with other activations in it."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def _part(model: nn.Module, kind: str, number: int) -> Site:
+    name, layers = _layers(model)
+    if not -len(layers) <= number < len(layers):
+        raise ValueError(
+            f"the layer of a site must be from 0 to {len(layers) - 1}, got {kind}.{number}"
+        )
+    number %= len(layers)
+    layer = layers[number]
+    before = tuple(layers[: number + 1])
+    if kind == "resid":
+        return Site(f"resid.{number}", layer, before)
+    children = dict(layer.named_children())
+    found = [children[child] for child in KINDS[kind] if child in children]
+    if not found:
+        raise ValueError(
+            f"{kind}.{number} is not known in this model: {name}.{number} holds "
+            f"{', '.join(children)}; name one of them as '{name}.{number}.{next(iter(children))}'"
+        )
+    return Site(f"{kind}.{number}", found[0], before)
+
+
+def _named(model: nn.Module, name: str) -> Site:
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        near = difflib.get_close_matches(name, modules, 3, 0.5)
+        raise ValueError(
+            f"the model has no module {name!r}; "
+            + (f"did you mean {', '.join(near)}? " if near else "")
+            + "resid.3, mlp.3 and attn.3 name parts of layer 3"
+        )
+    prefix, layers = _layers(model)
+    inside = name.removeprefix(f"{prefix}.").partition(".")[0]
+    if name.startswith(f"{prefix}.") and inside.isdigit():
+        return Site(name, modules[name], tuple(layers[: int(inside) + 1]))
+    return Site(name, modules[name], ())
+
+
+def _layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The name and the content of the list of all layers."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise TypeError(
+            f"model must be a causal language model of transformers, got {type(model).__name__}"
+        )
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, list(module)
+    raise ValueError(f"{type(model).__name__} has no list of {count} layers to choose a site from")

@@ -1,0 +1,152 @@
+"""Activations of a language model, computed as a training asks for them: nothing on disk."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from saefast.activations.protocol import check_dtype
+from saefast.activations.shuffled import Held, Shuffled
+from saefast.lm.builtin_corpus import or_builtin
+from saefast.lm.capture import capture
+from saefast.lm.corpus import Corpus, Texts
+from saefast.lm.model import LanguageModel
+from saefast.lm.packing import Packing, TokenBatch
+from saefast.lm.sites import find_sites
+from saefast.ops import checks
+
+_WINDOW_ROWS = 32768
+_WINDOW_BYTES = 256 << 20
+
+
+class LMActivations(Shuffled):
+    """What `train_saes` takes in place of a store: every epoch runs the model again.
+
+    Rows, and their numbers, are those that `harvest` writes with the same arguments. All of the
+    text is tokenized at the beginning and kept, 5 bytes a token, so that contexts come in a new
+    order every epoch, and a resumed training computes only what it has not seen. A training of
+    many epochs, or of a thousand million tokens, is better served by a store.
+
+    Args:
+        model: from `load_model`.
+        site: as in `harvest`.
+        target: another site, which a transcoder reconstructs.
+        tokens: how many rows an epoch has; None: all that the corpus has.
+        window_rows: what is computed and shuffled together, and held in memory; by default 32768
+            rows or 256 MiB.
+        dtype: of the batches.
+
+    The other arguments are those of `harvest`.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        site: int | str,
+        *,
+        target: int | str | None = None,
+        tokens: int | None = None,
+        corpus: Texts | None = None,
+        context: int = 256,
+        batch_size: int = 16,
+        drop_bos: bool = True,
+        packed: bool = True,
+        prepend_bos: bool | None = None,
+        window_rows: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = True,
+    ):
+        check_dtype(dtype)
+        self._model = model
+        self._sites = find_sites(model.model, [site] if target is None else [site, target])
+        packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
+        self._batches_of_tokens = _tokenized(model, or_builtin(corpus), packing, tokens, progress)
+        self._ends = list(accumulate(int(batch.kept.sum()) for batch in self._batches_of_tokens))
+        rows = self._ends[-1] if self._ends else 0
+        if rows < (tokens or 1):
+            raise ValueError(
+                f"corpus holds {rows} tokens that are kept, and {tokens or 'some'} were asked "
+                f"for; take fewer, or more text"
+            )
+        ids = torch.zeros(2, 2, dtype=torch.int64)
+        widths = [seen.shape[2] for seen in capture(model.model, self._sites, ids)]
+        if window_rows is None:
+            window_rows = min(_WINDOW_ROWS, _WINDOW_BYTES // (sum(widths) * dtype.itemsize))
+        checks.whole("window_rows", window_rows)
+        checks.at_least("window_rows", window_rows, 1)
+        super().__init__(
+            rows=tokens or rows,
+            d=widths[0],
+            dtype=dtype,
+            # One forward pass is a block, so that none is run for a part of its rows.
+            block_rows=max(1, self._ends[0]),
+            window_rows=window_rows,
+        )
+
+    def locate(self, row: int) -> str:
+        """See `Activations.locate`."""
+        number = bisect_right(self._ends, row)
+        batch = self._batches_of_tokens[number]
+        place = batch.kept.nonzero()[row - self._begin(number)]
+        context = sum(len(b.ids) for b in self._batches_of_tokens[:number]) + int(place[0])
+        return f"{self._sites[0].name} of {self._model.name}, context {context}, token {place[1]}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of the tokens, and of what tells the model and the site from others."""
+        described = [self._model.description, [site.name for site in self._sites], self.rows]
+        digest = hashlib.sha256(json.dumps(described).encode())
+        for batch in self._batches_of_tokens:
+            digest.update(batch.ids.numpy().tobytes())
+            digest.update(batch.kept.numpy().tobytes())
+        return f"lm:{digest.hexdigest()[:32]}"
+
+    def _reader(self) -> Callable[[list[tuple[int, int]]], Held]:
+        def read(spans: list[tuple[int, int]]) -> Held:
+            pieces = [piece for span in spans for piece in self._run(*span)]
+            columns = [torch.cat(column) for column in zip(*pieces, strict=True)]
+            return columns[0], columns[1] if len(columns) > 1 else None
+
+        return read
+
+    def _run(self, first: int, end: int) -> list[list[Tensor]]:
+        """The rows [first, end), piece by piece: whole forward passes, as harvest runs them."""
+        pieces = []
+        for number in range(bisect_right(self._ends, first), len(self._ends)):
+            begin = self._begin(number)
+            if begin >= end:
+                break
+            batch = self._batches_of_tokens[number]
+            seen = capture(self._model.model, self._sites, batch.ids.long())
+            rows = slice(max(0, first - begin), end - begin)
+            pieces.append([x[batch.kept.to(x.device)][rows].cpu() for x in seen])
+        return pieces
+
+    def _begin(self, number: int) -> int:
+        return self._ends[number - 1] if number else 0
+
+
+def _tokenized(
+    model: LanguageModel, corpus: Corpus, packing: Packing, tokens: int | None, progress: bool
+) -> list[TokenBatch]:
+    """The batches of the corpus that hold the first `tokens` rows."""
+    from tqdm import tqdm
+
+    batches: list[TokenBatch] = []
+    rows = 0
+    with tqdm(
+        desc="tokenize", total=tokens, unit="tok", unit_scale=True, disable=not progress
+    ) as bar:
+        for batch in packing.batches(corpus, model.tokenizer):
+            batches.append(batch._replace(ids=batch.ids.to(torch.int32)))
+            kept = int(batch.kept.sum())
+            rows += kept
+            bar.update(kept)
+            if tokens is not None and rows >= tokens:
+                break
+    return batches

@@ -1,0 +1,90 @@
+"""The text around tokens on which features fire, for people to read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from saefast.activations import StoreActivations
+from saefast.lm.harvesting import POSITIONS, TOKENS
+from saefast.ops import checks
+
+_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a letter
+
+
+class TokenInContext(NamedTuple):
+    """A token with the text before and after it in its context."""
+
+    before: str
+    token: str
+    after: str
+    row: int
+    position: int
+
+
+def contexts(
+    store: StoreActivations | str | Path,
+    tokenizer: Any,
+    rows: Sequence[int] | Tensor,
+    before: int = 12,
+    after: int = 6,
+) -> list[TokenInContext]:
+    """The tokens at these rows of a harvested store, with their neighbours.
+
+    Args:
+        store: written by `harvest`.
+        tokenizer: of the model that was harvested.
+        rows: numbers of rows in the store.
+        before, after: how many tokens to show, fewer where the context begins or ends.
+
+    Returns:
+        As many as rows, in their order. Where a letter is several tokens, all of it is the token.
+    """
+    if not isinstance(store, StoreActivations):
+        store = StoreActivations(store)
+    missing = {TOKENS, POSITIONS} - set(store.index.extras)
+    if missing:
+        raise ValueError(
+            f"store must hold tokens and positions beside its rows, and lacks "
+            f"{', '.join(sorted(missing))}; saefast.lm.harvest writes them"
+        )
+    for name, value in (("before", before), ("after", after)):
+        checks.whole(name, value)
+        checks.at_least(name, value, 0)
+    numbers = rows.tolist() if isinstance(rows, Tensor) else [int(row) for row in rows]
+    return [_in_context(store, tokenizer, row, before, after) for row in numbers]
+
+
+def _in_context(
+    store: StoreActivations, tokenizer: Any, row: int, before: int, after: int
+) -> TokenInContext:
+    checks.between("rows", row, 0, store.rows - 1, "the rows of the store")
+    first, end = max(0, row - before), min(store.rows, row + after + 1)
+    ids = store.read(TOKENS, first, end).tolist()
+    positions = store.read(POSITIONS, first, end).tolist()
+    here = row - first
+    # Within a context positions rise; the first row of the next has a smaller one, or the same.
+    begin = max((i for i in range(1, here + 1) if positions[i] <= positions[i - 1]), default=0)
+    stop = next(
+        (i for i in range(here + 1, len(ids)) if positions[i] <= positions[i - 1]), len(ids)
+    )
+    texts = _parts(tokenizer, ids[begin:stop], here - begin)
+    return TokenInContext(*texts, row, positions[here])
+
+
+def _parts(tokenizer: Any, ids: list[int], here: int) -> tuple[str, str, str]:
+    """The text before, of and after the token at that place.
+
+    Pieces are decoded from the first token on: alone, some would lose a space before them.
+    """
+
+    def text(count: int) -> str:
+        return str(tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False))
+
+    end = here + 1
+    while end < len(ids) and text(end).endswith(_BROKEN):
+        end += 1
+    whole, until = text(len(ids)), text(end)
+    before = text(here).rstrip(_BROKEN)
+    return before, until[len(before) :], whole[len(until) :]
