@@ -19,8 +19,12 @@ def write_whole(path: Path, content: bytes) -> None:
     Where the disk is full or the folder not writable, the OSError names the file, and nothing of
     the attempt stays.
     """
+    write_with(path, lambda part: part.write_bytes(content))
 
-    _replace(path, path.with_name(path.name + PART), lambda part: part.write_bytes(content))
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """The same with whatever `write` puts at the path it is given."""
+    _replace(path, path.with_name(path.name + PART), write)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

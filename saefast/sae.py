@@ -1,5 +1,7 @@
 """The sparse autoencoder: its parameters, and how it encodes and decodes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from saefast.types import SparseCode
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
+NORMALISATIONS = ("none", "layer_norm", "norm")
+
+_EPSILON = 1e-5  # added to a row's standard deviation, as those do who normalise so
 _FIRST_WIDTH = 128  # room for the active latents of a row, doubled until all fit
 
 
@@ -37,6 +42,14 @@ class SAE(nn.Module):
         seed: of the initial decoder directions; None draws from torch's global generator.
         d_out: width of what is reconstructed, if that is not x but something else (a transcoder);
             then b_dec is not taken from x.
+        centred: whether b_dec is taken from x before it is encoded; None: unless d_out is given.
+        skip: whether a linear map of x, W_skip [d_out, d], is added to what is reconstructed.
+        normalise: what is done to each row before it is encoded, and undone afterwards:
+            "layer_norm" takes off its mean and divides by its standard deviation, "norm" scales it
+            to a norm of the root of d. Such SAEs, and those with a skip connection, come from
+            files of others; they are not trained here.
+
+    `metadata` is what the file it came from said besides, by the name of the file's format.
     """
 
     W_enc: nn.Parameter
@@ -46,7 +59,9 @@ class SAE(nn.Module):
     jump_threshold: nn.Parameter
     r_mag: nn.Parameter
     b_mag: nn.Parameter
+    W_skip: nn.Parameter
     batch_threshold: Tensor
+    metadata: dict[str, Any]
 
     def __init__(
         self,
@@ -57,6 +72,9 @@ class SAE(nn.Module):
         k: int = 32,
         seed: int | None = None,
         d_out: int | None = None,
+        centred: bool | None = None,
+        skip: bool = False,
+        normalise: str = "none",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -70,7 +88,14 @@ class SAE(nn.Module):
         checks.between("k", k, 1, m, "the number of latents")
         checks.one_of("variant", variant, VARIANTS)
         self.d, self.m, self.k, self.variant = d, m, k, variant
+        checks.one_of("normalise", normalise, NORMALISATIONS)
         self.transcodes = d_out is not None
+        self.centred = not self.transcodes if centred is None else centred
+        self.skip, self.normalise, self.metadata = skip, normalise, {}
+        if self.d_out != d and (self.centred or normalise != "none"):
+            raise ValueError(
+                f"d_out must be d, {d}, for an SAE that is centred or normalises, got {d_out}"
+            )
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         decoder = _directions(m, self.d_out, generator)
         # An encoder that starts as the decoder's transpose leaves few latents dead.
@@ -82,6 +107,8 @@ class SAE(nn.Module):
             parameters["jump_threshold"] = zeros + 0.01
         if variant == "gated":
             parameters |= {"r_mag": zeros, "b_mag": zeros}
+        if skip:
+            parameters["W_skip"] = torch.zeros(self.d_out, d)
         for name, values in parameters.items():
             on_device = values.to(dtype=dtype, device=device, copy=True)
             self.register_parameter(name, nn.Parameter(on_device))
@@ -102,7 +129,18 @@ class SAE(nn.Module):
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the encoder multiplies."""
-        return x if self.transcodes else x - self.b_dec
+        if self.normalise != "none":
+            shift, scale = self._levels(x)
+            x = (x - shift) / (scale + _EPSILON if self.normalise == "layer_norm" else scale)
+        return x - self.b_dec if self.centred else x
+
+    def _levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What was taken off each row, and what it was divided by."""
+        if self.normalise == "layer_norm":
+            mean = x.mean(dim=-1, keepdim=True)
+            return mean, (x - mean).std(dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x.new_zeros(()), norm / self.d**0.5
 
     def encode(self, x: Tensor) -> SparseCode:
         """The active latents of x [n, d]; values are not negative."""
@@ -130,14 +168,27 @@ class SAE(nn.Module):
         used = max(largest, 1)
         return SparseCode(found.values[:, :used], found.indices[:, :used])
 
-    def decode(self, code: SparseCode) -> Tensor:
-        """The reconstruction [n, d_out] of a code."""
-        return sparse_decode(code.values, code.indices, self.W_dec, self.b_dec)
+    def decode(self, code: SparseCode, x: Tensor | None = None) -> Tensor:
+        """The reconstruction [n, d_out] of a code.
+
+        Where rows are normalised or skipped to the output, the code alone does not say it all: `x`
+        [n, d] are the rows that were encoded. An SAE that normalises needs them; without them, a
+        skip connection is left out.
+        """
+        y = sparse_decode(code.values, code.indices, self.W_dec, self.b_dec)
+        if self.normalise != "none":
+            if x is None:
+                raise ValueError(
+                    "x must be given to decode with an SAE that normalises rows: decode(code, x)"
+                )
+            shift, scale = self._levels(x)
+            y = y * scale + shift
+        return y if x is None or not self.skip else y + x @ self.W_skip.T
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of x [..., d]."""
         rows = x.reshape(-1, x.shape[-1])
-        return self.decode(self.encode(rows)).reshape(*x.shape[:-1], self.d_out)
+        return self.decode(self.encode(rows), rows).reshape(*x.shape[:-1], self.d_out)
 
     def extra_repr(self) -> str:
         """Shown by print."""

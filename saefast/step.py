@@ -83,6 +83,8 @@ class FusedStep:
     ) -> None:
         checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
+        if sae.skip or sae.normalise != "none":
+            raise ValueError("sae must neither normalise rows nor have a skip connection to train")
         self.sae, self.precision, self.auxk = sae, precision, auxk
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)
@@ -209,7 +211,7 @@ class FusedStep:
             real = extra.latents < sae.m
             for name, more in zip(_SHARED, extra[2:], strict=False):
                 gradients[name].index_add_(0, extra.latents[real], more[real])
-            if not sae.transcodes:
+            if sae.centred:
                 dead = sae.W_enc[extra.latents[real]]
                 gradients["b_dec"] -= extra.b_enc[real] @ dead
         reference.shape_gradients(
@@ -276,7 +278,7 @@ class FusedStep:
 
     def _through_inputs(self, gradient: Tensor, input_grad_sum: Tensor) -> Tensor:
         """b_dec's gradient, which is taken from what is encoded, too."""
-        return gradient if self.sae.transcodes else gradient - input_grad_sum
+        return gradient - input_grad_sum if self.sae.centred else gradient
 
     def _arguments(
         self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor

@@ -105,7 +105,12 @@ def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
             ValueError,
             "architecture must be one of gated, jumprelu, standard, topk",
         ),
-        "no k": ("cfg.json", b'{"d_in": 7, "d_sae": 20}', ValueError, "must give k"),
+        "no k": (
+            "cfg.json",
+            b'{"d_in": 7, "d_sae": 20, "architecture": "topk"}',
+            ValueError,
+            "must give k",
+        ),
         "no d_out": (
             "cfg.json",
             b'{"d_in": 7, "d_sae": 20, "architecture": "transcoder"}',

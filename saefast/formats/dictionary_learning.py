@@ -1,0 +1,227 @@
+"""dictionary_learning: ae.pt, a state dict of one of seven classes or a backup, and config.json."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.formats.found import Found, positive
+from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values
+from saefast.formats.writing import write_json, write_torch
+
+NAME = "dictionary_learning"
+FILE = None
+_VARIANTS = {
+    "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "batchtopk",
+    "MatryoshkaBatchTopKSAE": "matryoshka",
+    "JumpReluAutoEncoder": "jumprelu",
+    "AutoEncoder": "relu",
+    "AutoEncoderNew": "relu",
+    "GatedAutoEncoder": "gated",
+}
+_BIASES = {
+    "AutoEncoder": "bias",
+    "AutoEncoderNew": "decoder.bias",
+    "GatedAutoEncoder": "decoder_bias",
+}
+"""What b_dec is called where it is not b_dec"""
+_UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")
+_LINEAR = ("AutoEncoderTopK", "BatchTopKSAE", "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder")
+"""Whose weights lie as those of torch.nn.Linear do: encoder [m, d], decoder [d, m]"""
+_OWN = ("dict_class", "activation_dim", "dict_size", "k", "norm_factor")
+
+
+def recognises(found: Found) -> bool:
+    """A backup, a config of a trainer, or the names of one of its classes."""
+    if isinstance(found.values.get("ae"), Mapping) or isinstance(found.config.get("trainer"), dict):
+        return True
+    if found.kind != "torch" or found.config.keys() & {"act_size", "d_model", "d_sae"}:
+        return False
+    linear = found.has("encoder.weight", "decoder.weight") and not found.has("pre_bias")
+    return linear or found.has("W_enc", "W_dec", "threshold")
+
+
+def read(found: Found) -> Parts:
+    """What its classes compute; a backup's factor for activations is folded in."""
+    trainer = found.config.get("trainer", {})
+    backup = found.values.get("ae")
+    factor = None
+    if isinstance(backup, Mapping):
+        found = replace(found, tensors={n: v for n, v in backup.items() if isinstance(v, Tensor)})
+        factor, own = (found.values.get(key) for key in ("norm_factor", "config"))
+        if isinstance(own, dict) and not trainer:
+            trainer = json.loads(json.dumps(own, default=str))
+    if not isinstance(trainer, dict):
+        raise ValueError(f"{found.config_name} must give trainer as an object, got {trainer!r}")
+    beside = {key: value for key, value in found.config.items() if key == "buffer"}
+    found = replace(found, config=trainer | beside)
+    kind = _class_of(found)
+    parts = _linear(found, kind) if kind in _LINEAR else _stacked(found, kind)
+    for key, size in (("activation_dim", parts.d), ("dict_size", parts.m)):
+        if found.setting(key, int, size) != size:
+            raise ValueError(
+                f"{found.config_name}: {key} is {trainer[key]}, but the tensors of {found.path} "
+                f"say {size}"
+            )
+    parts = replace(parts, centred=kind not in _UNCENTRED, metadata=_metadata(found, parts))
+    if _VARIANTS[kind] in ("topk", "batchtopk", "matryoshka"):
+        parts = replace(parts, k=_k(found))
+    if factor is None:
+        return parts
+    norm = positive(factor)
+    if norm is None:
+        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {factor!r}")
+    # Trained on x / norm. The library's finished files have values of the size of x, too.
+    return scaled_values(scaled_inputs(parts, 1 / norm), norm)
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """A finished trainer's folder."""
+    kept = parts.metadata_of(NAME)
+    parts = fitted(parts, NAME, tuple(_VARIANTS.values()), centred=_centred(parts))
+    kind = next(
+        kind
+        for kind, variant in _VARIANTS.items()
+        if variant == parts.variant and (kind in _UNCENTRED) != parts.centred
+    )
+    b_dec = _BIASES.get(kind, "b_dec")
+    if kind in _LINEAR:
+        tensors: dict[str, Any] = {"encoder.weight": parts.W_enc, "decoder.weight": parts.W_dec.T}
+        if kind != "GatedAutoEncoder":
+            tensors["encoder.bias"] = parts.b_enc
+    else:
+        tensors = {"W_enc": parts.W_enc.T, "b_enc": parts.b_enc, "W_dec": parts.W_dec}
+    tensors[b_dec] = parts.b_dec
+    if kind == "GatedAutoEncoder":
+        tensors |= {"gate_bias": parts.b_enc, "mag_bias": parts.b_mag, "r_mag": parts.r_mag}
+    elif parts.variant == "jumprelu":
+        tensors["threshold"] = parts.threshold
+    elif parts.variant != "relu":
+        unset = torch.tensor(kept.get("threshold", -1.0))
+        threshold = unset if parts.threshold is None else parts.threshold.float()
+        tensors |= {"k": torch.tensor(parts.k, dtype=torch.int32), "threshold": threshold}
+    groups = kept.pop("group_sizes", None)
+    if kind == "MatryoshkaBatchTopKSAE":
+        fits = isinstance(groups, list) and all(isinstance(size, int) for size in groups)
+        fits = fits and sum(groups) == parts.m
+        tensors["group_sizes"] = torch.tensor(groups if fits else [parts.m])
+    kept.pop("threshold", None)
+    write_torch(folder / "ae.pt", tensors)
+    trainer = {"dict_class": kind, "activation_dim": parts.d, "dict_size": parts.m, "k": parts.k}
+    buffer = kept.pop("buffer", None)
+    config = {"trainer": kept | trainer}
+    write_json(folder / "config.json", config if buffer is None else config | {"buffer": buffer})
+
+
+def _centred(parts: Parts) -> bool | None:
+    """What its class for that variant does; for relu there are two classes."""
+    return None if parts.variant == "relu" else parts.variant != "jumprelu"
+
+
+def _class_of(found: Found) -> str:
+    told = found.config.get("dict_class")
+    if told is not None:
+        if not isinstance(told, str) or told not in _VARIANTS:
+            raise ValueError(
+                f"{found.config_name}: dict_class must be one of {', '.join(_VARIANTS)} to be "
+                f"loaded, got {told!r}"
+            )
+        return told
+    marks = {
+        "group_sizes": "MatryoshkaBatchTopKSAE",
+        "gate_bias": "GatedAutoEncoder",
+        "bias": "AutoEncoder",
+        "decoder.bias": "AutoEncoderNew",
+    }
+    for mark, kind in marks.items():
+        if found.has(mark):
+            return kind
+    if found.has("W_enc", "threshold"):
+        return "JumpReluAutoEncoder"
+    raise ValueError(
+        f"{found.path} may be an AutoEncoderTopK or a BatchTopKSAE, which have the same tensors; "
+        f"config.json beside it says which, as trainer.dict_class"
+    )
+
+
+def _linear(found: Found, kind: str) -> Parts:
+    w_enc = found.take("encoder.weight", None, None)
+    m, d = w_enc.shape
+    b_dec = _BIASES.get(kind, "b_dec")
+    known = {"encoder.weight", "encoder.bias", "decoder.weight", b_dec}
+    threshold: Tensor | None = None
+    optional: dict[str, Any] = {}
+    if kind == "GatedAutoEncoder":
+        known = {"encoder.weight", "decoder.weight", b_dec, "gate_bias", "mag_bias", "r_mag"}
+        optional = {"b_mag": found.take("mag_bias", m), "r_mag": found.take("r_mag", m)}
+    elif kind not in _BIASES:
+        known |= {"k", "threshold"}
+    if kind == "BatchTopKSAE":
+        threshold = _threshold(found)
+    found.nothing_but(*known)
+    return Parts(
+        variant=_VARIANTS[kind],
+        W_enc=w_enc,
+        b_enc=found.take("gate_bias" if optional else "encoder.bias", m),
+        W_dec=found.take("decoder.weight", d, m).T,
+        b_dec=found.take(b_dec, d),
+        threshold=threshold,
+        **optional,
+    )
+
+
+def _stacked(found: Found, kind: str) -> Parts:
+    w_enc = found.take("W_enc", None, None)
+    d, m = w_enc.shape
+    found.nothing_but("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes")
+    jumps = kind == "JumpReluAutoEncoder"
+    threshold = found.take("threshold", m).clamp(min=0) if jumps else _threshold(found)
+    return Parts(
+        variant=_VARIANTS[kind],
+        W_enc=w_enc.T,
+        b_enc=found.take("b_enc", m),
+        W_dec=found.take("W_dec", m, d),
+        b_dec=found.take("b_dec", d),
+        threshold=threshold,
+    )
+
+
+def _threshold(found: Found) -> Tensor:
+    """One number; -1 says that training has not come to it, and lets all pass that is positive."""
+    value = found.scalar("threshold")
+    value = found.threshold if value is None else value
+    if value is None:
+        raise ValueError(
+            f"{found.path}: threshold is missing, without which what is active depends on the "
+            f"whole batch; give load_sae a threshold"
+        )
+    if math.isnan(value):
+        raise ValueError(f"{found.path}: threshold holds NaN or infinity")
+    return torch.tensor(max(value, 0.0), dtype=torch.float64)
+
+
+def _k(found: Found) -> int:
+    in_file, told = found.scalar("k"), found.setting("k", int, found.k)
+    if in_file is None and told is None:
+        raise ValueError(f"{found.path} does not say k; give load_sae a k")
+    if in_file is not None and told is not None and in_file != told:
+        raise ValueError(f"{found.path}: k is {in_file:g}, but {found.config_name} says {told}")
+    return int(told if in_file is None else in_file)
+
+
+def _metadata(found: Found, parts: Parts) -> dict[str, Any]:
+    kept = {key: value for key, value in found.config.items() if key not in _OWN}
+    if found.has("group_sizes"):
+        groups = found.integers("group_sizes")
+        if sum(groups) != parts.m or min(groups) < 1:
+            raise ValueError(f"{found.path}: group_sizes must sum to {parts.m}, got {groups}")
+        kept["group_sizes"] = groups
+    if parts.variant == "topk" and found.has("threshold"):
+        kept["threshold"] = found.scalar("threshold")  # k decides, but it is kept
+    return {NAME: kept} if kept else {}

@@ -1,0 +1,225 @@
+"""What lies at a path: tensors by name, mapped and not read, and the JSON beside them."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.formats.tensor_files import read_tensors
+
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
+_KNOWN = (
+    "sae_weights.safetensors",
+    "sae.safetensors",
+    "ae.pt",
+    "sae.pt",
+    "sae_weights.pt",
+    "params.safetensors",
+    "params.npz",
+)
+"""Which of several files of tensors is the SAE: the first of these"""
+_COMPANIONS = (
+    "sparsity.safetensors",
+    "activation_whitening.safetensors",
+    "activations_store_state.safetensors",
+    "trainer_state.pt",
+    "trainer.pt",
+    "optimizer.pt",
+    "scheduler.pt",
+    "state.pt",
+)
+"""What others leave beside an SAE"""
+_LONGEST_CONFIG = 16 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of tensors and what belongs to it."""
+
+    path: Path
+    kind: str
+    """safetensors, torch or numpy"""
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+    """what the file holds that is no tensor; only torch's may"""
+    config_path: Path | None
+    config: dict[str, Any]
+    k: int | None = None
+    """what the user says where the file does not"""
+    threshold: float | None = None
+    """the same"""
+
+    def has(self, *names: str) -> bool:
+        """Whether there are tensors of these names."""
+        return all(name in self.tensors for name in names)
+
+    def take(self, name: str, *shape: int | None) -> Tensor:
+        """The tensor, which must have that shape; None stands for any size."""
+        where, value = f"{self.path}: {name}", self._sound(name)
+        if not value.is_floating_point():
+            raise ValueError(f"{where} must hold floats, got {value.dtype}")
+        sizes = tuple(value.shape)
+        fits = len(sizes) == len(shape) and all(
+            wanted in (size, None) for size, wanted in zip(sizes, shape, strict=True)
+        )
+        if not fits:
+            told = ", ".join("any" if size is None else str(size) for size in shape)
+            turned = " (transposed?)" if len(shape) == 2 and sizes[::-1] == shape else ""
+            comma = "," if len(shape) == 1 else ""
+            raise ValueError(f"{where} must have shape ({told}{comma}), got {sizes}{turned}")
+        if 0 in sizes:
+            raise ValueError(f"{where} must not be empty, got shape {sizes}")
+        return value
+
+    def optional(self, name: str, *shape: int | None) -> Tensor | None:
+        """The same, if it is there."""
+        return self.take(name, *shape) if name in self.tensors else None
+
+    def scalar(self, name: str) -> float | None:
+        """The one number that the tensor holds, if it is there."""
+        if name not in self.tensors:
+            return None
+        value = self._sound(name)
+        if value.numel() != 1:
+            raise ValueError(
+                f"{self.path}: {name} must be one number, got shape {tuple(value.shape)}"
+            )
+        return float(value)
+
+    def integers(self, name: str) -> list[int]:
+        """What the tensor [n] holds."""
+        value = self._sound(name)
+        if value.ndim != 1 or value.is_floating_point() or value.is_complex():
+            raise ValueError(f"{self.path}: {name} must be integers [n], got {value.dtype}")
+        return [int(number) for number in value.tolist()]
+
+    def _sound(self, name: str) -> Tensor:
+        """The tensor, dense and no larger than what the file holds of it."""
+        where = f"{self.path}: {name}"
+        if name not in self.tensors:
+            raise ValueError(
+                f"{where} is missing; the file holds {', '.join(sorted(self.tensors)) or 'nothing'}"
+            )
+        value = self.tensors[name]
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError(f"{where} must be a dense tensor, got {value.layout}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{where} has shape {tuple(value.shape)}, more than the file holds")
+        return value
+
+    def nothing_but(self, *names: str, prefixes: tuple[str, ...] = ()) -> None:
+        """There are no other tensors: what one means that nobody knows of, nobody knows."""
+        known = set(names)
+        unknown = [
+            n for n in self.tensors if n not in known and not n.startswith(prefixes or ("\0",))
+        ]
+        if unknown:
+            listed = ", ".join(repr(name) for name in sorted(unknown)[:8])
+            raise ValueError(
+                f"{self.path} holds tensors that its format does not have: {listed}; what they "
+                f"would change is not known"
+            )
+
+    def setting(self, key: str, kinds: type | tuple[type, ...], default: Any = ...) -> Any:
+        """config[key], of one of these kinds; `default` if it is absent or null."""
+        value = self.config.get(key)
+        if value is None and default is not ...:
+            return default
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(
+                {"int": "an integer"}.get(kind.__name__, kind.__name__) for kind in kinds
+            )
+            raise ValueError(f"{self.config_name} must give {key} as {names}, got {value!r}")
+        return value
+
+    @property
+    def config_name(self) -> Path:
+        """The file of the settings, for errors."""
+        return self.path.parent / CONFIGS[0] if self.config_path is None else self.config_path
+
+    def refuse(self, key: str, supported: Collection[object], why: str, default: object) -> None:
+        """A setting that can be read only with these values."""
+        value = self.config.get(key, default)
+        if value not in supported:
+            told = " or ".join(repr(value) for value in supported)
+            raise ValueError(
+                f"{self.config_name}: {key} must be {told} to be loaded, got {value!r}; {why}"
+            )
+
+
+def find(
+    path: Path, allow_pickle: bool = False, k: int | None = None, threshold: float | None = None
+) -> Found:
+    """Open what is at `path`: a file of tensors, or a folder that holds one."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    weights = weights_in(path) if path.is_dir() else path
+    folders = (path, path) if path.is_dir() else (path.parent, path.parent.parent)
+    # Checkpoints lie one folder below the settings of their run.
+    candidates = [folders[0] / name for name in CONFIGS] + [folders[1] / "config.json"]
+    config_path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    config = {} if config_path is None else read_json(config_path)
+    if weights is None:
+        raise FileNotFoundError(_nothing_at(path, config))
+    contents = read_tensors(weights, allow_pickle)
+    return Found(weights, *contents, config_path, config, k, threshold)
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of tensors in a folder, if there is one."""
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in _SUFFIXES and file.name not in _COMPANIONS and file.is_file()
+    )
+    for name in _KNOWN:
+        if folder / name in files:
+            return folder / name
+    final = folder / "checkpoints" / "final.safetensors"
+    if not files and final.is_file():
+        return final
+    if (folder / "sae_weights.dcp").is_dir():
+        raise ValueError(
+            f"{folder / 'sae_weights.dcp'} is a distributed checkpoint, which is not read; save it "
+            f"as sae_weights.safetensors with what wrote it"
+        )
+    if len(files) > 1:
+        raise ValueError(
+            f"{folder} holds several files of tensors, {', '.join(f.name for f in files[:8])}; "
+            f"give the path of one"
+        )
+    return files[0] if files else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    if path.stat().st_size > _LONGEST_CONFIG:
+        raise ValueError(f"{path} is {path.stat().st_size} bytes long, too long to hold settings")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def positive(value: object) -> float | None:
+    """A number from a file, if it is one and above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+        return None
+    return float(value)
+
+
+def _nothing_at(path: Path, config: dict[str, Any]) -> str:
+    if "d_sae" in config:
+        return f"{path / _KNOWN[0]} does not exist"
+    inside = sorted(child.name for child in path.iterdir() if child.is_dir())[:8]
+    hint = f"; perhaps one of its folders does: {', '.join(inside)}" if inside else ""
+    return f"{path} holds no SAE: none of {', '.join(_KNOWN)} or another file of tensors{hint}"

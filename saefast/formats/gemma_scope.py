@@ -1,0 +1,76 @@
+"""Gemma Scope: params.npz or params.safetensors, a JumpReLU that does not take b_dec from x."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saefast.formats.found import Found
+from saefast.formats.parts import Parts, fitted
+from saefast.formats.writing import write_json, write_npz
+
+NAME = "gemma_scope"
+FILE = "params.npz"
+_SKIP = "affine_skip_connection"
+
+
+def recognises(found: Found) -> bool:
+    """Thresholds, in arrays of numpy or beside weights in small letters."""
+    named = found.has("w_enc", "w_dec") or (found.kind == "numpy" and found.has("W_enc", "W_dec"))
+    return named and found.has("threshold", "b_enc", "b_dec")
+
+
+def read(found: Found) -> Parts:
+    """SAEs and, where the decoder has another width or there is a skip connection, transcoders."""
+    names = [_name(found, name) for name in ("W_enc", "W_dec")]
+    found.nothing_but(*names, "b_enc", "b_dec", "threshold", "scaling_factor", _SKIP)
+    found.refuse("architecture", ("jump_relu",), "no other is known", "jump_relu")
+    m, d_out = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
+    w_enc = found.take(names[0], None, m)
+    d = w_enc.shape[0]
+    skip = found.optional(_SKIP, d, d_out)
+    scale = found.optional("scaling_factor", m)
+    w_dec = found.take(names[1], m, d_out)
+    if scale is not None and bool((scale != 1).any()):
+        w_dec = (w_dec.double() * scale[:, None]).to(w_dec.dtype)
+    # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
+    return Parts(
+        variant="jumprelu",
+        W_enc=w_enc.T,
+        b_enc=found.take("b_enc", m),
+        W_dec=w_dec,
+        b_dec=found.take("b_dec", d_out),
+        threshold=found.take("threshold", m).clamp(min=0),
+        W_skip=None if skip is None else skip.T,
+        transcodes=skip is not None or d != d_out or _transcodes(found),
+        centred=False,
+        metadata={NAME: dict(found.config)} if found.config else {},
+    )
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """Its arrays; numpy has no bfloat16, so they are float32 or float64."""
+    parts = fitted(parts, NAME, ("jumprelu",), centred=False, transcodes=True, skip=True)
+    arrays: dict[str, Tensor] = {
+        "W_enc": parts.W_enc.T,
+        "W_dec": parts.W_dec,
+        "b_enc": parts.b_enc,
+        "b_dec": parts.b_dec,
+    }
+    if parts.threshold is not None:
+        arrays["threshold"] = parts.threshold
+    if parts.W_skip is not None:
+        arrays[_SKIP] = parts.W_skip.T
+    wide = {n: v.float() if v.dtype == torch.bfloat16 else v for n, v in arrays.items()}
+    write_npz(folder / FILE, wide)
+    if parts.metadata_of(NAME):
+        write_json(folder / "config.json", parts.metadata_of(NAME))
+
+
+def _name(found: Found, name: str) -> str:
+    return name if name in found.tensors else name.lower()
+
+
+def _transcodes(found: Found) -> bool:
+    hooks = [found.config.get(f"hf_hook_point_{side}") for side in ("in", "out")]
+    return hooks[0] != hooks[1]

@@ -1,0 +1,179 @@
+"""llamascopium, once lm-saes: config.json beside sae_weights, or hyperparams.json."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.atomic import write_tensors
+from saefast.formats.found import Found, positive
+from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values, unit_decoder
+from saefast.formats.writing import write_json
+
+NAME = "llamascopium"
+FILE = None
+_NORM = "dataset_average_activation_norm."
+_THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")
+_NAMES = (
+    ("W_E", "b_E", "W_D", "b_D"),
+    ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
+)
+_OWN = (
+    "d_model",
+    "expansion_factor",
+    "d_sae",
+    "use_decoder_bias",
+    "act_fn",
+    "norm_activation",
+    "sparsity_include_decoder_norm",
+    "top_k",
+    "use_glu_encoder",
+    "jump_relu_threshold",
+    "dataset_average_activation_norm",
+)
+
+
+def recognises(found: Found) -> bool:
+    """Its letters for the weights, or linear layers beside its config."""
+    linear = found.has("encoder.weight", "decoder.weight") and "d_model" in found.config
+    return linear or found.has("W_E", "W_D") or isinstance(found.values.get("sae"), dict)
+
+
+def read(found: Found) -> Parts:
+    """Of raw activations: a norm measured on the data set is folded in."""
+    held = found.values.get("sae")
+    if isinstance(held, dict):
+        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        found = replace(found, tensors=tensors)
+    found.refuse("sae_type", ("sae",), "only plain SAEs and transcoders are read", "sae")
+    found.refuse("use_glu_encoder", (False,), "there is no such encoder here", False)
+    older = found.has("encoder.weight")
+    w_enc, b_enc, w_dec, b_dec = _NAMES[older]
+    found.nothing_but(w_enc, b_enc, w_dec, b_dec, *_THRESHOLDS, prefixes=(_NORM,))
+    d, m = found.setting("d_model", int), _latents(found)
+    parts = Parts(
+        variant="relu",
+        W_enc=found.take(w_enc, m, d) if older else found.take(w_enc, d, m).T,
+        b_enc=found.take(b_enc, m),
+        W_dec=found.take(w_dec, d, m).T if older else found.take(w_dec, m, d),
+        b_dec=_decoder_bias(found, b_dec, d),
+        centred=False,
+        transcodes=found.config.get("hook_point_in") != found.config.get("hook_point_out"),
+        metadata={NAME: {k: v for k, v in found.config.items() if k not in _OWN}},
+    )
+    return _of_raw_activations(found, _activated(found, parts))
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """For inference: nothing is left to be normalised."""
+    variants = ("topk", "relu", "jumprelu")
+    parts = fitted(parts, NAME, variants, centred=False, normalise=("none", "norm"))
+    tensors = {"W_E": parts.W_enc.T, "b_E": parts.b_enc, "W_D": parts.W_dec, "b_D": parts.b_dec}
+    if parts.threshold is not None:
+        tensors[_THRESHOLDS[0]] = parts.threshold.log()
+    kept = {"sae_type": "sae", "use_triton_kernel": False} | parts.metadata_of(NAME)
+    for hook in ("hook_point_in", "hook_point_out"):
+        kept.setdefault(hook, hook.removeprefix("hook_point_") if parts.transcodes else "in")
+    for point in {str(kept["hook_point_in"]), str(kept["hook_point_out"])}:
+        tensors[_NORM + point] = torch.ones(())
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    config: dict[str, Any] = {
+        "d_model": parts.d,
+        "expansion_factor": _expansion(parts.m, parts.d),
+        "use_decoder_bias": True,
+        "act_fn": parts.variant,
+        "norm_activation": "inference" if parts.normalise == "none" else "token-wise",
+        "sparsity_include_decoder_norm": False,
+        "top_k": parts.k,
+        "use_glu_encoder": False,
+    }
+    write_json(folder / "config.json", kept | config)
+
+
+def _expansion(m: int, d: int) -> float:
+    """A factor with int(d * factor) == m, which m / d may miss by rounding."""
+    factor = m / d
+    return factor if int(d * factor) == m else (m + 0.5) / d
+
+
+def _latents(found: Found) -> int:
+    told = found.setting("d_sae", int, None)
+    factor = positive(found.config.get("expansion_factor"))
+    if told is not None:
+        return int(told)
+    if factor is None:
+        raise ValueError(f"{found.config_name} must give expansion_factor as a positive number")
+    return int(found.setting("d_model", int) * factor)
+
+
+def _decoder_bias(found: Found, name: str, d: int) -> Tensor:
+    if found.setting("use_decoder_bias", bool, True):
+        return found.take(name, d)
+    return torch.zeros(d)
+
+
+def _activated(found: Found, parts: Parts) -> Parts:
+    """What is active, by values times the norms of the decoder's rows where the config says so."""
+    kind = str(found.config.get("act_fn", "jumprelu")).lower()
+    by_norm = found.setting("sparsity_include_decoder_norm", bool, True)
+    if kind == "relu":  # a norm does not change what is positive
+        return parts
+    if kind in ("topk", "batchtopk"):
+        if kind == "batchtopk" and found.threshold is None:
+            raise ValueError(
+                f"{found.config_name}: act_fn is 'batchtopk', where what is active depends on the "
+                f"whole batch; give load_sae a threshold, or make it a jumprelu there"
+            )
+        parts = replace(parts, variant=kind, k=found.setting("top_k", int))
+        if kind == "batchtopk":
+            parts = replace(parts, threshold=torch.tensor(found.threshold, dtype=torch.float64))
+        # Values become larger by the norms; their reconstruction is the same.
+        return unit_decoder(parts) if by_norm else parts
+    if kind != "jumprelu":
+        raise ValueError(
+            f"{found.config_name}: act_fn must be relu, jumprelu, topk or batchtopk to be loaded, "
+            f"got {kind!r}"
+        )
+    name = next((name for name in _THRESHOLDS if found.has(name)), _THRESHOLDS[0])
+    if name in found.tensors:
+        threshold = found.take(name, parts.m).double().exp()
+    else:
+        told = found.setting("jump_relu_threshold", (int, float))
+        threshold = torch.full((parts.m,), float(told), dtype=torch.float64)
+    if by_norm:  # value * norm > threshold
+        norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
+        # Where the norm is zero nothing is active; the largest number says so, too.
+        never = torch.finfo(torch.float32).max
+        threshold = torch.where(norms > 0, threshold / norms, never).clamp(max=never)
+    return replace(parts, variant="jumprelu", threshold=threshold)
+
+
+def _of_raw_activations(found: Found, parts: Parts) -> Parts:
+    kind = found.config.get("norm_activation", "inference")
+    if kind == "inference":
+        return parts
+    if kind == "token-wise" and not parts.transcodes:
+        return replace(parts, normalise="norm")
+    if kind != "dataset-wise":
+        raise ValueError(
+            f"{found.config_name}: norm_activation must be inference, dataset-wise, or token-wise "
+            f"of an SAE, to be loaded, got {kind!r}; another scale depends on the batch"
+        )
+    hooks = [found.config.get(key) for key in ("hook_point_in", "hook_point_out")]
+    older = found.config.get("dataset_average_activation_norm")
+    scales = []
+    for hook, key in zip(hooks, ("in", "out"), strict=True):
+        norm = found.scalar(f"{_NORM}{hook}")
+        if norm is None and isinstance(older, dict):
+            norm = older.get(key)
+        norm = positive(norm)
+        if norm is None:
+            raise ValueError(
+                f"{found.path}: {_NORM}{hook} must be a positive number for "
+                f"norm_activation='dataset-wise'"
+            )
+        scales.append(parts.d**0.5 / norm)
+    # As its own fold does: values have the size of the activations.
+    return scaled_values(scaled_inputs(parts, *scales), 1 / scales[0])

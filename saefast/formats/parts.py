@@ -1,0 +1,244 @@
+"""An SAE between a file and the model: its tensors, turned our way round but not read yet."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.sae import SAE
+
+_OURS = {"threshold": ("jump_threshold", "batch_threshold")}
+_ONE_THRESHOLD = ("batchtopk", "matryoshka")
+_SAME_ONCE_TRAINED = {"matryoshka": "batchtopk", "batchtopk": "jumprelu", "relu": "jumprelu"}
+"""What else computes the same, if thresholds are set accordingly"""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All of an SAE; tensors may lie in a file that is mapped into memory."""
+
+    variant: str
+    W_enc: Tensor
+    """[m, d]"""
+    W_dec: Tensor
+    """[m, d_out]"""
+    b_enc: Tensor
+    """[m]"""
+    b_dec: Tensor
+    """[d_out]"""
+    k: int | None = None
+    threshold: Tensor | None = None
+    """[] or [m]"""
+    r_mag: Tensor | None = None
+    b_mag: Tensor | None = None
+    W_skip: Tensor | None = None
+    """[d_out, d]"""
+    transcodes: bool = False
+    centred: bool = True
+    normalise: str = "none"
+    firing_rate: Tensor | None = None
+    """[m]"""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """what the file says besides, by the name of its format"""
+    dtype: torch.dtype | None = None
+    """what the model will have; None: what W_dec has"""
+
+    @property
+    def m(self) -> int:
+        """How many latents there are."""
+        return self.W_dec.shape[0]
+
+    @property
+    def d(self) -> int:
+        """The width of what is encoded."""
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """The width of what is reconstructed."""
+        return self.W_dec.shape[1]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
+        named = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def metadata_of(self, name: str) -> dict[str, Any]:
+        """What a file of that format said besides."""
+        said = self.metadata.get(name)
+        return dict(said) if isinstance(said, dict) else {}
+
+    def as_sae(self, path: Path) -> SAE:
+        """The model; `path` is for errors."""
+        for name, value in self.tensors.items():
+            low, high = value.aminmax() if value.numel() else (value.new_zeros(()),) * 2
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(f"{path}: {name} holds NaN or infinity")
+        with torch.device("meta"):  # or it would draw directions that nobody needs
+            sae = SAE(
+                self.d,
+                self.m,
+                variant=self.variant,
+                k=min(32, self.m) if self.k is None else self.k,
+                d_out=self.d_out if self.transcodes else None,
+                centred=self.centred,
+                skip=self.W_skip is not None,
+                normalise=self.normalise,
+                dtype=_usable(self.W_dec.dtype if self.dtype is None else self.dtype),
+                device="meta",
+            )
+        sae = sae.to_empty(device="cpu")
+        state = sae.state_dict()
+        with torch.no_grad():
+            for name, value in self.tensors.items():
+                mine = next((state[own] for own in _OURS.get(name, (name,)) if own in state), None)
+                if mine is None:
+                    raise ValueError(f"{path}: {name} is not part of a {self.variant} SAE")
+                mine.copy_(value)
+        sae.metadata = self.metadata
+        return sae
+
+
+def parts_of(sae: SAE) -> Parts:
+    """Those of the model; the tensors are its own."""
+    threshold = None if sae.variant in ("relu", "gated") else sae.threshold
+    rest = {name: getattr(sae, name, None) for name in ("r_mag", "b_mag", "W_skip")}
+    optional: dict[str, Any] = {n: None if v is None else v.detach() for n, v in rest.items()}
+    shared = {name: getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    return Parts(
+        variant=sae.variant,
+        k=sae.k,
+        threshold=None if threshold is None else threshold.detach(),
+        transcodes=sae.transcodes,
+        centred=sae.centred,
+        normalise=sae.normalise,
+        metadata=sae.metadata,
+        **shared,
+        **optional,
+    )
+
+
+def scaled_inputs(parts: Parts, scale_in: float, scale_out: float | None = None) -> Parts:
+    """The SAE of raw activations, where `parts` is one of x * scale_in and y * scale_out.
+
+    What is active stays so, and so do the values: W_enc takes the scale.
+    """
+    scale_out = scale_in if scale_out is None else scale_out
+    skip = parts.W_skip
+    return replace(
+        parts,
+        W_enc=_folded(parts.W_enc, scale_in),
+        W_dec=_folded(parts.W_dec, 1 / scale_out),
+        b_dec=_folded(parts.b_dec, 1 / scale_out),
+        W_skip=None if skip is None else _folded(skip, scale_in / scale_out),
+    )
+
+
+def scaled_values(parts: Parts, factor: float) -> Parts:
+    """The same SAE with all values `factor` times as large."""
+    changed: dict[str, Any] = {
+        name: _folded(value, 1 / factor if name == "W_dec" else factor)
+        for name, value in parts.tensors.items()
+        if name in ("W_enc", "b_enc", "W_dec", "threshold", "b_mag")
+    }
+    return replace(parts, **changed)
+
+
+def whitened_inputs(parts: Parts, mean: Tensor, matrix: Tensor, inverse: Tensor) -> Parts:
+    """The SAE of raw activations, where `parts` is one of (x - mean) @ matrix."""
+    mean, matrix, inverse = (value.double() for value in (mean, matrix, inverse))
+    encoder = parts.W_enc.double() @ matrix.T
+    moved = replace(
+        parts,
+        W_enc=encoder.to(parts.W_enc.dtype),
+        W_dec=(parts.W_dec.double() @ inverse).to(parts.W_dec.dtype),
+        b_dec=(parts.b_dec.double() @ inverse + mean).to(parts.b_dec.dtype),
+    )
+    # What is centred takes the mean off with b_dec.
+    return moved if parts.centred else _shifted(moved, -(encoder @ mean))
+
+
+def unit_decoder(parts: Parts) -> Parts:
+    """The same SAE with decoder rows of norm one, whose values have their norms: a threshold is
+    left as it is, for those who compare it with such values. Rows of zeros are never active."""
+    norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
+    return replace(
+        parts,
+        W_enc=_folded(parts.W_enc, norms[:, None]),
+        b_enc=_folded(parts.b_enc, norms),
+        W_dec=_folded(parts.W_dec, 1 / norms.where(norms > 0, 1.0)[:, None]),
+    )
+
+
+def fitted(
+    parts: Parts,
+    name: str,
+    variants: Collection[str],
+    *,
+    centred: bool | None = None,
+    transcodes: bool = False,
+    skip: bool = False,
+    normalise: Collection[str] = ("none",),
+) -> Parts:
+    """An SAE that computes the same, and that the format `name` can hold.
+
+    Args:
+        parts: the SAE.
+        name: of the format, for errors.
+        variants: those that it has.
+        centred: whether it takes b_dec from x; None: it may say so or not.
+        transcodes: whether what is reconstructed may have another width than x.
+        skip: whether it has skip connections.
+        normalise: in which ways it may normalise rows.
+    """
+    lacks = [
+        (parts.normalise not in normalise, f"normalise={parts.normalise!r}"),
+        (parts.W_skip is not None and not skip, "a skip connection"),
+        (parts.d_out != parts.d and not transcodes, "a transcoder's second width"),
+    ]
+    for missing, what in lacks:
+        if missing:
+            raise _not_in(name, what)
+    if centred is not None and parts.centred != centred:
+        if parts.d_out != parts.d:
+            raise _not_in(name, "a transcoder")
+        shift = parts.W_enc.double() @ parts.b_dec.double()
+        parts = replace(_shifted(parts, shift if centred else -shift), centred=centred)
+    while parts.variant not in variants:
+        if parts.variant not in _SAME_ONCE_TRAINED:
+            raise _not_in(name, f"variant={parts.variant!r}")
+        threshold = parts.b_enc.new_zeros(()) if parts.threshold is None else parts.threshold
+        parts = replace(parts, variant=_SAME_ONCE_TRAINED[parts.variant], threshold=threshold)
+    if parts.threshold is not None and parts.variant == "jumprelu":
+        parts = replace(parts, threshold=parts.threshold * torch.ones_like(parts.b_enc))
+    return parts
+
+
+def _not_in(name: str, what: str) -> ValueError:
+    return ValueError(
+        f"sae cannot be stored as {name}, which does not have {what}; format='sae_lens' has it"
+    )
+
+
+def _shifted(parts: Parts, shift: Tensor) -> Parts:
+    """Pre-activations raised by `shift` [m] float64; a gate's values, too."""
+    changed: dict[str, Any] = {"b_enc": (parts.b_enc.double() + shift).to(parts.b_enc.dtype)}
+    if parts.b_mag is not None and parts.r_mag is not None:
+        magnitude = parts.b_mag.double() + shift * parts.r_mag.double().exp()
+        changed["b_mag"] = magnitude.to(parts.b_mag.dtype)
+    return replace(parts, **changed)
+
+
+def _folded(values: Tensor, factor: Tensor | float) -> Tensor:
+    """Multiplied and rounded once."""
+    return (values.double() * factor).to(values.dtype)
+
+
+def _usable(dtype: torch.dtype) -> torch.dtype:
+    """What is computed with; float16 is not, and float32 holds all of it."""
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -1,0 +1,53 @@
+"""Qwen Scope: one torch file a layer; the encoder lies as our rows do, the decoder across."""
+
+from pathlib import Path
+
+from saefast.formats.found import Found
+from saefast.formats.parts import Parts, fitted
+from saefast.formats.writing import write_torch
+
+NAME = "qwen_scope"
+FILE = "layer.sae.pt"
+
+
+def recognises(found: Found) -> bool:
+    """Four tensors and no settings; the biases' sizes say which way round the encoder lies."""
+    others = found.has("threshold") or found.config.keys() & {"act_size", "d_sae", "trainer"}
+    if found.kind != "torch" or not found.has("W_enc", "W_dec", "b_enc", "b_dec") or others:
+        return False
+    sizes = tuple(found.tensors[name].numel() for name in ("b_enc", "b_dec"))
+    return tuple(found.tensors["W_enc"].shape) == sizes
+
+
+def read(found: Found) -> Parts:
+    """TopK that does not take b_dec from x; k stands only in the name of the repository."""
+    found.nothing_but("W_enc", "W_dec", "b_enc", "b_dec")
+    m, d = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
+    k = next((k for k in (found.values.get("k"), found.config.get("k"), found.k) if k), None)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ValueError(
+            f"{found.path} does not say how many latents are active; give load_sae a k: the number "
+            f"after L0_ in the name of its repository"
+        )
+    return Parts(
+        variant="topk",
+        k=k,
+        W_enc=found.take("W_enc", m, d),
+        b_enc=found.take("b_enc", m),
+        W_dec=found.take("W_dec", d, m).T,
+        b_dec=found.take("b_dec", d),
+        centred=False,
+    )
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """Its four tensors, and k, which readers of the four do not mind."""
+    parts = fitted(parts, NAME, ("topk",), centred=False)
+    contents = {
+        "W_enc": parts.W_enc,
+        "W_dec": parts.W_dec.T,
+        "b_enc": parts.b_enc,
+        "b_dec": parts.b_dec,
+        "k": parts.k,
+    }
+    write_torch(folder / FILE, contents)

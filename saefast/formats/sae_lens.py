@@ -1,0 +1,196 @@
+"""SAELens: inference folders (our own, too), training checkpoints, and configs from before 6."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.atomic import write_tensors
+from saefast.formats.found import Found, positive, read_json
+from saefast.formats.parts import Parts, fitted, scaled_inputs, unit_decoder, whitened_inputs
+from saefast.formats.sae_lens_config import (
+    ARCHITECTURES,
+    NORMALISATIONS,
+    TRAINED_AS,
+    as_of_6,
+    config_of,
+    k_of,
+    metadata_of,
+    ours_of,
+    variant_of,
+    whole,
+)
+from saefast.formats.tensor_files import read_tensors
+from saefast.formats.writing import write_json
+
+NAME = "sae_lens"
+FILE = None
+_SCALED = ("expected_average_only_in", "covariance_whitening")
+_NEVER = 1e-10  # added to firing rates before their logarithm
+_HELD = ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold")
+_HELD_SOMETIMES = ("W_skip", "topk_threshold", "log_threshold", "scaling_factor")
+
+
+def recognises(found: Found) -> bool:
+    """A cfg.json beside encoder and decoder; sparsify's has another encoder."""
+    named = found.config_path is not None and found.config_path.name == "cfg.json"
+    return found.has("W_enc", "W_dec") and (named or {"d_in", "d_sae"} <= found.config.keys())
+
+
+def read(found: Found) -> Parts:
+    """What SAELens would compute, scaling of activations included."""
+    if found.config_path is None:
+        raise FileNotFoundError(f"{found.config_name} does not exist; a SAELens folder holds it")
+    missing = [key for key in ("d_in", "d_sae") if not whole(found.config.get(key))]
+    if missing:
+        raise ValueError(f"{found.config_name} must give {', '.join(missing)} as integers")
+    found = replace(found, config=as_of_6(found))
+    variant, transcodes, skips = variant_of(found)
+    ours = ours_of(found.config)
+    if ours.get("transcodes") is True:  # written under the name of an SAE, for SAELens to read
+        transcodes = True
+    normalise = _normalisation(found, transcodes)
+    found.refuse("reshape_activations", ("none", "hook_z"), "rows have one form here", "none")
+    centred = found.setting("apply_b_dec_to_input", bool, not transcodes)
+    if transcodes and centred:
+        raise ValueError(
+            f"{found.config_name}: apply_b_dec_to_input must be false for a transcoder, got true"
+        )
+    parts = _tensors(found, variant, transcodes, skips)
+    parts = replace(parts, centred=centred, normalise=normalise, dtype=_dtype(found))
+    parts = replace(parts, k=k_of(found, variant, parts.m), metadata=metadata_of(found.config))
+    return replace(_of_raw_activations(found, parts), firing_rate=_firing_rate(found))
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """An inference folder; weights first, since cfg.json says that there is an SAE."""
+    skips = parts.W_skip is not None
+    parts = fitted(
+        parts,
+        NAME,
+        tuple(ARCHITECTURES),
+        centred=False if skips else None,
+        transcodes=True,
+        skip=True,
+        normalise=("none",) if skips else tuple(NORMALISATIONS.values()),
+    )
+    # What skips is a transcoder to SAELens, if only to its own input.
+    parts = replace(parts, transcodes=parts.transcodes or skips)
+    if parts.firing_rate is not None:
+        sparsity = torch.log10(parts.firing_rate.float() + _NEVER)
+        write_tensors(folder / "sparsity.safetensors", {"sparsity": sparsity})
+    tensors = parts.tensors | {"W_enc": parts.W_enc.T}
+    if parts.variant == "gated":
+        tensors["b_gate"] = tensors.pop("b_enc")
+    if parts.threshold is not None:
+        tensors["threshold"] = parts.threshold * torch.ones_like(parts.b_enc)
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    write_json(folder / "cfg.json", config_of(parts))
+
+
+def _tensors(found: Found, variant: str, transcodes: bool, skips: bool) -> Parts:
+    d, m = found.config["d_in"], found.config["d_sae"]
+    d_out = found.config.get("d_out", d) if transcodes else d
+    found.nothing_but(*_HELD, *_HELD_SOMETIMES)
+    w_enc, w_dec = found.take("W_enc", d, m), found.take("W_dec", m, d_out)
+    b_dec = found.take("b_dec", d_out)
+    optional: dict[str, Any] = {}
+    if variant == "gated":
+        b_enc = found.take("b_gate", m)
+        optional = {name: found.take(name, m) for name in ("b_mag", "r_mag")}
+    else:
+        b_enc = found.take("b_enc", m)
+    if skips:
+        optional["W_skip"] = found.take("W_skip", d_out, d)
+    if found.has("topk_threshold") and variant in TRAINED_AS.values():
+        optional["threshold"] = found.take("topk_threshold")
+    elif ARCHITECTURES[variant] == "jumprelu":
+        logged = found.optional("log_threshold", m)
+        threshold = found.take("threshold", m) if logged is None else logged.exp()
+        one = variant in TRAINED_AS.values()
+        if one and bool((threshold != threshold[0]).any()):
+            variant, one = "jumprelu", False  # somebody changed it since
+        # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
+        optional["threshold"] = (threshold[0] if one else threshold).clamp(min=0)
+    parts = Parts(variant, w_enc.T, w_dec, b_enc, b_dec, transcodes=transcodes, **optional)
+    scale = found.optional("scaling_factor", m)
+    if scale is not None and bool((scale != 1).any()):
+        if not found.config.get("finetuning_scaling_factor"):
+            raise ValueError(
+                f"{found.path}: scaling_factor is not 1, but {found.config_name} does not say "
+                f"finetuning_scaling_factor"
+            )
+        parts = replace(parts, W_dec=(w_dec.double() * scale[:, None]).to(w_dec.dtype))
+    return parts
+
+
+def _normalisation(found: Found, transcodes: bool) -> str:
+    allowed = ("none",) if transcodes else (*NORMALISATIONS, *_SCALED)
+    why = "what it would be undone with is not known" if transcodes else "that is not known"
+    found.refuse("normalize_activations", allowed, why, "none")
+    return NORMALISATIONS.get(found.config.get("normalize_activations", "none"), "none")
+
+
+def _of_raw_activations(found: Found, parts: Parts) -> Parts:
+    """What a checkpoint was trained on is scaled; the scale lies beside it, and is folded in.
+
+    So are the decoder's norms, where latents are chosen by their values times those.
+    """
+    kind = found.config.get("normalize_activations")
+    by_norm = found.setting("rescale_acts_by_decoder_norm", bool, False)
+    if by_norm and parts.variant not in ("topk", *TRAINED_AS.values()):
+        raise ValueError(
+            f"{found.config_name}: rescale_acts_by_decoder_norm must be false for a "
+            f"{parts.variant} SAE, got true"
+        )
+    if kind == "covariance_whitening":
+        # Norms first: whitening changes them, which must not change what is active.
+        return _whitened(found, unit_decoder(parts) if by_norm else parts)
+    if kind == "expected_average_only_in":
+        path = found.path.parent / "activation_scaler.json"
+        factor = positive(read_json(path).get("scaling_factor")) if path.is_file() else None
+        if factor is None:
+            raise ValueError(_not_there(found, kind, path))
+        parts = scaled_inputs(parts, factor)
+        if by_norm and parts.threshold is not None:
+            # It is compared with values times the decoder's norms, which have just changed.
+            parts = replace(parts, threshold=parts.threshold.double() / factor)
+    return unit_decoder(parts) if by_norm else parts
+
+
+def _whitened(found: Found, parts: Parts) -> Parts:
+    path = found.path.parent / "activation_whitening.safetensors"
+    if not path.is_file():
+        raise ValueError(_not_there(found, "covariance_whitening", path))
+    beside = replace(found, path=path, tensors=read_tensors(path, False).tensors)
+    matrices = (beside.take(name, parts.d, parts.d) for name in ("matrix", "inverse_matrix"))
+    return whitened_inputs(parts, beside.take("mean", parts.d), *matrices)
+
+
+def _not_there(found: Found, kind: str, path: Path) -> str:
+    return (
+        f"{found.config_name}: normalize_activations is {kind!r}, which can be folded into the "
+        f"weights only with {path.name}, as SAELens's checkpoints have it; {path} does not give it"
+    )
+
+
+def _firing_rate(found: Found) -> Tensor | None:
+    """From the logarithms in sparsity.safetensors."""
+    path = found.path.parent / "sparsity.safetensors"
+    if not path.is_file():
+        return None
+    beside = replace(found, path=path, tensors=read_tensors(path, False).tensors)
+    sparsity = beside.take("sparsity", found.config["d_sae"])
+    if not bool((sparsity <= 1e-6).all()):
+        raise ValueError(f"{path}: sparsity holds NaN, or more than the logarithm of one")
+    rate = 10.0 ** sparsity.double() - _NEVER
+    # Rounding of the logarithm leaves a trace of a rate of zero; 1e-12 cannot be counted.
+    return rate.where(rate > 1e-12, 0.0).float()
+
+
+def _dtype(found: Found) -> torch.dtype | None:
+    told = str(found.config.get("dtype", "")).removeprefix("torch.")
+    names = ("float32", "float64", "float16", "bfloat16")
+    return getattr(torch, told) if told in names else None

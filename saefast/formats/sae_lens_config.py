@@ -1,0 +1,195 @@
+"""What SAELens's cfg.json says, before version 6 and since."""
+
+import re
+from typing import Any
+
+from saefast.formats.found import Found
+from saefast.formats.parts import Parts
+
+_NAME = "sae_lens"
+_VERSION = "6.54.12"  # whose rules for cfg.json are followed
+
+ARCHITECTURES = {
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "relu": "standard",
+    "gated": "gated",
+}
+"""What SAELens calls each variant in inference; the first of those of one name is what it is when
+nothing else says so"""
+TRAINED_AS = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
+"""What only its checkpoints hold: one threshold, `topk_threshold`"""
+NORMALISATIONS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "norm"}
+_RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+_SETTINGS = {
+    "architecture",
+    "d_in",
+    "d_sae",
+    "d_out",
+    "dtype",
+    "device",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+    "k",
+    "rescale_acts_by_decoder_norm",
+    "metadata",
+}
+"""What stands at the top of a config since 6"""
+
+
+def config_of(parts: Parts) -> dict[str, Any]:
+    """The config of an inference folder."""
+    architecture, plain = _architecture(parts)
+    normalisations = {ours: theirs for theirs, ours in NORMALISATIONS.items()}
+    kept = parts.metadata_of(_NAME)
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": parts.d,
+        "d_sae": parts.m,
+        "dtype": str(parts.W_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": parts.centred,
+        "normalize_activations": normalisations[parts.normalise],
+        "reshape_activations": kept.pop("reshape_activations", "none"),
+    }
+    if parts.variant == "topk":
+        config |= {"k": parts.k, "rescale_acts_by_decoder_norm": False}
+    if parts.transcodes and not plain:
+        config["d_out"] = parts.d_out
+    ours: dict[str, Any] = {"variant": parts.variant, "k": parts.k}
+    if parts.transcodes and plain:
+        ours["transcodes"] = True
+    others = {name: said for name, said in parts.metadata.items() if name != _NAME}
+    if others:
+        ours["formats"] = others
+    metadata = kept.pop("metadata", {})
+    version = {"sae_lens_version": _VERSION} if not _since_6({"metadata": metadata}) else {}
+    return kept | config | {"metadata": metadata | version | {"saefast": ours}}
+
+
+def _architecture(parts: Parts) -> tuple[str, bool]:
+    """What SAELens calls it, and whether that is a plain SAE's name.
+
+    It has no name for a transcoder of other kinds than standard and jumprelu. One as wide as what
+    it reads computes what an SAE without apply_b_dec_to_input does, so that is what it is called;
+    for others we make up a name.
+    """
+    name, skips = ARCHITECTURES[parts.variant], parts.W_skip is not None
+    nameless = name in ("topk", "gated") and parts.d_out == parts.d and not skips
+    if nameless or not parts.transcodes:
+        return name, True
+    kind = "skip_transcoder" if skips else "transcoder"
+    return (kind if name == "standard" else f"{name}_{kind}"), False
+
+
+def variant_of(found: Found) -> tuple[str, bool, bool]:
+    """What SAEs of that architecture are called here, whether it transcodes, and skips."""
+    config = found.config
+    architecture = str(config["architecture"])
+    if architecture in TRAINED_AS:
+        return TRAINED_AS[architecture], False, False
+    transcodes = architecture.endswith("transcoder")
+    skips = architecture.endswith("skip_transcoder")
+    if transcodes:
+        for ending in ("transcoder", "_", "skip", "_"):
+            architecture = architecture.removesuffix(ending)
+        architecture = architecture or "standard"
+    known = {name: variant for variant, name in reversed(ARCHITECTURES.items())}
+    if architecture not in known:
+        raise ValueError(
+            f"{found.config_name}: architecture must be one of {', '.join(sorted(known))}, "
+            f"{', '.join(TRAINED_AS)} or a transcoder to be loaded, got {config['architecture']!r}"
+        )
+    if transcodes:
+        found.setting("d_out", int)
+    activation = config.get("activation_fn", "relu")
+    if activation not in ("relu", "topk") or (activation == "topk" and architecture != "topk"):
+        raise ValueError(
+            f"{found.config_name}: activation_fn must be 'relu' or 'topk', got {activation!r}"
+        )
+    named = ours_of(config).get("variant")
+    fits = isinstance(named, str) and ARCHITECTURES.get(named) == architecture
+    return (named if fits and isinstance(named, str) else known[architecture]), transcodes, skips
+
+
+def k_of(found: Found, variant: str, m: int) -> int | None:
+    """How many latents are active; what training aimed at where that does not decide."""
+    if variant == "topk":
+        return int(found.setting("k", int))
+    told: Any = ours_of(found.config).get("k")
+    if whole(told):
+        return int(told)
+    details = found.config.get("metadata", {}).get("training_architecture_details")
+    told = found.config.get("k", details.get("k") if isinstance(details, dict) else None)
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 1 <= told <= m:
+        return None
+    return round(told)
+
+
+def as_of_6(found: Found) -> dict[str, Any]:
+    """The config in the form it has since SAELens 6."""
+    config = found.config
+    metadata = config.get("metadata")
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    if _since_6(config):
+        return {"architecture": "standard"} | config | {"metadata": metadata}
+    config = {_RENAMED.get(key, key): value for key, value in config.items()}
+    config.setdefault("architecture", "standard")
+    config.setdefault("apply_b_dec_to_input", True)
+    if config.get("activation_fn") == "topk":
+        given = config.get("activation_fn_kwargs")
+        config["architecture"] = "topk"
+        config.setdefault("k", given.get("k") if isinstance(given, dict) else None)
+    normalised = config.get("normalize_activations")
+    if normalised is None or isinstance(normalised, bool):
+        config["normalize_activations"] = "expected_average_only_in" if normalised else "none"
+    if "reshape_activations" not in config:
+        hook = "hook_z" in str(config.get("hook_name", ""))
+        config["reshape_activations"] = "hook_z" if hook else "none"
+    if str(config["architecture"]).endswith("transcoder"):
+        config["apply_b_dec_to_input"] = False
+    return config | {"metadata": metadata}
+
+
+def _since_6(config: dict[str, Any]) -> bool:
+    metadata = config.get("metadata")
+    told = config.get("sae_lens_version") or (
+        metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
+    )
+    major = re.match(r"\d+", str(told))
+    return major is not None and int(major.group()) >= 6
+
+
+def metadata_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What is kept: what an SAE here does not know itself."""
+    kept = {key: value for key, value in config.items() if key not in _SETTINGS}
+    metadata = dict(config["metadata"])
+    metadata.pop("saefast", None)
+    if not _since_6(config):  # those stood at the top then
+        metadata, kept = kept | metadata, {}
+        metadata.pop("sae_lens_version", None)
+    if config.get("reshape_activations", "none") != "none":
+        kept["reshape_activations"] = config["reshape_activations"]
+    if metadata:
+        kept["metadata"] = metadata
+    others = ours_of(config).get("formats")
+    return ({_NAME: kept} if kept else {}) | (others if isinstance(others, dict) else {})
+
+
+def ours_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What is added to the metadata here."""
+    metadata = config.get("metadata")
+    ours = metadata.get("saefast") if isinstance(metadata, dict) else None
+    return ours if isinstance(ours, dict) else {}
+
+
+def whole(value: object) -> bool:
+    """Whether it is an integer."""
+    return isinstance(value, int) and not isinstance(value, bool)

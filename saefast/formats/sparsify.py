@@ -1,0 +1,77 @@
+"""sparsify: a folder for each hookpoint and seed, sae.safetensors and cfg.json in it."""
+
+from pathlib import Path
+
+from saefast.atomic import write_tensors
+from saefast.formats.found import Found
+from saefast.formats.parts import Parts, fitted
+from saefast.formats.writing import write_json
+
+NAME = "sparsify"
+FILE = None
+_DEFAULTS = {
+    "activation": "topk",
+    "expansion_factor": 32,
+    "normalize_decoder": True,
+    "multi_topk": False,
+}
+
+
+def recognises(found: Found) -> bool:
+    """A linear encoder, but a decoder that lies as the encoder does."""
+    return found.has("encoder.weight", "W_dec")
+
+
+def read(found: Found) -> Parts:
+    """TopK; a transcoder does not take b_dec from x, whatever SAELens's reader makes of it."""
+    found.refuse(
+        "activation", ("topk",), "groupmax takes the largest of each group of latents", "topk"
+    )
+    found.refuse("signed", (False,), "values below zero are not active here", False)
+    d = found.setting("d_in", int)
+    m = found.setting("num_latents", int, 0) or d * found.setting("expansion_factor", int)
+    found.nothing_but("encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip")
+    skips = found.setting("skip_connection", bool, False)
+    transcodes = found.setting("transcode", bool, False)
+    own = ("activation", "signed", "d_in", "num_latents", "k", "skip_connection", "transcode")
+    kept = {key: value for key, value in found.config.items() if key not in own}
+    if skips != found.has("W_skip"):
+        raise ValueError(
+            f"{found.config_name}: skip_connection is {str(skips).lower()}, but {found.path} "
+            f"{'lacks' if skips else 'holds'} W_skip"
+        )
+    return Parts(
+        variant="topk",
+        k=found.setting("k", int),
+        W_enc=found.take("encoder.weight", m, d),
+        b_enc=found.take("encoder.bias", m),
+        W_dec=found.take("W_dec", m, d),
+        b_dec=found.take("b_dec", d),
+        W_skip=found.take("W_skip", d, d) if skips else None,
+        transcodes=transcodes,
+        centred=not transcodes,
+        metadata={NAME: kept} if kept else {},
+    )
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """As `SparseCoder.save_to_disk` does."""
+    parts = fitted(parts, NAME, ("topk",), centred=not parts.transcodes, skip=True)
+    tensors = {
+        "encoder.weight": parts.W_enc,
+        "encoder.bias": parts.b_enc,
+        "W_dec": parts.W_dec,
+        "b_dec": parts.b_dec,
+    }
+    if parts.W_skip is not None:
+        tensors["W_skip"] = parts.W_skip
+    write_tensors(folder / "sae.safetensors", tensors)
+    config = _DEFAULTS | parts.metadata_of(NAME)
+    config |= {
+        "num_latents": parts.m,
+        "k": parts.k,
+        "skip_connection": parts.W_skip is not None,
+        "transcode": parts.transcodes,
+        "d_in": parts.d,
+    }
+    write_json(folder / "cfg.json", config)

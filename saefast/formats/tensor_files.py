@@ -1,0 +1,150 @@
+"""Tensors in safetensors, torch and numpy files, mapped into memory, never unpickled unasked."""
+
+import math
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_LONGEST_HEADER = 100_000_000  # what the safetensors library allows
+_MOST_INFLATION = 100  # no weights are compressed better than that
+
+
+class Contents(NamedTuple):
+    """What a file holds, by name."""
+
+    kind: str
+    """safetensors, torch or numpy"""
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def read_tensors(path: Path, allow_pickle: bool) -> Contents:
+    """The tensors of a file; which kind of file it is, its first bytes say.
+
+    Nothing is read but headers, where the file can be mapped into memory. A tensor may claim to be
+    larger than what there is of it in the file; `Found.take` refuses those.
+    """
+    with path.open("rb") as file:
+        start = file.read(10)
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip(path, allow_pickle)
+    if start[:1] == b"\x80" and start[1:2] <= b"\x05" and start[2:8] != b"\0" * 6:
+        return _read_torch(path, allow_pickle, None)
+    return Contents("safetensors", _read_safetensors(path), {})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if not 0 < header <= min(size - 8, _LONGEST_HEADER):
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file: its header would be {header} bytes "
+            f"long, and the file has {size}"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _read_zip(path: Path, allow_pickle: bool) -> Contents:
+    pickled = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            total = sum(member.file_size for member in members)
+            small = total <= _MOST_INFLATION * path.stat().st_size
+            pickles = [member for member in members if member.filename.endswith("data.pkl")]
+            if small and pickles:
+                pickled = archive.read(pickles[0])
+    except Exception as error:  # zlib's errors and zipfile's have no common base
+        raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
+    if not small:
+        raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
+    if pickled is not None:
+        return _read_torch(path, allow_pickle, pickled)
+    return Contents("numpy", _read_npz(path, members), {})
+
+
+def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:
+    tensors = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        try:
+            tensors[name] = _read_npy(path, member)
+        except Exception as error:  # nor have tokenize's, which numpy reads headers with
+            raise ValueError(f"{path}: {name} cannot be read: {error}") from error
+    return tensors
+
+
+def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
+    """One array of the archive, mapped if it is not compressed."""
+    import numpy as np
+
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which are not read")
+        header = file.tell()
+        if math.prod(shape) * dtype.itemsize != member.file_size - header:
+            raise ValueError(f"shape {shape} does not fit {member.file_size - header} bytes")
+        if member.compress_type != zipfile.ZIP_STORED:
+            array = np.frombuffer(bytearray(file.read()), dtype)
+            return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C"))
+    with path.open("rb") as raw:
+        raw.seek(member.header_offset + 26)  # where the lengths of the name and of what follows are
+        name_size, extra_size = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+    begin = member.header_offset + 30 + name_size + extra_size + header
+    order = "F" if fortran else "C"
+    if not math.prod(shape):
+        return torch.from_numpy(np.empty(shape, dtype))
+    return torch.from_numpy(np.memmap(path, dtype, "c", begin, shape, order))  # type: ignore[call-overload]
+
+
+def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Contents:
+    """A file of torch.save; `pickled` is what is not tensors, None of a file of the old kind."""
+    mapped = pickled is not None
+    # Torch lets a pickle make a bytearray of any length. Tensors need none.
+    if not allow_pickle and b"bytearray" in (path.read_bytes() if pickled is None else pickled):
+        raise ValueError(_not_unasked(path))
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except Exception as error:  # what bytes gone wrong raise in there is anything
+        told = str(error)
+        objects = "add_safe_globals" in told or "unsupported global" in told.lower()
+        if not (isinstance(error, pickle.UnpicklingError) and objects):
+            raise ValueError(f"{path} is truncated or not a torch file: {error}") from error
+        if not allow_pickle:
+            raise ValueError(_not_unasked(path)) from error
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
+        except Exception as failure:  # the file's own code
+            raise ValueError(f"{path} cannot be unpickled: {failure!r}") from failure
+    if isinstance(loaded, torch.nn.Module):
+        loaded = loaded.state_dict()
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+        raise ValueError(f"{path} must hold tensors by name, got {type(loaded).__name__}")
+    tensors = {n: v.detach() for n, v in loaded.items() if isinstance(v, Tensor)}
+    values = {n: v for n, v in loaded.items() if not isinstance(v, Tensor)}
+    return Contents("torch", tensors, values)
+
+
+def _not_unasked(path: Path) -> str:
+    return (
+        f"{path} holds Python objects beside tensors; reading them runs whatever code the file "
+        f"says. If you trust whoever made it, load it with allow_pickle=True"
+    )
