@@ -12,7 +12,7 @@ from tqdm import tqdm
 from saefast.activations import open_activations
 from saefast.dictionary import as_dictionary
 from saefast.feature_groups import Groups, Scored, feature_groups
-from saefast.nulls import NullTest, beside, generator_of
+from saefast.null_tests import NullTest, beside, generator_of
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
