@@ -12,7 +12,7 @@ from typing import Any
 from bench import record
 from bench.cases import Shape
 
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory")
+CASES = ("encode", "decode", "train_step", "trainer", "inside", "paths", "quality", "memory")
 
 
 def main() -> int:
