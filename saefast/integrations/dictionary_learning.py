@@ -184,7 +184,7 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
     def encode(self, x: Tensor) -> Tensor:
         """The features of x [..., d], dense [..., m]."""
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
-        return code.to_dense(self.sae.m).view(*x.shape[:-1], -1)
+        return code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
 
     def decode(self, f: Tensor) -> Tensor:
         """The reconstruction [..., d] of dense features."""
@@ -195,7 +195,7 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
         if not output_features:
             return self.sae(x)
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
-        features = code.to_dense(self.sae.m).view(*x.shape[:-1], -1)
+        features = code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
         return self.sae.decode(code).view(x.shape), features
 
     @torch.no_grad()

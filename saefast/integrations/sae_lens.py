@@ -52,7 +52,7 @@ class _Fused:
             return super().encode(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
         code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
-        return code.dense(self.cfg.d_sae).view(*inputs.shape[:-1], -1)
+        return code.dense(self.cfg.d_sae).view(*inputs.shape[:-1], self.cfg.d_sae)
 
 
 class _FusedTraining(_Fused):

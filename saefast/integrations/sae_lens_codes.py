@@ -149,7 +149,7 @@ def decoded(sae: Any, weights: Tensor, indices: Tensor) -> Tensor:
 def reconstruction(sae: Any, code: Code, lead: torch.Size) -> Tensor:
     """What SAELens's `decode` makes of the code of rows [*lead, d]."""
     rows = decoded(sae, code.weights, code.indices) + sae.b_dec
-    out = sae.hook_sae_recons(rows.view(*lead, -1))
+    out = sae.hook_sae_recons(rows.view(*lead, rows.shape[-1]))
     out = sae.run_time_activation_norm_fn_out(out)
     return sae.reshape_fn_out(out, sae.d_head)  # type: ignore[no-any-return]
 

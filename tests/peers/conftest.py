@@ -1,0 +1,17 @@
+"""The libraries whose files and objects are compared, imported once and without their warnings."""
+
+import contextlib
+import importlib
+import io
+import os
+import warnings
+
+# One SAE library reports to wandb, another uses Triton on CPU tensors wherever it is installed.
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+
+# What their dependencies are warned of at import is not ours; later warnings are errors again.
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    warnings.simplefilter("ignore")
+    for _name in ("sae_lens", "sparsify", "dictionary_learning", "dictionary_learning.utils"):
+        importlib.import_module(_name)
