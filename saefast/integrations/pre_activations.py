@@ -51,7 +51,7 @@ class PreActivations(Tensor):
         among: Tensor | None = None,
     ) -> "PreActivations":
         """Computes nothing."""
-        made: PreActivations = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: PreActivations = Tensor._make_wrapper_subclass(
             cls, (*x.shape[:-1], len(weight)), dtype=weight.dtype, device=weight.device
         )
         made.operands = (x, weight, bias, scale)
@@ -85,7 +85,7 @@ class PreActivations(Tensor):
 
     def only(self, among: Tensor) -> "PreActivations":
         """The same with -infinity for latents where `among` [m] is false."""
-        return PreActivations(*self.operands, rectified=self._rectified, among=among)
+        return PreActivations(*self._current(), rectified=self._rectified, among=among)
 
     def _current(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         if _version_of(self.operands[1]) != self._born:
@@ -100,7 +100,7 @@ class PreActivations(Tensor):
         """Called by torch for every function of such a tensor."""
         kwargs = kwargs or {}
         if func in _FACTS:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         if func is torch.where and (masked := _masked(*args, **kwargs)) is not None:
             return masked
         if func in (torch.topk, Tensor.topk) and (code := _topk(*args, **kwargs)) is not None:
@@ -108,7 +108,9 @@ class PreActivations(Tensor):
         return _of_dense(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Called for what reaches such a tensor from within torch."""
         return _of_dense(func, args, kwargs or {})
 
@@ -149,6 +151,7 @@ def _topk(
     input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, **_: Any
 ) -> SparseCode | None:
     """torch.topk, if an encode can do it."""
+    assert isinstance(input, PreActivations)
     if dim not in (-1, input.ndim - 1) or not largest:
         return None
     if input._among is not None and k > int(input._among.sum()):

@@ -76,7 +76,13 @@ class SaeBenchSae(nn.Module):
         **settings: other fields of `SaeBenchConfig`, such as context_size and training_tokens.
     """
 
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
     norms: Tensor
+    device: torch.device
+    dtype: torch.dtype
 
     def __init__(
         self,

@@ -52,14 +52,15 @@ class _Fused:
             return super().encode(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
         code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
-        return code.dense(self.cfg.d_sae).view(*inputs.shape[:-1], self.cfg.d_sae)
+        m = self.cfg.d_sae
+        return code.dense(m).view(*inputs.shape[:-1], m)  # type: ignore[no-any-return]
 
 
 class _FusedTraining(_Fused):
     """The same in training."""
 
     def __init__(self: Any, cfg: Any, use_error_term: bool = False) -> None:
-        super().__init__(cfg, use_error_term)  # type: ignore[misc]
+        super().__init__(cfg, use_error_term)  # type: ignore[call-arg]
         codes.lay_out(self)
 
     def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +106,13 @@ class _FusedTraining(_Fused):
         dead_neuron_mask: Tensor | None,
     ) -> Tensor:
         """What the dead latents leave of the error, by the few of them that are active in a row."""
-        dead = None if dead_neuron_mask is None else dead_neuron_mask.nonzero().flatten()
-        normalised = self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
-        if dead is None or len(dead) == 0 or normalised or not _is_rows(hidden_pre):
+        if (
+            not isinstance(hidden_pre, PreActivations)
+            or hidden_pre.ndim != 2
+            or dead_neuron_mask is None
+            or (dead := int(dead_neuron_mask.sum())) == 0
+            or self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+        ):
             return super().calculate_topk_aux_loss(  # type: ignore[misc,no-any-return]
                 sae_in=sae_in,
                 sae_out=sae_out,
@@ -115,12 +120,11 @@ class _FusedTraining(_Fused):
                 dead_neuron_mask=dead_neuron_mask,
             )
         most = sae_in.shape[-1] // 2
-        values, indices = hidden_pre.only(dead_neuron_mask).largest(min(most, len(dead)))
-        norms = hidden_pre.operands[3]
-        weights = codes.unscaled(values, indices, norms)
+        weights, indices = codes.largest_among(hidden_pre, dead_neuron_mask, min(most, dead))
         found = self.reshape_fn_out(codes.decoded(self, weights, indices), self.d_head)
         loss = (found - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
-        return self.cfg.aux_loss_coefficient * min(len(dead) / most, 1.0) * loss
+        weight = self.cfg.aux_loss_coefficient * min(dead / most, 1.0)
+        return weight * loss  # type: ignore[no-any-return]
 
     def _as_promised(self: Any, code: codes.Code) -> Tensor:
         m = self.cfg.d_sae
@@ -128,10 +132,6 @@ class _FusedTraining(_Fused):
 
     def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
         """What a variant adds to the output."""
-
-
-def _is_rows(hidden_pre: Tensor) -> bool:
-    return isinstance(hidden_pre, PreActivations) and hidden_pre.ndim == 2
 
 
 @dataclass

@@ -12,6 +12,7 @@ from saefast.ops.encode_gradients import encode_gradients
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
+from saefast.types import SparseCode
 
 _SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
 _FIRST_WIDTH = 128  # room for the latents of a row above a threshold, doubled until all fit
@@ -102,7 +103,7 @@ def batch_topk_code(sae: Any, inputs: Tensor, norms: Tensor | None, guess: "Gues
         values = _largest(values, int(sae.cfg.k * len(inputs)))
         guess.learn(values)
         values = unscaled(values, indices, scale)
-    chosen = _Chosen.apply(inputs, weight, bias, values, indices)
+    chosen = _Chosen.apply(inputs, weight, bias, values, indices)  # type: ignore[no-untyped-call]
     return _code(chosen.relu(), indices, norms)
 
 
@@ -118,6 +119,14 @@ class Guess:
         if bool(positive.any()):
             self.threshold = _SLACK * float(values[positive].amin())
             self.width = 2 * int(positive.sum(1).amax())
+
+
+def largest_among(hidden_pre: PreActivations, among: Tensor, k: int) -> SparseCode:
+    """What the k largest pre-activations of these latents [m] bool multiply decoder rows by."""
+    x, weight, bias, norms = hidden_pre.operands
+    scale = None if norms is None else norms.detach()  # it cancels, as in `_code`
+    found = PreActivations(x, weight, bias, scale, rectified=False, among=among).largest(k)
+    return SparseCode(unscaled(*found, scale), found.indices)
 
 
 def threshold_code(sae: Any, inputs: Tensor) -> Code:
@@ -188,7 +197,7 @@ class _Chosen(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, indices = ctx.saved_tensors
         needed = (*ctx.needs_input_grad[:3], False)
         return (*encode_gradients(grad, indices, x, weight, bias, None, needed)[:3], None, None)

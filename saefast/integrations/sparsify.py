@@ -53,5 +53,5 @@ def fused_encoder(
 def decode(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:
     """What sparsify's `decoder_impl` does; W_dec is [d, m]."""
     if W_dec.dtype not in DTYPES:
-        return _own_decoder(top_indices, top_acts, W_dec)
+        return _own_decoder(top_indices, top_acts, W_dec)  # type: ignore[no-any-return]
     return sparse_decode(top_acts, top_indices, W_dec.mT)

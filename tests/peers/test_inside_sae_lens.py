@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import sae_lens
 import torch
-from safetensors.torch import load_file, save_file
 from sae_lens import SAE, TrainingSAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import saefast
@@ -146,9 +146,10 @@ def test_sparse_activations_give_the_same_training(variant: str) -> None:
         assert outputs[1].feature_acts.is_sparse
         _assert_same_output(outputs[1], outputs[0])
         assert torch.equal(trainers[0].act_freq_scores, trainers[1].act_freq_scores)
-        for log in (trainer.build_train_step_log_dict(out, N) for trainer, out in zip(
-            trainers, outputs, strict=True
-        )):
+        for log in (
+            trainer.build_train_step_log_dict(out, N)
+            for trainer, out in zip(trainers, outputs, strict=True)
+        ):
             assert log["metrics/l0"] > 0
     for mine, theirs in zip(dense.parameters(), sparse.parameters(), strict=True):
         assert torch.equal(mine, theirs)

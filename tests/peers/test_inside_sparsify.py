@@ -157,7 +157,7 @@ def test_losses_agree_and_gradients_are_the_true_ones(multi_topk: bool, dead_lat
 
 
 def test_sparsify_alone_does_not_train_the_encoder_by_auxk() -> None:
-    """The difference that `enable` makes; if sparsify mends it, say so in the module's docstring."""
+    """The difference that `enable` makes; if sparsify mends it, the module should say so."""
     coder, x = _coder(), _batches(1)[0]
     dead = torch.arange(M) < 40
     without, with_auxk = _gradients(coder, x), _gradients(coder, x, dead_mask=dead)
