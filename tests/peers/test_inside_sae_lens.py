@@ -57,6 +57,11 @@ def _input(x: Tensor, dead: Tensor | None = None) -> TrainStepInput:
     )
 
 
+def _dead(latents: int) -> Tensor:
+    """So many of all, here and there."""
+    return 7 * torch.arange(M) % M < latents
+
+
 def _trainer(sae: TrainingSAE, batches: Iterator[Tensor], **settings: Any) -> SAETrainer:
     config: dict[str, Any] = {
         "n_checkpoints": 0,
@@ -104,7 +109,7 @@ def test_losses_activations_and_gradients_agree(
     variant: str, rescale: bool, dead_latents: int
 ) -> None:
     alone, with_saefast = _pair(variant, rescale_acts_by_decoder_norm=rescale)
-    step_input = _input(_batches(1)[0], torch.arange(M) < dead_latents)
+    step_input = _input(_batches(1)[0], _dead(dead_latents))
     own = alone.training_forward_pass(step_input)
     ours = with_saefast.training_forward_pass(step_input)
     _assert_same_output(ours, own)
@@ -161,7 +166,7 @@ def test_rows_with_fewer_positives_than_k(rescale: bool) -> None:
     with torch.no_grad():
         for sae in (alone, with_saefast):
             sae.b_enc -= 0.7
-    step_input = _input(_batches(1)[0], torch.arange(M) < 40)
+    step_input = _input(_batches(1)[0], _dead(40))
     own = alone.training_forward_pass(step_input)
     active = (own.feature_acts > 0).sum(1)
     assert (active < K).any()
@@ -220,7 +225,7 @@ def test_aux_loss_of_given_pre_activations() -> None:
 def test_aux_loss_refuses_normalised_activations_as_saelens_does() -> None:
     for sae in _pair("topk", normalize_activations="layer_norm"):
         with pytest.raises(ValueError, match="normalize_activations"):
-            sae.training_forward_pass(_input(_batches(1)[0], torch.arange(M) < 5))
+            sae.training_forward_pass(_input(_batches(1)[0], _dead(5)))
 
 
 @pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale"])
