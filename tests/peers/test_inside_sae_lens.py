@@ -2,6 +2,8 @@
 
 import copy
 import json
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -388,6 +390,20 @@ def test_configs_are_those_of_saelens(variant: str) -> None:
     again = sae_lens.TrainingSAEConfig.from_dict(config.to_dict())
     assert type(again) is with_saefast
     assert again.get_inference_sae_cfg_dict()["architecture"] in ("topk", "jumprelu")
+
+
+# SAELens imports its runner in __init__, and runpy warns of running a module twice.
+@pytest.mark.filterwarnings("ignore:'sae_lens.llm_sae_training_runner' found:RuntimeWarning")
+def test_command_line_knows_the_architectures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("saefast.integrations.sae_lens_cli", run_name="__main__")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for variant in VARIANTS:
+        assert f"saefast_{variant}" in shown
 
 
 def test_state_dicts_are_saelens_own() -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sparsify import SparseCoder, SparseCoderConfig
+from datasets import Dataset
+from safetensors.torch import load_file
+from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import saefast
 from saefast.integrations import sparsify as inside
@@ -106,6 +109,46 @@ def test_trains_step_by_step_as_without_saefast() -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
         losses.append(float(expected))
     assert losses[-1] < losses[0]
+
+
+def test_sparsifys_trainer_on_a_language_model(tmp_path: Path) -> None:
+    """Its whole loop, hooks and files included, two layers and two seeds."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=D,
+        intermediate_size=2 * D,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    tokens = torch.randint(64, (20, 16)).tolist()
+    dataset = Dataset.from_dict({"input_ids": tokens}).with_format("torch")
+    states = []
+    for switch, name in ((inside.disable, "alone"), (inside.enable, "inside")):
+        switch()
+        settings = TrainConfig(
+            SparseCoderConfig(num_latents=M, k=K),
+            batch_size=4,
+            optimizer="adam",
+            lr=1e-3,
+            lr_warmup_steps=1,
+            layers=[0, 1],
+            init_seeds=[0, 1],
+            log_to_wandb=False,
+            save_dir=str(tmp_path),
+            run_name=name,
+        )
+        Trainer(settings, dataset, model).fit()
+        files = sorted((tmp_path / name).rglob("sae.safetensors"))
+        states.append({str(file.relative_to(tmp_path / name)): load_file(file) for file in files})
+    assert len(states[0]) == 4
+    assert states[1].keys() == states[0].keys()
+    for file, state in states[0].items():
+        assert states[1][file].keys() == state.keys()
+        for key, tensor in state.items():
+            torch.testing.assert_close(states[1][file][key], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_encode_gives_what_sparsify_gives() -> None:
