@@ -50,7 +50,7 @@ class _FusedTrainer:
         if step == 0:
             self.ae.b_dec.data.copy_(geometric_median(x))
         if self.fused is None:
-            self._begin(x)
+            self._begin()
         self._check_weights()
         fused = self.fused
         fused.lr = self.optimizer.param_groups[0]["lr"]
@@ -63,7 +63,7 @@ class _FusedTrainer:
         self._note(step, result)
         return float(result.loss if result.auxk is None else result.loss + result.auxk)
 
-    def _begin(self: Any, x: Tensor) -> None:
+    def _begin(self: Any) -> None:
         """Let an SAE and the autoencoder share their weights, and train the SAE."""
         ae = self.ae
         sae = SAE(
@@ -82,7 +82,9 @@ class _FusedTrainer:
         ae.decoder.weight.data = sae.W_dec.data.T
         idle = self.num_tokens_since_fired = self.num_tokens_since_fired.to(ae.b_dec.device)
         objective = _CountingFirst(usual_objective(sae), idle)
-        self.fused = FusedStep(sae, rules=_RULES, objective=objective, precision=precision_at(x))
+        self.fused = FusedStep(
+            sae, rules=_RULES, objective=objective, precision=precision_at(ae.b_dec)
+        )
         self.fused.idle = idle
 
     def _check_weights(self: Any) -> None:

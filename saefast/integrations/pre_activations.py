@@ -14,8 +14,11 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def precision_at(x: Tensor) -> str:
-    """What an encode computes in: under autocast the dense product would be in bfloat16."""
-    return "bf16" if torch.is_autocast_enabled(x.device.type) else "exact"
+    """What an encode computes in: bfloat16 where the dense product would, under autocast."""
+    device = x.device.type
+    low = (torch.bfloat16, torch.float16)
+    rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in low
+    return "bf16" if rounds else "exact"
 
 
 class PreActivations(Tensor):

@@ -225,6 +225,23 @@ def test_batches_of_another_dtype(variant: str) -> None:
     assert trainer.update(1, _batches(1)[0].bfloat16()) > 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "exact"), (torch.bfloat16, "bf16")]
+)
+def test_precision_is_that_of_autocast(dtype: torch.dtype, precision: str) -> None:
+    """dictionary_learning switches autocast on with float32, too, which is exact."""
+    before = torch.get_autocast_dtype("cpu")
+    _, trainer = _pair("TopK")
+    try:  # torch.autocast refuses float32 on a CPU
+        torch.set_autocast_dtype("cpu", dtype)
+        torch.set_autocast_enabled("cpu", True)
+        trainer.update(1, _batches(1)[0])
+    finally:
+        torch.set_autocast_enabled("cpu", False)
+        torch.set_autocast_dtype("cpu", before)
+    assert trainer.fused.precision == precision
+
+
 @each_variant
 def test_learning_rate_follows_the_trainers_schedule(variant: str) -> None:
     own, ours = _pair(variant, steps=20)

@@ -22,9 +22,11 @@ TIGHT = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Every test leaves sparsify as it came."""
+    """Every test leaves sparsify as it came, and torch, whose products its trainer rounds."""
+    precision = torch.get_float32_matmul_precision()
     yield
     inside.disable()
+    torch.set_float32_matmul_precision(precision)
 
 
 def _coder(**settings: object) -> SparseCoder:
