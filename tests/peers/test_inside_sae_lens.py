@@ -533,3 +533,39 @@ def test_accelerate_refuses_what_it_does_not_know() -> None:
     config = sae_lens.StandardSAEConfig(d_in=D, d_sae=M)
     with pytest.raises(TypeError, match="TopKSAE"):
         inside.accelerate(sae_lens.StandardSAE(config))
+
+
+@pytest.mark.parametrize("kind", ["saefast_topk", "saefast_batchtopk", "accelerated"])
+def test_folding_decoder_norms_changes_nothing(kind: str) -> None:
+    if kind == "accelerated":
+        config = sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True)
+        sae = inside.accelerate(sae_lens.TopKSAE(config))
+        with torch.no_grad():
+            sae.W_dec.mul_(torch.linspace(0.2, 3.0, M)[:, None])
+    else:
+        sae = _sae(kind)
+    x = _batches(1)[0]
+    before = sae.encode(x), sae(x)
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(M))
+    torch.testing.assert_close(sae.encode(x), before[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae(x), before[1], rtol=1e-4, atol=1e-5)
+
+
+def test_folding_norms_is_refused_where_saelens_refuses_it() -> None:
+    with pytest.raises(NotImplementedError, match="W_dec_norm"):
+        _sae("saefast_topk", rescale_acts_by_decoder_norm=False).fold_W_dec_norm()
+
+
+def test_saved_threshold_is_that_of_training(tmp_path: Path) -> None:
+    """After many passes over one batch, what BatchTopK keeps of it is what JumpReLU keeps."""
+    sae, x = _sae("saefast_batchtopk"), _batches(1)[0]
+    for _ in range(60):
+        output = sae.training_forward_pass(_input(x))
+    assert output.metrics["topk_threshold"] is sae.topk_threshold
+    sae.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+    expected = torch.full((M,), float(sae.topk_threshold))
+    torch.testing.assert_close(loaded.threshold.data, expected)
+    torch.testing.assert_close(loaded.encode(x), sae.encode(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inside.accelerate(loaded)(x), sae(x), rtol=1e-4, atol=1e-4)
