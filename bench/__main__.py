@@ -23,6 +23,7 @@ CASES = (
     "stability",
     "subspace",
     "worlds",
+    "inside",
 )
 _OWN = ("gpu", "match")  # with shapes and options of their own
 
