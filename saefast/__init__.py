@@ -7,6 +7,7 @@ from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
+from saefast.covariance import activation_covariance
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
@@ -38,6 +39,7 @@ __all__ = [
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "activation_covariance",
     "build_info",
     "contribution_r2",
     "fit_subspaces",
