@@ -9,6 +9,7 @@ from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
+from saefast.covariance import activation_covariance
 from saefast.dictionary import sae_from
 from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
@@ -60,6 +61,7 @@ __all__ = [
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "activation_covariance",
     "activation_matches",
     "at_threshold",
     "build_info",
