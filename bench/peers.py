@@ -50,12 +50,17 @@ def fill(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-def _sae_lens_model(shape: Shape, weights: Weights, variant: str = "TopK") -> Any:
-    saes = importlib.import_module(f"sae_lens.saes.{variant.lower()}_sae")
-    config = getattr(saes, f"{variant}TrainingSAEConfig")(
-        d_in=shape.d, d_sae=shape.m, k=shape.k, device=_device(weights)
+def _sae_lens_model(
+    shape: Shape, weights: Weights, variant: str = "TopK", *, inside: bool = False, **settings: Any
+) -> Any:
+    saes = importlib.import_module(
+        "saefast.integrations.sae_lens" if inside else f"sae_lens.saes.{variant.lower()}_sae"
     )
-    model = getattr(saes, f"{variant}TrainingSAE")(config)
+    prefix = f"{'Saefast' if inside else ''}{variant}TrainingSAE"
+    config = getattr(saes, f"{prefix}Config")(
+        d_in=shape.d, d_sae=shape.m, k=shape.k, device=_device(weights), **settings
+    )
+    model = getattr(saes, prefix)(config)
     fill(model.W_enc, weights.w_enc.T)
     fill(model.b_enc, weights.b_enc)
     fill(model.W_dec, weights.w_dec)
@@ -74,10 +79,16 @@ def _sparsify_model(shape: Shape, weights: Weights) -> Any:
     return model
 
 
-def _dictionary_learning_trainer(shape: Shape, weights: Weights, variant: str = "TopK") -> Any:
+def _dictionary_learning_trainer(
+    shape: Shape, weights: Weights, variant: str = "TopK", *, inside: bool = False
+) -> Any:
     module = {"TopK": "top_k", "BatchTopK": "batch_top_k"}[variant]
-    trainers = importlib.import_module(f"dictionary_learning.trainers.{module}")
-    trainer = getattr(trainers, f"{variant}Trainer")(
+    trainers = importlib.import_module(
+        "saefast.integrations.dictionary_learning"
+        if inside
+        else f"dictionary_learning.trainers.{module}"
+    )
+    trainer = getattr(trainers, f"{'Saefast' if inside else ''}{variant}Trainer")(
         steps=100_000,
         activation_dim=shape.d,
         dict_size=shape.m,
@@ -153,13 +164,20 @@ def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, 
 
 
 def sae_lens_training(
-    shape: Shape, weights: Weights, lr: float, *, autocast: bool = False, variant: str = "TopK"
+    shape: Shape,
+    weights: Weights,
+    lr: float,
+    *,
+    autocast: bool = False,
+    variant: str = "TopK",
+    inside: bool = False,
+    **settings: Any,
 ) -> Training:
-    """SAELens's trainer, whose autocast is a setting of it."""
+    """SAELens's trainer, whose autocast is a setting of it; `inside`: with saefast inside."""
     config = importlib.import_module("sae_lens.config")
     training = importlib.import_module("sae_lens.training.sae_trainer")
-    model = _sae_lens_model(shape, weights, variant)
-    settings = config.SAETrainerConfig(
+    model = _sae_lens_model(shape, weights, variant, inside=inside, **settings)
+    trainer_config = config.SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
@@ -179,37 +197,41 @@ def sae_lens_training(
         feature_sampling_window=2000,
         logger=config.LoggingConfig(log_to_wandb=False),
     )
-    trainer = training.SAETrainer(settings, model, iter(()))
+    trainer = training.SAETrainer(trainer_config, model, iter(()))
     return Training(model.forward, trainer.step, trainer.optimizer, model.encode)
 
 
-def _sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
+def sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
     """What sparsify's Trainer does with a batch, with Adam for its default optimiser."""
     model = _sparsify_model(shape, weights)
     optimiser = torch.optim.Adam(model.parameters(), lr)
 
-    def step(x: Tensor) -> None:
+    def step(x: Tensor) -> Tensor:
         model.set_decoder_norm_to_unit_norm()
         out = model(x)
         out.fvu.backward()
         model.remove_gradient_parallel_to_decoder_directions()
         optimiser.step()
         optimiser.zero_grad()
+        return out.fvu.detach()  # type: ignore[no-any-return]
 
     coder = _sparsify_code(model, shape.m)
     return Training(lambda x: model(x).sae_out, step, optimiser, coder)
 
 
-def _dictionary_learning_training(shape: Shape, weights: Weights, _: float) -> Training:
-    trainer = _dictionary_learning_trainer(shape, weights)
+def dictionary_learning_training(
+    shape: Shape, weights: Weights, _: float, *, inside: bool = False
+) -> Training:
+    """dictionary_learning's TopK trainer; `inside`: with saefast inside."""
+    trainer = _dictionary_learning_trainer(shape, weights, inside=inside)
     return _dictionary_learning_steps(trainer)
 
 
 def _dictionary_learning_steps(trainer: Any) -> Training:
     counter = iter(range(1, 10**9))  # its step 0 also computes a geometric median
 
-    def step(x: Tensor) -> None:
-        trainer.update(next(counter), x)
+    def step(x: Tensor) -> float:
+        return trainer.update(next(counter), x)  # type: ignore[no-any-return]
 
     return Training(trainer.ae.forward, step, trainer.optimizer, trainer.ae.encode)
 
@@ -238,6 +260,6 @@ CODERS: dict[str, Callable[[Shape, Weights], Peer]] = {
 }
 TRAININGS: dict[str, Callable[[Shape, Weights, float], Training]] = {
     "SAELens": sae_lens_training,
-    "sparsify": _sparsify_training,
-    "dictionary_learning": _dictionary_learning_training,
+    "sparsify": sparsify_training,
+    "dictionary_learning": dictionary_learning_training,
 }

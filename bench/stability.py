@@ -109,7 +109,7 @@ def _plain_from_weights(dictionaries: list[Tensor]) -> PlainScores:
 
 
 def _plain_scores(similarity: list[Columns]) -> PlainScores:
-    from scipy.stats import beta  # type: ignore[import-untyped]
+    from scipy.stats import beta
 
     others = len(similarity) - 1
     counts = np.arange(others + 1)

@@ -9,12 +9,14 @@ from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
+from saefast.covariance import activation_covariance
 from saefast.dictionary import sae_from
 from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
 from saefast.match_all import match_all
+from saefast.match_plan import plan_matching
 from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
@@ -59,6 +61,7 @@ __all__ = [
     "ThresholdCode",
     "TrainConfig",
     "__version__",
+    "activation_covariance",
     "activation_matches",
     "at_threshold",
     "build_info",
@@ -76,6 +79,7 @@ __all__ = [
     "match_features",
     "measure_overlap",
     "membership_counts",
+    "plan_matching",
     "pool_features",
     "principal_angles",
     "reference",

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from saefast.activations import open_activations
 from saefast.dictionary import as_dictionary
 from saefast.feature_groups import Groups, Scored, feature_groups
-from saefast.nulls import NullTest, beside, generator_of
+from saefast.null_tests import NullTest, beside, generator_of
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
 from saefast.side_by_side import side_by_side
+from saefast.token_stream import count_tokens, token_stream
 from saefast.types import Dictionary, SparseCode
 
 BINS = 20
@@ -108,10 +108,10 @@ def contribution_r2(
     Returns:
         `Contributions`, for each group and two seeds.
     """
-    known = _check(saes, draws, band, batch_size)
+    known = _check(saes, draws, band)
     masks = feature_groups(known, stability, groups, stable, unstable)
     source = open_activations(activations)
-    tokens = _tokens(tokens, source.rows)
+    tokens = count_tokens(source, tokens)
     if source.d != saes[0].d:
         raise ValueError(f"activations must have width {saes[0].d}, that of saes, got {source.d}")
     alive = [dictionary.alive.cpu() for dictionary in known]
@@ -120,14 +120,9 @@ def contribution_r2(
     variants = _variants(masks, alive, draws, seed)
     sums = [_Sums.zero(len(saes), saes[0].d_out) for _ in variants]
     width = batch_size * saes[0].d_out
-    with (
-        torch.no_grad(),
-        side_by_side(width * 12 * len(saes)) as run,
-        tqdm(total=tokens, desc="contributions", unit="token", disable=not progress) as bar,
-    ):
-        left = tokens
-        for batch in source.batches(min(batch_size, tokens), seed=seed):
-            x = batch.x[:left].to(saes[0].W_enc.dtype)
+    with torch.no_grad(), side_by_side(width * 12 * len(saes)) as run:
+        for x in token_stream(source, tokens, batch_size, seed, "contributions", progress):
+            x = x.to(saes[0].W_enc.dtype)
             codes = [sae.encode(x) for sae in saes]
 
             def add(i: int, codes: list[SparseCode] = codes) -> None:
@@ -136,10 +131,6 @@ def contribution_r2(
 
             for _ in run(add, range(len(variants))):
                 pass
-            bar.update(len(x))
-            left -= len(x)
-            if not left:
-                break
     return _summarise(variants, sums, tokens, band)
 
 
@@ -271,17 +262,7 @@ def _summarise(
     return Contributions(tokens, tuple(pairs), tuple(skipped))
 
 
-def _tokens(tokens: int | None, rows: int | None) -> int:
-    if tokens is None:
-        if rows is None:
-            raise ValueError("tokens must be given: activations do not say how many there are")
-        return rows
-    checks.whole("tokens", tokens)
-    checks.at_least("tokens", tokens, 2)
-    return tokens if rows is None else min(tokens, rows)
-
-
-def _check(saes: Sequence[SAE], draws: int, band: float, batch_size: int) -> list[Dictionary]:
+def _check(saes: Sequence[SAE], draws: int, band: float) -> list[Dictionary]:
     known = []
     for s, sae in enumerate(saes):
         if not isinstance(sae, SAE):
@@ -298,8 +279,7 @@ def _check(saes: Sequence[SAE], draws: int, band: float, batch_size: int) -> lis
         known.append(as_dictionary(sae, f"saes[{s}]"))
     if len(known) < 2:
         raise ValueError(f"saes must be at least 2, of different seeds, got {len(known)}")
-    for name, number, least in (("draws", draws, 0), ("batch_size", batch_size, 1)):
-        checks.whole(name, number)
-        checks.at_least(name, number, least)
+    checks.whole("draws", draws)
+    checks.at_least("draws", draws, 0)
     checks.at_least("band", band, 0, below=1)
     return known

@@ -107,20 +107,28 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def gram(directions: Directions, run: Run = map) -> Tensor:
-    """[d, d] float64: the sum over all of v v^T, by tiles of its upper half."""
-    d = directions.d
-    total = torch.zeros(d, d, dtype=torch.float64)
-    starts = range(0, d, _TILE)
-    tiles = [(i, j) for i in starts for j in starts if i <= j]
+    """[d, d] float64: the sum over all of v v^T."""
+    total = torch.zeros(directions.d, directions.d, dtype=torch.float64)
     for block in directions.blocks(run):
+        add_products(total, block, run)
+    return mirrored(total)
 
-        def add(tile: tuple[int, int], block: Tensor = block) -> None:
-            i, j = (slice(start, start + _TILE) for start in tile)
-            total[i, j].addmm_(block[:, i].T, block[:, j])
 
-        for _ in run(add, tiles):
-            pass
-    return total.triu() + total.triu(1).T
+def add_products(total: Tensor, block: Tensor, run: Run = map) -> None:
+    """Add block^T block to the upper half of `total`, by tiles, each of them a task."""
+    starts = range(0, len(total), _TILE)
+
+    def add(tile: tuple[int, int]) -> None:
+        i, j = (slice(start, start + _TILE) for start in tile)
+        total[i, j].addmm_(block[:, i].T, block[:, j])
+
+    for _ in run(add, [(i, j) for i in starts for j in starts if i <= j]):
+        pass
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which only the upper half is known."""
+    return upper.triu() + upper.triu(1).T
 
 
 def decompose(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saefast.nulls import NullTest
+from saefast.null_tests import NullTest
 
 Table = list[dict[str, Any]]
 """Rows that `pyarrow.Table.from_pylist` and `pandas.DataFrame` take"""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 from strategies import dtypes, generator, normal, seeds
@@ -55,6 +55,7 @@ def test_a_small_angle_keeps_its_digits():
     assert found == pytest.approx(1e-10, rel=1e-5)  # an arccos would give 0 or 1.5e-8
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), seeds)
 def test_angles_are_those_of_scipy(m, m2, d, seed):
     a, b = normal((m, d), seed, torch.float64), normal((m2, d), seed + 1, torch.float64)
@@ -94,6 +95,7 @@ def random_decomposition(m: int, d: int, seed: int) -> Decomposition:
     return decompose([Directions.of_rows(rows, torch.arange(m))])[0]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), seeds)
 def test_overlaps_are_those_of_projectors(m, m2, d, seed):
     a, b = random_decomposition(m, d, seed), random_decomposition(m2, d, seed + 1)

@@ -596,6 +596,23 @@ def test_a_file_that_may_be_of_two_formats_asks(tmp_path: Path) -> None:
         saefast.load_sae(folder)
 
 
+@pytest.mark.parametrize("variant", ["topk", "jumprelu", "gated"])
+def test_without_its_config_a_file_is_nobodys(tmp_path: Path, variant: str) -> None:
+    """SAELens's JumpReLU has the tensors of Gemma Scope's, which computes something else."""
+    folder = saefast.save_sae(some_sae(variant), tmp_path / "sae")
+    (folder / "cfg.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cfg\.json does not exist"):
+        saefast.load_sae(folder)
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "relu", "matryoshka"])
+def test_classes_of_dictionary_learning_show_without_a_config(tmp_path: Path, variant: str) -> None:
+    sae = some_sae(variant)
+    folder = saefast.save_sae(sae, tmp_path / "a", format="dictionary_learning")
+    (folder / "config.json").unlink()
+    assert_close(saefast.load_sae(folder)(X), sae(X).double())
+
+
 # Models that only files of others have
 
 
@@ -884,6 +901,7 @@ def test_dictionaries_of_a_run_come_in_order_with_their_rates(tmp_path: Path) ->
     assert first.W_enc is None
     torch.testing.assert_close(first.firing_rate, rates, rtol=1e-4, atol=0)
     assert torch.equal(first.alive, rates > 0)
+    assert saefast.match_features(first, first).partner[1] == 1
     both = saefast.load_dictionaries(run, run / "pooled", encoder=True)
     assert len(both) == 3
     assert_same_bits(both[2].W_enc, saefast.load_sae(run / "pooled").W_enc.detach())

@@ -125,6 +125,10 @@ def test_prices_count(seed, k, absolute):
     similarity = unit(x) @ unit(y).T
     gain = (similarity.abs() if absolute else similarity) - price
     assert ((found.values[:, 0] - gain.amax(1)).abs() < 1e-13).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "block_rows", lambda width, memory: 21)
+        pieces = nearest(directions(x), directions(y), k, Encode(absolute), 1e9, price)
+    assert torch.equal(pieces.values, found.values)
 
 
 @pytest.mark.parametrize("backend", ["saefast", "faiss"])

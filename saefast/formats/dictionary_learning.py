@@ -41,8 +41,10 @@ def recognises(found: Found) -> bool:
     """A backup, a config of a trainer, or the names of one of its classes."""
     if isinstance(found.values.get("ae"), Mapping) or isinstance(found.config.get("trainer"), dict):
         return True
-    named = found.has("encoder.weight", "decoder.weight") and "d_model" not in found.config
-    return found.has("W_enc", "group_sizes") or (named and not found.has("pre_bias"))
+    if found.kind != "torch" or found.config.keys() & {"act_size", "d_model", "d_sae"}:
+        return False
+    linear = found.has("encoder.weight", "decoder.weight") and not found.has("pre_bias")
+    return linear or found.has("W_enc", "W_dec", "threshold")
 
 
 def read(found: Found) -> Parts:
@@ -57,7 +59,8 @@ def read(found: Found) -> Parts:
             trainer = json.loads(json.dumps(own, default=str))
     if not isinstance(trainer, dict):
         raise ValueError(f"{found.config_name} must give trainer as an object, got {trainer!r}")
-    found = replace(found, config=trainer)
+    beside = {key: value for key, value in found.config.items() if key == "buffer"}
+    found = replace(found, config=trainer | beside)
     kind = _class_of(found)
     parts = _linear(found, kind) if kind in _LINEAR else _stacked(found, kind)
     for key, size in (("activation_dim", parts.d), ("dict_size", parts.m)):

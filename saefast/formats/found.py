@@ -42,6 +42,8 @@ class Found:
     """A file of tensors and what belongs to it."""
 
     path: Path
+    kind: str
+    """safetensors, torch or numpy"""
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
     """what the file holds that is no tensor; only torch's may"""
@@ -166,7 +168,7 @@ def find(
     if weights is None:
         raise FileNotFoundError(_nothing_at(path, config))
     contents = read_tensors(weights, allow_pickle)
-    return Found(weights, contents.tensors, contents.values, config_path, config, k, threshold)
+    return Found(weights, *contents, config_path, config, k, threshold)
 
 
 def weights_in(folder: Path) -> Path | None:

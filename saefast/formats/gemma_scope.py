@@ -15,15 +15,9 @@ _SKIP = "affine_skip_connection"
 
 
 def recognises(found: Found) -> bool:
-    """Thresholds, and nobody else's config or names."""
-    theirs = {"act_size", "d_sae", "trainer"} & found.config.keys()
-    named = found.config_path is not None and found.config_path.name == "cfg.json"
-    return (
-        found.has("threshold", "b_enc", "b_dec")
-        and _name(found, "W_enc") in found.tensors
-        and not found.has("group_sizes")
-        and not (theirs or named)
-    )
+    """Thresholds, in arrays of numpy or beside weights in small letters."""
+    named = found.has("w_enc", "w_dec") or (found.kind == "numpy" and found.has("W_enc", "W_dec"))
+    return named and found.has("threshold", "b_enc", "b_dec")
 
 
 def read(found: Found) -> Parts:

@@ -12,9 +12,8 @@ FILE = "layer.sae.pt"
 
 def recognises(found: Found) -> bool:
     """Four tensors and no settings; the biases' sizes say which way round the encoder lies."""
-    if not found.has("W_enc", "W_dec", "b_enc", "b_dec") or found.has("threshold"):
-        return False
-    if found.config.keys() & {"act_size", "d_sae", "trainer"}:
+    others = found.has("threshold") or found.config.keys() & {"act_size", "d_sae", "trainer"}
+    if found.kind != "torch" or not found.has("W_enc", "W_dec", "b_enc", "b_dec") or others:
         return False
     sizes = tuple(found.tensors[name].numel() for name in ("b_enc", "b_dec"))
     return tuple(found.tensors["W_enc"].shape) == sizes

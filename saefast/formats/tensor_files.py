@@ -16,6 +16,8 @@ _MOST_INFLATION = 100  # no weights are compressed better than that
 class Contents(NamedTuple):
     """What a file holds, by name."""
 
+    kind: str
+    """safetensors, torch or numpy"""
     tensors: dict[str, Tensor]
     values: dict[str, Any]
 
@@ -32,7 +34,7 @@ def read_tensors(path: Path, allow_pickle: bool) -> Contents:
         return _read_zip(path, allow_pickle)
     if start[:1] == b"\x80" and start[1:2] <= b"\x05" and start[2:8] != b"\0" * 6:
         return _read_torch(path, allow_pickle, None)
-    return Contents(_read_safetensors(path), {})
+    return Contents("safetensors", _read_safetensors(path), {})
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -69,7 +71,7 @@ def _read_zip(path: Path, allow_pickle: bool) -> Contents:
         raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
     if pickled is not None:
         return _read_torch(path, allow_pickle, pickled)
-    return Contents(_read_npz(path, members), {})
+    return Contents("numpy", _read_npz(path, members), {})
 
 
 def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:
@@ -137,7 +139,8 @@ def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Conten
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise ValueError(f"{path} must hold tensors by name, got {type(loaded).__name__}")
     tensors = {n: v.detach() for n, v in loaded.items() if isinstance(v, Tensor)}
-    return Contents(tensors, {n: v for n, v in loaded.items() if not isinstance(v, Tensor)})
+    values = {n: v for n, v in loaded.items() if not isinstance(v, Tensor)}
+    return Contents("torch", tensors, values)
 
 
 def _not_unasked(path: Path) -> str:

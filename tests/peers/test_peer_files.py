@@ -13,7 +13,7 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary
 from sae_lens import SAE as SaeLens
-from sae_lens.loading.pretrained_sae_loaders import sparsify_disk_loader
+from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 from sparsify import SparseCoder, SparseCoderConfig
@@ -302,7 +302,7 @@ def test_sae_lens_reads_sparsify_wrongly_and_we_do_not(tmp_path: Path) -> None:
     model = SparseCoder(D, SparseCoderConfig(num_latents=M, k=K))
     randomise(model)
     model.save_to_disk(tmp_path / "layers.3")
-    config, tensors = sparsify_disk_loader(tmp_path / "layers.3")
+    config, tensors = loaders.sparsify_disk_loader(tmp_path / "layers.3")
     assert tensors["W_dec"].shape == (D, M)
     assert config["apply_b_dec_to_input"] is False
     converted = saefast.convert(tmp_path / "layers.3", tmp_path / "converted", to="sae_lens")
@@ -429,3 +429,61 @@ def test_an_encoder_that_is_not_centred_is_folded_where_it_has_to_be(tmp_path: P
     with torch.no_grad():
         assert_close(load_sparsify(sparse).forward(rows()), model(rows()))
         assert_close(load_dictionary_learning(other).encode(rows()), gated.encode(rows()))
+
+
+# SAELens's own readers of files that nobody writes any more
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that SAELens takes for the Hugging Face hub."""
+
+    def download(
+        repo_id: str, filename: str, subfolder: str | None = None, force_download: bool = False
+    ) -> str:
+        return str(tmp_path.joinpath(*([subfolder] if subfolder else []), filename))
+
+    monkeypatch.setattr(loaders, "hf_hub_download", download)
+    return tmp_path
+
+
+def test_gemma_scope_is_read_by_sae_lens(hub: Path) -> None:
+    sae = saefast.SAE(D, M, variant="jumprelu", seed=0, centred=False)
+    randomise(sae)
+    with torch.no_grad():
+        sae.jump_threshold.abs_()
+    folder = "layer_3/width_16k/average_l0_20"
+    saefast.save_sae(sae, hub / folder, format="gemma_scope")
+    config, tensors, _ = loaders.gemma_2_sae_huggingface_loader("gemma-scope-2b-pt-res", folder)
+    assert config["apply_b_dec_to_input"] is False
+    model_class, config_class = get_sae_class(config["architecture"])
+    model = model_class(config_class(d_in=D, d_sae=M, apply_b_dec_to_input=False))
+    model.load_state_dict(tensors)
+    assert_agree(saefast.load_sae(hub / folder), of_sae_lens(model))
+
+
+def test_qwen_scope_is_read_by_sae_lens(hub: Path) -> None:
+    sae = saefast.SAE(D, M, k=K, seed=0, centred=False)
+    randomise(sae)
+    saefast.save_sae(sae, hub / "layer4.sae.pt", format="qwen_scope")
+    repository = "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
+    config, tensors, _ = loaders.qwen_scope_sae_huggingface_loader(repository, "layer4.sae.pt")
+    assert config["apply_b_dec_to_input"] is False
+    model_class, config_class = get_sae_class(config["architecture"])
+    model = model_class(config_class(d_in=D, d_sae=M, k=K, apply_b_dec_to_input=False))
+    model.load_state_dict(tensors)
+    assert_agree(saefast.load_sae(hub / "layer4.sae.pt"), of_sae_lens(model))
+
+
+@pytest.mark.parametrize("kind", [k for k in CLASSES if k != "AutoEncoderNew"])
+def test_dictionary_learning_is_read_by_sae_lens(hub: Path, kind: str) -> None:
+    dictionary_learning_folder(hub / "theirs", kind)
+    sae = saefast.load_sae(hub / "theirs")
+    sae.metadata["dictionary_learning"] |= {"layer": 3, "lm_name": "EleutherAI/pythia-70m"}
+    saefast.save_sae(sae, hub / "ours", format="dictionary_learning")
+    config, tensors, _ = loaders.dictionary_learning_sae_huggingface_loader_1("x/y", "ours")
+    config = loaders.handle_config_defaulting(config)
+    model_class, config_class = get_sae_class(config["architecture"])
+    model = model_class(config_class.from_dict(config))
+    model.load_state_dict(tensors)
+    assert_agree(sae, of_sae_lens(model))

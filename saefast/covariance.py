@@ -1,0 +1,52 @@
+"""How activations vary: which directions any dictionary of them is likely to share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.activations import open_activations
+from saefast.ops import checks
+from saefast.side_by_side import side_by_side
+from saefast.spectra import add_products, mirrored
+from saefast.token_stream import count_tokens, token_stream
+
+
+def activation_covariance(
+    activations: Any,
+    *,
+    tokens: int | None = None,
+    batch_size: int = 4096,
+    seed: int = 0,
+    progress: bool = True,
+) -> Tensor:
+    """The covariance of activations, for the null of that name in `fit_subspaces`.
+
+    Args:
+        activations: what `train_saes` takes: a tensor [n, d], a path, a store.
+        tokens: how many; None for all, once.
+        batch_size: how many at a time.
+        seed: of the order of the tokens.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        [d, d] float64, about the mean; with the same bits for any number of threads.
+    """
+    source = open_activations(activations)
+    tokens = count_tokens(source, tokens)
+    d = source.d
+    products = torch.zeros(d, d, dtype=torch.float64)
+    total = torch.zeros(d, dtype=torch.float64)
+    shift: Tensor | None = None
+    with side_by_side() as run:
+        for x in token_stream(source, tokens, batch_size, seed, "covariance", progress):
+            checks.finite("activations", x)
+            block = x.to("cpu", torch.float64)
+            # Near the mean, so that little is subtracted from much in the end.
+            shift = block[0].clone() if shift is None else shift
+            block = block - shift
+            add_products(products, block, run)
+            (part,) = run(lambda rows: rows.sum(0), [block])
+            total += part
+    spread = mirrored(products) - torch.outer(total, total) / tokens
+    return spread / (tokens - 1)

@@ -1,0 +1,219 @@
+"""dictionary_learning with saefast inside: trainers for its `trainer_configs`, and a `Dictionary`.
+
+    from saefast.integrations.dictionary_learning import SaefastTopKTrainer as TopKTrainer
+
+Settings, schedules, what is logged and what is saved are those of the trainer it stands for, whose
+`loss` still serves the log. An update is one `saefast.FusedStep` on the memory of the trainer's own
+autoencoder. Moments of Adam are in `trainer.fused.state`, not in `trainer.optimizer`, which keeps
+the learning rate. A latent has fired where its activation is positive: dictionary_learning's TopK
+also counts latents that were selected to fill up a row that has fewer than k positive ones.
+"""
+
+from typing import Any
+
+import torch
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
+from torch import Tensor, nn
+
+from saefast.auxk import AuxK
+from saefast.integrations.pre_activations import precision_at
+from saefast.objectives import Current, Forward, Loss, Objective, usual_objective
+from saefast.ops import checks
+from saefast.packed_encoder import PackedEncoder
+from saefast.rules import Rules
+from saefast.sae import SAE
+from saefast.step import FusedStep, StepResult
+from saefast.storage import load_sae
+
+_RULES = Rules(clip=1.0)
+
+
+class _FusedTrainer:
+    """Updates by a fused step; before dictionary_learning's trainer among the bases."""
+
+    _variant: str
+    _dictionary: type[nn.Module]
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fused: FusedStep | None = None
+        if not isinstance(self.ae, self._dictionary):
+            raise TypeError(
+                f"dict_class must be a {self._dictionary.__name__}, got {type(self.ae).__name__}; "
+                "for another architecture use dictionary_learning's own trainer"
+            )
+
+    def update(self: Any, step: int, x: Tensor) -> float:
+        """Train on x [n, d]; returns the loss."""
+        if step == 0:
+            self.ae.b_dec.data.copy_(geometric_median(x))
+        if self.fused is None:
+            self._begin()
+        self._check_weights()
+        fused = self.fused
+        fused.lr = self.optimizer.param_groups[0]["lr"]
+        fused.auxk = self._auxk()
+        with torch.autocast(self.ae.b_dec.device.type, enabled=False):
+            result = fused(x.to(self.ae.b_dec))
+        fused.idle.sub_(len(x)).clamp_(min=0)  # the objective has counted them already
+        self.optimizer.step()  # there are no gradients: it learns that a step was taken
+        self.scheduler.step()
+        self._note(step, result)
+        return float(result.loss if result.auxk is None else result.loss + result.auxk)
+
+    def _begin(self: Any) -> None:
+        """Let an SAE and the autoencoder share their weights, and train the SAE."""
+        ae = self.ae
+        sae = SAE(
+            ae.activation_dim,
+            ae.dict_size,
+            variant=self._variant,
+            k=int(ae.k),
+            seed=0,
+            dtype=ae.b_dec.dtype,
+            device=ae.b_dec.device,
+        )
+        ae.encoder.weight.data = ae.encoder.weight.data.contiguous()
+        sae.W_enc, sae.b_enc, sae.b_dec = ae.encoder.weight, ae.encoder.bias, ae.b_dec
+        with torch.no_grad():
+            sae.W_dec.copy_(ae.decoder.weight.T)
+        ae.decoder.weight.data = sae.W_dec.data.T
+        idle = self.num_tokens_since_fired = self.num_tokens_since_fired.to(ae.b_dec.device)
+        objective = _CountingFirst(usual_objective(sae), idle)
+        self.fused = FusedStep(
+            sae, rules=_RULES, objective=objective, precision=precision_at(ae.b_dec)
+        )
+        self.fused.idle = idle
+
+    def _check_weights(self: Any) -> None:
+        sae, ae = self.fused.sae, self.ae
+        if sae.W_enc is not ae.encoder.weight or not _same_memory(sae.W_dec, ae.decoder.weight):
+            raise RuntimeError(
+                "the weights of trainer.ae were replaced or moved after the first update; copy "
+                "into them (load_state_dict does), or make a new trainer"
+            )
+
+    def _auxk(self: Any) -> AuxK | None:
+        if self.auxk_alpha <= 0:
+            return None
+        return AuxK(
+            k=self.top_k_aux,
+            coefficient=self.auxk_alpha,
+            dead_after=self.dead_feature_threshold,
+            capacity=self.ae.dict_size,
+        )
+
+    @torch.no_grad()
+    def _note(self: Any, step: int, result: StepResult) -> None:
+        """What the trainer logs, and the threshold of its autoencoder."""
+        forward = self.fused.objective.last
+        if step > self.threshold_start_step:
+            self.update_threshold(forward.code.values)
+        self.effective_l0 = self.k
+        self.dead_features = int((self.fused.idle >= self.dead_feature_threshold).sum())
+        self.pre_norm_auxk_loss = -1
+        if self.dead_features > 0 and result.auxk is not None:
+            error = forward.residual * (len(forward.residual) / 2)
+            spread = (error - error.mean(0)).square().sum(1).mean()
+            self.pre_norm_auxk_loss = result.auxk / self.auxk_alpha * spread
+
+    @property
+    def config(self: Any) -> dict[str, Any]:
+        """What is saved beside the weights; loaders go by `dict_class`."""
+        return super().config | {"trainer_class": type(self).__name__}  # type: ignore[misc,no-any-return]
+
+
+class SaefastTopKTrainer(_FusedTrainer, TopKTrainer):  # type: ignore[misc]
+    """TopKTrainer, faster."""
+
+    _variant, _dictionary = "topk", AutoEncoderTopK
+
+
+class SaefastBatchTopKTrainer(_FusedTrainer, BatchTopKTrainer):  # type: ignore[misc]
+    """BatchTopKTrainer, faster."""
+
+    _variant, _dictionary = "batchtopk", BatchTopKSAE
+
+
+class _CountingFirst:
+    """An objective that counts what fired before dead latents are looked for, unlike the step."""
+
+    def __init__(self, objective: Objective, idle: Tensor) -> None:
+        self._objective, self._idle = objective, idle
+        self.fused = objective.fused
+        self.last: Forward | None = None
+
+    def forward(
+        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+    ) -> Forward:
+        """See `Objective`."""
+        self.last = self._objective.forward(encoder, inputs, target, now)
+        values, indices = self.last.code
+        self._idle += len(inputs)
+        self._idle[indices[values > 0]] = 0
+        return self.last
+
+    def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
+        """See `Objective`."""
+        return self._objective.loss(sae, x, target, now)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return self._objective.state
+
+
+def _same_memory(rows: Tensor, columns: Tensor) -> bool:
+    return rows.data_ptr() == columns.data_ptr() and rows.device == columns.device
+
+
+class SaefastDictionary(Dictionary):  # type: ignore[misc]
+    """A `saefast.SAE` as dictionary_learning's evaluations expect a dictionary.
+
+    Args:
+        sae: any SAE that reconstructs its input.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        super().__init__()
+        if sae.transcodes:
+            raise ValueError("sae must reconstruct its input, got a transcoder")
+        self.sae = sae
+        self.activation_dim, self.dict_size = sae.d, sae.m
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The features of x [..., d], dense [..., m]."""
+        code = self.sae.encode(x.reshape(-1, x.shape[-1]))
+        return code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """The reconstruction [..., d] of dense features."""
+        return f @ self.sae.W_dec + self.sae.b_dec
+
+    def forward(self, x: Tensor, output_features: bool = False) -> Any:
+        """The reconstruction of x [..., d], and the features with it if they are asked for."""
+        if not output_features:
+            return self.sae(x)
+        code = self.sae.encode(x.reshape(-1, x.shape[-1]))
+        features = code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
+        return self.sae.decode(code).view(x.shape), features
+
+    @torch.no_grad()
+    def scale_biases(self, scale: float) -> None:
+        """Make it one for activations that are `scale` times as long."""
+        checks.at_least("scale", scale, 0)
+        threshold = self.sae.threshold
+        magnitudes = [self.sae.b_mag] if self.sae.variant == "gated" else []
+        for bias in (self.sae.b_enc, self.sae.b_dec, *magnitudes):
+            bias.mul_(scale)
+        if threshold is not None:
+            threshold.mul_(scale)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, device: torch.device | str | None = None, **_: Any
+    ) -> "SaefastDictionary":
+        """Whatever `saefast.load_sae` reads."""
+        return cls(load_sae(path).to("cpu" if device is None else device))

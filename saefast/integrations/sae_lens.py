@@ -1,0 +1,256 @@
+"""SAELens with saefast inside: training architectures of the same settings, losses and files.
+
+Importing this registers `saefast_topk`, `saefast_batchtopk` and `saefast_matryoshka_batchtopk`
+beside SAELens's own `topk`, `batchtopk` and `matryoshka_batchtopk`. The trainer, its clipping and
+its Adam stay SAELens's, and so do inference files. `accelerate` is for an SAE that is there.
+
+Activations come out dense, as SAELens's do; with `use_sparse_activations=True` as sparse tensors,
+which is faster still: the trainer counts them, and that takes longer than the rest of the forward
+pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
+Whoever hooks dense activations or pre-activations gets SAELens's own computation.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from sae_lens import register_sae_training_class
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+from sae_lens.saes.matryoshka_batchtopk_sae import (
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from torch import Tensor
+
+from saefast.integrations import sae_lens_codes as codes
+from saefast.integrations.pre_activations import PreActivations
+
+Some = TypeVar("Some")
+
+
+class _Fused:
+    """Encodes and reconstructs by sparse codes; before SAELens's class among the bases."""
+
+    def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
+        return codes.topk_code(self, inputs, norms)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """The reconstruction of x [..., d]."""
+        if not codes.fusible(self) or self.use_error_term:
+            return super().forward(x)  # type: ignore[misc,no-any-return]
+        inputs = self.process_sae_in(x)
+        code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
+        out = codes.reconstruction(self, code, inputs.shape[:-1])
+        return self.hook_sae_output(out)  # type: ignore[no-any-return]
+
+    def encode(self: Any, x: Tensor) -> Tensor:
+        """The activations of x [..., d], dense."""
+        if not codes.fusible(self):
+            return super().encode(x)  # type: ignore[misc,no-any-return]
+        inputs = self.process_sae_in(x)
+        code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
+        m = self.cfg.d_sae
+        return code.dense(m).view(*inputs.shape[:-1], m)  # type: ignore[no-any-return]
+
+
+class _FusedTraining(_Fused):
+    """The same in training."""
+
+    def __init__(self: Any, cfg: Any, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)  # type: ignore[call-arg]
+        codes.lay_out(self)
+
+    def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations and pre-activations [..., m], the latter computed when they are read."""
+        if not codes.fusible(self) or (self.cfg.use_sparse_activations and x.ndim != 2):
+            return super().encode_with_hidden_pre(x)  # type: ignore[misc,no-any-return]
+        inputs, norms = self.process_sae_in(x), codes.norms_of(self)
+        code = self._code(inputs.reshape(-1, inputs.shape[-1]), norms)
+        acts = self._as_promised(code).view(*inputs.shape[:-1], self.cfg.d_sae)
+        return acts, codes.pre_activations(self, inputs, norms)
+
+    def encode(self: Any, x: Tensor) -> Tensor:
+        """The activations of x [..., d]."""
+        return self.encode_with_hidden_pre(x)[0]  # type: ignore[no-any-return]
+
+    def training_forward_pass(self: Any, step_input: TrainStepInput) -> TrainStepOutput:
+        """See SAELens."""
+        x = step_input.sae_in
+        if not codes.fusible(self) or x.ndim != 2:
+            return super().training_forward_pass(step_input)  # type: ignore[misc]
+        codes.lay_out(self)  # SAELens may have loaded W_enc as it is in files
+        inputs, norms = self.process_sae_in(x), codes.norms_of(self)
+        code = self._code(inputs, norms)
+        out = codes.reconstruction(self, code, inputs.shape[:-1])
+        acts, hidden_pre = self._as_promised(code), codes.pre_activations(self, inputs, norms)
+        losses = {"mse_loss": self.mse_loss_fn(out, x).sum(dim=-1).mean()}
+        more = self.calculate_aux_loss(
+            step_input=step_input, feature_acts=acts, hidden_pre=hidden_pre, sae_out=out
+        )
+        total = losses["mse_loss"]
+        for name, loss in more.items() if isinstance(more, dict) else [(None, more)]:
+            total = total + loss
+            losses |= {} if name is None else {name: loss}
+        output = TrainStepOutput(x, out, acts, hidden_pre, total, losses)
+        self._after(output, code)
+        return output
+
+    def calculate_topk_aux_loss(
+        self: Any,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        """What the dead latents leave of the error, by the few of them that are active in a row."""
+        if (
+            not isinstance(hidden_pre, PreActivations)
+            or hidden_pre.ndim != 2
+            or dead_neuron_mask is None
+            or (dead := int(dead_neuron_mask.sum())) == 0
+            or self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+        ):
+            return super().calculate_topk_aux_loss(  # type: ignore[misc,no-any-return]
+                sae_in=sae_in,
+                sae_out=sae_out,
+                hidden_pre=hidden_pre,
+                dead_neuron_mask=dead_neuron_mask,
+            )
+        most = sae_in.shape[-1] // 2
+        weights, indices = codes.largest_among(hidden_pre, dead_neuron_mask, min(most, dead))
+        found = self.reshape_fn_out(codes.decoded(self, weights, indices), self.d_head)
+        loss = (found - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
+        weight = self.cfg.aux_loss_coefficient * min(dead / most, 1.0)
+        return weight * loss  # type: ignore[no-any-return]
+
+    def _as_promised(self: Any, code: codes.Code) -> Tensor:
+        m = self.cfg.d_sae
+        return code.coo(m) if self.cfg.use_sparse_activations else code.dense(m)
+
+    def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
+        """What a variant adds to the output."""
+
+
+@dataclass
+class SaefastTopKTrainingSAEConfig(TopKTrainingSAEConfig):  # type: ignore[misc]
+    """The settings of SAELens's TopK."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """The registered name."""
+        return "saefast_topk"
+
+    def get_inference_config_class(self) -> type[TopKSAEConfig]:
+        """What it is once trained: SAELens's TopK."""
+        return TopKSAEConfig  # type: ignore[no-any-return]
+
+
+class SaefastTopKTrainingSAE(_FusedTraining, TopKTrainingSAE):  # type: ignore[misc]
+    """SAELens's TopK, faster."""
+
+
+@dataclass
+class SaefastBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):  # type: ignore[misc]
+    """The settings of SAELens's BatchTopK; `use_sparse_activations` counts here, too."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """The registered name."""
+        return "saefast_batchtopk"
+
+
+class _FusedBatchTopK(_FusedTraining):
+    def _code(self: Any, inputs: Tensor, norms: Tensor | None) -> codes.Code:
+        guess = self.__dict__.setdefault("_guess", codes.Guess())
+        return codes.batch_topk_code(self, inputs, norms, guess)
+
+    def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
+        self.update_topk_threshold(code.acts)
+        output.metrics["topk_threshold"] = self.topk_threshold
+
+
+class SaefastBatchTopKTrainingSAE(_FusedBatchTopK, BatchTopKTrainingSAE):  # type: ignore[misc]
+    """SAELens's BatchTopK, faster."""
+
+
+@dataclass
+class SaefastMatryoshkaBatchTopKTrainingSAEConfig(
+    MatryoshkaBatchTopKTrainingSAEConfig  # type: ignore[misc]
+):
+    """The settings of SAELens's Matryoshka; `use_sparse_activations` counts here, too."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """The registered name."""
+        return "saefast_matryoshka_batchtopk"
+
+
+class SaefastMatryoshkaBatchTopKTrainingSAE(
+    _FusedBatchTopK,
+    MatryoshkaBatchTopKTrainingSAE,  # type: ignore[misc]
+):
+    """SAELens's Matryoshka, faster, if `use_matryoshka_aux_loss` is off or no latent dead."""
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """See SAELens, whose own would add the inner losses to those that `_after` has added."""
+        if not codes.fusible(self):
+            return MatryoshkaBatchTopKTrainingSAE.training_forward_pass(self, step_input)
+        return super().training_forward_pass(step_input)
+
+    def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
+        super()._after(output, code)
+        begin, inner = 0, self.b_dec
+        for end in self.cfg.matryoshka_widths[:-1]:
+            member = (code.indices >= begin) & (code.indices < end)
+            inner = codes.decoded(self, code.weights * member, code.indices) + inner
+            rows = self.run_time_activation_norm_fn_out(inner)
+            loss = self.mse_loss_fn(rows, output.sae_in).sum(dim=-1).mean()
+            output.losses[f"inner_mse_loss_{end}"] = loss
+            output.loss = output.loss + loss
+            begin = end
+
+
+class FastTopKSAE(_Fused, TopKSAE):  # type: ignore[misc]
+    """A TopK SAE that was accelerated."""
+
+
+class FastJumpReLUSAE(_Fused, JumpReLUSAE):  # type: ignore[misc]
+    """A JumpReLU SAE that was accelerated."""
+
+    def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
+        return codes.threshold_code(self, inputs)
+
+
+_FAST = {TopKSAE: FastTopKSAE, JumpReLUSAE: FastJumpReLUSAE}
+
+
+@torch.no_grad()
+def accelerate(sae: Some) -> Some:
+    """Let an inference SAE of SAELens encode and reconstruct with saefast, in place.
+
+    Args:
+        sae: a `TopKSAE` or `JumpReLUSAE` (what BatchTopK is saved as).
+
+    Returns:
+        The same object, still an instance of its class, with the same parameters and files.
+    """
+    if isinstance(sae, _Fused):
+        return sae
+    fast: Any = _FAST.get(type(sae))
+    if fast is None:
+        known = ", ".join(kind.__name__ for kind in _FAST)
+        raise TypeError(f"sae must be one of SAELens's {known}, got {type(sae).__name__}")
+    sae.__class__ = fast
+    codes.lay_out(sae)
+    return sae
+
+
+for _class, _config in (
+    (SaefastTopKTrainingSAE, SaefastTopKTrainingSAEConfig),
+    (SaefastBatchTopKTrainingSAE, SaefastBatchTopKTrainingSAEConfig),
+    (SaefastMatryoshkaBatchTopKTrainingSAE, SaefastMatryoshkaBatchTopKTrainingSAEConfig),
+):
+    register_sae_training_class(_config.architecture(), _class, _config)

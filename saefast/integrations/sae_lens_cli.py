@@ -1,0 +1,11 @@
+"""SAELens's command line, which then knows saefast's architectures.
+
+python -m saefast.integrations.sae_lens_cli --architecture saefast_topk ...
+"""
+
+import runpy
+
+import saefast.integrations.sae_lens  # noqa: F401
+
+if __name__ == "__main__":
+    runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")

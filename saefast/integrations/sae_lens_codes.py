@@ -1,0 +1,203 @@
+"""What SAELens's dense encode and decode are with sparse codes; `sae_lens.py` puts it into them."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast.batch_topk import batch_topk
+from saefast.integrations.pre_activations import DTYPES, PreActivations, precision_at
+from saefast.ops.encode_gradients import encode_gradients
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.ops.threshold_encode import threshold_encode
+from saefast.ops.topk_encode import topk_encode
+from saefast.types import SparseCode
+
+_SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
+_FIRST_WIDTH = 128  # room for the latents of a row above a threshold, doubled until all fit
+
+
+class Code(NamedTuple):
+    """The active latents of rows. Places with zeros for values stand for nothing."""
+
+    weights: Tensor
+    """[n, k] what the decoder's rows are multiplied by"""
+    acts: Tensor
+    """[n, k] what SAELens calls activations: with `rescale_acts_by_decoder_norm` times the norms"""
+    indices: Tensor
+    """[n, k]"""
+
+    def dense(self, m: int) -> Tensor:
+        """The activations as [n, m]."""
+        acts = self.acts.new_zeros(len(self.acts), m)
+        return acts.scatter_add_(1, self.indices, self.acts)
+
+    def coo(self, m: int) -> Tensor:
+        """The activations as a sparse [n, m], what is zero left out."""
+        rows, places = torch.nonzero(self.acts.detach() > 0, as_tuple=True)
+        at = torch.stack([rows, self.indices[rows, places]])
+        shape = (len(self.acts), m)
+        return torch.sparse_coo_tensor(at, self.acts[rows, places], shape, check_invariants=False)
+
+
+def fusible(sae: Any) -> bool:
+    """Whether nobody looks at the dense matrices, and the ops know the dtype."""
+    hooks = (sae.hook_sae_acts_pre, sae.hook_sae_acts_post)
+    hooked = any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
+    return sae.W_enc.dtype in DTYPES and not hooked and not torch.compiler.is_compiling()
+
+
+def lay_out(sae: Any) -> None:
+    """Keep W_enc [d, m] in memory as [m, d], the way the ops read it and write its gradient.
+
+    Files and state dicts hold it as SAELens does.
+    """
+    if not sae.W_enc.T.is_contiguous():
+        sae.W_enc.data = sae.W_enc.data.T.contiguous().T
+    if contiguous_encoder not in sae._state_dict_hooks.values():
+        sae.register_state_dict_post_hook(contiguous_encoder)
+
+
+def contiguous_encoder(sae: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A state dict's W_enc, as safetensors wants it."""
+    state[f"{prefix}W_enc"] = state[f"{prefix}W_enc"].contiguous()
+
+
+def norms_of(sae: Any) -> Tensor | None:
+    """[m] what activations are rescaled by, if they are."""
+    rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+    return sae.W_dec.norm(dim=-1) if rescaled else None
+
+
+def pre_activations(sae: Any, inputs: Tensor, norms: Tensor | None) -> PreActivations:
+    """SAELens's `hidden_pre` of what the encoder multiplies."""
+    return PreActivations(inputs, sae.W_enc.T, sae.b_enc, norms, rectified=False)
+
+
+def topk_code(sae: Any, inputs: Tensor, norms: Tensor | None) -> Code:
+    """The k largest of each row of inputs [n, d], where positive."""
+    scale = None if norms is None else norms.detach()
+    values, indices = topk_encode(
+        inputs, sae.W_enc.T, sae.b_enc, k=sae.cfg.k, scale=scale, precision=precision_at(inputs)
+    )
+    return _code(unscaled(values.relu(), indices, scale), indices, norms)
+
+
+def batch_topk_code(sae: Any, inputs: Tensor, norms: Tensor | None, guess: "Guess") -> Code:
+    """The int(k * n) largest of the batch, where positive."""
+    weight, bias = sae.W_enc.T, sae.b_enc
+    scale = None if norms is None else norms.detach()
+    with torch.no_grad():
+        scaled = weight if scale is None else weight * scale[:, None]
+        found = batch_topk(
+            inputs,
+            scaled,
+            bias if scale is None else bias * scale,
+            min(math.ceil(sae.cfg.k), len(weight)),
+            guess=guess.threshold,
+            width=guess.width,
+            precision=precision_at(inputs),
+        )
+        values, indices = found.code
+        values = _largest(values, int(sae.cfg.k * len(inputs)))
+        guess.learn(values)
+        values = unscaled(values, indices, scale)
+    chosen = _Chosen.apply(inputs, weight, bias, values, indices)  # type: ignore[no-untyped-call]
+    return _code(chosen.relu(), indices, norms)
+
+
+class Guess:
+    """What the last batch lets expect of the next. Decides on the time alone."""
+
+    threshold: float | None = None
+    width: int | None = None
+
+    def learn(self, values: Tensor) -> None:
+        """From the values [n, w] of a batch."""
+        positive = values > 0
+        if bool(positive.any()):
+            self.threshold = _SLACK * float(values[positive].amin())
+            self.width = 2 * int(positive.sum(1).amax())
+
+
+def largest_among(hidden_pre: PreActivations, among: Tensor, k: int) -> SparseCode:
+    """What the k largest pre-activations of these latents [m] bool multiply decoder rows by."""
+    x, weight, bias, norms = hidden_pre.operands
+    scale = None if norms is None else norms.detach()  # it cancels, as in `_code`
+    found = PreActivations(x, weight, bias, scale, rectified=False, among=among).largest(k)
+    return SparseCode(unscaled(*found, scale), found.indices)
+
+
+def threshold_code(sae: Any, inputs: Tensor) -> Code:
+    """What is positive and above the latent's threshold."""
+    threshold = sae.threshold.detach().clamp(min=0)
+    threshold = threshold.to(torch.promote_types(threshold.dtype, torch.float32))
+    width = min(_FIRST_WIDTH, len(threshold))
+    while True:
+        values, indices, counts = threshold_encode(
+            inputs,
+            sae.W_enc.T,
+            sae.b_enc,
+            threshold=threshold,
+            width=width,
+            precision=precision_at(inputs),
+        )
+        largest = int(counts.amax()) if len(inputs) else 0
+        if largest <= width:
+            used = max(largest, 1)
+            return _code(values[:, :used], indices[:, :used], None)
+        width = min(2 * largest, len(threshold))
+
+
+def decoded(sae: Any, weights: Tensor, indices: Tensor) -> Tensor:
+    """The decoder's rows, weighted and added up: [n, d], without b_dec."""
+    return sparse_decode(weights, indices, sae.W_dec)
+
+
+def reconstruction(sae: Any, code: Code, lead: torch.Size) -> Tensor:
+    """What SAELens's `decode` makes of the code of rows [*lead, d]."""
+    rows = decoded(sae, code.weights, code.indices) + sae.b_dec
+    out = sae.hook_sae_recons(rows.view(*lead, rows.shape[-1]))
+    out = sae.run_time_activation_norm_fn_out(out)
+    return sae.reshape_fn_out(out, sae.d_head)  # type: ignore[no-any-return]
+
+
+def unscaled(values: Tensor, indices: Tensor, scale: Tensor | None) -> Tensor:
+    """Values [n, k] without the scale [m] they were chosen by."""
+    if scale is None:
+        return values
+    chosen = scale[indices]
+    return torch.where(chosen > 0, values / chosen, 0.0)
+
+
+def _code(weights: Tensor, indices: Tensor, norms: Tensor | None) -> Code:
+    # Norms choose latents, but cancel in the reconstruction, so that it owes them nothing; whoever
+    # differentiates activations finds them there.
+    return Code(weights, weights if norms is None else weights * norms[indices], indices)
+
+
+def _largest(values: Tensor, wanted: int) -> Tensor:
+    """The `wanted` largest of all values that are not zero; the others become zero."""
+    if int((values > 0).sum()) <= wanted:
+        return values
+    flat = values.flatten()
+    kept = flat.topk(wanted).indices
+    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(values)
+
+
+class _Chosen(torch.autograd.Function):
+    """The scores of latents that were chosen without autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, values: Tensor, indices: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, indices)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, indices = ctx.saved_tensors
+        needed = (*ctx.needs_input_grad[:3], False)
+        return (*encode_gradients(grad, indices, x, weight, bias, None, needed)[:3], None, None)
