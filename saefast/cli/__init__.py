@@ -1,11 +1,12 @@
 """The command line: a thin door to one function for each command."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from saefast.cli import files, runs
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
     "run": runs.run,
     "harvest": files.harvest,

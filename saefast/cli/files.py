@@ -16,7 +16,7 @@ def harvest(
     out: Path,
     site: str = "resid.12",
     tokens: int = 200_000,
-    text: tuple[Path, ...] = (),
+    text: Path | None = None,
     held_out: bool = False,
     context: int = 256,
     batch_size: int = 16,
@@ -34,7 +34,7 @@ def harvest(
         site: Whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 are its
             parts; or the name of any module.
         tokens: How many rows to write.
-        text: Files and folders of text. None: prose and code that come with Python.
+        text: A file or a folder of text. None: prose and code that come with Python.
         held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
         context: Tokens that the model sees at once.
         batch_size: Contexts in one forward pass.

@@ -1,6 +1,7 @@
 """The first stage: activations to train on, and others to evaluate on."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +21,17 @@ def harvest_rows(job: Job) -> None:
         _planted(data, data.held_out, 1, job.held_out_rows, job.progress)
 
 
-def _from_model(job: Job, data: Harvest) -> None:
-    from saefast.lm import builtin_corpus, harvest, text_files
+def corpus_of(data: Harvest) -> Any:
+    """The text of a run, as a `saefast.lm.Corpus`."""
+    from saefast.lm import builtin_corpus, text_files
 
-    corpus = text_files(data.text) if data.text else builtin_corpus()
+    return text_files(data.text) if data.text else builtin_corpus()
+
+
+def _from_model(job: Job, data: Harvest) -> None:
+    from saefast.lm import harvest
+
+    corpus = corpus_of(data)
     parts = (
         (corpus.train(), data.tokens, job.train_rows),
         (corpus.held_out(), data.held_out, job.held_out_rows),

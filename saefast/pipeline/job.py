@@ -125,7 +125,7 @@ class Job:
                 f"saefast run {self.run}"
             )
         values = torch.from_numpy(table[name].to_numpy().copy())
-        return list(values.split([sae.m for sae in self.saes]))
+        return list(torch.split(values, [sae.m for sae in self.saes]))
 
     def add_features(self, columns: dict[str, Sequence[Any]]) -> None:
         """Put columns into features.parquet; each is given for each SAE."""

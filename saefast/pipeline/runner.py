@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from saefast.activations import open_activations
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
+from saefast.pipeline.evaluation import evaluate
 from saefast.pipeline.job import Job
+from saefast.pipeline.pooling import pool
 from saefast.pipeline.settings import RunSettings, Stores, settings_from
 from saefast.run_files import (
     EVALUATION,
@@ -113,7 +115,7 @@ STAGE_LIST = (
     Stage(
         "pool",
         ("stability",),
-        stages.pool,
+        pool,
         _part("pool"),
         (POOLING, POOLED),
         "one SAE from all, beside its controls",
@@ -121,7 +123,7 @@ STAGE_LIST = (
     Stage(
         "evaluate",
         ("stability",),
-        stages.evaluate,
+        evaluate,
         _part("evaluate"),
         (EVALUATION,),
         "what groups are worth",

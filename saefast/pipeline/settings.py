@@ -26,8 +26,8 @@ class Harvest:
     """rows to train on"""
     held_out: int = 20_000
     """rows to evaluate on, of other documents"""
-    text: tuple[str, ...] = ()
-    """files and folders of text; empty: the built-in corpus, from the Python installation"""
+    text: str = ""
+    """a file or a folder of text; empty: the built-in corpus, from the Python installation"""
     context: int = 256
     """tokens that the model sees at once"""
 
@@ -84,8 +84,12 @@ class Scoring:
     """features that fire on a smaller share of rows count as dead"""
 
     def __post_init__(self) -> None:
-        checks.between("stable", self.stable, 0, 1, "a share")
-        checks.between("unstable", self.unstable, 0, self.stable, "below stable")
+        checks.at_least("unstable", self.unstable, 0)
+        checks.at_least("least_rate", self.least_rate, 0, below=1)
+        if not self.unstable < self.stable <= 1:
+            raise ValueError(
+                f"stable must be a share above unstable, {self.unstable}, got {self.stable}"
+            )
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def _parsed(text: str, suffix: str) -> Any:
         return json.loads(text)
     if suffix in (".yaml", ".yml"):
         try:
-            import yaml
+            import yaml  # type: ignore[import-untyped]
         except ImportError as error:
             raise ImportError("YAML needs its package: pip install pyyaml") from error
         try:

@@ -28,9 +28,9 @@ class Scale:
     def ticks(self) -> list[float]:
         """Round numbers in between."""
         if self.log:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            step = max(1, -(-(last - first) // _TICKS))
-            return [10.0**power for power in range(first, last + 1, step)]
+            least, most = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            every = max(1, -(-(most - least) // _TICKS))
+            return [10.0**power for power in range(least, most + 1, every)]
         span = self.high - self.low
         if span <= 0:
             return [self.low]

@@ -106,7 +106,7 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
     found = []
     if "harvest" in settings:
         its = settings["harvest"]
-        text = ", ".join(its["text"]) or "the text that comes with Python (prose and code)"
+        text = its["text"] or "the text that comes with Python (prose and code)"
         found.append(("Activations", f"{its['model']}, {its['site']}: {text}"))
     elif "planted" in settings:
         its = settings["planted"]

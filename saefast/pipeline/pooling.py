@@ -1,0 +1,90 @@
+"""The stage that makes one SAE of all, and says whether that was worth it."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from saefast.config import TrainConfig
+from saefast.dictionary import sae_from
+from saefast.pipeline.job import Job
+from saefast.pool import pool_features
+from saefast.pooling_study import evaluate_pooling
+from saefast.run_files import POOLED, POOLING, write_json
+from saefast.storage import save_sae
+from saefast.train import train_saes
+from saefast.types import Dictionary
+
+
+def pool(job: Job) -> None:
+    """One SAE from all, and whether that beats its controls."""
+    how, config = job.settings.pool, job.settings.train
+    tokens = how.tokens or max(config.tokens // 4, 1)
+    fine_tune = replace(config, tokens=tokens, seeds=config.seeds[:1])
+    most = how.width or config.latents
+    everywhere = pool_features(job.dictionaries, job.stability, progress=job.progress)
+    width = min(most, everywhere.m)
+    pooled = sae_from(_first(everywhere, width), k=min(config.k, width))
+    (tuned,) = train_saes(
+        str(job.train_rows),
+        replace(fine_tune, latents=width, k=min(config.k, width)),
+        initial=[pooled],
+        progress=job.progress,
+    )
+    save_sae(tuned, job.run / POOLED)
+    told: dict[str, Any] = {"width": width, "unique": everywhere.m, "tokens": tokens}
+    write_json(job.run / POOLING, told | _compared(job, most, fine_tune))
+
+
+def _compared(job: Job, most: int, fine_tune: TrainConfig) -> dict[str, Any]:
+    """Pools of both halves of the seeds beside their controls."""
+    how, half = job.settings.pool, len(job.seeds) // 2
+    if not how.compare:
+        return {"reason": "a comparison was not asked for"}
+    if half < 2:
+        return {"reason": "pools of two halves need four seeds or more"}
+    pools = []
+    for first in (0, half):
+        places = range(first, first + half)
+        unique = pool_features(
+            [job.dictionaries[place] for place in places],
+            job.stability_among(places),
+            progress=job.progress,
+        )
+        pools.append(unique)
+    width = min(most, *(each.m for each in pools))
+    study = evaluate_pooling(
+        [job.saes[:half], job.saes[half : 2 * half]],
+        [_first(each, width) for each in pools],
+        str(job.train_rows),
+        str(job.held_out_rows),
+        fine_tune=fine_tune,
+        scratch=job.settings.train,
+        scratch_tokens=how.scratch_tokens,
+        margin=how.margin,
+        progress=job.progress,
+    )
+    table = study.to_table()
+    methods = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return {
+        "groups": [job.seeds[:half], job.seeds[half : 2 * half]],
+        "methods": methods,
+        "beaten": study.beaten,
+        "verdict": study.verdict,
+        "margin": study.margin,
+    }
+
+
+def _first(pool: Dictionary, width: int) -> Dictionary:
+    """The pool cut to the features that were taken first."""
+
+    def cut(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[:width]
+
+    return replace(
+        pool,
+        W_dec=pool.W_dec[:width],
+        W_enc=cut(pool.W_enc),
+        b_enc=cut(pool.b_enc),
+        firing_rate=cut(pool.firing_rate),
+    )
