@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 
 WIDTH, HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 30, 46
+_RIGHT, _TOP, _BOTTOM = 14, 30, 46
 _TICKS = 5
 
 
@@ -70,6 +70,8 @@ class Chart:
     x_names: Sequence[str] = ()
     """categories at 0, 1, 2, ... instead of numbers"""
     y_names: Sequence[str] = ()
+    left: int = 60
+    """room for the names or numbers of the y axis"""
     _marks: list[str] = field(default_factory=list)
     _legend: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -126,19 +128,10 @@ class Chart:
             f'<path class="f {colour}" fill-opacity="0.18" d="M{"L".join(there + back[::-1])}Z"/>'
         )
 
-    def point(self, x: float, y: float, colour: str, told: str = "", label: str = "") -> None:
-        """A disc, with a text beside it."""
-        px, py = self._x(x), self._y(y)
-        self._marks.append(
-            f'<circle class="f {colour}" cx="{px:.1f}" cy="{py:.1f}" r="5">{_title(told)}</circle>'
-        )
-        if label:
-            end = px > WIDTH * 0.7
-            anchor = ' text-anchor="end"' if end else ""
-            self._marks.append(
-                f'<text x="{px - 9 if end else px + 9:.1f}" y="{py + 4:.1f}"{anchor}>'
-                f"{escape(label)}</text>"
-            )
+    def point(self, x: float, y: float, colour: str, told: str = "") -> None:
+        """A disc."""
+        at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"'
+        self._marks.append(f'<circle class="f {colour}" {at} r="5">{_title(told)}</circle>')
 
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
         """Words, centred."""
@@ -153,7 +146,7 @@ class Chart:
             path = f"M{self._x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"
         else:
             assert y is not None
-            path = f"M{_LEFT} {self._y(y):.1f}H{WIDTH - _RIGHT}"
+            path = f"M{self.left} {self._y(y):.1f}H{WIDTH - _RIGHT}"
         self._marks.append(f'<path class="rule" d="{path}"/>')
 
     def legend(self, words: str, colour: str, kind: str = "f") -> None:
@@ -180,7 +173,7 @@ class Chart:
         )
 
     def _x(self, value: float) -> float:
-        return _LEFT + self.x(value) * (WIDTH - _LEFT - _RIGHT)
+        return self.left + self.x(value) * (WIDTH - self.left - _RIGHT)
 
     def _y(self, value: float) -> float:
         return HEIGHT - _BOTTOM - self.y(value) * (HEIGHT - _TOP - _BOTTOM)
@@ -190,9 +183,9 @@ class Chart:
         for value, words in self._marked(self.y, self.y_names):
             y = self._y(value)
             if not self.y_names:
-                parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+                parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{WIDTH - _RIGHT}"/>')
             parts.append(
-                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                f'<text class="tick" x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">'
                 f"{escape(words)}</text>"
             )
         for value, words in self._marked(self.x, self.x_names):
@@ -200,8 +193,8 @@ class Chart:
                 f'<text class="tick" x="{self._x(value):.1f}" y="{HEIGHT - _BOTTOM + 17}" '
                 f'text-anchor="middle">{escape(words)}</text>'
             )
-        parts.append(f'<path class="axis" d="M{_LEFT} {HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
-        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(f'<path class="axis" d="M{self.left} {HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
+        middle = (self.left + WIDTH - _RIGHT) / 2
         parts.append(
             f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
             f"{escape(self.x_label)}</text>"
@@ -220,7 +213,7 @@ class Chart:
         return [(value, short(value)) for value in ticks]
 
     def _legends(self) -> str:
-        parts, x = [], float(_LEFT)
+        parts, x = [], float(self.left)
         for words, colour, kind in self._legend:
             if kind == "f":
                 parts.append(f'<rect class="f {colour}" x="{x:.0f}" y="7" width="11" height="11"/>')

@@ -71,8 +71,8 @@ def _pairs(data: RunData) -> Iterator[Finding]:
     shares = pair_shares(data, 0.7)
     if not shares:
         return
-    low, high = min(shares.values()), max(shares.values())
-    between = f"{percent(low)} to {percent(high)}" if len(shares) > 1 else percent(low)
+    ends = [percent(share) for share in (min(shares.values()), max(shares.values()))]
+    between = " to ".join(dict.fromkeys(ends))
     yield Finding(
         "Pairs",
         f"Two SAEs that differ in the seed alone share {between} of their features (nearest "
@@ -123,14 +123,28 @@ def _as_said(word: str, claimed: str) -> str:
 
 
 def _language_model(data: RunData) -> Iterator[Finding]:
-    patched = (data.evaluation or {}).get("language_model")
+    patched = data.evaluation.get("language_model")
     if not patched:
         return
+    sizes = {
+        line["group"]: line["features"]
+        for each in data.evaluation["seeds"]
+        for line in each["groups"]
+        if each["seed"] == patched["seed"] and line["control"] == ""
+    }
 
     def ce(effect: dict[str, Any]) -> float:
         return float(effect["ce"]["value"])
 
     clean, keep = ce(patched["clean"]), patched["keep"]
+    if not all(sizes.values()):
+        yield Finding(
+            "Language model",
+            f"The next token costs the model {clean:.2f} nats, {ce(patched['full']):.2f} with the "
+            f"reconstruction; {ce(patched['mean']):.2f} with the mean activation, "
+            f"{ce(patched['zero']):.2f} with zeros. Measured on {patched['predictions']:,} tokens.",
+        )
+        return
     stable, unstable = ce(keep["stable"]), ce(keep["unstable"])
     random = keep.get("unstable:mass")
     beside = f" (random features as active as the unstable: {ce(random):.2f})" if random else ""
@@ -216,7 +230,6 @@ def _planes(data: RunData) -> Iterator[Finding]:
                     row["value"] > (row["mean"] if row["high"] is None else row["high"])
                     for row in of
                 )
-        beaten = [_NULLS[null] for null, yes in above.items() if yes]
         left = [_NULLS[null] for null, yes in above.items() if not yes]
         text = (
             f"The planes of {rank:.0f} dimensions that the {group} features of two SAEs fill "
@@ -226,7 +239,7 @@ def _planes(data: RunData) -> Iterator[Finding]:
             text += f" That is not beyond {' or '.join(left)}."
         verdict = ""
         if group == "unstable":
-            verdict = AGREES if not left else MIXED if beaten else DISAGREES
+            verdict = MIXED if left == [_NULLS["subset"]] else DISAGREES if left else AGREES
         yield Finding("Planes", text, verdict)
 
 

@@ -55,4 +55,6 @@ def binned(
 
 def percent(share: float) -> str:
     """For a reader."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"

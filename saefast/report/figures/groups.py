@@ -84,6 +84,7 @@ def keep_drop_ce(data: RunData) -> Figure:
         "cross entropy of the next token (nats)",
         "",
         y_names=[name for name, _, _ in bars][::-1],
+        left=104,
     )
     for place, (name, effect, colour) in enumerate(bars[::-1]):
         value, error = effect["ce"]["value"], effect["ce"]["error"] or 0.0
@@ -228,7 +229,8 @@ def pooling_frontier(data: RunData) -> Figure:
     )
     for name, x, y in zip(names, xs, ys, strict=True):
         told = f"{name}: {percent(x)} matched, explained variance {y:.3f}"
-        chart.point(x, y, METHODS.get(name, "s5"), told, name)
+        chart.point(x, y, METHODS.get(name, "s5"), told)
+        chart.legend(name, METHODS.get(name, "s5"))
     return Figure(
         "pooling-frontier",
         "Does pooling pay?",
