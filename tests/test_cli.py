@@ -37,8 +37,8 @@ auxk = {{ dead_after = 5000 }}
 draws = 3
 
 [pool]
-tokens = 3000
-scratch_tokens = 12000
+tokens = 1000
+scratch_tokens = 4000
 """
 
 
@@ -130,7 +130,7 @@ def test_an_sae_is_converted_and_is_the_same(run: Path, tmp_path: Path) -> None:
 def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Ctrl-C in the middle of the training; what comes after is what would have come."""
     file = tmp_path / "long.toml"
-    file.write_text(TINY.format(tokens=100_000))
+    file.write_text(TINY.format(tokens=60_000))
     command = [sys.executable, "-m", "saefast", "run", str(file), "--until", "train", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -150,7 +150,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> N
     assert "goes on from here" in told
     assert "Traceback" not in told
     step = json.loads((tmp_path / "a" / "run.json").read_text())["checkpoint"]
-    assert 0 < step < 100_000 // 128
+    assert 0 < step < 60_000 // 128
     assert main(["run", str(file), "--until", "train", "--out", str(tmp_path / "a")]) == 0
     assert main(["run", str(file), "--until", "train", "--out", str(tmp_path / "b")]) == 0
     a, b = (saefast.load_sae(tmp_path / name / "seed-2") for name in "ab")

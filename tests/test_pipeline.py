@@ -22,6 +22,7 @@ from saefast.pipeline import (
 )
 from saefast.pipeline.settings import settings_from
 from saefast.run_files import FEATURES, STAGES, read_json, read_table, write_json
+from saefast.synthetic.low_rank import LowRankWorld
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,19 @@ def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:
 
 def test_planted_features_come_back_and_those_in_the_plane_do_not(run: Path) -> None:
     """What a run finds is what was planted: 24 features of their own, 96 in 8 dimensions."""
-    table = read_table(run / FEATURES).to_pydict()
-    often = [g for g, rate in zip(table["group"], table["firing_rate"], strict=True) if rate > 0.02]
-    assert often.count("stable") > 0.8 * len(often)
+    planted = {
+        key: SETTINGS["planted"][key] for key in ("d", "stable", "rank", "rare", "rare_rate")
+    }
+    world = LowRankWorld.create(**planted)
+    group = read_table(run / FEATURES)["group"].to_pylist()
+    rows = torch.cat([load_sae(run / f"seed-{seed}").W_dec.detach() for seed in range(4)])
+    inside = (rows @ world.plane.T).square().sum(1) > 0.5
+    shares = {}
+    for lies in (False, True):
+        mine = [g for g, i in zip(group, inside.tolist(), strict=True) if i == lies]
+        shares[lies] = mine.count("stable") / (len(mine) - mine.count("dead"))
+    assert shares[False] > 0.8
+    assert shares[True] < 0.5
     evaluation = read_json(run / "evaluation.json")
     for each in evaluation["seeds"]:
         keep = {g["group"]: g["keep"] for g in each["groups"] if g["control"] == ""}
@@ -182,7 +193,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
         ({"planted": 3, "train": {"latents": 4}}, TypeError, "planted must be a table"),
         ({"planted": {}, "trian": {}}, ValueError, "did you mean train?"),
         (
-            {"planted": {}, "train": {"latents": 4}, "stability": {"threshold": "no"}},
+            {"planted": {}, "train": {"latents": 64}, "stability": {"threshold": "no"}},
             TypeError,
             "stability.threshold",
         ),

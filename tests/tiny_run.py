@@ -37,7 +37,7 @@ SETTINGS = {
         "auxk": {"dead_after": 5000},
     },
     "subspace": {"draws": 3},
-    "pool": {"tokens": 3000, "scratch_tokens": 12_000},
+    "pool": {"tokens": 1000, "scratch_tokens": 4000},
 }
 
 NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"

@@ -4,19 +4,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saefast.cli import files, runs
+from saefast.cli import files, runs, stages
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
     "run": runs.run,
     "harvest": files.harvest,
     "train": runs.train,
-    "match": runs.match,
-    "stability": runs.stability,
-    "subspace": runs.subspace,
-    "pool": runs.pool,
-    "evaluate": runs.evaluate,
-    "report": runs.report,
+    "match": stages.match,
+    "stability": stages.stability,
+    "subspace": stages.subspace,
+    "pool": stages.pool,
+    "evaluate": stages.evaluate,
+    "report": stages.report,
     "convert": files.convert,
     "bench": files.bench,
     "info": files.info,
