@@ -105,7 +105,7 @@ def test_a_complete_run_has_every_figure_in_a_well_formed_page(run: Path, tmp_pa
     named = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert len(named) == wanted
     assert all(value and len(value) > 20 for value in named)
-    assert "missing" in page.ids  # the null of untrained SAEs, which nobody gave
+    assert "missing" not in page.ids
 
 
 def test_figures_are_files_that_other_programs_read(run: Path, tmp_path: Path) -> None:

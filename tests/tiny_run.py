@@ -76,8 +76,7 @@ def add_language_model(run: Path) -> None:
     def effect(ce: float) -> dict[str, dict[str, float]]:
         return {name: {"value": ce, "error": 0.01} for name in ("ce", "kl")}
 
-    groups = {"stable": 3.5, "stable:size": 5.0, "stable:mass": 3.9}
-    groups |= {"unstable": 7.25, "unstable:size": 6.5, "unstable:mass": 7.5}
+    groups = {"stable": 3.5, "stable:mass": 3.9, "unstable": 7.25, "unstable:mass": 7.5}
     evaluation = read_json(run / EVALUATION)
     evaluation["language_model"] = {
         "seed": 0,

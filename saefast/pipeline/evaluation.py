@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.controls import mass_matched, size_matched
+from saefast.controls import mass_matched
 from saefast.function import feature_function
 from saefast.pipeline.data import corpus_of
 from saefast.pipeline.job import Job
@@ -66,7 +66,6 @@ def _patched(job: Job, mass: list[Tensor]) -> dict[str, Any] | None:
     masks: dict[str, Tensor] = {}
     for name, mask in job.groups[0].items():
         masks[name] = mask
-        masks[f"{name}:size"] = size_matched(mask, mass[0], 0, 0)
         masks[f"{name}:mass"] = mass_matched(mask, mass[0], 0, 0)
     found = evaluate_patched(
         job.language_model,

@@ -22,6 +22,7 @@ from saefast.run_files import (
     write_rows,
 )
 from saefast.stability import stability_curve
+from saefast.start import Sample, Scales, begin
 from saefast.statistics import feature_statistics
 from saefast.subspace import fit_subspaces
 from saefast.token_ties import folded_tokens
@@ -146,6 +147,7 @@ def subspace(job: Job) -> None:
         unstable=job.settings.stability.unstable,
         rank=how.rank,
         covariance=_covariance(job),
+        initial=_untrained(job),
         draws=how.draws,
         seed=how.seed,
         progress=job.progress,
@@ -154,6 +156,15 @@ def subspace(job: Job) -> None:
     for name in SUBSPACE_TABLES:
         write_rows(job.run / SUBSPACES / f"{name}.parquet", tables[name])
     write_json(job.run / SUBSPACES / SKIPPED, list(found.skipped))
+
+
+def _untrained(job: Job) -> list[Tensor] | None:
+    """The decoders that training began with; None where they hang on the first rows."""
+    config = job.settings.train
+    if config.directions != "iso":
+        return None
+    row = Sample(torch.ones(1, job.saes[0].d), None)
+    return [begin(config, seed, row, Scales(1.0, 1.0)).W_dec.detach() for seed in job.seeds]
 
 
 def _covariance(job: Job) -> Tensor:

@@ -17,6 +17,7 @@ _NULLS = {
     "haar": "random planes",
     "covariance": "directions with the data's covariance",
     "subset": "as many random features of the same SAEs",
+    "initial": "the same latents before training",
 }
 
 

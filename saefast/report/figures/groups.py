@@ -10,9 +10,10 @@ from saefast.report.run_data import RunData
 
 GROUPS = {"stable": "s0", "unstable": "s1"}
 NULLS = {
-    "haar": ("random planes", "s2"),
-    "covariance": ("data covariance", "s3"),
-    "subset": ("random features", "s4"),
+    "haar": ("random", "s2"),
+    "covariance": ("covariance", "s3"),
+    "subset": ("any features", "s4"),
+    "initial": ("untrained", "s5"),
 }
 """Those drawn beside overlaps: what chance gives, ever harder to beat"""
 METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
@@ -71,10 +72,8 @@ def keep_drop_ce(data: RunData) -> Figure:
     for group, colour in GROUPS.items():
         for side, said in (("keep", "only"), ("drop", "no")):
             bars.append((f"{said} {group}", patched[side][group], colour))
-            for control in ("size", "mass"):
-                effect = patched[side].get(f"{group}:{control}")
-                if effect and side == "keep":
-                    bars.append((control, effect, "s2"))
+            if side == "keep":
+                bars.append(("only random", patched[side][f"{group}:mass"], "s2"))
     floors = {name: patched[name]["ce"]["value"] for name in ("clean", "mean", "zero")}
     values = [effect["ce"]["value"] for _, effect, _ in bars]
     low = min(floors["clean"], *values) * 0.95
@@ -97,12 +96,10 @@ def keep_drop_ce(data: RunData) -> Figure:
         "keep-drop-ce",
         "What the language model loses",
         f"Cross entropy with the reconstruction of SAE {patched['seed']} in place of the "
-        "activations: whole, from one group of features only, or without it; grey: random features "
-        "instead of the group, as many (size) or as active (mass). Lines: the model as it is, and "
-        "with the mean activation or zeros.",
-        ", ".join(
-            f"{name} {effect['ce']['value']:.2f}" for name, effect, _ in bars if ":" not in name
-        )
+        "activations: whole, from one group of features only, or without it; grey: random "
+        "features with the same sum of activations as the group above. Lines: the model as it is, "
+        "and with the mean activation or zeros.",
+        ", ".join(f"{name} {effect['ce']['value']:.2f}" for name, effect, _ in bars)
         + f" nats; undisturbed {floors['clean']:.2f}.",
         chart.svg(),
     )
@@ -179,7 +176,8 @@ def _overlap(data: RunData, group: str) -> Figure:
         f"Solid: overlap of the planes that the {group} features of two SAEs fill most (1: the "
         "same plane), mean over pairs, at every dimension. Dashed, with bands of the draws: random "
         "planes; as many directions drawn with the data's covariance; as many random features of "
-        "the same SAEs. The vertical line is the dimension used in the findings.",
+        "the same SAEs; the same latents before training. The vertical line is the dimension used "
+        "in the findings.",
         f"Overlap {value:.2f} at {compared:.0f} dimensions.",
         chart.svg(),
     )
