@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+    run = tiny_run(tmp_path_factory.mktemp("runs") / ("long" * 20))
     add_language_model(run)
     return write_report(run)[0]
 

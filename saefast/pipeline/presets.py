@@ -18,14 +18,14 @@ QUICK = RunSettings(
         latents=192,
         k=4,
         seeds=(0, 1, 2, 3),
-        tokens=600_000,
+        tokens=400_000,
         batch_size=512,
         lr=1e-3,
         auxk=AuxK(dead_after=25_000),
     ),
     stability=Scoring(least_rate=2e-4),
     subspace=Planes(rank=16, draws=10),
-    pool=Pooling(tokens=100_000, scratch_tokens=600_000),
+    pool=Pooling(tokens=50_000),
 )
 
 DEMO = RunSettings(
@@ -34,14 +34,14 @@ DEMO = RunSettings(
         latents=4096,
         k=32,
         seeds=(0, 1, 2, 3),
-        tokens=1_600_000,
-        batch_size=2048,
-        lr=5e-4,
-        auxk=AuxK(dead_after=200_000),
+        tokens=1_000_000,
+        batch_size=1024,
+        lr=3e-3,  # in so few steps, smaller ones leave seeds where they began
+        auxk=AuxK(dead_after=100_000),
     ),
     subspace=Planes(draws=10),
-    pool=Pooling(tokens=200_000, scratch_tokens=800_000),
-    evaluate=Evaluation(tokens=4096, contexts=3),
+    pool=Pooling(tokens=100_000),
+    evaluate=Evaluation(tokens=2048, contexts=3),
 )
 
 PRESETS = {"demo": DEMO, "quick": QUICK}

@@ -251,7 +251,8 @@ def _pooling(data: RunData) -> Iterator[Finding]:
     lost = [name for name, beaten in data.pooling["beaten"].items() if not beaten]
     own = methods["pooled"]
     parts = [
-        f"{name} {row['equal_match_share']:.2f} and {row['equal_explained_variance']:.3f}"
+        f"{name} {row['equal_match_share']:.2f} and {row['equal_explained_variance']:.3f} "
+        f"({row['tokens']:,} rows of training)"
         for name, row in methods.items()
     ]
     head = (
