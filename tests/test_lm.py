@@ -110,6 +110,16 @@ TEXTS = [
 ]
 
 
+def write_in_place(model: LanguageModel) -> None:
+    """Every layer begins by writing into what the one before returned, as some models do."""
+
+    def write(_layer: Any, inputs: Any) -> None:
+        inputs[0].mul_(1.1)
+
+    for layer in find_site(model.model, -1).layers:
+        layer.register_forward_pre_hook(write)
+
+
 def outputs(model: LanguageModel, names: list[str], ids: Tensor) -> dict[str, Tensor]:
     """What modules return in a forward pass that nobody disturbs."""
     seen: dict[str, Tensor] = {}
@@ -151,6 +161,7 @@ class TestHarvest:
         self, tmp_path: Path, make: Any, names: dict[str, str], bos: bool
     ) -> None:
         model = make()
+        write_in_place(model)
         paths = harvest(
             *(model, list(names)),
             out=tmp_path,
@@ -636,6 +647,7 @@ class TestPatching:
     @pytest.mark.parametrize("site", SITES)
     def test_every_variant_is_what_its_definition_says(self, site: int | str) -> None:
         model = llama()
+        write_in_place(model)
         sae = random_sae()
         mask = torch.rand(48, generator=torch.Generator().manual_seed(0)) < 0.4
         nothing = torch.zeros(48, dtype=torch.bool)
@@ -762,6 +774,7 @@ class TestMarginalEffects:
     @pytest.mark.parametrize("site", [1, "mlp.2", "model.embed_tokens"])
     def test_one_feature_after_the_other(self, site: int | str) -> None:
         model, sae = llama(), random_sae()
+        write_in_place(model)
         features = torch.tensor([5, 0, 41, 17])
         found = marginal_effects(model, site, sae, features, **self.SETTINGS)
         base = plainly(model, site, sae)
