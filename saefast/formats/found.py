@@ -130,7 +130,9 @@ class Found:
         value: Any = self.config.get(key)
         if value is None and default is not ...:
             return default
-        good = type(value) is kind and (kind is not int or abs(value) < 2**63)
+        good = type(value) is kind
+        if good and isinstance(value, int):
+            good = abs(value) < 2**63
         if not good:
             name = {int: "an integer", bool: "true or false"}[kind]
             raise ValueError(f"{self.config_name} must give {key} as {name}, got {value!r}")
