@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from sae_files import M, some_sae
+from safetensors.torch import save_file
 from tolerance import assert_same_bits
 
 import saefast
@@ -84,3 +85,14 @@ def test_dictionaries_are_mapped_not_read(tmp_path: Path, name: str) -> None:
     total = float(dictionary.W_dec.sum()) + float(dictionary.W_enc.sum())
     assert anonymous_memory() - before < size / 4
     assert total == m * d
+
+
+def test_rates_of_zero_survive_the_rounding_of_their_logarithm(tmp_path: Path) -> None:
+    folder = saefast.save_sae(some_sae("topk"), tmp_path / "sae")
+    sparsity = torch.zeros(M)
+    sparsity[0], sparsity[1] = -torch.inf, torch.nextafter(torch.tensor(-10.0), torch.tensor(0.0))
+    save_file({"sparsity": sparsity}, folder / "sparsity.safetensors")
+    (dictionary,) = saefast.load_dictionaries(folder)
+    assert dictionary.firing_rate is not None
+    assert dictionary.firing_rate[:2].tolist() == [0.0, 0.0]
+    assert dictionary.alive.sum() == M - 2
