@@ -23,6 +23,7 @@ from saefast import Matches, Stability
 SHAPES = (Shape(64, 131072, 1, 8), Shape(64, 8192, 1, 4))
 _THRESHOLD = 0.7
 _MOST_DENSE = 16_384
+_ROWS = 1024  # of the unit
 
 Columns = list[NDArray[Any]]
 
@@ -63,7 +64,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
             Contestant("saefast", "from weights", ours, agrees),
             Contestant("numpy", "from weights", theirs, agrees),
         ]
-    unit = gemm(dictionaries[0][: min(shape.m, _MOST_DENSE)], dictionaries[1][:_MOST_DENSE])
+    unit = gemm(dictionaries[0][:_ROWS], dictionaries[1])
     return time_rounds("stability", shape, unit, contestants, rounds)
 
 
