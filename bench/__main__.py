@@ -12,7 +12,17 @@ from typing import Any
 from bench import record
 from bench.cases import Shape
 
-CASES = ("encode", "decode", "train_step", "trainer", "paths", "quality", "memory", "worlds")
+CASES = (
+    "encode",
+    "decode",
+    "train_step",
+    "trainer",
+    "paths",
+    "quality",
+    "memory",
+    "stability",
+    "worlds",
+)
 
 
 def main() -> int:

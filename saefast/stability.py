@@ -14,15 +14,12 @@ from saefast.dictionary import SIDES, Features, as_dictionaries
 from saefast.match_all import match_all
 from saefast.nulls import BestOfRandom
 from saefast.ops import checks
-from saefast.types import Dictionary, Matches, Stability, StabilityRule
+from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule
 
 MATCHES = ("nearest", "mutual", "one_to_one")
 
 PairMatches = Mapping[tuple[int, int], Matches]
 """What `match_all` returns: [s, t] are the partners of s's features among t's"""
-
-CURVE = tuple(i / 50 for i in range(1, 51))
-"""The thresholds of curves, unless others are asked for"""
 
 _NULL_SHARE = 0.999
 
@@ -157,7 +154,8 @@ def _scored(
     chance = [float(null.reaches(t)) for null, t in zip(nulls, thresholds, strict=True)]
     others = len(alive) - 1
     low, high = _jeffreys(others, rule.confidence)
-    hits = [_reaching(there, least).sum(1) for there in similarity]
+    hit = [_reaching(there, least) for there in similarity]
+    hits = [there.sum(1) for there in hit]
 
     def of_living(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(value * living for value, living in zip(values, alive, strict=True))
@@ -171,6 +169,7 @@ def _scored(
         alive=tuple(alive),
         similarity=tuple(similarity),
         partner=tuple(partner),
+        hit=tuple(hit),
         thresholds=least,
         chance=torch.tensor(chance, dtype=torch.float64),
         rule=rule,

@@ -1,7 +1,8 @@
 """The values that functions hand to one another: plain, named, never changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,6 +109,10 @@ class Matches(NamedTuple):
     """[m2] float64: the price of being wanted, 0 for those that are free"""
 
 
+CURVE = tuple(i / 50 for i in range(1, 51))
+"""The thresholds of curves, unless others are asked for"""
+
+
 class StabilityRule(NamedTuple):
     """What counted as the same feature in another dictionary."""
 
@@ -151,6 +156,8 @@ class Stability:
     """[m, s] to its partner in each dictionary, which `thresholds` are for; 0 where it has none"""
     partner: tuple[Tensor, ...]
     """[m, s] int64 which feature of each dictionary that is, -1 for none and for its own"""
+    hit: tuple[Tensor, ...]
+    """[m, s] bool: in which other dictionaries it is: where similarity reaches `thresholds`"""
     thresholds: Tensor
     """[s] float64: how similar a match must be to a feature of each dictionary"""
     chance: Tensor
@@ -179,3 +186,35 @@ class Stability:
         """The mean score of all features alive; NaN if there are none."""
         scores = [score[alive] for score, alive in zip(self.score, self.alive, strict=True)]
         return float(torch.cat(scores).mean())
+
+    def to_table(self, seeds: Sequence[int] | None = None) -> Any:
+        """A row for each dictionary and feature, as a pyarrow.Table that any dataframe reads.
+
+        Args:
+            seeds: what the dictionaries are called, in columns too: partner_7 is who the partner in
+                that of seed 7 is, similarity_7 how similar; empty where there is none. None
+                numbers them from 0.
+        """
+        import pyarrow
+
+        names = range(len(self.score)) if seeds is None else list(seeds)
+        if len(set(names)) != len(self.score):
+            raise ValueError(f"seeds must name {len(self.score)} dictionaries, got {seeds}")
+        sizes = [len(score) for score in self.score]
+        columns = {
+            "seed": torch.tensor(names).repeat_interleave(torch.tensor(sizes)),
+            "feature": torch.cat([torch.arange(size) for size in sizes]),
+            "alive": torch.cat(self.alive),
+            "stability": torch.cat(self.score),
+            "low": torch.cat(self.low),
+            "high": torch.cat(self.high),
+            "support": torch.cat(self.support),
+            "soft": torch.cat(self.soft),
+        }
+        table = {name: pyarrow.array(values.numpy()) for name, values in columns.items()}
+        partner, similarity = torch.cat(self.partner), torch.cat(self.similarity)
+        for t, name in enumerate(names):
+            nobody = (partner[:, t] < 0).numpy()
+            for column, values in (("partner", partner), ("similarity", similarity)):
+                table[f"{column}_{name}"] = pyarrow.array(values[:, t].numpy(), mask=nobody)
+        return pyarrow.table(table)

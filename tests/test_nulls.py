@@ -6,10 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from strategies import generator
+from scipy.optimize import linear_sum_assignment
+from strategies import generator, normal
 
+from saefast import pair_nulls
 from saefast.beta import beta_cdf, beta_quantile
 from saefast.nulls import BestOfRandom, cosine_tail
+from saefast.pair_nulls import PairsOfRandom
 
 shape_parameters = st.floats(0.2, 5000)
 
@@ -75,7 +78,7 @@ def best_of(n: int, d: int, draws: int, absolute: bool) -> torch.Tensor:
 @pytest.mark.parametrize(("n", "d"), DRAWN)
 def test_the_best_of_random_is_distributed_as_drawn(n, d, absolute):
     null = BestOfRandom(n, d, absolute)
-    drawn = best_of(n, d, 2000, absolute)
+    drawn = best_of(n, d, 1000, absolute)
     error = drawn.std() / len(drawn) ** 0.5
     assert abs(null.mean() - drawn.mean()) <= 4 * error
     # Kolmogorov and Smirnov: the whole distribution, tails included.
@@ -105,3 +108,44 @@ def test_more_directions_come_closer_and_more_width_less():
 def test_impossible_sizes_are_refused(n, d):
     with pytest.raises(ValueError, match=r"must be at least"):
         BestOfRandom(n, d)
+
+
+PAIRED = [(150, 150, 16), (100, 130, 16), (130, 100, 16), (200, 500, 64)]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(("n", "n2", "d"), PAIRED)
+def test_pairs_of_random_are_as_similar_as_drawn(n, n2, d, absolute):
+    null = PairsOfRandom(n, n2, d, absolute)
+    drawn = []
+    for seed in range(12):
+        a, b = (normal((size, d), 2 * seed + i, torch.float32) for i, size in enumerate((n, n2)))
+        cosines = (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
+        cosines = cosines.abs() if absolute else cosines
+        pairs = linear_sum_assignment(cosines.numpy(), maximize=True)
+        drawn.append(cosines[pairs].double())
+    means = torch.stack([one.mean() for one in drawn])
+    error = float(means.std()) / len(means) ** 0.5
+    assert abs(null.mean() - float(means.mean())) <= 0.002 + 3 * error
+    together = torch.cat(drawn)
+    for share in (0.1, 0.5, 0.9):
+        t = float(together.quantile(share))
+        assert float(null.reaches(t)) == pytest.approx(1 - share, abs=0.03)
+    assert null.mean() < BestOfRandom(max(n, n2), d, absolute).mean()
+
+
+def test_as_many_pairs_as_features_of_the_smaller_side():
+    """The method's own check: nothing tells it how many pairs there are."""
+    for n, n2 in ((100, 130), (200, 500), (1, 40)):
+        edges = np.linspace(-0.9, 1, 257)
+        expected = -n2 * np.diff(cosine_tail(edges, 12))
+        taken = (expected * pair_nulls._matched_share(expected, n / n2)).sum()
+        assert taken == pytest.approx(1, abs=1e-3)
+
+
+def test_one_of_many_finds_the_best_of_many():
+    assert PairsOfRandom(1, 4000, 32).mean() == pytest.approx(
+        BestOfRandom(4000, 32).mean(), abs=1e-3
+    )
+    assert PairsOfRandom(0, 5, 3).mean() == 0
+    assert PairsOfRandom(0, 5, 3).reaches([0.1, 0.5]).tolist() == [0, 0]

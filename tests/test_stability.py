@@ -360,3 +360,32 @@ def test_matches_of_other_dictionaries_are_told():
         score([torch.eye(3), torch.eye(3)[:2]], matches=MATCHED)
     with pytest.raises(ValueError, match="dictionaries must be at least 2"):
         score([torch.eye(3)])
+
+
+def test_the_table_has_a_row_for_every_feature():
+    rows = [normal((m, 8), m, torch.float32) for m in (5, 9, 7)]
+    rows[1][2] = 0
+    result = score(rows, threshold=0.5)
+    table = result.to_table(seeds=[3, 1, 10])
+    assert table.num_rows == 21
+    columns = table.to_pydict()
+    assert columns["seed"] == [3] * 5 + [1] * 9 + [10] * 7
+    assert columns["feature"] == [*range(5), *range(9), *range(7)]
+    for name, values in (("stability", result.score), ("low", result.low), ("soft", result.soft)):
+        assert columns[name] == torch.cat(values).tolist()
+    for name, values in (("high", result.high), ("support", result.support)):
+        assert columns[name] == torch.cat(values).tolist()
+    assert columns["alive"] == torch.cat(result.alive).tolist()
+    dead = 5 + 2
+    for t, seed in enumerate((3, 1, 10)):
+        partners, similar = columns[f"partner_{seed}"], columns[f"similarity_{seed}"]
+        assert partners[dead] is None
+        for row, (partner, own) in enumerate(zip(partners, columns["seed"], strict=True)):
+            assert (partner is None) == (own == seed or row == dead)
+            assert (similar[row] is None) == (partner is None)
+            if partner is not None:
+                s = (3, 1, 10).index(own)
+                assert partner == int(result.partner[s][columns["feature"][row], t])
+    assert result.to_table()["seed"].to_pylist() == [0] * 5 + [1] * 9 + [2] * 7
+    with pytest.raises(ValueError, match="seeds must name 3 dictionaries"):
+        result.to_table(seeds=[0, 0, 1])

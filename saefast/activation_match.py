@@ -1,0 +1,225 @@
+"""Which feature of one SAE is which of another, by when they fire rather than by their weights."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from saefast.activations.opening import open_activations
+from saefast.ops import checks
+from saefast.sae import SAE
+from saefast.types import Matches
+
+_BATCH = 4096
+_CELLS = 1 << 23  # sums held at once, 8 bytes each
+_PAIRS = 1 << 22  # of latents active on one token, looked at together; about 60 bytes each
+_LEAST_VARIANCE = 1e-12  # of the mean square: what is below it never changes
+
+Ints = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
+
+
+class ActivationMatches(NamedTuple):
+    """Matches by activations; `score_stability(saes, matches=..., alive=...)` takes them."""
+
+    matches: dict[tuple[int, int], Matches]
+    """[s, t] are the partners of s's features among t's; similarity is the correlation"""
+    alive: tuple[Tensor, ...]
+    """[m] bool for each SAE: which fired often enough to be matched, and did not stay constant"""
+    firing_rate: tuple[Tensor, ...]
+    """[m] float32: on which share of the tokens each fired"""
+    tokens: int
+    """how many were looked at"""
+
+
+def activation_matches(
+    saes: Sequence[SAE],
+    activations: Any,
+    *,
+    tokens: int = 100_000,
+    least_fires: int = 10,
+    progress: bool = True,
+) -> ActivationMatches:
+    """Match every SAE's features with every other's by the correlation of their activations.
+
+    The partner is the feature whose activation, zeros included, correlates most over the same
+    tokens; a feature that correlates positively with none has no partner. Codes are sparse and
+    stay so: the work is tokens * k * k for each pair of SAEs, and memory 20 bytes for each active
+    latent of each token and SAE, besides half a gigabyte or, if a feature fires all the time,
+    60 bytes for every latent active beside it.
+
+    Args:
+        saes: two or more, which encode the same activations.
+        activations: a tensor or array [n, d], a path or a source: what `train_saes` takes.
+        tokens: how many rows to look at, at most; they are drawn without repetition.
+        least_fires: what fires on fewer tokens is not matched and not alive here: two features that
+            fired once, together, correlate perfectly.
+        progress: show progress bars on stderr.
+    """
+    _check(saes, tokens, least_fires)
+    source = open_activations(activations)
+    codes, seen = _encode(saes, source, tokens, progress)
+    alive = [code.scale(seen, least_fires) for code in codes]
+    matches: dict[tuple[int, int], Matches] = {}
+    pairs = list(combinations(range(len(saes)), 2))
+    for s, t in tqdm(pairs, desc="correlating", unit="pair", disable=not progress):
+        forward, backward = _Correlating(codes[s], codes[t], seen).best()
+        for (one, here), (other, there) in (
+            ((forward, s), (backward, t)),
+            ((backward, t), (forward, s)),
+        ):
+            returned = (one.partner >= 0) & (
+                other.partner[one.partner.clip(0)] == np.arange(len(one.partner))
+            )
+            matches[here, there] = Matches(
+                torch.from_numpy(one.partner),
+                torch.from_numpy(one.value.astype(np.float32)),
+                torch.from_numpy(returned),
+            )
+    rates = [torch.from_numpy((code.fires / seen).astype(np.float32)) for code in codes]
+    return ActivationMatches(matches, tuple(map(torch.from_numpy, alive)), tuple(rates), seen)
+
+
+class _Codes:
+    """The active latents of all tokens, by token and by feature."""
+
+    def __init__(self, token: Ints, feature: Ints, value: NDArray[np.float32], m: int) -> None:
+        """Tokens ascend."""
+        self.m = m
+        self.token, self.feature, self.value = token, feature, value
+        self.fires = np.bincount(feature, minlength=m)
+        self.by_feature = np.argsort(feature, kind="stable")
+        self.feature_start = np.concatenate([[0], np.cumsum(self.fires)])
+        self.mean = np.zeros(m)
+        self.deviation = np.full(m, np.inf)
+
+    def scale(self, tokens: int, least_fires: int) -> NDArray[np.bool_]:
+        """Set means and deviations over so many tokens; which can be matched."""
+        wide = self.value.astype(np.float64)
+        self.mean = np.bincount(self.feature, wide, self.m) / tokens
+        square = np.bincount(self.feature, wide * wide, self.m) / tokens
+        variance = square - self.mean**2
+        alive = (self.fires >= least_fires) & (variance > _LEAST_VARIANCE * square)
+        # What cannot be matched correlates with nothing.
+        self.deviation = np.sqrt(variance, where=alive, out=np.full(self.m, np.inf))
+        return alive
+
+
+class _Best:
+    """The partner that correlates most, so far, for each feature of one SAE."""
+
+    def __init__(self, m: int) -> None:
+        self.value = np.zeros(m)
+        self.partner = np.full(m, -1)
+
+    def offer(self, feature: Ints, other: Ints, value: Floats) -> None:
+        """Pairs, and their correlations; of equal ones the first offered or lowest stays."""
+        before = self.value[feature]
+        better = value > before
+        feature, other, value = feature[better], other[better], value[better]
+        np.maximum.at(self.value, feature, value)
+        highest = value == self.value[feature]
+        feature, other = feature[highest], other[highest]
+        self.partner[feature] = np.iinfo(np.int64).max
+        np.minimum.at(self.partner, feature, other)
+
+
+class _Correlating:
+    """Two SAEs' codes on the same tokens, feature by feature of the first."""
+
+    def __init__(self, first: _Codes, second: _Codes, tokens: int) -> None:
+        self.first, self.second, self.tokens = first, second, tokens
+        self.token_start = np.searchsorted(second.token, np.arange(tokens + 1))
+        # How many pairs each feature of the first takes part in.
+        beside = np.diff(self.token_start)[first.token]
+        self.pairs = np.bincount(first.feature, beside, first.m).astype(np.int64)
+
+    def best(self) -> tuple[_Best, _Best]:
+        """The partners of the first's features, and of the second's."""
+        forward, backward = _Best(self.first.m), _Best(self.second.m)
+        most_rows = max(_CELLS // max(self.second.m, 1), 1)
+        sums = np.zeros(most_rows * self.second.m)
+        ends = np.cumsum(self.pairs)
+        low = 0
+        while low < self.first.m:
+            so_far = ends[low - 1] if low else 0
+            high = int(np.searchsorted(ends, so_far + _PAIRS, "right"))
+            high = min(max(high, low + 1), low + most_rows, self.first.m)
+            self._block(low, high, sums, forward, backward)
+            low = high
+        return forward, backward
+
+    def _block(self, low: int, high: int, sums: Floats, forward: _Best, backward: _Best) -> None:
+        """All pairs of the first's features from `low` to `high`; `sums` is zeros again after."""
+        first, second = self.first, self.second
+        entries = first.by_feature[first.feature_start[low] : first.feature_start[high]]
+        token = first.token[entries]
+        start = self.token_start[token]
+        count = self.token_start[token + 1] - start
+        # Entry by entry, all latents of the second that are active on its token.
+        skipped = np.cumsum(count) - count
+        beside = np.repeat(start - skipped, count) + np.arange(count.sum())
+        row = np.repeat(first.feature[entries], count)
+        column = second.feature[beside]
+        product = np.repeat(first.value[entries].astype(np.float64), count) * second.value[beside]
+        cell = (row - low) * second.m + column
+        np.add.at(sums, cell, product)
+        # A pair met on many tokens is looked at many times, which does no harm to a maximum.
+        covariance = sums[cell] / self.tokens - first.mean[row] * second.mean[column]
+        sums[cell] = 0
+        value = np.minimum(covariance / (first.deviation[row] * second.deviation[column]), 1)
+        forward.offer(row, column, value)
+        backward.offer(column, row, value)
+
+
+def _encode(
+    saes: Sequence[SAE], source: Any, tokens: int, progress: bool
+) -> tuple[list[_Codes], int]:
+    """What is active on up to `tokens` rows, and how many there were."""
+    wanted = tokens if source.rows is None else min(tokens, source.rows)
+    parts: list[list[tuple[Ints, Ints, NDArray[np.float32]]]] = [[] for _ in saes]
+    seen = 0
+    with torch.no_grad(), tqdm(total=wanted, desc="encoding", disable=not progress) as bar:
+        for batch in source.batches(min(_BATCH, max(wanted, 1)), seed=0):
+            x = batch.x[: wanted - seen]
+            for sae, part in zip(saes, parts, strict=True):
+                values, indices = sae.encode(x.to(sae.W_enc.dtype))
+                row, place = (values > 0).nonzero(as_tuple=True)
+                part.append(
+                    (
+                        (row.numpy() + seen).astype(np.int32),
+                        indices[row, place].numpy().astype(np.int32),
+                        values[row, place].float().numpy(),
+                    )
+                )
+            seen += len(x)
+            bar.update(len(x))
+            if seen >= wanted:
+                break
+    if not seen:
+        raise ValueError("activations must have at least one row, got none")
+    codes = []
+    for sae, part in zip(saes, parts, strict=True):
+        token, feature, value = (np.concatenate(column) for column in zip(*part, strict=True))
+        codes.append(_Codes(token, feature, value, sae.m))
+    return codes, seen
+
+
+def _check(saes: Sequence[SAE], tokens: object, least_fires: object) -> None:
+    if len(saes) < 2:
+        raise ValueError(f"saes must be at least 2, of different seeds, got {len(saes)}")
+    for i, sae in enumerate(saes):
+        if not isinstance(sae, SAE):
+            raise TypeError(f"saes[{i}] must be a saefast.SAE, got {type(sae).__name__}")
+        if sae.W_enc.device.type != "cpu":
+            raise ValueError(f"saes[{i}] must be on the CPU, got {sae.W_enc.device}; use .cpu()")
+        if sae.d != saes[0].d:
+            raise ValueError(f"saes[{i}] must have the width of the first, {saes[0].d}: {sae.d}")
+    for name, value in (("tokens", tokens), ("least_fires", least_fires)):
+        checks.whole(name, value)
+        checks.at_least(name, value, 1)

@@ -1,0 +1,99 @@
+"""Features of several dictionaries that are one and the same, as far as their matches tell."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saefast.types import Stability
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Groups of features, at best one of each dictionary.
+
+    Two features of different dictionaries are linked if each is the other's match: see
+    `StabilityRule`. A cluster is what links connect. If all its features are linked with one
+    another it is `complete`: one feature, found again and again. If not, it is a chain, whose ends
+    may have little to do with each other, and may even be of one dictionary. How many clusters are
+    chains tells how far to trust them. A feature without links is a complete cluster of one.
+    """
+
+    label: tuple[Tensor, ...]
+    """[m] int64 for each dictionary: the number of the feature's cluster, -1 if it is dead"""
+    features: Tensor
+    """[c] int64: how many features each cluster has; clusters in most dictionaries come first"""
+    dictionaries: Tensor
+    """[c] int64: of how many dictionaries they are"""
+    complete: Tensor
+    """[c] bool: whether all of them are linked with one another"""
+
+    def by_dictionaries(self) -> list[dict[str, int]]:
+        """How many clusters are in 1, 2, ... dictionaries: complete ones and chains."""
+        return [
+            {
+                "dictionaries": count,
+                "complete": int((self.complete & (self.dictionaries == count)).sum()),
+                "chains": int((~self.complete & (self.dictionaries == count)).sum()),
+            }
+            for count in range(1, len(self.label) + 1)
+        ]
+
+
+def find_clusters(stability: Stability) -> Clusters:
+    """Group the features alive of all dictionaries.
+
+    Neither the order of dictionaries nor that of features matters to who is in a cluster with whom;
+    with match="nearest" links are those between mutual nearest.
+    """
+    sizes = [len(score) for score in stability.score]
+    start = torch.tensor([0, *sizes]).cumsum(0)
+    first, second = _links(stability, start)
+    label = _components(int(start[-1]), first, second)
+    alive = torch.cat(stability.alive)
+    of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    # Numbers without gaps, of those alive.
+    names, label_alive = torch.unique(label[alive], return_inverse=True)
+    features = torch.bincount(label_alive, minlength=len(names))
+    pairs = torch.unique(label_alive * len(sizes) + of[alive])
+    dictionaries = torch.bincount(pairs // len(sizes), minlength=len(names))
+    links = torch.bincount(torch.searchsorted(names, label[first]), minlength=len(names))
+    complete = links == features * (features - 1) // 2
+    # Labels are the first member's number, so clusters alike stay in the order of these.
+    rank = dictionaries * (len(alive) + 1) + features
+    order = rank.argsort(descending=True, stable=True)
+    place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)))
+    numbers = torch.full((len(alive),), -1)
+    numbers[alive] = place[label_alive]
+    return Clusters(
+        torch.split(numbers, sizes), features[order], dictionaries[order], complete[order]
+    )
+
+
+def _links(stability: Stability, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of features, by their numbers among all, that are each other's match."""
+    first, second = [], []
+    for s in range(len(stability.score)):
+        for t in range(s + 1, len(stability.score)):
+            i = stability.hit[s][:, t].nonzero()[:, 0]
+            j = stability.partner[s][i, t]
+            returned = stability.hit[t][j, s] & (stability.partner[t][j, s] == i)
+            first.append(start[s] + i[returned])
+            second.append(start[t] + j[returned])
+    return torch.cat(first), torch.cat(second)
+
+
+def _components(count: int, first: Tensor, second: Tensor) -> Tensor:
+    """[count] the least number among all that each is connected with."""
+    label = torch.arange(count)
+    while True:
+        low = torch.minimum(label[first], label[second])
+        new = label.clone()
+        # The labels of both ends take the lesser one, and then everybody his label's label.
+        for ends in (first, second):
+            new.scatter_reduce_(0, label[ends], low, "amin")
+        while not torch.equal(new[new], new):
+            new = new[new]
+        if torch.equal(new, label):
+            return label
+        label = new

@@ -1,0 +1,174 @@
+"""In how many dictionaries a feature is, and how that goes on with more of them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.ops import checks
+from saefast.types import Stability
+
+_STEEPEST = 6.0
+_EXPONENTS = 121
+_FLATTEST = 1e-6  # as good as a logarithm; below it a and c would cancel digits
+_MOST_DICTIONARIES = 62  # a bit of an int64 for each
+
+
+def membership_counts(stability: Stability) -> Tensor:
+    """[s, s] int64: how many features alive of each dictionary are in exactly 1, 2, ... s of them.
+
+    A feature is in its own, so the first column counts those that no other dictionary has.
+    """
+    s = len(stability.support)
+    counts = [
+        torch.bincount(support[alive] - 1, minlength=s)
+        for support, alive in zip(stability.support, stability.alive, strict=True)
+    ]
+    return torch.stack(counts)
+
+
+class SubsetPoint(NamedTuple):
+    """What a number of dictionaries have in common, over many choices of so many."""
+
+    dictionaries: int
+    subsets: int
+    """how many choices were looked at"""
+    alone: float
+    """the share of their features that no other of the chosen has, mean over choices"""
+    alone_deviation: float
+    """standard deviation over choices; they overlap, so it is no error of the mean"""
+    everywhere: float
+    """the share that all of the chosen have"""
+    everywhere_deviation: float
+
+
+def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> list[SubsetPoint]:
+    """How many features are in one dictionary only, or in all, by the number of dictionaries.
+
+    Args:
+        stability: whose matches are counted.
+        subsets: how many choices of each number are looked at: all there are, or as many drawn
+            without repetition.
+        seed: of the choices.
+    """
+    checks.whole("subsets", subsets)
+    checks.at_least("subsets", subsets, 1)
+    s = len(stability.score)
+    checks.between("the number of dictionaries", s, 2, _MOST_DICTIONARIES, "a bit for each")
+    patterns = [_patterns(stability, i) for i in range(s)]
+    points = []
+    for k in range(2, s + 1):
+        shares = np.array([_shares(patterns, chosen) for chosen in _choices(s, k, subsets, seed)])
+        mean, deviation = shares.mean(0), shares.std(0)
+        points.append(
+            SubsetPoint(
+                k,
+                len(shares),
+                float(mean[0]),
+                float(deviation[0]),
+                float(mean[1]),
+                float(deviation[1]),
+            )
+        )
+    return points
+
+
+class PowerLaw(NamedTuple):
+    """a * k^b + c."""
+
+    a: float
+    b: float
+    c: float
+    """what is left for many k, if b is negative"""
+    residual: float
+    """the root of the mean squared distance from the points"""
+
+    def at(self, k: float) -> float:
+        """The value at k."""
+        return float(self.a * k**self.b + self.c)
+
+
+def fit_power_law(k: Sequence[float], values: Sequence[float]) -> PowerLaw:
+    """The a * k^b + c nearest to `values`, least squares; b from -6 to 6, not 0.
+
+    For each b, a and c solve a linear problem; b is searched on a grid and then between its best
+    point's neighbours. Three points are met exactly, and tell nothing about the fit.
+
+    Args:
+        k: positive numbers, at least three different ones, such as `SubsetPoint.dictionaries`.
+        values: one for each, such as `SubsetPoint.alone`.
+    """
+    x, y = np.asarray(k, np.float64), np.asarray(values, np.float64)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"values must be as many as k, {x.shape}, got {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all()):
+        raise ValueError("k must be positive, and k and values finite")
+    if len(np.unique(x)) < 3:
+        raise ValueError(f"k must have at least 3 different numbers, got {k}; take more seeds")
+    grid = np.linspace(-_STEEPEST, _STEEPEST, _EXPONENTS)
+    best = int(np.argmin([_solve(x, y, b)[2] for b in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-10:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if _solve(x, y, left)[2] <= _solve(x, y, right)[2]:
+            high = right
+        else:
+            low = left
+    b = float((low + high) / 2)
+    if abs(b) < _FLATTEST:
+        b = math.copysign(_FLATTEST, b)
+    slope, level, squares = _solve(x, y, b)
+    return PowerLaw(slope / b, b, level - slope / b, math.sqrt(squares / len(x)))
+
+
+def _solve(x: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]:
+    """slope and level of slope * (x^b - 1) / b + level, and the sum of squares that is left.
+
+    Unlike a and c, they do not run off to infinity as b goes to 0.
+    """
+    basis = np.log(x) if b == 0 else np.expm1(b * np.log(x)) / b
+    centred, off = basis - basis.mean(), y - y.mean()
+    slope = float(centred @ off / (centred @ centred))
+    left = off - slope * centred
+    return slope, float(y.mean() - slope * basis.mean()), float(left @ left)
+
+
+class _Patterns(NamedTuple):
+    """Which others have a feature, as bits, and how many features have that pattern."""
+
+    bits: np.ndarray
+    counts: np.ndarray
+
+
+def _patterns(stability: Stability, i: int) -> _Patterns:
+    powers = torch.tensor([1 << t for t in range(len(stability.score))])
+    bits = (stability.hit[i][stability.alive[i]] * powers).sum(1)
+    return _Patterns(*np.unique(bits.numpy(), return_counts=True))
+
+
+def _shares(patterns: Sequence[_Patterns], chosen: Sequence[int]) -> tuple[float, float]:
+    """Among the features of the chosen, the shares that are in no other and in every other."""
+    alone = everywhere = features = 0
+    for s in chosen:
+        others = sum(1 << t for t in chosen if t != s)
+        bits, counts = patterns[s]
+        alone += int(counts[(bits & others) == 0].sum())
+        everywhere += int(counts[(bits & others) == others].sum())
+        features += int(counts.sum())
+    return (alone / features, everywhere / features) if features else (math.nan, math.nan)
+
+
+def _choices(s: int, k: int, most: int, seed: int) -> list[tuple[int, ...]]:
+    """Different choices of k out of s: all of them, or `most` at random."""
+    if math.comb(s, k) <= most:
+        return list(itertools.combinations(range(s), k))
+    random = np.random.default_rng([seed, k])
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < most:
+        found[tuple(sorted(random.choice(s, k, replace=False).tolist()))] = None
+    return list(found)

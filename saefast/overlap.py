@@ -1,0 +1,151 @@
+"""What two dictionaries have in common, by every usual measure, each beside what chance finds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from saefast.dictionary import Features, as_dictionaries
+from saefast.match import match_features
+from saefast.ops import checks
+from saefast.overlap_measures import Counting, Measure, View
+from saefast.types import CURVE, Matches
+
+SIGNS = ("signed", "absolute")
+KINDS = ("nearest", "one_to_one")
+
+
+class Key(NamedTuple):
+    """Which matching of a and b: see `Measure`; `turned` is that of b's features among a's."""
+
+    match: str
+    side: str
+    sign: str
+    turned: bool
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two dictionaries share."""
+
+    measures: tuple[Measure, ...]
+    alive: tuple[int, int]
+    """features of a and of b that count"""
+    dead: tuple[int, int]
+    """and that do not"""
+    matches: dict[Key, Matches] = field(repr=False)
+    """what was matched"""
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """One dict a measure: a table for pandas, polars or pyarrow."""
+        return [measure._asdict() for measure in self.measures]
+
+    def select(self, name: str, **where: Any) -> list[Measure]:
+        """All measures of this name for which `where` holds: "shared" of one kind is a curve."""
+        where["name"] = name
+        return [
+            measure
+            for measure in self.measures
+            if all(getattr(measure, key) == wanted for key, wanted in where.items())
+        ]
+
+    def find(self, name: str, **where: Any) -> Measure:
+        """The one measure of this name for which `where` holds, such as side="both"."""
+        found = self.select(name, **where)
+        if len(found) != 1:
+            raise ValueError(f"where must fit one measure {name!r}, {where} fits {len(found)}")
+        return found[0]
+
+
+def measure_overlap(
+    a: Features,
+    b: Features,
+    *,
+    thresholds: Sequence[float] = CURVE,
+    match: Sequence[str] = KINDS,
+    signs: Sequence[str] = SIGNS,
+    matches: Mapping[Key, Matches] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Overlap:
+    """Measure what two dictionaries share: shared features, equal partners, MMCS, PW-MCC.
+
+    Args:
+        a: one dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Measures of
+            encoders need an SAE or a `Dictionary` that has them, on either side.
+        b: the other.
+        thresholds: at which cosines features count as shared.
+        match: "nearest" lets features share a partner, "one_to_one" does not and takes longer.
+        signs: "signed", "absolute" or both; each is matched anew.
+        matches: what is matched already: `Overlap.matches` of an earlier call, or some of it.
+        progress: show a progress bar on stderr while matching.
+        options: further ones of `match_features`.
+    """
+    for name, given, choices in (("match", match, KINDS), ("signs", signs, SIGNS)):
+        for one in given:
+            checks.one_of(name, one, choices)
+    for threshold in thresholds:
+        checks.at_least("thresholds", threshold, 0)
+    pair = as_dictionaries([a, b], 2)
+    with_encoder = all(dictionary.W_enc is not None for dictionary in pair)
+    sides = ("decoder", "encoder") if with_encoder else ("decoder",)
+    keys = [
+        Key(one, side, sign, turned)
+        for sign in signs
+        for side in sides
+        for one in match
+        for turned in ((False, True) if one == "nearest" else (False,))
+    ]
+    found = dict(matches or {})
+    missing = [key for key in keys if key not in found]
+    for key in tqdm(missing, desc="matching", unit="way", disable=not progress):
+        first, second = reversed(pair) if key.turned else pair
+        found[key] = match_features(
+            first,
+            second,
+            one_to_one=key.match == "one_to_one",
+            side=key.side,
+            absolute=key.sign == "absolute",
+            **options,
+        )
+    alive = [dictionary.alive for dictionary in pair]
+    width = pair[0].W_dec.shape[1]
+    measures = [
+        measure
+        for sign in signs
+        for one in match
+        for measure in Counting(
+            alive, width, one, sign, _views(found, one, sign, sides, pair[1].m)
+        ).measures(thresholds)
+    ]
+    counts = [int(living.sum()) for living in alive]
+    dead = [dictionary.m - count for dictionary, count in zip(pair, counts, strict=True)]
+    return Overlap(tuple(measures), (counts[0], counts[1]), (dead[0], dead[1]), found)
+
+
+def _views(
+    found: Mapping[Key, Matches], match: str, sign: str, sides: Sequence[str], size: int
+) -> dict[tuple[str, int], View]:
+    """What a's features found among b's, number 0, and b's among a's, number 1."""
+    views = {}
+    for side in sides:
+        forward = View(*found[Key(match, side, sign, False)][:3])
+        views[side, 0] = forward
+        if match == "nearest":
+            views[side, 1] = View(*found[Key(match, side, sign, True)][:3])
+        else:
+            views[side, 1] = _turned(forward, size)
+    return views
+
+
+def _turned(pairs: View, size: int) -> View:
+    """One-to-one partners, seen from the other side."""
+    row = (pairs.partner >= 0).nonzero()[:, 0]
+    column = pairs.partner[row]
+    return View(
+        torch.full((size,), -1).index_copy(0, column, row),
+        pairs.similarity.new_zeros(size).index_copy(0, column, pairs.similarity[row]),
+        torch.zeros(size, dtype=torch.bool).index_copy(0, column, pairs.mutual[row]),
+    )

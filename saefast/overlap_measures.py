@@ -1,0 +1,173 @@
+"""Counting what two dictionaries have in common, once it is known who matches whom."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from saefast.nulls import BestOfRandom
+from saefast.pair_nulls import PairsOfRandom
+
+_HIGH = 0.999
+
+
+class Measure(NamedTuple):
+    """One number about two dictionaries, a and b."""
+
+    name: str
+    """shared: the share of features whose partner is at least `threshold` similar; mutual: whose
+    nearest has them as its nearest; equal_partner: with the same partner on both sides; mmcs: the
+    mean of the largest cosines; pw_mcc: the sum of the cosines of one-to-one pairs, over the number
+    of features of the smaller dictionary"""
+    match: str
+    """"nearest" or "one_to_one": how partners were found"""
+    side: str
+    """decoder; encoder; both: both cosines count, whosever; same: both, of the same partner"""
+    sign: str
+    """signed, or absolute: opposite directions are alike"""
+    of: str
+    """whose features are counted: a, b, or both (the mean of the two)"""
+    threshold: float | None
+    value: float
+    """among features alive; NaN if there are none"""
+    of_all: float
+    """dead features counted as lacking"""
+    null: float
+    """the value that random directions have in expectation, as many as are alive; encoders drawn
+    apart from decoders"""
+    null_high: float | None
+    """the cosine that only one in a thousand random features exceeds, beside means of cosines"""
+
+
+class View(NamedTuple):
+    """The partners of one dictionary's features in the other, by one side."""
+
+    partner: Tensor
+    """[m] int64, -1 for none"""
+    similarity: Tensor
+    """[m]"""
+    mutual: Tensor
+    """[m] bool"""
+
+    def reaching(self, threshold: float) -> Tensor:
+        """[m] bool: which have a partner that similar."""
+        return (self.partner >= 0) & (self.similarity >= threshold)
+
+
+class Counting:
+    """All measures of one way to match."""
+
+    def __init__(
+        self,
+        alive: Sequence[Tensor],
+        width: int,
+        match: str,
+        sign: str,
+        views: Mapping[tuple[str, int], View],
+    ) -> None:
+        """`views` has a's, number 0, and b's, number 1, of each side."""
+        self.match, self.sign, self.views = match, sign, views
+        self.sides = tuple(dict.fromkeys(side for side, _ in views))
+        self.alive = alive
+        self.sizes = [len(living) for living in alive]
+        self.counts = [int(living.sum()) for living in alive]
+        absolute = sign == "absolute"
+        self.best = [BestOfRandom(count, width, absolute) for count in self.counts]
+        self.pairs = PairsOfRandom(self.counts[0], self.counts[1], width, absolute)
+
+    def measures(self, thresholds: Sequence[float]) -> Iterator[Measure]:
+        """Those of decoders, of encoders where there are some, of both together."""
+        yield from self._means()
+        if self.match == "nearest":
+            for side in self.sides:
+                null = [self._by_chance_mutual(i) for i in (0, 1)]
+                masks = [self.views[side, i].mutual for i in (0, 1)]
+                yield from self._shares("mutual", side, None, masks, null)
+        together = [self._equal_partner(i) for i in (0, 1)] if len(self.sides) == 2 else []
+        if together:
+            null = [self._paired(i) ** 2 * self._one_of(i) for i in (0, 1)]
+            yield from self._shares("equal_partner", "both", None, together, null)
+        for threshold in thresholds:
+            chance = [self._by_chance_reaching(i, threshold) for i in (0, 1)]
+            reaching = {key: view.reaching(threshold) for key, view in self.views.items()}
+            for side in self.sides:
+                masks = [reaching[side, i] for i in (0, 1)]
+                yield from self._shares("shared", side, threshold, masks, chance)
+            if together:
+                masks = [reaching["decoder", i] & reaching["encoder", i] for i in (0, 1)]
+                null = [p * p for p in chance]
+                yield from self._shares("shared", "both", threshold, masks, null)
+                masks = [mask & equal for mask, equal in zip(masks, together, strict=True)]
+                null = [p * self._one_of(i) for i, p in enumerate(null)]
+                yield from self._shares("shared", "same", threshold, masks, null)
+
+    def _means(self) -> Iterator[Measure]:
+        """MMCS or PW-MCC of each side."""
+        for side in self.sides:
+            sums = [float(self.views[side, i].similarity.double().sum()) for i in (0, 1)]
+            if self.match == "one_to_one":
+                value, of_all = (_over(sums[0], min(sizes)) for sizes in (self.counts, self.sizes))
+                null = self.pairs.mean(), self.pairs.quantile(_HIGH)
+                yield Measure(
+                    "pw_mcc", self.match, side, self.sign, "both", None, value, of_all, *null
+                )
+                continue
+            values = [_over(total, count) for total, count in zip(sums, self.counts, strict=True)]
+            shares = [_over(total, size) for total, size in zip(sums, self.sizes, strict=True)]
+            nulls = [self.best[1 - i].mean() for i in (0, 1)]
+            highs = [self.best[1 - i].quantile(_HIGH) for i in (0, 1)]
+            for of, value, of_all, mean, high in _each_and_both(values, shares, nulls, highs):
+                yield Measure(
+                    "mmcs", self.match, side, self.sign, of, None, value, of_all, mean, high
+                )
+
+    def _shares(
+        self,
+        name: str,
+        side: str,
+        threshold: float | None,
+        masks: Sequence[Tensor],
+        null: Sequence[float],
+    ) -> Iterator[Measure]:
+        hits = [int((mask & living).sum()) for mask, living in zip(masks, self.alive, strict=True)]
+        values = [_over(hit, count) for hit, count in zip(hits, self.counts, strict=True)]
+        shares = [_over(hit, size) for hit, size in zip(hits, self.sizes, strict=True)]
+        for of, value, of_all, chance in _each_and_both(values, shares, null):
+            yield Measure(
+                name, self.match, side, self.sign, of, threshold, value, of_all, chance, None
+            )
+
+    def _equal_partner(self, i: int) -> Tensor:
+        decoder, encoder = self.views["decoder", i], self.views["encoder", i]
+        return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
+
+    def _paired(self, i: int) -> float:
+        """The share of features that have a partner at all."""
+        if self.match == "nearest":
+            return float(self.counts[1 - i] > 0)
+        return min(self.counts) / max(self.counts[i], 1)
+
+    def _one_of(self, i: int) -> float:
+        """How probable any of the other's features is."""
+        return 1 / max(self.counts[1 - i], 1)
+
+    def _by_chance_reaching(self, i: int, threshold: float) -> float:
+        if self.match == "nearest":
+            return float(self.best[1 - i].reaches(threshold))
+        return self._paired(i) * float(self.pairs.reaches(threshold))
+
+    def _by_chance_mutual(self, i: int) -> float:
+        """The largest of a row is the largest of its column as often as of row and column."""
+        own, other = self.counts[i], self.counts[1 - i]
+        return other / max(own + other - 1, 1) if own else 0.0
+
+
+def _over(total: float, count: int) -> float:
+    return total / count if count else float("nan")
+
+
+def _each_and_both(*numbers: Sequence[float]) -> Iterator[tuple[Any, ...]]:
+    """Numbers of a, of b, and their means."""
+    for i, of in enumerate(("a", "b")):
+        yield of, *(number[i] for number in numbers)
+    yield "both", *(sum(number) / 2 for number in numbers)
