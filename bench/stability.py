@@ -2,8 +2,9 @@
 
 n is the number of dictionaries. With matches at hand a part of the features is planted in all of
 them; ours reads the weights even so, for what is dead or not finite, which numpy's does not: only
-"another threshold" does as little. From weights, the rival multiplies every two dictionaries once, in float32, and takes the
-largest of rows and columns: the least that a reader of the definition would write.
+"another threshold" does as little. From weights, the rival multiplies every two dictionaries once,
+in float32, and takes the largest of rows and columns: the least that a reader of the definition
+would write.
 """
 
 from collections.abc import Callable
