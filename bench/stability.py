@@ -5,6 +5,10 @@ them; ours reads the weights even so, for what is dead or not finite, which nump
 "another threshold" does as little. From weights, the rival multiplies every two dictionaries once,
 in float32, and takes the largest of rows and columns: the least that a reader of the definition
 would write.
+them. Ours reads the weights even so, for what is dead or not finite, and keeps partners; numpy's
+does neither, so the two are no race. From weights, the rival multiplies every two dictionaries
+once, in float32, and takes the largest of rows and columns: the least that a reader of the
+definition would write.
 """
 
 from collections.abc import Callable
