@@ -18,7 +18,7 @@ import saefast
 from bench import activations, peers, record
 from bench.cases import Shape, Weights
 from bench.peers import Training
-from saefast.activations import StoreActivations, TensorActivations
+from saefast.activations import TensorActivations
 from saefast.config import TrainConfig
 from saefast.schedules import lr_at
 from saefast.start import Sample, Scales, begin
@@ -29,12 +29,12 @@ SHAPES = (_PLANTED, _REAL)
 _HELD_OUT = 16_384
 _TOKENS = {_PLANTED: 1_500_000, _REAL: 400_000}
 _LR = 1e-3
-_STORE = Path("build/bench/smollm2-layer-15")
+_STORE = Path("build/bench/smollm2-prose-layer-15")
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """A row for each trainer and variant; `rounds` seeds, at most three."""
-    rows = _planted(shape) if shape == _PLANTED else _real()
+    rows = _planted(shape) if shape == _PLANTED else activations.rows(_STORE, _HELD_OUT)
     rows *= shape.d**0.5 / rows.norm(dim=1).mean()
     train, held_out = rows[:-_HELD_OUT], rows[-_HELD_OUT:]
     found = []
@@ -59,14 +59,6 @@ def _planted(shape: Shape) -> Tensor:
     """Sums of k of eight times as many directions as there are dimensions."""
     world = PlantedWorld.create(8 * shape.d, shape.d, active=shape.k)
     return torch.cat([world.sample(10_000, batch) for batch in range(22)])
-
-
-def _real() -> Tensor:
-    """Of a language model; made once, which takes minutes."""
-    if not (_STORE / "index.json").is_file():
-        activations.harvest(_STORE)
-    store = StoreActivations(_STORE)
-    return store.read("activations", 0, store.rows).float()
 
 
 def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:

@@ -55,8 +55,8 @@ def find_clusters(stability: Stability) -> Clusters:
     # Numbers without gaps, of those alive.
     names, label_alive = torch.unique(label[alive], return_inverse=True)
     features = torch.bincount(label_alive, minlength=len(names))
-    pairs = torch.unique(torch.stack([label_alive, of[alive]]), dim=1)
-    dictionaries = torch.bincount(pairs[0], minlength=len(names))
+    pairs = torch.unique(label_alive * len(sizes) + of[alive])
+    dictionaries = torch.bincount(pairs // len(sizes), minlength=len(names))
     links = torch.bincount(torch.searchsorted(names, label[first]), minlength=len(names))
     complete = links == features * (features - 1) // 2
     # Labels are the first member's number, so clusters alike stay in the order of these.

@@ -17,6 +17,7 @@ Features = Tensor | SAE | Dictionary
 
 def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
     """The features of an SAE, or a tensor [m, d] of decoder rows; `name` is for errors."""
+    decoder = name if isinstance(source, Tensor) else f"{name}.W_dec"
     if isinstance(source, SAE):
         rows = (source.W_dec, source.W_enc, source.b_enc, source.b_dec)
         source = Dictionary(*(values.detach() for values in rows))
@@ -27,7 +28,7 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
             f"{name} must be a tensor [m, d], a saefast.SAE or a saefast.Dictionary, got "
             f"{type(source).__name__}"
         )
-    _check(source, name)
+    _check(source, name, decoder)
     return source
 
 
@@ -100,9 +101,10 @@ def _exact(source: Dictionary) -> torch.dtype:
     return torch.promote_types(source.W_dec.dtype, torch.float32)
 
 
-def _check(dictionary: Dictionary, name: str) -> None:
-    checks.floating(f"{name}.W_dec", dictionary.W_dec, "[m, d]")
-    checks.finite(f"{name}.W_dec", dictionary.W_dec)
+def _check(dictionary: Dictionary, name: str, decoder: str) -> None:
+    checks.floating(decoder, dictionary.W_dec, "[m, d]")
+    checks.between(f"{decoder}.shape[1]", dictionary.W_dec.shape[1], 1, 2**31 - 1, "the width")
+    checks.finite(decoder, dictionary.W_dec)
     if dictionary.W_enc is not None:
         checks.floating(f"{name}.W_enc", dictionary.W_enc, "[m, d]")
         checks.finite(f"{name}.W_enc", dictionary.W_enc)

@@ -104,7 +104,6 @@ def check_pair(name: str, x: Directions, other: str, y: Directions) -> None:
         raise ValueError(f"{other} must have the width of {name}, {x.width}, got {y.width}")
     if x.device != y.device:
         raise ValueError(f"{other} must be on the device of {name}, {x.device}, got {y.device}")
-    checks.between(f"{name}'s width", x.width, 1, 2**31 - 1, "the width")
 
 
 def pairs_bar(pairs: int, progress: bool) -> "tqdm[None]":

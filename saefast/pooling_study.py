@@ -1,5 +1,6 @@
 """Whether pooling is worth it: two pools of disjoint seeds beside what they must beat."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -42,6 +43,10 @@ class Outcome:
     """mean cosine of the best one-to-one matching, of as many pairs as the smaller one has alive"""
     alive: float
     """latents that fire, mean of both"""
+    match_share_error: float
+    """standard error of the share, from the number of latents"""
+    pw_mcc_error: float
+    """and of the mean cosine; that of explained variance is far below any margin"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class PoolingStudy:
         pooled = self.results[0]
         lines = [
             f"{head} Compared at {pooled.equal.alive:g} latents alive; differences of up to "
-            f"{self.margin:g} count as none.",
+            f"{self.margin:g} or two standard errors count as none.",
             f"pooled: {_figures(pooled.equal)}.",
         ]
         for result in self.results[1:]:
@@ -120,14 +125,17 @@ class PoolingStudy:
     def _against(self, control: MethodResult) -> tuple[list[str], list[str]]:
         """In which figures pooling is better than the control, and in which worse."""
         pooled = self.results[0].equal
-        gains = {
-            words: getattr(pooled, name) - getattr(control.equal, name)
-            for name, words in _COMPARED.items()
-        }
-        return (
-            [words for words, gain in gains.items() if gain > self.margin],
-            [words for words, gain in gains.items() if gain < -self.margin],
-        )
+        better: list[str] = []
+        worse: list[str] = []
+        for name, words in _COMPARED.items():
+            gain = getattr(pooled, name) - getattr(control.equal, name)
+            error = math.hypot(
+                *(getattr(its, f"{name}_error", 0.0) for its in (pooled, control.equal))
+            )
+            # A few latents more or less are no gain.
+            if abs(gain) > max(self.margin, 2 * error):
+                (better if gain > 0 else worse).append(words)
+        return better, worse
 
 
 def evaluate_pooling(
@@ -161,7 +169,8 @@ def evaluate_pooling(
         scratch_tokens: for how long those are trained. None: as many tokens as all training that
             went into a pool, its seeds and the fine-tuning together.
         threshold: from which cosine on a latent has a match.
-        margin: differences of explained variance, match share and PW-MCC up to this count as none.
+        margin: differences of explained variance, match share and PW-MCC up to this count as none;
+            of the last two also those up to two standard errors.
         rows: of `held_out` to measure on; None: all.
         progress: show progress bars on stderr.
 
@@ -246,11 +255,14 @@ def _outcome(saes: Sequence[SAE], found: Sequence[Reconstruction], threshold: fl
         shares.append(float((similarity >= threshold).double().mean()))
     alive = [int(its.alive.sum()) for its in (a, b)]
     assert forward.value is not None
+    share, pairs = sum(shares) / 2, forward.similarity[forward.partner >= 0].double()
     return Outcome(
         sum(its.explained_variance for its in found) / 2,
-        sum(shares) / 2,
+        share,
         forward.value / max(min(alive), 1),
         sum(alive) / 2,
+        (share * (1 - share) / max(min(alive), 1)) ** 0.5,
+        float(pairs.std(correction=0)) / max(len(pairs), 1) ** 0.5 if len(pairs) else 0.0,
     )
 
 

@@ -205,8 +205,9 @@ def _partners(
     """For each dictionary the similarities [m, s] that count, and the first side's partners."""
     similarity, partner = [], []
     for s, living in enumerate(alive):
-        shape = len(living), len(alive)
-        similar, names = torch.zeros(shape), torch.full(shape, -1)
+        # Written and added up by columns, so that is how they lie in memory.
+        shape = len(alive), len(living)
+        similar, names = torch.zeros(shape).T, torch.full(shape, -1).T
         for t in range(len(alive)):
             if s == t:
                 continue

@@ -15,7 +15,7 @@ from torch import Tensor
 from saefast import SAE, FeatureFunction, feature_function, feature_statistics
 from saefast.activations import TensorActivations
 from saefast.controls import mass_matched, size_matched
-from saefast.reconstruction import reconstruction
+from saefast.reconstruction import Spread, reconstruction
 from saefast.regression import regress_effect
 from saefast.sae import VARIANTS
 from saefast.synthetic import PlantedWorld
@@ -144,6 +144,16 @@ def test_reconstruction_is_what_all_features_explain(planted):
         assert its.l0 == pytest.approx(float(stats.firing_rate.sum()))
 
 
+def test_the_spread_of_rows_far_from_the_origin_keeps_its_digits():
+    rows = torch.randn(500, 7, generator=generator(0)).double()
+    spread = Spread()
+    for part in (rows + 1e7).split(90):
+        spread.add(part)
+    expected = float((rows - rows.mean(0)).square().sum())
+    assert spread.squares == pytest.approx(expected, rel=1e-7)
+    assert spread.explained(expected / 4) == pytest.approx(0.75, rel=1e-6)
+
+
 masses = st.lists(
     st.one_of(st.just(0.0), st.floats(1e-6, 1.0), st.floats(1.0, 100.0)), min_size=1, max_size=80
 )
@@ -179,11 +189,11 @@ def test_every_feature_is_drawn_about_as_often(match):
 
 def planted_effects(n: int, random: np.random.Generator, factor: float) -> Any:
     """Effects that go with rate and strength; the group is rare, and `factor` times as large."""
-    group = random.random(n) < 0.3
+    group = random.random(n) < 0.2
     rate = np.exp(random.normal(-6, 1, n) - 1.5 * group)
     mean = np.exp(random.normal(0, 0.5, n))
-    # Noise grows with the rate, so that plain standard errors would be wrong.
-    noise = random.normal(0, 1, n) * (0.2 + 0.3 * (np.log(rate) > -6.5))
+    # The group is noisier, so that plain standard errors would be far too small.
+    noise = random.normal(0, 1, n) * np.where(group, 1.0, 0.2)
     effect = 3 * rate * mean**2 * np.where(group, factor, 1.0) * np.exp(noise)
     sign = np.where(random.random(n) < 0.1, -1, 1)
     return tuple(torch.from_numpy(values) for values in (effect * sign, group, rate, mean))
@@ -194,9 +204,9 @@ def test_the_regression_tells_rare_from_different():
     found = regress_effect(*planted_effects(4000, random, 1.0))
     assert found.coefficient["log_firing_rate"] == pytest.approx(1, abs=0.03)
     assert found.coefficient["log_mean"] == pytest.approx(2, abs=0.06)
-    assert abs(found.coefficient["group"]) < 4 * found.standard_error["group"] < 0.1
+    assert abs(found.coefficient["group"]) < 4 * found.standard_error["group"] < 0.2
     assert found.unadjusted == pytest.approx(-1.5, abs=6 * found.unadjusted_error)
-    assert found.r_squared > 0.8
+    assert found.r_squared > 0.7
     other = regress_effect(*planted_effects(4000, random, 0.25))
     assert other.coefficient["group"] == pytest.approx(np.log(0.25), abs=0.1)
 

@@ -110,6 +110,16 @@ TEXTS = [
 ]
 
 
+def write_in_place(model: LanguageModel) -> None:
+    """Every layer begins by writing into what the one before returned, as some models do."""
+
+    def write(_layer: Any, inputs: Any) -> None:
+        inputs[0].mul_(1.1)
+
+    for layer in find_site(model.model, -1).layers:
+        layer.register_forward_pre_hook(write)
+
+
 def outputs(model: LanguageModel, names: list[str], ids: Tensor) -> dict[str, Tensor]:
     """What modules return in a forward pass that nobody disturbs."""
     seen: dict[str, Tensor] = {}
@@ -151,6 +161,7 @@ class TestHarvest:
         self, tmp_path: Path, make: Any, names: dict[str, str], bos: bool
     ) -> None:
         model = make()
+        write_in_place(model)
         paths = harvest(
             *(model, list(names)),
             out=tmp_path,
@@ -203,8 +214,9 @@ class TestHarvest:
         assert "" in ran
         assert len(model.model.model.layers[1].mlp._forward_hooks) == 1
 
+    @pytest.mark.parametrize("drop_bos", [True, False])
     def test_a_document_for_itself_is_filled_up_and_the_filling_left_out(
-        self, tmp_path: Path
+        self, tmp_path: Path, drop_bos: bool
     ) -> None:
         model = llama(bos=True)
         (path,) = harvest(
@@ -214,15 +226,16 @@ class TestHarvest:
             context=20,
             batch_size=4,
             packed=False,
+            drop_bos=drop_bos,
             progress=False,
         )
         store = StoreActivations(path)
-        tokens = [
-            token
-            for text in TEXTS
-            for token in model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ]
-        assert store.read("tokens", 0, store.rows).tolist() == tokens
+        expected = []
+        for text in TEXTS:
+            letters = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for first in range(0, len(letters), 19):
+                expected += [0] * (not drop_bos) + letters[first : first + 19]
+        assert store.read("tokens", 0, store.rows).tolist() == expected
         assert store.read("positions", 0, store.rows).max() == 19
         assert store.index.dtype == torch.bfloat16
 
@@ -323,6 +336,7 @@ class TestHarvest:
         metadata = StoreActivations(tmp_path / "s").index.metadata
         assert metadata["site"] == "resid.3"
         assert metadata["model"] == "tiny llama"
+        assert metadata["text"] == {"corpus": "given in memory"}
         assert metadata["context"] == 16
         assert metadata["model_dtype"] == "float32"
         assert len(metadata["tokenizer"]) == len(metadata["weights"]) == 32
@@ -427,6 +441,24 @@ class TestLoading:
         assert model.description["tokenizer"] == tiny.description["tokenizer"]
         again = load_model(tmp_path)
         assert again.description["weights"] == tiny.description["weights"]
+
+    def test_a_model_that_is_none_is_told(self, tmp_path: Path) -> None:
+        tiny = llama()
+        calls: list[Any] = [
+            lambda model: harvest(model, 0, out=tmp_path / "s"),
+            lambda model: LMActivations(model, 0),
+            lambda model: evaluate_patched(model, 0, random_sae()),
+            lambda model: marginal_effects(model, 0, random_sae(), torch.tensor([0])),
+            lambda model: first_order_effects(model, 0, random_sae()),
+        ]
+        for call in calls:
+            for wrong in ("smollm2", tiny.model):
+                with pytest.raises(TypeError, match=r"saefast.lm.LanguageModel, got .*load_model"):
+                    call(wrong)
+        with pytest.raises(TypeError, match="of transformers, got str; load_model takes names"):
+            LanguageModel("smollm2", tiny.tokenizer)
+        with pytest.raises(ValueError, match=r"use model.eval\(\)"):
+            LanguageModel(tiny.model.train(), tiny.tokenizer)
 
     def test_what_cannot_be_loaded_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -615,6 +647,7 @@ class TestPatching:
     @pytest.mark.parametrize("site", SITES)
     def test_every_variant_is_what_its_definition_says(self, site: int | str) -> None:
         model = llama()
+        write_in_place(model)
         sae = random_sae()
         mask = torch.rand(48, generator=torch.Generator().manual_seed(0)) < 0.4
         nothing = torch.zeros(48, dtype=torch.bool)
@@ -741,6 +774,7 @@ class TestMarginalEffects:
     @pytest.mark.parametrize("site", [1, "mlp.2", "model.embed_tokens"])
     def test_one_feature_after_the_other(self, site: int | str) -> None:
         model, sae = llama(), random_sae()
+        write_in_place(model)
         features = torch.tensor([5, 0, 41, 17])
         found = marginal_effects(model, site, sae, features, **self.SETTINGS)
         base = plainly(model, site, sae)
@@ -881,7 +915,8 @@ class TestText:
 
     def test_another_process_reads_the_same_corpus(self) -> None:
         script = (
-            "import itertools, json; from saefast.lm import builtin_corpus\n"
+            "import itertools, json, sys; from saefast.lm import builtin_corpus\n"
+            "assert not {'transformers', 'tokenizers', 'datasets'} & set(sys.modules)\n"
             "print(json.dumps(list(itertools.islice(builtin_corpus().train(), 40))))"
         )
         other = subprocess.run(

@@ -233,3 +233,12 @@ def test_bad_input_is_told(options, message):
 def test_a_measure_must_be_named_fully():
     with pytest.raises(ValueError, match=r"where must fit one measure 'mmcs', .* fits 6"):
         overlap(torch.eye(3), torch.eye(3)).find("mmcs")
+
+
+def test_who_is_alone_is_mutual_with_his_nearest():
+    """Where chance decides nothing the null is the value: the only row is its column's nearest."""
+    result = overlap(normal((1, 6), 0, torch.float32), normal((5, 6), 1, torch.float32))
+    for of, expected in (("a", 1), ("b", 1 / 5)):
+        mutual = result.find("mutual", of=of, sign="signed")
+        assert mutual.value == pytest.approx(expected)
+        assert mutual.null == pytest.approx(expected)

@@ -280,6 +280,10 @@ def test_a_study_measures_what_it_says(groups):
 
     i, j = linear_sum_assignment(cosines.numpy(), maximize=True)
     assert single.whole.pw_mcc == pytest.approx(float(cosines[i, j].mean()), abs=1e-6)
+    error = float(cosines[i, j].std(correction=0)) / len(i) ** 0.5
+    assert single.whole.pw_mcc_error == pytest.approx(error, abs=1e-6)
+    error = float(share * (1 - share) / min(cosines.shape)) ** 0.5
+    assert single.whole.match_share_error == pytest.approx(error, abs=1e-6)
 
 
 def test_the_verdict_says_no_where_nothing_is_gained(groups):
@@ -327,7 +331,7 @@ def test_the_verdict_says_yes_where_much_is_gained():
 @given(*[st.sampled_from([-0.05, -0.005, 0.0, 0.005, 0.05])] * 3)
 def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
     def result(method: str, *figures: float) -> MethodResult:
-        outcome = Outcome(*figures, alive=10)
+        outcome = Outcome(*figures, 10, 0.0, 0.0)
         return MethodResult(method, 10, 100, outcome, outcome)
 
     base = (0.8, 0.7, 0.6)
@@ -345,6 +349,18 @@ def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
     assert found.beaten == {"pruned": expected, "single": True}
     assert found.pays == expected
     assert found.verdict.startswith("Pooling beats" if expected else "Pooling does not beat")
+
+
+@pytest.mark.parametrize(("error", "beaten"), [(0.0, True), (0.03, True), (0.04, False)])
+def test_a_few_latents_more_are_no_gain(error, beaten):
+    """A gain of .1 is told from two errors of .03 each, not of .04."""
+    pooled_outcome = Outcome(0.8, 0.7, 0.6, 10, error, error)
+    other = Outcome(0.8, 0.6, 0.5, 10, error, error)
+    results = [
+        MethodResult(name, 10, 100, outcome, outcome)
+        for name, outcome in (("pooled", pooled_outcome), ("pruned", other))
+    ]
+    assert PoolingStudy(tuple(results), 0.7, 0.01).pays == beaten
 
 
 def test_what_a_bad_study_is_told(groups):

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from saefast import TrainConfig, train_saes
+from saefast.activations import StoreWriter
+from saefast.synthetic import PlantedWorld
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["speed", "quality"])
+@pytest.mark.parametrize("name", ["speed", "quality", "matching", "inside"])
 def test_the_tables_are_made_of_committed_rows(name: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "bench.table", name],
@@ -21,6 +25,31 @@ def test_the_tables_are_made_of_committed_rows(name: str) -> None:
         check=True,
     )
     assert result.stdout.strip() in README
+
+
+def example_of(section: str) -> str:
+    """The first lines of Python below a heading."""
+    found = re.search(rf"## {section}\n.*?```python\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found.group(1)
+
+
+def test_the_examples_of_stability_and_matching_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = PlantedWorld.create(64, 16, active=3).sample(2000, 0)
+    with StoreWriter("activations", 16) as writer:
+        writer.append(rows)
+    config = TrainConfig(latents=96, k=3, seeds=(0, 1, 2), tokens=20_000, batch_size=256, lr=2e-3)
+    saes = train_saes(rows, config, progress=False)
+    names = {"saes": saes, "sae_a": saes[0], "sae_b": saes[1]}
+    for section in ("Which features to trust", "Which feature is which"):
+        code = f"import saefast\n{example_of(section)}"
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["best"].certified
+    assert 0 < names["pool"].m <= 288
+    assert (tmp_path / "run" / "matches" / "0-1.parquet").exists()
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

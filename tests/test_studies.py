@@ -16,7 +16,7 @@ from saefast import Dictionary, train_saes
 from saefast.nulls import BestOfRandom
 from saefast.sae import VARIANTS
 from saefast.studies import run_digits, run_lowrank, run_recovery
-from saefast.studies.digits import WeightPenalty, _compared
+from saefast.studies.digits import MNIST, DigitsSetting, WeightPenalty, _compared
 from saefast.studies.idx import read_idx_images
 from saefast.studies.lowrank import LowRankDesign
 from saefast.studies.recovery import BASELINES, SIZES, RecoverySize, _configs
@@ -136,7 +136,8 @@ def test_sizes_are_trainable(name: str) -> None:
 
 def test_the_grid_on_digits_says_what_pairs_and_what_is_alive(tmp_path: Path) -> None:
     penalties = (WeightPenalty("none", "fro", 0.0), WeightPenalty("l2", "fro_squared", 0.05))
-    result = run_digits(tmp_path, penalties=penalties, seeds=2, epochs=5, progress=False)
+    setting = DigitsSetting(penalties, sparsity=0.4, epochs=5)
+    result = run_digits(tmp_path, setting=setting, seeds=2, progress=False)
     assert len(result.rows) == 8
     for row in result.rows:
         assert 0 < row.alive <= 128
@@ -230,6 +231,9 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
         read_idx_images(tmp_path)
 
 
+WRONG = DigitsSetting((WeightPenalty("x", "l3", 1.0),), sparsity=0.1, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -239,8 +243,9 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
         (lambda: run_recovery(size=3), TypeError, "size"),
         (lambda: run_recovery(variants=("best",)), ValueError, "variants"),
         (lambda: run_digits(seeds=1), ValueError, "seeds"),
-        (lambda: run_digits(epochs=0), ValueError, "epochs"),
-        (lambda: run_digits(penalties=(WeightPenalty("x", "l3", 1.0),)), ValueError, "penalties"),
+        (lambda: run_digits(setting=replace(MNIST, epochs=0)), ValueError, "epochs"),
+        (lambda: run_digits(setting=WRONG), ValueError, "penalties"),
+        (lambda: run_digits(setting=3), TypeError, "setting"),
     ],
 )
 def test_impossible_studies_are_refused(call: Any, error: type, words: str) -> None:

@@ -125,17 +125,17 @@ class Found:
                 f"would change is not known"
             )
 
-    def setting(self, key: str, kinds: type | tuple[type, ...], default: Any = ...) -> Any:
-        """config[key], of one of these kinds; `default` if it is absent or null."""
-        value = self.config.get(key)
+    def setting(self, key: str, kind: type, default: Any = ...) -> Any:
+        """config[key], a bool, or an int of a size to compute with; `default` if absent or null."""
+        value: Any = self.config.get(key)
         if value is None and default is not ...:
             return default
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(
-                {"int": "an integer"}.get(kind.__name__, kind.__name__) for kind in kinds
-            )
-            raise ValueError(f"{self.config_name} must give {key} as {names}, got {value!r}")
+        good = type(value) is kind
+        if good and isinstance(value, int):
+            good = abs(value) < 2**63
+        if not good:
+            name = {int: "an integer", bool: "true or false"}[kind]
+            raise ValueError(f"{self.config_name} must give {key} as {name}, got {value!r}")
         return value
 
     @property

@@ -140,8 +140,13 @@ def _activated(found: Found, parts: Parts) -> Parts:
     if name in found.tensors:
         threshold = found.take(name, parts.m).double().exp()
     else:
-        told = found.setting("jump_relu_threshold", (int, float))
-        threshold = torch.full((parts.m,), float(told), dtype=torch.float64)
+        told = positive(found.config.get("jump_relu_threshold"))
+        if told is None:
+            raise ValueError(
+                f"{found.path}: {name} is missing, and {found.config_name} gives no positive "
+                f"jump_relu_threshold"
+            )
+        threshold = torch.full((parts.m,), told, dtype=torch.float64)
     if by_norm:  # value * norm > threshold
         norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
         # Where the norm is zero nothing is active; the largest number says so, too.

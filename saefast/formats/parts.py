@@ -11,7 +11,6 @@ from torch import Tensor
 from saefast.sae import SAE
 
 _OURS = {"threshold": ("jump_threshold", "batch_threshold")}
-_ONE_THRESHOLD = ("batchtopk", "matryoshka")
 _SAME_ONCE_TRAINED = {"matryoshka": "batchtopk", "batchtopk": "jumprelu", "relu": "jumprelu"}
 """What else computes the same, if thresholds are set accordingly"""
 

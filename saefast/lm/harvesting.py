@@ -14,7 +14,7 @@ from saefast.activations.store import INDEX, read_index
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.capture import capture
 from saefast.lm.corpus import Texts
-from saefast.lm.model import LanguageModel
+from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_sites
 from saefast.ops import checks
@@ -72,6 +72,7 @@ def harvest(
     Returns:
         The path of each store, in the order of `sites`.
     """
+    check_model(model)
     several = not isinstance(sites, int | str)
     chosen = find_sites(model.model, sites if several else [sites])  # type: ignore[arg-type,list-item]
     paths = [Path(out) / site.name if several else Path(out) for site in chosen]
@@ -81,7 +82,7 @@ def harvest(
     if tokens is not None:
         checks.whole("tokens", tokens)
         checks.at_least("tokens", tokens, 1)
-    described = {**model.description, **source.description, **packing.description}
+    described = {**model.description, "text": source.description, **packing.description}
     with ExitStack() as stack:
         stores = [
             stack.enter_context(
@@ -126,7 +127,7 @@ class _Store:
         )
         self._before = StoreActivations(path) if before is not None and before.shards else None
         self._old = self._writer.rows
-        self._path, self._tokens = path, tokens
+        self._path, self.tokens = path, tokens
 
     @property
     def rows(self) -> int:
@@ -134,7 +135,7 @@ class _Store:
 
     def wants(self, end: int) -> bool:
         """Whether rows before number `end` are missing."""
-        return self._writer.rows < (end if self._tokens is None else min(end, self._tokens))
+        return self._writer.rows < (end if self.tokens is None else min(end, self.tokens))
 
     def check_tokens(self, first: int, tokens: Tensor) -> None:
         """The rows from `first` on that lie there are of these tokens."""
@@ -150,7 +151,7 @@ class _Store:
     def take(self, first: int, rows: Tensor, extras: dict[str, Tensor]) -> None:
         """Append what is missing of the rows from number `first` on."""
         begin = self._writer.rows - first
-        end = len(rows) if self._tokens is None else min(len(rows), self._tokens - first)
+        end = len(rows) if self.tokens is None else min(len(rows), self.tokens - first)
         mine = {name: values[begin:end] for name, values in extras.items()}
         self._writer.append(rows[begin:end], **mine)
 
@@ -171,7 +172,7 @@ def _write(
     """Fill the stores from the batches; how many rows there are, in the shortest."""
     from tqdm import tqdm
 
-    total = stores[0]._tokens
+    total = stores[0].tokens
     first = 0
     done = min(store.rows for store in stores)
     with tqdm(

@@ -19,7 +19,7 @@ from saefast.lm.losses import (
     losses,
     with_error,
 )
-from saefast.lm.model import LanguageModel
+from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import TokenBatch
 from saefast.lm.patch import check_sae, held_out_batches, put
 from saefast.lm.sites import find_site
@@ -66,6 +66,7 @@ def marginal_effects(
     """
     from tqdm import tqdm
 
+    check_model(model)
     found = find_site(model.model, site)
     check_sae(sae)
     checks.indices("features", features, "[f]")
@@ -106,6 +107,7 @@ def first_order_effects(
     """
     from tqdm import tqdm
 
+    check_model(model)
     found = find_site(model.model, site)
     check_sae(sae)
     batches = held_out_batches(model, corpus, tokens, context, batch_size, drop_bos)

@@ -28,6 +28,17 @@ class LanguageModel:
     tokenizer: Any
     name: str = "model"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, torch.nn.Module):
+            raise TypeError(
+                f"model must be a causal language model of transformers, got "
+                f"{type(self.model).__name__}; load_model takes names"
+            )
+        if self.model.training:
+            raise ValueError(
+                "model must not be in training mode, which drops out; use model.eval()"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
@@ -50,6 +61,15 @@ class LanguageModel:
             "model_dtype": dtype_name(next(iter(parameters.values())).dtype),
             "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:32],
         }
+
+
+def check_model(model: object) -> None:
+    """It is a `LanguageModel`, and no name or bare model of transformers."""
+    if not isinstance(model, LanguageModel):
+        raise TypeError(
+            f"model must be a saefast.lm.LanguageModel, got {type(model).__name__}; use "
+            f"load_model(name), or LanguageModel(model, tokenizer)"
+        )
 
 
 def load_model(

@@ -18,7 +18,7 @@ from saefast.lm.losses import (
     log_probabilities,
     losses,
 )
-from saefast.lm.model import LanguageModel
+from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_site
 from saefast.lm.suffix import Suffix
@@ -102,6 +102,7 @@ def evaluate_patched(
         mean: [d] the mean activation; None: that of the same text, in a pass of its own.
         progress: show a progress bar on stderr.
     """
+    check_model(model)
     found = find_site(model.model, site)
     chosen = dict(masks or {})
     check_sae(sae, chosen)

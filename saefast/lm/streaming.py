@@ -15,7 +15,7 @@ from saefast.activations.shuffled import Held, Shuffled
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.capture import capture
 from saefast.lm.corpus import Corpus, Texts
-from saefast.lm.model import LanguageModel
+from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import find_sites
 from saefast.ops import checks
@@ -61,6 +61,7 @@ class LMActivations(Shuffled):
         dtype: torch.dtype = torch.float32,
         progress: bool = True,
     ):
+        check_model(model)
         check_dtype(dtype)
         self._model = model
         self._sites = find_sites(model.model, [site] if target is None else [site, target])

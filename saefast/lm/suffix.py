@@ -32,8 +32,9 @@ class Suffix:
         needed = {*self._before[-1:], self._site.module}
 
         def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
-            # Of most layers the form of what they return is enough.
-            self._returned[module] = output if module in needed else with_main_tensor(output, ids)
+            # A copy, since later modules may write into it; of most layers the form is enough.
+            main = self._main(output).clone() if module in needed else ids
+            self._returned[module] = with_main_tensor(output, main)
 
         with ExitStack() as stack:
             for module in {*self._before, self._site.module}:
@@ -41,9 +42,7 @@ class Suffix:
             logits = self._logits(self._ids)
         if self._site.module not in self._returned:
             raise ValueError(f"the model does not run {self._site.name}; choose another module")
-        # A copy: what comes later may have written into it.
-        activations = main_tensor(self._returned[self._site.module], self._site, ids).clone()
-        return activations, logits
+        return self._main(self._returned[self._site.module]), logits
 
     def logits(self, activations: Tensor, contexts: Tensor | None = None) -> Tensor:
         """The logits [contexts, length, vocabulary] where these are the activations.
@@ -53,11 +52,12 @@ class Suffix:
         chosen = slice(None) if contexts is None else contexts.to(self._device)
 
         def same(output: Any, *_inputs: Any) -> Any:
-            return with_main_tensor(output, main_tensor(output, self._site, self._ids)[chosen])
+            return with_main_tensor(output, self._main(output)[chosen].clone())
 
         def replaced(output: Any, *_inputs: Any) -> Any:
-            like = main_tensor(output, self._site, self._ids)
-            return with_main_tensor(output, activations.to(like.device, like.dtype))
+            like = self._main(output)
+            here = activations.to(like.device, like.dtype, copy=True)
+            return with_main_tensor(output, here)
 
         with ExitStack() as stack:
             for layer in self._before[:-1]:
@@ -67,6 +67,9 @@ class Suffix:
             module = self._site.module
             stack.enter_context(_answering(module, self._returned[module], replaced))
             return self._logits(self._ids[chosen])
+
+    def _main(self, output: Any) -> Tensor:
+        return main_tensor(output, self._site, self._ids)
 
     def _logits(self, ids: Tensor) -> Tensor:
         logits: Tensor = self._model(input_ids=ids, use_cache=False).logits

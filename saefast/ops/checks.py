@@ -118,6 +118,8 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def finite(name: str, value: Tensor, masking: float | None = None) -> None:
     """`value` holds no NaN and no infinity; the infinity that masks a latent passes."""
+    if value.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
     good = value.isfinite()
     if masking is not None:
         good = good | (value == masking)

@@ -50,7 +50,7 @@ class LowRankDesign:
     lr: float = 1e-3
 
 
-SWEEP = tuple(LowRankDesign(rare=rare, rare_rate=1.024 / rare) for rare in (64, 256, 512, 1024))
+SWEEP = tuple(LowRankDesign(rare=rare, rare_rate=1.024 / rare) for rare in (64, 256, 1024))
 """More and more features in the plane, of which each row holds one on average"""
 NARROW = LowRankDesign(rank=16, rare=256, rare_rate=0.004)
 IDENTIFIED = LowRankDesign(
