@@ -1,6 +1,7 @@
 """The report: complete, honest about what is missing, safe whatever the data say."""
 
 import base64
+import dataclasses
 import gzip
 import json
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from tiny_run import NASTY, add_language_model, tiny_run
 
+from saefast.pipeline import run_pipeline, settings_of
 from saefast.report import findings_of, write_report
 from saefast.report.chart import Chart, Scale, covering, short
 from saefast.report.figures import SECTIONS
@@ -194,6 +196,20 @@ def test_what_is_missing_is_left_out_and_named(
     left = {name for name in page.ids if name.startswith("fig-")}
     assert complete - left == {f"fig-{name}" for name in lost}
     assert said in "".join(page.text).partition("What is not in this report")[2]
+
+
+def test_what_was_made_from_old_scores_is_left_out(run: Path) -> None:
+    """After another threshold planes, pools and worth are those of groups that are no more."""
+    settings = settings_of(run)
+    rule = dataclasses.replace(settings.stability, threshold=0.9)
+    changed = dataclasses.replace(settings, stability=rule)
+    run_pipeline(changed, run, until="stability", progress=False)
+    page = page_of(run)
+    left = {name for name in page.ids if name.startswith("fig-")}
+    gone = {"spectra", "angles", "overlap-stable", "keep-drop", "pooling-frontier"}
+    assert not left & {f"fig-{name}" for name in gone}
+    assert "fig-stability-histogram" in left
+    assert "saefast pool" in "".join(page.text)
 
 
 def test_a_run_that_has_only_been_trained_has_a_report(run: Path, tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RunData:
-    """The files of one run, each read when it is asked for; None or empty where there is none."""
+    """The files of one run, each read when it is asked for; None or empty where there is none.
+
+    Files of a stage that has to run again, since one before it did, count as not there.
+    """
 
     run: Path
 
@@ -53,40 +56,48 @@ class RunData:
         """stages.json"""
         return read_json(self.run / STAGES) or {}
 
+    def current(self, stage: str) -> bool:
+        """Whether what a stage wrote goes with what the others wrote."""
+        return not self.stages or stage in self.stages
+
     @cached_property
     def stability(self) -> dict[str, Any]:
         """stability.json"""
-        return read_json(self.run / STABILITY) or {}
+        return self._json("stability", STABILITY) or {}
 
     @cached_property
     def membership(self) -> dict[str, Any]:
         """membership.json"""
-        return read_json(self.run / MEMBERSHIP) or {}
+        return self._json("stability", MEMBERSHIP) or {}
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json"""
-        return read_json(self.run / EVALUATION) or {}
+        return self._json("evaluate", EVALUATION) or {}
 
     @cached_property
     def pooling(self) -> dict[str, Any]:
         """pooling.json"""
-        return read_json(self.run / POOLING) or {}
+        return self._json("pool", POOLING) or {}
 
     @cached_property
     def skipped(self) -> list[str]:
         """Which parts of the subspace analysis could not be computed."""
-        return read_json(self.run / SUBSPACES / SKIPPED) or []
+        return self._json("subspace", f"{SUBSPACES}/{SKIPPED}") or []
 
     @cached_property
     def overlap(self) -> Rows:
         """overlap.parquet"""
-        return _rows(self.run / OVERLAP)
+        return _rows(self.run / OVERLAP) if self.current("match") else []
 
     @cached_property
     def subspaces(self) -> dict[str, Rows]:
         """The tables of `Subspaces`."""
-        return {name: _rows(self.run / SUBSPACES / f"{name}.parquet") for name in SUBSPACE_TABLES}
+        known = self.current("subspace")
+        return {
+            name: _rows(self.run / SUBSPACES / f"{name}.parquet") if known else []
+            for name in SUBSPACE_TABLES
+        }
 
     @cached_property
     def features(self) -> dict[str, Any]:
@@ -94,7 +105,8 @@ class RunData:
         table = read_table(self.run / FEATURES)
         if table is None:
             return {}
-        return {name: _column(table[name]) for name in table.column_names}
+        known = [name for name in table.column_names if self.stability or name not in _SCORED]
+        return {name: _column(table[name]) for name in known}
 
     @cached_property
     def contexts(self) -> dict[tuple[int, int], Rows]:
@@ -108,7 +120,7 @@ class RunData:
     def sides(self) -> dict[str, Any] | None:
         """Of the first pair of SAEs: cosines by decoder and encoder, and whether partners agree."""
         tables = [read_table(self.run / MATCHES / side / "0-1.parquet") for side in _SIDES]
-        if any(table is None for table in tables):
+        if any(table is None for table in tables) or not self.current("match"):
             return None
         columns = [{name: _column(table[name]) for name in table.column_names} for table in tables]
         mine = columns[0]["dictionary"] == 0
@@ -131,6 +143,9 @@ class RunData:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [row for line in lines if (row := _parsed(line)) is not None]
 
+    def _json(self, stage: str, name: str) -> Any:
+        return read_json(self.run / name) if self.current(stage) else None
+
     @property
     def seeds(self) -> list[int]:
         """In the order in which everything counts the SAEs."""
@@ -149,6 +164,8 @@ class RunData:
 
 
 _SIDES = ("decoder", "encoder")
+_SCORED = ("group", "score", "support", "low", "high", "soft", "similarity", "partner", "alive")
+"""Columns of features.parquet that the stability stage wrote"""
 
 
 def _rows(path: Path) -> Rows:

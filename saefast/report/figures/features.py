@@ -157,6 +157,7 @@ def similarity_frequency(data: RunData) -> Figure:
 def effect_by_rate(data: RunData) -> Figure:
     """What single features are worth, among those that fire as often."""
     need(data.features.get("effect"), "marginal effects (saefast evaluate)")
+    need(data.stability, _NO_STABILITY)
     rate, effect = data.alive("firing_rate"), np.abs(data.alive("effect"))
     group = data.alive("group")
     known = (rate > 0) & (effect > 0)
@@ -181,7 +182,8 @@ def effect_by_rate(data: RunData) -> Figure:
         for at, value in zip(centres, line, strict=True):
             if value is not None:
                 chart.point(at, value, GROUP_COLOURS[name], f"{name}: {short(value)}")
-        chart.legend(name, GROUP_COLOURS[name])
+        if any(value is not None for value in line):
+            chart.legend(name, GROUP_COLOURS[name])
     return Figure(
         "effect-by-rate",
         "What a feature is worth, at equal frequency",
