@@ -12,7 +12,8 @@ What a stage did not write is not there, and the report says so.
     stability.json      the rule, the shares of stable and unstable features, the curve, the null
     overlap.parquet     a row for each measure of each pair of SAEs: `Measure` and a, b
     membership.json     in how many SAEs features are, and how many are in one only
-    subspaces/*.parquet the tables of `Subspaces`, and subspaces/skipped.json
+    subspaces/*.parquet the tables of `Subspaces`, and contributions.parquet: the rows of
+                        `Contributions`; skipped.json: what of both could not be computed
     evaluation.json     explained variance, keep-only and drop, CE and KL where there is a model
     contexts.parquet    the text around the largest activations
     pooled/ pooling.json                  the pooled SAE, and what it is worth beside its controls
@@ -36,6 +37,7 @@ STABILITY = "stability.json"
 OVERLAP = "overlap.parquet"
 MEMBERSHIP = "membership.json"
 SUBSPACES = "subspaces"
+CONTRIBUTIONS = "contributions.parquet"
 SKIPPED = "skipped.json"
 EVALUATION = "evaluation.json"
 CONTEXTS = "contexts.parquet"

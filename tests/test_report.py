@@ -178,7 +178,11 @@ def test_the_table_says_what_the_files_say(run: Path) -> None:
     ("gone", "lost", "said"),
     [
         (POOLING, {"pooling-frontier"}, "pooling and its controls"),
-        (SUBSPACES, {"spectra", "angles", "overlap-stable", "overlap-unstable"}, "subspaces"),
+        (
+            SUBSPACES,
+            {"spectra", "angles", "overlap-stable", "overlap-unstable", "contributions"},
+            "subspaces",
+        ),
         (EVALUATION, {"keep-drop", "keep-drop-ce"}, "an evaluation"),
         ("metrics.jsonl", {"training"}, "the log of the training"),
         ("membership.json", {"only-in-one"}, "membership"),

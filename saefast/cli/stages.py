@@ -15,7 +15,7 @@ Threshold = float | Literal["null"]
 _TOPICS = {
     "match": ("Pairs",),
     "stability": ("Stability", "Dead features"),
-    "subspace": ("Planes",),
+    "subspace": ("Planes", "Same work"),
     "pool": ("Pooling",),
     "evaluate": ("Worth", "Controls", "Language model", "At equal frequency"),
 }

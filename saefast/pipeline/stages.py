@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
+from saefast.contributions import contribution_r2
 from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.overlap import Key, measure_overlap
 from saefast.pipeline.job import Job
 from saefast.pipeline.texts import token_texts, write_contexts
 from saefast.run_files import (
+    CONTRIBUTIONS,
     MEMBERSHIP,
     OVERLAP,
     SKIPPED,
@@ -138,7 +140,7 @@ def _membership(found: Stability) -> dict[str, Any]:
 
 
 def subspace(job: Job) -> None:
-    """The planes of stable and unstable features, beside their nulls."""
+    """The planes of stable and unstable features and what they add to tokens, beside nulls."""
     how = job.settings.subspace
     found = fit_subspaces(
         job.dictionaries,
@@ -155,7 +157,18 @@ def subspace(job: Job) -> None:
     tables = found.tables()
     for name in SUBSPACE_TABLES:
         write_rows(job.run / SUBSPACES / f"{name}.parquet", tables[name])
-    write_json(job.run / SUBSPACES / SKIPPED, list(found.skipped))
+    added = contribution_r2(
+        job.saes,
+        str(job.held_out_rows),
+        job.stability,
+        stable=job.settings.stability.stable,
+        unstable=job.settings.stability.unstable,
+        draws=how.draws,
+        seed=how.seed,
+        progress=job.progress,
+    )
+    write_rows(job.run / SUBSPACES / CONTRIBUTIONS, added.as_rows())
+    write_json(job.run / SUBSPACES / SKIPPED, [*found.skipped, *added.skipped])
 
 
 def _untrained(job: Job) -> list[Tensor] | None:

@@ -244,6 +244,21 @@ def _planes(data: RunData) -> Iterator[Finding]:
         yield Finding("Planes", text, verdict)
 
 
+def _contributions(data: RunData) -> Iterator[Finding]:
+    parts = []
+    for group in ("stable", "unstable"):
+        rows = [row for row in data.contributions if row["group"] == group]
+        if rows:
+            value, chance = (np.mean([row[name] for row in rows]) for name in ("r2", "r2_null"))
+            parts.append(f"of {group} features {value:.2f} (as many random ones {chance:.2f})")
+    if parts:
+        yield Finding(
+            "Same work",
+            "What a group adds to a token in one SAE and in another has a squared correlation, "
+            f"{', '.join(parts)}.",
+        )
+
+
 def _pooling(data: RunData) -> Iterator[Finding]:
     methods = {row["method"]: row for row in data.pooling.get("methods", [])}
     if "pooled" not in methods:
@@ -297,6 +312,7 @@ _ALL: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
     _frequency,
     _surface,
     _planes,
+    _contributions,
     _pooling,
     _dead,
 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from saefast.checkpoint import RUN
 from saefast.run_files import (
     CONTEXTS,
+    CONTRIBUTIONS,
     EVALUATION,
     FEATURES,
     MATCHES,
@@ -98,6 +99,11 @@ class RunData:
             name: _rows(self.run / SUBSPACES / f"{name}.parquet") if known else []
             for name in SUBSPACE_TABLES
         }
+
+    @cached_property
+    def contributions(self) -> Rows:
+        """subspaces/contributions.parquet"""
+        return _rows(self.run / SUBSPACES / CONTRIBUTIONS) if self.current("subspace") else []
 
     @cached_property
     def features(self) -> dict[str, Any]:

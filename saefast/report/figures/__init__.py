@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[Draw, ...]] = {
     "Planes": (
         groups.overlap_unstable,
         groups.overlap_stable,
+        groups.contributions,
         groups.angles,
         groups.spectra,
     ),

@@ -17,6 +17,7 @@ NULLS = {
 }
 """Those drawn beside overlaps: what chance gives, ever harder to beat"""
 METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
+_BOTH_R2 = ("r2", "r2_null")
 _NO_SUBSPACES = "subspaces (saefast subspace)"
 _NO_EVALUATION = "an evaluation (saefast evaluate)"
 
@@ -179,6 +180,40 @@ def _overlap(data: RunData, group: str) -> Figure:
         "the same SAEs; the same latents before training. The vertical line is the dimension used "
         "in the findings.",
         f"Overlap {value:.2f} at {compared:.0f} dimensions.",
+        chart.svg(),
+    )
+
+
+def contributions(data: RunData) -> Figure:
+    """Whether groups do the same to tokens."""
+    rows = need(data.contributions, "what groups add to tokens (saefast subspace)")
+    chart = Chart(
+        Scale(-0.6, 1.6),
+        Scale(0, 1),
+        "features",
+        "squared correlation between SAEs",
+        x_names=tuple(GROUPS),
+    )
+    told = []
+    for at, (group, colour) in enumerate(GROUPS.items()):
+        mine = [row for row in rows if row["group"] == group]
+        if not mine:
+            continue
+        value, chance = (float(np.mean([row[name] for row in mine])) for name in _BOTH_R2)
+        chart.bar(at - 0.4, at, value, colour, f"{group}: {value:.3f}")
+        chart.bar(at, at + 0.4, chance, "s2", f"as many random features: {chance:.3f}")
+        told.append(f"{group} {value:.2f} (random {chance:.2f})")
+    need(told, "what groups add to tokens (saefast subspace)")
+    chart.legend("stable", "s0")
+    chart.legend("unstable", "s1")
+    chart.legend("random", "s2")
+    return Figure(
+        "contributions",
+        "Do the groups do the same to tokens?",
+        "What a group of features adds to the reconstruction of a token is a vector. Bars: squared "
+        "correlation of these vectors between two SAEs, mean over pairs; grey: for as many random "
+        "features. Features that come back only as a plane can do the same together.",
+        f"{', '.join(told)}.",
         chart.svg(),
     )
 
