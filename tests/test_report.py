@@ -18,7 +18,7 @@ from saefast.pipeline import run_pipeline, settings_of
 from saefast.report import findings_of, write_report
 from saefast.report.chart import Chart, Scale, covering, short
 from saefast.report.figures import SECTIONS
-from saefast.report.findings import AGREES, DISAGREES
+from saefast.report.finding import AGREES, DISAGREES
 from saefast.run_files import (
     CONTEXTS,
     EVALUATION,

@@ -6,7 +6,8 @@ from saefast.atomic import write_whole
 from saefast.report.chart import standalone
 from saefast.report.feature_rows import packed_features
 from saefast.report.figures import draw_all
-from saefast.report.findings import Finding, findings
+from saefast.report.finding import Finding
+from saefast.report.findings import findings
 from saefast.report.page import page, printed
 from saefast.report.run_data import RunData
 from saefast.run_files import REPORT

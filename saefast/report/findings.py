@@ -1,17 +1,14 @@
 """What the numbers of a run say, in words, also where it is not what the papers found."""
 
 from collections.abc import Callable, Iterator
-from math import exp
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from saefast.report.figures.figure import percent
-from saefast.report.figures.groups import group_value
 from saefast.report.figures.runs import pair_shares
+from saefast.report.finding import AGREES, DISAGREES, MIXED, Finding
 from saefast.report.run_data import RunData
-
-AGREES, DISAGREES, MIXED = "as published", "not as published", "in part as published"
+from saefast.report.worth import asymmetry, frequency, language_model, surface_form
 
 _NULLS = {
     "haar": "random planes",
@@ -19,15 +16,6 @@ _NULLS = {
     "subset": "as many random features of the same SAEs",
     "initial": "the same latents before training",
 }
-
-
-class Finding(NamedTuple):
-    """One sentence or two."""
-
-    topic: str
-    text: str
-    verdict: str = ""
-    """how it compares with what papers report, empty where they report nothing"""
 
 
 def findings(data: RunData) -> list[Finding]:
@@ -80,134 +68,6 @@ def _pairs(data: RunData) -> Iterator[Finding]:
         "decoder row of cosine 0.7 or more). Published values run from 0.3 to 0.8: more with fewer "
         "latents and longer training.",
     )
-
-
-def _asymmetry(data: RunData) -> Iterator[Finding]:
-    if not data.evaluation:
-        return
-    full = data.mean_over_seeds(lambda each: float(each["explained_variance"]))
-    stable, _ = group_value(data, "stable", "", "keep")
-    unstable, _ = group_value(data, "unstable", "", "keep")
-    where = "held-out rows" if data.evaluation["held_out"] else "the rows it was trained on"
-    if stable is None or unstable is None:
-        absent = "stable" if stable is None else "unstable"
-        yield Finding(
-            "Worth",
-            f"The whole SAE explains {full:.3f} of the variance on {where}. No feature is "
-            f"{absent}, so the groups cannot be compared.",
-        )
-        return
-    yield Finding(
-        "Worth",
-        f"On {where} the whole SAE explains {full:.3f} of the variance, its stable features alone "
-        f"{stable:.3f}, its unstable features alone {unstable:.3f}.",
-        AGREES if stable > unstable else DISAGREES,
-    )
-    for group, own in (("stable", stable), ("unstable", unstable)):
-        mean, deviation = group_value(data, group, "mass", "keep")
-        if mean is None:
-            continue
-        gap = own - mean
-        word = "more than" if gap > 2 * deviation else "less than"
-        if abs(gap) <= 2 * deviation:
-            word = "no different from"
-        yield Finding(
-            "Controls",
-            f"{group.capitalize()} features alone explain {own:.3f}, {word} random features with "
-            f"the same sum of activations ({mean:.3f} ± {deviation:.3f}).",
-            _as_said(word, "more than" if group == "stable" else "less than"),
-        )
-
-
-def _as_said(word: str, claimed: str) -> str:
-    return AGREES if word == claimed else DISAGREES
-
-
-def _language_model(data: RunData) -> Iterator[Finding]:
-    patched = data.evaluation.get("language_model")
-    if not patched:
-        return
-    sizes = {
-        line["group"]: line["features"]
-        for each in data.evaluation["seeds"]
-        for line in each["groups"]
-        if each["seed"] == patched["seed"] and line["control"] == ""
-    }
-
-    def ce(effect: dict[str, Any]) -> float:
-        return float(effect["ce"]["value"])
-
-    clean, keep = ce(patched["clean"]), patched["keep"]
-    if not all(sizes.values()):
-        yield Finding(
-            "Language model",
-            f"The next token costs the model {clean:.2f} nats, {ce(patched['full']):.2f} with the "
-            f"reconstruction; {ce(patched['mean']):.2f} with the mean activation, "
-            f"{ce(patched['zero']):.2f} with zeros. Measured on {patched['predictions']:,} tokens.",
-        )
-        return
-    stable, unstable = ce(keep["stable"]), ce(keep["unstable"])
-    random = keep.get("unstable:mass")
-    beside = f" (random features as active as the unstable: {ce(random):.2f})" if random else ""
-    yield Finding(
-        "Language model",
-        f"The next token costs the model {clean:.2f} nats, {ce(patched['full']):.2f} with the "
-        f"reconstruction, {stable:.2f} from stable features alone, {unstable:.2f} from unstable "
-        f"ones alone{beside}; {ce(patched['mean']):.2f} with the mean activation, "
-        f"{ce(patched['zero']):.2f} with zeros. Measured on {patched['predictions']:,} tokens.",
-        AGREES if stable < unstable else DISAGREES,
-    )
-
-
-def _frequency(data: RunData) -> Iterator[Finding]:
-    medians = _medians(data, "firing_rate")
-    if medians is None:
-        return
-    stable, unstable = medians
-    word = "more rarely" if unstable < stable else "more often"
-    yield Finding(
-        "Frequency",
-        f"Unstable features fire {word} than stable ones: in the median on {_rate(unstable)} of "
-        f"the rows, against {_rate(stable)}. (Papers disagree: unstable ones are called rare, but "
-        "unshared ones of one study fired more often.)",
-    )
-    regression = data.evaluation.get("regression", {}) if data.evaluation else {}
-    if "coefficient" not in regression:
-        return
-    value, error = (regression[name]["group"] for name in ("coefficient", "standard_error"))
-    times = [exp(value + 1.96 * side * error) for side in (-1, 0, 1)]
-    less, more = times[2] < 1, times[0] > 1
-    said = "worth less" if less else "worth more" if more else "worth as much, as far as is known"
-    yield Finding(
-        "At equal frequency",
-        f"Among features that fire as often and as strongly, an unstable one is {said}: its effect "
-        f"on the error is {times[1]:.2f} times that of another (95 % interval {times[0]:.2f} to "
-        f"{times[2]:.2f}; {regression['features']:,} features).",
-        AGREES if less else DISAGREES if more else "",
-    )
-
-
-def _surface(data: RunData) -> Iterator[Finding]:
-    medians = _medians(data, "token_auroc")
-    if medians is None:
-        return
-    stable, unstable = medians
-    yield Finding(
-        "Surface form",
-        f"One token foretells a stable feature with an AUROC of {stable:.2f} in the median, an "
-        f"unstable one with {unstable:.2f}.",
-        AGREES if unstable > stable else DISAGREES,
-    )
-
-
-def _medians(data: RunData, name: str) -> tuple[float, float] | None:
-    if name not in data.features or "group" not in data.features:
-        return None
-    values, group = data.alive(name), data.alive("group")
-    found = [values[(group == which) & np.isfinite(values)] for which in ("stable", "unstable")]
-    if not all(len(each) for each in found):
-        return None
-    return float(np.median(found[0])), float(np.median(found[1]))
 
 
 def _planes(data: RunData) -> Iterator[Finding]:
@@ -300,17 +160,13 @@ def _dead(data: RunData) -> Iterator[Finding]:
         )
 
 
-def _rate(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
 _ALL: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
     _stable_share,
     _pairs,
-    _asymmetry,
-    _language_model,
-    _frequency,
-    _surface,
+    asymmetry,
+    language_model,
+    frequency,
+    surface_form,
     _planes,
     _contributions,
     _pooling,
