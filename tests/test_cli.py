@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +73,9 @@ def test_a_run_makes_a_report_and_says_what_it_found(
 
 
 def test_another_threshold_is_counted_anew_and_nothing_is_trained_again(
-    run: Path, capsys: pytest.CaptureFixture
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
     assert main(["stability", str(run), "--threshold", "0.95", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [name for name, its in told["stages"].items() if not its["was_finished"]] == [
