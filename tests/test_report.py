@@ -343,6 +343,18 @@ def test_what_the_language_model_loses_is_said(run: Path) -> None:
     assert verdict == AGREES
 
 
+@pytest.mark.parametrize(
+    ("unstable", "verdict"), [(0.9, AGREES), (0.71, ""), (0.69, ""), (0.5, DISAGREES)]
+)
+def test_medians_that_hardly_differ_are_no_verdict(
+    run: Path, unstable: float, verdict: str
+) -> None:
+    groups = read_table(run / FEATURES)["group"].to_pylist()
+    aurocs = [unstable if group == "unstable" else 0.7 for group in groups]
+    add_columns(run / FEATURES, {"token_auroc": aurocs})
+    assert finding(run, "Surface form")[1] == verdict
+
+
 def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
     for value, said, verdict in (

@@ -10,6 +10,9 @@ from saefast.report.figures.groups import group_value
 from saefast.report.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
 
+_CLEAR = 0.02
+"""Medians of AUROC that differ by less are as good as equal"""
+
 
 def asymmetry(data: RunData) -> Iterator[Finding]:
     """Explained variance with groups alone, beside random features."""
@@ -129,7 +132,7 @@ def surface_form(data: RunData) -> Iterator[Finding]:
         "Surface form",
         f"One token foretells a stable feature with an AUROC of {stable:.2f} in the median, an "
         f"unstable one with {unstable:.2f}.",
-        AGREES if unstable > stable else DISAGREES,
+        AGREES if unstable > stable + _CLEAR else DISAGREES if unstable < stable - _CLEAR else "",
     )
 
 
