@@ -57,17 +57,24 @@ def _upper_of_none(data: RunData) -> float:
 
 
 def _pairs(data: RunData) -> Iterator[Finding]:
-    shares = pair_shares(data, 0.7)
+    shares, both = (pair_shares(data, 0.7, side) for side in ("decoder", "both"))
     if not shares:
         return
-    ends = [percent(share) for share in (min(shares.values()), max(shares.values()))]
-    between = " to ".join(dict.fromkeys(ends))
+    between = _between(list(shares.values()))
+    beside = ""
+    if both:
+        beside = f"; {_between(list(both.values()))} if encoder rows must match as well"
     yield Finding(
         "Pairs",
         f"Two SAEs that differ in the seed alone share {between} of their features (nearest "
-        "decoder row of cosine 0.7 or more). Published values run from 0.3 to 0.8: more with fewer "
+        f"decoder row of cosine 0.7 or more{beside}). Published values run from 0.3 to 0.8: more with fewer "
         "latents and longer training.",
     )
+
+
+def _between(shares: list[float]) -> str:
+    ends = [percent(share) for share in (min(shares), max(shares))]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _planes(data: RunData) -> Iterator[Finding]:

@@ -205,7 +205,7 @@ def _table(data: RunData, rows: str) -> str:
 
 
 def _missing(data: RunData, missing: Sequence[str]) -> str:
-    items = [f"<li>The run has no {escape(reason)}.</li>" for reason in missing]
+    items = [f"<li>The run lacks {escape(reason)}.</li>" for reason in missing]
     items += [f"<li>Left out of the planes: {escape(reason)}.</li>" for reason in data.skipped]
     return f"<ul>{''.join(items)}</ul>"
 

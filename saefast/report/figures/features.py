@@ -9,7 +9,7 @@ from saefast.report.figures.figure import Figure, binned, need, percent
 from saefast.report.run_data import RunData
 
 GROUP_COLOURS = {"stable": "s0", "mixed": "s2", "unstable": "s1"}
-_NO_STABILITY = "stability of features (saefast stability)"
+_NO_STABILITY = "the stability of features (saefast stability)"
 
 
 def similarity_histogram(data: RunData) -> Figure:

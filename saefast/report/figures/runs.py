@@ -192,12 +192,14 @@ def only_in_one(data: RunData) -> Figure:
     )
 
 
-def pair_shares(data: RunData, threshold: float) -> dict[tuple[int, int], float]:
-    """For each pair of SAEs the share of features with a match that similar, by decoder row."""
+def pair_shares(
+    data: RunData, threshold: float, side: str = "decoder"
+) -> dict[tuple[int, int], float]:
+    """For each pair of SAEs the share of features with a match that similar."""
     found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for row in data.overlap:
         wanted = (row["name"], row["side"], row["match"], row["sign"])
-        if wanted == ("shared", "decoder", "nearest", "signed") and row["value"] is not None:
+        if wanted == ("shared", side, "nearest", "signed") and row["value"] is not None:
             found.setdefault((row["a"], row["b"]), []).append((row["threshold"], row["value"]))
     shares = {}
     for pair, rows in found.items():
