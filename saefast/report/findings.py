@@ -67,8 +67,8 @@ def _pairs(data: RunData) -> Iterator[Finding]:
     yield Finding(
         "Pairs",
         f"Two SAEs that differ in the seed alone share {between} of their features (nearest "
-        f"decoder row of cosine 0.7 or more{beside}). Published values run from 0.3 to 0.8: more with fewer "
-        "latents and longer training.",
+        f"decoder row of cosine 0.7 or more{beside}). Published values run from 0.3 to 0.8: more "
+        "with fewer latents and longer training.",
     )
 
 
@@ -133,8 +133,8 @@ def _pooling(data: RunData) -> Iterator[Finding]:
     lost = [name for name, beaten in data.pooling["beaten"].items() if not beaten]
     own = methods["pooled"]
     parts = [
-        f"{name} {row['equal_match_share']:.2f} and {row['equal_explained_variance']:.3f} "
-        f"({row['tokens']:,} rows of training)"
+        f"{name} {row['equal_match_share']:.3f}, {row['equal_pw_mcc']:.3f} and "
+        f"{row['equal_explained_variance']:.3f} ({row['tokens']:,} rows of training)"
         for name, row in methods.items()
     ]
     head = (
@@ -142,8 +142,10 @@ def _pooling(data: RunData) -> Iterator[Finding]:
     )
     yield Finding(
         "Pooling",
-        f"{head} Share of features with a match in the other SAE, and explained variance, at "
-        f"{own['equal_alive']:.0f} features alive: {'; '.join(parts)}.",
+        f"{head} Share of features with a match in the other SAE, mean cosine of the best pairs "
+        f"(PW-MCC), and explained variance, at {own['equal_alive']:.0f} features alive: "
+        f"{'; '.join(parts)}. To beat is to be better in one and worse in none, by more than "
+        f"{data.pooling['margin']:g}.",
         DISAGREES if lost else AGREES,
     )
 
