@@ -34,13 +34,13 @@ DEMO = RunSettings(
         latents=4096,
         k=32,
         seeds=(0, 1, 2, 3),
-        tokens=1_000_000,
+        tokens=700_000,
         batch_size=1024,
         lr=3e-3,  # in so few steps, smaller ones leave seeds where they began
         auxk=AuxK(dead_after=100_000),
     ),
     subspace=Planes(draws=10),
-    pool=Pooling(tokens=100_000),
+    pool=Pooling(tokens=70_000),
     evaluate=Evaluation(tokens=2048, contexts=3),
 )
 
