@@ -137,9 +137,7 @@ def _pooling(data: RunData) -> Iterator[Finding]:
         f"{row['equal_explained_variance']:.3f} ({row['tokens']:,} rows of training)"
         for name, row in methods.items()
     ]
-    head = (
-        f"Pooling does not beat {' and '.join(lost)}." if lost else "Pooling beats every control."
-    )
+    head = f"Pooling does not beat {' or '.join(lost)}." if lost else "Pooling beats every control."
     yield Finding(
         "Pooling",
         f"{head} Share of features with a match in the other SAE, mean cosine of the best pairs "

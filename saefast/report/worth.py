@@ -30,10 +30,21 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
             f"{absent}, so the groups cannot be compared.",
         )
         return
+    sizes = {
+        group: data.mean_over_seeds(
+            lambda each, group=group: next(  # type: ignore[misc]
+                line["features"]
+                for line in each["groups"]
+                if (line["group"], line["control"]) == (group, "")
+            )
+        )
+        for group in ("stable", "unstable")
+    }
     yield Finding(
         "Worth",
         f"On {where} the whole SAE explains {full:.3f} of the variance, its stable features alone "
-        f"{stable:.3f}, its unstable features alone {unstable:.3f}.",
+        f"{stable:.3f} ({sizes['stable']:.0f} of them), its unstable features alone "
+        f"{unstable:.3f} ({sizes['unstable']:.0f}).",
         AGREES if stable > unstable else DISAGREES,
     )
     for group, own in (("stable", stable), ("unstable", unstable)):
