@@ -7,7 +7,8 @@ its Adam stay SAELens's, and so do inference files. `accelerate` is for an SAE t
 Activations come out dense, as SAELens's do; with `use_sparse_activations=True` as sparse tensors,
 which is faster still: the trainer counts them, and that takes longer than the rest of the forward
 pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
-Whoever hooks dense activations or pre-activations gets SAELens's own computation.
+Whoever hooks dense activations or pre-activations gets SAELens's own computation, and so does who
+gives an accelerated SAE too little to do for sparse codes to be faster.
 """
 
 from dataclasses import dataclass
@@ -37,9 +38,12 @@ class _Fused:
     def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
         return codes.topk_code(self, inputs, norms)
 
+    def _fuses(self, x: Tensor) -> bool:
+        return codes.fusible(self)
+
     def forward(self: Any, x: Tensor) -> Tensor:
         """The reconstruction of x [..., d]."""
-        if not codes.fusible(self) or self.use_error_term:
+        if not self._fuses(x) or self.use_error_term:
             return super().forward(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
         code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
@@ -48,7 +52,7 @@ class _Fused:
 
     def encode(self: Any, x: Tensor) -> Tensor:
         """The activations of x [..., d], dense."""
-        if not codes.fusible(self):
+        if not self._fuses(x):
             return super().encode(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
         code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
@@ -58,10 +62,6 @@ class _Fused:
 
 class _FusedTraining(_Fused):
     """The same in training."""
-
-    def __init__(self: Any, cfg: Any, use_error_term: bool = False) -> None:
-        super().__init__(cfg, use_error_term)  # type: ignore[call-arg]
-        codes.lay_out(self)
 
     def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Activations and pre-activations [..., m], the latter computed when they are read."""
@@ -81,7 +81,8 @@ class _FusedTraining(_Fused):
         x = step_input.sae_in
         if not codes.fusible(self) or x.ndim != 2:
             return super().training_forward_pass(step_input)  # type: ignore[misc]
-        codes.lay_out(self)  # SAELens may have loaded W_enc as it is in files
+        # No earlier: seeded draws like W_enc follow its layout, and loading may bring back another.
+        codes.lay_out(self)
         inputs, norms = self.process_sae_in(x), codes.norms_of(self)
         code = self._code(inputs, norms)
         out = codes.reconstruction(self, code, inputs.shape[:-1])
@@ -213,11 +214,18 @@ class SaefastMatryoshkaBatchTopKTrainingSAE(
             begin = end
 
 
-class FastTopKSAE(_Fused, TopKSAE):  # type: ignore[misc]
+class _FusedInference(_Fused):
+    """The same for an SAE that has been trained, where there is enough to do."""
+
+    def _fuses(self, x: Tensor) -> bool:
+        return super()._fuses(x) and codes.worthwhile(self, x)
+
+
+class FastTopKSAE(_FusedInference, TopKSAE):  # type: ignore[misc]
     """A TopK SAE that was accelerated."""
 
 
-class FastJumpReLUSAE(_Fused, JumpReLUSAE):  # type: ignore[misc]
+class FastJumpReLUSAE(_FusedInference, JumpReLUSAE):  # type: ignore[misc]
     """A JumpReLU SAE that was accelerated."""
 
     def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
@@ -230,6 +238,9 @@ _FAST = {TopKSAE: FastTopKSAE, JumpReLUSAE: FastJumpReLUSAE}
 @torch.no_grad()
 def accelerate(sae: Some) -> Some:
     """Let an inference SAE of SAELens encode and reconstruct with saefast, in place.
+
+    On a CPU, calls with fewer than 32 rows, and small SAEs (d_in * d_sae below 2**17), stay
+    SAELens's own, bit for bit: there it is the faster one.
 
     Args:
         sae: a `TopKSAE` or `JumpReLUSAE` (what BatchTopK is saved as).

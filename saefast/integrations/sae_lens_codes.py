@@ -15,6 +15,7 @@ from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode
 
 _SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
+_FEWEST_ROWS, _SMALLEST_ENCODER = 32, 2**17  # where sparse codes begin to be faster on one core
 _FIRST_WIDTH = 128  # room for the latents of a row above a threshold, doubled until all fit
 
 
@@ -48,13 +49,21 @@ def fusible(sae: Any) -> bool:
     return sae.W_enc.dtype in DTYPES and not hooked and not torch.compiler.is_compiling()
 
 
+def worthwhile(sae: Any, x: Tensor) -> bool:
+    """Whether encoding x [..., d] by sparse codes takes less time than by dense matrices."""
+    rows = x.shape[:-1].numel()
+    enough = rows >= _FEWEST_ROWS and sae.W_enc.numel() >= _SMALLEST_ENCODER
+    return enough or x.device.type != "cpu"
+
+
 def lay_out(sae: Any) -> None:
     """Keep W_enc [d, m] in memory as [m, d], the way the ops read it and write its gradient.
 
     Files and state dicts hold it as SAELens does.
     """
     if not sae.W_enc.T.is_contiguous():
-        sae.W_enc.data = sae.W_enc.data.T.contiguous().T
+        with torch.inference_mode(sae.W_enc.is_inference()):  # or they could not be trained
+            sae.W_enc.data = sae.W_enc.data.T.contiguous().T
     if contiguous_encoder not in sae._state_dict_hooks.values():
         sae.register_state_dict_post_hook(contiguous_encoder)
 

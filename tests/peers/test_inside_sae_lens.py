@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sae_lens
@@ -21,6 +22,7 @@ from torch import Tensor
 
 import saefast
 from saefast.integrations import sae_lens as inside
+from saefast.integrations import sae_lens_codes
 
 D, M, K, N = 24, 96, 6, 50
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}
@@ -292,6 +294,7 @@ def test_other_dtypes(dtype: str) -> None:
 
 def test_moving_to_another_dtype_keeps_the_layout() -> None:
     sae = _sae("saefast_topk")
+    sae.training_forward_pass(_input(_batches(1)[0]))
     sae.to(dtype=torch.float64)
     assert sae.dtype == torch.float64
     assert sae.cfg.dtype == "float64"
@@ -408,6 +411,7 @@ def test_command_line_knows_the_architectures(
 
 def test_state_dicts_are_saelens_own() -> None:
     alone, with_saefast = _pair("topk")
+    with_saefast.training_forward_pass(_input(_batches(1)[0]))
     own, ours = alone.state_dict(), with_saefast.state_dict()
     assert list(ours) == list(own)
     for name, tensor in ours.items():
@@ -419,7 +423,30 @@ def test_state_dicts_are_saelens_own() -> None:
 
 
 def test_state_dict_can_be_saved_without_saelens(tmp_path: Path) -> None:
-    save_file(_sae("saefast_topk").state_dict(), tmp_path / "weights.safetensors")
+    sae = _sae("saefast_topk")
+    sae.training_forward_pass(_input(_batches(1)[0]))
+    save_file(sae.state_dict(), tmp_path / "weights.safetensors")
+
+
+@each_variant
+def test_weights_drawn_anew_are_those_of_the_seed(variant: str) -> None:
+    """Random numbers fill a tensor as it lies in memory, which is as in SAELens before a step."""
+    alone, with_saefast = _pair(variant)
+    for sae in (alone, with_saefast):
+        torch.manual_seed(5)
+        torch.nn.init.uniform_(sae.W_enc)
+        sae.W_dec.data = torch.rand_like(sae.W_dec)
+    assert torch.equal(with_saefast.W_enc, alone.W_enc)
+    assert torch.equal(with_saefast.W_dec, alone.W_dec)
+
+
+@each_variant
+def test_a_pass_in_inference_mode_leaves_weights_that_can_be_trained(variant: str) -> None:
+    sae, step_input = _sae(f"saefast_{variant}"), _input(_batches(1)[0])
+    with torch.inference_mode():
+        sae.training_forward_pass(step_input)
+    sae.training_forward_pass(step_input).loss.backward()
+    assert sae.W_enc.grad.abs().sum() > 0
 
 
 @each_variant
@@ -477,6 +504,14 @@ def _inference(kind: str, tmp_path: Path, **settings: Any) -> tuple[SAE, SAE]:
     return SAE.load_from_disk(tmp_path), inside.accelerate(SAE.load_from_disk(tmp_path))
 
 
+@pytest.fixture
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerated SAEs use sparse codes for the few rows of a test, too."""
+    monkeypatch.setattr(sae_lens_codes, "_FEWEST_ROWS", 0)
+    monkeypatch.setattr(sae_lens_codes, "_SMALLEST_ENCODER", 0)
+
+
+@pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 def test_accelerated_saes_agree(kind: str, tmp_path: Path) -> None:
     own, ours = _inference(kind, tmp_path)
@@ -492,6 +527,7 @@ def test_accelerated_saes_agree(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours(dense), own(dense), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("however_small")
 def test_accelerated_sae_that_rescales(tmp_path: Path) -> None:
     config = sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True)
     own = sae_lens.TopKSAE(config)
@@ -502,6 +538,7 @@ def test_accelerated_sae_that_rescales(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(x), own(x), **TIGHT)
 
 
+@pytest.mark.usefixtures("however_small")
 def test_accelerated_sae_keeps_files_hooks_and_gradients(tmp_path: Path) -> None:
     own, ours = _inference("topk", tmp_path / "one")
     x = _batches(1)[0].requires_grad_()
@@ -521,6 +558,7 @@ def test_accelerated_sae_keeps_files_hooks_and_gradients(tmp_path: Path) -> None
     assert inside.accelerate(ours) is ours
 
 
+@pytest.mark.usefixtures("however_small")
 def test_accelerated_sae_with_an_error_term(tmp_path: Path) -> None:
     _, ours = _inference("topk", tmp_path)
     with pytest.warns(DeprecationWarning, match="use_error_term"):
@@ -529,12 +567,49 @@ def test_accelerated_sae_with_an_error_term(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(x), x, **TIGHT)
 
 
+@pytest.mark.parametrize(
+    ("rows", "d_in", "d_sae", "ops"),
+    [(32, 128, 1024, 1), (31, 128, 1024, 0), (32, 128, 1023, 0)],
+)
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_little_work_stays_saelens_own(
+    kind: str, rows: int, d_in: int, d_sae: int, ops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae_class, config_class = sae_lens.registry.get_sae_class(kind)
+    own = sae_class(config_class(d_in=d_in, d_sae=d_sae))
+    ours = inside.accelerate(sae_class(config_class(d_in=d_in, d_sae=d_sae)))
+    ours.load_state_dict(own.state_dict())
+    name = {"topk": "topk_code", "jumprelu": "threshold_code"}[kind]
+    sparse_codes = mock.Mock(wraps=getattr(sae_lens_codes, name))
+    monkeypatch.setattr(sae_lens_codes, name, sparse_codes)
+    x = torch.randn(rows, d_in)
+    for method in ("encode", "forward"):
+        sparse_codes.reset_mock()
+        given, expected = getattr(ours, method)(x), getattr(own, method)(x)
+        assert sparse_codes.call_count == ops
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("made_in_inference_mode", [True, False])
+def test_accelerated_in_inference_mode(made_in_inference_mode: bool) -> None:
+    with torch.inference_mode(made_in_inference_mode):
+        own = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K))
+        ours = copy.deepcopy(own)
+    with torch.inference_mode():
+        inside.accelerate(ours)
+        x = _batches(1)[0]
+        torch.testing.assert_close(ours(x), own(x), **TIGHT)
+    assert ours.W_enc.is_inference() is made_in_inference_mode
+
+
 def test_accelerate_refuses_what_it_does_not_know() -> None:
     config = sae_lens.StandardSAEConfig(d_in=D, d_sae=M)
     with pytest.raises(TypeError, match="TopKSAE"):
         inside.accelerate(sae_lens.StandardSAE(config))
 
 
+@pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("kind", ["saefast_topk", "saefast_batchtopk", "accelerated"])
 def test_folding_decoder_norms_changes_nothing(kind: str) -> None:
     if kind == "accelerated":
@@ -557,6 +632,7 @@ def test_folding_norms_is_refused_where_saelens_refuses_it() -> None:
         _sae("saefast_topk", rescale_acts_by_decoder_norm=False).fold_W_dec_norm()
 
 
+@pytest.mark.usefixtures("however_small")
 def test_saved_threshold_is_that_of_training(tmp_path: Path) -> None:
     """After many passes over one batch, what BatchTopK keeps of it is what JumpReLU keeps."""
     sae, x = _sae("saefast_batchtopk"), _batches(1)[0]
