@@ -32,7 +32,7 @@ from saefast.neighbours import nearest
 SHARED = 0.4
 """of the features return in the other dictionary, turned a little; the others are its own"""
 PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {}
-_TIME_LIMIT = 300  # seconds a rival may take for a sparse graph
+_TIME_LIMIT = 60  # seconds a rival may take for a sparse graph
 
 
 def part(function: Callable[[int], list[dict[str, Any]]]) -> Callable[[int], list[dict[str, Any]]]:
