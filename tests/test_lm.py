@@ -913,7 +913,7 @@ class TestText:
             lengths[document.source.partition(":")[0]] += len(document.text)
         assert abs(lengths["prose"] - lengths["code"]) <= 8192
 
-    def test_another_process_reads_the_same_corpus(self) -> None:
+    def test_another_process_reads_the_same_corpus(self, tmp_path: Path) -> None:
         script = (
             "import itertools, json, sys; from saefast.lm import builtin_corpus\n"
             "assert not {'transformers', 'tokenizers', 'datasets'} & set(sys.modules)\n"
@@ -921,6 +921,7 @@ class TestText:
         )
         other = subprocess.run(
             [sys.executable, "-c", script],
+            cwd=tmp_path,  # where no saefast/ without its kernels lies
             env={**os.environ, "PYTHONHASHSEED": "7"},
             capture_output=True,
             text=True,
