@@ -1,8 +1,6 @@
 """How an SAE begins: what the first rows of the data say, and the seed's directions."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.config import TrainConfig
+from saefast.one_thread import one_thread
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 
@@ -126,7 +125,7 @@ def _directions(config: TrainConfig, rows: Tensor, generator: torch.Generator) -
     """[latents, d] of norm one."""
     drawn = torch.randn(config.latents, rows.shape[1], generator=generator)
     if config.directions == "cov":
-        with _one_thread():  # so that the bits do not depend on how many there are
+        with one_thread():  # so that the bits do not depend on how many there are
             drawn = drawn @ _root_of_covariance(rows).T
     reference.normalise_rows(drawn)
     return drawn
@@ -155,13 +154,3 @@ def _geometric_median(rows: Tensor, start: Tensor) -> Tensor:
             return moved
         point = moved
     return point
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
