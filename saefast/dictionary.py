@@ -46,7 +46,7 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
 
 
 def side_of(dictionary: Dictionary, side: str, name: str = "dictionary") -> Tensor:
-    """Its rows [m, d] of the decoder or the encoder."""
+    """Its rows [m, d] of the decoder or the encoder, dead ones too."""
     checks.one_of("side", side, ("decoder", "encoder"))
     rows = dictionary.W_dec if side == "decoder" else dictionary.W_enc
     if rows is None:

@@ -122,7 +122,7 @@ def _members(
     """A group in each seed."""
     members = []
     for s, (dictionary, mask) in enumerate(zip(dictionaries, masks, strict=True)):
-        rows = _rows(dictionary, side, f"dictionaries[{s}]")
+        rows = side_of(dictionary, side, f"dictionaries[{s}]")
         alive = dictionary.alive.cpu()
         if stability is not None:
             alive &= stability.alive[s].cpu()
@@ -141,16 +141,10 @@ def _initial_rows(
         raise ValueError(
             f"initial must hold a dictionary for each of the {len(dictionaries)}, got {len(found)}"
         )
-    rows = [_rows(each, side, f"initial[{s}]") for s, each in enumerate(found)]
+    rows = [side_of(each, side, f"initial[{s}]") for s, each in enumerate(found)]
     for s, (each, dictionary) in enumerate(zip(rows, dictionaries, strict=True)):
         checks.shape(f"initial[{s}]", each, tuple(dictionary.W_dec.shape))
     return rows
-
-
-def _rows(dictionary: Dictionary, side: str, name: str) -> Tensor:
-    """Of one side, dead ones too: `side_of` would copy them all to make those zeros."""
-    rows = dictionary.W_dec if side == "decoder" else dictionary.W_enc
-    return side_of(dictionary, side, name) if rows is None else rows
 
 
 def _check(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from saefast import SAE, FeatureStatistics, feature_statistics
 from saefast.activations import IteratorActivations, StoreWriter
-from saefast.contexts import token_contexts
 from saefast.largest import Largest
 from saefast.sae import VARIANTS
 from saefast.statistics import DENSITY_EDGES
@@ -316,24 +315,6 @@ def test_ties_of_nobody():
     assert ties.auroc.isnan().all()
     assert ties.token.tolist() == [-1, -1]
     assert modal_share(nobody).isnan().all()
-
-
-def test_contexts_end_with_their_sequence(tmp_path: Path):
-    tokens = torch.arange(100, 112)
-    positions = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6])
-    with StoreWriter(tmp_path / "store", 2) as writer:
-        writer.append(torch.zeros(12, 2), tokens=tokens, positions=positions)
-    rows = torch.tensor([[0, 4], [6, -1], [11, 3]])
-    none = [-1] * 4
-    expected = [
-        [[-1, -1, 100, 101], [102, 103, 104, -1]],
-        [[-1, 105, 106, 107], none],
-        [[109, 110, 111, -1], [101, 102, 103, 104]],
-    ]
-    found = token_contexts(tmp_path / "store", rows, before=2, after=1)
-    assert found.tolist() == expected
-    found = token_contexts(None, rows, tokens=tokens, positions=positions, before=2, after=1)
-    assert found.tolist() == expected
 
 
 def test_what_bad_input_is_told(world):
