@@ -27,7 +27,9 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     _replace(path, path.with_name(path.name + PART), write)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """The same with a safetensors file, without a second copy of the tensors in memory."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -38,7 +40,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         shutil.rmtree(part.parent, ignore_errors=True)
         part.parent.mkdir()
         try:
-            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
+            there = {name: value.contiguous().cpu() for name, value in tensors.items()}
+            save_file(there, part, metadata)
         except SafetensorError as error:
             raise _as_os_error(error) from error
 

@@ -1,6 +1,7 @@
 """Which feature of one dictionary is which of another, by cosine."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ from tqdm import tqdm
 from saefast.dictionary import SIDES, Features
 from saefast.directions import Directions, similarities
 from saefast.engines import APPROXIMATE, BACKENDS, engine_for
+from saefast.match_memory import divided
 from saefast.neighbours import Report, nearest_both_ways
 from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
 from saefast.ops import checks
 from saefast.recall import print_recall
 from saefast.types import Matches, SparseCode
+from saefast.unfinished import Unfinished
 
 
 def match_features(
@@ -29,7 +32,7 @@ def match_features(
     floor: float | None = None,
     seconds: float | None = None,
     backend: str = "auto",
-    memory: float = 2.0,
+    memory: float = 4.0,
     progress: bool = True,
 ) -> Matches:
     """Find a partner among the features of `b` for each feature of `a`.
@@ -42,19 +45,20 @@ def match_features(
             pairs, each feature in at most one, whose similarities have the greatest sum.
         side: which rows are compared: "decoder", "encoder", or "both": then similarity is the mean
             of both cosines.
-        neighbours: how long the lists are that `one_to_one` begins with. It costs memory and saves
-            rounds; the result is the same.
+        neighbours: how long the lists are that `one_to_one` begins with, where there is memory for
+            them. They save rounds; the result is the same.
         absolute: whether opposite directions are alike.
         floor: features less similar than this are not matched. With `one_to_one` what is maximised
             is the sum of what similarities have above it.
         seconds: how long `one_to_one` may look for better matchings, after the lists are made; None
-            sets no limit.
+            sets no limit. What is found by then is returned, with its bound.
         backend: who finds the nearest. "saefast" and "faiss" (all GPUs that FAISS sees, or the CPU)
             find the same, in float64; "auto" takes what a measurement finds faster, where both are
             installed and it matters. "ivf", "hnsw" and "cagra" are approximate indexes of FAISS:
             they print how many of the true nearest they found, and prove nothing.
-        memory: gigabytes that blocks of features may take, beside the dictionaries and the lists.
-            The result does not depend on it.
+        memory: gigabytes that lists of neighbours, blocks of features and the graph of `one_to_one`
+            may take, beside the dictionaries. Where that is too little to prove the best matching,
+            a warning says so, and the best found is returned, with its bound.
         progress: show a progress bar on stderr, if it takes more than two seconds.
 
     Returns:
@@ -79,7 +83,7 @@ class Matching:
     floor: float | None = None
     seconds: float | None = None
     backend: str = "auto"
-    memory: float = 2.0
+    memory: float = 4.0
 
     def __post_init__(self) -> None:
         checks.one_of("side", self.side, SIDES)
@@ -119,22 +123,29 @@ def pairs_bar(pairs: int, progress: bool) -> "tqdm[None]":
 
 
 def match_both(
-    x: Directions, y: Directions, how: Matching, report: Report
+    x: Directions,
+    y: Directions,
+    how: Matching,
+    report: Report,
+    unfinished: Unfinished | None = None,
 ) -> tuple[Matches, Matches]:
-    """The partners of x's features among y's, and of y's among x's: one search gives both."""
+    """The partners of x's features among y's, and of y's among x's: one search gives both.
+
+    It goes on from what an interrupted one left `unfinished`.
+    """
+    unfinished = unfinished or Unfinished()
     if not len(x) or not len(y):
         return _unmatched(x, y, how), _unmatched(y, x, how)
-    k = how.neighbours if how.one_to_one else 1
-    k = min(k, len(x), len(y)) if how.one_to_one else k
+    wanted = how.neighbours if how.one_to_one else 1
+    k, _, rest = divided(how.memory * 1e9, len(x), len(y), wanted, how.one_to_one)
     engine = engine_for(how.backend, how.absolute, x, y, k)
-    memory = how.memory * 1e9
-    forward, backward = nearest_both_ways(x, y, k, engine, memory, report)
+    forward, backward = nearest_both_ways(x, y, k, engine, rest, report, unfinished)
     if not engine.exact:
         print_recall(how.backend, x, y, forward, how.absolute)
     if not how.one_to_one:
         pair = _Pair(x, y, forward.indices[:, 0], backward.indices[:, 0])
         return pair.nearest(how), pair.turned().nearest(how)
-    return _one_to_one(x, y, forward, backward, how)
+    return _one_to_one(x, y, forward, backward, how, rest, unfinished)
 
 
 class _Pair(NamedTuple):
@@ -174,12 +185,19 @@ class _Pair(NamedTuple):
 
 
 def _one_to_one(
-    x: Directions, y: Directions, forward: SparseCode, backward: SparseCode, how: Matching
+    x: Directions,
+    y: Directions,
+    forward: SparseCode,
+    backward: SparseCode,
+    how: Matching,
+    memory: float,
+    unfinished: Unfinished,
 ) -> tuple[Matches, Matches]:
     least = UNMATCHED if how.floor is None else how.floor
     limit = math.inf if how.seconds is None else how.seconds
-    memory = how.memory * 1e9
-    found = match_one_to_one(x, y, forward, backward, least, how.absolute, limit, memory)
+    found = match_one_to_one(
+        *(x, y, forward, backward, least, how.absolute, limit, memory, unfinished)
+    )
     partner = found.partner.to(x.device)
     paired = (partner >= 0).nonzero()[:, 0]
     chosen = similarities(x, paired, y, partner[paired], how.absolute)
@@ -188,6 +206,12 @@ def _one_to_one(
     worth = float(chosen.sum()) + least * (len(x) - len(paired)) - least * declining
     bound = float(found.row_price.sum() + found.column_price.sum()) - least * declining
     certified = bound - worth <= TOLERANCE * len(x)
+    if found.full and not certified:
+        warnings.warn(
+            f"memory={how.memory:g} GB is too little to prove the best matching: the one returned "
+            f"is at most {bound - worth:.3g} below it",
+            stacklevel=2,
+        )
     pair = _Pair(x, y, forward.indices[:, 0], backward.indices[:, 0])
     there, back = chosen.new_zeros(len(x)), chosen.new_zeros(len(y))
     there[paired], back[partner[paired]] = chosen, chosen

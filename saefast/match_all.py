@@ -10,8 +10,10 @@ from typing import Any
 from saefast.dictionary import Features, as_dictionaries
 from saefast.directions import Directions
 from saefast.match import Matching, check_pair, match_both, pairs_bar
-from saefast.match_files import read_pair, write_pair
+from saefast.match_files import Both, read_pair, write_pair
+from saefast.neighbours import Report
 from saefast.types import Matches
+from saefast.unfinished import Unfinished
 
 Pairs = dict[tuple[int, int], Matches]
 """[s, t]: the partners of dictionary s's features among those of t"""
@@ -29,7 +31,8 @@ def match_all(
     Args:
         dictionaries: of different seeds, of one width. Memory-mapped tensors are read by blocks.
         out: a folder for the results, s-t.parquet for each pair s < t, written as soon as it is
-            matched. What is there already, of the same dictionaries and options, stays.
+            matched. What is there already, of the same dictionaries and options, stays; a pair that
+            was interrupted goes on where it was half a minute before.
         progress: show a progress bar on stderr, if it takes more than two seconds.
         options: those of `match_features`.
     """
@@ -44,19 +47,36 @@ def match_all(
     found: Pairs = {}
     with pairs_bar(sum(_work(sides[s], sides[t]) for s, t in pairs), progress) as bar:
         for s, t in pairs:
-            both = None
-            if folder is not None:
-                file = folder / f"{s}-{t}.parquet"
-                facts = about | {"content": [about["content"][s], about["content"][t]]}
-                both = read_pair(file, facts)
-            if both is not None:
-                bar.update(_work(sides[s], sides[t]))
-            else:
+            if folder is None:
                 both = match_both(sides[s], sides[t], how, bar.update)
-                if folder is not None:
-                    write_pair(file, both, (s, t), facts)
+            else:
+                facts = about | {"content": [about["content"][s], about["content"][t]]}
+                both = _kept(folder, (s, t), facts, sides[s], sides[t], how, bar.update)
             found[s, t], found[t, s] = both
     return found
+
+
+def _kept(
+    folder: Path,
+    names: tuple[int, int],
+    facts: dict[str, Any],
+    x: Directions,
+    y: Directions,
+    how: Matching,
+    report: Report,
+) -> Both:
+    """From the folder, or into it."""
+    file = folder / f"{names[0]}-{names[1]}.parquet"
+    both = read_pair(file, facts)
+    # Lists are as long, and blocks as large, as memory allows.
+    unfinished = Unfinished(file.with_suffix(".unfinished"), facts | {"memory": how.memory})
+    if both is None:
+        both = match_both(x, y, how, report, unfinished)
+        write_pair(file, both, names, facts)
+    else:
+        report(_work(x, y))
+    unfinished.finish()
+    return both
 
 
 def _work(x: Directions, y: Directions) -> int:

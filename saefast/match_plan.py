@@ -7,13 +7,11 @@ import torch
 
 from saefast.directions import Directions
 from saefast.engines import engine_for
+from saefast.match_memory import ARC, divided
 from saefast.neighbours import block_rows
 from saefast.ops import checks
 
 _SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
-_LIST_ENTRY = 16  # bytes: a float64 and an int64
-_ARC = 24
-_SORTING = 3  # copies of the arcs while they become a graph
 
 
 class MatchPlan(NamedTuple):
@@ -22,6 +20,7 @@ class MatchPlan(NamedTuple):
     m: int
     d: int
     neighbours: int
+    """in each list: those wished, or as many as there is memory for"""
     blocks: int
     """of either dictionary; each is compared with each of the other's"""
     block_rows: int
@@ -41,13 +40,13 @@ class MatchPlan(NamedTuple):
 
     def sentences(self) -> str:
         """For people."""
-        total = self.lists_gb + self.solver_gb + self.blocks_gb
+        total = self.lists_gb + max(self.solver_gb, self.blocks_gb)
         return (
             f"{self.m:,} features of width {self.d} with as many: {self.blocks} x {self.blocks} "
             f"blocks of {self.block_rows:,}, lists of {self.neighbours}\n"
-            f"memory: {total:.2f} GB ({self.lists_gb:.2f} lists, {self.solver_gb:.2f} solver, "
-            f"{self.blocks_gb:.2f} blocks) beside {self.dictionaries_gb:.2f} GB of dictionaries, "
-            f"which may be mapped from disk\n"
+            f"memory: {total:.2f} GB ({self.lists_gb:.2f} lists, with {self.blocks_gb:.2f} blocks, "
+            f"then {self.solver_gb:.2f} solver) beside {self.dictionaries_gb:.2f} GB of "
+            f"dictionaries, which may be mapped from disk\n"
             f"work: {self.flops:.2e} FLOP; at {self.pairs_per_second:.2e} pairs/s, measured now, "
             f"{_duration(self.seconds)}"
         )
@@ -61,7 +60,7 @@ def plan_matching(
     one_to_one: bool = True,
     absolute: bool = False,
     backend: str = "auto",
-    memory: float = 2.0,
+    memory: float = 4.0,
 ) -> MatchPlan:
     """What matching two dictionaries of m features of width d will take on this machine.
 
@@ -70,14 +69,15 @@ def plan_matching(
     for name, value in (("m", m), ("d", d), ("neighbours", neighbours)):
         checks.whole(name, value)
         checks.at_least(name, value, 1)
-    k = min(neighbours if one_to_one else 1, m)
-    rows = min(block_rows(d, memory * 1e9 / 2), m)
+    share = divided(memory * 1e9, m, m, neighbours if one_to_one else 1, one_to_one)
+    k = share.neighbours
+    rows = min(block_rows(d, share.rest / 2), m)
     rate = _pairs_per_second(m, d, k, absolute, backend)
     return MatchPlan(
         *(m, d, k, -(-m // rows), rows),
-        lists_gb=2 * m * k * _LIST_ENTRY / 1e9,
-        solver_gb=(2 * m * k * _ARC * _SORTING if one_to_one else 0) / 1e9,
-        blocks_gb=min(memory, 2 * 4 * 8 * m * d / 1e9),
+        lists_gb=share.lists / 1e9,
+        solver_gb=(2 * m * k * ARC if one_to_one else 0) / 1e9,
+        blocks_gb=min(share.rest, 2 * 4 * 8 * m * d) / 1e9,
         dictionaries_gb=2 * 4 * m * d / 1e9,
         flops=2 * 2.0 * m * m * d,
         pairs_per_second=rate,

@@ -1,6 +1,7 @@
 """The nearest features of another dictionary, exactly, without a matrix of all similarities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -8,8 +9,10 @@ from torch import Tensor
 from saefast.directions import Directions
 from saefast.engines import Engine
 from saefast.types import SparseCode
+from saefast.unfinished import Unfinished
 
 _ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
+_BLOCK = 2**18  # features at most, so that there is something to keep every minute
 _COPIES = 4  # of a block of others: float64, its opposites, and what an engine packs
 
 Report = Callable[[int], object]
@@ -49,33 +52,51 @@ def nearest_both_ways(
     engine: Engine,
     memory: float,
     report: Report = lambda _: None,
+    unfinished: Unfinished | None = None,
 ) -> tuple[SparseCode, SparseCode]:
     """The k of `y` nearest to each of `x`, and the k of `x` nearest to each of `y`.
 
     Each block of either is made once for each of the other's: what is read from disk serves both.
+    It goes on from what is known of an `unfinished` search with the same arguments.
     """
-    forward, backward = (_Best.empty(len(side), k, side.device) for side in (x, y))
+    unfinished = unfinished or Unfinished()
+    forward, backward = (
+        _Best.begun(name, unfinished.tensors, side.device) or _Best.empty(len(side), k, side.device)
+        for name, side in (("forward", x), ("backward", y))
+    )
     step = block_rows(y.width, memory / 2)
-    for column in range(0, len(y), step):
-        columns = y.block(column, column + step)
-        find_columns = engine.prepare(columns, None)
-        for row in range(0, len(x), step):
-            rows = x.block(row, row + step)
-            find_rows = engine.prepare(rows, None)
-            for part in range(0, len(rows), _ROWS):
-                piece = rows[part : part + _ROWS]
-                forward.take(row + part, find_columns(piece, min(k, len(columns))), column)
-                report(len(piece) * len(columns))
-            for part in range(0, len(columns), _ROWS):
-                piece = columns[part : part + _ROWS]
-                backward.take(column + part, find_rows(piece, min(k, len(rows))), row)
-                report(len(piece) * len(rows))
+    blocks = list(product(range(0, len(y), step), range(0, len(x), step)))
+    done = int(unfinished.tensors.get("searched", 0))
+    prepared = None
+    for number, (column, row) in enumerate(blocks):
+        if number < done:
+            report(2 * min(step, len(y) - column) * min(step, len(x) - row))
+            continue
+        if column != prepared:
+            columns = y.block(column, column + step)
+            find_columns = engine.prepare(columns, None)
+            prepared = column
+        rows = x.block(row, row + step)
+        find_rows = engine.prepare(rows, None)
+        for part in range(0, len(rows), _ROWS):
+            piece = rows[part : part + _ROWS]
+            forward.take(row + part, find_columns(piece, min(k, len(columns))), column)
+            report(len(piece) * len(columns))
+        for part in range(0, len(columns), _ROWS):
+            piece = columns[part : part + _ROWS]
+            backward.take(column + part, find_rows(piece, min(k, len(rows))), row)
+            report(len(piece) * len(rows))
+        unfinished.keep(
+            searched=torch.tensor(number + 1),
+            **forward.named("forward"),
+            **backward.named("backward"),
+        )
     return forward.lists(), backward.lists()
 
 
 def block_rows(width: int, memory: float) -> int:
     """How many features of that width a block may have."""
-    return max(1024, int(memory / (8 * width * _COPIES)))
+    return min(_BLOCK, max(1024, int(memory / (8 * width * _COPIES))))
 
 
 class _Best:
@@ -83,12 +104,24 @@ class _Best:
 
     def __init__(self, values: Tensor, indices: Tensor) -> None:
         self._values, self._indices = values, indices
-        self._least = 0  # how many every row has
 
     @classmethod
     def empty(cls, rows: int, k: int, device: torch.device) -> "_Best":
         values = torch.full((rows, k), -torch.inf, dtype=torch.float64, device=device)
         return cls(values, torch.full((rows, k), -1, device=device))
+
+    @classmethod
+    def begun(
+        cls, name: str, tensors: Mapping[str, Tensor], device: torch.device
+    ) -> "_Best | None":
+        """What `named` gave, if it is among the tensors."""
+        if f"{name}.values" not in tensors:
+            return None
+        return cls(tensors[f"{name}.values"].to(device), tensors[f"{name}.indices"].to(device))
+
+    def named(self, name: str) -> dict[str, Tensor]:
+        """For a file."""
+        return {f"{name}.values": self._values, f"{name}.indices": self._indices}
 
     def take(self, row: int, found: SparseCode, start: int) -> None:
         """What was found for the rows from `row` in the block that begins at `start`."""

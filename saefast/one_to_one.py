@@ -10,8 +10,10 @@ from torch import Tensor
 from saefast.assignment import Assignment, Graph, best_assignment
 from saefast.directions import Directions, similarities
 from saefast.engines import Encode
+from saefast.match_memory import ARC, arcs_in
 from saefast.neighbours import nearest
 from saefast.types import SparseCode
+from saefast.unfinished import Unfinished
 
 TOLERANCE = 1e-10
 """How far below the bound a certified matching may be, for every row"""
@@ -63,6 +65,8 @@ class OneToOne(NamedTuple):
     row_price: Tensor
     column_price: Tensor
     rounds: int
+    full: bool
+    """whether arcs were left out for want of memory"""
 
 
 def match_one_to_one(
@@ -74,21 +78,24 @@ def match_one_to_one(
     absolute: bool,
     seconds: float,
     memory: float,
+    unfinished: Unfinished,
 ) -> OneToOne:
     """Features of `a` with features of `b`, best in sum; one without a partner counts `floor`.
 
     `forward` lists what is nearest to each row, `backward` to each column. The prices of a solution
-    on these arcs are compared with all other pairs, and those that beat them become arcs too.
+    on these arcs are compared with all other pairs, and those that beat them become arcs too, until
+    there are none, or no `seconds` or bytes of `memory` are left. The prices are a bound then, too.
     """
     end = time.monotonic() + seconds
     arcs = Arcs.of_lists(forward).joined(Arcs.of_lists(backward).turned())
     arcs = arcs.joined(_diagonal(a, b, absolute))
+    solution, added, rounds = _known(unfinished)
+    arcs = arcs.joined(added)
     # What a list leaves out is at most what it ends in.
     row_reach, column_reach = forward.values[:, -1].cpu(), backward.values[:, -1].cpu()
-    solution: Assignment | None = None
-    rounds = 0
     while True:
         rounds += 1
+        full = False
         graph = arcs.graph(len(a), len(b))
         left = end - time.monotonic()
         solution = best_assignment(graph, floor, start=solution, seconds=left)
@@ -100,14 +107,45 @@ def match_one_to_one(
         k = min(_FOUND_PER_ROW, len(column))
         suspects = a.subset(row.to(a.device)), b.subset(column.to(b.device))
         price = column_price[column].to(b.device)
-        found = nearest(*suspects, k, Encode(absolute), memory, price)
+        room = memory - ARC * len(arcs.row)
+        found = nearest(*suspects, k, Encode(absolute), room, price)
         excess = found.values[:, 0].cpu() - row_price[row]
         new = _beating(found, row, column, solution, a, b, absolute)
+        full = len(new.row) > arcs_in(room)
+        if full:
+            new = _greatest(new, solution, arcs_in(room))
         if not solution.finished or not len(new.row) or time.monotonic() > end:
             row_price[row] += excess.clamp(min=0)
             break
-        arcs = arcs.joined(new)
-    return OneToOne(solution.partner, row_price, column_price, rounds)
+        arcs, added = arcs.joined(new), added.joined(new)
+        unfinished.keep(rounds=torch.tensor(rounds), **added._asdict(), **_named(solution))
+    partner = solution.partner if floor > UNMATCHED else _completed(solution.partner, len(b))
+    return OneToOne(partner, row_price, column_price, rounds, full)
+
+
+def _completed(partner: Tensor, columns: int) -> Tensor:
+    """Whoever is left over takes who is: the arcs alone, or too little time, may leave some."""
+    rows = (partner < 0).nonzero()[:, 0]
+    free = torch.ones(columns, dtype=torch.bool).index_fill(0, partner[partner >= 0], False)
+    left = free.nonzero()[: len(rows), 0]
+    return partner.index_copy(0, rows[: len(left)], left)
+
+
+def _known(unfinished: Unfinished) -> tuple[Assignment | None, Arcs, int]:
+    """What `match_one_to_one` kept: a solution, the arcs added to the lists, after which round."""
+    kept = unfinished.tensors
+    if "rounds" not in kept:
+        nobody = torch.zeros(0, dtype=torch.int64)
+        return None, Arcs(nobody, nobody, nobody.double()), 0
+    arcs = Arcs(*(kept[name] for name in Arcs._fields))
+    prices = kept["partner"], kept["row_price"], kept["column_price"]
+    return Assignment(*prices, finished=True), arcs, int(kept["rounds"])
+
+
+def _named(solution: Assignment) -> dict[str, Tensor]:
+    tensors = solution._asdict()
+    del tensors["finished"]
+    return tensors
 
 
 def _diagonal(a: Directions, b: Directions, absolute: bool) -> Arcs:
@@ -150,3 +188,10 @@ def _beating(
     new = _arcs(a, row[where], b, column[columns[where, rank]], absolute)
     prices = solution.row_price[new.row] + solution.column_price[new.column]
     return new.only(new.similarity > prices + TOLERANCE)
+
+
+def _greatest(new: Arcs, solution: Assignment, most: int) -> Arcs:
+    """Those that are furthest above their prices, at most so many."""
+    excess = new.similarity - solution.row_price[new.row] - solution.column_price[new.column]
+    first = excess.argsort(descending=True, stable=True)[: max(most, 0)].sort().values
+    return Arcs(*(values[first] for values in new))

@@ -1,90 +1,24 @@
 """match_features against scipy's dense solver, and its certificate against every pair there is."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linear_sum_assignment
-from strategies import dtypes, generator, normal, seeds, small_integers
+from strategies import dtypes, generator, normal, seeds
 from tolerance import assert_same_bits
 from torch import Tensor
 
 import saefast
 from saefast import Matches, one_to_one
 from saefast.assignment import Assignment, Graph, best_assignment
+from saefast.match_memory import divided
 
-KINDS = ("isotropic", "hubs", "duplicates", "ties", "dead", "opposite")
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-
-def features(kind: str, m: int, m2: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two dictionaries, with what is hard about matching them."""
-    if kind == "ties":
-        return tuple(small_integers((rows, d), seed + rows, torch.float32) for rows in (m, m2))
-    a, b = normal((m, d), seed, torch.float32), normal((m2, d), seed + 1, torch.float32)
-    if kind == "hubs":
-        spectrum = torch.arange(1, d + 1) ** -0.5
-        return a * spectrum + 0.2, b * spectrum + 0.2
-    if kind == "duplicates":
-        few = a[: max(m // 8, 1)]
-        picks = torch.randint(len(few), (m2,), generator=generator(seed))
-        return few[torch.arange(m) % len(few)], few[picks]
-    if kind == "dead":
-        a[::3], b[1::2] = 0, 0
-    if kind == "opposite":
-        shared = min(m, m2)
-        b[:shared] = -a[:shared].flip(0)
-    return a, b
-
-
-def cosines(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
-    """[m, m2] float64; rows of zeros have none."""
-    a, b = a.double(), b.double()
-    product = (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
-    return product.abs() if absolute else product
-
-
-def alive(side: Tensor) -> Tensor:
-    return (side != 0).any(1).nonzero()[:, 0]
-
-
-def best_value(similarity: Tensor, floor: float | None) -> float:
-    """What scipy's dense solver reaches; who declines takes a column of his own."""
-    if floor is not None:
-        similarity = torch.cat(
-            [similarity - floor, torch.zeros(len(similarity), len(similarity))], 1
-        )
-    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
-    return float(similarity[rows, columns].sum())
-
-
-def assert_proven(
-    matches: Matches, a: Tensor, b: Tensor, floor: float | None = None, absolute: bool = False
-) -> None:
-    """The prices prove the matching optimal among all pairs; nothing here trusts `certified`."""
-    rows, columns = alive(a), alive(b)
-    similarity = cosines(a[rows], b[columns], absolute)
-    u, v = matches.row_price[rows], matches.column_price[columns]
-    partner = matches.partner[rows]
-    paired = partner >= 0
-    least = one_to_one.UNMATCHED if floor is None else floor
-    assert (u[:, None] + v - similarity >= -1e-7).all()
-    assert (u >= least).all()
-    assert (v >= 0).all()
-    where = torch.searchsorted(columns, partner[paired])
-    assert torch.equal(columns[where], partner[paired])
-    assert len(where.unique()) == len(where)
-    slack = u[paired] + v[where] - similarity[paired, where]
-    assert slack.abs().max() <= 1e-7 if len(slack) else True
-    assert (u[~paired] <= least + 1e-7).all()
-    free = torch.ones(len(columns), dtype=torch.bool)
-    free[where] = False
-    assert (v[free] == 0).all()
-    shown = cosines(a, b, absolute)[matches.partner >= 0].gather(
-        1, matches.partner[matches.partner >= 0, None]
-    )
-    torch.testing.assert_close(
-        matches.similarity[matches.partner >= 0], shown[:, 0].float(), rtol=0, atol=1e-6
-    )
+from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
 
 
 def assert_optimal(
@@ -209,6 +143,51 @@ def test_without_time_the_bound_holds_and_nothing_is_certified():
     best = best_value(cosines(a, b), None)
     assert not matches.certified
     assert matches.value < best <= matches.upper_bound
+
+
+@pytest.mark.parametrize("kilobytes", [0, 100, 140, 180])
+def test_without_memory_the_bound_holds_and_nothing_is_certified(kilobytes):
+    """A warning tells what to change."""
+    a, b = features("hubs", 500, 500, 16, 0)
+    with pytest.warns(UserWarning, match=r"memory=.* is too little to prove"):
+        matches = saefast.match_features(a, b, one_to_one=True, memory=kilobytes * 1e-6)
+    best = best_value(cosines(a, b), None)
+    assert not matches.certified
+    assert matches.value < best <= matches.upper_bound
+    assert torch.equal(matches.partner.sort().values, torch.arange(500))
+
+
+def test_less_memory_costs_rounds_only():
+    """Lists of 64 where there is room; shorter ones end in the same value."""
+    a, b = features("hubs", 500, 500, 16, 0)
+    plenty = saefast.match_features(a, b, one_to_one=True)
+    little = saefast.match_features(a, b, one_to_one=True, memory=1e-3)
+    assert plenty.certified
+    assert little.certified
+    assert little.rounds > plenty.rounds
+    assert little.value == pytest.approx(plenty.value, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.floats(0, 1e12),
+    st.integers(1, 2**21),
+    st.integers(1, 2**21),
+    st.integers(1, 100),
+    st.booleans(),
+)
+def test_lists_and_what_comes_of_them_have_room(memory, rows, columns, neighbours, solved):
+    """Lists as wished where there is room, else the longest that leave a quarter of the memory."""
+    share = divided(memory, rows, columns, neighbours, solved)
+    both, wished = rows + columns, min(neighbours, rows, columns) if solved else neighbours
+    assert share.lists == 16 * both * share.neighbours
+    assert share.rest == max(0, memory - share.lists)
+    needed = both * (16 + 72)
+    if not solved or needed * wished <= 0.75 * memory:
+        assert share.neighbours == wished
+    else:
+        assert share.neighbours == 1 or needed * share.neighbours <= 0.75 * memory
+        assert needed * (share.neighbours + 1) > 0.75 * memory * (1 - 1e-9)
 
 
 def withheld(*_: object) -> one_to_one.Arcs:

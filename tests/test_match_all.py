@@ -8,7 +8,11 @@ import torch
 from strategies import normal
 
 import saefast
-from saefast import SAE, Matches, match_all, match_files
+from saefast import SAE, Matches, engines, match_all, match_files, neighbours, unfinished
+from saefast import one_to_one as one_to_one_module
+from saefast.neighbours import nearest_both_ways
+
+match_module = sys.modules["saefast.match"]
 
 DICTIONARIES = [normal((size, 12), size, torch.float32) for size in (90, 70, 110)]
 DICTIONARIES[1][::9] = 0
@@ -129,3 +133,86 @@ def test_bad_input(tmp_path: Path):
         match_all([rows, rows], sides="decoder")
     with pytest.raises(ValueError, match="has no W_enc"):
         match_all([rows, rows], side="both")
+
+
+class Stopped(KeyboardInterrupt):
+    """As if somebody had pressed Ctrl-C."""
+
+
+@pytest.mark.parametrize("one_to_one", [False, True])
+def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
+    """Wherever it stops, in the search or between rounds: nothing kept is done again, same bits."""
+    a, b = (normal((90, 3), seed, torch.float32) for seed in (5, 6))
+    options = {"one_to_one": one_to_one, "neighbours": 1}
+    monkeypatch.setattr(neighbours, "block_rows", lambda width, memory: 21)
+    expected = match_all([a, b], **options)
+    monkeypatch.setattr(unfinished, "_EVERY", 0)
+    work = []
+
+    def counting(name, module):
+        real = getattr(module, name)
+
+        def counted(*arguments, **named):
+            if len(work) == stop:
+                raise Stopped
+            work.append(name)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(module, name, counted)
+
+    counting("topk_encode", engines)
+    counting("best_assignment", one_to_one_module)
+    stop = 10**9
+    match_all([a, b], **options)
+    whole = len(work)
+    rounds = work.count("best_assignment")
+    assert rounds > 2 or not one_to_one
+    again = []
+    for at in range(0, whole, 3):
+        folder = tmp_path / str(at)
+        work.clear()
+        stop = at
+        with pytest.raises(Stopped):
+            match_all([a, b], out=folder, **options)
+        work.clear()
+        stop = 10**9
+        found = match_all([a, b], out=folder, **options)
+        again.append(len(work) - (whole - at))
+        for pair, matches in found.items():
+            assert_same(matches, expected[pair])
+        assert [path.name for path in folder.iterdir()] == ["0-1.parquet"]
+    # What is lost is at most half a pair of blocks, or a solution and what it was compared with.
+    assert min(again) == 0
+    assert max(again) <= (5 if one_to_one else 1)
+
+
+def test_what_an_interrupted_pair_left_serves_nothing_else(tmp_path, monkeypatch):
+    """Other contents or another memory begin anew; so does what is not ours to read."""
+    a, b = DICTIONARIES[0], DICTIONARIES[2]
+    monkeypatch.setattr(unfinished, "_EVERY", 0)
+    real = one_to_one_module.best_assignment
+
+    def stopped(*arguments, **named):
+        raise Stopped
+
+    monkeypatch.setattr(one_to_one_module, "best_assignment", stopped)
+    with pytest.raises(Stopped):
+        match_all([a, b], out=tmp_path, one_to_one=True)
+    monkeypatch.setattr(one_to_one_module, "best_assignment", real)
+    left = (tmp_path / "0-1.unfinished").read_bytes()
+    cases = [([a, b + 1], 4.0, left), ([a, b], 3.0, left), ([a, b], 4.0, left[:100])]
+    for each, memory, content in cases:
+        (tmp_path / "0-1.unfinished").write_bytes(content)
+        begun = []
+
+        def watched(*arguments, begun=begun):
+            begun.append(dict(arguments[-1].tensors))
+            return nearest_both_ways(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(match_module, "nearest_both_ways", watched)
+            found = match_all(each, out=tmp_path, one_to_one=True, memory=memory)
+        assert begun == [{}]
+        alone = saefast.match_features(*each, one_to_one=True, progress=False)
+        assert found[0, 1].value == pytest.approx(alone.value, abs=1e-9)
+        (tmp_path / "0-1.parquet").unlink()

@@ -20,7 +20,7 @@ def test_neighbours_beside_faiss():
 
 
 def test_one_to_one_beside_sparse_solvers():
-    ours, *rivals = match._large(400, 12, 8)
+    ours, *rivals = match._large(400, 12, 8, 4.0)
     assert ours["certified"]
     assert ours["agrees"]
     assert ours["value"] == pytest.approx(ours["upper_bound"])
@@ -32,7 +32,7 @@ def test_one_to_one_beside_sparse_solvers():
 def test_a_rival_that_disagrees_is_shown(monkeypatch):
     wrong = "import json; print(json.dumps({'ms': 1, 'value': 1.0}))"
     monkeypatch.setattr(match, "_PROGRAMS", {"wrong": wrong, "broken": "raise ValueError('no')"})
-    _, first, second = match._large(100, 8, 4)
+    _, first, second = match._large(100, 8, 4, 4.0)
     assert not first["agrees"]
     assert second["ms"] is None
     assert second["note"] == "ValueError: no"
@@ -52,7 +52,10 @@ def test_the_plan_counts_blocks_and_products(capsys):
     assert plan.blocks == -(-5000 // plan.block_rows)
     assert plan.blocks > 1
     assert plan.flops == 4.0 * 5000 * 5000 * 16
-    assert plan.lists_gb == pytest.approx(2 * 5000 * 8 * 16 / 1e9)
+    assert plan.neighbours == 1
+    assert plan.lists_gb == pytest.approx(2 * 5000 * 16 / 1e9)
     assert plan.seconds == pytest.approx(2 * 5000**2 / plan.pairs_per_second)
     match.main(["--dry-run", "--m", "5000", "--d", "16", "--memory", "0.001"])
     assert f"{plan.blocks} x {plan.blocks} blocks" in capsys.readouterr().out
+    plenty = plan_matching(5000, 16, neighbours=8)
+    assert (plenty.blocks, plenty.neighbours) == (1, 8)

@@ -136,7 +136,7 @@ def test_prices_count(seed, k, absolute):
 def test_backends_agree_to_the_last_bit(backend, options):
     a, b = normal((700, 24), 0, torch.float32), normal((900, 24), 1, torch.float32)
     expected = saefast.match_features(a, b, **options)
-    actual = saefast.match_features(a, b, backend=backend, memory=1e-4, **options)
+    actual = saefast.match_features(a, b, backend=backend, memory=2e-3, **options)
     assert torch.equal(actual.partner, expected.partner)
     assert torch.equal(actual.similarity, expected.similarity)
     assert torch.equal(actual.mutual, expected.mutual)
