@@ -96,9 +96,9 @@ def match_one_to_one(
     while True:
         rounds += 1
         full = False
-        graph = arcs.graph(len(a), len(b))
         left = end - time.monotonic()
-        solution = best_assignment(graph, floor, start=solution, seconds=left)
+        # Nothing holds the graph: there is room for one at a time.
+        solution = best_assignment(arcs.graph(len(a), len(b)), floor, start=solution, seconds=left)
         row_price, column_price = solution.row_price, solution.column_price
         row = _suspects(row_reach, row_price, column_reach, column_price)
         column = _suspects(column_reach, column_price, row_reach, row_price)
