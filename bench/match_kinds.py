@@ -11,10 +11,8 @@ KINDS = ("isotropic", "hubs", "duplicates", "ties", "dead", "opposite")
 def features(kind: str, m: int, m2: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     """Two of that kind, with m and m2 features of width d."""
     if kind == "ties":
-        a, b = (
-            torch.randint(-3, 4, (rows, d), generator=_generator(seed + rows)) for rows in (m, m2)
-        )
-        return a.float(), b.float()
+        a = torch.randint(-1, 2, (m, d), generator=_generator(seed)).float()
+        return a, torch.randint(-1, 2, (m2, d), generator=_generator(seed + 1)).float()
     a = torch.randn(m, d, generator=_generator(seed))
     b = torch.randn(m2, d, generator=_generator(seed + 1))
     if kind == "hubs":
