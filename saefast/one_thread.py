@@ -1,4 +1,4 @@
-"""Where torch would let the number of threads decide on the last bits."""
+"""Where the number of threads would decide on the last bits, or they cost more than they save."""
 
 import contextlib
 from collections.abc import Iterator

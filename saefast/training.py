@@ -1,5 +1,6 @@
 """The loop of a training run: one stream of batches, all SAEs, reports and checkpoints."""
 
+import contextlib
 import itertools
 import signal
 import threading
@@ -14,11 +15,16 @@ from saefast.activations import Activations, Batch, Prefetcher
 from saefast.checkpoint import RunFile
 from saefast.config import TrainConfig
 from saefast.metrics import Logger
+from saefast.one_thread import one_thread
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
 from saefast.storage import save_into
 from saefast.trainee import Prepared, Trainee
+
+_WORTH_THREADS = 2e8
+"""Multiplications and additions in a batch's encoding; with fewer, threads that wait for each other
+cost more than they save: measured, half of the time of a step of 5e7"""
 
 
 class Training:
@@ -87,7 +93,7 @@ class Training:
         saved = time.monotonic()
         clock = _Clock(self.step * size)
         reader = Prefetcher(self._stream, transform=self._prepared)
-        with bar, reader as batches, _Interrupts() as interrupts:
+        with self._threads(), bar, reader as batches, _Interrupts() as interrupts:
             for number in range(self.step, steps):
                 try:
                     batch = self._with_variance(next(batches))
@@ -105,6 +111,12 @@ class Training:
                     saved = time.monotonic()
                 if interrupts.came:
                     raise KeyboardInterrupt
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        """All that torch has, if there is work for them. The bits are the same."""
+        latents = max(trainee.config.latents for trainee in self._trainees)
+        work = 2.0 * self._first.batch_size * latents * self._source.d
+        return one_thread() if work < _WORTH_THREADS else contextlib.nullcontext()
 
     def _report(self, log: list[Logger], number: int, timing: dict[str, float], bar: Any) -> None:
         tokens = self.step * self._first.batch_size

@@ -41,7 +41,9 @@ FEW = replace(MANY, rare=32, rare_rate=0.032)
 
 
 def test_many_rare_features_come_back_as_their_plane_only(tmp_path: Path) -> None:
-    result = run_lowrank(tmp_path, designs=(MANY, FEW), rows=8192, least_rate=1e-3, progress=False)
+    result = run_lowrank(
+        tmp_path, designs=(MANY, FEW), rows=8192, least_rates=(1e-3,), progress=False
+    )
     many, few = result.rows
     # Those outside of the plane are found in both, those inside only where they are few.
     for row in result.rows:
@@ -73,9 +75,15 @@ def test_the_low_rank_study_has_the_same_bits_on_any_number_of_threads(
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(run_lowrank(designs=(design,), rows=4096, progress=False).rows)
+        found.append(
+            run_lowrank(designs=(design,), rows=4096, least_rates=(0, 1e-2), progress=False).rows
+        )
     assert found[0] == found[1]
-    assert found[0][0].overlap is not None
+    every, often = found[0]
+    assert (every.least_rate, often.least_rate) == (0, 1e-2)
+    assert every.explained == often.explained
+    assert every.alive > often.alive
+    assert every.overlap is not None
 
 
 def test_tables_are_aligned_and_say_what_is_missing() -> None:
@@ -238,7 +246,7 @@ WRONG = DigitsSetting((WeightPenalty("x", "l3", 1.0),), sparsity=0.1, epochs=1)
     ("call", "error", "words"),
     [
         (lambda: run_lowrank(rows=0), ValueError, "rows"),
-        (lambda: run_lowrank(least_rate=1.0), ValueError, "least_rate"),
+        (lambda: run_lowrank(least_rates=(0.0, 1.0)), ValueError, "least_rates"),
         (lambda: run_recovery(size="huge"), ValueError, "small, paper"),
         (lambda: run_recovery(size=3), TypeError, "size"),
         (lambda: run_recovery(variants=("best",)), ValueError, "variants"),

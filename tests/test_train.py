@@ -18,7 +18,18 @@ import torch
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, AuxK, Penalty, Rules, TrainConfig, atomic, load_sae, reference, train_saes
+from saefast import (
+    SAE,
+    AuxK,
+    Penalty,
+    Rules,
+    TrainConfig,
+    atomic,
+    load_sae,
+    reference,
+    train_saes,
+    training,
+)
 from saefast.activations import StoreWriter, TensorActivations
 from saefast.sae import VARIANTS
 from saefast.synthetic import PlantedWorld
@@ -146,11 +157,11 @@ import safetensors.torch
 sys.path.insert(0, {tests!r})
 import test_train
 save_file = safetensors.torch.save_file
-def killed(tensors, path):
+def killed(tensors, path, metadata):
     if path.name.startswith({victim!r}):
         pathlib.Path(path.parent, ".tmpAbC123").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    save_file(tensors, path)
+    save_file(tensors, path, metadata)
 safetensors.torch.save_file = killed
 test_train.train(test_train.config(), out={out!r}, checkpoint_minutes=0)
 """
@@ -474,3 +485,25 @@ def test_what_a_run_cannot_begin_with() -> None:
     with pytest.raises(ValueError, match="initial must have decoder rows of norm 1"):
         train(config(), initial=long)
     train(config(rules=Rules(unit_norm=False), tokens=128), initial=long)
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(2.0 * 64 * 48 * 16, 2), (2.1 * 64 * 48 * 16, 1)])
+def test_small_steps_take_one_thread(worth, expected, monkeypatch):
+    """So small that threads would wait longer than they compute; afterwards all is as it was."""
+    seen = []
+    real = Trainee.train
+
+    def watched(*arguments: Any) -> None:
+        seen.append(torch.get_num_threads())
+        real(*arguments)
+
+    monkeypatch.setattr(Trainee, "train", watched)
+    monkeypatch.setattr(training, "_WORTH_THREADS", worth)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train_saes(torch.randn(256, 16), config(latents=48, batch_size=64), progress=False)
+        assert set(seen) == {expected}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.one_thread import one_thread
 from saefast.ops import checks
+from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability
 from saefast.studies.table import as_text, write_parquet
 from saefast.subspace import fit_subspaces
@@ -63,13 +64,15 @@ IDENTIFIED = LowRankDesign(
 class LowRankRow:
     """What came of one design; means over seeds, and over pairs of them."""
 
+    least_rate: float
+    """on which share of rows a latent fires that counts; 0: every one that fires at all"""
     rare: int
     rare_rate: float
     rank: int
     latents: int
     k: int
     alive: float
-    """latents that fire often enough to count; the others are in none of the figures below"""
+    """latents that count; the others are in none of the figures below"""
     in_plane: float
     """those of them that lie in the plane rather than outside"""
     explained: float
@@ -114,7 +117,7 @@ def run_lowrank(
     *,
     designs: Sequence[LowRankDesign] = SWEEP,
     rows: int = 65_536,
-    least_rate: float = 1e-4,
+    least_rates: Sequence[float] = (0.0, 1e-4),
     seed: int = 0,
     progress: bool = True,
 ) -> LowRankResult:
@@ -128,30 +131,32 @@ def run_lowrank(
         out: folder to write `lowrank.parquet` to. Without it nothing is written.
         designs: what to try.
         rows: how many rows that no SAE was trained on are looked at.
-        least_rate: on which share of these rows a latent must fire to count. Those that training
-            left over fire on some in a million; where they point says nothing.
+        least_rates: on which share of these rows a latent must fire to count, one row each. Among
+            those that fire at all are some that training left over: where they point says little.
         seed: of the worlds.
         progress: show progress bars on stderr.
 
     Returns:
-        A row for each design. The same arguments give the same bits on any number of threads.
+        A row for each design and least rate. The same arguments give the same bits on any number
+        of threads.
     """
     from tqdm import tqdm
 
     checks.whole("rows", rows)
     checks.at_least("rows", rows, 1)
-    checks.at_least("least_rate", least_rate, 0, below=1)
+    for least_rate in least_rates:
+        checks.at_least("least_rates", least_rate, 0, below=1)
     bar = tqdm(designs, desc="designs", unit="design", disable=not progress)
-    found = tuple(_row(design, rows, least_rate, seed, progress) for design in bar)
+    found = tuple(row for design in bar for row in _rows(design, rows, least_rates, seed, progress))
     if out is None:
         return LowRankResult(found)
     file = write_parquet([asdict(row) for row in found], Path(out) / "lowrank.parquet")
     return LowRankResult(found, (file,))
 
 
-def _row(
-    design: LowRankDesign, rows: int, least_rate: float, seed: int, progress: bool
-) -> LowRankRow:
+def _rows(
+    design: LowRankDesign, rows: int, least_rates: Sequence[float], seed: int, progress: bool
+) -> list[LowRankRow]:
     world = LowRankWorld.create(
         d=design.d,
         stable=design.stable,
@@ -163,6 +168,17 @@ def _row(
     )
     saes = train_saes(world, _config(design), progress=progress, device="cpu")
     seen = [explain(sae, world, rows=rows) for sae in saes]
+    return [_row(design, world, saes, seen, rows, least_rate) for least_rate in least_rates]
+
+
+def _row(
+    design: LowRankDesign,
+    world: LowRankWorld,
+    saes: Sequence[SAE],
+    seen: Sequence[Explanation],
+    rows: int,
+    least_rate: float,
+) -> LowRankRow:
     dictionaries = [
         Dictionary(sae.W_dec.detach(), firing_rate=each.firing_rate * _often(each, least_rate))
         for sae, each in zip(saes, seen, strict=True)
@@ -174,6 +190,7 @@ def _row(
         for sae, (s, u) in zip(saes, masks, strict=True)
     ]
     return LowRankRow(
+        least_rate=least_rate,
         rare=design.rare,
         rare_rate=design.rare_rate,
         rank=design.rank,

@@ -1,0 +1,66 @@
+"""studies: what the studies with known answers find, whole, and how long they take.
+
+`python -m bench studies --json FILE` runs all, each in a process of its own; `--parts` some.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import record
+from bench.measure import peak_memory
+from saefast.studies import run_digits, run_lowrank, run_recovery
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "lowrank": lambda: run_lowrank(),
+    "recovery": lambda: run_recovery(),
+    "digits": lambda: run_digits(),
+}
+"""Each with the arguments it has by default"""
+
+
+def main(arguments: list[str]) -> int:
+    """All studies, or those asked for; the others keep the rows that the file has."""
+    parser = argparse.ArgumentParser(prog="python -m bench studies", description=__doc__)
+    parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    studies: dict[str, Any] = {}
+    if chosen.json and chosen.json.exists():
+        studies = json.loads(chosen.json.read_text())["studies"]
+    for name in chosen.parts:
+        studies[name] = _study(name) if chosen.in_process else _in_own_process(name)
+        if chosen.json:
+            record.write(chosen.json, {"machine": record.machine(), "studies": studies})
+    return 0
+
+
+def _study(name: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    found = PARTS[name]()
+    seconds = time.perf_counter() - start
+    print(found.table())
+    return {
+        "commit": record.commit(),
+        "seconds": round(seconds, 1),
+        "peak_gb": round(peak_memory(), 2),
+        "rows": [asdict(row) for row in found.rows],
+    }
+
+
+def _in_own_process(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "study.json"
+        command = [sys.executable, "-m", "bench", "studies", "--in-process"]
+        command += ["--parts", name, "--json", str(file)]
+        subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, check=True)
+        study: dict[str, Any] = json.loads(file.read_text())["studies"][name]
+    return study
