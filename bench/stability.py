@@ -1,10 +1,6 @@
 """stability: scoring the features of many dictionaries, with matches at hand and from weights.
 
 n is the number of dictionaries. With matches at hand a part of the features is planted in all of
-them; ours reads the weights even so, for what is dead or not finite, which numpy's does not: only
-"another threshold" does as little. From weights, the rival multiplies every two dictionaries once,
-in float32, and takes the largest of rows and columns: the least that a reader of the definition
-would write.
 them. Ours reads the weights even so, for what is dead or not finite, and keeps partners; numpy's
 does neither, so the two are no race. From weights, the rival multiplies every two dictionaries
 once, in float32, and takes the largest of rows and columns: the least that a reader of the
