@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny_lm import TEXTS, D, gpt2, llama, tokenizer
+from tiny_lm import TEXTS, D, gpt2, llama, saved, tokenizer
 from torch import Tensor
 
 import saefast
@@ -326,6 +326,46 @@ def write_gguf(path: Path) -> None:
 
 
 class TestLoading:
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_silence_is_kept_and_settings_of_transformers_stay(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+        progress: bool,
+    ) -> None:
+        pytest.importorskip("accelerate", reason="needs saefast[lm]")
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+        from transformers import modeling_gguf_pytorch_utils as reader
+        from transformers.utils import logging
+
+        bar = reader.tqdm
+        monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        file, folder = tmp_path / "tiny.gguf", saved(tmp_path / "folder")
+        write_gguf(file)
+        capsys.readouterr()
+        disable_progress_bars("mine")
+        try:
+            for place in (file, folder):
+                load_model(place, progress=progress)
+                told = capsys.readouterr().err
+                words = "dequantise, once" if place == file else "Loading weights"
+                assert (words in told) == progress
+                assert "de-quantizing" not in told
+                assert "Writing" not in told
+                assert progress or not told
+                assert logging.is_progress_bar_enabled()
+                assert not are_progress_bars_disabled()
+                assert are_progress_bars_disabled("mine")
+            file.write_bytes(b"GGUF")
+            with pytest.raises(Exception, match=r".+"):
+                load_model(file, progress=progress)
+            assert reader.tqdm is bar
+            assert logging.is_progress_bar_enabled()
+            assert not are_progress_bars_disabled()
+        finally:
+            sys.modules["huggingface_hub.utils.tqdm"].progress_bar_states.clear()
+
     def test_weights_of_a_gguf_file_are_dequantised_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
