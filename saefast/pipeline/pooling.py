@@ -1,5 +1,6 @@
 """The stage that makes one SAE of all, and says whether that was worth it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ def pool(job: Job, unfinished: Path) -> None:
         keep_training=False,
         progress=job.progress,
     )
-    save_sae(tuned, job.run / POOLED)
+    # Where what a kill leaves of the writing goes, too, once the stage is finished.
+    written = save_sae(tuned, unfinished / POOLED)
+    shutil.rmtree(job.run / POOLED, ignore_errors=True)
+    written.rename(job.run / POOLED)
     told: dict[str, Any] = {"width": width, "unique": everywhere.m, "tokens": tokens}
     write_json(job.run / POOLING, told | _compared(job, most, fine_tune, unfinished))
 
