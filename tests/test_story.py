@@ -161,6 +161,7 @@ import pandas, pyarrow.parquet, torch, tyro  # here, and not in every child anew
 from transformers import AutoTokenizer, LlamaForCausalLM
 import saefast.atomic, saefast.lm, saefast.report, saefast.pipeline.runner as runner
 from saefast.cli import main
+from saefast.trainee import Trainee
 
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
@@ -191,27 +192,39 @@ def once(arm, *arguments):
         os._exit(main({command!r}))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
+def die_at_step(number, sign):
+    train, left = Trainee.train, [number]
+    def training(self, *arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), sign)
+        train(self, *arguments)
+    Trainee.train = training
+
 ends = []
-for number, stage in enumerate({stages!r}):
-    sign = (signal.SIGKILL, signal.SIGINT)[number % 2]
-    ends.append(once(die_at_write, 1 + number % 3, sign))
+for stage, arm, number, sign in [
+    ("harvest", die_at_write, 1, signal.SIGKILL),
+    ("train", die_at_step, 250, signal.SIGINT),
+    ("match", die_at_write, 8, signal.SIGKILL),
+    ("pool", die_at_step, 20, signal.SIGINT),
+    ("evaluate", die_at_write, 3, signal.SIGKILL),
+    ("report", die_at_write, 3, signal.SIGINT),
+]:
+    ends.append(once(arm, number, sign))
     ends.append(once(die_at_end, stage, signal.SIGKILL))
 ends.append(once(print))
 print(ends)
 """
 
 
-BORDERS = ["harvest", "train", "match", "pool", "evaluate", "report"]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_however_often_it_is_killed_it_ends_with_the_same_results(
     run: Path, place: Path, tmp_path: Path
 ) -> None:
-    """In the middle of writing files, and between stages: by SIGKILL and by Ctrl-C."""
+    """As it writes files or trains, and between stages: by SIGKILL and by Ctrl-C."""
     out = tmp_path / "killed"
     command = ["run", str(place / "tiny.toml"), "--out", str(out)]
-    script = textwrap.dedent(DRIVER).format(command=command, stages=BORDERS)
+    script = textwrap.dedent(DRIVER).format(command=command)
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
