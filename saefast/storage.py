@@ -57,6 +57,8 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
         path: the folder; for the formats that are one file (openai, gemma_scope, qwen_scope) the
             file, if `path` ends as its name does (.pt, .npz).
         format: one of those of `load_sae`. If it cannot hold the SAE, the ValueError says why.
+            Only llamascopium chooses by norm; elsewhere such an SAE gets decoder rows of norm one,
+            and values that are larger by their norms.
     """
     return _write(parts_of(sae), Path(path), format)
 
