@@ -28,6 +28,7 @@ from sae_lens import SAE as SaeLens
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
+from safetensors.torch import save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
@@ -430,6 +431,38 @@ def test_qwen_scope_is_read_by_sae_lens(hub: Path) -> None:
     model = model_class(config_class(d_in=D, d_sae=M, k=K, apply_b_dec_to_input=False))
     model.load_state_dict(tensors)
     assert_agree(saefast.load_sae(hub / "layer4.sae.pt"), of_sae_lens(model))
+
+
+def test_llama_scope_is_read_by_sae_lens(hub: Path) -> None:
+    """Thresholds are meant for values of the size of the activations. SAELens leaves values as they
+    are of scaled activations, and out of account that the norms of the decoder belong to what is
+    compared with a threshold: they are one here."""
+    config = {"d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.3}
+    config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
+    config |= {"hook_point_in": "blocks.3.hook_resid_post", "dtype": "torch.float32"}
+    config |= {"hook_point_out": "blocks.3.hook_resid_post", "expansion_factor": M / D}
+    config["dataset_average_activation_norm"] = {"in": 11.0, "out": 11.0}
+    folder = hub / "L3R"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    sae = saefast.SAE(D, M, variant="relu", seed=0)
+    randomise(sae)
+    decoder = torch.nn.functional.normalize(sae.W_dec.detach())
+    tensors = {"encoder.weight": sae.W_enc, "encoder.bias": sae.b_enc}
+    tensors |= {"decoder.weight": decoder.T.contiguous(), "decoder.bias": sae.b_dec}
+    save_file({n: v.detach() for n, v in tensors.items()}, folder / "checkpoints/final.safetensors")
+    settings, state, _ = loaders.llama_scope_sae_huggingface_loader(
+        "fnlp/Llama3_1-8B-Base-LXR-8x", "L3R", "cpu", cfg_overrides={"dtype": "float32"}
+    )
+    model_class, config_class = get_sae_class(settings["architecture"])
+    model = model_class(config_class(d_in=D, d_sae=M, apply_b_dec_to_input=False))
+    model.load_state_dict(state)
+    factor = D**0.5 / 11
+    model.fold_activation_norm_scaling_factor(factor)
+    ours = saefast.load_sae(folder)
+    with torch.no_grad():
+        assert_close(factor * ours.encode(rows()).to_dense(M), model.encode(rows()))
+        assert_close(ours(rows()), model.forward(rows()))
 
 
 @pytest.mark.parametrize("kind", [k for k in CLASSES if k != "AutoEncoderNew"])
