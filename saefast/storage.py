@@ -84,7 +84,10 @@ def convert(
 ) -> Path:
     """Read the SAE at `src` and write it at `dst` in the format `to`; returns `dst`.
 
-    Firing rates come along where both formats have them. The other arguments are those of
+    What is written is an SAE for inference, also where `src` is a checkpoint of a training or a
+    backup: factors by which activations were scaled are folded in, since readers of such a folder
+    would not apply them, and the optimiser's state stays behind. Firing rates come along where both
+    formats have them. The other arguments are those of
     `load_sae`.
     """
     checks.one_of("to", to, tuple(FORMATS))

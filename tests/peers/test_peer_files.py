@@ -159,7 +159,12 @@ def test_sae_lens_scales_of_a_checkpoint_are_folded(
     scaler.save(str(tmp_path / "checkpoint" / "activation_scaler.json"))
     model.save_inference_model(tmp_path / "finished")
     peer = load_sae_lens(tmp_path / "finished")
-    assert_agree(saefast.load_sae(tmp_path / "checkpoint"), peer)
+    there_and_back(tmp_path / "checkpoint", peer, load_sae_lens, "sae_lens")
+    scales = {"activation_scaler.json", "activation_whitening.safetensors"}
+    assert not scales & {file.name for file in (tmp_path / "again").iterdir()}
+    learnt = saefast.convert(tmp_path / "checkpoint", tmp_path / "dl", to="dictionary_learning")
+    with torch.no_grad():
+        assert_close(load_dictionary_learning(learnt).forward(rows()), peer.forward(rows()))
 
 
 def test_sae_lens_scale_that_is_nowhere_is_missed(tmp_path: Path) -> None:
@@ -360,6 +365,16 @@ def test_dictionary_learning_backups(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         model.scale_biases(factor)
     assert_agree(sae, of_dictionary_learning(model), 3 * rows())
+    again = saefast.save_sae(sae, tmp_path / "again", format="dictionary_learning")
+    written = load_dictionary_learning(again)
+    assert_agree(sae, written, 3 * rows())
+    if "threshold" in model.state_dict():
+        state = torch.load(again / "ae.pt")
+        torch.testing.assert_close(state["threshold"], model.state_dict()["threshold"])
+    lens = saefast.convert(tmp_path / "trainer_0", tmp_path / "lens", to="sae_lens")
+    with torch.no_grad():
+        assert_close(load_sae_lens(lens).encode(3 * rows()), model.encode(3 * rows()))
+        assert_close(load_sae_lens(lens).forward(3 * rows()), model(3 * rows()))
 
 
 # From one to another
