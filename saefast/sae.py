@@ -46,8 +46,12 @@ class SAE(nn.Module):
         skip: whether a linear map of x, W_skip [d_out, d], is added to what is reconstructed.
         normalise: what is done to each row before it is encoded, and undone afterwards:
             "layer_norm" takes off its mean and divides by its standard deviation, "norm" scales it
-            to a norm of the root of d. Such SAEs, and those with a skip connection, come from
-            files of others; they are not trained here.
+            to a norm of the root of d.
+        by_norm: whether topk chooses by pre-activations times the norms of the rows of W_dec: by
+            what latents add. The values are the pre-activations all the same.
+
+    SAEs that normalise, choose by norm or have a skip connection come from files of others; they
+    are not trained here.
 
     `metadata` is what the file it came from said besides, by the name of the file's format.
     """
@@ -75,6 +79,7 @@ class SAE(nn.Module):
         centred: bool | None = None,
         skip: bool = False,
         normalise: str = "none",
+        by_norm: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -91,7 +96,9 @@ class SAE(nn.Module):
         checks.one_of("normalise", normalise, NORMALISATIONS)
         self.transcodes = d_out is not None
         self.centred = not self.transcodes if centred is None else centred
-        self.skip, self.normalise, self.metadata = skip, normalise, {}
+        self.skip, self.normalise, self.by_norm, self.metadata = skip, normalise, by_norm, {}
+        if by_norm and variant != "topk":
+            raise ValueError(f"by_norm must be False unless variant is 'topk', got {variant!r}")
         if self.d_out != d and (self.centred or normalise != "none"):
             raise ValueError(
                 f"d_out must be d, {d}, for an SAE that is centred or normalises, got {d_out}"
@@ -146,8 +153,12 @@ class SAE(nn.Module):
         """The active latents of x [n, d]; values are not negative."""
         inputs, threshold = self.inputs(x), self.threshold
         if threshold is None:
-            code = topk_encode(inputs, self.W_enc, self.b_enc, k=self.k)
-            return SparseCode(code.values.relu(), code.indices)
+            norms = torch.linalg.vector_norm(self.W_dec, dim=1) if self.by_norm else None
+            code = topk_encode(inputs, self.W_enc, self.b_enc, k=self.k, scale=norms)
+            values = code.values.relu()
+            if norms is not None:
+                values = values / norms.clamp(min=torch.finfo(norms.dtype).tiny)[code.indices]
+            return SparseCode(values, code.indices)
         code = self._above(inputs, threshold.detach())
         if self.variant != "gated":
             return code

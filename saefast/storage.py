@@ -57,6 +57,8 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
         path: the folder; for the formats that are one file (openai, gemma_scope, qwen_scope) the
             file, if `path` ends as its name does (.pt, .npz).
         format: one of those of `load_sae`. If it cannot hold the SAE, the ValueError says why.
+            Only llamascopium chooses by norm; elsewhere such an SAE gets decoder rows of norm one,
+            and values that are larger by their norms.
     """
     return _write(parts_of(sae), Path(path), format)
 
@@ -82,7 +84,10 @@ def convert(
 ) -> Path:
     """Read the SAE at `src` and write it at `dst` in the format `to`; returns `dst`.
 
-    Firing rates come along where both formats have them. The other arguments are those of
+    What is written is an SAE for inference, also where `src` is a checkpoint of a training or a
+    backup: factors by which activations were scaled are folded in, since readers of such a folder
+    would not apply them, and the optimiser's state stays behind. Firing rates come along where both
+    formats have them. The other arguments are those of
     `load_sae`.
     """
     checks.one_of("to", to, tuple(FORMATS))

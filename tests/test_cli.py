@@ -94,6 +94,20 @@ def test_every_figure_is_a_file_on_request(run: Path, tmp_path: Path) -> None:
     assert {"stability-histogram", "keep-drop", "overlap-unstable", "pooling-frontier"} <= names
 
 
+def test_pictures_need_an_extra_and_a_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    figures = tmp_path / "figures"
+    assert main(["report", str(run), "--figures", str(figures), "--png"]) == 1
+    told = capsys.readouterr().err
+    assert "pip install 'saefast[figures]'" in told
+    assert told.count("\n") == 1
+    assert not figures.exists()
+    assert main(["report", str(run), "--png"]) == 1
+    assert "png needs figures" in capsys.readouterr().err
+
+
 def test_sae_files_are_matched_without_a_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -291,8 +291,8 @@ def test_llamascopium(tmp_path: Path, by_norm: bool) -> None:
     scale = NORMS if by_norm else torch.ones(M, dtype=torch.float64)
     assert_computes(load("relu"), pre.relu())
     assert_computes(load("jumprelu", LOGGED), torch.where(pre * scale > THRESHOLD, pre, 0.0))
-    assert_computes(load("topk"), top(pre * scale), DEC / scale[:, None])
-    assert_computes(load("batchtopk"), above(pre * scale, 0.9), DEC / scale[:, None])
+    assert_computes(load("topk"), top(pre * scale) / scale)
+    assert_computes(load("batchtopk"), above(pre * scale, 0.9) / scale)
 
 
 def test_llamascopium_scale_of_the_data_set_is_folded(tmp_path: Path) -> None:
@@ -324,9 +324,15 @@ def test_llamascopium_without_bias_in_a_torch_file(tmp_path: Path) -> None:
     assert_computes(sae, values(X, centre=None).relu(), b_dec=torch.zeros(D))
 
 
-def test_llamascopium_of_old(tmp_path: Path) -> None:
-    config = {"d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.5}
-    config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": False}
+@pytest.mark.parametrize("act_fn", ["jumprelu", "topk"])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_llama_scope(tmp_path: Path, by_norm: bool, centred: bool, act_fn: str) -> None:
+    """What was released is meant for a loader that folds the data set's norm and the decoder's
+    norms first, and compares values with the threshold then. SAELens agrees on the data set's."""
+    config = {"d_model": D, "d_sae": M, "act_fn": act_fn, "top_k": 50, "jump_relu_threshold": 0.5}
+    config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": by_norm}
+    config |= {"apply_decoder_bias_to_pre_encoder": centred, "device": "cuda", "dtype": "bfloat16"}
     config |= {"hook_point_in": "h", "hook_point_out": "h"}
     config["dataset_average_activation_norm"] = {"in": 4.0, "out": 4.0}
     write_config(tmp_path / "a", "hyperparams.json", config)
@@ -335,8 +341,13 @@ def test_llamascopium_of_old(tmp_path: Path) -> None:
     tensors |= {"decoder.weight": DEC.T, "decoder.bias": B_DEC}
     save_file(of_own_storage(tensors), tmp_path / "a" / "checkpoints" / "final.safetensors")
     factor = D**0.5 / 4
-    code = above(values(factor * X.double(), centre=None), 0.5) / factor
-    assert_computes(saefast.load_sae(tmp_path / "a"), code, b_dec=B_DEC.double() / factor)
+    scale = NORMS if by_norm else torch.ones(M, dtype=torch.float64)
+    pre = values(factor * X.double(), centre=B_DEC if centred else None) / factor * scale
+    sae = saefast.load_sae(tmp_path / "a")
+    assert_computes(sae, above(pre, 0.5), DEC / scale[:, None], B_DEC.double() / factor)
+    saefast.save_sae(sae, tmp_path / "b", format="llamascopium")
+    written = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert not {"device", "dtype", "apply_decoder_bias_to_pre_encoder"} & written.keys()
 
 
 @pytest.mark.parametrize(
@@ -546,9 +557,26 @@ def test_b_dec_learns_by_its_gradient_centred_or_not(centred: bool) -> None:
     torch.testing.assert_close(sae.b_dec.detach(), before - 0.01 * gradient.sign())
 
 
-@pytest.mark.parametrize("settings", [{"skip": True}, {"normalise": "layer_norm"}])
+def test_choosing_by_norm_is_for_topk() -> None:
+    with pytest.raises(ValueError, match="by_norm must be False unless variant is 'topk'"):
+        SAE(D, M, variant="relu", by_norm=True)
+
+
+@torch.no_grad()
+def test_latents_that_add_nothing_are_never_chosen_by_norm() -> None:
+    sae = some_sae("topk", by_norm=True)
+    sae.W_dec[1::2] = 0.0
+    code = sae.encode(X)
+    assert bool(code.values.isfinite().all())
+    assert bool((code.indices[code.values > 0] % 2 == 0).all())
+    assert bool((code.values > 0).any())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"skip": True}, {"normalise": "layer_norm"}, {"by_norm": True}]
+)
 def test_what_is_not_trained_says_so(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="neither normalise rows nor have a skip connection"):
+    with pytest.raises(ValueError, match="must not normalise rows, choose by norm or have"):
         FusedStep(SAE(D, M, k=K, **settings))
 
 

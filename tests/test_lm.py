@@ -13,17 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from tiny_lm import TEXTS, D, gpt2, llama, saved, tokenizer
 from torch import Tensor
-
-pytest.importorskip("transformers", reason="needs saefast[lm]")
-
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 import saefast
 from saefast.activations import StoreActivations, StoreWriter, verify_store
@@ -49,65 +40,12 @@ from saefast.lm import (
 from saefast.lm.capture import capture
 from saefast.lm.packing import Packing
 
-D, LAYERS = 32, 4
-
-
-def tokenizer(*, bos: bool = False) -> Any:
-    """A letter is a token; with `bos`, texts begin with <s> as those of Llama do."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(["<s>", "</s>", *letters])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    if bos:
-        core.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-
-
-def llama(*, bos: bool = False, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Four layers of Llama."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=D,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
-    return LanguageModel(model, tokenizer(bos=bos), "tiny llama")
-
-
-def gpt2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Three layers of GPT-2, which keeps to its dtype; Llama takes norms in float32."""
-    torch.manual_seed(1)
-    config = GPT2Config(vocab_size=258, n_embd=24, n_layer=3, n_head=2, n_positions=128)
-    config.initializer_range = 0.3
-    model = GPT2LMHeadModel(config).to(dtype).eval().requires_grad_(False)
-    return LanguageModel(model, tokenizer(), "tiny gpt2")
-
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch: pytest.MonkeyPatch, torch_threads: None) -> None:
     """One thread is enough for tiny models, and what a kill leaves does not hang on fsync."""
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-
-
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
-    "def add(a, b):\n    return a + b\n",
-    "Nothing is so painful to the human mind as a great and sudden change.",
-    "x",
-    "for i in range(10):\n    print(i)  # ten numbers, one a line\n" * 3,
-]
 
 
 def write_in_place(model: LanguageModel) -> None:
@@ -260,7 +198,7 @@ class TestHarvest:
         script = textwrap.dedent(f"""
             import os, signal, sys
             sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
-            import test_lm, torch
+            import tiny_lm, torch
             from saefast.activations import StoreWriter
             from saefast.lm import harvest
             torch.set_num_threads(1)
@@ -272,7 +210,7 @@ class TestHarvest:
                 if len(written) == 3:
                     os.kill(os.getpid(), signal.SIGKILL)
             StoreWriter._write_shard = write_or_die
-            harvest(test_lm.llama(), {sites!r}, out={str(out)!r}, **{settings!r})
+            harvest(tiny_lm.llama(), {sites!r}, out={str(out)!r}, **{settings!r})
         """)
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
@@ -388,10 +326,52 @@ def write_gguf(path: Path) -> None:
 
 
 class TestLoading:
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_silence_is_kept_and_settings_of_transformers_stay(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+        progress: bool,
+    ) -> None:
+        pytest.importorskip("accelerate", reason="needs saefast[lm]")
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+        from transformers import modeling_gguf_pytorch_utils as reader
+        from transformers.utils import logging
+
+        bar = reader.tqdm
+        monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        file, folder = tmp_path / "tiny.gguf", saved(tmp_path / "folder")
+        write_gguf(file)
+        capsys.readouterr()
+        disable_progress_bars("mine")
+        try:
+            for place in (file, folder):
+                load_model(place, progress=progress)
+                told = capsys.readouterr().err
+                words = "dequantise, once" if place == file else "Loading weights"
+                assert (words in told) == progress
+                assert "de-quantizing" not in told
+                assert "Writing" not in told
+                assert progress or not told
+                assert logging.is_progress_bar_enabled()
+                assert not are_progress_bars_disabled()
+                assert are_progress_bars_disabled("mine")
+            file.write_bytes(b"GGUF")
+            with pytest.raises(Exception, match=r".+"):
+                load_model(file, progress=progress)
+            assert reader.tqdm is bar
+            assert logging.is_progress_bar_enabled()
+            assert not are_progress_bars_disabled()
+        finally:
+            sys.modules["huggingface_hub.utils.tqdm"].progress_bar_states.clear()
+
     def test_weights_of_a_gguf_file_are_dequantised_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        from transformers import LlamaForCausalLM
+
         file = tmp_path / "tiny.gguf"
         write_gguf(file)
         plain = LlamaForCausalLM.from_pretrained(

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from saefast.pipeline import (
 from saefast.pipeline.settings import settings_from
 from saefast.run_files import FEATURES, STAGES, read_json, read_table, write_json
 from saefast.synthetic.low_rank import LowRankWorld
+from saefast.trainee import Trainee
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,61 @@ def test_pools_are_of_disjoint_seeds_and_one_is_saved(run: Path) -> None:
     pooled = load_sae(run / "pooled")
     assert pooled.m == told["width"]
     assert all(math.isfinite(row["explained_variance"]) for row in told["methods"])
+
+
+def test_pooling_goes_on_where_it_was_interrupted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step of its three trainings is taken twice, and it ends with the same bits."""
+    settings = settings_of(run)
+    files = [run / "pooling.json", run / "pooled" / "sae_weights.safetensors"]
+    whole = [file.read_bytes() for file in files]
+    taken: list[tuple[str, int]] = []
+    interrupted_at: set[int] = set()
+    train = Trainee.train
+
+    def counting(self: Trainee, number: int, batch: Any) -> None:
+        taken.append((self.label, number))
+        if len(taken) in interrupted_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        train(self, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", counting)
+
+    def again(at: set[int], settings: RunSettings = settings) -> int:
+        """From the beginning; how often it was interrupted."""
+        (run / "pooling.json").unlink(missing_ok=True)
+        interrupted_at.clear()
+        interrupted_at.update(at)
+        taken.clear()
+        for interruptions in range(len(at) + 1):
+            try:
+                assert go_on(run, settings, "pool") == ["pool"]
+            except KeyboardInterrupt:
+                continue
+            return interruptions
+        raise AssertionError
+
+    assert again(set()) == 0
+    steps = list(taken)
+    assert {label for label, _ in steps} == {
+        *("seed-0", "seed-1", "pooled-seed-0", "pooled-seed-1", "pruned-seed-0", "pruned-seed-1")
+    }
+    assert [file.read_bytes() for file in files] == whole
+    assert again({5, 20, len(steps) - 30}) == 3
+    assert taken == steps
+    assert [file.read_bytes() for file in files] == whole
+    assert not (run / "unfinished" / "pool").exists()
+    # What was begun with other settings is not gone on with.
+    other = dataclasses.replace(settings, pool=dataclasses.replace(settings.pool, tokens=900))
+    interrupted_at.add(20)
+    taken.clear()
+    (run / "pooling.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        go_on(run, other, "pool")
+    assert again(set()) == 0
+    assert taken == steps
+    assert not (run / "unfinished" / "pool").exists()
 
 
 def test_two_runs_have_the_same_bits(run: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import base64
 import dataclasses
+import functools
 import gzip
 import json
 import re
 import shutil
+import struct
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -119,6 +121,47 @@ def test_figures_are_files_that_other_programs_read(run: Path, tmp_path: Path) -
         assert len(marks) > 10
         numbers = re.findall(r'(?:d|x|y|cx|cy|width|height)="([^"]*)"', path.read_text())
         assert not any("nan" in each or "inf" in each for each in numbers)
+
+
+def test_figures_bring_their_colours_along(run: Path, tmp_path: Path) -> None:
+    """Programs that know no variables of CSS would draw all of it in black."""
+    for path in write_report(run, figures=tmp_path / "figures")[1:]:
+        text = path.read_text()
+        style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0]
+        assert "var(" not in text
+        assert "@media" not in text
+        assert "fill: #2463c2" in style
+        used = {name for names in re.findall(r'class="([^"]*)"', text) for name in names.split()}
+        assert all(f".{name}" in style for name in used if name), used
+
+
+def test_figures_are_pictures_on_request(run: Path, tmp_path: Path) -> None:
+    svg_to_bytes = pytest.importorskip("resvg_py").svg_to_bytes
+    written = write_report(run, figures=tmp_path / "figures", png=True)[1:]
+    pictures = [path for path in written if path.suffix == ".png"]
+    assert [path.with_suffix(".svg") for path in pictures] == [
+        path for path in written if path.suffix == ".svg"
+    ]
+    for path in pictures:
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert struct.unpack(">II", content[16:24]) == (1920, 1200)
+        # What it says and how it is coloured is there to be seen.
+        svg = path.with_suffix(".svg").read_text()
+        for part in (r"<text.*?</text>", r"<style>.*?</style>"):
+            assert bytes(svg_to_bytes(re.sub(part, "", svg, flags=re.DOTALL), zoom=2)) != content
+
+
+def test_without_a_font_no_picture_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The renderer would leave out every word."""
+    resvg = pytest.importorskip("resvg_py")
+    blind = functools.partial(resvg.svg_to_bytes, skip_system_fonts=True)
+    monkeypatch.setattr(resvg, "svg_to_bytes", blind)
+    with pytest.raises(OSError, match="need a font"):
+        write_report(run, figures=tmp_path / "figures", png=True)
+    assert not (tmp_path / "figures").exists()
 
 
 def test_nothing_is_loaded_from_anywhere(run: Path) -> None:

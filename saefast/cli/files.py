@@ -45,9 +45,10 @@ def harvest(
     from saefast.lm import builtin_corpus, load_model, text_files
     from saefast.lm import harvest as harvest_store
 
+    bars = wants_bars(json_output)
     corpus = text_files(text) if text else builtin_corpus()
     (path,) = harvest_store(
-        load_model(model),
+        load_model(model, progress=bars),
         int(site) if site.isdigit() else site,
         out=out,
         tokens=tokens,
@@ -56,7 +57,7 @@ def harvest(
         batch_size=batch_size,
         dtype=getattr(torch, dtype),
         resume=True,
-        progress=wants_bars(json_output),
+        progress=bars,
     )
     tell(f"{tokens:,} activations of {model} at {site}", {"rows": tokens}, [path], json_output)
 

@@ -162,16 +162,19 @@ def evaluate(
     _stage(run, "evaluate", {"tokens": tokens, "draws": draws}, json_output)
 
 
-def report(run: Run, figures: Path | None = None, json_output: Json = False) -> None:
+def report(
+    run: Run, figures: Path | None = None, png: bool = False, json_output: Json = False
+) -> None:
     """Write RUN/report.html from whatever the run has so far; it works offline.
 
     Args:
         run: Folder of the run.
         figures: Folder that gets every figure as SVG, besides.
+        png: Write them as PNG, too; needs `pip install 'saefast[figures]'`.
     """
     from saefast.report import write_report
 
-    written = write_report(run, figures=figures)
+    written = write_report(run, figures=figures, png=png)
     tell(f"report of {run}", {"report": str(written[0])}, written, json_output)
 
 

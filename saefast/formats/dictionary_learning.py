@@ -1,4 +1,8 @@
-"""dictionary_learning: ae.pt, a state dict of one of seven classes or a backup, and config.json."""
+"""dictionary_learning: ae.pt, a state dict of one of seven classes or a backup, and config.json.
+
+Backups are read, but not written: what is loaded here has no optimiser, and the library itself has
+no way back into a run. What is made of a backup is the file that its run would have ended with.
+"""
 
 import json
 import math
@@ -51,10 +55,10 @@ def read(found: Found) -> Parts:
     """What its classes compute; a backup's factor for activations is folded in."""
     trainer = found.config.get("trainer", {})
     backup = found.values.get("ae")
-    factor = None
+    norm = None
     if isinstance(backup, Mapping):
         found = replace(found, tensors={n: v for n, v in backup.items() if isinstance(v, Tensor)})
-        factor, own = (found.values.get(key) for key in ("norm_factor", "config"))
+        norm, own = _norm(found), found.values.get("config")
         if isinstance(own, dict) and not trainer:
             trainer = json.loads(json.dumps(own, default=str))
     if not isinstance(trainer, dict):
@@ -69,14 +73,11 @@ def read(found: Found) -> Parts:
                 f"{found.config_name}: {key} is {trainer[key]}, but the tensors of {found.path} "
                 f"say {size}"
             )
-    parts = replace(parts, centred=kind not in _UNCENTRED, metadata=_metadata(found, parts))
+    parts = replace(parts, centred=kind not in _UNCENTRED, metadata=_metadata(found, parts, norm))
     if _VARIANTS[kind] in ("topk", "batchtopk", "matryoshka"):
         parts = replace(parts, k=_k(found))
-    if factor is None:
-        return parts
-    norm = positive(factor)
     if norm is None:
-        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {factor!r}")
+        return parts
     # Trained on x / norm. The library's finished files have values of the size of x, too.
     return scaled_values(scaled_inputs(parts, 1 / norm), norm)
 
@@ -117,6 +118,15 @@ def write(parts: Parts, folder: Path) -> None:
     buffer = kept.pop("buffer", None)
     config = {"trainer": kept | trainer}
     write_json(folder / "config.json", config if buffer is None else config | {"buffer": buffer})
+
+
+def _norm(found: Found) -> float | None:
+    """What activations were divided by."""
+    told = found.values.get("norm_factor")
+    norm = positive(told)
+    if told is not None and norm is None:
+        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {told!r}")
+    return norm
 
 
 def _centred(parts: Parts) -> bool | None:
@@ -215,13 +225,14 @@ def _k(found: Found) -> int:
     return int(told if in_file is None else in_file)
 
 
-def _metadata(found: Found, parts: Parts) -> dict[str, Any]:
+def _metadata(found: Found, parts: Parts, norm: float | None) -> dict[str, Any]:
     kept = {key: value for key, value in found.config.items() if key not in _OWN}
     if found.has("group_sizes"):
         groups = found.integers("group_sizes")
         if sum(groups) != parts.m or min(groups) < 1:
             raise ValueError(f"{found.path}: group_sizes must sum to {parts.m}, got {groups}")
         kept["group_sizes"] = groups
-    if parts.variant == "topk" and found.has("threshold"):
-        kept["threshold"] = found.scalar("threshold")  # k decides, but it is kept
+    threshold = found.scalar("threshold") if parts.variant == "topk" else None
+    if threshold is not None:  # k decides, but it is kept; below zero it is not set
+        kept["threshold"] = threshold if norm is None or threshold < 0 else threshold * norm
     return {NAME: kept} if kept else {}

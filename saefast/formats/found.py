@@ -34,6 +34,8 @@ _COMPANIONS = (
     "state.pt",
 )
 """What others leave beside an SAE"""
+_ENDS = ("pruned.safetensors", "pruned.pt", "final.safetensors", "final.pt")
+"""Which of several checkpoints in a folder of that name is the SAE: the first of these"""
 _LONGEST_CONFIG = 16 << 20
 
 
@@ -181,9 +183,10 @@ def weights_in(folder: Path) -> Path | None:
     for name in _KNOWN:
         if folder / name in files:
             return folder / name
-    final = folder / "checkpoints" / "final.safetensors"
-    if not files and final.is_file():
-        return final
+    ends = [folder / "checkpoints" / name for name in _ENDS] if not files else []
+    end = next((file for file in ends if file.is_file()), None)
+    if end is not None:
+        return end
     if (folder / "sae_weights.dcp").is_dir():
         raise ValueError(
             f"{folder / 'sae_weights.dcp'} is a distributed checkpoint, which is not read; save it "

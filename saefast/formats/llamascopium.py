@@ -20,6 +20,8 @@ _NAMES = (
     ("W_E", "b_E", "W_D", "b_D"),
     ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
 )
+_RELEASED = "jump_relu_threshold"
+"""One number for all latents: the mark of Llama Scope, whose files are folded before it counts"""
 _OWN = (
     "d_model",
     "expansion_factor",
@@ -30,7 +32,10 @@ _OWN = (
     "sparsity_include_decoder_norm",
     "top_k",
     "use_glu_encoder",
-    "jump_relu_threshold",
+    "apply_decoder_bias_to_pre_encoder",
+    "device",
+    "dtype",
+    _RELEASED,
     "dataset_average_activation_norm",
 )
 
@@ -59,17 +64,25 @@ def read(found: Found) -> Parts:
         b_enc=found.take(b_enc, m),
         W_dec=found.take(w_dec, d, m).T if older else found.take(w_dec, m, d),
         b_dec=_decoder_bias(found, b_dec, d),
-        centred=False,
+        centred=found.setting("apply_decoder_bias_to_pre_encoder", bool, False),
         transcodes=found.config.get("hook_point_in") != found.config.get("hook_point_out"),
         metadata={NAME: {k: v for k, v in found.config.items() if k not in _OWN}},
+        dtype=torch.float32,  # what it is computed in, whatever the file holds
     )
-    return _of_raw_activations(found, _activated(found, parts))
+    if parts.transcodes:
+        why = "what a transcoder reads is not what its b_dec is added to"
+        found.refuse("apply_decoder_bias_to_pre_encoder", (False,), why, False)
+    by_norm = found.setting("sparsity_include_decoder_norm", bool, True)
+    if _RELEASED not in found.config:
+        return _of_raw_activations(found, _activated(found, parts, by_norm))
+    parts = _of_raw_activations(found, parts)
+    return _activated(found, unit_decoder(parts) if by_norm else parts, by_norm=False)
 
 
 def write(parts: Parts, folder: Path) -> None:
     """For inference: nothing is left to be normalised."""
     variants = ("topk", "relu", "jumprelu")
-    parts = fitted(parts, NAME, variants, centred=False, normalise=("none", "norm"))
+    parts = fitted(parts, NAME, variants, centred=False, normalise=("none", "norm"), by_norm=True)
     tensors = {"W_E": parts.W_enc.T, "b_E": parts.b_enc, "W_D": parts.W_dec, "b_D": parts.b_dec}
     if parts.threshold is not None:
         tensors[_THRESHOLDS[0]] = parts.threshold.log()
@@ -85,7 +98,7 @@ def write(parts: Parts, folder: Path) -> None:
         "use_decoder_bias": True,
         "act_fn": parts.variant,
         "norm_activation": "inference" if parts.normalise == "none" else "token-wise",
-        "sparsity_include_decoder_norm": False,
+        "sparsity_include_decoder_norm": parts.by_norm,
         "top_k": parts.k,
         "use_glu_encoder": False,
     }
@@ -114,49 +127,56 @@ def _decoder_bias(found: Found, name: str, d: int) -> Tensor:
     return torch.zeros(d)
 
 
-def _activated(found: Found, parts: Parts) -> Parts:
+def _activated(found: Found, parts: Parts, by_norm: bool) -> Parts:
     """What is active, by values times the norms of the decoder's rows where the config says so."""
-    kind = str(found.config.get("act_fn", "jumprelu")).lower()
-    by_norm = found.setting("sparsity_include_decoder_norm", bool, True)
+    kind = str(found.config.get("act_fn", "relu")).lower()
+    threshold = _threshold(found, kind, parts.m)
+    if kind == "topk" and threshold is None:
+        return replace(parts, variant="topk", k=found.setting("top_k", int), by_norm=by_norm)
     if kind == "relu":  # a norm does not change what is positive
         return parts
-    if kind in ("topk", "batchtopk"):
-        if kind == "batchtopk" and found.threshold is None:
-            raise ValueError(
-                f"{found.config_name}: act_fn is 'batchtopk', where what is active depends on the "
-                f"whole batch; give load_sae a threshold, or make it a jumprelu there"
-            )
-        parts = replace(parts, variant=kind, k=found.setting("top_k", int))
-        if kind == "batchtopk":
-            parts = replace(parts, threshold=torch.tensor(found.threshold, dtype=torch.float64))
-        # Values become larger by the norms; their reconstruction is the same.
-        return unit_decoder(parts) if by_norm else parts
-    if kind != "jumprelu":
+    if threshold is None:
         raise ValueError(
             f"{found.config_name}: act_fn must be relu, jumprelu, topk or batchtopk to be loaded, "
             f"got {kind!r}"
         )
-    name = next((name for name in _THRESHOLDS if found.has(name)), _THRESHOLDS[0])
-    if name in found.tensors:
-        threshold = found.take(name, parts.m).double().exp()
-    else:
-        told = positive(found.config.get("jump_relu_threshold"))
-        if told is None:
-            raise ValueError(
-                f"{found.path}: {name} is missing, and {found.config_name} gives no positive "
-                f"jump_relu_threshold"
-            )
-        threshold = torch.full((parts.m,), told, dtype=torch.float64)
+    k = found.setting("top_k", int, None)  # of no effect, and perhaps of no meaning
+    parts = replace(parts, k=k if k is not None and 1 <= k <= parts.m else None)
+    if kind == "batchtopk" and not by_norm:
+        return replace(parts, variant="batchtopk", threshold=threshold)
     if by_norm:  # value * norm > threshold
         norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
         # Where the norm is zero nothing is active; the largest number says so, too.
         never = torch.finfo(torch.float32).max
         threshold = torch.where(norms > 0, threshold / norms, never).clamp(max=never)
-    return replace(parts, variant="jumprelu", threshold=threshold)
+    return replace(parts, variant="jumprelu", threshold=threshold * torch.ones(parts.m))
+
+
+def _threshold(found: Found, kind: str, m: int) -> Tensor | None:
+    """[] or [m] in float64; of topk, too, if it has been made a jumprelu since."""
+    released = positive(found.config.get(_RELEASED))
+    if kind in ("jumprelu", "topk") and released is not None:
+        return torch.tensor(released, dtype=torch.float64)
+    if kind == "batchtopk":
+        if found.threshold is None:
+            raise ValueError(
+                f"{found.config_name}: act_fn is 'batchtopk', where what is active depends on the "
+                f"whole batch; give load_sae a threshold, or make it a jumprelu there"
+            )
+        return torch.tensor(found.threshold, dtype=torch.float64)
+    if kind != "jumprelu":
+        return None
+    logged = next((name for name in _THRESHOLDS if found.has(name)), None)
+    if logged is None:
+        raise ValueError(
+            f"{found.path}: {_THRESHOLDS[0]} is missing, and {found.config_name} gives no positive "
+            f"{_RELEASED}"
+        )
+    return found.take(logged, m).double().exp()
 
 
 def _of_raw_activations(found: Found, parts: Parts) -> Parts:
-    kind = found.config.get("norm_activation", "inference")
+    kind = found.config.get("norm_activation", "dataset-wise")
     if kind == "inference":
         return parts
     if kind == "token-wise" and not parts.transcodes:

@@ -38,6 +38,7 @@ class Parts:
     transcodes: bool = False
     centred: bool = True
     normalise: str = "none"
+    by_norm: bool = False
     firing_rate: Tensor | None = None
     """[m]"""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Parts:
                 centred=self.centred,
                 skip=self.W_skip is not None,
                 normalise=self.normalise,
+                by_norm=self.by_norm,
                 dtype=_usable(self.W_dec.dtype if self.dtype is None else self.dtype),
                 device="meta",
             )
@@ -116,6 +118,7 @@ def parts_of(sae: SAE) -> Parts:
         transcodes=sae.transcodes,
         centred=sae.centred,
         normalise=sae.normalise,
+        by_norm=sae.by_norm,
         metadata=sae.metadata,
         **shared,
         **optional,
@@ -183,8 +186,12 @@ def fitted(
     transcodes: bool = False,
     skip: bool = False,
     normalise: Collection[str] = ("none",),
+    by_norm: bool = False,
 ) -> Parts:
     """An SAE that computes the same, and that the format `name` can hold.
+
+    One that chooses by norm gets a decoder of norm one where that cannot be said: the same latents
+    and reconstructions, of values times the norms.
 
     Args:
         parts: the SAE.
@@ -194,6 +201,7 @@ def fitted(
         transcodes: whether what is reconstructed may have another width than x.
         skip: whether it has skip connections.
         normalise: in which ways it may normalise rows.
+        by_norm: whether it may choose by norm.
     """
     lacks = [
         (parts.normalise not in normalise, f"normalise={parts.normalise!r}"),
@@ -203,6 +211,8 @@ def fitted(
     for missing, what in lacks:
         if missing:
             raise _not_in(name, what)
+    if parts.by_norm and not by_norm:
+        parts = replace(unit_decoder(parts), by_norm=False)
     if centred is not None and parts.centred != centred:
         if parts.d_out != parts.d:
             raise _not_in(name, "a transcoder")

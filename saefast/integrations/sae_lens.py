@@ -1,8 +1,9 @@
 """SAELens with saefast inside: training architectures of the same settings, losses and files.
 
-Importing this registers `saefast_topk`, `saefast_batchtopk` and `saefast_matryoshka_batchtopk`
-beside SAELens's own `topk`, `batchtopk` and `matryoshka_batchtopk`. The trainer, its clipping and
-its Adam stay SAELens's, and so do inference files. `accelerate` is for an SAE that is there.
+Importing this registers `saefast_topk`, `saefast_batchtopk`, `saefast_matryoshka_batchtopk`,
+`saefast_standard` and `saefast_jumprelu` beside SAELens's own architectures of these names. The
+trainer, its clipping and its Adam stay SAELens's, and so do inference files. `accelerate` is for an
+SAE that is there.
 
 Activations come out dense, as SAELens's do; with `use_sparse_activations=True` as sparse tensors,
 which is faster still: the trainer counts them, and that takes longer than the rest of the forward
@@ -28,76 +29,19 @@ from torch import Tensor
 
 from saefast.integrations import sae_lens_codes as codes
 from saefast.integrations.pre_activations import PreActivations
+from saefast.integrations.sae_lens_fused import Fused, FusedTraining
+from saefast.integrations.sae_lens_thresholds import (
+    SaefastJumpReLUTrainingSAE,
+    SaefastJumpReLUTrainingSAEConfig,
+    SaefastStandardTrainingSAE,
+    SaefastStandardTrainingSAEConfig,
+)
 
 Some = TypeVar("Some")
 
 
-class _Fused:
-    """Encodes and reconstructs by sparse codes; before SAELens's class among the bases."""
-
-    def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
-        return codes.topk_code(self, inputs, norms)
-
-    def _fuses(self, x: Tensor) -> bool:
-        return codes.fusible(self)
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        """The reconstruction of x [..., d]."""
-        if not self._fuses(x) or self.use_error_term:
-            return super().forward(x)  # type: ignore[misc,no-any-return]
-        inputs = self.process_sae_in(x)
-        code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
-        out = codes.reconstruction(self, code, inputs.shape[:-1])
-        return self.hook_sae_output(out)  # type: ignore[no-any-return]
-
-    def encode(self: Any, x: Tensor) -> Tensor:
-        """The activations of x [..., d], dense."""
-        if not self._fuses(x):
-            return super().encode(x)  # type: ignore[misc,no-any-return]
-        inputs = self.process_sae_in(x)
-        code = self._code(inputs.reshape(-1, inputs.shape[-1]), codes.norms_of(self))
-        m = self.cfg.d_sae
-        return code.dense(m).view(*inputs.shape[:-1], m)  # type: ignore[no-any-return]
-
-
-class _FusedTraining(_Fused):
-    """The same in training."""
-
-    def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations and pre-activations [..., m], the latter computed when they are read."""
-        if not codes.fusible(self) or (self.cfg.use_sparse_activations and x.ndim != 2):
-            return super().encode_with_hidden_pre(x)  # type: ignore[misc,no-any-return]
-        inputs, norms = self.process_sae_in(x), codes.norms_of(self)
-        code = self._code(inputs.reshape(-1, inputs.shape[-1]), norms)
-        acts = self._as_promised(code).view(*inputs.shape[:-1], self.cfg.d_sae)
-        return acts, codes.pre_activations(self, inputs, norms)
-
-    def encode(self: Any, x: Tensor) -> Tensor:
-        """The activations of x [..., d]."""
-        return self.encode_with_hidden_pre(x)[0]  # type: ignore[no-any-return]
-
-    def training_forward_pass(self: Any, step_input: TrainStepInput) -> TrainStepOutput:
-        """See SAELens."""
-        x = step_input.sae_in
-        if not codes.fusible(self) or x.ndim != 2:
-            return super().training_forward_pass(step_input)  # type: ignore[misc]
-        # No earlier: seeded draws like W_enc follow its layout, and loading may bring back another.
-        codes.lay_out(self)
-        inputs, norms = self.process_sae_in(x), codes.norms_of(self)
-        code = self._code(inputs, norms)
-        out = codes.reconstruction(self, code, inputs.shape[:-1])
-        acts, hidden_pre = self._as_promised(code), codes.pre_activations(self, inputs, norms)
-        losses = {"mse_loss": self.mse_loss_fn(out, x).sum(dim=-1).mean()}
-        more = self.calculate_aux_loss(
-            step_input=step_input, feature_acts=acts, hidden_pre=hidden_pre, sae_out=out
-        )
-        total = losses["mse_loss"]
-        for name, loss in more.items() if isinstance(more, dict) else [(None, more)]:
-            total = total + loss
-            losses |= {} if name is None else {name: loss}
-        output = TrainStepOutput(x, out, acts, hidden_pre, total, losses)
-        self._after(output, code)
-        return output
+class _FusedTopK(FusedTraining):
+    """TopK and what SAELens derives from it."""
 
     def calculate_topk_aux_loss(
         self: Any,
@@ -127,13 +71,6 @@ class _FusedTraining(_Fused):
         weight = self.cfg.aux_loss_coefficient * min(dead / most, 1.0)
         return weight * loss  # type: ignore[no-any-return]
 
-    def _as_promised(self: Any, code: codes.Code) -> Tensor:
-        m = self.cfg.d_sae
-        return code.coo(m) if self.cfg.use_sparse_activations else code.dense(m)
-
-    def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
-        """What a variant adds to the output."""
-
 
 @dataclass
 class SaefastTopKTrainingSAEConfig(TopKTrainingSAEConfig):  # type: ignore[misc]
@@ -149,7 +86,7 @@ class SaefastTopKTrainingSAEConfig(TopKTrainingSAEConfig):  # type: ignore[misc]
         return TopKSAEConfig  # type: ignore[no-any-return]
 
 
-class SaefastTopKTrainingSAE(_FusedTraining, TopKTrainingSAE):  # type: ignore[misc]
+class SaefastTopKTrainingSAE(_FusedTopK, TopKTrainingSAE):  # type: ignore[misc]
     """SAELens's TopK, faster."""
 
 
@@ -163,7 +100,7 @@ class SaefastBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):  # type: ig
         return "saefast_batchtopk"
 
 
-class _FusedBatchTopK(_FusedTraining):
+class _FusedBatchTopK(_FusedTopK):
     def _code(self: Any, inputs: Tensor, norms: Tensor | None) -> codes.Code:
         guess = self.__dict__.setdefault("_guess", codes.Guess())
         return codes.batch_topk_code(self, inputs, norms, guess)
@@ -214,7 +151,7 @@ class SaefastMatryoshkaBatchTopKTrainingSAE(
             begin = end
 
 
-class _FusedInference(_Fused):
+class _FusedInference(Fused):
     """The same for an SAE that has been trained, where there is enough to do."""
 
     def _fuses(self, x: Tensor) -> bool:
@@ -248,7 +185,7 @@ def accelerate(sae: Some) -> Some:
     Returns:
         The same object, still an instance of its class, with the same parameters and files.
     """
-    if isinstance(sae, _Fused):
+    if isinstance(sae, Fused):
         return sae
     fast: Any = _FAST.get(type(sae))
     if fast is None:
@@ -263,5 +200,7 @@ for _class, _config in (
     (SaefastTopKTrainingSAE, SaefastTopKTrainingSAEConfig),
     (SaefastBatchTopKTrainingSAE, SaefastBatchTopKTrainingSAEConfig),
     (SaefastMatryoshkaBatchTopKTrainingSAE, SaefastMatryoshkaBatchTopKTrainingSAEConfig),
+    (SaefastStandardTrainingSAE, SaefastStandardTrainingSAEConfig),
+    (SaefastJumpReLUTrainingSAE, SaefastJumpReLUTrainingSAEConfig),
 ):
     register_sae_training_class(_config.architecture(), _class, _config)

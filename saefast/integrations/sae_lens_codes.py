@@ -12,11 +12,11 @@ from saefast.ops.encode_gradients import encode_gradients
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
-from saefast.types import SparseCode
+from saefast.types import SparseCode, ThresholdCode
 
 _SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
 _FEWEST_ROWS, _SMALLEST_ENCODER = 32, 2**17  # where sparse codes begin to be faster on one core
-_FIRST_WIDTH = 128  # room for the latents of a row above a threshold, doubled until all fit
+_FIRST_FULLEST = 64  # latents of a row above a threshold, until more is known
 
 
 class Code(NamedTuple):
@@ -28,6 +28,8 @@ class Code(NamedTuple):
     """[n, k] what SAELens calls activations: with `rescale_acts_by_decoder_norm` times the norms"""
     indices: Tensor
     """[n, k]"""
+    steps: Tensor | None = None
+    """[n, k] of a JumpReLU: 1 where active, with the gradient that SAELens gives to a step"""
 
     def dense(self, m: int) -> Tensor:
         """The activations as [n, m]."""
@@ -142,8 +144,32 @@ def threshold_code(sae: Any, inputs: Tensor) -> Code:
     """What is positive and above the latent's threshold."""
     threshold = sae.threshold.detach().clamp(min=0)
     threshold = threshold.to(torch.promote_types(threshold.dtype, torch.float32))
-    width = min(_FIRST_WIDTH, len(threshold))
+    found = above(sae, inputs, threshold, Room(len(threshold)))
+    assert found is not None
+    return _code(found.values, found.indices, None)
+
+
+class Room:
+    """How many latents the fullest row of the last batch had; decides on the time alone."""
+
+    def __init__(self, latents: int) -> None:
+        self._latents, self.fullest = latents, min(_FIRST_FULLEST, latents)
+
+    @property
+    def width(self) -> int:
+        """Room for the rows of the next batch."""
+        return min(max(1, 2 * self.fullest), self._latents)
+
+
+def above(
+    sae: Any, inputs: Tensor, threshold: Tensor, room: Room, most: float = math.inf
+) -> ThresholdCode | None:
+    """The pre-activations of inputs [n, d] above a threshold [m], as wide as the fullest row.
+
+    None if that has more than `most`.
+    """
     while True:
+        width = room.width
         values, indices, counts = threshold_encode(
             inputs,
             sae.W_enc.T,
@@ -152,11 +178,12 @@ def threshold_code(sae: Any, inputs: Tensor) -> Code:
             width=width,
             precision=precision_at(inputs),
         )
-        largest = int(counts.amax()) if len(inputs) else 0
-        if largest <= width:
-            used = max(largest, 1)
-            return _code(values[:, :used], indices[:, :used], None)
-        width = min(2 * largest, len(threshold))
+        room.fullest = int(counts.amax()) if len(inputs) else 0
+        if room.fullest > most:
+            return None
+        if room.fullest <= width:
+            used = max(room.fullest, 1)
+            return ThresholdCode(values[:, :used], indices[:, :used], counts)
 
 
 def decoded(sae: Any, weights: Tensor, indices: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import torch
 
 from saefast.activations.protocol import dtype_name
 from saefast.lm.extra import needed
+from saefast.lm.quiet import silenced
 from saefast.lm.weights_cache import cached_gguf
 
 SMOLLM2 = "smollm2"
@@ -77,6 +79,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> LanguageModel:
     """A causal language model, ready to be read from: no dropout, no gradients of weights.
 
@@ -86,14 +89,17 @@ def load_model(
             kept dequantised in a cache, see `saefast.lm.weights_cache`.
         dtype: of the weights and of what is computed.
         device: where to.
+        progress: let transformers show its bars of downloads and weights; of a GGUF file there is
+            one of ours, when it is dequantised.
     """
     transformers = needed("transformers")
     folder, gguf = _place(name)
     if gguf is not None:
-        folder = cached_gguf(gguf)
+        folder = cached_gguf(gguf, progress)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        with nullcontext() if progress and gguf is None else silenced():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise OSError(
             f"name must be {SMOLLM2!r}, a folder, a GGUF file or a model of the Hugging Face hub, "

@@ -16,6 +16,7 @@ import torch
 
 from saefast.atomic import flush_folder, write_whole
 from saefast.lm.extra import needed
+from saefast.lm.quiet import one_bar
 
 _SIZES = "complete.json"  # the sizes of all files: written last, and looked at first
 
@@ -29,13 +30,14 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "saefast"
 
 
-def cached_gguf(file: Path) -> str:
+def cached_gguf(file: Path, progress: bool = True) -> str:
     """A folder for transformers with the weights, float32, and the tokenizer of a GGUF file."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_folder() / f"gguf-{digest[:32]}"
     if not _whole(folder):
-        _fill(folder, file)
+        with one_bar(progress):
+            _fill(folder, file)
     return str(folder)
 
 

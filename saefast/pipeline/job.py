@@ -114,7 +114,7 @@ class Job:
             return None
         from saefast.lm import load_model
 
-        return load_model(self.settings.data.model)
+        return load_model(self.settings.data.model, progress=self.progress)
 
     def column(self, name: str) -> list[Tensor]:
         """A column of features.parquet, for each SAE."""

@@ -1,6 +1,8 @@
 """The stage that makes one SAE of all, and says whether that was worth it."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +18,11 @@ from saefast.train import train_saes
 from saefast.types import Dictionary
 
 
-def pool(job: Job) -> None:
-    """One SAE from all, and whether that beats its controls."""
+def pool(job: Job, unfinished: Path) -> None:
+    """One SAE from all, and whether that beats its controls.
+
+    Trainings go on from the folder `unfinished`, which is for nothing else.
+    """
     how, config = job.settings.pool, job.settings.train
     tokens = how.tokens or max(config.tokens // 4, 1)
     fine_tune = replace(config, tokens=tokens, seeds=config.seeds[:1])
@@ -29,14 +34,20 @@ def pool(job: Job) -> None:
         str(job.train_rows),
         replace(fine_tune, latents=width, k=min(config.k, width)),
         initial=[pooled],
+        out=unfinished / "whole",
+        resume=True,
+        keep_training=False,
         progress=job.progress,
     )
-    save_sae(tuned, job.run / POOLED)
+    # Where what a kill leaves of the writing goes, too, once the stage is finished.
+    written = save_sae(tuned, unfinished / POOLED)
+    shutil.rmtree(job.run / POOLED, ignore_errors=True)
+    written.rename(job.run / POOLED)
     told: dict[str, Any] = {"width": width, "unique": everywhere.m, "tokens": tokens}
-    write_json(job.run / POOLING, told | _compared(job, most, fine_tune))
+    write_json(job.run / POOLING, told | _compared(job, most, fine_tune, unfinished))
 
 
-def _compared(job: Job, most: int, fine_tune: TrainConfig) -> dict[str, Any]:
+def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> dict[str, Any]:
     """Pools of both halves of the seeds beside their controls."""
     how, half = job.settings.pool, len(job.seeds) // 2
     if not how.compare:
@@ -62,6 +73,7 @@ def _compared(job: Job, most: int, fine_tune: TrainConfig) -> dict[str, Any]:
         scratch=job.settings.train,
         scratch_tokens=how.scratch_tokens,
         margin=how.margin,
+        out=unfinished / "compared",
         progress=job.progress,
     )
     table = study.to_table()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from saefast.run_files import (
     STABILITY,
     STAGES,
     SUBSPACES,
+    UNFINISHED,
     read_json,
     write_json,
 )
@@ -69,6 +71,10 @@ def _part(*names: str) -> Callable[[Job], Any]:
         return [told[name] for name in names]
 
     return depends
+
+
+def _pool(job: Job) -> None:
+    pool(job, job.run / UNFINISHED / "pool" / _digest(job, _BY_NAME["pool"]))
 
 
 def _report(job: Job) -> None:
@@ -115,7 +121,7 @@ STAGE_LIST = (
     Stage(
         "pool",
         ("stability",),
-        pool,
+        _pool,
         _part("pool"),
         (POOLING, POOLED),
         "one SAE from all, beside its controls",
@@ -220,3 +226,4 @@ def _finish(job: Job, stage: Stage, seconds: float) -> None:
             records.pop(name, None)
     records[stage.name] = {"digest": _digest(job, stage), "seconds": round(seconds, 1)}
     write_json(job.run / STAGES, records)
+    shutil.rmtree(job.run / UNFINISHED / stage.name, ignore_errors=True)

@@ -9,23 +9,30 @@ from saefast.report.figures import draw_all
 from saefast.report.finding import Finding
 from saefast.report.findings import findings
 from saefast.report.page import page, printed
+from saefast.report.raster import rasteriser
 from saefast.report.run_data import RunData
 from saefast.run_files import REPORT
 
 __all__ = ["Finding", "findings", "findings_of", "printed", "write_report"]
 
 
-def write_report(run: str | Path, *, figures: str | Path | None = None) -> list[Path]:
+def write_report(
+    run: str | Path, *, figures: str | Path | None = None, png: bool = False
+) -> list[Path]:
     """Write RUN/report.html from whatever the stages of the run have left there.
 
     Args:
         run: the folder of a run.
         figures: a folder that gets every figure as an SVG file, besides.
+        png: that folder gets every figure as PNG, too; needs `pip install 'saefast[figures]'`.
 
     Returns:
         The files that were written, the report first.
     """
+    if png and figures is None:
+        raise ValueError("png needs figures, the folder that the files go to")
     data = _data_of(Path(run))
+    rasterised = rasteriser() if png else None
     drawn, missing = draw_all(data)
     rows = packed_features(data) if data.features else ""
     report = data.run / REPORT
@@ -36,9 +43,11 @@ def write_report(run: str | Path, *, figures: str | Path | None = None) -> list[
         folder = Path(figures)
         folder.mkdir(parents=True, exist_ok=True)
         for each in (figure for several in drawn.values() for figure in several):
-            file = folder / f"{each.name}.svg"
-            write_whole(file, standalone(each.svg, each.title).encode())
-            written.append(file)
+            text = standalone(each.svg, each.title)
+            kinds = {"svg": text.encode()} | ({"png": rasterised(text)} if rasterised else {})
+            for kind, content in kinds.items():
+                written.append(folder / f"{each.name}.{kind}")
+                write_whole(written[-1], content)
     return written
 
 

@@ -1,6 +1,7 @@
 """Figures as SVG: scales, axes and marks, coloured by the style sheet of the page they stand in."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -133,12 +134,13 @@ class Chart:
         at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"'
         self._marks.append(f'<circle class="f {colour}" {at} r="5">{_title(told)}</circle>')
 
-    def text(self, x: float, y: float, words: str, kind: str = "") -> None:
+    def text(self, x: float, y: float, words: str) -> None:
         """Words, centred."""
-        self._marks.append(
-            f'<text class="{kind}" x="{self._x(x):.1f}" y="{self._y(y) + 4:.1f}" '
-            f'text-anchor="middle">{escape(words)}</text>'
-        )
+        self._words(x, self._y(y) + 4, words)
+
+    def above(self, x: float, words: str) -> None:
+        """Words above the frame, where there is no legend."""
+        self._words(x, _TOP - 6, words)
 
     def rule(self, *, x: float | None = None, y: float | None = None) -> None:
         """A dashed line all across."""
@@ -156,6 +158,11 @@ class Chart:
     def svg(self) -> str:
         """The whole figure."""
         return frame("".join([self._axes(), *self._marks, self._legends()]))
+
+    def _words(self, x: float, y: float, words: str) -> None:
+        self._marks.append(
+            f'<text x="{self._x(x):.1f}" y="{y:.1f}" text-anchor="middle">{escape(words)}</text>'
+        )
 
     def _rect(
         self,
@@ -235,11 +242,21 @@ def frame(content: str) -> str:
 
 
 def standalone(svg: str, title: str) -> str:
-    """The same as a file of its own, which brings its colours along."""
-    style = files("saefast.report").joinpath("chart.css").read_text(encoding="utf-8")
+    """The same as a file of its own, which brings its colours along: light, on white."""
     start, rest = svg.split(">", 1)
     size = f' width="{2 * WIDTH}" height="{2 * HEIGHT}">'
-    return f"{start}{size}<title>{escape(title)}</title><style>{style}</style>{rest}\n"
+    paper = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
+    return f"{start}{size}<title>{escape(title)}</title><style>{_style()}</style>{paper}{rest}\n"
+
+
+def _style() -> str:
+    """chart.css for programs that know neither variables nor media: colours stand where they are
+    used, and are those of the light page."""
+    style = files("saefast.report").joinpath("chart.css").read_text(encoding="utf-8")
+    style, _, _ = style.partition("@media")
+    colours = dict(re.findall(r"(--\w+): ([^;]+);", style))
+    style = re.sub(r"\s*--\w+: [^;]+;", "", style)
+    return re.sub(r"var\((--\w+)\)", lambda found: colours[found[1]], style)
 
 
 def short(value: float) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import dictionary_learning.dictionary as dl
 import pytest
@@ -12,69 +12,27 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary
+from peer_files import (
+    D_OUT,
+    D,
+    K,
+    M,
+    Peer,
+    assert_agree,
+    assert_close,
+    randomise,
+    rows,
+    there_and_back,
+)
 from sae_lens import SAE as SaeLens
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
+from safetensors.torch import save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
 import saefast
-
-D, M, D_OUT, K = 24, 88, 40, 5
-
-
-class Peer(NamedTuple):
-    """What a peer computes: values as [n, m], reconstructions."""
-
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
-    forward: Callable[[Tensor], Tensor]
-
-
-def rows(n: int = 50) -> Tensor:
-    return 2 * torch.randn(n, D, generator=torch.Generator().manual_seed(7)) + 0.3
-
-
-def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Weights about as large as trained ones, biases that matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            drawn = torch.randn(value.shape, generator=generator)
-            if name in ("threshold", "log_threshold"):
-                drawn = drawn.abs() / 2  # of files whose thresholds are negative, see below
-            value.copy_(drawn / value.shape[-1] ** 0.5 if value.ndim == 2 else drawn / 2)
-
-
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """To rounding: sums of tens of float32 products in any order."""
-    assert actual.shape == expected.shape
-    error = (actual - expected).abs().max()
-    assert error <= 16 * torch.finfo(torch.float32).eps * expected.abs().max(), error
-    assert expected.abs().max() > 0
-
-
-def assert_agree(sae: saefast.SAE, peer: Peer, x: Tensor | None = None) -> None:
-    x = rows() if x is None else x
-    with torch.no_grad():
-        code = sae.encode(x)
-        expected = peer.encode(x)
-        assert_close(code.to_dense(sae.m), expected)
-        assert 0 < (expected != 0).float().mean() < 1
-        if sae.normalise == "none":
-            assert_close(sae.decode(code), peer.decode(expected))
-        assert_close(sae(x), peer.forward(x))
-
-
-def there_and_back(folder: Path, peer: Peer, load: Callable[[Path], Peer], name: str) -> None:
-    """Load what the peer wrote, write it, have the peer load that."""
-    sae = saefast.load_sae(folder)
-    assert_agree(sae, peer)
-    again = saefast.save_sae(sae, folder.parent / "again", format=name)
-    assert_agree(sae, load(again))
-    assert_agree(saefast.load_sae(again), peer)
-
 
 # SAELens
 
@@ -201,7 +159,12 @@ def test_sae_lens_scales_of_a_checkpoint_are_folded(
     scaler.save(str(tmp_path / "checkpoint" / "activation_scaler.json"))
     model.save_inference_model(tmp_path / "finished")
     peer = load_sae_lens(tmp_path / "finished")
-    assert_agree(saefast.load_sae(tmp_path / "checkpoint"), peer)
+    there_and_back(tmp_path / "checkpoint", peer, load_sae_lens, "sae_lens")
+    scales = {"activation_scaler.json", "activation_whitening.safetensors"}
+    assert not scales & {file.name for file in (tmp_path / "again").iterdir()}
+    learnt = saefast.convert(tmp_path / "checkpoint", tmp_path / "dl", to="dictionary_learning")
+    with torch.no_grad():
+        assert_close(load_dictionary_learning(learnt).forward(rows()), peer.forward(rows()))
 
 
 def test_sae_lens_scale_that_is_nowhere_is_missed(tmp_path: Path) -> None:
@@ -402,6 +365,16 @@ def test_dictionary_learning_backups(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         model.scale_biases(factor)
     assert_agree(sae, of_dictionary_learning(model), 3 * rows())
+    again = saefast.save_sae(sae, tmp_path / "again", format="dictionary_learning")
+    written = load_dictionary_learning(again)
+    assert_agree(sae, written, 3 * rows())
+    if "threshold" in model.state_dict():
+        state = torch.load(again / "ae.pt")
+        torch.testing.assert_close(state["threshold"], model.state_dict()["threshold"])
+    lens = saefast.convert(tmp_path / "trainer_0", tmp_path / "lens", to="sae_lens")
+    with torch.no_grad():
+        assert_close(load_sae_lens(lens).encode(3 * rows()), model.encode(3 * rows()))
+        assert_close(load_sae_lens(lens).forward(3 * rows()), model(3 * rows()))
 
 
 # From one to another
@@ -473,6 +446,38 @@ def test_qwen_scope_is_read_by_sae_lens(hub: Path) -> None:
     model = model_class(config_class(d_in=D, d_sae=M, k=K, apply_b_dec_to_input=False))
     model.load_state_dict(tensors)
     assert_agree(saefast.load_sae(hub / "layer4.sae.pt"), of_sae_lens(model))
+
+
+def test_llama_scope_is_read_by_sae_lens(hub: Path) -> None:
+    """Thresholds are meant for values of the size of the activations. SAELens leaves values as they
+    are of scaled activations, and out of account that the norms of the decoder belong to what is
+    compared with a threshold: they are one here."""
+    config = {"d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.3}
+    config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
+    config |= {"hook_point_in": "blocks.3.hook_resid_post", "dtype": "torch.float32"}
+    config |= {"hook_point_out": "blocks.3.hook_resid_post", "expansion_factor": M / D}
+    config["dataset_average_activation_norm"] = {"in": 11.0, "out": 11.0}
+    folder = hub / "L3R"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    sae = saefast.SAE(D, M, variant="relu", seed=0)
+    randomise(sae)
+    decoder = torch.nn.functional.normalize(sae.W_dec.detach())
+    tensors = {"encoder.weight": sae.W_enc, "encoder.bias": sae.b_enc}
+    tensors |= {"decoder.weight": decoder.T.contiguous(), "decoder.bias": sae.b_dec}
+    save_file({n: v.detach() for n, v in tensors.items()}, folder / "checkpoints/final.safetensors")
+    settings, state, _ = loaders.llama_scope_sae_huggingface_loader(
+        "fnlp/Llama3_1-8B-Base-LXR-8x", "L3R", "cpu", cfg_overrides={"dtype": "float32"}
+    )
+    model_class, config_class = get_sae_class(settings["architecture"])
+    model = model_class(config_class(d_in=D, d_sae=M, apply_b_dec_to_input=False))
+    model.load_state_dict(state)
+    factor = D**0.5 / 11
+    model.fold_activation_norm_scaling_factor(factor)
+    ours = saefast.load_sae(folder)
+    with torch.no_grad():
+        assert_close(factor * ours.encode(rows()).to_dense(M), model.encode(rows()))
+        assert_close(ours(rows()), model.forward(rows()))
 
 
 @pytest.mark.parametrize("kind", [k for k in CLASSES if k != "AutoEncoderNew"])

@@ -80,7 +80,7 @@ def keep_drop_ce(data: RunData) -> Figure:
     low = min(floors["clean"], *values) * 0.95
     chart = Chart(
         Scale(low, max(floors["mean"], floors["zero"], *values) * 1.03),
-        Scale(-0.6, len(bars) - 0.4),
+        Scale(-0.6, len(bars) - 0.5),
         "cross entropy of the next token (nats)",
         "",
         y_names=[name for name, _, _ in bars][::-1],
@@ -89,17 +89,18 @@ def keep_drop_ce(data: RunData) -> Figure:
     for place, (name, effect, colour) in enumerate(bars[::-1]):
         value, error = effect["ce"]["value"], effect["ce"]["error"] or 0.0
         told = f"{name}: {value:.3f} ± {error:.3f} nats"
-        chart.cell(low, value, place - 0.36, place + 0.36, colour, 1.0, told)
+        left, right = sorted((floors["clean"], value))
+        chart.cell(left, right, place - 0.36, place + 0.36, colour, 1.0, told)
     for name, value in floors.items():
         chart.rule(x=value)
-        chart.text(value, len(bars) - 0.35, {"clean": "model", "mean": "mean"}.get(name, name))
+        chart.above(value, "model" if name == "clean" else name)
     return Figure(
         "keep-drop-ce",
         "What the language model loses",
         f"Cross entropy with the reconstruction of SAE {patched['seed']} in place of the "
         "activations: whole, from one group of features only, or without it; grey: random "
-        "features with the same sum of activations as the group above. Lines: the model as it is, "
-        "and with the mean activation or zeros.",
+        "features with the same sum of activations as the group above. Bars begin at the model as "
+        "it is: their length is what it loses. Lines: with the mean activation or zeros instead.",
         ", ".join(f"{name} {effect['ce']['value']:.2f}" for name, effect, _ in bars)
         + f" nats; undisturbed {floors['clean']:.2f}.",
         chart.svg(),

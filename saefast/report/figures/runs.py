@@ -109,9 +109,10 @@ def pair_heat_map(data: RunData) -> Figure:
     for (a, b), share in values.items():
         for x, y in ((a, b), (b, a)):
             told = f"SAEs {names[x]} and {names[y]}: {percent(share)}"
-            chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", share, told)
+            # Never so strong that the number in it, in the colour of all text, is hard to read.
+            chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", 0.55 * share, told)
             if len(seeds) <= 8:
-                chart.text(x, y, f"{share:.2f}", "inverse" if share > 0.55 else "")
+                chart.text(x, y, f"{share:.2f}")
     low, high = min(values.values()), max(values.values())
     return Figure(
         "pair-heat-map",

@@ -1,0 +1,90 @@
+"""Which feature of one SAE is which of another: two downloads of any format, matched.
+
+    python examples/match_two_saes.py
+    python examples/match_two_saes.py layer_12/width_16k my-sae --out partners.parquet
+
+Each is a folder or a file of SAELens, sparsify, dictionary_learning, Gemma Scope and others (see
+`saefast.load_sae`), as `huggingface_hub.snapshot_download` leaves it; they must be of one width,
+not of one size. Prints which share of the features the other has, by decoder, by encoder and by
+both, each beside what random directions would give; then the one-to-one pairs of greatest total
+similarity and whether they are proven to be the best of all. OUT gets a row for each feature of the
+first SAE: its nearest in the second, whether that is mutual, and its partner one to one.
+
+Without arguments it trains two small SAEs from different seeds, and saves them in two formats.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+import saefast
+from saefast.synthetic import PlantedWorld
+
+
+def main() -> None:
+    """Match, and print what both have in common."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("saes", nargs="*", type=Path, help="two SAEs on disk")
+    parser.add_argument("--threshold", type=float, default=0.7, help="least cosine of a match")
+    parser.add_argument("--out", type=Path, default=Path("partners.parquet"))
+    asked = parser.parse_args()
+    if len(asked.saes) not in (0, 2):
+        parser.error("give two SAEs, or none")
+    with tempfile.TemporaryDirectory() as folder:
+        match(*(asked.saes or two_small_ones(Path(folder))), asked.threshold, asked.out)
+
+
+def match(a: Path, b: Path, threshold: float, out: Path) -> None:
+    """Print what both have in common, and write who is whose partner."""
+    # Mapped from disk, not read: sizes beyond memory are fine.
+    one, other = saefast.load_dictionaries(a, b, encoder=True)
+    for path, its in ((a, one), (b, other)):
+        print(f"{path}: {its.m} features, {int((~its.alive).sum())} dead as far as the file says")
+
+    overlap = saefast.measure_overlap(one, other, thresholds=[threshold], signs=["signed"])
+    print(f"share of the first's features that the second has, from cosine {threshold:g} on:")
+    for side in ("decoder", "encoder", "both"):
+        shared = overlap.find("shared", match="nearest", side=side, of="a")
+        print(f"  by {side:8} {shared.value:.3f}   (random directions: {shared.null:.1g})")
+    mean = overlap.find("mmcs", match="nearest", side="decoder", of="a")
+    print(f"mean cosine of the nearest: {mean.value:.3f}   (random directions: {mean.null:.3f})")
+
+    near = saefast.match_features(one, other)
+    best = saefast.match_features(one, other, one_to_one=True)
+    pairs = int((best.partner >= 0).sum())
+    proof = "no matching is better" if best.certified else f"at most {best.upper_bound:.3f}"
+    print(f"one to one: {pairs} pairs, cosines sum to {best.value:.3f}; {proof}")
+    for feature in best.similarity.topk(min(3, pairs)).indices.tolist():
+        partner, cosine = int(best.partner[feature]), float(best.similarity[feature])
+        print(f"  {feature} is {partner} of the second, cosine {cosine:.3f}")
+
+    columns = {
+        "nearest": near.partner,
+        "cosine": near.similarity,
+        "mutual": near.mutual,
+        "one_to_one": best.partner,
+        "one_to_one_cosine": best.similarity,
+    }
+    table = pyarrow.table({name: values.numpy() for name, values in columns.items()})
+    pyarrow.parquet.write_table(table, out)
+    print(f"wrote {out}")
+
+
+def two_small_ones(folder: Path) -> tuple[Path, Path]:
+    """SAEs of 128 planted features, as SAELens and as sparsify would have saved them."""
+    rows = PlantedWorld.create(128, 32, active=4).sample(20_000, 0)
+    config = saefast.TrainConfig(
+        latents=160, k=4, seeds=(0, 1), tokens=200_000, batch_size=256, lr=3e-3
+    )
+    saes = saefast.train_saes(rows, config)
+    paths = folder / "seed-0-sae_lens", folder / "seed-1-sparsify"
+    for sae, path, format in zip(saes, paths, ("sae_lens", "sparsify"), strict=True):
+        saefast.save_sae(sae, path, format=format)
+    return paths
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Which features of a sparse autoencoder to trust, on tensors of your own.
+
+    python examples/own_tensors.py
+    python examples/own_tensors.py rows.npy --held-out more.npy --latents 16384 --k 32 \
+        --tokens 50_000_000 --out runs/mine
+
+Trains four SAEs that differ in nothing but their seed, and looks for each feature in the other
+three. Prints how much each SAE explains, how many features come back (and how many would by
+chance), and what those that do are worth on rows held out: explained variance with them alone, and
+with random features of as much activation mass. The folder OUT gets the SAEs, which SAELens loads,
+and features.parquet, a row for each feature of each SAE.
+
+Without a file the rows are made up: 64 frequent directions, which all SAEs should find, and 512
+rare ones inside a plane of 16 dimensions, where each seed finds mixtures of its own.
+"""
+
+import argparse
+from pathlib import Path
+
+import pyarrow.parquet
+import torch
+
+import saefast
+from saefast.activations import open_activations
+from saefast.synthetic import LowRankWorld
+
+
+def main() -> None:
+    """Train, score, and print what is found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="?", help=".npy, .pt, .safetensors [n, d], or a store")
+    parser.add_argument("--held-out", help="other rows, to evaluate on; best of other documents")
+    parser.add_argument("--latents", type=int, default=192)
+    parser.add_argument("--k", type=int, default=4, help="features active per row")
+    parser.add_argument("--tokens", type=int, default=300_000, help="rows to train on")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--out", type=Path, default=Path("runs/own-tensors"))
+    asked = parser.parse_args()
+
+    if asked.rows is None:
+        world = LowRankWorld.create(
+            d=64, stable=64, stable_rate=0.04, rank=16, rare=512, rare_rate=0.002
+        )
+        train, held_out = world.sample(100_000, seed=0).x, world.sample(10_000, seed=1).x
+    else:  # opened, not read: files may be larger than memory
+        train = open_activations(asked.rows)
+        held_out = open_activations(asked.held_out or asked.rows)
+
+    config = saefast.TrainConfig(
+        latents=asked.latents,
+        k=asked.k,
+        seeds=(0, 1, 2, 3),
+        tokens=asked.tokens,
+        batch_size=asked.batch_size,
+        lr=asked.lr,
+        auxk=saefast.AuxK(dead_after=max(asked.tokens // 10, 1)),
+    )
+    saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # goes on after Ctrl-C
+
+    stability = saefast.score_stability(saes)
+    print("features that come back in the other three SAEs, by how many of them:")
+    support = torch.cat(stability.support)
+    for others in range(4):
+        share = (support == others + 1).double().sum() / (support > 0).sum()
+        print(f"  in {others}: {share:6.1%}")
+    print(f"mean score {stability.mean():.2f}; random directions: {stability.chance.mean():.1g}")
+
+    # With the mass of each feature known, groups get random features of as much mass beside them.
+    mass = [each.mass for each in saefast.feature_statistics(saes, held_out)]
+    groups = [
+        {"stable": stable, "unstable": unstable}
+        for stable, unstable in zip(stability.stable(), stability.unstable(), strict=True)
+    ]
+    worth = saefast.feature_function(saes, held_out, groups, mass=mass)
+    print("explained variance      all   stable alone (random)   unstable alone (random)")
+    for seed, its in zip(config.seeds, worth, strict=True):
+        line = f"  SAE of seed {seed:<6}  {its.explained_variance:.3f}"
+        keep = {(each.group, each.control): each.keep for each in its.summary()}
+        for name in groups[0]:
+            line += f"   {keep[name, '']:.3f} ({keep[name, 'mass']:.3f})       "
+        print(line.rstrip())
+
+    table = asked.out / "features.parquet"
+    pyarrow.parquet.write_table(stability.to_table(config.seeds), table)
+    print(f"wrote {table}, and the SAEs beside it")
+
+
+if __name__ == "__main__":
+    main()

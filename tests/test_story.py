@@ -1,0 +1,246 @@
+"""The whole story on a language model, by the command line: harvest to report, through kills."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_lm import saved
+
+import saefast
+from saefast.cli import INTERRUPTED, main
+from saefast.lm import evaluate_patched, load_model, text_files
+from saefast.report import findings_of
+from saefast.run_files import read_json, read_table
+
+CONTEXT, TOKENS = 32, 3000
+SETTINGS = f"""
+[harvest]
+model = "MODEL"
+site = "resid.1"
+text = "TEXTS"
+tokens = {TOKENS}
+held_out = 300
+context = {CONTEXT}
+
+[train]
+latents = 24
+k = 3
+seeds = [0, 1, 2, 3]
+tokens = 15_000
+batch_size = 128
+lr = 8e-3
+auxk = {{ dead_after = 3000 }}
+
+[subspace]
+draws = 3
+
+[pool]
+tokens = 1000
+scratch_tokens = 3000
+
+[evaluate]
+tokens = 200
+contexts = 2
+draws = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, texts, and a file of settings."""
+    folder = tmp_path_factory.mktemp("story")
+    saved(folder / "model")
+    (folder / "texts").mkdir()
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("etaoinshrdlu", k=drawn.randint(1, 7))) for _ in range(40)]
+    for number in range(70):
+        (folder / "texts" / f"{number:02}.txt").write_text(" ".join(drawn.choices(words, k=20)))
+    told = SETTINGS.replace("MODEL", str(folder / "model"))
+    (folder / "tiny.toml").write_text(told.replace("TEXTS", str(folder / "texts")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Iterator[Path]:
+    """What the command makes when nothing disturbs it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["run", str(place / "tiny.toml"), "--out", str(place / "run")]) == 0
+    yield place / "run"
+    torch.set_num_threads(before)
+
+
+def content(run: Path) -> dict[str, Any]:
+    """All files of a run, without the times that it took."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = str(path.relative_to(run))
+        if path.suffix == ".parquet":
+            found[name] = pq.read_table(path)
+        elif path.name == "stages.json":
+            found[name] = {stage: its["digest"] for stage, its in read_json(path).items()}
+        elif path.name == "metrics.jsonl":
+            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix != ".html":
+            found[name] = path.read_bytes()
+    return found
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "input_wait")}
+
+
+def test_the_report_tells_of_the_model_and_the_text(run: Path, place: Path) -> None:
+    assert any(each.topic == "Language model" for each in findings_of(run))
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "What the language model loses" in report
+    contexts = read_table(run / "contexts.parquet").to_pydict()
+    assert len(contexts["token"]) > 4 * 24
+    texts = "\n\n".join(file.read_text() for file in sorted((place / "texts").iterdir()))
+    for parts in zip(contexts["before"], contexts["token"], contexts["after"], strict=True):
+        # A context may go over the end of a document that is followed by one from elsewhere.
+        joined = "".join(parts)
+        assert all(piece in texts for piece in joined.split("\n\n"))
+    group = read_table(run / "features.parquet")["group"].to_pylist()
+    assert group.count("stable") > 4
+
+
+def test_losses_are_those_of_patching_by_hand(run: Path, place: Path) -> None:
+    told = read_json(run / "evaluation.json")["language_model"]
+    table = read_table(run / "features.parquet").to_pydict()
+    first = [g for g, seed in zip(table["group"], table["seed"], strict=True) if seed == 0]
+    found = evaluate_patched(
+        load_model(place / "model", progress=False),
+        "resid.1",
+        saefast.load_sae(run / "seed-0"),
+        {"stable": torch.tensor([g == "stable" for g in first])},
+        corpus=text_files(place / "texts").held_out(),
+        tokens=200,
+        context=CONTEXT,
+        progress=False,
+    )
+    for name, mine in (("clean", found.clean), ("full", found.full), ("zero", found.zero)):
+        assert told[name]["ce"]["value"] == mine.ce.value
+    assert told["keep"]["stable"]["kl"]["value"] == found.keep["stable"].kl.value
+    assert told["clean"]["ce"]["value"] != told["zero"]["ce"]["value"]
+
+
+def test_harvest_by_itself_writes_what_a_run_writes(
+    run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    how = ["--text", str(place / "texts"), "--context", str(CONTEXT), "--site", "resid.1"]
+    for part, tokens, more in (("train", TOKENS, []), ("held-out", 300, ["--held-out"])):
+        out = tmp_path / part
+        size = ["--tokens", str(tokens), "--out", str(out)]
+        assert main(["harvest", str(place / "model"), *how, *size, *more, "--json"]) == 0
+        told, complaints = capsys.readouterr()
+        assert json.loads(told)["written"] == [str(out)]
+        assert complaints == ""
+        its = content(run / "store" / part)
+        assert content(out) == its
+        assert any(name.endswith(".safetensors") for name in its)
+    size = ["--latents", "8", "--k", "2", "--tokens", "500", "--batch-size", "100", "--seeds", "4"]
+    assert main(["train", str(tmp_path / "train"), "--out", str(tmp_path / "x"), *size]) == 0
+    assert saefast.load_sae(tmp_path / "x" / "seed-4").d == saefast.load_sae(run / "seed-0").d
+
+
+DRIVER = """
+import os, signal, sys
+import pandas, pyarrow.parquet, torch, tyro  # here, and not in every child anew
+from transformers import AutoTokenizer, LlamaForCausalLM
+import saefast.atomic, saefast.lm, saefast.report, saefast.pipeline.runner as runner
+from saefast.cli import main
+from saefast.trainee import Trainee
+
+torch.set_num_threads(1)
+os.fsync = lambda descriptor: None
+
+def die_at_write(number, sign):
+    replace, left = saefast.atomic._replace, [number]
+    def replacing(path, part, write):
+        left[0] -= 1
+        if left[0] == 0:
+            write(part)  # the file is there under another name, and never gets its own
+            os.kill(os.getpid(), sign)
+        replace(path, part, write)
+    saefast.atomic._replace = replacing
+
+def die_at_end(stage, sign):
+    finish = runner._finish
+    def finishing(job, its, seconds):
+        if its.name == stage:
+            os.kill(os.getpid(), sign)  # all its files are written, and it does not count yet
+        finish(job, its, seconds)
+    runner._finish = finishing
+
+def once(arm, *arguments):
+    "The exit code of the command in a process of its own."
+    child = os.fork()
+    if child == 0:
+        arm(*arguments)
+        os._exit(main({command!r}))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def die_at_step(number, sign):
+    train, left = Trainee.train, [number]
+    def training(self, *arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), sign)
+        train(self, *arguments)
+    Trainee.train = training
+
+ends = []
+for stage, arm, number, sign in [
+    ("harvest", die_at_write, 1, signal.SIGKILL),
+    ("train", die_at_step, 250, signal.SIGINT),
+    ("match", die_at_write, 8, signal.SIGKILL),
+    ("pool", die_at_step, 20, signal.SIGINT),
+    ("evaluate", die_at_write, 3, signal.SIGKILL),
+    ("report", die_at_write, 3, signal.SIGINT),
+]:
+    ends.append(once(arm, number, sign))
+    ends.append(once(die_at_end, stage, signal.SIGKILL))
+ends.append(once(print))
+print(ends)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_however_often_it_is_killed_it_ends_with_the_same_results(
+    run: Path, place: Path, tmp_path: Path
+) -> None:
+    """As it writes files or trains, and between stages: by SIGKILL and by Ctrl-C."""
+    out = tmp_path / "killed"
+    command = ["run", str(place / "tiny.toml"), "--out", str(out)]
+    script = textwrap.dedent(DRIVER).format(command=command)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert ends[-1] == 0
+    assert ends.count(-signal.SIGKILL) == 9
+    assert ends.count(INTERRUPTED) == 3
+    assert done.stderr.count("interrupted; the same command goes on from here") == 3
+    assert "Traceback" not in done.stderr
+    mine, whole = content(out), content(run)
+    assert sorted(mine) == sorted(whole)
+    different = [name for name, its in whole.items() if its != mine[name]]
+    assert not different
+    shutil.rmtree(out)

@@ -1,0 +1,79 @@
+"""Language models so small that tests can afford them: random weights, a letter is a token."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs saefast[lm]")
+
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from saefast.lm import LanguageModel
+
+D, LAYERS = 32, 4
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "def add(a, b):\n    return a + b\n",
+    "Nothing is so painful to the human mind as a great and sudden change.",
+    "x",
+    "for i in range(10):\n    print(i)  # ten numbers, one a line\n" * 3,
+]
+
+
+def tokenizer(*, bos: bool = False) -> Any:
+    """A letter is a token; with `bos`, texts begin with <s> as those of Llama do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(["<s>", "</s>", *letters])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+def llama(*, bos: bool = False, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Four layers of Llama."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=D,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer(bos=bos), "tiny llama")
+
+
+def gpt2(dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Three layers of GPT-2, which keeps to its dtype; Llama takes norms in float32."""
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=258, n_embd=24, n_layer=3, n_head=2, n_positions=128)
+    config.initializer_range = 0.3
+    model = GPT2LMHeadModel(config).to(dtype).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer(), "tiny gpt2")
+
+
+def saved(folder: Path) -> Path:
+    """The Llama as a folder that `load_model` takes."""
+    tiny = llama()
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
