@@ -39,6 +39,7 @@ from saefast.lm import (
 )
 from saefast.lm.capture import capture
 from saefast.lm.packing import Packing
+from saefast.ops.cpu import native
 
 
 @pytest.fixture(autouse=True)
@@ -439,6 +440,21 @@ class TestLoading:
             LanguageModel("smollm2", tiny.tokenizer)
         with pytest.raises(ValueError, match=r"use model.eval\(\)"):
             LanguageModel(tiny.model.train(), tiny.tokenizer)
+
+    @pytest.mark.parametrize(
+        ("levels", "expected"),
+        [(["avx2", "avx512_bf16"], torch.bfloat16), (["avx2", "avx512"], torch.float32)],
+    )
+    def test_fast_is_what_the_processor_multiplies(
+        self, levels: list[str], expected: torch.dtype, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        folder = saved(tmp_path / "folder")
+        monkeypatch.setattr(native, "usable_levels", lambda: levels)
+        for dtype, its in (("fast", expected), ("float16", torch.float16)):
+            model = load_model(folder, dtype=dtype).model
+            assert next(model.parameters()).dtype == its
+        with pytest.raises(ValueError, match=r"dtype must be one of.*fast"):
+            load_model(folder, dtype="quick")
 
     def test_what_cannot_be_loaded_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

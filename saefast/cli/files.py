@@ -21,6 +21,7 @@ def harvest(
     context: int = 256,
     batch_size: int = 16,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast",
     json_output: Json = False,
 ) -> None:
     """Write the activations of a language model into a store, to train on.
@@ -39,6 +40,8 @@ def harvest(
         context: Tokens that the model sees at once.
         batch_size: Contexts in one forward pass.
         dtype: Of the activations on disk.
+        model_dtype: Of the model's weights. fast: bfloat16 where the hardware multiplies it, else
+            float32.
     """
     import torch
 
@@ -48,7 +51,7 @@ def harvest(
     bars = wants_bars(json_output)
     corpus = text_files(text) if text else builtin_corpus()
     (path,) = harvest_store(
-        load_model(model, progress=bars),
+        load_model(model, dtype=model_dtype, progress=bars),
         int(site) if site.isdigit() else site,
         out=out,
         tokens=tokens,

