@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from saefast.activations import Activations, open_activations
 from saefast.checkpoint import RUN, RunFile, differences
+from saefast.claim import Claim
 from saefast.config import TrainConfig, check_shared, labels_of
 from saefast.metrics import CONVENTIONS, LOGGERS, loggers
 from saefast.ops import checks
@@ -73,19 +75,20 @@ def train_saes(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     source = open_activations(activations)
     starts = _starts(initial, configs)
-    run = None if out is None else _run_file(Path(out), configs, source, starts, resume)
-    if run is not None and run.finished:
-        return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
-    folder, after = (None, 0) if run is None else (run.out, run.step)
-    log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
-    try:
-        training = Training(configs, source, torch.device(device), run, starts)
-        training.train(log, log_every, checkpoint_minutes, progress)
-    finally:
-        for logger in log:
-            logger.close()
-    training.finish(keep_training)
-    return training.results()
+    with nullcontext() if out is None else Claim(Path(out)):
+        run = None if out is None else _run_file(Path(out), configs, source, starts, resume)
+        if run is not None and run.finished:
+            return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
+        folder, after = (None, 0) if run is None else (run.out, run.step)
+        log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
+        try:
+            training = Training(configs, source, torch.device(device), run, starts)
+            training.train(log, log_every, checkpoint_minutes, progress)
+        finally:
+            for logger in log:
+                logger.close()
+        training.finish(keep_training)
+        return training.results()
 
 
 def _starts(

@@ -15,6 +15,7 @@ from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
 from saefast.activations.tensors import as_rows
 from saefast.atomic import PART, write_whole
+from saefast.claim import Claim
 from saefast.ops import checks
 
 _SHARD_BYTES = 256 << 20
@@ -60,6 +61,7 @@ class StoreWriter:
         self._filling: dict[str, Tensor] = {}
         self._filled = 0
         self._open = True
+        self._claim = Claim(self.path)
         if (self.path / INDEX).exists():
             self._index = self._resumed(d, dtype, metadata, resume)
         else:
@@ -104,6 +106,7 @@ class StoreWriter:
         if self._open and self._filled:
             self._write_shard()
         self._open = False
+        self._claim.release()
 
     def __enter__(self) -> Self:
         return self
@@ -117,10 +120,10 @@ class StoreWriter:
         if error is None:
             self.close()
         self._open = False
+        self._claim.release()
 
     def _begin(self) -> None:
         """An empty store, in a folder of its own."""
-        self.path.mkdir(parents=True, exist_ok=True)
         others = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(PART)]
         if others:
             raise FileExistsError(

@@ -1,0 +1,56 @@
+"""A folder that one writer at a time may have: two at once would spoil each other's files."""
+
+import errno
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # not on Windows, where nobody is kept out
+    flock = None  # type: ignore[assignment]
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+class Claim:
+    """Holds a folder, made if it is not there, until it is let go, forgotten, or the process ends.
+
+    The folder itself is locked: nothing is left in it, however the process ends. File systems that
+    know no locks keep nobody out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.release: Callable[[], object] = lambda: None
+        if flock is None:
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            flock(descriptor, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            self.release()
+            raise BlockingIOError(
+                errno.EWOULDBLOCK,
+                "is being written by somebody else; wait until that is finished, or choose another "
+                "folder",
+                str(folder),
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()

@@ -1,0 +1,82 @@
+"""Two writers of one folder: the second is told, and nothing of the first is touched."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from saefast import TrainConfig, claim, train_saes
+from saefast.activations import StoreActivations, StoreWriter
+from saefast.claim import Claim
+
+ROWS = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+CONFIG = TrainConfig(latents=16, k=2, tokens=512, batch_size=64)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with Claim(folder):
+        with pytest.raises(BlockingIOError, match=r"somebody else.*another folder") as told:
+            Claim(folder)
+        assert told.value.filename == str(folder)
+        Claim(tmp_path / "other").release()
+    with Claim(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+def test_a_claim_that_is_forgotten_is_free(tmp_path: Path) -> None:
+    held = Claim(tmp_path)
+    del held
+    Claim(tmp_path).release()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from saefast.claim import Claim\n"
+        f"held = Claim(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError):
+            Claim(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    Claim(tmp_path).release()
+
+
+def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(claim, "flock", none)
+    with Claim(tmp_path):
+        Claim(tmp_path).release()
+    monkeypatch.setattr(claim, "flock", None)
+    with Claim(tmp_path):
+        Claim(tmp_path).release()
+
+
+def test_a_store_has_one_writer(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "store", 8) as writer:
+        writer.append(ROWS)
+        with pytest.raises(BlockingIOError, match="somebody else"):
+            StoreWriter(tmp_path / "store", 8, resume=True)
+    with StoreWriter(tmp_path / "store", 8, resume=True) as writer:
+        writer.append(ROWS)
+    assert StoreActivations(tmp_path / "store").rows == 512
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    with Claim(tmp_path / "run"), pytest.raises(BlockingIOError, match="somebody else"):
+        train_saes(ROWS, CONFIG, out=tmp_path / "run", progress=False)
+    assert list((tmp_path / "run").iterdir()) == []
+    train_saes(ROWS, CONFIG, out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "run.json").is_file()
