@@ -10,7 +10,7 @@ which is faster still: the trainer counts them, and that takes longer than the r
 pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
 Whoever hooks dense activations or pre-activations gets SAELens's own computation, and so does who
 gives an accelerated SAE too little to do for sparse codes to be faster. So do steps of standard and
-JumpReLU SAEs that are dense still, see `sae_lens_thresholds`; of those, activations are never sparse
+JumpReLU SAEs that are dense still, see `sae_lens_thresholds`; their activations are never sparse
 tensors, since SAELens has no such setting for them.
 """
 
