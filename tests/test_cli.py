@@ -282,3 +282,22 @@ def test_shells_complete_commands(tmp_path: Path) -> None:
         check=True,
     )
     assert "stability" in result.stdout
+
+
+def test_the_quick_demo_finds_what_is_planted_within_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "demo"
+    begun = time.process_time()
+    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    assert time.process_time() - begun < 60
+    told = capsys.readouterr()
+    assert "[9/9] report" in told.err
+    assert "- Stability: " in told.out
+    counts = json.loads((out / "stability.json").read_text())["seeds"]
+    # 64 directions of their own, which come back; the plane's 512 rare ones do not.
+    assert all(each["stable"] > 50 and each["unstable"] > 25 for each in counts)
+    worth = json.loads((out / "evaluation.json").read_text())["seeds"]
+    for each in worth:
+        keep = {its["group"]: its["keep"] for its in each["groups"] if its["control"] == ""}
+        assert keep["stable"] > 5 * keep["unstable"]
