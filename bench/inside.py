@@ -20,6 +20,10 @@ _STEPS = 3
 _TOLERANCE = 1e-5
 
 
+_ACTIVE = 0.01
+"""of all latents, where k does not say it"""
+
+
 class Pair(NamedTuple):
     """One training, alone and with saefast inside, from the same weights."""
 
@@ -35,7 +39,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     x, weights = draw(shape)
     unit = gemm(x, weights.w_enc)
     rows: list[dict[str, Any]] = []
-    for pair in _pairs(shape, weights):
+    for pair in _pairs(shape, weights, x):
         agrees = _same_losses(pair, x)
         contestants = [
             Contestant(pair.peer, f"{pair.mode}, {who}", partial(step, x), agrees)
@@ -49,7 +53,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _pairs(shape: Shape, weights: Weights) -> Iterator[Pair]:
+def _pairs(shape: Shape, weights: Weights, x: Tensor) -> Iterator[Pair]:
     if peers.load("sae_lens"):
         lens = partial(peers.sae_lens_training, shape, weights, LR)
         for mode, variant, settings in (
@@ -61,6 +65,16 @@ def _pairs(shape: Shape, weights: Weights) -> Iterator[Pair]:
             alone = lens(variant=variant)
             inside = lens(variant=variant, inside=True, **settings)
             yield Pair("SAELens", mode, alone.step, inside.step, lambda out: float(out.loss))
+        level = _exceeded(x, weights)
+        lowered = weights._replace(b_enc=weights.b_enc - level)
+        raised: dict[str, Any] = {"jumprelu_init_threshold": level}
+        for variant, of, more in (("Standard", lowered, {}), ("JumpReLU", weights, raised)):
+            alone, inside = (
+                peers.sae_lens_training(shape, of, LR, variant=variant, inside=ours, **more)
+                for ours in (False, True)
+            )
+            mode = f"{variant}, {_ACTIVE:.0%} active"
+            yield Pair("SAELens", mode, alone.step, inside.step, lambda out: float(out.loss))
     if peers.load("sparsify"):
         alone, inside = (peers.sparsify_training(shape, weights, LR) for _ in range(2))
         yield Pair("sparsify", "TopK", alone.step, partial(_with_sparsify_enabled, inside), float)
@@ -69,6 +83,14 @@ def _pairs(shape: Shape, weights: Weights) -> Iterator[Pair]:
         yield Pair(
             "dictionary_learning", "TopK", learning().step, learning(inside=True).step, float
         )
+
+
+def _exceeded(x: Tensor, weights: Weights) -> float:
+    """What the share `_ACTIVE` of pre-activations exceeds, as in SAEs that have been trained."""
+    some = x[:64]
+    scores = (some - weights.b_dec) @ weights.w_enc.T + weights.b_enc
+    # Between two, or rounding would decide about one of them.
+    return float(scores.flatten().topk(round(_ACTIVE * scores.numel()) + 1).values[-2:].mean())
 
 
 def _with_sparsify_enabled(training: Training, x: Tensor) -> object:

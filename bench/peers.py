@@ -57,8 +57,10 @@ def _sae_lens_model(
         "saefast.integrations.sae_lens" if inside else f"sae_lens.saes.{variant.lower()}_sae"
     )
     prefix = f"{'Saefast' if inside else ''}{variant}TrainingSAE"
+    if "TopK" in variant:
+        settings["k"] = shape.k
     config = getattr(saes, f"{prefix}Config")(
-        d_in=shape.d, d_sae=shape.m, k=shape.k, device=_device(weights), **settings
+        d_in=shape.d, d_sae=shape.m, device=_device(weights), **settings
     )
     model = getattr(saes, prefix)(config)
     fill(model.W_enc, weights.w_enc.T)

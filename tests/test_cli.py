@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import saefast
 from saefast.cli import COMMANDS, INTERRUPTED, main
+from saefast.synthetic import PlantedWorld
 
 TINY = """
 [planted]
@@ -137,6 +140,52 @@ def test_activations_in_a_file_are_trained_on(
     assert "cannot be resumed" in capsys.readouterr().err
 
 
+def test_what_was_trained_in_python_is_matched_and_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`train_saes(out=...)` leaves SAEs and no settings: enough for what needs no activations."""
+    rows = PlantedWorld.create(24, 16, active=2).sample(3000, 0)
+    config = saefast.TrainConfig(
+        latents=32, k=2, seeds=(3, 4, 7), tokens=30_000, batch_size=128, lr=5e-3
+    )
+    out = tmp_path / "run"
+    saes = saefast.train_saes(rows, config, out=out, progress=False)
+    assert main(["stability", str(out), "--threshold", "0.8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rates = [its.firing_rate for its in saefast.load_dictionaries(out)]
+    alive = [rate > 0 for rate in rates]
+    found = saefast.score_stability(saes, threshold=0.8, alive=alive, progress=False)
+    table = pq.read_table(out / "features.parquet").to_pydict()
+    assert table["seed"] == [seed for seed in (3, 4, 7) for _ in range(32)]
+    assert table["score"] == torch.cat(found.score).tolist()
+    assert any(each["topic"] == "Stability" for each in told["findings"])
+    assert main(["match", str(out)]) == 0
+    assert main(["subspace", str(out), "--draws", "3"]) == 0
+    assert "names no activations" in (out / "subspaces" / "skipped.json").read_text()
+    assert main(["report", str(out)]) == 0
+    capsys.readouterr()
+    for stage in ("pool", "evaluate"):
+        assert main([stage, str(out)]) == 1
+        said = capsys.readouterr().err
+        assert "trained on activations that it does not name" in said
+        assert said.splitlines()[-1].startswith("saefast: ")
+    two = [config, dataclasses.replace(config, name="b")]
+    saefast.train_saes(rows, two, out=tmp_path / "two", progress=False)
+    assert main(["stability", str(tmp_path / "two")]) == 1
+    assert "has 2 configs" in capsys.readouterr().err
+
+
+def test_yaml_without_its_package_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    (tmp_path / "my.yaml").write_text("planted: {}\ntrain: {latents: 64}\n")
+    assert main(["run", str(tmp_path / "my.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert "pip install pyyaml" in said
+    assert said.count("\n") == 1
+
+
 def test_an_sae_is_converted_and_is_the_same(run: Path, tmp_path: Path) -> None:
     assert main(["convert", str(run / "seed-0"), str(tmp_path / "s"), "--to", "sparsify"]) == 0
     before, after = saefast.load_sae(run / "seed-0"), saefast.load_sae(tmp_path / "s")
@@ -233,3 +282,22 @@ def test_shells_complete_commands(tmp_path: Path) -> None:
         check=True,
     )
     assert "stability" in result.stdout
+
+
+def test_the_quick_demo_finds_what_is_planted_within_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "demo"
+    begun = time.process_time()
+    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    assert time.process_time() - begun < 60
+    told = capsys.readouterr()
+    assert "[9/9] report" in told.err
+    assert "- Stability: " in told.out
+    counts = json.loads((out / "stability.json").read_text())["seeds"]
+    # 64 directions of their own, which come back; the plane's 512 rare ones do not.
+    assert all(each["stable"] > 50 and each["unstable"] > 25 for each in counts)
+    worth = json.loads((out / "evaluation.json").read_text())["seeds"]
+    for each in worth:
+        keep = {its["group"]: its["keep"] for its in each["groups"] if its["control"] == ""}
+        assert keep["stable"] > 5 * keep["unstable"]

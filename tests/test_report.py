@@ -146,10 +146,10 @@ def test_figures_are_pictures_on_request(run: Path, tmp_path: Path) -> None:
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert struct.unpack(">II", content[16:24]) == (1920, 1200)
-        # What it says and how it is coloured is there to be seen.
-        svg = path.with_suffix(".svg").read_text()
-        for part in (r"<text.*?</text>", r"<style>.*?</style>"):
-            assert bytes(svg_to_bytes(re.sub(part, "", svg, flags=re.DOTALL), zoom=2)) != content
+    # What one says and how it is coloured is there to be seen.
+    svg = path.with_suffix(".svg").read_text()
+    for part in (r"<text.*?</text>", r"<style>.*?</style>"):
+        assert bytes(svg_to_bytes(re.sub(part, "", svg, flags=re.DOTALL), zoom=2)) != content
 
 
 def test_without_a_font_no_picture_is_written(

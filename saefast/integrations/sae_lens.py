@@ -9,7 +9,9 @@ Activations come out dense, as SAELens's do; with `use_sparse_activations=True` 
 which is faster still: the trainer counts them, and that takes longer than the rest of the forward
 pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
 Whoever hooks dense activations or pre-activations gets SAELens's own computation, and so does who
-gives an accelerated SAE too little to do for sparse codes to be faster.
+gives an accelerated SAE too little to do for sparse codes to be faster. So do steps of standard and
+JumpReLU SAEs that are dense still, see `sae_lens_thresholds`; their activations are never sparse
+tensors, since SAELens has no such setting for them.
 """
 
 from dataclasses import dataclass

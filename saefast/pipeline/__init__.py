@@ -11,6 +11,7 @@ from saefast.pipeline.settings import (
     RunSettings,
     Scoring,
     Stores,
+    Trained,
     read_settings,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "RunSettings",
     "Scoring",
     "Stores",
+    "Trained",
     "read_settings",
     "run_pipeline",
     "settings_of",

@@ -16,11 +16,11 @@ from saefast.run_files import EVALUATION, write_json
 
 def evaluate(job: Job) -> None:
     """What the groups, and single features, are worth on held-out rows."""
-    how = job.settings.evaluate
+    how, rows = job.settings.evaluate, str(job.held_out_rows)
     mass = job.column("mass")
     found = feature_function(
         job.saes,
-        str(job.held_out_rows),
+        rows,
         job.groups,
         mass=mass,
         draws=how.draws,

@@ -13,7 +13,7 @@ from torch import Tensor
 from saefast.config import labels_of
 from saefast.dictionary_files import load_dictionaries
 from saefast.match_all import Pairs, match_all
-from saefast.pipeline.settings import Harvest, RunSettings, Stores
+from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
 from saefast.run_files import FEATURES, MATCHES, STORE, add_columns, read_table
 from saefast.sae import SAE
 from saefast.stability import score_stability
@@ -35,9 +35,19 @@ class Job:
         return self.settings.train.seeds
 
     @property
+    def knows_rows(self) -> bool:
+        """Whether there are activations, beside SAEs."""
+        return not isinstance(self.settings.data, Trained)
+
+    @property
     def train_rows(self) -> Path:
         """The activations to train on."""
         data = self.settings.data
+        if not self.knows_rows:
+            raise ValueError(
+                f"{self.run} was trained on activations that it does not name, and this stage "
+                f"needs some: begin a run with saefast train or saefast run"
+            )
         return Path(data.train) if isinstance(data, Stores) else self.run / STORE / "train"
 
     @property
@@ -46,6 +56,8 @@ class Job:
         data = self.settings.data
         if isinstance(data, Stores):
             return Path(data.held_out or data.train)
+        if not self.knows_rows:
+            return self.train_rows
         return self.run / STORE / "held-out"
 
     @property

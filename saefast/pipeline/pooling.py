@@ -23,7 +23,7 @@ def pool(job: Job, unfinished: Path) -> None:
 
     Trainings go on from the folder `unfinished`, which is for nothing else.
     """
-    how, config = job.settings.pool, job.settings.train
+    how, config, rows = job.settings.pool, job.settings.train, str(job.train_rows)
     tokens = how.tokens or max(config.tokens // 4, 1)
     fine_tune = replace(config, tokens=tokens, seeds=config.seeds[:1])
     most = how.width or config.latents
@@ -31,7 +31,7 @@ def pool(job: Job, unfinished: Path) -> None:
     width = min(most, everywhere.m)
     pooled = sae_from(_first(everywhere, width), k=min(config.k, width))
     (tuned,) = train_saes(
-        str(job.train_rows),
+        rows,
         replace(fine_tune, latents=width, k=min(config.k, width)),
         initial=[pooled],
         out=unfinished / "whole",

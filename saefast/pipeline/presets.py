@@ -13,19 +13,19 @@ from saefast.pipeline.settings import (
 )
 
 QUICK = RunSettings(
-    Planted(),
+    Planted(rows=100_000, held_out=10_000),
     TrainConfig(
         latents=192,
         k=4,
         seeds=(0, 1, 2, 3),
-        tokens=400_000,
+        tokens=200_000,
         batch_size=512,
-        lr=1e-3,
+        lr=1.5e-3,
         auxk=AuxK(dead_after=25_000),
     ),
     stability=Scoring(least_rate=2e-4),
     subspace=Planes(rank=16, draws=10),
-    pool=Pooling(tokens=50_000),
+    pool=Pooling(tokens=25_000),
 )
 
 DEMO = RunSettings(

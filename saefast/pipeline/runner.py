@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
+from saefast.checkpoint import RunFile
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
 from saefast.pipeline.evaluation import evaluate
 from saefast.pipeline.job import Job
 from saefast.pipeline.pooling import pool
-from saefast.pipeline.settings import RunSettings, Stores, settings_from
+from saefast.pipeline.settings import SOURCES, RunSettings, Stores, settings_from
 from saefast.run_files import (
     EVALUATION,
     FEATURES,
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
 
 def _data(job: Job) -> Any:
     told = job.settings.to_dict()
-    source = {name: told[name] for name in told if name in ("harvest", "planted", "store")}
+    source = {name: told[name] for name in told if name in SOURCES}
     if isinstance(job.settings.data, Stores):
         paths = (job.train_rows, job.held_out_rows)
         source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
@@ -187,7 +188,7 @@ def run_pipeline(
 def settings_of(run: str | Path) -> RunSettings:
     """What a run was asked for."""
     path = Path(run) / SETTINGS
-    told = read_json(path)
+    told = read_json(path) or _settings_of_training(Path(run))
     if told is None:
         raise FileNotFoundError(
             f"{path} does not exist; a run is begun with saefast run, demo or train"
@@ -196,6 +197,21 @@ def settings_of(run: str | Path) -> RunSettings:
         return settings_from(told)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _settings_of_training(run: Path) -> dict[str, Any] | None:
+    """Those of a folder that `train_saes` alone has written."""
+    training = RunFile.read(run)
+    if training is None:
+        return None
+    configs = training.facts["configs"]
+    if not training.finished or len(configs) != 1:
+        reason = "is not finished" if not training.finished else f"has {len(configs)} configs"
+        raise ValueError(
+            f"{run} holds a training that {reason}; stages need SAEs that differ in their seed "
+            f"alone, trained to the end: finish it, or give the folders to saefast match"
+        )
+    return {"trained": {}, "train": {k: v for k, v in configs[0].items() if k != "loss"}}
 
 
 def _needed(name: str) -> set[str]:

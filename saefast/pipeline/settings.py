@@ -64,8 +64,19 @@ class Stores:
     """others to evaluate on; empty: those of the training"""
 
 
-Data = Harvest | Planted | Stores
-SOURCES: dict[str, type[Data]] = {"harvest": Harvest, "planted": Planted, "store": Stores}
+@dataclass(frozen=True)
+class Trained:
+    """SAEs that `train_saes` left in the folder, of activations that nobody told: enough to match
+    them, to score them and to compare their planes."""
+
+
+Data = Harvest | Planted | Stores | Trained
+SOURCES: dict[str, type[Data]] = {
+    "harvest": Harvest,
+    "planted": Planted,
+    "store": Stores,
+    "trained": Trained,
+}
 """What each is called in a file of settings"""
 
 
@@ -205,8 +216,8 @@ def settings_from(told: Any) -> RunSettings:
     named = [name for name in SOURCES if name in told]
     if len(named) != 1:
         raise ValueError(
-            f"settings must have one of [{'], ['.join(SOURCES)}] to say where activations come "
-            f"from, got {len(named)} of them"
+            f"settings must have one of [harvest], [planted], [store] to say where activations "
+            f"come from, got {len(named)} of them"
         )
     if "train" not in told:
         raise ValueError("settings must have a table [train] with at least latents = ...")

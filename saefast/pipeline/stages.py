@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
 from saefast.contributions import contribution_r2
+from saefast.dictionary_files import load_dictionaries
 from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.overlap import Key, measure_overlap
 from saefast.pipeline.job import Job
@@ -37,6 +38,8 @@ _SIDES = ("decoder", "encoder")
 
 def train(job: Job) -> None:
     """The SAEs."""
+    if not job.knows_rows:
+        return  # they are what the run began with
     train_saes(
         str(job.train_rows), job.settings.train, out=job.run, resume=True, progress=job.progress
     )
@@ -44,6 +47,9 @@ def train(job: Job) -> None:
 
 def statistics(job: Job) -> None:
     """What every feature does on the training rows: begins features.parquet."""
+    if not job.knows_rows:
+        job.add_features(_known_of(job))
+        return
     model = job.language_model
     folded = None
     if model is not None:
@@ -54,10 +60,7 @@ def statistics(job: Job) -> None:
         job.saes, str(job.train_rows), folded=folded, top=_TOP, progress=job.progress
     )
     tables = [each.to_table() for each in found]
-    columns: dict[str, Any] = {
-        "seed": [torch.full((sae.m,), seed) for seed, sae in zip(job.seeds, job.saes, strict=True)]
-    }
-    columns |= {
+    columns = _seeds(job) | {
         name: [table[name] for table in tables]
         for name in tables[0]
         if not name.startswith("top_") and name != "density"
@@ -67,6 +70,22 @@ def statistics(job: Job) -> None:
         columns["token_text"] = [token_texts(model.tokenizer, each) for each in found]
         write_contexts(job, found)
     job.add_features(columns)
+
+
+def _seeds(job: Job) -> dict[str, Any]:
+    seeds = [torch.full((sae.m,), seed) for seed, sae in zip(job.seeds, job.saes, strict=True)]
+    return {"seed": seeds}
+
+
+def _known_of(job: Job) -> dict[str, Any]:
+    """What the files of the SAEs say themselves."""
+    return _seeds(job) | {
+        "feature": [torch.arange(sae.m) for sae in job.saes],
+        "firing_rate": [
+            torch.ones(its.m) if its.firing_rate is None else its.firing_rate
+            for its in load_dictionaries(*job.folders)
+        ],
+    }
 
 
 def match(job: Job) -> None:
@@ -148,7 +167,7 @@ def subspace(job: Job) -> None:
         stable=job.settings.stability.stable,
         unstable=job.settings.stability.unstable,
         rank=how.rank,
-        covariance=_covariance(job),
+        covariance=_covariance(job) if job.knows_rows else None,
         initial=_untrained(job),
         draws=how.draws,
         seed=how.seed,
@@ -157,6 +176,10 @@ def subspace(job: Job) -> None:
     tables = found.tables()
     for name in SUBSPACE_TABLES:
         write_rows(job.run / SUBSPACES / f"{name}.parquet", tables[name])
+    if not job.knows_rows:
+        lacking = "what groups add to tokens, since the run names no activations"
+        write_json(job.run / SUBSPACES / SKIPPED, [*found.skipped, lacking])
+        return
     added = contribution_r2(
         job.saes,
         str(job.held_out_rows),
