@@ -8,12 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # not on Windows, where nobody is kept out
-    flock = None  # type: ignore[assignment]
-
-
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -27,8 +21,10 @@ class Claim:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.release: Callable[[], object] = lambda: None
-        if flock is None:
+        if os.name == "nt":  # folders cannot be locked there
             return
+        from fcntl import LOCK_EX, LOCK_NB, flock
+
         descriptor = os.open(folder, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
