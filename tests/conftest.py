@@ -47,3 +47,10 @@ def torch_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch, torch_threads: None) -> None:
+    """One thread is enough for tiny models, and what a kill leaves does not hang on fsync."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

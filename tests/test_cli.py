@@ -157,6 +157,7 @@ def test_what_was_trained_in_python_is_matched_and_scored(
     found = saefast.score_stability(saes, threshold=0.8, alive=alive, progress=False)
     table = pq.read_table(out / "features.parquet").to_pydict()
     assert table["seed"] == [seed for seed in (3, 4, 7) for _ in range(32)]
+    assert table["firing_rate"] == torch.cat(rates).tolist()
     assert table["score"] == torch.cat(found.score).tolist()
     assert any(each["topic"] == "Stability" for each in told["findings"])
     assert main(["match", str(out)]) == 0

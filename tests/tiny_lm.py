@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from saefast.lm import LanguageModel
+import saefast
+from saefast.lm import LanguageModel, find_site
 
 D, LAYERS = 32, 4
 
@@ -77,3 +78,23 @@ def saved(folder: Path) -> Path:
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_in_place(model: LanguageModel) -> None:
+    """Every layer begins by writing into what the one before returned, as some models do."""
+
+    def write(_layer: Any, inputs: Any) -> None:
+        inputs[0].mul_(1.1)
+
+    for layer in find_site(model.model, -1).layers:
+        layer.register_forward_pre_hook(write)
+
+
+def random_sae(d: int = D, dtype: torch.dtype = torch.float32, **settings: Any) -> saefast.SAE:
+    """An SAE whose parts are all used."""
+    sae = saefast.SAE(d, 48, seed=3, dtype=dtype, **{"k": 6, **settings})
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(4)
+        for parameter in (sae.W_dec, sae.W_enc, sae.b_dec):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return sae.requires_grad_(False)
