@@ -25,7 +25,7 @@ CASES = (
     "worlds",
     "inside",
 )
-_OWN = ("gpu", "match", "studies")  # with shapes and options of their own
+_OWN = ("gpu", "match", "studies", "demo")  # with shapes and options of their own
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The README's tables, from the committed rows: `python -m bench.table speed`, `quality`, ..."""
+"""Tables of README and docs, from the committed rows: `python -m bench.table speed`, ..."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench import study_tables
 from bench.cases import SHAPES, Shape
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -197,6 +198,10 @@ TABLES = {
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),
     "inside": (inside, inside_caption),
+    "demo": (study_tables.demo, study_tables.demo_caption),
+    "lowrank": (study_tables.lowrank, study_tables.lowrank_caption),
+    "recovery": (study_tables.recovery, study_tables.recovery_caption),
+    "digits": (study_tables.digits, study_tables.digits_caption),
 }
 
 

@@ -62,15 +62,16 @@ def main() -> None:
     saes = saefast.train_saes(store, config, out=asked.out, resume=True)
 
     stability = saefast.score_stability(saes)
-    stable, unstable = stability.stable()[0], stability.unstable()[0]
+    groups = stability.groups()[0]
+    stable = groups["stable"]
     alive = int(stability.alive[0].sum())
     print(
         f"of {alive} features of the first SAE, {int(stable.sum())} are in both others, "
-        f"{int(unstable.sum())} in none; {stability.dead[0]} are dead"
+        f"{int(groups['unstable'].sum())} in none; {stability.dead[0]} are dead"
     )
 
     found = evaluate_patched(
-        *(model, asked.site, saes[0], {"stable": stable, "unstable": unstable}),
+        *(model, asked.site, saes[0], groups),
         corpus=corpus.held_out(),
         tokens=asked.held_out,
         context=asked.context,

@@ -68,10 +68,7 @@ def main() -> None:
 
     # With the mass of each feature known, groups get random features of as much mass beside them.
     mass = [each.mass for each in saefast.feature_statistics(saes, held_out)]
-    groups = [
-        {"stable": stable, "unstable": unstable}
-        for stable, unstable in zip(stability.stable(), stability.unstable(), strict=True)
-    ]
+    groups = stability.groups()
     worth = saefast.feature_function(saes, held_out, groups, mass=mass)
     print("explained variance      all   stable alone (random)   unstable alone (random)")
     for seed, its in zip(config.seeds, worth, strict=True):

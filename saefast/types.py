@@ -180,6 +180,11 @@ class Stability:
             (score <= cut) & alive for score, alive in zip(self.score, self.alive, strict=True)
         )
 
+    def groups(self, stable: float = 0.8, unstable: float = 0.2) -> list[dict[str, Tensor]]:
+        """For each dictionary {"stable": mask, "unstable": mask}, as `feature_function` wants."""
+        each = zip(self.stable(stable), self.unstable(unstable), strict=True)
+        return [{"stable": its, "unstable": others} for its, others in each]
+
     @property
     def dead(self) -> tuple[int, ...]:
         """How many features of each dictionary are dead."""

@@ -149,6 +149,9 @@ def test_planted_features_are_found_and_others_are_not(match):
         assert torch.equal(result.support[s], expected)
         assert torch.equal(result.stable()[s], expected == 5)
         assert torch.equal(result.unstable()[s], expected == 1)
+        assert torch.equal(result.groups()[s]["stable"], expected == 5)
+        assert torch.equal(result.groups(stable=0.5)[s]["stable"], expected >= 3)
+        assert torch.equal(result.groups(unstable=0.5)[s]["unstable"], expected <= 3)
 
 
 def random_matches(sizes: list[int], seed: int, one_to_one: bool = False) -> dict:

@@ -107,9 +107,7 @@ class Job:
     def groups(self) -> list[dict[str, Tensor]]:
         """For each SAE the stable and the unstable features."""
         rule = self.settings.stability
-        stable = self.stability.stable(rule.stable)
-        unstable = self.stability.unstable(rule.unstable)
-        return [{"stable": s, "unstable": u} for s, u in zip(stable, unstable, strict=True)]
+        return self.stability.groups(rule.stable, rule.unstable)
 
     def matches(self, side: str, one_to_one: bool = False) -> Pairs:
         """Every pair, from disk as far as it is there."""

@@ -184,10 +184,9 @@ def _row(
         for sae, each in zip(saes, seen, strict=True)
     ]
     stability = score_stability(dictionaries, threshold=SIMILAR, progress=False)
-    masks = zip(stability.stable(), stability.unstable(), strict=True)
     kept = [
-        keep_only(sae, world, {"stable": s, "unstable": u}, rows=rows)
-        for sae, (s, u) in zip(saes, masks, strict=True)
+        keep_only(sae, world, groups, rows=rows)
+        for sae, groups in zip(saes, stability.groups(), strict=True)
     ]
     return LowRankRow(
         least_rate=least_rate,

@@ -1,0 +1,146 @@
+"""Tables and sentences of docs/findings.md, from the rows of `bench studies` and `bench demo`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saefast.report import Finding, printed
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_SECONDS_PER_MINUTE = 60
+
+
+def lowrank() -> str:
+    """A row per world and per who counts."""
+    heads = [
+        "rare truths in the plane",
+        "latents that count",
+        "EV",
+        "come back, outside / inside (.7) / inside (.9)",
+        "truths found, outside / inside",
+        "planes of two seeds overlap",
+        "with the true one",
+        "by chance, random / covariance",
+        "EV kept, stable / unstable",
+    ]
+    lines = [heads, ["---:"] * len(heads)]
+    for row in _study("lowrank")["rows"]:
+        often = f"fire on {row['least_rate']:g} of rows" if row["least_rate"] else "fire at all"
+        lines.append(
+            [
+                f"{row['rare']:,}",
+                f"{row['alive']:.0f} that {often}",
+                _two(row["explained"]),
+                _several(row, "stable_back", "plane_back", "plane_back_close"),
+                _several(row, "stable_recovered", "plane_recovered"),
+                _two(row["overlap"]),
+                _two(row["overlap_truth"]),
+                _several(row, "overlap_null", "overlap_covariance"),
+                _several(row, "keep_stable", "keep_unstable"),
+            ]
+        )
+    return _markdown(lines)
+
+
+def lowrank_caption() -> str:
+    """What was run."""
+    return f"Four seeds, 128 dimensions, a plane of 32, 384 latents, k = 6. {_where('lowrank')}"
+
+
+def recovery() -> str:
+    """A row per SAE after the longest training, and the shorter ones beside."""
+    rows = _study("recovery")["rows"]
+    firings = list(dict.fromkeys(row["firing"] for row in rows))
+    sizes = sorted({row["tokens"] for row in rows})
+    heads = ["", *(f"{kind.replace('_', ' ')}, {n:,} rows" for kind in firings for n in sizes)]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    cells = {(row["variant"], row["rules"], row["firing"], row["tokens"]): row for row in rows}
+    for variant, rules in dict.fromkeys((row["variant"], row["rules"]) for row in rows):
+        each = [cells[variant, rules, kind, n] for kind in firings for n in sizes]
+        name = variant if rules == "trained" else f"{variant}, {rules}"
+        lines.append(
+            [name, *(f"{row['explained']:.2f}, {100 * row['recovered']:.1f} %" for row in each)]
+        )
+    return _markdown(lines)
+
+
+def recovery_caption() -> str:
+    """What was run."""
+    return (
+        "Variance explained, and the share of the 800 true features that some latent has with a "
+        f"cosine above 0.8; 800 latents in 50 dimensions. {_where('recovery')}"
+    )
+
+
+def digits() -> str:
+    """A row per start, norm and penalty."""
+    heads = ["start", "decoder rows", "penalty", "EV", "MMCS (random)", "paired"]
+    heads += ["shared by all three", "alive"]
+    lines = [heads, ["---"] * 3 + ["---:"] * 5]
+    for row in _study("digits")["rows"]:
+        lines.append(
+            [
+                "tied" if row["tied"] else "free",
+                "unit norm" if row["unit_norm"] else "free",
+                "none" if row["penalty"] == "none" else f"{row['penalty']} {row['weight']:g}",
+                _two(row["explained"]),
+                f"{row['mmcs']:.2f} ({row['mmcs_null']:.2f})",
+                _two(row["paired"]),
+                _two(row["shared"]),
+                f"{row['alive']:.0f}",
+            ]
+        )
+    return _markdown(lines)
+
+
+def digits_caption() -> str:
+    """What was run."""
+    return (
+        "ReLU SAEs with 128 latents on the 1,797 digits of scikit-learn, three seeds; means. "
+        f"{_where('digits')}"
+    )
+
+
+def demo() -> str:
+    """What it prints."""
+    found = [Finding(**each) for each in _load("demo")["findings"]]
+    return f"```\n{printed(found)}\n```"
+
+
+def demo_caption() -> str:
+    """How long it took."""
+    told = _load("demo")
+    minutes = told["seconds"] / _SECONDS_PER_MINUTE
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["stages"].items())
+    machine = told["machine"]
+    return (
+        f"{minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} threads: {stages}; at "
+        f"commit {told['commit']}."
+    )
+
+
+def _study(name: str) -> dict[str, Any]:
+    study: dict[str, Any] = _load("studies")["studies"][name]
+    return study
+
+
+def _where(name: str) -> str:
+    study = _study(name)
+    return f"{study['seconds'] / _SECONDS_PER_MINUTE:.1f} minutes; at commit {study['commit']}."
+
+
+def _load(case: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{case}.json").read_text())
+    return result
+
+
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _several(row: dict[str, Any], *names: str) -> str:
+    return " / ".join(_two(row[name]) for name in names).rstrip(" /")
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
