@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saefast.activations import open_activations
+from saefast.controls import mass_matched
 from saefast.dictionary import as_dictionary
 from saefast.feature_groups import Groups, Scored, feature_groups
 from saefast.null_tests import NullTest, beside, generator_of
@@ -46,7 +47,7 @@ class PairContribution:
     histogram: Tensor
     """[20] int64: the tokens by their squared cosine, in steps of 0.05"""
     tests: tuple[NullTest, ...]
-    """`r2_ab`, `r2_ba`, `r2` and `token_r2` beside those of as many random features"""
+    """`r2_ab`, `r2_ba`, `r2` and `token_r2` beside those of random features"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def contribution_r2(
     groups: Mapping[str, Sequence[Tensor]] | None = None,
     stable: float = 0.8,
     unstable: float = 0.2,
+    mass: Sequence[Tensor] | None = None,
     tokens: int | None = None,
     batch_size: int = 4096,
     draws: int = 20,
@@ -98,9 +100,12 @@ def contribution_r2(
         groups: more groups, by name: for each SAE a bool tensor [m] of who belongs to it.
         stable: the least score of a stable feature.
         unstable: the largest score of an unstable one.
+        mass: for each SAE [m], `FeatureStatistics.mass`. With it random groups are as active in sum
+            as the group they stand beside; without it they have as many features. A few features
+            that are active do more than as many others, so prefer it.
         tokens: how many; None for all, once.
         batch_size: how many at a time.
-        draws: how many random groups of as many features, of those alive, each group is set beside.
+        draws: how many random groups, of features alive, each group is set beside.
         band: which share of the draws lies between `low` and `high`.
         seed: of the draws and of the order of the tokens.
         progress: show a progress bar on stderr.
@@ -117,7 +122,8 @@ def contribution_r2(
     alive = [dictionary.alive.cpu() for dictionary in known]
     if stability is not None:
         alive = [one & other.cpu() for one, other in zip(alive, stability.alive, strict=True)]
-    variants = _variants(masks, alive, draws, seed)
+    weights = None if mass is None else _weights(mass, saes)
+    variants = _variants(masks, alive, weights, draws, seed)
     sums = [_Sums.zero(len(saes), saes[0].d_out) for _ in variants]
     width = batch_size * saes[0].d_out
     with torch.no_grad(), side_by_side(width * 12 * len(saes)) as run:
@@ -131,11 +137,11 @@ def contribution_r2(
 
             for _ in run(add, range(len(variants))):
                 pass
-    return _summarise(variants, sums, tokens, band)
+    return _summarise(variants, sums, tokens, band, "subset" if mass is None else "mass")
 
 
 class _Variant(NamedTuple):
-    """A group, or as many random features."""
+    """A group, or random features beside it."""
 
     group: str
     draw: int | None
@@ -206,24 +212,41 @@ def _contribution(code: SparseCode, sae: SAE, mask: Tensor) -> Tensor:
     return sparse_decode(values, code.indices, sae.W_dec.detach()).double()
 
 
-def _variants(masks: Groups, alive: list[Tensor], draws: int, seed: int) -> list[_Variant]:
+def _weights(mass: Sequence[Tensor], saes: Sequence[SAE]) -> list[Tensor]:
+    if len(mass) != len(saes):
+        raise ValueError(f"mass must be given for each of saes, {len(saes)}, got {len(mass)}")
+    for s, (its, sae) in enumerate(zip(mass, saes, strict=True)):
+        checks.shape(f"mass[{s}]", its, (sae.m,))
+    return [its.double().cpu() for its in mass]
+
+
+def _variants(
+    masks: Groups, alive: list[Tensor], weights: list[Tensor] | None, draws: int, seed: int
+) -> list[_Variant]:
     variants = []
     for group, several in masks.items():
         several = [mask.cpu() & one for mask, one in zip(several, alive, strict=True)]
         variants.append(_Variant(group, None, several))
         for number in range(draws):
-            random = []
-            for s, (mask, one) in enumerate(zip(several, alive, strict=True)):
-                generator = generator_of(seed, "contributions", group, number, s)
-                place = one.nonzero()[:, 0]
-                chosen = place[torch.randperm(len(place), generator=generator)[: int(mask.sum())]]
-                random.append(torch.zeros_like(one).index_fill(0, chosen, True))
+            random = [
+                _as_many(mask, one, seed, group, number, s)
+                if weights is None
+                else mass_matched(mask, weights[s] * one, seed, number * len(several) + s)
+                for s, (mask, one) in enumerate(zip(several, alive, strict=True))
+            ]
             variants.append(_Variant(group, number, random))
     return variants
 
 
+def _as_many(mask: Tensor, alive: Tensor, seed: int, group: str, number: int, sae: int) -> Tensor:
+    generator = generator_of(seed, "contributions", group, number, sae)
+    place = alive.nonzero()[:, 0]
+    chosen = place[torch.randperm(len(place), generator=generator)[: int(mask.sum())]]
+    return torch.zeros_like(alive).index_fill(0, chosen, True)
+
+
 def _summarise(
-    variants: list[_Variant], sums: list[_Sums], tokens: int, band: float
+    variants: list[_Variant], sums: list[_Sums], tokens: int, band: float, null: str
 ) -> Contributions:
     pairs, skipped = [], []
     for variant, observed in zip(variants, sums, strict=True):
@@ -248,7 +271,7 @@ def _summarise(
                 if each.variance(a, tokens) and each.variance(b, tokens)
             ]
             tests = [
-                beside("subset", name, value, [each[name] for each in random], band)
+                beside(null, name, value, [each[name] for each in random], band)
                 for name, value in found.items()
                 if random
             ]

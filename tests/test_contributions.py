@@ -140,6 +140,26 @@ def test_random_groups_are_as_their_null_says():
     assert inside >= 14
 
 
+def test_random_groups_may_be_as_active_in_sum():
+    """A few features that do most: as many others do nothing like it, others as active do."""
+    saes, _, x = miniature()
+    mass = [each.mass for each in saefast.feature_statistics(saes, x, progress=False)]
+    masks = [its >= its.sort().values[-3] for its in mass]
+    by_number, by_mass = (
+        measure(saes, x, {"busiest": masks}, draws=10, mass=given).pairs[0]
+        for given in (None, mass)
+    )
+    assert by_number.r2 == by_mass.r2
+    kinds = [{test.null for test in pair.tests} for pair in (by_number, by_mass)]
+    assert kinds == [{"subset"}, {"mass"}]
+    tests = [
+        next(test for test in pair.tests if test.statistic == "r2") for pair in (by_number, by_mass)
+    ]
+    assert tests[0].mean < tests[1].mean
+    again = measure(saes, x, {"busiest": masks}, draws=10, mass=mass).pairs[0]
+    assert again.tests == by_mass.tests
+
+
 def test_only_groups_that_add_something_are_compared(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
     none = torch.zeros(M).bool()
@@ -182,6 +202,8 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
         ({"activations": torch.ones(9, 5)}, ValueError, "activations must have width 3"),
         ({"groups": None}, ValueError, "stability or groups must be given"),
         ({"draws": -1}, ValueError, "draws must be at least 0"),
+        ({"mass": [torch.ones(4)]}, ValueError, "mass must be given for each of saes, 2, got 1"),
+        ({"mass": [torch.ones(3)] * 2}, ValueError, r"mass\[0\]"),
         ({"tokens": 1}, ValueError, "tokens must be at least 2"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ],

@@ -13,8 +13,8 @@ from saefast.synthetic import PlantedWorld
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
-STUDIES = ("demo", "lowrank", "recovery", "digits")
-TABLES = ("speed", "quality", "matching", "inside", *STUDIES)
+STUDIES = ("lowrank", "recovery", "digits")
+TABLES = ("speed", "quality", "matching", "inside", "demo", *STUDIES)
 FINDINGS = (CHECKOUT / "docs" / "findings.md").read_text()
 
 

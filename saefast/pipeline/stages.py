@@ -186,6 +186,7 @@ def subspace(job: Job) -> None:
         job.stability,
         stable=job.settings.stability.stable,
         unstable=job.settings.stability.unstable,
+        mass=job.column("mass"),
         draws=how.draws,
         seed=how.seed,
         progress=job.progress,

@@ -117,7 +117,7 @@ def _contributions(data: RunData) -> Iterator[Finding]:
         rows = [row for row in data.contributions if row["group"] == group]
         if rows:
             value, chance = (np.mean([row[name] for row in rows]) for name in ("r2", "r2_null"))
-            parts.append(f"of {group} features {value:.2f} (as many random ones {chance:.2f})")
+            parts.append(f"of {group} features {value:.2f} (random ones as active {chance:.2f})")
     if parts:
         yield Finding(
             "Same work",

@@ -202,7 +202,7 @@ def contributions(data: RunData) -> Figure:
             continue
         value, chance = (float(np.mean([row[name] for row in mine])) for name in _BOTH_R2)
         chart.bar(at - 0.4, at, value, colour, f"{group}: {value:.3f}")
-        chart.bar(at, at + 0.4, chance, "s2", f"as many random features: {chance:.3f}")
+        chart.bar(at, at + 0.4, chance, "s2", f"random features as active: {chance:.3f}")
         told.append(f"{group} {value:.2f} (random {chance:.2f})")
     need(told, "what groups add to tokens (saefast subspace)")
     chart.legend("stable", "s0")
@@ -212,8 +212,8 @@ def contributions(data: RunData) -> Figure:
         "contributions",
         "Do the groups do the same to tokens?",
         "What a group of features adds to the reconstruction of a token is a vector. Bars: squared "
-        "correlation of these vectors between two SAEs, mean over pairs; grey: for as many random "
-        "features. Features that come back only as a plane can do the same together.",
+        "correlation of these vectors between two SAEs, mean over pairs; grey: for random features "
+        "as active in sum. Features that come back only as a plane can do the same together.",
         f"{', '.join(told)}.",
         chart.svg(),
     )
