@@ -23,9 +23,9 @@ import saefast
 import saefast.match as matching
 from bench import record
 from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
+from bench.match_rivals import sparse_rivals
 from bench.measure import peak_memory
 from saefast import one_to_one
-from saefast.assignment import Graph
 from saefast.directions import Directions
 from saefast.engines import Encode, Faiss
 from saefast.neighbours import nearest
@@ -33,7 +33,6 @@ from saefast.neighbours import nearest
 SHARED = 0.4
 """of the features return in the other dictionary, turned a little; the others are its own"""
 PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {}
-_TIME_LIMIT = 60  # seconds a rival may take for a sparse graph
 
 
 def part(function: Callable[[int], list[dict[str, Any]]]) -> Callable[[int], list[dict[str, Any]]]:
@@ -253,7 +252,7 @@ def _large(m: int, d: int, k: int, memory: float, rivals: bool = True) -> list[d
         assert found.value is not None
         rows += [
             common | row | {"agrees": row.get("value") is None or _close(row["value"], found.value)}
-            for row in _sparse_rivals(solver.last[0])
+            for row in sparse_rivals(solver.last[0])
         ]
     return rows
 
@@ -272,60 +271,6 @@ def _product_seconds(a: Tensor, b: Tensor) -> float:
         torch.mm(a[:rows], b[:columns].T, out=out)
         times.append(time.perf_counter() - start)
     return statistics.median(times) * (len(a) / rows) * (len(b) / columns)
-
-
-def _sparse_rivals(graph: Graph) -> list[dict[str, Any]]:
-    """Other exact solvers on the last graph of ours, each in a process that can be stopped."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "graph.pt"
-        torch.save(graph._asdict(), file)
-        for rival, program in _PROGRAMS.items():
-            row: dict[str, Any] = {"rival": rival, "mode": "solver alone, the same arcs"}
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-c", program, str(file)],
-                    capture_output=True,
-                    text=True,
-                    timeout=_TIME_LIMIT,
-                    check=True,
-                )
-                rows.append(row | json.loads(done.stdout))
-            except subprocess.TimeoutExpired:
-                rows.append(row | {"ms": None, "note": f"stopped after {_TIME_LIMIT} s"})
-            except subprocess.CalledProcessError as error:
-                rows.append(row | {"ms": None, "note": error.stderr.strip().splitlines()[-1]})
-    return rows
-
-
-_READ = """
-import json, sys, time
-import torch
-graph = torch.load(sys.argv[1])
-start, column = graph["row_start"].numpy(), graph["column"].numpy()
-similarity, size = graph["similarity"].numpy(), graph["columns"]
-"""
-_PROGRAMS = {
-    "scipy min_weight_full_bipartite_matching": _READ
-    + """
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-# An arc of similarity 0 would be no arc: costs begin at 1.
-matrix = csr_array((3 - similarity, column, start), shape=(len(start) - 1, size))
-before = time.perf_counter()
-rows, columns = min_weight_full_bipartite_matching(matrix)
-ms = (time.perf_counter() - before) * 1e3
-print(json.dumps({"ms": round(ms), "value": float(3 * len(rows) - matrix[rows, columns].sum())}))
-""",
-    "lapx lapmod": _READ
-    + """
-import lap, numpy as np
-before = time.perf_counter()
-cost, columns, _ = lap.lapmod(size, 3 - similarity, start.astype(np.int32), column)
-ms = (time.perf_counter() - before) * 1e3
-print(json.dumps({"ms": round(ms), "value": float(3 * size - cost)}))
-""",
-}
 
 
 class Calls(list[float]):

@@ -12,6 +12,7 @@ import torch
 
 import saefast
 
+_NOT_RESULTS = ":!bench/results"
 _PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
 
 
@@ -92,15 +93,21 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, marked where files differ from it."""
-    root = Path(__file__).resolve().parent
+    """The commit of the checkout, marked where files differ from it: rows of benchmarks do not."""
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        name = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", _NOT_RESULTS)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

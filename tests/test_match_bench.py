@@ -10,7 +10,7 @@ from saefast.match_plan import plan_matching
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bench import match
+from bench import match, match_rivals
 
 
 def test_neighbours_beside_faiss():
@@ -31,11 +31,19 @@ def test_one_to_one_beside_sparse_solvers():
 
 def test_a_rival_that_disagrees_is_shown(monkeypatch):
     wrong = "import json; print(json.dumps({'ms': 1, 'value': 1.0}))"
-    monkeypatch.setattr(match, "_PROGRAMS", {"wrong": wrong, "broken": "raise ValueError('no')"})
+    monkeypatch.setattr(
+        match_rivals, "_PROGRAMS", {"wrong": wrong, "broken": "raise ValueError('no')"}
+    )
     _, first, second = match._large(100, 8, 4, 4.0)
     assert not first["agrees"]
     assert second["ms"] is None
     assert second["note"] == "ValueError: no"
+
+
+def test_kinds_are_compared_with_scipy(monkeypatch):
+    assert match._of_kind("ties", 90, 70)["agrees"]
+    monkeypatch.setattr(match, "best_value", lambda *_: 1.0)
+    assert not match._of_kind("ties", 90, 70)["agrees"]
 
 
 def test_parts_are_kept_beside_each_other(tmp_path, monkeypatch):

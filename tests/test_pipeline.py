@@ -190,7 +190,7 @@ def test_pooling_goes_on_where_it_was_interrupted(
     assert again({5, 20, len(steps) - 30}) == 3
     assert taken == steps
     assert [file.read_bytes() for file in files] == whole
-    assert not (run / "unfinished" / "pool").exists()
+    assert not (run / "unfinished").exists()
     # What was begun with other settings is not gone on with.
     other = dataclasses.replace(settings, pool=dataclasses.replace(settings.pool, tokens=900))
     interrupted_at.add(20)

@@ -1,5 +1,6 @@
 """Runs the stages of a run in their order: what is finished is skipped, what is not goes on."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -243,3 +244,5 @@ def _finish(job: Job, stage: Stage, seconds: float) -> None:
     records[stage.name] = {"digest": _digest(job, stage), "seconds": round(seconds, 1)}
     write_json(job.run / STAGES, records)
     shutil.rmtree(job.run / UNFINISHED / stage.name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there, or another stage's are
+        (job.run / UNFINISHED).rmdir()
