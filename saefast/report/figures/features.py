@@ -116,8 +116,8 @@ def decoder_encoder(data: RunData) -> Figure:
         "decoder-encoder",
         "Decoder and encoder agree, or do not",
         f"Features of SAE {data.seeds[0]} by the cosines to their nearest of SAE {data.seeds[1]}: "
-        "by decoder row and by encoder row. Darker: more features. Blue where most have the same "
-        "partner on both sides. The lines mark 0.7.",
+        "by decoder row and by encoder row. The stronger the colour, the more features. Blue where "
+        "most have the same partner on both sides. The lines mark 0.7.",
         f"{percent(agree)} of the features have the same partner by decoder and by encoder.",
         chart.svg(),
     )
@@ -147,7 +147,8 @@ def similarity_frequency(data: RunData) -> Figure:
         "similarity-frequency",
         "Are frequent features the stable ones?",
         "Every feature alive of every SAE by its firing rate and its mean similarity to the best "
-        f"matches in the others. Darker: more features. Rank correlation {together:.2f}.",
+        "matches in the others. The stronger the colour, the more features. Rank correlation "
+        f"{together:.2f}.",
         f"Density of features; similarity and firing rate have a rank correlation of "
         f"{together:.2f}.",
         chart.svg(),
