@@ -1,5 +1,6 @@
 """A folder that one writer at a time may have: two at once would spoil each other's files."""
 
+import contextlib
 import errno
 import os
 import weakref
@@ -19,6 +20,7 @@ class Claim:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._new = None if folder.exists() else folder
         folder.mkdir(parents=True, exist_ok=True)
         self.release: Callable[[], object] = lambda: None
         if os.name == "nt":  # folders cannot be locked there
@@ -49,4 +51,7 @@ class Claim:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None and self._new is not None:
+            with contextlib.suppress(OSError):  # nothing came of it, so nothing stays
+                self._new.rmdir()
         self.release()

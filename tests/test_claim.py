@@ -31,6 +31,20 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_where_nothing_came_of_it_nothing_stays(tmp_path: Path) -> None:
+    """But what was there before does, and what was written."""
+    (tmp_path / "old").mkdir()
+    for name, content in (("new", None), ("old", None), ("used", "rows")):
+        with pytest.raises(RuntimeError), Claim(tmp_path / name):
+            if content is not None:
+                (tmp_path / name / "file").write_text(content)
+            raise RuntimeError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "used"]
+    with Claim(tmp_path / "quiet"):
+        pass
+    assert (tmp_path / "quiet").is_dir()
+
+
 def test_a_claim_that_is_forgotten_is_free(tmp_path: Path) -> None:
     held = Claim(tmp_path)
     del held

@@ -157,7 +157,7 @@ def test_harvest_by_itself_writes_what_a_run_writes(
 
 DRIVER = """
 import os, signal, sys
-import pandas, pyarrow.parquet, torch, tyro  # here, and not in every child anew
+import pyarrow.parquet, torch, tyro  # here, and not in every child anew
 from transformers import AutoTokenizer, LlamaForCausalLM
 import saefast.atomic, saefast.lm, saefast.report, saefast.pipeline.runner as runner
 from saefast.cli import main
