@@ -92,8 +92,12 @@ class Training:
         )
         saved = time.monotonic()
         clock = _Clock(self.step * size)
-        reader = Prefetcher(self._stream, transform=self._prepared)
-        with self._threads(), bar, reader as batches, _Interrupts() as interrupts:
+        with (
+            self._threads(),
+            bar,
+            Prefetcher(self._stream, transform=self._prepared) as batches,
+            _Interrupts() as interrupts,
+        ):
             for number in range(self.step, steps):
                 try:
                     batch = self._with_variance(next(batches))

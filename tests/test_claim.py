@@ -31,14 +31,19 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def fails(folder: Path) -> None:
+    with Claim(folder):
+        if folder.name == "used":
+            (folder / "file").write_text("rows")
+        raise RuntimeError
+
+
 def test_where_nothing_came_of_it_nothing_stays(tmp_path: Path) -> None:
     """But what was there before does, and what was written."""
     (tmp_path / "old").mkdir()
-    for name, content in (("new", None), ("old", None), ("used", "rows")):
-        with pytest.raises(RuntimeError), Claim(tmp_path / name):
-            if content is not None:
-                (tmp_path / name / "file").write_text(content)
-            raise RuntimeError
+    for name in ("new", "old", "used"):
+        with pytest.raises(RuntimeError):
+            fails(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "used"]
     with Claim(tmp_path / "quiet"):
         pass
