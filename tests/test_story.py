@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,10 +155,9 @@ def test_harvest_by_itself_writes_what_a_run_writes(
 
 
 DRIVER = """
-import os, signal, sys
-import pyarrow.parquet, torch, tyro  # here, and not in every child anew
-from transformers import AutoTokenizer, LlamaForCausalLM
-import saefast.atomic, saefast.lm, saefast.report, saefast.pipeline.runner as runner
+import os, sys
+import torch
+import saefast.atomic, saefast.pipeline.runner as runner
 from saefast.cli import main
 from saefast.trainee import Trainee
 
@@ -167,7 +165,7 @@ torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
 
 def die_at_write(number, sign):
-    replace, left = saefast.atomic._replace, [number]
+    replace, left = saefast.atomic._replace, [int(number)]
     def replacing(path, part, write):
         left[0] -= 1
         if left[0] == 0:
@@ -184,17 +182,8 @@ def die_at_end(stage, sign):
         finish(job, its, seconds)
     runner._finish = finishing
 
-def once(arm, *arguments):
-    "The exit code of the command in a process of its own."
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)  # torch makes its threads anew, which only one thread may begin
-        arm(*arguments)
-        os._exit(main({command!r}))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
 def die_at_step(number, sign):
-    train, left = Trainee.train, [number]
+    train, left = Trainee.train, [int(number)]
     def training(self, *arguments):
         left[0] -= 1
         if left[0] == 0:
@@ -202,44 +191,51 @@ def die_at_step(number, sign):
         train(self, *arguments)
     Trainee.train = training
 
-ends = []
-for stage, arm, number, sign in [
-    ("harvest", die_at_write, 1, signal.SIGKILL),
-    ("train", die_at_step, 250, signal.SIGINT),
-    ("match", die_at_write, 8, signal.SIGKILL),
-    ("pool", die_at_step, 20, signal.SIGINT),
-    ("evaluate", die_at_write, 3, signal.SIGKILL),
-    ("report", die_at_write, 3, signal.SIGINT),
-]:
-    ends.append(once(arm, number, sign))
-    ends.append(once(die_at_end, stage, signal.SIGKILL))
-ends.append(once(print))
-print(ends)
+arm, when, sign, *command = sys.argv[1:]
+if arm:
+    globals()[arm](when, int(sign))
+sys.exit(main(command))
 """
+DEATHS = [
+    ("harvest", "die_at_write", 1, signal.SIGKILL),
+    ("train", "die_at_step", 250, signal.SIGINT),
+    ("match", "die_at_write", 8, signal.SIGKILL),
+    ("pool", "die_at_step", 20, signal.SIGINT),
+    ("evaluate", "die_at_write", 3, signal.SIGKILL),
+    ("report", "die_at_write", 3, signal.SIGINT),
+]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_however_often_it_is_killed_it_ends_with_the_same_results(
     run: Path, place: Path, tmp_path: Path
 ) -> None:
     """As it writes files or trains, and between stages: by SIGKILL and by Ctrl-C."""
     out = tmp_path / "killed"
     command = ["run", str(place / "tiny.toml"), "--out", str(out)]
-    script = textwrap.dedent(DRIVER).format(command=command)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    ends = json.loads(done.stdout.splitlines()[-1])
-    assert ends[-1] == 0, done.stderr
-    assert ends.count(-signal.SIGKILL) == 9, done.stderr
+    ends, told = [], ""
+
+    def once(arm: str, when: object = "", sign: int = 0) -> None:
+        """The command in a process of its own."""
+        nonlocal told
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, arm, str(when), str(int(sign)), *command],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        ends.append(done.returncode)
+        told += done.stderr
+
+    for stage, arm, number, sign in DEATHS:
+        once(arm, number, sign)
+        once("die_at_end", stage, signal.SIGKILL)
+    once("")
+    assert ends[-1] == 0, told
+    assert ends.count(-signal.SIGKILL) == 9, told
     assert ends.count(INTERRUPTED) == 3
-    assert done.stderr.count("interrupted; the same command goes on from here") == 3
-    assert "Traceback" not in done.stderr
+    assert told.count("interrupted; the same command goes on from here") == 3
+    assert "Traceback" not in told
     mine, whole = content(out), content(run)
     assert sorted(mine) == sorted(whole)
     different = [name for name, its in whole.items() if its != mine[name]]
