@@ -87,7 +87,8 @@ def _work(x: Directions, y: Directions) -> int:
 def _about(how: Matching, sides: Sequence[Directions]) -> dict[str, Any]:
     """All that decides the result."""
     settings = dataclasses.asdict(how)
-    del settings["memory"]
+    if not how.one_to_one:  # which may end for want of it
+        del settings["memory"]
     return settings | {"content": [_checksum(side) for side in sides]}
 
 

@@ -88,8 +88,13 @@ def convert(
     """
     from saefast.storage import convert as convert_sae
 
-    how = {"format": format, "allow_pickle": allow_pickle, "k": k, "threshold": threshold}
-    path = convert_sae(source, target, to, **how)  # type: ignore[arg-type]
+    path = convert_sae(
+        *(source, target, to),
+        format=format,
+        allow_pickle=allow_pickle,
+        k=k,
+        threshold=threshold,
+    )
     tell(f"{source} as {to}", {"format": to}, [path], json_output)
 
 
