@@ -36,14 +36,26 @@ _TYPES = {
         ["partial", "coefficients", "extra", "scalars", "first_moment", "extra_bias"], _F
     ),
     **dict.fromkeys(
-        ["extra_along", "bias_grads", "along", "second", "inputs_share", "source", "x"], _F
+        [
+            "extra_along",
+            "bias_grads",
+            "along",
+            "second",
+            "inputs_share",
+            "source",
+            "x",
+            "threshold",
+        ],
+        _F,
     ),
     **dict.fromkeys(
         ["keys", "floor_keys", "work", "parts", "entries", "start", "piece_start", "indices"], _L
     ),
     **dict.fromkeys(["slots", "fired", "piece_begin", "piece_end"], _L),
-    **dict.fromkeys(["counts", "hot_list", "failed", "total", "part_counts"], _I),
-    **dict.fromkeys(["columns", "width", "k", "m", "d", "padded", "latents", "first"], _S),
+    **dict.fromkeys(
+        ["counts", "hot_list", "failed", "total", "part_counts", "held", "waiting"], _I
+    ),
+    **dict.fromkeys(["columns", "width", "k", "m", "d", "padded", "latents", "first", "room"], _S),
     **dict.fromkeys(["factor", "beta1", "beta2", "eps"], "fp32"),
     "rates": "*fp64",
     "units": _B,
@@ -79,6 +91,10 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     yield Kernel("exact_scores", "list_failed", {"BLOCK": 1024}, types={"rows": _S})
     yield Kernel("exact_scores", "score_all", {**scored, "SPLIT": 8, "CAPACITY": 256, "KEPT": 128})
     yield Kernel("exact_scores", "join_parts", {"SPLIT": 8, "KEPT": 128, **lists})
+    for hot in (True, False):
+        constants = {"HOT": hot, "GROUP": 32, "BLOCK": 256, "LOOK": 1024, **scored, **lists}
+        yield Kernel("keep_above", "keep_above", constants)
+    yield Kernel("keep_above", "settle_lists", {**scored, **lists})
     yield Kernel("choose", "choose", {"FEW": 128, **lists}, types={"indices": _L})
     yield Kernel("round_rows", "round_rows", {"SCALED": True, "DROP": 16, "BLOCK": 1024})
     decoded = {"BLOCK_K": 8, "BLOCK_D": 256}

@@ -9,10 +9,10 @@ from torch import Tensor
 
 import saefast
 from bench.cases import Shape, Weights, draw
-from saefast import AuxK, FusedStep, SparseCode, reference
+from saefast import AuxK, FusedStep, SparseCode, ThresholdCode, reference
 from saefast.ops import gpu
 from saefast.ops.decode_residual import decode_residual
-from saefast.ops.encode_gpu import GpuScreen, encode_rounded
+from saefast.ops.encode_gpu import GpuScreen, encode_rounded, threshold_rounded
 
 SHAPES = (
     Shape(16, 64, 1, 1),
@@ -115,13 +115,18 @@ def _apart(
         return float("inf")
     wide_x, wide_weight = x.double(), weight.double()
     truth = reference.scores(wide_x, wide_weight, bias.double(), scale.double())
-    sizes = wide_x.norm(dim=1, keepdim=True) * (wide_weight.norm(dim=1) * scale)
-    allowed = roundings * (x.shape[1] + 32) * _UNIT * sizes + 16 * _UNIT * (bias * scale).abs()
+    allowed = _allowed(wide_x, wide_weight, bias, scale, roundings)
     kept = truth.gather(1, indices)
     of_values = (values - kept).abs() / allowed.gather(1, indices)
     worst = truth.topk(indices.shape[1], dim=1).values[:, -1:]
     of_choices = (worst - kept) / (2 * allowed.amax(1, keepdim=True))
     return float(torch.maximum(of_values.amax(), of_choices.amax()))
+
+
+def _allowed(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, roundings: float) -> Tensor:
+    """[n, m] what float32 sums of float64 operands may be off."""
+    sizes: Tensor = x.norm(dim=1, keepdim=True) * (weight.norm(dim=1) * scale)
+    return roundings * (x.shape[1] + 32) * _UNIT * sizes + 16 * _UNIT * (bias * scale).abs()
 
 
 def integer_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
@@ -140,6 +145,63 @@ def integer_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Findi
         same = same and torch.equal(code.values, expected.values)
         name = f"integers {'exact' if exact else 'rounded'} {screen} {by}"
         yield Finding(name, shape, same, {})
+
+
+def thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """Who is above is float64's opinion, where that can be sure; same bits whoever screens.
+
+    A code with less room is the beginning of the one with room for all.
+    """
+    scale = 0.5 + weights.w_enc.norm(dim=1)
+    best = saefast.topk_encode(x, weights.w_enc, weights.b_enc, k=shape.k, scale=scale).values
+    limit = best[:, -1].median().expand(shape.m)
+    wide = x.double(), weights.w_enc.double(), weights.b_enc.double(), scale.double()
+    truth, allowed = reference.scores(*wide), _allowed(*wide, 1.0)
+    first = None
+    for screen in SCREENS:
+        codes = [_above(x, weights, scale, limit, room, screen) for room in (shape.m, 2 * shape.k)]
+        first = first or codes[0]
+        values, indices, counts = codes[0]
+        room = codes[1].values.shape[1]
+        same = all(map(torch.equal, first, codes[0])) and torch.equal(counts, codes[1].counts)
+        same = same and torch.equal(values[:, :room], codes[1].values)
+        same = same and torch.equal(indices[:, :room], codes[1].indices)
+        filled = torch.arange(shape.m, device=x.device) < counts[:, None]
+        row, place = filled.nonzero(as_tuple=True)
+        column = indices[row, place]
+        found = torch.zeros_like(truth, dtype=torch.bool)
+        found[row, column] = True
+        wrong = int((found & (truth < limit - allowed)).sum())
+        wrong += int((~found & (truth > limit + allowed)).sum())
+        wrong += int(((values[row, place] - truth[row, column]).abs() > allowed[row, column]).sum())
+        figures = {"wrong": float(wrong), "same_bits": float(same), "above": float(counts.sum())}
+        yield Finding(f"threshold {screen}", shape, wrong == 0 and same, figures)
+
+
+def _above(
+    x: Tensor, weights: Weights, scale: Tensor, limit: Tensor, room: int, screen: GpuScreen
+) -> ThresholdCode:
+    left = gpu.launch("round_rows.rounded_rows", x, screen.product)
+    right = gpu.launch("round_rows.rounded_rows", weights.w_enc, screen.product, scale)
+    operands = (x, weights.w_enc, weights.b_enc, scale, limit, min(room, len(limit)))
+    return threshold_rounded(*operands, "exact", screen, left, right)
+
+
+def integer_thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """As `integer_encodes`; scores that equal their threshold are not above it."""
+    generator = torch.Generator().manual_seed(1)
+    x, w_enc, b_enc, limit = (
+        torch.randint(-3, 4, like.shape, generator=generator).to(like)
+        for like in (x, weights.w_enc, weights.b_enc, weights.b_enc)
+    )
+    limit = limit * shape.d**0.5 // 1
+    rooms = {"some": shape.k, "all": shape.m}
+    for precision, (kept, room) in product(("exact", "bf16"), rooms.items()):
+        settings: dict[str, Any] = {"threshold": limit, "width": room, "precision": precision}
+        expected = reference.threshold_encode(x, w_enc, b_enc, **settings)
+        code = saefast.threshold_encode(x, w_enc, b_enc, **settings)
+        same = all(map(torch.equal, code, expected))
+        yield Finding(f"integers above {precision}, {kept} kept", shape, same, {})
 
 
 def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
@@ -247,7 +309,16 @@ def _relative(actual: Tensor, truth: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-CHECKS = (exact_encodes, rounded_encodes, integer_encodes, gradients, residuals, trainings)
+CHECKS = (
+    exact_encodes,
+    rounded_encodes,
+    integer_encodes,
+    thresholds,
+    integer_thresholds,
+    gradients,
+    residuals,
+    trainings,
+)
 
 
 def graphs_and_far_addresses() -> Iterator[Finding]:

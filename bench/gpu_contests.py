@@ -17,8 +17,10 @@ from bench.cases import Shape
 from bench.gpu_checks import drawn_on, model
 from bench.gpu_times import Contestant, Run
 from saefast import FusedStep, SparseCode, reference
+from saefast.batch_topk import batch_topk
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import CANDIDATES, GpuScreen, encode_rounded, screen_for
+from saefast.ops.encode_packed import repacked
 from saefast.ops.latent_update import latent_update
 
 _LR = 1e-4
@@ -108,6 +110,36 @@ def _encodes(contest: Contest) -> Iterator[Contestant]:
         near = exact if mode == "default" else rounded
         build = partial(_peer_encode, name, contest, mode)
         yield Contestant("encode", name, mode, build, partial(_same_code, contest, near))
+
+
+def _batches(contest: Contest) -> Iterator[Contestant]:
+    """The n k largest of a batch; the threshold of the step before is known, as in training."""
+    shape, x, weights = contest.shape, contest.centred, contest.weights
+    wanted = shape.n * shape.k
+
+    def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        values: Tensor = torch.addmm(bias, x, weight.T).relu().flatten().topk(wanted).values
+        return values
+
+    def near(tolerance: float) -> Callable[[Tensor], bool]:
+        return lambda values: abs(float(values.double().sum()) / truth - 1) <= tolerance
+
+    def ours(precision: str) -> Run:
+        settings: dict[str, Any] = {"precision": precision}
+        settings["packed"] = repacked(None, False, x, weights.w_enc, shape.k, precision)
+        found = batch_topk(x, weights.w_enc, weights.b_enc, shape.k, **settings)
+        settings["guess"] = 0.9 * float(found.threshold)
+        settings["width"] = 2 * int(found.counts.amax())
+        return lambda: batch_topk(x, weights.w_enc, weights.b_enc, shape.k, **settings).code.values
+
+    exact = batch_topk(x, weights.w_enc, weights.b_enc, shape.k)
+    truth = float(exact.code.values.double().sum())
+    for precision in ("exact", "bf16"):
+        yield Contestant("batch_topk", "saefast", precision, partial(ours, precision), near(1e-3))
+    halves = [t.bfloat16() for t in (x, weights.w_enc, weights.b_enc)]
+    yield Contestant(
+        "batch_topk", "torch", "bf16 dense", lambda: partial(dense, *halves), near(1e-2)
+    )
 
 
 def installed() -> list[str]:
@@ -324,6 +356,7 @@ def _peer_step(name: str, contest: Contest, *, autocast: bool) -> Run:
 
 CASES: dict[str, Callable[[Contest], Iterator[Contestant]]] = {
     "encode": _encodes,
+    "batch_topk": _batches,
     "decode": _decodes,
     "update": _updates,
     "step": _steps,

@@ -76,6 +76,7 @@ def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
     adam = 26 * 2 * m * d / memory
     seconds = {
         "encode": product + selection,
+        "batch_topk": product + selection,
         "decode": gather,
         # Rows again for the values' gradients; sums over tokens for the weight's, which is dense.
         "decode+backward": 2 * gather + sort + sums / 2 + 4 * m * d / memory,

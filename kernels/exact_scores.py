@@ -3,8 +3,15 @@
 import triton
 import triton.language as tl
 
+from .device import interpreting, power_of_two
 from .keep_best import cut_list
 from .keys import EMPTY, index_of, key_of
+
+
+def dot_block(d: int) -> tuple[int, int]:
+    """Columns and width of the blocks in which exact scores are summed, the same in all kernels."""
+    width = min(power_of_two(d), 16 if interpreting() else 256)
+    return (16, width)
 
 
 @triton.jit

@@ -74,6 +74,23 @@ def cut_list(
 
 
 @triton.jit
+def list_hot(maxima, hot_list, row, groups, bar, BLOCK: tl.constexpr):
+    """The groups of a row whose maximum is above `bar`, in order, all if it is NaN; how many."""
+    lane = tl.arange(0, BLOCK)
+    hot = 0
+    for start in range(0, groups, BLOCK):
+        group = start + lane
+        real = group < groups
+        largest = tl.load(maxima + row * groups + group, real, other=float("-inf"))
+        is_hot = real & ~(largest <= bar)
+        after = hot + tl.cumsum(is_hot.to(tl.int32), 0) - 1
+        tl.store(hot_list + row * groups + after, group, mask=is_hot)
+        hot += tl.sum(is_hot.to(tl.int32))
+    tl.debug_barrier()  # other threads of this program read the list
+    return hot
+
+
+@triton.jit
 def keep_best(
     scores,
     maxima,
@@ -112,18 +129,7 @@ def keep_best(
         work = columns
         if HOT:
             groups = width // GROUP
-            hot = 0
-            for g in range(0, groups, BLOCK):
-                group = g + lane
-                largest = tl.load(
-                    maxima + row * groups + group, group < groups, other=float("-inf")
-                )
-                is_hot = largest > bar
-                after = hot + tl.cumsum(is_hot.to(tl.int32), 0) - 1
-                tl.store(hot_list + row * groups + after, group, mask=is_hot)
-                hot += tl.sum(is_hot.to(tl.int32))
-            tl.debug_barrier()
-            work = hot * GROUP
+            work = list_hot(maxima, hot_list, row, groups, bar, BLOCK) * GROUP
         grown = False
         for start in range(0, work, BLOCK):
             at = start + lane

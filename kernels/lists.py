@@ -49,10 +49,10 @@ class Lists(NamedTuple):
         """The longest a list can be."""
         return self.keys.shape[1]
 
-    @property
-    def warps(self) -> int:
-        """Of a Triton program that holds a whole list in its registers."""
-        return max(1, min(16, self.capacity // 256))
+
+def warps_of(capacity: int) -> int:
+    """Of a Triton program that holds a whole list in its registers."""
+    return max(1, min(16, capacity // 256))
 
 
 class Screened(NamedTuple):

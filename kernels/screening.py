@@ -1,7 +1,7 @@
-"""The two engines that screen the columns of a TopK encode into every row's list."""
+"""The two engines that screen the columns of an encode, for whoever keeps the rows' lists."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import LAUNCH, has_tma, interpreting, power_of_two
 from .hot_groups import hot_groups
-from .lists import GROUP, Bounds, Lists, Screened
+from .lists import GROUP, Bounds, Screened
 from .matmul import multiplying_in, product_of
 from .round_rows import RoundedRows
 
@@ -44,39 +44,21 @@ _INTERPRETED_TILE = Tile(16, 64, 16, 4, 1)
 
 @dataclass(frozen=True)
 class Screening:
-    """One encode's operands, bounds and lists."""
+    """One encode's operands and bounds, and who takes the scores."""
 
     left: RoundedRows
     right: RoundedRows
     bounds: Bounds
-    lists: Lists
-    k: int
-    exact: bool
-    block: int
-    """columns that a row's program looks at together"""
-    select: ModuleType
-    """who keeps the lists: `select_triton` or `select_cuda`"""
-
-    @classmethod
-    def begin(
-        cls,
-        left: RoundedRows,
-        right: RoundedRows,
-        shift: Tensor,
-        d: int,
-        k: int,
-        select: ModuleType,
-        *,
-        exact: bool,
-    ) -> "Screening":
-        """`exact`: keep what may be among the k best, not what the product says."""
-        bounds, safe = _bounds(left, right, shift, d, exact)
-        block = 16 if interpreting() else 256
-        lists = Lists.empty(safe, capacity_of(k, exact, block))
-        return cls(left, right, bounds, lists, k, exact, block, select)
+    floor: Tensor
+    """[n] what a score must at most be above to be looked at; `keep` may raise it"""
+    bounded: bool
+    """whether what counts is what a score can at most be, or the product itself"""
+    first: int
+    """columns after which the floor has risen enough to be worth a look, at least"""
+    keep: Callable[[Screened], None]
 
     def run(self, engine: str) -> None:
-        """Fill the lists."""
+        """Give all columns to `keep`."""
         if engine == "fused":
             self._fused()
         else:
@@ -90,14 +72,14 @@ class Screening:
                 part = self.right.units[first : first + chunk]
                 scores = product_of(self.left.units, part.T)
                 columns = part.shape[0]
-                self._keep(scores, None, None, first, columns, columns)
+                self.keep(Screened(scores, None, None, first, columns, columns))
 
     def _fused(self) -> None:
         left, right = self.left.units, self.right.units
         tma = has_tma(left)
         tile = _INTERPRETED_TILE if interpreting() else TILES[self.left.product, tma]
         n, m = left.shape[0], right.shape[0]
-        ranges = phases(m, self.k, n, tile.columns)
+        ranges = phases(m, self.first, n, tile.columns)
         widths = [-(-(end - begin) // tile.columns) * tile.columns for begin, end in ranges]
         # Addressed densely, used sparsely: only hot groups are ever written and read.
         scores = left.new_empty(n * max(widths), dtype=torch.float32)
@@ -118,7 +100,7 @@ class Screening:
             hot_groups[(-(-n // tile.rows) * (width // tile.columns),)](
                 *operands,
                 *bounds,
-                self.lists.floor,
+                self.floor,
                 scores,
                 maxima,
                 n,
@@ -128,7 +110,7 @@ class Screening:
                 width,
                 left.shape[1],
                 PRECISION="tf32" if self.left.product == "tfloat32" else "ieee",
-                BOUNDED=self.exact,
+                BOUNDED=self.bounded,
                 TMA=tma,
                 GROUP=GROUP,
                 BLOCK_ROWS=tile.rows,
@@ -139,35 +121,17 @@ class Screening:
                 num_stages=tile.stages,
                 **LAUNCH,
             )
-            self._keep(scores, maxima, hot_list, begin, end - begin, width)
-
-    def _keep(
-        self,
-        scores: Tensor,
-        maxima: Tensor | None,
-        hot_list: Tensor | None,
-        first: int,
-        columns: int,
-        width: int,
-    ) -> None:
-        self.select.keep_best(
-            Screened(scores, maxima, hot_list, first, columns, width),
-            self.bounds,
-            self.lists,
-            self.k,
-            self.block,
-            bounded=self.exact,
-        )
+            self.keep(Screened(scores, maxima, hot_list, begin, end - begin, width))
 
 
-def phases(m: int, k: int, n: int, step: int) -> list[tuple[int, int]]:
-    """Ranges of columns that cover m in order: a sixteenth of them, then as many as went before.
+def phases(m: int, first: int, n: int, step: int) -> list[tuple[int, int]]:
+    """Ranges of columns that cover m in order: `first` of them, then as many as went before.
 
     All but the last are multiples of `step`. A phase's scores for n rows take half a gigabyte at
     most, unless one step does not fit.
     """
     most = max(_PHASE_BYTES // (4 * n) // step, 1) * step
-    size = min(-(-max(m // 16, k) // step) * step, most)
+    size = min(-(-first // step) * step, most)
     ranges, begin = [], 0
     while begin < m:
         end = min(begin + size, m)
@@ -176,29 +140,36 @@ def phases(m: int, k: int, n: int, step: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def capacity_of(k: int, exact: bool, block: int) -> int:
-    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide.
-
-    Two lists that were cut fit one, as they must where `join_parts` joins them.
-    """
-    kept = min(8 * k, 3072) if exact else 0
-    return power_of_two(max(kept + block, 2 * k + block, 2 * (k + k // 4)))
+def block() -> int:
+    """How many columns a row's program looks at together."""
+    return 16 if interpreting() else 256
 
 
-def _bounds(
-    left: RoundedRows, right: RoundedRows, shift: Tensor, d: int, exact: bool
+def shift_of(bias: Tensor | None, scale: Tensor | None, like: Tensor) -> Tensor:
+    """What is added to the products of a column: its bias times its scale, -infinity if masked."""
+    if bias is None:
+        return torch.zeros_like(like)
+    shift = bias.float()
+    if scale is not None:
+        shift = torch.where(shift == -torch.inf, shift, shift * scale.float())
+    return shift
+
+
+def bounds_of(
+    left: RoundedRows, right: RoundedRows, shift: Tensor, size: Tensor, d: int
 ) -> tuple[Bounds, Tensor]:
-    """The bounds, and for which rows nothing on the way can overflow float32."""
-    masked = shift == -torch.inf
-    size = shift.abs().masked_fill(masked, 0.0)
+    """The bounds of float32 scores, and for which rows nothing on the way can overflow.
+
+    `shift` is what the screen adds to its product, `size` [m] at least the sum of the magnitudes
+    that it was made of.
+    """
     length = left.norm + left.lost
+    masked = shift == -torch.inf
+    size = size.masked_fill(masked, 0.0)
     safe = (length + 1.0) * ((right.norm + right.lost).max() + size.max()) < _SAFE
-    if exact:
-        arithmetic = 2.5 * (d + 32) * 2.0**-24
-        reach, spread = left.lost + arithmetic * length, (1.0 + arithmetic) * length
-        shift = torch.where(masked, shift, shift + 2.0**-20 * size)
-    else:
-        reach = spread = length  # not looked at
+    arithmetic = 2.5 * (d + 32) * 2.0**-24
+    reach, spread = left.lost + arithmetic * length, (1.0 + arithmetic) * length
+    shift = torch.where(masked, shift, shift + 2.0**-20 * size)
     return Bounds(shift, right.norm, right.lost, reach, spread), safe
 
 

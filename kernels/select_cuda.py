@@ -29,17 +29,17 @@ def keep_best(
     )
 
 
-def choose(lists: Lists, values: Tensor, indices: Tensor) -> None:
+def choose(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
     """The k best of every list, in order."""
     n, k = values.shape
     _cuda.choose(
-        lists.keys.data_ptr(),
-        lists.counts.data_ptr(),
+        keys.data_ptr(),
+        counts.data_ptr(),
         values.data_ptr(),
         indices.data_ptr(),
         n,
         k,
-        lists.capacity,
+        keys.shape[1],
         values.dtype == torch.bfloat16,
         _stream(),
     )

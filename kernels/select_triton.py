@@ -5,7 +5,7 @@ from torch import Tensor
 from . import choose as _choose
 from . import keep_best as _keep_best
 from .device import LAUNCH, power_of_two
-from .lists import GROUP, Bounds, Lists, Screened
+from .lists import GROUP, Bounds, Lists, Screened, warps_of
 
 
 def keep_best(
@@ -26,22 +26,23 @@ def keep_best(
         GROUP=GROUP,
         CAPACITY=lists.capacity,
         BLOCK=block,
-        num_warps=lists.warps,
+        num_warps=warps_of(lists.capacity),
         **LAUNCH,
     )
 
 
-def choose(lists: Lists, values: Tensor, indices: Tensor) -> None:
-    """The k best of every list, in order."""
+def choose(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
+    """The k best of every list, in order; nothing of worth where a list has fewer."""
     n, k = values.shape
+    capacity = keys.shape[1]
     _choose.choose[(n,)](
-        lists.keys,
-        lists.counts,
+        keys,
+        counts,
         values,
         indices,
         k,
-        FEW=min(power_of_two(k + k // 4), lists.capacity),
-        CAPACITY=lists.capacity,
-        num_warps=lists.warps,
+        FEW=min(power_of_two(k + k // 4), capacity),
+        CAPACITY=capacity,
+        num_warps=warps_of(capacity),
         **LAUNCH,
     )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
-from .exact_scores import join_parts, list_failed, score_all, score_candidates
-from .lists import Lists
+from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
+from .lists import Lists, Screened, warps_of
 from .round_rows import RoundedRows
-from .screening import Screening
+from .screening import Screening, block, bounds_of, shift_of
 
 MOST_KEPT = 1024
 """The largest k; beyond it a row's list would not fit the registers of a program."""
@@ -41,42 +41,42 @@ def encode(
     `left` is x and `right` is weight * scale, rounded for one product; `select` keeps the lists,
     `select_triton` or `select_cuda`. Nothing here waits for the GPU.
     """
-    n, d = x.shape
+    (n, d), m = x.shape, weight.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
-    shift = _shift(bias, scale, right.norm)
-    screening = Screening.begin(left, right, shift, d, k, select, exact=exact)
-    screening.run(engine)
-    lists = screening.lists
+    shift = shift_of(bias, scale, right.norm)
+    bounds, safe = bounds_of(left, right, shift, shift.abs(), d)
+    if not exact:  # what the product says counts, so nothing is added to it
+        bounds = bounds._replace(shift=shift)
+    columns = block()
+    lists = Lists.empty(safe, capacity_of(k, exact, columns))
+
+    def keep(screened: Screened) -> None:
+        select.keep_best(screened, bounds, lists, k, columns, bounded=exact)
+
+    Screening(left, right, bounds, lists.floor, exact, max(m // 16, k), keep).run(engine)
     if exact:
         _score_candidates(x, weight, bias, scale, lists)
         _mend_failed(x, weight, bias, scale, lists, k)
     else:
         _mend_failed(left.units, right.units, shift, None, lists, k)
-    select.choose(lists, values, indices)
+    select.choose(lists.keys, lists.counts, values, indices)
     return values, indices
 
 
-def _shift(bias: Tensor | None, scale: Tensor | None, like: Tensor) -> Tensor:
-    """What is added to the products of a column: its bias times its scale, -infinity if masked."""
-    if bias is None:
-        return torch.zeros_like(like)
-    shift = bias.float()
-    if scale is not None:
-        shift = torch.where(shift == -torch.inf, shift, shift * scale.float())
-    return shift
+def capacity_of(k: int, exact: bool, block: int) -> int:
+    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide.
 
-
-def _dot_block(d: int) -> tuple[int, int]:
-    """Columns and width of the blocks in which exact scores are summed, the same in all kernels."""
-    width = min(power_of_two(d), 16 if interpreting() else 256)
-    return (16, width)
+    Two lists that were cut fit one, as they must where `join_parts` joins them.
+    """
+    kept = min(8 * k, 3072) if exact else 0
+    return power_of_two(max(kept + block, 2 * k + block, 2 * (k + k // 4)))
 
 
 def _score_candidates(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, lists: Lists
 ) -> None:
     n, d = x.shape
-    columns, width = _dot_block(d)
+    columns, width = dot_block(d)
     score_candidates[(n,)](
         x,
         weight,
@@ -106,7 +106,7 @@ def _mend_failed(
     """Score the rows in full whose screen failed; on most batches there are none."""
     n, d = x.shape
     m, device = weight.shape[0], x.device
-    columns, width = _dot_block(d)
+    columns, width = dot_block(d)
     failed = torch.empty(n, dtype=torch.int32, device=device)
     total = torch.empty((), dtype=torch.int32, device=device)
     list_failed[(1,)](
@@ -159,6 +159,6 @@ def _mend_failed(
         SPLIT=_SPLIT,
         CAPACITY=lists.capacity,
         KEPT=kept,
-        num_warps=lists.warps,
+        num_warps=warps_of(lists.capacity),
         **LAUNCH,
     )

@@ -7,12 +7,10 @@ from saefast.ops import checks, gpu
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 
 
-def use_reference(
-    impl: str, tensor: Tensor, *, in_cuda: bool = False, in_triton: bool = True
-) -> bool:
+def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
     """True for the reference, False for the dispatcher; raises if `impl` cannot serve `tensor`.
 
-    `in_cuda` and `in_triton` say whether the op has such a kernel.
+    `in_cuda` says whether the op has such a kernel.
     """
     checks.one_of("impl", impl, IMPLEMENTATIONS)
     if impl == "cpp" and tensor.device.type != "cpu":
@@ -21,8 +19,6 @@ def use_reference(
         reason = why_not_live(impl)
         if impl == "cuda" and not in_cuda:
             reason = "this op has no CUDA C++ kernel, Triton serves it"
-        if not in_triton:
-            reason = "this op has no kernel for GPUs yet"
         if reason is not None:
             raise ValueError(f"impl={impl!r} is not available: {reason}; use impl='auto'")
         if not tensor.is_cuda:

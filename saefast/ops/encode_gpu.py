@@ -7,7 +7,7 @@ itself; there the engine follows from the shape alone, so that runs repeat bit f
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,10 +68,7 @@ def encode_on_gpu(
     if x.shape[0] == 0:
         return SparseCode(x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=x.device))
     screen = screen_for(x, weight, k, exact=exact)
-    left = gpu.launch("round_rows.rounded_rows", x, screen.product)
-    right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
-    if not gpu.capturing(x):
-        _check_finite(x, weight, bias, scale, left.norm, right.norm)
+    left, right = _rounded(x, weight, bias, scale, screen)
     return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right, impl)
 
 
@@ -84,22 +81,63 @@ def threshold_on_gpu(
     width: int,
     precision: str,
 ) -> ThresholdCode:
-    """`threshold_encode` of checked input. There is no kernel for it yet."""
-    return ThresholdCode(
-        *_in_slices(
-            x,
-            weight.shape[0],
-            lambda part: reference.threshold_encode(
-                part,
-                weight,
-                bias,
-                threshold=threshold,
-                width=width,
-                scale=scale,
-                precision=precision,
-            ),
+    """`threshold_encode` of input whose shapes are checked; finds what is not finite by itself."""
+    checks.finite("threshold", threshold.reshape(-1), masking=torch.inf)
+    if not gpu.serves(x):
+        checks.finite_operands(x, weight, bias, scale)
+        return ThresholdCode(
+            *_in_slices(
+                x,
+                weight.shape[0],
+                lambda part: reference.threshold_encode(
+                    part,
+                    weight,
+                    bias,
+                    threshold=threshold,
+                    width=width,
+                    scale=scale,
+                    precision=precision,
+                ),
+            )
         )
+    if x.shape[0] == 0:
+        room, counts = (torch.empty(s, dtype=torch.int64, device=x.device) for s in ((0, width), 0))
+        return ThresholdCode(x.new_empty(0, width), room, counts)
+    # The result is the same whoever screens, so there is no need to find the fastest first.
+    screen = _asked_for() or suggested(x.shape[1])
+    left, right = _rounded(x, weight, bias, scale, screen)
+    return threshold_rounded(
+        x, weight, bias, scale, threshold, width, precision, screen, left, right
     )
+
+
+def threshold_rounded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+    screen: GpuScreen,
+    left: object,
+    right: object,
+) -> ThresholdCode:
+    """What is above in rows with their `RoundedRows`; nothing in it waits for the GPU."""
+    code = gpu.launch(
+        "threshold_encode.encode",
+        x,
+        weight,
+        bias,
+        scale,
+        threshold.expand(weight.shape[0]).float(),
+        width,
+        exact=precision == "exact",
+        engine=screen.engine,
+        left=left,
+        right=right,
+    )
+    return ThresholdCode(*code)
 
 
 def encode_rounded(
@@ -134,14 +172,9 @@ def encode_rounded(
 def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
     """The environment's choice, the fastest one measured, or what the shape suggests."""
     (n, d), m = x.shape, weight.shape[0]
-    chosen = os.environ.get(ENVIRONMENT, "auto")
-    if chosen != "auto":
-        by_name = {str(screen): screen for screen in CANDIDATES}
-        if chosen not in by_name:
-            raise ValueError(
-                f"{ENVIRONMENT} must be auto or one of {', '.join(by_name)}, got {chosen!r}"
-            )
-        return by_name[chosen]
+    chosen = _asked_for()
+    if chosen is not None:
+        return chosen
     if not exact or not x.is_cuda:
         return suggested(d)
     # Batches of similar size share a measurement.
@@ -151,6 +184,17 @@ def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
             return suggested(d)
         _measured[key] = fastest(x, weight, k)
     return _measured[key]
+
+
+def _asked_for() -> GpuScreen | None:
+    """The environment's choice."""
+    chosen = os.environ.get(ENVIRONMENT, "auto")
+    by_name = {str(screen): screen for screen in CANDIDATES}
+    if chosen not in ("auto", *by_name):
+        raise ValueError(
+            f"{ENVIRONMENT} must be auto or one of {', '.join(by_name)}, got {chosen!r}"
+        )
+    return by_name.get(chosen)
 
 
 def suggested(d: int) -> GpuScreen:
@@ -179,6 +223,17 @@ def fastest(x: Tensor, weight: Tensor, k: int) -> GpuScreen:
         rounds = [[milliseconds(screen) for screen in CANDIDATES] for _ in range(1 + _ROUNDS)]
     best = [min(times) for times in zip(*rounds[1:], strict=True)]
     return CANDIDATES[best.index(min(best))]
+
+
+def _rounded(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, screen: GpuScreen
+) -> tuple[Any, Any]:
+    """x and weight * scale as the screen multiplies them; raises where anything is not finite."""
+    left = gpu.launch("round_rows.rounded_rows", x, screen.product)
+    right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
+    if not gpu.capturing(x):
+        _check_finite(x, weight, bias, scale, left.norm, right.norm)
+    return left, right
 
 
 def _check_finite(

@@ -7,7 +7,7 @@ from torch import Tensor
 from saefast.ops import gpu
 from saefast.ops.cpu import contiguous, native
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
-from saefast.ops.encode_gpu import GpuScreen, encode_rounded, screen_for
+from saefast.ops.encode_gpu import GpuScreen, encode_rounded, screen_for, threshold_rounded
 from saefast.ops.screens import screen_at
 from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
@@ -58,10 +58,7 @@ def encode_packed(
     """`topk_encode` of checked input, on a GPU without a look at whether all of it is finite."""
     exact = precision == "exact"
     if gpu.has(x) and packed is not None:
-        assert isinstance(packed.screen, GpuScreen)
-        left = gpu.launch("round_rows.rounded_rows", x, packed.product)
-        right = gpu.kernels("round_rows").RoundedRows(packed.product, *packed.arrays)
-        return encode_rounded(x, weight, bias, None, k, exact, packed.screen, left, right)
+        return encode_rounded(x, weight, bias, None, k, exact, *_on_gpu(x, packed))
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return encode_on_cpu(x, weight, bias, None, k, precision, screen, panels)
@@ -77,14 +74,23 @@ def threshold_packed(
     precision: str,
     packed: Packed | None,
 ) -> ThresholdCode:
-    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores.
-
-    A GPU has no kernel for it that could use `packed`.
-    """
+    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores."""
+    if gpu.has(x) and packed is not None:
+        return threshold_rounded(
+            x, weight, bias, None, threshold, width, precision, *_on_gpu(x, packed)
+        )
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return threshold_on_cpu(x, weight, bias, None, threshold, width, precision, screen, panels)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, None, threshold, width, precision))
+
+
+def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, object, object]:
+    """A screen, and the operands of its product."""
+    assert isinstance(packed.screen, GpuScreen)
+    left = gpu.launch("round_rows.rounded_rows", x, packed.product)
+    right = gpu.kernels("round_rows").RoundedRows(packed.product, *packed.arrays)
+    return packed.screen, left, right
 
 
 def _screen_and_panels(packed: Packed | None, precision: str) -> tuple[Screen, PackedWeight | None]:

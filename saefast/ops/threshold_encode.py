@@ -44,8 +44,7 @@ def threshold_encode(
         scale: [m] multiplies the scores, such as the norms of the decoder's rows.
         precision: "exact" compares scores in the dtype of x (in float32 for bfloat16). "bf16"
             rounds x and weight to bfloat16 and compares what comes out: faster.
-        impl: "auto" chooses by device; "reference" and "cpp" insist on one. GPUs have no kernel
-            of their own for this op yet: they run the reference, a gigabyte of scores at a time.
+        impl: "auto" chooses by device; "reference", "cpp" and "triton" insist on one.
 
     Returns:
         values [n, width] and int64 indices [n, width]; values descend, equal values stand in order
@@ -56,7 +55,7 @@ def threshold_encode(
     if not isinstance(threshold, Tensor):
         threshold = _of_number(threshold, weight)
     _check(x, weight, bias, scale, threshold, width, precision)
-    if use_reference(impl, weight, in_triton=False):
+    if use_reference(impl, weight):
         _check_finite(x, weight, bias, scale, threshold)
         return reference.threshold_encode(
             x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
@@ -148,7 +147,6 @@ def _(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight, bias, scale, threshold, width, precision)
-    _check_finite(x, weight, bias, scale, threshold)
     return threshold_on_gpu(x, weight, bias, scale, threshold, width, precision)
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from saefast.kernels import latent_sum, latent_update, select_triton, sparse_decode
+from saefast.kernels import (
+    latent_sum,
+    latent_update,
+    select_triton,
+    sparse_decode,
+    threshold_encode,
+)
 
 from bench import gpu_checks
 from bench.cases import Shape
@@ -29,7 +36,7 @@ def test_every_check_holds(shape: Shape) -> None:
     found = list(gpu_checks.findings(shape, "cpu"))
     assert [finding for finding in found if not finding.holds] == []
     names = [finding.check for finding in found]
-    assert len(set(names)) == len(names) == 6 + 2 + 12 + 2 + 4
+    assert len(set(names)) == len(names) == 6 + 2 + 12 + 6 + 4 + 2 + 4
 
 
 def failing(*checks: Callable[..., Iterator[gpu_checks.Finding]]) -> set[str]:
@@ -43,10 +50,10 @@ def failing(*checks: Callable[..., Iterator[gpu_checks.Finding]]) -> set[str]:
 
 
 def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def second_best(lists: object, values: Tensor, indices: Tensor) -> None:
+    def second_best(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
         n, k = values.shape
         more = values.new_empty(n, k + 1), indices.new_empty(n, k + 1)
-        choose(lists, *more)
+        choose(keys, counts, *more)
         values.copy_(more[0][:, 1:])
         indices.copy_(more[1][:, 1:])
 
@@ -54,6 +61,17 @@ def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select_triton, "choose", second_best)
     encodes = (gpu_checks.exact_encodes, gpu_checks.rounded_encodes, gpu_checks.integer_encodes)
     assert len(failing(*encodes)) == 3
+
+
+def test_checks_see_a_column_that_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_last(*arguments: Any) -> Tensor:
+        shift = shift_of(*arguments).clone()
+        shift[-1] = -torch.inf
+        return shift
+
+    shift_of = threshold_encode.shift_of
+    monkeypatch.setattr(threshold_encode, "shift_of", without_the_last)
+    assert len(failing(gpu_checks.thresholds, gpu_checks.integer_thresholds)) == 2
 
 
 def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""Encode above a threshold on the GPU: the product rules columns out, the others are scored.
+
+The threshold of a column joins its bias, so that one floor, zero, serves all columns, and the
+engines of `screening` find those that may be above it. `keep_above` scores them as `topk_encode`
+scores its candidates: the bits of an exact score are the same in both.
+"""
+
+import torch
+from torch import Tensor
+
+from .device import LAUNCH, power_of_two
+from .exact_scores import dot_block
+from .keep_above import keep_above, settle_lists
+from .keys import EMPTY
+from .lists import GROUP, Screened
+from .round_rows import RoundedRows
+from .screening import Screening, block, bounds_of, shift_of
+from .select_triton import choose
+
+_LIST_BYTES = 1 << 30
+_SORTED_BY_ROWS = 4096
+"""The longest lists that a program sorts in its registers; longer ones are sorted by torch."""
+
+
+def encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    *,
+    exact: bool,
+    engine: str,
+    left: RoundedRows,
+    right: RoundedRows,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and indices [n, width], counts [n] of contiguous float32 or bfloat16 rows.
+
+    `threshold` is float32 [m], infinity where nothing is above it; the rest is as for
+    `topk_encode.encode`. Nothing here waits for the GPU.
+    """
+    n = x.shape[0]
+    values, indices = x.new_empty(n, width), x.new_empty(n, width, dtype=torch.int64)
+    counts = x.new_zeros(n, dtype=torch.int32)
+    if not exact:  # what was multiplied is what is scored, and nothing of it is lost
+        bias, scale = shift_of(bias, scale, right.norm), None
+        left, right = _lossless(left), _lossless(right)
+        x, weight = left.units, right.units
+    rows = max(1, _LIST_BYTES // (8 * _capacity(width)))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        some = RoundedRows(left.product, left.units[part], left.norm[part], left.lost[part])
+        _encode_rows(
+            (x[part], weight, bias, scale, threshold),
+            (values[part], indices[part], counts[part]),
+            some,
+            right,
+            engine,
+        )
+    filled = torch.arange(width, device=x.device) < counts[:, None]
+    return torch.where(filled, values, 0.0), torch.where(filled, indices, 0), counts.long()
+
+
+def _encode_rows(
+    operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
+    left: RoundedRows,
+    right: RoundedRows,
+    engine: str,
+) -> None:
+    """Rows whose lists fit the memory; values and indices beyond a row's count are anything."""
+    x, weight, bias, scale, threshold = operands
+    values, indices, counts = results
+    (n, d), width = x.shape, values.shape[1]
+    shift = shift_of(bias, scale, right.norm)
+    size = shift.abs() + threshold.abs()
+    bounds, safe = bounds_of(left, right, shift - threshold, size, d)
+    floor = torch.where(safe, 0.0, torch.nan).float()
+    capacity = _capacity(width)
+    keys = x.new_empty(n, capacity, dtype=torch.int64)
+    held, waiting = torch.zeros_like(counts), torch.zeros_like(counts)
+    scored = (x, weight, *(weight if t is None else t for t in (bias, scale)), threshold)
+    columns, depth = dot_block(d)
+    constants = {
+        "BIASED": bias is not None,
+        "SCALED": scale is not None,
+        "CAPACITY": capacity,
+        "COLUMNS": columns,
+        "BLOCK_D": depth,
+        "num_warps": 4,
+        **LAUNCH,
+    }
+
+    def keep(screened: Screened) -> None:
+        scores, maxima, hot_list, *ranges = screened
+        keep_above[(n,)](
+            scores,
+            scores if maxima is None else maxima,
+            scores if hot_list is None else hot_list,
+            *bounds,
+            floor,
+            *scored,
+            keys,
+            held,
+            waiting,
+            counts,
+            *ranges,
+            d,
+            width,
+            HOT=maxima is not None,
+            GROUP=GROUP,
+            BLOCK=block(),
+            LOOK=min(capacity, 1024),
+            **constants,
+        )
+
+    Screening(left, right, bounds, floor, True, weight.shape[0], keep).run(engine)
+    settle_lists[(n,)](*scored, keys, held, waiting, counts, d, **constants)
+    if capacity <= _SORTED_BY_ROWS:
+        choose(keys, held, values, indices)
+    else:
+        _choose_by_torch(keys, held, values, indices)
+
+
+def _capacity(width: int) -> int:
+    """How long lists may grow: a quarter more than asked for, so that few of them are cut twice."""
+    return power_of_two(width + width // 4 + 2 * block())
+
+
+def _lossless(rows: RoundedRows) -> RoundedRows:
+    """Rounded rows as rows of their own."""
+    length = rows.norm + rows.lost
+    return RoundedRows(rows.product, rows.units, length, torch.zeros_like(length))
+
+
+def _choose_by_torch(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
+    """As `choose`, for lists of any length."""
+    used = torch.arange(keys.shape[1], device=keys.device) < counts[:, None]
+    best = keys.masked_fill_(~used, EMPTY.value).topk(values.shape[1], dim=1).values
+    bits = (best >> 32).int()
+    values.copy_((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32))
+    indices.copy_(0x7FFFFFFF - (best & 0x7FFFFFFF))

@@ -1,0 +1,210 @@
+"""The GPU's threshold_encode: who is above, whoever screens; lists that run full; long lists."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saefast.kernels import threshold_encode, topk_encode
+from saefast.kernels.lists import Lists
+from strategies import Shape, normal, seeds, small_integers, uneven
+from test_batch_topk import assert_right
+from test_encode_kernels import shapes
+from test_threshold_encode import assert_same_code, at_the_scores, selected
+from torch import Tensor
+
+import saefast
+from saefast import batch_topk as module
+from saefast import reference
+from saefast.batch_topk import batch_topk
+from saefast.ops.encode_gpu import ENVIRONMENT
+from saefast.ops.encode_packed import repacked, threshold_packed
+
+
+@pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either engine; which product it screens with does not matter to a test."""
+    monkeypatch.setenv(ENVIRONMENT, request.param)
+    return str(request.param)
+
+
+def all_scores(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """[n, m] what the exact `topk_encode` of a GPU says of every latent."""
+    n, m = x.shape[0], weight.shape[0]
+    lists = Lists.empty(torch.ones(n, dtype=torch.bool), m)
+    lists.counts.fill_(m)
+    lists.keys.copy_(0x7FFFFFFF - torch.arange(m))
+    topk_encode._score_candidates(x, weight, bias, scale, lists)
+    values, indices = torch.empty(n, m), torch.empty(n, m, dtype=torch.int64)
+    threshold_encode._choose_by_torch(lists.keys, lists.counts, values, indices)
+    return torch.empty(n, m).scatter(1, indices, values)
+
+
+@settings(max_examples=4)
+@given(shape=shapes(), seed=seeds, one_for_all=st.booleans(), with_bias=st.booleans())
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_integers_give_the_reference_bit_for_bit(
+    screen: str, shape: Shape, seed: int, one_for_all: bool, precision: str, with_bias: bool
+) -> None:
+    _, d, m, width = shape
+    x, weight = (small_integers(s, seed + i, torch.float32) for i, s in enumerate([(3, d), (m, d)]))
+    bias = small_integers((m,), seed + 2, torch.float32) if with_bias else None
+    scale = small_integers((m,), seed + 3, torch.float32) if with_bias else None
+    threshold = small_integers(() if one_for_all else (m,), seed + 4, torch.float32) * d**0.5 // 1
+    settings = {"threshold": threshold, "width": width, "scale": scale, "precision": precision}
+    expected = reference.threshold_encode(x, weight, bias, **settings)
+    assert_same_code(saefast.threshold_encode(x, weight, bias, **settings), expected)
+
+
+@settings(max_examples=4)
+@given(shape=shapes(), seed=seeds, with_bias=st.booleans(), with_scale=st.booleans())
+@pytest.mark.parametrize("data", [normal, uneven])
+def test_a_threshold_at_a_score_is_not_exceeded_by_it(
+    screen: str, shape: Shape, seed: int, with_bias: bool, with_scale: bool, data: object
+) -> None:
+    """Scores are those of `topk_encode` to the last bit."""
+    _, d, m, width = shape
+    x, weight = data((3, d), seed, torch.float32), data((m, d), seed + 1, torch.float32)
+    bias = normal((m,), seed + 2, torch.float32) if with_bias else None
+    scale = normal((m,), seed + 3, torch.float32) if with_scale else None
+    scores = all_scores(x, weight, bias, scale)
+    threshold = at_the_scores(scores, seed + 4)
+    expected = selected(scores, threshold, width, torch.float32)
+    settings = {"scale": scale, "threshold": threshold, "width": width}
+    assert_same_code(saefast.threshold_encode(x, weight, bias, **settings), expected)
+
+
+@pytest.mark.parametrize("width", [1, 40, 130])
+def test_lists_that_run_full_keep_the_best_and_count_all(engine: str, width: int) -> None:
+    """Lists of 64 and 128 for up to 130 columns that are above."""
+    x, weight = normal((2, 12), 0, torch.float32), normal((130, 12), 1, torch.float32)
+    scores = all_scores(x, weight)
+    for limit in (-100.0, float(scores.median())):
+        threshold = torch.tensor(limit)
+        expected = selected(scores, threshold, width, torch.float32)
+        actual = saefast.threshold_encode(x, weight, threshold=threshold, width=width)
+        assert_same_code(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("trouble", ["masked", "huge", "equal", "near ties", "huge threshold"])
+def test_troublesome_rows(engine: str, trouble: str) -> None:
+    n, d, m, width = 2, 12, 90, 30
+    x, weight = normal((n, d), 0, torch.float32), normal((m, d), 1, torch.float32)
+    bias, threshold = torch.zeros(m), torch.zeros(m)
+    if trouble == "masked":
+        bias[::2], threshold[::3] = -torch.inf, torch.inf
+    elif trouble == "huge":
+        x[1] *= 1e18  # so near overflow that a screen could get there
+        weight *= 1e19
+    elif trouble == "equal":
+        weight[:] = weight[:1]
+    elif trouble == "near ties":
+        steps = torch.randperm(m, generator=torch.Generator().manual_seed(0)).float()
+        weight = weight[:1] * (1 + steps[:, None] * 2.0**-21)
+    else:
+        threshold[:] = 1e30
+        bias[5] = 2e30
+    scores = all_scores(x, weight, bias)
+    if trouble == "near ties":
+        threshold[:] = scores[0].median()
+    finite = scores.clamp(min=torch.finfo(torch.float32).min)
+    expected = selected(finite, threshold, width, torch.float32)
+    actual = saefast.threshold_encode(x, weight, bias, threshold=threshold, width=width)
+    assert_same_code(actual, expected)
+    assert actual.counts.sum() > 0
+
+
+def scored_columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills with the columns that wait to be scored in the end, encode by encode."""
+    seen: list[int] = []
+    launch = threshold_encode.settle_lists.run
+
+    def counting(*arguments: object, **options: object) -> object:
+        seen.append(int(arguments[7].sum()))
+        return launch(*arguments, **options)
+
+    monkeypatch.setattr(threshold_encode.settle_lists, "run", counting)
+    return seen
+
+
+def test_the_screen_decides_nearly_all_columns(
+    screen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = scored_columns(monkeypatch)
+    x, weight = normal((5, 40), 0, torch.float32), normal((200, 40), 1, torch.float32)
+    code = saefast.threshold_encode(x, weight, threshold=10.0, width=60)
+    above = int(code.counts.sum())
+    assert above > 20
+    assert above <= waiting[0] <= above + 5
+
+
+def test_long_lists_are_sorted_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = normal((5, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
+    expected = saefast.threshold_encode(x, weight, threshold=-1.0, width=50)
+    monkeypatch.setattr(threshold_encode, "_SORTED_BY_ROWS", 64)
+    assert_same_code(saefast.threshold_encode(x, weight, threshold=-1.0, width=50), expected)
+
+
+def test_rows_are_served_in_parts_that_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = normal((7, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
+    for precision in ("exact", "bf16"):
+        settings = {"threshold": 1.0, "width": 20, "precision": precision}
+        monkeypatch.setattr(threshold_encode, "_LIST_BYTES", 1 << 30)
+        expected = saefast.threshold_encode(x, weight, **settings)
+        monkeypatch.setattr(threshold_encode, "_LIST_BYTES", 3 * 8 * 64)
+        assert_same_code(saefast.threshold_encode(x, weight, **settings), expected)
+
+
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_a_packed_weight_gives_the_same(engine: str, precision: str) -> None:
+    x, weight = normal((7, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
+    bias, threshold = normal((90,), 2, torch.float32), torch.tensor(0.5)
+    packed = repacked(None, False, x, weight, 4, precision)
+    assert packed is not None
+    expected = saefast.threshold_encode(
+        x, weight, bias, threshold=threshold, width=40, precision=precision
+    )
+    actual = threshold_packed(x, weight, bias, threshold, 40, precision, packed)
+    assert_same_code(actual, expected)
+
+
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("lower", [None, 1.5])
+def test_batch_topk_keeps_the_largest_of_the_batch(
+    engine: str, precision: str, lower: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the bound that a top k gives is wrong."""
+    if lower is not None:
+        monkeypatch.setattr(module, "_LOWER", lower)
+    x, weight = normal((4, 12), 0, torch.float32), normal((40, 12), 1, torch.float32)
+    bias = normal((40,), 2, torch.float32)
+    code = saefast.threshold_encode(
+        x, weight, bias, threshold=-100.0, width=40, precision=precision
+    )
+    scores = torch.empty(4, 40).scatter(1, code.indices, code.values)
+    packed = repacked(None, False, x, weight, 3, precision)
+    for guess in (None, 2.0):
+        found = batch_topk(x, weight, bias, 3, guess=guess, precision=precision, packed=packed)
+        assert_right(found, scores, 3)
+
+
+def test_no_rows_and_float64() -> None:
+    weight = normal((9, 5), 0, torch.float64)
+    empty = saefast.threshold_encode(torch.empty(0, 5), weight.float(), threshold=0.0, width=3)
+    assert [tuple(part.shape) for part in empty] == [(0, 3), (0, 3), (0,)]
+    x = normal((4, 5), 1, torch.float64)
+    threshold = torch.tensor(0.25, dtype=torch.float64)
+    expected = reference.threshold_encode(x, weight, threshold=threshold, width=3)
+    assert_same_code(saefast.threshold_encode(x, weight, threshold=threshold, width=3), expected)
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    x, weight = normal((4, 5), 1, torch.float32), normal((9, 5), 0, torch.float32)
+    for threshold in (torch.nan, -torch.inf):
+        with pytest.raises(ValueError, match="threshold"):
+            saefast.threshold_encode(x, weight, threshold=threshold, width=3)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="x must be finite"):
+        saefast.threshold_encode(x, weight, threshold=0.0, width=3)
