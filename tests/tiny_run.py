@@ -1,5 +1,6 @@
 """A small run of every stage, and what a language model would add to it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,9 @@ def tiny_run(out: Path) -> Path:
     return out
 
 
-def add_language_model(run: Path) -> None:
-    """Tokens, contexts and losses, as a harvest of a language model would have left them."""
+def with_language_model(planted: Path, run: Path) -> Path:
+    """A copy with tokens, contexts and losses, as a harvest from one would have left them."""
+    shutil.copytree(planted, run)
     table = read_table(run / FEATURES)
     count = table.num_rows
     generator = np.random.default_rng(0)
@@ -90,3 +92,4 @@ def add_language_model(run: Path) -> None:
         "drop": {name: effect(10.5 - ce) for name, ce in groups.items()},
     }
     write_json(run / EVALUATION, evaluation)
+    return run
