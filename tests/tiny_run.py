@@ -1,7 +1,9 @@
 """A small run of every stage, and what a language model would add to it."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from saefast.run_files import (
     write_table,
 )
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "planted": {
         "d": 24,
         "stable": 24,
@@ -40,6 +42,21 @@ SETTINGS = {
     "subspace": {"draws": 3},
     "pool": {"tokens": 1000, "scratch_tokens": 4000},
 }
+
+
+def as_toml(settings: dict[str, dict[str, Any]]) -> str:
+    """What a file of settings says."""
+
+    def told(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{name} = {told(its)}" for name, its in value.items()) + "}"
+        return json.dumps(value)  # TOML writes texts, numbers and lists of them in the same way
+
+    lines = []
+    for table, its in settings.items():
+        lines += [f"[{table}]", *(f"{name} = {told(value)}" for name, value in its.items())]
+    return "\n".join(lines)
+
 
 NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
 """What a token may be: text that would end or open elements if it were not escaped"""
