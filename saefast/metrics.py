@@ -101,20 +101,22 @@ class JsonLines:
 class TensorBoard:
     """One tag for each SAE and value."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, after: int) -> None:
+        """What steps beyond `after` have left, which are about to be taken again, is not shown."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
                 "log_to 'tensorboard' needs its package: pip install tensorboard"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Logger`."""
         for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{label}/{name}", value, step)
+            add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
+            add(f"{label}/{name}", value, step)
+        self._writer.flush()  # where TensorFlow is installed, its files wait for it
 
     def close(self) -> None:
         """See `Logger`."""
@@ -122,23 +124,31 @@ class TensorBoard:
 
 
 class Wandb:
-    """One run of Weights & Biases for all SAEs."""
+    """One run of Weights & Biases for all SAEs: the caller's if one is active, or a new one."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ImportError("log_to 'wandb' needs its package: pip install wandb") from error
-        self._run = wandb.init(config=dict(settings))
+        self._theirs = wandb.run is not None
+        self._run = wandb.run or wandb.init()
+        self._run.config.update(dict(settings), allow_val_change=True)
+        self._labels: set[str] = set()
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Logger`."""
-        # A step of its own for each line: wandb refuses to go back, and SAEs share their steps.
-        self._run.log({f"{label}/{name}": value for name, value in values.items()} | {"at": step})
+        # wandb's own step cannot go back, and a caller's run may be ahead: ours is a value of its
+        # own, over which wandb is told to draw the others.
+        if label not in self._labels:
+            self._labels.add(label)
+            self._run.define_metric(f"{label}/*", step_metric="step")
+        self._run.log({f"{label}/{name}": value for name, value in values.items()} | {"step": step})
 
     def close(self) -> None:
         """See `Logger`."""
-        self._run.finish()
+        if not self._theirs:
+            self._run.finish()
 
 
 def loggers(
@@ -149,7 +159,7 @@ def loggers(
     if "tensorboard" in log_to:
         if out is None:
             raise ValueError("log_to 'tensorboard' writes into the run: give out=FOLDER")
-        found.append(TensorBoard(out / "tensorboard"))
+        found.append(TensorBoard(out / "tensorboard", after))
     if "wandb" in log_to:
         found.append(Wandb(settings))
     if out is not None:

@@ -1,5 +1,6 @@
 """How weights may move: Adam's constants, what is held fixed, what pulls weights towards zero."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,18 @@ class Rules:
                 norm = norm.sqrt() if penalty.norm == "fro" else norm
             total += penalty.weight * norm
         return total
+
+
+def clip_factor(
+    clip: float, gradients: Iterable[Tensor], row_squares: Tensor | None = None
+) -> Tensor:
+    """What a gradient is multiplied by so that it is not longer than `clip`; float64 [].
+
+    `row_squares` [m] are the squared lengths of parts of it, `gradients` the other parts.
+    """
+    squares = [] if row_squares is None else [_total(row_squares)]
+    squares += [_square_of(part.reshape(len(part), -1)) for part in gradients]
+    return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
 
 
 def tethered(directions: Tensor, anchors: Tensor, cosine: float) -> Tensor:

@@ -1,12 +1,12 @@
 """One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from saefast import reference
+from saefast import reference, stored_gradients
 from saefast.adam import Adam
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
 from saefast.objectives import (
@@ -23,12 +23,11 @@ from saefast.ops.latent_sum import column_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.packed_encoder import PackedEncoder
-from saefast.rules import Rules, tethered
+from saefast.rules import Rules, clip_factor, tethered
 from saefast.sae import SAE
 from saefast.types import Decay, SparseCode
 
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
-_SHARED = ("W_enc", "b_enc", "W_dec", "b_dec")
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
 """Shares of the latents that are active on a row: above the first, dense products and stored
 gradients are faster than the fused path; below the second the fused path is taken again."""
@@ -188,7 +187,7 @@ class FusedStep:
         if rules.clip is not None:
             input_grad_sum, squares = gradient_squares(*arguments, **switches)
             measured = {**others, "b_dec": self._through_inputs(others["b_dec"], input_grad_sum)}
-            factor = _factor([squares], measured.values(), rules.clip)
+            factor = clip_factor(rules.clip, measured.values(), squares)
             switches["factor"] = factor
         input_grad_sum, fired = latent_update(*arguments, **switches)
         self._encoder.refreshed()
@@ -200,35 +199,14 @@ class FusedStep:
 
     def _by_autograd(self, x: Tensor, target: Tensor) -> StepResult:
         sae, rules = self.sae, self.rules
-        parameters = dict(sae.named_parameters())
         with torch.enable_grad():
             loss = self.objective.loss(sae, x, target, self.now)
-            found = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
-        gradients = {
-            name: torch.zeros_like(parameters[name]) if gradient is None else gradient.clone()
-            for name, gradient in zip(parameters, found, strict=True)
-        }
+            gradients = stored_gradients.by_autograd(loss.value, sae)
         extra = self._auxk(sae.inputs(x), loss.error)
         if extra is not None:
-            real = extra.latents < sae.m
-            for name, more in zip(_SHARED, extra[2:], strict=False):
-                gradients[name].index_add_(0, extra.latents[real], more[real])
-            if sae.centred:
-                dead = sae.W_enc[extra.latents[real]]
-                gradients["b_dec"] -= extra.b_enc[real] @ dead
-        reference.shape_gradients(
-            [gradients[name] for name in _SHARED[:3]],
-            [parameters[name] for name in _SHARED[:3]],
-            project=rules.unit_norm and rules.remove_parallel,
-            decay=rules.decay_of(sae),
-        )
-        if rules.frozen is not None:
-            del gradients["W_enc" if rules.frozen == "encoder" else "W_dec"]
-        if rules.clip is not None:
-            factor = _factor([], gradients.values(), rules.clip)
-            gradients = {name: gradient * factor for name, gradient in gradients.items()}
+            stored_gradients.add_auxk(gradients, extra, sae)
         rates = self.adam.next_rates()
-        for name, gradient in gradients.items():
+        for name, gradient in stored_gradients.shaped(gradients, sae, rules).items():
             self.adam.update(name, gradient, rates)
         if rules.unit_norm and rules.frozen != "decoder":
             reference.normalise_rows(sae.W_dec)
@@ -296,7 +274,7 @@ class FusedStep:
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
-            *(part for name in _SHARED[:3] for part in self.adam.moments[name]),
+            *(part for name in ("W_enc", "b_enc", "W_dec") for part in self.adam.moments[name]),
             *(packed.arrays if packed else (None, None, None)),
             packed.product if packed else "float32",
             *(extra[1:] if extra else (None, None, None, None)),
@@ -312,16 +290,22 @@ class FusedStep:
             "remove_parallel": rules.remove_parallel,
             "update_encoder": rules.frozen != "encoder",
             "update_decoder": rules.frozen != "decoder",
-            **_with(rules.decay_of(self.sae), self._shrink(forward))._asdict(),
+            **self._decay(forward)._asdict(),
             "group_ends": forward.group_ends,
         }
 
-    def _shrink(self, forward: Forward) -> Tensor | None:
-        if self._rounded and forward.shrink_dec is None:
+    def _decay(self, forward: Forward) -> Decay:
+        """That of the rules, and what the objective adds."""
+        decay, more = self.rules.decay_of(self.sae), forward.shrink_dec
+        if more is None and self._rounded:
             # A decay, even of zero, makes the update measure the part of the gradient along a row:
             # gradients of values, from which it would infer it, belong to the rounded rows.
-            return self.sae.b_enc.new_zeros(self.sae.m)
-        return forward.shrink_dec
+            more = self.sae.b_enc.new_zeros(self.sae.m)
+        if more is None:
+            return decay
+        return decay._replace(
+            shrink_dec=more if decay.shrink_dec is None else decay.shrink_dec + more
+        )
 
     def _auxk(self, inputs: Tensor, error: Tensor) -> AuxGradients | None:
         """The loss of dead latents, which explain `error` = target - reconstruction."""
@@ -338,27 +322,3 @@ class FusedStep:
             self.auxk,
             rounded=self.precision != "exact",
         )
-
-
-def _factor(row_squares: Iterable[Tensor], gradients: Iterable[Tensor], clip: float) -> Tensor:
-    """What a gradient is multiplied by so that it is not longer than `clip`; float64 [].
-
-    `row_squares` [m] are squared lengths of parts of it, `gradients` other parts.
-    """
-    squares = [column_sum(part[:, None]).squeeze(0) for part in row_squares]
-    squares += [
-        column_sum(
-            torch.linalg.vector_norm(part.reshape(len(part), -1), dim=1, keepdim=True)
-            .double()
-            .square()
-        ).squeeze(0)
-        for part in gradients
-    ]
-    return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
-
-
-def _with(decay: Decay, shrink_dec: Tensor | None) -> Decay:
-    if shrink_dec is None:
-        return decay
-    more = shrink_dec if decay.shrink_dec is None else decay.shrink_dec + shrink_dec
-    return decay._replace(shrink_dec=more)

@@ -1,17 +1,23 @@
 """SAEs on disk, in whatever format: read, written whole or not at all, converted."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from saefast.atomic import PART
+from saefast.claim import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.found import find
 from saefast.formats.parts import Parts, parts_of
 from saefast.ops import checks
 from saefast.sae import SAE
+
+_OLD = "old"
 
 
 def load_sae(
@@ -112,25 +118,39 @@ def _write(parts: Parts, path: Path, format: str) -> Path:
     checks.one_of("format", format, tuple(FORMATS))
     writer = FORMATS[format]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    try:
-        writer.write(parts, temporary)
+    with _room_beside(path) as room:
+        new = Path(tempfile.mkdtemp(dir=room))
+        writer.write(parts, new)
         if writer.FILE is not None and path.suffix == Path(writer.FILE).suffix:
-            (temporary / writer.FILE).replace(path)
+            (new / writer.FILE).replace(path)
             return path
-        temporary.chmod(0o755)
-        _replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        new.chmod(0o755)
+        if path.exists():
+            path.rename(room / _OLD)
+        try:
+            new.rename(path)
+        finally:
+            _bring_back(room, path)
     return path
 
 
-def _replace(new: Path, path: Path) -> None:
-    """Put the folder `new` where `path` is; what was there is removed last."""
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-    path.rename(old / path.name)
-    new.rename(path)
-    shutil.rmtree(old)
+@contextlib.contextmanager
+def _room_beside(path: Path) -> Iterator[Path]:
+    """A folder for what is on its way to `path`; in the end it is gone, with all that is left.
+
+    Its name is known, so that the next attempt clears what a killed process left; and it is
+    claimed, so that nobody clears what another process is writing.
+    """
+    room = path.with_name(f".{path.name}{PART}")
+    with Claim(room):
+        _bring_back(room, path)
+        try:
+            yield room
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _bring_back(room: Path, path: Path) -> None:
+    """What was at `path` and made way for something that never came."""
+    if (room / _OLD).exists() and not path.exists():
+        (room / _OLD).rename(path)

@@ -58,7 +58,8 @@ def train_saes(
         checkpoint_minutes: time between two checkpoints. There is one at the end as well, and one
             when the run is interrupted from the keyboard.
         log_every: steps between two lines for each SAE in OUT/metrics.jsonl.
-        log_to: "tensorboard" and "wandb", besides.
+        log_to: besides, "tensorboard", into OUT/tensorboard, and "wandb", into the run that is
+            active or else into a new one; such packages are the caller's to install.
         keep_training: leave in OUT what a resume needs after the run has ended, too.
 
     Returns:

@@ -41,6 +41,14 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     native.use_level(before)
 
 
+@pytest.fixture(scope="session")
+def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of every stage but the report; who changes it takes a copy."""
+    from tiny_run import tiny_run
+
+    return tiny_run(tmp_path_factory.mktemp("runs") / "tiny <&> run")
+
+
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
     """Restores the number of threads that a test sets."""

@@ -1,4 +1,8 @@
-"""An SAE of given weights, what it computes in plain float64, and its files in some layouts."""
+"""An SAE of given weights, what it computes in plain float64, and its files in some layouts.
+
+Files of others are built by hand here and in test_format_*.py, from what is known of their layouts;
+what those libraries themselves make of them is compared in tests/peers.
+"""
 
 import json
 from pathlib import Path

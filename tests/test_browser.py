@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from browser import SCREENS, chromium, opened
-from tiny_run import add_language_model, tiny_run
+from tiny_run import with_language_model
 
 from saefast.report import write_report
 from saefast.report.figures import SECTIONS
@@ -18,10 +18,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tiny_run(tmp_path_factory.mktemp("runs") / ("long" * 20))
-    add_language_model(run)
-    return write_report(run)[0]
+def report(planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / ("long" * 20)
+    return write_report(with_language_model(planted_run, out))[0]
 
 
 @pytest.fixture

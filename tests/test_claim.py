@@ -81,6 +81,21 @@ def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.Mo
         Claim(tmp_path).release()
 
 
+def test_a_folder_that_its_holder_removed_is_not_taken_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flock = tmp_path / "folder", fcntl.flock
+
+    def after_another(descriptor: int, how: int) -> None:
+        folder.rmdir()
+        folder.mkdir()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_another)
+    with pytest.raises(BlockingIOError, match="somebody else"):
+        Claim(folder)
+
+
 def test_a_store_has_one_writer(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", 8) as writer:
         writer.append(ROWS)

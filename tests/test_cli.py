@@ -13,43 +13,21 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_run import SETTINGS, as_toml
 
 import saefast
 from saefast.cli import COMMANDS, INTERRUPTED, main
 from saefast.synthetic import PlantedWorld
 
-TINY = """
-[planted]
-d = 24
-stable = 24
-rank = 8
-rare = 96
-rare_rate = 0.006
-rows = 12000
-held_out = 3000
 
-[train]
-latents = 48
-k = 3
-seeds = [0, 1, 2, 3]
-tokens = {tokens}
-batch_size = 128
-lr = 8e-3
-auxk = {{ dead_after = 5000 }}
-
-[subspace]
-draws = 3
-
-[pool]
-tokens = 1000
-scratch_tokens = 4000
-"""
+def tiny_settings(tokens: int) -> str:
+    return as_toml(SETTINGS | {"train": SETTINGS["train"] | {"tokens": tokens}})
 
 
 @pytest.fixture(scope="module")
 def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("settings") / "tiny.toml"
-    file.write_text(TINY.format(tokens=30_000))
+    file.write_text(tiny_settings(30_000))
     return file
 
 
@@ -196,7 +174,7 @@ def test_an_sae_is_converted_and_is_the_same(run: Path, tmp_path: Path) -> None:
 def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Ctrl-C in the middle of the training; what comes after is what would have come."""
     file = tmp_path / "long.toml"
-    file.write_text(TINY.format(tokens=60_000))
+    file.write_text(tiny_settings(60_000))
     command = [sys.executable, "-m", "saefast", "run", str(file), "--until", "train", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

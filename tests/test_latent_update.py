@@ -13,7 +13,8 @@ from saefast import reference
 from saefast.ops import latent_update as latent_update_module
 from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import PackedWeight, Screen
-from saefast.ops.latent_update import Update, gradient_squares, latent_update
+from saefast.ops.latent_update import gradient_squares, latent_update
+from saefast.ops.update_operands import Update
 
 products = st.sampled_from(["float32", "bfloat16"])
 LR = 3e-3

@@ -2,8 +2,8 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -15,71 +15,55 @@ SMALL = TrainConfig(latents=20, k=2, tokens=256, batch_size=64, seeds=(0, 1))
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
 
 
-class Recorder:
-    """Stands in for TensorBoard's writer and for a run of wandb."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        self.made = (arguments, settings)
-        self.seen: list[Any] = []
-        self.closed = False
-
-    def add_scalar(self, *what: Any) -> None:
-        self.seen.append(what)
-
-    def log(self, values: dict[str, Any]) -> None:
-        self.seen.append(values)
-
-    def close(self) -> None:
-        self.closed = True
-
-    finish = close
-
-
-def module(monkeypatch: pytest.MonkeyPatch, name: str, **names: Any) -> None:
-    made = ModuleType(name)
-    for key, value in names.items():
-        setattr(made, key, value)
-    monkeypatch.setitem(sys.modules, name, made)
+def stands_in(monkeypatch: pytest.MonkeyPatch, module: str) -> MagicMock:
+    """For a package that need not be here; tests/peers/test_loggers.py has the real ones."""
+    made = MagicMock(run=None)
+    monkeypatch.setitem(sys.modules, module, made)
+    return made
 
 
 def test_tensorboard_gets_a_tag_for_each_sae_and_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Recorder] = []
-
-    def writer(folder: str) -> Recorder:
-        made.append(Recorder(folder))
-        return made[0]
-
-    module(monkeypatch, "torch.utils.tensorboard", SummaryWriter=writer)
+    tensorboard = stands_in(monkeypatch, "torch.utils.tensorboard")
     arguments: dict[str, Any] = {"progress": False, "log_every": 2, "log_to": ["tensorboard"]}
     train_saes(ROWS, SMALL, out=tmp_path / "run", **arguments)
-    assert made[0].made[0] == (str(tmp_path / "run/tensorboard"),)
-    assert {(tag, step) for tag, _, step in made[0].seen} >= {
+    tensorboard.SummaryWriter.assert_called_once_with(
+        str(tmp_path / "run/tensorboard"), purge_step=1
+    )
+    writer = tensorboard.SummaryWriter.return_value
+    seen = {(call.args[0], call.args[2]) for call in writer.add_scalar.call_args_list}
+    assert seen >= {
         (f"seed-{seed}/{name}", step)
         for seed in (0, 1)
         for name in ("loss", "explained_variance", "l0", "dead_share", "tokens_per_second")
         for step in (2, 4)
     }
-    assert made[0].closed
+    assert writer.flush.call_count == 4
+    writer.close.assert_called_once_with()
     with pytest.raises(ValueError, match="give out=FOLDER"):
         train_saes(ROWS, SMALL, **arguments)
 
 
 def test_wandb_gets_a_line_for_each_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Recorder] = []
-
-    def init(**settings: Any) -> Recorder:
-        made.append(Recorder(**settings))
-        return made[0]
-
-    module(monkeypatch, "wandb", init=init)
+    wandb = stands_in(monkeypatch, "wandb")
     train_saes(ROWS, SMALL, progress=False, log_every=4, log_to=("wandb",))
-    assert made[0].made[1]["config"]["configs"][0]["latents"] == 20
-    assert [line["at"] for line in made[0].seen] == [4, 4]
-    assert {"seed-0/loss", "seed-0/fvu"} <= made[0].seen[0].keys()
-    assert "seed-1/loss" in made[0].seen[1]
-    assert made[0].closed
+    run = wandb.init.return_value
+    assert run.config.update.call_args.args[0]["configs"][0]["latents"] == 20
+    first, second = (call.args[0] for call in run.log.call_args_list)
+    assert (first["step"], second["step"]) == (4, 4)
+    assert {"seed-0/loss", "seed-0/fvu"} <= first.keys()
+    assert "seed-1/loss" in second
+    run.finish.assert_called_once_with()
+
+
+def test_a_run_of_wandb_that_is_active_is_used_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = stands_in(monkeypatch, "wandb")
+    wandb.run = MagicMock()
+    train_saes(ROWS, SMALL, progress=False, log_every=4, log_to=("wandb",))
+    wandb.init.assert_not_called()
+    assert wandb.run.log.call_count == 2
+    wandb.run.finish.assert_not_called()
 
 
 @pytest.mark.parametrize(

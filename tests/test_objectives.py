@@ -91,7 +91,8 @@ MIX = torch.randn(16, 24, generator=torch.Generator().manual_seed(3), dtype=torc
 @pytest.mark.parametrize("unit_norm", [True, False])
 @pytest.mark.parametrize("name", MADE)
 def test_the_fused_path_trains_what_autograd_trains(name: str, unit_norm: bool) -> None:
-    rules = Rules(unit_norm=unit_norm, clip=2.0, penalties=(Penalty("encoder", "fro", 0.01),))
+    penalties = Penalty("encoder", "fro", 0.01), Penalty("decoder", "fro_squared", 0.01)
+    rules = Rules(unit_norm=unit_norm, clip=2.0, penalties=penalties)
     (fused, seen), (dense, expected) = both(name, rules=rules)
     for (loss, squares, fired, _), (loss_, squares_, fired_, _) in zip(seen, expected, strict=True):
         assert float(loss) == pytest.approx(float(loss_), rel=1e-8)

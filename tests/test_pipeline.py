@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import SETTINGS, tiny_run
+from tiny_run import SETTINGS
 
 from saefast import load_sae
 from saefast.pipeline import (
@@ -29,14 +29,9 @@ from saefast.synthetic.low_rank import LowRankWorld
 from saefast.trainee import Trainee
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
-
-
 @pytest.fixture
-def run(planted: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(planted, tmp_path / "run")
+def run(planted_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planted_run, tmp_path / "run")
 
 
 def done(outcomes: list[Outcome]) -> list[str]:

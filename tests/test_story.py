@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_lm import saved
+from tiny_run import SETTINGS, as_toml
 
 import saefast
 from saefast.cli import INTERRUPTED, main
@@ -23,36 +24,24 @@ from saefast.report import findings_of
 from saefast.run_files import read_json, read_table
 
 CONTEXT, TOKENS = 32, 3000
-SETTINGS = f"""
-[harvest]
-model = "MODEL"
-site = "resid.1"
-text = "TEXTS"
-tokens = {TOKENS}
-held_out = 300
-context = {CONTEXT}
 
-[train]
-latents = 24
-k = 3
-seeds = [0, 1, 2, 3]
-tokens = 15_000
-batch_size = 128
-lr = 8e-3
-auxk = {{ dead_after = 3000 }}
 
-[subspace]
-draws = 3
-
-[pool]
-tokens = 1000
-scratch_tokens = 3000
-
-[evaluate]
-tokens = 200
-contexts = 2
-draws = 2
-"""
+def settings_for(model: Path, texts: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "harvest": {
+            "model": str(model),
+            "site": "resid.1",
+            "text": str(texts),
+            "tokens": TOKENS,
+            "held_out": 300,
+            "context": CONTEXT,
+        },
+        "train": SETTINGS["train"]
+        | {"latents": 24, "tokens": 15_000, "auxk": {"dead_after": 3000}},
+        "subspace": SETTINGS["subspace"],
+        "pool": SETTINGS["pool"] | {"scratch_tokens": 3000},
+        "evaluate": {"tokens": 200, "contexts": 2, "draws": 2},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["".join(drawn.choices("etaoinshrdlu", k=drawn.randint(1, 7))) for _ in range(40)]
     for number in range(70):
         (folder / "texts" / f"{number:02}.txt").write_text(" ".join(drawn.choices(words, k=20)))
-    told = SETTINGS.replace("MODEL", str(folder / "model"))
-    (folder / "tiny.toml").write_text(told.replace("TEXTS", str(folder / "texts")))
+    settings = settings_for(folder / "model", folder / "texts")
+    (folder / "tiny.toml").write_text(as_toml(settings))
     return folder
 
 

@@ -1,6 +1,9 @@
 """A small run of every stage, and what a language model would add to it."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,7 @@ from saefast.run_files import (
     write_table,
 )
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "planted": {
         "d": 24,
         "stable": 24,
@@ -40,6 +43,21 @@ SETTINGS = {
     "pool": {"tokens": 1000, "scratch_tokens": 4000},
 }
 
+
+def as_toml(settings: dict[str, dict[str, Any]]) -> str:
+    """What a file of settings says."""
+
+    def told(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{name} = {told(its)}" for name, its in value.items()) + "}"
+        return json.dumps(value)  # TOML writes texts, numbers and lists of them in the same way
+
+    lines = []
+    for table, its in settings.items():
+        lines += [f"[{table}]", *(f"{name} = {told(value)}" for name, value in its.items())]
+    return "\n".join(lines)
+
+
 NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
 """What a token may be: text that would end or open elements if it were not escaped"""
 
@@ -52,8 +70,9 @@ def tiny_run(out: Path) -> Path:
     return out
 
 
-def add_language_model(run: Path) -> None:
-    """Tokens, contexts and losses, as a harvest of a language model would have left them."""
+def with_language_model(planted: Path, run: Path) -> Path:
+    """A copy with tokens, contexts and losses, as a harvest from one would have left them."""
+    shutil.copytree(planted, run)
     table = read_table(run / FEATURES)
     count = table.num_rows
     generator = np.random.default_rng(0)
@@ -90,3 +109,4 @@ def add_language_model(run: Path) -> None:
         "drop": {name: effect(10.5 - ce) for name, ce in groups.items()},
     }
     write_json(run / EVALUATION, evaluation)
+    return run

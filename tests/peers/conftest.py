@@ -6,6 +6,8 @@ import io
 import os
 import warnings
 
+import pytest
+
 # One SAE library reports to wandb, another uses Triton on CPU tensors wherever it is installed.
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
@@ -15,3 +17,11 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
     for _name in ("sae_lens", "sparsify", "dictionary_learning", "dictionary_learning.utils"):
         importlib.import_module(_name)
+
+
+@pytest.fixture
+def however_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse codes serve where SAELens's own step would be the faster."""
+    from saefast.integrations import sae_lens_thresholds
+
+    monkeypatch.setattr(sae_lens_thresholds, "_DENSEST", 1.0)

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batchtopk": {"k": 5.5, "topk_threshold_lr": 0.2},
     "matryoshka_batchtopk": {"k": K, "matryoshka_widths": [20, 50, M]},
 }
+THRESHOLDS = ("standard", "jumprelu")
 each_variant = pytest.mark.parametrize("variant", list(VARIANTS))
 each_rescaling = pytest.mark.parametrize("rescale", [True, False])
 

@@ -31,7 +31,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         for name, value in model.named_parameters():
             drawn = torch.randn(value.shape, generator=generator)
             if name in ("threshold", "log_threshold"):
-                drawn = drawn.abs() / 2  # of files whose thresholds are negative, see below
+                drawn = drawn.abs() / 2  # negative ones have a test of their own
             value.copy_(drawn / value.shape[-1] ** 0.5 if value.ndim == 2 else drawn / 2)
 
 

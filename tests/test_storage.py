@@ -1,0 +1,118 @@
+"""An SAE that is being saved: kills leave nothing behind, and two writers do not meet."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import saefast
+from saefast import SAE
+
+SAVES = """
+import os, sys, time
+from pathlib import Path
+import saefast
+
+def halt(*_):
+    print("halted", flush=True)
+    time.sleep(60)
+
+def rename(self, target, rename=Path.rename):
+    if target == path:
+        halt()
+    return rename(self, target)
+
+path, format, where = Path(sys.argv[1]), *sys.argv[2:]
+if where == "at a file":
+    os.fsync = halt
+else:
+    Path.rename = rename
+saefast.save_sae(saefast.SAE(7, 20, k=3, seed=9, centred=False), path, format=format)
+"""
+
+
+@contextmanager
+def halted(path: Path, where: str, format: str = "sae_lens") -> Iterator[None]:
+    """Another process in the middle of saving; afterwards it has been killed."""
+    command = [sys.executable, "-c", SAVES, str(path), format, where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=path.parent) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "halted\n"
+            yield
+        finally:
+            process.kill()
+
+
+def some_sae(seed: int) -> SAE:
+    return SAE(7, 20, k=3, seed=seed, centred=False)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("where", "format", "name"),
+    [
+        ("at a file", "sae_lens", "sae"),
+        ("at its name", "sae_lens", "sae"),
+        ("at a file", "qwen_scope", "sae.pt"),
+    ],
+)
+def test_what_a_kill_leaves_is_cleared_by_the_next_attempt(
+    tmp_path: Path, where: str, format: str, name: str, there: bool
+) -> None:
+    path, sae = tmp_path / name, some_sae(1)
+    if there:
+        saefast.save_sae(some_sae(0), path, format=format)
+    with halted(path, where, format):
+        pass
+    assert f".{name}.part" in names(tmp_path)
+    saefast.save_sae(sae, path, format=format)
+    assert torch.equal(saefast.load_sae(path, k=3).W_dec, sae.W_dec)
+    assert names(tmp_path) == [name]
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sae"
+    with halted(path, "at a file"):
+        before = [entry for entry in (tmp_path / ".sae.part").rglob("*") if entry.is_file()]
+        assert before
+        with pytest.raises(BlockingIOError, match="somebody else"):
+            saefast.save_sae(some_sae(1), path)
+        assert all(entry.exists() for entry in before)
+        saefast.save_sae(some_sae(1), tmp_path / "other")
+    assert names(tmp_path) == [".sae.part", "other"]
+
+
+def test_what_made_way_comes_back_if_nothing_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill between two renames, and after a rename that failed: also if the disk is full
+    at the next attempt."""
+    before = some_sae(0)
+    path = saefast.save_sae(before, tmp_path / "sae")
+    with halted(path, "at its name"):
+        assert not path.exists()
+    with pytest.raises(ValueError, match="cannot be stored"):
+        saefast.save_sae(SAE(7, 20, k=3, variant="gated"), path, format="sparsify")
+    assert torch.equal(saefast.load_sae(path).W_dec, before.W_dec)
+    assert names(tmp_path) == ["sae"]
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == path and self.name != "old":
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="the disk is gone"):
+        saefast.save_sae(some_sae(1), path)
+    assert torch.equal(saefast.load_sae(path).W_dec, before.W_dec)
+    assert names(tmp_path) == ["sae"]
