@@ -56,7 +56,9 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     """Write `sae` as the folder `path`, replacing one that is there; returns the path.
 
     The new folder is complete and on the disk before it gets its name, and the old one is removed
-    last: killed between the two, a process leaves both, the old one under a name with a dot.
+    last. A process that is killed leaves `.NAME.part` beside it, and the next attempt clears that;
+    if it holds the old one, since the kill came between two renames, that is put back first.
+    Where another process is writing to `path`, there is a BlockingIOError.
 
     Args:
         sae: what to write.
