@@ -197,4 +197,5 @@ def test_results_replace_the_file_as_a_whole(tmp_path: Path) -> None:
 def test_every_shape_that_must_be_compared_is_timed() -> None:
     assert {shape.d for shape in gpu.TIMED} == {768, 2304, 4096}
     assert gpu.DECODED._replace(k=64) in gpu.TIMED
-    assert set(gpu.PARTS) == {"checks", "encode", "decode", "update", "step", "sanitizer"}
+    cases = {"encode", "batch_topk", "decode", "update", "step"}
+    assert set(gpu.PARTS) == {"checks", *cases, "sanitizer"}
