@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from tolerance import assert_same_bits
-from training_runs import ROWS, config, train
+from training_runs import ROWS, config, metrics_of, train
 
 from saefast import SAE, Rules
+from saefast.activations import TensorActivations
 from saefast.sae import VARIANTS
 
 
@@ -35,6 +36,25 @@ def test_every_variant_can_be_gone_on_with(variant: str) -> None:
     for name, value in given.state_dict().items():
         if name != "batch_threshold":  # estimated anew from the batches
             torch.testing.assert_close(still.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_transcoder_can_be_gone_on_with() -> None:
+    mix = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
+    pairs = TensorActivations(ROWS, 50 * ROWS @ mix)
+    given = train(config(k_start=None), rows=pairs)[0]
+    still = config(lr=0.0, auxk=None, k_start=None)
+    back = train(still, rows=pairs, initial=given)[0]
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="initial must have d_out=24"):
+        train(still, rows=pairs, initial=SAE(16, 96, k=4, d_out=23))
+
+
+def test_k_is_that_of_the_config(tmp_path: Path) -> None:
+    given = train(config(tokens=1000))[0]
+    wider = train(config(k=6, k_start=None), initial=given, out=tmp_path)[0]
+    assert (given.k, wider.k) == (4, 6)
+    assert metrics_of(tmp_path)[-1]["l0"] > 5
 
 
 def test_what_a_run_cannot_begin_with() -> None:

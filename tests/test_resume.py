@@ -9,15 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import ROWS, assert_same_sae, checkpoint_of, config, files_of, metrics_of, train
+from training_runs import (
+    ROWS,
+    assert_same_sae,
+    checkpoint_of,
+    config,
+    files_of,
+    metrics_of,
+    steps_take,
+    train,
+)
 
 from saefast import Rules, atomic, load_sae
 from saefast.activations import StoreWriter
+from saefast.checkpoint import RunFile, differences
 from saefast.sae import VARIANTS
 from saefast.trainee import Trainee
 
@@ -102,6 +113,55 @@ def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.Monk
             assert_same_sae(actual, expected)
 
 
+def test_ctrl_c_is_left_as_it_was_found() -> None:
+    """Also in a thread other than the main one, which may not touch it."""
+
+    def mine(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, mine)
+    try:
+        expected = train(config(tokens=512))[0]
+        assert signal.getsignal(signal.SIGINT) is mine
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(train, config(tokens=512)).result()[0]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_same_sae(found, expected)
+
+
+def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = []
+
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        after.append("the first")
+        os.kill(os.getpid(), signal.SIGINT)
+        after.append("the second")
+
+    monkeypatch.setattr(Trainee, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config())
+    assert after == ["the first"]
+
+
+def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And at the end; each takes the place of the one before."""
+    steps_take(60, monkeypatch)
+    saved: list[int] = []
+    save = RunFile.save
+
+    def watched(run: RunFile, step: int, states: Any) -> None:
+        save(run, step, states)
+        saved.append(step)
+        kept = [path.name for path in run.out.glob("seed-*/training/*")]
+        assert kept == [f"step-{step}.safetensors"]
+
+    monkeypatch.setattr(RunFile, "save", watched)
+    train(config(), out=tmp_path, checkpoint_minutes=10)
+    assert saved == [10, 20, 30, 32]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_trained_stored_and_resumed(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,16 +238,32 @@ def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
         train(short, initial=given, out=tmp_path / "drawn", resume=True)
 
 
+def test_differences_are_told_where_they_are() -> None:
+    then = {"a": [1, {"b": 2}], "c": [1, 2], "d": [1], "e": None, "f": 3}
+    now = {"a": [1, {"b": 4}], "c": [1], "d": None, "e": [1], "g": 5}
+    assert differences(then, now) == [
+        "a[1].b was 2, is 4 now",
+        "c was [1, 2], is [1] now",
+        "d was [1], is None now",
+        "e was None, is [1] now",
+        "f was 3, is None now",
+        "g was None, is 5 now",
+    ]
+    assert differences(now, now) == []
+
+
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     train(config(tokens=128), out=tmp_path)
     with pytest.raises(FileExistsError, match="resume=True"):
         train(config(tokens=128), out=tmp_path)
 
 
+@pytest.mark.parametrize("victim", ["step-9.safetensors", "run.json"])
 def test_a_full_disk_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(config(), out=tmp_path / "whole")[0]
+    state = tmp_path / "run/seed-0/training/step-9.safetensors"
     written = atomic._replace
 
     def full(path: Path, part: Path, write: Callable[[Path], object]) -> None:
@@ -196,7 +272,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(
             part.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        written(path, part, fail if path.name == "step-9.safetensors" else write)
+        now = path.name == victim and (path == state or state.exists())
+        written(path, part, fail if now else write)
 
     monkeypatch.setattr(atomic, "_replace", full)
     with pytest.raises(OSError, match=r"checkpoint of step 9 .*No space.*step 8 is intact"):

@@ -125,6 +125,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     cosine = config(tokens=1000, batch_size=1, lr=2.0, lr_decay="cosine", lr_decay_share=0.2)
     assert lr_at(cosine, 900) == pytest.approx(1.0)
     assert lr_at(cosine, 950) < 0.5
+    assert {lr_at(cosine, step) for step in range(10, 801)} == {2.0}
     flat = config(tokens=1000, batch_size=1, lr=2.0, lr_decay="none", lr_warmup=0.0)
     assert {lr_at(flat, step) for step in range(1000)} == {2.0}
     assert lr_at(config(latents=16384, lr_warmup=0.0), 0) == 2e-4
@@ -143,6 +144,8 @@ def test_k_and_pressure_go_to_their_ends() -> None:
     ("wrong", "kind", "complaint"),
     [
         ({"latents": 0}, ValueError, "latents must be at least 1"),
+        ({"k_start": 2.5}, TypeError, "k_start must be an int"),
+        ({"k_start": 41}, ValueError, "k_start must be from 1 to 40"),
         ({"k": 41}, ValueError, "k must be from 1 to 40"),
         ({"tokens": 1.5}, TypeError, "tokens must be an int"),
         ({"variant": "top-k"}, ValueError, "variant must be one of topk, batchtopk"),

@@ -2,17 +2,19 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tolerance import assert_same_bits
 from torch import Tensor
-from training_runs import ROWS, assert_same_sae, config, metrics_of, train
+from training_runs import ROWS, assert_same_sae, config, metrics_of, steps_take, train
 
 from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes, training
-from saefast.activations import TensorActivations
+from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
 from saefast.trainee import Trainee
 
@@ -61,8 +63,6 @@ def test_what_is_written_loads(tmp_path: Path) -> None:
     for seed, sae in zip((0, 7), trained, strict=True):
         assert_same_sae(load_sae(tmp_path / f"run/seed-{seed}"), sae)
         assert not (tmp_path / f"run/seed-{seed}/training").exists()
-    from safetensors.torch import load_file
-
     sparsity = load_file(tmp_path / "run/seed-0/sparsity.safetensors")["sparsity"]
     rates = 10 ** sparsity.double()
     assert sparsity.shape == (96,)
@@ -83,6 +83,37 @@ def test_metrics_are_what_they_say(tmp_path: Path) -> None:
     assert last["fvu"] == pytest.approx(errors / spread, rel=1e-4)
     assert last["explained_variance"] == pytest.approx(1 - errors / spread, rel=1e-4)
     assert last["mse"] == pytest.approx(errors / (4 * 128 * 16), rel=1e-4)
+
+
+def test_speed_and_waiting_are_those_of_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = steps_take(0.5, monkeypatch)
+
+    class Waiting(Prefetcher[Any]):
+        wait_seconds = property(lambda _: 0.1 * clock.now + 0.01 * clock.now**2, lambda *_: None)
+
+    monkeypatch.setattr(training, "Prefetcher", Waiting)
+    train(config(tokens=128 * 16), out=tmp_path)
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == [7, 14, 16]
+    assert [line["tokens"] for line in lines] == [896, 1792, 2048]
+    assert [line["seconds"] for line in lines] == [3.5, 3.5, 1.0]
+    assert [line["tokens_per_second"] for line in lines] == [256.0] * 3
+    shares = [0.1 + 0.01 * (first + last) for first, last in ((0, 3.5), (3.5, 7), (7, 8))]
+    assert [line["input_wait"] for line in lines] == pytest.approx(shares)
+
+
+def test_rows_that_are_all_the_same_have_no_share_to_explain(tmp_path: Path) -> None:
+    sae = train(config(), rows=torch.ones(300, 16), out=tmp_path)[0]
+    assert math.isnan(metrics_of(tmp_path)[-1]["fvu"])
+    torch.testing.assert_close(sae(torch.ones(1, 16)), torch.ones(1, 16), rtol=0, atol=0.05)
+
+
+def test_a_run_of_one_step_has_firing_rates(tmp_path: Path) -> None:
+    train(config(tokens=128, k_start=None), out=tmp_path)
+    sparsity = load_file(tmp_path / "seed-0/sparsity.safetensors")["sparsity"]
+    assert float((10 ** sparsity.double()).sum()) == pytest.approx(4.0, abs=0.05)
 
 
 def test_nan_in_the_data_is_located() -> None:
@@ -106,6 +137,28 @@ def test_divergence_names_step_and_sae() -> None:
         train(wild)
 
 
+def test_what_a_step_refuses_names_step_and_sae() -> None:
+    def unwilling(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        if sae.b_enc.any():  # it was zero before the first step
+            raise ValueError("no more of this")
+        return (sae(x) - target).square().sum()
+
+    with pytest.raises(ValueError, match=r"seed-3 stopped at step 1, on .*: no more of this"):
+        train(config(loss=unwilling, seeds=(3,)))
+
+
+def test_a_loss_may_have_constant_gradients() -> None:
+    """Autograd hands these out as one number in all places, which nothing can be added to."""
+    sae = train(config(loss=lambda sae, x, target: sae.W_enc.sum() + sae.b_dec.sum()))[0]
+    assert sae.W_enc.isfinite().all()
+
+
+def test_rows_in_half_precision_are_the_numbers_they_are() -> None:
+    rows, target = ROWS.bfloat16(), (ROWS * 3 - 1).bfloat16()
+    found = train(config(), rows=TensorActivations(rows, target))[0]
+    assert_same_sae(found, train(config(), rows=TensorActivations(rows.float(), target.float()))[0])
+
+
 def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     train(config(tokens=512), out=tmp_path / "a")
     assert capfd.readouterr() == ("", "")
@@ -114,6 +167,33 @@ def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: P
     assert shown.out == ""
     for word in ("training 1 SAE", "tok/s", "EV", "L0", "dead", "loss"):
         assert word in shown.err
+
+
+def test_schedules_reach_the_steps(tmp_path: Path) -> None:
+    train(config(auxk=None), out=tmp_path / "k")  # falls from 8 to 4 in a third of 32 steps
+    lines = metrics_of(tmp_path / "k")
+    assert [line["k"] for line in lines] == [6, 4, 4, 4, 4]
+    assert [round(line["l0"]) for line in lines] == [7, 4, 4, 4, 4]
+    assert lines[0]["lr"] == 2e-3
+    assert lines[-1]["lr"] < 1e-3
+    still = {"variant": "relu", "lr": 0.0, "sparsity": 10.0, "auxk": None, "tokens": 128 * 28}
+    train(config(**still, sparsity_warmup=1.0), out=tmp_path / "rising")
+    train(config(**still, sparsity_warmup=0.0), out=tmp_path / "flat")
+    rising, flat = (metrics_of(tmp_path / name) for name in ("rising", "flat"))
+    assert rising[0]["loss"] < 0.5 * flat[0]["loss"]
+    losses = [line["loss"] for line in rising]
+    assert losses == sorted(losses)
+    assert losses[-1] < flat[-1]["loss"] < 1.2 * losses[-1]
+
+
+def test_precision_reaches_the_steps() -> None:
+    exact, rounded, weights = (
+        train(config(precision=name))[0].W_dec for name in ("exact", "bf16", "bf16_weights")
+    )
+    for other in (rounded, weights):
+        assert not torch.equal(exact, other)
+        torch.testing.assert_close(exact, other, rtol=0, atol=0.2)
+    assert not torch.equal(rounded, weights)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -180,6 +260,22 @@ def test_two_saes_of_one_name_are_refused() -> None:
         train([config(), config(lr=1e-3)])
     with pytest.raises(ValueError, match="batch_size must be the same"):
         train([config(), config(batch_size=64, name="b")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "complaint"),
+    [
+        ({"configuration": []}, ValueError, "config must name at least one SAE"),
+        ({"log_every": 0}, ValueError, "log_every must be at least 1"),
+        ({"log_every": 2.5}, TypeError, "log_every must be an int"),
+        ({"checkpoint_minutes": -1}, ValueError, "checkpoint_minutes must be at least 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: dict[str, Any], kind: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        train(arguments.pop("configuration", config()), **arguments)
 
 
 @pytest.mark.parametrize(("worth", "expected"), [(2.0 * 64 * 48 * 16, 2), (2.1 * 64 * 48 * 16, 1)])

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from tolerance import assert_same_bits
 
-from saefast import SAE, AuxK, TrainConfig, train_saes
+from saefast import SAE, AuxK, TrainConfig, train_saes, training
 from saefast.synthetic import PlantedWorld
+from saefast.trainee import Trainee
 
 WORLD = PlantedWorld.create(64, 16, active=3)
 ROWS = WORLD.sample(1500, 0) + 0.5
@@ -30,9 +33,8 @@ def config(**changes: Any) -> TrainConfig:
 
 def train(configuration: Any, **arguments: Any) -> list[SAE]:
     """Silently, on the small rows."""
-    return train_saes(
-        arguments.pop("rows", ROWS), configuration, progress=False, log_every=7, **arguments
-    )
+    settings = {"progress": False, "log_every": 7} | arguments
+    return train_saes(settings.pop("rows", ROWS), configuration, **settings)
 
 
 def assert_same_sae(actual: SAE, expected: SAE) -> None:
@@ -57,6 +59,21 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 def metrics_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """By the loop's clock, which is returned, a step takes so long and nothing else takes time."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = clock.perf_counter = lambda: clock.now
+    real = Trainee.train
+
+    def timed(trainee: Trainee, number: int, batch: Any) -> None:
+        real(trainee, number, batch)
+        clock.now += seconds
+
+    monkeypatch.setattr(Trainee, "train", timed)
+    monkeypatch.setattr(training, "time", clock)
+    return clock
 
 
 def checkpoint_of(out: Path) -> int:
