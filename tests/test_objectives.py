@@ -207,6 +207,34 @@ def test_dense_codes_take_the_dense_path_and_sparse_ones_leave_it(name: str) -> 
         assert [step(x).path for _ in range(2)] == ["fused", "autograd"]
 
 
+@pytest.mark.parametrize("name", [*MADE, "tethered"])
+def test_a_step_goes_on_from_the_state_of_another(name: str) -> None:
+    rules = Rules(tether=0.99) if name == "tethered" else Rules(clip=1.0)
+    auxk = AuxK(k=4, dead_after=200)
+    states = []
+    for seed in (1, 2):
+        sae, objective = make("topk" if name == "tethered" else name, dtype=torch.float32)
+        with torch.no_grad():
+            sae.W_dec.mul_(seed).add_(seed - 1)
+        step = FusedStep(sae, lr=1e-2, objective=objective, rules=rules, auxk=auxk)
+        if states:
+            step.restore(states[0])
+        for x in DATA[10:] if states else DATA:
+            if len(states) == 0 and x is DATA[10]:
+                states.append({key: value.clone() for key, value in step.state.items()})
+            step(x)
+        states.append(step.state)
+    assert states[1].keys() == states[2].keys()
+    for key, value in states[1].items():
+        assert_same_bits(states[2][key], value)
+    with pytest.raises(ValueError, match=r"state must hold W_dec.*, got W_dec$"):
+        step.restore({"W_dec": sae.W_dec})
+    with pytest.raises(ValueError, match="idle must have shape"):
+        step.restore({**step.state, "idle": step.idle[1:]})
+    with pytest.raises(TypeError, match="idle must be int64"):
+        step.restore({**step.state, "idle": step.idle.int()})
+
+
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("name", MADE)
 def test_the_fused_path_gives_the_same_bits_for_any_number_of_threads(name: str) -> None:
@@ -367,6 +395,19 @@ def test_every_variant_learns(name: str) -> None:
     losses = [float(step(x).squares) for x in DATA * 3]
     assert losses[-1] < 0.6 * losses[0]
     assert usual_objective(sae).fused in (ALWAYS, "when sparse", "never")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_thresholds_of_jumprelu_end_at_zero(fused: bool) -> None:
+    """Below it they would let through activations that are negative."""
+    sae = SAE(16, 96, variant="jumprelu", k=90, seed=0)
+    objective = JumpReLU(1000.0, 0.5)  # more and more latents are wanted
+    step = FusedStep(sae, lr=1e-2, objective=objective if fused else Dense(objective))
+    for x in DATA:
+        step._dense.fill_(not fused)
+        step(x)
+        assert sae.jump_threshold.min() >= 0
+    assert (sae.jump_threshold == 0).sum() > 10
 
 
 def test_groups_end_with_all() -> None:

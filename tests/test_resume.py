@@ -130,6 +130,19 @@ def test_ctrl_c_is_left_as_it_was_found() -> None:
     assert_same_sae(found, expected)
 
 
+def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config(tokens=512), checkpoint_minutes=0)
+    step = Trainee.train
+
+    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        step(trainee, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config())
+
+
 def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     after = []
 

@@ -152,6 +152,7 @@ def test_k_and_pressure_go_to_their_ends() -> None:
         ({"seeds": ()}, TypeError, "seeds must be a tuple with at least one"),
         ({"seeds": (1, 1)}, ValueError, "seeds must differ"),
         ({"lr": -1.0}, ValueError, "lr must be at least 0"),
+        ({"lr_warmup": -0.1}, ValueError, "lr_warmup must be at least 0"),
         ({"lr_warmup": 20}, ValueError, "lr_warmup is a share of the run"),
         ({"lr_decay": "exponential"}, ValueError, "lr_decay must be one of none, linear, cosine"),
         ({"directions": "pca"}, ValueError, "directions must be one of iso, cov"),

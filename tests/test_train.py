@@ -165,7 +165,7 @@ def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: P
     train_saes(ROWS, config(tokens=512), out=tmp_path / "b")
     shown = capfd.readouterr()
     assert shown.out == ""
-    for word in ("training 1 SAE", "tok/s", "EV", "L0", "dead", "loss"):
+    for word in ("training 1 SAE:", "100%", "512/512", "tok/s", "EV", "L0", "dead", "loss"):
         assert word in shown.err
 
 
