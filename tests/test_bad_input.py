@@ -193,6 +193,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"x must be a torch.Tensor \[n, d\], got list",
     ),
+    "step x dtype": (
+        lambda: FusedStep(SAE(6, 8, k=1))(X.double()),
+        TypeError,
+        "x must have the dtype of the SAE, float32, got float64",
+    ),
     "step precision": (
         lambda: FusedStep(SAE(6, 8, k=1), precision="fp8"),
         ValueError,

@@ -66,8 +66,9 @@ class Dense:
 
 
 def both(name: str, steps: int = 12, d_out: int | None = None, **settings: Any) -> list[Any]:
-    """The same training on the fused path and by autograd."""
+    """The same training on the fused path and by autograd, on rows of two sizes."""
     data = batches(steps, 40, 16, torch.float64)
+    data = [x if number % 2 else x / 10 for number, x in enumerate(data)]
     targets = [x @ MIX[:, :d_out] if d_out else None for x in data]
     results = []
     for dense in (False, True):
@@ -354,8 +355,12 @@ def test_the_loss_of_gates_is_the_papers() -> None:
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+        for parameter in (sae.W_enc, sae.b_enc, sae.b_dec):
+            parameter.mul_(2).round_()  # so that gates of zero occur
     x, target = (torch.randn(20, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    x.round_()
     gates = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    assert (gates == 0).any()
     product = (x - sae.b_dec) @ sae.W_enc.T
     acts = (product * sae.r_mag.exp() + sae.b_mag).relu() * (gates > 0)
     held = gates.relu() @ sae.W_dec.detach() + sae.b_dec.detach()

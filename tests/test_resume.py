@@ -130,6 +130,24 @@ def test_ctrl_c_is_left_as_it_was_found() -> None:
     assert_same_sae(found, expected)
 
 
+def test_a_run_is_known_before_its_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "train", broken)
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            train(config(), out=tmp_path)
+    assert checkpoint_of(tmp_path) == 0
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(config(), out=tmp_path)
+    with pytest.raises(ValueError, match=r"lr was 0\.002, is 0\.001 now"):
+        train(config(lr=1e-3), out=tmp_path, resume=True)
+    assert_same_sae(train(config(), out=tmp_path, resume=True)[0], train(config())[0])
+
+
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train(config(tokens=512), checkpoint_minutes=0)
     step = Trainee.train

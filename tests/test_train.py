@@ -63,6 +63,10 @@ def test_what_is_written_loads(tmp_path: Path) -> None:
     for seed, sae in zip((0, 7), trained, strict=True):
         assert_same_sae(load_sae(tmp_path / f"run/seed-{seed}"), sae)
         assert not (tmp_path / f"run/seed-{seed}/training").exists()
+    again = train(config(seeds=(0, 7)), out=tmp_path / "run", resume=True)  # it needs no training
+    for sae, expected in zip(again, trained, strict=True):
+        assert_same_sae(sae, expected)
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
     sparsity = load_file(tmp_path / "run/seed-0/sparsity.safetensors")["sparsity"]
     rates = 10 ** sparsity.double()
     assert sparsity.shape == (96,)
@@ -184,6 +188,25 @@ def test_schedules_reach_the_steps(tmp_path: Path) -> None:
     losses = [line["loss"] for line in rising]
     assert losses == sorted(losses)
     assert losses[-1] < flat[-1]["loss"] < 1.2 * losses[-1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("topk", {"rescale": True}),
+        ("topk", {"decoder_norm": 0.5}),
+        ("topk", {"directions": "cov"}),
+        ("topk", {"b_dec": "zeros"}),
+        ("topk", {"auxk": None}),
+        ("jumprelu", {"bandwidth": 0.5}),
+        ("relu", {"sparsity": 3.0}),
+        ("matryoshka", {"group_shares": (0.5,)}),
+    ],
+)
+def test_every_setting_changes_what_is_trained(variant: str, changes: dict[str, Any]) -> None:
+    usual = {"variant": variant, "rules": Rules(unit_norm=False), "tokens": 2000}
+    plain, changed = (train(config(**usual | more))[0].W_dec for more in ({}, changes))
+    assert not torch.equal(plain, changed)
 
 
 def test_precision_reaches_the_steps() -> None:
