@@ -100,8 +100,9 @@ def _weight_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
         spread = column_sum((error - column_sum(error) / n).square()).sum()
         weight = torch.where(spread > 0, settings.coefficient / spread, 0.0)
     else:
-        share = (real.sum() / settings.actives(error.shape[1])).clamp(max=1.0)
-        weight = (share * (settings.coefficient / n)).to(error.dtype)
+        dead = real.sum().to(error.dtype)
+        share = (dead / settings.actives(error.shape[1])).clamp(max=1.0)
+        weight = share * (settings.coefficient / n)
     return torch.where(real.any(), weight, 0.0)
 
 

@@ -47,7 +47,6 @@ class RunFile:
 
     def write(self) -> None:
         """Whole or not at all."""
-        self.out.mkdir(parents=True, exist_ok=True)
         write_whole(self.out / RUN, (json.dumps(self.facts, indent=2) + "\n").encode())
 
     def save(self, step: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:

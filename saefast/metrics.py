@@ -76,7 +76,6 @@ class JsonLines:
     def __init__(self, path: Path, after: int) -> None:
         """Lines of steps beyond `after`, which are about to be taken again, are removed."""
         kept = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             for line in path.read_text().splitlines():
                 try:

@@ -135,7 +135,7 @@ class Training:
 
     def checkpoint(self) -> None:
         """Write all that a resume needs, if there is a folder for it."""
-        if self._run is None or self.step == 0:
+        if self._run is None:
             return
         try:
             self._run.save(self.step, {t.label: t.state for t in self._trainees})

@@ -188,6 +188,21 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "sae must be float32 or float64",
     ),
+    "step kind": (
+        lambda: FusedStep(SAE(6, 8, k=1))(X.tolist()),
+        TypeError,
+        r"x must be a torch.Tensor \[n, d\], got list",
+    ),
+    "step x dtype": (
+        lambda: FusedStep(SAE(6, 8, k=1))(X.double()),
+        TypeError,
+        "x must have the dtype of the SAE, float32, got float64",
+    ),
+    "step precision": (
+        lambda: FusedStep(SAE(6, 8, k=1), precision="fp8"),
+        ValueError,
+        "precision must be one of exact, bf16, bf16_weights",
+    ),
     "step width": (lambda: FusedStep(SAE(4, 8, k=1))(X), ValueError, "x must have size 4"),
     "step empty": (lambda: FusedStep(SAE(6, 8, k=1))(X[:0]), ValueError, "at least one row"),
     "step NaN": (

@@ -10,9 +10,10 @@ from test_step import batches
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules, batch_topk, topk_encode
 from saefast.objectives import (
     ALWAYS,
+    SPARSITY,
     BatchTopK,
     Current,
     Custom,
@@ -23,7 +24,8 @@ from saefast.objectives import (
     TopK,
     usual_objective,
 )
-from saefast.objectives.batchtopk import group_ends
+from saefast.objectives.batchtopk import group_ends, largest_of_batch
+from saefast.objectives.dense import scores_of
 from saefast.packed_encoder import PackedEncoder
 
 MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
@@ -64,8 +66,9 @@ class Dense:
 
 
 def both(name: str, steps: int = 12, d_out: int | None = None, **settings: Any) -> list[Any]:
-    """The same training on the fused path and by autograd."""
+    """The same training on the fused path and by autograd, on rows of two sizes."""
     data = batches(steps, 40, 16, torch.float64)
+    data = [x if number % 2 else x / 10 for number, x in enumerate(data)]
     targets = [x @ MIX[:, :d_out] if d_out else None for x in data]
     results = []
     for dense in (False, True):
@@ -128,6 +131,50 @@ def test_transcoders_train_on_both_paths(name: str, d_out: int) -> None:
         )
 
 
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_a_side_is_frozen_on_both_paths(side: str) -> None:
+    (fused, _), (dense, _) = both("topk", rules=Rules(frozen=side, clip=2.0))
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+    start = make("topk")[0]
+    start.W_dec.data /= start.W_dec.data.norm(dim=1, keepdim=True)
+    key, other = ("W_enc", "W_dec") if side == "encoder" else ("W_dec", "W_enc")
+    torch.testing.assert_close(getattr(dense.sae, key), getattr(start, key), rtol=0, atol=1e-15)
+    assert not torch.equal(getattr(dense.sae, other), getattr(start, other))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"])
+def test_ties_are_decided_alike_on_both_paths(name: str) -> None:
+    """Whole numbers: equal scores, scores on thresholds, and half a bandwidth away from them."""
+    random = torch.Generator().manual_seed(0)
+    sae = SAE(6, 30, variant=MADE[name][0], k=5, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            whole = torch.randint(-2, 3, parameter.shape, generator=random)
+            parameter.copy_(whole)
+        if name == "jumprelu":
+            sae.jump_threshold.abs_()
+    x = torch.randint(-2, 3, (40, 6), generator=random).double()
+    results = []
+    for dense in (False, True):
+        mine = copy.deepcopy(sae)
+        objective = JumpReLU(2.0, 2.0) if name == "jumprelu" else MADE[name][1](mine)
+        rules = Rules(unit_norm=False, betas=(0.0, 0.999))
+        step = FusedStep(
+            mine, lr=0.0, objective=Dense(objective) if dense else objective, rules=rules
+        )
+        step._dense.fill_(dense)
+        result = step(x)
+        assert result.path == ("autograd" if dense else "fused")
+        gradients = [first for first, _ in step.adam.moments.values()]
+        results.append([result.loss, result.fired, *gradients])
+    for actual, expected in zip(*results, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(actual, expected, check_stride=False)
+
+
 def test_a_loss_of_ones_own_trains_the_same_model() -> None:
     def loss(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
         return (sae(x) - target).square().sum(1).mean()
@@ -160,6 +207,34 @@ def test_dense_codes_take_the_dense_path_and_sparse_ones_leave_it(name: str) -> 
         assert [step(x).path for _ in range(3)] == ["autograd", "fused", "fused"]
         sae.b_enc.fill_(2.0)
         assert [step(x).path for _ in range(2)] == ["fused", "autograd"]
+
+
+@pytest.mark.parametrize("name", [*MADE, "tethered"])
+def test_a_step_goes_on_from_the_state_of_another(name: str) -> None:
+    rules = Rules(tether=0.99) if name == "tethered" else Rules(clip=1.0)
+    auxk = AuxK(k=4, dead_after=200)
+    states = []
+    for seed in (1, 2):
+        sae, objective = make("topk" if name == "tethered" else name, dtype=torch.float32)
+        with torch.no_grad():
+            sae.W_dec.mul_(seed).add_(seed - 1)
+        step = FusedStep(sae, lr=1e-2, objective=objective, rules=rules, auxk=auxk)
+        if states:
+            step.restore(states[0])
+        for x in DATA[10:] if states else DATA:
+            if len(states) == 0 and x is DATA[10]:
+                states.append({key: value.clone() for key, value in step.state.items()})
+            step(x)
+        states.append(step.state)
+    assert states[1].keys() == states[2].keys()
+    for key, value in states[1].items():
+        assert_same_bits(states[2][key], value)
+    with pytest.raises(ValueError, match=r"state must hold W_dec.*, got W_dec$"):
+        step.restore({"W_dec": sae.W_dec})
+    with pytest.raises(ValueError, match="idle must have shape"):
+        step.restore({**step.state, "idle": step.idle[1:]})
+    with pytest.raises(TypeError, match="idle must be int64"):
+        step.restore({**step.state, "idle": step.idle.int()})
 
 
 @pytest.mark.usefixtures("torch_threads")
@@ -199,6 +274,49 @@ def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
     assert float(sae.threshold) == pytest.approx(2 * before, rel=0.01)
 
 
+def test_the_threshold_of_batchtopk_is_a_running_mean() -> None:
+    """At first of a tenth of the steps so far, in the end of the last thousand."""
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, objective=objective)
+    small, large = DATA[0], 4 * DATA[1]
+
+    def smallest(x: Tensor) -> float:
+        with torch.no_grad():
+            kept = largest_of_batch(scores_of(sae, x), 5)
+            return float(kept[kept > 0].min())
+
+    low, high = smallest(small), smallest(large)
+    assert high > 2 * low
+    for x in (small, large):
+        step(x)
+        assert float(sae.threshold) == pytest.approx(smallest(x), rel=1e-4)
+    for x in (small, large) * 100:
+        step(x)
+    assert float(sae.threshold) == pytest.approx((low + high) / 2, rel=0.05)
+    step.restore({**step.state, "objective.thresholds_seen": torch.tensor(1e6).double()})
+    before = float(sae.threshold)
+    step(large)
+    assert float(sae.threshold) == pytest.approx(before + 0.001 * (high - before), rel=1e-5)
+
+
+def test_steps_of_batchtopk_guess_so_well_that_one_encode_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    for name in ("threshold_packed", "encode_packed"):
+        function = getattr(batch_topk, name)
+        monkeypatch.setattr(
+            batch_topk, name, lambda *a, f=function, name=name: (calls.append(name), f(*a))[1]
+        )
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=1e-3, objective=objective)
+    for number, x in enumerate(DATA):
+        step(x)
+        if number == 0:
+            calls.clear()
+    assert calls == ["threshold_packed"] * (len(DATA) - 1)
+
+
 DATA = batches(30, 100, 16, torch.float32)
 
 
@@ -231,6 +349,51 @@ def test_gates_decide_and_magnitudes_count() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_the_loss_of_gates_is_the_papers() -> None:
+    """Its penalty and its second reconstruction are of the gates alone, whatever magnitudes are."""
+    sae = SAE(6, 10, variant="gated", k=2, seed=0, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+        for parameter in (sae.W_enc, sae.b_enc, sae.b_dec):
+            parameter.mul_(2).round_()  # so that gates of zero occur
+    x, target = (torch.randn(20, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    x.round_()
+    gates = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    assert (gates == 0).any()
+    product = (x - sae.b_dec) @ sae.W_enc.T
+    acts = (product * sae.r_mag.exp() + sae.b_mag).relu() * (gates > 0)
+    held = gates.relu() @ sae.W_dec.detach() + sae.b_dec.detach()
+    expected = (
+        (acts @ sae.W_dec + sae.b_dec - target).square().sum(1)
+        + 0.7 * 0.5 * (gates.relu() * sae.W_dec.norm(dim=1)).sum(1)
+        + (held - target).square().sum(1)
+    ).mean()
+    loss = usual_objective(sae, sparsity=0.7).loss(sae, x, target, Current(2, pressure=0.5))
+    torch.testing.assert_close(loss.value, expected)
+    parameters = list(sae.parameters())
+    gradients = (torch.autograd.grad(value, parameters) for value in (loss.value, expected))
+    for actual, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu", "gated"])
+def test_sparsity_weighs_the_penalty(name: str) -> None:
+    sae = SAE(16, 96, variant=name, k=5, seed=1)
+    x = DATA[0]
+
+    def value(sparsity: float | None, pressure: float = 1.0) -> float:
+        objective = usual_objective(sae, sparsity=sparsity)
+        return objective.loss(sae, x, x, Current(5, pressure)).value.item()
+
+    penalty = value(1.0) - value(0.0)
+    assert penalty > 0.1
+    assert value(2.0) - value(0.0) == pytest.approx(2 * penalty, rel=1e-3)
+    assert value(2.0, 0.5) == pytest.approx(value(1.0), rel=1e-4)
+    assert value(None) == pytest.approx(value(SPARSITY[name]))
+
+
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"])
 def test_every_variant_learns(name: str) -> None:
     sae = SAE(16, 96, variant=name, k=4, seed=0)
@@ -238,6 +401,19 @@ def test_every_variant_learns(name: str) -> None:
     losses = [float(step(x).squares) for x in DATA * 3]
     assert losses[-1] < 0.6 * losses[0]
     assert usual_objective(sae).fused in (ALWAYS, "when sparse", "never")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_thresholds_of_jumprelu_end_at_zero(fused: bool) -> None:
+    """Below it they would let through activations that are negative."""
+    sae = SAE(16, 96, variant="jumprelu", k=90, seed=0)
+    objective = JumpReLU(1000.0, 0.5)  # more and more latents are wanted
+    step = FusedStep(sae, lr=1e-2, objective=objective if fused else Dense(objective))
+    for x in DATA:
+        step._dense.fill_(not fused)
+        step(x)
+        assert sae.jump_threshold.min() >= 0
+    assert (sae.jump_threshold == 0).sum() > 10
 
 
 def test_groups_end_with_all() -> None:

@@ -110,6 +110,23 @@ def test_twenty_steps_under_a_rule_equal_autograd(name: str) -> None:
         torch.testing.assert_close(rules.penalty_of(fused), norm.detach())
 
 
+def test_weights_of_zero_are_not_pulled() -> None:
+    """The root of their sum of squares has no gradient there."""
+    sae = SAE(16, 96, k=5, seed=1)
+    with torch.no_grad():
+        sae.W_enc.mul_(0.01)
+    rules = Rules(penalties=(Penalty("encoder", "fro", 3.0),))
+    expected = 3.0 / sae.W_enc.detach().norm()
+    torch.testing.assert_close(rules.decay_of(sae).shrink_enc, expected.expand(96))
+    with torch.no_grad():
+        sae.W_enc.zero_()
+    step = FusedStep(sae, lr=LR, rules=rules)
+    assert rules.penalty_of(sae) == 0
+    for x in batches(3, 40, 16, torch.float32):
+        step(x)
+    assert sae.W_enc.isfinite().all()
+
+
 def test_every_rule_changes_what_is_trained() -> None:
     """Else the comparison above would compare nothing."""
     data = batches(20, 40, 16, torch.float64)

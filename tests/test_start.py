@@ -125,6 +125,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     cosine = config(tokens=1000, batch_size=1, lr=2.0, lr_decay="cosine", lr_decay_share=0.2)
     assert lr_at(cosine, 900) == pytest.approx(1.0)
     assert lr_at(cosine, 950) < 0.5
+    assert {lr_at(cosine, step) for step in range(10, 801)} == {2.0}
     flat = config(tokens=1000, batch_size=1, lr=2.0, lr_decay="none", lr_warmup=0.0)
     assert {lr_at(flat, step) for step in range(1000)} == {2.0}
     assert lr_at(config(latents=16384, lr_warmup=0.0), 0) == 2e-4
@@ -143,12 +144,15 @@ def test_k_and_pressure_go_to_their_ends() -> None:
     ("wrong", "kind", "complaint"),
     [
         ({"latents": 0}, ValueError, "latents must be at least 1"),
+        ({"k_start": 2.5}, TypeError, "k_start must be an int"),
+        ({"k_start": 41}, ValueError, "k_start must be from 1 to 40"),
         ({"k": 41}, ValueError, "k must be from 1 to 40"),
         ({"tokens": 1.5}, TypeError, "tokens must be an int"),
         ({"variant": "top-k"}, ValueError, "variant must be one of topk, batchtopk"),
         ({"seeds": ()}, TypeError, "seeds must be a tuple with at least one"),
         ({"seeds": (1, 1)}, ValueError, "seeds must differ"),
         ({"lr": -1.0}, ValueError, "lr must be at least 0"),
+        ({"lr_warmup": -0.1}, ValueError, "lr_warmup must be at least 0"),
         ({"lr_warmup": 20}, ValueError, "lr_warmup is a share of the run"),
         ({"lr_decay": "exponential"}, ValueError, "lr_decay must be one of none, linear, cosine"),
         ({"directions": "pca"}, ValueError, "directions must be one of iso, cov"),

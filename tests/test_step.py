@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Rules, reference, topk_encode
-from saefast.auxk import auxk_gradients
+from saefast.auxk import auxk_gradients, dead_latents
+from saefast.ops import encode_packed
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
 from saefast.synthetic import PlantedWorld
@@ -91,6 +93,22 @@ def test_weights_changed_from_outside_are_packed_again() -> None:
     touched.load_state_dict(other.state_dict())
     fresh.load_state_dict(other.state_dict())
     assert_same_bits(step(data[1]).code.indices, fresh.encode(data[1]).indices)
+
+
+def test_the_update_packs_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "native-float32")
+    packed: list[None] = []
+    pack = encode_packed.PackedWeight.of
+
+    def counted(*arguments: Any) -> Any:
+        packed.append(None)
+        return pack(*arguments)
+
+    monkeypatch.setattr(encode_packed.PackedWeight, "of", counted)
+    step = FusedStep(SAE(24, 200, k=4, seed=1), lr=1e-3)
+    for x in batches(5, 50, 24, torch.float32):
+        step(x)
+    assert len(packed) == 1
 
 
 def test_another_instruction_set_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,3 +206,41 @@ def test_idle_latents_are_counted_and_revived() -> None:
     without(x)
     idle = dead[(result.fired == 0)[dead]]
     assert (sae.W_dec[idle] != plain.W_dec[idle]).any(1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("dead", [3, 10])
+def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool) -> None:
+    """As SAELens has it: fewer dead latents than k weigh less; against autograd on the formula."""
+    settings = AuxK(k=4, coefficient=0.25, normalised=False, signed=signed)
+    sae = SAE(16, 40, k=2, seed=1, dtype=torch.float64)
+    x, error = batches(2, 30, 16, torch.float64)
+    latents = torch.arange(5, 5 + dead)
+    encoder, shift, decoder = (
+        weight.detach()[latents].requires_grad_() for weight in (sae.W_enc, sae.b_enc, sae.W_dec)
+    )
+    scores = x @ encoder.T + shift
+    values, indices = scores.topk(min(4, dead))
+    values = values if signed else values.relu()
+    missed = error - torch.zeros_like(scores).scatter(1, indices, values) @ decoder
+    loss = 0.25 * min(dead / 4, 1) * missed.square().sum(1).mean()
+    expected = torch.autograd.grad(loss, [encoder, shift, decoder])
+    with torch.no_grad():
+        found = auxk_gradients(x, error, sae.W_enc, sae.b_enc, sae.W_dec, latents, settings)
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-9)
+    for actual, wanted in zip(found[2:], expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_half_the_width_explains_a_token_and_an_eighth_of_the_latents_may() -> None:
+    assert [AuxK().actives(d) for d in (1, 2, 7, 16)] == [1, 1, 3, 8]
+    assert AuxK(k=3).actives(16) == 3
+    idle = torch.tensor([9, 1, 5, 9, 4, 9, 9, 5] * 2)
+    assert dead_latents(idle, AuxK(dead_after=5)).tolist() == [0, 2]
+    assert dead_latents(idle, AuxK(dead_after=5, capacity=3)).tolist() == [0, 2, 3]
+    assert dead_latents(idle, AuxK(dead_after=9, capacity=50)).tolist() == [
+        *(0, 3, 5, 6),
+        *(8, 11, 13, 14),
+    ]
+    assert dead_latents(idle[:3], AuxK(dead_after=5)).tolist() == [0]
+    assert dead_latents(idle, AuxK(dead_after=10)).tolist() == []

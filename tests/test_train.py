@@ -1,69 +1,22 @@
-"""train_saes: the same bits in company and after a kill, and what it says when things go wrong."""
+"""train_saes: the same bits in any company, what it learns, and what it says of it."""
 
-import errno
 import itertools
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tolerance import assert_same_bits
 from torch import Tensor
+from training_runs import ROWS, assert_same_sae, config, metrics_of, steps_take, train
 
-from saefast import (
-    SAE,
-    AuxK,
-    Penalty,
-    Rules,
-    TrainConfig,
-    atomic,
-    load_sae,
-    reference,
-    train_saes,
-    training,
-)
-from saefast.activations import StoreWriter, TensorActivations
-from saefast.sae import VARIANTS
+from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes, training
+from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
 from saefast.trainee import Trainee
-
-WORLD = PlantedWorld.create(64, 16, active=3)
-ROWS = WORLD.sample(1500, 0) + 0.5
-
-
-def config(**changes: Any) -> TrainConfig:
-    """A small run that touches everything: epochs, AuxK, schedules."""
-    settings: dict[str, Any] = {
-        "latents": 96,
-        "k": 4,
-        "tokens": 4000,
-        "batch_size": 128,
-        "lr": 2e-3,
-        "auxk": AuxK(k=6, dead_after=200),
-        "k_start": 8,
-        "k_anneal": 0.3,
-    }
-    return TrainConfig(**(settings | changes))
-
-
-def train(configuration: Any, **arguments: Any) -> list[SAE]:
-    """Silently, on the small rows."""
-    return train_saes(
-        arguments.pop("rows", ROWS), configuration, progress=False, log_every=7, **arguments
-    )
-
-
-def assert_same_sae(actual: SAE, expected: SAE) -> None:
-    for name, value in expected.state_dict().items():
-        assert_same_bits(actual.state_dict()[name], value)
 
 
 @pytest.mark.usefixtures("torch_threads")
@@ -105,116 +58,15 @@ def test_scaling_is_folded_into_the_sae() -> None:
     assert not torch.equal(unscaled.b_enc, small.b_enc)
 
 
-def files_of(out: Path) -> dict[str, bytes]:
-    """What must not depend on whether a run was broken off: all but times."""
-    kept = {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name != "metrics.jsonl"
-    }
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for name in ("seconds", "tokens_per_second", "input_wait"):
-            del line[name]
-    kept["metrics.jsonl"] = json.dumps(lines).encode()
-    return kept
-
-
-LONGER = config(seeds=(0, 3), tokens=12_000)
-_CHILD = """
-import sys
-sys.path.insert(0, {tests!r})
-import test_train
-test_train.train(
-    test_train.LONGER, rows={store!r}, out={out!r}, resume=True, checkpoint_minutes=0
-)
-"""
-
-
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    store, unbroken, broken = (tmp_path / name for name in ("store", "unbroken", "broken"))
-    with StoreWriter(store, 16, dtype=torch.float32, rows_per_shard=400) as writer:
-        writer.append(ROWS)
-    train(LONGER, rows=store, out=unbroken, checkpoint_minutes=0)
-    script = _CHILD.format(tests=str(Path(__file__).parent), store=str(store), out=str(broken))
-    chance = random.Random(int.from_bytes(os.urandom(4)))
-    for target in sorted(chance.sample(range(LONGER.steps - 40), 4)):
-        child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-        while checkpoint_of(broken) < target:
-            assert child.poll() is None
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.02))  # somewhere in a step, or in a checkpoint
-        assert child.poll() is None
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    assert files_of(broken) == files_of(unbroken)
-
-
-_KILLED_WHILE_WRITING = """
-import os, pathlib, signal, sys
-import safetensors.torch
-sys.path.insert(0, {tests!r})
-import test_train
-save_file = safetensors.torch.save_file
-def killed(tensors, path, metadata):
-    if path.name.startswith({victim!r}):
-        pathlib.Path(path.parent, ".tmpAbC123").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save_file(tensors, path, metadata)
-safetensors.torch.save_file = killed
-test_train.train(test_train.config(), out={out!r}, checkpoint_minutes=0)
-"""
-
-
-@pytest.mark.parametrize("victim", ["step-9.", "sae_weights."])
-def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> None:
-    train(config(), out=tmp_path / "unbroken")
-    out = tmp_path / "broken"
-    script = _KILLED_WHILE_WRITING.format(
-        tests=str(Path(__file__).parent), victim=victim, out=str(out)
-    )
-    child = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
-    assert child.returncode == -signal.SIGKILL
-    assert list(out.rglob(".tmp*"))
-    train(config(), out=out, resume=True)
-    assert files_of(out) == files_of(tmp_path / "unbroken")
-
-
-def checkpoint_of(out: Path) -> int:
-    """The step that a resume would begin at; -1 where there is no run."""
-    if not (out / "run.json").exists():
-        return -1
-    return int(json.loads((out / "run.json").read_text())["checkpoint"])
-
-
-def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(config(seeds=(0, 1)), out=tmp_path / "whole")
-    step = Trainee.train
-
-    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 12 and trainee.seed == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        step(trainee, number, batch)
-
-    monkeypatch.setattr(Trainee, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(seeds=(0, 1)), out=tmp_path / "part")
-    monkeypatch.undo()
-    assert checkpoint_of(tmp_path / "part") == 13
-    for _ in range(2):  # the second finds it finished
-        resumed = train(config(seeds=(0, 1)), out=tmp_path / "part", resume=True)
-        for actual, expected in zip(resumed, whole, strict=True):
-            assert_same_sae(actual, expected)
-
-
 def test_what_is_written_loads(tmp_path: Path) -> None:
     trained = train(config(seeds=(0, 7)), out=tmp_path / "run", keep_training=False)
     for seed, sae in zip((0, 7), trained, strict=True):
         assert_same_sae(load_sae(tmp_path / f"run/seed-{seed}"), sae)
         assert not (tmp_path / f"run/seed-{seed}/training").exists()
-    from safetensors.torch import load_file
-
+    again = train(config(seeds=(0, 7)), out=tmp_path / "run", resume=True)  # it needs no training
+    for sae, expected in zip(again, trained, strict=True):
+        assert_same_sae(sae, expected)
+    assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
     sparsity = load_file(tmp_path / "run/seed-0/sparsity.safetensors")["sparsity"]
     rates = 10 ** sparsity.double()
     assert sparsity.shape == (96,)
@@ -224,7 +76,7 @@ def test_what_is_written_loads(tmp_path: Path) -> None:
 def test_metrics_are_what_they_say(tmp_path: Path) -> None:
     plain = config(lr=0.0, auxk=None, k_start=None, tokens=1408)
     sae = train(plain, out=tmp_path)[0]
-    last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1]
+    last = metrics_of(tmp_path)[-1]
     assert last["step"] == 11
     assert last["tokens"] == 1408
     assert last["l0"] == pytest.approx(4.0)
@@ -237,27 +89,35 @@ def test_metrics_are_what_they_say(tmp_path: Path) -> None:
     assert last["mse"] == pytest.approx(errors / (4 * 128 * 16), rel=1e-4)
 
 
-def refused() -> dict[str, tuple[dict[str, Any], str]]:
-    """Changes to a run that is resumed, and what is said of them."""
-    return {
-        "lr": ({"configuration": config(lr=1e-3)}, "lr was 0.002, is 0.001 now"),
-        "rules": ({"configuration": config(rules=Rules(clip=2.0))}, "rules.clip was 1.0, is 2.0"),
-        "data": ({"rows": ROWS + 1}, "data.fingerprint was"),
-    }
+def test_speed_and_waiting_are_those_of_the_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = steps_take(0.5, monkeypatch)
+
+    class Waiting(Prefetcher[Any]):
+        wait_seconds = property(lambda _: 0.1 * clock.now + 0.01 * clock.now**2, lambda *_: None)
+
+    monkeypatch.setattr(training, "Prefetcher", Waiting)
+    train(config(tokens=128 * 16), out=tmp_path)
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == [7, 14, 16]
+    assert [line["tokens"] for line in lines] == [896, 1792, 2048]
+    assert [line["seconds"] for line in lines] == [3.5, 3.5, 1.0]
+    assert [line["tokens_per_second"] for line in lines] == [256.0] * 3
+    shares = [0.1 + 0.01 * (first + last) for first, last in ((0, 3.5), (3.5, 7), (7, 8))]
+    assert [line["input_wait"] for line in lines] == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("name", refused())
-def test_a_changed_run_is_not_resumed(name: str, tmp_path: Path) -> None:
-    train(config(), out=tmp_path)
-    changes, complaint = refused()[name]
-    with pytest.raises(ValueError, match=complaint):
-        train(changes.pop("configuration", config()), out=tmp_path, resume=True, **changes)
+def test_rows_that_are_all_the_same_have_no_share_to_explain(tmp_path: Path) -> None:
+    sae = train(config(), rows=torch.ones(300, 16), out=tmp_path)[0]
+    assert math.isnan(metrics_of(tmp_path)[-1]["fvu"])
+    torch.testing.assert_close(sae(torch.ones(1, 16)), torch.ones(1, 16), rtol=0, atol=0.05)
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    train(config(tokens=128), out=tmp_path)
-    with pytest.raises(FileExistsError, match="resume=True"):
-        train(config(tokens=128), out=tmp_path)
+def test_a_run_of_one_step_has_firing_rates(tmp_path: Path) -> None:
+    train(config(tokens=128, k_start=None), out=tmp_path)
+    sparsity = load_file(tmp_path / "seed-0/sparsity.safetensors")["sparsity"]
+    assert float((10 ** sparsity.double()).sum()) == pytest.approx(4.0, abs=0.05)
 
 
 def test_nan_in_the_data_is_located() -> None:
@@ -281,27 +141,26 @@ def test_divergence_names_step_and_sae() -> None:
         train(wild)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = train(config(), out=tmp_path / "whole")[0]
-    written = atomic._replace
+def test_what_a_step_refuses_names_step_and_sae() -> None:
+    def unwilling(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        if sae.b_enc.any():  # it was zero before the first step
+            raise ValueError("no more of this")
+        return (sae(x) - target).square().sum()
 
-    def full(path: Path, part: Path, write: Callable[[Path], object]) -> None:
-        def fail(part: Path) -> None:
-            write(part)
-            part.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ValueError, match=r"seed-3 stopped at step 1, on .*: no more of this"):
+        train(config(loss=unwilling, seeds=(3,)))
 
-        written(path, part, fail if path.name == "step-9.safetensors" else write)
 
-    monkeypatch.setattr(atomic, "_replace", full)
-    with pytest.raises(OSError, match=r"checkpoint of step 9 .*No space.*step 8 is intact"):
-        train(config(), out=tmp_path / "run", checkpoint_minutes=0)
-    monkeypatch.undo()
-    assert not list((tmp_path / "run").rglob("*.part"))
-    assert json.loads((tmp_path / "run/run.json").read_text())["checkpoint"] == 8
-    assert_same_sae(train(config(), out=tmp_path / "run", resume=True)[0], whole)
+def test_a_loss_may_have_constant_gradients() -> None:
+    """Autograd hands these out as one number in all places, which nothing can be added to."""
+    sae = train(config(loss=lambda sae, x, target: sae.W_enc.sum() + sae.b_dec.sum()))[0]
+    assert sae.W_enc.isfinite().all()
+
+
+def test_rows_in_half_precision_are_the_numbers_they_are() -> None:
+    rows, target = ROWS.bfloat16(), (ROWS * 3 - 1).bfloat16()
+    found = train(config(), rows=TensorActivations(rows, target))[0]
+    assert_same_sae(found, train(config(), rows=TensorActivations(rows.float(), target.float()))[0])
 
 
 def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -310,8 +169,54 @@ def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: P
     train_saes(ROWS, config(tokens=512), out=tmp_path / "b")
     shown = capfd.readouterr()
     assert shown.out == ""
-    for word in ("training 1 SAE", "tok/s", "EV", "L0", "dead", "loss"):
+    for word in ("training 1 SAE:", "100%", "512/512", "tok/s", "EV", "L0", "dead", "loss"):
         assert word in shown.err
+
+
+def test_schedules_reach_the_steps(tmp_path: Path) -> None:
+    train(config(auxk=None), out=tmp_path / "k")  # falls from 8 to 4 in a third of 32 steps
+    lines = metrics_of(tmp_path / "k")
+    assert [line["k"] for line in lines] == [6, 4, 4, 4, 4]
+    assert [round(line["l0"]) for line in lines] == [7, 4, 4, 4, 4]
+    assert lines[0]["lr"] == 2e-3
+    assert lines[-1]["lr"] < 1e-3
+    still = {"variant": "relu", "lr": 0.0, "sparsity": 10.0, "auxk": None, "tokens": 128 * 28}
+    train(config(**still, sparsity_warmup=1.0), out=tmp_path / "rising")
+    train(config(**still, sparsity_warmup=0.0), out=tmp_path / "flat")
+    rising, flat = (metrics_of(tmp_path / name) for name in ("rising", "flat"))
+    assert rising[0]["loss"] < 0.5 * flat[0]["loss"]
+    losses = [line["loss"] for line in rising]
+    assert losses == sorted(losses)
+    assert losses[-1] < flat[-1]["loss"] < 1.2 * losses[-1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("topk", {"rescale": True}),
+        ("topk", {"decoder_norm": 0.5}),
+        ("topk", {"directions": "cov"}),
+        ("topk", {"b_dec": "zeros"}),
+        ("topk", {"auxk": None}),
+        ("jumprelu", {"bandwidth": 0.5}),
+        ("relu", {"sparsity": 3.0}),
+        ("matryoshka", {"group_shares": (0.5,)}),
+    ],
+)
+def test_every_setting_changes_what_is_trained(variant: str, changes: dict[str, Any]) -> None:
+    usual = {"variant": variant, "rules": Rules(unit_norm=False), "tokens": 2000}
+    plain, changed = (train(config(**usual | more))[0].W_dec for more in ({}, changes))
+    assert not torch.equal(plain, changed)
+
+
+def test_precision_reaches_the_steps() -> None:
+    exact, rounded, weights = (
+        train(config(precision=name))[0].W_dec for name in ("exact", "bf16", "bf16_weights")
+    )
+    for other in (rounded, weights):
+        assert not torch.equal(exact, other)
+        torch.testing.assert_close(exact, other, rtol=0, atol=0.2)
+    assert not torch.equal(rounded, weights)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -348,38 +253,6 @@ def test_penalties_shrink_their_side(norm: str) -> None:
         assert getattr(shrunk, name).norm() < 0.8 * getattr(plain, name).norm()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_trained_stored_and_resumed(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = config(variant=variant, seeds=(0, 1), sparsity=1.0)
-    whole = train(chosen, out=tmp_path / "whole")
-    for seed, sae in zip((0, 1), whole, strict=True):
-        assert_same_sae(load_sae(tmp_path / f"whole/seed-{seed}"), sae)
-    step = Trainee.train
-
-    def broken(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 17:
-            raise RuntimeError("the power is gone")
-        step(trainee, number, batch)
-
-    monkeypatch.setattr(Trainee, "train", broken)
-    with pytest.raises(RuntimeError, match="the power is gone"):
-        train(chosen, out=tmp_path / "part", checkpoint_minutes=0)
-    monkeypatch.undo()
-    assert checkpoint_of(tmp_path / "part") == 17
-    for actual, expected in zip(
-        train(chosen, out=tmp_path / "part", resume=True), whole, strict=True
-    ):
-        assert_same_sae(actual, expected)
-    first, last = metrics_of(tmp_path / "whole")[0], metrics_of(tmp_path / "whole")[-1]
-    assert last["fvu"] < first["fvu"]
-    # What was trained on scaled rows takes them as they come.
-    untrained = train(config(variant=variant, lr=0.0, k_start=None))[0]
-    error = ((whole[0](ROWS) - ROWS) ** 2).sum()
-    assert error < 0.9 * ((untrained(ROWS) - ROWS) ** 2).sum()
-
-
 def test_transcoders_learn_another_target() -> None:
     mix = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
     pairs = TensorActivations(ROWS, 50 * ROWS @ mix)
@@ -405,10 +278,6 @@ def test_a_loss_of_ones_own_is_trained(tmp_path: Path) -> None:
         assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-3)
 
 
-def metrics_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_two_saes_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two SAEs would be called seed-0"):
         train([config(), config(lr=1e-3)])
@@ -416,75 +285,20 @@ def test_two_saes_of_one_name_are_refused() -> None:
         train([config(), config(batch_size=64, name="b")])
 
 
-def test_a_run_that_begins_with_given_saes_goes_on_from_them(tmp_path: Path) -> None:
-    """Without learning they come back as they were; what the scales take they give back."""
-    given = train(config(seeds=(4, 5), tokens=1000))
-    before = [{name: value.clone() for name, value in sae.state_dict().items()} for sae in given]
-    still = config(lr=0.0, auxk=None, seeds=(0, 1), k_start=None)
-    for sae, back in zip(given, train(still, initial=given), strict=True):
-        for name, value in sae.state_dict().items():
-            torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-    tuned = train(config(seeds=(0, 1), k_start=None), initial=given)
-    for sae, state, better in zip(given, before, tuned, strict=True):
-        for name, value in sae.state_dict().items():
-            assert_same_bits(value, state[name])
-        error, less = (((each(ROWS) - ROWS) ** 2).sum() for each in (sae, better))
-        assert less < 0.9 * error
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_can_be_gone_on_with(variant: str) -> None:
-    chosen = config(variant=variant, sparsity=1.0, k_start=None)
-    given = train(chosen)[0]
-    still = train(config(variant=variant, lr=0.0, k_start=None, auxk=None), initial=given)[0]
-    for name, value in given.state_dict().items():
-        if name != "batch_threshold":  # estimated anew from the batches
-            torch.testing.assert_close(still.state_dict()[name], value, rtol=1e-5, atol=1e-6)
-
-
-def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
-    given, other = train(config(seeds=(4, 5), tokens=1000))
-    short = config(tokens=2000)
-    whole = train(short, initial=given, out=tmp_path / "whole")[0]
-    facts = json.loads((tmp_path / "whole/run.json").read_text())
-    assert facts["initial"][0].startswith("sha256:")
-    for initial in (other, None):
-        with pytest.raises(ValueError, match=r"cannot be resumed, for initial\[0\] was 'sha256"):
-            train(short, initial=initial, out=tmp_path / "whole", resume=True)
-    step = Trainee.train
-
-    def broken(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 9:
-            raise RuntimeError("the power is gone")
-        step(trainee, number, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainee, "train", broken)
-        with pytest.raises(RuntimeError, match="the power is gone"):
-            train(short, initial=given, out=tmp_path / "part", checkpoint_minutes=0)
-    resumed = train(short, initial=given, out=tmp_path / "part", resume=True)[0]
-    assert_same_sae(resumed, whole)
-    train(short, out=tmp_path / "drawn")
-    with pytest.raises(ValueError, match=r"initial\[0\] was None"):
-        train(short, initial=given, out=tmp_path / "drawn", resume=True)
-
-
-def test_what_a_run_cannot_begin_with() -> None:
-    for initial, kind, words in (
-        (SAE(16, 95, k=4), ValueError, "initial must have latents=96, .*, got 95"),
-        (SAE(15, 96, k=4), ValueError, "initial must have d=16"),
-        (SAE(16, 96, k=4, variant="relu"), ValueError, "initial must have variant='topk'"),
-        (SAE(16, 96, k=4, d_out=16), ValueError, "initial must have transcodes=False"),
-        ([SAE(16, 96, k=4)] * 2, ValueError, "initial must be one for each SAE of the run, 1"),
-        (["sae"], TypeError, r"initial\[0\] must be a saefast.SAE, got str"),
-    ):
-        with pytest.raises(kind, match=words):
-            train(config(), initial=initial)
-    long = SAE(16, 96, k=4)
-    long.W_dec.data *= 2
-    with pytest.raises(ValueError, match="initial must have decoder rows of norm 1"):
-        train(config(), initial=long)
-    train(config(rules=Rules(unit_norm=False), tokens=128), initial=long)
+@pytest.mark.parametrize(
+    ("arguments", "kind", "complaint"),
+    [
+        ({"configuration": []}, ValueError, "config must name at least one SAE"),
+        ({"log_every": 0}, ValueError, "log_every must be at least 1"),
+        ({"log_every": 2.5}, TypeError, "log_every must be an int"),
+        ({"checkpoint_minutes": -1}, ValueError, "checkpoint_minutes must be at least 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: dict[str, Any], kind: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        train(arguments.pop("configuration", config()), **arguments)
 
 
 @pytest.mark.parametrize(("worth", "expected"), [(2.0 * 64 * 48 * 16, 2), (2.1 * 64 * 48 * 16, 1)])
