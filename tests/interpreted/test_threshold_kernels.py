@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saefast.kernels import threshold_encode, topk_encode
 from saefast.kernels.lists import Lists
-from strategies import Shape, normal, seeds, small_integers, uneven
+from strategies import Shape, generator, normal, seeds, small_integers, uneven
 from test_batch_topk import assert_right
 from test_encode_kernels import shapes
 from test_threshold_encode import assert_same_code, at_the_scores, selected
@@ -72,6 +72,23 @@ def test_a_threshold_at_a_score_is_not_exceeded_by_it(
     threshold = at_the_scores(scores, seed + 4)
     expected = selected(scores, threshold, width, torch.float32)
     settings = {"scale": scale, "threshold": threshold, "width": width}
+    assert_same_code(saefast.threshold_encode(x, weight, bias, **settings), expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_large_biases_that_nearly_cancel_the_threshold(engine: str, seed: int) -> None:
+    """What rounding takes of the bias decides, and the product knows nothing of it."""
+    m = 130
+    x, weight = normal((2, 12), seed, torch.float32), normal((m, 12), seed + 1, torch.float32)
+    sizes = 10.0 ** torch.randint(0, 7, (m,), generator=generator(seed))
+    bias, scale = (
+        sizes * normal((m,), seed + 2, torch.float32),
+        1 + torch.rand(m, generator=generator(seed + 3)),
+    )
+    scores = all_scores(x, weight, bias, scale)
+    threshold = at_the_scores(scores, seed + 4)
+    expected = selected(scores, threshold, 100, torch.float32)
+    settings = {"scale": scale, "threshold": threshold, "width": 100}
     assert_same_code(saefast.threshold_encode(x, weight, bias, **settings), expected)
 
 
