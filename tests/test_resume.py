@@ -105,12 +105,19 @@ def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Trainee, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config(seeds=(0, 1)), out=tmp_path / "part")
-    monkeypatch.undo()
+    taken: list[int] = []
+
+    def noted(trainee: Trainee, number: int, batch: Any) -> None:
+        taken.append(number)
+        step(trainee, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", noted)
     assert checkpoint_of(tmp_path / "part") == 13
     for _ in range(2):  # the second finds it finished
         resumed = train(config(seeds=(0, 1)), out=tmp_path / "part", resume=True)
         for actual, expected in zip(resumed, whole, strict=True):
             assert_same_sae(actual, expected)
+    assert taken == [number for number in range(13, 32) for _ in range(2)]
 
 
 def test_ctrl_c_is_left_as_it_was_found() -> None:
