@@ -184,7 +184,7 @@ def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And at the end; each takes the place of the one before."""
+    """Every ten minutes and at the end; each takes the place of the one before."""
     steps_take(60, monkeypatch)
     saved: list[int] = []
     save = RunFile.save
@@ -196,8 +196,9 @@ def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.Monk
         assert kept == [f"step-{step}.safetensors"]
 
     monkeypatch.setattr(RunFile, "save", watched)
-    train(config(), out=tmp_path, checkpoint_minutes=10)
+    train(config(), out=tmp_path)
     assert saved == [10, 20, 30, 32]
+    assert (tmp_path / "seed-0/training/step-32.safetensors").exists()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
