@@ -86,6 +86,8 @@ def test_lines_of_steps_to_come_are_removed(tmp_path: Path) -> None:
     lines = JsonLines(path, after=2)
     lines.write("seed-0", 3, {"loss": 1.0})
     lines.close()
-    assert (
-        path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "sae": "seed-0", "loss": 1.0}\n'
-    )
+    whole = '{"step": 1}\n{"step": 2}\n{"step": 3, "sae": "seed-0", "loss": 1.0}\n'
+    assert path.read_text() == whole
+    path.write_text(whole + '{"step": 3, "lo')
+    JsonLines(path, after=3).close()
+    assert path.read_text() == whole

@@ -105,12 +105,19 @@ def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Trainee, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config(seeds=(0, 1)), out=tmp_path / "part")
-    monkeypatch.undo()
+    taken: list[int] = []
+
+    def noted(trainee: Trainee, number: int, batch: Any) -> None:
+        taken.append(number)
+        step(trainee, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", noted)
     assert checkpoint_of(tmp_path / "part") == 13
     for _ in range(2):  # the second finds it finished
         resumed = train(config(seeds=(0, 1)), out=tmp_path / "part", resume=True)
         for actual, expected in zip(resumed, whole, strict=True):
             assert_same_sae(actual, expected)
+    assert taken == [number for number in range(13, 32) for _ in range(2)]
 
 
 def test_ctrl_c_is_left_as_it_was_found() -> None:
@@ -177,7 +184,7 @@ def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And at the end; each takes the place of the one before."""
+    """Every ten minutes and at the end; each takes the place of the one before."""
     steps_take(60, monkeypatch)
     saved: list[int] = []
     save = RunFile.save
@@ -189,8 +196,9 @@ def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.Monk
         assert kept == [f"step-{step}.safetensors"]
 
     monkeypatch.setattr(RunFile, "save", watched)
-    train(config(), out=tmp_path, checkpoint_minutes=10)
+    train(config(), out=tmp_path)
     assert saved == [10, 20, 30, 32]
+    assert (tmp_path / "seed-0/training/step-32.safetensors").exists()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
