@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from saefast.formats import FORMATS, format_of, sae_lens
-from saefast.formats.found import find
+from saefast.formats.found import beside_sae, find
 from saefast.formats.parts import Parts, parts_of
 from saefast.ops import checks
 from saefast.sae import SAE
@@ -47,19 +47,22 @@ def load_sae(
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
-    """Write `sae` as the folder `path`, replacing one that is there; returns the path.
+    """Write `sae` as the folder `path`, replacing an SAE that is there; returns the path.
 
     The new folder is complete and on the disk before it gets its name, and the old one is removed
     last: killed between the two, a process leaves both, the old one under a name with a dot.
 
     Args:
         sae: what to write.
-        path: the folder; for the formats that are one file (openai, gemma_scope, qwen_scope) the
-            file, if `path` ends as its name does (.pt, .npz).
+        path: the folder, a new one or one that holds an SAE and nothing else; for the formats that
+            are one file (openai, gemma_scope, qwen_scope) the file, if `path` ends as its name does
+            (.pt, .npz).
         format: one of those of `load_sae`. If it cannot hold the SAE, the ValueError says why.
             Only llamascopium chooses by norm; elsewhere such an SAE gets decoder rows of norm one,
             and values that are larger by their norms.
     """
+    if not isinstance(sae, SAE):
+        raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
     return _write(parts_of(sae), Path(path), format)
 
 
@@ -111,11 +114,14 @@ def _read(
 def _write(parts: Parts, path: Path, format: str) -> Path:
     checks.one_of("format", format, tuple(FORMATS))
     writer = FORMATS[format]
+    one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix
+    if not one_file:
+        _may_be_replaced(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         writer.write(parts, temporary)
-        if writer.FILE is not None and path.suffix == Path(writer.FILE).suffix:
+        if writer.FILE is not None and one_file:
             (temporary / writer.FILE).replace(path)
             return path
         temporary.chmod(0o755)
@@ -123,6 +129,20 @@ def _write(parts: Parts, path: Path, format: str) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _may_be_replaced(path: Path) -> None:
+    """All that is lost there is an older SAE: no run, no activations, nothing of the user's."""
+    if path.is_dir():
+        own = {module.FILE for module in FORMATS.values()}
+        held = ", ".join([name for name in beside_sae(path) if name not in own][:8])
+    else:
+        held = "a file of that name" if path.exists() else ""
+    if held:
+        raise FileExistsError(
+            f"path must be a new folder, or one that holds an SAE and nothing else, since it is "
+            f"replaced, but at {path} there is {held}; choose another path"
+        )
 
 
 def _replace(new: Path, path: Path) -> None:

@@ -39,7 +39,10 @@ def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Acti
 
 def _open_path(path: Path, dtype: torch.dtype) -> Activations:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(
+            f"{path} does not exist; activations are a store, which `saefast harvest` writes, an "
+            f".npy, .pt or .safetensors file, or a folder that SAELens cached"
+        )
     if path.is_dir():
         if (path / INDEX).is_file():
             return StoreActivations(path, dtype=dtype)

@@ -170,8 +170,12 @@ def run_pipeline(
         raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
     run = Path(out)
     job = Job(run, settings, progress)
+    _open_stores(job)
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / SETTINGS, settings.to_dict())
+    # Other settings than those it was trained with are refused, and must not stay in their place.
+    trained = RunFile.read(run) is not None
+    if not trained:
+        write_json(run / SETTINGS, settings.to_dict())
     wanted = _needed(until)
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
@@ -181,6 +185,8 @@ def run_pipeline(
             tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
             stage.work(job)
             _finish(job, stage, time.perf_counter() - begun)
+        if trained and stage.name == "train":
+            write_json(run / SETTINGS, settings.to_dict())
         written = tuple(run / name for name in stage.files)
         outcomes.append(Outcome(stage.name, time.perf_counter() - begun, skipped, written))
     return outcomes
@@ -213,6 +219,13 @@ def _settings_of_training(run: Path) -> dict[str, Any] | None:
             f"alone, trained to the end: finish it, or give the folders to saefast match"
         )
     return {"trained": {}, "train": {k: v for k, v in configs[0].items() if k != "loss"}}
+
+
+def _open_stores(job: Job) -> None:
+    """What is not there, or not to be read, is told before anything is written."""
+    if isinstance(job.settings.data, Stores):
+        for path in {job.train_rows, job.held_out_rows}:
+            open_activations(str(path))
 
 
 def _needed(name: str) -> set[str]:
