@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from saefast.brief import brief
 from saefast.dictionary import Features, as_dictionaries
 from saefast.match import match_features
 from saefast.ops import checks
@@ -37,6 +38,8 @@ class Overlap:
     """and that do not"""
     matches: dict[Key, Matches] = field(repr=False)
     """what was matched"""
+
+    __repr__ = brief
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One dict a measure: a table for pandas, polars or pyarrow."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from saefast.brief import brief
+
 
 class SparseCode(NamedTuple):
     """The active latents of n rows.
@@ -21,6 +23,9 @@ class SparseCode(NamedTuple):
     """[n, k]"""
     indices: Tensor
     """[n, k] int64"""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def to_dense(self, latents: int) -> Tensor:
         """The code as an [n, latents] matrix."""
@@ -55,6 +60,9 @@ class ThresholdCode(NamedTuple):
     counts: Tensor
     """[n] int64 how many latents are active, which may be more than `width`"""
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True)
 class Dictionary:
@@ -70,6 +78,8 @@ class Dictionary:
     """[d]"""
     firing_rate: Tensor | None = None
     """[m] on which share of tokens each feature fires"""
+
+    __repr__ = brief
 
     @property
     def m(self) -> int:
@@ -110,6 +120,9 @@ class Matches(NamedTuple):
     proof. 0 for rows of zeros"""
     column_price: Tensor | None = None
     """[m2] float64: the price of being wanted, 0 for those that are free"""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 CURVE = tuple(i / 50 for i in range(1, 51))
@@ -167,6 +180,8 @@ class Stability:
     """[s] float64: the probability that a random direction is that similar to a feature of each"""
     rule: StabilityRule
     """what counted as a match"""
+
+    __repr__ = brief
 
     def stable(self, cut: float = 0.8) -> tuple[Tensor, ...]:
         """[m] bool for each dictionary: the features alive with a score of at least `cut`."""
