@@ -1,6 +1,6 @@
 """What two dictionaries have in common, by every usual measure, each beside what chance finds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -86,7 +86,13 @@ def measure_overlap(
         progress: show a progress bar on stderr while matching.
         options: further ones of `match_features`.
     """
+    if not isinstance(thresholds, Iterable):
+        raise TypeError(
+            f"thresholds must be a sequence of numbers, got {thresholds!r}; [0.7] is one"
+        )
     for name, given, choices in (("match", match, KINDS), ("signs", signs, SIGNS)):
+        if isinstance(given, str):
+            raise TypeError(f"{name} must be a sequence of str, got {given!r}; [{given!r}] is one")
         for one in given:
             checks.one_of(name, one, choices)
     for threshold in thresholds:

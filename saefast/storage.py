@@ -42,6 +42,8 @@ def load_sae(
         The SAE, on the CPU. What the file said besides is in its `metadata`, and `save_sae` writes
         it again.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be a str or Path, got {type(path).__name__}")
     parts = _read(Path(path), format, allow_pickle, k, threshold)
     return parts.as_sae(Path(path))
 

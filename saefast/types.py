@@ -197,6 +197,10 @@ class Stability:
 
     def groups(self, stable: float = 0.8, unstable: float = 0.2) -> list[dict[str, Tensor]]:
         """For each dictionary {"stable": mask, "unstable": mask}, as `feature_function` wants."""
+        if not 0 <= unstable < stable <= 1:
+            raise ValueError(
+                f"stable must be a share above unstable, {unstable}, and at most 1, got {stable}"
+            )
         each = zip(self.stable(stable), self.unstable(unstable), strict=True)
         return [{"stable": its, "unstable": others} for its, others in each]
 
