@@ -83,7 +83,7 @@ def measure_overlap(
         match: "nearest" lets features share a partner, "one_to_one" does not and takes longer.
         signs: "signed", "absolute" or both; each is matched anew.
         matches: what is matched already: `Overlap.matches` of an earlier call, or some of it.
-        progress: show a progress bar on stderr while matching.
+        progress: show progress bars on stderr, if it takes more than two seconds.
         options: further ones of `match_features`.
     """
     if not isinstance(thresholds, Iterable):
@@ -109,7 +109,7 @@ def measure_overlap(
     ]
     found = dict(matches or {})
     missing = [key for key in keys if key not in found]
-    for key in tqdm(missing, desc="matching", unit="way", disable=not progress):
+    for key in tqdm(missing, desc="overlap", unit="matching", delay=2, disable=not progress):
         first, second = reversed(pair) if key.turned else pair
         found[key] = match_features(
             first,
@@ -117,6 +117,7 @@ def measure_overlap(
             one_to_one=key.match == "one_to_one",
             side=key.side,
             absolute=key.sign == "absolute",
+            progress=progress,
             **options,
         )
     alive = [dictionary.alive for dictionary in pair]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,10 @@ def test_a_run_makes_a_report_and_says_what_it_found(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert main(["run", str(settings_file), "--out", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert main(["run", str(settings_file), "--out", str(run)]) == 0
+    assert capsys.readouterr().err == (
+        f"all of it was finished before: nothing in {run} has changed\n"
+    )
     assert all(stage["was_finished"] for stage in told["stages"].values())
     assert list(told["stages"])[-1] == "report"
     assert any(each["topic"] == "Worth" for each in told["findings"])
@@ -123,6 +128,13 @@ def test_sae_files_are_matched_without_a_run(
     share = float((found.similarity >= 0.7).double().mean())
     assert told["shared_at_0.7"] == {"0-1": pytest.approx(share)}
     assert told["written"] == [str(out / "0-1.parquet")]
+    # All of a run's, too, beside what the run itself keeps.
+    assert main(["match", str(run), "--out", str(tmp_path / "all"), "--one-to-one", "--json"]) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert len(every["written"]) == 6
+    assert every["shared_at_0.7"]["0-1"] == told["shared_at_0.7"]["0-1"]
+    assert main(["match", str(run), "--one-to-one"]) == 1
+    assert "one_to_one and side need out" in capsys.readouterr().err
 
 
 def test_activations_in_a_file_are_trained_on(
@@ -271,7 +283,20 @@ def test_every_command_explains_itself_and_its_defaults(
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "--json" in told
+    assert not re.search(r"^. (STR|PATH) ", told, re.MULTILINE)  # what is given has a name
     assert "(default:" in told
+
+
+def test_the_help_breaks_lines_where_the_terminal_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Not where the docstring does."""
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main(["harvest", "--help"])
+    told = capsys.readouterr().out
+    assert "a folder, a GGUF file, or a name on the Hugging Face hub." in told
+    assert "For example: saefast harvest" in told
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:

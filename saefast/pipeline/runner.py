@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
-from saefast.checkpoint import RunFile
+from saefast.checkpoint import RUN, RunFile
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
 from saefast.pipeline.evaluation import evaluate
@@ -197,8 +197,13 @@ def settings_of(run: str | Path) -> RunSettings:
     path = Path(run) / SETTINGS
     told = read_json(path) or _settings_of_training(Path(run))
     if told is None:
+        what = (
+            f"holds no run: neither {SETTINGS} nor {RUN}"
+            if path.parent.exists()
+            else "is not there"
+        )
         raise FileNotFoundError(
-            f"{path} does not exist; a run is begun with saefast run, demo or train"
+            f"{path.parent} {what}; a run is begun with saefast run, demo or train"
         )
     try:
         return settings_from(told)
