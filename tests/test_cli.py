@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import saefast
+from saefast.activations import StoreWriter
 from saefast.cli import COMMANDS, INTERRUPTED, main
 from saefast.synthetic import PlantedWorld
 
@@ -145,7 +146,9 @@ def test_activations_in_a_file_are_trained_on(
     out = tmp_path / "run"
     sizes = ["--latents", "24", "--k", "2", "--tokens", "1200", "--batch-size", "100"]
     assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "5"]) == 0
-    assert "trained 2 SAEs on 1,200 rows each" in capsys.readouterr().out
+    assert (
+        "trained 2 SAEs on 1,200 rows each: 2 times the 600 of width 12" in capsys.readouterr().out
+    )
     assert saefast.load_sae(out / "seed-5").m == 24
     assert main(["match", str(out)]) == 0
     assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "6"]) == 1
@@ -241,7 +244,10 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["screen"]["chosen"] in facts["screen"]["measured_ms"]
     assert main(["info"]) == 0
-    assert "active" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "active" in told
+    assert "  cpp: live\n" in told
+    assert "{" not in told
 
 
 @pytest.mark.parametrize(
@@ -252,6 +258,14 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
         (["report", "nothing-there"], "holds no run"),
         (["match"], "two SAEs at least"),
         (["bench", "encode"], "in a checkout"),
+        (
+            ["run", "one.json"],
+            "seeds must be two or more for their features to be matched, got (3,)",
+        ),
+        (
+            ["demo", "--out", "store"],
+            "out must be the folder of a run, but store holds activations",
+        ),
     ],
 )
 def test_an_impossible_wish_fails_with_one_line(
@@ -262,7 +276,12 @@ def test_an_impossible_wish_fails_with_one_line(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.json").write_text('{"planted": {}, "train": {"latents": 64, "seeds": [3]}}')
+    with StoreWriter("store", 2) as store:
+        store.append(torch.ones(1, 2))
+    before = sorted(tmp_path.rglob("*"))
     assert main(arguments) == 1
+    assert sorted(tmp_path.rglob("*")) == before
     told = capsys.readouterr().err
     assert said in told
     assert told.startswith("saefast: ")

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -136,4 +136,15 @@ def info(json_output: Json = False) -> None:
             continue
         print(f"{key}:")
         for name, fact in value.items():
-            print(f"  {name}: {fact}")
+            print(f"  {name}: {_said(fact)}")
+
+
+def _said(fact: Any) -> str:
+    """For people; --json is for programs."""
+    if isinstance(fact, list):
+        return ", ".join(map(str, fact))
+    if isinstance(fact, dict) and "live" in fact:
+        return "live" if fact["live"] else f"not live: {fact['why']}"
+    if isinstance(fact, dict):
+        return ", ".join(f"{key} {value:.3g}" for key, value in fact.items())
+    return str(fact)

@@ -98,6 +98,7 @@ def train(
     from saefast.auxk import AuxK
     from saefast.config import TrainConfig
     from saefast.pipeline import RunSettings, Stores
+    from saefast.run_files import read_json
 
     config = TrainConfig(
         latents=latents,
@@ -113,7 +114,14 @@ def train(
     settings = RunSettings(Stores(places[0] or "", places[1] or ""), config)
     outcomes = staged(settings, out, "train", json_output)
     number = len(config.seeds)
-    sentence = f"trained {number} SAE{'s' if number > 1 else ''} on {tokens:,} rows each"
+    data = (read_json(out / "run.json") or {})["data"]
+    there = (
+        "" if data["rows"] is None else f": {tokens / data['rows']:.3g} times the {data['rows']:,}"
+    )
+    sentence = (
+        f"trained {number} SAE{'s' if number > 1 else ''} on {tokens:,} rows each"
+        f"{there} of width {data['d']:,}"
+    )
     written = [out / "run.json", *(out / config.label(seed) for seed in config.seeds)]
     tell(sentence, facts_of(outcomes), written, json_output)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
+from saefast.activations.store import INDEX
 from saefast.checkpoint import RUN, RunFile
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
@@ -170,13 +171,13 @@ def run_pipeline(
         raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
     run = Path(out)
     job = Job(run, settings, progress)
-    _open_stores(job)
+    wanted = _needed(until)
+    _check(job, wanted)
     run.mkdir(parents=True, exist_ok=True)
     # Other settings than those it was trained with are refused, and must not stay in their place.
     trained = RunFile.read(run) is not None
     if not trained:
         write_json(run / SETTINGS, settings.to_dict())
-    wanted = _needed(until)
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
         begun = time.perf_counter()
@@ -226,8 +227,15 @@ def _settings_of_training(run: Path) -> dict[str, Any] | None:
     return {"trained": {}, "train": {k: v for k, v in configs[0].items() if k != "loss"}}
 
 
-def _open_stores(job: Job) -> None:
-    """What is not there, or not to be read, is told before anything is written."""
+def _check(job: Job, wanted: set[str]) -> None:
+    """What cannot be is told before anything is written or trained."""
+    if (job.run / INDEX).is_file():
+        raise FileExistsError(f"out must be the folder of a run, but {job.run} holds activations")
+    if "match" in wanted and len(job.seeds) < 2:
+        raise ValueError(
+            f"seeds must be two or more for their features to be matched, got {job.seeds}; with "
+            f"until='train' one is enough"
+        )
     if isinstance(job.settings.data, Stores):
         for path in {job.train_rows, job.held_out_rows}:
             open_activations(str(path))
