@@ -92,8 +92,16 @@ def convert(
     What is written is an SAE for inference, also where `src` is a checkpoint of a training or a
     backup: factors by which activations were scaled are folded in, since readers of such a folder
     would not apply them, and the optimiser's state stays behind. Firing rates come along where both
-    formats have them. The other arguments are those of
-    `load_sae`.
+    formats have them.
+
+    Args:
+        src: a folder with one SAE in it, or a file of tensors.
+        dst: where it is to be, as for `save_sae`.
+        to: the format to write, one of those of `load_sae`.
+        format: that of `src`; this and the rest as for `load_sae`.
+        allow_pickle: whether a file that holds more than tensors may run the code in it.
+        k: how many latents are active, for files that do not say so.
+        threshold: what values must exceed, for BatchTopK SAEs whose files do not say so.
     """
     checks.one_of("to", to, tuple(FORMATS))
     parts = _read(Path(src), format, allow_pickle, k, threshold)
