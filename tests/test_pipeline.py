@@ -105,9 +105,8 @@ def test_other_settings_of_training_are_refused(run: Path) -> None:
 
 
 def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
-    settings = settings_from(
-        {"store": {"train": str(tmp_path / "nowhere")}, "train": {"latents": 64}}
-    )
+    train = {"latents": 64, "seeds": [0, 1]}
+    settings = settings_from({"store": {"train": str(tmp_path / "nowhere")}, "train": train})
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; activations are a store"):
         run_pipeline(settings, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
