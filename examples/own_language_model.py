@@ -61,7 +61,8 @@ def main() -> None:
     )
     saes = saefast.train_saes(store, config, out=asked.out, resume=True)
 
-    stability = saefast.score_stability(saes)
+    # From disk, where it is known which features never fire: those count nowhere.
+    stability = saefast.score_stability(saefast.load_dictionaries(asked.out))
     groups = stability.groups()[0]
     stable = groups["stable"]
     alive = int(stability.alive[0].sum())

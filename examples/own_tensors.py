@@ -58,7 +58,8 @@ def main() -> None:
     )
     saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # goes on after Ctrl-C
 
-    stability = saefast.score_stability(saes)
+    # From disk, where it is known which features never fire: those count nowhere.
+    stability = saefast.score_stability(saefast.load_dictionaries(asked.out))
     print("features that come back in the other three SAEs, by how many of them:")
     support = torch.cat(stability.support)
     for others in range(4):
@@ -78,6 +79,8 @@ def main() -> None:
             line += f"   {keep[name, '']:.3f} ({keep[name, 'mass']:.3f})       "
         print(line.rstrip())
 
+    trusted = groups[0]["stable"].nonzero()[:, 0].tolist()
+    print(f"features of the first SAE that are in all others, {len(trusted)}: {trusted[:20]}")
     table = asked.out / "features.parquet"
     pyarrow.parquet.write_table(stability.to_table(config.seeds), table)
     print(f"wrote {table}, and the SAEs beside it")

@@ -1,6 +1,8 @@
 """Fast sparse autoencoders, and which of their features to trust."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import Any as _Any
 
 from saefast import reference
 from saefast.activation_match import activation_matches
@@ -38,6 +40,9 @@ from saefast.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
 
 __version__ = _version("saefast")
+
+_ROOMS = ("integrations", "lm", "pipeline", "report", "studies", "synthetic")
+"""Imported when they are named: `saefast.studies` needs no import of its own"""
 
 __all__ = [
     "SAE",
@@ -94,3 +99,9 @@ __all__ = [
     "topk_encode",
     "train_saes",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _ROOMS:
+        return _import_module(f"saefast.{name}")
+    raise AttributeError(f"module 'saefast' has no attribute {name!r}")

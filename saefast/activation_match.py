@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast.activations.opening import open_activations
+from saefast.brief import brief
 from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.types import Matches
@@ -35,6 +36,9 @@ class ActivationMatches(NamedTuple):
     """[m] float32: on which share of the tokens each fired"""
     tokens: int
     """how many were looked at"""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def activation_matches(

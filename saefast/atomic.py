@@ -41,7 +41,10 @@ def write_tensors(
         part.parent.mkdir()
         try:
             there = {name: value.contiguous().cpu() for name, value in tensors.items()}
+            part.touch()
+            mode = part.stat().st_mode  # what others may do with files here; save_file asks nobody
             save_file(there, part, metadata)
+            part.chmod(mode)
         except SafetensorError as error:
             raise _as_os_error(error) from error
 

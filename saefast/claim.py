@@ -20,7 +20,11 @@ class Claim:
 
     def __init__(self, folder: Path) -> None:
         self._new = None if folder.exists() else folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            reason = "is no folder, or lies below a file; choose another one"
+            raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from error
         self.release: Callable[[], object] = lambda: None
         if os.name == "nt":  # folders cannot be locked there
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast.brief import brief
 from saefast.types import Stability
 
 
@@ -27,6 +28,8 @@ class Clusters:
     """[c] int64: of how many dictionaries they are"""
     complete: Tensor
     """[c] bool: whether all of them are linked with one another"""
+
+    __repr__ = brief
 
     def by_dictionaries(self) -> list[dict[str, int]]:
         """How many clusters are in 1, 2, ... dictionaries: complete ones and chains."""

@@ -96,6 +96,12 @@ class TrainConfig:
         checks.between("k", self.k, 1, self.latents, "the number of latents")
         checks.one_of("variant", self.variant, VARIANTS)
         _check_seeds(self.seeds)
+        for name, value, kind in (("rules", self.rules, Rules), ("auxk", self.auxk, AuxK)):
+            if not isinstance(value, kind) and not (name == "auxk" and value is None):
+                raise TypeError(
+                    f"{name} must be a saefast.{kind.__name__}, such as {kind.__name__}()"
+                    f"{' or None' * (name == 'auxk')}, got {type(value).__name__}"
+                )
         if self.lr is not None:
             checks.at_least("lr", self.lr, 0)
         if self.k_start is not None:
@@ -159,6 +165,11 @@ class TrainConfig:
 
 def check_shared(configs: Sequence[TrainConfig]) -> None:
     """The configs can be trained on one stream, each into folders of its own."""
+    for config in configs:
+        if not isinstance(config, TrainConfig):
+            raise TypeError(
+                f"config must be a saefast.TrainConfig or several, got {type(config).__name__}"
+            )
     if not configs:
         raise ValueError("config must name at least one SAE, got an empty sequence")
     for name in SHARED:
@@ -181,7 +192,9 @@ def labels_of(configs: Sequence[TrainConfig]) -> list[str]:
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:
     if not isinstance(seeds, tuple) or not seeds:
-        raise TypeError(f"seeds must be a tuple with at least one int, got {seeds!r}")
+        raise TypeError(
+            f"seeds must be a tuple with at least one int, such as (0, 1, 2), got {seeds!r}"
+        )
     for seed in seeds:
         checks.whole("seeds", seed)
     if len(set(seeds)) < len(seeds):

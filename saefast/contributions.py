@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saefast.activations import open_activations
+from saefast.brief import brief
 from saefast.controls import mass_matched
 from saefast.dictionary import as_dictionary
 from saefast.feature_groups import Groups, Scored, feature_groups
@@ -49,6 +50,8 @@ class PairContribution:
     tests: tuple[NullTest, ...]
     """`r2_ab`, `r2_ba`, `r2` and `token_r2` beside those of random features"""
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Contributions:
@@ -59,6 +62,8 @@ class Contributions:
     """by group, then seeds; only those in which both add something that varies"""
     skipped: tuple[str, ...]
     """what could not be computed, and why"""
+
+    __repr__ = brief
 
     def as_rows(self) -> list[dict[str, Any]]:
         """A row for each pair; means and p-values of the null are columns such as `r2_p`."""

@@ -1,7 +1,10 @@
 """Whatever holds the features of an SAE, as a Dictionary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
     elif not isinstance(source, Dictionary):
         raise TypeError(
             f"{name} must be a tensor [m, d], a saefast.SAE or a saefast.Dictionary, got "
-            f"{type(source).__name__}"
+            f"{type(source).__name__}{_way_from(source)}"
         )
     _check(source, name, decoder)
     return source
@@ -34,6 +37,11 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
 
 def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Dictionary]:
     """Several of one width, at least `least` of them."""
+    if isinstance(sources, SAE | Dictionary | str) or not isinstance(sources, Iterable):
+        raise TypeError(
+            f"dictionaries must be a sequence of tensors [m, d], saefast.SAEs or "
+            f"saefast.Dictionarys, got {type(sources).__name__}{_way_from(sources)}"
+        )
     dictionaries = [as_dictionary(source, f"dictionaries[{i}]") for i, source in enumerate(sources)]
     if len(dictionaries) < least:
         raise ValueError(
@@ -94,6 +102,17 @@ def sae_from(
                     checks.shape(name, values, tuple(mine.shape))
                 mine.copy_(values)
     return sae
+
+
+def _way_from(source: Any) -> str:
+    """How something else that holds features becomes what is wanted."""
+    if isinstance(source, str | Path):
+        return "; saefast.load_dictionaries reads files and folders"
+    if isinstance(source, np.ndarray):
+        return "; torch.from_numpy makes a tensor of it"
+    if hasattr(source, "W_dec"):
+        return "; give its W_dec, if a row is a feature, or save it and use saefast.load_sae"
+    return ""
 
 
 def _exact(source: Dictionary) -> torch.dtype:

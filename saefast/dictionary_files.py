@@ -33,6 +33,12 @@ def load_dictionaries(
     """
     if not paths:
         raise ValueError("paths must name at least one SAE or folder of SAEs, got none")
+    for given in paths:
+        if not isinstance(given, str | Path):
+            raise TypeError(
+                f"paths must be str or Path, each an argument of its own, got "
+                f"{type(given).__name__}; load_dictionaries(*paths) takes a list"
+            )
     return [
         _dictionary(path, encoder, format, allow_pickle)
         for given in paths

@@ -1,6 +1,7 @@
 """What several SAEs make of the same rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from saefast.types import SparseCode
 
 def as_saes(saes: SAE | Sequence[SAE], d: int) -> list[SAE]:
     """One or several SAEs for rows of width d."""
-    each = [saes] if isinstance(saes, SAE) else list(saes)
+    each: list[Any] = list(saes) if isinstance(saes, Iterable) else [saes]
     if not each:
         raise ValueError("saes must be at least one, got an empty sequence")
     for number, sae in enumerate(each):

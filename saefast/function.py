@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
+from saefast.brief import brief
 from saefast.controls import mass_matched, size_matched
 from saefast.encoded import as_saes, code_of
 from saefast.ops import checks
@@ -73,6 +74,8 @@ class FeatureFunction:
     effect: Tensor
     """[m] float64: how much the mean squared error of a row (summed over its width) grows if the
     feature alone is left out of the decoder's sum; negative for one that does harm"""
+
+    __repr__ = brief
 
     @property
     def lost_variance(self) -> Tensor:

@@ -48,7 +48,8 @@ class MatchPlan(NamedTuple):
             f"then {self.solver_gb:.2f} solver) beside {self.dictionaries_gb:.2f} GB of "
             f"dictionaries, which may be mapped from disk\n"
             f"work: {self.flops:.2e} FLOP; at {self.pairs_per_second:.2e} pairs/s, measured now, "
-            f"{_duration(self.seconds)}"
+            f"{_duration(self.seconds)} to find neighbours"
+            f"{', before the matching itself' if self.solver_gb else ''}"
         )
 
 
@@ -64,7 +65,19 @@ def plan_matching(
 ) -> MatchPlan:
     """What matching two dictionaries of m features of width d will take on this machine.
 
-    The rate is that of random directions; the other arguments are those of `match_features`.
+    The rate is that of random directions.
+
+    Args:
+        m: features of either dictionary.
+        d: their width.
+        neighbours: how long the lists of `one_to_one` are.
+        one_to_one: whether that is wanted, or the nearest alone.
+        absolute: whether opposite directions are alike.
+        backend: who finds the nearest, as for `match_features`.
+        memory: gigabytes, as for `match_features`.
+
+    Returns:
+        `MatchPlan`; its `sentences()` are for people.
     """
     for name, value in (("m", m), ("d", d), ("neighbours", neighbours)):
         checks.whole(name, value)

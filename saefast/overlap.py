@@ -1,12 +1,13 @@
 """What two dictionaries have in common, by every usual measure, each beside what chance finds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from saefast.brief import brief
 from saefast.dictionary import Features, as_dictionaries
 from saefast.match import match_features
 from saefast.ops import checks
@@ -37,6 +38,8 @@ class Overlap:
     """and that do not"""
     matches: dict[Key, Matches] = field(repr=False)
     """what was matched"""
+
+    __repr__ = brief
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One dict a measure: a table for pandas, polars or pyarrow."""
@@ -80,10 +83,16 @@ def measure_overlap(
         match: "nearest" lets features share a partner, "one_to_one" does not and takes longer.
         signs: "signed", "absolute" or both; each is matched anew.
         matches: what is matched already: `Overlap.matches` of an earlier call, or some of it.
-        progress: show a progress bar on stderr while matching.
+        progress: show progress bars on stderr, if it takes more than two seconds.
         options: further ones of `match_features`.
     """
+    if not isinstance(thresholds, Iterable):
+        raise TypeError(
+            f"thresholds must be a sequence of numbers, got {thresholds!r}; [0.7] is one"
+        )
     for name, given, choices in (("match", match, KINDS), ("signs", signs, SIGNS)):
+        if isinstance(given, str):
+            raise TypeError(f"{name} must be a sequence of str, got {given!r}; [{given!r}] is one")
         for one in given:
             checks.one_of(name, one, choices)
     for threshold in thresholds:
@@ -100,7 +109,7 @@ def measure_overlap(
     ]
     found = dict(matches or {})
     missing = [key for key in keys if key not in found]
-    for key in tqdm(missing, desc="matching", unit="way", disable=not progress):
+    for key in tqdm(missing, desc="overlap", unit="matching", delay=2, disable=not progress):
         first, second = reversed(pair) if key.turned else pair
         found[key] = match_features(
             first,
@@ -108,6 +117,7 @@ def measure_overlap(
             one_to_one=key.match == "one_to_one",
             side=key.side,
             absolute=key.sign == "absolute",
+            progress=progress,
             **options,
         )
     alive = [dictionary.alive for dictionary in pair]

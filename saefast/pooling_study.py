@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.brief import brief
 from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
 from saefast.match import match_features
@@ -63,6 +64,8 @@ class MethodResult:
     equal: Outcome
     """with all methods cut to the most frequent latents, as many as the least alive SAE has"""
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class PoolingStudy:
@@ -71,6 +74,8 @@ class PoolingStudy:
     results: tuple[MethodResult, ...]
     threshold: float
     margin: float
+
+    __repr__ = brief
 
     @property
     def beaten(self) -> dict[str, bool]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from saefast.brief import brief
 from saefast.ops import checks
 
 TERMS = ("constant", "group", "log_firing_rate", "log_mean")
@@ -27,6 +28,8 @@ class EffectRegression:
     """how many went in"""
     left_out: int
     """how many never fire or have an effect of exactly zero, which has no logarithm"""
+
+    __repr__ = brief
 
 
 def regress_effect(

@@ -151,6 +151,10 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> SparseCode:
         """The active latents of x [n, d]; values are not negative."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor [n, d], got {type(x).__name__}")
+        if x.shape[-1:] != (self.d,):
+            raise ValueError(f"x must have the width of the SAE, {self.d}, got {tuple(x.shape)}")
         inputs, threshold = self.inputs(x), self.threshold
         if threshold is None:
             norms = torch.linalg.vector_norm(self.W_dec, dim=1) if self.by_norm else None
@@ -186,6 +190,10 @@ class SAE(nn.Module):
         [n, d] are the rows that were encoded. An SAE that normalises needs them; without them, a
         skip connection is left out.
         """
+        if not isinstance(code, tuple):
+            raise TypeError(
+                f"code must be a SparseCode, as encode returns, got {type(code).__name__}"
+            )
         y = sparse_decode(code.values, code.indices, self.W_dec, self.b_dec)
         if self.normalise != "none":
             if x is None:

@@ -45,7 +45,8 @@ def score_stability(
 
     Args:
         dictionaries: two or more of one width, of different seeds: tensors [m, d] such as `W_dec`,
-            SAEs or `Dictionary`s. Their sizes may differ.
+            SAEs or `Dictionary`s. Their sizes may differ. Only a `Dictionary` can know which
+            features never fire: `load_dictionaries(run)` does, an SAE in memory does not.
         threshold: the least similarity of a match. "null" takes what only one in a thousand random
             directions reaches, given the width and how many features the other dictionary has
             alive; that is a null for cosines, not for correlations of activations.
@@ -91,7 +92,12 @@ def score_stability(
 
 
 def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> Stability:
-    """The same matches, counted from another threshold on; costs no matching."""
+    """The same matches, counted from another threshold on; costs no matching.
+
+    Args:
+        stability: what `score_stability` returned.
+        threshold: as there.
+    """
     _check_threshold(threshold)
     rule = stability.rule._replace(threshold=threshold)
     return _scored(stability.similarity, stability.partner, stability.alive, rule)
@@ -118,7 +124,17 @@ def stability_curve(
     stable_cut: float = 0.8,
     unstable_cut: float = 0.2,
 ) -> list[CurvePoint]:
-    """Mean score, stable and unstable share at each threshold; a convention is no argument."""
+    """Mean score, stable and unstable share at each threshold; a convention is no argument.
+
+    Args:
+        stability: what `score_stability` returned.
+        thresholds: of the match, not of the score.
+        stable_cut: a feature is stable if at least this share of the other SAEs has it.
+        unstable_cut: and unstable if at most this share has it.
+
+    Returns:
+        A `CurvePoint` for each threshold.
+    """
     weights = torch.tensor([float(alive.sum()) for alive in stability.alive]).double()
     others = len(weights) - 1
     points = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass, Rows
+from saefast.brief import brief
 from saefast.encoded import as_saes, code_of
 from saefast.largest import Largest
 from saefast.ops import checks
@@ -78,6 +79,8 @@ class FeatureStatistics:
     """[m] float64"""
     mean_position: Tensor | None
     """[m] float64 of the firings"""
+
+    __repr__ = brief
 
     @property
     def firing_rate(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from saefast.atomic import PART
 from saefast.claim import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
-from saefast.formats.found import find
+from saefast.formats.found import beside_sae, find
 from saefast.formats.parts import Parts, parts_of
 from saefast.ops import checks
 from saefast.sae import SAE
@@ -48,12 +48,14 @@ def load_sae(
         The SAE, on the CPU. What the file said besides is in its `metadata`, and `save_sae` writes
         it again.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be a str or Path, got {type(path).__name__}")
     parts = _read(Path(path), format, allow_pickle, k, threshold)
     return parts.as_sae(Path(path))
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
-    """Write `sae` as the folder `path`, replacing one that is there; returns the path.
+    """Write `sae` as the folder `path`, replacing an SAE that is there; returns the path.
 
     The new folder is complete and on the disk before it gets its name, and the old one is removed
     last. A process that is killed leaves `.NAME.part` beside it, and the next attempt clears that;
@@ -62,12 +64,15 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
 
     Args:
         sae: what to write.
-        path: the folder; for the formats that are one file (openai, gemma_scope, qwen_scope) the
-            file, if `path` ends as its name does (.pt, .npz).
+        path: the folder, a new one or one that holds an SAE and nothing else; for the formats that
+            are one file (openai, gemma_scope, qwen_scope) the file, if `path` ends as its name does
+            (.pt, .npz).
         format: one of those of `load_sae`. If it cannot hold the SAE, the ValueError says why.
             Only llamascopium chooses by norm; elsewhere such an SAE gets decoder rows of norm one,
             and values that are larger by their norms.
     """
+    if not isinstance(sae, SAE):
+        raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
     return _write(parts_of(sae), Path(path), format)
 
 
@@ -95,8 +100,16 @@ def convert(
     What is written is an SAE for inference, also where `src` is a checkpoint of a training or a
     backup: factors by which activations were scaled are folded in, since readers of such a folder
     would not apply them, and the optimiser's state stays behind. Firing rates come along where both
-    formats have them. The other arguments are those of
-    `load_sae`.
+    formats have them.
+
+    Args:
+        src: a folder with one SAE in it, or a file of tensors.
+        dst: where it is to be, as for `save_sae`.
+        to: the format to write, one of those of `load_sae`.
+        format: that of `src`; this and the rest as for `load_sae`.
+        allow_pickle: whether a file that holds more than tensors may run the code in it.
+        k: how many latents are active, for files that do not say so.
+        threshold: what values must exceed, for BatchTopK SAEs whose files do not say so.
     """
     checks.one_of("to", to, tuple(FORMATS))
     parts = _read(Path(src), format, allow_pickle, k, threshold)
@@ -119,11 +132,14 @@ def _read(
 def _write(parts: Parts, path: Path, format: str) -> Path:
     checks.one_of("format", format, tuple(FORMATS))
     writer = FORMATS[format]
+    one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix
+    if not one_file:
+        _may_be_replaced(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _room_beside(path) as room:
         new = Path(tempfile.mkdtemp(dir=room))
         writer.write(parts, new)
-        if writer.FILE is not None and path.suffix == Path(writer.FILE).suffix:
+        if writer.FILE is not None and one_file:
             (new / writer.FILE).replace(path)
             return path
         new.chmod(0o755)
@@ -134,6 +150,20 @@ def _write(parts: Parts, path: Path, format: str) -> Path:
         finally:
             _bring_back(room, path)
     return path
+
+
+def _may_be_replaced(path: Path) -> None:
+    """All that is lost there is an older SAE: no run, no activations, nothing of the user's."""
+    if path.is_dir():
+        own = {module.FILE for module in FORMATS.values()}
+        held = ", ".join([name for name in beside_sae(path) if name not in own][:8])
+    else:
+        held = "a file of that name" if path.exists() else ""
+    if held:
+        raise FileExistsError(
+            f"path must be a new folder, or one that holds an SAE and nothing else, since it is "
+            f"replaced, but at {path} there is {held}; choose another path"
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from saefast.brief import brief
 from saefast.null_tests import NullTest
 
 Table = list[dict[str, Any]]
@@ -48,6 +49,8 @@ class GroupSpectrum:
     tests: tuple[NullTest, ...]
     """of "effective_rank", "participation_ratio" and "energy_rank" """
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class PairOverlap:
@@ -83,6 +86,8 @@ class PairOverlap:
     tests: tuple[NullTest, ...]
     """of "overlap", "capture_ab" and "capture_ba" at the rank, and of "shared_dimensions" """
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Subspaces:
@@ -95,6 +100,8 @@ class Subspaces:
     """by group, then seeds; only those in which both have features"""
     skipped: tuple[str, ...]
     """what could not be computed, and why"""
+
+    __repr__ = brief
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -65,31 +65,47 @@ def train_saes(
     Returns:
         The SAEs in the order of configs and seeds. They take activations as they come.
     """
-    configs = (config,) if isinstance(config, TrainConfig) else tuple(config)
+    configs = tuple(config) if isinstance(config, Sequence) else (config,)
     check_shared(configs)
     for name in log_to:
         checks.one_of("log_to", name, LOGGERS)
     checks.whole("log_every", log_every)
     checks.at_least("log_every", log_every, 1)
     checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = _device(device)
     source = open_activations(activations)
     starts = _starts(initial, configs)
     with nullcontext() if out is None else Claim(Path(out)):
         run = None if out is None else _run_file(Path(out), configs, source, starts, resume)
         if run is not None and run.finished:
-            return [load_sae(run.out / label).to(device) for label in labels_of(configs)]
+            return [load_sae(run.out / label).to(where) for label in labels_of(configs)]
         folder, after = (None, 0) if run is None else (run.out, run.step)
         log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
         try:
-            training = Training(configs, source, torch.device(device), run, starts)
+            training = Training(configs, source, where, run, starts)
             training.train(log, log_every, checkpoint_minutes, progress)
         finally:
             for logger in log:
                 logger.close()
         training.finish(keep_training)
         return training.results()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Where to train; a GPU only where torch has one."""
+    has_gpu = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if has_gpu else "cpu")
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {device!r}") from error
+    if where.type == "cuda" and not has_gpu:
+        raise ValueError(
+            f"device must be one that this torch, {torch.__version__}, has, got {device!r}, but it "
+            f"has no CUDA GPU; use device='cpu' or None"
+        )
+    return where
 
 
 def _starts(

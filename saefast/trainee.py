@@ -47,9 +47,11 @@ class Trainee:
 
     @property
     def state(self) -> dict[str, Tensor]:
+        """What a resume needs besides the weights; the tensors themselves."""
         return {**self.step.state, "meter": self.meter.sums, "fired": self.fired}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over a state that was kept."""
         self.meter.sums.copy_(state.pop("meter"))
         self.fired.copy_(state.pop("fired"))
         self.step.restore(state)
@@ -91,6 +93,7 @@ class Trainee:
         }
 
     def diverged(self, number: int, where: str) -> str:
+        """What is told of a loss that is no number."""
         return (
             f"the training of {self.label} diverged: its loss is NaN or infinite at step {number}, "
             f"{where}; a lower lr may help"
@@ -98,4 +101,5 @@ class Trainee:
 
     @property
     def firing_rate(self) -> Tensor:
+        """[m] float64: on which share of the last tenth's rows each latent fired."""
         return self.fired.double() / (self._tail * self.config.batch_size)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from saefast.brief import brief
+
 
 class SparseCode(NamedTuple):
     """The active latents of n rows.
@@ -21,6 +23,9 @@ class SparseCode(NamedTuple):
     """[n, k]"""
     indices: Tensor
     """[n, k] int64"""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def to_dense(self, latents: int) -> Tensor:
         """The code as an [n, latents] matrix."""
@@ -55,6 +60,9 @@ class ThresholdCode(NamedTuple):
     counts: Tensor
     """[n] int64 how many latents are active, which may be more than `width`"""
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True)
 class Dictionary:
@@ -70,6 +78,8 @@ class Dictionary:
     """[d]"""
     firing_rate: Tensor | None = None
     """[m] on which share of tokens each feature fires"""
+
+    __repr__ = brief
 
     @property
     def m(self) -> int:
@@ -110,6 +120,9 @@ class Matches(NamedTuple):
     proof. 0 for rows of zeros"""
     column_price: Tensor | None = None
     """[m2] float64: the price of being wanted, 0 for those that are free"""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 CURVE = tuple(i / 50 for i in range(1, 51))
@@ -168,6 +181,8 @@ class Stability:
     rule: StabilityRule
     """what counted as a match"""
 
+    __repr__ = brief
+
     def stable(self, cut: float = 0.8) -> tuple[Tensor, ...]:
         """[m] bool for each dictionary: the features alive with a score of at least `cut`."""
         return tuple(
@@ -182,6 +197,10 @@ class Stability:
 
     def groups(self, stable: float = 0.8, unstable: float = 0.2) -> list[dict[str, Tensor]]:
         """For each dictionary {"stable": mask, "unstable": mask}, as `feature_function` wants."""
+        if not 0 <= unstable < stable <= 1:
+            raise ValueError(
+                f"stable must be a share above unstable, {unstable}, and at most 1, got {stable}"
+            )
         each = zip(self.stable(stable), self.unstable(unstable), strict=True)
         return [{"stable": its, "unstable": others} for its, others in each]
 

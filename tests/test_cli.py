@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from tiny_run import SETTINGS, as_toml
 
 import saefast
+from saefast.activations import StoreWriter
 from saefast.cli import COMMANDS, INTERRUPTED, main
 from saefast.synthetic import PlantedWorld
 
@@ -46,6 +48,10 @@ def test_a_run_makes_a_report_and_says_what_it_found(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert main(["run", str(settings_file), "--out", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert main(["run", str(settings_file), "--out", str(run)]) == 0
+    assert capsys.readouterr().err == (
+        f"all of it was finished before: nothing in {run} has changed\n"
+    )
     assert all(stage["was_finished"] for stage in told["stages"].values())
     assert list(told["stages"])[-1] == "report"
     assert any(each["topic"] == "Worth" for each in told["findings"])
@@ -101,6 +107,13 @@ def test_sae_files_are_matched_without_a_run(
     share = float((found.similarity >= 0.7).double().mean())
     assert told["shared_at_0.7"] == {"0-1": pytest.approx(share)}
     assert told["written"] == [str(out / "0-1.parquet")]
+    # All of a run's, too, beside what the run itself keeps.
+    assert main(["match", str(run), "--out", str(tmp_path / "all"), "--one-to-one", "--json"]) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert len(every["written"]) == 6
+    assert every["shared_at_0.7"]["0-1"] == told["shared_at_0.7"]["0-1"]
+    assert main(["match", str(run), "--one-to-one"]) == 1
+    assert "one_to_one and side need out" in capsys.readouterr().err
 
 
 def test_activations_in_a_file_are_trained_on(
@@ -111,7 +124,9 @@ def test_activations_in_a_file_are_trained_on(
     out = tmp_path / "run"
     sizes = ["--latents", "24", "--k", "2", "--tokens", "1200", "--batch-size", "100"]
     assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "5"]) == 0
-    assert "trained 2 SAEs on 1,200 rows each" in capsys.readouterr().out
+    assert (
+        "trained 2 SAEs on 1,200 rows each: 2 times the 600 of width 12" in capsys.readouterr().out
+    )
     assert saefast.load_sae(out / "seed-5").m == 24
     assert main(["match", str(out)]) == 0
     assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "6"]) == 1
@@ -207,7 +222,10 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["screen"]["chosen"] in facts["screen"]["measured_ms"]
     assert main(["info"]) == 0
-    assert "active" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "active" in told
+    assert "  cpp: live\n" in told
+    assert "{" not in told
 
 
 @pytest.mark.parametrize(
@@ -218,6 +236,14 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
         (["report", "nothing-there"], "holds no run"),
         (["match"], "two SAEs at least"),
         (["bench", "encode"], "in a checkout"),
+        (
+            ["run", "one.json"],
+            "seeds must be two or more for their features to be matched, got (3,)",
+        ),
+        (
+            ["demo", "--out", "store"],
+            "out must be the folder of a run, but store holds activations",
+        ),
     ],
 )
 def test_an_impossible_wish_fails_with_one_line(
@@ -228,7 +254,12 @@ def test_an_impossible_wish_fails_with_one_line(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.json").write_text('{"planted": {}, "train": {"latents": 64, "seeds": [3]}}')
+    with StoreWriter("store", 2) as store:
+        store.append(torch.ones(1, 2))
+    before = sorted(tmp_path.rglob("*"))
     assert main(arguments) == 1
+    assert sorted(tmp_path.rglob("*")) == before
     told = capsys.readouterr().err
     assert said in told
     assert told.startswith("saefast: ")
@@ -249,7 +280,20 @@ def test_every_command_explains_itself_and_its_defaults(
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "--json" in told
+    assert not re.search(r"^. (STR|PATH) ", told, re.MULTILINE)  # what is given has a name
     assert "(default:" in told
+
+
+def test_the_help_breaks_lines_where_the_terminal_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Not where the docstring does."""
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main(["harvest", "--help"])
+    told = capsys.readouterr().out
+    assert "a folder, a GGUF file, or a name on the Hugging Face hub." in told
+    assert "For example: saefast harvest" in told
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:

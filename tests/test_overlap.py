@@ -1,6 +1,7 @@
 """measure_overlap against plain matrices, on copies, and at its nulls."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -242,3 +243,19 @@ def test_who_is_alone_is_mutual_with_his_nearest():
         mutual = result.find("mutual", of=of, sign="signed")
         assert mutual.value == pytest.approx(expected)
         assert mutual.null == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_of_each_matching_are_shown_where_they_are_wanted(
+    progress: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def listening(*dictionaries: Any, progress: bool = True, **options: Any) -> Any:
+        asked.append(progress)
+        return saefast.match_features(*dictionaries, **options)
+
+    monkeypatch.setattr("saefast.overlap.match_features", listening)
+    rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    saefast.measure_overlap(rows, rows.flip(0), progress=progress)
+    assert set(asked) == {progress}

@@ -95,6 +95,16 @@ def test_other_settings_of_training_are_refused(run: Path) -> None:
     other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, lr=0.5))
     with pytest.raises(ValueError, match=r"cannot be resumed.*lr"):
         go_on(run, other, "train")
+    assert settings_of(run) == settings  # what was refused is not what the run was asked for
+    assert go_on(run, settings) == ["report"]
+
+
+def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
+    train = {"latents": 64, "seeds": [0, 1]}
+    settings = settings_from({"store": {"train": str(tmp_path / "nowhere")}, "train": train})
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; activations are a store"):
+        run_pipeline(settings, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:

@@ -10,6 +10,8 @@ from tolerance import assert_same_bits
 
 import saefast
 from saefast import SAE
+from saefast.activations import StoreWriter
+from saefast.formats import FORMATS
 from saefast.sae import VARIANTS
 
 
@@ -59,6 +61,50 @@ def test_saving_replaces_and_a_failure_keeps_the_old(
         saefast.save_sae(SAE(7, 20, k=4, seed=2), folder)
     assert saefast.load_sae(folder).k == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
+
+
+@pytest.mark.parametrize("there", ["run", "store", "model", "file"])
+def test_saving_replaces_nothing_but_saes(tmp_path: Path, there: str) -> None:
+    sae, path = SAE(7, 20, k=3, seed=0), tmp_path / "mine"
+    if there == "run":
+        saefast.save_sae(sae, path / "seed-0")
+        (path / "run.json").write_text("{}")
+    elif there == "store":
+        with StoreWriter(path, 7) as store:
+            store.append(torch.ones(3, 7))
+    elif there == "model":
+        path.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (path / name).write_bytes(b"")
+    else:
+        path.write_text("notes")
+    before = {p: p.read_bytes() for p in (path, *path.rglob("*")) if p.is_file()}
+    for save in (
+        lambda: saefast.save_sae(sae, path),
+        lambda: saefast.convert(saefast.save_sae(sae, tmp_path / "sae"), path, to="sparsify"),
+    ):
+        with pytest.raises(FileExistsError, match="path must be a new folder, or one that holds"):
+            save()
+    assert {p: p.read_bytes() for p in (path, *path.rglob("*")) if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_every_format_replaces_its_own(tmp_path: Path, name: str) -> None:
+    variant = "jumprelu" if name == "gemma_scope" else "topk"
+    normalise = "layer_norm" if name == "openai" else "none"
+    sae = SAE(7, 20, k=3, seed=0, variant=variant, normalise=normalise)
+    for _ in range(2):
+        saefast.save_sae(sae, tmp_path / "sae", format=name)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~mask}
 
 
 def test_the_old_folder_stays_until_the_new_one_is_written(

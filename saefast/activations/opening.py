@@ -13,7 +13,7 @@ from saefast.activations.iterator import IteratorActivations
 from saefast.activations.protocol import Activations
 from saefast.activations.sae_lens import open_sae_lens
 from saefast.activations.store import INDEX, StoreActivations
-from saefast.activations.tensors import TensorActivations
+from saefast.activations.tensors import TensorActivations, as_rows
 
 
 def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Activations:
@@ -26,7 +26,7 @@ def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Acti
     if callable(getattr(source, "batches", None)):
         return cast(Activations, source)
     if isinstance(source, Tensor | np.ndarray):
-        return TensorActivations(source, dtype=dtype)
+        return TensorActivations(as_rows("activations", source), dtype=dtype)
     if isinstance(source, str | Path):
         return _open_path(Path(source), dtype)
     if isinstance(source, Iterable):
@@ -39,7 +39,10 @@ def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Acti
 
 def _open_path(path: Path, dtype: torch.dtype) -> Activations:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(
+            f"{path} does not exist; activations are a store, which `saefast harvest` writes, an "
+            f".npy, .pt or .safetensors file, or a folder that SAELens cached"
+        )
     if path.is_dir():
         if (path / INDEX).is_file():
             return StoreActivations(path, dtype=dtype)

@@ -1,5 +1,7 @@
 """The command line: a thin door to one function for each command."""
 
+import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +29,7 @@ _DESCRIPTION = """Fast sparse autoencoders, and which of their features to trust
 Begin with `saefast demo`. Every command says what it wrote, can be interrupted with Ctrl-C, and
 goes on when it is started again. Any command takes --debug, to see where an error came from."""
 
+
 INTERRUPTED = 130
 
 
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `saefast`: 0 if it did what was asked, 1 with a sentence if it could not."""
     import tyro
 
+    for command in COMMANDS.values():
+        command.__doc__ = _flowing(command.__doc__ or "")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
@@ -53,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _flowing(doc: str) -> str:
+    """A docstring with each paragraph and each argument on one line: the terminal breaks them."""
+    said, _, arguments = inspect.cleandoc(doc).partition("\n\nArgs:\n")
+    said = re.sub(r"(?<!\n)\n(?!\n)", " ", said)
+    arguments = re.sub(r"\n {8}", " ", arguments)
+    return f"{said}\n\nArgs:\n{arguments}" if arguments else said
 
 
 def _line(error: Exception) -> str:

@@ -4,15 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.telling import Json, tell, wants_bars
+from saefast.cli.telling import Json, called, tell, wants_bars
 
 
 def harvest(
-    model: tyro.conf.Positional[str],
+    model: Annotated[tyro.conf.Positional[str], called("MODEL")],
     out: Path,
     site: str = "resid.12",
     tokens: int = 200_000,
@@ -66,8 +66,8 @@ def harvest(
 
 
 def convert(
-    source: tyro.conf.Positional[Path],
-    target: tyro.conf.Positional[Path],
+    source: Annotated[tyro.conf.Positional[Path], called("SOURCE")],
+    target: Annotated[tyro.conf.Positional[Path], called("TARGET")],
     to: str = "sae_lens",
     format: str = "auto",
     allow_pickle: bool = False,
@@ -79,8 +79,9 @@ def convert(
 
     Args:
         source: The SAE: a folder or a file.
-        target: Folder to write.
-        to: Format to write: sae_lens, sparsify, dictionary_learning and others.
+        target: Folder to write: a new one, or one with an SAE, which is replaced.
+        to: Format to write: sae_lens, sparsify, dictionary_learning, openai, llamascopium,
+            batch_topk, gemma_scope or qwen_scope.
         format: Format of the source; auto looks at it.
         allow_pickle: Whether a file that holds more than tensors may run the code in it.
         k: Active latents, where the source does not say.
@@ -99,7 +100,7 @@ def convert(
 
 
 def bench(
-    case: tyro.conf.Positional[str],
+    case: Annotated[tyro.conf.Positional[str], called("CASE")],
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Time one case beside its rivals; run this in a checkout of the repository.
@@ -135,4 +136,15 @@ def info(json_output: Json = False) -> None:
             continue
         print(f"{key}:")
         for name, fact in value.items():
-            print(f"  {name}: {fact}")
+            print(f"  {name}: {_said(fact)}")
+
+
+def _said(fact: Any) -> str:
+    """For people; --json is for programs."""
+    if isinstance(fact, list):
+        return ", ".join(map(str, fact))
+    if isinstance(fact, dict) and "live" in fact:
+        return "live" if fact["live"] else f"not live: {fact['why']}"
+    if isinstance(fact, dict):
+        return ", ".join(f"{key} {value:.3g}" for key, value in fact.items())
+    return str(fact)

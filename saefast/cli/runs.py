@@ -4,11 +4,11 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from saefast.cli.telling import Json, tell, wants_bars
+from saefast.cli.telling import Json, called, tell, wants_bars
 
 
 def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Json = False) -> None:
@@ -28,7 +28,7 @@ def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Jso
 
 
 def run(
-    config: tyro.conf.Positional[str],
+    config: Annotated[tyro.conf.Positional[str], called("SETTINGS")],
     out: Path | None = None,
     until: str = "report",
     json_output: Json = False,
@@ -64,7 +64,7 @@ def run(
 
 
 def train(
-    activations: tyro.conf.Positional[Path],
+    activations: Annotated[tyro.conf.Positional[Path], called("ACTIVATIONS")],
     out: Path,
     latents: int,
     k: int = 32,
@@ -98,6 +98,7 @@ def train(
     from saefast.auxk import AuxK
     from saefast.config import TrainConfig
     from saefast.pipeline import RunSettings, Stores
+    from saefast.run_files import read_json
 
     config = TrainConfig(
         latents=latents,
@@ -113,7 +114,14 @@ def train(
     settings = RunSettings(Stores(places[0] or "", places[1] or ""), config)
     outcomes = staged(settings, out, "train", json_output)
     number = len(config.seeds)
-    sentence = f"trained {number} SAE{'s' if number > 1 else ''} on {tokens:,} rows each"
+    data = (read_json(out / "run.json") or {})["data"]
+    there = (
+        "" if data["rows"] is None else f": {tokens / data['rows']:.3g} times the {data['rows']:,}"
+    )
+    sentence = (
+        f"trained {number} SAE{'s' if number > 1 else ''} on {tokens:,} rows each"
+        f"{there} of width {data['d']:,}"
+    )
     written = [out / "run.json", *(out / config.label(seed) for seed in config.seeds)]
     tell(sentence, facts_of(outcomes), written, json_output)
 
@@ -132,6 +140,7 @@ def _whole(settings: Any, out: Path, until: str, json_output: bool) -> None:
 
 
 def staged(settings: Any, out: Path, until: str, json_output: bool) -> Any:
+    """The stages up to one of them, and a line on stderr as each begins."""
     from saefast.pipeline import run_pipeline
 
     def show(line: str) -> None:
@@ -139,10 +148,14 @@ def staged(settings: Any, out: Path, until: str, json_output: bool) -> Any:
             print(line, file=sys.stderr, flush=True)
 
     bars = wants_bars(json_output)
-    return run_pipeline(settings, out, until=until, progress=bars, tell=show)
+    outcomes = run_pipeline(settings, out, until=until, progress=bars, tell=show)
+    if all(each.skipped for each in outcomes):
+        show(f"all of it was finished before: nothing in {out} has changed")
+    return outcomes
 
 
 def facts_of(outcomes: Sequence[Any]) -> dict[str, Any]:
+    """What --json tells of stages."""
     return {
         "stages": {
             each.stage: {"seconds": round(each.seconds, 1), "was_finished": each.skipped}

@@ -2,14 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from saefast.cli.runs import facts_of, staged
-from saefast.cli.telling import Json, tell, wants_bars
+from saefast.cli.telling import Json, called, tell, wants_bars
 
-Run = tyro.conf.Positional[Path]
+Run = Annotated[tyro.conf.Positional[Path], called("RUN")]
 Threshold = float | Literal["null"]
 
 _TOPICS = {
@@ -23,7 +23,9 @@ _TOPICS = {
 
 
 def match(
-    sources: tyro.conf.Positional[tuple[Path, ...]],
+    sources: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], called("RUN | SAE SAE ...", "(required)")
+    ],
     out: Path | None = None,
     one_to_one: bool = False,
     side: Literal["decoder", "encoder"] = "decoder",
@@ -35,23 +37,23 @@ def match(
 
     Args:
         sources: The folder of a run, or two and more SAEs in any format.
-        out: Folder for a table of each pair, for SAEs that are no run.
+        out: Folder for a table of each pair. A run, where this is not given, keeps its own.
         one_to_one: Pair each feature with one other at most, such that the sum of all
             similarities is the greatest there is.
         side: Which rows are compared.
     """
-    if len(sources) == 1:
+    if len(sources) == 1 and out is None:
         if one_to_one or side != "decoder":
             raise ValueError(
-                "one_to_one and side are for SAEs that are no run; a run keeps both sides, and "
-                "saefast stability chooses"
+                "one_to_one and side need out, a folder for their tables; a run itself keeps the "
+                "nearest of both sides, and saefast stability chooses"
             )
         _stage(sources[0], "match", {}, json_output)
         return
     from saefast.dictionary_files import load_dictionaries
     from saefast.match_all import match_all
 
-    if len(sources) < 2:
+    if not sources:
         raise ValueError("sources must be a run, or two SAEs at least, got none")
     each = load_dictionaries(*sources, encoder=side == "encoder")
     found = match_all(
@@ -76,7 +78,8 @@ def stability(
 ) -> None:
     """Score how likely each feature is to be found again by an SAE from another seed.
 
-    What is not given stays as the run has it (at first: threshold 0.7, nearest, decoder, 0.8, 0.2).
+    What is not given stays as the run has it (at first: threshold 0.7, match nearest,
+    side decoder, stable 0.8, unstable 0.2).
 
     Args:
         run: Folder of the run.

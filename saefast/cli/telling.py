@@ -11,6 +11,11 @@ import tyro
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object instead of text.")]
 
 
+def called(name: str, default: str | None = None) -> Any:
+    """What the help calls an argument that is known by its place, and says of its default."""
+    return tyro.conf.arg(metavar=name, help_behavior_hint=default)
+
+
 def wants_bars(json_output: bool) -> bool:
     """Whether somebody is watching."""
     return sys.stderr.isatty() and not json_output

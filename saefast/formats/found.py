@@ -160,7 +160,7 @@ def find(
 ) -> Found:
     """Open what is at `path`: a file of tensors, or a folder that holds one."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist{_on_the_hub(path)}")
     weights = weights_in(path) if path.is_dir() else path
     folders = (path, path) if path.is_dir() else (path.parent, path.parent.parent)
     # Checkpoints lie one folder below the settings of their run.
@@ -200,6 +200,12 @@ def weights_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def beside_sae(folder: Path) -> list[str]:
+    """What a folder holds that is no part of an SAE."""
+    known = {*CONFIGS, *_KNOWN, *_COMPANIONS}
+    return sorted(p.name for p in folder.iterdir() if p.name not in known or not p.is_file())
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     if path.stat().st_size > _LONGEST_CONFIG:
@@ -218,6 +224,16 @@ def positive(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
         return None
     return float(value)
+
+
+def _on_the_hub(path: Path) -> str:
+    """How to get what may be the name of a repository there."""
+    if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
+        return ""
+    return (
+        f"; nothing is downloaded here: if that is a name on the Hugging Face hub, give the folder "
+        f"that huggingface_hub.snapshot_download({str(path)!r}) returns"
+    )
 
 
 def _nothing_at(path: Path, config: dict[str, Any]) -> str:

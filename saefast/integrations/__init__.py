@@ -1,1 +1,12 @@
-"""Drop-ins for other packages: each module here imports the package it is for."""
+"""Drop-ins for other packages: each module here imports the package it is for, when it is named."""
+
+from importlib import import_module
+from typing import Any
+
+_PEERS = ("delphi", "dictionary_learning", "sae_bench", "sae_lens", "sparsify")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PEERS:
+        return import_module(f"saefast.integrations.{name}")
+    raise AttributeError(f"module 'saefast.integrations' has no attribute {name!r}")

@@ -68,7 +68,10 @@ def _planted(data: Planted, rows: int, stream: int, path: Path, progress: bool) 
     if (path / INDEX).is_file() and read_index(path).metadata != about:
         raise ValueError(f"{path} holds rows of another world; choose another folder for the run")
     writer = StoreWriter(path, data.d, dtype=torch.float32, metadata=about, resume=True)
-    with writer, tqdm(total=rows, desc="plant", unit="row", disable=not progress) as bar:
+    with (
+        writer,
+        tqdm(total=rows, desc="planting", unit="row", unit_scale=True, disable=not progress) as bar,
+    ):
         done = 0
         for block in world.blocks(rows, seed=stream):
             missing = block.x[max(writer.rows - done, 0) :]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
-from saefast.checkpoint import RunFile
+from saefast.activations.store import INDEX
+from saefast.checkpoint import RUN, RunFile
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
 from saefast.pipeline.evaluation import evaluate
@@ -170,9 +171,13 @@ def run_pipeline(
         raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
     run = Path(out)
     job = Job(run, settings, progress)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / SETTINGS, settings.to_dict())
     wanted = _needed(until)
+    _check(job, wanted)
+    run.mkdir(parents=True, exist_ok=True)
+    # Other settings than those it was trained with are refused, and must not stay in their place.
+    trained = RunFile.read(run) is not None
+    if not trained:
+        write_json(run / SETTINGS, settings.to_dict())
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
         begun = time.perf_counter()
@@ -181,6 +186,8 @@ def run_pipeline(
             tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
             stage.work(job)
             _finish(job, stage, time.perf_counter() - begun)
+        if trained and stage.name == "train":
+            write_json(run / SETTINGS, settings.to_dict())
         written = tuple(run / name for name in stage.files)
         outcomes.append(Outcome(stage.name, time.perf_counter() - begun, skipped, written))
     return outcomes
@@ -191,8 +198,13 @@ def settings_of(run: str | Path) -> RunSettings:
     path = Path(run) / SETTINGS
     told = read_json(path) or _settings_of_training(Path(run))
     if told is None:
+        what = (
+            f"holds no run: neither {SETTINGS} nor {RUN}"
+            if path.parent.exists()
+            else "is not there"
+        )
         raise FileNotFoundError(
-            f"{path} does not exist; a run is begun with saefast run, demo or train"
+            f"{path.parent} {what}; a run is begun with saefast run, demo or train"
         )
     try:
         return settings_from(told)
@@ -213,6 +225,20 @@ def _settings_of_training(run: Path) -> dict[str, Any] | None:
             f"alone, trained to the end: finish it, or give the folders to saefast match"
         )
     return {"trained": {}, "train": {k: v for k, v in configs[0].items() if k != "loss"}}
+
+
+def _check(job: Job, wanted: set[str]) -> None:
+    """What cannot be is told before anything is written or trained."""
+    if (job.run / INDEX).is_file():
+        raise FileExistsError(f"out must be the folder of a run, but {job.run} holds activations")
+    if "match" in wanted and len(job.seeds) < 2:
+        raise ValueError(
+            f"seeds must be two or more for their features to be matched, got {job.seeds}; with "
+            f"until='train' one is enough"
+        )
+    if isinstance(job.settings.data, Stores):
+        for path in {job.train_rows, job.held_out_rows}:
+            open_activations(str(path))
 
 
 def _needed(name: str) -> set[str]:

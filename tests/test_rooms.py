@@ -1,0 +1,29 @@
+"""What `import saefast` gives, and what it leaves until it is named."""
+
+import subprocess
+import sys
+
+import pytest
+
+import saefast
+
+
+def test_rooms_are_there_when_they_are_named_and_not_before() -> None:
+    script = (
+        "import sys, saefast\n"
+        "before = [name for name in saefast._ROOMS if f'saefast.{name}' in sys.modules]\n"
+        "rooms = [getattr(saefast, name).__name__ for name in saefast._ROOMS]\n"
+        "saefast.integrations.sae_bench\n"
+        "print(before, *rooms)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["[]", *(f"saefast.{name}" for name in saefast._ROOMS)]
+
+
+def test_other_names_are_errors() -> None:
+    with pytest.raises(AttributeError, match="'saefast' has no attribute 'studdies'"):
+        _ = saefast.studdies
+    with pytest.raises(AttributeError, match="has no attribute 'nobody'"):
+        _ = saefast.integrations.nobody
