@@ -61,8 +61,7 @@ def main() -> None:
     )
     saes = saefast.train_saes(store, config, out=asked.out, resume=True)
 
-    # From disk, where it is known which features never fire: those count nowhere.
-    stability = saefast.score_stability(saefast.load_dictionaries(asked.out))
+    stability = saefast.score_stability(saes)
     groups = stability.groups()[0]
     stable = groups["stable"]
     alive = int(stability.alive[0].sum())

@@ -58,8 +58,7 @@ def main() -> None:
     )
     saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # goes on after Ctrl-C
 
-    # From disk, where it is known which features never fire: those count nowhere.
-    stability = saefast.score_stability(saefast.load_dictionaries(asked.out))
+    stability = saefast.score_stability(saes)
     print("features that come back in the other three SAEs, by how many of them:")
     support = torch.cat(stability.support)
     for others in range(4):

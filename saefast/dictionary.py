@@ -22,8 +22,13 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
     """The features of an SAE, or a tensor [m, d] of decoder rows; `name` is for errors."""
     decoder = name if isinstance(source, Tensor) else f"{name}.W_dec"
     if isinstance(source, SAE):
-        rows = (source.W_dec, source.W_enc, source.b_enc, source.b_dec)
-        source = Dictionary(*(values.detach() for values in rows))
+        source = Dictionary(
+            source.W_dec.detach(),
+            source.W_enc.detach(),
+            source.b_enc.detach(),
+            source.b_dec.detach(),
+            source.firing_rate,
+        )
     elif isinstance(source, Tensor):
         source = Dictionary(source.detach())
     elif not isinstance(source, Dictionary):

@@ -53,7 +53,9 @@ class SAE(nn.Module):
     SAEs that normalise, choose by norm or have a skip connection come from files of others; they
     are not trained here.
 
-    `metadata` is what the file it came from said besides, by the name of the file's format.
+    `firing_rate` [m] is on which share of tokens each latent fires, as training or a file said, or
+    None; a step of training forgets it. `metadata` is what the file said besides, by the name of
+    the file's format.
     """
 
     W_enc: nn.Parameter
@@ -65,6 +67,7 @@ class SAE(nn.Module):
     b_mag: nn.Parameter
     W_skip: nn.Parameter
     batch_threshold: Tensor
+    firing_rate: Tensor | None
     metadata: dict[str, Any]
 
     def __init__(
@@ -122,6 +125,8 @@ class SAE(nn.Module):
         if variant in ("batchtopk", "matryoshka"):
             zero = torch.zeros((), dtype=dtype, device=device)
             self.register_buffer("batch_threshold", zero)
+        # Known of some SAEs only, so it is no part of the state.
+        self.register_buffer("firing_rate", None, persistent=False)
 
     @property
     def threshold(self) -> Tensor | None:

@@ -82,6 +82,7 @@ class FusedStep:
     ) -> None:
         checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
+        checks.at_least("lr", lr, 0)
         if sae.skip or sae.by_norm or sae.normalise != "none":
             raise ValueError(
                 "sae must not normalise rows, choose by norm or have a skip connection to train"
@@ -90,6 +91,7 @@ class FusedStep:
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)
         self.now = Current(sae.k)
+        sae.firing_rate = None  # it is about to change
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         # Nothing is known of the first codes, and dense ones cost the fused path most.
         self._dense = torch.tensor(self.objective.fused != ALWAYS)

@@ -4,10 +4,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from saefast.atomic import PART
 from saefast.claim import Claim
@@ -76,13 +73,10 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     return _write(parts_of(sae), Path(path), format)
 
 
-def save_into(folder: Path, sae: SAE, firing_rate: Tensor | None = None) -> None:
-    """Write the files of `sae` into a folder that holds more, each whole or not at all.
-
-    `firing_rate` [m]: on which share of tokens each latent fires.
-    """
+def save_into(folder: Path, sae: SAE) -> None:
+    """Write the files of `sae` into a folder that holds more, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    sae_lens.write(replace(parts_of(sae), firing_rate=firing_rate), folder)
+    sae_lens.write(parts_of(sae), folder)
 
 
 def convert(
@@ -113,8 +107,7 @@ def convert(
     """
     checks.one_of("to", to, tuple(FORMATS))
     parts = _read(Path(src), format, allow_pickle, k, threshold)
-    rated = replace(parts_of(parts.as_sae(Path(src))), firing_rate=parts.firing_rate)
-    return _write(rated, Path(dst), to)
+    return _write(parts_of(parts.as_sae(Path(src))), Path(dst), to)
 
 
 def _read(

@@ -153,7 +153,7 @@ class Training:
             return
         self.checkpoint()
         for trainee, sae in zip(self._trainees, self.results(), strict=True):
-            save_into(self._run.out / trainee.label, sae, trainee.firing_rate)
+            save_into(self._run.out / trainee.label, sae)
         self._run.facts["finished"] = True
         self._run.write()
         if not keep_training:
@@ -161,7 +161,12 @@ class Training:
 
     def results(self) -> list[SAE]:
         """The SAEs as they are now, for activations as they come."""
-        return [folded(trainee.step.sae, self.scales) for trainee in self._trainees]
+        saes = []
+        for trainee in self._trainees:
+            sae = folded(trainee.step.sae, self.scales)
+            sae.firing_rate = trainee.firing_rate.to(sae.W_dec.dtype)
+            saes.append(sae)
+        return saes
 
     def _prepared(self, batch: Batch) -> Prepared:
         """Checked, moved and scaled, in the reader's thread."""

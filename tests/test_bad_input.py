@@ -198,6 +198,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "x must have the dtype of the SAE, float32, got float64",
     ),
+    "step lr": (
+        lambda: FusedStep(SAE(6, 8, k=1), lr=-1.0),
+        ValueError,
+        "lr must be at least 0, got -1.0",
+    ),
     "step precision": (
         lambda: FusedStep(SAE(6, 8, k=1), precision="fp8"),
         ValueError,

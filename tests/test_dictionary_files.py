@@ -17,7 +17,7 @@ def test_dictionaries_of_a_run_come_in_order_with_their_rates(tmp_path: Path) ->
     run = tmp_path / "run"
     for seed in (10, 2):
         sae = some_sae("topk", seed)
-        saefast.storage.save_into(run / f"seed-{seed}", sae, rates)
+        sae.firing_rate = rates
         with torch.no_grad():
             sae.W_dec.fill_(seed)
         saefast.storage.save_into(run / f"seed-{seed}", sae)
@@ -52,7 +52,9 @@ def test_dictionaries_of_sparsify_seeds_and_sweeps(tmp_path: Path) -> None:
 
 def test_firing_rates_come_along_where_both_formats_have_them(tmp_path: Path) -> None:
     rates = torch.linspace(0, 1, M)
-    saefast.storage.save_into(tmp_path / "a", some_sae("relu"), rates)
+    sae = some_sae("relu")
+    sae.firing_rate = rates
+    saefast.save_sae(sae, tmp_path / "a")
     file = saefast.convert(tmp_path / "a", tmp_path / "b.pt", to="openai")
     (dictionary,) = saefast.load_dictionaries(file)
     torch.testing.assert_close(dictionary.firing_rate, rates, rtol=1e-5, atol=1e-9)

@@ -13,6 +13,7 @@ from tolerance import assert_same_bits
 from torch import Tensor
 from training_runs import ROWS, assert_same_sae, config, metrics_of, steps_take, train
 
+import saefast
 from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes, training
 from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
@@ -112,6 +113,26 @@ def test_rows_that_are_all_the_same_have_no_share_to_explain(tmp_path: Path) -> 
     sae = train(config(), rows=torch.ones(300, 16), out=tmp_path)[0]
     assert math.isnan(metrics_of(tmp_path)[-1]["fvu"])
     torch.testing.assert_close(sae(torch.ones(1, 16)), torch.ones(1, 16), rtol=0, atol=0.05)
+
+
+def test_saes_know_how_often_their_latents_fire(tmp_path: Path) -> None:
+    """In memory what their files say, so that the dead are left out of scores here, too."""
+    saes = train(config(seeds=(0, 1), lr=3e-2), out=tmp_path / "run")
+    loaded = saefast.load_dictionaries(tmp_path / "run")
+    for sae, dictionary in zip(saes, loaded, strict=True):
+        assert sae.firing_rate is not None
+        torch.testing.assert_close(sae.firing_rate, dictionary.firing_rate, rtol=1e-4, atol=0)
+        assert 0 < float((sae.firing_rate > 0).double().mean()) < 1
+        assert "firing_rate" not in sae.state_dict()
+    stability = saefast.score_stability(saes)
+    for alive, sae in zip(stability.alive, saes, strict=True):
+        assert torch.equal(alive, sae.firing_rate > 0)
+    again = saefast.load_sae(saefast.save_sae(saes[0], tmp_path / "copy"))
+    torch.testing.assert_close(again.firing_rate, saes[0].firing_rate, rtol=1e-4, atol=0)
+    (further,) = train(config(tokens=128, k_start=None), initial=saes[0])
+    assert not torch.equal(further.firing_rate, saes[0].firing_rate)
+    saefast.FusedStep(saes[0])
+    assert saes[0].firing_rate is None
 
 
 def test_a_run_of_one_step_has_firing_rates(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ class Parts:
                 if mine is None:
                     raise ValueError(f"{path}: {name} is not part of a {self.variant} SAE")
                 mine.copy_(value)
+        if self.firing_rate is not None:
+            sae.firing_rate = self.firing_rate.clone()
         sae.metadata = self.metadata
         return sae
 
@@ -119,6 +121,7 @@ def parts_of(sae: SAE) -> Parts:
         centred=sae.centred,
         normalise=sae.normalise,
         by_norm=sae.by_norm,
+        firing_rate=sae.firing_rate,
         metadata=sae.metadata,
         **shared,
         **optional,
