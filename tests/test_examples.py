@@ -102,10 +102,14 @@ def test_two_saes_of_different_formats(run: Run) -> None:
     assert "no matching is better" in said
     shared = number(r"by decoder +([\d.]+)", said)
     table = pq.read_table("pairs.parquet").to_pydict()
-    cosine = np.array(table["cosine"])
-    assert shared == pytest.approx((cosine >= 0.7).mean(), abs=6e-4)
+    cosine, partner, one_to_one = (
+        np.array(table[name]) for name in ("cosine", "nearest", "one_to_one")
+    )
+    dead = int(number(r"160 features, (\d+) dead", said))
+    assert (partner < 0).sum() == (one_to_one < 0).sum() == dead < 80
+    assert shared == pytest.approx((cosine[partner >= 0] >= 0.7).mean(), abs=6e-4)
     assert shared > 0.3
-    assert len(set(table["one_to_one"])) == len(cosine)
+    assert len(np.unique(one_to_one[one_to_one >= 0])) == len(cosine) - dead
 
 
 def test_two_saes_given(run: Run) -> None:
