@@ -47,7 +47,7 @@ def encode(
         bias, scale = shift_of(bias, scale, right.norm), None
         left, right = _lossless(left), _lossless(right)
         x, weight = left.units, right.units
-    rows = max(1, _LIST_BYTES // (8 * _capacity(width)))
+    rows = max(1, _LIST_BYTES // (8 * capacity_of(width)))
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         some = RoundedRows(left.product, left.units[part], left.norm[part], left.lost[part])
@@ -77,7 +77,7 @@ def _encode_rows(
     size = shift.abs() + threshold.abs()
     bounds, safe = bounds_of(left, right, shift - threshold, size, d)
     floor = torch.where(safe, 0.0, torch.nan).float()
-    capacity = _capacity(width)
+    capacity = capacity_of(width)
     keys = x.new_empty(n, capacity, dtype=torch.int64)
     held, waiting = torch.zeros_like(counts), torch.zeros_like(counts)
     scored = (x, weight, *(weight if t is None else t for t in (bias, scale)), threshold)
@@ -123,7 +123,7 @@ def _encode_rows(
         _choose_by_torch(keys, held, values, indices)
 
 
-def _capacity(width: int) -> int:
+def capacity_of(width: int) -> int:
     """How long lists may grow: a quarter more than asked for, so that few of them are cut twice."""
     return power_of_two(width + width // 4 + 2 * block())
 

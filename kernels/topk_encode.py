@@ -53,7 +53,7 @@ def encode(
     def keep(screened: Screened) -> None:
         select.keep_best(screened, bounds, lists, k, columns, bounded=exact)
 
-    Screening(left, right, bounds, lists.floor, exact, max(m // 16, k), keep).run(engine)
+    Screening(left, right, bounds, lists.floor, exact, first_phase(m, k), keep).run(engine)
     if exact:
         _score_candidates(x, weight, bias, scale, lists)
         _mend_failed(x, weight, bias, scale, lists, k)
@@ -61,6 +61,11 @@ def encode(
         _mend_failed(left.units, right.units, shift, None, lists, k)
     select.choose(lists.keys, lists.counts, values, indices)
     return values, indices
+
+
+def first_phase(m: int, k: int) -> int:
+    """How many columns are screened before floors are first raised."""
+    return max(m // 16, k)
 
 
 def capacity_of(k: int, exact: bool, block: int) -> int:

@@ -8,10 +8,11 @@ from strategies import generator, seeds
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
+from saefast.kernels import threshold_encode
 from saefast.kernels.by_latent import PIECE, sort_by_latent
 from saefast.kernels.lists import GROUP
-from saefast.kernels.screening import TILES, capacity_of, phases
-from saefast.kernels.topk_encode import MOST_KEPT
+from saefast.kernels.screening import TILES, phases
+from saefast.kernels.topk_encode import MOST_KEPT, capacity_of, first_phase
 
 _HALF_A_GIGABYTE = 512 << 20
 _LONGEST_LIST = 8192
@@ -26,14 +27,15 @@ ks = st.one_of(st.integers(1, MOST_KEPT), st.sampled_from([1, 819, 820, 896, 897
 @settings(max_examples=300)
 @given(
     m=counts,
-    k=st.integers(1, MOST_KEPT),
+    first=counts,
     n=counts,
     step=st.sampled_from(sorted({tile.columns for tile in TILES.values()})),
 )
-@example(m=131072, k=64, n=8192, step=256)
-@example(m=1, k=1, n=1, step=64)
-def test_phases_cover_every_column_once_in_order(m: int, k: int, n: int, step: int) -> None:
-    ranges = phases(m, min(k, m), n, step)
+@example(m=131072, first=8192, n=8192, step=256)
+@example(m=131072, first=131072, n=8192, step=256)
+@example(m=1, first=1, n=1, step=64)
+def test_phases_cover_every_column_once_in_order(m: int, first: int, n: int, step: int) -> None:
+    ranges = phases(m, first, n, step)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == m
     for i, (begin, end) in enumerate(ranges):
@@ -54,7 +56,7 @@ def test_phases_cover_every_column_once_in_order(m: int, k: int, n: int, step: i
 def test_phases_grow_from_a_sixteenth_which_holds_k(m: int, k: int) -> None:
     """Where memory does not matter there are six at most: a sixteenth, then as many as before."""
     k = min(k, m)
-    ranges = phases(m, k, 1, 256)
+    ranges = phases(m, first_phase(m, k), 1, 256)
     first = ranges[0][1]
     assert min(max(m // 16, k), m) <= first < max(m // 16, k) + 256
     assert all(end == m or end == 2 * begin for begin, end in ranges[1:])
@@ -69,6 +71,15 @@ def test_lists_hold_what_is_put_into_them(k: int, exact: bool, block: int) -> No
     assert capacity >= 2 * k + block  # a cut list and what comes before the next cut
     assert capacity >= 2 * (k + k // 4)  # two cut lists, where parts of a row are joined
     assert capacity >= min(8 * k, 3072) * exact
+
+
+@given(width=st.integers(1, 1 << 20))
+def test_lists_above_a_threshold_have_room_for_a_block_when_they_were_cut(width: int) -> None:
+    """And for an eighth of what is kept besides, so that not every block has them cut again."""
+    capacity, block = threshold_encode.capacity_of(width), 16
+    assert capacity & (capacity - 1) == 0
+    after_a_cut = (width + capacity - block) // 2  # at most, by `keep_most`
+    assert after_a_cut + block + width // 8 <= capacity
 
 
 @settings(max_examples=200)
