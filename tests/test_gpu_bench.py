@@ -170,7 +170,8 @@ def test_parts_and_shapes_can_be_chosen(tmp_path: Path) -> None:
     parts = ["--parts", "encode", "update", "--shape", "4,8,2,3"]
     assert gpu.main(["--json", str(file), *parts]) == 0
     result = json.loads(file.read_text())
-    assert [row["case"] for row in result["rows"]] == ["encode", "update"]
+    ours = [row["case"] for row in result["rows"] if row["rival"] == "torch"]
+    assert ours == ["encode", "update"]
     assert "checks" not in result
 
 

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import saefast
 
 
-def test_rooms_are_there_when_they_are_named_and_not_before() -> None:
+def test_rooms_are_there_when_they_are_named_and_not_before(tmp_path: Path) -> None:
     script = (
         "import sys, saefast\n"
         "before = [name for name in saefast._ROOMS if f'saefast.{name}' in sys.modules]\n"
@@ -17,7 +18,7 @@ def test_rooms_are_there_when_they_are_named_and_not_before() -> None:
         "print(before, *rooms)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == ["[]", *(f"saefast.{name}" for name in saefast._ROOMS)]
 

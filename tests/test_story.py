@@ -191,7 +191,7 @@ DEATHS = [
     ("match", "die_at_write", 8, signal.SIGKILL),
     ("pool", "die_at_step", 20, signal.SIGINT),
     ("evaluate", "die_at_write", 3, signal.SIGKILL),
-    ("report", "die_at_write", 3, signal.SIGINT),
+    ("report", "die_at_write", 1, signal.SIGINT),
 ]
 
 
