@@ -118,7 +118,8 @@ def keep_above(
     """Feed the columns first : first + columns of one row to its list.
 
     `scores` are those of `keep_best`, less the thresholds; `floor` is 0, or NaN for a row all of
-    whose columns must be looked at. A list keeps the `room` best, and CAPACITY is larger by BLOCK.
+    whose columns must be looked at. A list keeps the `room` best; CAPACITY is more
+    than that by BLOCK at least.
     """
     row = tl.program_id(0).to(tl.int64)
     bar = tl.load(floor + row)

@@ -1,6 +1,7 @@
 """Gradient, Adam and renormalisation of every latent in one pass; no gradient is ever stored."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,29 +9,29 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import checks, gpu
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
-from saefast.ops.update_operands import MUTATED, Argument, Update, check, check_packed, schema
+from saefast.ops.update_operands import MUTATED, Update, check, check_packed, schema
 
 
 @torch.library.custom_op("saefast::latent_update", mutates_args=MUTATED, schema=schema(MUTATED))
-def latent_update(*arguments: Argument) -> tuple[Tensor, Tensor]:
+def latent_update(*arguments: Any) -> tuple[Tensor, Tensor]:
     """See `Update` and `reference.latent_update`.
 
     Returns the gradient of `inputs` summed over tokens [d], and on how many tokens each latent's
     value was positive [m].
     """
-    update = Update(*arguments)  # type: ignore[arg-type]
+    update = Update(*arguments)
     checks.in_range("indices", update.indices, update.w_enc.shape[0])
     return _by_reference(update)
 
 
 @torch.library.custom_op("saefast::gradient_squares", mutates_args=(), schema=schema(()))
-def gradient_squares(*arguments: Argument) -> tuple[Tensor, Tensor]:
+def gradient_squares(*arguments: Any) -> tuple[Tensor, Tensor]:
     """What `latent_update` with these arguments would apply, without applying it.
 
     Returns the gradient of `inputs` summed over tokens [d], and the squared length of all that
     each latent's weights would be updated by, float64 [m].
     """
-    update = Update(*arguments)  # type: ignore[arg-type]
+    update = Update(*arguments)
     checks.in_range("indices", update.indices, update.w_enc.shape[0])
     return _squares_by_reference(update)
 
@@ -80,15 +81,15 @@ def _squares_by_reference(
 
 
 @latent_update.register_kernel("cpu")
-def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
-    update = Update(*arguments)  # type: ignore[arg-type]
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)
     fired = torch.empty(update.w_enc.shape[0], dtype=torch.int64)
     return _on_cpu(update, fired, None), fired
 
 
 @gradient_squares.register_kernel("cpu")
-def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
-    update = Update(*arguments)  # type: ignore[arg-type]
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)
     m = update.w_enc.shape[0]
     squares = torch.empty(m, dtype=torch.float64)
     return _on_cpu(update, torch.empty(m, dtype=torch.int64), squares), squares
@@ -162,8 +163,8 @@ def _on_cpu(update: Update, fired: Tensor, squares: Tensor | None) -> Tensor:
 
 
 @latent_update.register_kernel("cuda")
-def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
-    update = Update(*arguments)  # type: ignore[arg-type]
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)
     check(update)
     if not gpu.serves(update.w_enc):
         return _by_reference(update)
@@ -201,8 +202,8 @@ def _with_stored_gradients(update: Update) -> tuple[Tensor, Tensor]:
 
 
 @gradient_squares.register_kernel("cuda")
-def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
-    update = Update(*arguments)  # type: ignore[arg-type]
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    update = Update(*arguments)
     check(update)
     served = gpu.serves(update.w_enc)
     summed = torch.ops.saefast.latent_sum if served else reference.latent_sum
@@ -210,8 +211,8 @@ def _(*arguments: Argument) -> tuple[Tensor, Tensor]:
 
 
 def _fake(dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
-    def fake(*arguments: Argument) -> tuple[Tensor, Tensor]:
-        w_enc = Update(*arguments).w_enc  # type: ignore[arg-type]
+    def fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+        w_enc = Update(*arguments).w_enc
         m, d = w_enc.shape
         return w_enc.new_empty(d), w_enc.new_empty(m, dtype=dtype)
 

@@ -7,8 +7,6 @@ from torch import Tensor
 from saefast.ops import checks
 from saefast.types import Decay
 
-Argument = Tensor | str | float | None
-
 
 class Update(NamedTuple):
     """What `latent_update` takes, in order; the state of the training is updated in place."""
