@@ -325,7 +325,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("compiled_levels", &compiled_levels);
   module.def("usable_levels", &usable_levels);
   module.def("use_level", &use_level, "name"_a);
-  module.def("level", [] { return std::string(active_kernels().name); });
+  module.def("level", active_level);
   module.def("has_bfloat16_products", [] { return active_kernels().screen_bf16.tile != nullptr; });
 #if defined(_OPENMP)
   module.attr("openmp") = true;

@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <atomic>
+#include <optional>
 #include <stdexcept>
 
 namespace saefast {
@@ -8,43 +9,49 @@ namespace saefast {
 namespace {
 
 struct Level {
-  Kernels kernels;
-  bool usable;
+  const char* name;
+  // Absent where this processor cannot run the level. The function that makes the table is compiled
+  // for the level like everything in its file, so it must not be called there either.
+  std::optional<Kernels> kernels;
 };
+
+Level level(const char* name, bool usable, Kernels (*make)()) {
+  return {name, usable ? std::optional(make()) : std::nullopt};
+}
 
 const std::vector<Level>& levels() {
   static const std::vector<Level> all = [] {
-    std::vector<Level> found{{portable::kernels(), true}};
+    std::vector<Level> found{level("scalar", true, portable::kernels)};
 #if defined(SAEFAST_X86)
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    found.push_back({avx2::kernels(), has_avx2});
-    found.push_back({avx512::kernels(), has_avx512});
-    found.push_back(
-        {avx512_bf16::kernels(), has_avx512 && __builtin_cpu_supports("avx512bf16") != 0});
+    const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+    found.push_back(level("avx2", has_avx2, avx2::kernels));
+    found.push_back(level("avx512", has_avx512, avx512::kernels));
+    found.push_back(level("avx512_bf16", has_bf16, avx512_bf16::kernels));
 #endif
     return found;
   }();
   return all;
 }
 
-std::atomic<const Kernels*>& chosen() {
-  static std::atomic<const Kernels*> kernels = [] {
-    const Kernels* best = nullptr;
+std::atomic<const Level*>& chosen() {
+  static std::atomic<const Level*> chosen = [] {
+    const Level* best = nullptr;
     for (const Level& level : levels())
-      if (level.usable) best = &level.kernels;
+      if (level.kernels) best = &level;
     return best;
   }();
-  return kernels;
+  return chosen;
 }
 
 std::vector<std::string> names(bool usable_only) {
   std::vector<std::string> out;
   for (const Level& level : levels())
-    if (level.usable || !usable_only) out.emplace_back(level.kernels.name);
+    if (level.kernels || !usable_only) out.emplace_back(level.name);
   return out;
 }
 
@@ -61,14 +68,16 @@ std::vector<std::string> usable_levels() { return names(true); }
 
 void use_level(const std::string& name) {
   for (const Level& level : levels())
-    if (level.usable && level.kernels.name == name) {
-      chosen().store(&level.kernels);
+    if (level.kernels && level.name == name) {
+      chosen().store(&level);
       return;
     }
   throw std::invalid_argument("instruction set level must be one of " + listed(usable_levels()) +
                               " on this processor, got '" + name + "'");
 }
 
-const Kernels& active_kernels() { return *chosen().load(); }
+std::string active_level() { return chosen().load()->name; }
+
+const Kernels& active_kernels() { return *chosen().load()->kernels; }
 
 }  // namespace saefast

@@ -13,7 +13,8 @@ std::vector<std::string> compiled_levels();
 std::vector<std::string> usable_levels();
 // Chooses a level by name; throws std::invalid_argument for one that is not usable.
 void use_level(const std::string& name);
-// The chosen level's kernels. Starts as the last usable level.
+// The chosen level's name and kernels. Starts as the last usable level.
+std::string active_level();
 const Kernels& active_kernels();
 
 }  // namespace saefast

@@ -83,7 +83,6 @@ struct PackKernels {
 };
 
 struct Kernels {
-  const char* name;
   RowKernels<float> f32;
   RowKernels<double> f64;
   RowKernels<bf16> b16;

@@ -77,16 +77,9 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
 }  // namespace
 
 Kernels kernels() {
-  return {"avx2",
-          row_kernels<float>(),
-          row_kernels<double>(),
-          row_kernels<bf16>(),
-          update_kernels<float>(),
-          update_kernels<double>(),
-          {filter, reached_by, keep_from},
-          pack_kernels(),
-          {kRows, kColumns, tile},
-          {0, 0, nullptr}};
+  return {row_kernels<float>(),    row_kernels<double>(),    row_kernels<bf16>(),
+          update_kernels<float>(), update_kernels<double>(), {filter, reached_by, keep_from},
+          pack_kernels(),          {kRows, kColumns, tile},  {0, 0, nullptr}};
 }
 
 }  // namespace saefast::avx2

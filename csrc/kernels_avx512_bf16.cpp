@@ -18,7 +18,6 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* 
 
 Kernels kernels() {
   Kernels all = avx512::kernels();
-  all.name = "avx512_bf16";
   all.screen_bf16 = {kTileRows, kTileColumns, tile};
   return all;
 }

@@ -30,6 +30,36 @@ def test_compiles_for_arm64(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_levels_that_the_processor_lacks_are_never_entered(tmp_path: Path) -> None:
+    """Even the function that lists a level's loops is compiled with the level's instructions."""
+    program = tmp_path / "levels.cpp"
+    program.write_text(
+        """
+        #include <cstdio>
+        #include <cstdlib>
+        #include "isa.h"
+        namespace saefast {
+        namespace portable { Kernels kernels() { return {}; } }
+        namespace avx2 { Kernels kernels() { std::abort(); } }
+        namespace avx512 { Kernels kernels() { std::abort(); } }
+        namespace avx512_bf16 { Kernels kernels() { std::abort(); } }
+        }
+        int main() {
+          for (const auto& name : saefast::compiled_levels()) std::printf("%s ", name.c_str());
+          for (const auto& name : saefast::usable_levels()) std::printf("%s ", name.c_str());
+          std::printf("%s", saefast::active_level().c_str());
+        }
+        """
+    )
+    command = ["c++", "-std=c++20", "-DSAEFAST_X86"]
+    # A processor that has nothing beyond the portable level.
+    command += ["-D__builtin_cpu_supports(feature)=0", "-D__builtin_cpu_init()=0"]
+    command += [f"-I{CSRC}", str(program), str(CSRC / "isa.cpp"), "-o", str(tmp_path / "levels")]
+    subprocess.run(command, check=True, capture_output=True)
+    result = subprocess.run([tmp_path / "levels"], check=True, capture_output=True, text=True)
+    assert result.stdout == "scalar avx2 avx512 avx512_bf16 scalar scalar"
+
+
 def test_the_x86_files_are_known_by_their_headers() -> None:
     def includes(path: Path) -> set[str]:
         found = set()
