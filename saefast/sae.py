@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from saefast.ops import checks
+from saefast.ops.derived import Derived
+from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.ops.threshold_encode import threshold_encode
-from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
@@ -52,6 +52,10 @@ class SAE(nn.Module):
 
     SAEs that normalise, choose by norm or have a skip connection come from files of others; they
     are not trained here.
+
+    `encode` keeps W_enc packed for the product that screens it, from call to call: 2 more bytes for
+    each entry of W_enc where bfloat16 is multiplied by the processor or GPU, else 4. The weight is
+    packed again when it has changed. `forget` frees the memory.
 
     `firing_rate` [m] is on which share of tokens each latent fires, as training or a file said, or
     None; a step of training forgets it. `metadata` is what the file said besides, by the name of
@@ -125,6 +129,7 @@ class SAE(nn.Module):
         if variant in ("batchtopk", "matryoshka"):
             zero = torch.zeros((), dtype=dtype, device=device)
             self.register_buffer("batch_threshold", zero)
+        self._encoder, self._norms = CachedEncoder(), Derived[Tensor]()
         # Known of some SAEs only, so it is no part of the state.
         self.register_buffer("firing_rate", None, persistent=False)
 
@@ -162,8 +167,8 @@ class SAE(nn.Module):
             raise ValueError(f"x must have the width of the SAE, {self.d}, got {tuple(x.shape)}")
         inputs, threshold = self.inputs(x), self.threshold
         if threshold is None:
-            norms = torch.linalg.vector_norm(self.W_dec, dim=1) if self.by_norm else None
-            code = topk_encode(inputs, self.W_enc, self.b_enc, k=self.k, scale=norms)
+            norms = self._decoder_norms() if self.by_norm else None
+            code = self._encoder.topk(inputs, self.W_enc, self.b_enc, k=self.k, scale=norms)
             values = code.values.relu()
             if norms is not None:
                 values = values / norms.clamp(min=torch.finfo(norms.dtype).tiny)[code.indices]
@@ -175,10 +180,30 @@ class SAE(nn.Module):
         magnitude = (magnitude + self.b_mag[code.indices]).relu()
         return SparseCode(torch.where(code.values > 0, magnitude, 0.0), code.indices)
 
+    def forget(self) -> None:
+        """Free what `encode` keeps of the weights; the next call makes it again.
+
+        Needed after a write through `W_enc.data` that changes some of its rows only, which neither
+        torch nor saefast can notice.
+        """
+        self._encoder.forget()
+        self._norms.forget()
+
+    def _decoder_norms(self) -> Tensor:
+        """The norms of the rows of W_dec [m], differentiable where gradients are wanted."""
+
+        def norms() -> Tensor:
+            return torch.linalg.vector_norm(self.W_dec, dim=1)
+
+        wanted = torch.is_grad_enabled() and self.W_dec.requires_grad
+        if wanted or not Derived.tracks(self.W_dec):
+            return norms()
+        return self._norms.get([self.W_dec], norms)
+
     def _above(self, inputs: Tensor, threshold: Tensor) -> SparseCode:
         width = min(_FIRST_WIDTH, self.m)
         while True:
-            found = threshold_encode(
+            found = self._encoder.above(
                 inputs, self.W_enc, self.b_enc, threshold=threshold, width=width
             )
             largest = int(found.counts.amax()) if len(inputs) else 0

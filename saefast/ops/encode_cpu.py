@@ -42,8 +42,8 @@ class PackedWeight:
     lost: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, screen: Screen) -> "PackedWeight":
-        """Pack a contiguous [m, d] weight."""
+    def of(cls, weight: Tensor, screen: Screen, scale: Tensor | None = None) -> "PackedWeight":
+        """Pack a contiguous [m, d] weight, each row times its entry of `scale` [m]."""
         m, d = weight.shape
         units = torch.empty(native.panel_units(screen.product, d, m), dtype=torch.int32)
         packed = cls(screen, native.level(), units, torch.empty(m), torch.empty(m))
@@ -51,7 +51,7 @@ class PackedWeight:
             dtype_name(weight),
             screen.product,
             address(weight),
-            0,
+            address(scale),
             d,
             m,
             *packed.addresses(),

@@ -231,21 +231,26 @@ def _rounded(
     """x and weight * scale as the screen multiplies them; raises where anything is not finite."""
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)
     right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
-    if not gpu.capturing(x):
-        _check_finite(x, weight, bias, scale, left.norm, right.norm)
+    check_rounded(x, weight, bias, scale, left, right)
     return left, right
 
 
-def _check_finite(
+def check_rounded(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | None,
-    x_norm: Tensor,
-    weight_norm: Tensor,
+    left: Any,
+    right: Any,
 ) -> None:
-    """Wait once for one number, and look closer only if that is not finite."""
-    total = x_norm.sum() + weight_norm.sum()
+    """Raise ValueError if an operand is not finite; `left` and `right` are its `RoundedRows`.
+
+    The host waits once for one number, and looks closer only if that is not finite. Nothing is
+    checked while a CUDA graph is recorded.
+    """
+    if gpu.capturing(x):
+        return
+    total = left.norm.sum() + right.norm.sum()
     if bias is not None:
         total = total + bias.masked_fill(bias == -torch.inf, 0.0).sum()
     if scale is not None:

@@ -32,3 +32,12 @@ def encode_gradients(
             unscaled = unscaled + bias.masked_fill(bias == -torch.inf, 0.0)[indices]
         grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
     return grad_x, grad_weight, grad_bias, grad_scale
+
+
+def of_active(grad: Tensor, counts: Tensor) -> Tensor:
+    """Return `grad` [n, width] with zeros where a row has nothing but filling.
+
+    `counts` [n] is the number of entries of each row; what fills a row up depends on nothing.
+    """
+    there = torch.arange(grad.shape[1], device=grad.device) < counts[:, None]
+    return torch.where(there, grad, 0.0)

@@ -1,13 +1,19 @@
 """An encode whose weight is kept in the form that the device screens with, from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from saefast.ops import gpu
 from saefast.ops.cpu import contiguous, native
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
-from saefast.ops.encode_gpu import GpuScreen, encode_rounded, screen_for, threshold_rounded
+from saefast.ops.encode_gpu import (
+    GpuScreen,
+    check_rounded,
+    encode_rounded,
+    screen_for,
+    threshold_rounded,
+)
 from saefast.ops.screens import screen_at
 from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
@@ -30,16 +36,26 @@ class Packed(NamedTuple):
 
 
 def repacked(
-    packed: Packed | None, fresh: bool, x: Tensor, weight: Tensor, k: int, precision: str
+    packed: Packed | None,
+    fresh: bool,
+    x: Tensor,
+    weight: Tensor,
+    k: int,
+    precision: str,
+    scale: Tensor | None = None,
 ) -> Packed | None:
-    """`packed` if it is `fresh` and for the right screen, or a new one; None where none is used."""
+    """Return `packed` if it is `fresh` and for the right screen, or a new one.
+
+    Rows of `weight` [m, d] are multiplied by `scale` [m] first. None where no packed weight is
+    used: by the torch engine of a CPU, and by the reference.
+    """
     exact = precision == "exact"
     if gpu.has(x):
         if not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
             return None
         screen = packed.screen if packed else screen_for(x, weight, k, exact=exact)
         if packed is None or not fresh:
-            rounded = gpu.launch("round_rows.rounded_rows", weight, screen.product)
+            rounded = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
             packed = Packed(screen, "", (rounded.units, rounded.norm, rounded.lost))
         return packed
     screen = screen_at(precision)
@@ -47,45 +63,67 @@ def repacked(
         return None
     level = native.level()
     if packed is None or not fresh or (packed.screen, packed.level) != (screen, level):
-        panels = PackedWeight.of(contiguous(weight), screen)
+        scale = None if scale is None else contiguous(scale)
+        panels = PackedWeight.of(contiguous(weight), screen, scale)
         packed = Packed(screen, level, (panels.units, panels.norm, panels.lost))
     return packed
 
 
 def encode_packed(
-    x: Tensor, weight: Tensor, bias: Tensor, k: int, precision: str, packed: Packed | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    precision: str,
+    packed: Packed | None,
+    scale: Tensor | None = None,
+    *,
+    check_finite: bool = False,
 ) -> SparseCode:
-    """`topk_encode` of checked input, on a GPU without a look at whether all of it is finite."""
+    """Compute `topk_encode` of checked input; `packed` is the weight times `scale`.
+
+    On a GPU the host waits to learn whether all input is finite only with `check_finite`; on a CPU
+    that costs nothing, and is always checked.
+    """
     exact = precision == "exact"
     if gpu.has(x) and packed is not None:
-        return encode_rounded(x, weight, bias, None, k, exact, *_on_gpu(x, packed))
+        rounded = _on_gpu(x, packed)
+        if check_finite:
+            check_rounded(x, weight, bias, scale, *rounded[1:])
+        return encode_rounded(x, weight, bias, scale, k, exact, *rounded)
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
-        return encode_on_cpu(x, weight, bias, None, k, precision, screen, panels)
-    return SparseCode(*topk_encode_op(x, weight, bias, None, k, precision))
+        return encode_on_cpu(x, weight, bias, scale, k, precision, screen, panels)
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
 
 
 def threshold_packed(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     threshold: Tensor,
     width: int,
     precision: str,
     packed: Packed | None,
+    *,
+    check_finite: bool = False,
 ) -> ThresholdCode:
-    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores."""
+    """Compute `threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores.
+
+    See `encode_packed` for `check_finite`.
+    """
     if gpu.has(x) and packed is not None:
-        return threshold_rounded(
-            x, weight, bias, None, threshold, width, precision, *_on_gpu(x, packed)
-        )
+        rounded = _on_gpu(x, packed)
+        if check_finite:
+            check_rounded(x, weight, bias, None, *rounded[1:])
+        return threshold_rounded(x, weight, bias, None, threshold, width, precision, *rounded)
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return threshold_on_cpu(x, weight, bias, None, threshold, width, precision, screen, panels)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, None, threshold, width, precision))
 
 
-def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, object, object]:
+def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, Any, Any]:
     """A screen, and the operands of its product."""
     assert isinstance(packed.screen, GpuScreen)
     left = gpu.launch("round_rows.rounded_rows", x, packed.product)

@@ -10,7 +10,7 @@ from saefast.ops import checks
 from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import threshold_on_cpu
 from saefast.ops.encode_gpu import threshold_on_gpu
-from saefast.ops.encode_gradients import encode_gradients
+from saefast.ops.encode_gradients import encode_gradients, of_active
 from saefast.ops.screens import screen_at
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.types import ThresholdCode
@@ -54,7 +54,7 @@ def threshold_encode(
     checks.encode_operands(x, weight, bias, scale)
     if not isinstance(threshold, Tensor):
         threshold = _of_number(threshold, weight)
-    _check(x, weight, bias, scale, threshold, width, precision)
+    check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
     if use_reference(impl, weight):
         _check_finite(x, weight, bias, scale, threshold)
         return reference.threshold_encode(
@@ -75,7 +75,7 @@ def _dtype_of_scores(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def _check(
+def check_threshold_encode(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -84,6 +84,7 @@ def _check(
     width: int,
     precision: str,
 ) -> None:
+    """Raise TypeError or ValueError if the arguments of `threshold_encode` do not fit together."""
     checks.encode_operands(x, weight, bias, scale)
     for_each = threshold.expand(weight.shape[0]) if threshold.ndim == 0 else threshold
     checks.floating("threshold", for_each, "[m] or a number")
@@ -130,7 +131,7 @@ def _(
     width: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, scale, threshold, width, precision)
+    check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
     threshold = threshold.to(_dtype_of_scores(weight))
     screen = screen_at(precision)
     return threshold_on_cpu(x, weight, bias, scale, threshold, width, precision, screen)
@@ -146,7 +147,7 @@ def _(
     width: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(x, weight, bias, scale, threshold, width, precision)
+    check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
     return threshold_on_gpu(x, weight, bias, scale, threshold, width, precision)
 
 
@@ -174,11 +175,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, scale, indices, counts = ctx.saved_tensors
-    # What fills a row up depends on nothing.
-    there = torch.arange(grad.shape[1], device=grad.device) < counts[:, None]
-    grad = torch.where(there, grad, 0.0)
     needed = ctx.needs_input_grad
-    gradients = encode_gradients(grad, indices, x, weight, bias, scale, needed)
+    gradients = encode_gradients(of_active(grad, counts), indices, x, weight, bias, scale, needed)
     return (*gradients, None, None, None)
 
 

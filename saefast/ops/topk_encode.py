@@ -43,14 +43,14 @@ def topk_encode(
         values [n, k] and int64 indices [n, k]; values descend, equal values stand in order of
         their index. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
-    _check(x, weight, bias, scale, k, precision)
+    check_topk_encode(x, weight, bias, scale, k, precision)
     if use_reference(impl, weight, in_cuda=True):
         checks.finite_operands(x, weight, bias, scale)
         return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
     return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl))
 
 
-def _check(
+def check_topk_encode(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -58,6 +58,7 @@ def _check(
     k: int,
     precision: str,
 ) -> None:
+    """Raise TypeError or ValueError if the arguments of `topk_encode` do not fit together."""
     checks.encode_operands(x, weight, bias, scale)
     checks.whole("k", k)
     checks.between("k", k, 1, weight.shape[0], "the rows of weight")
@@ -90,7 +91,7 @@ def _(
     precision: str,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    _check(x, weight, bias, scale, k, precision)
+    check_topk_encode(x, weight, bias, scale, k, precision)
     code = encode_on_cpu(x, weight, bias, scale, k, precision, screen_at(precision))
     return code.values, code.indices
 
@@ -105,7 +106,7 @@ def _(
     precision: str,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    _check(x, weight, bias, scale, k, precision)
+    check_topk_encode(x, weight, bias, scale, k, precision)
     code = encode_on_gpu(x, weight, bias, scale, k, precision, impl)
     return code.values, code.indices
 

@@ -1,0 +1,154 @@
+"""Encodes with one weight that stays packed for the screen from call to call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefast.ops.derived import Derived
+from saefast.ops.encode_gradients import encode_gradients, of_active
+from saefast.ops.encode_packed import Packed, encode_packed, repacked, threshold_packed
+from saefast.ops.threshold_encode import check_threshold_encode, threshold_encode
+from saefast.ops.topk_encode import check_topk_encode, topk_encode
+from saefast.types import SparseCode, ThresholdCode
+
+
+class CachedEncoder:
+    """Encodes rows with a weight, and packs the weight again only when it has changed.
+
+    Packing reads the whole weight and writes it in the form of the screening product: to encode a
+    few rows, that takes longer than the encode. The packed weight takes 2 bytes for each entry of
+    the weight where the processor or GPU multiplies bfloat16, 4 where it does not, and 8 bytes for
+    each latent. `forget` frees it. See `Derived` for how a change is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._packed: Derived[Packed | None] = Derived()
+
+    def forget(self) -> None:
+        """Free the packed weight; the next encode packs it again."""
+        self._packed.forget()
+
+    def topk(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        k: int,
+        scale: Tensor | None = None,
+        precision: str = "exact",
+    ) -> SparseCode:
+        """Return what `topk_encode` returns, with the same bits and gradients."""
+        if not Derived.tracks(x, weight, bias, scale):
+            return topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+        check_topk_encode(x, weight, bias, scale, k, precision)
+        packed = self._pack(x, weight, scale, k, precision)
+        operands = (x, weight, bias, scale)
+        if not _differentiates(*operands):
+            return encode_packed(x, weight, bias, k, precision, packed, scale, check_finite=True)
+        values, indices = _TopK.apply(*operands, k, precision, packed)  # type: ignore[no-untyped-call]
+        return SparseCode(values, indices)
+
+    def above(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        threshold: Tensor,
+        width: int,
+        precision: str = "exact",
+    ) -> ThresholdCode:
+        """Return what `threshold_encode` returns, with the same bits and gradients."""
+        if not Derived.tracks(x, weight, bias, threshold):
+            return threshold_encode(
+                x, weight, bias, threshold=threshold, width=width, precision=precision
+            )
+        check_threshold_encode(x, weight, bias, None, threshold, width, precision)
+        threshold = threshold.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        packed = self._pack(x, weight, None, width, precision)
+        if not _differentiates(x, weight, bias):
+            return threshold_packed(
+                x, weight, bias, threshold, width, precision, packed, check_finite=True
+            )
+        values, indices, counts = _Above.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, threshold, width, precision, packed
+        )
+        return ThresholdCode(values, indices, counts)
+
+    def _pack(
+        self, x: Tensor, weight: Tensor, scale: Tensor | None, k: int, precision: str
+    ) -> Packed | None:
+        sources = [weight] if scale is None else [weight, scale]
+        with torch.no_grad():
+            return self._packed.get(
+                sources, lambda: repacked(None, False, x, weight, k, precision, scale), precision
+            )
+
+
+def _differentiates(*operands: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(
+        operand is not None and operand.requires_grad for operand in operands
+    )
+
+
+class _TopK(torch.autograd.Function):
+    """`topk_encode` with a packed weight."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        k: int,
+        precision: str,
+        packed: Packed | None,
+    ) -> tuple[Tensor, Tensor]:
+        code = encode_packed(x, weight, bias, k, precision, packed, scale, check_finite=True)
+        return code.values, code.indices
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:4], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *operands, indices = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        return (*encode_gradients(grads[0], indices, *operands, needed), None, None, None)
+
+
+class _Above(torch.autograd.Function):
+    """`threshold_encode` with a packed weight."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        threshold: Tensor,
+        width: int,
+        precision: str,
+        packed: Packed | None,
+    ) -> ThresholdCode:
+        return threshold_packed(
+            x, weight, bias, threshold, width, precision, packed, check_finite=True
+        )
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:3], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, indices, counts = ctx.saved_tensors
+        grad = of_active(grads[0], counts)
+        needed = (*ctx.needs_input_grad[:3], False)
+        gradients = encode_gradients(grad, indices, x, weight, bias, None, needed)
+        return (*gradients[:3], None, None, None, None)
