@@ -29,7 +29,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/peers
-	for case in encode decode train_step trainer paths quality memory match stability subspace worlds inside studies demo; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 .venv/installed: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'

@@ -14,6 +14,7 @@ from bench.cases import Shape
 
 CASES = (
     "encode",
+    "inference",
     "decode",
     "train_step",
     "trainer",

@@ -168,7 +168,9 @@ class SAE(nn.Module):
         inputs, threshold = self.inputs(x), self.threshold
         if threshold is None:
             norms = self._decoder_norms() if self.by_norm else None
-            code = self._encoder.topk(inputs, self.W_enc, self.b_enc, k=self.k, scale=norms)
+            code = self._encoder.topk(
+                inputs, self.W_enc, self.b_enc, k=self.k, scale=norms, scale_source=self.W_dec
+            )
             values = code.values.relu()
             if norms is not None:
                 values = values / norms.clamp(min=torch.finfo(norms.dtype).tiny)[code.indices]
@@ -193,7 +195,8 @@ class SAE(nn.Module):
         """The norms of the rows of W_dec [m], differentiable where gradients are wanted."""
 
         def norms() -> Tensor:
-            return torch.linalg.vector_norm(self.W_dec, dim=1)
+            found: Tensor = torch.linalg.vector_norm(self.W_dec, dim=1)
+            return found
 
         wanted = torch.is_grad_enabled() and self.W_dec.requires_grad
         if wanted or not Derived.tracks(self.W_dec):

@@ -92,6 +92,13 @@ def test_choice_by_norm_packs_the_scaled_weight_once(packings: list[Tensor]) -> 
         assert torch.equal(sae.encode(rows()).indices, expected(sae, rows()).indices)
 
 
+def test_a_scale_made_for_each_call_packs_once(packings: list[Tensor]) -> None:
+    sae = make(by_norm=True)
+    for _ in range(3):
+        sae.encode(rows()).values.sum().backward()  # the norms are part of the graph
+    assert len(packings) == 1
+
+
 def replaced(sae: SAE) -> None:
     sae.W_enc = torch.nn.Parameter(-sae.W_enc.detach())
 

@@ -1,6 +1,7 @@
 """What SAELens's dense encode and decode are with sparse codes; `sae_lens.py` puts it into them."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode, ThresholdCode
 
 _SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
-_FEWEST_ROWS, _SMALLEST_ENCODER = 32, 2**17  # where sparse codes begin to be faster on one core
+_SMALLEST_ENCODER = 2**17  # where sparse codes begin to be faster on one core
 _FIRST_FULLEST = 64  # latents of a row above a threshold, until more is known
 
 
@@ -52,10 +53,8 @@ def fusible(sae: Any) -> bool:
 
 
 def worthwhile(sae: Any, x: Tensor) -> bool:
-    """Whether encoding x [..., d] by sparse codes takes less time than by dense matrices."""
-    rows = x.shape[:-1].numel()
-    enough = rows >= _FEWEST_ROWS and sae.W_enc.numel() >= _SMALLEST_ENCODER
-    return enough or x.device.type != "cpu"
+    """Return whether encoding x [..., d] by sparse codes takes less time than by dense matrices."""
+    return sae.W_enc.numel() >= _SMALLEST_ENCODER or x.device.type != "cpu"
 
 
 def lay_out(sae: Any) -> None:
@@ -86,10 +85,15 @@ def pre_activations(sae: Any, inputs: Tensor, norms: Tensor | None) -> PreActiva
     return PreActivations(inputs, sae.W_enc.T, sae.b_enc, norms, rectified=False)
 
 
-def topk_code(sae: Any, inputs: Tensor, norms: Tensor | None) -> Code:
-    """The k largest of each row of inputs [n, d], where positive."""
+def topk_code(
+    sae: Any, inputs: Tensor, norms: Tensor | None, encode: Callable[..., SparseCode] = topk_encode
+) -> Code:
+    """Return the k largest of each row of inputs [n, d], where positive.
+
+    `encode` is `topk_encode`, or does the same with a weight that stays packed.
+    """
     scale = None if norms is None else norms.detach()
-    values, indices = topk_encode(
+    values, indices = encode(
         inputs, sae.W_enc.T, sae.b_enc, k=sae.cfg.k, scale=scale, precision=precision_at(inputs)
     )
     return _code(unscaled(values.relu(), indices, scale), indices, norms)
@@ -140,11 +144,11 @@ def largest_among(hidden_pre: PreActivations, among: Tensor, k: int) -> SparseCo
     return SparseCode(unscaled(*found, scale), found.indices)
 
 
-def threshold_code(sae: Any, inputs: Tensor) -> Code:
-    """What is positive and above the latent's threshold."""
+def threshold_code(sae: Any, inputs: Tensor, encode: Callable[..., ThresholdCode]) -> Code:
+    """Return what is positive and above the latent's threshold; for `encode` see `above`."""
     threshold = sae.threshold.detach().clamp(min=0)
     threshold = threshold.to(torch.promote_types(threshold.dtype, torch.float32))
-    found = above(sae, inputs, threshold, Room(len(threshold)))
+    found = above(sae, inputs, threshold, Room(len(threshold)), encode=encode)
     assert found is not None
     return _code(found.values, found.indices, None)
 
@@ -162,15 +166,21 @@ class Room:
 
 
 def above(
-    sae: Any, inputs: Tensor, threshold: Tensor, room: Room, most: float = math.inf
+    sae: Any,
+    inputs: Tensor,
+    threshold: Tensor,
+    room: Room,
+    most: float = math.inf,
+    encode: Callable[..., ThresholdCode] = threshold_encode,
 ) -> ThresholdCode | None:
-    """The pre-activations of inputs [n, d] above a threshold [m], as wide as the fullest row.
+    """Return the pre-activations of inputs [n, d] above a threshold [m].
 
-    None if that has more than `most`.
+    They are as wide as the fullest row; None if that has more than `most`. `encode` is
+    `threshold_encode`, or does the same with a weight that stays packed.
     """
     while True:
         width = room.width
-        values, indices, counts = threshold_encode(
+        values, indices, counts = encode(
             inputs,
             sae.W_enc.T,
             sae.b_enc,

@@ -37,13 +37,18 @@ class CachedEncoder:
         *,
         k: int,
         scale: Tensor | None = None,
+        scale_source: Tensor | None = None,
         precision: str = "exact",
     ) -> SparseCode:
-        """Return what `topk_encode` returns, with the same bits and gradients."""
-        if not Derived.tracks(x, weight, bias, scale):
+        """Return what `topk_encode` returns, with the same bits and gradients.
+
+        `scale_source` is the tensor that a `scale` is computed from anew for each call; the weight
+        times `scale` is then packed again when the source has changed.
+        """
+        if not Derived.tracks(x, weight, bias, scale, scale_source):
             return topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
         check_topk_encode(x, weight, bias, scale, k, precision)
-        packed = self._pack(x, weight, scale, k, precision)
+        packed = self._pack(x, weight, scale, scale_source, k, precision)
         operands = (x, weight, bias, scale)
         if not _differentiates(*operands):
             return encode_packed(x, weight, bias, k, precision, packed, scale, check_finite=True)
@@ -67,7 +72,7 @@ class CachedEncoder:
             )
         check_threshold_encode(x, weight, bias, None, threshold, width, precision)
         threshold = threshold.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        packed = self._pack(x, weight, None, width, precision)
+        packed = self._pack(x, weight, None, None, width, precision)
         if not _differentiates(x, weight, bias):
             return threshold_packed(
                 x, weight, bias, threshold, width, precision, packed, check_finite=True
@@ -78,9 +83,16 @@ class CachedEncoder:
         return ThresholdCode(values, indices, counts)
 
     def _pack(
-        self, x: Tensor, weight: Tensor, scale: Tensor | None, k: int, precision: str
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        scale_source: Tensor | None,
+        k: int,
+        precision: str,
     ) -> Packed | None:
-        sources = [weight] if scale is None else [weight, scale]
+        source = scale if scale is None or scale_source is None else scale_source
+        sources = [weight] if source is None else [weight, source]
         with torch.no_grad():
             return self._packed.get(
                 sources, lambda: repacked(None, False, x, weight, k, precision, scale), precision
@@ -116,9 +128,10 @@ class _TopK(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *operands, indices = ctx.saved_tensors
+        x, weight, bias, scale, indices = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        return (*encode_gradients(grads[0], indices, *operands, needed), None, None, None)
+        gradients = encode_gradients(grads[0], indices, x, weight, bias, scale, needed)
+        return (*gradients, None, None, None)
 
 
 class _Above(torch.autograd.Function):
