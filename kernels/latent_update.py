@@ -148,7 +148,7 @@ class LatentPass:
     def _run(self, squares: Tensor | None) -> tuple[Tensor, Tensor]:
         batch, extra, shaping = self.batch, self.extra, self.shaping
         m, d = self.w_enc.weight.shape
-        by_latent = sort_by_latent(torch.where(batch.values > 0, batch.indices, m), m)
+        by_latent = sort_by_latent(batch.indices, m, values=batch.values)
         slots = None
         if extra:
             inferred = self._projection == "inferred"
