@@ -62,7 +62,20 @@ _TYPES = {
     "rounded": _B,
 }
 """Of arguments by their names, unless a kernel says otherwise."""
-_MULTIPLES_OF_16 = ("d", "padded", "width")
+_AUXK = {
+    **dict.fromkeys(["w_enc", "b_enc", "w_dec", "inputs", "means", "deviations", "totals"], _F),
+    **dict.fromkeys(["bias_sums", "encoder_gradient", "bias_gradient", "decoder_gradient"], _F),
+    **dict.fromkeys(["input_parts", "encoder_parts", "decoder_parts", "active_parts"], _B),
+    **dict.fromkeys(["missed_parts", "gradient_parts", "kept"], _B),
+    **dict.fromkeys(["rows", "padded_rows", "places", "d_out", "width_out", "blocks"], _S),
+    **dict.fromkeys(["dead_after", "capacity"], _S),
+    **dict.fromkeys(["idle", "latents"], _L),
+    **dict.fromkeys(["block_counts", "count"], _I),
+    **dict.fromkeys(["scale", "coefficient"], "fp32"),
+    "loss": _F,
+}
+"""Of arguments of AuxK's kernels."""
+_MULTIPLES_OF_16 = ("d", "padded", "width", "padded_rows", "places", "d_out", "width_out")
 
 
 class Kernel(NamedTuple):
@@ -121,9 +134,7 @@ def kernels(architecture: int) -> Iterator[Kernel]:
                 **summed,
             }
             yield Kernel("latent_update", "update_rows", constants, types=moments)
-    yield Kernel(
-        "keep_largest", "keep_largest_of_row", {"SIGNED": False, "BLOCK": 2048}, 8, types={}
-    )
+    yield from _auxk()
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:
@@ -157,6 +168,40 @@ def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:
             product != "float32",
             product,
         )
+
+
+def _auxk() -> Iterator[Kernel]:
+    """Yield the kernels of AuxK, in bfloat16 and by three parts, at 16384 dead latents or more."""
+    yield Kernel("dead_latents", "count_dead", {"BLOCK": 1024}, types=_AUXK)
+    yield Kernel("dead_latents", "list_dead", {"BLOCK": 1024, "LANES": 1024}, types=_AUXK)
+    for parts, tiling in _module("auxk").TILINGS.items():
+        split = {"PARTS": parts, "TILE": 128}
+        yield Kernel(
+            "auxk_operands",
+            "split_operands",
+            {"NORMALISED": True, **split, "BLOCK": 1024, "COLUMNS": 32},
+            types=_AUXK,
+        )
+        for exceeds in (False, True):
+            constants = {"SIGNED": False, "MAY_EXCEED": exceeds, "BLOCK": 16384, "CHUNK": 2048}
+            yield Kernel(
+                "keep_largest", "keep_largest_of_row", {**constants, **split}, 16, types=_AUXK
+            )
+        for name, constants in (
+            ("score_dead", {}),
+            ("miss_error", {}),
+            ("score_gradients", {"NORMALISED": True, "LINES": 16}),
+            ("weight_gradients", {"NORMALISED": True, "BLOCKS": 32}),
+        ):
+            yield Kernel(
+                "auxk_products",
+                name,
+                {**constants, **split, "BLOCK_DEPTH": tiling.depth, "TOGETHER": 8},
+                tiling.warps,
+                tiling.stages,
+                _AUXK,
+                tensor_cores=True,
+            )
 
 
 def _module(name: str) -> Any:

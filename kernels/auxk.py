@@ -7,12 +7,11 @@ tiles, see `bfloat16_parts`; sums are float32 in a fixed order, without atomics.
 
 from typing import Any, NamedTuple
 
-import torch
-import triton
 from torch import Tensor
 
+from .auxk_operands import operands
 from .auxk_products import miss_error, score_dead, score_gradients, weight_gradients
-from .bfloat16_parts import empty_parts, operands, tile, whole_tiles
+from .bfloat16_parts import empty_parts, tile, whole_tiles
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
 from .keep_largest import keep_largest
 
@@ -92,7 +91,17 @@ def auxk_gradients(
         "num_stages": tiling.stages,
         **LAUNCH,
     }
-    x, encoder, decoder = operands(inputs, w_enc, w_dec, latents, count, parts)
+    x, encoder, decoder, *moments = operands(
+        inputs,
+        residual,
+        w_enc,
+        w_dec,
+        latents,
+        count,
+        scale=scale,
+        normalised=normalised,
+        parts=parts,
+    )
     scores = inputs.new_empty(rows, places)
     score_dead[(programs,)](
         x, encoder, b_enc, latents, count, scores, rows, places, width, **options
@@ -100,7 +109,7 @@ def auxk_gradients(
     active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
     del scores
     missed = empty_parts(parts, n, d_out, inputs)
-    tile_sums = inputs.new_empty(3, down, width_out)
+    squares = inputs.new_empty(down, width_out)
     miss_error[(programs,)](
         active,
         decoder,
@@ -108,13 +117,12 @@ def auxk_gradients(
         scale,
         count,
         missed,
-        *tile_sums,
+        squares,
         n,
         rows,
         places,
         d_out,
         width_out,
-        NORMALISED=normalised,
         **options,
     )
     gradient = empty_parts(parts, n, capacity, inputs)
@@ -127,7 +135,8 @@ def auxk_gradients(
         count,
         gradient,
         bias_sums,
-        *tile_sums,
+        squares,
+        *moments,
         totals,
         n,
         rows,

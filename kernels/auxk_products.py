@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .auxk_loss import error_at, loss_weight, total_columns
 from .bfloat16_parts import product, store_parts, tile_at, tile_count, wide
 
 
@@ -59,14 +60,11 @@ def miss_error(
     count,
     missed_parts,
     squares,
-    means,
-    deviations,
     rows,
     padded_rows,
     places,
     d_out,
     width_out,
-    NORMALISED: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -74,9 +72,7 @@ def miss_error(
 ):
     """Compute what the dead latents miss: active @ decoder - scale * residual [rows, d_out].
 
-    `squares` [tiles down, width_out] gets the sum of its squares over the rows of each tile. If
-    NORMALISED, `means` and `deviations` of the same shape get the mean of the error over those rows
-    and the sum of squared differences from it.
+    `squares` [tiles down, width_out] gets the sum of its squares over the rows of each tile.
     """
     dead = tl.load(count)
     down, across = padded_rows // TILE, width_out // TILE
@@ -102,68 +98,11 @@ def miss_error(
             TILE,
             BLOCK_DEPTH,
         )
-        real = (row < rows)[:, None] & (column < d_out)[None, :]
-        error = scale * tl.load(residual + row[:, None] * d_out + column[None, :], real, other=0.0)
-        missed = tl.where(real, sums - error, 0.0)
-        store_parts(
-            missed_parts,
-            missed_plane,
-            row[:, None] * width_out + column[None, :],
-            missed,
-            real | True,
-            PARTS,
-        )
-        at = tl.min(row) // TILE * width_out + column
-        tl.store(squares + at, tl.sum(missed * missed, axis=0))
-        if NORMALISED:
-            mean = tl.sum(error, axis=0) / tl.minimum(rows - tl.min(row), TILE)
-            difference = tl.where(real, error - mean[None, :], 0.0)
-            tl.store(means + at, mean)
-            tl.store(deviations + at, tl.sum(difference * difference, axis=0))
-
-
-@triton.jit
-def total_columns(
-    squares,
-    means,
-    deviations,
-    totals,
-    block,
-    blocks,
-    rows,
-    down,
-    width_out,
-    NORMALISED: tl.constexpr,
-    TILE: tl.constexpr,
-    LINES: tl.constexpr,
-):
-    """Total one block of columns over all tiles of rows, see `miss_error`.
-
-    `totals` [2, blocks] gets the sum of squares and, if NORMALISED, the sum of squared differences
-    of the error from its mean over all rows.
-    """
-    column = (block * TILE + tl.arange(0, TILE))[None, :]
-    line = tl.arange(0, LINES)[:, None].to(tl.int64)
-    total = tl.zeros((LINES, TILE), tl.float32)
-    for start in range(0, down, LINES):
-        at = (start + line) * width_out + column
-        total += tl.load(squares + at, (start + line) < down, other=0.0)
-    tl.store(totals + block, tl.sum(total))
-    if NORMALISED:
-        weighted = tl.zeros((LINES, TILE), tl.float32)
-        for start in range(0, down, LINES):
-            at = (start + line) * width_out + column
-            height = tl.minimum(rows - (start + line) * TILE, TILE)
-            weighted += height * tl.load(means + at, (start + line) < down, other=0.0)
-        mean = tl.sum(weighted, axis=0)[None, :] / rows
-        spread = tl.zeros((LINES, TILE), tl.float32)
-        for start in range(0, down, LINES):
-            there = (start + line) < down
-            at = (start + line) * width_out + column
-            height = tl.minimum(rows - (start + line) * TILE, TILE)
-            difference = tl.where(there, tl.load(means + at, there, other=0.0) - mean, 0.0)
-            spread += tl.load(deviations + at, there, other=0.0) + height * difference * difference
-        tl.store(totals + blocks + block, tl.sum(spread))
+        # Operands are zero outside of the matrices, and so are the sums.
+        sums -= error_at(residual, scale, row, column, rows, d_out)
+        tl.store(squares + tl.min(row) // TILE * width_out + column, tl.sum(sums * sums, axis=0))
+        at = row[:, None] * width_out + column[None, :]
+        store_parts(missed_parts, missed_plane, at, sums, None, PARTS)
 
 
 @triton.jit
@@ -193,7 +132,7 @@ def score_gradients(
 
     That is the gradient of the scores, but for the weight of the loss and the 2 of its square.
     `bias_sums` [tiles down, places] gets its sums over the rows of each tile. Beside the product
-    the columns that `miss_error` left are totalled.
+    columns of squares and of the error's moments are totalled.
     """
     dead = tl.load(count)
     down, blocks = padded_rows // TILE, width_out // TILE
@@ -237,29 +176,8 @@ def score_gradients(
         at = row[:, None] * places + place[None, :]
         active = tl.load(active_parts + at).to(tl.float32) != 0.0
         sums = tl.where(active, sums, 0.0)
-        store_parts(gradient_parts, plane, at, sums, active | True, PARTS)
+        store_parts(gradient_parts, plane, at, sums, None, PARTS)
         tl.store(bias_sums + tl.min(row) // TILE * places + place, tl.sum(sums, axis=0))
-
-
-@triton.jit
-def loss_weight(
-    totals,
-    blocks,
-    dead,
-    rows,
-    coefficient,
-    k,
-    NORMALISED: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
-    """Return what the sum of squares is multiplied by, see `saefast.auxk`."""
-    if NORMALISED:
-        lane = tl.arange(0, BLOCKS)
-        spread = tl.sum(tl.load(totals + blocks + lane, lane < blocks, other=0.0))
-        weight = tl.where(spread > 0.0, coefficient / spread, 0.0)
-    else:
-        weight = tl.minimum(dead / k, 1.0) * (coefficient / rows)
-    return weight
 
 
 @triton.jit
@@ -309,57 +227,41 @@ def weight_gradients(
             value = weight * tl.sum(tl.load(totals + lane, lane < width_out // TILE, other=0.0))
         tl.store(loss, value)
     down = tl.cdiv(dead, TILE)
-    of_encoder = width // TILE
-    across = of_encoder + width_out // TILE
+    for block in range(tl.program_id(0), down, tl.num_programs(0)):
+        place = block * TILE + tl.arange(0, TILE)
+        sums_at = bias_sums + place
+        bias = tl.zeros((TILE,), tl.float32)
+        for _ in range(padded_rows // TILE):
+            bias += tl.load(sums_at)
+            sums_at += places
+        tl.store(bias_gradient + place, 2.0 * weight * bias, place < dead)
+    across = width // TILE + width_out // TILE
     plane = wide(padded_rows) * places
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
         place, column = tile_at(number, down, across, TILE, TOGETHER)
-        first = tl.min(column)
-        if first < width:
-            sums = product(
-                gradient_parts,
-                plane,
-                1,
-                places,
-                input_parts,
-                wide(padded_rows) * width,
-                width,
-                1,
-                place,
-                column,
-                padded_rows,
-                PARTS,
-                TILE,
-                BLOCK_DEPTH,
-            )
-            real = (place < dead)[:, None] & (column < d)[None, :]
-            at = place[:, None] * d + column[None, :]
-            tl.store(encoder_gradient + at, 2.0 * weight * sums, real)
-            if first == 0:
-                bias = tl.zeros((TILE,), tl.float32)
-                sums_at = bias_sums + place
-                for _ in range(0, padded_rows // TILE):
-                    bias += tl.load(sums_at)
-                    sums_at += places
-                tl.store(bias_gradient + place, 2.0 * weight * bias, place < dead)
+        learns_encoder = tl.min(column) < width
+        if learns_encoder:
+            left, right, out = gradient_parts, input_parts, encoder_gradient
         else:
-            column -= width
-            sums = product(
-                active_parts,
-                plane,
-                1,
-                places,
-                missed_parts,
-                wide(padded_rows) * width_out,
-                width_out,
-                1,
-                place,
-                column,
-                padded_rows,
-                PARTS,
-                TILE,
-                BLOCK_DEPTH,
-            )
-            real = (place < dead)[:, None] & (column < d_out)[None, :]
-            at = place[:, None] * d_out + column[None, :]
-            tl.store(decoder_gradient + at, 2.0 * weight * sums, real)
+            left, right, out = active_parts, missed_parts, decoder_gradient
+        right_width = tl.where(learns_encoder, width, width_out)
+        out_width = tl.where(learns_encoder, d, d_out)
+        column -= tl.where(learns_encoder, 0, width)
+        sums = product(
+            left,
+            plane,
+            1,
+            places,
+            right,
+            wide(padded_rows) * right_width,
+            right_width,
+            1,
+            place,
+            column,
+            padded_rows,
+            PARTS,
+            TILE,
+            BLOCK_DEPTH,
+        )
+        real = (place < dead)[:, None] & (column < out_width)[None, :]
+        tl.store(out + place[:, None] * out_width + column[None, :], 2.0 * weight * sums, real)

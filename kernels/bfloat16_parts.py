@@ -8,12 +8,11 @@ Of the nine products of the parts of two numbers x and w six are added. The othe
 at most (2^-23 + 2^-32) |x| |w|, about the rounding of one product in float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import LAUNCH, interpreting, power_of_two, programs_at_once
+from .device import interpreting
 from .round_rows import rounded_to, unit_dtype
 
 
@@ -52,94 +51,6 @@ def store_parts(parts, plane, place, value, mask, PARTS: tl.constexpr):
         tl.store(second + place, kept.to(parts.dtype.element_ty), mask)
         kept = rounded_to(rest - kept, 16)
         tl.store(second + plane + place, kept.to(parts.dtype.element_ty), mask)
-
-
-@triton.jit
-def split_row(
-    source, source_row, real, d, parts, plane, row, width, PARTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Store the parts of one row of `source` [., d] at `row` of `parts`; zeros unless `real`."""
-    lane = tl.arange(0, BLOCK)
-    for i in range(0, width, BLOCK):
-        at = i + lane
-        value = tl.load(source + source_row * d + at, at < tl.where(real, d, 0), other=0.0)
-        store_parts(parts, plane, row * width + at, value, at < width, PARTS)
-
-
-@triton.jit
-def split_operands(
-    inputs,
-    w_enc,
-    w_dec,
-    latents,
-    count,
-    input_parts,
-    encoder_parts,
-    decoder_parts,
-    rows,
-    padded_rows,
-    places,
-    d,
-    width,
-    d_out,
-    width_out,
-    PARTS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Split the inputs and the rows of both weights that belong to the `count` dead `latents`."""
-    dead = tl.load(count)
-    first, step = tl.program_id(0), tl.num_programs(0)
-    plane = wide(places) * width
-    plane_out = wide(places) * width_out
-    for place in range(first, tl.cdiv(dead, TILE) * TILE, step):
-        at = wide(place)
-        real = at < dead
-        latent = tl.load(latents + at, real, other=0)
-        split_row(w_enc, latent, real, d, encoder_parts, plane, at, width, PARTS, BLOCK)
-        split_row(w_dec, latent, real, d_out, decoder_parts, plane_out, at, width_out, PARTS, BLOCK)
-    plane = wide(padded_rows) * width
-    for row in range(first, tl.where(dead > 0, padded_rows, 0), step):
-        at = wide(row)
-        split_row(inputs, at, at < rows, d, input_parts, plane, at, width, PARTS, BLOCK)
-
-
-def operands(
-    inputs: Tensor, w_enc: Tensor, w_dec: Tensor, latents: Tensor, count: Tensor, parts: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Split inputs [n, d] and the dead latents' rows of w_enc [m, d] and w_dec [m, d_out].
-
-    Compact copies cost one read of those rows. Products would otherwise gather float32 rows once
-    for every tile of tokens, which is twice the traffic of bfloat16 rows from the L2 cache, and
-    round or split them every time.
-    """
-    (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
-    split = (
-        empty_parts(parts, n, d, inputs),
-        empty_parts(parts, capacity, d, inputs),
-        empty_parts(parts, capacity, d_out, inputs),
-    )
-    split_operands[(programs_at_once(inputs),)](
-        inputs,
-        w_enc,
-        w_dec,
-        latents,
-        count,
-        *split,
-        n,
-        whole_tiles(n),
-        whole_tiles(capacity),
-        d,
-        whole_tiles(d),
-        d_out,
-        whole_tiles(d_out),
-        PARTS=parts,
-        TILE=tile(),
-        BLOCK=min(power_of_two(max(d, d_out)), 1024),
-        num_warps=4,
-        **LAUNCH,
-    )
-    return split
 
 
 @triton.jit
@@ -182,31 +93,31 @@ def product(
     """Return one tile of left @ right, summed over the first `depth`, a multiple of TILE.
 
     `left_row` and so on are the strides of the two matrices; all that is read must be initialised.
-    The five smaller products of three parts have sums of their own: tensor cores truncate when they
-    add, and would cut the large sum once for each of them.
+    Of three parts the five smaller products are summed first, over all of `depth`: tensor cores
+    truncate when they add, and would cut the large sum once for each of them.
     """
     lane = tl.arange(0, BLOCK_DEPTH).to(tl.int64)
     left_at = left + row[:, None] * left_row + lane[None, :] * left_depth
     right_at = right + lane[:, None] * right_depth + column[None, :] * right_column
     sums = tl.zeros((TILE, TILE), tl.float32)
     if PARTS == 3:
-        smaller = tl.zeros((TILE, TILE), tl.float32)
+        left_part, right_part = left_at, right_at
+        for _ in range(0, depth, BLOCK_DEPTH):
+            left_0 = tl.load(left_part)
+            left_1 = tl.load(left_part + left_plane)
+            left_2 = tl.load(left_part + left_plane + left_plane)
+            right_0 = tl.load(right_part)
+            right_1 = tl.load(right_part + right_plane)
+            right_2 = tl.load(right_part + right_plane + right_plane)
+            sums = tl.dot(left_2, right_0, sums, input_precision="ieee")
+            sums = tl.dot(left_0, right_2, sums, input_precision="ieee")
+            sums = tl.dot(left_1, right_1, sums, input_precision="ieee")
+            sums = tl.dot(left_1, right_0, sums, input_precision="ieee")
+            sums = tl.dot(left_0, right_1, sums, input_precision="ieee")
+            left_part += BLOCK_DEPTH * left_depth
+            right_part += BLOCK_DEPTH * right_depth
     for _ in range(0, depth, BLOCK_DEPTH):
-        left_0 = tl.load(left_at)
-        right_0 = tl.load(right_at)
-        if PARTS == 3:
-            left_1 = tl.load(left_at + left_plane)
-            right_1 = tl.load(right_at + right_plane)
-            left_2 = tl.load(left_at + left_plane + left_plane)
-            right_2 = tl.load(right_at + right_plane + right_plane)
-            smaller = tl.dot(left_2, right_0, smaller, input_precision="ieee")
-            smaller = tl.dot(left_0, right_2, smaller, input_precision="ieee")
-            smaller = tl.dot(left_1, right_1, smaller, input_precision="ieee")
-            smaller = tl.dot(left_1, right_0, smaller, input_precision="ieee")
-            smaller = tl.dot(left_0, right_1, smaller, input_precision="ieee")
-        sums = tl.dot(left_0, right_0, sums, input_precision="ieee")
+        sums = tl.dot(tl.load(left_at), tl.load(right_at), sums, input_precision="ieee")
         left_at += BLOCK_DEPTH * left_depth
         right_at += BLOCK_DEPTH * right_depth
-    if PARTS == 3:
-        sums += smaller
     return sums

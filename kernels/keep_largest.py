@@ -28,9 +28,7 @@ def stays(order, start, lowest, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def count_stays(
-    order, scores, columns, lowest, end, LOADED: tl.constexpr, BLOCK: tl.constexpr
-):
+def count_stays(order, scores, columns, lowest, end, LOADED: tl.constexpr, BLOCK: tl.constexpr):
     """Return how many scores of a row stay; LOADED: `order` holds all of them."""
     if LOADED:
         count = tl.sum(stays(order, 0, lowest, end, BLOCK).to(tl.int32))
@@ -43,9 +41,7 @@ def count_stays(
 
 
 @triton.jit
-def bisect(
-    order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.constexpr
-):
+def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.constexpr):
     """Return the ordered score and the end of columns for which k scores stay, or fewer at first.
 
     Scores are bisected, and if several are equal to the k-th, the columns of those.
@@ -123,15 +119,16 @@ def keep_largest_of_row(
             store_kept(order, 0, width, kept_at, plane, lowest, end, PARTS, BLOCK)
         else:
             end = columns
-            if MAY_EXCEED:
-                if columns > k:
-                    lowest, end = bisect(lowest, scores_at, columns, k, lowest, False, CHUNK)
+            if MAY_EXCEED and columns > k:
+                lowest, end = bisect(lowest, scores_at, columns, k, lowest, False, CHUNK)
             for start in range(0, width, CHUNK):
                 order = orders_at(scores_at, start, columns, CHUNK)
                 store_kept(order, start, width, kept_at, plane, lowest, end, PARTS, CHUNK)
 
 
-def keep_largest(scores: Tensor, count: Tensor, n: int, k: int, *, signed: bool, parts: int) -> Tensor:
+def keep_largest(
+    scores: Tensor, count: Tensor, n: int, k: int, *, signed: bool, parts: int
+) -> Tensor:
     """Return `reference.keep_largest` of the scores of dead latents, as bfloat16 parts.
 
     Args:

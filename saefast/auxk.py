@@ -43,7 +43,7 @@ class DeadLatents(NamedTuple):
     """The dead latents that take part in a step."""
 
     latents: Tensor
-    """int64 [c], ascending; on a GPU c is the capacity, and places behind the dead latents hold m"""
+    """int64 [c], ascending; on a GPU c is the capacity, and what no dead latent takes holds m"""
     count: Tensor
     """int32 [1], the number of dead latents in the list, on its device"""
 

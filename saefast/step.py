@@ -309,9 +309,7 @@ class FusedStep:
             shrink_dec=more if decay.shrink_dec is None else decay.shrink_dec + more
         )
 
-    def _auxk(
-        self, inputs: Tensor, residual: Tensor, scale: float = 1.0
-    ) -> AuxGradients | None:
+    def _auxk(self, inputs: Tensor, residual: Tensor, scale: float = 1.0) -> AuxGradients | None:
         """Return the loss of dead latents, which explain target - reconstruction.
 
         That is `scale` times `residual`.
