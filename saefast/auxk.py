@@ -1,7 +1,8 @@
 """AuxK: dead latents learn to explain what the living ones left over.
 
 The dead latents are gathered into small matrices. On a GPU products of these are dense: of the
-thousands that are active on every token, gathering rows would cost an order of magnitude more.
+thousands that are active on every token, gathering rows would cost an order of magnitude more. The
+host does not wait for the number of dead latents: kernels read it and do no more than it asks for.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import reference
 from saefast.ops import gpu
-from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import column_sum
 
 
@@ -26,7 +27,7 @@ class AuxK:
     """tokens without firing after which a latent is dead"""
     capacity: int | None = None
     """how many dead latents can take part in a step, lowest index first; None: an eighth of all.
-    On a GPU a step always pays for that many, since it does not wait to learn how many are dead"""
+    On a GPU memory is set aside for that many; time depends on how many are dead"""
     normalised: bool = True
     """divide by the variance of the error over the batch; otherwise sum over the width, average
     over tokens, and scale down while fewer than k latents are dead, as SAELens does"""
@@ -38,63 +39,113 @@ class AuxK:
         return max(d // 2, 1) if self.k is None else self.k
 
 
+class DeadLatents(NamedTuple):
+    """The dead latents that take part in a step."""
+
+    latents: Tensor
+    """int64 [c], ascending; on a GPU c is the capacity, and what no dead latent takes holds m"""
+    count: Tensor
+    """int32 [1], the number of dead latents in the list, on its device"""
+
+
 class AuxGradients(NamedTuple):
     """The auxiliary loss, and its gradients for the latents it reached."""
 
     loss: Tensor
     latents: Tensor
-    """[c]; the number of latents where there are fewer dead ones"""
+    """[c]; the number of latents where there are fewer dead ones: such rows of the gradients are
+    not initialised"""
     w_enc: Tensor
     """[c, d]"""
     b_enc: Tensor
+    """[c]"""
     w_dec: Tensor
+    """[c, d_out]"""
 
 
-def dead_latents(idle: Tensor, settings: AuxK) -> Tensor:
-    """The first dead latents by index, [capacity]; where there are fewer, the number of latents.
+def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
+    """List the first dead latents by index, at most as many as the capacity.
 
-    `idle` [m] counts tokens since a latent fired.
+    `idle` [m] counts tokens since a latent fired. On a GPU the host does not wait for the list.
     """
     m = idle.shape[0]
     capacity = min(m, settings.capacity or max(m // 8, 1))
+    if gpu.has(idle) and gpu.runs_triton(idle):
+        return DeadLatents(
+            *gpu.launch("dead_latents.dead_latents", idle, settings.dead_after, capacity)
+        )
     dead = (idle >= settings.dead_after).cumsum(0)
     if not gpu.has(dead):  # there the host may look
         capacity = min(capacity, int(dead[-1]))
     # The i-th dead latent is where the count of dead ones first reaches i.
-    return torch.searchsorted(dead, torch.arange(1, capacity + 1, device=idle.device))
+    latents = torch.searchsorted(dead, torch.arange(1, capacity + 1, device=idle.device))
+    return DeadLatents(latents, dead[-1:].clamp(max=capacity).int())
 
 
 def auxk_gradients(
     inputs: Tensor,
-    error: Tensor,
+    residual: Tensor,
     w_enc: Tensor,
     b_enc: Tensor,
     w_dec: Tensor,
-    latents: Tensor,
+    dead: DeadLatents,
     settings: AuxK,
     *,
+    scale: float = 1.0,
     rounded: bool = False,
 ) -> AuxGradients:
-    """What the dead `latents` make of `error` [n, d] = x - reconstruction, which is held fixed.
+    """Compute the loss by which dead latents explain the error, and its gradients.
 
-    `inputs` [n, d] is what the encoder multiplies. `rounded`: products on a GPU may round their
-    operands to bfloat16.
+    The weight of the loss is zero if no latent is dead. Which latents are active on a token follows
+    from their scores; of equal scores those of lower latents.
+
+    On a GPU in float32 the operands of all products are split into three bfloat16 parts, which
+    leaves what float32 products leave: a product over D numbers is off by at most
+    (2.5 (D + 32) 2^-24 + 2^-23) |x| |w|, where |x| and |w| are lengths. Latents whose scores are
+    closer than that may be exchanged, as they may between any two orders of a float32 sum. On a CPU
+    products are float32 products.
+
+    Args:
+        inputs: [n, d], what the encoder multiplies.
+        residual: [n, d_out], of which `scale` times is the error x - reconstruction, held fixed.
+        w_enc: [m, d].
+        b_enc: [m].
+        w_dec: [m, d_out].
+        dead: the dead latents.
+        settings: the settings of the loss.
+        scale: see `residual`.
+        rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
     """
-    real = latents < w_enc.shape[0]
-    at = torch.where(real, latents, 0)
+    if gpu.has(inputs) and gpu.serves(inputs):
+        found = gpu.launch(
+            "auxk.auxk_gradients",
+            inputs,
+            residual,
+            w_enc,
+            b_enc,
+            w_dec,
+            *dead,
+            scale=scale,
+            k=settings.actives(w_dec.shape[1]),
+            coefficient=settings.coefficient,
+            normalised=settings.normalised,
+            signed=settings.signed,
+            rounded=rounded,
+        )
+        return AuxGradients(found.loss, dead.latents, *found[1:])
+    error = scale * residual
+    real = dead.latents < w_enc.shape[0]
+    at = torch.where(real, dead.latents, 0)
     encoder, decoder = w_enc[at], w_dec[at]
     shift = torch.where(real, b_enc[at], -torch.inf)
-    dead = (inputs, encoder, shift, decoder)
     weight = _weight_of(error, real, settings)
-    if gpu.has(inputs):
-        missed, *gradients = dense_gradients(*dead, error, weight, settings, rounded=rounded)
-    else:
-        missed, *gradients = sparse_gradients(*dead, error, weight, settings)
-    return AuxGradients(weight * column_sum(missed.square()).sum(), latents, *gradients)
+    gradients_of = dense_gradients if gpu.has(inputs) else sparse_gradients
+    missed, *gradients = gradients_of(inputs, encoder, shift, decoder, error, weight, settings)
+    return AuxGradients(weight * column_sum(missed.square()).sum(), dead.latents, *gradients)
 
 
 def _weight_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
-    """What the sum of squares is multiplied by; nothing if nothing is dead."""
+    """Return what the sum of squares is multiplied by; zero if nothing is dead."""
     n = error.shape[0]
     if settings.normalised:
         spread = column_sum((error - column_sum(error) / n).square()).sum()
@@ -114,31 +165,18 @@ def dense_gradients(
     error: Tensor,
     weight: Tensor,
     settings: AuxK,
-    *,
-    rounded: bool,
 ) -> tuple[Tensor, ...]:
-    """What is missed of the error, and the gradients of encoder, shift and decoder: five products.
+    """Compute what is missed of the error, and the gradients of encoder, shift and decoder.
 
-    For GPUs: all sizes are known beforehand, and no product is sparse.
+    In plain torch and without a wait for the device: for float64 on a GPU, and for GPUs on which
+    Triton cannot run.
     """
-
-    def product(left: Tensor, right: Tensor) -> Tensor:
-        if rounded and left.dtype == torch.float32:
-            left, right = left.bfloat16(), right.bfloat16()
-        out: Tensor = gpu.kernels("matmul").product_of(left, right)
-        return out
-
-    acts = product(inputs, encoder.T) + shift
-    keep_largest(acts, settings.actives(error.shape[1]), settings.signed)
-    missed = product(acts, decoder) - error
+    acts = inputs @ encoder.T + shift
+    reference.keep_largest(acts, settings.actives(error.shape[1]), signed=settings.signed)
+    missed = acts @ decoder - error
     gradient = 2.0 * weight * missed
-    act_grads = product(gradient, decoder.T).masked_fill_(acts == 0, 0.0)
-    return (
-        missed,
-        product(act_grads.T, inputs),
-        act_grads.sum(0),
-        product(acts.T, gradient),
-    )
+    act_grads = (gradient @ decoder.T).masked_fill_(acts == 0, 0.0)
+    return missed, act_grads.T @ inputs, act_grads.sum(0), acts.T @ gradient
 
 
 def sparse_gradients(
@@ -150,7 +188,7 @@ def sparse_gradients(
     weight: Tensor,
     settings: AuxK,
 ) -> tuple[Tensor, ...]:
-    """The same by the sparse ops, whose bits do not depend on the number of threads."""
+    """Compute the same by the sparse ops, whose bits do not depend on the number of threads."""
     ops, c = torch.ops.saefast, encoder.shape[0]
     if c == 0:
         return -error, encoder, shift, decoder

@@ -181,7 +181,7 @@ class FusedStep:
             (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
         )
         groups = len(forward.residual) if several else 1
-        extra = self._auxk(inputs, whole * (-len(x) * groups / 2.0))
+        extra = self._auxk(inputs, whole, -len(x) * groups / 2.0)
         rates = self.adam.next_rates()
         arguments = self._arguments(forward, inputs, extra, rates)
         switches = self._switches(forward)
@@ -311,18 +311,22 @@ class FusedStep:
             shrink_dec=more if decay.shrink_dec is None else decay.shrink_dec + more
         )
 
-    def _auxk(self, inputs: Tensor, error: Tensor) -> AuxGradients | None:
-        """The loss of dead latents, which explain `error` = target - reconstruction."""
+    def _auxk(self, inputs: Tensor, residual: Tensor, scale: float = 1.0) -> AuxGradients | None:
+        """Return the loss of dead latents, which explain target - reconstruction.
+
+        That is `scale` times `residual`.
+        """
         if self.auxk is None:
             return None
         sae = self.sae
         return auxk_gradients(
             inputs,
-            error,
+            residual,
             sae.W_enc,
             sae.b_enc,
             sae.W_dec,
             dead_latents(self.idle, self.auxk),
             self.auxk,
+            scale=scale,
             rounded=self.precision != "exact",
         )

@@ -25,13 +25,18 @@ def by_autograd(loss: Tensor, sae: SAE) -> Gradients:
 
 
 def add_auxk(gradients: Gradients, extra: AuxGradients, sae: SAE) -> None:
-    """Add what dead latents learn from their loss, in place."""
+    """Add the gradients of the loss of dead latents, in place, without a wait for the device.
+
+    Places of the list that no dead latent takes add zero to some row, each to another one.
+    """
     real = extra.latents < sae.m
-    latents, b_enc = extra.latents[real], extra.b_enc[real]
-    for name, more in zip(_VECTORS, (extra.w_enc[real], b_enc, extra.w_dec[real]), strict=True):
-        gradients[name].index_add_(0, latents, more)
+    rows = torch.where(real, extra.latents, torch.arange(len(real), device=real.device))
+    w_enc, w_dec = (torch.where(real[:, None], g, 0.0) for g in (extra.w_enc, extra.w_dec))
+    b_enc = torch.where(real, extra.b_enc, 0.0)
+    for name, more in zip(_VECTORS, (w_enc, b_enc, w_dec), strict=True):
+        gradients[name].index_add_(0, rows, more)
     if sae.centred:
-        gradients["b_dec"] -= b_enc @ sae.W_enc[latents]
+        gradients["b_dec"] -= b_enc @ sae.W_enc[rows]
 
 
 def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:

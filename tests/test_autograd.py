@@ -11,7 +11,6 @@ import saefast
 from saefast import reference
 from saefast.ops.decode_residual import decode_residual
 from saefast.ops.gather_dots import gather_dots
-from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -171,7 +170,6 @@ def test_opcheck_of_the_training_ops(dtype: torch.dtype) -> None:
     extra = (torch.tensor([1, m]), weight[:2].clone(), bias[:2].clone(), weight[2:4].clone())
     for gradients in ((None,) * 4, extra):
         torch.library.opcheck(latent_update, (*left, *packed, *gradients, rates), adam)
-    torch.library.opcheck(keep_largest, (weight.clone(), 3, False))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import host_waits
 from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Rules, reference, topk_encode
-from saefast.auxk import auxk_gradients, dead_latents
+from saefast.stored_gradients import add_auxk
+from saefast.auxk import AuxGradients, DeadLatents, auxk_gradients, dead_latents
 from saefast.ops import encode_packed
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
@@ -198,7 +200,13 @@ def test_idle_latents_are_counted_and_revived() -> None:
     expected = torch.autograd.grad(loss, [plain.W_enc, plain.b_enc, plain.W_dec])
     with torch.no_grad():
         got = auxk_gradients(
-            x - plain.b_dec, error, plain.W_enc, plain.b_enc, plain.W_dec, dead, settings
+            x - plain.b_dec,
+            error,
+            plain.W_enc,
+            plain.b_enc,
+            plain.W_dec,
+            DeadLatents(dead, torch.tensor([len(dead)])),
+            settings,
         )
     for actual, wanted in zip(got[2:], expected, strict=True):
         torch.testing.assert_close(actual, wanted[dead])
@@ -226,7 +234,8 @@ def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool
     loss = 0.25 * min(dead / 4, 1) * missed.square().sum(1).mean()
     expected = torch.autograd.grad(loss, [encoder, shift, decoder])
     with torch.no_grad():
-        found = auxk_gradients(x, error, sae.W_enc, sae.b_enc, sae.W_dec, latents, settings)
+        listed = DeadLatents(latents, torch.tensor([dead]))
+        found = auxk_gradients(x, error, sae.W_enc, sae.b_enc, sae.W_dec, listed, settings)
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-9)
     for actual, wanted in zip(found[2:], expected, strict=True):
         torch.testing.assert_close(actual, wanted)
@@ -236,11 +245,37 @@ def test_half_the_width_explains_a_token_and_an_eighth_of_the_latents_may() -> N
     assert [AuxK().actives(d) for d in (1, 2, 7, 16)] == [1, 1, 3, 8]
     assert AuxK(k=3).actives(16) == 3
     idle = torch.tensor([9, 1, 5, 9, 4, 9, 9, 5] * 2)
-    assert dead_latents(idle, AuxK(dead_after=5)).tolist() == [0, 2]
-    assert dead_latents(idle, AuxK(dead_after=5, capacity=3)).tolist() == [0, 2, 3]
-    assert dead_latents(idle, AuxK(dead_after=9, capacity=50)).tolist() == [
-        *(0, 3, 5, 6),
-        *(8, 11, 13, 14),
-    ]
-    assert dead_latents(idle[:3], AuxK(dead_after=5)).tolist() == [0]
-    assert dead_latents(idle, AuxK(dead_after=10)).tolist() == []
+
+    def listed(idle: torch.Tensor, **settings: int) -> list[int]:
+        dead = dead_latents(idle, AuxK(**settings))
+        assert dead.count.tolist() == [len(dead.latents)]
+        found: list[int] = dead.latents.tolist()
+        return found
+
+    assert listed(idle, dead_after=5) == [0, 2]
+    assert listed(idle, dead_after=5, capacity=3) == [0, 2, 3]
+    assert listed(idle, dead_after=9, capacity=50) == [0, 3, 5, 6, 8, 11, 13, 14]
+    assert listed(idle[:3], dead_after=5) == [0]
+    assert listed(idle, dead_after=10) == []
+
+
+def test_places_without_a_dead_latent_add_nothing_to_stored_gradients() -> None:
+    """What their rows hold is not initialised on a GPU; a sum that reads it would be NaN."""
+    sae = SAE(6, 9, k=2, seed=1, dtype=torch.float64)
+    start = {name: torch.randn_like(p.detach()) for name, p in sae.named_parameters()}
+    latents = torch.tensor([2, 7, 9, 9, 9])
+    w_enc, w_dec = (torch.full((5, 6), torch.nan, dtype=torch.float64) for _ in range(2))
+    b_enc = torch.full((5,), torch.nan, dtype=torch.float64)
+    for part in (w_enc, w_dec, b_enc):
+        part[:2] = torch.randn_like(part[:2])
+    found = {name: gradient.clone() for name, gradient in start.items()}
+    loss = torch.zeros(())
+    with torch.no_grad(), host_waits() as waits:
+        add_auxk(found, AuxGradients(loss, latents, w_enc, b_enc, w_dec), sae)
+    assert waits == []
+    for name, more in (("W_enc", w_enc), ("b_enc", b_enc), ("W_dec", w_dec)):
+        expected = start[name].clone()
+        expected[latents[:2]] += more[:2]
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=0)
+    expected = start["b_dec"] - b_enc[:2] @ sae.W_enc.detach()[latents[:2]]
+    torch.testing.assert_close(found["b_dec"], expected)

@@ -31,10 +31,15 @@ def serves(tensor: Tensor) -> bool:
     """True for the kernels, False for the reference: for float64, and where Triton cannot run."""
     if tensor.dtype not in DTYPES:
         return False
-    reason = why_not_live() if tensor.is_cuda else None
-    if reason is not None:
-        warnings.warn(f"saefast computes in plain torch on this GPU: {reason}", stacklevel=2)
-    return reason is None
+    if runs_triton(tensor):
+        return True
+    warnings.warn(f"saefast computes in plain torch on this GPU: {why_not_live()}", stacklevel=2)
+    return False
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """Return whether Triton can run where the tensor lies; on a CPU it is interpreted."""
+    return not tensor.is_cuda or why_not_live() is None
 
 
 def kernels(name: str) -> ModuleType:

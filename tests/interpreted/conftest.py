@@ -21,7 +21,6 @@ from saefast.ops import gpu
 from saefast.ops.decode_residual import decode_residual
 from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT
 from saefast.ops.gather_dots import gather_dots
-from saefast.ops.keep_largest import keep_largest
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -35,7 +34,6 @@ for op in (
     decode_residual,
     gather_dots,
     gradient_squares,
-    keep_largest,
     latent_sum,
     latent_update,
     sparse_decode_op,

@@ -139,21 +139,3 @@ def test_indices_out_of_range_are_refused_and_never_followed() -> None:
     # The ops that trust their caller read nothing that is not there.
     assert ops.gather_dots(torch.ones(1, 4), weight, wrong).tolist() == [[4.0, 0.0]]
     assert ops.latent_sum(values, wrong, torch.ones(1, 4), 3)[1].tolist() == [1.0] * 4
-
-
-@settings(max_examples=15)
-@given(
-    n=st.integers(1, 4),
-    columns=st.integers(1, 50),
-    k=st.integers(1, 12),
-    signed=st.booleans(),
-    seed=seeds,
-)
-@pytest.mark.parametrize("data", [normal, small_integers])
-def test_keep_largest(n: int, columns: int, k: int, signed: bool, seed: int, data: object) -> None:
-    scores = data((n, columns), seed, torch.float32)
-    scores[:, ::7] = -torch.inf
-    expected = scores.clone()
-    reference.keep_largest(expected, k, signed=signed)
-    ops.keep_largest(scores, k, signed)
-    assert_same_bits(scores, expected)

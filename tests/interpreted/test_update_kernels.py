@@ -9,7 +9,6 @@ from test_step import batches, train_plainly
 from tolerance import assert_same_bits
 
 from saefast import SAE, AuxK, FusedStep, reference
-from saefast.auxk import auxk_gradients, dense_gradients, sparse_gradients
 from saefast.ops.latent_update import latent_update
 
 
@@ -81,29 +80,6 @@ def test_every_run_gives_the_same_bits() -> None:
         results.append([p.detach().clone() for p in sae.parameters()])
     for a, b in zip(*results, strict=True):
         assert_same_bits(a, b)
-
-
-def test_dead_latents_are_reached_by_dense_products() -> None:
-    """The fixed capacity of a GPU holds more places than there are dead latents."""
-    generator = torch.Generator().manual_seed(0)
-    n, d, m = 10, 8, 30
-    w_enc, w_dec = (torch.randn(m, d, generator=generator) for _ in range(2))
-    b_enc, inputs = torch.randn(m, generator=generator), torch.randn(n, d, generator=generator)
-    error = torch.randn(n, d, generator=generator)
-    latents = torch.tensor([2, 5, 11, 12, 29, m, m])
-    for settings in (AuxK(3), AuxK(3, normalised=False, signed=True)):
-        padded = auxk_gradients(inputs, error, w_enc, b_enc, w_dec, latents, settings)
-        exact = auxk_gradients(inputs, error, w_enc, b_enc, w_dec, latents[:5], settings)
-        torch.testing.assert_close(padded.loss, exact.loss)
-        for a, e in zip(padded[2:], exact[2:], strict=True):
-            torch.testing.assert_close(a[:5], e)
-            assert (a[5:] == 0).all()
-        dead = (inputs, w_enc[latents[:5]], b_enc[latents[:5]], w_dec[latents[:5]], error)
-        weight = torch.tensor(0.1)
-        dense = dense_gradients(*dead, weight, settings, rounded=False)
-        sparse = sparse_gradients(*dead, weight, settings)
-        for a, e in zip(dense, sparse, strict=True):
-            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
 
 
 def test_the_learning_rate_may_change_between_steps() -> None:

@@ -1,0 +1,177 @@
+"""The auxiliary loss of dead latents and its gradients, without a word from the host.
+
+Five products take four launches; their tiles end at the device-side number of dead latents, and
+with none no program does more than read that number. All matrices are bfloat16 parts in whole
+tiles, see `bfloat16_parts`; sums are float32 in a fixed order, without atomics.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .auxk_operands import operands
+from .auxk_products import miss_error, score_dead, score_gradients, weight_gradients
+from .bfloat16_parts import empty_parts, tile, whole_tiles
+from .device import LAUNCH, interpreting, power_of_two, programs_at_once
+from .keep_largest import keep_largest
+
+TOGETHER = 8
+
+
+class Tiling(NamedTuple):
+    """How a product's inner loop is compiled."""
+
+    depth: int
+    warps: int
+    stages: int
+
+
+TILINGS = {1: Tiling(64, 8, 3), 3: Tiling(32, 8, 2)}
+"""By the number of parts; 96 KiB of shared memory, which every GPU from sm_80 on has."""
+
+
+class Gradients(NamedTuple):
+    """The auxiliary loss [] and its gradients; rows behind the dead latents are not initialised."""
+
+    loss: Tensor
+    w_enc: Tensor
+    """[c, d]"""
+    b_enc: Tensor
+    """[c]"""
+    w_dec: Tensor
+    """[c, d_out]"""
+
+
+def auxk_gradients(
+    inputs: Tensor,
+    residual: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    w_dec: Tensor,
+    latents: Tensor,
+    count: Tensor,
+    *,
+    scale: float,
+    k: int,
+    coefficient: float,
+    normalised: bool,
+    signed: bool,
+    rounded: bool,
+) -> Gradients:
+    """Compute the loss and the gradients that `saefast.auxk` defines, of float32 tensors.
+
+    Args:
+        inputs: [n, d].
+        residual: [n, d_out], of which `scale` times is the error to be explained.
+        w_enc: [m, d].
+        b_enc: [m].
+        w_dec: [m, d_out].
+        latents: int64 [c], the dead latents, of which the first `count` are read.
+        count: int32 [1].
+        scale: see `residual`.
+        k: how many dead latents explain a token.
+        coefficient: see `saefast.AuxK`, as the next two.
+        normalised: whether the loss is divided by the variance of the error.
+        signed: whether negative scores count.
+        rounded: whether operands are rounded to bfloat16; otherwise products are as exact as in
+            float32, see `bfloat16_parts`.
+    """
+    (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
+    parts = 1 if rounded else 3
+    tiling = Tiling(16, 4, 1) if interpreting() else TILINGS[parts]
+    rows, places, width, width_out = map(whole_tiles, (n, capacity, d, d_out))
+    down, blocks = rows // tile(), width_out // tile()
+    programs = programs_at_once(inputs)
+    options: dict[str, Any] = {
+        "PARTS": parts,
+        "TILE": tile(),
+        "BLOCK_DEPTH": tiling.depth,
+        "TOGETHER": TOGETHER,
+        "num_warps": tiling.warps,
+        "num_stages": tiling.stages,
+        **LAUNCH,
+    }
+    x, encoder, decoder, *moments = operands(
+        inputs,
+        residual,
+        w_enc,
+        w_dec,
+        latents,
+        count,
+        scale=scale,
+        normalised=normalised,
+        parts=parts,
+    )
+    scores = inputs.new_empty(rows, places)
+    score_dead[(programs,)](
+        x, encoder, b_enc, latents, count, scores, rows, places, width, **options
+    )
+    active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
+    del scores
+    missed = empty_parts(parts, n, d_out, inputs)
+    squares = inputs.new_empty(down, width_out)
+    miss_error[(programs,)](
+        active,
+        decoder,
+        residual,
+        scale,
+        count,
+        missed,
+        squares,
+        n,
+        rows,
+        places,
+        d_out,
+        width_out,
+        **options,
+    )
+    gradient = empty_parts(parts, n, capacity, inputs)
+    bias_sums = inputs.new_empty(down, places)
+    totals = inputs.new_empty(2, blocks)
+    score_gradients[(programs,)](
+        missed,
+        decoder,
+        active,
+        count,
+        gradient,
+        bias_sums,
+        squares,
+        *moments,
+        totals,
+        n,
+        rows,
+        places,
+        width_out,
+        NORMALISED=normalised,
+        LINES=4 if interpreting() else 16,
+        **options,
+    )
+    found = Gradients(
+        inputs.new_empty(()),
+        inputs.new_empty(capacity, d),
+        inputs.new_empty(capacity),
+        inputs.new_empty(capacity, d_out),
+    )
+    weight_gradients[(programs,)](
+        x,
+        active,
+        missed,
+        gradient,
+        bias_sums,
+        totals,
+        count,
+        *found,
+        coefficient,
+        k,
+        n,
+        rows,
+        places,
+        d,
+        width,
+        d_out,
+        width_out,
+        NORMALISED=normalised,
+        BLOCKS=power_of_two(blocks),
+        **options,
+    )
+    return found

@@ -1,0 +1,101 @@
+"""The sum of squares and the spread of the error, which make the auxiliary loss and its weight."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def error_at(residual, scale, row, column, rows, d_out):
+    """Return a tile of the error, zero outside of it."""
+    real = (row < rows)[:, None] & (column < d_out)[None, :]
+    return scale * tl.load(residual + row[:, None] * d_out + column[None, :], real, other=0.0)
+
+
+@triton.jit
+def error_moments(
+    residual,
+    scale,
+    means,
+    deviations,
+    row,
+    column,
+    rows,
+    d_out,
+    width_out,
+    TILE: tl.constexpr,
+):
+    """Store the means of the error over the rows of a tile, and the sums of squared differences.
+
+    Both are [tiles down, width_out].
+    """
+    error = error_at(residual, scale, row, column, rows, d_out)
+    line = tl.min(row) // TILE
+    mean = tl.sum(error, axis=0) / tl.minimum(rows - line * TILE, TILE)
+    difference = tl.where((row < rows)[:, None], error - mean[None, :], 0.0)
+    tl.store(means + line * width_out + column, mean)
+    tl.store(deviations + line * width_out + column, tl.sum(difference * difference, axis=0))
+
+
+@triton.jit
+def total_columns(
+    squares,
+    means,
+    deviations,
+    totals,
+    block,
+    blocks,
+    rows,
+    down,
+    width_out,
+    NORMALISED: tl.constexpr,
+    TILE: tl.constexpr,
+    LINES: tl.constexpr,
+):
+    """Total one block of columns over all tiles of rows, see `miss_error` and `error_moments`.
+
+    `totals` [2, blocks] gets the sum of squares and, if NORMALISED, the sum of squared differences
+    of the error from its mean over all rows.
+    """
+    column = (block * TILE + tl.arange(0, TILE))[None, :]
+    line = tl.arange(0, LINES)[:, None].to(tl.int64)
+    total = tl.zeros((LINES, TILE), tl.float32)
+    for start in range(0, down, LINES):
+        at = (start + line) * width_out + column
+        total += tl.load(squares + at, (start + line) < down, other=0.0)
+    tl.store(totals + block, tl.sum(total))
+    if NORMALISED:
+        weighted = tl.zeros((LINES, TILE), tl.float32)
+        for start in range(0, down, LINES):
+            at = (start + line) * width_out + column
+            height = tl.minimum(rows - (start + line) * TILE, TILE)
+            weighted += height * tl.load(means + at, (start + line) < down, other=0.0)
+        mean = tl.sum(weighted, axis=0)[None, :] / rows
+        spread = tl.zeros((LINES, TILE), tl.float32)
+        for start in range(0, down, LINES):
+            there = (start + line) < down
+            at = (start + line) * width_out + column
+            height = tl.minimum(rows - (start + line) * TILE, TILE)
+            difference = tl.where(there, tl.load(means + at, there, other=0.0) - mean, 0.0)
+            spread += tl.load(deviations + at, there, other=0.0) + height * difference * difference
+        tl.store(totals + blocks + block, tl.sum(spread))
+
+
+@triton.jit
+def loss_weight(
+    totals,
+    blocks,
+    dead,
+    rows,
+    coefficient,
+    k,
+    NORMALISED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Return what the sum of squares is multiplied by, see `saefast.auxk`."""
+    if NORMALISED:
+        lane = tl.arange(0, BLOCKS)
+        spread = tl.sum(tl.load(totals + blocks + lane, lane < blocks, other=0.0))
+        weight = tl.where(spread > 0.0, coefficient / spread, 0.0)
+    else:
+        weight = tl.minimum(dead / k, 1.0) * (coefficient / rows)
+    return weight

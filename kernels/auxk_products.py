@@ -1,0 +1,267 @@
+"""The products of the auxiliary loss, as kernels whose tiles end at the number of dead latents."""
+
+import triton
+import triton.language as tl
+
+from .auxk_loss import error_at, loss_weight, total_columns
+from .bfloat16_parts import product, store_parts, tile_at, tile_count, wide
+
+
+@triton.jit
+def score_dead(
+    input_parts,
+    encoder_parts,
+    b_enc,
+    latents,
+    count,
+    scores,
+    padded_rows,
+    places,
+    width,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Compute the scores [rows, places] of the dead latents: inputs @ encoder.T + bias."""
+    dead = tl.load(count)
+    down, across = padded_rows // TILE, tl.cdiv(dead, TILE)
+    input_plane = wide(padded_rows) * width
+    encoder_plane = wide(places) * width
+    for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
+        row, place = tile_at(number, down, across, TILE, TOGETHER)
+        sums = product(
+            input_parts,
+            input_plane,
+            width,
+            1,
+            encoder_parts,
+            encoder_plane,
+            1,
+            width,
+            row,
+            place,
+            width,
+            PARTS,
+            TILE,
+            BLOCK_DEPTH,
+        )
+        latent = tl.load(latents + place, place < dead, other=0)
+        sums += tl.load(b_enc + latent, place < dead, other=0.0)[None, :]
+        tl.store(scores + row[:, None] * places + place[None, :], sums)
+
+
+@triton.jit
+def miss_error(
+    active_parts,
+    decoder_parts,
+    residual,
+    scale,
+    count,
+    missed_parts,
+    squares,
+    rows,
+    padded_rows,
+    places,
+    d_out,
+    width_out,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Compute what the dead latents miss: active @ decoder - scale * residual [rows, d_out].
+
+    `squares` [tiles down, width_out] gets the sum of its squares over the rows of each tile.
+    """
+    dead = tl.load(count)
+    down, across = padded_rows // TILE, width_out // TILE
+    active_plane = wide(padded_rows) * places
+    decoder_plane = wide(places) * width_out
+    missed_plane = wide(padded_rows) * width_out
+    tiles = tl.where(dead > 0, tile_count(down, across), 0)
+    for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, column = tile_at(number, down, across, TILE, TOGETHER)
+        sums = product(
+            active_parts,
+            active_plane,
+            places,
+            1,
+            decoder_parts,
+            decoder_plane,
+            width_out,
+            1,
+            row,
+            column,
+            tl.cdiv(dead, TILE) * TILE,
+            PARTS,
+            TILE,
+            BLOCK_DEPTH,
+        )
+        # Operands are zero outside of the matrices, and so are the sums.
+        sums -= error_at(residual, scale, row, column, rows, d_out)
+        tl.store(squares + tl.min(row) // TILE * width_out + column, tl.sum(sums * sums, axis=0))
+        at = row[:, None] * width_out + column[None, :]
+        store_parts(missed_parts, missed_plane, at, sums, None, PARTS)
+
+
+@triton.jit
+def score_gradients(
+    missed_parts,
+    decoder_parts,
+    active_parts,
+    count,
+    gradient_parts,
+    bias_sums,
+    squares,
+    means,
+    deviations,
+    totals,
+    rows,
+    padded_rows,
+    places,
+    width_out,
+    NORMALISED: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    LINES: tl.constexpr,
+):
+    """Compute missed @ decoder.T where a latent is active, zero elsewhere [rows, places].
+
+    That is the gradient of the scores, but for the weight of the loss and the 2 of its square.
+    `bias_sums` [tiles down, places] gets its sums over the rows of each tile. Beside the product
+    columns of squares and of the error's moments are totalled.
+    """
+    dead = tl.load(count)
+    down, blocks = padded_rows // TILE, width_out // TILE
+    for block in range(tl.program_id(0), tl.where(dead > 0, blocks, 0), tl.num_programs(0)):
+        total_columns(
+            squares,
+            means,
+            deviations,
+            totals,
+            block,
+            blocks,
+            rows,
+            down,
+            width_out,
+            NORMALISED,
+            TILE,
+            LINES,
+        )
+    across = tl.cdiv(dead, TILE)
+    missed_plane = wide(padded_rows) * width_out
+    decoder_plane = wide(places) * width_out
+    plane = wide(padded_rows) * places
+    for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
+        row, place = tile_at(number, down, across, TILE, TOGETHER)
+        sums = product(
+            missed_parts,
+            missed_plane,
+            width_out,
+            1,
+            decoder_parts,
+            decoder_plane,
+            1,
+            width_out,
+            row,
+            place,
+            width_out,
+            PARTS,
+            TILE,
+            BLOCK_DEPTH,
+        )
+        at = row[:, None] * places + place[None, :]
+        active = tl.load(active_parts + at).to(tl.float32) != 0.0
+        sums = tl.where(active, sums, 0.0)
+        store_parts(gradient_parts, plane, at, sums, None, PARTS)
+        tl.store(bias_sums + tl.min(row) // TILE * places + place, tl.sum(sums, axis=0))
+
+
+@triton.jit
+def weight_gradients(
+    input_parts,
+    active_parts,
+    missed_parts,
+    gradient_parts,
+    bias_sums,
+    totals,
+    count,
+    loss,
+    encoder_gradient,
+    bias_gradient,
+    decoder_gradient,
+    coefficient,
+    k,
+    rows,
+    padded_rows,
+    places,
+    d,
+    width,
+    d_out,
+    width_out,
+    NORMALISED: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Compute the loss and its gradients for the dead latents' rows of the encoder [., d], their
+    biases and their rows of the decoder [., d_out].
+
+    Rows behind the dead latents are not written.
+    """
+    dead = tl.load(count)
+    weight = 0.0
+    if dead > 0:
+        weight = loss_weight(
+            totals, width_out // TILE, dead, rows, coefficient, k, NORMALISED, BLOCKS
+        )
+    if tl.program_id(0) == 0:
+        value = 0.0
+        if dead > 0:
+            lane = tl.arange(0, BLOCKS)
+            value = weight * tl.sum(tl.load(totals + lane, lane < width_out // TILE, other=0.0))
+        tl.store(loss, value)
+    down = tl.cdiv(dead, TILE)
+    for block in range(tl.program_id(0), down, tl.num_programs(0)):
+        place = block * TILE + tl.arange(0, TILE)
+        sums_at = bias_sums + place
+        bias = tl.zeros((TILE,), tl.float32)
+        for _ in range(padded_rows // TILE):
+            bias += tl.load(sums_at)
+            sums_at += places
+        tl.store(bias_gradient + place, 2.0 * weight * bias, place < dead)
+    across = width // TILE + width_out // TILE
+    plane = wide(padded_rows) * places
+    for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
+        place, column = tile_at(number, down, across, TILE, TOGETHER)
+        learns_encoder = tl.min(column) < width
+        if learns_encoder:
+            left, right, out = gradient_parts, input_parts, encoder_gradient
+        else:
+            left, right, out = active_parts, missed_parts, decoder_gradient
+        right_width = tl.where(learns_encoder, width, width_out)
+        out_width = tl.where(learns_encoder, d, d_out)
+        column -= tl.where(learns_encoder, 0, width)
+        sums = product(
+            left,
+            plane,
+            1,
+            places,
+            right,
+            wide(padded_rows) * right_width,
+            right_width,
+            1,
+            place,
+            column,
+            padded_rows,
+            PARTS,
+            TILE,
+            BLOCK_DEPTH,
+        )
+        real = (place < dead)[:, None] & (column < out_width)[None, :]
+        tl.store(out + place[:, None] * out_width + column[None, :], 2.0 * weight * sums, real)

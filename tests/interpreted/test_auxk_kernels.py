@@ -1,0 +1,262 @@
+"""AuxK's kernels against its definition, and how much they do when few or no latents are dead."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from host_waits import host_waits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saefast.kernels import dead_latents as listing
+from saefast.kernels.auxk_operands import operands
+from saefast.kernels.bfloat16_parts import tile, whole_tiles
+from saefast.kernels.keep_largest import keep_largest
+from strategies import normal, seeds, small_integers
+from tolerance import assert_same_bits
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from saefast import AuxK, reference
+from saefast.auxk import (
+    AuxGradients,
+    DeadLatents,
+    auxk_gradients,
+    dead_latents,
+    dense_gradients,
+    sparse_gradients,
+)
+
+
+class Problem(NamedTuple):
+    """Arguments of `auxk_gradients` that several tests share."""
+
+    inputs: Tensor
+    residual: Tensor
+    w_enc: Tensor
+    b_enc: Tensor
+    w_dec: Tensor
+
+    @classmethod
+    def drawn(cls, data: Any = normal, n: int = 18) -> "Problem":
+        """More than one tile of tokens, of latents and of the decoder's width, all cut off."""
+        d, d_out, m = 12, 20, 40
+        shapes = ((n, d), (n, d_out), (m, d), (m,), (m, d_out))
+        return cls(*(data(s, seed, torch.float32) for seed, s in enumerate(shapes)))
+
+    def found(self, dead: DeadLatents, settings: AuxK, **options: Any) -> AuxGradients:
+        """Return what the kernels make of it."""
+        return auxk_gradients(*self, dead, settings, **options)
+
+    def expected(self, dead: DeadLatents, settings: AuxK, **options: Any) -> AuxGradients:
+        """Return the same by the reference's ops in float64, for the dead latents alone."""
+        real = dead.latents[: int(dead.count)]
+        wide = (part.double() for part in self)
+        return auxk_gradients(*wide, DeadLatents(real, dead.count), settings, **options)
+
+
+def dead_of(count: int, settings: AuxK, m: int = 40) -> DeadLatents:
+    """List `count` of m latents as dead."""
+    idle = torch.zeros(m, dtype=torch.int64)
+    idle[torch.randperm(m, generator=torch.Generator().manual_seed(count))[:count]] = 100
+    return dead_latents(idle, settings)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    m=st.integers(1, 60), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=seeds, data=st.data()
+)
+def test_the_list_of_dead_latents(m: int, share: float, seed: int, data: st.DataObject) -> None:
+    capacity = data.draw(st.integers(1, m))
+    idle = torch.randint(0, 1000, (m,), generator=torch.Generator().manual_seed(seed))
+    limit = int(1000 * (1 - share))
+    latents, count = listing.dead_latents(idle, limit, capacity)
+    dead = (idle >= limit).nonzero()[:capacity, 0]
+    assert count.tolist() == [len(dead)]
+    assert latents.tolist() == dead.tolist() + [m] * (capacity - len(dead))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 4),
+    count=st.integers(0, 50),
+    k=st.integers(1, 12),
+    signed=st.booleans(),
+    seed=seeds,
+)
+@pytest.mark.parametrize("data", [normal, small_integers])
+def test_keep_largest(n: int, count: int, k: int, signed: bool, seed: int, data: Any) -> None:
+    """In registers up to 32 columns, by several reads above; ties go to the lower column."""
+    scores = torch.full((16, 64), torch.nan)
+    scores[:n, :count] = data((n, count), seed, torch.float32)
+    scores[:n, :count:7] = -torch.inf
+    expected = torch.zeros(16, whole_tiles(count))
+    expected[:n, :count] = scores[:n, :count]
+    reference.keep_largest(expected[:n, :count], k, signed=signed)
+    number = torch.tensor([count], dtype=torch.int32)
+    kept = keep_largest(scores, number, n, k, signed=signed, parts=3)
+    assert_same_bits(kept[:, :, : whole_tiles(count)].sum(0), expected)
+    assert kept[:, :, whole_tiles(count) :].isnan().all()  # not written
+
+
+def test_not_a_number_ends_the_search_for_the_largest() -> None:
+    scores = torch.full((16, 48), torch.nan)
+    scores[:, ::2] = 1.0
+    for count in (20, 48):
+        number = torch.tensor([count], dtype=torch.int32)
+        kept = keep_largest(scores, number, 2, 3, signed=False, parts=1)[0, :2, :count]
+        assert kept.isnan().nonzero()[:, 1].tolist() == [1, 3, 5] * 2
+        assert (kept.nan_to_num() == 0).all()
+
+
+def test_three_parts_are_the_number_and_one_is_the_nearest() -> None:
+    """And six of their nine products leave at most 2^-23 + 2^-32 of the product of the numbers."""
+    problem = Problem.drawn()
+    dead = dead_of(5, AuxK(dead_after=50, capacity=20))
+    arguments = (problem.inputs, problem.residual, problem.w_enc, problem.w_dec, *dead)
+    split = operands(*arguments, scale=1.0, normalised=False, parts=3)
+    rounded = operands(*arguments, scale=1.0, normalised=False, parts=1)
+    latents = dead.latents[:5]
+    sources = (problem.inputs, problem.w_enc[latents], problem.w_dec[latents])
+    for source, three, one in zip(sources, split, rounded, strict=False):
+        rows, columns = source.shape
+        written = whole_tiles(rows)
+        assert_same_bits(three, three.bfloat16().float())
+        assert_same_bits(three.sum(0)[:rows, :columns], source)
+        assert_same_bits(one[0, :rows, :columns], source.bfloat16().float())
+        for parts in (three[:, :written], one[:, :written]):
+            assert (parts[:, rows:] == 0).all()
+            assert (parts[:, :, columns:] == 0).all()
+    x, w = split.inputs[:, :18].double(), split.encoder[:, :5].double()
+    kept = sum(x[i][:, None] * w[j] for i in range(3) for j in range(3 - i))
+    product = problem.inputs.double()[:, None] * problem.w_enc[latents].double()
+    loss = ((kept[..., :12] - product) / product).abs()
+    assert loss.max() <= 2.0**-23 + 2.0**-32
+    assert loss.max() > 0  # three products are left out
+
+
+@pytest.mark.parametrize("settings", [AuxK(3), AuxK(3, normalised=False, signed=True)])
+@pytest.mark.parametrize("count", [1, 2, 19, 40])
+def test_gradients_are_those_of_the_reference(count: int, settings: AuxK) -> None:
+    """Fewer dead latents than k, a tile and a bit, and more than the capacity of 25."""
+    settings = AuxK(
+        3,
+        dead_after=50,
+        capacity=25,
+        normalised=settings.normalised,
+        signed=settings.signed,
+    )
+    problem, dead = Problem.drawn(), dead_of(count, settings)
+    listed = int(dead.count)
+    assert listed == min(count, 25)
+    found = problem.found(dead, settings, scale=-2.0)
+    expected = problem.expected(dead, settings, scale=-2.0)
+    assert_same_bits(found.latents, dead.latents)
+    torch.testing.assert_close(found.loss.double(), expected.loss, rtol=1e-6, atol=0)
+    for actual, wanted in zip(found[2:], expected[2:], strict=True):
+        apart = (actual[:listed].double() - wanted).norm() / wanted.norm()
+        assert apart < 1e-6
+        assert actual[listed:].isnan().all()  # not written
+    again = problem.found(dead, settings, scale=-2.0)
+    for actual, repeated in zip(found, again, strict=True):
+        assert_same_bits(actual, repeated)
+
+
+def test_the_dense_definition_is_the_sparse_one() -> None:
+    problem, settings = Problem.drawn(), AuxK(3, signed=True)
+    wide = [part.double() for part in problem]
+    dead = (wide[0], wide[2][:9], wide[3][:9], wide[4][:9], wide[1])
+    weight = torch.tensor(0.1, dtype=torch.float64)
+    dense = dense_gradients(*dead, weight, settings)
+    sparse = sparse_gradients(*dead, weight, settings)
+    for actual, expected in zip(dense, sparse, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_integers_are_exact_and_ties_go_to_lower_latents() -> None:
+    """Gradients reach 2^17, more than two parts of bfloat16 hold; the weight is a power of two."""
+    problem = Problem.drawn(small_integers, n=16)
+    settings = AuxK(3, dead_after=50, coefficient=1.0, normalised=False, capacity=25)
+    dead = dead_of(19, settings)
+    found, expected = (f(dead, settings) for f in (problem.found, problem.expected))
+    assert expected.w_enc.abs().max() > 2.0**8
+    for actual, wanted in zip(found[2:], expected[2:], strict=True):
+        assert_same_bits(actual[:19].double(), wanted)
+
+
+def test_rounding_operands_is_asked_for() -> None:
+    """Operands are off by 2^-9; all three dead latents may be active, so that none is swapped."""
+    settings = AuxK(3, dead_after=50, capacity=25)
+    problem, dead = Problem.drawn(), dead_of(3, settings)
+    found = problem.found(dead, settings, rounded=True)
+    expected = problem.expected(dead, settings)
+    for actual, wanted in zip(found[2:], expected[2:], strict=True):
+        apart = (actual[:3].double() - wanted).norm() / wanted.norm()
+        assert 1e-5 < apart < 2e-2
+
+
+def test_a_constant_error_has_no_weight() -> None:
+    settings = AuxK(3, dead_after=50, capacity=25)
+    problem, dead = Problem.drawn(), dead_of(3, settings)
+    problem = problem._replace(residual=torch.full_like(problem.residual, 0.5))
+    found = problem.found(dead, settings)
+    assert found.loss.item() == 0.0
+    for gradient in found[2:]:
+        assert (gradient[:3] == 0).all()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_without_a_dead_latent_nothing_is_written(
+    normalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is allocated is NaN at first, see conftest; of it only the loss gets a value."""
+    settings = AuxK(3, dead_after=50, capacity=25, normalised=normalised)
+    problem, dead = Problem.drawn(), dead_of(0, settings)
+    written = _written(monkeypatch)
+    found = problem.found(dead, settings)
+    assert found.loss.item() == 0.0
+    assert found.latents.tolist() == [40] * 25
+    for gradient in found[2:]:
+        assert gradient.isnan().all()
+    assert sum(tensor.numel() for tensor in written()) == 1
+
+
+def test_eight_launches_and_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AuxK(3, dead_after=50, capacity=5)
+    problem, idle = Problem.drawn(), torch.full((40,), 100)
+    launched = []
+    run = InterpretedFunction.run
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        launched.append(self.fn.__name__)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", counted)
+    with host_waits() as waits:
+        problem.found(dead_latents(idle, settings), settings)
+    assert waits == []
+    assert launched == [
+        *("count_dead", "list_dead", "split_operands", "score_dead"),
+        *("keep_largest_of_row", "miss_error", "score_gradients", "weight_gradients"),
+    ]
+
+
+def _written(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Watch what kernels get; return a function that lists the tensors whose contents changed."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    run = InterpretedFunction.run
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        seen.extend((tensor, tensor.clone()) for tensor in tensors)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", watched)
+
+    def changed() -> list[Tensor]:
+        return [
+            tensor
+            for tensor, before in seen
+            if not torch.equal(tensor.nan_to_num(12345.0), before.nan_to_num(12345.0))
+        ]
+
+    return changed
