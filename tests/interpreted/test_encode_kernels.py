@@ -11,7 +11,8 @@ from tolerance import assert_same_bits
 
 import saefast
 from saefast import reference
-from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT, encode_rounded
+from saefast.ops.encode_gpu import encode_rounded
+from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
 
 
 @st.composite

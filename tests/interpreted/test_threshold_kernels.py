@@ -16,8 +16,8 @@ import saefast
 from saefast import batch_topk as module
 from saefast import reference
 from saefast.batch_topk import batch_topk
-from saefast.ops.encode_gpu import ENVIRONMENT
 from saefast.ops.encode_packed import repacked, threshold_packed
+from saefast.ops.gpu_screens import ENVIRONMENT
 
 
 @pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16"])
