@@ -18,8 +18,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED_LIMIT = {
+    80: 163 << 10,
+    86: 99 << 10,
+    89: 99 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+    120: 99 << 10,
+}
 """Bytes a block can have."""
+SMALLER = tuple(sm for sm in SHARED_LIMIT if sm not in ARCHITECTURES)
+"""Architectures for which only the products are compiled: the code of the other kernels is that of
+their neighbour, and takes a few KiB of shared memory anywhere."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 _F, _B, _L, _I, _S = "*fp32", "*bf16", "*i64", "*i32", "i32"
@@ -127,10 +137,16 @@ def kernels(architecture: int) -> Iterator[Kernel]:
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:
+    """Every tile that fits, with bounds; without them the default ones."""
     tma = architecture >= 90
-    for (product, by_descriptor), tile in _module("screening").TILES.items():
-        if by_descriptor != tma:
-            continue
+    fitting = [
+        (product, tile)
+        for product in ("bfloat16", "tfloat32", "float32")
+        for tile in _module("tiles").tile_candidates(product, tma, SHARED_LIMIT[architecture])[
+            : None if bounded else 1
+        ]
+    ]
+    for product, tile in fitting:
         dtype = "bf16" if product == "bfloat16" else "fp32"
         constants = {
             "PRECISION": "tf32" if product == "tfloat32" else "ieee",
@@ -197,6 +213,7 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
         "constants": constants,
         "sm": architecture,
         "warps": kernel.warps,
+        "stages": kernel.stages,
         "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "stack_bytes": int(re.findall(r"STACK:(\d+)", usage)[-1]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
@@ -226,7 +243,8 @@ def _output(tool: str, *arguments: str) -> str:
 
 def table() -> list[dict[str, Any]]:
     """Every kernel for every architecture."""
-    return [compiled(kernel, sm) for sm in ARCHITECTURES for kernel in kernels(sm)]
+    rows = [compiled(kernel, sm) for sm in ARCHITECTURES for kernel in kernels(sm)]
+    return rows + [compiled(kernel, sm) for sm in SMALLER for kernel in _products(sm, True)]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
+from saefast.kernels.tiles import Tile, measuring
 from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
 from test_topk_encode import assert_top_k
 from tolerance import assert_same_bits
@@ -198,6 +199,33 @@ def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.Monke
     code = encode_rounded(x, weight, None, None, 5, True, CANDIDATES[1], left, right, impl="triton")
     assert_top_k(code, x, weight, None, None)
     assert {tma} == {seen for seen in launches if seen is not None}
+
+
+def test_a_tile_that_is_measured_is_used_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launches = []
+    run = hot_groups.hot_groups.run
+    monkeypatch.setattr(
+        type(hot_groups.hot_groups),
+        "run",
+        lambda self, *a, **o: (launches.append(o), run.__func__(self, *a, **o))[1],
+    )
+    monkeypatch.setenv(ENVIRONMENT, "fused-bfloat16")
+    x, weight = normal((17, 33), 0, torch.float32), normal((200, 33), 1, torch.float32)
+    expected = saefast.topk_encode(x, weight, k=5)
+    for tile in (Tile(32, 32, 16, 4, 2), Tile(16, 128, 32, 4, 3)):
+        launches.clear()
+        with measuring(tile):
+            actual = saefast.topk_encode(x, weight, k=5)
+        assert_same_bits(actual.indices, expected.indices)
+        assert_same_bits(actual.values, expected.values)
+        tiles = {
+            (o["BLOCK_ROWS"], o["BLOCK_COLUMNS"], o["BLOCK_D"], o["num_warps"], o["num_stages"])
+            for o in launches
+            if "TMA" in o
+        }
+        assert tiles == {tuple(tile)}
 
 
 def test_large_k_and_float64_are_served_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
