@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -108,8 +109,11 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     yield Kernel("choose", "choose", {"FEW": 128, **lists}, types={"indices": _L})
     yield Kernel("round_rows", "round_rows", {"SCALED": True, "DROP": 16, "BLOCK": 1024})
     decoded = {"BLOCK_K": 8, "BLOCK_D": 256}
-    yield Kernel("sparse_decode", "decode_rows", {"BIASED": True, **decoded})
-    yield Kernel("sparse_decode", "dot_rows", decoded)
+    for wide, pointer in ((tl.float32, _F), (tl.float64, "*fp64")):
+        constants = {"WIDE": wide, **decoded}
+        types = dict.fromkeys(["values", "weight", "bias", "rows", "out"], pointer)
+        yield Kernel("sparse_decode", "decode_rows", {"BIASED": True, **constants}, types=types)
+        yield Kernel("sparse_decode", "dot_rows", constants, types=types)
     for block, one in ((32, True), (64, True), (128, False)):
         constants = {"BIASED": True, "ONE_BLOCK": one, "BLOCK_K": block, "BLOCK_D": 8192 // block}
         yield Kernel("sparse_decode", "residual_rows", constants, warps=8)

@@ -55,17 +55,21 @@ def cut_list(
     keys = tl.load(list_at + place, used, other=-(2**63))
     certain = least(keys, used, row, shift, norm, lost, reach, spread, BOUNDED)
     low = tl.maximum(floor_key, tl.min(tl.where(used, certain, 2**63 - 1)))
-    high = tl.max(tl.where(used, certain, -(2**63))) + 1
-    above = tl.sum((used & (certain >= low)).to(tl.int32))
+    certain = tl.where(used, certain, -(2**63))  # below any middle
+    high = tl.max(certain) + 1
+    above = tl.sum((certain >= low).to(tl.int32))
     # A floor with a few more than k above it serves as well; exactly k is where this must end.
     while (above > k + k // 4) & (low + 1 < high):
         middle = (low & high) + ((low ^ high) >> 1)
-        reached = tl.sum((used & (certain >= middle)).to(tl.int32))
+        reached = tl.sum((certain >= middle).to(tl.int32))
         if reached >= k:
             low = middle
             above = reached
         else:
             high = middle
+    # Read again, so that the registers of long lists hold one of the two at a time.
+    tl.debug_barrier()
+    keys = tl.load(list_at + place, used, other=-(2**63))
     kept = used & (keys >= low)
     after = tl.cumsum(kept.to(tl.int32), 0) - 1
     tl.debug_barrier()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
 from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
+from .list_length import list_length
 from .lists import Lists, Screened, warps_of
 from .round_rows import RoundedRows
 from .screening import Screening, block, bounds_of, shift_of
@@ -48,7 +49,7 @@ def encode(
     if not exact:  # what the product says counts, so nothing is added to it
         bounds = bounds._replace(shift=shift)
     columns = block()
-    lists = Lists.empty(safe, capacity_of(k, exact, columns))
+    lists = Lists.empty(safe, capacity_of(m, d, k, left.product if exact else None, columns))
 
     def keep(screened: Screened) -> None:
         select.keep_best(screened, bounds, lists, k, columns, bounded=exact)
@@ -68,13 +69,13 @@ def first_phase(m: int, k: int) -> int:
     return max(m // 16, k)
 
 
-def capacity_of(k: int, exact: bool, block: int) -> int:
-    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide.
+def capacity_of(m: int, d: int, k: int, product: str | None, block: int) -> int:
+    """How long lists may grow: an exact screen by `product` keeps more than k, see `list_length`.
 
     Two lists that were cut fit one, as they must where `join_parts` joins them.
     """
-    kept = min(8 * k, 3072) if exact else 0
-    return power_of_two(max(kept + block, 2 * k + block, 2 * (k + k // 4)))
+    least = power_of_two(max(2 * k + block, 2 * (k + k // 4)))
+    return least if product is None else max(least, list_length(m, d, k, product, block))
 
 
 def _score_candidates(

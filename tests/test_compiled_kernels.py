@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("triton", reason="Triton is a package of Linux only")
+
+from saefast.kernels.tiles import Tile
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {
     80: 163 << 10,
@@ -19,9 +23,6 @@ SHARED_LIMIT = {
     120: 99 << 10,
 }
 """What a block may have, from the table of compute capabilities in the CUDA programming guide."""
-pytest.importorskip("triton", reason="Triton is a package of Linux only")
-
-from saefast.kernels.tiles import Tile
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.ops import checks, gpu
-from saefast.ops.gpu_screens import CANDIDATES, GpuScreen, asked_for, fastest, suggested
+from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, suggested
 from saefast.types import SparseCode, ThresholdCode
 
-_SLICE_BYTES = 1 << 30
 _measured: dict[tuple[object, ...], GpuScreen] = {}
 
 
@@ -147,19 +146,23 @@ def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
     chosen = asked_for()
     if chosen is not None:
         return chosen
-    if not exact or not x.is_cuda:
+    if not exact:
         return suggested(d)
+    candidates = candidates_for(lambda product: gpu.kernels("list_length").fits(m, d, k, product))
+    unmeasured = suggested(d) if suggested(d) in candidates else candidates[0]
+    if not x.is_cuda:
+        return unmeasured
     # Batches of similar size share a measurement.
     key = (x.get_device(), x.dtype, n.bit_length(), d, m, k)
     if key not in _measured:
         if gpu.capturing(x):
-            return suggested(d)
-        _measured[key] = _fastest(x, weight, k)
+            return unmeasured
+        _measured[key] = _fastest(x, weight, k, candidates)
     return _measured[key]
 
 
-def _fastest(x: Tensor, weight: Tensor, k: int) -> GpuScreen:
-    """Time every candidate on this batch."""
+def _fastest(x: Tensor, weight: Tensor, k: int, candidates: tuple[GpuScreen, ...]) -> GpuScreen:
+    """Time the candidates on this batch."""
 
     def milliseconds(screen: GpuScreen) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -173,7 +176,7 @@ def _fastest(x: Tensor, weight: Tensor, k: int) -> GpuScreen:
 
     where = f"rows {tuple(x.shape)}, weight {tuple(weight.shape)} and k={k}"
     with gpu.device_of(x):
-        return fastest(milliseconds, CANDIDATES, where)
+        return fastest(milliseconds, candidates, where)
 
 
 def _rounded(
@@ -208,8 +211,10 @@ def _check_finite(
 def _in_slices(
     x: Tensor, latents: int, encode: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """What no kernel serves: the reference, a gigabyte at a time."""
-    rows = max(1, _SLICE_BYTES // (8 * latents))
+    """What no kernel serves: the reference, some rows at a time.
+
+    Scores, scores beside their masks, the sorted ones and their indices, and as much again for the
+    sort: six numbers of up to eight bytes for each latent.
+    """
     with gpu.full_precision():
-        codes = [encode(part) for part in torch.split(x, rows)]
-    return tuple(torch.cat(parts) for parts in zip(*codes, strict=True))
+        return gpu.in_slices(encode, 6 * 8 * latents, x)

@@ -33,6 +33,8 @@ CANDIDATES = (
     GpuScreen("chunked", "tfloat32"),
 )
 """What is timed. TF32 costs twice the product, and wins where bfloat16 leaves too much in doubt."""
+_LAST = GpuScreen("chunked", "float32")
+"""For rows so wide and k so large that TF32 leaves more in doubt than a list holds."""
 
 skipped: dict[str, str] = {}
 """Screens that failed when they were timed in this process, and why; `build_info` shows it."""
@@ -41,7 +43,7 @@ skipped: dict[str, str] = {}
 def asked_for() -> GpuScreen | None:
     """The environment's choice."""
     chosen = os.environ.get(ENVIRONMENT, "auto")
-    by_name = {str(screen): screen for screen in CANDIDATES}
+    by_name = {str(screen): screen for screen in (*CANDIDATES, _LAST)}
     if chosen not in ("auto", *by_name):
         raise ValueError(
             f"{ENVIRONMENT} must be auto or one of {', '.join(by_name)}, got {chosen!r}"
@@ -56,6 +58,14 @@ def suggested(d: int) -> GpuScreen:
     of the time of the product, at d = 4096 a fifteenth, less than cuBLAS gains over our product.
     """
     return GpuScreen("fused" if d <= 2048 else "chunked", "bfloat16")
+
+
+def candidates_for(fits: Callable[[str], bool]) -> tuple[GpuScreen, ...]:
+    """The screens whose product `fits`: leaves no more columns in doubt than a list holds.
+
+    Where lists are too short every row is scored in full, which takes seconds.
+    """
+    return tuple(screen for screen in CANDIDATES if fits(screen.product)) or (_LAST,)
 
 
 def fastest(
