@@ -53,6 +53,8 @@ _TYPES = {
             "along",
             "second",
             "inputs_share",
+            "row_lost",
+            "latent_lost",
             "source",
             "x",
             "threshold",
@@ -100,7 +102,8 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     scored = {"BIASED": True, "SCALED": True, "COLUMNS": 16, "BLOCK_D": 256}
     yield Kernel("exact_scores", "score_candidates", {**scored, **lists})
     yield Kernel("exact_scores", "list_failed", {"BLOCK": 1024}, types={"rows": _S})
-    yield Kernel("exact_scores", "score_all", {**scored, "SPLIT": 8, "CAPACITY": 256, "KEPT": 128})
+    whole = {"SPLIT": 8, "CAPACITY": 256, "KEPT": 128, "NAN_BLOCK": 1024, **scored}
+    yield Kernel("exact_scores", "score_all", whole, types={"rows": _S})
     yield Kernel("exact_scores", "join_parts", {"SPLIT": 8, "KEPT": 128, **lists})
     for hot in (True, False):
         constants = {"HOT": hot, "GROUP": 32, "BLOCK": 256, "LOOK": 1024, **scored, **lists}

@@ -10,6 +10,8 @@ import triton.language as tl
 
 from .keys import index_of, key_of, score_of
 
+LONGEST_PIECE = tl.constexpr(4096)
+"""The most keys of a list that are moved at a time"""
 OVERFLOW = tl.constexpr(-1)
 """The count of a row whose list is too short for it: its columns are all scored exactly later."""
 
@@ -67,14 +69,18 @@ def cut_list(
             above = reached
         else:
             high = middle
-    # Read again, so that the registers of long lists hold one of the two at a time.
-    tl.debug_barrier()
-    keys = tl.load(list_at + place, used, other=-(2**63))
-    kept = used & (keys >= low)
-    after = tl.cumsum(kept.to(tl.int32), 0) - 1
-    tl.debug_barrier()
-    tl.store(list_at + after, keys, mask=kept)
-    return tl.sum(kept.to(tl.int32)), low
+    # Read again piece by piece: the longest lists and their places fit no program's registers.
+    PIECE: tl.constexpr = CAPACITY if CAPACITY < LONGEST_PIECE else LONGEST_PIECE
+    lane = tl.arange(0, PIECE)
+    total = 0
+    for start in tl.static_range(0, CAPACITY, PIECE):
+        keys = tl.load(list_at + start + lane, start + lane < count, other=-(2**63))
+        kept = (start + lane < count) & (keys >= low)
+        after = total + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.debug_barrier()  # keys move to places that all threads have read
+        tl.store(list_at + after, keys, mask=kept)
+        total += tl.sum(kept.to(tl.int32))
+    return total, low
 
 
 @triton.jit

@@ -38,7 +38,8 @@ def encode(
     """Values and indices [n, width], counts [n] of contiguous float32 or bfloat16 rows.
 
     `threshold` is float32 [m], infinity where nothing is above it; the rest is as for
-    `topk_encode.encode`. Nothing here waits for the GPU.
+    `topk_encode.encode`. Nothing here waits for the GPU, nor looks for NaN: nothing is above its
+    threshold in a row with NaN or infinity in it, nor in any row beside such a weight.
     """
     n = x.shape[0]
     values, indices = x.new_empty(n, width), x.new_empty(n, width, dtype=torch.int64)
@@ -76,7 +77,10 @@ def _encode_rows(
     shift = shift_of(bias, scale, right.norm)
     size = shift.abs() + threshold.abs()
     bounds, safe = bounds_of(left, right, shift - threshold, size, d)
-    floor = torch.where(safe, 0.0, torch.nan).float()
+    # Where something is NaN or infinite, nothing is looked at: all columns of all rows would take
+    # seconds in every step of a training that has diverged.
+    not_a_number = (bounds.reach + (right.norm + right.lost).amax()).isnan()
+    floor = torch.where(safe, 0.0, torch.nan).masked_fill(not_a_number, torch.inf).float()
     capacity = capacity_of(width)
     keys = x.new_empty(n, capacity, dtype=torch.int64)
     held, waiting = torch.zeros_like(counts), torch.zeros_like(counts)

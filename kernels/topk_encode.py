@@ -40,7 +40,9 @@ def encode(
     """Values and indices [n, k] of contiguous float32 or bfloat16 rows, at least one.
 
     `left` is x and `right` is weight * scale, rounded for one product; `select` keeps the lists,
-    `select_triton` or `select_cuda`. Nothing here waits for the GPU.
+    `select_triton` or `select_cuda`. Nothing here waits for the GPU, nor looks for NaN: a row with
+    NaN or infinity in it gets NaN as its values and 0 to k - 1 as indices, and so do all rows where
+    the weight or the bias holds NaN.
     """
     (n, d), m = x.shape, weight.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
@@ -57,9 +59,9 @@ def encode(
     Screening(left, right, bounds, lists.floor, exact, first_phase(m, k), keep).run(engine)
     if exact:
         _score_candidates(x, weight, bias, scale, lists)
-        _mend_failed(x, weight, bias, scale, lists, k)
+        _mend_failed(x, weight, bias, scale, left, right, lists, k)
     else:
-        _mend_failed(left.units, right.units, shift, None, lists, k)
+        _mend_failed(left.units, right.units, shift, None, left, right, lists, k)
     select.choose(lists.keys, lists.counts, values, indices)
     return values, indices
 
@@ -106,6 +108,8 @@ def _mend_failed(
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | None,
+    left: RoundedRows,
+    right: RoundedRows,
     lists: Lists,
     k: int,
 ) -> None:
@@ -136,11 +140,14 @@ def _mend_failed(
         weight,
         weight if bias is None else bias,
         weight if scale is None else scale,
+        left.lost,
+        right.lost,
         failed,
         total,
         work,
         parts,
         part_counts,
+        n,
         m,
         d,
         k,
@@ -151,6 +158,7 @@ def _mend_failed(
         KEPT=kept,
         COLUMNS=columns,
         BLOCK_D=width,
+        NAN_BLOCK=16 if interpreting() else 1024,
         num_warps=4,
         **LAUNCH,
     )
