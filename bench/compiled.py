@@ -92,7 +92,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(architecture: int) -> Iterator[Kernel]:
-    """What runs at d from 768 to 4096, k = 32 to 64, in lists of 1024."""
+    """What runs at d from 768 to 4096, k = 32 to 64, in lists of 1024; and the longest lists."""
     lists = {"CAPACITY": 1024}
     for bounded in (True, False):
         yield from _products(architecture, bounded)
@@ -110,6 +110,13 @@ def kernels(architecture: int) -> Iterator[Kernel]:
         yield Kernel("keep_above", "keep_above", constants)
     yield Kernel("keep_above", "settle_lists", {**scored, **lists})
     yield Kernel("choose", "choose", {"FEW": 128, **lists}, types={"indices": _L})
+    longest = {"CAPACITY": _module("list_length").LONGEST}
+    warps = _module("lists").warps_of(longest["CAPACITY"])
+    for hot in (True, False):
+        constants = {"HOT": hot, "BOUNDED": True, "GROUP": 32, "BLOCK": 256, **longest}
+        yield Kernel("keep_best", "keep_best", constants, warps, types={"first": _S})
+    yield Kernel("exact_scores", "join_parts", {"SPLIT": 8, "KEPT": 1024, **longest}, warps)
+    yield Kernel("choose", "choose", {"FEW": 128, **longest}, warps, types={"indices": _L})
     yield Kernel("round_rows", "round_rows", {"SCALED": True, "DROP": 16, "BLOCK": 1024})
     decoded = {"BLOCK_K": 8, "BLOCK_D": 256}
     for wide, pointer in ((tl.float32, _F), (tl.float64, "*fp64")):
@@ -186,8 +193,10 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"saefast.kernels.{name}")
 
 
-def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
-    """A row of the table."""
+def binary_of(
+    kernel: Kernel, architecture: int, multiples: tuple[str, ...] = _MULTIPLES_OF_16
+) -> Any:
+    """What Triton's compiler returns for a kernel whose `multiples` are multiples of 16."""
     function = getattr(_module(kernel.module), kernel.name)
     types = {**_TYPES, **kernel.types}
     signature = {
@@ -197,7 +206,7 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
     aligned = [
         index
         for index, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in _MULTIPLES_OF_16
+        if kind.startswith("*") or name in multiples
     ]
     source = ASTSource(
         function,
@@ -208,7 +217,12 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
-    binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
+    """A row of the table."""
+    binary = binary_of(kernel, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()

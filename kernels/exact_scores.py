@@ -7,7 +7,6 @@ from .device import interpreting, power_of_two
 from .keep_best import cut_list
 from .keys import EMPTY, index_of, key_of
 
-
 NOT_A_NUMBER = tl.constexpr(-1)
 """The count of a part of a row that has no best columns"""
 
