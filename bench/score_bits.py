@@ -68,9 +68,7 @@ def scores_by_kernel(
 
     All of them must be equal bit for bit.
     """
-    above = saefast.threshold_encode(
-        x, weight, bias, threshold=_LOWEST, width=k, scale=scale, impl="auto"
-    )
+    above = saefast.threshold_encode(x, weight, bias, threshold=_LOWEST, width=k, scale=scale)
     return {
         "score_candidates": saefast.topk_encode(x, weight, bias, k=k, scale=scale),
         "score_all": _all_in_full(x, weight, bias, scale, k),

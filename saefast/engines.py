@@ -116,7 +116,7 @@ def settled(
         if width < len(weight):
             doubtful = _doubtful(values[:, k - 1], scores[:, -1], error)
             # So few at a time that their scores take no more room than the block itself.
-            for rows in doubtful.split(max(1, x.shape[1] // _SCORES_AT_ONCE)):
+            for rows in torch.split(doubtful, max(1, x.shape[1] // _SCORES_AT_ONCE)):
                 full = topk_encode(x[rows], weight, bias, k=width)
                 values[rows], indices[rows] = _rescored(x[rows], weight, bias, full.indices)
         return _folded(SparseCode(values[:, :k], indices[:, :k]), size)

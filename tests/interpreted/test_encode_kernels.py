@@ -168,6 +168,7 @@ def test_nothing_is_scored_in_full_beside_nan(
     assert code.values[whole].isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_row_that_fails_beside_whole_ones_is_still_scored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

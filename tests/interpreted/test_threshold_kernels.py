@@ -160,6 +160,7 @@ def test_the_screen_decides_nearly_all_columns(
     assert above <= waiting[0] <= above + 5
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_nothing_is_looked_at_beside_nan(
     engine: str, precision: str, monkeypatch: pytest.MonkeyPatch
