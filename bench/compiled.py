@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+SHARED_LIMIT = {
+    80: 163 << 10,
+    86: 99 << 10,
+    89: 99 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+    120: 99 << 10,
+}
 """Bytes a block can have."""
+SMALLER = tuple(sm for sm in SHARED_LIMIT if sm not in ARCHITECTURES)
+"""Architectures for which only the products are compiled: the code of the other kernels is that of
+their neighbour, and takes a few KiB of shared memory anywhere."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 _F, _B, _L, _I, _S = "*fp32", "*bf16", "*i64", "*i32", "i32"
@@ -45,6 +56,8 @@ _TYPES = {
             "shrink",
             "second",
             "inputs_share",
+            "row_lost",
+            "latent_lost",
             "source",
             "x",
             "threshold",
@@ -84,7 +97,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(architecture: int) -> Iterator[Kernel]:
-    """What runs at d from 768 to 4096, k = 32 to 64, in lists of 1024."""
+    """What runs at d from 768 to 4096, k = 32 to 64, in lists of 1024; and the longest lists."""
     lists = {"CAPACITY": 1024}
     for bounded in (True, False):
         yield from _products(architecture, bounded)
@@ -94,17 +107,28 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     scored = {"BIASED": True, "SCALED": True, "COLUMNS": 16, "BLOCK_D": 256}
     yield Kernel("exact_scores", "score_candidates", {**scored, **lists})
     yield Kernel("exact_scores", "list_failed", {"BLOCK": 1024}, types={"rows": _S})
-    yield Kernel("exact_scores", "score_all", {**scored, "SPLIT": 8, "CAPACITY": 256, "KEPT": 128})
+    whole = {"SPLIT": 8, "CAPACITY": 256, "KEPT": 128, "NAN_BLOCK": 1024, **scored}
+    yield Kernel("exact_scores", "score_all", whole, types={"rows": _S})
     yield Kernel("exact_scores", "join_parts", {"SPLIT": 8, "KEPT": 128, **lists})
     for hot in (True, False):
         constants = {"HOT": hot, "GROUP": 32, "BLOCK": 256, "LOOK": 1024, **scored, **lists}
         yield Kernel("keep_above", "keep_above", constants)
     yield Kernel("keep_above", "settle_lists", {**scored, **lists})
     yield Kernel("choose", "choose", {"FEW": 128, **lists}, types={"indices": _L})
+    longest = {"CAPACITY": _module("list_length").LONGEST}
+    warps = _module("lists").warps_of(longest["CAPACITY"])
+    for hot in (True, False):
+        constants = {"HOT": hot, "BOUNDED": True, "GROUP": 32, "BLOCK": 256, **longest}
+        yield Kernel("keep_best", "keep_best", constants, warps, types={"first": _S})
+    yield Kernel("exact_scores", "join_parts", {"SPLIT": 8, "KEPT": 1024, **longest}, warps)
+    yield Kernel("choose", "choose", {"FEW": 128, **longest}, warps, types={"indices": _L})
     yield Kernel("round_rows", "round_rows", {"SCALED": True, "DROP": 16, "BLOCK": 1024})
     decoded = {"BLOCK_K": 8, "BLOCK_D": 256}
-    yield Kernel("sparse_decode", "decode_rows", {"BIASED": True, **decoded})
-    yield Kernel("sparse_decode", "dot_rows", decoded)
+    for wide, pointer in ((tl.float32, _F), (tl.float64, "*fp64")):
+        constants = {"WIDE": wide, **decoded}
+        types = dict.fromkeys(["values", "weight", "bias", "rows", "out"], pointer)
+        yield Kernel("sparse_decode", "decode_rows", {"BIASED": True, **constants}, types=types)
+        yield Kernel("sparse_decode", "dot_rows", constants, types=types)
     for block, one in ((32, True), (64, True), (128, False)):
         constants = {"BIASED": True, "ONE_BLOCK": one, "BLOCK_K": block, "BLOCK_D": 8192 // block}
         yield Kernel("sparse_decode", "residual_rows", constants, warps=8)
@@ -162,10 +186,16 @@ def _updates() -> Iterator[Kernel]:
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:
+    """Every tile that fits, with bounds; without them the default ones."""
     tma = architecture >= 90
-    for (product, by_descriptor), tile in _module("screening").TILES.items():
-        if by_descriptor != tma:
-            continue
+    fitting = [
+        (product, tile)
+        for product in ("bfloat16", "tfloat32", "float32")
+        for tile in _module("tiles").tile_candidates(product, tma, SHARED_LIMIT[architecture])[
+            : None if bounded else 1
+        ]
+    ]
+    for product, tile in fitting:
         dtype = "bf16" if product == "bfloat16" else "fp32"
         constants = {
             "PRECISION": "tf32" if product == "tfloat32" else "ieee",
@@ -198,8 +228,10 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"saefast.kernels.{name}")
 
 
-def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
-    """A row of the table."""
+def binary_of(
+    kernel: Kernel, architecture: int, multiples: tuple[str, ...] = _MULTIPLES_OF_16
+) -> Any:
+    """What Triton's compiler returns for a kernel whose `multiples` are multiples of 16."""
     function = getattr(_module(kernel.module), kernel.name)
     types = {**_TYPES, **kernel.types}
     signature = {
@@ -209,7 +241,7 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
     aligned = [
         index
         for index, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in _MULTIPLES_OF_16
+        if kind.startswith("*") or name in multiples
     ]
     source = ASTSource(
         function,
@@ -220,7 +252,12 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
-    binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
+    """A row of the table."""
+    binary = binary_of(kernel, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -232,6 +269,7 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
         "constants": constants,
         "sm": architecture,
         "warps": kernel.warps,
+        "stages": kernel.stages,
         "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "stack_bytes": int(re.findall(r"STACK:(\d+)", usage)[-1]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
@@ -261,7 +299,8 @@ def _output(tool: str, *arguments: str) -> str:
 
 def table() -> list[dict[str, Any]]:
     """Every kernel for every architecture."""
-    return [compiled(kernel, sm) for sm in ARCHITECTURES for kernel in kernels(sm)]
+    rows = [compiled(kernel, sm) for sm in ARCHITECTURES for kernel in kernels(sm)]
+    return rows + [compiled(kernel, sm) for sm in SMALLER for kernel in _products(sm, True)]
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from bench.cases import Shape, Weights, draw
 from saefast import AuxK, FusedStep, SparseCode, ThresholdCode, reference
 from saefast.ops import gpu
 from saefast.ops.decode_residual import decode_residual
-from saefast.ops.encode_gpu import GpuScreen, encode_rounded, threshold_rounded
+from saefast.ops.encode_gpu import encode_rounded, threshold_rounded
+from saefast.ops.gpu_screens import GpuScreen
 
 SHAPES = (
     Shape(16, 64, 1, 1),

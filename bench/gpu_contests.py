@@ -19,8 +19,9 @@ from bench.gpu_times import Contestant, Run
 from saefast import FusedStep, SparseCode, reference
 from saefast.batch_topk import batch_topk
 from saefast.ops import gpu
-from saefast.ops.encode_gpu import CANDIDATES, GpuScreen, encode_rounded, screen_for
+from saefast.ops.encode_gpu import encode_rounded, screen_for
 from saefast.ops.encode_packed import repacked
+from saefast.ops.gpu_screens import CANDIDATES, GpuScreen
 from saefast.ops.latent_update import latent_update
 
 _LR = 1e-4
@@ -86,7 +87,7 @@ def _encodes(contest: Contest) -> Iterator[Contestant]:
     if gpu.has_cuda():
         chosen = screen_for(x, weights.w_enc, shape.k, exact=True)
         yield entry(f"exact {chosen} triton", exact, ours("exact", chosen, "triton"))
-    # By these `suggested` in saefast/ops/encode_gpu.py is set.
+    # By these `suggested` in saefast/ops/gpu_screens.py is set.
     for engine in ("fused", "chunked"):
         screen = GpuScreen(engine, "bfloat16")
         yield entry(f"bf16 {engine}", rounded, ours("bf16", screen))

@@ -34,7 +34,8 @@ class ColumnBounds(NamedTuple):
     group_lost: Tensor
     """[m / GROUP, rounded up]"""
     largest: Tensor
-    """[2, blocks] the largest norm + lost, and the largest bias, of each block of columns"""
+    """[2, blocks] the largest norm + lost, or NaN where one is, and the largest bias, of each block
+    of columns"""
 
 
 @triton.jit
@@ -89,7 +90,9 @@ def bound_columns(
 
     length = tl.load(norm + column, real, other=0.0)
     lost_length = tl.load(lost + column, real, other=0.0)
-    tl.store(largest + block, tl.max(no_nan(length + lost_length)))
+    most = tl.max(no_nan(length + lost_length))
+    has_nan = tl.max((length != length).to(tl.int32)) > 0
+    tl.store(largest + block, tl.where(has_nan, float("nan"), most))
     tl.store(largest + tl.num_programs(0) + block, tl.max(no_nan(size)))
     group = block * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
     there = group * GROUP < columns
@@ -118,14 +121,18 @@ def bound_rows(
     """Reach and spread of BLOCK rows, and where their screen begins.
 
     LISTS: the state of empty lists, see `keep_best`; rows whose scores might overflow have failed.
-    Otherwise only a floor: 0, or NaN, above which everything may be, for such rows.
+    Otherwise only a floor: 0, or NaN, above which everything may be, for such rows; infinity where
+    a row or any column is NaN.
     """
     lane = tl.arange(0, BLOCK)
     lengths = tl.zeros((BLOCK,), tl.float32)
     sizes = tl.zeros((BLOCK,), tl.float32)
+    not_numbers = tl.zeros((BLOCK,), tl.int32)
     for i in range(0, blocks, BLOCK):
         there = i + lane < blocks
-        lengths = tl.maximum(lengths, tl.load(largest + i + lane, there, other=0.0))
+        of_block = tl.load(largest + i + lane, there, other=0.0)
+        not_numbers += (of_block != of_block).to(tl.int32)
+        lengths = tl.maximum(lengths, no_nan(of_block))
         sizes = tl.maximum(sizes, tl.load(largest + blocks + i + lane, there, other=0.0))
 
     row = tl.program_id(0) * BLOCK + lane
@@ -140,7 +147,11 @@ def bound_rows(
         tl.store(counts + row, tl.where(safe, 0, OVERFLOW), real)
         tl.store(floor_keys + row, tl.full((BLOCK,), EMPTY, tl.int64), real)
     else:
-        tl.store(floor + row, tl.where(safe, 0.0, float("nan")), real)
+        # Beside NaN nothing is above a threshold: to look at all columns of all rows would take
+        # seconds in every step of a training that has diverged.
+        nothing = (tl.sum(not_numbers) > 0) | (length != length)
+        start = tl.where(safe, 0.0, float("nan"))
+        tl.store(floor + row, tl.where(nothing, float("inf"), start), real)
 
 
 def column_bounds(

@@ -3,26 +3,27 @@
 import triton
 import triton.language as tl
 
+from .keep_best import cut_list
 from .keys import EMPTY, index_of, score_of
 
 
 @triton.jit
-def choose_width(keys, count, row, values, indices, k, WIDTH: tl.constexpr, CAPACITY: tl.constexpr):
-    """Sort the list of a row, of at most WIDTH keys, and store the first k."""
-    place = tl.arange(0, WIDTH)
-    key = tl.load(keys + row * CAPACITY + place, place < count, other=EMPTY)
-    best = tl.sort(key, descending=True)
+def choose(keys, counts, values, indices, k, FEW: tl.constexpr, CAPACITY: tl.constexpr):
+    """Values and indices [rows, k]; a list of more than FEW keys is cut first, in place.
+
+    FEW is at least k + k // 4, to which a list of exact scores can always be cut: sorting all of a
+    long one would take several times as long.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.load(counts + row)
+    list_at = keys + row * CAPACITY
+    if count > FEW:
+        count, _ = cut_list(
+            list_at, count, EMPTY, row, keys, keys, keys, keys, keys, k, False, CAPACITY
+        )
+        tl.debug_barrier()  # the list was written by other threads of this program
+    place = tl.arange(0, FEW)
+    best = tl.sort(tl.load(list_at + place, place < count, other=EMPTY), descending=True)
     at = row * k + place
     tl.store(values + at, score_of(best).to(values.dtype.element_ty), place < k)
     tl.store(indices + at, index_of(best).to(tl.int64), place < k)
-
-
-@triton.jit
-def choose(keys, counts, values, indices, k, FEW: tl.constexpr, CAPACITY: tl.constexpr):
-    """Values and indices [rows, k]; lists of at most FEW keys, which most are, sort faster."""
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts + row)
-    if count <= FEW:
-        choose_width(keys, count, row, values, indices, k, FEW, CAPACITY)
-    else:
-        choose_width(keys, count, row, values, indices, k, CAPACITY, CAPACITY)

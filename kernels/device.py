@@ -27,6 +27,16 @@ def has_tma(tensor: Tensor) -> bool:
 
 
 @functools.cache
+def _shared_bytes(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).shared_memory_per_block_optin)
+
+
+def shared_bytes(tensor: Tensor) -> int:
+    """The shared memory that a block of a kernel may ask for on the tensor's device."""
+    return _shared_bytes(tensor.get_device())
+
+
+@functools.cache
 def _processors(index: int) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
 

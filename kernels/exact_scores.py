@@ -7,6 +7,9 @@ from .device import interpreting, power_of_two
 from .keep_best import cut_list
 from .keys import EMPTY, index_of, key_of
 
+NOT_A_NUMBER = tl.constexpr(-1)
+"""The count of a part of a row that has no best columns"""
+
 
 def dot_block(d: int) -> tuple[int, int]:
     """Columns and width of the blocks in which exact scores are summed, the same in all kernels."""
@@ -99,16 +102,30 @@ def list_failed(counts, failed, total, rows, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def any_nan(values, size, BLOCK: tl.constexpr):
+    """Whether one of the first `size` values is NaN."""
+    lane = tl.arange(0, BLOCK)
+    found = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, size, BLOCK):
+        value = tl.load(values + start + lane, start + lane < size, other=0.0).to(tl.float32)
+        found |= (value != value).to(tl.int32)
+    return tl.max(found) > 0
+
+
+@triton.jit
 def score_all(
     x,
     weight,
     bias,
     scale,
+    row_lost,
+    latent_lost,
     failed,
     total,
     work,
     parts,
     part_counts,
+    rows,
     latents,
     d,
     k,
@@ -119,12 +136,23 @@ def score_all(
     KEPT: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    NAN_BLOCK: tl.constexpr,
 ):
     """The best k, or a few more, of each of SPLIT parts of the columns of every failed row.
 
     A fixed number of programs shares the work, however much there is; usually there is none.
     `work` [programs, CAPACITY] is scratch, `parts` [rows * SPLIT, KEPT] gets the keys.
+
+    A row with NaN or infinity in it, and every row beside such a weight, has no best columns:
+    nothing is scored, and its `part_counts` are `NOT_A_NUMBER`. `row_lost` [rows] and `latent_lost`
+    [latents] are what rounding took, which is NaN there. All columns of all rows would take seconds
+    in every step of a training that has diverged.
     """
+    diverged = False
+    if tl.load(total) == rows:  # or there is a row that the weight has not spoilt
+        diverged = any_nan(latent_lost, latents, NAN_BLOCK)
+        if BIASED:
+            diverged |= any_nan(bias, latents, NAN_BLOCK)
     list_at = work + tl.program_id(0) * CAPACITY
     lane = tl.arange(0, COLUMNS)
     place = tl.arange(0, KEPT)
@@ -132,7 +160,9 @@ def score_all(
     for item in range(tl.program_id(0), tl.load(total) * SPLIT, tl.num_programs(0)):
         row = tl.load(failed + item // SPLIT).to(tl.int64)
         begin = ((tl.zeros((), tl.int64) + item % SPLIT) * share).to(tl.int32)
-        end = tl.minimum(begin + share, latents)
+        lost = tl.load(row_lost + row)
+        hopeless = diverged | (lost != lost)
+        end = tl.where(hopeless, begin, tl.minimum(begin + share, latents))
         count = 0
         floor_key = EMPTY
         for start in range(begin, end, COLUMNS):
@@ -157,7 +187,7 @@ def score_all(
         tl.debug_barrier()
         best = tl.load(list_at + place, place < count, other=EMPTY)
         tl.store(parts + (tl.zeros((), tl.int64) + item) * KEPT + place, best, place < count)
-        tl.store(part_counts + item, count)
+        tl.store(part_counts + item, tl.where(hopeless, NOT_A_NUMBER, count))
         tl.debug_barrier()
 
 
@@ -174,13 +204,22 @@ def join_parts(
     CAPACITY: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """The lists of the failed rows, from the best of their parts."""
+    """The lists of the failed rows, from the best of their parts.
+
+    Those of rows that are `NOT_A_NUMBER` hold the first k columns, with NaN as their scores.
+    """
     place = tl.arange(0, KEPT)
     for item in range(tl.program_id(0), tl.load(total), tl.num_programs(0)):
         row = tl.load(failed + item).to(tl.int64)
         list_at = keys + row * CAPACITY
         count = 0
-        for part in range(item * SPLIT, item * SPLIT + SPLIT):
+        first_part = item * SPLIT
+        if tl.load(part_counts + first_part) == NOT_A_NUMBER:
+            not_a_number = tl.full((KEPT,), float("nan"), tl.float32)
+            tl.store(list_at + place, key_of(not_a_number, place), place < k)
+            count = k
+            first_part += SPLIT
+        for part in range(first_part, item * SPLIT + SPLIT):
             held = tl.load(part_counts + part)
             key = tl.load(
                 parts + (tl.zeros((), tl.int64) + part) * KEPT + place, place < held, other=EMPTY

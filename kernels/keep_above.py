@@ -117,9 +117,9 @@ def keep_above(
 ):
     """Feed the columns first : first + columns of one row to its list.
 
-    `scores` are those of `keep_best`, less the thresholds; `floor` is 0, or NaN for a row all of
-    whose columns must be looked at. A list keeps the `room` best; CAPACITY is more
-    than that by BLOCK at least.
+    `scores` are those of `keep_best`, less the thresholds; `floor` is 0, NaN for a row all of
+    whose columns must be looked at, or infinity for a row none of whose columns is. A list keeps
+    the `room` best; CAPACITY is more than that by BLOCK at least.
     """
     row = tl.program_id(0).to(tl.int64)
     bar = tl.load(floor + row)
@@ -132,6 +132,8 @@ def keep_above(
     if HOT:
         groups = width // GROUP
         work = list_hot(maxima, hot_list, row, groups, bar, BLOCK) * GROUP
+    if bar == float("inf"):  # NaN is not above it either
+        work = 0
     for start in range(0, work, BLOCK):
         at = start + lane
         real = at < work

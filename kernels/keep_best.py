@@ -10,6 +10,8 @@ import triton.language as tl
 
 from .keys import index_of, key_of, score_of
 
+LONGEST_PIECE = tl.constexpr(4096)
+"""The most keys of a list that are moved at a time"""
 OVERFLOW = tl.constexpr(-1)
 """The count of a row whose list is too short for it: its columns are all scored exactly later."""
 
@@ -55,22 +57,30 @@ def cut_list(
     keys = tl.load(list_at + place, used, other=-(2**63))
     certain = least(keys, used, row, shift, norm, lost, reach, spread, BOUNDED)
     low = tl.maximum(floor_key, tl.min(tl.where(used, certain, 2**63 - 1)))
-    high = tl.max(tl.where(used, certain, -(2**63))) + 1
-    above = tl.sum((used & (certain >= low)).to(tl.int32))
+    certain = tl.where(used, certain, -(2**63))  # below any middle
+    high = tl.max(certain) + 1
+    above = tl.sum((certain >= low).to(tl.int32))
     # A floor with a few more than k above it serves as well; exactly k is where this must end.
     while (above > k + k // 4) & (low + 1 < high):
         middle = (low & high) + ((low ^ high) >> 1)
-        reached = tl.sum((used & (certain >= middle)).to(tl.int32))
+        reached = tl.sum((certain >= middle).to(tl.int32))
         if reached >= k:
             low = middle
             above = reached
         else:
             high = middle
-    kept = used & (keys >= low)
-    after = tl.cumsum(kept.to(tl.int32), 0) - 1
-    tl.debug_barrier()
-    tl.store(list_at + after, keys, mask=kept)
-    return tl.sum(kept.to(tl.int32)), low
+    # Read again piece by piece: the longest lists and their places fit no program's registers.
+    PIECE: tl.constexpr = CAPACITY if CAPACITY < LONGEST_PIECE else LONGEST_PIECE
+    lane = tl.arange(0, PIECE)
+    total = 0
+    for start in tl.static_range(0, CAPACITY, PIECE):
+        keys = tl.load(list_at + start + lane, start + lane < count, other=-(2**63))
+        kept = (start + lane < count) & (keys >= low)
+        after = total + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.debug_barrier()  # keys move to places that all threads have read
+        tl.store(list_at + after, keys, mask=kept)
+        total += tl.sum(kept.to(tl.int32))
+    return total, low
 
 
 @triton.jit

@@ -2,43 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .bounds import ColumnBounds
-from .device import LAUNCH, has_tma, interpreting, power_of_two
+from .device import LAUNCH, has_tma, interpreting, power_of_two, shared_bytes
 from .hot_groups import hot_groups
 from .lists import GROUP, Bounds, Screened
 from .matmul import multiplying_in, product_of
 from .round_rows import RoundedRows
+from .tiles import Tile, measured_tile, tile_for
 
 ENGINES = ("chunked", "fused")
 _PHASE_BYTES = 512 << 20
 _CHUNK_FLOATS = 1 << 22
 
 
-class Tile(NamedTuple):
-    """A configuration of `hot_groups`."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-
-TILES = {
-    ("bfloat16", True): Tile(128, 256, 64, 8, 3),
-    ("tfloat32", True): Tile(128, 128, 32, 8, 3),
-    ("float32", True): Tile(64, 64, 16, 8, 2),
-    ("bfloat16", False): Tile(128, 128, 64, 8, 3),
-    ("tfloat32", False): Tile(128, 128, 32, 8, 3),
-    ("float32", False): Tile(64, 64, 16, 8, 2),
-}
-"""By product, and by whether tiles are loaded by descriptor: the largest that do not spill."""
 _INTERPRETED_TILE = Tile(16, 64, 16, 4, 1)
 
 
@@ -78,7 +59,11 @@ class Screening:
     def _fused(self) -> None:
         left, right = self.left.units, self.right.units
         tma = has_tma(left)
-        tile = _INTERPRETED_TILE if interpreting() else TILES[self.left.product, tma]
+        tile = measured_tile() or (
+            _INTERPRETED_TILE
+            if interpreting()
+            else tile_for(self.left.product, tma, shared_bytes(left))
+        )
         n, m = left.shape[0], right.shape[0]
         ranges = phases(m, self.first, n, tile.columns)
         widths = [-(-(end - begin) // tile.columns) * tile.columns for begin, end in ranges]

@@ -16,21 +16,30 @@ _WIDEST_CODE = 128
 
 
 @triton.jit
-def entries_of(values, indices, row, start, k, m, BLOCK_K: tl.constexpr):
+def entries_of(
+    values,
+    indices,
+    row,
+    start,
+    k,
+    m,
+    BLOCK_K: tl.constexpr,
+    WIDE: tl.constexpr = tl.float32,
+):
     """The values and latents of a row's entries from `start` on, and which of them are real."""
     entry = start + tl.arange(0, BLOCK_K)
     real = entry < k
     latent = tl.load(indices + row * k + entry, real, other=-1)
-    value = tl.load(values + row * k + entry, real, other=0.0).to(tl.float32)
+    value = tl.load(values + row * k + entry, real, other=0.0).to(WIDE)
     return value, latent, (latent >= 0) & (latent < m)
 
 
 @triton.jit
-def block_of(weight, latent, real, at, d):
-    """weight[latent, at] as float32, zero where either is out of range."""
+def block_of(weight, latent, real, at, d, WIDE: tl.constexpr = tl.float32):
+    """weight[latent, at] in the dtype WIDE, zero where either is out of range."""
     inside = real[:, None] & (at < d)[None, :]
     place = weight + tl.where(real, latent, 0)[:, None] * d + at[None, :]
-    return tl.load(place, inside, other=0.0).to(tl.float32)
+    return tl.load(place, inside, other=0.0).to(WIDE)
 
 
 @triton.jit
@@ -46,16 +55,17 @@ def decode_rows(
     BIASED: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """out[row] = sum over c of values[row, c] * weight[indices[row, c]], plus bias."""
+    """out[row] = sum over c of values[row, c] * weight[indices[row, c]], plus bias; in WIDE."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    sums = tl.zeros((BLOCK_D,), tl.float32)
+    sums = tl.zeros((BLOCK_D,), WIDE)
     for start in range(0, k, BLOCK_K):
-        value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K)
-        sums += tl.sum(value[:, None] * block_of(weight, latent, real, at, d), axis=0)
+        value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K, WIDE)
+        sums += tl.sum(value[:, None] * block_of(weight, latent, real, at, d, WIDE), axis=0)
     if BIASED:
-        sums += tl.load(bias + at, at < d, other=0.0).to(tl.float32)
+        sums += tl.load(bias + at, at < d, other=0.0).to(WIDE)
     tl.store(out + row * d + at, sums.to(out.dtype.element_ty), at < d)
 
 
@@ -70,17 +80,22 @@ def dot_rows(
     k,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """out[row, c] = rows[row] . weight[indices[row, c]]."""
+    """out[row, c] = rows[row] . weight[indices[row, c]], summed in the dtype WIDE.
+
+    The order of a sum follows from d and the blocks, so that the product of two rows has the same
+    bits whichever of them is the weight's.
+    """
     row = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     latent = tl.load(indices + row * k + entry, entry < k, other=-1)
     real = (latent >= 0) & (latent < m)
-    products = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    products = tl.zeros((BLOCK_K, BLOCK_D), WIDE)
     for i in range(0, d, BLOCK_D):
         at = i + tl.arange(0, BLOCK_D)
-        left = tl.load(rows + row * d + at, at < d, other=0.0).to(tl.float32)
-        products += left[None, :] * block_of(weight, latent, real, at, d)
+        left = tl.load(rows + row * d + at, at < d, other=0.0).to(WIDE)
+        products += left[None, :] * block_of(weight, latent, real, at, d, WIDE)
     dots = tl.sum(products, axis=1)
     tl.store(out + row * k + entry, dots.to(out.dtype.element_ty), entry < k)
 
@@ -148,7 +163,7 @@ def residual_rows(
 
 
 def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[n, d] of a checked, contiguous code in float32 or bfloat16."""
+    """[n, d] of a checked, contiguous code in float64, float32 or bfloat16."""
     n, k = indices.shape
     m, d = weight.shape
     out = weight.new_empty(n, d)
@@ -166,6 +181,7 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
             BIASED=bias is not None,
             BLOCK_K=block_k,
             BLOCK_D=block_d,
+            WIDE=_wide(weight),
             num_warps=4,
             **LAUNCH,
         )
@@ -173,11 +189,15 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
 
 
 def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """[n, k] products of checked, contiguous rows with the weight rows that `indices` name."""
+    """[n, k] products of checked, contiguous rows with the weight rows that `indices` name.
+
+    In float64, float32 or bfloat16; nothing of the size [n, k, d] is stored. The bits of a product
+    in float64 do not depend on n, k and m: a matching compares those of different calls.
+    """
     n, k = indices.shape
     m, d = weight.shape
     out = rows.new_empty(n, k)
-    block_k, block_d = _blocks(k, d, 8, 256)
+    block_k, block_d = _blocks(8 if rows.dtype == torch.float64 else k, d, 8, 256)
     if out.numel():
         dot_rows[(n, triton.cdiv(k, block_k))](
             rows,
@@ -189,6 +209,7 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
             k,
             BLOCK_K=block_k,
             BLOCK_D=block_d,
+            WIDE=_wide(weight),
             num_warps=4,
             **LAUNCH,
         )
@@ -239,3 +260,8 @@ def _blocks(k: int, d: int, most_k: int, most_d: int) -> tuple[int, int]:
     if interpreting():
         most_k, most_d = 4, 16
     return min(power_of_two(k), most_k), min(power_of_two(d), most_d)
+
+
+def _wide(tensor: Tensor) -> tl.dtype:
+    """The dtype in which its elements are multiplied and added."""
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32

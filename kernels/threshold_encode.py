@@ -39,7 +39,8 @@ def encode(
     """Values and indices [n, width], counts [n] of contiguous float32 or bfloat16 rows.
 
     `threshold` is float32 [m], infinity where nothing is above it; the rest is as for
-    `topk_encode.encode`. Nothing here waits for the GPU.
+    `topk_encode.encode`. Nothing here waits for the GPU, nor looks for NaN: nothing is above its
+    threshold in a row with NaN or infinity in it, nor in any row beside such a weight.
     """
     n = x.shape[0]
     values, indices = x.new_empty(n, width), x.new_empty(n, width, dtype=torch.int64)

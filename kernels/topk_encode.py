@@ -14,6 +14,7 @@ from torch import Tensor
 from .bounds import column_bounds, row_bounds
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
 from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
+from .list_length import list_length
 from .lists import Lists, Screened, warps_of
 from .round_rows import RoundedRows
 from .screening import Screening, block
@@ -40,12 +41,15 @@ def encode(
     """Values and indices [n, k] of contiguous float32 or bfloat16 rows, at least one.
 
     `left` is x and `right` is weight * scale, rounded for one product; `select` keeps the lists,
-    `select_triton` or `select_cuda`. Nothing here waits for the GPU.
+    `select_triton` or `select_cuda`. Nothing here waits for the GPU, nor looks for NaN: a row with
+    NaN or infinity in it gets NaN as its values and 0 to k - 1 as indices, and so do all rows where
+    the weight or the bias holds NaN.
     """
     (n, d), m = x.shape, weight.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
     columns = column_bounds(right, bias, scale, raised=exact)
-    lists = Lists.allocate(n, capacity_of(k, exact, block()), x.device)
+    capacity = capacity_of(m, d, k, left.product if exact else None, block())
+    lists = Lists.allocate(n, capacity, x.device)
     bounds = row_bounds(left, columns, d, lists)
 
     def keep(screened: Screened) -> None:
@@ -54,9 +58,9 @@ def encode(
     Screening(left, right, columns, bounds, lists.floor, exact, first_phase(m, k), keep).run(engine)
     if exact:
         _score_candidates(x, weight, bias, scale, lists)
-        _mend_failed(x, weight, bias, scale, lists, k)
+        _mend_failed(x, weight, bias, scale, left, right, lists, k)
     else:
-        _mend_failed(left.units, right.units, bounds.shift, None, lists, k)
+        _mend_failed(left.units, right.units, bounds.shift, None, left, right, lists, k)
     select.choose(lists.keys, lists.counts, values, indices)
     return values, indices
 
@@ -66,13 +70,13 @@ def first_phase(m: int, k: int) -> int:
     return max(m // 16, k)
 
 
-def capacity_of(k: int, exact: bool, block: int) -> int:
-    """How long lists may grow: an exact screen keeps more than k, by what its bound is wide.
+def capacity_of(m: int, d: int, k: int, product: str | None, block: int) -> int:
+    """How long lists may grow: an exact screen by `product` keeps more than k, see `list_length`.
 
     Two lists that were cut fit one, as they must where `join_parts` joins them.
     """
-    kept = min(8 * k, 3072) if exact else 0
-    return power_of_two(max(kept + block, 2 * k + block, 2 * (k + k // 4)))
+    least = power_of_two(max(2 * k + block, 2 * (k + k // 4)))
+    return least if product is None else max(least, list_length(m, d, k, product, block))
 
 
 def _score_candidates(
@@ -103,6 +107,8 @@ def _mend_failed(
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | None,
+    left: RoundedRows,
+    right: RoundedRows,
     lists: Lists,
     k: int,
 ) -> None:
@@ -133,11 +139,14 @@ def _mend_failed(
         weight,
         weight if bias is None else bias,
         weight if scale is None else scale,
+        left.lost,
+        right.lost,
         failed,
         total,
         work,
         parts,
         part_counts,
+        n,
         m,
         d,
         k,
@@ -148,6 +157,7 @@ def _mend_failed(
         KEPT=kept,
         COLUMNS=columns,
         BLOCK_D=width,
+        NAN_BLOCK=16 if interpreting() else 1024,
         num_warps=4,
         **LAUNCH,
     )

@@ -76,6 +76,11 @@ def _unit(side: Tensor, place: Tensor) -> Tensor:
         rows = side[int(place[0]) : int(place[-1]) + 1].double()  # read in one piece
     else:
         rows = side[place].double()
+    return normalised(rows)
+
+
+def normalised(rows: Tensor) -> Tensor:
+    """Rows at length 1."""
     # Squares of what is divided by the largest neither overflow nor vanish.
     rows = rows / torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast.ops import checks, gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode
@@ -16,6 +16,7 @@ from saefast.types import SparseCode
 BACKENDS = ("auto", "saefast", "faiss", "ivf", "hnsw", "cagra")
 APPROXIMATE = ("ivf", "hnsw", "cagra")
 
+_SCORES_AT_ONCE = 6  # float64 numbers for each score while the reference sorts a row
 _SPARE = 16  # candidates more than are wanted, so that rounding leaves few rows in doubt
 _WORTH_MEASURING = 2e12  # multiplications, a few seconds: below, FAISS is not even imported
 _FAISS_GPU_MOST = 2048  # neighbours that FAISS finds on a GPU
@@ -51,7 +52,7 @@ class Encode(NamedTuple):
         """With `absolute` one of the block may stand in a list twice, under either sign."""
         weight = torch.cat([block, -block]) if self.absolute else block
         bias = None if price is None else -(price.repeat(2) if self.absolute else price)
-        if block.device.type == "cpu":
+        if not gpu.has(block):
             return lambda x, k: _folded(topk_encode(x, weight, bias, k=k), len(block))
         small, few = weight.float(), None if bias is None else bias.float()
         largest = 0.0 if bias is None else float(bias.abs().amax())
@@ -105,6 +106,7 @@ def settled(
 
     More candidates than wanted are scored again in float64. What is no candidate scores at most as
     much as the last of them and the error: rows where that does not decide are searched in float64.
+    All values come from `gather_dots`, so that they have the same bits however they were found.
     """
 
     def find(x: Tensor, k: int) -> SparseCode:
@@ -112,13 +114,19 @@ def settled(
         scores, indices = candidates(x.float(), width)
         values, indices = _rescored(x, weight, bias, indices)
         if width < len(weight):
-            doubtful = (values[:, k - 1] <= scores[:, -1].double() + error).nonzero()[:, 0]
-            if len(doubtful):
-                full = topk_encode(x[doubtful], weight, bias, k=k)
-                values[doubtful, :k], indices[doubtful, :k] = full.values, full.indices
+            doubtful = _doubtful(values[:, k - 1], scores[:, -1], error)
+            # So few at a time that their scores take no more room than the block itself.
+            for rows in torch.split(doubtful, max(1, x.shape[1] // _SCORES_AT_ONCE)):
+                full = topk_encode(x[rows], weight, bias, k=width)
+                values[rows], indices[rows] = _rescored(x[rows], weight, bias, full.indices)
         return _folded(SparseCode(values[:, :k], indices[:, :k]), size)
 
     return find
+
+
+def _doubtful(values: Tensor, last: Tensor, error: float) -> Tensor:
+    """The rows where what is no candidate may be larger than these values."""
+    return (values <= last.double() + error).nonzero()[:, 0]
 
 
 def _approximate(

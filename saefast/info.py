@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from saefast.ops import gpu_screens
 from saefast.ops.backends import why_not_live
 from saefast.ops.cpu import native, threads
 from saefast.ops.screens import ENVIRONMENT, best_screen, measure_screens
@@ -30,6 +31,10 @@ def build_info() -> dict[str, Any]:
             "chosen": str(best_screen()),
             "by": "measurement" if os.environ.get(ENVIRONMENT, "auto") == "auto" else ENVIRONMENT,
             "measured_ms": measure_screens().milliseconds,
+        },
+        "gpu_screen": {
+            "by": "measurement" if gpu_screens.asked_for() is None else gpu_screens.ENVIRONMENT,
+            "skipped": dict(gpu_screens.skipped),
         },
         "backends": {
             "reference": {"live": True},

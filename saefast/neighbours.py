@@ -34,12 +34,13 @@ def nearest(
     any exact engine. `memory`: bytes that blocks may take.
     """
     best = _Best.empty(len(x), k, x.device)
-    step = block_rows(others.width, memory)
+    step = block_rows(others.width, memory / 2)
+    at_once = min(_ROWS, step)
     for start in range(0, len(others), step):
         block = others.block(start, start + step)
         find = engine.prepare(block, None if price is None else price[start : start + len(block)])
-        for row in range(0, len(x), _ROWS):
-            rows = x.block(row, row + _ROWS)
+        for row in range(0, len(x), at_once):
+            rows = x.block(row, row + at_once)
             best.take(row, find(rows, min(k, len(block))), start)
             report(len(rows) * len(block))
     return best.lists()

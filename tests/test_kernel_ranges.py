@@ -10,8 +10,9 @@ pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 from saefast.kernels import threshold_encode
 from saefast.kernels.by_latent import PIECE, sort_by_latent
+from saefast.kernels.list_length import LONGEST
 from saefast.kernels.lists import GROUP
-from saefast.kernels.screening import TILES, phases
+from saefast.kernels.screening import phases
 from saefast.kernels.topk_encode import MOST_KEPT, capacity_of, first_phase
 
 _HALF_A_GIGABYTE = 512 << 20
@@ -29,7 +30,7 @@ ks = st.one_of(st.integers(1, MOST_KEPT), st.sampled_from([1, 819, 820, 896, 897
     m=counts,
     first=counts,
     n=counts,
-    step=st.sampled_from(sorted({tile.columns for tile in TILES.values()})),
+    step=st.sampled_from([64, 128, 256]),
 )
 @example(m=131072, first=8192, n=8192, step=256)
 @example(m=131072, first=131072, n=8192, step=256)
@@ -63,14 +64,23 @@ def test_phases_grow_from_a_sixteenth_which_holds_k(m: int, k: int) -> None:
     assert len(ranges) <= 6
 
 
-@given(k=ks, exact=st.booleans(), block=st.sampled_from([16, 256]))
-def test_lists_hold_what_is_put_into_them(k: int, exact: bool, block: int) -> None:
-    capacity = capacity_of(k, exact, block)
+@given(
+    m=counts,
+    d=st.integers(1, 20_000),
+    k=ks,
+    product=st.sampled_from([None, "bfloat16", "tfloat32", "float32"]),
+    block=st.sampled_from([16, 256]),
+)
+def test_lists_hold_what_is_put_into_them(
+    m: int, d: int, k: int, product: str | None, block: int
+) -> None:
+    capacity = capacity_of(m, d, k, product, block)
     assert capacity & (capacity - 1) == 0
-    assert capacity <= _LONGEST_LIST
+    assert capacity <= _LONGEST_LIST == LONGEST
     assert capacity >= 2 * k + block  # a cut list and what comes before the next cut
     assert capacity >= 2 * (k + k // 4)  # two cut lists, where parts of a row are joined
-    assert capacity >= min(8 * k, 3072) * exact
+    if product is not None:
+        assert capacity >= min(8 * k, 3072)
 
 
 @given(width=st.integers(1, 1 << 20))

@@ -1,44 +1,15 @@
-"""One encode on a GPU: what is asked of the Triton and CUDA kernels, and of plain torch.
+"""One encode on a GPU: what is asked of the Triton and CUDA kernels, and of plain torch."""
 
-An exact result is the same whichever engine and product screen it, so the fastest is found by
-timing them on the first batch of a shape. With `precision="bf16"` the values come from the product
-itself; there the engine follows from the shape alone, so that runs repeat bit for bit.
-"""
-
-import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saefast import reference
 from saefast.ops import checks, gpu
+from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, suggested
 from saefast.types import SparseCode, ThresholdCode
-
-ENVIRONMENT = "SAEFAST_GPU_SCREEN"
-_ROUNDS = 3
-_SLICE_BYTES = 1 << 30
-
-
-class GpuScreen(NamedTuple):
-    """An engine and the product it screens with."""
-
-    engine: str
-    """chunked or fused"""
-    product: str
-    """bfloat16, tfloat32 or float32"""
-
-    def __str__(self) -> str:
-        return f"{self.engine}-{self.product}"
-
-
-CANDIDATES = (
-    GpuScreen("chunked", "bfloat16"),
-    GpuScreen("fused", "bfloat16"),
-    GpuScreen("chunked", "tfloat32"),
-)
-"""What is timed. TF32 costs twice the product, and wins where bfloat16 leaves too much in doubt."""
 
 _measured: dict[tuple[object, ...], GpuScreen] = {}
 
@@ -104,7 +75,7 @@ def threshold_on_gpu(
         room, counts = (torch.empty(s, dtype=torch.int64, device=x.device) for s in ((0, width), 0))
         return ThresholdCode(x.new_empty(0, width), room, counts)
     # The result is the same whoever screens, so there is no need to find the fastest first.
-    screen = _asked_for() or suggested(x.shape[1])
+    screen = asked_for() or suggested(x.shape[1])
     left, right = _rounded(x, weight, bias, scale, screen)
     return threshold_rounded(
         x, weight, bias, scale, threshold, width, precision, screen, left, right
@@ -172,42 +143,26 @@ def encode_rounded(
 def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
     """The environment's choice, the fastest one measured, or what the shape suggests."""
     (n, d), m = x.shape, weight.shape[0]
-    chosen = _asked_for()
+    chosen = asked_for()
     if chosen is not None:
         return chosen
-    if not exact or not x.is_cuda:
+    if not exact:
         return suggested(d)
+    candidates = candidates_for(lambda product: gpu.kernels("list_length").fits(m, d, k, product))
+    unmeasured = suggested(d) if suggested(d) in candidates else candidates[0]
+    if not x.is_cuda:
+        return unmeasured
     # Batches of similar size share a measurement.
     key = (x.get_device(), x.dtype, n.bit_length(), d, m, k)
     if key not in _measured:
         if gpu.capturing(x):
-            return suggested(d)
-        _measured[key] = fastest(x, weight, k)
+            return unmeasured
+        _measured[key] = _fastest(x, weight, k, candidates)
     return _measured[key]
 
 
-def _asked_for() -> GpuScreen | None:
-    """The environment's choice."""
-    chosen = os.environ.get(ENVIRONMENT, "auto")
-    by_name = {str(screen): screen for screen in CANDIDATES}
-    if chosen not in ("auto", *by_name):
-        raise ValueError(
-            f"{ENVIRONMENT} must be auto or one of {', '.join(by_name)}, got {chosen!r}"
-        )
-    return by_name.get(chosen)
-
-
-def suggested(d: int) -> GpuScreen:
-    """By arithmetic, not by measurement: what the L2 cache adds to a product falls as 1 / d.
-
-    The chunked engine writes and reads 8 bytes for every 2 d operations. At d = 768 that is a third
-    of the time of the product, at d = 4096 a fifteenth, less than cuBLAS gains over our product.
-    """
-    return GpuScreen("fused" if d <= 2048 else "chunked", "bfloat16")
-
-
-def fastest(x: Tensor, weight: Tensor, k: int) -> GpuScreen:
-    """Time every candidate on this batch; the first round only compiles."""
+def _fastest(x: Tensor, weight: Tensor, k: int, candidates: tuple[GpuScreen, ...]) -> GpuScreen:
+    """Time the candidates on this batch."""
 
     def milliseconds(screen: GpuScreen) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -219,10 +174,9 @@ def fastest(x: Tensor, weight: Tensor, k: int) -> GpuScreen:
         end.synchronize()
         return float(begin.elapsed_time(end))
 
+    where = f"rows {tuple(x.shape)}, weight {tuple(weight.shape)} and k={k}"
     with gpu.device_of(x):
-        rounds = [[milliseconds(screen) for screen in CANDIDATES] for _ in range(1 + _ROUNDS)]
-    best = [min(times) for times in zip(*rounds[1:], strict=True)]
-    return CANDIDATES[best.index(min(best))]
+        return fastest(milliseconds, candidates, where)
 
 
 def _rounded(
@@ -262,8 +216,10 @@ def check_rounded(
 def _in_slices(
     x: Tensor, latents: int, encode: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """What no kernel serves: the reference, a gigabyte at a time."""
-    rows = max(1, _SLICE_BYTES // (8 * latents))
+    """What no kernel serves: the reference, some rows at a time.
+
+    Scores, scores beside their masks, the sorted ones and their indices, and as much again for the
+    sort: six numbers of up to eight bytes for each latent.
+    """
     with gpu.full_precision():
-        codes = [encode(part) for part in torch.split(x, rows)]
-    return tuple(torch.cat(parts) for parts in zip(*codes, strict=True))
+        return gpu.in_slices(encode, 6 * 8 * latents, x)

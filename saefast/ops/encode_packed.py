@@ -7,13 +7,8 @@ from torch import Tensor
 from saefast.ops import gpu
 from saefast.ops.cpu import contiguous, native
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
-from saefast.ops.encode_gpu import (
-    GpuScreen,
-    check_rounded,
-    encode_rounded,
-    screen_for,
-    threshold_rounded,
-)
+from saefast.ops.encode_gpu import check_rounded, encode_rounded, screen_for, threshold_rounded
+from saefast.ops.gpu_screens import GpuScreen
 from saefast.ops.screens import screen_at
 from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op

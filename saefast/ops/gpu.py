@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch import Tensor
 from saefast.ops.cpu import contiguous
 
 DTYPES = (torch.float32, torch.bfloat16)
+"""Of the tensors that most kernels serve"""
+WITH_FLOAT64 = (*DTYPES, torch.float64)
+"""Of the tensors that `gather_dots` and `sparse_decode` serve"""
+_SLICE_BYTES = 1 << 30
 
 
 def why_not_live() -> str | None:
@@ -27,9 +32,9 @@ def why_not_live() -> str | None:
     return None
 
 
-def serves(tensor: Tensor) -> bool:
-    """True for the kernels, False for the reference: for float64, and where Triton cannot run."""
-    if tensor.dtype not in DTYPES:
+def serves(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
+    """True for the kernels, False for the reference: other dtypes, and where Triton cannot run."""
+    if tensor.dtype not in dtypes:
         return False
     if runs_triton(tensor):
         return True
@@ -90,3 +95,17 @@ def launch(name: str, *arguments: object, **options: object) -> Any:
 def capturing(tensor: Tensor) -> bool:
     """Whether a CUDA graph is being recorded, so that the host may not wait for the device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def in_slices(
+    compute: Callable[..., tuple[Tensor, ...]], row_bytes: int, *by_row: Tensor
+) -> tuple[Tensor, ...]:
+    """Call the reference on slices of rows and join what it returns.
+
+    `row_bytes` is what a row takes while it is computed; a slice takes a gigabyte, or one row.
+    Results are copied: a view would keep all that it was cut from.
+    """
+    rows = max(1, _SLICE_BYTES // max(1, row_bytes))
+    parts = zip(*(torch.split(tensor, rows) for tensor in by_row), strict=True)
+    results = [[result.clone() for result in compute(*part)] for part in parts]
+    return tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))

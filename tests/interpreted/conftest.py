@@ -19,8 +19,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from saefast.ops import gpu
 from saefast.ops.decode_residual import decode_residual
-from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT
 from saefast.ops.gather_dots import gather_dots
+from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.sparse_decode import sparse_decode_op

@@ -74,6 +74,36 @@ def test_errors_are_those_of_float32(shape: Shape, seed: int) -> None:
     )
 
 
+@settings(max_examples=8)
+@given(shape=shapes(), seed=seeds, layout=layouts)
+def test_float64_is_summed_in_float64(shape: Shape, seed: int, layout: str) -> None:
+    n, d, m, k = shape
+    indices = draw_indices(shape, seed)
+    values, weight, rows = (
+        as_laid_out(normal(s, seed + i, torch.float64), layout)
+        for i, s in enumerate([(n, k), (m, d), (n, d)])
+    )
+    dots, decoded = (
+        ops.gather_dots(rows, weight, indices),
+        saefast.sparse_decode(values, indices, weight),
+    )
+    assert dots.dtype == decoded.dtype == torch.float64
+    close = {"rtol": 1e-13, "atol": 1e-13 * d}
+    torch.testing.assert_close(dots, reference.gather_dots(rows, weight, indices), **close)
+    expected = reference.sparse_decode(values, indices, weight)
+    torch.testing.assert_close(decoded, expected, **close)
+
+
+def test_a_float64_product_of_two_rows_has_the_same_bits_from_either_side() -> None:
+    """Whatever the number of rows and indices: a matching compares products of different calls."""
+    x, y = normal((3, 50), 0, torch.float64), normal((5, 50), 1, torch.float64)
+    forward = ops.gather_dots(x, y, torch.arange(5).expand(3, 5))
+    backward = ops.gather_dots(y, x, torch.arange(3).expand(5, 3))
+    assert_same_bits(forward, backward.T)
+    for j in range(5):
+        assert_same_bits(ops.gather_dots(x, y, torch.full((3, 1), j))[:, 0], forward[:, j])
+
+
 @pytest.mark.parametrize("op", ["latent_sum", "latent_update"])
 def test_latents_with_many_entries_are_summed_in_pieces(
     op: str, monkeypatch: pytest.MonkeyPatch

@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
+from saefast.kernels.tiles import Tile, measuring
 from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
 from test_topk_encode import assert_top_k
 from tolerance import assert_same_bits
 
 import saefast
 from saefast import reference
-from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT, encode_rounded
+from saefast.ops.encode_gpu import encode_rounded
+from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
 
 
 @st.composite
@@ -67,7 +69,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     mend = topk_encode._mend_failed
 
     def counting(*arguments: object) -> None:
-        lists, k = arguments[4:]
+        lists, k = arguments[-2:]
         seen.append(int((lists.counts < k).sum()))
         mend(*arguments)
 
@@ -124,6 +126,57 @@ def test_rows_whose_screen_fails_are_scored_in_full(
     assert failed[0] >= (0 if trouble == "zero row" else 1)
     if trouble == "equal":
         assert (code.indices == torch.arange(k)).all()
+
+
+def scratch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Fills with the memory in which `score_all` lists the columns that it has scored."""
+    seen: list[torch.Tensor] = []
+    launch = topk_encode.score_all.run
+
+    def keeping(*arguments: object, **options: object) -> object:
+        seen.append(arguments[8].fill_(7))
+        return launch(*arguments, **options)
+
+    monkeypatch.setattr(topk_encode.score_all, "run", keeping)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("place", ["weight", "bias", "x", "infinite weight"])
+def test_nothing_is_scored_in_full_beside_nan(
+    place: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = scratch(monkeypatch)
+    n, d, m, k = 3, 12, 90, 6
+    x, weight = normal((n, d), 0, torch.float32), normal((m, d), 1, torch.float32)
+    bias = normal((m,), 2, torch.float32)
+    if place == "x":
+        x[1, 2] = torch.nan
+    elif place == "bias":
+        bias[70] = torch.nan
+    else:
+        weight[70, 3] = torch.inf if place == "infinite weight" else torch.nan
+    left, right = (round_rows.rounded_rows(t, "bfloat16") for t in (x, weight))
+    screen = CANDIDATES[1]
+    code = encode_rounded(x, weight, bias, None, k, exact, screen, left, right, impl="triton")
+    spoilt = [1] if place == "x" else [0, 1, 2]
+    assert code.values[spoilt].isnan().all()
+    assert (code.indices[spoilt] == torch.arange(k)).all()
+    assert (used[0] == 7).all()
+    whole = [row for row in range(n) if row not in spoilt]
+    assert code.values[whole].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_row_that_fails_beside_whole_ones_is_still_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = scratch(monkeypatch)
+    x, weight = normal((3, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
+    x[1] *= 1e37
+    saefast.topk_encode(x, weight, k=6)
+    assert not (used[0] == 7).all()
 
 
 def test_parts_of_a_failed_row_do_not_run_into_the_next_list(screen: str) -> None:
@@ -197,6 +250,33 @@ def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.Monke
     code = encode_rounded(x, weight, None, None, 5, True, CANDIDATES[1], left, right, impl="triton")
     assert_top_k(code, x, weight, None, None)
     assert {tma} == {seen for seen in launches if seen is not None}
+
+
+def test_a_tile_that_is_measured_is_used_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launches = []
+    run = hot_groups.hot_groups.run
+    monkeypatch.setattr(
+        type(hot_groups.hot_groups),
+        "run",
+        lambda self, *a, **o: (launches.append(o), run.__func__(self, *a, **o))[1],
+    )
+    monkeypatch.setenv(ENVIRONMENT, "fused-bfloat16")
+    x, weight = normal((17, 33), 0, torch.float32), normal((200, 33), 1, torch.float32)
+    expected = saefast.topk_encode(x, weight, k=5)
+    for tile in (Tile(32, 32, 16, 4, 2), Tile(16, 128, 32, 4, 3)):
+        launches.clear()
+        with measuring(tile):
+            actual = saefast.topk_encode(x, weight, k=5)
+        assert_same_bits(actual.indices, expected.indices)
+        assert_same_bits(actual.values, expected.values)
+        tiles = {
+            (o["BLOCK_ROWS"], o["BLOCK_COLUMNS"], o["BLOCK_D"], o["num_warps"], o["num_stages"])
+            for o in launches
+            if "TMA" in o
+        }
+        assert tiles == {tuple(tile)}
 
 
 def test_large_k_and_float64_are_served_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

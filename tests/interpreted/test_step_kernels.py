@@ -56,3 +56,18 @@ def test_steps_train_what_autograd_trains(name: str, rules: str) -> None:
         apart = (actual - wanted).abs()
         assert (apart > 1e-4).double().mean() < 5e-3
         assert apart.max() <= 6e-3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_the_loss_of_weights_that_are_nan_is_nan(precision: str) -> None:
+    """So that the next report ends the training; and no kernel reads what is not there."""
+    sae, objective = make("topk", dtype=torch.float32)
+    step = FusedStep(sae, objective=objective, precision=precision)
+    (x,) = batches(1, 8, 16, torch.float32)
+    with torch.no_grad():
+        sae.W_enc[3, 2] = torch.nan
+    result = step(x)
+    assert result.loss.isnan()
+    assert result.code is not None
+    assert (result.code.indices == torch.arange(sae.k)).all()

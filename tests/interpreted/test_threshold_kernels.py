@@ -16,8 +16,8 @@ import saefast
 from saefast import batch_topk as module
 from saefast import reference
 from saefast.batch_topk import batch_topk
-from saefast.ops.encode_gpu import ENVIRONMENT
 from saefast.ops.encode_packed import repacked, threshold_packed
+from saefast.ops.gpu_screens import ENVIRONMENT
 
 
 @pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16"])
@@ -158,6 +158,29 @@ def test_the_screen_decides_nearly_all_columns(
     above = int(code.counts.sum())
     assert above > 20
     assert above <= waiting[0] <= above + 5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_nothing_is_looked_at_beside_nan(
+    engine: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = scored_columns(monkeypatch)
+    x, weight = normal((3, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
+    bias, threshold = torch.zeros(90), torch.tensor(-100.0)
+
+    def counts(x: Tensor, weight: Tensor) -> list[int]:
+        packed = repacked(None, False, x, weight, 4, precision)
+        code = threshold_packed(x, weight, bias, threshold, 90, precision, packed)
+        assert (code.values.isfinite()).all()
+        assert ((code.indices >= 0) & (code.indices < 90)).all()
+        return code.counts.tolist()
+
+    x[1, 2] = torch.nan
+    assert counts(x, weight) == [90, 0, 90]
+    weight[70, 3] = torch.nan
+    assert counts(x, weight) == [0, 0, 0]
+    assert waiting == [180, 0]
 
 
 def test_long_lists_are_sorted_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,115 @@
+"""Which engine and product screen an encode on a GPU: asked for, suggested, or found by timing.
+
+An exact result is the same whichever engine and product screen it, so the fastest is found by
+timing them on the first batch of a shape. With `precision="bf16"` the values come from the product
+itself; there the engine follows from the shape alone, so that runs repeat bit for bit.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+ENVIRONMENT = "SAEFAST_GPU_SCREEN"
+_ROUNDS = 3
+
+
+class GpuScreen(NamedTuple):
+    """An engine and the product it screens with."""
+
+    engine: str
+    """chunked or fused"""
+    product: str
+    """bfloat16, tfloat32 or float32"""
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.product}"
+
+
+CANDIDATES = (
+    GpuScreen("chunked", "bfloat16"),
+    GpuScreen("fused", "bfloat16"),
+    GpuScreen("chunked", "tfloat32"),
+)
+"""What is timed. TF32 costs twice the product, and wins where bfloat16 leaves too much in doubt."""
+_LAST = GpuScreen("chunked", "float32")
+"""For rows so wide and k so large that TF32 leaves more in doubt than a list holds."""
+
+skipped: dict[str, str] = {}
+"""Screens that failed when they were timed in this process, and why; `build_info` shows it."""
+
+
+def asked_for() -> GpuScreen | None:
+    """The environment's choice."""
+    chosen = os.environ.get(ENVIRONMENT, "auto")
+    by_name = {str(screen): screen for screen in (*CANDIDATES, _LAST)}
+    if chosen not in ("auto", *by_name):
+        raise ValueError(
+            f"{ENVIRONMENT} must be auto or one of {', '.join(by_name)}, got {chosen!r}"
+        )
+    return by_name.get(chosen)
+
+
+def suggested(d: int) -> GpuScreen:
+    """By arithmetic, not by measurement: what the L2 cache adds to a product falls as 1 / d.
+
+    The chunked engine writes and reads 8 bytes for every 2 d operations. At d = 768 that is a third
+    of the time of the product, at d = 4096 a fifteenth, less than cuBLAS gains over our product.
+    """
+    return GpuScreen("fused" if d <= 2048 else "chunked", "bfloat16")
+
+
+def candidates_for(fits: Callable[[str], bool]) -> tuple[GpuScreen, ...]:
+    """The screens whose product `fits`: leaves no more columns in doubt than a list holds.
+
+    Where lists are too short every row is scored in full, which takes seconds.
+    """
+    return tuple(screen for screen in CANDIDATES if fits(screen.product)) or (_LAST,)
+
+
+def fastest(
+    milliseconds: Callable[[GpuScreen], float], candidates: Sequence[GpuScreen], where: str
+) -> GpuScreen:
+    """Time every candidate by `milliseconds`; the first round only compiles.
+
+    A candidate that raises is skipped, with one warning in a process. If all do, RuntimeError tells
+    why. `where` says in both what was encoded.
+    """
+    reasons: dict[GpuScreen, str] = {}
+    times: dict[GpuScreen, float] = {}
+    for number in range(1 + _ROUNDS):
+        for screen in candidates:
+            if screen in reasons:
+                continue
+            try:
+                taken = milliseconds(screen)
+            except _failures() as error:
+                reasons[screen] = f"{type(error).__name__}: {error}"
+                times.pop(screen, None)
+                # Its frames hold the tensors that may have been too large.
+                last = error.with_traceback(None)
+            else:
+                if number > 0:
+                    times[screen] = min(taken, times.get(screen, math.inf))
+    for screen, reason in reasons.items():
+        if str(screen) not in skipped:
+            warnings.warn(
+                f"saefast does not screen by {screen} for {where}: {reason}", stacklevel=2
+            )
+        skipped[str(screen)] = f"{where}: {reason}"
+    if not times:
+        everything = "; ".join(f"{screen}: {reason}" for screen, reason in reasons.items())
+        raise RuntimeError(f"no screen works for {where}: {everything}") from last
+    return min(times, key=lambda screen: times[screen])
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What one candidate may raise and another not.
+
+    Lack of memory is a RuntimeError of torch. A kernel that does not compile, or needs more shared
+    memory than the device has, is an error of Triton.
+    """
+    from triton.errors import TritonError
+
+    return RuntimeError, TritonError

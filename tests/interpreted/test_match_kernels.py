@@ -1,0 +1,46 @@
+"""Matching as a GPU does it: float32 candidates, scored again in float64 by the kernels."""
+
+import pytest
+import torch
+from strategies import normal
+
+import saefast
+from saefast import engines
+from saefast.ops import gpu
+from saefast.types import Matches
+
+
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch, **options: object) -> Matches:
+    """The matching of plain torch."""
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu, "serves", lambda *a: False)
+        patched.setattr(gpu, "has", lambda tensor: False)
+        return matched(**options)
+
+
+def matched(**options: object) -> Matches:
+    a, b = normal((9, 20), 0, torch.float32), normal((40, 20), 1, torch.float32)
+    return saefast.match_features(a, b, neighbours=4, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"absolute": True}, {"one_to_one": True}], ids=["near", "absolute", "pairs"]
+)
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_the_pairs_are_those_of_the_cpu(
+    options: dict[str, object], doubtful: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = engines._doubtful
+
+    def doubt(values: torch.Tensor, last: torch.Tensor, error: float) -> torch.Tensor:
+        seen.append(original(values, last, error))
+        return torch.arange(len(values)) if doubtful else seen[-1]
+
+    expected = on_the_cpu(monkeypatch, **options)
+    monkeypatch.setattr(engines, "_doubtful", doubt)
+    actual = matched(**options)
+    assert seen
+    assert torch.equal(actual.partner, expected.partner)
+    torch.testing.assert_close(actual.similarity, expected.similarity)
+    assert actual.certified == expected.certified

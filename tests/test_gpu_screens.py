@@ -1,0 +1,121 @@
+"""Which screen an encode on a GPU takes: the fastest that works, without a GPU's clock."""
+
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is a package of Linux only")
+
+from triton.runtime.errors import OutOfResources
+
+import saefast
+from saefast.ops import gpu_screens
+from saefast.ops.gpu_screens import CANDIDATES, GpuScreen, fastest
+
+FIRST, SECOND, THIRD = CANDIDATES
+
+
+@pytest.fixture(autouse=True)
+def no_screen_skipped_before() -> Iterator[None]:
+    """Restores what this process knows of screens that fail."""
+    before = dict(gpu_screens.skipped)
+    gpu_screens.skipped.clear()
+    yield
+    gpu_screens.skipped.clear()
+    gpu_screens.skipped.update(before)
+
+
+class Clock:
+    """Says how long a screen takes, or raises what the screen raises."""
+
+    def __init__(self, **screens: float | Exception) -> None:
+        self.says = dict(zip(CANDIDATES, screens.values(), strict=True))
+        self.asked: list[GpuScreen] = []
+
+    def __call__(self, screen: GpuScreen) -> float:
+        self.asked.append(screen)
+        said = self.says[screen]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_fastest_is_taken() -> None:
+    assert fastest(Clock(a=3.0, b=1.0, c=2.0), CANDIDATES, "a shape") == SECOND
+    assert gpu_screens.skipped == {}
+
+
+def test_the_first_round_only_compiles() -> None:
+    times = iter([1.0, 9.0, 9.0, 9.0, 5.0, 9.0, 9.0, 9.0, 9.0, 9.0, 4.0, 9.0])
+    assert fastest(lambda screen: next(times), CANDIDATES, "a shape") == SECOND
+    assert next(times, None) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("Tried to allocate 17 GiB"),
+        OutOfResources(147480, 101376, "shared memory"),
+        RuntimeError("an error of the driver"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_screen_that_fails_is_skipped_with_one_warning(error: Exception) -> None:
+    clock = Clock(a=2.0, b=error, c=1.0)
+    with pytest.warns(UserWarning, match="does not screen by fused-bfloat16 for a shape") as seen:
+        assert fastest(clock, CANDIDATES, "a shape") == THIRD
+    assert len(seen) == 1
+    assert clock.asked.count(SECOND) == 1
+    assert str(error) in gpu_screens.skipped["fused-bfloat16"]
+    assert saefast.build_info()["gpu_screen"]["skipped"] == gpu_screens.skipped
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_second_failure_of_the_same_screen_is_not_told_again() -> None:
+    gpu_screens.skipped["chunked-bfloat16"] = "an earlier shape: OutOfMemoryError"
+    assert fastest(Clock(a=RuntimeError(), b=1.0, c=2.0), CANDIDATES, "another shape") == SECOND
+    assert "another shape" in gpu_screens.skipped["chunked-bfloat16"]
+
+
+@pytest.mark.filterwarnings("ignore:saefast does not screen")
+def test_a_screen_that_fails_later_does_not_win_by_its_first_times() -> None:
+    times = iter([1.0, 9.0, 9.0, 1.0, 9.0, 8.0, RuntimeError("late"), *[9.0, 8.0] * 2])
+
+    def milliseconds(screen: GpuScreen) -> float:
+        said = next(times)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    assert fastest(milliseconds, CANDIDATES, "a shape") == THIRD
+
+
+@pytest.mark.filterwarnings("ignore:saefast does not screen")
+def test_where_none_works_all_reasons_are_told() -> None:
+    clock = Clock(a=RuntimeError("one"), b=OutOfResources(2, 1, "shared memory"), c=MemoryError())
+    with pytest.raises(MemoryError):
+        fastest(clock, CANDIDATES, "a shape")
+    clock = Clock(a=RuntimeError("one"), b=OutOfResources(2, 1, "shared"), c=RuntimeError("three"))
+    with pytest.raises(RuntimeError, match=r"a shape: chunked.*one; fused.*shared.*three") as seen:
+        fastest(clock, CANDIDATES, "a shape")
+    assert str(seen.value.__cause__) == "three"
+
+
+@pytest.mark.filterwarnings("ignore:saefast does not screen")
+def test_what_failed_is_not_kept_in_memory() -> None:
+    """An exception holds the frames it went through, and they the tensors that were too large."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def milliseconds(screen: GpuScreen) -> float:
+        if screen != FIRST:
+            assert held[0]() is None
+            return 1.0
+        large = torch.empty(3)
+        held.append(weakref.ref(large))
+        raise RuntimeError("no room")
+
+    fastest(milliseconds, CANDIDATES, "a shape")
+    assert len(held) == 1

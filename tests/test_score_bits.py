@@ -1,0 +1,29 @@
+"""Exact scores are added in one order in all kernels, as far as the compiler's output can tell."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is a package of Linux only")
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from bench.score_bits import SCORERS, summations
+
+
+@pytest.mark.parametrize(
+    ("architecture", "bfloat16", "aligned"),
+    [(90, False, True), (90, True, False), (80, True, True)],
+)
+def test_scores_are_added_in_the_same_order_by_all_kernels(
+    architecture: int, bfloat16: bool, aligned: bool
+) -> None:
+    found = summations(architecture, bfloat16=bfloat16, aligned=aligned)
+    assert {name.split()[0] for name in found} == set(SCORERS)
+    layouts = {summation.layouts for summation in found.values()}
+    assert len(layouts) == 1, found
+    assert len(layouts.pop()) == 1, found
+    for summation in found.values():
+        assert summation.products == 1
+        # Sixteen columns by 256 in 128 threads, each product added in one rounding.
+        assert summation.multiply_adds >= 32
