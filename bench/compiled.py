@@ -62,6 +62,18 @@ _TYPES = {
     "rounded": _B,
 }
 """Of arguments by their names, unless a kernel says otherwise."""
+_BATCH = {
+    **dict.fromkeys(("digits", "larger", "tied", "smallest"), _I),
+    **dict.fromkeys(("tied_so_far", "kept", "kept_indices"), _L),
+    **dict.fromkeys(("total", "wanted"), _S),
+    "kept_values": _F,
+}
+"""Of the selection of a batch's largest values."""
+_PREFIXES = {
+    **dict.fromkeys(("order", "begins"), _I),
+    **dict.fromkeys(("tokens", "groups"), _S),
+    "group_ends": _L,
+}
 _MULTIPLES_OF_16 = ("d", "padded", "width")
 
 
@@ -106,6 +118,13 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     summed = {"BLOCK_E": 4, "BLOCK_D": 1024}
     yield Kernel("latent_sum", "sum_latents", summed)
     yield Kernel("latent_sum", "sum_pieces", summed)
+    for byte in range(4):
+        constants = {"BYTE": byte, "BLOCK": 2048}
+        yield Kernel("keep_of_batch", "count_digits", constants, types=_BATCH)
+    yield Kernel("keep_of_batch", "count_row", {"BLOCK": 128}, types=_BATCH)
+    yield Kernel("keep_of_batch", "cut_row", {"BLOCK": 128}, types=_BATCH)
+    constants = {"BIASED": True, "GROUPS": 8, "BLOCK": 256, "BLOCK_K": 8, "BLOCK_D": 256}
+    yield Kernel("decode_prefixes", "prefix_rows", constants, warps=8, types=_PREFIXES)
     moments = {"first": _F, "second": _F}
     yield Kernel("latent_update", "update_biases", {"EXTRA": True, "BLOCK": 128}, 1, types=moments)
     for encoder in (True, False):

@@ -95,6 +95,7 @@ def prefix_rows(
     begins += row * (groups + 1)
     list_groups(values, indices, group_ends, order, begins, value_grads, k, groups, BLOCK)
     tl.debug_barrier()  # other threads of this program read the lists
+    pitch = (row * 0 + tokens) * d  # in 64 bits
     lane = tl.arange(0, GROUPS)
     square = tl.zeros((GROUPS,), tl.float32)
     for i in range(0, d, BLOCK_D):
@@ -109,13 +110,13 @@ def prefix_rows(
                     values, indices, weight, order, start, end, at, d, BLOCK_K
                 )
                 error += tl.sum(value[:, None] * block, axis=0)
-            tl.store(residual + (group * tokens + row) * d + at, error, at < d)
+            tl.store(residual + group * pitch + row * d + at, error, at < d)
             square += tl.where(lane == group, tl.sum(error * error, axis=0), 0.0)
         tl.debug_barrier()
         scaled = tl.zeros((BLOCK_D,), tl.float32)
         for past in range(groups):
             group = groups - 1 - past
-            here = residual + (group * tokens + row) * d + at
+            here = residual + group * pitch + row * d + at
             scaled += factor * tl.load(here, at < d, other=0.0)
             tl.debug_barrier()  # all threads have read the error that is overwritten
             tl.store(here, scaled, at < d)
@@ -173,7 +174,7 @@ def decode_prefixes(
             BLOCK=most,
             BLOCK_K=most_k,
             BLOCK_D=min(power_of_two(d), most_d),
-            num_warps=4,
+            num_warps=8,
             **LAUNCH,
         )
     return residual, value_grads, squares.sum(0, dtype=torch.float64)

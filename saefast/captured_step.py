@@ -29,21 +29,16 @@ class Graph(Protocol):
         ...
 
 
-class CudaGraphs:
-    """Makes CUDA graphs that share their memory, since they are replayed in order."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self) -> "CudaGraph":
-        return CudaGraph(self._pool)
-
-
 class CudaGraph:
-    """A `torch.cuda.CUDAGraph` as a `Graph`."""
+    """A `torch.cuda.CUDAGraph` as a `Graph`.
 
-    def __init__(self, pool: tuple[int, int]) -> None:
-        self._pool, self._graph = pool, torch.cuda.CUDAGraph()
+    Args:
+        beside: a recorded graph that is replayed before this one, whose memory this one may use.
+    """
+
+    def __init__(self, beside: "CudaGraph | None" = None) -> None:
+        self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
+        self._pool = None if beside is None else beside._graph.pool()
 
     def record(self, phase: Callable[[], _T]) -> _T:
         """See `Graph`."""
@@ -73,7 +68,8 @@ class Phases(Generic[_E, _R]):
     """The parts of a step, each as a function."""
 
     kind: Callable[[], Hashable]
-    """returns what is fixed in a recording; where it has changed, the step is recorded anew"""
+    """returns what is fixed in a recording, or None while a step cannot be recorded: not before a
+    step of this kind has compiled its kernels. Where it has changed, the step is recorded anew"""
     prepare: Callable[[], None]
     """writes what schedules say to where the kernels read it"""
     encode: Callable[[Tensor], _E]
@@ -100,14 +96,14 @@ class _Recording(NamedTuple):
 class CapturedStep(Generic[_E, _R]):
     """Takes steps by replaying them. The tensors of a result are overwritten by the next step.
 
-    Where the encode lacked places, and wherever the kind of the step has changed, a step is taken
-    without a recording, which also compiles what the new kind needs; the next one is recorded.
+    A step is taken without a recording until one of its kind can be recorded, and where an encode
+    lacked places; the next one is recorded.
 
     Args:
-        phases: the parts of the step; one of this kind has been taken already.
+        phases: the parts of the step.
         x: [n, d] a batch of the shape of all batches.
         target: [n, d_out] what is to be reconstructed, if it is not x.
-        graphs: makes a new graph.
+        graph: makes a graph; its argument is one that is replayed before, or None.
     """
 
     def __init__(
@@ -115,23 +111,23 @@ class CapturedStep(Generic[_E, _R]):
         phases: Phases[_E, _R],
         x: Tensor,
         target: Tensor | None,
-        graphs: Callable[[], Graph],
+        graph: Callable[[Any], Graph],
     ) -> None:
-        self._phases, self._graphs = phases, graphs
-        self._x = x.clone()
-        self._target = None if target is None else target.clone()
-        self._compiled = phases.kind()
-        self._recording: _Recording | None = self._record()
+        self._phases, self._graph = phases, graph
+        self._x = torch.empty_like(x, requires_grad=False)
+        self._target = None if target is None else torch.empty_like(target, requires_grad=False)
+        self._recording: _Recording | None = None
 
+    @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> _R:
         """Train on x [n, d], and target [n, d_out] where the step was captured with one."""
         phases, kind = self._phases, self._phases.kind()
         self._load(x, target)
         if self._recording is None or self._recording.kind != kind:
             self._recording = None  # its memory is free for the next one
-            if self._compiled != kind:
-                return self._whole()
-            self._recording = self._record()
+            if kind is None:
+                return phases.whole(self._x, self._target)
+            self._recording = self._record(kind)
         phases.prepare()
         recording = self._recording
         recording.first.replay()
@@ -139,7 +135,7 @@ class CapturedStep(Generic[_E, _R]):
             assert recording.report is not None
             # The only wait of a step: what was found has no bound that the host knows.
             if not phases.fits(recording.report.tolist()):
-                return self._whole()
+                return phases.whole(self._x, self._target)
             recording.second.replay()
         result: _R = recording.result
         return result
@@ -154,16 +150,10 @@ class CapturedStep(Generic[_E, _R]):
                 checks.shape(name, rows, tuple(mine.shape))
                 mine.copy_(rows)
 
-    def _whole(self) -> _R:
-        """Take the step without a recording."""
-        result = self._phases.whole(self._x, self._target)
-        self._compiled = self._phases.kind()
-        return result
-
-    def _record(self) -> _Recording:
+    def _record(self, kind: Hashable) -> _Recording:
         phases, x = self._phases, self._x
         target = x if self._target is None else self._target
-        first = self._graphs()
+        first = self._graph(None)
 
         def both() -> tuple[_E, _R | None]:
             encoding = phases.encode(x)
@@ -173,7 +163,7 @@ class CapturedStep(Generic[_E, _R]):
 
         encoding, result = first.record(both)
         if encoding.report is None:
-            return _Recording(phases.kind(), first, None, None, result)
-        second = self._graphs()
+            return _Recording(kind, first, None, None, result)
+        second = self._graph(first)
         result = second.record(lambda: phases.train(x, target, encoding))
-        return _Recording(phases.kind(), first, second, encoding.report, result)
+        return _Recording(kind, first, second, encoding.report, result)

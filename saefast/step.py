@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast import reference, stored_gradients
 from saefast.adam import Adam
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
-from saefast.captured_step import CapturedStep, CudaGraphs, Graph, Phases
+from saefast.captured_step import CapturedStep, CudaGraph, Graph, Phases
 from saefast.objectives import (
     ALWAYS,
     NEVER,
@@ -115,7 +115,8 @@ class FusedStep:
         self._dense = torch.full((), dense, device=sae.W_enc.device)
         self._was_dense = dense  # what the host has last read of it
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
-        self._last_path = ""
+        # The kind of the last fused step, if its encode had all the places it needed.
+        self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
         self.adam = Adam(sae, lr, self.rules)
@@ -176,13 +177,15 @@ class FusedStep:
         """Train on x [n, d]; `target` [n, d_out], if something else is to be reconstructed."""
         target = self._check(x, target)
         self._prepare()
-        started = None if self._is_dense(x) else self._complete(self._encode(x))
-        if started is None:
-            result = self._finish(self._by_autograd(x, target), len(x))
-        else:
-            result = self._train(x, target, started)
-        self._last_path = result.path
-        return result
+        kind = self._settings(len(x))
+        self._compiled = None
+        started = None if self._is_dense(x) else self._encode(x)
+        complete = None if started is None else self._complete(started)
+        if complete is None:
+            return self._finish(self._by_autograd(x, target), len(x))
+        if complete is started and (started.report is None) == (self.objective.room is None):
+            self._compiled = kind
+        return self._train(x, target, complete)
 
     def _is_dense(self, x: Tensor) -> bool:
         """Whether the path of autograd is to be taken, as far as is known before the encode."""
@@ -297,62 +300,68 @@ class FusedStep:
         x: Tensor,
         target: Tensor | None = None,
         *,
-        graphs: Callable[[], Graph] | None = None,
+        graph: Callable[[Any], Graph] = CudaGraph,
     ) -> CapturedStep[_Started, StepResult]:
-        """Record a step on batches shaped like x, to be replayed with little work of the host.
+        """Make a step on batches shaped like x that is recorded once and then replayed.
 
-        Take a step with such a batch first: it compiles the kernels and allocates what they need.
-        The result's tensors are overwritten by the next replay. TopK is one graph, and nothing
-        waits for it; the other variants are two graphs with one read between, see `FusedStep`.
-        `lr`, `now` and the weights may change at any time. A replay that does not fit its batch or
-        the new k is taken as an ordinary step instead, and recorded anew at the next.
+        Replays leave the host little to do. TopK is one graph, and nothing waits for it; the other
+        variants are two graphs with one read between, see `FusedStep`. `lr`, `now` and the weights
+        may change at any time. Steps are taken as usual until one like them has compiled the
+        kernels, where k has changed, where an encode lacked places, and while codes are dense.
 
         Args:
-            x: [n, d] a batch; the step is recorded, not taken.
+            x: [n, d] a batch, for its shape.
             target: [n, d_out] what is to be reconstructed, if it is not x.
-            graphs: makes a graph that can record and replay; None for CUDA graphs.
+            graph: makes what records and replays: see `captured_step.Graph`.
 
         Returns:
-            what takes a step on (x) or (x, target), as the step itself does.
+            what takes a step on (x) or (x, target), as the step itself does. The tensors of its
+            result are overwritten by the next step.
         """
         self._check(x, target)
-        reason = self._why_not_captured(x)
-        if reason is not None:
-            raise ValueError(f"capture {reason}")
-        phases = Phases(
-            self._kind, self._prepare, self._encode, self._fits, self._train, self.__call__
-        )
-        return CapturedStep(phases, x, target, graphs or CudaGraphs())
-
-    def _why_not_captured(self, x: Tensor) -> str | None:
-        """What a recording lacks, as the end of a sentence."""
         if not gpu.has(x):
-            return f"needs an SAE on a CUDA device, got {x.device}: call the step itself"
+            raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
         if self.objective.fused == NEVER:
-            name = type(self.objective).__name__
-            return f"records fused steps, and {name} is trained by autograd: call the step itself"
-        most = gpu.kernels("topk_encode").MOST_KEPT
-        if not gpu.serves(self.sae.W_enc) or self.now.k > most:
-            return (
-                f"needs the GPU kernels, which serve float32 and k up to {most}, got "
-                f"{self.sae.W_enc.dtype} and {self.now.k}: call the step itself"
+            raise ValueError(
+                f"capture records fused steps, and {type(self.objective).__name__} is trained by "
+                "autograd: call the step itself"
             )
-        if self._last_path == "":
-            return "needs a step of the same kind before it: call step(x) once"
-        if self._last_path != "fused" or self._was_dense:
-            return (
-                "records fused steps, and dense codes were trained by autograd: call the step "
-                "itself until the path of its result is 'fused'"
+        if not self._served():
+            raise ValueError(
+                f"capture needs the GPU kernels, which serve float32 and k up to "
+                f"{gpu.kernels('topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
+                f"{self.now.k}: call the step itself"
             )
-        return None
+        n = len(x)
+        phases = Phases(
+            lambda: self._kind(n),
+            self._prepare,
+            self._encode,
+            self._fits,
+            self._train,
+            self.__call__,
+        )
+        return CapturedStep(phases, x, target, graph)
 
-    def _kind(self) -> Hashable:
-        """What a recording holds fixed."""
-        packed = self._encoder.packed
-        where = None if packed is None else tuple(array.data_ptr() for array in packed.arrays)
-        # Others than the step have changed the weights where they are not fresh.
-        fresh = packed is None or self._encoder.fresh
-        return self.now.k, self.objective.room, self.auxk, where, fresh, self._was_dense
+    def _served(self) -> bool:
+        """Whether the kernels of a GPU serve all of a fused step."""
+        most: int = gpu.kernels("topk_encode").MOST_KEPT
+        return gpu.serves(self.sae.W_enc) and self.now.k <= most
+
+    def _settings(self, n: int) -> tuple[object, ...]:
+        """What decides on the kernels of a fused step on n rows."""
+        return n, self.now.k, self.objective.room, self.auxk
+
+    def _kind(self, n: int) -> Hashable:
+        """What a recording of a step on n rows holds fixed; None while there can be none."""
+        settings, packed = self._settings(n), self._encoder.packed
+        if self._was_dense or self._compiled != settings or not self._served():
+            return None
+        if packed is None:
+            return settings
+        # Where the packed weights are not fresh, the next step packs them anew.
+        where = tuple(array.data_ptr() for array in packed.arrays)
+        return (*settings, where) if self._encoder.fresh else None
 
     def _check(self, x: Tensor, target: Tensor | None) -> Tensor:
         """What is to be reconstructed."""

@@ -78,8 +78,11 @@ class Objective(Protocol):
 
     fused: str
     """when the fused path is used: always, when codes are sparse, or never"""
-    room: int | None
-    """for how many latents of a row `encode` has places on a GPU; None where k decides"""
+
+    @property
+    def room(self) -> int | None:
+        """For how many latents of a row `encode` has places on a GPU; None where k decides."""
+        ...
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """Encode `inputs` [n, d], what the encoder multiplies; on a GPU with `room` places."""
