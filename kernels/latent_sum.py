@@ -176,7 +176,8 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
     """[latents, d] of a checked, contiguous code in float32 or bfloat16."""
     d, k = rows.shape[1], indices.shape[1]
     sums = rows.new_empty(latents, d)
-    by_latent = sort_by_latent(indices, latents)
+    # Zeros that fill a code up all name latent 0: they would be summed, piece after piece.
+    by_latent = sort_by_latent(torch.where(values == 0, latents, indices), latents)
     partial = partial_sums(values, by_latent, rows, k)
     block_e, block_d = entry_blocks(d)
     if sums.numel():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saefast.ops import checks
 from saefast.ops.encode_packed import Packed, encode_packed, threshold_packed
+from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.types import SparseCode, ThresholdCode
 
@@ -37,19 +38,22 @@ def batch_topk(
     bias: Tensor,
     k: int,
     *,
-    guess: float | None = None,
+    guess: float | Tensor | None = None,
     width: int | None = None,
     precision: str = "exact",
     packed: Packed | None = None,
 ) -> BatchCode:
     """The n * k largest positive values of x @ weight.T + bias; of equal ones the first in memory.
 
+    Waits for a GPU once after every encode it makes, and once in the end.
+
     Args:
         x: [n, d] rows to encode; must be finite, float32 or float64.
         weight: [m, d] one row per latent.
         bias: [m]; -infinity masks a latent.
         k: how many latents to keep per row, on average. If fewer are positive, all of those.
-        guess: something probably below the threshold, but not by far. Decides on the time alone.
+        guess: a number or [], probably below the threshold, but not by far. Decides on the time
+            alone.
         width: how many latents the largest row will probably have. Decides on the time alone.
         precision: "exact" or "bf16", as in `topk_encode`.
         packed: the weight as `repacked` left it.
@@ -58,17 +62,17 @@ def batch_topk(
     m = weight.shape[0]
     wanted = x.shape[0] * k
 
-    def above(limit: float, room: int) -> ThresholdCode:
-        threshold = weight.new_full((), limit)
-        return threshold_packed(x, weight, bias, threshold, min(room, m), precision, packed)
+    def above(limit: Tensor, room: int) -> ThresholdCode:
+        return threshold_packed(x, weight, bias, limit, min(room, m), precision, packed)
 
     room = _room_for(4 * k if width is None else width)
     listed = None
     if guess is not None:
-        limit = max(guess, 0.0)
+        given = guess if isinstance(guess, Tensor) else weight.new_full((), guess)
+        limit = given.to(weight.dtype).clamp(min=0.0)
         found = above(limit, room)
-        enough = limit == 0.0 or int(found.counts.sum()) >= wanted
-        if enough and _largest(found.counts) <= room:
+        total, longest, higher = _seen(found, limit)
+        if (total >= wanted or not higher) and longest <= room:
             return _cut(found, wanted)
         listed = found.values
     if listed is None or int((listed > 0).sum()) < wanted:
@@ -76,11 +80,13 @@ def batch_topk(
         listed = encode_packed(x, weight, bias, some_more, precision, packed).values
     limit = _bound(listed, wanted)
     found = above(limit, room)
-    if limit > 0 and int(found.counts.sum()) < wanted:
-        limit = 0.0
+    total, longest, higher = _seen(found, limit)
+    if higher and total < wanted:
+        limit = torch.zeros_like(limit)
         found = above(limit, room)
-    if _largest(found.counts) > room:
-        found = above(limit, _room_for(_largest(found.counts)))
+        _, longest, _ = _seen(found, limit)
+    if longest > room:
+        found = above(limit, _room_for(longest))
     return _cut(found, wanted)
 
 
@@ -89,7 +95,7 @@ def _check(
     weight: Tensor,
     bias: Tensor,
     k: int,
-    guess: float | None,
+    guess: float | Tensor | None,
     width: int | None,
     precision: str,
 ) -> None:
@@ -97,7 +103,7 @@ def _check(
     checks.at_least_float32("weight", weight)
     checks.whole("k", k)
     checks.between("k", k, 1, weight.shape[0], "the rows of weight")
-    if guess is not None and math.isnan(guess):
+    if isinstance(guess, float) and math.isnan(guess):
         raise ValueError(f"guess must be a number or None, got {guess}")
     if width is not None:
         checks.whole("width", width)
@@ -110,39 +116,30 @@ def _room_for(count: int) -> int:
     return 32 << max(0, (count - 1).bit_length() - 5)
 
 
-def _largest(counts: Tensor) -> int:
-    return int(counts.amax()) if counts.numel() else 0
+def _seen(found: ThresholdCode, limit: Tensor) -> tuple[int, int, bool]:
+    """How many values are above the limit, in all and in the longest row, and whether it is > 0."""
+    counts = found.counts
+    longest = counts.amax() if counts.numel() else counts.new_zeros(())
+    total, longest, higher = torch.stack([counts.sum(), longest, (limit > 0).long()]).tolist()
+    return total, longest, bool(higher)
 
 
-def _bound(listed: Tensor, wanted: int) -> float:
-    """A number above which the `wanted` largest are, from some of the scores.
+def _bound(listed: Tensor, wanted: int) -> Tensor:
+    """A number above which the `wanted` largest are, from some of the scores; [].
 
     It is a little lower than it need be: on a GPU a top k of bfloat16 products is not summed in the
     order of `threshold_encode`.
     """
-    positive = listed[listed > 0]
-    if positive.numel() < max(wanted, 1):
-        return 0.0
-    return _LOWER * float(torch.kthvalue(positive, positive.numel() - wanted + 1).values)
+    if wanted == 0:
+        return listed.new_zeros(())
+    _, _, kept, smallest = keep_of_batch(
+        listed, torch.zeros_like(listed, dtype=torch.int64), wanted
+    )
+    return torch.where(kept.sum() == wanted, _LOWER * smallest, 0.0)
 
 
 def _cut(found: ThresholdCode, wanted: int) -> BatchCode:
     """The `wanted` largest of what was found, or all; of equal values the first in memory."""
-    values, indices, counts = found
-    total = int(counts.sum())
-    if total > wanted:
-        smallest = torch.kthvalue(values[_filled(values, counts)], total - wanted + 1).values
-        kept, tied = values > smallest, values == smallest
-        kept |= tied & (tied.flatten().cumsum(0).view_as(tied) <= wanted - kept.sum())
-        counts = kept.sum(1)
-    width = max(_largest(counts), 1)
-    values, indices = values[:, :width], indices[:, :width]
-    filled = _filled(values, counts)
-    code = SparseCode(torch.where(filled, values, 0.0), torch.where(filled, indices, 0))
-    smallest = values.new_zeros(()) if total == 0 else values[filled].amin()
-    return BatchCode(code, smallest, counts)
-
-
-def _filled(values: Tensor, counts: Tensor) -> Tensor:
-    """Where a row is not filled up with zeros."""
-    return torch.arange(values.shape[1], device=values.device) < counts[:, None]
+    values, indices, counts, smallest = keep_of_batch(found.values, found.indices, wanted)
+    width = max(int(counts.amax()), 1) if counts.numel() else 1
+    return BatchCode(SparseCode(values[:, :width], indices[:, :width]), smallest, counts)

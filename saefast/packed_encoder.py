@@ -4,14 +4,19 @@ import torch
 from torch import Tensor
 
 from saefast.batch_topk import BatchCode, batch_topk
-from saefast.ops.encode_packed import Packed, encode_packed, repacked, threshold_packed
-from saefast.ops.topk_encode import topk_encode_op
+from saefast.ops.encode_packed import (
+    Packed,
+    encode_packed,
+    encode_scaled,
+    repacked,
+    threshold_packed,
+)
 from saefast.sae import SAE
 from saefast.types import SparseCode, ThresholdCode
 
 
 class PackedEncoder:
-    """Encodes with the weights as they are; packs them again if somebody else changed them."""
+    """Encode with the weights as they are, packed again where others than the step changed them."""
 
     def __init__(self, sae: SAE, precision: str, *, rounded_decoder: bool = False) -> None:
         self.sae, self.precision = sae, precision
@@ -42,9 +47,7 @@ class PackedEncoder:
         """The k largest pre-activations of each row, chosen by their size times `scale` [m]."""
         sae = self.sae
         if scale is not None:
-            code = SparseCode(
-                *topk_encode_op(inputs, sae.W_enc, sae.b_enc, scale, k, self.precision)
-            )
+            code = encode_scaled(inputs, sae.W_enc, sae.b_enc, scale, k, self.precision)
             chosen = scale[code.indices]
             values = torch.where(chosen > 0, code.values / chosen, 0.0)
             return SparseCode(values, code.indices)
@@ -52,7 +55,7 @@ class PackedEncoder:
         return encode_packed(inputs, sae.W_enc, sae.b_enc, k, self.precision, self.packed)
 
     def largest_of_batch(
-        self, inputs: Tensor, k: int, guess: float | None, width: int | None
+        self, inputs: Tensor, k: int, guess: Tensor | None, width: int
     ) -> BatchCode:
         """See `batch_topk`."""
         sae = self.sae
@@ -68,19 +71,27 @@ class PackedEncoder:
             packed=self.packed,
         )
 
-    def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:
-        """All latents above their threshold; at first there is room for `width` in a row."""
+    def above_in(self, width: int, inputs: Tensor, threshold: Tensor) -> ThresholdCode:
+        """All latents above their threshold, as far as there is room for `width` in a row.
+
+        Does not wait for a GPU: `counts` on the device say whether there was room for all.
+        """
         sae = self.sae
         self._pack(inputs, sae.k)
+        width = min(width, sae.m)
+        return threshold_packed(
+            inputs, sae.W_enc, sae.b_enc, threshold, width, self.precision, self.packed
+        )
+
+    def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:
+        """All latents above their threshold; at first there is room for `width` in a row."""
         while True:
-            found = threshold_packed(
-                inputs, sae.W_enc, sae.b_enc, threshold, width, self.precision, self.packed
-            )
+            found = self.above_in(width, inputs, threshold)
             largest = int(found.counts.amax())
             if largest <= width:
                 used = max(largest, 1)
                 return ThresholdCode(found.values[:, :used], found.indices[:, :used], found.counts)
-            width = min(2 * largest, sae.m)
+            width = 2 * largest
 
     def _pack(self, inputs: Tensor, k: int) -> None:
         weight = self.sae.W_enc

@@ -82,6 +82,29 @@ def threshold_encode(
     return ThresholdCode(values, torch.where(there, order, 0), counts)
 
 
+def keep_of_batch(
+    values: Tensor, indices: Tensor, wanted: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The `wanted` largest positive values of a batch [n, w]; of equal ones the first in memory.
+
+    Values descend within each row. Returns values and indices [n, w] with zeros for what is not
+    kept, how many of each row are kept [n] int64, and the smallest value kept [], 0 if there is
+    none.
+    """
+    flat = values.flatten()
+    order = flat.sort(descending=True, stable=True).indices[:wanted]
+    kept = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, order, True).view_as(values)
+    kept &= values > 0
+    smallest = torch.where(kept, values, torch.inf).flatten()
+    smallest = torch.cat([smallest, smallest.new_full((1,), torch.inf)]).amin()
+    return (
+        torch.where(kept, values, 0.0),
+        torch.where(kept, indices, 0),
+        kept.sum(1),
+        torch.where(smallest == torch.inf, 0.0, smallest),
+    )
+
+
 def sparse_decode(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -122,6 +145,40 @@ def decode_residual(
     residual = error * factor
     value_grads = torch.where(values > 0, gather_dots(residual, weight, indices), 0.0)
     return residual, value_grads, error.double().square().sum()
+
+
+def decode_prefixes(
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    group_ends: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The errors of the reconstructions by nested prefixes of the latents.
+
+    Prefix i holds the latents below group_ends[i]; group i is what prefix i has and prefix i - 1
+    has not. An error is what a prefix decodes to, less the target.
+
+    Returns for each group factor * the sum of the errors of all prefixes that hold it, [g, n, d]:
+    what its latents learn from; for each positive value the product of its decoder row with that
+    sum, zero elsewhere, [n, k]; and the sum of squares of each prefix's error, float64 [g].
+    """
+    active = values > 0
+    group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
+    errors = torch.stack(
+        [
+            sparse_decode(values * (active & (group <= g)), indices, weight, bias) - target
+            for g in range(len(group_ends))
+        ]
+    )
+    residual = errors.flip(0).cumsum(0).flip(0) * factor
+    value_grads = torch.zeros_like(values)
+    for g, rows in enumerate(residual):
+        dots = gather_dots(rows, weight, indices)
+        value_grads = torch.where(active & (group == g), dots, value_grads)
+    return residual, value_grads, errors.double().square().sum((1, 2))
 
 
 def adam_rates(lr: Tensor, step: Tensor, beta1: float, beta2: float) -> Tensor:

@@ -82,8 +82,11 @@ class Rules:
             sae.b_enc.new_ones(sae.m) * shrink[side] if _is_set(shrink[side]) else None
             for side in SIDES
         )
-        signs = torch.tensor([sign[side] for side in SIDES], dtype=torch.float64)
-        return Decay(encoder, decoder, signs.to(sae.b_enc.device) if any(sign.values()) else None)
+        signs = None
+        if any(sign.values()):  # filled on the device, where a captured step must find them
+            ones = sae.b_enc.new_ones((), dtype=torch.float64)
+            signs = torch.stack([ones * sign[side] for side in SIDES])
+        return Decay(encoder, decoder, signs)
 
     def penalty_of(self, sae: SAE) -> Tensor:
         """The value of the penalties, float64 []."""

@@ -1,7 +1,8 @@
 """One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,11 +10,13 @@ from torch import Tensor
 from saefast import reference, stored_gradients
 from saefast.adam import Adam, Vector
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
+from saefast.captured_step import CapturedStep, CudaGraph, Graph, Phases
 from saefast.objectives import (
     ALWAYS,
     NEVER,
     WHEN_SPARSE,
     Current,
+    Encoded,
     Forward,
     Objective,
     usual_objective,
@@ -51,14 +54,28 @@ class StepResult:
     """what was active, on the fused path"""
 
 
+class _Started(NamedTuple):
+    """A step on the fused path after its encode."""
+
+    inputs: Tensor
+    """[n, d] what the encoder multiplied"""
+    encoded: Encoded
+    report: Tensor | None
+    """int64 [r + 1] that of the encode, and whether codes were dense in the step before"""
+
+
 class FusedStep:
     """Trains an SAE in place, a batch at a time.
 
     On the fused path no weight gradient is stored: one pass over the latents sums it, removes its
     part along the decoder row, applies Adam, restores norm one and refreshes the packed encoder
-    that the next step screens with. Results are the same bits for any number of threads. On a GPU
-    nothing in a TopK step waits for the device, so a whole step can be captured in a CUDA graph:
-    see `capture`. Objectives that need it, or whose codes are dense, take the path of autograd.
+    that the next step screens with. Results are the same bits for any number of threads.
+
+    On a GPU nothing in a TopK step waits for the device. A step of BatchTopK, Matryoshka, ReLU or
+    JumpReLU waits once, after its encode: a row's number of active latents has no bound but all of
+    them, so the host must read whether the encode had places for every one before the code is
+    used. Both kinds can be captured in CUDA graphs: see `capture`. Objectives that need it, or
+    whose codes are dense, take the path of autograd.
 
     On a GPU Triton kernels serve every rule, objective and precision of the fused path. Plain torch
     computes what remains: all of an SAE in float64, encodes of k > 1024, and the products of Gated
@@ -98,7 +115,12 @@ class FusedStep:
         sae.firing_rate = None  # it is about to change
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         # Nothing is known of the first codes, and dense ones cost the fused path most.
-        self._dense = torch.tensor(self.objective.fused != ALWAYS)
+        dense = self.objective.fused != ALWAYS
+        self._dense = torch.full((), dense, device=sae.W_enc.device)
+        self._was_dense = dense  # what the host has last read of it
+        self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
+        # The kind of the last fused step, if its encode had all the places it needed.
+        self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
         self.adam = Adam(sae, lr, self.rules)
@@ -152,29 +174,86 @@ class FusedStep:
             checks.same_dtype(name, value, mine[name])
             mine[name].copy_(value)
         self._encoder.forget()
+        self._was_dense = self.objective.fused == WHEN_SPARSE  # until it is read
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> StepResult:
         """Train on x [n, d]; `target` [n, d_out], if something else is to be reconstructed."""
         target = self._check(x, target)
-        if self.objective.fused == NEVER or bool(self._dense):
-            result = self._by_autograd(x, target)
-        else:
-            result = self._fused(x, target)
+        self._prepare()
+        kind = self._settings(len(x))
+        self._compiled = None
+        started = None if self._is_dense(x) else self._encode(x)
+        complete = None if started is None else self._complete(started)
+        if complete is None:
+            return self._finish(self._by_autograd(x, target), len(x))
+        if complete is started and (started.report is None) == (self.objective.room is None):
+            self._compiled = kind
+        return self._train(x, target, complete)
+
+    def _is_dense(self, x: Tensor) -> bool:
+        """Whether the path of autograd is to be taken, as far as is known before the encode."""
+        if self.objective.fused != WHEN_SPARSE:
+            return self.objective.fused == NEVER
+        # On a GPU, after a sparse step, it is read together with the report of the encode.
+        if self._was_dense or not gpu.has(x):
+            self._was_dense = bool(self._dense)
+        return self._was_dense
+
+    def _prepare(self) -> None:
+        """Write to the device what schedules say, where a replay finds it."""
+        self._pressure.fill_(self.now.pressure)
+
+    def _current(self, x: Tensor) -> Current:
+        """The settings of this step; on a GPU the pressure is read when kernels run."""
+        return self.now._replace(pressure=self._pressure) if gpu.has(x) else self.now
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor) -> _Started:
+        """The first phase of a fused step; does not wait for a GPU."""
+        inputs = self.sae.inputs(x)
+        encoded = self.objective.encode(self._encoder, inputs, self._current(x))
+        if encoded.report is None:
+            return _Started(inputs, encoded, None)
+        return _Started(inputs, encoded, torch.cat([encoded.report, self._dense.long()[None]]))
+
+    def _complete(self, started: _Started) -> _Started | None:
+        """The encode with all it lacked; None if the path of autograd is to be taken instead."""
+        # The only wait of a step: see `Room` for why the host must know.
+        if started.report is None or self._fits(started.report.tolist()):
+            return started
+        if self._was_dense:
+            return None
+        now = self._current(started.inputs)
+        encoded = self.objective.encode_all(self._encoder, started.inputs, now)
+        return started._replace(encoded=encoded)
+
+    def _fits(self, report: Sequence[int]) -> bool:
+        """Whether the code with this report can be used."""
+        *found, dense = report
+        self._was_dense = bool(dense)
+        return self.objective.fits(found) and not self._was_dense
+
+    @torch.no_grad()
+    def _train(self, x: Tensor, target: Tensor, started: _Started) -> StepResult:
+        """The second phase of a fused step; does not wait for a GPU."""
+        return self._finish(self._fused(x, target, started), len(x))
+
+    def _finish(self, result: StepResult, n: int) -> StepResult:
+        """What follows the update, on both paths."""
         if "jump_threshold" in self.adam.moments:
             self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
         if self.rules.tether is not None and self.rules.frozen != "decoder":
             assert self._anchors is not None
             self.sae.W_dec.copy_(tethered(self.sae.W_dec, self._anchors, self.rules.tether))
         if self.objective.fused == WHEN_SPARSE:
-            share = float(result.fired.sum()) / (len(x) * self.sae.m)
-            self._dense.fill_(share > (_SPARSE_ENOUGH if bool(self._dense) else _TOO_DENSE))
+            share = result.fired.sum().double() / (n * self.sae.m)
+            self._dense.copy_((share > _TOO_DENSE) | (self._dense & (share > _SPARSE_ENOUGH)))
         return result
 
-    def _fused(self, x: Tensor, target: Tensor) -> StepResult:
-        sae, rules = self.sae, self.rules
-        inputs = sae.inputs(x)
-        forward = self.objective.forward(self._encoder, inputs, target, self.now)
+    def _fused(self, x: Tensor, target: Tensor, started: _Started) -> StepResult:
+        rules, inputs = self.rules, started.inputs
+        forward = self.objective.forward(self._encoder, started.encoded, target, self._current(x))
         several = forward.group_ends is not None
         # That of the group that is part of every reconstruction, and of the whole one.
         every, whole = (
@@ -218,30 +297,73 @@ class FusedStep:
         squares = loss.squares.double()
         return StepResult(loss.value.detach().double(), squares, loss.fired, auxk, "autograd")
 
-    def capture(self, x: Tensor) -> Callable[[Tensor], StepResult]:
-        """A step on batches shaped like x, recorded once and replayed without the host.
+    def capture(
+        self,
+        x: Tensor,
+        target: Tensor | None = None,
+        *,
+        graph: Callable[[Any], Graph] = CudaGraph,
+    ) -> CapturedStep[_Started, StepResult]:
+        """Make a step on batches shaped like x that is recorded once and then replayed.
 
-        Take a step with such a batch first: it compiles the kernels and allocates what they need.
-        The result's tensors are overwritten by the next replay. Weights must change only through
-        steps; the learning rate may change at any time.
+        Replays leave the host little to do. TopK is one graph, and nothing waits for it; the other
+        variants are two graphs with one read between, see `FusedStep`. `lr`, `now` and the weights
+        may change at any time. Steps are taken as usual until one like them has compiled the
+        kernels, where k has changed, where an encode lacked places, and while codes are dense.
+
+        Args:
+            x: [n, d] a batch, for its shape.
+            target: [n, d_out] what is to be reconstructed, if it is not x.
+            graph: makes what records and replays: see `captured_step.Graph`.
+
+        Returns:
+            what takes a step on (x) or (x, target), as the step itself does. The tensors of its
+            result are overwritten by the next step.
         """
-        self._check(x, x)
+        self._check(x, target)
         if not gpu.has(x):
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
-        if self._encoder.packed is None or not self._encoder.fresh:
-            raise ValueError("capture needs a step of the same kind before it: call step(x) once")
-        batch = x.clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self(batch)
+        if self.objective.fused == NEVER:
+            raise ValueError(
+                f"capture records fused steps, and {type(self.objective).__name__} is trained by "
+                "autograd: call the step itself"
+            )
+        if not self._served():
+            raise ValueError(
+                f"capture needs the GPU kernels, which serve float32 and k up to "
+                f"{gpu.kernels('topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
+                f"{self.now.k}: call the step itself"
+            )
+        n = len(x)
+        phases = Phases(
+            lambda: self._kind(n),
+            self._prepare,
+            self._encode,
+            self._fits,
+            self._train,
+            self.__call__,
+        )
+        return CapturedStep(phases, x, target, graph)
 
-        def replay(x: Tensor) -> StepResult:
-            checks.shape("x", x, tuple(batch.shape))
-            batch.copy_(x)
-            graph.replay()
-            return result
+    def _served(self) -> bool:
+        """Whether the kernels of a GPU serve all of a fused step."""
+        most: int = gpu.kernels("topk_encode").MOST_KEPT
+        return gpu.serves(self.sae.W_enc) and self.now.k <= most
 
-        return replay
+    def _settings(self, n: int) -> tuple[object, ...]:
+        """What decides on the kernels of a fused step on n rows."""
+        return n, self.now.k, self.objective.room, self.auxk
+
+    def _kind(self, n: int) -> Hashable:
+        """What a recording of a step on n rows holds fixed; None while there can be none."""
+        settings, packed = self._settings(n), self._encoder.packed
+        if self._was_dense or self._compiled != settings or not self._served():
+            return None
+        if packed is None:
+            return settings
+        # Where the packed weights are not fresh, the next step packs them anew.
+        where = tuple(array.data_ptr() for array in packed.arrays)
+        return (*settings, where) if self._encoder.fresh else None
 
     def _check(self, x: Tensor, target: Tensor | None) -> Tensor:
         """What is to be reconstructed."""

@@ -9,6 +9,7 @@ the learning rate. A latent has fired where its activation is positive: dictiona
 also counts latents that were selected to fill up a row that has fewer than k positive ones.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from saefast.auxk import AuxK
 from saefast.integrations.pre_activations import precision_at
-from saefast.objectives import Current, Forward, Loss, Objective, usual_objective
+from saefast.objectives import Current, Encoded, Forward, Loss, Objective, usual_objective
 from saefast.ops import checks
 from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules
@@ -145,13 +146,30 @@ class _CountingFirst:
         self.fused = objective.fused
         self.last: Forward | None = None
 
+    @property
+    def room(self) -> int | None:
+        """See `Objective`."""
+        return self._objective.room
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        return self._objective.encode(encoder, inputs, now)
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """See `Objective`."""
+        return self._objective.fits(report)
+
+    def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        return self._objective.encode_all(encoder, inputs, now)
+
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
-        self.last = self._objective.forward(encoder, inputs, target, now)
+        self.last = self._objective.forward(encoder, encoded, target, now)
         values, indices = self.last.code
-        self._idle += len(inputs)
+        self._idle += len(values)
         self._idle[indices[values > 0]] = 0
         return self.last
 

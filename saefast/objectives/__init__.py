@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 
 from saefast.objectives.batchtopk import BatchTopK, Matryoshka
-from saefast.objectives.forward import ALWAYS, NEVER, WHEN_SPARSE, Current, Forward, Loss, Objective
+from saefast.objectives.forward import (
+    ALWAYS,
+    NEVER,
+    WHEN_SPARSE,
+    Current,
+    Encoded,
+    Forward,
+    Loss,
+    Objective,
+)
 from saefast.objectives.gated import Custom, Gated
 from saefast.objectives.thresholds import JumpReLU, ReLU
 from saefast.objectives.topk import TopK
@@ -46,6 +55,7 @@ __all__ = [
     "BatchTopK",
     "Current",
     "Custom",
+    "Encoded",
     "Forward",
     "Gated",
     "JumpReLU",

@@ -6,15 +6,19 @@ import torch
 from torch import Tensor
 
 from saefast.objectives.dense import fired_of, scores_of, squared_error
-from saefast.objectives.forward import Current, Forward, Loss
-from saefast.objectives.topk import of_code
-from saefast.ops.latent_sum import column_sum
+from saefast.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.objectives.room import Room
+from saefast.objectives.topk import of_listed
+from saefast.ops import gpu
+from saefast.ops.decode_prefixes import decode_prefixes
+from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
 _FORGETTING = 0.001  # of the running mean of thresholds in the end, as in the authors' code
 _YOUNG = 10.0  # at first the mean runs over a tenth of the steps so far: thresholds fall quickly
+_ROOM_PER_K = 4  # places of a row at first
 _SLACK = 0.9  # the guess of the next threshold, a little too low; decides on the time alone
 
 
@@ -28,22 +32,59 @@ class BatchTopK:
 
     def __init__(self, sae: SAE) -> None:
         self._seen = torch.zeros((), dtype=torch.float64, device=sae.W_enc.device)
-        self._last: float | None = None
-        self._width: int | None = None
+        self._places = Room(_ROOM_PER_K * sae.k)
+        # On the device, so that no step waits for the threshold of the step before.
+        self._guess: Tensor | None = None
+
+    @property
+    def room(self) -> int:
+        """See `Objective`."""
+        return self._places.places
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        if self._guess is None or not gpu.has(inputs):
+            return self.encode_all(encoder, inputs, now)
+        wanted = len(inputs) * now.k
+        found = encoder.above_in(self.room, inputs, self._guess)
+        values, indices, kept, smallest = keep_of_batch(found.values, found.indices, wanted)
+        complete = (found.counts.sum() >= wanted) | (self._guess <= 0)
+        report = torch.stack([found.counts.amax(), complete.long()])
+        return Encoded(SparseCode(values, indices), kept, smallest, report)
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """See `Objective`."""
+        longest, complete = report
+        return self._places.fits(longest) and bool(complete)
+
+    def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        # A guess that a GPU has tried already was too high, or there was no room.
+        guess = None if gpu.has(inputs) else self._guess
+        found = encoder.largest_of_batch(inputs, now.k, guess, self.room)
+        # A guess that is a little too low finds more than is kept.
+        self._places.fits(int(found.counts.amax()) * 4 // 3)
+        return Encoded(found.code, found.counts, found.threshold)
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
-        return of_code(encoder, self.code(encoder, inputs, now), target)
+        self._learn(encoder.sae, encoded, now)
+        return of_listed(encoder, encoded.code, target)
 
-    def code(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> SparseCode:
-        """The batch's code; the SAE's threshold learns from it."""
-        guess = None if self._last is None else _SLACK * self._last
-        code, threshold, counts = encoder.largest_of_batch(inputs, now.k, guess, self._width)
-        self._last, self._width = float(threshold), 2 * max(1, int(counts.amax()))
-        self._follow(encoder.sae, threshold)
-        return code
+    def _learn(self, sae: SAE, encoded: Encoded, now: Current) -> None:
+        """Let the SAE's threshold follow the batch's, and guess the next one."""
+        threshold, counts = encoded.threshold, encoded.counts
+        assert threshold is not None
+        assert counts is not None
+        self._follow(sae, threshold)
+        # Where fewer are positive than wanted, all positive ones are wanted the next time, too.
+        guess = torch.where(counts.sum() >= len(counts) * now.k, _SLACK * threshold, 0.0)
+        if self._guess is None:
+            self._guess = guess
+        else:  # where a captured step finds it
+            self._guess.copy_(guess)
 
     def _follow(self, sae: SAE, threshold: Tensor) -> None:
         self._seen += 1
@@ -68,32 +109,18 @@ class Matryoshka(BatchTopK):
         self._ends = group_ends(sae.m, shares).to(sae.W_enc.device)
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
-        sae, ops = encoder.sae, torch.ops.saefast
-        values, indices = self.code(encoder, inputs, now)
-        n, groups = len(target), len(self._ends)
-        group = torch.searchsorted(self._ends, indices, right=True)
-        active, decoder = values > 0, encoder.decoder
-        members = [(group == g) & active for g in range(groups)]
-        errors, error = [], sae.b_dec - target
-        for member in members:
-            error = error + ops.sparse_decode(values * member, indices, decoder, None)
-            errors.append(error)
-        squares = torch.stack([_total(error.square()) for error in errors])
-        # What a group's latents see is the sum of the errors of all prefixes that hold the group.
-        residual = torch.stack(errors).mul_(2.0 / (n * groups))
-        for g in range(groups - 2, -1, -1):
-            residual[g] += residual[g + 1]
-        value_grads = torch.zeros_like(values)
-        for rows, member in zip(residual, members, strict=True):
-            # Places of other groups read the first row, again and again, which costs little.
-            dots = ops.gather_dots(rows, decoder, torch.where(member, indices, 0))
-            value_grads = torch.where(member, dots, value_grads)
-        code = SparseCode(values, indices)
-        loss = squares.sum() / (n * groups)
-        return Forward(code, residual, value_grads, squares[-1], loss, group_ends=self._ends)
+        self._learn(encoder.sae, encoded, now)
+        rows = len(target) * len(self._ends)
+        residual, value_grads, squares = decode_prefixes(
+            *encoded.code, encoder.decoder, encoder.sae.b_dec, target, self._ends, 2.0 / rows
+        )
+        loss = squares.sum() / rows
+        return Forward(
+            encoded.code, residual, value_grads, squares[-1], loss, group_ends=self._ends
+        )
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`."""
@@ -122,8 +149,3 @@ def largest_of_batch(scores: Tensor, k: int) -> Tensor:
     order = flat.sort(descending=True, stable=True).indices[: len(scores) * k]
     kept = torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, order, True)
     return positive * kept.view_as(positive)
-
-
-def _total(rows: Tensor) -> Tensor:
-    """The sum of all, the same for any number of threads, float64 []."""
-    return column_sum(rows).double().sum()

@@ -1,5 +1,6 @@
 """What an objective hands to the step: the code, and the gradients that the update needs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -13,8 +14,22 @@ class Current(NamedTuple):
     """What schedules make of the settings at one step."""
 
     k: int
-    pressure: float = 1.0
-    """the part of the sparsity penalty that is applied, from 0 to 1"""
+    pressure: float | Tensor = 1.0
+    """the part of the sparsity penalty that is applied, from 0 to 1; on a GPU a float64 scalar
+    tensor, so that a captured step reads the value of the step at which it is replayed"""
+
+
+class Encoded(NamedTuple):
+    """What the encode of a step found: all that the rest of the step needs of it."""
+
+    code: SparseCode
+    counts: Tensor | None = None
+    """[n] int64 how many places of each row hold a latent, where that may differ"""
+    threshold: Tensor | None = None
+    """[] the smallest value kept of the batch, 0 if none was"""
+    report: Tensor | None = None
+    """int64 [r] on a GPU: what `Objective.fits` must see before the code is used; None where the
+    code is complete in any case"""
 
 
 class Forward(NamedTuple):
@@ -54,18 +69,37 @@ ALWAYS, WHEN_SPARSE, NEVER = "always", "when sparse", "never"
 
 
 class Objective(Protocol):
-    """Turns a batch into gradients. One object serves one SAE, and may remember what it saw."""
+    """Turns a batch into gradients. One object serves one SAE, and may remember what it saw.
+
+    On the fused path a step calls `encode`, then `forward`. Between the two lies the only wait for
+    a GPU: where `Encoded.report` is a tensor, the host reads it, and encodes again by `encode_all`
+    where `fits` says that places lacked. Neither `encode` nor `forward` waits.
+    """
 
     fused: str
-    """when `forward` is used: always, when codes are sparse, or never"""
+    """when the fused path is used: always, when codes are sparse, or never"""
+
+    @property
+    def room(self) -> int | None:
+        """For how many latents of a row `encode` has places on a GPU; None where k decides."""
+        ...
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """Encode `inputs` [n, d], what the encoder multiplies; on a GPU with `room` places."""
+        ...
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """Return whether an encode with this report is complete, and adapt `room`."""
+        ...
+
+    def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """Encode with as many places as are needed; waits for the device."""
+        ...
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
-        """By the fused ops.
-
-        `inputs` is what the encoder multiplies, `target` what is to be reconstructed.
-        """
+        """Reconstruct `target` [n, d_out] from the code, by the fused ops."""
         ...
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:

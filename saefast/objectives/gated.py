@@ -1,12 +1,12 @@
 """Objectives that autograd differentiates: Gated SAEs, and losses of the user's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from saefast.objectives.dense import fired_of, scores_of
-from saefast.objectives.forward import NEVER, Current, Forward, Loss
+from saefast.objectives.forward import NEVER, Current, Encoded, Forward, Loss
 from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
 
@@ -15,11 +15,22 @@ class Differentiated:
     """An objective without a fused path."""
 
     fused = NEVER
+    room = None
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """Raise: there is no fused path."""
+        raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
+
+    encode_all = encode
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """See `Objective`; there is never a report."""
+        return True
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
-        """There is none."""
+        """Raise: there is no fused path."""
         raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
 
     @property

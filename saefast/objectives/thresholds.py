@@ -1,12 +1,16 @@
 """ReLU with an L1 penalty, JumpReLU with a target for L0: latents above a threshold are active."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from saefast.objectives.dense import scores_of, squared_error
-from saefast.objectives.forward import WHEN_SPARSE, Current, Forward, Loss
-from saefast.objectives.topk import of_code
+from saefast.objectives.forward import WHEN_SPARSE, Current, Encoded, Forward, Loss
+from saefast.objectives.room import Room
+from saefast.objectives.topk import of_listed
+from saefast.ops import gpu
 from saefast.ops.latent_sum import column_sum
 from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
@@ -15,23 +19,62 @@ from saefast.types import SparseCode
 _ROOM = 128  # for the active latents of a row, at first
 
 
-class ReLU:
-    """Squared error plus `sparsity` times the sum of activations, each times its row's norm."""
+class _Listed:
+    """What the latents above a threshold have in common: nothing but it bounds their number."""
 
     fused = WHEN_SPARSE
+    _places: Room
+
+    @property
+    def room(self) -> int:
+        """See `Objective`."""
+        return self._places.places
+
+    def bar(self, sae: SAE) -> Tensor:
+        """What a pre-activation must exceed to be listed, [m] or []."""
+        raise NotImplementedError
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        if not gpu.has(inputs):
+            return self.encode_all(encoder, inputs, now)
+        found = encoder.above_in(self.room, inputs, self.bar(encoder.sae))
+        code = SparseCode(found.values, found.indices)
+        return Encoded(code, found.counts, report=found.counts.amax()[None])
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """See `Objective`."""
+        return self._places.fits(report[0])
+
+    def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
+        """See `Objective`."""
+        found = encoder.above(inputs, self.bar(encoder.sae), self.room)
+        self._places.fits(int(found.counts.amax()))
+        return Encoded(SparseCode(found.values, found.indices), found.counts)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return {}
+
+
+class ReLU(_Listed):
+    """Squared error plus `sparsity` times the sum of activations, each times its row's norm."""
 
     def __init__(self, sparsity: float) -> None:
-        self._sparsity, self._width = sparsity, _ROOM
+        self._sparsity, self._places = sparsity, Room(_ROOM)
+
+    def bar(self, sae: SAE) -> Tensor:
+        """Zero."""
+        return sae.b_enc.new_zeros(())
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
         sae, n = encoder.sae, len(target)
-        zero = sae.b_enc.new_zeros(())
-        values, indices, counts = encoder.above(inputs, zero, min(self._width, sae.m))
-        self._width = 2 * max(1, int(counts.amax()))
-        found = of_code(encoder, SparseCode(values, indices), target)
+        values, indices = encoded.code
+        found = of_listed(encoder, encoded.code, target)
         weight = self._sparsity * now.pressure / n
         norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
         active = values > 0
@@ -50,44 +93,38 @@ class ReLU:
         weight = self._sparsity * now.pressure / len(target)
         return squared_error(sae, acts, target, weight * (acts * sae.W_dec.norm(dim=1)).sum())
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """See `Objective`."""
-        return {}
 
-
-class JumpReLU:
+class JumpReLU(_Listed):
     """Squared error plus `sparsity` * (L0 / k - 1)^2 (Rajamanoharan et al. 2024).
 
     A step has no gradient. In its place is that of a step smeared out over `bandwidth`, for the
     thresholds alone.
     """
 
-    fused = WHEN_SPARSE
-
     def __init__(self, sparsity: float, bandwidth: float) -> None:
-        self._sparsity, self._bandwidth, self._width = sparsity, bandwidth, _ROOM
+        self._sparsity, self._bandwidth, self._places = sparsity, bandwidth, Room(_ROOM)
+
+    def bar(self, sae: SAE) -> Tensor:
+        """The thresholds less half of the bandwidth: below it nothing has a gradient."""
+        return sae.jump_threshold - self._bandwidth / 2
 
     def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
         """See `Objective`."""
         sae, n = encoder.sae, len(target)
-        threshold = sae.jump_threshold
-        found = encoder.above(inputs, threshold - self._bandwidth / 2, min(self._width, sae.m))
-        self._width = 2 * max(1, int(found.counts.amax()))
-        scores, indices, counts = found
+        (scores, indices), counts = encoded.code, encoded.counts
+        assert counts is not None
         there = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
-        limit = threshold[indices]
+        limit = sae.jump_threshold[indices]
         active = there & (scores > limit)
         code = SparseCode(torch.where(active, scores, 0.0), indices)
-        forward = of_code(encoder, code, target)
+        forward = of_listed(encoder, code, target)
         near = there & ((scores - limit).abs() < self._bandwidth / 2)
         dots = torch.ops.saefast.gather_dots(
             forward.residual, sae.W_dec, torch.where(near, indices, 0)
         )
-        l0 = int(active.sum()) / n
-        excess = l0 / now.k - 1
+        excess = active.sum().double() / n / now.k - 1
         weight = self._sparsity * now.pressure
         by_step = 2 * weight * excess / (now.k * n)
         grads = torch.where(near, -(limit * dots + by_step) / self._bandwidth, 0.0)
@@ -104,11 +141,6 @@ class JumpReLU:
         l0 = steps.sum() / len(target)
         weight = self._sparsity * now.pressure
         return squared_error(sae, acts, target, weight * (l0 / now.k - 1).square())
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """See `Objective`."""
-        return {}
 
 
 class _Jump(torch.autograd.Function):

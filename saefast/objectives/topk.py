@@ -1,12 +1,15 @@
 """TopK (Gao et al. 2024): the k largest pre-activations of every row, squared error."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saefast.objectives.dense import scores_of, squared_error
-from saefast.objectives.forward import Current, Forward, Loss
+from saefast.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.ops import gpu
+from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
 from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
@@ -21,14 +24,26 @@ class TopK:
     """choose latents by their pre-activation times the norm of their decoder row"""
     fused = "always"
 
-    def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
-    ) -> Forward:
+    room = None
+
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
         sae = encoder.sae
         scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if self.rescale else None
         values, indices = encoder.largest(inputs, now.k, scale)
-        return of_code(encoder, SparseCode(values.relu(), indices), target)
+        return Encoded(SparseCode(values.relu(), indices))
+
+    def fits(self, report: Sequence[int]) -> bool:
+        """See `Objective`."""
+        return True
+
+    encode_all = encode
+
+    def forward(
+        self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
+    ) -> Forward:
+        """See `Objective`."""
+        return of_code(encoder, encoded.code, target)
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`."""
@@ -45,9 +60,24 @@ class TopK:
 
 
 def of_code(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
-    """The gradients of the squared error, whatever chose the code."""
+    """The gradients of the squared error for a code whose width is fixed by the settings."""
     n = len(target)
     residual, value_grads, squares = decode_residual(
         *code, encoder.decoder, encoder.sae.b_dec, target, 2.0 / n
     )
     return Forward(code, residual, value_grads, squares, squares / n)
+
+
+def of_listed(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
+    """The gradients of the squared error for a code that zeros fill up to the room there was.
+
+    On a GPU the bits must not depend on the room, nor the time on the zeros.
+    """
+    if not gpu.has(target):
+        return of_code(encoder, code, target)
+    n, sae = len(target), encoder.sae
+    all_latents = code.indices.new_full((1,), sae.m)
+    residual, value_grads, squares = decode_prefixes(
+        *code, encoder.decoder, sae.b_dec, target, all_latents, 2.0 / n
+    )
+    return Forward(code, residual[0], value_grads, squares[0], squares[0] / n)

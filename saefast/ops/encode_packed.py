@@ -92,6 +92,22 @@ def encode_packed(
     return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
 
 
+def encode_scaled(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, k: int, precision: str
+) -> SparseCode:
+    """`topk_encode` of checked input with a scale, which changes too often to keep a packed weight.
+
+    On a GPU without a look at whether all of it is finite.
+    """
+    if not gpu.has(x) or not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
+        return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+    exact = precision == "exact"
+    screen = screen_for(x, weight, k, exact=exact)
+    left = gpu.launch("round_rows.rounded_rows", x, screen.product)
+    right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
+    return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right)
+
+
 def threshold_packed(
     x: Tensor,
     weight: Tensor,

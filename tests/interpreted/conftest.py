@@ -18,9 +18,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from saefast.ops import gpu
+from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
+from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -31,9 +33,11 @@ gpu.has = lambda tensor: True
 # So that torch fills what it allocates with NaN: what was never written must not be read.
 torch.use_deterministic_algorithms(True)
 for op in (
+    decode_prefixes,
     decode_residual,
     gather_dots,
     gradient_squares,
+    keep_of_batch,
     latent_sum,
     latent_update,
     sparse_decode_op,

@@ -1,0 +1,48 @@
+"""What a GPU does where a batch shares its latents: selection, and errors of nested prefixes."""
+
+import test_decode_prefixes
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Shape, normal, seeds
+from test_keep_of_batch import assert_keeps, codes
+from tolerance import assert_no_worse_than_torch
+from torch import Tensor
+
+from saefast import reference
+
+
+@settings(max_examples=10)
+@given(code=codes(), share=st.floats(0, 1.2))
+def test_the_largest_are_kept_and_of_equal_ones_the_first(
+    code: tuple[Tensor, Tensor], share: float
+) -> None:
+    values, indices = code
+    assert_keeps(values, indices, round(share * values.numel()))
+    assert_keeps(values, indices, int((values > 0).sum()))
+
+
+test_integers_give_the_reference_bit_for_bit = (
+    test_decode_prefixes.test_integers_give_the_reference_bit_for_bit
+)
+test_zeros_that_fill_a_code_up_change_nothing = (
+    test_decode_prefixes.test_zeros_that_fill_a_code_up_change_nothing
+)
+
+
+@settings(max_examples=10)
+@given(shape=test_decode_prefixes.shapes(), groups=st.integers(1, 5), seed=seeds)
+def test_errors_of_prefixes_are_those_of_float32(shape: Shape, groups: int, seed: int) -> None:
+    problem = test_decode_prefixes.Problem(shape, groups, seed, normal, torch.float32)
+    wide = [
+        part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+        for part in problem.arguments()
+    ]
+    for mine, plain, truth in zip(
+        torch.ops.saefast.decode_prefixes(*problem.arguments()),
+        reference.decode_prefixes(*problem.arguments()),
+        reference.decode_prefixes(*wide),
+        strict=True,
+    ):
+        # Squares are summed in float32, token by token, and reported in float64.
+        assert_no_worse_than_torch(mine.float(), plain.float(), truth)

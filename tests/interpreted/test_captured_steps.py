@@ -1,0 +1,204 @@
+"""Steps without waits of the host on the GPU's path, and steps that are recorded and replayed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from host_waits import host_waits
+from strategies import generator
+from tape_graph import TapeGraph
+from tolerance import assert_same_bits
+
+from saefast import SAE, FusedStep, Penalty, Rules
+from saefast.objectives import (
+    BatchTopK,
+    Current,
+    Custom,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    ReLU,
+    TopK,
+)
+
+PENALTIES = Penalty("encoder", "fro", 0.01), Penalty("decoder", "mean_abs", 0.01)
+OBJECTIVES = {
+    "topk": lambda sae: TopK(),
+    "rescaled": lambda sae: TopK(rescale=True),
+    "batchtopk": BatchTopK,
+    "matryoshka": lambda sae: Matryoshka(sae, (0.1, 0.3)),
+    "relu": lambda sae: ReLU(0.3),
+    "jumprelu": lambda sae: JumpReLU(2.0, 0.4),
+}
+WAITS = {name: 0 if name in ("topk", "rescaled") else 1 for name in OBJECTIVES}
+ROWS = torch.randn(3, 8, generator=generator(0))
+# Batches are alike, so that the threshold of one is a good guess of the next one's.
+DATA = [ROWS + 0.05 * torch.randn(3, 8, generator=generator(1 + number)) for number in range(4)]
+
+
+def small(name: str, d_out: int | None = None) -> SAE:
+    """An SAE away from its start; where k does not bound them, few latents of a row are active."""
+    variant = "topk" if name == "rescaled" else name
+    sae = SAE(8, 20, variant=variant, k=3, seed=1, d_out=d_out)
+    for number, parameter in enumerate(sae.parameters()):
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator(number))
+    if name in ("relu", "jumprelu"):
+        sae.b_enc.data -= 2.0
+    if name == "jumprelu":
+        sae.jump_threshold.data.abs_()
+    return sae
+
+
+def step_of(name: str, **settings: Any) -> FusedStep:
+    """A step on the fused path, on which the host knows that codes are sparse."""
+    sae = small(name)
+    step = FusedStep(sae, lr=1e-3, objective=OBJECTIVES[name](sae), **settings)
+    step.now = Current(3)
+    step._dense.fill_(False)
+    step._was_dense = False
+    return step
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_waits_at_most_once(name: str) -> None:
+    """TopK never; where a row has no bound on its latents, for the report of the encode."""
+    step = step_of(name, rules=Rules(unit_norm=False, penalties=PENALTIES))
+    for number, x in enumerate(DATA[:3]):
+        with host_waits() as waits:
+            assert step(x).path == "fused"
+        if number:  # the first step has nothing to guess from
+            assert waits == ["tolist in step._complete"] * WAITS[name]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_replays_are_steps(name: str) -> None:
+    """Bit for bit, while the learning rate and the pressure change under the recording."""
+    graphs: list[TapeGraph] = []
+    eager, captured = step_of(name), step_of(name)
+    replay = captured.capture(DATA[0], graph=made(graphs))
+    for number, x in enumerate(DATA):
+        for step in (eager, captured):
+            step.lr = 1e-3 * (number + 1)
+            step.now = Current(3, 0.1 * number)
+        assert_same_result(eager(x), replay(x))
+        assert_same_state(eager, captured)
+    # The first step compiles the kernels; where k is no bound, it also finds how much room to make.
+    assert [graph.replays for graph in graphs] == [len(DATA) - 1 - WAITS[name]] * (1 + WAITS[name])
+
+
+@pytest.mark.parametrize("name", ["topk", "relu"])
+def test_a_changed_k_is_recorded_anew(name: str) -> None:
+    """The step at which it changes is taken as usual."""
+    graphs: list[TapeGraph] = []
+    eager, captured = step_of(name), step_of(name)
+    replay = captured.capture(DATA[0], graph=made(graphs))
+    for k, x in zip((3, 3, 3, 2, 2), (*DATA, DATA[0]), strict=True):
+        eager.now = captured.now = Current(k)
+        assert_same_result(eager(x), replay(x))
+        assert_same_state(eager, captured)
+    before, after = [2 - WAITS[name]] * (1 + WAITS[name]), [1] * (1 + WAITS[name])
+    assert [graph.replays for graph in graphs] == before + after
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka", "relu", "jumprelu"])
+def test_an_encode_without_places_is_repeated_and_recorded_anew(name: str) -> None:
+    """With few places and with many the bits are the same."""
+    graphs: list[TapeGraph] = []
+    eager, captured = step_of(name), step_of(name)
+    for step in (eager, captured):
+        step(DATA[0])
+    replay = captured.capture(DATA[0], graph=made(graphs))
+    captured.objective._places.places = 1
+    captured._compiled = captured._settings(len(DATA[0]))
+    for x in DATA[1:]:
+        assert_same_result(eager(x), replay(x))
+        assert_same_state(eager, captured)
+        assert captured.objective.room == 32
+    assert [graph.replays for graph in graphs] == [1, 0, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "relu"])
+def test_a_step_repeats_an_encode_without_places(name: str) -> None:
+    few, many = step_of(name), step_of(name)
+    for x in DATA[:2]:
+        few.objective._places.places = 1
+        assert_same_result(few(x), many(x))
+        assert few.objective.room > 1
+    assert_same_state(few, many)
+
+
+def test_dense_codes_leave_the_recording_and_sparse_ones_come_back() -> None:
+    graphs: list[TapeGraph] = []
+    step = step_of("relu")
+    replay = step.capture(DATA[0], graph=made(graphs))
+    paths = []
+    for bias in (None, None, 2.0, None, -3.0, None, None):
+        if bias is not None:
+            step.sae.b_enc.data.fill_(bias)  # the encoder's weights are packed, this is not
+        paths.append(replay(DATA[0]).path)
+    assert paths == ["fused"] * 3 + ["autograd"] * 2 + ["fused"] * 2
+    # The encode after a dense step tells of it.
+    assert [graph.replays for graph in graphs] == [2, 1, 1, 1]
+
+
+def test_weights_changed_from_outside_are_packed_again() -> None:
+    graphs: list[TapeGraph] = []
+    eager, captured = step_of("topk"), step_of("topk")
+    replay = captured.capture(DATA[0], graph=made(graphs))
+    for number, x in enumerate(DATA):
+        if number == 2:
+            for step in (eager, captured):
+                with torch.no_grad():
+                    step.sae.W_enc.mul_(-1.5)
+        assert_same_result(eager(x), replay(x))
+        assert_same_state(eager, captured)
+    assert [graph.replays for graph in graphs] == [1, 1]
+
+
+def test_targets_are_recorded_too() -> None:
+    eager, captured = (FusedStep(small("topk", d_out=5)) for _ in range(2))
+    targets = [x[:, :5] * 2 for x in DATA]
+    replay = captured.capture(DATA[0], targets[0], graph=TapeGraph)
+    for x, target in zip(DATA[:3], targets[:3], strict=True):
+        assert_same_result(eager(x, target), replay(x, target))
+    assert_same_state(eager, captured)
+    with pytest.raises(TypeError, match="target must be as it was in capture, with a tensor"):
+        replay(DATA[0])
+    with pytest.raises(ValueError, match="target must have shape"):
+        replay(DATA[0], targets[0][1:])
+
+
+def test_what_cannot_be_recorded_is_refused_before() -> None:
+    def refused(step: FusedStep, x: torch.Tensor, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            step.capture(x, graph=TapeGraph)
+
+    sae = small("topk")
+    own = FusedStep(sae, objective=Custom(lambda sae, x, target: (sae(x) - target).square().sum()))
+    refused(own, DATA[0], "records fused steps, and Custom is trained by autograd")
+    gated = FusedStep(sae, objective=Gated(1.0))
+    refused(gated, DATA[0], "records fused steps, and Gated is trained by autograd")
+    wide = FusedStep(small("topk").double())
+    refused(wide, DATA[0].double(), r"serve float32 and k up to 1024, got torch.float64 and 3")
+
+
+def made(graphs: list[TapeGraph]) -> Callable[[Any], TapeGraph]:
+    """A factory that keeps what it made."""
+
+    def make_one(beside: object) -> TapeGraph:
+        graphs.append(TapeGraph())
+        return graphs[-1]
+
+    return make_one
+
+
+def assert_same_result(actual: Any, expected: Any) -> None:
+    assert actual.path == expected.path
+    for name in ("loss", "squares", "fired"):
+        assert_same_bits(getattr(actual, name), getattr(expected, name))
+
+
+def assert_same_state(one: FusedStep, other: FusedStep) -> None:
+    for name, value in one.state.items():
+        assert_same_bits(other.state[name], value)
