@@ -73,7 +73,7 @@ def train_saes(
     checks.at_least("log_every", log_every, 1)
     checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
     where = _device(device)
-    source = open_activations(activations)
+    source = open_activations(activations, dtype=None)
     starts = _starts(initial, configs)
     with nullcontext() if out is None else Claim(Path(out)):
         run = None if out is None else _run_file(Path(out), configs, source, starts, resume)

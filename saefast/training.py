@@ -12,8 +12,17 @@ from typing import Any, Self
 import torch
 
 from saefast.activations import Activations, Batch, Prefetcher
+from saefast.activations.transfer import (
+    DeviceTransfer,
+    HostTransfer,
+    Rows,
+    Transfer,
+    check_finite,
+    extremes,
+)
 from saefast.checkpoint import RunFile
 from saefast.config import TrainConfig
+from saefast.cuda_streams import streams_of
 from saefast.metrics import Logger
 from saefast.one_thread import one_thread
 from saefast.ops.latent_sum import column_sum
@@ -21,6 +30,9 @@ from saefast.sae import SAE
 from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
 from saefast.storage import save_into
 from saefast.trainee import Prepared, Trainee
+
+_AHEAD = 4
+"""How many batches wait for the training, read and on their way to the device"""
 
 _WORTH_THREADS = 2e8
 """Multiplications and additions in a batch's encoding; with fewer, threads that wait for each other
@@ -39,6 +51,7 @@ class Training:
         initial: Sequence[SAE | None],
     ) -> None:
         self._source, self._device, self._run = source, device, run
+        self._streams = streams_of(device)
         self._first = configs[0]
         self.step = 0 if run is None else run.step
         self._stream: Iterator[Batch] = source.batches(
@@ -67,13 +80,14 @@ class Training:
         left = max(1, self._first.steps - self.step)
         ahead = list(itertools.islice(self._stream, min(count, left)))
         self._stream = itertools.chain(ahead, self._stream)
+        xs, targets = [], []
         for batch in ahead:
-            self._check_finite(batch)
-        x = torch.cat([batch.x for batch in ahead])[:ROWS].float()
-        if ahead[0].target is None:
-            return Sample(x, None)
-        targets = [batch.target for batch in ahead if batch.target is not None]
-        return Sample(x, torch.cat(targets)[:ROWS].float())
+            # On the CPU, where SAEs begin, wherever the rows lie.
+            columns = [rows.float().cpu() for rows in (batch.x, batch.target) if rows is not None]
+            check_finite(map(extremes, columns), batch.rows, self._source.locate)
+            xs.append(columns[0])
+            targets += columns[1:]
+        return Sample(torch.cat(xs)[:ROWS], torch.cat(targets)[:ROWS] if targets else None)
 
     def train(
         self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
@@ -92,15 +106,16 @@ class Training:
         )
         saved = time.monotonic()
         clock = _Clock(self.step * size)
+        transfer = self._transfer()
         with (
             self._threads(),
             bar,
-            Prefetcher(self._stream, transform=self._prepared) as batches,
+            Prefetcher(transfer.ahead(self._stream), depth=_AHEAD) as batches,
             _Interrupts() as interrupts,
         ):
             for number in range(self.step, steps):
                 try:
-                    batch = self._with_variance(next(batches))
+                    batch = self._with_variance(transfer.take(next(batches)))
                 except ValueError as error:
                     raise ValueError(f"step {number} cannot be taken: {error}") from error
                 for trainee in self._trainees:
@@ -115,6 +130,12 @@ class Training:
                     saved = time.monotonic()
                 if interrupts.came:
                     raise KeyboardInterrupt
+
+    def _transfer(self) -> Transfer:
+        locate = self._source.locate
+        if self._streams is None:
+            return HostTransfer(self._device, self.scales, locate)
+        return DeviceTransfer(self._streams, self.scales, locate, _AHEAD)
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         """All that torch has, if there is work for them. The bits are the same."""
@@ -168,29 +189,11 @@ class Training:
             saes.append(sae)
         return saes
 
-    def _prepared(self, batch: Batch) -> Prepared:
-        """Checked, moved and scaled, in the reader's thread."""
-        self._check_finite(batch)
-        x, target = (
-            None if rows is None else rows.to(self._device, torch.float32) * scale
-            for rows, scale in zip((batch.x, batch.target), self.scales, strict=True)
-        )
-        assert x is not None
-        return Prepared(x, target, x.new_empty(0), batch.where)
-
-    def _with_variance(self, batch: Prepared) -> Prepared:
+    def _with_variance(self, batch: Rows) -> Prepared:
         rows = batch.x if batch.target is None else batch.target
         mean = column_sum(rows) / len(rows)
         squares = column_sum((rows - mean).square()).double().sum()
-        return batch._replace(variance=squares)
-
-    def _check_finite(self, batch: Batch) -> None:
-        for name, rows in (("activations", batch.x), ("targets", batch.target)):
-            if rows is not None and not bool(rows.isfinite().all()):
-                row = int((~rows.isfinite()).any(1).nonzero()[0])
-                raise ValueError(
-                    f"the {name} hold NaN or infinity: {self._source.locate(int(batch.rows[row]))}"
-                )
+        return Prepared(batch.x, batch.target, squares, batch.where)
 
 
 class _Clock:
