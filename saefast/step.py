@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,26 +217,38 @@ class FusedStep:
         squares = loss.squares.double()
         return StepResult(loss.value.detach().double(), squares, loss.fired, auxk, "autograd")
 
-    def capture(self, x: Tensor) -> Callable[[Tensor], StepResult]:
-        """A step on batches shaped like x, recorded once and replayed without the host.
+    def capture(
+        self, x: Tensor, target: Tensor | None = None, *, pool: Any = None
+    ) -> Callable[..., StepResult]:
+        """Record a step on batches shaped like x and `target`; calling the result replays it.
 
         Take a step with such a batch first: it compiles the kernels and allocates what they need.
         The result's tensors are overwritten by the next replay. Weights must change only through
         steps; the learning rate may change at any time.
+
+        Args:
+            x: [n, d], of the shape of all batches that are replayed.
+            target: [n, d_out], if something else is to be reconstructed.
+            pool: memory for the graph's intermediate results, from `torch.cuda.graph_pool_handle`;
+                graphs that are never replayed at the same time can share one. A replay then
+                overwrites the results of the others, too.
         """
-        self._check(x, x)
+        self._check(x, target)
         if not gpu.has(x):
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
         if self._encoder.packed is None or not self._encoder.fresh:
             raise ValueError("capture needs a step of the same kind before it: call step(x) once")
-        batch = x.clone()
+        batch, goal = x.clone(), None if target is None else target.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self(batch)
+        # Threads that read batches meanwhile may do what this one may not while it records.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = self(batch, goal)
 
-        def replay(x: Tensor) -> StepResult:
+        def replay(x: Tensor, target: Tensor | None = None) -> StepResult:
             checks.shape("x", x, tuple(batch.shape))
             batch.copy_(x)
+            if goal is not None:
+                goal.copy_(self._check(x, target))
             graph.replay()
             return result
 

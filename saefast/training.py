@@ -26,6 +26,7 @@ from saefast.cuda_streams import streams_of
 from saefast.metrics import Logger
 from saefast.one_thread import one_thread
 from saefast.ops.latent_sum import column_sum
+from saefast.recorded_steps import Graphs
 from saefast.sae import SAE
 from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
 from saefast.storage import save_into
@@ -63,8 +64,9 @@ class Training:
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
         each = [(config, seed) for config in configs for seed in config.seeds]
+        graphs = Graphs()
         self._trainees = [
-            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device)
+            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device, graphs)
             for (config, seed), its in zip(each, initial, strict=True)
         ]
         if run is not None and self.step > 0:
