@@ -21,6 +21,7 @@ from saefast.activations.transfer import (
     extremes,
 )
 from saefast.checkpoint import RunFile
+from saefast.checkpoint_writer import CheckpointWriter
 from saefast.config import TrainConfig
 from saefast.cuda_streams import streams_of
 from saefast.metrics import Logger
@@ -53,6 +54,7 @@ class Training:
     ) -> None:
         self._source, self._device, self._run = source, device, run
         self._streams = streams_of(device)
+        self._checkpoints = None if run is None else CheckpointWriter(run, self._streams)
         self._first = configs[0]
         self.step = 0 if run is None else run.step
         self._stream: Iterator[Batch] = source.batches(
@@ -112,6 +114,7 @@ class Training:
         with (
             self._threads(),
             bar,
+            self._checkpoints or contextlib.nullcontext(),
             Prefetcher(transfer.ahead(self._stream), depth=_AHEAD) as batches,
             _Interrupts() as interrupts,
         ):
@@ -127,10 +130,14 @@ class Training:
                 if self.step % log_every == 0 or self.step == steps:
                     timing = clock.lap(batches.wait_seconds, self.step * size)
                     self._report(log, number, timing, bar)
+                if self._checkpoints is not None:
+                    self._checkpoints.check()
                 if interrupts.came or time.monotonic() - saved >= 60 * checkpoint_minutes:
                     self.checkpoint()
                     saved = time.monotonic()
                 if interrupts.came:
+                    if self._checkpoints is not None:
+                        self._checkpoints.wait()
                     raise KeyboardInterrupt
 
     def _transfer(self) -> Transfer:
@@ -157,24 +164,16 @@ class Training:
         )
 
     def checkpoint(self) -> None:
-        """Write all that a resume needs, if there is a folder for it."""
-        if self._run is None:
-            return
-        try:
-            self._run.save(self.step, {t.label: t.state for t in self._trainees})
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"the checkpoint of step {self.step} {error.strerror}; that of step "
-                f"{self._run.step} is intact, and resume=True goes on from it",
-                error.filename,
-            ) from error
+        """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(self.step, {t.label: t.state for t in self._trainees})
 
     def finish(self, keep_training: bool) -> None:
         """Write the SAEs."""
-        if self._run is None:
+        if self._run is None or self._checkpoints is None:
             return
-        self.checkpoint()
+        with self._checkpoints:
+            self.checkpoint()
         for trainee, sae in zip(self._trainees, self.results(), strict=True):
             save_into(self._run.out / trainee.label, sae)
         self._run.facts["finished"] = True
