@@ -51,7 +51,7 @@ class CudaStreams:
         # A thread begins with device 0 as the current one, so the number is settled here.
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
-        self._copies = torch.cuda.Stream(self._device)
+        self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """See `Streams`."""
@@ -71,12 +71,13 @@ class CudaStreams:
 
     def record(self) -> torch.cuda.Event:
         """See `Streams`."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def wait(self, event: Event) -> None:
         """See `Streams`."""
+        assert isinstance(event, torch.cuda.Event)
         torch.cuda.current_stream(self._device).wait_event(event)
 
     def uses(self, tensor: Tensor) -> None:

@@ -111,6 +111,7 @@ class Training:
         saved = time.monotonic()
         clock = _Clock(self.step * size)
         transfer = self._transfer()
+        batches: Prefetcher[Any]
         with (
             self._threads(),
             bar,
@@ -140,7 +141,7 @@ class Training:
                         self._checkpoints.wait()
                     raise KeyboardInterrupt
 
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> Transfer[Any]:
         locate = self._source.locate
         if self._streams is None:
             return HostTransfer(self._device, self.scales, locate)

@@ -6,7 +6,7 @@ what can be done early, `take` in the trainer's thread, for one batch after the 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from saefast.activations.protocol import Batch, stored_dtype
 from saefast.cuda_streams import Event, Streams
+
+_Item = TypeVar("_Item")
 
 
 class Rows(NamedTuple):
@@ -28,13 +30,13 @@ class Rows(NamedTuple):
     """files and rows between which these rows lie, for an error message"""
 
 
-class Transfer(Protocol):
+class Transfer(Protocol[_Item]):
     """What brings batches to the training."""
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Any]:
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[_Item]:
         """Call in the trainer's thread, iterate in the reader's; items are for `take`."""
 
-    def take(self, item: Any) -> Rows:
+    def take(self, item: _Item) -> Rows:
         """Return the rows of the next item; ValueError where one of them is not finite."""
 
 
