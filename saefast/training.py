@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from saefast.activations import Activations, Batch, Prefetcher
+from saefast.activations.shuffled import Shuffled
 from saefast.activations.transfer import (
     DeviceTransfer,
     HostTransfer,
@@ -57,8 +58,15 @@ class Training:
         self._checkpoints = None if run is None else CheckpointWriter(run, self._streams)
         self._first = configs[0]
         self.step = 0 if run is None else run.step
+        self._transfer: Transfer[Any]
+        into: dict[str, Any] = {}
+        if self._streams is None:
+            self._transfer = HostTransfer(device, source.locate)
+        else:
+            self._transfer = ring = DeviceTransfer(self._streams, source.locate, _AHEAD)
+            into = {"memory": ring.memory} if isinstance(source, Shuffled) else {}
         self._stream: Iterator[Batch] = source.batches(
-            self._first.batch_size, seed=self._first.data_seed, start=self.step
+            self._first.batch_size, seed=self._first.data_seed, start=self.step, **into
         )
         sample = self._look_ahead()
         if run is not None and self.step > 0:
@@ -110,13 +118,13 @@ class Training:
         )
         saved = time.monotonic()
         clock = _Clock(self.step * size)
-        transfer = self._transfer()
+        transfer = self._transfer
         batches: Prefetcher[Any]
         with (
             self._threads(),
             bar,
             self._checkpoints or contextlib.nullcontext(),
-            Prefetcher(transfer.ahead(self._stream), depth=_AHEAD) as batches,
+            Prefetcher(transfer.ahead(self._stream, self.scales), depth=_AHEAD) as batches,
             _Interrupts() as interrupts,
         ):
             for number in range(self.step, steps):
@@ -140,12 +148,6 @@ class Training:
                     if self._checkpoints is not None:
                         self._checkpoints.wait()
                     raise KeyboardInterrupt
-
-    def _transfer(self) -> Transfer[Any]:
-        locate = self._source.locate
-        if self._streams is None:
-            return HostTransfer(self._device, self.scales, locate)
-        return DeviceTransfer(self._streams, self.scales, locate, _AHEAD)
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         """All that torch has, if there is work for them. The bits are the same."""

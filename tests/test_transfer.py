@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated_streams import COPIES, MAIN, SimulatedDevice
+from sources import take
 from tolerance import assert_same_bits
 from torch import Tensor
 
@@ -44,13 +45,13 @@ def made(
 
 def as_taken(batches: list[Batch]) -> list[Rows]:
     """The same batches without a device."""
-    transfer = HostTransfer(torch.device("cpu"), SCALES, locate)
-    return [transfer.take(item) for item in transfer.ahead(iter(batches))]
+    transfer = HostTransfer(torch.device("cpu"), locate)
+    return [transfer.take(item) for item in transfer.ahead(iter(batches), SCALES)]
 
 
 def transfer_to(device: SimulatedDevice, depth: int = 1) -> DeviceTransfer:
     with device.main():
-        return DeviceTransfer(device, SCALES, locate, depth)
+        return DeviceTransfer(device, locate, depth)
 
 
 def columns(rows: Rows) -> list[Tensor]:
@@ -61,20 +62,28 @@ def columns(rows: Rows) -> list[Tensor]:
     depth=st.integers(1, 4),
     dtype=st.sampled_from([torch.float16, HALF, FULL, DOUBLE]),
     target=st.booleans(),
-    lying_there=st.booleans(),
+    lying=st.sampled_from(["host", "memory", "device"]),
     choices=st.lists(st.sampled_from(["read", "take", MAIN, COPIES]), max_size=60),
 )
 def test_every_batch_arrives_whenever_streams_go_on(
-    depth: int, dtype: torch.dtype, target: bool, lying_there: bool, choices: list[str]
+    depth: int, dtype: torch.dtype, target: bool, lying: str, choices: list[str]
 ) -> None:
     """In any order of reading, taking and progress of the two streams that the loop allows."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth)
     batches = made(9, dtype, target)
-    if lying_there:
+    if lying == "device":
         for batch in batches:
             device.adopt(batch.x)
-    ahead = transfer.ahead(iter(batches))
+
+    def into_memory() -> Iterator[Batch]:
+        for batch in batches:
+            x = transfer.memory("x", (4, 3), dtype)
+            assert device.is_pinned(x) == (dtype != DOUBLE)
+            yield batch._replace(x=x.copy_(batch.x))
+
+    source = into_memory() if lying == "memory" else iter(batches)
+    ahead = transfer.ahead(source, SCALES)
     waiting: deque[Any] = deque()
     taken: list[Rows] = []
     for choice in itertools.chain(choices, itertools.cycle(["read", "take"])):
@@ -106,7 +115,7 @@ def test_rows_cross_the_bus_in_the_dtype_they_are_stored_in(
     device = SimulatedDevice()
     transfer = transfer_to(device)
     with device.main():
-        for item in transfer.ahead(iter(made(3, dtype, target=True))):
+        for item in transfer.ahead(iter(made(3, dtype, target=True)), SCALES):
             transfer.take(item)
     assert device.bus == [(over_the_bus, 12), (over_the_bus, 8)] * 3
 
@@ -118,9 +127,34 @@ def test_rows_on_the_device_do_not_cross_the_bus() -> None:
     for batch in batches:
         device.adopt(batch.x)
     with device.main():
-        for item in transfer.ahead(iter(batches)):
+        for item in transfer.ahead(iter(batches), SCALES):
             transfer.take(item)
     assert device.bus == []
+
+
+def test_a_source_fills_the_pinned_memory_itself() -> None:
+    """From the batch on that is made when the copies have begun."""
+    device = SimulatedDevice()
+    transfer = transfer_to(device)
+    x, target = torch.randn(50, 3).bfloat16(), torch.randn(50, 2).bfloat16()
+    source = TensorActivations(x, target, dtype=None)
+    batches = source.batches(8, seed=0, memory=transfer.memory)
+    first = next(batches)
+    filled: list[bool] = []
+
+    def seen() -> Iterator[Batch]:
+        for batch in itertools.chain([first], itertools.islice(batches, 19)):
+            assert batch.target is not None
+            filled.append(device.is_pinned(batch.x) and device.is_pinned(batch.target))
+            yield batch
+
+    with device.main():
+        taken = [transfer.take(item) for item in transfer.ahead(seen(), SCALES)]
+    device.finish()
+    assert filled == [False] + [True] * 19
+    for found, expected in zip(taken, as_taken(take(source.batches(8, seed=0), 20)), strict=True):
+        for ours, theirs in zip(columns(found), columns(expected), strict=True):
+            assert_same_bits(ours, theirs)
 
 
 def test_what_a_source_computes_on_the_device_comes_before_its_copy() -> None:
@@ -138,8 +172,8 @@ def test_what_a_source_computes_on_the_device_comes_before_its_copy() -> None:
     with device.main():
         ready = device.pinned(plain[0].x.shape, HALF).copy_(plain[0].x)
         first.copy_(ready, non_blocking=True)
-        transfer = DeviceTransfer(device, SCALES, locate, 3)
-        taken = [transfer.take(item) for item in list(transfer.ahead(source()))]
+        transfer = DeviceTransfer(device, locate, 3)
+        taken = [transfer.take(item) for item in list(transfer.ahead(source(), SCALES))]
     device.finish()
     for found, expected in zip(taken, as_taken(plain), strict=True):
         assert_same_bits(found.x, expected.x)
@@ -155,7 +189,7 @@ def test_a_bad_row_is_named_before_its_step(
     transfer = transfer_to(device, depth=3)
     batches = made(6, dtype, target, bad={4: value, 5: value})
     with device.main():
-        items = list(itertools.islice(transfer.ahead(iter(batches)), 5))
+        items = list(itertools.islice(transfer.ahead(iter(batches), SCALES), 5))
         for item in items[:4]:
             transfer.take(item)
         with pytest.raises(ValueError, match=f"the {named} hold NaN or infinity: row 17$"):
@@ -169,7 +203,7 @@ def test_values_beyond_float32_are_infinite() -> None:
     device = SimulatedDevice()
     transfer = transfer_to(device)
     with device.main():
-        items = list(transfer.ahead(iter(batches)))
+        items = list(transfer.ahead(iter(batches), SCALES))
         transfer.take(items[0])
         with pytest.raises(ValueError, match="row 5"):
             transfer.take(items[1])
@@ -181,10 +215,10 @@ def test_the_host_waits_for_its_own_batch_alone() -> None:
     """Neither for the steps before it nor for the batches behind it."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
-    device.finish()
-    before = device.done(MAIN)
     with device.main():
-        items = list(transfer.ahead(iter(made(6))))
+        items = list(transfer.ahead(iter(made(6)), SCALES))
+        items[0].ready.synchronize()
+        before = device.done(MAIN)  # the scales, which are there before the copies begin
         step = device.on_device((1,), FULL)
         step.fill_(0.0)  # work of a step that is not done yet
         transfer.take(items[0])
@@ -198,10 +232,10 @@ def test_a_copy_goes_to_the_memory_that_was_used_longest_ago() -> None:
     """Or else it would wait for the step before it instead of overlapping it."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
-    device.finish()
-    before = device.done(MAIN)
     with device.main():
-        ahead = transfer.ahead(iter(made(6)))
+        ahead = transfer.ahead(iter(made(6)), SCALES)
+        device.finish()
+        before = device.done(MAIN)
         first, _ = next(ahead), next(ahead)
         transfer.take(first)
         next(ahead).ready.synchronize()
@@ -213,7 +247,7 @@ def test_batches_of_another_kind_get_other_memory() -> None:
     device = SimulatedDevice()
     transfer = transfer_to(device)
     with device.main():
-        taken = [transfer.take(item) for item in transfer.ahead(iter(batches))]
+        taken = [transfer.take(item) for item in transfer.ahead(iter(batches), SCALES)]
     device.finish()
     for found, expected in zip(taken, as_taken(batches), strict=True):
         for ours, theirs in zip(columns(found), columns(expected), strict=True):
@@ -225,7 +259,7 @@ def test_a_thread_reads_ahead_through_the_ring(depth: int) -> None:
     device = SimulatedDevice()
     transfer = transfer_to(device, depth)
     batches = made(40)
-    with device.main(), Prefetcher(transfer.ahead(iter(batches)), depth=depth) as items:
+    with device.main(), Prefetcher(transfer.ahead(iter(batches), SCALES), depth=depth) as items:
         taken = [transfer.take(item) for item in items]
     device.finish()
     for found, expected in zip(taken, as_taken(batches), strict=True):
@@ -239,7 +273,7 @@ def test_what_fails_in_the_source_comes_in_its_turn() -> None:
 
     device = SimulatedDevice()
     transfer = transfer_to(device, 4)
-    with device.main(), Prefetcher(transfer.ahead(fails()), depth=4) as items:
+    with device.main(), Prefetcher(transfer.ahead(fails(), SCALES), depth=4) as items:
         for _ in range(2):
             transfer.take(next(items))
         with pytest.raises(OSError, match="the disk is gone"):

@@ -33,8 +33,11 @@ class Rows(NamedTuple):
 class Transfer(Protocol[_Item]):
     """What brings batches to the training."""
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[_Item]:
-        """Call in the trainer's thread, iterate in the reader's; items are for `take`."""
+    def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[_Item]:
+        """Call in the trainer's thread, iterate in the reader's; items are for `take`.
+
+        `scales` are what x and target are multiplied by.
+        """
 
     def take(self, item: _Item) -> Rows:
         """Return the rows of the next item; ValueError where one of them is not finite."""
@@ -43,12 +46,10 @@ class Transfer(Protocol[_Item]):
 class HostTransfer:
     """Casts, checks and scales rows in the reader's thread."""
 
-    def __init__(
-        self, device: torch.device, scales: tuple[float, float], locate: Callable[[int], str]
-    ) -> None:
-        self._device, self._scales, self._locate = device, scales, locate
+    def __init__(self, device: torch.device, locate: Callable[[int], str]) -> None:
+        self._device, self._locate = device, locate
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Rows]:
+    def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[Rows]:
         """See `Transfer`."""
         for batch in batches:
             moved = [
@@ -59,7 +60,7 @@ class HostTransfer:
             check_finite(seen, batch.rows, self._locate)
             x, target = (
                 None if rows is None else rows * scale
-                for rows, scale in zip(moved, self._scales, strict=True)
+                for rows, scale in zip(moved, scales, strict=True)
             )
             assert x is not None
             yield Rows(x, target, batch.where)
@@ -120,28 +121,30 @@ class DeviceTransfer:
 
     Args:
         streams: of the training's device.
-        scales: what x and target are multiplied by.
         locate: tells where the row of a number lies, for an error message.
         depth: how many items of `ahead` may wait between it and `take`, as in `Prefetcher`.
     """
 
-    def __init__(
-        self,
-        streams: Streams,
-        scales: tuple[float, float],
-        locate: Callable[[int], str],
-        depth: int,
-    ) -> None:
+    def __init__(self, streams: Streams, locate: Callable[[int], str], depth: int) -> None:
         self._streams, self._locate = streams, locate
-        self._scales = []
-        for scale in scales:
-            # With a dimension, so that it takes part in type promotion: the product is float32.
-            self._scales.append(streams.on_device((1,), torch.float32).fill_(scale))
+        self._scales: list[Tensor] = []
         # Besides those that wait, one batch may be in the making and one in `take`.
         self._free = deque(_Slot() for _ in range(depth + 2))
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[_Sent]:
+    def memory(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return host memory for "x" or "target" of the next batch, for a source to fill.
+
+        Once `ahead` was called it is the pinned memory that the batch is copied from.
+        """
+        if not self._scales or stored_dtype(dtype) != dtype:
+            return torch.empty(shape, dtype=dtype)
+        return self._pinned(self._free[0], name, shape, dtype)
+
+    def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[_Sent]:
         """See `Transfer`. What the source computes on the device goes to the stream of copies."""
+        for scale in scales:
+            # With a dimension, so that it takes part in type promotion: the product is float32.
+            self._scales.append(self._streams.on_device((1,), torch.float32).fill_(scale))
         return self._ahead(batches, self._streams.record())
 
     def _ahead(self, batches: Iterator[Batch], begun: Event) -> Iterator[_Sent]:
@@ -171,11 +174,15 @@ class DeviceTransfer:
         dtype = stored_dtype(rows.dtype)
         if self._streams.holds(rows):
             return rows.to(dtype)
-        # `take` has waited for the copy from this memory before it made the slot free.
-        pinned = slot.memory(f"{name} pinned", rows.shape, dtype, self._streams.pinned)
-        pinned.copy_(rows)
+        pinned = self._pinned(slot, name, rows.shape, dtype)
+        if rows is not pinned:
+            pinned.copy_(rows)
         there = slot.memory(name, rows.shape, dtype, self._streams.on_device)
         return there.copy_(pinned, non_blocking=True)
+
+    def _pinned(self, slot: _Slot, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory that may be written: `take` waited for the copy from it to end."""
+        return slot.memory(f"{name} pinned", shape, dtype, self._streams.pinned)
 
     def _checked(self, slot: _Slot, name: str, rows: Tensor) -> Tensor:
         shape = (2, len(rows))
