@@ -41,6 +41,8 @@ class SimulatedDevice:
         self._registered: dict[int, Tensor] = {}
         self.bus: list[tuple[torch.dtype, int]] = []
         """dtype and number of elements of every copy from pinned memory to the device"""
+        self.sources: list[int] = []
+        """where the memory of each begins"""
         self._pinned: dict[int, Tensor] = {}
 
     def _memory(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -149,6 +151,7 @@ class _Deferred(TorchDispatchMode):
             if not device.holds(args[1]):
                 assert device.is_pinned(args[1]), "a copy from pageable memory"
                 device.bus.append((args[1].dtype, args[1].numel()))
+                device.sources.append(args[1].data_ptr())
         if func._schema.is_mutable:
             device.give(lambda: func(*args, **kwargs))
             return (kwargs["min"], kwargs["max"]) if "min" in kwargs else args[0]

@@ -140,18 +140,19 @@ def test_a_source_fills_the_pinned_memory_itself() -> None:
     source = TensorActivations(x, target, dtype=None)
     batches = source.batches(8, seed=0, memory=transfer.memory)
     first = next(batches)
-    filled: list[bool] = []
+    filled: list[int] = []
 
     def seen() -> Iterator[Batch]:
         for batch in itertools.chain([first], itertools.islice(batches, 19)):
             assert batch.target is not None
-            filled.append(device.is_pinned(batch.x) and device.is_pinned(batch.target))
+            filled.extend((batch.x.data_ptr(), batch.target.data_ptr()))
             yield batch
 
     with device.main():
         taken = [transfer.take(item) for item in transfer.ahead(seen(), SCALES)]
     device.finish()
-    assert filled == [False] + [True] * 19
+    assert device.sources[2:] == filled[2:]
+    assert not set(device.sources) & set(filled[:2])
     for found, expected in zip(taken, as_taken(take(source.batches(8, seed=0), 20)), strict=True):
         for ours, theirs in zip(columns(found), columns(expected), strict=True):
             assert_same_bits(ours, theirs)

@@ -91,7 +91,7 @@ class Shuffled(ABC):
                 taken += len(places)
                 if len(numbers) == batch_size:
                     yield self._batch(columns, numbers)
-                    columns, numbers = [], numbers[:0]
+                    numbers = numbers[:0]
 
     def _room(self, held: list[Tensor], batch_size: int, memory: Memory) -> list[Tensor]:
         """Memory for a batch, where the rows lie."""
