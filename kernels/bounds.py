@@ -13,6 +13,7 @@ from torch import Tensor
 from .device import LAUNCH, interpreting
 from .keep_best import OVERFLOW
 from .keys import EMPTY
+from .list_length import arithmetic_error
 from .lists import GROUP, Bounds, Lists
 from .round_rows import RoundedRows
 
@@ -232,7 +233,7 @@ def row_bounds(rows: RoundedRows, columns: ColumnBounds, d: int, start: Lists | 
         floor_keys,
         n,
         columns.largest.shape[1],
-        2.5 * (d + 32) * 2.0**-24,
+        arithmetic_error(d),
         LISTS=lists,
         BLOCK=block,
         num_warps=4,

@@ -3,7 +3,6 @@
 from statistics import NormalDist
 
 from .device import power_of_two
-from .screening import block
 
 LONGEST = 8192
 """The longest list: what the shared memory of a block holds, MOST_CAPACITY in csrc/cuda/select.h"""

@@ -192,7 +192,7 @@ def _encode(
         for batch in source.batches(min(_BATCH, max(wanted, 1)), seed=0):
             x = batch.x[: wanted - seen]
             for sae, part in zip(saes, parts, strict=True):
-                values, indices = sae.encode(x.to(sae.W_enc.dtype))
+                values, indices = sae.encode(x.to(sae.W_enc))
                 row, place = (values > 0).nonzero(as_tuple=True)
                 part.append(
                     (

@@ -29,20 +29,27 @@ class Graph(Protocol):
         ...
 
 
+class RecordingFailed(RuntimeError):
+    """A step could not be recorded; nothing of it was computed."""
+
+
 class CudaGraph:
     """A `torch.cuda.CUDAGraph` as a `Graph`.
 
     Args:
         beside: a recorded graph that is replayed before this one, whose memory this one may use.
+        pool: memory for intermediate results, from `torch.cuda.graph_pool_handle`; graphs that are
+            never replayed at the same time can share one.
     """
 
-    def __init__(self, beside: "CudaGraph | None" = None) -> None:
+    def __init__(self, beside: "CudaGraph | None" = None, pool: Any = None) -> None:
         self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
-        self._pool = None if beside is None else beside._graph.pool()
+        self._pool = pool if beside is None else beside._graph.pool()
 
     def record(self, phase: Callable[[], _T]) -> _T:
         """See `Graph`."""
-        with torch.cuda.graph(self._graph, pool=self._pool):
+        # Threads that read batches or write checkpoints call CUDA while this one records.
+        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
             return phase()
 
     def replay(self) -> None:
@@ -120,14 +127,20 @@ class CapturedStep(Generic[_E, _R]):
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> _R:
-        """Train on x [n, d], and target [n, d_out] where the step was captured with one."""
+        """Train on x [n, d], and target [n, d_out] where the step was captured with one.
+
+        Raises `RecordingFailed` where a step cannot be recorded, before any of it is computed.
+        """
         phases, kind = self._phases, self._phases.kind()
         self._load(x, target)
         if self._recording is None or self._recording.kind != kind:
             self._recording = None  # its memory is free for the next one
             if kind is None:
                 return phases.whole(self._x, self._target)
-            self._recording = self._record(kind)
+            try:
+                self._recording = self._record(kind)
+            except RuntimeError as error:  # running out of memory is one, too
+                raise RecordingFailed(f"the step could not be recorded: {error}") from error
         phases.prepare()
         recording = self._recording
         recording.first.replay()

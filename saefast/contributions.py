@@ -133,7 +133,7 @@ def contribution_r2(
     width = batch_size * saes[0].d_out
     with torch.no_grad(), side_by_side(width * 12 * len(saes)) as run:
         for x in token_stream(source, tokens, batch_size, seed, "contributions", progress):
-            x = x.to(saes[0].W_enc.dtype)
+            x = x.to(saes[0].W_enc)
             codes = [sae.encode(x) for sae in saes]
 
             def add(i: int, codes: list[SparseCode] = codes) -> None:

@@ -12,10 +12,15 @@ def lr_at(config: TrainConfig, step: int) -> float:
 
 def k_at(config: TrainConfig, step: int) -> int:
     """The number of active latents at that step."""
-    annealed = config.k_anneal * config.steps
-    if config.k_start is None or step >= annealed:
+    if config.k_start is None or k_settled(config, step):
         return config.k
+    annealed = config.k_anneal * config.steps
     return round(config.k_start + (config.k - config.k_start) * step / annealed)
+
+
+def k_settled(config: TrainConfig, step: int) -> bool:
+    """Tell whether the number of active latents stays the same from that step on."""
+    return config.k_start is None or step >= config.k_anneal * config.steps
 
 
 def pressure_at(config: TrainConfig, step: int) -> float:

@@ -41,6 +41,13 @@ def train_saes(
     The activations are read, scaled and moved once for all. An SAE has the same bits whatever
     others are trained beside it, and on the CPU for any number of threads.
 
+    On a CUDA device rows are copied ahead of the steps, in the dtype they are stored in (an object
+    of the protocol decides on it by its `dtype`), and cast, checked and scaled there. A step of the
+    fused path is recorded in a CUDA graph and replayed, once the number of active latents stays as
+    it is and a few steps were taken; where recording it fails, for want of memory say, a warning
+    tells so and steps go on without. Checkpoints are copied to pinned memory, as much as the state
+    of all SAEs, and written while the training goes on.
+
     Args:
         activations: what `saefast.activations.open_activations` takes: a tensor or array, a path,
             an iterator, or an object of that protocol.
@@ -73,7 +80,7 @@ def train_saes(
     checks.at_least("log_every", log_every, 1)
     checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
     where = _device(device)
-    source = open_activations(activations)
+    source = open_activations(activations, dtype=None)
     starts = _starts(initial, configs)
     with nullcontext() if out is None else Claim(Path(out)):
         run = None if out is None else _run_file(Path(out), configs, source, starts, resume)

@@ -9,8 +9,9 @@ from torch import Tensor
 from saefast.config import TrainConfig
 from saefast.metrics import Meter
 from saefast.objectives import Current
+from saefast.recorded_steps import Graphs, RecordedSteps
 from saefast.sae import SAE
-from saefast.schedules import k_at, lr_at, pressure_at
+from saefast.schedules import k_at, k_settled, lr_at, pressure_at
 from saefast.start import Scales
 from saefast.step import FusedStep
 
@@ -29,7 +30,9 @@ class Prepared(NamedTuple):
 class Trainee:
     """One SAE in training."""
 
-    def __init__(self, config: TrainConfig, seed: int, sae: SAE, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, seed: int, sae: SAE, device: torch.device, graphs: Graphs
+    ) -> None:
         self.config, self.label, self.seed = config, config.label(seed), seed
         sae = sae.to(device)
         self.path = ""
@@ -40,6 +43,7 @@ class Trainee:
             precision=config.precision,
             auxk=config.auxk,
         )
+        self._steps = RecordedSteps(self.step, graphs)
         self.meter = Meter(device)
         # On how many rows of the last tenth of the run each latent fired.
         self.fired = torch.zeros(config.latents, dtype=torch.int64, device=device)
@@ -62,15 +66,16 @@ class Trainee:
         step.lr = lr_at(config, number)
         step.now = Current(k_at(config, number), pressure_at(config, number))
         try:
-            result = step(batch.x, batch.target)
+            result = self._steps(batch.x, batch.target, settled=k_settled(config, number))
         except ValueError as error:
             raise ValueError(
                 f"the training of {self.label} stopped at step {number}, on {batch.where}: {error}"
             ) from error
-        # On a GPU nobody waits for the loss; there the next report tells.
+        # On a GPU the host does not wait for the loss: there the next report finds it.
         if result.loss.device.type == "cpu" and not bool(result.loss.isfinite()):
             raise ValueError(self.diverged(number, f"on {batch.where}"))
-        self.path = result.path
+        self.path = "captured" if self._steps.replaying else result.path
+        # What is kept of the result is summed on the device, before the next replay overwrites it.
         self.meter.add(result, batch.variance, len(batch.x))
         if number >= self.config.steps - self._tail:
             self.fired += result.fired

@@ -12,15 +12,30 @@ from typing import Any, Self
 import torch
 
 from saefast.activations import Activations, Batch, Prefetcher
+from saefast.activations.shuffled import Shuffled
+from saefast.activations.transfer import (
+    DeviceTransfer,
+    HostTransfer,
+    Rows,
+    Transfer,
+    check_finite,
+    extremes,
+)
 from saefast.checkpoint import RunFile
+from saefast.checkpoint_writer import CheckpointWriter
 from saefast.config import TrainConfig
+from saefast.cuda_streams import streams_of
 from saefast.metrics import Logger
 from saefast.one_thread import one_thread
 from saefast.ops.latent_sum import column_sum
+from saefast.recorded_steps import Graphs
 from saefast.sae import SAE
 from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
 from saefast.storage import save_into
 from saefast.trainee import Prepared, Trainee
+
+_AHEAD = 4
+"""How many batches wait for the training, read and on their way to the device"""
 
 _WORTH_THREADS = 2e8
 """Multiplications and additions in a batch's encoding; with fewer, threads that wait for each other
@@ -39,10 +54,19 @@ class Training:
         initial: Sequence[SAE | None],
     ) -> None:
         self._source, self._device, self._run = source, device, run
+        self._streams = streams_of(device)
+        self._checkpoints = None if run is None else CheckpointWriter(run, self._streams)
         self._first = configs[0]
         self.step = 0 if run is None else run.step
+        self._transfer: Transfer[Any]
+        into: dict[str, Any] = {}
+        if self._streams is None:
+            self._transfer = HostTransfer(device, source.locate)
+        else:
+            self._transfer = ring = DeviceTransfer(self._streams, source.locate, _AHEAD)
+            into = {"memory": ring.memory} if isinstance(source, Shuffled) else {}
         self._stream: Iterator[Batch] = source.batches(
-            self._first.batch_size, seed=self._first.data_seed, start=self.step
+            self._first.batch_size, seed=self._first.data_seed, start=self.step, **into
         )
         sample = self._look_ahead()
         if run is not None and self.step > 0:
@@ -50,8 +74,9 @@ class Training:
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
         each = [(config, seed) for config in configs for seed in config.seeds]
+        graphs = Graphs()
         self._trainees = [
-            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device)
+            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device, graphs)
             for (config, seed), its in zip(each, initial, strict=True)
         ]
         if run is not None and self.step > 0:
@@ -67,13 +92,14 @@ class Training:
         left = max(1, self._first.steps - self.step)
         ahead = list(itertools.islice(self._stream, min(count, left)))
         self._stream = itertools.chain(ahead, self._stream)
+        xs, targets = [], []
         for batch in ahead:
-            self._check_finite(batch)
-        x = torch.cat([batch.x for batch in ahead])[:ROWS].float()
-        if ahead[0].target is None:
-            return Sample(x, None)
-        targets = [batch.target for batch in ahead if batch.target is not None]
-        return Sample(x, torch.cat(targets)[:ROWS].float())
+            # On the CPU, where SAEs begin, wherever the rows lie.
+            columns = [rows.float().cpu() for rows in (batch.x, batch.target) if rows is not None]
+            check_finite(map(extremes, columns), batch.rows, self._source.locate)
+            xs.append(columns[0])
+            targets += columns[1:]
+        return Sample(torch.cat(xs)[:ROWS], torch.cat(targets)[:ROWS] if targets else None)
 
     def train(
         self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
@@ -92,15 +118,18 @@ class Training:
         )
         saved = time.monotonic()
         clock = _Clock(self.step * size)
+        transfer = self._transfer
+        batches: Prefetcher[Any]
         with (
             self._threads(),
             bar,
-            Prefetcher(self._stream, transform=self._prepared) as batches,
+            self._checkpoints or contextlib.nullcontext(),
+            Prefetcher(transfer.ahead(self._stream, self.scales), depth=_AHEAD) as batches,
             _Interrupts() as interrupts,
         ):
             for number in range(self.step, steps):
                 try:
-                    batch = self._with_variance(next(batches))
+                    batch = self._with_variance(transfer.take(next(batches)))
                 except ValueError as error:
                     raise ValueError(f"step {number} cannot be taken: {error}") from error
                 for trainee in self._trainees:
@@ -110,10 +139,14 @@ class Training:
                 if self.step % log_every == 0 or self.step == steps:
                     timing = clock.lap(batches.wait_seconds, self.step * size)
                     self._report(log, number, timing, bar)
+                if self._checkpoints is not None:
+                    self._checkpoints.check()
                 if interrupts.came or time.monotonic() - saved >= 60 * checkpoint_minutes:
                     self.checkpoint()
                     saved = time.monotonic()
                 if interrupts.came:
+                    if self._checkpoints is not None:
+                        self._checkpoints.wait()
                     raise KeyboardInterrupt
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
@@ -134,24 +167,16 @@ class Training:
         )
 
     def checkpoint(self) -> None:
-        """Write all that a resume needs, if there is a folder for it."""
-        if self._run is None:
-            return
-        try:
-            self._run.save(self.step, {t.label: t.state for t in self._trainees})
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"the checkpoint of step {self.step} {error.strerror}; that of step "
-                f"{self._run.step} is intact, and resume=True goes on from it",
-                error.filename,
-            ) from error
+        """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(self.step, {t.label: t.state for t in self._trainees})
 
     def finish(self, keep_training: bool) -> None:
         """Write the SAEs."""
-        if self._run is None:
+        if self._run is None or self._checkpoints is None:
             return
-        self.checkpoint()
+        with self._checkpoints:
+            self.checkpoint()
         for trainee, sae in zip(self._trainees, self.results(), strict=True):
             save_into(self._run.out / trainee.label, sae)
         self._run.facts["finished"] = True
@@ -168,29 +193,11 @@ class Training:
             saes.append(sae)
         return saes
 
-    def _prepared(self, batch: Batch) -> Prepared:
-        """Checked, moved and scaled, in the reader's thread."""
-        self._check_finite(batch)
-        x, target = (
-            None if rows is None else rows.to(self._device, torch.float32) * scale
-            for rows, scale in zip((batch.x, batch.target), self.scales, strict=True)
-        )
-        assert x is not None
-        return Prepared(x, target, x.new_empty(0), batch.where)
-
-    def _with_variance(self, batch: Prepared) -> Prepared:
+    def _with_variance(self, batch: Rows) -> Prepared:
         rows = batch.x if batch.target is None else batch.target
         mean = column_sum(rows) / len(rows)
         squares = column_sum((rows - mean).square()).double().sum()
-        return batch._replace(variance=squares)
-
-    def _check_finite(self, batch: Batch) -> None:
-        for name, rows in (("activations", batch.x), ("targets", batch.target)):
-            if rows is not None and not bool(rows.isfinite().all()):
-                row = int((~rows.isfinite()).any(1).nonzero()[0])
-                raise ValueError(
-                    f"the {name} hold NaN or infinity: {self._source.locate(int(batch.rows[row]))}"
-                )
+        return Prepared(batch.x, batch.target, squares, batch.where)
 
 
 class _Clock:

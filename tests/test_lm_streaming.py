@@ -72,6 +72,21 @@ class TestStreaming:
         other = next(stream.batches(32, seed=6))
         assert not torch.equal(other.x, whole[0].x)
 
+    def test_batches_stay_on_the_device_of_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A device whose numbers cannot be read: nothing may be moved or waited for."""
+        stream = LMActivations(
+            llama(), 1, target=2, window_rows=90, progress=False, **self.SETTINGS
+        )
+
+        def elsewhere(*arguments: Any) -> Any:
+            return [seen.to("meta") for seen in capture(*arguments)]
+
+        monkeypatch.setattr("saefast.lm.streaming.capture", elsewhere)
+        batch = next(stream.batches(32, seed=5))
+        assert (batch.x.device.type, batch.x.shape) == ("meta", (32, D))
+        assert batch.target is not None
+        assert batch.target.device.type == "meta"
+
     def test_a_training_takes_it_and_goes_on(self, tmp_path: Path) -> None:
         def stream(seed: int = 0) -> LMActivations:
             model = llama()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.activations.protocol import stored_dtype
 from saefast.activations.shuffled import Held, Shuffled
 
 BLOCK_BYTES = 1 << 20
@@ -74,14 +75,17 @@ class Column:
 
 
 class FileActivations(Shuffled):
-    """The rows of a column on disk, and the targets in another."""
+    """The rows of a column on disk, and the targets in another.
+
+    Batches come out in `dtype`; None: as they are stored, at most float32.
+    """
 
     def __init__(
         self,
         x: Column,
         target: Column | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         block_rows: int | None = None,
         window_rows: int | None = None,
     ):
@@ -90,7 +94,7 @@ class FileActivations(Shuffled):
         super().__init__(
             rows=x.rows,
             d=x.tail[0],
-            dtype=dtype,
+            dtype=dtype or stored_dtype(*(column.dtype for column in self._columns)),
             block_rows=block_rows or max(1, BLOCK_BYTES // row_bytes),
             window_rows=window_rows or max(1, WINDOW_BYTES // row_bytes),
         )

@@ -16,7 +16,7 @@ from saefast.activations.tensors import TensorActivations
 _NUMPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 
 
-def open_npy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> FileActivations:
+def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> FileActivations:
     """The rows of an array [n, d]; the file may be larger than memory."""
     path = Path(path)
     with path.open("rb") as file:
@@ -48,7 +48,7 @@ def open_npy(path: str | Path, *, dtype: torch.dtype = torch.float32) -> FileAct
 
 
 def open_safetensors(
-    path: str | Path, *, tensor: str | None = None, dtype: torch.dtype = torch.float32
+    path: str | Path, *, tensor: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> FileActivations:
     """The rows of the one tensor [n, d] in the file, or of the one named `tensor`."""
     path = Path(path)
@@ -72,7 +72,7 @@ def open_safetensors(
     return FileActivations(column, dtype=dtype)
 
 
-def open_pt(path: str | Path, *, dtype: torch.dtype = torch.float32) -> TensorActivations:
+def open_pt(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> TensorActivations:
     """The rows of the one tensor that `torch.save` put in the file, which is loaded whole."""
     path = Path(path)
     try:

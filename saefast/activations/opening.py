@@ -16,8 +16,10 @@ from saefast.activations.store import INDEX, StoreActivations
 from saefast.activations.tensors import TensorActivations, as_rows
 
 
-def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Activations:
-    """`source` as activations whose batches come out in `dtype`.
+def open_activations(source: Any, *, dtype: torch.dtype | None = torch.float32) -> Activations:
+    """Open `source` as activations whose batches come out in `dtype`.
+
+    None: as they are stored, at most float32; an iterator, which stores nothing, gives float32.
 
     A tensor or array [n, d]; a path, whose content says what it is: a store, an .npy, .pt or
     .safetensors file, a folder that SAELens cached; anything that yields tensors or arrays.
@@ -30,14 +32,14 @@ def open_activations(source: Any, *, dtype: torch.dtype = torch.float32) -> Acti
     if isinstance(source, str | Path):
         return _open_path(Path(source), dtype)
     if isinstance(source, Iterable):
-        return IteratorActivations(source, dtype=dtype)
+        return IteratorActivations(source, dtype=dtype or torch.float32)
     raise TypeError(
         f"activations must be a tensor or array [n, d], a path or something that yields tensors, "
         f"got {type(source).__name__}"
     )
 
 
-def _open_path(path: Path, dtype: torch.dtype) -> Activations:
+def _open_path(path: Path, dtype: torch.dtype | None) -> Activations:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} does not exist; activations are a store, which `saefast harvest` writes, an "

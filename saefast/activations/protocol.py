@@ -1,6 +1,7 @@
 """What a trainer asks of its data: an endless, reproducible stream of batches."""
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -78,6 +79,16 @@ def check_dtype(dtype: object) -> None:
         raise ValueError(
             f"dtype must be float16, bfloat16, float32 or float64, got {dtype_name(dtype)}"
         )
+
+
+def stored_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype in which batches of columns of these dtypes reach a training.
+
+    It is a half precision where that holds the values of all columns, otherwise float32, in which
+    a training computes.
+    """
+    halves = all(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
+    return reduce(torch.promote_types, dtypes) if halves else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -14,7 +14,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def open_sae_lens(
-    folder: str | Path, *, hook_name: str | None = None, dtype: torch.dtype = torch.float32
+    folder: str | Path, *, hook_name: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> FileActivations:
     """The rows of the one column of activations in the folder, or of the one named `hook_name`.
 

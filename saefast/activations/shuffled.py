@@ -4,7 +4,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +17,8 @@ Held = tuple[Tensor, Tensor | None]
 """Rows in memory, and the targets of the same rows."""
 
 
-class Part(NamedTuple):
-    """What one window gives to a batch."""
-
-    x: Tensor
-    target: Tensor | None
-    rows: NDArray[np.int64]
-
+Memory = Callable[[str, tuple[int, int], torch.dtype], Tensor]
+"""Gives memory for the rows of the next batch: of "x" or "target", by shape and dtype"""
 
 _HASHED_WHOLE = 64 << 20
 _SAMPLES = 64
@@ -52,10 +46,15 @@ class Shuffled(ABC):
         What it returns is valid until it is called again.
         """
 
-    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """See `Activations.batches`."""
+    def batches(
+        self, batch_size: int, *, seed: int, start: int = 0, memory: Memory | None = None
+    ) -> Iterator[Batch]:
+        """See `Activations.batches`.
+
+        `memory` gives what batches of rows on the CPU are put into; None: new memory for each.
+        """
         check_stream(batch_size, seed, start)
-        return self._batches(batch_size, seed, start)
+        return self._batches(batch_size, seed, start, memory or _new_memory)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, from the first to the last; the last batch may be shorter."""
@@ -72,37 +71,42 @@ class Shuffled(ABC):
             where = f"{self.locate(first)} to {self.locate(end - 1)}"
             yield Batch(x, target, where, np.arange(first, end))
 
-    def _batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+    def _batches(self, batch_size: int, seed: int, start: int, memory: Memory) -> Iterator[Batch]:
         order = Order(self.rows, seed, self._block_rows, self._window_rows)
         read = self._reader()
-        parts: list[Part] = []
-        missing = batch_size
+        columns: list[Tensor] = []
+        numbers = np.empty(0, np.int64)
         for window in order.windows(start * batch_size):
-            x, target = read(window.spans)
+            held = [rows for rows in read(window.spans) if rows is not None]
             taken = 0
             while taken < len(window.places):
-                now = slice(taken, taken + missing)
+                filled = len(numbers)
+                if filled == 0:
+                    columns = self._room(held, batch_size, memory)
+                now = slice(taken, taken + batch_size - filled)
                 places = torch.from_numpy(window.places[now])
-                goal = None if target is None else self._take(target, places)
-                parts.append(Part(self._take(x, places), goal, window.rows[now]))
+                for rows, column in zip(held, columns, strict=True):
+                    _take(rows, places, column[filled : filled + len(places)])
+                numbers = np.concatenate([numbers, window.rows[now]])
                 taken += len(places)
-                missing -= len(places)
-                if missing == 0:
-                    yield self._joined(parts)
-                    parts, missing = [], batch_size
+                if len(numbers) == batch_size:
+                    yield self._batch(columns, numbers)
+                    numbers = numbers[:0]
 
-    def _take(self, held: Tensor, places: Tensor) -> Tensor:
-        return held.index_select(0, places.to(held.device)).to(self.dtype)
+    def _room(self, held: list[Tensor], batch_size: int, memory: Memory) -> list[Tensor]:
+        """Memory for a batch, where the rows lie."""
+        room = []
+        for name, rows in zip(("x", "target"), held, strict=False):
+            shape = (batch_size, rows.shape[1])
+            if rows.device.type == "cpu":
+                room.append(memory(name, shape, self.dtype))
+            else:
+                room.append(rows.new_empty(shape, dtype=self.dtype))
+        return room
 
-    def _joined(self, parts: list[Part]) -> Batch:
-        x, target, rows = parts[0]
-        if len(parts) > 1:
-            x = torch.cat([part.x for part in parts])
-            rows = np.concatenate([part.rows for part in parts])
-            targets = [part.target for part in parts if part.target is not None]
-            target = torch.cat(targets) if targets else None
-        where = f"{self.locate(int(rows.min()))} to {self.locate(int(rows.max()))}"
-        return Batch(x, target, where, rows)
+    def _batch(self, columns: list[Tensor], numbers: NDArray[np.int64]) -> Batch:
+        where = f"{self.locate(int(numbers.min()))} to {self.locate(int(numbers.max()))}"
+        return Batch(columns[0], columns[1] if len(columns) > 1 else None, where, numbers)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,6 +128,19 @@ class Shuffled(ABC):
                 if part is not None:
                     digest.update(_bytes(part))
         return f"{'sha256' if whole else 'sampled-sha256'}:{digest.hexdigest()[:32]}"
+
+
+def _new_memory(_name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def _take(rows: Tensor, places: Tensor, into: Tensor) -> None:
+    """Put the rows at `places` into memory of another dtype, perhaps."""
+    places = places.to(rows.device)
+    if rows.dtype == into.dtype:
+        torch.index_select(rows, 0, places, out=into)
+    else:
+        into.copy_(rows.index_select(0, places))
 
 
 def _bytes(rows: Tensor) -> memoryview:

@@ -124,7 +124,7 @@ class StoreActivations(FileActivations):
         path: str | Path,
         *,
         target: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         verify: bool = False,
         block_rows: int | None = None,
         window_rows: int | None = None,

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saefast.activations.protocol import DTYPES, dtype_name
+from saefast.activations.protocol import DTYPES, dtype_name, stored_dtype
 from saefast.activations.shuffled import Held, Shuffled
 
 
@@ -16,7 +16,7 @@ class TensorActivations(Shuffled):
     """The rows of a tensor or array, in a new permutation every epoch.
 
     `target`, as many rows, is what a transcoder reconstructs. Nothing is copied but what a batch
-    takes; batches come out on the tensor's device.
+    takes; batches come out on the tensor's device, in `dtype`; None: as they are, at most float32.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class TensorActivations(Shuffled):
         x: Tensor | NDArray[np.generic],
         target: Tensor | NDArray[np.generic] | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         name: str = "the tensor",
     ):
         self._x = as_rows("x", x)
@@ -36,6 +36,9 @@ class TensorActivations(Shuffled):
         if self._target is not None and len(self._target) != rows:
             raise ValueError(f"target must have as many rows as x, {rows}, got {len(self._target)}")
         # One block and one window: a row of memory is as near as any other.
+        if dtype is None:
+            both = (self._x,) if self._target is None else (self._x, self._target)
+            dtype = stored_dtype(*(values.dtype for values in both))
         super().__init__(rows=rows, d=d, dtype=dtype, block_rows=rows, window_rows=rows)
 
     def locate(self, row: int) -> str:

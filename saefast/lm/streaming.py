@@ -32,6 +32,9 @@ class LMActivations(Shuffled):
     order every epoch, and a resumed training computes only what it has not seen. A training of
     many epochs, or of a thousand million tokens, is better served by a store.
 
+    Batches come out on the device of the model. A training on the same device uses them there, and
+    the model computes the next ones on a stream of its own, beside the steps.
+
     Args:
         model: from `load_model`.
         site: as in `harvest`.
@@ -124,8 +127,9 @@ class LMActivations(Shuffled):
                 break
             batch = self._batches_of_tokens[number]
             seen = capture(self._model.model, self._sites, batch.ids.long())
-            rows = slice(max(0, first - begin), end - begin)
-            pieces.append([x[batch.kept.to(x.device)][rows].cpu() for x in seen])
+            # The host knows which places are kept, so that it need not wait for the device.
+            kept = batch.kept.flatten().nonzero().flatten()[max(0, first - begin) : end - begin]
+            pieces.append([x.flatten(0, 1).index_select(0, kept.to(x.device)) for x in seen])
         return pieces
 
     def _begin(self, number: int) -> int:

@@ -1,0 +1,116 @@
+"""When the files of a checkpoint are written: beside the training where the state lies on a GPU."""
+
+import threading
+from collections.abc import Mapping
+from typing import Self
+
+from torch import Tensor
+
+from saefast.checkpoint import RunFile
+from saefast.cuda_streams import Event, Streams
+
+States = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of each SAE's state, by the SAE's label"""
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time. Use it in a `with`, which waits for the last.
+
+    On a GPU `save` copies the state to pinned memory and returns; a thread writes the files. The
+    copies are submitted to the stream of the steps, so they hold the state of one step for all
+    SAEs, and the next step waits for them but not for the disk. An error of the thread is raised by
+    the next call of any method. Where the host has no room for the copies, and on a CPU, whose
+    steps would change the state while it is written, `save` returns when the files are there.
+
+    Args:
+        run: the file of the run, which no other thread may change from `save` to `wait`.
+        streams: of the device where the state lies; None for a CPU.
+    """
+
+    def __init__(self, run: RunFile, streams: Streams | None) -> None:
+        self._run, self._streams = run, streams
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._pinned: dict[tuple[str, str], Tensor] = {}
+
+    def save(self, step: int, states: States) -> None:
+        """Write the state after `step` steps, when the checkpoint before is written."""
+        self.wait()
+        kept = None if self._streams is None else self._copied(self._streams, states)
+        if kept is None:
+            self._write(step, states)
+            return
+        self._thread = threading.Thread(
+            target=self._write_beside, args=(step, *kept), name="checkpoint"
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that has failed; do not wait for one in the making."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint in the making is written, and raise its error."""
+        self._join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Whatever happens, no thread writes into the folder of a run that has ended.
+        self._join()
+        if error is None:
+            self.wait()
+        elif self._error is not None:
+            error.add_note(f"besides, {self._error}")
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _copied(self, streams: Streams, states: States) -> tuple[States, Event] | None:
+        """Copies of the states in pinned memory, and when they are there; None without room."""
+        try:
+            kept = {
+                label: {
+                    name: self._memory(streams, (label, name), tensor)
+                    for name, tensor in state.items()
+                }
+                for label, state in states.items()
+            }
+        except RuntimeError:
+            self._pinned.clear()
+            return None
+        for label, state in states.items():
+            for name, tensor in state.items():
+                kept[label][name].copy_(tensor, non_blocking=True)
+        return kept, streams.record()
+
+    def _memory(self, streams: Streams, key: tuple[str, str], like: Tensor) -> Tensor:
+        memory = self._pinned.get(key)
+        if memory is None:
+            memory = self._pinned[key] = streams.pinned(like.shape, like.dtype)
+        return memory
+
+    def _write_beside(self, step: int, states: States, copied: Event) -> None:
+        try:
+            copied.synchronize()
+            self._write(step, states)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, step: int, states: States) -> None:
+        try:
+            self._run.save(step, states)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the checkpoint of step {step} {error.strerror}; that of step "
+                f"{self._run.step} is intact, and resume=True goes on from it",
+                error.filename,
+            ) from error
