@@ -1,0 +1,58 @@
+"""The sort of a code by latent against its definition in torch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saefast.kernels.by_latent import ByLatent, sort_by_latent
+from strategies import generator, seeds
+from tolerance import assert_same_bits
+from torch import Tensor
+
+
+def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:
+    """The definition: starts by bisection, pieces by what latents are cut."""
+    ordered, entry = torch.sort(indices.flatten().int(), stable=True)
+    start = torch.searchsorted(ordered, torch.arange(latents + 1, dtype=torch.int32))
+    count = start.diff()
+    cut = torch.where(count > piece, (count + (piece - 1)) // piece, 0)
+    piece_start = torch.nn.functional.pad(cut.cumsum(0), (1, 0))
+    number = torch.arange(2 * indices.numel() // piece)
+    latent = torch.searchsorted(piece_start, number, right=True).clamp(max=latents) - 1
+    begin = start[latent] + (number - piece_start[latent]) * piece
+    begin = torch.where(number < piece_start[-1], begin, start[-1])
+    return ByLatent(
+        entry, start, piece_start, begin, torch.minimum(begin + piece, start[latent + 1])
+    )
+
+
+@settings(max_examples=40)
+@given(
+    n=st.sampled_from([0, 1, 2, 7, 40]),
+    k=st.integers(1, 5),
+    latents=st.sampled_from([1, 2, 15, 16, 17, 31, 32, 70, 300]),
+    hot=st.floats(0, 1),
+    piece=st.sampled_from([1, 2, 3, 8, 64]),
+    seed=seeds,
+)
+def test_entries_starts_and_pieces_are_those_of_torch(
+    n: int, k: int, latents: int, hot: float, piece: int, seed: int
+) -> None:
+    """A share of the entries, `hot`, belongs to three latents, which are cut where it is large.
+
+    Programs of the interpreter look at 16 latents, so that pieces are counted across several.
+    """
+    random = generator(seed)
+    indices = torch.randint(latents, (n, k), generator=random)
+    few = torch.randint(latents, (3,), generator=random)[torch.randint(3, (n, k), generator=random)]
+    indices = torch.where(torch.rand(n, k, generator=random) < hot, few, indices)
+    expected, actual = by_torch(indices, latents, piece), sort_by_latent(indices, latents, piece)
+    for name in ByLatent._fields:
+        assert_same_bits(getattr(actual, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("stray", [-1, 5, 2**31 - 1])
+def test_an_index_out_of_range_belongs_to_no_latent(stray: int) -> None:
+    indices = torch.tensor([[4, stray], [0, 4], [4, 4]])
+    for a, e in zip(sort_by_latent(indices, 5, 2), by_torch(indices, 5, 2), strict=True):
+        assert_same_bits(a, e)
