@@ -33,6 +33,21 @@ class ByLatent(NamedTuple):
 
 
 @triton.jit
+def latent_keys(
+    indices, values, keys, entries, latents, POSITIVE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The latents of BLOCK entries as 32-bit keys.
+
+    POSITIVE: entries whose value is not positive get the key `latents`, that of no latent.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(indices + at, at < entries, other=0).to(tl.int32)
+    if POSITIVE:
+        key = tl.where(tl.load(values + at, at < entries, other=0.0) > 0, key, latents)
+    tl.store(keys + at, key, at < entries)
+
+
+@triton.jit
 def first_at_least(ordered, entries, bound, steps):
     """The number of sorted keys below each `bound`; `steps` halvings leave one place."""
     low = tl.zeros_like(bound).to(tl.int64)
@@ -102,7 +117,7 @@ def find_pieces(
     pieces = pieces_of(end - begin, PIECE)
     first = tl.sum(before) + tl.cumsum(pieces, 0) - pieces
     tl.store(piece_start + latent, first, latent <= latents)
-    for i in range(0, tl.max(pieces)):
+    for i in range(tl.max(pieces)):
         tl.store(piece_begin + first + i, begin + i * PIECE, i < pieces)
         tl.store(piece_end + first + i, tl.minimum(begin + (i + 1) * PIECE, end), i < pieces)
 
@@ -113,16 +128,35 @@ def find_pieces(
         tl.store(piece_end + i + lane, all_entries, empty)
 
 
-def sort_by_latent(indices: Tensor, latents: int, piece: int = PIECE) -> ByLatent:
-    """Sort a code's [n, k] indices, all in [0, latents)."""
-    ordered, entry = torch.sort(indices.flatten().int(), stable=True)
-    entries = ordered.numel()
+def sort_by_latent(
+    indices: Tensor, latents: int, piece: int = PIECE, *, values: Tensor | None = None
+) -> ByLatent:
+    """Sort a code's [n, k] indices, all in [0, latents].
+
+    Entries of index `latents` belong to no latent, nor do those whose value is not positive where
+    the code's `values` [n, k] are given. `indices` and `values` are contiguous.
+    """
+    entries, device = indices.numel(), indices.device
+    keys = torch.empty(entries, dtype=torch.int32, device=device)
     block = 16 if interpreting() else 256
-    blocks = latents // block + 1
+    if entries:
+        latent_keys[(triton.cdiv(entries, 4 * block),)](
+            indices,
+            indices if values is None else values,
+            keys,
+            entries,
+            latents,
+            POSITIVE=values is not None,
+            BLOCK=4 * block,
+            num_warps=4,
+            **LAUNCH,
+        )
+    ordered, entry = torch.sort(keys, stable=True)
     # A latent that is cut has more than `piece` entries and at most twice entries / piece pieces.
     room = 2 * entries // piece
     start, piece_start = (entry.new_empty(latents + 1) for _ in range(2))
     piece_begin, piece_end = (entry.new_empty(room) for _ in range(2))
+    blocks = latents // block + 1
     block_pieces = entry.new_empty(blocks)
     find_starts[(blocks,)](
         ordered,

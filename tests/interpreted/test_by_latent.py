@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from saefast.kernels.by_latent import ByLatent, sort_by_latent
-from strategies import generator, seeds
+from strategies import generator, normal, seeds
 from tolerance import assert_same_bits
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 40]),
     k=st.integers(1, 5),
@@ -55,4 +55,13 @@ def test_entries_starts_and_pieces_are_those_of_torch(
 def test_an_index_out_of_range_belongs_to_no_latent(stray: int) -> None:
     indices = torch.tensor([[4, stray], [0, 4], [4, 4]])
     for a, e in zip(sort_by_latent(indices, 5, 2), by_torch(indices, 5, 2), strict=True):
+        assert_same_bits(a, e)
+
+
+def test_entries_that_are_not_positive_belong_to_no_latent() -> None:
+    random = generator(0)
+    indices, values = torch.randint(9, (20, 3), generator=random), normal((20, 3), 0, torch.float32)
+    values[:4] = 0.0
+    expected = by_torch(torch.where(values > 0, indices, 9), 9, 2)
+    for a, e in zip(sort_by_latent(indices, 9, 2, values=values), expected, strict=True):
         assert_same_bits(a, e)
