@@ -5,9 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .keep_best import OVERFLOW
-from .keys import EMPTY
-
 GROUP = 32
 """Columns whose largest score decides whether any of them leaves the fused product."""
 
@@ -34,14 +31,13 @@ class Lists(NamedTuple):
     floor: Tensor
 
     @classmethod
-    def empty(cls, safe: Tensor, capacity: int) -> "Lists":
-        """Lists without entries; rows that are not `safe` have failed already."""
-        n, device = safe.shape[0], safe.device
+    def allocate(cls, n: int, capacity: int, device: torch.device) -> "Lists":
+        """Lists of n rows, which `bounds.row_bounds` makes empty."""
         return cls(
             torch.empty(n, capacity, dtype=torch.int64, device=device),
-            torch.where(safe, 0, OVERFLOW.value).int(),
-            torch.full((n,), EMPTY.value, dtype=torch.int64, device=device),
-            torch.where(safe, -torch.inf, torch.inf).float(),
+            torch.empty(n, dtype=torch.int32, device=device),
+            torch.empty(n, dtype=torch.int64, device=device),
+            torch.empty(n, dtype=torch.float32, device=device),
         )
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .bounds import ColumnBounds
 from .device import LAUNCH, has_tma, interpreting, power_of_two
 from .hot_groups import hot_groups
 from .lists import GROUP, Bounds, Screened
@@ -15,7 +16,6 @@ from .matmul import multiplying_in, product_of
 from .round_rows import RoundedRows
 
 ENGINES = ("chunked", "fused")
-_SAFE = 1e37
 _PHASE_BYTES = 512 << 20
 _CHUNK_FLOATS = 1 << 22
 
@@ -48,6 +48,7 @@ class Screening:
 
     left: RoundedRows
     right: RoundedRows
+    columns: ColumnBounds
     bounds: Bounds
     floor: Tensor
     """[n] what a score must at most be above to be looked at; `keep` may raise it"""
@@ -85,9 +86,7 @@ class Screening:
         scores = left.new_empty(n * max(widths), dtype=torch.float32)
         maxima = left.new_empty(n * max(widths) // GROUP, dtype=torch.float32)
         hot_list = torch.empty_like(maxima, dtype=torch.int32)
-        bounds = self.bounds._replace(
-            norm=_group_maxima(self.bounds.norm), lost=_group_maxima(self.bounds.lost)
-        )
+        bounds = self.bounds._replace(norm=self.columns.group_norm, lost=self.columns.group_lost)
         operands = (
             (
                 TensorDescriptor.from_tensor(left, [tile.rows, tile.depth]),
@@ -143,37 +142,3 @@ def phases(m: int, first: int, n: int, step: int) -> list[tuple[int, int]]:
 def block() -> int:
     """How many columns a row's program looks at together."""
     return 16 if interpreting() else 256
-
-
-def shift_of(bias: Tensor | None, scale: Tensor | None, like: Tensor) -> Tensor:
-    """What is added to the products of a column: its bias times its scale, -infinity if masked."""
-    if bias is None:
-        return torch.zeros_like(like)
-    shift = bias.float()
-    if scale is not None:
-        shift = torch.where(shift == -torch.inf, shift, shift * scale.float())
-    return shift
-
-
-def bounds_of(
-    left: RoundedRows, right: RoundedRows, shift: Tensor, size: Tensor, d: int
-) -> tuple[Bounds, Tensor]:
-    """The bounds of float32 scores, and for which rows nothing on the way can overflow.
-
-    `shift` is what the screen adds to its product, `size` [m] at least the sum of the magnitudes
-    that it was made of.
-    """
-    length = left.norm + left.lost
-    masked = shift == -torch.inf
-    size = size.masked_fill(masked, 0.0)
-    safe = (length + 1.0) * ((right.norm + right.lost).max() + size.max()) < _SAFE
-    arithmetic = 2.5 * (d + 32) * 2.0**-24
-    reach, spread = left.lost + arithmetic * length, (1.0 + arithmetic) * length
-    shift = torch.where(masked, shift, shift + 2.0**-20 * size)
-    return Bounds(shift, right.norm, right.lost, reach, spread), safe
-
-
-def _group_maxima(column: Tensor) -> Tensor:
-    groups = -(-column.shape[0] // GROUP)
-    padded = torch.nn.functional.pad(column, (0, groups * GROUP - column.shape[0]))
-    return padded.view(groups, GROUP).amax(1)

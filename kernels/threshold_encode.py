@@ -8,13 +8,14 @@ scores its candidates: the bits of an exact score are the same in both.
 import torch
 from torch import Tensor
 
+from .bounds import column_bounds, row_bounds
 from .device import LAUNCH, power_of_two
 from .exact_scores import dot_block
 from .keep_above import keep_above, settle_lists
 from .keys import EMPTY
 from .lists import GROUP, Screened
 from .round_rows import RoundedRows
-from .screening import Screening, block, bounds_of, shift_of
+from .screening import Screening, block
 from .select_triton import choose
 
 _LIST_BYTES = 1 << 30
@@ -44,7 +45,7 @@ def encode(
     values, indices = x.new_empty(n, width), x.new_empty(n, width, dtype=torch.int64)
     counts = x.new_zeros(n, dtype=torch.int32)
     if not exact:  # what was multiplied is what is scored, and nothing of it is lost
-        bias, scale = shift_of(bias, scale, right.norm), None
+        bias, scale = column_bounds(right, bias, scale, raised=False).shift, None
         left, right = _lossless(left), _lossless(right)
         x, weight = left.units, right.units
     rows = max(1, _LIST_BYTES // (8 * capacity_of(width)))
@@ -73,10 +74,9 @@ def _encode_rows(
     x, weight, bias, scale, threshold = operands
     values, indices, counts = results
     (n, d), width = x.shape, values.shape[1]
-    shift = shift_of(bias, scale, right.norm)
-    size = shift.abs() + threshold.abs()
-    bounds, safe = bounds_of(left, right, shift - threshold, size, d)
-    floor = torch.where(safe, 0.0, torch.nan).float()
+    by_column = column_bounds(right, bias, scale, threshold)
+    floor = torch.empty_like(left.norm)
+    bounds = row_bounds(left, by_column, d, floor)
     capacity = capacity_of(width)
     keys = x.new_empty(n, capacity, dtype=torch.int64)
     held, waiting = torch.zeros_like(counts), torch.zeros_like(counts)
@@ -115,7 +115,8 @@ def _encode_rows(
             **constants,
         )
 
-    Screening(left, right, bounds, floor, True, weight.shape[0], keep).run(engine)
+    first = weight.shape[0]
+    Screening(left, right, by_column, bounds, floor, True, first, keep).run(engine)
     settle_lists[(n,)](*scored, keys, held, waiting, counts, d, **constants)
     if capacity <= _SORTED_BY_ROWS:
         choose(keys, held, values, indices)

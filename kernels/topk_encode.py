@@ -11,11 +11,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .bounds import column_bounds, row_bounds
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
 from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
 from .lists import Lists, Screened, warps_of
 from .round_rows import RoundedRows
-from .screening import Screening, block, bounds_of, shift_of
+from .screening import Screening, block
 
 MOST_KEPT = 1024
 """The largest k; beyond it a row's list would not fit the registers of a program."""
@@ -43,22 +44,19 @@ def encode(
     """
     (n, d), m = x.shape, weight.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
-    shift = shift_of(bias, scale, right.norm)
-    bounds, safe = bounds_of(left, right, shift, shift.abs(), d)
-    if not exact:  # what the product says counts, so nothing is added to it
-        bounds = bounds._replace(shift=shift)
-    columns = block()
-    lists = Lists.empty(safe, capacity_of(k, exact, columns))
+    columns = column_bounds(right, bias, scale, raised=exact)
+    lists = Lists.allocate(n, capacity_of(k, exact, block()), x.device)
+    bounds = row_bounds(left, columns, d, lists)
 
     def keep(screened: Screened) -> None:
-        select.keep_best(screened, bounds, lists, k, columns, bounded=exact)
+        select.keep_best(screened, bounds, lists, k, block(), bounded=exact)
 
-    Screening(left, right, bounds, lists.floor, exact, first_phase(m, k), keep).run(engine)
+    Screening(left, right, columns, bounds, lists.floor, exact, first_phase(m, k), keep).run(engine)
     if exact:
         _score_candidates(x, weight, bias, scale, lists)
         _mend_failed(x, weight, bias, scale, lists, k)
     else:
-        _mend_failed(left.units, right.units, shift, None, lists, k)
+        _mend_failed(left.units, right.units, bounds.shift, None, lists, k)
     select.choose(lists.keys, lists.counts, values, indices)
     return values, indices
 

@@ -64,13 +64,13 @@ def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_checks_see_columns_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_every_other(*arguments: Any) -> Tensor:
-        shift = shift_of(*arguments).clone()
-        shift[::2] = -torch.inf
-        return shift
+    def without_every_other(*arguments: Any, **options: Any) -> object:
+        found = column_bounds(*arguments, **options)
+        found.shift[::2] = -torch.inf
+        return found
 
-    shift_of = threshold_encode.shift_of
-    monkeypatch.setattr(threshold_encode, "shift_of", without_every_other)
+    column_bounds = threshold_encode.column_bounds
+    monkeypatch.setattr(threshold_encode, "column_bounds", without_every_other)
     assert len(failing(gpu_checks.thresholds, gpu_checks.integer_thresholds)) == 2
 
 

@@ -32,7 +32,7 @@ def all_scores(
 ) -> Tensor:
     """[n, m] what the exact `topk_encode` of a GPU says of every latent."""
     n, m = x.shape[0], weight.shape[0]
-    lists = Lists.empty(torch.ones(n, dtype=torch.bool), m)
+    lists = Lists.allocate(n, m, x.device)
     lists.counts.fill_(m)
     lists.keys.copy_(0x7FFFFFFF - torch.arange(m))
     topk_encode._score_candidates(x, weight, bias, scale, lists)
