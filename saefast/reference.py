@@ -150,6 +150,12 @@ def adam(
     parameter.sub_(step_size * (first / (second.sqrt() / root + eps)))
 
 
+def count_idle(idle: Tensor, fired: Tensor, tokens: int) -> None:
+    """Add `tokens` to the tokens since each latent fired, in place; zero where `fired` is not."""
+    idle += tokens
+    idle.masked_fill_(fired > 0, 0)
+
+
 def latent_gradients(
     indices: Tensor,
     values: Tensor,

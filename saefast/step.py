@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import reference, stored_gradients
-from saefast.adam import Adam
+from saefast.adam import Adam, Vector
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
 from saefast.objectives import (
     ALWAYS,
@@ -23,7 +23,7 @@ from saefast.ops.latent_sum import column_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.packed_encoder import PackedEncoder
-from saefast.rules import Rules, clip_factor, tethered
+from saefast.rules import Rules, tethered
 from saefast.sae import SAE
 from saefast.types import Decay, SparseCode
 
@@ -162,8 +162,6 @@ class FusedStep:
         if self.rules.tether is not None and self.rules.frozen != "decoder":
             assert self._anchors is not None
             self.sae.W_dec.copy_(tethered(self.sae.W_dec, self._anchors, self.rules.tether))
-        self.idle += len(x)
-        self.idle.masked_fill_(result.fired > 0, 0)
         if self.objective.fused == WHEN_SPARSE:
             share = float(result.fired.sum()) / (len(x) * self.sae.m)
             self._dense.fill_(share > (_SPARSE_ENOUGH if bool(self._dense) else _TOO_DENSE))
@@ -183,19 +181,18 @@ class FusedStep:
         rates = self.adam.next_rates()
         arguments = self._arguments(forward, inputs, extra, rates)
         switches = self._switches(forward)
-        others = {"b_dec": column_sum(every)}
+        gradients = {"b_dec": column_sum(every)}
         if forward.threshold_gradient is not None:
-            others["jump_threshold"] = forward.threshold_gradient
+            gradients["jump_threshold"] = forward.threshold_gradient
+        factor = None
         if rules.clip is not None:
             input_grad_sum, squares = gradient_squares(*arguments, **switches)
-            measured = {**others, "b_dec": self._through_inputs(others["b_dec"], input_grad_sum)}
-            factor = clip_factor(rules.clip, measured.values(), squares)
-            switches["factor"] = factor
+            vectors = self._vectors(gradients, input_grad_sum)
+            factor = switches["factor"] = self.adam.clip_factor(rules.clip, vectors, squares)
         input_grad_sum, fired = latent_update(*arguments, **switches)
         self._encoder.refreshed()
-        others["b_dec"] = self._through_inputs(others["b_dec"], input_grad_sum)
-        for name, gradient in others.items():
-            self.adam.update(name, gradient if rules.clip is None else gradient * factor, rates)
+        vectors = self._vectors(gradients, input_grad_sum)
+        self.adam.finish(vectors, factor, rates, self.idle, fired, len(x))
         auxk = extra.loss if extra else None
         return StepResult(forward.loss, forward.squares, fired, auxk, "fused", forward.code)
 
@@ -212,6 +209,7 @@ class FusedStep:
             self.adam.update(name, gradient, rates)
         if rules.unit_norm and rules.frozen != "decoder":
             reference.normalise_rows(sae.W_dec)
+        reference.count_idle(self.idle, loss.fired, len(x))
         auxk = extra.loss if extra else None
         squares = loss.squares.double()
         return StepResult(loss.value.detach().double(), squares, loss.fired, auxk, "autograd")
@@ -258,9 +256,9 @@ class FusedStep:
         checks.shape("target", target, (len(x), self.sae.d_out))
         return target
 
-    def _through_inputs(self, gradient: Tensor, input_grad_sum: Tensor) -> Tensor:
-        """b_dec's gradient, which is taken from what is encoded, too."""
-        return gradient - input_grad_sum if self.sae.centred else gradient
+    def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
+        """Pair vectors with gradients; b_dec's reaches it through the encoder's inputs, too."""
+        return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
 
     def _arguments(
         self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
