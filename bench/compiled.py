@@ -55,6 +55,10 @@ _TYPES = {
     **dict.fromkeys(
         ["counts", "hot_list", "failed", "total", "part_counts", "held", "waiting"], _I
     ),
+    **dict.fromkeys(["ordered"], _I),
+    **dict.fromkeys(["block_pieces", "idle"], _L),
+    **dict.fromkeys(["group_norm", "group_lost", "largest", "gradient", "minus"], _F),
+    **dict.fromkeys(["blocks", "steps", "size", "other_size", "tokens"], _S),
     **dict.fromkeys(["columns", "width", "k", "m", "d", "padded", "latents", "first", "room"], _S),
     **dict.fromkeys(["factor", "beta1", "beta2", "eps"], "fp32"),
     "rates": "*fp64",
@@ -107,6 +111,9 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     yield Kernel("latent_sum", "sum_latents", summed)
     yield Kernel("latent_sum", "sum_pieces", summed)
     moments = {"first": _F, "second": _F}
+    yield from _of_sorting()
+    yield from _of_bounds()
+    yield from _of_scalars()
     yield Kernel("latent_update", "update_biases", {"EXTRA": True, "BLOCK": 128}, 1, types=moments)
     for encoder in (True, False):
         for one in (True, False):
@@ -124,6 +131,37 @@ def kernels(architecture: int) -> Iterator[Kernel]:
     yield Kernel(
         "keep_largest", "keep_largest_of_row", {"SIGNED": False, "BLOCK": 2048}, 8, types={}
     )
+
+
+def _of_sorting() -> Iterator[Kernel]:
+    counts = {"entries": _S, "room": _S}
+    pieces = {"PIECE": 512, "BLOCK": 256}
+    for positive in (True, False):
+        constants = {"POSITIVE": positive, "BLOCK": 1024}
+        yield Kernel("by_latent", "latent_keys", constants, types={**counts, "keys": _I})
+    yield Kernel("by_latent", "find_starts", pieces, types=counts)
+    yield Kernel("by_latent", "find_pieces", pieces, types=counts)
+
+
+def _of_bounds() -> Iterator[Kernel]:
+    given = {"BIASED": True, "SCALED": True, "THRESHOLD": True, "RAISED": True}
+    yield Kernel("bounds", "bound_columns", {**given, "GROUP": 32, "BLOCK": 1024})
+    for lists in (True, False):
+        constants = {"LISTS": lists, "BLOCK": 256}
+        yield Kernel("bounds", "bound_rows", constants, types={"rows": _S, "arithmetic": "fp32"})
+
+
+def _of_scalars() -> Iterator[Kernel]:
+    logarithms = {"LOG_BETA1": -0.10536, "LOG_BETA2": -0.0010005}
+    wide = {"lr": "*fp64", "steps": "*fp64", "row_squares": "*fp64", "factor": "*fp64"}
+    yield Kernel("step_scalars", "advance_rates", logarithms, 1, types=wide)
+    moved = {f"{other}{name}": _F for other in ("", "other_") for name in ("first", "second")}
+    moved |= dict.fromkeys(["parameter", "other", "other_gradient"], _F)
+    both = {"MINUS": True, "OTHER": True}
+    constants = {"CLIP": 1.0, **both, "BLOCK": 4096}
+    yield Kernel("step_scalars", "clip_gradient", constants, 16, types={**wide, **moved})
+    constants = {**both, "CLIPPED": True, "BLOCK": 256}
+    yield Kernel("step_scalars", "update_vectors", constants, types={**wide, **moved})
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 
 _NO_KERNEL = {
+    "_local_scalar_dense",
     "empty",
     "empty_like",
     "empty_strided",
@@ -28,7 +29,7 @@ _NO_KERNEL = {
     "set_",
     "sym_size",
 }
-"""What allocates or describes, beside views."""
+"""What allocates, describes or copies to the host, beside views."""
 _SEVERAL_KERNELS = {
     # Of 32-bit keys in one row: their numbers, a histogram, its scan, and a pass for each byte.
     "sort": 7,
