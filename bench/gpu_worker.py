@@ -50,6 +50,8 @@ class Item(NamedTuple):
     """yields rows"""
     describe: dict[str, Any] = {}  # noqa: RUF012
     """what a row of its failure says besides"""
+    is_fact: bool = False
+    """whether it yields no rows but facts for the whole session"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,7 +97,7 @@ def work(items: Iterator[Item], skip: int, write: Callable[..., None]) -> int:
         write(begin=item.name)
         try:
             for row in item.run():
-                write(row=row)
+                write(**{"fact" if item.is_fact else "row": row})
         # Whatever one item raises, the next ones are done.
         except Exception as error:
             traceback.print_exc()
