@@ -233,7 +233,7 @@ def test_no_choice_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
     gaps["batchtopk"] = float(of_batch[last - 1] - of_batch[last])
     low = scores(gpu_training_checks.lowered(weights, x - weights.b_dec, shape.k))
     bandwidth = 0.05
-    threshold = float(SAE(1, 1, k=1, variant="jumprelu").jump_threshold)
+    threshold = float(SAE(1, 1, k=1, variant="jumprelu").jump_threshold.detach())
     limits = {"relu": 0.0, "jumprelu": threshold}
     limits |= {f"edge {s}": threshold + s * bandwidth / 2 for s in (-1, 1)}
     gaps |= {name: float((low - limit).abs().min()) for name, limit in limits.items()}
