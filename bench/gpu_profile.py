@@ -64,7 +64,7 @@ def _profiled(
     launches = [
         (event.name, event.device_time_total)
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     yield from rows_of(launches, profile, contest.shape, ceilings())
 

@@ -1,5 +1,6 @@
 """Contests of training steps as `TrainConfig` has them by default, and of the update in them."""
 
+import importlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -8,7 +9,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import saefast.step
 from bench.cases import Weights
 from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_times import Contestant, Run
@@ -171,12 +171,12 @@ def updates(contest: Contest) -> Iterator[Contestant]:
     def ours(*, bare: bool) -> Run:
         """Repeats the update that a step asked for, with what the step gave it."""
         step = default_step(contest, bare=bare)
-        with mock.patch.object(
-            saefast.step, "latent_update", wraps=saefast.step.latent_update
-        ) as spy:
+        module = importlib.import_module("saefast.step")
+        update = module.latent_update
+        with mock.patch.object(module, "latent_update", wraps=update) as spy:
             step(contest.x)
-        (arguments, switches) = spy.call_args
-        return lambda: saefast.step.latent_update(*arguments, **switches)[1]
+        arguments, switches = spy.call_args
+        return lambda: update(*arguments, **switches)[1]
 
     def near(seen: Tensor) -> bool:
         """A near-tie of the code may fall to another latent."""

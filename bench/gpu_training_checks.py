@@ -45,8 +45,8 @@ def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
         results(saefast.topk_encode, saefast.sparse_decode, False) for _ in range(2)
     )
 
-    def given(*operands: Tensor, k: int, scale: Tensor) -> SparseCode:
-        scores = reference.scores(*operands, scale)
+    def given(x: Tensor, weight: Tensor, bias: Tensor, *, k: int, scale: Tensor) -> SparseCode:
+        scores = reference.scores(x, weight, bias, scale)
         return SparseCode(scores.gather(1, chosen), chosen)
 
     _, truth = results(given, reference.sparse_decode, True)
@@ -84,10 +84,10 @@ class _Given(TopK):
     ) -> Forward:
         """See `Objective`."""
         sae, indices = encoder.sae, self.chosen.pop(0)
-        operands = [inputs, sae.W_enc]
+        weight: Tensor = sae.W_enc
         if self.rounded:
-            operands = [operand.bfloat16().to(operand.dtype) for operand in operands]
-        values = reference.scores(*operands, sae.b_enc, None).gather(1, indices)
+            inputs, weight = (t.bfloat16().to(t.dtype) for t in (inputs, weight))
+        values = reference.scores(inputs, weight, sae.b_enc, None).gather(1, indices)
         return of_code(encoder, SparseCode(values.relu(), indices), target)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,12 +199,12 @@ def test_default_steps_are_compared(shape: Shape) -> None:
 def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     update = saefast.step.latent_update
 
-    def without_one(
-        indices: Tensor, values: Tensor, grads: Tensor, *others: Any, **more: Any
-    ) -> Any:
-        return update(
-            indices, values, grads.masked_fill(indices == indices[0, 0], 0.0), *others, **more
-        )
+    def without_one(*arguments: Any, **switches: Any) -> Any:
+        indices, values, grads, *others = arguments
+        if grads.dtype == torch.float32:  # ours, not the truth
+            grads = grads.masked_fill(indices == indices[0, 0], 0.0)
+            values = values.masked_fill(indices == indices[0, 0], 0.0)
+        return update(indices, values, grads, *others, **switches)
 
     monkeypatch.setattr(saefast.step, "latent_update", without_one)
     monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
@@ -383,6 +384,51 @@ def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SAELens", "ImportError: SAELens is not installed"),
         ("sparsify", "ImportError: sparsify is not installed"),
     ]
+
+
+def test_peers_run_as_they_come_and_with_saefast_inside(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By stand-ins, which reconstruct as the peers do."""
+    seen: list[tuple[str, object]] = []
+
+    def training(name: str, shape: Shape, weights: Any, lr: float, **settings: Any) -> Any:
+        sae = model(shape, weights)
+        return gpu_peers.peers.Training(sae, lambda x: seen.append((name, settings.get("inside"))))
+
+    def coder(shape: Shape, weights: Any) -> Any:
+        encode = partial(dense_code, weights=weights, k=shape.k)
+        centred: Callable[[Tensor], Any] = lambda x: encode(x - weights.b_dec)  # noqa: E731
+        dense = lambda code: torch.zeros(shape.n, shape.m).scatter(
+            1, code.indices, code.values.float()
+        )  # noqa: E731
+        return gpu_peers.peers.Peer(centred, None, dense, [])  # type: ignore[arg-type]
+
+    def enabled(training: Any, x: Tensor) -> None:
+        seen.append(("enabled", True))
+        training.step(x)
+
+    peers = gpu_peers.peers
+    monkeypatch.setattr(gpu_peers, "installed", lambda: ["SAELens", "sparsify"])
+    monkeypatch.setattr(peers, "sae_lens_training", partial(training, "SAELens"))
+    monkeypatch.setattr(peers, "sparsify_training", partial(training, "sparsify"))
+    monkeypatch.setattr(peers, "CODERS", dict.fromkeys(gpu_peers.RIVALS, coder))
+    monkeypatch.setattr(gpu_peers.inside, "with_sparsify_enabled", enabled)
+    names = []
+    for case in ("step", "encode"):
+        for one in gpu_peers.PEER_CASES[case](contest):
+            assert one.agrees(one.build()()), one.name
+            names.append(one.name)
+    assert seen == [
+        ("SAELens", False),
+        ("SAELens", True),
+        ("SAELens", False),
+        ("SAELens", True),
+        ("sparsify", None),
+        ("enabled", True),
+        ("sparsify", None),
+    ]
+    assert len(names) == len(set(names)) == 6 + 4
 
 
 def test_tiles_are_timed_by_the_names_of_candidates(
