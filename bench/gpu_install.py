@@ -20,10 +20,11 @@ from bench.gpu_worker import Item
 CHECKOUT = Path(__file__).resolve().parent.parent
 TARGET = CHECKOUT / "build" / "on_gpu"
 _PROBE = """
-import json, sys
+import importlib.util, json, sys
 sys.path[:] = [entry for entry in sys.path if entry not in ("", {checkout!r})]
-import saefast, saefast.kernels.topk_encode
-print(json.dumps({{"folder": saefast.__path__[0], **saefast.build_info()}}, default=str))
+import saefast, saefast._native, saefast.kernels.topk_encode
+cuda = importlib.util.find_spec("saefast._cuda") is not None
+print(json.dumps({{"folder": saefast.__path__[0], "cuda": cuda}}))
 """
 
 

@@ -397,12 +397,14 @@ def test_peers_run_as_they_come_and_with_saefast_inside(
         return gpu_peers.peers.Training(sae, lambda x: seen.append((name, settings.get("inside"))))
 
     def coder(shape: Shape, weights: Any) -> Any:
-        encode = partial(dense_code, weights=weights, k=shape.k)
-        centred: Callable[[Tensor], Any] = lambda x: encode(x - weights.b_dec)  # noqa: E731
-        dense = lambda code: torch.zeros(shape.n, shape.m).scatter(
-            1, code.indices, code.values.float()
-        )  # noqa: E731
-        return gpu_peers.peers.Peer(centred, None, dense, [])  # type: ignore[arg-type]
+        def encode(x: Tensor) -> Any:
+            return dense_code(x - weights.b_dec, weights, shape.k)
+
+        def dense(code: Any) -> Tensor:
+            zeros = torch.zeros(shape.n, shape.m)
+            return zeros.scatter(1, code.indices, code.values.float())
+
+        return gpu_peers.peers.Peer(encode, None, dense, [])  # type: ignore[arg-type]
 
     def enabled(training: Any, x: Tensor) -> None:
         seen.append(("enabled", True))
