@@ -13,7 +13,7 @@ from bench.cases import Shape, Weights
 from bench.gpu_contest import lowered, model
 from bench.gpu_finding import drawn_on
 from bench.gpu_worker import Item
-from saefast import FusedStep, TrainConfig
+from saefast import FusedStep, Rules, TrainConfig
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import CANDIDATES, GpuScreen, encode_rounded
 
@@ -56,12 +56,13 @@ def uses(shape: Shape, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             partial(saefast.threshold_encode, *operands, **settings),
         )
     yield "decode and gradients", partial(_gradients, x, weights, shape.k)
-    hot = x[:1].repeat(_HOT, 1)
-    yield "gradients of a latent on many rows", partial(_gradients, hot, weights, shape.k)
+    yield "gradients of a latent with many entries", partial(_hot_latent, weights)
     for variant in _VARIANTS:
         yield f"default steps of {variant}", partial(_steps, shape, x, weights, variant)
     for precision in ("bf16", "bf16_weights"):
         yield f"steps in {precision}", partial(_steps, shape, x, weights, "topk", precision)
+    yield "steps without clipping", partial(_steps, shape, x, weights, "topk", clip=False)
+    hot = x[:1].repeat(_HOT, 1)
     yield "a step on many rows of one latent", partial(_steps, shape, hot, weights, "topk")
 
 
@@ -82,8 +83,22 @@ def _gradients(x: Tensor, weights: Weights, k: int) -> tuple[Tensor, ...]:
     return torch.autograd.grad(out.square().sum(), leaves)
 
 
+def _hot_latent(weights: Weights) -> tuple[Tensor, ...]:
+    """The sum over a latent's entries, more than a piece of it takes."""
+    weight = weights.w_dec.clone().requires_grad_()
+    values = weight.new_ones(8, 80)
+    out = saefast.sparse_decode(values, torch.zeros_like(values, dtype=torch.int64), weight)
+    return torch.autograd.grad(out.square().sum(), weight)
+
+
 def _steps(
-    shape: Shape, x: Tensor, weights: Weights, variant: str, precision: str = "exact"
+    shape: Shape,
+    x: Tensor,
+    weights: Weights,
+    variant: str,
+    precision: str = "exact",
+    *,
+    clip: bool = True,
 ) -> list[Tensor]:
     """Two default steps: the first may be dense. Some latents are dead."""
     if variant in ("relu", "jumprelu"):
@@ -92,7 +107,7 @@ def _steps(
     config = TrainConfig(latents=shape.m, k=shape.k, variant=variant, precision=precision)
     step = FusedStep(
         sae,
-        rules=config.rules,
+        rules=config.rules if clip else Rules(),
         objective=config.objective(sae),
         precision=precision,
         auxk=config.auxk,

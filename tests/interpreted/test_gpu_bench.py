@@ -138,17 +138,17 @@ def test_checks_see_scores_of_other_bits(monkeypatch: pytest.MonkeyPatch) -> Non
     assert failing(gpu_encode_checks.same_scores)
 
 
-@pytest.mark.filterwarnings("ignore:.*lr_scheduler:UserWarning")
 def test_every_encode_runs_and_agrees() -> None:
-    contest = Contest(Shape(16, 48, 3, 8), "cpu")
+    contest = Contest(Shape(9, 33, 3, 4), "cpu")
     seen = {}
     for one in encodes(contest):
         # A compiler is not here.
         if one.rival == "torch.compile":
             continue
-        run = one.build()
-        assert one.agrees(run()), one.name
-        assert not one.agrees(torch.roll(run(), 1, 0) + 1), one.name
+        values = one.build()()
+        assert isinstance(values, Tensor)
+        assert one.agrees(values), one.name
+        assert not one.agrees(torch.roll(values, 1, 0) + 1), one.name
         seen[f"{one.rival} {one.mode}"] = one
     assert {"saefast bf16 fused", "saefast bf16 chunked", "torch bf16 dense"} <= set(seen)
 
@@ -163,7 +163,7 @@ def test_smoke_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = triton.runtime.interpreter.GridExecutor
     call = executor.__call__
     monkeypatch.setattr(executor, "__call__", recorded)
-    monkeypatch.setattr(gpu_smoke.gpu, "has_cuda", lambda: False)
+    monkeypatch.setattr(gpu_smoke, "_HOT", 4)
     for name, use in gpu_smoke.uses(Shape(9, 33, 3, 3), "cpu"):
         [row] = gpu_smoke._row(name, use)
         assert row["holds"], name
