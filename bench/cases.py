@@ -5,20 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Shape(NamedTuple):
-    """Width, latents, active latents, rows."""
-
-    d: int
-    m: int
-    k: int
-    n: int
-
-    @property
-    def gemm_flops(self) -> float:
-        """Of one dense encode."""
-        return 2.0 * self.n * self.d * self.m
-
+from bench.shapes import Shape as Shape
 
 SHAPES = (
     Shape(576, 16384, 32, 2048),
@@ -39,13 +26,19 @@ class Weights(NamedTuple):
     b_dec: Tensor
 
 
-def draw(shape: Shape) -> tuple[Tensor, Weights]:
-    """Rows with a spread of scales along the width, as activations have, and unit directions."""
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.logspace(0, -1, shape.d)
-    x = torch.randn(shape.n, shape.d, generator=generator) * spread
-    w_dec = torch.randn(shape.m, shape.d, generator=generator)
+def draw(shape: Shape, device: str = "cpu") -> tuple[Tensor, Weights]:
+    """Draw rows whose scales spread along the width, as those of activations, and unit directions.
+
+    The numbers depend on the kind of device that draws them.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device)
+
+    x = normal(shape.n, shape.d) * torch.logspace(0, -1, shape.d, device=device)
+    w_dec = normal(shape.m, shape.d)
     w_dec /= w_dec.norm(dim=1, keepdim=True)
-    b_enc = 0.01 * torch.randn(shape.m, generator=generator)
-    b_dec = 0.1 * torch.randn(shape.d, generator=generator)
+    b_enc = 0.01 * normal(shape.m)
+    b_dec = 0.1 * normal(shape.d)
     return x, Weights(w_dec.clone(), b_enc, w_dec, b_dec)

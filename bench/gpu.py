@@ -1,156 +1,161 @@
 """gpu: what an NVIDIA GPU says: correctness and determinism, then times against floors and rivals.
 
-`python -m bench gpu --json FILE` on a machine with a GPU. Checks come first, and a contestant is
-timed only if it agrees. The file is written again after every part: machines are taken away.
+`python -m bench gpu --json FILE [PARTS...]` on a machine with a GPU; bench/on_gpu.sh does the same
+on one that is bare. Each part runs in processes of its own. What is written is written again after
+every part and every few seconds, since machines are taken away: gpu.json, summary.txt and log.tgz.
+This process imports no torch.
 """
 
 import argparse
 import os
 import shutil
-import subprocess
+import signal
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench import record
-from bench.cases import Shape
-from bench.gpu_checks import SHAPES as CHECKED
-from bench.gpu_checks import Finding, findings, graphs_and_far_addresses
-from bench.gpu_contests import CASES, RIVALS, Contest, installed
-from bench.gpu_times import Timer, measured_ceilings, with_ratios
+from bench.gpu_lanes import Row, run_lanes
+from bench.gpu_parts import DEFAULT, KINDS, Part, part
+from bench.gpu_summary import failed, line_of, summary, with_ratios
 
-TIMED = (
-    Shape(768, 32768, 32, 8192),
-    Shape(2304, 65536, 64, 8192),
-    Shape(4096, 131072, 64, 8192),
-)
-DECODED = Shape(2304, 65536, 32, 8192)
-"""Where flexsae publishes 5.58 ms for a decode with its gradients."""
-PARTS = ("checks", *CASES, "sanitizer")
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_RESERVE = 8.0
+"""seconds at the end in which nothing is begun"""
+_EVERY = 10.0
+"""seconds after which the files are written again"""
+_TOLD = 15
+"""failures of a part that are printed while it runs; all are in gpu.json"""
+_LOG_BYTES = 1 << 20
+"""of each worker's output are kept"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, then time, then write."""
+    """Run the parts; return 0 if all were run and nothing failed."""
     options = _parser().parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("bench.gpu needs an NVIDIA GPU; torch sees none", file=sys.stderr)
+    try:
+        for text in options.parts:
+            part(text, {})
+    except ValueError as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        return 2
+    if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+        print("bench.gpu needs an NVIDIA GPU; here is no NVIDIA driver", file=sys.stderr)
         return 1
-    shapes = [Shape(*map(int, text.split(","))) for text in options.shape]
-    result: dict[str, Any] = {
-        "machine": record.gpu(),
-        "commit": options.commit or record.commit(),
-        "complete": False,
-    }
-
-    def keep(**parts: Any) -> None:
-        result.update(parts)
-        if options.json:
-            record.write(options.json, result)
-
-    failed = 0
-    if "checks" in options.parts:
-        rows = checked(shapes or CHECKED)
-        failed = sum(not row["holds"] for row in rows)
-        keep(checks=rows)
-    cases = [case for case in CASES if case in options.parts]
-    if cases:
-        timed(cases, shapes, options.rounds, keep)
-    if "sanitizer" in options.parts:
-        keep(sanitizer=sanitized())
-    keep(complete=True)
-    print(f"{failed} checks failed", flush=True)
-    return int(failed > 0)
+    # So that workers are ended and files are written when this process is told to end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(options, Path(folder))
+        try:
+            for number, text in enumerate(options.parts):
+                session.run(text, options.parts[number + 1 :])
+            session.result["complete"] = session.whole
+        finally:
+            session.write()
+    print(summary(session.result), flush=True)
+    return int(bool(session.result["failures"]) or not session.whole)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
-    parser.add_argument("--json", type=Path, help="file to write everything to")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of each (default 20)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument(
-        "--shape", nargs="+", default=[], help="these only, each as d,m,k,n, for checks and times"
+        "parts",
+        nargs="*",
+        default=list(DEFAULT),
+        metavar="PARTS",
+        help=f"of {', '.join(KINDS)}; times:SHAPE with a shape's name or d,m,k,n, or "
+        f"times:matching (default: {' '.join(DEFAULT)})",
     )
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for all parts")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ.get("OUT", "build/gpu")),
+        help="folder of gpu.json, summary.txt and log.tgz (default: $OUT or build/gpu)",
+    )
+    parser.add_argument("--json", type=Path, help="a second place for gpu.json")
     parser.add_argument("--commit", help="of a copy without .git")
     return parser
 
 
-def checked(shapes: Iterable[Shape]) -> list[dict[str, Any]]:
-    """Every finding; a check that raises is one that fails."""
-    rows = []
-    for shape in shapes:
-        rows += _rows_of(findings(shape, "cuda"), f"shape {tuple(shape)}")
-    rows += _rows_of(graphs_and_far_addresses(), "graphs and far addresses")
-    return rows
+class Session:
+    """Parts that are run one after another, and everything they found."""
 
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self._out, self._json, self._folder = options.out, options.json, folder
+        self._begin = time.monotonic()
+        self._budget: float = options.budget
+        self._written = self._begin
+        self.whole = True
+        self.result: dict[str, Any] = {
+            "machine": {},
+            "commit": options.commit or record.commit(),
+            "complete": False,
+            "parts": [],
+            "failures": [],
+            "rows": [],
+        }
 
-def _rows_of(found: Iterable[Finding], where: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    try:
-        for finding in found:
-            rows.append(finding.row())
-            print("ok  " if finding.holds else "FAIL", *finding, flush=True)
-    # Whatever stops one check must not keep the others from being made.
-    except Exception as error:
-        rows.append({"check": where, "holds": False, "raised": repr(error)})
-        print("FAIL", where, repr(error), flush=True)
-    return rows
-
-
-def timed(cases: list[str], shapes: list[Shape], rounds: int, keep: Any) -> None:
-    """The ceilings, and the contests of all shapes."""
-    ceilings = measured_ceilings()
-    print(ceilings, flush=True)
-    timer = Timer(ceilings, rounds)
-    timer.skipped += [f"{name}: not installed" for name in RIVALS if name not in installed()]
-    start = time.perf_counter()
-    for peers, shape in product((False, True), shapes or (*TIMED, DECODED)):
-        if peers and not installed():
-            break
-        contest = Contest(shape)
-        for case in ["decode"] if shape == DECODED and not shapes else cases:
-            timer.race(shape, contest.unit, contest.contestants(case, peers=peers))
-            keep(
-                ceilings=ceilings._asdict(),
-                rows=with_ratios(timer.rows),
-                skipped=timer.skipped,
-                seconds=round(time.perf_counter() - start),
-            )
-        del contest
-        torch.compiler.reset()
-
-
-def sanitized() -> dict[str, str]:
-    """What compute-sanitizer says of the checks at the smallest shapes, if it is there."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return {"skipped": "compute-sanitizer is not installed"}
-    said = {}
-    for kind in ("memcheck", "racecheck", "synccheck"):
-        command = [tool, "--tool", kind, "--error-exitcode", "9"]
-        command += [sys.executable, "-m", "bench.gpu", "--parts", "checks"]
-        command += ["--shape", "40,127,5,33", "100,1025,32,7"]
-        try:
-            result = subprocess.run(
-                command,
-                cwd=_CHECKOUT,
-                # With torch's own cache an access beyond a tensor may still be within a block.
-                env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-                capture_output=True,
-                text=True,
-                timeout=180,
-            )
-        except subprocess.TimeoutExpired:
-            said[kind] = "not done after 180 s"
+    def run(self, text: str, later: list[str]) -> None:
+        """Run one part within what the budget leaves, and leave the later ones their least."""
+        one = part(text, self.result)
+        left = self._budget - _RESERVE - (time.monotonic() - self._begin)
+        seconds = min(left - sum(part(other, {}).least for other in later), one.limits.part)
+        seconds = max(seconds, min(one.least, left))
+        begin = time.monotonic()
+        if seconds < one.least:
+            status = f"skipped: {left:.0f} s are left, it needs {one.least:.0f}"
         else:
-            said[kind] = "clean" if result.returncode == 0 else result.stdout[-3000:]
-        print(kind, said[kind], flush=True)
-    return said
+            limits = one.limits._replace(part=seconds)
+            status = run_lanes(one.lanes, self._folder, limits, lambda *new: self._take(one, *new))
+        self.whole = self.whole and status == "complete"
+        took = round(time.monotonic() - begin, 1)
+        failures = [row for row in self.result["failures"] if row["part"] == one.name]
+        self.result["parts"].append(
+            {"part": one.name, "status": status, "seconds": took, "failures": len(failures)}
+        )
+        print(f"{one.name}: {status}, {len(failures)} failures, {took:.0f} s", flush=True)
+        self.write()
+
+    def _take(self, one: Part, rows: list[Row], facts: Row) -> None:
+        self.result.update(facts)
+        failures = self.result["failures"]
+        for row in rows:
+            if failed(row):
+                failures.append({"part": one.name, **row})
+                if sum(other["part"] == one.name for other in failures) <= _TOLD:
+                    print("FAIL", line_of(failures[-1]), flush=True)
+            # A row of a contest that failed has no times, and is not one for those who read them.
+            if not ("raised" in row and one.table == "rows"):
+                self.result.setdefault(one.table, []).append(row)
+        if time.monotonic() - self._written > _EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write all files as far as the session has come."""
+        self._written = time.monotonic()
+        shown = {**self.result, "rows": with_ratios(self.result["rows"])}
+        record.write(self._out / "gpu.json", shown)
+        if self._json:
+            record.write(self._json, shown)
+        (self._out / "summary.txt").write_text(summary(self.result) + "\n")
+        self._pack(self._out / "log.tgz")
+
+    def _pack(self, file: Path) -> None:
+        """What the workers wrote and printed, the end of it."""
+        temporary = file.with_suffix(".part")
+        with tarfile.open(temporary, "w:gz") as archive:
+            for log in sorted(self._folder.iterdir()):
+                with log.open("rb") as stream:
+                    size = log.stat().st_size
+                    kept = min(size, _LOG_BYTES)
+                    stream.seek(size - kept)
+                    entry = tarfile.TarInfo(log.name)
+                    entry.size = kept
+                    archive.addfile(entry, stream)
+        temporary.replace(file)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,28 @@
 """Times on a GPU: its own ceilings, floors that follow from them, contestants one after another."""
 
+import functools
+import gc
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from bench.cases import Shape
+from bench.gpu_worker import Item
+from bench.shapes import Shape
 
 Run = Callable[[], object]
 _COLD_BYTES = 256 << 20
-"""Written before each run, so that nobody finds his operands in the L2 cache."""
+"""Written before each run, so that no operands are found in the L2 cache."""
+ROUNDS = 20
+_LEAST_ROUNDS = 5
+_SECONDS = 1.5
+"""that a contestant is timed for, unless that are less than the least rounds"""
 
 
 class Contestant(NamedTuple):
-    """Something to time. It is built when its turn comes, for not all fit the memory at once."""
+    """Something to time. It is built when its turn comes, since not all fit the memory at once."""
 
     case: str
     rival: str
@@ -25,7 +33,7 @@ class Contestant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is called where it is left out."""
+        """Case, rival and mode."""
         return f"{self.case}: {self.rival} ({self.mode})"
 
 
@@ -37,8 +45,25 @@ class Ceilings(NamedTuple):
     l2_bytes: float
 
 
+Unmeasured = Callable[[], Ceilings]
+"""Gives the ceilings, and measures them when it is first called."""
+
+
+def ceilings_of(facts: dict[str, Any]) -> Unmeasured:
+    """Return what gives the known ceilings, or measures them when it is first called."""
+    known = facts.get("ceilings")
+    if known is not None:
+        return lambda: Ceilings(**known)
+    return functools.cache(measured_ceilings)
+
+
+def ceilings_item(ceilings: Unmeasured) -> Item:
+    """Tell the ceilings to the whole session."""
+    return Item("ceilings", lambda: [{"ceilings": ceilings()._asdict()}], is_fact=True)
+
+
 def measured_ceilings() -> Ceilings:
-    """A large product, a large copy, and many copies of what stays in the L2 cache."""
+    """Time a large product, a large copy, and many copies of what stays in the L2 cache."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     large, small = (torch.empty(2, size, device="cuda") for size in (1 << 28, 1 << 21))
     copies = 100
@@ -61,7 +86,7 @@ def measured_ceilings() -> Ceilings:
 
 
 def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
-    """Milliseconds that the operations and bytes of each case take at the ceilings.
+    """Return the milliseconds that operations and bytes of each case take at the ceilings.
 
     Decoder rows are gathered as bfloat16. A share above one means that a cache held them.
     """
@@ -76,6 +101,7 @@ def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
     adam = 26 * 2 * m * d / memory
     seconds = {
         "encode": product + selection,
+        "threshold": product + selection,
         "batch_topk": product + selection,
         "decode": gather,
         # Rows again for the values' gradients; sums over tokens for the weight's, which is dense.
@@ -87,7 +113,7 @@ def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
 
 
 def milliseconds(runs: list[Run], rounds: int) -> list[list[float]]:
-    """Of each run in every round; the first two rounds do not count."""
+    """Time each run in every round; the first two rounds do not count."""
     cold = torch.empty(_COLD_BYTES, dtype=torch.int8, device="cuda")
     seen: list[list[float]] = [[] for _ in runs]
     for number in range(rounds + 2):
@@ -103,41 +129,56 @@ def milliseconds(runs: list[Run], rounds: int) -> list[list[float]]:
     return seen
 
 
-class Timer:
-    """Times contestants beside one bfloat16 product of the encode; collects who was left out."""
+def raced(
+    shape: Shape,
+    unit: Run,
+    case: str,
+    contestants: Iterator[Contestant],
+    ceilings: Unmeasured,
+    rounds: int = ROUNDS,
+) -> Iterator[Item]:
+    """Yield an item for each contestant of a case; each stands for itself.
 
-    def __init__(self, ceilings: Ceilings, rounds: int) -> None:
-        self.ceilings, self.rounds = ceilings, rounds
-        self.rows: list[dict[str, Any]] = []
-        self.skipped: list[str] = []
+    Where the contestants cannot even be listed, that is an item that fails.
+    """
+    while True:
+        try:
+            one = next(contestants, None)
+        except Exception as error:
+            facts = {"case": case, "shape": shape._asdict(), "rival": "all", "mode": "all"}
+            yield Item(f"{case}: all", partial(_raise, error), facts)
+            return
+        if one is None:
+            return
+        facts = {"case": case, "shape": shape._asdict(), "rival": one.rival, "mode": one.mode}
+        yield Item(one.name, partial(timed, one, shape, unit, ceilings, rounds), facts)
 
-    def race(self, shape: Shape, unit: Run, contestants: Iterator[Contestant]) -> None:
-        """Adds a row of each that runs here and agrees."""
-        floors = floors_of(shape, self.ceilings)
-        for contestant in contestants:
-            try:
-                row = self._timed(contestant, shape, unit, floors[contestant.case])
-            # A rival may fail in any way: what it says is kept, and the next is timed.
-            except Exception as error:
-                self.skipped.append(f"{contestant.name} at {tuple(shape)}: {_first_line(error)}")
-                print(self.skipped[-1], flush=True)
-            else:
-                self.rows.append(row)
-                print(line(row), flush=True)
-            torch.cuda.empty_cache()
 
-    def _timed(self, one: Contestant, shape: Shape, unit: Run, floor: float) -> dict[str, Any]:
-        run = one.build()
-        if not one.agrees(run()):
-            raise RuntimeError("does not agree, so it was not timed")
-        own, of_unit = milliseconds([run, unit], self.rounds)
-        return row_of(one, shape, own, of_unit, floor)
+def _raise(error: Exception) -> list[dict[str, Any]]:
+    raise error
+
+
+def timed(
+    one: Contestant, shape: Shape, unit: Run, ceilings: Unmeasured, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Build a contestant, see whether it agrees, and yield its row."""
+    floor = floors_of(shape, ceilings()).get(one.case.split()[0], 0.0)
+    run = one.build()
+    if not one.agrees(run()):
+        raise RuntimeError("does not agree, so it was not timed")
+    [[first]] = milliseconds([run], 1)
+    rounds = max(_LEAST_ROUNDS, min(rounds, int(_SECONDS * 1e3 / first)))
+    own, of_unit = milliseconds([run, unit], rounds)
+    yield row_of(one, shape, own, of_unit, floor)
+    del run
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def row_of(
     one: Contestant, shape: Shape, own: list[float], of_unit: list[float], floor: float
 ) -> dict[str, Any]:
-    """What the times of a contestant and of the product beside it come to."""
+    """Summarise the times of a contestant, and of the product beside it, in milliseconds."""
     ms = statistics.median(own)
     ordered = sorted(own)
     return {
@@ -150,37 +191,7 @@ def row_of(
         "p80": round(ordered[-1 - len(own) // 5], 4),
         "floor_ms": round(floor, 4),
         "floor_share": round(floor / ms, 3),
+        "rounds": len(own),
+        "agrees": True,
         "gemm_ratio": round(statistics.median(a / b for a, b in zip(own, of_unit, strict=True)), 3),
     }
-
-
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row of ours with how many times as long every rival takes for the same."""
-    return [
-        {
-            **row,
-            "times_faster_than": {
-                f"{other['rival']} {other['mode']}": round(other["ms"] / row["ms"], 2)
-                for other in rows
-                if other["rival"] != "saefast"
-                and (other["case"], other["shape"]) == (row["case"], row["shape"])
-            },
-        }
-        if row["rival"] == "saefast"
-        else row
-        for row in rows
-    ]
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row to print."""
-    where = " ".join(f"{name}={size}" for name, size in row["shape"].items())
-    return (
-        f"{row['case']:16} {where:32} {row['rival']:14} {row['mode']:22} {row['ms']:10.3f} ms "
-        f"{row['floor_share']:6.1%} of the floor {row['gemm_ratio']:7.2f} products"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

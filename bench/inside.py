@@ -77,7 +77,7 @@ def _pairs(shape: Shape, weights: Weights, x: Tensor) -> Iterator[Pair]:
             yield Pair("SAELens", mode, alone.step, inside.step, lambda out: float(out.loss))
     if peers.load("sparsify"):
         alone, inside = (peers.sparsify_training(shape, weights, LR) for _ in range(2))
-        yield Pair("sparsify", "TopK", alone.step, partial(_with_sparsify_enabled, inside), float)
+        yield Pair("sparsify", "TopK", alone.step, partial(with_sparsify_enabled, inside), float)
     if peers.load("dictionary_learning"):
         learning = partial(peers.dictionary_learning_training, shape, weights, LR)
         yield Pair(
@@ -93,7 +93,8 @@ def _exceeded(x: Tensor, weights: Weights) -> float:
     return float(scores.flatten().topk(round(_ACTIVE * scores.numel()) + 1).values[-2:].mean())
 
 
-def _with_sparsify_enabled(training: Training, x: Tensor) -> object:
+def with_sparsify_enabled(training: Training, x: Tensor) -> object:
+    """Take a step of sparsify with saefast inside."""
     switch = importlib.import_module("saefast.integrations.sparsify")
     switch.enable()
     try:

@@ -1,4 +1,7 @@
-"""Where numbers come from, and the file that keeps them."""
+"""Where numbers come from, and the file that keeps them.
+
+torch and saefast are imported when asked about: results can be written where neither imports.
+"""
 
 import json
 import os
@@ -7,10 +10,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
-
-import saefast
 
 _NOT_RESULTS = ":!bench/results"
 _PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
@@ -26,6 +25,10 @@ def write(file: Path, result: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
+    import torch
+
+    import saefast
+
     info = saefast.build_info()
     return {
         "cpu": _cpu_name(),
@@ -53,6 +56,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 def gpu() -> dict[str, Any]:
     """The current GPU, its driver, and what drives it."""
+    import torch
+
+    import saefast
+
     return {
         "device": torch.cuda.get_device_name(),
         "capability": list(torch.cuda.get_device_capability()),

@@ -217,10 +217,10 @@ def row_bounds(rows: RoundedRows, columns: ColumnBounds, d: int, start: Lists | 
     """
     n = rows.norm.shape[0]
     bounds = Bounds(*columns[:3], torch.empty_like(rows.norm), torch.empty_like(rows.norm))
-    lists = isinstance(start, Lists)
-    floor, counts, floor_keys = (
-        (start.floor, start.counts, start.floor_keys) if lists else (start,) * 3
-    )
+    if isinstance(start, Lists):
+        floor, counts, floor_keys = start.floor, start.counts, start.floor_keys
+    else:
+        floor = counts = floor_keys = start
     block = 16 if interpreting() else 256
     bound_rows[(triton.cdiv(n, block),)](
         rows.norm,
@@ -234,7 +234,7 @@ def row_bounds(rows: RoundedRows, columns: ColumnBounds, d: int, start: Lists | 
         n,
         columns.largest.shape[1],
         arithmetic_error(d),
-        LISTS=lists,
+        LISTS=isinstance(start, Lists),
         BLOCK=block,
         num_warps=4,
         **LAUNCH,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -19,28 +20,53 @@ from saefast.kernels import (
     threshold_encode,
 )
 
-from bench import gpu_checks
+from bench import (
+    compiled,
+    gpu_checks,
+    gpu_encode_checks,
+    gpu_smoke,
+    gpu_training_checks,
+)
 from bench.cases import Shape
-from bench.gpu_contests import CASES, Contest
+from bench.gpu_contest import Contest
+from bench.gpu_encodes import encodes
+from saefast.ops.gpu_screens import CANDIDATES
 
 SMALL = Shape(9, 33, 3, 3)
+ON_THE_CPU = ("trainings", "defaults")
 
 
 @pytest.fixture(autouse=True)
-def _lists_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_checks.gpu, "has_cuda", lambda: False)
+def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are used, and lists by Triton."""
+    monkeypatch.setattr(gpu_encode_checks.gpu, "has_cuda", lambda: False)
+    monkeypatch.setattr(gpu_encode_checks, "SCREENS", CANDIDATES)
 
 
-@pytest.mark.parametrize("shape", [SMALL, Shape(5, 8, 8, 2)])
-def test_every_check_holds(shape: Shape) -> None:
-    found = list(gpu_checks.findings(shape, "cpu"))
+@pytest.mark.parametrize(
+    "check", [one for one in gpu_checks.CHECKS if one.__name__ not in ON_THE_CPU]
+)
+def test_every_check_holds(check: Callable[..., Iterator[Any]]) -> None:
+    """Steps take too long here; tests/test_gpu_bench.py has them, on the CPU's kernels."""
+    found = list(check(SMALL, *gpu_checks.drawn_on(SMALL, "cpu")))
     assert [finding for finding in found if not finding.holds] == []
-    names = [finding.check for finding in found]
-    assert len(set(names)) == len(names) == 6 + 2 + 12 + 6 + 4 + 2 + 4
+    assert len(found) == len({finding.check for finding in found}) > 0
 
 
-def failing(*checks: Callable[..., Iterator[gpu_checks.Finding]]) -> set[str]:
-    """Those that have something to say."""
+def test_a_training_is_checked() -> None:
+    data = gpu_checks.drawn_on(SMALL, "cpu")
+    finding = gpu_training_checks.training(SMALL, *data, "exact", auxk=True)
+    assert finding.holds, finding
+
+
+def exact_training(*data: Any) -> Iterator[Any]:
+    """One of the trainings."""
+    yield gpu_training_checks.training(*data, "exact", auxk=False)
+
+
+def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
+    """Those that have something to say; the first screen is enough."""
+    gpu_encode_checks.SCREENS = CANDIDATES[:1]
     data = gpu_checks.drawn_on(SMALL, "cpu")
     return {
         check.__name__
@@ -59,19 +85,23 @@ def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     choose = select_triton.choose
     monkeypatch.setattr(select_triton, "choose", second_best)
-    encodes = (gpu_checks.exact_encodes, gpu_checks.rounded_encodes, gpu_checks.integer_encodes)
+    encodes = (
+        gpu_encode_checks.exact_encodes,
+        gpu_encode_checks.rounded_encodes,
+        gpu_encode_checks.integer_encodes,
+    )
     assert len(failing(*encodes)) == 3
 
 
 def test_checks_see_columns_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_every_other(*arguments: Any, **options: Any) -> object:
-        found = column_bounds(*arguments, **options)
-        found.shift[::2] = -torch.inf
-        return found
+    def without_every_other(*arguments: Any) -> Tensor:
+        shift = shift_of(*arguments).clone()
+        shift[::2] = -torch.inf
+        return shift
 
-    column_bounds = threshold_encode.column_bounds
-    monkeypatch.setattr(threshold_encode, "column_bounds", without_every_other)
-    assert len(failing(gpu_checks.thresholds, gpu_checks.integer_thresholds)) == 2
+    shift_of = threshold_encode.shift_of
+    monkeypatch.setattr(threshold_encode, "shift_of", without_every_other)
+    assert len(failing(gpu_encode_checks.thresholds, gpu_encode_checks.integer_thresholds)) == 2
 
 
 def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +114,7 @@ def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch)
 
     for module in (latent_sum, latent_update):
         monkeypatch.setattr(module, "sort_by_latent", without_the_first)
-    assert len(failing(gpu_checks.gradients, gpu_checks.trainings)) == 2
+    assert len(failing(gpu_training_checks.gradients, exact_training)) == 2
 
 
 def test_checks_see_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,39 +125,46 @@ def test_checks_see_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
         return residual * (1 + 2.0**-23 * (next(calls) % 2)), *others
 
     monkeypatch.setattr(sparse_decode, "decode_residual", unsteady)
-    assert len(failing(gpu_checks.residuals, gpu_checks.trainings)) == 2
+    assert len(failing(gpu_training_checks.residuals, exact_training)) == 2
 
 
-@pytest.fixture(scope="module")
-def contest() -> Contest:
-    return Contest(Shape(16, 48, 3, 8), "cpu")
+def test_checks_see_scores_of_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded_otherwise(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        values, *others = encode(*arguments, **options)
+        return values * (1 + 2.0**-23), *others
+
+    encode = threshold_encode.encode
+    monkeypatch.setattr(threshold_encode, "encode", rounded_otherwise)
+    assert failing(gpu_encode_checks.same_scores)
 
 
-def entered(contest: Contest, case: str) -> Iterator[tuple[str, object]]:
-    """Ours and eager torch's: compilers and peers need what is not here."""
-    for one in contest.contestants(case, peers=False):
-        if one.rival != "torch.compile" and "graph" not in one.mode:
-            yield f"{one.case} {one.rival} {one.mode}", one
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore:.*lr_scheduler:UserWarning")
-def test_every_contestant_runs_and_agrees(contest: Contest, case: str) -> None:
+def test_every_encode_runs_and_agrees() -> None:
+    contest = Contest(Shape(9, 33, 3, 4), "cpu")
     seen = {}
-    for name, one in entered(contest, case):
-        # The interpreter's bfloat16 is wrong.
-        if one.rival == "saefast" and one.mode == "bf16" and case == "decode":
+    for one in encodes(contest):
+        # A compiler is not here.
+        if one.rival == "torch.compile":
             continue
-        run = one.build()
-        assert one.agrees(run()), name
-        seen[name] = one
-        result = run()
-        if isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1:
-            assert not one.agrees(torch.roll(result, 1, 0) + 1), name
-    assert any(" saefast " in name for name in seen)
-    assert any(" torch " in name for name in seen)
+        values = one.build()()
+        assert isinstance(values, Tensor)
+        assert one.agrees(values), one.name
+        assert not one.agrees(torch.roll(values, 1, 0) + 1), one.name
+        seen[f"{one.rival} {one.mode}"] = one
+    assert {"saefast bf16 fused", "saefast bf16 chunked", "torch bf16 dense"} <= set(seen)
 
 
-def test_the_rule_for_bf16_can_be_set_from_what_is_timed(contest: Contest) -> None:
-    names = [name for name, _ in entered(contest, "encode")]
-    assert {"encode saefast bf16 fused", "encode saefast bf16 chunked"} <= set(names)
+def test_smoke_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = set()
+
+    def recorded(self: Any, *arguments: Any, **options: Any) -> Any:
+        launched.add(self.fn.__name__)
+        return call(self, *arguments, **options)
+
+    executor = triton.runtime.interpreter.GridExecutor
+    call = executor.__call__
+    monkeypatch.setattr(executor, "__call__", recorded)
+    monkeypatch.setattr(gpu_smoke, "_HOT", 4)
+    for name, use in gpu_smoke.uses(Shape(9, 33, 3, 3), "cpu"):
+        [row] = gpu_smoke._row(name, use)
+        assert row["holds"], name
+    assert {kernel.name for kernel in compiled.kernels(90)} <= launched

@@ -1,0 +1,55 @@
+"""What a check on a GPU found, and the data of checks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.cases import Shape, Weights, draw
+
+UNIT = 2.0**-24
+"""Half the distance of float32 neighbours: what one rounding takes of a number."""
+
+
+class Finding(NamedTuple):
+    """One statement about the kernels, and whether it holds."""
+
+    check: str
+    shape: Shape
+    holds: bool
+    figures: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {**self._asdict(), "shape": self.shape._asdict()}
+
+
+def drawn_on(shape: Shape, device: str) -> tuple[Tensor, Weights]:
+    """Draw on the CPU, so that the numbers are the same on every machine, and move."""
+    x, weights = draw(shape)
+    return x.to(device), Weights(*(weight.to(device) for weight in weights))
+
+
+def near(
+    check: str,
+    shape: Shape,
+    names: Sequence[str],
+    ours: Sequence[Tensor],
+    again: Sequence[Tensor],
+    truth: Sequence[Tensor],
+) -> Finding:
+    """Compare with float64: sums of a few hundred numbers are right to a few roundings.
+
+    A missing term would show.
+    """
+    figures = {name: relative(a, e) for name, a, e in zip(names, ours, truth, strict=True)}
+    same = all(map(torch.equal, ours, again))
+    holds = max(figures.values()) <= 1e-5 and same
+    return Finding(check, shape, holds, {**figures, "same_bits": float(same)})
+
+
+def relative(actual: Tensor, truth: Tensor) -> float:
+    """The length of the error by the length of the truth; infinite where anything is not finite."""
+    error = float((actual.double() - truth).norm() / truth.norm().clamp(min=1e-30))
+    return error if error == error else float("inf")

@@ -1,0 +1,139 @@
+"""Make saefast importable on a machine that has torch and a compiler, but no network.
+
+A wheel in .whl/ that holds the Python files of this checkout is unpacked; where there is none, an
+installed saefast is used; and otherwise the checkout is built, with its CUDA C++ kernels if nvcc is
+there. The result lies in build/on_gpu, which bench/on_gpu.sh puts on PYTHONPATH.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.gpu_worker import Item
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TARGET = CHECKOUT / "build" / "on_gpu"
+_PROBE = """
+import importlib.util, json, sys
+sys.path[:] = [entry for entry in sys.path if entry not in ("", {checkout!r})]
+import saefast, saefast._native, saefast.kernels.topk_encode
+cuda = importlib.util.find_spec("saefast._cuda") is not None
+print(json.dumps({{"folder": saefast.__path__[0], "cuda": cuda}}))
+"""
+
+
+def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
+    """Yield the only item."""
+    yield Item("install", installed)
+
+
+def installed() -> Iterable[dict[str, Any]]:
+    """Install, and yield what was done, or raise what the last attempt said."""
+    begin = time.perf_counter()
+    found = wheel(CHECKOUT / ".whl", CHECKOUT)
+    said = []
+    for how, attempt in (
+        ("wheel", lambda: found is not None and _pip(str(found))),
+        ("as it was", lambda: True),
+        ("built, CUDA", lambda: bool(shutil.which("nvcc")) and _pip(".", *_cuda_settings())),
+        ("built", lambda: _pip(".")),
+    ):
+        try:
+            if not attempt():
+                continue
+            info = _probe()
+            if stale := differences(_in_folder(Path(info["folder"])), CHECKOUT):
+                said.append(f"{how}: {', '.join(stale[:3])} are not those of the checkout")
+                continue
+        except subprocess.CalledProcessError as error:
+            print(error.stdout, flush=True)
+            said.append(f"{how}: {_last_line(error.stdout)}")
+        else:
+            seconds = round(time.perf_counter() - begin, 1)
+            yield {"how": how, "seconds": seconds, "failed_before": said, "info": info}
+            return
+    raise RuntimeError("; ".join(said))
+
+
+def wheel(folder: Path, checkout: Path) -> Path | None:
+    """Return the wheel in a folder whose Python files are those of the checkout."""
+    for file in sorted(folder.glob("saefast-*.whl")):
+        with zipfile.ZipFile(file) as archive:
+            held = {name: archive.read(name) for name in archive.namelist()}
+        if not (stale := differences(held.get, checkout)):
+            return file
+        print(f"{file.name} is not of this checkout: {', '.join(stale[:3])} differ", flush=True)
+    return None
+
+
+def differences(read: Callable[[str], bytes | None], checkout: Path) -> list[str]:
+    """The Python files of the checkout that an installation does not hold as they are."""
+    folders = {"saefast": checkout / "saefast", "saefast/kernels": checkout / "kernels"}
+    return [
+        place
+        for package, folder in folders.items()
+        for file in sorted(folder.rglob("*.py"))
+        # A checkout may link its kernels into the package.
+        if (place := f"{package}/{file.relative_to(folder)}").startswith("saefast/kernels/")
+        == (package == "saefast/kernels")
+        and read(place) != file.read_bytes()
+    ]
+
+
+def _in_folder(installed: Path) -> Callable[[str], bytes | None]:
+    """Read the files of an installed package, by their places in a wheel."""
+
+    def read(place: str) -> bytes | None:
+        file = installed.parent / place
+        return file.read_bytes() if file.is_file() else None
+
+    return read
+
+
+def _pip(what: str, *settings: str) -> bool:
+    """Install one thing into `TARGET`, without looking anything up."""
+    shutil.rmtree(TARGET, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    command += ["--no-index", "--target", str(TARGET), *settings, what]
+    _run(command, CHECKOUT)
+    return True
+
+
+def _cuda_settings() -> list[str]:
+    """The switches of a build with the CUDA C++ kernels, for the GPU that is here."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    architecture = (said.split() or ["9.0"])[0].replace(".", "")
+    return [
+        "-Ccmake.define.SAEFAST_CUDA=ON",
+        f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={architecture}-real",
+    ]
+
+
+def _probe() -> Any:
+    """What an import of saefast in a new process says of itself."""
+    said = _run([sys.executable, "-c", _PROBE.format(checkout=str(CHECKOUT))], TARGET.parent.parent)
+    return json.loads(said.splitlines()[-1])
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return done.stdout
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no output"

@@ -1,0 +1,95 @@
+"""The parts of a GPU session: what each runs, for how long, and where its rows go."""
+
+import json
+import math
+import sys
+from typing import Any, NamedTuple
+
+from bench.gpu_lanes import Lane, Limits
+from bench.shapes import gpu_shape
+
+CHECKED = (
+    "16,64,1,1",
+    "40,127,5,33",
+    "63,128,128,7",
+    "100,1025,32,70",
+    "257,4095,17,129",
+    "768,4096,64,255",
+    "1001,16385,100,31",
+)
+"""m one below, at and one above a power of two, widths that fill no vector, k = 1 and k = m."""
+PROFILED = ("C2", "C1")
+MATCHING = "matching"
+DEFAULT = ("smoke", "checks", "profile", "times:C2", "times:C1", "times:mid", "times:decode")
+
+
+class Part(NamedTuple):
+    """One part: its lanes, and the seconds that it needs."""
+
+    name: str
+    table: str
+    """under which name its rows stand in gpu.json"""
+    least: float
+    """seconds without which it is not worth beginning"""
+    limits: Limits
+    lanes: tuple[Lane, ...]
+
+
+KINDS: dict[str, tuple[str, float, Limits]] = {
+    "install": ("install", 5, Limits(300, 290)),
+    "smoke": ("smoke", 20, Limits(180, 90)),
+    "checks": ("checks", 30, Limits(420, 240, together=8)),
+    "profile": ("kernels", 20, Limits(180, 120)),
+    "memcheck": ("sanitizer", 30, Limits(300, 150)),
+    "tiles": ("tiles", 30, Limits(240, 90)),
+    "times": ("rows", 30, Limits(600, 180)),
+    "ncu": ("ncu", 20, Limits(180, 60)),
+    "peers": ("rows", 30, Limits(400, 180)),
+}
+"""By the name before the colon: table, least seconds, limits."""
+
+
+def part(text: str, facts: dict[str, Any]) -> Part:
+    """Return the part that a word of the command line names.
+
+    Args:
+        text: a name in `KINDS`, or one with an argument: times:C2, times:768,32768,32,8192,
+            times:matching; checks and peers take shapes, too.
+        facts: what earlier parts found out, such as the ceilings of the GPU.
+    """
+    kind, _, argument = text.partition(":")
+    if kind not in KINDS or (kind == "times" and not argument):
+        raise ValueError(
+            f"a part is one of {', '.join(KINDS).replace('times', 'times:SHAPE')}; got {text!r}"
+        )
+    if argument and argument != MATCHING:
+        gpu_shape(argument)
+    table, least, limits = KINDS[kind]
+    return Part(text, table, least, limits, tuple(_lanes(kind, argument, facts)))
+
+
+def _lanes(kind: str, argument: str, facts: dict[str, Any]) -> list[Lane]:
+    def lane(subject: str, argument: str = "", **environment: str) -> Lane:
+        command = [sys.executable, "-m", "bench.gpu_worker", subject, argument]
+        known = {name: facts[name] for name in ("ceilings",) if name in facts}
+        return Lane(
+            f"{subject} {argument}".strip(),
+            [*command, "--facts", json.dumps(known)],
+            environment,
+        )
+
+    if kind == "smoke":
+        return [lane(kind, CUDA_LAUNCH_BLOCKING="1")]
+    if kind == "checks":
+        # The longest first.
+        shapes = [argument] if argument else sorted(CHECKED, key=_work, reverse=True)
+        return [*(lane("checks", shape) for shape in shapes), lane("graphs")]
+    if kind == "times" and argument == MATCHING:
+        return [lane("matching")]
+    if kind in ("profile", "tiles"):
+        return [lane(kind, shape) for shape in ([argument] if argument else PROFILED)]
+    return [lane(kind, argument)]
+
+
+def _work(shape: str) -> float:
+    return math.prod(gpu_shape(shape))

@@ -1,0 +1,194 @@
+"""Contests of training steps as `TrainConfig` has them by default, and of the update in them."""
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench.cases import Weights
+from bench.gpu_contest import Contest, lowered, model
+from bench.gpu_times import Contestant, Run
+from saefast import SAE, FusedStep, Rules, TrainConfig
+from saefast.step import StepResult
+
+LR = 0.0
+"""Adam does the same work, and the loss stays comparable from step to step."""
+VARIANTS = ("topk", "batchtopk", "matryoshka", "jumprelu")
+_DEAD_SHARE = 0.1
+
+
+def default_step(
+    contest: Contest, variant: str = "topk", *, bare: bool = False, precision: str = "exact"
+) -> FusedStep:
+    """The step that `train_saes` takes by default; bare: without clipping and AuxK."""
+    shape = contest.shape
+    config = TrainConfig(latents=shape.m, k=shape.k, variant=variant, precision=precision)
+    # Half of the latents of an untrained jumprelu are active, which is another path.
+    weights = (
+        lowered(contest.weights, contest.centred, contest.shape.k)
+        if variant == "jumprelu"
+        else contest.weights
+    )
+    sae = model(shape, weights, variant=variant)
+    return FusedStep(
+        sae,
+        lr=LR,
+        rules=Rules() if bare else config.rules,
+        objective=config.objective(sae),
+        precision=precision,
+        auxk=None if bare else config.auxk,
+    )
+
+
+def steps(contest: Contest) -> Iterator[Contestant]:
+    """Steps of TopK, ours and dense ones; a result is the squared error that the step saw."""
+    near = partial(is_near, contest, contest.code.values, contest.code.indices)
+
+    def ours(*, graph: bool, dead: bool = False, **settings: Any) -> Run:
+        step = default_step(contest, **settings)
+        return _repeated(step, contest.x, graph=graph, dead=dead)
+
+    def entry(mode: str, **settings: Any) -> Contestant:
+        return Contestant("step", "saefast", mode, partial(ours, **settings), near)
+
+    for precision in ("exact", "bf16", "bf16_weights"):
+        for graph in (False, True):
+            mode = f"{precision}{' graph' if graph else ''}"
+            yield entry(mode, precision=precision, graph=graph)
+    yield entry("exact, a tenth dead", graph=False, dead=True)
+    for precision in ("exact", "bf16"):
+        yield entry(
+            f"{precision} graph, no clip, no AuxK", precision=precision, bare=True, graph=True
+        )
+    for rival, compiled in (("torch", False), ("torch.compile", True)):
+        build = partial(_dense_step, contest, compiled=compiled)
+        yield Contestant("step", rival, "bf16 dense", build, near)
+
+
+def variants(contest: Contest) -> Iterator[Contestant]:
+    """Default steps of the other variants, eager and captured, and a dense BatchTopK."""
+    for variant in VARIANTS[1:]:
+        case = f"step {variant}"
+        near = partial(is_near, contest, *_code_of(contest, variant))
+
+        def ours(variant: str, graph: bool) -> Run:
+            return _repeated(default_step(contest, variant), contest.x, graph=graph)
+
+        for graph in (False, True):
+            mode = f"exact{' graph' if graph else ''}"
+            yield Contestant(case, "saefast", mode, partial(ours, variant, graph), near)
+        if variant == "batchtopk":
+            build = partial(_dense_step, contest, compiled=False, of_batch=True)
+            yield Contestant(case, "torch", "bf16 dense", build, near)
+
+
+def _repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) -> Run:
+    take: Any = step
+    if graph:
+        # The first step of a variant whose codes may be dense is of another kind than the next.
+        step(x), step(x)
+        take = step.capture(x)
+    asleep = int(_DEAD_SHARE * step.sae.m)
+    limit = step.auxk.dead_after if step.auxk else 0
+
+    def run() -> Tensor:
+        if dead:
+            step.idle[:asleep] = limit
+        result: StepResult = take(x)
+        return result.squares
+
+    return run
+
+
+def _code_of(contest: Contest, variant: str) -> tuple[Tensor, Tensor]:
+    """Values and indices that torch gives a batch, padded with zeros."""
+    shape, room = contest.shape, min(32 * contest.shape.k, contest.shape.m)
+    weights: Weights = (
+        lowered(contest.weights, contest.centred, contest.shape.k)
+        if variant == "jumprelu"
+        else contest.weights
+    )
+    scores = torch.addmm(weights.b_enc, contest.centred, weights.w_enc.T)
+    if variant == "jumprelu":
+        limit = SAE(1, 1, k=1, variant=variant).jump_threshold.detach().to(scores)
+    else:
+        limit = scores.flatten().topk(shape.n * shape.k).values[-1]
+    values, indices = scores.topk(room, dim=1)
+    return values.masked_fill(values < limit, 0.0), indices
+
+
+def is_near(contest: Contest, values: Tensor, indices: Tensor, squares: Tensor) -> bool:
+    """Whether the error is that of a code; rounded scores select other latents here and there."""
+    weights = contest.weights
+    out = torch.nn.functional.embedding_bag(
+        indices, weights.w_dec, per_sample_weights=values, mode="sum"
+    )
+    truth = float((out + weights.b_dec - contest.x).double().square().sum())
+    return abs(float(squares) / truth - 1) <= 2e-2
+
+
+def _dense_step(contest: Contest, *, compiled: bool, of_batch: bool = False) -> Run:
+    """Autocast, selection by scatter, torch's fused Adam; no clip, AuxK or unit norm."""
+    shape, x = contest.shape, contest.x
+    sae = model(shape, contest.weights)
+    optimiser = torch.optim.Adam(sae.parameters(), LR, fused=contest.device == "cuda")
+
+    def squares_of(x: Tensor) -> Tensor:
+        with torch.autocast(contest.device, torch.bfloat16):
+            scores = torch.nn.functional.linear(x - sae.b_dec, sae.W_enc, sae.b_enc)
+            if of_batch:
+                limit = scores.detach().flatten().topk(shape.n * shape.k).values[-1]
+                acts = torch.where(scores >= limit, scores, 0.0).relu()
+            else:
+                values, indices = scores.topk(shape.k, sorted=False)
+                acts = torch.zeros_like(scores).scatter(1, indices, values.relu())
+            out = acts @ sae.W_dec + sae.b_dec
+        return (out.float() - x).square().sum()
+
+    function = torch.compile(squares_of, dynamic=False) if compiled else squares_of
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        squares = function(x)
+        (squares / shape.n).backward()
+        optimiser.step()
+        return squares.detach()
+
+    return step
+
+
+def updates(contest: Contest) -> Iterator[Contestant]:
+    """The pass over the latents alone; torch's fused Adam is given its gradients for nothing."""
+    shape, indices = contest.shape, contest.code.indices
+    fired = torch.zeros(shape.m, dtype=torch.int64, device=contest.device)
+    active = indices[contest.code.values > 0]
+    fired.scatter_add_(0, active, torch.ones_like(active))
+
+    def ours(*, bare: bool) -> Run:
+        """Repeats the update that a step asked for, with what the step gave it."""
+        step = default_step(contest, bare=bare)
+        module = importlib.import_module("saefast.step")
+        update = module.latent_update
+        with mock.patch.object(module, "latent_update", wraps=update) as spy:
+            step(contest.x)
+        arguments, switches = spy.call_args
+        return lambda: update(*arguments, **switches)[1]
+
+    def near(seen: Tensor) -> bool:
+        """A near-tie of the code may fall to another latent."""
+        return int((seen - fired).abs().sum()) <= 1e-4 * len(active)
+
+    for mode, bare in (("clipped", False), ("no clip", True)):
+        yield Contestant("update", "saefast", mode, partial(ours, bare=bare), near)
+
+    def adam() -> Run:
+        sae = model(shape, contest.weights)
+        for parameter in sae.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return torch.optim.Adam(sae.parameters(), LR, fused=contest.device == "cuda").step
+
+    yield Contestant("update", "torch", "fused Adam alone", adam, lambda _: True)

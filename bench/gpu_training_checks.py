@@ -1,0 +1,215 @@
+"""What the GPU's kernels do with a code: gradients, updates, whole steps, against float64.
+
+The truth is told which latents were active. So a near-tie, which two correct sums decide
+differently, is no difference here; that a choice was right is checked for itself.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saefast
+from bench.cases import Shape, Weights
+from bench.gpu_contest import lowered, model
+from bench.gpu_encode_checks import apart_from
+from bench.gpu_finding import Finding, near
+from saefast import AuxK, FusedStep, SparseCode, TrainConfig, reference
+from saefast.objectives import Current, Forward, TopK
+from saefast.objectives.topk import of_code
+from saefast.ops.decode_residual import decode_residual
+from saefast.packed_encoder import PackedEncoder
+
+VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+
+
+def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """Encode, decode and everything that their gradients are made of."""
+    scale = 0.5 + weights.w_enc.norm(dim=1)
+    leaves = [x, weights.w_enc, weights.b_enc, scale, weights.w_dec, weights.b_dec]
+
+    def results(
+        encode: Callable[..., SparseCode], decode: Callable[..., Tensor], wide: bool
+    ) -> Any:
+        wanted = [(t.double() if wide else t.clone()).requires_grad_() for t in leaves]
+        rows, w_enc, b_enc, factors, w_dec, b_dec = wanted
+        code = encode(rows, w_enc, b_enc, k=shape.k, scale=factors)
+        out = decode(code.values.relu(), code.indices, w_dec, b_dec)
+        found = torch.autograd.grad((out - rows.detach()).square().sum(), wanted)
+        return code.indices, [out.detach(), *found]
+
+    (chosen, ours), (_, again) = (
+        results(saefast.topk_encode, saefast.sparse_decode, False) for _ in range(2)
+    )
+
+    def given(x: Tensor, weight: Tensor, bias: Tensor, *, k: int, scale: Tensor) -> SparseCode:
+        scores = reference.scores(x, weight, bias, scale)
+        return SparseCode(scores.gather(1, chosen), chosen)
+
+    _, truth = results(given, reference.sparse_decode, True)
+    names = ("decode", "x", "w_enc", "b_enc", "scale", "w_dec", "b_dec")
+    yield near("decode and gradients", shape, names, ours, again, truth)
+
+
+def residuals(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """The step's decode, with its loss and the gradients of values."""
+
+    def results(by: Callable[..., tuple[Tensor, ...]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        values, weight, bias, target = (
+            t.to(dtype) for t in (code.values, weights.w_dec, weights.b_dec, x)
+        )
+        return by(values, code.indices, weight, bias, target, 0.5)
+
+    code = reference.topk_encode(x, weights.w_enc, weights.b_enc, k=shape.k)
+    ours, again = (results(decode_residual, torch.float32) for _ in range(2))
+    truth = results(reference.decode_residual, torch.float64)
+    names = ("residual", "value_grads", "square")
+    yield near("decode_residual", shape, names, ours, again, truth)
+
+
+@dataclass
+class _Given(TopK):
+    """TopK that is told which latents are active."""
+
+    chosen: list[Tensor] = field(default_factory=list)
+    """[n, k] for each step to come"""
+    rounded: bool = False
+    """whether scores are those of operands rounded to bfloat16"""
+
+    def forward(
+        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
+    ) -> Forward:
+        """See `Objective`."""
+        sae, indices = encoder.sae, self.chosen.pop(0)
+        weight: Tensor = sae.W_enc
+        if self.rounded:
+            inputs, weight = (t.bfloat16().to(t.dtype) for t in (inputs, weight))
+        values = reference.scores(inputs, weight, sae.b_enc, None).gather(1, indices)
+        return of_code(encoder, SparseCode(values.relu(), indices), target)
+
+
+def trainings(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """By both precisions, without AuxK and with it."""
+    for precision, auxk in product(("exact", "bf16"), (False, True)):
+        yield training(shape, x, weights, precision, auxk=auxk)
+
+
+def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk: bool) -> Finding:
+    """Three steps against the same in float64; twice the same bits.
+
+    Adam's steps are as large for the smallest gradient as for any: where one is nearly zero two
+    correct sums may differ in sign. Weights that are apart by that much are counted, not bounded.
+    All dead latents take part in AuxK, so that it has nothing to choose.
+    """
+    lr = 1e-3
+    settings = AuxK(shape.m, dead_after=2 * shape.n, capacity=shape.m) if auxk else None
+    batches = [x.roll(i, 0) * (1 + i / 8) for i in range(3)]
+    rounded = precision == "bf16"
+    choices: list[Tensor] = []
+    apart = [0.0]
+
+    def watched(step: FusedStep, x: Tensor) -> Any:
+        """Take a step, and look at the code that it chose with the weights it had."""
+        sae = step.sae
+        inputs, w_enc, b_enc = (
+            sae.inputs(x).detach(),
+            sae.W_enc.detach().clone(),
+            sae.b_enc.detach().clone(),
+        )
+        if rounded:
+            inputs, w_enc = inputs.bfloat16().float(), w_enc.bfloat16().float()
+        result = step(x)
+        assert result.code is not None
+        choices.append(result.code.indices.clone())
+        bounds = (torch.ones_like(b_enc), 2.5 if rounded else 1.0)
+        apart.append(apart_from(result.code, inputs, w_enc, b_enc, *bounds, rectified=True))
+        return result
+
+    def trained(
+        dtype: torch.dtype, objective: TopK, take: Callable[[FusedStep, Tensor], Any]
+    ) -> tuple[list[float], list[Tensor]]:
+        step = FusedStep(
+            model(shape, weights, dtype),
+            lr=lr,
+            precision=precision,
+            auxk=settings,
+            objective=objective,
+        )
+        results = [take(step, x.to(dtype)) for x in batches]
+        losses = [float(loss) for r in results for loss in (r.loss, r.auxk) if loss is not None]
+        return losses, [p.detach() for p in step.sae.parameters()]
+
+    ours = trained(torch.float32, TopK(), watched)
+    again = trained(torch.float32, TopK(), FusedStep.__call__)
+    truth = trained(torch.float64, _Given(chosen=choices, rounded=rounded), FusedStep.__call__)
+    figures = _compared(ours, again, truth, lr) | {"apart": max(apart)}
+    # In float64 AuxK multiplies unrounded operands; its products in bfloat16 are off by 2^-9.
+    close = (5e-3, 1e-2) if auxk and rounded else (1e-5, 1e-3)
+    holds = _holds(figures, close) and max(apart) <= 1.0
+    return Finding(f"three steps {precision}{' auxk' if auxk else ''}", shape, holds, figures)
+
+
+Trained = tuple[list[float], list[Tensor]]
+"""The losses of all steps, and the weights after them."""
+
+
+def _compared(ours: Trained, again: Trained, truth: Trained, lr: float) -> dict[str, float]:
+    losses = zip(ours[0], truth[0], strict=True)
+    loss_apart = max(abs(a - e) / max(abs(e), 1e-3) for a, e in losses)
+    moved = [(a - e).abs() > 0.1 * lr for a, e in zip(ours[1], truth[1], strict=True)]
+    same = ours[0] == again[0] and all(map(torch.equal, ours[1], again[1]))
+    return {
+        "loss_apart": loss_apart if loss_apart == loss_apart else float("inf"),
+        "weights_apart": float(torch.cat([m.flatten() for m in moved]).double().mean()),
+        "same_bits": float(same),
+    }
+
+
+def _holds(figures: dict[str, float], close: tuple[float, float]) -> bool:
+    near_enough = figures["loss_apart"] <= close[0] and figures["weights_apart"] <= close[1]
+    return near_enough and bool(figures["same_bits"])
+
+
+def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
+    """Of every variant a step with the settings of `TrainConfig`, clipped, with dead latents.
+
+    At sizes where no choice of these numbers is a near-tie; see tests/test_gpu_bench.py.
+    """
+    rows = DEFAULTS_AT.get(shape)
+    if rows is not None:
+        for variant in VARIANTS:
+            yield default(shape._replace(n=rows), x[:rows], weights, variant)
+
+
+DEFAULTS_AT = {Shape(40, 127, 5, 33): 33, Shape(100, 1025, 32, 70): 4}
+"""Shapes, and how many of their rows are taken."""
+_DEAD = 8
+"""Every so many latents one is dead: fewer than take part in AuxK, which so chooses nothing"""
+
+
+def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
+    """One step against the same in float64; twice the same bits."""
+    lr = 1e-3
+    if variant in ("relu", "jumprelu"):
+        weights = lowered(weights, x - weights.b_dec, shape.k)
+
+    def trained(dtype: torch.dtype) -> Trained:
+        sae = model(shape, weights, dtype, variant)
+        config = TrainConfig(latents=shape.m, k=shape.k, variant=variant)
+        step = FusedStep(
+            sae, lr=lr, rules=config.rules, objective=config.objective(sae), auxk=config.auxk
+        )
+        assert config.auxk is not None
+        step.idle[::_DEAD] = config.auxk.dead_after
+        step._dense.fill_(False)  # codes are sparse, which a first step cannot know
+        result = step(x.to(dtype))
+        assert result.path == "fused"
+        losses = [float(loss) for loss in (result.loss, result.auxk) if loss is not None]
+        return losses, [p.detach() for p in sae.parameters()]
+
+    ours, again, truth = (trained(dtype) for dtype in (torch.float32,) * 2 + (torch.float64,))
+    figures = _compared(ours, again, truth, lr)
+    return Finding(f"default step of {variant}", shape, _holds(figures, (1e-5, 1e-3)), figures)

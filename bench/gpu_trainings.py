@@ -1,0 +1,144 @@
+"""`train_saes` from a store on disk, with default settings, by the clock of its own reports."""
+
+import importlib
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+import saefast
+from bench.gpu_contest import Contest, lowered, model
+from bench.gpu_steps import VARIANTS
+from bench.gpu_times import Ceilings, Unmeasured, floors_of, milliseconds
+from bench.gpu_worker import Item
+from saefast.activations import StoreWriter
+
+_STEPS = 40
+_LAP = 5
+"""Steps between two reports; each waits for the device."""
+_SKIPPED = 3
+"""Laps before those that count: they compile, measure and capture."""
+_BATCHES = 4
+_LARGE = 1 << 16
+"""Latents above which four SAEs are trained of the first variant only: what a run copies to begin
+and to end takes longer than its steps"""
+
+
+class Reports:
+    """Keeps what a run reports, in place of a file."""
+
+    def __init__(self) -> None:
+        self.values: list[Mapping[str, Any]] = []
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep one line of one SAE."""
+        self.values.append(values)
+
+    def close(self) -> None:
+        """Keep what there is."""
+
+
+def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
+    """Yield a run for each variant, of one SAE and of four."""
+    for variant in VARIANTS:
+        for saes in (1, 4):
+            if saes > 1 and contest.shape.m > _LARGE and variant != VARIANTS[0]:
+                continue
+            facts = {
+                "case": "step" if variant == VARIANTS[0] else f"step {variant}",
+                "shape": contest.shape._asdict(),
+                "rival": "saefast",
+                "mode": f"train_saes, {saes} SAE{'s, each' if saes > 1 else ''}",
+            }
+            run = partial(_rows, contest, ceilings, variant, saes, facts)
+            yield Item(f"{facts['case']}: {facts['mode']}", run, facts)
+
+
+def _rows(
+    contest: Contest, ceilings: Unmeasured, variant: str, saes: int, facts: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    if contest.device == "cuda":
+        [of_unit] = milliseconds([contest.unit], 5)
+    else:
+        of_unit = [1.0]
+    with tempfile.TemporaryDirectory() as folder:
+        reports = _reports(contest, Path(folder), variant, saes)
+    yield row_of(reports, facts, statistics.median(of_unit), ceilings(), contest, saes)
+
+
+def row_of(
+    reports: list[Mapping[str, Any]],
+    facts: dict[str, Any],
+    unit: float,
+    ceilings: Ceilings,
+    contest: Contest,
+    saes: int,
+) -> dict[str, Any]:
+    """Summarise the laps of one SAE of a run; milliseconds are those of a step of each SAE."""
+    if not reports[-1]["mse"] < reports[0]["mse"]:
+        raise RuntimeError(f"does not learn: mse {reports[0]['mse']} and then {reports[-1]['mse']}")
+    laps = reports[_SKIPPED:]
+    times = sorted(1e3 * lap["seconds"] / (_LAP * saes) for lap in laps)
+    ms = statistics.median(times)
+    floor = floors_of(contest.shape, ceilings)["step"]
+    return {
+        **facts,
+        "ms": round(ms, 4),
+        "p20": round(times[len(times) // 5], 4),
+        "p80": round(times[-1 - len(times) // 5], 4),
+        "floor_ms": round(floor, 4),
+        "floor_share": round(floor / ms, 3),
+        "gemm_ratio": round(ms / unit, 3),
+        "rounds": len(laps),
+        "agrees": True,
+        "tokens_per_second": round(1e3 * contest.shape.n / (ms * saes)),
+        "input_wait": round(statistics.median(lap["input_wait"] for lap in laps), 4),
+        "path": laps[-1]["path"],
+    }
+
+
+def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Mapping[str, Any]]:
+    """What the first SAE of a run reports of each lap."""
+    shape = contest.shape
+    store = _store(contest, folder / "store")
+    config = saefast.TrainConfig(
+        latents=shape.m,
+        k=shape.k,
+        variant=variant,
+        seeds=tuple(range(saes)),
+        tokens=_STEPS * shape.n,
+        batch_size=shape.n,
+    )
+    weights = (
+        lowered(contest.weights, contest.centred, contest.shape.k)
+        if variant == "jumprelu"
+        else contest.weights
+    )
+    # Given, since drawing large ones on the CPU takes longer than the run.
+    initial = model(shape, weights, variant=variant)
+    reports = Reports()
+    module = importlib.import_module("saefast.train")
+    with mock.patch.object(module, "loggers", return_value=[reports]):
+        saefast.train_saes(
+            store,
+            config,
+            initial=[initial] * saes,
+            log_every=_LAP,
+            progress=False,
+            device=contest.device,
+        )
+    return [values for values in reports.values if values["seed"] == 0]
+
+
+def _store(contest: Contest, path: Path) -> Path:
+    """A store of some batches, in bfloat16."""
+    with StoreWriter(path, contest.shape.d) as writer:
+        for number in range(_BATCHES):
+            rows = contest.x.roll(number, 1) * (1 + number / 8)
+            writer.append(rows.to(torch.bfloat16).cpu())
+    return path
