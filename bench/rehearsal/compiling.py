@@ -56,8 +56,10 @@ class Compiled(NamedTuple):
 def compiled(launched: Launched, architecture: int) -> Compiled:
     """Compile through Triton's cache: a later launch on a GPU finds the result there."""
     function = getattr(importlib.import_module(launched.module), launched.kernel)
-    with triton_driver(Driver(architecture)):
+    driver = Driver(architecture)
+    with triton_driver(driver):
         kernel = function.preload(launched.specialisation)
+    del function.device_caches[driver.get_current_device()]  # on the disk it stays
     ttir = kernel.asm["ttir"]
     source = Source(rereads(ttir), narrow_products(ttir), _wants_tensor_cores(ttir))
     return Compiled(figures_of(kernel), source)

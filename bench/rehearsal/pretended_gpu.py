@@ -8,6 +8,7 @@ driver for the architecture to compile for, is told that of the pretended GPU.
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -52,15 +53,21 @@ GPUS = {
 }
 
 
+_numbers = count()
+
+
 class Driver:
     """A driver of Triton's whose only device is a pretended GPU."""
 
     def __init__(self, architecture: int) -> None:
         self._architecture = architecture
+        # Triton keeps compiled kernels by the number of their device; every launch on a new one
+        # reaches the hook that records it.
+        self._number = next(_numbers)
 
     def get_current_device(self) -> int:
-        """The number of the device, under which Triton keeps what it compiled."""
-        return self._architecture
+        """The number of the device."""
+        return self._number
 
     def get_current_stream(self, device: int) -> int:
         """The default stream."""

@@ -45,43 +45,60 @@ def small_programs() -> Iterator[Program]:
 
 def all_programs() -> Iterator[Program]:
     """Every default training, every check, every contest, and what is done with trained SAEs."""
-    yield from _trainings()
-    for shape in gpu_checks.SHAPES:
-        for check in gpu_checks.CHECKS:
-            yield Program(f"{check.__name__} {tuple(shape)}", partial(_check, check, shape))
-    for shape in (*TIMED, DECODED):
-        for case in gpu_contests.CASES:
-            yield Program(f"contest {case} {tuple(shape)}", partial(_contest, case, shape))
-    for shape in (*TIMED, ODD):
+    for shape in (*TIMED, ONE, ODD):
+        yield from trainings(shape)
         for rows in (1, 8, 2048):
-            one = shape._replace(n=rows)
-            yield Program(f"encode and decode {tuple(one)}", partial(encode, one))
-        yield Program(f"nearest features {tuple(shape)}", partial(_nearest, shape))
+            yield Program("encode and decode", partial(encode, shape._replace(n=rows)))
+        yield Program("nearest features", partial(nearest, shape))
+    for shape in gpu_checks.SHAPES:
+        yield from checks(shape)
+    for shape in (*TIMED, DECODED):
+        yield from contests(shape)
 
 
-def _trainings() -> Iterator[Program]:
-    shapes = (*TIMED, ONE, ODD)
-    for shape, variant, precision in product(shapes, VARIANTS, STEP_PRECISIONS):
+def programs_at(shape: Shape) -> Iterator[Program]:
+    """Everything at one shape."""
+    yield from trainings(shape)
+    yield Program("encode and decode", partial(encode, shape))
+    yield Program("nearest features", partial(nearest, shape))
+    yield from checks(shape)
+    yield from contests(shape)
+
+
+def trainings(shape: Shape) -> Iterator[Program]:
+    """Each variant in each precision as `TrainConfig` has them, and topk by each rule."""
+    for variant, precision in product(VARIANTS, STEP_PRECISIONS):
         if precision == "bf16_weights" and variant in ("relu", "jumprelu"):
             continue
         # Whichever screen is the fastest may serve an exact encode.
         screens = CANDIDATES if precision == "exact" and variant in ("topk", "batchtopk") else None
         yield Program(
-            f"train {variant} {precision} {tuple(shape)}",
+            f"train {variant} {precision}",
             partial(train, shape, variant=variant, precision=precision, screens=screens),
         )
-    for shape in shapes:
-        named = {
-            "without clipping and AuxK": {"rules": Rules(), "auxk": None},
-            "frozen encoder": {"rules": Rules(clip=1.0, frozen="encoder")},
-            "frozen decoder": {"rules": Rules(clip=1.0, frozen="decoder")},
-            "free norms": {"rules": Rules(clip=1.0, unit_norm=False)},
-            "parallel part kept": {"rules": Rules(clip=1.0, remove_parallel=False)},
-            "penalties": {"rules": Rules(penalties=_PENALTIES)},
-            "transcoder": {"d_out": 2 * shape.d},
-        }
-        for name, settings in named.items():
-            yield Program(f"train {name} {tuple(shape)}", partial(train, shape, **settings))
+    named: dict[str, dict[str, Any]] = {
+        "without clipping and AuxK": {"rules": Rules(), "auxk": None},
+        "a frozen encoder": {"rules": Rules(clip=1.0, frozen="encoder")},
+        "a frozen decoder": {"rules": Rules(clip=1.0, frozen="decoder")},
+        "free norms": {"rules": Rules(clip=1.0, unit_norm=False)},
+        "parallel gradients kept": {"rules": Rules(clip=1.0, remove_parallel=False)},
+        "penalties": {"rules": Rules(penalties=_PENALTIES)},
+        "a transcoder": {"d_out": 2 * shape.d},
+    }
+    for name, settings in named.items():
+        yield Program(f"train {name}", partial(train, shape, **settings))
+
+
+def checks(shape: Shape) -> Iterator[Program]:
+    """Those of `bench gpu`."""
+    for check in gpu_checks.CHECKS:
+        yield Program(check.__name__, partial(_check, check, shape))
+
+
+def contests(shape: Shape) -> Iterator[Program]:
+    """Those of `bench gpu`, without the rivals."""
+    for case in gpu_contests.CASES:
+        yield Program(f"contest {case}", partial(_contest, case, shape))
 
 
 _PENALTIES = (
@@ -151,7 +168,7 @@ def _drawn(shape: Shape) -> tuple[torch.Tensor, Weights]:
     return x, Weights(*weights)
 
 
-def _nearest(shape: Shape) -> None:
+def nearest(shape: Shape) -> None:
     """Search the nearest features of another dictionary, as matchings do."""
     rows = torch.empty(2048, shape.d, dtype=torch.float64, device=DEVICE)
     block = torch.empty(shape.m, shape.d, dtype=torch.float64, device=DEVICE)
