@@ -99,8 +99,7 @@ def rereads(ttir: str) -> list[str]:
     head = re.search(r"tt\.func public @\w+\((.*?)\) attributes", ttir, re.DOTALL)
     assert head, ttir[:500]
     origins: dict[str, set[str]] = {
-        name: {name}
-        for name in re.findall(r"(%\w+): (?:!tt\.ptr|!tt\.tensordesc)", head[1])
+        name: {name} for name in re.findall(r"(%\w+): (?:!tt\.ptr|!tt\.tensordesc)", head[1])
     }
     lines = [line for line in ttir[head.end() :].splitlines() if not line.startswith("#")]
     changed = True

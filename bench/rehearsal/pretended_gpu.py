@@ -120,9 +120,9 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
             enter(mock.patch.object(torch.cuda, name, replacement))
         enter(mock.patch.object(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta)))
         # The CUDA C++ kernels take addresses; there are none.
-        enter(mock.patch.object(gpu, "has_cuda", lambda: False))
+        enter(mock.patch.object(gpu, "has_cuda", return_value=False))
         for name in ("finite", "in_range"):  # there is no data to check
-            enter(mock.patch.object(checks, name, lambda *arguments, **settings: None))
+            enter(mock.patch.object(checks, name))
         enter(mock.patch.object(fx_config, "meta_nonzero_assume_all_nonzero", True))
         enter(mock.patch.dict(encode_gpu._measured, clear=True))
         enter(triton_driver(Driver(pretended.architecture)))
@@ -163,7 +163,9 @@ class _GpuOps(TorchDispatchMode):
             if args[0].is_meta:
                 return True
         elif func._opname in ("item", "_local_scalar_dense") and args[0].is_meta:
-            return args[0].dtype == torch.bool or args[0].new_tensor(self._reads, device="cpu").item()
+            return (
+                args[0].dtype == torch.bool or args[0].new_tensor(self._reads, device="cpu").item()
+            )
         return func(*args, **kwargs)
 
 

@@ -9,7 +9,6 @@ from unittest import mock
 
 import torch
 
-import saefast
 from bench import gpu_checks, gpu_contests
 from bench.cases import Shape, Weights
 from bench.gpu import DECODED, TIMED

@@ -57,8 +57,8 @@ class Launched(NamedTuple):
 def recording() -> Iterator[dict[Launched, None]]:
     """Collect what would be launched, in order; nothing is compiled or run.
 
-    Triton asks its cache hook before it compiles a kernel; a hook that answers True ends the launch.
-    Later launches on the same device find a kernel that does nothing, which saves their time.
+    Triton asks its cache hook before it compiles a kernel; a hook that answers True ends the
+    launch. Later launches on the same device find a kernel that does nothing, which saves time.
     """
     launched: dict[Launched, None] = {}
     nothing = SimpleNamespace(
