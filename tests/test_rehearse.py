@@ -17,6 +17,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
+from saefast.kernels.round_rows import rounded_rows  # noqa: E402
 from triton import knobs  # noqa: E402
 
 from bench.cases import Shape  # noqa: E402
@@ -26,7 +27,6 @@ from bench.rehearsal.compiling import Compiled, Figures, Source  # noqa: E402
 from bench.rehearsal.pretended_gpu import DEVICE, GPUS, Driver, on, triton_driver  # noqa: E402
 from bench.rehearsal.programs import Program  # noqa: E402
 from bench.rehearsal.recording import Launched, recording  # noqa: E402
-from saefast.kernels.round_rows import rounded_rows  # noqa: E402
 
 TABLE = CHECKOUT / "bench" / "results" / "compiled.json"
 
