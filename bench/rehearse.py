@@ -85,6 +85,8 @@ def rehearsed(pool: Executor, architectures: Sequence[int], *, small: bool) -> l
     rows = []
     for launch, result in zip(launches, results, strict=True):
         rows.append(table.Row(*launch, result))
+        for fault in table.faults(rows[-1:]):
+            _log(fault, start)
         if len(rows) % 100 == 0:
             _log(f"{len(rows)} compiled", start)
     return rows
