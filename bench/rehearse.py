@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         table.write(options.json, triton.__version__, rows)
     faults = list(table.faults(rows))
-    print(*faults, f"{len(rows)} kernels, {len(faults)} faults", sep="\n", flush=True)
+    print(*faults, table.summary(rows), f"{len(faults)} faults", sep="\n", flush=True)
     return int(bool(faults))
 
 

@@ -150,7 +150,7 @@ SOUND = Compiled(Figures(255, 0, 0, 99 << 10, "mma.sync", 3), Source([], [], Tru
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"stack_bytes": 8, "spills": 2}, "spills 8 bytes"),
+        ({"stack_bytes": 40, "spills": 9}, "spills 40 bytes"),
         ({"registers": 256}, "256 registers"),
         ({"shared_bytes": (99 << 10) + 1}, "shared memory"),
         ({"tensor_core": ""}, "without tensor cores"),
@@ -221,14 +221,14 @@ def test_launches_find_what_was_rehearsed_also_in_a_copy(
 
 def test_the_committed_table_is_whole_and_without_faults() -> None:
     written = json.loads(TABLE.read_text())
-    assert set(written["triton"]) >= {"3.6.0", "3.9.0"}
+    assert {"3.6.0", "3.9.0"} <= set(written["triton"])
     assert TABLE.stat().st_size < 500_000
     for version, rows in written["triton"].items():
         assert {row["kernel"] for row in rows} == kernels_in_source(), version
+        assert set().union(*(row["sm"] for row in rows)) == {str(name) for name in GPUS}
         for row in rows:
             for architecture, figures in row["sm"].items():
                 made = Figures(*figures)
-                assert made.stack_bytes == made.spills == 0, row
+                assert made.stack_bytes <= table.MOST_STACK_BYTES, row
                 assert made.registers <= table.MOST_REGISTERS, row
                 assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
-        assert set().union(*(row["sm"] for row in rows)) == {str(name) for name in GPUS}

@@ -11,6 +11,9 @@ from bench.rehearsal.recording import Launched
 
 MOST_REGISTERS = 255
 """of a thread, on every architecture"""
+MOST_STACK_BYTES = 32
+"""of a thread. The assembler puts a few numbers there, which are used outside of the inner loop,
+where fewer registers let one block more run on a processor; to forbid it (`maxnreg`) costs that"""
 
 
 class Row(NamedTuple):
@@ -34,7 +37,7 @@ def faults(rows: Iterable[Row]) -> Iterator[str]:
             continue
         figures, source = row.compiled
         limit = GPUS[row.architecture].shared_bytes
-        if figures.spills or figures.stack_bytes:
+        if figures.stack_bytes > MOST_STACK_BYTES:
             yield f"{where} spills {figures.stack_bytes} bytes ({figures.spills} instructions)"
         if figures.registers > MOST_REGISTERS:
             yield f"{where} takes {figures.registers} registers of {MOST_REGISTERS}"
@@ -61,6 +64,14 @@ def line(row: Row) -> str:
         f"{figures.shared_bytes:7} B shared  {figures.tensor_core:15} {described['constants']}"
         + (f"  odd: {described['odd']}" if described["odd"] else "")
     )
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """How many kernels there are, and how many of them keep anything on the stack."""
+    stacks = [row.compiled[0].stack_bytes for row in rows if not isinstance(row.compiled, str)]
+    some = [stack for stack in stacks if stack]
+    most = f", at most {max(some)} bytes" if some else ""
+    return f"{len(stacks)} kernels compiled, {len(some)} of them with spills{most}"
 
 
 def write(file: Path, triton_version: str, rows: Iterable[Row]) -> None:
