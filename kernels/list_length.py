@@ -3,6 +3,7 @@
 from statistics import NormalDist
 
 from .device import power_of_two
+from .lists import block
 
 LONGEST = 8192
 """The longest list: what the shared memory of a block holds, MOST_CAPACITY in csrc/cuda/select.h"""

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .device import interpreting
+
 GROUP = 32
 """Columns whose largest score decides whether any of them leaves the fused product."""
 
@@ -63,3 +65,8 @@ class Screened(NamedTuple):
     first: int
     columns: int
     width: int
+
+
+def block() -> int:
+    """Return the number of columns that the program of a row looks at together."""
+    return 16 if interpreting() else 256

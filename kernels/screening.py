@@ -122,8 +122,3 @@ def phases(m: int, first: int, n: int, step: int) -> list[tuple[int, int]]:
         ranges.append((begin, end))
         begin, size = end, min(max(end, size), most)
     return ranges
-
-
-def block() -> int:
-    """How many columns a row's program looks at together."""
-    return 16 if interpreting() else 256

@@ -13,9 +13,9 @@ from .device import LAUNCH, power_of_two
 from .exact_scores import dot_block
 from .keep_above import keep_above, settle_lists
 from .keys import EMPTY
-from .lists import GROUP, Screened
+from .lists import GROUP, Screened, block
 from .round_rows import RoundedRows
-from .screening import Screening, block
+from .screening import Screening
 from .select_triton import choose
 
 _LIST_BYTES = 1 << 30

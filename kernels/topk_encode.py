@@ -15,9 +15,9 @@ from .bounds import column_bounds, row_bounds
 from .device import LAUNCH, interpreting, power_of_two, programs_at_once
 from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
 from .list_length import list_length
-from .lists import Lists, Screened, warps_of
+from .lists import Lists, Screened, block, warps_of
 from .round_rows import RoundedRows
-from .screening import Screening, block
+from .screening import Screening
 
 MOST_KEPT = 1024
 """The largest k; beyond it a row's list would not fit the registers of a program."""

@@ -16,9 +16,11 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _CHECKOUT
 
 # Triton's interpreter is switched on before Python starts; its tests are a run of their own.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
-# SAELens and others are not installed for most runs, and importing them leaves its mark on torch.
-if not any("peers" in argument for argument in sys.argv):
-    collect_ignore.append("peers")
+# SAELens and others are not installed for most runs, and importing them leaves its mark on torch;
+# the CUDA C++ kernels are in a wheel of their own.
+for _folder in ("peers", "cuda"):
+    if not any(f"tests/{_folder}" in argument for argument in sys.argv):
+        collect_ignore.append(_folder)
 
 from saefast.ops.cpu import native  # noqa: E402
 

@@ -17,7 +17,6 @@ from saefast.kernels.list_length import (
 )
 from saefast.kernels.round_rows import RoundedRows
 from saefast.kernels.topk_encode import capacity_of
-
 from saefast.ops import encode_gpu, gpu_screens
 from saefast.ops.gpu_screens import CANDIDATES, GpuScreen, candidates_for
 

@@ -11,11 +11,11 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 import triton
-from saefast.kernels import screening
 
 from saefast import engines
 from saefast.directions import normalised
 from saefast.engines import Encode
+from saefast.kernels import screening
 from saefast.match_memory import divided
 from saefast.neighbours import nearest, nearest_both_ways
 from saefast.ops import checks, encode_gpu, gpu

@@ -183,7 +183,9 @@ def test_a_step_that_cannot_be_recorded_says_so_before_it_is_computed() -> None:
         def record(self, phase: Callable[[], Any]) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    phases = Phases(lambda: 1, lambda: None, computed.append, bool, computed.append, computed.append)
+    phases = Phases(
+        lambda: 1, lambda: None, computed.append, bool, computed.append, computed.append
+    )
     captured = CapturedStep(phases, ROWS[:3], None, lambda _: Full())
     with pytest.raises(RecordingFailed, match="could not be recorded: CUDA out of memory"):
         captured(ROWS[:3])

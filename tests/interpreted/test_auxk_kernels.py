@@ -7,10 +7,6 @@ import torch
 from host_waits import host_waits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saefast.kernels import dead_latents as listing
-from saefast.kernels.auxk_operands import operands
-from saefast.kernels.bfloat16_parts import tile, whole_tiles
-from saefast.kernels.keep_largest import keep_largest
 from strategies import normal, seeds, small_integers
 from tolerance import assert_same_bits
 from torch import Tensor
@@ -25,6 +21,10 @@ from saefast.auxk import (
     dense_gradients,
     sparse_gradients,
 )
+from saefast.kernels import dead_latents as listing
+from saefast.kernels.auxk_operands import operands
+from saefast.kernels.bfloat16_parts import whole_tiles
+from saefast.kernels.keep_largest import keep_largest
 
 
 class Problem(NamedTuple):

@@ -4,14 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import generator, normal, seeds
+from tolerance import assert_same_bits
+from torch import Tensor
+
 from saefast.kernels.bounds import column_bounds, row_bounds
 from saefast.kernels.keep_best import OVERFLOW
 from saefast.kernels.keys import EMPTY
 from saefast.kernels.lists import GROUP, Lists
 from saefast.kernels.round_rows import RoundedRows
-from strategies import generator, normal, seeds
-from tolerance import assert_same_bits
-from torch import Tensor
 
 
 def rounded(rows: int, seed: int, largest: float) -> RoundedRows:

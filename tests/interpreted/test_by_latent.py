@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saefast.kernels.by_latent import ByLatent, sort_by_latent
 from strategies import generator, normal, seeds
 from tolerance import assert_same_bits
 from torch import Tensor
+
+from saefast.kernels.by_latent import ByLatent, sort_by_latent
 
 
 def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:

@@ -12,14 +12,6 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from saefast.kernels import (
-    latent_sum,
-    latent_update,
-    select_triton,
-    sparse_decode,
-    threshold_encode,
-)
-
 from bench import (
     compiled,
     gpu_checks,
@@ -30,6 +22,13 @@ from bench import (
 from bench.cases import Shape
 from bench.gpu_contest import Contest
 from bench.gpu_encodes import encodes
+from saefast.kernels import (
+    latent_sum,
+    latent_update,
+    select_triton,
+    sparse_decode,
+    threshold_encode,
+)
 from saefast.ops.gpu_screens import CANDIDATES
 
 SMALL = Shape(9, 33, 3, 3)
@@ -94,21 +93,21 @@ def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_checks_see_columns_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_every_other(*arguments: Any) -> Tensor:
-        shift = shift_of(*arguments).clone()
-        shift[::2] = -torch.inf
-        return shift
+    def without_every_other(*arguments: Any, **options: Any) -> object:
+        found = column_bounds(*arguments, **options)
+        found.shift[::2] = -torch.inf
+        return found
 
-    shift_of = threshold_encode.shift_of
-    monkeypatch.setattr(threshold_encode, "shift_of", without_every_other)
+    column_bounds = threshold_encode.column_bounds
+    monkeypatch.setattr(threshold_encode, "column_bounds", without_every_other)
     assert len(failing(gpu_encode_checks.thresholds, gpu_encode_checks.integer_thresholds)) == 2
 
 
 def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     sort_by_latent = latent_sum.sort_by_latent
 
-    def without_the_first(indices: Tensor, latents: int) -> object:
-        by_latent = sort_by_latent(indices, latents)
+    def without_the_first(indices: Tensor, latents: int, **options: Any) -> object:
+        by_latent = sort_by_latent(indices, latents, **options)
         by_latent.start[int(indices[0, 0])] += 1
         return by_latent
 

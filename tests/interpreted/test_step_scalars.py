@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saefast.kernels import step_scalars
 from strategies import normal, seeds
 from tolerance import assert_same_bits
 
 from saefast import Rules, reference
 from saefast.adam import Adam, Vector
+from saefast.kernels import step_scalars
 from saefast.rules import clip_factor
 from saefast.sae import SAE
 

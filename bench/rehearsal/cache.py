@@ -1,0 +1,18 @@
+"""Triton's cache of compiled kernels as a folder that can be carried to another machine."""
+
+import json
+from pathlib import Path
+
+
+def relocate(folder: Path) -> int:
+    """Make the entries of a cache folder name the place where it lies now; return their number.
+
+    Triton lists the files of an entry by their absolute paths, and compiles again where one of
+    them is missing.
+    """
+    entries = list(folder.resolve().glob("*/__grp__*.json"))
+    for entry in entries:
+        group = json.loads(entry.read_text())
+        paths = {name: str(entry.parent / name) for name in group["child_paths"]}
+        entry.write_text(json.dumps({**group, "child_paths": paths}))
+    return len(entries)

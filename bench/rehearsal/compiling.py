@@ -1,0 +1,144 @@
+"""Compiling what was recorded, without a GPU, and reading what the compiler made of it."""
+
+import importlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+
+from bench.rehearsal.pretended_gpu import Driver, triton_driver
+from bench.rehearsal.recording import Launched
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync")
+_ASYNC_COPY = re.compile(r"ttg\.async_copy_global_to_local|ttng\.async_tma_copy_global_to_local")
+_POINTER = re.compile(r"!tt\.ptr<")
+
+
+class Figures(NamedTuple):
+    """What one compiled kernel uses, and what was made of its source."""
+
+    registers: int
+    """of a thread"""
+    stack_bytes: int
+    """of a thread, spilled registers included"""
+    spills: int
+    """instructions that load or store local memory"""
+    shared_bytes: int
+    """of a block"""
+    tensor_core: str
+    """the instruction of tensor cores, or nothing"""
+    async_copies: int
+    """copies into shared memory that a pipelined loop starts ahead of their use"""
+
+
+class Source(NamedTuple):
+    """What the compiler's first representation of a kernel says, before any optimisation."""
+
+    rereads: list[str]
+    """arguments whose memory the kernel both writes and reads"""
+    narrow_products: list[str]
+    """products of two sizes or positions in 32 bits"""
+    wants_tensor_cores: bool
+    """whether there is a product of operands that are rounded to less than float32"""
+
+
+class Compiled(NamedTuple):
+    """One specialisation on one architecture."""
+
+    figures: Figures
+    source: Source
+
+
+def compiled(launched: Launched, architecture: int) -> Compiled:
+    """Compile through Triton's cache: a later launch on a GPU finds the result there."""
+    function = getattr(importlib.import_module(launched.module), launched.kernel)
+    driver = Driver(architecture)
+    with triton_driver(driver):
+        kernel = function.preload(launched.specialisation)
+    del function.device_caches[driver.get_current_device()]  # on the disk it stays
+    ttir = kernel.asm["ttir"]
+    source = Source(rereads(ttir), narrow_products(ttir), _wants_tensor_cores(ttir))
+    return Compiled(figures_of(kernel), source)
+
+
+def figures_of(kernel: Any) -> Figures:
+    """Read the figures off a `CompiledKernel`."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output("cuobjdump", "-res-usage", file.name)
+        stack = int(re.findall(r"STACK:(\d+)", usage)[-1])
+        # Spilled registers lie on the stack; to disassemble takes as long as to compile.
+        code = _output("nvdisasm", "-c", file.name) if stack else ""
+    tensor_core = _TENSOR_CORES.search(kernel.asm["ptx"])
+    return Figures(
+        registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
+        stack_bytes=stack,
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        shared_bytes=kernel.metadata.shared,
+        tensor_core=tensor_core[0] if tensor_core else "",
+        async_copies=len(_ASYNC_COPY.findall(kernel.asm["ttgir"])),
+    )
+
+
+def _wants_tensor_cores(ttir: str) -> bool:
+    products = [line for line in ttir.splitlines() if "tt.dot " in line]
+    return any("inputPrecision = tf32" in line or "xbf16>" in line for line in products)
+
+
+def rereads(ttir: str) -> list[str]:
+    """The pointer arguments of a kernel that reach both a load and a store.
+
+    Every pointer is traced to the arguments that it was computed from, through arithmetic, selects
+    and the variables of loops.
+    """
+    head = re.search(r"tt\.func public @\w+\((.*?)\) attributes", ttir, re.DOTALL)
+    assert head, ttir[:500]
+    origins: dict[str, set[str]] = {
+        name: {name} for name in re.findall(r"(%\w+): (?:!tt\.ptr|!tt\.tensordesc)", head[1])
+    }
+    lines = [line for line in ttir[head.end() :].splitlines() if not line.startswith("#")]
+    changed = True
+    while changed:  # loops carry pointers from their end to their beginning
+        changed = False
+        for line in lines:
+            for target, sources in _flows(line):
+                found = set().union(*(origins.get(source, set()) for source in sources))
+                if not found <= origins.get(target, set()):
+                    origins[target] = origins.get(target, set()) | found
+                    changed = True
+    touched: dict[str, set[str]] = {"load": set(), "store": set()}
+    for line in lines:
+        for kind, address in re.findall(r"tt\.(load|store) (%\w+)", line):
+            touched[kind] |= origins.get(address, set())
+    return sorted(name[1:] for name in touched["load"] & touched["store"])
+
+
+def _flows(line: str) -> list[tuple[str, list[str]]]:
+    """The values that a line of TTIR defines, and the pointers that each may be computed from."""
+    carried = re.search(r"iter_args\((.*?)\)", line)
+    if carried:
+        return [(to, [start]) for to, start in re.findall(r"(%\w+) = (%\w+)", carried[1])]
+    defined = re.match(r"\s*(%\w+)(?::\d+)? = (\S+) (.*)", line)
+    if not defined or not _POINTER.search(line) or defined[2] == "tt.load":
+        return []
+    return [(defined[1], re.findall(r"%\w+", defined[3]))]
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Products of two sizes or positions in 32 bits: a row times a width can be more than fits.
+
+    Products with a constant are those of a block's number with its size.
+    """
+    constants = set(re.findall(r"(%\S+) = arith\.constant", ttir))
+    products = re.findall(r"(%\S+) = arith\.muli (%\S+), (%\S+) : (?:tensor<[\dx]+xi32>|i32)", ttir)
+    return [result for result, *factors in products if not constants & set(factors)]
+
+
+def _output(tool: str, *arguments: str) -> str:
+    command = [str(_TOOLS / tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

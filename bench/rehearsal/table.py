@@ -1,0 +1,102 @@
+"""The table of a rehearsal: its rows, what is wrong with them, and its file."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.rehearsal.compiling import Compiled, Figures
+from bench.rehearsal.pretended_gpu import GPUS
+from bench.rehearsal.recording import Launched
+
+MOST_REGISTERS = 255
+"""of a thread, on every architecture"""
+MOST_STACK_BYTES = 32
+"""of a thread. The assembler puts a few numbers there, which are used outside of the inner loop,
+where fewer registers let one block more run on a processor; to forbid it (`maxnreg`) costs that"""
+
+
+class Row(NamedTuple):
+    """One specialisation on one architecture."""
+
+    launched: Launched
+    architecture: int
+    programs: int
+    """how many of the rehearsed programs launch it"""
+    compiled: Compiled | str
+    """what the compiler made of it, or how it failed"""
+
+
+def faults(rows: Iterable[Row]) -> Iterator[str]:
+    """What would fail, be slow or be wrong on a GPU, a line for each fault."""
+    for row in rows:
+        described = row.launched.described
+        where = f"sm_{row.architecture} {described['kernel']} ({described['constants']})"
+        if isinstance(row.compiled, str):
+            yield f"{where} does not compile: {row.compiled}"
+            continue
+        figures, source = row.compiled
+        limit = GPUS[row.architecture].shared_bytes
+        if figures.stack_bytes > MOST_STACK_BYTES:
+            yield f"{where} spills {figures.stack_bytes} bytes ({figures.spills} instructions)"
+        if figures.registers > MOST_REGISTERS:
+            yield f"{where} takes {figures.registers} registers of {MOST_REGISTERS}"
+        if figures.shared_bytes > limit:
+            yield f"{where} takes {figures.shared_bytes} bytes of shared memory of {limit}"
+        if source.wants_tensor_cores and not figures.tensor_core:
+            yield f"{where} multiplies without tensor cores"
+        if source.rereads and figures.async_copies:
+            names = ", ".join(source.rereads)
+            yield f"{where} writes and reads {names}, and a loop of it copies ahead"
+        if source.narrow_products:
+            yield f"{where} multiplies sizes in 32 bits: {', '.join(source.narrow_products)}"
+
+
+def line(row: Row) -> str:
+    """A row to print."""
+    described = row.launched.described
+    start = f"sm_{row.architecture:<4} {described['kernel']:20} {described['warps']:2} warps "
+    if isinstance(row.compiled, str):
+        return f"{start} {row.compiled}"
+    figures = row.compiled.figures
+    return (
+        f"{start}{figures.registers:4} registers {figures.stack_bytes:4} B stack "
+        f"{figures.shared_bytes:7} B shared  {figures.tensor_core:15} {described['constants']}"
+        + (f"  odd: {described['odd']}" if described["odd"] else "")
+    )
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """How many kernels there are, and how many of them keep anything on the stack."""
+    stacks = [row.compiled[0].stack_bytes for row in rows if not isinstance(row.compiled, str)]
+    some = [stack for stack in stacks if stack]
+    most = f", at most {max(some)} bytes" if some else ""
+    return f"{len(stacks)} kernels compiled, {len(some)} of them with spills{most}"
+
+
+def write(file: Path, triton_version: str, rows: Iterable[Row]) -> None:
+    """Put the rows of one version of Triton into the file, beside those of others."""
+    versions = json.loads(file.read_text())["triton"] if file.exists() else {}
+    versions[triton_version] = _by_specialisation(rows)
+    file.write_text(_text(versions))
+
+
+def _by_specialisation(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """A row per specialisation, with its figures by architecture."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        described = row.launched.described
+        entry = found.setdefault(json.dumps(described), {**described, "sm": {}})
+        failed = isinstance(row.compiled, str)
+        entry["sm"][str(row.architecture)] = row.compiled if failed else [*row.compiled[0]]
+    return sorted(found.values(), key=lambda entry: json.dumps(entry, sort_keys=True))
+
+
+def _text(versions: dict[str, list[dict[str, Any]]]) -> str:
+    """JSON with a line for each specialisation."""
+    parts = [
+        f'"{version}": [\n' + ",\n".join(json.dumps(row) for row in versions[version]) + "\n]"
+        for version in sorted(versions)
+    ]
+    figures = json.dumps(Figures._fields)
+    return '{"figures": ' + figures + ',\n"triton": {\n' + ",\n".join(parts) + "\n}}\n"

@@ -1,0 +1,10 @@
+"""The wheel that is built with SAEFAST_CUDA=ON: a run of its own, `make cuda` has it."""
+
+import importlib.util
+
+import pytest
+
+if importlib.util.find_spec("saefast._cuda") is None:
+    raise pytest.UsageError(
+        "tests/cuda needs a saefast that was built with -C cmake.define.SAEFAST_CUDA=ON: make cuda"
+    )

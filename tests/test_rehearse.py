@@ -1,0 +1,234 @@
+"""What `bench.rehearse` records and compiles without a GPU, and that Triton's cache then has it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.append(str(CHECKOUT))
+pytest.importorskip("triton", reason="Triton is a package of Linux only")
+
+from triton import knobs  # noqa: E402
+
+from bench.cases import Shape  # noqa: E402
+from bench.rehearsal import compiling, programs, table  # noqa: E402
+from bench.rehearsal.cache import relocate  # noqa: E402
+from bench.rehearsal.compiling import Compiled, Figures, Source  # noqa: E402
+from bench.rehearsal.pretended_gpu import DEVICE, GPUS, Driver, on, triton_driver  # noqa: E402
+from bench.rehearsal.programs import Program  # noqa: E402
+from bench.rehearsal.recording import Launched, recording  # noqa: E402
+from saefast.kernels.round_rows import rounded_rows  # noqa: E402
+
+TABLE = CHECKOUT / "bench" / "results" / "compiled.json"
+
+
+def recorded(*some: Program, architecture: int = 90) -> list[Launched]:
+    with on(GPUS[architecture]), recording() as launched:
+        for program in some:
+            program.run()
+    return list(launched)
+
+
+def kernels_in_source() -> set[str]:
+    """Whatever a file of kernels/ launches."""
+    names: set[str] = set()
+    for file in (CHECKOUT / "kernels").glob("*.py"):
+        names |= set(re.findall(r"(?:^|\s|\.)(\w+)\[\(", file.read_text()))
+    assert names
+    return names
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small rehearsal's, which must find no fault."""
+    folder = tmp_path_factory.mktemp("rehearsed")
+    command = [sys.executable, "-m", "bench.rehearse", "--small", "--architectures", "90"]
+    command += ["--cache", str(folder / "cache"), "--json", str(folder / "rows.json")]
+    result = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "cache"
+
+
+def test_the_small_rehearsal_writes_its_table(cache: Path) -> None:
+    written = json.loads((cache.parent / "rows.json").read_text())
+    (rows,) = written["triton"].values()
+    assert len(rows) >= 15
+    assert all(len(row["sm"]["90"]) == len(written["figures"]) for row in rows)
+
+
+def test_every_kernel_that_is_launched_is_recorded() -> None:
+    launched = recorded(*programs.programs_at(Shape(40, 127, 5, 70)))
+    assert {one.kernel for one in launched} == kernels_in_source()
+
+
+def test_integers_are_specialised_as_on_a_gpu() -> None:
+    one, odd, even = (
+        recorded(Program("", lambda shape=shape: programs.train(shape)))
+        for shape in (programs.ONE, programs.ODD, programs.SMALL)
+    )
+    described = {
+        name: [launched.described for launched in list_ if launched.kernel == "residual_rows"]
+        for name, list_ in (("one", one), ("odd", odd), ("even", even))
+    }
+    assert [row["constants"].startswith("k=1,") for row in described["one"]] == [True]
+    assert [row["odd"] for row in described["odd"]] == ["m d k"]
+    assert [row["odd"] for row in described["even"]] == [""]
+
+
+def test_addresses_are_specialised_by_their_offset() -> None:
+    rows = torch.empty(9, 40, dtype=torch.bfloat16, device=DEVICE)
+    whole, part = (
+        recorded(Program("", lambda rows=some: rounded_rows(rows, "bfloat16")))[0].described
+        for some in (rows, rows[1:].view(-1)[:-8].view(-1, 8))
+    )
+    assert "source" not in whole["odd"].split()
+    assert part["odd"] == "d"
+    shifted = rows.view(-1)[1:41].view(1, 40)
+    (launched,) = recorded(Program("", lambda: rounded_rows(shifted, "bfloat16")))
+    assert "source" in launched.described["odd"].split()
+
+
+def test_nothing_of_a_pretended_gpu_is_left_behind() -> None:
+    with on(GPUS[80]):
+        x = torch.empty(2, device=DEVICE)
+        assert x.is_cuda
+        assert torch.cuda.get_device_capability() == (8, 0)
+    assert not x.is_cuda
+    assert "is_cuda" not in vars(torch.Tensor)
+
+
+@pytest.fixture
+def small_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Compiled]:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    return {one.kernel: compiling.compiled(one, 90) for one in recorded(*programs.small_programs())}
+
+
+def test_it_is_seen_which_kernels_read_their_own_writes(
+    small_kernels: dict[str, Compiled],
+) -> None:
+    seen = {name: set(made.source.rereads) for name, made in small_kernels.items()}
+    assert seen["score_candidates"] == {"keys"}
+    assert seen["keep_best"] >= {"keys", "counts"}
+    assert seen["hot_groups"] == seen["round_rows"] == set()
+
+
+def test_pipelined_loops_and_tensor_cores_are_seen(small_kernels: dict[str, Compiled]) -> None:
+    product, decode = small_kernels["hot_groups"], small_kernels["decode_rows"]
+    assert product.figures.async_copies > 0
+    assert product.figures.tensor_core == "wgmma.mma_async"
+    assert product.source.wants_tensor_cores
+    assert decode.figures.async_copies == 0
+    assert not decode.source.wants_tensor_cores
+
+
+LAUNCHED = Launched(
+    "saefast.kernels.choose",
+    "choose",
+    json.dumps(
+        {
+            "signature": {"keys": "*i64", "k": "i32", "FEW": "constexpr"},
+            "constant_keys": [[2]],
+            "constant_vals": [64],
+            "attrs_keys": [[0]],
+            "attrs_vals": [[["tt.divisibility", 16]]],
+            "options": {"num_warps": 4, "num_stages": 3},
+        }
+    ),
+)
+SOUND = Compiled(Figures(255, 0, 0, 99 << 10, "mma.sync", 3), Source([], [], True))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack_bytes": 40, "spills": 9}, "spills 40 bytes"),
+        ({"registers": 256}, "256 registers"),
+        ({"shared_bytes": (99 << 10) + 1}, "shared memory"),
+        ({"tensor_core": ""}, "without tensor cores"),
+        ({"rereads": ["keys"]}, "writes and reads keys"),
+        ({"narrow_products": ["%0"]}, "32 bits"),
+    ],
+)
+def test_a_fault_is_found(change: dict[str, Any], fault: str) -> None:
+    figures = SOUND.figures._replace(**{n: v for n, v in change.items() if n in Figures._fields})
+    source = SOUND.source._replace(**{n: v for n, v in change.items() if n in Source._fields})
+    rows = [table.Row(LAUNCHED, 120, 1, one) for one in (SOUND, Compiled(figures, source))]
+    (found,) = table.faults(rows)
+    assert fault in found
+    assert "sm_120 choose (FEW=64)" in found
+
+
+def test_what_does_not_compile_is_a_fault() -> None:
+    (found,) = table.faults([table.Row(LAUNCHED, 90, 1, "CompilationError: at 1:2")])
+    assert found == "sm_90 choose (FEW=64) does not compile: CompilationError: at 1:2"
+
+
+class LoadingDriver(Driver):
+    """Loads kernels to nowhere, so that launches go their whole way."""
+
+    utils = SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
+        load_binary=lambda name, kernel, shared, device: (0, 0, 0, 0, 1024),
+    )
+
+    def launcher_cls(self, source: object, metadata: object) -> Any:
+        return lambda *arguments: None
+
+
+def launched_from_cache(architecture: int) -> list[tuple[str, bool]]:
+    """The kernels that the small programs launch, and whether the cache had each."""
+    seen = []
+
+    def listen(*, src: Any, cache_hit: bool, **others: object) -> None:
+        seen.append((src.name, cache_hit))
+
+    with (
+        mock.patch.object(knobs.compilation, "listener", listen),
+        on(GPUS[architecture]),
+        triton_driver(LoadingDriver(architecture)),
+    ):
+        for program in programs.small_programs():
+            program.run()
+    return seen
+
+
+def test_launches_find_what_was_rehearsed_also_in_a_copy(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(cache, copy)
+    entries = sorted(path.name for path in copy.iterdir())
+    cache.rename(cache.parent / "away")
+    try:
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(copy))
+        assert relocate(copy) == len(entries)
+        found = launched_from_cache(90)
+    finally:
+        (cache.parent / "away").rename(cache)
+    assert len(found) == len(entries)
+    assert [name for name, hit in found if not hit] == []
+    assert sorted(path.name for path in copy.iterdir()) == entries
+
+
+def test_the_committed_table_is_whole_and_without_faults() -> None:
+    written = json.loads(TABLE.read_text())
+    assert {"3.6.0", "3.9.0"} <= set(written["triton"])
+    assert TABLE.stat().st_size < 500_000
+    for version, rows in written["triton"].items():
+        assert {row["kernel"] for row in rows} == kernels_in_source(), version
+        assert set().union(*(row["sm"] for row in rows)) == {str(name) for name in GPUS}
+        for row in rows:
+            for architecture, figures in row["sm"].items():
+                made = Figures(*figures)
+                assert made.stack_bytes <= table.MOST_STACK_BYTES, row
+                assert made.registers <= table.MOST_REGISTERS, row
+                assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
