@@ -27,6 +27,7 @@ from bench.rehearsal.compiling import Compiled, Figures, Source  # noqa: E402
 from bench.rehearsal.pretended_gpu import DEVICE, GPUS, Driver, on, triton_driver  # noqa: E402
 from bench.rehearsal.programs import Program  # noqa: E402
 from bench.rehearsal.recording import Launched, recording  # noqa: E402
+from bench.rehearsal.rereads import rereads  # noqa: E402
 
 TABLE = CHECKOUT / "bench" / "results" / "compiled.json"
 
@@ -134,6 +135,43 @@ def test_it_is_seen_which_kernels_read_their_own_writes(
     assert seen["score_candidates"] == {"keys"}
     assert seen["keep_best"] >= {"keys", "counts"}
     assert seen["hot_groups"] == seen["round_rows"] == set()
+
+
+CARRIED = """
+module {
+  tt.func public @walk(%source: !tt.ptr<f32>, %out: !tt.ptr<f32>, %n: i32) attributes {a = 1} {
+    %last = scf.for %i = %zero to %n step %one iter_args(%at = %out) -> (!tt.ptr<f32>)  : i32 {
+      %value = tt.load %at : !tt.ptr<f32>
+      %more = tt.load %source : !tt.ptr<f32>
+      %next = tt.addptr %at, %one : !tt.ptr<f32>, i32
+      scf.yield %next : !tt.ptr<f32>
+    }
+    tt.store %last, %sum : !tt.ptr<f32>
+  }
+}
+"""
+
+
+def test_addresses_are_followed_through_loops() -> None:
+    assert rereads(CARRIED) == ["out"]
+    assert rereads(CARRIED.replace("load %at", "load %source")) == []
+    assert rereads(CARRIED.replace("load %at", "load %next")) == ["out"]
+
+
+def test_addresses_are_followed_out_of_branches() -> None:
+    chosen = """
+  tt.func public @choose(%a: !tt.ptr<f32>, %b: !tt.ptr<f32>, %c: i1) attributes {x = 1} {
+    %place = scf.if %c -> (!tt.ptr<f32>) {
+      scf.yield %a : !tt.ptr<f32>
+    } else {
+      scf.yield %b : !tt.ptr<f32>
+    }
+    tt.store %place, %x : !tt.ptr<f32>
+    %value = tt.load %b : !tt.ptr<f32>
+  }
+"""
+    assert rereads(chosen) == ["b"]
+    assert rereads(chosen.replace("load %b", "load %place")) == ["a", "b"]
 
 
 def test_pipelined_loops_and_tensor_cores_are_seen(small_kernels: dict[str, Compiled]) -> None:
