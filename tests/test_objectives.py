@@ -60,6 +60,7 @@ class Dense:
     """An objective that hides its fused path."""
 
     fused = "never"
+    room = None
 
     def __init__(self, inside: Objective) -> None:
         self.loss, self.state = inside.loss, inside.state

@@ -11,11 +11,11 @@ import triton
 
 from bench.rehearsal.pretended_gpu import Driver, triton_driver
 from bench.rehearsal.recording import Launched
+from bench.rehearsal.rereads import rereads
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync")
 _ASYNC_COPY = re.compile(r"ttg\.async_copy_global_to_local|ttng\.async_tma_copy_global_to_local")
-_POINTER = re.compile(r"!tt\.ptr<")
 
 
 class Figures(NamedTuple):
@@ -88,45 +88,6 @@ def figures_of(kernel: Any) -> Figures:
 def _wants_tensor_cores(ttir: str) -> bool:
     products = [line for line in ttir.splitlines() if "tt.dot " in line]
     return any("inputPrecision = tf32" in line or "xbf16>" in line for line in products)
-
-
-def rereads(ttir: str) -> list[str]:
-    """The pointer arguments of a kernel that reach both a load and a store.
-
-    Every pointer is traced to the arguments that it was computed from, through arithmetic, selects
-    and the variables of loops.
-    """
-    head = re.search(r"tt\.func public @\w+\((.*?)\) attributes", ttir, re.DOTALL)
-    assert head, ttir[:500]
-    origins: dict[str, set[str]] = {
-        name: {name} for name in re.findall(r"(%\w+): (?:!tt\.ptr|!tt\.tensordesc)", head[1])
-    }
-    lines = [line for line in ttir[head.end() :].splitlines() if not line.startswith("#")]
-    changed = True
-    while changed:  # loops carry pointers from their end to their beginning
-        changed = False
-        for line in lines:
-            for target, sources in _flows(line):
-                found = set().union(*(origins.get(source, set()) for source in sources))
-                if not found <= origins.get(target, set()):
-                    origins[target] = origins.get(target, set()) | found
-                    changed = True
-    touched: dict[str, set[str]] = {"load": set(), "store": set()}
-    for line in lines:
-        for kind, address in re.findall(r"tt\.(load|store) (%\w+)", line):
-            touched[kind] |= origins.get(address, set())
-    return sorted(name[1:] for name in touched["load"] & touched["store"])
-
-
-def _flows(line: str) -> list[tuple[str, list[str]]]:
-    """The values that a line of TTIR defines, and the pointers that each may be computed from."""
-    carried = re.search(r"iter_args\((.*?)\)", line)
-    if carried:
-        return [(to, [start]) for to, start in re.findall(r"(%\w+) = (%\w+)", carried[1])]
-    defined = re.match(r"\s*(%\w+)(?::\d+)? = (\S+) (.*)", line)
-    if not defined or not _POINTER.search(line) or defined[2] == "tt.load":
-        return []
-    return [(defined[1], re.findall(r"%\w+", defined[3]))]
 
 
 def narrow_products(ttir: str) -> list[str]:

@@ -75,28 +75,21 @@ def summary(rows: Iterable[Row]) -> str:
 
 
 def write(file: Path, triton_version: str, rows: Iterable[Row]) -> None:
-    """Put the rows of one version of Triton into the file, beside those of others."""
-    versions = json.loads(file.read_text())["triton"] if file.exists() else {}
-    versions[triton_version] = _by_specialisation(rows)
-    file.write_text(_text(versions))
+    """Put the rows of one version of Triton into the file, beside those of others.
 
-
-def _by_specialisation(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A row per specialisation, with its figures by architecture."""
-    found: dict[str, dict[str, Any]] = {}
+    A specialisation has a line of its own: what distinguishes it, and by version of Triton and
+    architecture the figures, or how the compiler failed.
+    """
+    lines: dict[str, dict[str, Any]] = {}
+    for entry in json.loads(file.read_text())["kernels"] if file.exists() else []:
+        others = {v: by_sm for v, by_sm in entry.pop("triton").items() if v != triton_version}
+        if others:
+            lines[json.dumps(entry)] = {**entry, "triton": others}
     for row in rows:
         described = row.launched.described
-        entry = found.setdefault(json.dumps(described), {**described, "sm": {}})
-        failed = isinstance(row.compiled, str)
-        entry["sm"][str(row.architecture)] = row.compiled if failed else [*row.compiled[0]]
-    return sorted(found.values(), key=lambda entry: json.dumps(entry, sort_keys=True))
-
-
-def _text(versions: dict[str, list[dict[str, Any]]]) -> str:
-    """JSON with a line for each specialisation."""
-    parts = [
-        f'"{version}": [\n' + ",\n".join(json.dumps(row) for row in versions[version]) + "\n]"
-        for version in sorted(versions)
-    ]
+        entry = lines.setdefault(json.dumps(described), {**described, "triton": {}})
+        made = row.compiled if isinstance(row.compiled, str) else [*row.compiled.figures]
+        entry["triton"].setdefault(triton_version, {})[str(row.architecture)] = made
+    written = ",\n".join(json.dumps(lines[key]) for key in sorted(lines))
     figures = json.dumps(Figures._fields)
-    return '{"figures": ' + figures + ',\n"triton": {\n' + ",\n".join(parts) + "\n}}\n"
+    file.write_text('{"figures": ' + figures + ',\n"kernels": [\n' + written + "\n]}\n")
