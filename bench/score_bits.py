@@ -5,15 +5,20 @@ follows from how the compiler lays a block out over threads. `summations` compar
 without a GPU, `scores_by_kernel` gives the scores themselves on one.
 """
 
+import os
 import re
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import saefast
-from bench.compiled import Kernel, binary_of, kernels
+from bench.rehearsal.compiling import kernel_of
+from bench.rehearsal.pretended_gpu import DEVICE, GPUS, on
+from bench.rehearsal.recording import Launched, recording
 from saefast.ops import gpu
+from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
 from saefast.types import SparseCode
 
 SCORERS = ("score_candidates", "score_all", "keep_above", "settle_lists")
@@ -31,30 +36,30 @@ class Summation(NamedTuple):
     """fused float32 ones in the kernel"""
 
 
-def summations(
-    architecture: int, *, bfloat16: bool = False, aligned: bool = True
-) -> dict[str, Summation]:
-    """The summation of every kernel that computes exact scores, by its name and constants.
+def summations(architecture: int, dtype: torch.dtype, d: int) -> dict[str, Summation]:
+    """Compile every kernel that scores operands of width `d` exactly; name each summation.
 
-    `bfloat16`: of operands in bfloat16 instead of float32. `aligned`: for widths that are multiples
-    of 16, for which the compiler loads wider vectors.
+    For widths that are multiples of 16 the compiler loads wider vectors.
     """
-    found = {}
-    for kernel in kernels(architecture):
-        if kernel.name not in SCORERS:
-            continue
-        if bfloat16:
-            operands = dict.fromkeys(["x", "weight", "bias", "scale"], "*bf16")
-            kernel = kernel._replace(types={**kernel.types, **operands})
-        hot = f" HOT={kernel.constants['HOT']}" if "HOT" in kernel.constants else ""
-        found[kernel.name + hot] = _summation_of(kernel, architecture, aligned)
-    return found
+    with on(GPUS[architecture]), recording() as launched:
+        x, weight = (torch.empty(size, d, dtype=dtype, device=DEVICE) for size in (64, 4096))
+        bias = torch.empty(4096, dtype=dtype, device=DEVICE)
+        for screen in CANDIDATES:
+            with mock.patch.dict(os.environ, {ENVIRONMENT: str(screen)}):
+                saefast.topk_encode(x, weight, bias, k=8, scale=bias)
+                saefast.threshold_encode(x, weight, bias, threshold=0.0, width=64, scale=bias)
+    scorers = [one for one in launched if one.kernel in SCORERS]
+    return {
+        f"{one.kernel} {one.described['constants']}": _summation_of(one, architecture)
+        for one in scorers
+    }
 
 
-def _summation_of(kernel: Kernel, architecture: int, aligned: bool) -> Summation:
-    assembly = binary_of(kernel, architecture, ("d", "width") if aligned else ()).asm
+def _summation_of(launched: Launched, architecture: int) -> Summation:
+    assembly = kernel_of(launched, architecture).asm
+    constants = dict(part.split("=") for part in launched.described["constants"].split(", "))
     code = assembly["ttgir"]
-    block = f"tensor<{kernel.constants['COLUMNS']}x{kernel.constants['BLOCK_D']}xf32, "
+    block = f"tensor<{constants['COLUMNS']}x{constants['BLOCK_D']}xf32, "
     definitions = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", code, re.MULTILINE))
     layouts = frozenset(definitions[name] for name in re.findall(rf"{block}(#\w+)>", code))
     products = len(re.findall(rf"arith\.mulf .* : {block}", code))
@@ -83,9 +88,14 @@ def _all_in_full(
     encode, lists = gpu.kernels("topk_encode"), gpu.kernels("lists")
     rounded = gpu.kernels("round_rows").rounded_rows
     n, m = x.shape[0], weight.shape[0]
-    failed = lists.Lists.empty(
-        torch.zeros(n, dtype=torch.bool, device=x.device),
-        encode.capacity_of(m, x.shape[1], k, "bfloat16", gpu.kernels("lists").block()),
+    capacity = encode.capacity_of(m, x.shape[1], k, "bfloat16", lists.block())
+    failed = lists.Lists(
+        torch.empty(n, capacity, dtype=torch.int64, device=x.device),
+        torch.full(
+            (n,), gpu.kernels("keep_best").OVERFLOW.value, dtype=torch.int32, device=x.device
+        ),
+        torch.full((n,), gpu.kernels("keys").EMPTY.value, dtype=torch.int64, device=x.device),
+        torch.full((n,), torch.inf, device=x.device),
     )
     operands = x.contiguous(), weight.contiguous(), bias, scale
     rows = (rounded(t, "bfloat16") for t in operands[:2])

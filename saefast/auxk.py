@@ -44,7 +44,7 @@ class DeadLatents(NamedTuple):
 
     latents: Tensor
     """int64 [c], ascending; on a GPU c is the capacity, and what no dead latent takes holds m"""
-    count: Tensor
+    number: Tensor
     """int32 [1], the number of dead latents in the list, on its device"""
 
 

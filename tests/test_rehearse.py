@@ -26,11 +26,8 @@ from bench.rehearsal.compiling import Compiled, Figures, Source  # noqa: E402
 from bench.rehearsal.pretended_gpu import DEVICE, GPUS, Driver, on, triton_driver  # noqa: E402
 from bench.rehearsal.programs import Program  # noqa: E402
 from bench.rehearsal.recording import Launched, recording  # noqa: E402
-<<<<<<< HEAD
-from saefast.kernels.round_rows import rounded_rows  # noqa: E402
-=======
 from bench.rehearsal.rereads import rereads  # noqa: E402
->>>>>>> rehearse
+from saefast.kernels.round_rows import rounded_rows  # noqa: E402
 
 TABLE = CHECKOUT / "bench" / "results" / "compiled.json"
 

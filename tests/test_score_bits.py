@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -12,13 +13,13 @@ from bench.score_bits import SCORERS, summations
 
 
 @pytest.mark.parametrize(
-    ("architecture", "bfloat16", "aligned"),
-    [(90, False, True), (90, True, False), (80, True, True)],
+    ("architecture", "dtype", "d"),
+    [(90, torch.float32, 768), (90, torch.float32, 100), (80, torch.bfloat16, 768)],
 )
 def test_scores_are_added_in_the_same_order_by_all_kernels(
-    architecture: int, bfloat16: bool, aligned: bool
+    architecture: int, dtype: torch.dtype, d: int
 ) -> None:
-    found = summations(architecture, bfloat16=bfloat16, aligned=aligned)
+    found = summations(architecture, dtype, d)
     assert {name.split()[0] for name in found} == set(SCORERS)
     layouts = {summation.layouts for summation in found.values()}
     assert len(layouts) == 1, found

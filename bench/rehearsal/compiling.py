@@ -53,13 +53,19 @@ class Compiled(NamedTuple):
     source: Source
 
 
-def compiled(launched: Launched, architecture: int) -> Compiled:
+def kernel_of(launched: Launched, architecture: int) -> Any:
     """Compile through Triton's cache: a later launch on a GPU finds the result there."""
     function = getattr(importlib.import_module(launched.module), launched.kernel)
     driver = Driver(architecture)
     with triton_driver(driver):
         kernel = function.preload(launched.specialisation)
     del function.device_caches[driver.get_current_device()]  # on the disk it stays
+    return kernel
+
+
+def compiled(launched: Launched, architecture: int) -> Compiled:
+    """Compile a specialisation and read what became of it."""
+    kernel = kernel_of(launched, architecture)
     ttir = kernel.asm["ttir"]
     source = Source(rereads(ttir), narrow_products(ttir), _wants_tensor_cores(ttir))
     return Compiled(figures_of(kernel), source)

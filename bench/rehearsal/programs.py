@@ -11,8 +11,9 @@ import torch
 
 from bench import gpu_checks, gpu_contests
 from bench.cases import Shape, Weights
-from bench.gpu import DECODED, TIMED
+from bench.gpu_contest import Contest
 from bench.rehearsal.pretended_gpu import DEVICE
+from bench.shapes import GPU_SHAPES
 from saefast import FusedStep, Penalty, Rules, TrainConfig
 from saefast.engines import Encode
 from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, suggested
@@ -23,7 +24,7 @@ ONE = Shape(64, 4096, 1, 1)
 """One row and one active latent, which Triton compiles as constants."""
 ODD = Shape(1001, 16385, 33, 31)
 """Nothing that is divisible by 16."""
-SMALL = TIMED[0]
+SMALL = GPU_SHAPES["C2"]
 """The one shape of the rehearsal in CI."""
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 """Those that the fused step trains."""
@@ -44,14 +45,15 @@ def small_programs() -> Iterator[Program]:
 
 def all_programs() -> Iterator[Program]:
     """Every default training, every check, every contest, and what is done with trained SAEs."""
-    for shape in (*TIMED, ONE, ODD):
+    timed = [shape for name, shape in GPU_SHAPES.items() if name != "decode"]
+    for shape in (*timed, ONE, ODD):
         yield from trainings(shape)
         for rows in (1, 8, 2048):
             yield Program("encode and decode", partial(encode, shape._replace(n=rows)))
         yield Program("nearest features", partial(nearest, shape))
     for shape in gpu_checks.SHAPES:
         yield from checks(shape)
-    for shape in (*TIMED, DECODED):
+    for shape in GPU_SHAPES.values():
         yield from contests(shape)
 
 
@@ -154,9 +156,9 @@ def _check(check: Callable[..., Iterator[object]], shape: Shape) -> None:
 
 
 def _contest(case: str, shape: Shape) -> None:
-    with mock.patch.object(gpu_contests, "drawn_on", lambda shape, device: _drawn(shape)):
-        contest = gpu_contests.Contest(shape, DEVICE)
-        for contestant in contest.contestants(case, peers=False):
+    with mock.patch("bench.gpu_contest.draw", lambda shape, device: _drawn(shape)):
+        contest = Contest(shape, DEVICE)
+        for contestant in gpu_contests.CASES[case](contest):
             if contestant.rival == "saefast":
                 contestant.build()()
 

@@ -49,9 +49,9 @@ class Problem(NamedTuple):
 
     def expected(self, dead: DeadLatents, settings: AuxK, **options: Any) -> AuxGradients:
         """Return the same by the reference's ops in float64, for the dead latents alone."""
-        real = dead.latents[: int(dead.count)]
+        real = dead.latents[: int(dead.number)]
         wide = (part.double() for part in self)
-        return auxk_gradients(*wide, DeadLatents(real, dead.count), settings, **options)
+        return auxk_gradients(*wide, DeadLatents(real, dead.number), settings, **options)
 
 
 def dead_of(count: int, settings: AuxK, m: int = 40) -> DeadLatents:
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_the_reference(count: int, settings: AuxK) -> Non
         signed=settings.signed,
     )
     problem, dead = Problem.drawn(), dead_of(count, settings)
-    listed = int(dead.count)
+    listed = int(dead.number)
     assert listed == min(count, 25)
     found = problem.found(dead, settings, scale=-2.0)
     expected = problem.expected(dead, settings, scale=-2.0)

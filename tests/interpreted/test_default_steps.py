@@ -25,8 +25,8 @@ MOST = {
     "encode": 12,
     "decode": 2,
     "scalars": 8,
-    "auxk": 44,
-    "update": 174,
+    "auxk": 8,
+    "update": 32,
 }
 """Kernels of each section of a TopK step, at most."""
 
