@@ -174,7 +174,8 @@ def _auxk() -> Iterator[Kernel]:
     """Yield the kernels of AuxK, in bfloat16 and by three parts, at 16384 dead latents or more."""
     yield Kernel("dead_latents", "count_dead", {"BLOCK": 1024}, types=_AUXK)
     yield Kernel("dead_latents", "list_dead", {"BLOCK": 1024, "LANES": 1024}, types=_AUXK)
-    for parts, tiling in _module("auxk").TILINGS.items():
+    tiling = _module("auxk").TILING
+    for parts in (1, 3):
         split = {"PARTS": parts, "TILE": 128}
         yield Kernel(
             "auxk_operands",
