@@ -105,9 +105,7 @@ def auxk_gradients(
         parts=parts,
     )
     scores = inputs.new_empty(rows, places)
-    score_dead[(programs,)](
-        x, encoder, b_enc, latents, count, scores, rows, places, width, **options
-    )
+    score_dead[(programs,)](x, encoder, bias, count, scores, rows, places, width, **options)
     active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
     del scores
     missed = empty_parts(parts, n, d_out, inputs)
