@@ -19,15 +19,16 @@ TOGETHER = 8
 
 
 class Tiling(NamedTuple):
-    """How a product's inner loop is compiled."""
+    """How the loop of a product is compiled."""
 
     depth: int
     warps: int
     stages: int
 
 
-TILINGS = {1: Tiling(64, 8, 3), 3: Tiling(32, 8, 2)}
-"""By the number of parts; 96 KiB of shared memory, which every GPU from sm_80 on has."""
+TILING = Tiling(64, 8, 3)
+"""96 KiB of shared memory, which every GPU from sm_80 on has."""
+_INTERPRETED_TILING = Tiling(16, 4, 1)
 
 
 class Gradients(NamedTuple):
@@ -78,7 +79,7 @@ def auxk_gradients(
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     parts = 1 if rounded else 3
-    tiling = Tiling(16, 4, 1) if interpreting() else TILINGS[parts]
+    tiling = _INTERPRETED_TILING if interpreting() else TILING
     rows, places, width, width_out = map(whole_tiles, (n, capacity, d, d_out))
     down, blocks = rows // tile(), width_out // tile()
     programs = programs_at_once(inputs)
@@ -91,10 +92,11 @@ def auxk_gradients(
         "num_stages": tiling.stages,
         **LAUNCH,
     }
-    x, encoder, decoder, *moments = operands(
+    x, encoder, decoder, bias, *moments = operands(
         inputs,
         residual,
         w_enc,
+        b_enc,
         w_dec,
         latents,
         count,
@@ -103,9 +105,7 @@ def auxk_gradients(
         parts=parts,
     )
     scores = inputs.new_empty(rows, places)
-    score_dead[(programs,)](
-        x, encoder, b_enc, latents, count, scores, rows, places, width, **options
-    )
+    score_dead[(programs,)](x, encoder, bias, count, scores, rows, places, width, **options)
     active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
     del scores
     missed = empty_parts(parts, n, d_out, inputs)

@@ -8,7 +8,8 @@ import triton.language as tl
 def error_at(residual, scale, row, column, rows, d_out):
     """Return a tile of the error, zero outside of it."""
     real = (row < rows)[:, None] & (column < d_out)[None, :]
-    return scale * tl.load(residual + row[:, None] * d_out + column[None, :], real, other=0.0)
+    residual_at = residual + row[:, None] * d_out
+    return scale * tl.load(residual_at + column[None, :], real, other=0.0)
 
 
 @triton.jit

@@ -20,6 +20,8 @@ class Operands(NamedTuple):
     """[parts, places, width]"""
     decoder: Tensor
     """[parts, places, width_out]"""
+    bias: Tensor
+    """[places]"""
     means: Tensor
     """[tiles of rows, width_out] of the error, if the loss is normalised"""
     deviations: Tensor
@@ -42,6 +44,7 @@ def split_row(
 def split_operands(
     inputs,
     w_enc,
+    b_enc,
     w_dec,
     residual,
     scale,
@@ -50,6 +53,7 @@ def split_operands(
     input_parts,
     encoder_parts,
     decoder_parts,
+    bias,
     means,
     deviations,
     rows,
@@ -67,7 +71,7 @@ def split_operands(
 ):
     """Split the inputs and the rows of both weights that belong to the `count` dead `latents`.
 
-    If NORMALISED, the moments of the error are taken as well.
+    Their biases are gathered. If NORMALISED, the moments of the error are taken as well.
     """
     dead = tl.load(count)
     first, step = tl.program_id(0), tl.num_programs(0)
@@ -77,6 +81,7 @@ def split_operands(
         at = wide(place)
         real = at < dead
         latent = tl.load(latents + at, real, other=0)
+        tl.store(bias + at, tl.load(b_enc + latent, real, other=0.0))
         split_row(w_enc, latent, real, d, encoder_parts, plane, at, width, PARTS, BLOCK)
         split_row(w_dec, latent, real, d_out, decoder_parts, plane_out, at, width_out, PARTS, BLOCK)
     plane = wide(padded_rows) * width
@@ -98,6 +103,7 @@ def operands(
     inputs: Tensor,
     residual: Tensor,
     w_enc: Tensor,
+    b_enc: Tensor,
     w_dec: Tensor,
     latents: Tensor,
     count: Tensor,
@@ -119,11 +125,13 @@ def operands(
         empty_parts(parts, n, d, inputs),
         empty_parts(parts, capacity, d, inputs),
         empty_parts(parts, capacity, d_out, inputs),
+        inputs.new_empty(whole_tiles(capacity)),
         *moments,
     )
     split_operands[(programs_at_once(inputs),)](
         inputs,
         w_enc,
+        b_enc,
         w_dec,
         residual,
         scale,

@@ -11,8 +11,7 @@ from .bfloat16_parts import product, store_parts, tile_at, tile_count, wide
 def score_dead(
     input_parts,
     encoder_parts,
-    b_enc,
-    latents,
+    bias,
     count,
     scores,
     padded_rows,
@@ -46,9 +45,8 @@ def score_dead(
             TILE,
             BLOCK_DEPTH,
         )
-        latent = tl.load(latents + place, place < dead, other=0)
-        sums += tl.load(b_enc + latent, place < dead, other=0.0)[None, :]
-        tl.store(scores + row[:, None] * places + place[None, :], sums)
+        sums += tl.load(bias + place)[None, :]
+        tl.store((scores + row[:, None] * places) + place[None, :], sums)
 
 
 @triton.jit
@@ -101,8 +99,8 @@ def miss_error(
         # Operands are zero outside of the matrices, and so are the sums.
         sums -= error_at(residual, scale, row, column, rows, d_out)
         tl.store(squares + tl.min(row) // TILE * width_out + column, tl.sum(sums * sums, axis=0))
-        at = row[:, None] * width_out + column[None, :]
-        store_parts(missed_parts, missed_plane, at, sums, None, PARTS)
+        missed_at = missed_parts + row[:, None] * width_out
+        store_parts(missed_at, missed_plane, column[None, :], sums, None, PARTS)
 
 
 @triton.jit
@@ -173,10 +171,11 @@ def score_gradients(
             TILE,
             BLOCK_DEPTH,
         )
-        at = row[:, None] * places + place[None, :]
-        active = tl.load(active_parts + at).to(tl.float32) != 0.0
+        active_at = active_parts + row[:, None] * places
+        active = tl.load(active_at + place[None, :]).to(tl.float32) != 0.0
         sums = tl.where(active, sums, 0.0)
-        store_parts(gradient_parts, plane, at, sums, None, PARTS)
+        gradient_at = gradient_parts + row[:, None] * places
+        store_parts(gradient_at, plane, place[None, :], sums, None, PARTS)
         tl.store(bias_sums + tl.min(row) // TILE * places + place, tl.sum(sums, axis=0))
 
 
@@ -264,4 +263,5 @@ def weight_gradients(
             BLOCK_DEPTH,
         )
         real = (place < dead)[:, None] & (column < out_width)[None, :]
-        tl.store(out + place[:, None] * out_width + column[None, :], 2.0 * weight * sums, real)
+        out_at = out + place[:, None] * out_width
+        tl.store(out_at + column[None, :], 2.0 * weight * sums, real)

@@ -41,8 +41,11 @@ def wide(size):
 
 @triton.jit
 def store_parts(parts, plane, place, value, mask, PARTS: tl.constexpr):
-    """Store the parts of float32 values; one part lies `plane` elements behind the other."""
-    kept = rounded_to(value, 16)
+    """Store the parts of float32 values; one part lies `plane` elements behind the other.
+
+    NaN stays NaN; rounding its bits would carry into the sign.
+    """
+    kept = tl.where(value != value, value, rounded_to(value, 16))
     tl.store(parts + place, kept.to(parts.dtype.element_ty), mask)
     if PARTS == 3:
         rest = value - kept
@@ -93,31 +96,22 @@ def product(
     """Return one tile of left @ right, summed over the first `depth`, a multiple of TILE.
 
     `left_row` and so on are the strides of the two matrices; all that is read must be initialised.
-    Of three parts the five smaller products are summed first, over all of `depth`: tensor cores
-    truncate when they add, and would cut the large sum once for each of them.
+    Of three parts the five smaller products are summed before the large one, over all of `depth`:
+    tensor cores truncate when they add, and would cut the large sum once for each of them. One pair
+    of parts at a time keeps the loop as small as that of a product in bfloat16.
     """
     lane = tl.arange(0, BLOCK_DEPTH).to(tl.int64)
-    left_at = left + row[:, None] * left_row + lane[None, :] * left_depth
-    right_at = right + lane[:, None] * right_depth + column[None, :] * right_column
+    left_0 = left + row[:, None] * left_row + lane[None, :] * left_depth
+    right_0 = right + lane[:, None] * right_depth + column[None, :] * right_column
     sums = tl.zeros((TILE, TILE), tl.float32)
-    if PARTS == 3:
-        left_part, right_part = left_at, right_at
+    # Parts of left and right in turn: 2 and 0, 0 and 2, 1 and 1, 1 and 0, 0 and 1, 0 and 0.
+    for pair in range(0 if PARTS == 3 else 5, 6):
+        left_part = tl.where(pair == 0, 2, tl.where((pair == 2) | (pair == 3), 1, 0))
+        right_part = tl.where(pair == 1, 2, tl.where((pair == 2) | (pair == 4), 1, 0))
+        left_at = left_0 + left_part * left_plane
+        right_at = right_0 + right_part * right_plane
         for _ in range(0, depth, BLOCK_DEPTH):
-            left_0 = tl.load(left_part)
-            left_1 = tl.load(left_part + left_plane)
-            left_2 = tl.load(left_part + left_plane + left_plane)
-            right_0 = tl.load(right_part)
-            right_1 = tl.load(right_part + right_plane)
-            right_2 = tl.load(right_part + right_plane + right_plane)
-            sums = tl.dot(left_2, right_0, sums, input_precision="ieee")
-            sums = tl.dot(left_0, right_2, sums, input_precision="ieee")
-            sums = tl.dot(left_1, right_1, sums, input_precision="ieee")
-            sums = tl.dot(left_1, right_0, sums, input_precision="ieee")
-            sums = tl.dot(left_0, right_1, sums, input_precision="ieee")
-            left_part += BLOCK_DEPTH * left_depth
-            right_part += BLOCK_DEPTH * right_depth
-    for _ in range(0, depth, BLOCK_DEPTH):
-        sums = tl.dot(tl.load(left_at), tl.load(right_at), sums, input_precision="ieee")
-        left_at += BLOCK_DEPTH * left_depth
-        right_at += BLOCK_DEPTH * right_depth
+            sums = tl.dot(tl.load(left_at), tl.load(right_at), sums, input_precision="ieee")
+            left_at += BLOCK_DEPTH * left_depth
+            right_at += BLOCK_DEPTH * right_depth
     return sums
