@@ -28,7 +28,7 @@ class ByLatent(NamedTuple):
 
 
 def sort_by_latent(indices: Tensor, latents: int, piece: int = PIECE) -> ByLatent:
-    """Sort a code's [n, k] indices, all in [0, latents)."""
+    """Sort a code's [n, k] indices, all in [0, latents]; `latents` leaves an entry out."""
     flat = indices.flatten().int()
     ordered, entry = torch.sort(flat, stable=True)
     bounds = torch.arange(latents + 1, dtype=torch.int32, device=flat.device)

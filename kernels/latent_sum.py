@@ -1,5 +1,7 @@
 """Sums over the tokens on which each latent is active, in the order of the tokens."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,24 @@ from .by_latent import ByLatent, sort_by_latent
 from .device import LAUNCH, interpreting, power_of_two
 
 
+class Groups(NamedTuple):
+    """Consecutive groups of latents, each of which sums over a matrix of rows of its own."""
+
+    ends: Tensor
+    """[g] int64: group i holds the latents from the end of the group before to below ends[i]"""
+    indices: Tensor
+    """[n, k] int64: the code's latents"""
+
+
+@triton.jit
+def group_of(latent, group_ends, groups):
+    """The number of groups that end at or before `latent`; the last group where all do."""
+    group = tl.zeros_like(latent)
+    for i in range(groups - 1):
+        group += (latent >= tl.load(group_ends + i)).to(tl.int64)
+    return group
+
+
 @triton.jit
 def sum_entries(
     values,
@@ -16,21 +36,22 @@ def sum_entries(
     rows,
     begin,
     end,
+    first_row,
     at,
     d,
     k,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sum over entries begin : end of values[entry] * rows[entry // k, at]."""
+    """The sum over entries begin : end of values[entry] * rows[first_row + entry // k, at]."""
     sums = tl.zeros((BLOCK_D,), tl.float32)
     for e in range(begin, end, BLOCK_E):
         place = e + tl.arange(0, BLOCK_E)
         entry = tl.load(entries + place, place < end, other=0)
         value = tl.load(values + entry, place < end, other=0.0).to(tl.float32)
-        token = entry // k
+        row = first_row + (entry // k).to(tl.int64)
         inside = (place < end)[:, None] & (at < d)[None, :]
-        block = tl.load(rows + token[:, None] * d + at[None, :], inside, other=0.0)
+        block = tl.load(rows + row[:, None] * d + at[None, :], inside, other=0.0)
         sums += tl.sum(value[:, None] * block.to(tl.float32), axis=0)
     return sums
 
@@ -43,8 +64,13 @@ def sum_pieces(
     piece_end,
     rows,
     partial,
+    indices,
+    group_ends,
+    groups,
+    n,
     d,
     k,
+    GROUPED: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -52,8 +78,12 @@ def sum_pieces(
     piece = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(piece_begin + piece), tl.load(piece_end + piece)
     if begin < end:
+        first_row = tl.zeros_like(begin)
+        if GROUPED:
+            latent = tl.load(indices + tl.load(entries + begin))
+            first_row = group_of(latent, group_ends, groups) * n
         at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        sums = sum_entries(values, entries, rows, begin, end, at, d, k, BLOCK_E, BLOCK_D)
+        sums = sum_entries(values, entries, rows, begin, end, first_row, at, d, k, BLOCK_E, BLOCK_D)
         tl.store(partial + piece * d + at, sums, at < d)
 
 
@@ -66,6 +96,7 @@ def sum_of_latent(
     rows,
     partial,
     latent,
+    first_row,
     at,
     d,
     k,
@@ -76,7 +107,7 @@ def sum_of_latent(
     first, last = tl.load(piece_start + latent), tl.load(piece_start + latent + 1)
     if first == last:
         begin, end = tl.load(start + latent), tl.load(start + latent + 1)
-        sums = sum_entries(values, entries, rows, begin, end, at, d, k, BLOCK_E, BLOCK_D)
+        sums = sum_entries(values, entries, rows, begin, end, first_row, at, d, k, BLOCK_E, BLOCK_D)
     else:
         sums = tl.zeros((BLOCK_D,), tl.float32)
         for piece in range(first, last):
@@ -102,14 +133,20 @@ def sum_latents(
     latent = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = sum_of_latent(
-        values, entries, start, piece_start, rows, partial, latent, at, d, k, BLOCK_E, BLOCK_D
+        values, entries, start, piece_start, rows, partial, latent, 0, at, d, k, BLOCK_E, BLOCK_D
     )
     tl.store(sums + latent * d + at, total.to(sums.dtype.element_ty), at < d)
 
 
-def partial_sums(values: Tensor, by_latent: ByLatent, rows: Tensor, k: int) -> Tensor:
-    """[pieces, d] sums of the pieces of latents with many entries."""
-    pieces, d = by_latent.piece_begin.shape[0], rows.shape[1]
+def partial_sums(
+    values: Tensor, by_latent: ByLatent, rows: Tensor, k: int, groups: Groups | None = None
+) -> Tensor:
+    """Sum the pieces of latents with many entries.
+
+    `rows` is [n, d], or [g, n, d] with `groups`. Returns [pieces, d].
+    """
+    pieces = by_latent.piece_begin.shape[0]
+    n, d = rows.shape[-2:]
     partial = torch.empty(pieces, d, dtype=torch.float32, device=rows.device)
     block_e, block_d = entry_blocks(d)
     if pieces:
@@ -120,8 +157,13 @@ def partial_sums(values: Tensor, by_latent: ByLatent, rows: Tensor, k: int) -> T
             by_latent.piece_end,
             rows,
             partial,
+            groups.indices if groups else values,
+            groups.ends if groups else values,
+            len(groups.ends) if groups else 1,
+            n,
             d,
             k,
+            GROUPED=groups is not None,
             BLOCK_E=block_e,
             BLOCK_D=block_d,
             num_warps=4,

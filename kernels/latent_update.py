@@ -1,366 +1,298 @@
 """Gradient, Adam and unit norm of every latent in one pass over its rows; no gradient is stored."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .by_latent import ByLatent, sort_by_latent
-from .device import LAUNCH, interpreting
-from .latent_sum import entry_blocks, partial_sums, sum_of_latent
-from .round_rows import DROPPED_BITS, length_of, rounded_to, square_of
+from .device import LAUNCH, interpreting, power_of_two
+from .extra_gradients import Extra, Slots, slots_of
+from .latent_sum import Groups, entry_blocks, partial_sums
+from .round_rows import DROPPED_BITS
+from .update_biases import update_biases
+from .update_rows import update_rows
 
 _TOGETHER = 16
-"""Latents of one program, which sums their shares of the inputs' gradient."""
+"""Latents of one program, which sums their shares of the inputs' gradient into one row of memory;
+a multiple of it where more than `_PROGRAMS` programs would need that many rows."""
+_PROGRAMS = 4096
 
 
-@triton.jit
-def adam(weight, first, second, gradient, step_size, root, beta1, beta2, eps):
-    """torch.optim.Adam with its corrections inside step_size and root."""
-    first += (1.0 - beta1) * (gradient - first)
-    second = beta2 * second + (1.0 - beta2) * gradient * gradient
-    denominator = tl.sqrt(second) / root + eps
-    return weight - step_size * (first / denominator), first, second
+class Batch(NamedTuple):
+    """What a forward pass left; entries of a value that is not positive are left out."""
+
+    indices: Tensor
+    """[n, k] int64"""
+    values: Tensor
+    """[n, k]"""
+    value_grads: Tensor
+    """[n, k]"""
+    residual: Tensor
+    """[n, d_out], or [g, n, d_out] with `group_ends`"""
+    inputs: Tensor
+    """[n, d]"""
+    group_ends: Tensor | None
+    """[g] int64"""
 
 
-@triton.jit
-def update_biases(
-    values,
-    value_grads,
-    entries,
-    start,
-    bias,
-    first,
-    second,
-    slots,
-    extra_bias,
-    extra_along,
-    rates,
-    bias_grads,
-    along,
-    fired,
-    beta1,
-    beta2,
-    eps,
-    EXTRA: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One latent's scalars: its bias's gradient and Adam, its decoder's gradient along its row, and
-    on how many tokens it fired."""
-    latent = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(start + latent), tl.load(start + latent + 1)
-    gradients = tl.zeros((BLOCK,), tl.float32)
-    products = tl.zeros((BLOCK,), tl.float32)
-    active = tl.zeros((BLOCK,), tl.int32)
-    for e in range(begin, end, BLOCK):
-        place = e + tl.arange(0, BLOCK)
-        entry = tl.load(entries + place, place < end, other=0)
-        value = tl.load(values + entry, place < end, other=0.0)
-        gradient = tl.load(value_grads + entry, place < end, other=0.0)
-        gradients += gradient
-        products += value * gradient
-        active += (value > 0).to(tl.int32)
-    # row . gradient of the row = sum of value * (row . residual) = sum of value * value_grad.
-    gradient = tl.sum(gradients)
-    parallel = tl.sum(products)
-    if EXTRA:
-        slot = tl.load(slots + latent)
-        gradient += tl.load(extra_bias + slot, slot >= 0, other=0.0)
-        parallel += tl.load(extra_along + slot, slot >= 0, other=0.0)
-    updated, mean, square = adam(
-        tl.load(bias + latent),
-        tl.load(first + latent),
-        tl.load(second + latent),
-        gradient,
-        tl.load(rates).to(tl.float32),
-        tl.load(rates + 1).to(tl.float32),
-        beta1,
-        beta2,
-        eps,
-    )
-    tl.store(bias + latent, updated)
-    tl.store(first + latent, mean)
-    tl.store(second + latent, square)
-    tl.store(bias_grads + latent, gradient)
-    tl.store(along + latent, parallel)
-    tl.store(fired + latent, tl.sum(active).to(tl.int64))
-
-
-@triton.jit
-def update_rows(
-    coefficients,
-    entries,
-    start,
-    piece_start,
-    rows,
-    partial,
-    slots,
-    extra,
-    scalars,
-    rates,
-    weight,
-    first,
-    second,
-    inputs_share,
-    units,
-    norm,
-    lost,
-    latents,
-    d,
-    padded,
-    k,
-    beta1,
-    beta2,
-    eps,
-    EXTRA: tl.constexpr,
-    ENCODER: tl.constexpr,
-    UNIT_NORM: tl.constexpr,
-    PACK: tl.constexpr,
-    DROP: tl.constexpr,
-    ONE_BLOCK: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """TOGETHER latents' rows of one matrix.
-
-    ENCODER: `scalars` are the biases' gradients; their sum times the rows as they were is added to
-    `inputs_share` [programs, d]. Otherwise `scalars` are the gradients' parts along the rows, which
-    UNIT_NORM removes. PACK: the new rows are rounded for the screen, as `round_rows` does it.
-    """
-    step_size, root = tl.load(rates).to(tl.float32), tl.load(rates + 1).to(tl.float32)
-    group = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, BLOCK_D)
-    for latent in range(group * TOGETHER, tl.minimum((group + 1) * TOGETHER, latents)):
-        scalar = tl.load(scalars + latent)
-        if EXTRA:
-            slot = tl.load(slots + latent)
-        squares = tl.zeros((BLOCK_D,), tl.float32)
-        lost_squares = tl.zeros((BLOCK_D,), tl.float32)
-        row = tl.zeros((BLOCK_D,), tl.float32)
-        for i in range(0, d, BLOCK_D):
-            at = i + lane
-            place = latent * d + at
-            gradient = sum_of_latent(
-                coefficients,
-                entries,
-                start,
-                piece_start,
-                rows,
-                partial,
-                latent,
-                at,
-                d,
-                k,
-                BLOCK_E,
-                BLOCK_D,
-            )
-            if EXTRA:
-                gradient += tl.load(
-                    extra + slot * d + at, at < tl.where(slot >= 0, d, 0), other=0.0
-                )
-            old = tl.load(weight + place, at < d, other=0.0)
-            if ENCODER:
-                so_far = inputs_share + group * d + at
-                tl.store(so_far, tl.load(so_far, at < d, other=0.0) + scalar * old, at < d)
-            elif UNIT_NORM:
-                gradient -= scalar * old
-            row, mean, square = adam(
-                old,
-                tl.load(first + place, at < d, other=0.0),
-                tl.load(second + place, at < d, other=0.0),
-                gradient,
-                step_size,
-                root,
-                beta1,
-                beta2,
-                eps,
-            )
-            row = tl.where(at < d, row, 0.0)
-            tl.store(first + place, mean, at < d)
-            tl.store(second + place, square, at < d)
-            if PACK:
-                kept = rounded_to(row, DROP)
-                packed_at = units + latent * padded + at
-                tl.store(packed_at, kept.to(units.dtype.element_ty), at < d)
-                squares += square_of(row)
-                lost_squares += square_of(row - kept)
-            else:
-                squares += row * row
-            if not (UNIT_NORM and ONE_BLOCK):
-                tl.store(weight + place, row, at < d)
-        if PACK:
-            tl.store(norm + latent, length_of(tl.sum(squares), d))
-            tl.store(lost + latent, length_of(tl.sum(lost_squares), d))
-        if UNIT_NORM:
-            length = tl.sqrt_rn(tl.sum(squares))
-            divisor = tl.where(length > 0.0, length, 1.0)
-            if ONE_BLOCK:
-                tl.store(weight + latent * d + lane, row / divisor, lane < d)
-            else:
-                for i in range(0, d, BLOCK_D):
-                    place = latent * d + i + lane
-                    row = tl.load(weight + place, i + lane < d, other=0.0)
-                    tl.store(weight + place, row / divisor, i + lane < d)
-
-
-class Extra(NamedTuple):
-    """Gradients that come from elsewhere, for some latents."""
-
-    slots: Tensor
-    """[m] which row of the others belongs to a latent, -1 for none"""
-    w_enc: Tensor
-    b_enc: Tensor
-    w_dec: Tensor
-    along: Tensor
-    """each row of w_dec times the decoder's row"""
-
-    @classmethod
-    def of(
-        cls, latents: Tensor, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, decoder: Tensor
-    ) -> "Extra":
-        """From latents [c], each at most once; those out of range have no slot."""
-        m = decoder.shape[0]
-        real = (latents >= 0) & (latents < m)
-        at = torch.where(real, latents, m)
-        slots = torch.full((m + 1,), -1, dtype=torch.int64, device=latents.device)
-        slots.scatter_(0, at, torch.arange(latents.shape[0], device=latents.device))
-        along = (w_dec * decoder[torch.where(real, latents, 0)]).sum(1)
-        return cls(slots[:m], w_enc, b_enc, w_dec, along)
-
-
-class Matrix(NamedTuple):
-    """A weight and its moments, [m, d] or [m]."""
+class Parameter(NamedTuple):
+    """A parameter and its moments, all [m, d] or [m]."""
 
     weight: Tensor
     first: Tensor
     second: Tensor
 
 
-def latent_update(
-    indices: Tensor,
-    values: Tensor,
-    value_grads: Tensor,
-    residual: Tensor,
-    inputs: Tensor,
-    w_enc: Matrix,
-    b_enc: Matrix,
-    w_dec: Matrix,
-    packed: tuple[str, Tensor, Tensor, Tensor] | None,
-    extra: Extra | None,
-    rates: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    *,
-    unit_norm: bool,
-) -> tuple[Tensor, Tensor]:
-    """`reference.latent_update` of checked, contiguous float32 tensors.
+class Shaping(NamedTuple):
+    """What is done to the gradients, see `reference.shape_gradients`."""
 
-    `packed` is a product and the units, norm and lost of w_enc, see `RoundedRows`.
+    shrink_enc: Tensor | None
+    """[m]"""
+    shrink_dec: Tensor | None
+    """[m]"""
+    sign: Tensor | None
+    """[2]"""
+    factor: Tensor | None
+    """[]"""
+    project: bool
+    """whether the part of the decoder's gradient along its rows is removed"""
+
+
+class AdamSettings(NamedTuple):
+    """Constants of Adam, and on the device what its corrections make of the learning rate."""
+
+    rates: Tensor
+    """[2] float64"""
+    beta1: float
+    beta2: float
+    eps: float
+
+    @property
+    def constants(self) -> tuple[float, float, float, float]:
+        """1 - beta1, beta2, 1 - beta2 and eps; the differences are those of float64."""
+        return 1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps
+
+
+class _Side(NamedTuple):
+    """One matrix, and what its gradient is made of."""
+
+    parameter: Parameter
+    coefficients: Tensor
+    """[n, k] multiply `rows` in the sums over tokens"""
+    rows: Tensor
+    """[n, d], or [g, n, d] with `groups`"""
+    groups: Groups | None
+    extra: Tensor | None
+    """[c, d]"""
+    shrink: Tensor | None
+    """[m]"""
+    scalars: Tensor
+    """[m], see `update_rows`"""
+
+
+@dataclass(frozen=True)
+class LatentPass:
+    """A pass over the latents, which updates them or measures what they would be updated by.
+
+    Tensors are checked, contiguous and of float32.
     """
-    m, d = w_enc.weight.shape
-    active = values > 0
-    values = torch.where(active, values, 0.0)
-    value_grads = torch.where(active, value_grads, 0.0)
-    by_latent = sort_by_latent(indices, m)
-    bias_grads, along = torch.empty_like(b_enc.weight), torch.empty_like(b_enc.weight)
-    fired = torch.empty(m, dtype=torch.int64, device=values.device)
-    some = values  # stands in for an argument that is not looked at
-    update_biases[(m,)](
-        values,
-        value_grads,
-        by_latent.entry,
-        by_latent.start,
-        *b_enc,
-        extra.slots if extra else some,
-        extra.b_enc if extra else some,
-        extra.along if extra else some,
-        rates,
-        bias_grads,
-        along,
-        fired,
-        beta1,
-        beta2,
-        eps,
-        EXTRA=extra is not None,
-        BLOCK=8 if interpreting() else 128,
-        num_warps=1,
-        **LAUNCH,
-    )
-    groups = triton.cdiv(m, _TOGETHER)
-    shares = torch.zeros(groups, d, dtype=torch.float32, device=values.device)
-    adam_settings = (beta1, beta2, eps)
-    k = indices.shape[1]
-    _update(
-        w_dec,
-        (values, by_latent, residual, k),
-        (extra.slots, extra.w_dec) if extra else None,
-        along,
-        rates,
-        adam_settings,
-        unit_norm=unit_norm,
-    )
-    _update(
-        w_enc,
-        (value_grads, by_latent, inputs, k),
-        (extra.slots, extra.w_enc) if extra else None,
-        bias_grads,
-        rates,
-        adam_settings,
-        shares=shares,
-        packed=packed,
-    )
-    return shares.sum(0), fired
+
+    batch: Batch
+    w_enc: Parameter
+    b_enc: Parameter
+    w_dec: Parameter
+    update_encoder: bool
+    """whether w_enc learns; b_enc always does"""
+    update_decoder: bool
+    extra: Extra | None
+    shaping: Shaping
+    adam: AdamSettings
+    unit_norm: bool
+    """whether rows of w_dec get norm one after Adam"""
+    packed: tuple[str, Tensor, Tensor, Tensor] | None
+    """the product, and the units, norm and lost of w_enc, see `RoundedRows`"""
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """Apply `reference.latent_update`.
+
+        Returns the gradient of the inputs summed over tokens [d], and the number of tokens on
+        which each latent is active, int64 [m].
+        """
+        return self._run(None)
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Measure the gradients that `update` would hand to Adam.
+
+        Returns the gradient of the inputs summed over tokens [d], and the squared length of each
+        latent's gradients, float64 [m].
+        """
+        squares = torch.empty_like(self.b_enc.weight, dtype=torch.float64)
+        input_grad_sum, _ = self._run(squares)
+        return input_grad_sum, squares
+
+    @property
+    def _projection(self) -> str:
+        """How the part of the decoder's gradient along its rows is found, see `update_rows`.
+
+        It can be inferred from gradients of values, unless there are decays: these they do not
+        hold, and a decay of zero says that they belong to another decoder, a rounded one.
+        """
+        if not (self.shaping.project and self.update_decoder):
+            return "none"
+        decays = self.shaping.shrink_dec is not None or self.shaping.sign is not None
+        return "measured" if decays else "inferred"
+
+    def _run(self, squares: Tensor | None) -> tuple[Tensor, Tensor]:
+        batch, extra, shaping = self.batch, self.extra, self.shaping
+        m, d = self.w_enc.weight.shape
+        by_latent = sort_by_latent(torch.where(batch.values > 0, batch.indices, m), m)
+        slots = None
+        if extra:
+            inferred = self._projection == "inferred"
+            slots = slots_of(extra, self.w_dec.weight, along=inferred)
+        bias_grads, along, fired = self._biases(by_latent, slots, squares)
+        if self.update_decoder:
+            decoder = _Side(
+                self.w_dec,
+                batch.values,
+                batch.residual,
+                None if batch.group_ends is None else Groups(batch.group_ends, batch.indices),
+                extra.w_dec if extra else None,
+                shaping.shrink_dec,
+                along,
+            )
+            self._rows(decoder, by_latent, slots, squares, None)
+        encoder = _Side(
+            self.w_enc,
+            batch.value_grads,
+            batch.inputs,
+            None,
+            extra.w_enc if extra else None,
+            shaping.shrink_enc,
+            bias_grads,
+        )
+        shares = bias_grads.new_empty(triton.cdiv(m, _together(m)), d)
+        self._rows(encoder, by_latent, slots, squares, shares)
+        return shares.sum(0), fired
+
+    def _biases(
+        self, by_latent: ByLatent, slots: Slots | None, squares: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of b_enc, the parts of the decoder's along its rows, and `fired`."""
+        batch, factor = self.batch, self.shaping.factor
+        some = bias_grads = torch.empty_like(self.b_enc.weight)  # for arguments that are not read
+        inferred = self._projection == "inferred"
+        along = torch.empty_like(bias_grads) if inferred else some
+        fired = torch.empty_like(bias_grads, dtype=torch.int64)
+        update_biases[(len(bias_grads),)](
+            batch.values,
+            batch.value_grads,
+            by_latent.entry,
+            by_latent.start,
+            slots.of_latent if slots else some,
+            self.extra.b_enc if self.extra else some,
+            slots.along if slots else some,
+            some if factor is None else factor,
+            bias_grads,
+            along,
+            fired,
+            some if squares is None else squares,
+            *self.b_enc,
+            self.adam.rates,
+            *self.adam.constants,
+            EXTRA=slots is not None,
+            ALONG=inferred,
+            FACTOR=factor is not None,
+            TASK="update" if squares is None else "squares",
+            BLOCK=8 if interpreting() else 128,
+            num_warps=1,
+            **LAUNCH,
+        )
+        return bias_grads, along, fired
+
+    def _rows(
+        self,
+        side: _Side,
+        by_latent: ByLatent,
+        slots: Slots | None,
+        squares: Tensor | None,
+        shares: Tensor | None,
+    ) -> None:
+        """Launch `update_rows` on one side: the encoder if it gets `shares` [programs, d]."""
+        m, d = side.parameter.weight.shape
+        n, k = self.batch.indices.shape
+        sign, factor = self.shaping.sign, self.shaping.factor
+        encoder, some = shares is not None, side.scalars
+        if encoder and not self.update_encoder:
+            task, partial = "share", some
+        else:
+            task = "update" if squares is None else "squares"
+            partial = partial_sums(side.coefficients, by_latent, side.rows, k, side.groups)
+        updating = task == "update"
+        packed = self.packed if encoder and updating else None
+        product, *arrays = packed or ("float32", some, some, some)
+        projection = "none" if encoder else self._projection
+        block_e, block_d = _blocks(d, projection)
+        update_rows[(triton.cdiv(m, _together(m)),)](
+            side.coefficients,
+            by_latent.entry,
+            by_latent.start,
+            by_latent.piece_start,
+            side.rows,
+            partial,
+            side.groups.ends if side.groups else some,
+            slots.of_latent if slots else some,
+            some if side.extra is None else side.extra,
+            some if side.shrink is None else side.shrink,
+            some if sign is None else sign,
+            some if factor is None else factor,
+            side.scalars,
+            some if shares is None else shares,
+            some if squares is None else squares,
+            *side.parameter,
+            self.adam.rates,
+            *arrays,
+            m,
+            len(side.groups.ends) if side.groups else 1,
+            n,
+            d,
+            arrays[0].shape[1] if packed else d,
+            k,
+            *self.adam.constants,
+            GROUPED=side.groups is not None,
+            EXTRA=slots is not None,
+            SHRINK=side.shrink is not None,
+            SIGN=sign is not None,
+            PROJECT=projection,
+            FACTOR=factor is not None,
+            ENCODER=encoder,
+            TASK=task,
+            UNIT_NORM=self.unit_norm and updating and not encoder,
+            PACK=packed is not None,
+            DROP=DROPPED_BITS[product],
+            ONE_BLOCK=d <= block_d,
+            TOGETHER=_together(m),
+            BLOCK_E=block_e,
+            BLOCK_D=block_d,
+            num_warps=max(4, block_d // 256),
+            **LAUNCH,
+        )
 
 
-def _update(
-    matrix: Matrix,
-    gradient: tuple[Tensor, ByLatent, Tensor, int],
-    extra: tuple[Tensor, Tensor] | None,
-    scalars: Tensor,
-    rates: Tensor,
-    adam_settings: tuple[float, float, float],
-    *,
-    shares: Tensor | None = None,
-    packed: tuple[str, Tensor, Tensor, Tensor] | None = None,
-    unit_norm: bool = False,
-) -> None:
-    coefficients, by_latent, rows, k = gradient
-    m, d = matrix.weight.shape
-    partial = partial_sums(coefficients, by_latent, rows, k)
+def _blocks(d: int, projection: str) -> tuple[int, int]:
+    """The numbers of entries and of columns that a program holds at once.
+
+    To measure a part along rows of more than one block, gradients are computed twice, so up to
+    4096 columns are one block.
+    """
     block_e, block_d = entry_blocks(d)
-    some = coefficients
-    product, *arrays = packed or ("float32", some, some, some)
-    update_rows[(triton.cdiv(m, _TOGETHER),)](
-        coefficients,
-        by_latent.entry,
-        by_latent.start,
-        by_latent.piece_start,
-        rows,
-        partial,
-        *(extra or (some, some)),
-        scalars,
-        rates,
-        *matrix,
-        some if shares is None else shares,
-        *arrays,
-        m,
-        d,
-        arrays[0].shape[1] if packed else d,
-        k,
-        *adam_settings,
-        EXTRA=extra is not None,
-        ENCODER=shares is not None,
-        UNIT_NORM=unit_norm,
-        PACK=packed is not None,
-        DROP=DROPPED_BITS[product],
-        ONE_BLOCK=d <= block_d,
-        TOGETHER=_TOGETHER,
-        BLOCK_E=block_e,
-        BLOCK_D=block_d,
-        num_warps=4,
-        **LAUNCH,
-    )
+    if projection == "measured" and not interpreting():
+        block_d = min(power_of_two(d), 4096)
+    return block_e, block_d
+
+
+def _together(m: int) -> int:
+    return _TOGETHER * triton.cdiv(m, _TOGETHER * _PROGRAMS)

@@ -4,7 +4,7 @@ Nothing here is fast, and nothing here hides a choice: ties, the place of the bi
 of Adam's steps are what the other implementations are tested against.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -163,14 +163,12 @@ def latent_gradients(
     decay: Decay = NO_DECAY,
     factor: Tensor | None = None,
     group_ends: Tensor | None = None,
-    summed: Callable[[Tensor, Tensor, Tensor, int], Tensor] = latent_sum,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """The gradients of w_enc, b_enc and w_dec from what a forward pass left.
 
     `project`: rows of w_dec have norm one, and their gradient's part along them is removed.
     `group_ends` [g]: residual is [g, n, d]; latents below group_ends[i], and not below the end
-    before, learn from residual[i]. `factor` multiplies the gradients in the end. `summed` computes
-    the sums over tokens.
+    before, learn from residual[i]. `factor` multiplies the gradients in the end.
 
     Returns them; then the gradient of the encoder's inputs summed over tokens [d], and on how many
     tokens each latent fired [m].
@@ -181,16 +179,17 @@ def latent_gradients(
     values, value_grads = values * active, value_grads * active
     ones = values.new_ones(values.shape[0], 1)
     if group_ends is None:
-        decoder_gradient = summed(values, indices, residual, latents)
+        decoder_gradient = latent_sum(values, indices, residual, latents)
     else:
         group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
         parts = [
-            summed(values * (group == g), indices, rows, latents) for g, rows in enumerate(residual)
+            latent_sum(values * (group == g), indices, rows, latents)
+            for g, rows in enumerate(residual)
         ]
         decoder_gradient = torch.stack(parts).sum(0)
-    encoder_gradient = summed(value_grads, indices, inputs, latents)
-    bias_gradient = summed(value_grads, indices, ones, latents).squeeze(1)
-    fired = summed(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
+    encoder_gradient = latent_sum(value_grads, indices, inputs, latents)
+    bias_gradient = latent_sum(value_grads, indices, ones, latents).squeeze(1)
+    fired = latent_sum(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
     gradients = (encoder_gradient, bias_gradient, decoder_gradient)
     if extra is not None:
         where = extra[0]
@@ -248,7 +247,6 @@ def latent_update(
     decay: Decay = NO_DECAY,
     factor: Tensor | None = None,
     group_ends: Tensor | None = None,
-    summed: Callable[[Tensor, Tensor, Tensor, int], Tensor] = latent_sum,
 ) -> tuple[Tensor, Tensor]:
     """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place.
 
@@ -271,7 +269,6 @@ def latent_update(
         decay=decay,
         factor=factor,
         group_ends=group_ends,
-        summed=summed,
     )
     for index, updated in enumerate((update_encoder, True, update_decoder)):
         if updated:

@@ -36,9 +36,7 @@ def gradient_squares(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _squares_by_reference(update)
 
 
-def _by_reference(
-    update: Update, summed: Callable[..., Tensor] = reference.latent_sum
-) -> tuple[Tensor, Tensor]:
+def _by_reference(update: Update) -> tuple[Tensor, Tensor]:
     return reference.latent_update(
         *update[:5],
         update.parameters,
@@ -55,13 +53,10 @@ def _by_reference(
         decay=update.decay,
         factor=update.factor,
         group_ends=update.group_ends,
-        summed=summed,
     )
 
 
-def _squares_by_reference(
-    update: Update, summed: Callable[..., Tensor] = reference.latent_sum
-) -> tuple[Tensor, Tensor]:
+def _squares_by_reference(update: Update) -> tuple[Tensor, Tensor]:
     gradients, input_grad_sum, _ = reference.latent_gradients(
         *update[:5],
         update.parameters,
@@ -70,7 +65,6 @@ def _squares_by_reference(
         decay=update.decay,
         factor=update.factor,
         group_ends=update.group_ends,
-        summed=summed,
     )
     squares = update.b_enc.new_zeros(update.b_enc.shape, dtype=torch.float64)
     updated = (update.update_encoder, True, update.update_decoder)
@@ -168,46 +162,49 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     check(update)
     if not gpu.serves(update.w_enc):
         return _by_reference(update)
-    if update.special:
-        return _with_stored_gradients(update)
-    kernels = gpu.kernels("latent_update")
-    m, d = update.w_enc.shape
-    check_packed(update, (m, gpu.kernels("round_rows").padded_width(d)))
-    moments = update.moments
-    result: tuple[Tensor, Tensor] = gpu.launch(
-        "latent_update.latent_update",
-        *update[:5],
-        kernels.Matrix(update.w_enc, *moments[:2]),
-        kernels.Matrix(update.b_enc, *moments[2:4]),
-        kernels.Matrix(update.w_dec, *moments[4:]),
-        (update.product, *update.packed) if update.packed else None,
-        kernels.Extra.of(*map(contiguous, update.extra), update.w_dec) if update.extra else None,
-        update.rates,
-        update.beta1,
-        update.beta2,
-        update.eps,
-        unit_norm=update.unit_norm,
+    check_packed(
+        update, (len(update.w_enc), gpu.kernels("round_rows").padded_width(update.w_enc.shape[1]))
     )
-    return result
-
-
-def _with_stored_gradients(update: Update) -> tuple[Tensor, Tensor]:
-    """For what no kernel does in one pass; the encoder is packed again afterwards."""
-    result = _by_reference(update, torch.ops.saefast.latent_sum)
-    if update.packed:
-        fresh = gpu.launch("round_rows.rounded_rows", update.w_enc, update.product)
-        for old, new in zip(update.packed, (fresh.units, fresh.norm, fresh.lost), strict=True):
-            old.copy_(new)
-    return result
+    with gpu.device_of(update.w_enc):
+        updated: tuple[Tensor, Tensor] = _on_gpu(update).update()
+    return updated
 
 
 @gradient_squares.register_kernel("cuda")
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     update = Update(*arguments)
     check(update)
-    served = gpu.serves(update.w_enc)
-    summed = torch.ops.saefast.latent_sum if served else reference.latent_sum
-    return _squares_by_reference(update, summed)
+    if not gpu.serves(update.w_enc):
+        return _squares_by_reference(update)
+    with gpu.device_of(update.w_enc):
+        measured: tuple[Tensor, Tensor] = _on_gpu(update).squares()
+    return measured
+
+
+def _on_gpu(update: Update) -> Any:
+    """The `LatentPass` of saefast.kernels."""
+    kernels = gpu.kernels("latent_update")
+    left, moments, decay = map(contiguous, update[:5]), update.moments, update.decay
+    ends, sign = (t if t is None else contiguous(t) for t in (update.group_ends, decay.sign))
+    return kernels.LatentPass(
+        kernels.Batch(*left, ends),
+        kernels.Parameter(update.w_enc, *moments[:2]),
+        kernels.Parameter(update.b_enc, *moments[2:4]),
+        kernels.Parameter(update.w_dec, *moments[4:]),
+        update.update_encoder,
+        update.update_decoder,
+        kernels.Extra(*map(contiguous, update.extra)) if update.extra else None,
+        kernels.Shaping(
+            decay.shrink_enc,
+            decay.shrink_dec,
+            sign,
+            update.factor,
+            update.unit_norm and update.remove_parallel,
+        ),
+        kernels.AdamSettings(contiguous(update.rates), update.beta1, update.beta2, update.eps),
+        update.unit_norm,
+        (update.product, *update.packed) if update.packed else None,
+    )
 
 
 def _fake(dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:

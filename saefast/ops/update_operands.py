@@ -86,16 +86,6 @@ class Update(NamedTuple):
         return Decay(self.shrink_enc, self.shrink_dec, self.sign)
 
     @property
-    def special(self) -> bool:
-        """Whether more is asked for than the gradient of one reconstruction of its own input."""
-        return (
-            any(part is not None for part in (*self.decay, self.factor, self.group_ends))
-            or not (self.update_encoder and self.update_decoder)
-            or self.unit_norm > self.remove_parallel
-            or self.w_enc.shape[1] != self.w_dec.shape[1]
-        )
-
-    @property
     def extra(self) -> tuple[Tensor, ...] | None:
         """The extra latents and gradients, if there are any."""
         return _all_or_none(
