@@ -38,8 +38,11 @@ _TYPES = {
     **dict.fromkeys(
         [
             "extra_along",
+            "extra_w_dec",
+            "w_dec",
             "bias_grads",
             "along",
+            "shrink",
             "second",
             "inputs_share",
             "source",
@@ -51,13 +54,15 @@ _TYPES = {
     **dict.fromkeys(
         ["keys", "floor_keys", "work", "parts", "entries", "start", "piece_start", "indices"], _L
     ),
-    **dict.fromkeys(["slots", "fired", "piece_begin", "piece_end"], _L),
+    **dict.fromkeys(["slots", "fired", "piece_begin", "piece_end", "group_ends"], _L),
+    "extra_latents": _L,
     **dict.fromkeys(
         ["counts", "hot_list", "failed", "total", "part_counts", "held", "waiting"], _I
     ),
     **dict.fromkeys(["columns", "width", "k", "m", "d", "padded", "latents", "first", "room"], _S),
-    **dict.fromkeys(["factor", "beta1", "beta2", "eps"], "fp32"),
-    "rates": "*fp64",
+    **dict.fromkeys(["groups", "n"], _S),
+    **dict.fromkeys(["factor", "rest1", "beta2", "rest2", "eps"], "fp32"),
+    **dict.fromkeys(["rates", "signs"], "*fp64"),
     "units": _B,
     "rounded": _B,
 }
@@ -105,25 +110,52 @@ def kernels(architecture: int) -> Iterator[Kernel]:
         yield Kernel("sparse_decode", "residual_rows", constants, warps=8)
     summed = {"BLOCK_E": 4, "BLOCK_D": 1024}
     yield Kernel("latent_sum", "sum_latents", summed)
-    yield Kernel("latent_sum", "sum_pieces", summed)
-    moments = {"first": _F, "second": _F}
-    yield Kernel("latent_update", "update_biases", {"EXTRA": True, "BLOCK": 128}, 1, types=moments)
-    for encoder in (True, False):
-        for one in (True, False):
-            constants = {
-                "EXTRA": True,
-                "ENCODER": encoder,
-                "UNIT_NORM": not encoder,
-                "PACK": encoder,
-                "DROP": 16,
-                "ONE_BLOCK": one,
-                "TOGETHER": 16,
-                **summed,
-            }
-            yield Kernel("latent_update", "update_rows", constants, types=moments)
+    for grouped in (False, True):
+        yield Kernel("latent_sum", "sum_pieces", {"GROUPED": grouped, **summed})
+    yield from _updates()
     yield Kernel(
         "keep_largest", "keep_largest_of_row", {"SIGNED": False, "BLOCK": 2048}, 8, types={}
     )
+
+
+def _updates() -> Iterator[Kernel]:
+    """Of d = 768, and of 2304 and 4096, which are several blocks unless a part is measured."""
+    types = {"first": _F, "second": _F, "factor": "*fp64", "squares": "*fp64"}
+    for along in (True, False):
+        yield Kernel("extra_gradients", "fill_slots", {"ALONG": along, "BLOCK": 1024})
+    tasks = ({"TASK": "update", "FACTOR": True}, {"TASK": "squares", "FACTOR": False})
+    for task in tasks:
+        constants = {"EXTRA": True, "ALONG": True, **task, "BLOCK": 128}
+        yield Kernel("update_biases", "update_biases", constants, 1, types=types)
+    decays = {"GROUPED": True, "SHRINK": True, "SIGN": True}
+    sides: list[dict[str, Any]] = [
+        {"ENCODER": True, "PROJECT": "none"},
+        {"ENCODER": True, "PROJECT": "none", "SHRINK": True, "SIGN": True},
+        {"ENCODER": False, "PROJECT": "none", **decays},
+        {"ENCODER": False, "PROJECT": "inferred", "GROUPED": True},
+        {"ENCODER": False, "PROJECT": "measured", **decays},
+    ]
+    shapes = ((1024, True, 4), (1024, False, 4), (4096, True, 16), (4096, False, 16))
+    for side, (block, one, warps) in ((side, shape) for side in sides for shape in shapes):
+        if block > 1024 and side["PROJECT"] != "measured":
+            continue
+        frozen = [{"TASK": "share", "FACTOR": False}] if side == sides[0] else []
+        for task in (*tasks, *frozen):
+            updated = task["TASK"] == "update"
+            constants = {
+                **dict.fromkeys(("GROUPED", "SHRINK", "SIGN"), False),
+                **side,
+                **task,
+                "EXTRA": True,
+                "UNIT_NORM": updated and not side["ENCODER"],
+                "PACK": updated and side["ENCODER"],
+                "DROP": 16,
+                "ONE_BLOCK": one,
+                "TOGETHER": 16,
+                "BLOCK_E": 4,
+                "BLOCK_D": block,
+            }
+            yield Kernel("update_rows", "update_rows", constants, warps, types=types)
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:

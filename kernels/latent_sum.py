@@ -23,7 +23,7 @@ class Groups(NamedTuple):
 @triton.jit
 def group_of(latent, group_ends, groups):
     """The number of groups that end at or before `latent`; the last group where all do."""
-    group = tl.zeros_like(latent)
+    group = tl.full((), 0, tl.int64)
     for i in range(groups - 1):
         group += (latent >= tl.load(group_ends + i)).to(tl.int64)
     return group

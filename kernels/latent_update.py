@@ -295,4 +295,4 @@ def _blocks(d: int, projection: str) -> tuple[int, int]:
 
 
 def _together(m: int) -> int:
-    return _TOGETHER * triton.cdiv(m, _TOGETHER * _PROGRAMS)
+    return _TOGETHER * -(-m // (_TOGETHER * _PROGRAMS))

@@ -130,6 +130,10 @@ def update_rows(
     multiple, sign, scalar = 0.0, 0.0, 0.0
     if SIGN:
         sign = tl.load(signs + (0 if ENCODER else 1)).to(tl.float32)
+    if FACTOR:
+        multiplier = tl.load(factor).to(tl.float32)
+    if TASK == "update":
+        step_size, root = tl.load(rates).to(tl.float32), tl.load(rates + 1).to(tl.float32)
     share = tl.zeros((BLOCK_D,), tl.float32)
     for latent in range(begin, tl.minimum(begin + TOGETHER, latents)):
         if ENCODER or PROJECT == "inferred":
@@ -214,7 +218,7 @@ def update_rows(
                 if PROJECT != "none":
                     gradient -= scalar * old
                 if FACTOR:
-                    gradient *= tl.load(factor).to(tl.float32)
+                    gradient *= multiplier
             if TASK == "squares":
                 length_squares += gradient * gradient
             if TASK == "update":
@@ -223,8 +227,8 @@ def update_rows(
                     tl.load(first + place, at < d, other=0.0),
                     tl.load(second + place, at < d, other=0.0),
                     gradient,
-                    tl.load(rates).to(tl.float32),
-                    tl.load(rates + 1).to(tl.float32),
+                    step_size,
+                    root,
                     rest1,
                     beta2,
                     rest2,

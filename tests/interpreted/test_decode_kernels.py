@@ -82,9 +82,9 @@ def test_latents_with_many_entries_are_summed_in_pieces(
     monkeypatch.setattr(by_latent.sort_by_latent, "__defaults__", (8,))
     summed = []
 
-    def counting(values, by, rows, k):  # type: ignore[no-untyped-def]
+    def counting(values, by, *arguments):  # type: ignore[no-untyped-def]
         summed.append(int((by.piece_end > by.piece_begin).sum()))
-        return partial_sums(values, by, rows, k)
+        return partial_sums(values, by, *arguments)
 
     partial_sums = latent_sum.partial_sums
     for module in (latent_sum, latent_update):
