@@ -1,0 +1,268 @@
+"""Whatever the GPU's pass over the latents can be asked for, exact on integers."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Shape, generator, normal, seeds
+from test_latent_update import by_reference, squares_by_reference
+from test_sparse_decode import draw_indices
+from tolerance import assert_same_bits
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saefast import reference
+from saefast.kernels.round_rows import rounded_rows
+from saefast.ops.latent_update import gradient_squares, latent_update
+from saefast.ops.update_operands import Update
+
+ADAM = {"beta1": 0.75, "beta2": 0.75, "eps": 1.0}
+"""Powers of two: the moments of integers are exact"""
+RATES = torch.tensor([0.5, 1.0], dtype=torch.float64)
+
+
+def integers(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Whole numbers from low to high, float32."""
+    return torch.randint(low, high + 1, shape, generator=generator(seed)).float()
+
+
+class Asked(NamedTuple):
+    """One update: its sizes, and the switches of `latent_update`."""
+
+    shape: Shape
+    d_out: int
+    seed: int = 0
+    extra: bool = False
+    measured: bool = False
+    """whether gradients of values belong to another decoder, and only a decay of zero tells"""
+    switches: dict[str, Any] = {}  # noqa: RUF012
+
+    def run(self, op: Any, arguments: list[Any]) -> tuple[Tensor, Tensor]:
+        """Call an op or its reference with all arguments and switches."""
+        outputs: tuple[Tensor, Tensor] = op(*arguments, **self.switches)
+        return outputs
+
+    def arguments(self) -> list[Any]:
+        """All that comes before the switches, new tensors each time."""
+        (n, d, m, k), seed = self.shape, self.seed
+        ends = self.switches.get("group_ends")
+        groups = () if ends is None else (len(ends),)
+        weights = [integers(-1, 1, s, seed + i) for i, s in enumerate([(m, d), (m,)])]
+        w_dec = integers(-1, 1, (m, self.d_out), seed + 2)
+        indices, values = draw_indices(self.shape, seed), integers(-1, 2, (n, k), seed + 3)
+        residual = integers(-1, 1, (*groups, n, self.d_out), seed + 4)
+        rows = (
+            residual if ends is None else residual[_group(ends, indices), torch.arange(n)[:, None]]
+        )
+        rows = rows[:, None] if ends is None else rows
+        grads = (rows * w_dec[indices]).sum(2) + self.measured
+        # Entries that are not positive must not be looked at.
+        value_grads = torch.where(values > 0, grads, 7.0)
+        parameters = [*weights, w_dec]
+        moments = [4 * integers(0, 1, p.shape, seed + 5) for p in parameters for _ in range(2)]
+        packed = rounded_rows(parameters[0], "tfloat32")
+        return [
+            *(indices, values, value_grads, residual, integers(-1, 1, (n, d), seed + 6)),
+            *(*parameters, *moments, packed.units, packed.norm, packed.lost, "tfloat32"),
+            *(self._extra() if self.extra else (None,) * 4),
+            *(RATES, *ADAM.values()),
+        ]
+
+    def _extra(self) -> tuple[Tensor, ...]:
+        """For some latents, and places without one, whose gradients are not set."""
+        m, seed = self.shape.m, self.seed
+        some = torch.randperm(m, generator=generator(seed + 7))[: (m + 1) // 2]
+        latents = torch.cat([some[:1], torch.tensor([m, m + 9]), some[1:]])
+        widths = [(self.shape.d,), (), (self.d_out,)]
+        rows = [integers(-1, 1, (len(latents), *w), seed + 8 + i) for i, w in enumerate(widths)]
+        for row in rows:
+            row[1:3] = torch.nan
+        return latents, *rows
+
+
+def _group(ends: Tensor, indices: Tensor) -> Tensor:
+    return torch.searchsorted(ends, indices.contiguous(), right=True)
+
+
+def check(asked: Asked) -> None:
+    """Both ops against their references: the same bits but for what Adam's root rounds."""
+    mine, theirs = asked.arguments(), asked.arguments()
+    for actual, expected in zip(
+        asked.run(gradient_squares, mine), asked.run(squares_by_reference, theirs), strict=True
+    ):
+        assert_same_bits(actual, expected)
+    for actual, expected in zip(mine[5:17], asked.arguments()[5:17], strict=True):
+        assert_same_bits(actual, expected)  # nothing was updated
+    outputs, expected = asked.run(latent_update, mine), asked.run(by_reference, theirs)
+    for a, e in zip((*outputs, *mine[8:14]), (*expected, *theirs[8:14]), strict=True):
+        assert_same_bits(a, e)
+    for a, e in zip(mine[5:8], theirs[5:8], strict=True):
+        torch.testing.assert_close(a, e, rtol=2.0**-21, atol=2.0**-21)
+    assert_same_bits(mine[14], rounded_rows(mine[5], "tfloat32").units)
+
+
+def switches(m: int, seed: int, *chosen: str, **flags: bool) -> dict[str, Any]:
+    """Those of the tensors that are `chosen`, and flags; rows have norm one unless they say no."""
+    tensors = {
+        "shrink_enc": integers(-2, 2, (m,), seed + 20),
+        "shrink_dec": integers(-2, 2, (m,), seed + 21),
+        "no_shrink": torch.zeros(m),
+        "sign": torch.tensor([1.0, -1.0], dtype=torch.float64),
+        "factor": torch.tensor(0.5, dtype=torch.float64),
+        # Empty groups, one latent and all the others.
+        "group_ends": torch.tensor([0, m // 2, m // 2, m]),
+    }
+    named = {"shrink_dec" if c == "no_shrink" else c: tensors[c] for c in chosen}
+    return {"unit_norm": True, **named, **flags}
+
+
+SHAPE = Shape(4, 17, 6, 2)
+ALONE = {
+    "nothing": switches(6, 0),
+    "free norms": switches(6, 0, unit_norm=False),
+    "parallel part stays": switches(6, 0, remove_parallel=False),
+    "shrink_enc": switches(6, 0, "shrink_enc"),
+    "shrink_dec": switches(6, 0, "shrink_dec"),
+    "sign": switches(6, 0, "sign"),
+    "factor": switches(6, 0, "factor"),
+    "group_ends": switches(6, 0, "group_ends"),
+    "frozen encoder": switches(6, 0, update_encoder=False),
+    "frozen decoder": switches(6, 0, update_decoder=False),
+}
+
+
+@pytest.mark.parametrize("d_out", [5, 17])
+@pytest.mark.parametrize("name", ALONE)
+def test_each_switch_alone(name: str, d_out: int) -> None:
+    """Of transcoders and of rows of several blocks."""
+    check(Asked(SHAPE, d_out, switches=ALONE[name]))
+
+
+@pytest.mark.parametrize("d_out", [16, 17])
+def test_a_decay_of_zero_measures_the_part_along_the_rows(d_out: int) -> None:
+    """As for precision="bf16_weights", where gradients of values belong to the rounded rows."""
+    check(Asked(SHAPE, d_out, extra=True, measured=True, switches=switches(6, 0, "no_shrink")))
+
+
+@pytest.mark.parametrize("d_out", [16, 17])
+def test_places_without_a_latent_are_not_read(d_out: int) -> None:
+    check(Asked(SHAPE, d_out, extra=True, switches=switches(6, 0)))
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> Asked:
+    """Any combination, some of one latent, one active, one column or no row."""
+    m = draw(st.integers(1, 7))
+    shape = Shape(
+        draw(st.integers(0, 4)),
+        draw(st.sampled_from([1, 16, 19])),
+        m,
+        draw(st.integers(1, min(m, 3))),
+    )
+    seed = draw(seeds)
+    tensors = ["shrink_enc", "shrink_dec", "sign", "factor"]
+    flags = ["unit_norm", "remove_parallel", "update_encoder", "update_decoder"]
+    chosen = switches(
+        m,
+        seed,
+        *(name for name in tensors if draw(st.booleans())),
+        **{name: draw(st.booleans()) for name in flags},
+    )
+    if draw(st.booleans()):
+        ends = sorted(draw(st.lists(st.integers(0, m), max_size=2)))
+        chosen["group_ends"] = torch.tensor([*ends, m])
+    d_out = draw(st.sampled_from([1, 16, 19]))
+    return Asked(shape, d_out, seed, extra=draw(st.booleans()), switches=chosen)
+
+
+@settings(max_examples=25)
+@given(asked=updates())
+def test_every_combination(asked: Asked) -> None:
+    check(asked)
+
+
+def test_pieces_of_a_latent_sum_over_the_rows_of_its_group() -> None:
+    """Two latents of different groups are active on every row: more than PIECE = 512 entries."""
+    asked = Asked(Shape(520, 3, 4, 2), 2, switches=switches(4, 0, "group_ends", "factor"))
+    draw = asked.arguments
+
+    def arguments() -> list[Any]:
+        drawn = draw()
+        indices = torch.tensor([0, 3]).repeat(520, 1)
+        rows = drawn[3][_group(asked.switches["group_ends"], indices), torch.arange(520)[:, None]]
+        values = torch.ones(520, 2)
+        return [indices, values, (rows * drawn[7][indices]).sum(2), *drawn[3:]]
+
+    mine, theirs = arguments(), arguments()
+    for ours, plain in ((gradient_squares, squares_by_reference), (latent_update, by_reference)):
+        for a, e in zip(asked.run(ours, mine), asked.run(plain, theirs), strict=True):
+            assert_same_bits(a, e)
+    for a, e in zip(mine[8:14], theirs[8:14], strict=True):
+        assert_same_bits(a, e)
+
+
+class Allocations(TorchDispatchMode):
+    """The bytes of every tensor that is made, and the names of the functions that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+        self.functions: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Compare the memory of what comes out with that of what went in."""
+        result = function(*args, **(kwargs or {}))
+        tensors = torch.utils._pytree.tree_leaves((args, kwargs))
+        known = {_memory(tensor) for tensor in tensors if isinstance(tensor, Tensor)}
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor) and _memory(tensor) not in known:
+                self.bytes.append(tensor.untyped_storage().nbytes())
+        self.functions.add(function.name())
+        if function.name() == "aten::index.Tensor":
+            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+            self.functions |= {"boolean index"} if masks else set()
+        return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("op", [gradient_squares, latent_update])
+def test_no_gradient_is_stored_and_the_host_never_waits(op: Any) -> None:
+    """All tensors together are smaller than one gradient [m, d]."""
+    n, d, m = 2, 129, 40
+    chosen = switches(m, 0, "shrink_enc", "shrink_dec", "sign", "factor", "group_ends")
+    asked = Asked(Shape(n, d, m, 1), d, extra=True, switches=chosen)
+    arguments = asked.arguments()
+    with Allocations() as seen:
+        # What a custom op does inside is hidden from modes outside of it.
+        op._backend_fns["cuda"](*Update(*arguments, **chosen))
+    assert seen.bytes
+    assert sum(seen.bytes) < 4 * m * d
+    assert max(seen.bytes) <= max(8 * (m + 1), 4 * 3 * d)
+    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "boolean index"}
+    assert seen.functions.isdisjoint(waits)
+
+
+def test_squares_are_as_near_as_sums_in_float32() -> None:
+    """Gradients that are nearly parallel to their rows: what is left has no digits to lose."""
+    n, d, m, k = 4, 33, 6, 2
+    w_dec = normal((m, d), 0, torch.float64)
+    w_dec /= w_dec.norm(dim=1, keepdim=True)
+    indices, values = draw_indices(Shape(n, d, m, k), 1), normal((n, k), 2, torch.float64).abs()
+    residual = 100.0 * w_dec[indices[:, 0]] + normal((n, d), 3, torch.float64)
+    grads = reference.gather_dots(residual, w_dec, indices)
+    parameters = [normal((m, d), 4, torch.float64), normal((m,), 5, torch.float64), w_dec]
+    wide = [indices, values, grads, residual, normal((n, d), 6, torch.float64), *parameters]
+    wide += [torch.zeros_like(p) for p in parameters for _ in range(2)]
+    narrow = [t.float() if t.is_floating_point() else t for t in wide]
+    rest = (None, None, None, "float32", *(None,) * 4, RATES, *ADAM.values(), True)
+    for shrink in (None, torch.zeros(m)):
+        _, actual = gradient_squares(*narrow, *rest, shrink_dec=shrink)
+        _, expected = squares_by_reference(*wide, *rest)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)
