@@ -119,7 +119,10 @@ def kernels(architecture: int) -> Iterator[Kernel]:
 
 
 def _updates() -> Iterator[Kernel]:
-    """Of d = 768, and of 2304 and 4096, which are several blocks unless a part is measured."""
+    """Of d = 768, and of 2304 and 4096, which are several blocks unless a part is measured.
+
+    What is measured is so for d = 8192 only.
+    """
     types = {"first": _F, "second": _F, "factor": "*fp64", "squares": "*fp64"}
     for along in (True, False):
         yield Kernel("extra_gradients", "fill_slots", {"ALONG": along, "BLOCK": 1024})
@@ -135,10 +138,10 @@ def _updates() -> Iterator[Kernel]:
         {"ENCODER": False, "PROJECT": "inferred", "GROUPED": True},
         {"ENCODER": False, "PROJECT": "measured", **decays},
     ]
-    shapes = ((1024, True, 4), (1024, False, 4), (4096, True, 16), (4096, False, 16))
-    for side, (block, one, warps) in ((side, shape) for side in sides for shape in shapes):
-        if block > 1024 and side["PROJECT"] != "measured":
-            continue
+    blocks = {"measured": ((1024, True, 4), (4096, True, 16), (4096, False, 16))}
+    usual = ((1024, True, 4), (1024, False, 4))
+    cases = [(side, *shape) for side in sides for shape in blocks.get(side["PROJECT"], usual)]
+    for side, block, one, warps in cases:
         frozen = [{"TASK": "share", "FACTOR": False}] if side == sides[0] else []
         for task in (*tasks, *frozen):
             updated = task["TASK"] == "update"

@@ -60,6 +60,10 @@ class FusedStep:
     nothing in a TopK step waits for the device, so a whole step can be captured in a CUDA graph:
     see `capture`. Objectives that need it, or whose codes are dense, take the path of autograd.
 
+    On a GPU Triton kernels serve every rule, objective and precision of the fused path. Plain torch
+    computes what remains: all of an SAE in float64, encodes of k > 1024, and the products of Gated
+    SAEs and of losses of one's own, which have no fused path.
+
     Args:
         sae: a float32 or float64 SAE.
         lr: the learning rate of Adam; `step.lr = value` changes it.

@@ -16,6 +16,11 @@ from saefast.ops.update_operands import MUTATED, Update, check, check_packed, sc
 def latent_update(*arguments: Any) -> tuple[Tensor, Tensor]:
     """See `Update` and `reference.latent_update`.
 
+    The CPU's kernel and the GPU's do everything in one pass over the latents and store no gradient
+    of a matrix. On a GPU only float64 is computed by the reference. There nothing looks at the
+    order of `group_ends`, because the host would have to wait: latents beyond the last end belong
+    to the last group.
+
     Returns the gradient of `inputs` summed over tokens [d], and on how many tokens each latent's
     value was positive [m].
     """

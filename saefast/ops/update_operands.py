@@ -39,11 +39,14 @@ class Update(NamedTuple):
     lost: Tensor | None
     product: str
     extra_latents: Tensor | None
-    """[c] latents with gradients from elsewhere, each once; one out of range stands for none"""
+    """[c] latents with gradients from elsewhere, each once; one out of range stands for none, and
+    its gradients may be unset"""
     extra_w_enc: Tensor | None
     """[c, d] their gradients"""
     extra_b_enc: Tensor | None
+    """[c]"""
     extra_w_dec: Tensor | None
+    """[c, d_out]"""
     rates: Tensor
     """`reference.adam_rates`, on the device"""
     beta1: float
@@ -57,9 +60,12 @@ class Update(NamedTuple):
     """whether w_enc learns; b_enc always does"""
     update_decoder: bool = True
     shrink_enc: Tensor | None = None
-    """these three: see `Decay`"""
+    """[m] see `Decay`"""
     shrink_dec: Tensor | None = None
+    """[m] see `Decay`. With it or `sign`, even of zero, the part of the decoder's gradient along
+    its rows is measured; without, it is inferred from `value_grads`"""
     sign: Tensor | None = None
+    """[2] see `Decay`"""
     factor: Tensor | None = None
     """[] float64 multiplies every gradient"""
     group_ends: Tensor | None = None
@@ -143,7 +149,12 @@ def check(update: Update) -> None:
         checks.shape(name, getattr(update, name), shape)
     checks.same_device("w_enc", update.w_enc, "rates", update.rates)
     checks.shape("rates", update.rates, (2,))
+    for name, scalars in (("sign", (2,)), ("factor", ())):
+        if getattr(update, name) is not None:
+            checks.same_device("w_enc", update.w_enc, name, getattr(update, name))
+            checks.shape(name, getattr(update, name), scalars)
     if update.group_ends is not None:
+        checks.same_device("w_enc", update.w_enc, "group_ends", update.group_ends)
         checks.indices("group_ends", update.group_ends, "[g]")
 
 

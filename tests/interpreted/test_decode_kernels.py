@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saefast.kernels import by_latent, latent_sum, latent_update
 from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers
 from test_sparse_decode import draw_indices
 from tolerance import assert_no_worse_than_torch, assert_same_bits
 
 import saefast
 from saefast import reference
-from saefast.kernels import by_latent, latent_sum, latent_update
 from saefast.ops.decode_residual import decode_residual
 
 ops = torch.ops.saefast

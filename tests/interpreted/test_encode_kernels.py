@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
 from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
 from test_topk_encode import assert_top_k
 from tolerance import assert_same_bits
 
 import saefast
 from saefast import reference
-from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
 from saefast.ops.encode_gpu import CANDIDATES, ENVIRONMENT, encode_rounded
 
 

@@ -11,9 +11,6 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from bench import gpu_checks
-from bench.cases import Shape
-from bench.gpu_contests import CASES, Contest
 from saefast.kernels import (
     latent_sum,
     latent_update,
@@ -21,6 +18,10 @@ from saefast.kernels import (
     sparse_decode,
     threshold_encode,
 )
+
+from bench import gpu_checks
+from bench.cases import Shape
+from bench.gpu_contests import CASES, Contest
 
 SMALL = Shape(9, 33, 3, 3)
 

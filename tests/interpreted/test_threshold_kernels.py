@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saefast.kernels import threshold_encode, topk_encode
+from saefast.kernels.lists import Lists
 from strategies import Shape, generator, normal, seeds, small_integers, uneven
 from test_batch_topk import assert_right
 from test_encode_kernels import shapes
@@ -14,8 +16,6 @@ import saefast
 from saefast import batch_topk as module
 from saefast import reference
 from saefast.batch_topk import batch_topk
-from saefast.kernels import threshold_encode, topk_encode
-from saefast.kernels.lists import Lists
 from saefast.ops.encode_gpu import ENVIRONMENT
 from saefast.ops.encode_packed import repacked, threshold_packed
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from saefast.kernels.round_rows import rounded_rows
 from strategies import Shape
 from test_latent_update import ADAM, Problem, rates
 from test_step import batches, train_plainly
@@ -9,7 +10,6 @@ from tolerance import assert_same_bits
 
 from saefast import SAE, AuxK, FusedStep, reference
 from saefast.auxk import auxk_gradients, dense_gradients, sparse_gradients
-from saefast.kernels.round_rows import rounded_rows
 from saefast.ops.latent_update import latent_update
 
 
