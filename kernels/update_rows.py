@@ -53,7 +53,7 @@ def gradient_of_row(
     if SHRINK:
         gradient += multiple * old
     if SIGN:
-        gradient += tl.where(old > 0.0, sign, tl.where(old < 0.0, -sign, 0.0))
+        gradient += sign * ((old > 0.0).to(tl.float32) - (old < 0.0).to(tl.float32))
     return gradient
 
 
@@ -128,8 +128,6 @@ def update_rows(
     begin = program * TOGETHER
     slot = tl.full((), -1, tl.int64)
     multiple, sign, scalar = 0.0, 0.0, 0.0
-    if SIGN:
-        sign = tl.load(signs + (0 if ENCODER else 1)).to(tl.float32)
     if FACTOR:
         multiplier = tl.load(factor).to(tl.float32)
     if TASK == "update":
@@ -142,6 +140,8 @@ def update_rows(
             slot = tl.load(slots + latent)
         if SHRINK:
             multiple = tl.load(shrink + latent)
+        if SIGN:
+            sign = tl.load(signs + (0 if ENCODER else 1)).to(tl.float32)
         first_row = tl.zeros_like(begin)
         if GROUPED:
             first_row = group_of(latent, group_ends, groups) * n
