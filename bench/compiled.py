@@ -81,6 +81,7 @@ class Kernel(NamedTuple):
     types: dict[str, str] = {}  # noqa: RUF012
     tensor_cores: bool = False
     label: str = ""
+    most_registers: int | None = None
 
 
 def kernels(architecture: int) -> Iterator[Kernel]:
@@ -158,7 +159,14 @@ def _updates() -> Iterator[Kernel]:
                 "BLOCK_E": 4,
                 "BLOCK_D": block,
             }
-            yield Kernel("update_rows", "update_rows", constants, warps, types=types)
+            yield Kernel(
+                "update_rows",
+                "update_rows",
+                constants,
+                warps,
+                types=types,
+                most_registers=128 if constants["SIGN"] else None,
+            )
 
 
 def _products(architecture: int, bounded: bool) -> Iterator[Kernel]:
@@ -219,7 +227,12 @@ def compiled(kernel: Kernel, architecture: int) -> dict[str, Any]:
         },
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": kernel.warps,
+        "num_stages": kernel.stages,
+        "enable_fp_fusion": True,
+        "maxnreg": kernel.most_registers,
+    }
     binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
