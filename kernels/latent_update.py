@@ -278,6 +278,8 @@ class LatentPass:
             BLOCK_E=block_e,
             BLOCK_D=block_d,
             num_warps=max(4, block_d // 256),
+            # With signs ptxas spills a register rather than run fewer programs at once.
+            maxnreg=None if sign is None else 128,
             **LAUNCH,
         )
 

@@ -264,6 +264,8 @@ MISFITS: dict[str, Callable[[], object]] = {
     ),
     "latent_update half extra": lambda: update(extra_latents=I[0]),
     "latent_update rates": lambda: update(rates=RATES[:1]),
+    "latent_update sign": lambda: update(sign=RATES[:1]),
+    "latent_update factor": lambda: update(factor=RATES),
     "latent_update half packed": lambda: update(norm=B.clone()),
 }
 
