@@ -123,7 +123,7 @@ class FusedStep:
         self._dense = torch.full((), dense, device=sae.W_enc.device)
         self._was_dense = dense  # what the host has last read of it
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
-        # The kind of the last fused step, if its encode had all the places it needed.
+        # The settings of the last step, if it was fused and its encode had all places it needed.
         self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
@@ -185,14 +185,15 @@ class FusedStep:
         """Train on x [n, d]; `target` [n, d_out], if something else is to be reconstructed."""
         target = self._check(x, target)
         self._prepare()
-        kind = self._settings(len(x))
         self._compiled = None
-        started = None if self._is_dense(x) else self._encode(x)
-        complete = None if started is None else self._complete(started)
+        if self._is_dense(x):
+            return self._finish(self._by_autograd(x, target), len(x))
+        settings, started = self._settings(len(x)), self._encode(x)
+        complete = self._complete(started)
         if complete is None:
             return self._finish(self._by_autograd(x, target), len(x))
         if complete is started and (started.report is None) == (self.objective.room is None):
-            self._compiled = kind
+            self._compiled = settings
         return self._train(x, target, complete)
 
     def _is_dense(self, x: Tensor) -> bool:
