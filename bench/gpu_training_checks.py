@@ -18,8 +18,8 @@ from bench.gpu_contest import lowered, model
 from bench.gpu_encode_checks import apart_from
 from bench.gpu_finding import Finding, near
 from saefast import AuxK, FusedStep, SparseCode, TrainConfig, reference
-from saefast.objectives import Current, Forward, TopK
-from saefast.objectives.topk import of_code
+from saefast.objectives import Current, TopK
+from saefast.objectives.forward import Encoded
 from saefast.ops.decode_residual import decode_residual
 from saefast.packed_encoder import PackedEncoder
 
@@ -79,16 +79,14 @@ class _Given(TopK):
     rounded: bool = False
     """whether scores are those of operands rounded to bfloat16"""
 
-    def forward(
-        self, encoder: PackedEncoder, inputs: Tensor, target: Tensor, now: Current
-    ) -> Forward:
+    def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
         sae, indices = encoder.sae, self.chosen.pop(0)
         weight: Tensor = sae.W_enc
         if self.rounded:
             inputs, weight = (t.bfloat16().to(t.dtype) for t in (inputs, weight))
         values = reference.scores(inputs, weight, sae.b_enc, None).gather(1, indices)
-        return of_code(encoder, SparseCode(values.relu(), indices), target)
+        return Encoded(SparseCode(values.relu(), indices))
 
 
 def trainings(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:

@@ -96,7 +96,7 @@ def loss_weight(
     if NORMALISED:
         lane = tl.arange(0, BLOCKS)
         spread = tl.sum(tl.load(totals + blocks + lane, lane < blocks, other=0.0))
-        weight = tl.where(spread > 0.0, coefficient / spread, 0.0)
+        weight = tl.where(spread > 0.0, coefficient / tl.where(spread > 0.0, spread, 1.0), 0.0)
     else:
         weight = tl.minimum(dead / k, 1.0) * (coefficient / rows)
     return weight

@@ -1,7 +1,6 @@
 """What `bench.rehearse` records and compiles without a GPU, and that Triton's cache then has it."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
+from kernel_sources import kernels_in_source  # noqa: E402
 from triton import knobs  # noqa: E402
 
 from bench.cases import Shape  # noqa: E402
@@ -37,15 +37,6 @@ def recorded(*some: Program, architecture: int = 90) -> list[Launched]:
         for program in some:
             program.run()
     return list(launched)
-
-
-def kernels_in_source() -> set[str]:
-    """Whatever a file of kernels/ launches."""
-    names: set[str] = set()
-    for file in (CHECKOUT / "kernels").glob("*.py"):
-        names |= set(re.findall(r"(?:^|\s|\.)(\w+)\[\(", file.read_text()))
-    assert names
-    return names
 
 
 @pytest.fixture(scope="module")

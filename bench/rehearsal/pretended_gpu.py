@@ -90,7 +90,7 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
     """Let meta tensors pass for tensors on the pretended GPU, and their kernels for launchable.
 
     `reads` is the number that the host gets wherever it reads one from the device. Truth values
-    that it reads are true, and masks select everything.
+    that it reads are true, masks select everything, and vectors are zero: no codes are dense.
     """
     properties = SimpleNamespace(
         name=pretended.name,
@@ -166,7 +166,13 @@ class _GpuOps(TorchDispatchMode):
             return (
                 args[0].dtype == torch.bool or args[0].new_tensor(self._reads, device="cpu").item()
             )
+        elif func._opname == "_to_copy" and args[0].is_meta and _host(kwargs.get("device")):
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype"), device="cpu")
         return func(*args, **kwargs)
+
+
+def _host(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cpu"
 
 
 class _Event:

@@ -135,7 +135,7 @@ def test_three_parts_are_the_number_and_one_is_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "count, normalised, signed",
+    ("count", "normalised", "signed"),
     [(2, True, False), (2, False, True), (19, True, True), (40, False, False)],
 )
 def test_gradients_are_those_of_the_reference(count: int, normalised: bool, signed: bool) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saefast.kernels.round_rows import rounded_rows
 from strategies import Shape, generator, normal, seeds
 from test_latent_update import by_reference, squares_by_reference
 from test_sparse_decode import draw_indices
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saefast import reference
+from saefast.kernels.round_rows import rounded_rows
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.update_operands import Update
 
