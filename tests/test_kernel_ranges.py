@@ -1,15 +1,12 @@
 """How the GPU's kernels share out columns, lists and entries: arithmetic that needs no GPU."""
 
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import generator, seeds
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 from saefast.kernels import threshold_encode
-from saefast.kernels.by_latent import PIECE, sort_by_latent
 from saefast.kernels.list_length import LONGEST
 from saefast.kernels.lists import GROUP
 from saefast.kernels.screening import phases
@@ -90,44 +87,3 @@ def test_lists_above_a_threshold_have_room_for_a_block_when_they_were_cut(width:
     assert capacity & (capacity - 1) == 0
     after_a_cut = (width + capacity - block) // 2  # at most, by `keep_most`
     assert after_a_cut + block + width // 8 <= capacity
-
-
-@settings(max_examples=200)
-@given(
-    m=st.integers(1, 12),
-    entries=st.one_of(st.integers(0, 90), st.sampled_from([PIECE * 4 - 1, PIECE * 4 + 1])),
-    piece=st.sampled_from([1, 2, 7, 20, PIECE]),
-    heavy=st.booleans(),
-    seed=seeds,
-)
-@example(m=1, entries=PIECE, piece=PIECE, heavy=False, seed=0)
-@example(m=1, entries=PIECE + 1, piece=PIECE, heavy=False, seed=0)
-def test_pieces_cover_every_entry_of_a_long_latent_once_in_order(
-    m: int, entries: int, piece: int, heavy: bool, seed: int
-) -> None:
-    indices = torch.randint(0, m, (entries, 1), generator=generator(seed))
-    if heavy:
-        indices[: entries // 2] = 0
-    code = sort_by_latent(indices, m, piece)
-    pieces = list(zip(code.piece_begin.tolist(), code.piece_end.tolist(), strict=True))
-    used = int(code.piece_start[-1])
-    assert used <= len(pieces)
-    assert all(begin == end for begin, end in pieces[used:])
-    assert code.start[0] == 0
-    assert code.start[-1] == entries
-    for latent in range(m):
-        begin, end = code.start[latent : latent + 2].tolist()
-        assert code.entry[begin:end].tolist() == (indices == latent).nonzero()[:, 0].tolist()
-        mine = pieces[slice(*code.piece_start[latent : latent + 2].tolist())]
-        if end - begin <= piece:
-            assert mine == []
-        else:
-            covered = [place for ends in mine for place in range(*ends)]
-            assert covered == list(range(begin, end))
-            assert all(0 < e - b <= piece for b, e in mine)
-
-
-def test_entries_out_of_range_belong_to_no_latent() -> None:
-    code = sort_by_latent(torch.tensor([[2, 9, -1, 2]]), 3, 1)
-    assert code.start.tolist() == [1, 1, 1, 3]
-    assert code.entry[1:3].tolist() == [0, 3]

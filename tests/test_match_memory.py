@@ -56,7 +56,7 @@ def gpu_path_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screening, "shared_bytes", lambda tensor: 232_448)
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", lambda *a, **o: None)
     monkeypatch.setattr(checks, "finite_operands", lambda *a: None)
-    monkeypatch.setattr(encode_gpu, "_check_finite", lambda *a: None)
+    monkeypatch.setattr(encode_gpu, "check_rounded", lambda *a: None)
     monkeypatch.setattr(engines, "gather_dots", gather_dots._backend_fns["cuda"])
     monkeypatch.setattr(
         engines,

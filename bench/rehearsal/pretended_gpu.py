@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from saefast.ops import checks, encode_gpu, gpu
+from saefast.step import FusedStep
 
 DEVICE = "meta"
 """Where the tensors of a pretended GPU lie."""
@@ -123,6 +124,8 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
         enter(mock.patch.object(gpu, "has_cuda", return_value=False))
         for name in ("finite", "in_range"):  # there is no data to check
             enter(mock.patch.object(checks, name))
+        # As it is once an SAE with thresholds is sparse.
+        enter(mock.patch.object(FusedStep, "_is_dense", return_value=False))
         enter(mock.patch.object(fx_config, "meta_nonzero_assume_all_nonzero", True))
         enter(mock.patch.dict(encode_gpu._measured, clear=True))
         enter(triton_driver(Driver(pretended.architecture)))
@@ -194,6 +197,10 @@ class _Event:
 
 class _Graph:
     """A CUDA graph; its launches were recorded when it was."""
+
+    def pool(self) -> object:
+        """Return a handle that nothing looks at."""
+        return None
 
     def replay(self) -> None:
         """Nothing new is launched."""

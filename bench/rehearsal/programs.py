@@ -134,7 +134,6 @@ def train(
             precision=config.precision,
             auxk=config.auxk,
         )
-        step.state["dense"].zero_()  # as it is once an SAE with thresholds is sparse
         with mock.patch.dict(os.environ, {ENVIRONMENT: str(screen)}):
             step(x, target)
             step(x, target)

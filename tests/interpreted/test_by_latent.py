@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import generator, normal, seeds
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast.kernels.by_latent import ByLatent, sort_by_latent
+from saefast.kernels.by_latent import PIECE, ByLatent, sort_by_latent
 
 
 def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:
@@ -66,3 +66,38 @@ def test_entries_that_are_not_positive_belong_to_no_latent() -> None:
     expected = by_torch(torch.where(values > 0, indices, 9), 9, 2)
     for a, e in zip(sort_by_latent(indices, 9, 2, values=values), expected, strict=True):
         assert_same_bits(a, e)
+
+
+@settings(max_examples=25)
+@given(
+    m=st.integers(1, 12),
+    entries=st.one_of(st.integers(0, 90), st.sampled_from([PIECE * 4 - 1, PIECE * 4 + 1])),
+    piece=st.sampled_from([1, 2, 7, 20, PIECE]),
+    heavy=st.booleans(),
+    seed=seeds,
+)
+@example(m=1, entries=PIECE, piece=PIECE, heavy=False, seed=0)
+@example(m=1, entries=PIECE + 1, piece=PIECE, heavy=False, seed=0)
+def test_pieces_cover_every_entry_of_a_long_latent_once_in_order(
+    m: int, entries: int, piece: int, heavy: bool, seed: int
+) -> None:
+    indices = torch.randint(0, m, (entries, 1), generator=generator(seed))
+    if heavy:
+        indices[: entries // 2] = 0
+    code = sort_by_latent(indices, m, piece)
+    pieces = list(zip(code.piece_begin.tolist(), code.piece_end.tolist(), strict=True))
+    used = int(code.piece_start[-1])
+    assert used <= len(pieces)
+    assert all(begin == end for begin, end in pieces[used:])
+    assert code.start[0] == 0
+    assert code.start[-1] == entries
+    for latent in range(m):
+        begin, end = code.start[latent : latent + 2].tolist()
+        assert code.entry[begin:end].tolist() == (indices == latent).nonzero()[:, 0].tolist()
+        mine = pieces[slice(*code.piece_start[latent : latent + 2].tolist())]
+        if end - begin <= piece:
+            assert mine == []
+        else:
+            covered = [place for ends in mine for place in range(*ends)]
+            assert covered == list(range(begin, end))
+            assert all(0 < e - b <= piece for b, e in mine)
