@@ -204,8 +204,8 @@ def same_scores(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
         masked[few] = weights.b_enc[few]
         code = saefast.topk_encode(*operands, masked, k=shape.k, scale=scale)
         found = saefast.threshold_encode(
-            *operands, masked, threshold=-3e38, width=shape.k, scale=scale
+            *operands, masked, threshold=-1e36, width=shape.k, scale=scale
         )
-        same = scores_are_the_same(code, found, -3e38)
+        same = scores_are_the_same(code, found, -1e36)
         same = same and bool((found.counts == len(few)).all())
         yield Finding("rows scored in full and threshold", shape, same, {})
