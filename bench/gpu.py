@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
         print("bench.gpu needs an NVIDIA GPU; here is no NVIDIA driver", file=sys.stderr)
         return 1
-    # So that workers are ended and files are written when this process is told to end.
+    # On SIGTERM the workers must be ended and the files written.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(options, Path(folder))

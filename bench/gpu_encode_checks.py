@@ -41,7 +41,7 @@ def _encode(
 
 
 def exact_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Whoever screens, the result is the top k in float32, and the same bits."""
+    """Check that the top k is that of float32, with the same bits from every screen."""
     scale = 0.5 + weights.w_enc.norm(dim=1)
     first = None
     for screen, by in product(SCREENS, _selects()):
@@ -125,7 +125,7 @@ def integer_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Findi
 
 
 def thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Who is above is float64's opinion, where that can be sure; same bits whoever screens.
+    """Check the latents above a threshold against float64; every screen must give the same bits.
 
     A code with less room is the beginning of the one with room for all.
     """

@@ -1,7 +1,7 @@
 """What the GPU's kernels do with a code: gradients, updates, whole steps, against float64.
 
-The truth is told which latents were active. So a near-tie, which two correct sums decide
-differently, is no difference here; that a choice was right is checked for itself.
+The float64 reference is computed for the active latents that the kernels chose, so a near-tie,
+which two correct sums decide differently, is no difference here. Each choice is checked by itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ def residuals(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
 
 @dataclass
 class _Given(TopK):
-    """TopK that is told which latents are active."""
+    """TopK whose active latents are given."""
 
     chosen: list[Tensor] = field(default_factory=list)
     """[n, k] for each step to come"""

@@ -176,7 +176,7 @@ def test_an_error_is_raised_at_the_next_occasion(
         }[how]
         with pytest.raises(OSError, match=TOLD):
             occasion()
-    writer.wait()  # it is told once
+    writer.wait()  # the error is raised once
 
 
 def test_an_error_of_the_training_comes_first(
