@@ -248,7 +248,7 @@ def test_half_the_width_explains_a_token_and_an_eighth_of_the_latents_may() -> N
 
     def listed(idle: torch.Tensor, **settings: int) -> list[int]:
         dead = dead_latents(idle, AuxK(**settings))
-        assert dead.count.tolist() == [len(dead.latents)]
+        assert dead.number.tolist() == [len(dead.latents)]
         found: list[int] = dead.latents.tolist()
         return found
 
