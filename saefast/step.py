@@ -81,10 +81,6 @@ class FusedStep:
     computes what remains: all of an SAE in float64, encodes of k > 1024, and the products of Gated
     SAEs and of losses of one's own, which have no fused path.
 
-    On a GPU Triton kernels serve every rule, objective and precision of the fused path. Plain torch
-    computes what remains: all of an SAE in float64, encodes of k > 1024, and the products of Gated
-    SAEs and of losses of one's own, which have no fused path.
-
     Args:
         sae: a float32 or float64 SAE.
         lr: the learning rate of Adam; `step.lr = value` changes it.
