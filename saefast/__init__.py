@@ -13,7 +13,6 @@ from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
 from saefast.covariance import activation_covariance
 from saefast.dictionary import sae_from
-from saefast.dictionary_files import load_dictionaries
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
 from saefast.match import match_features
@@ -33,7 +32,7 @@ from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.step import FusedStep
-from saefast.storage import convert, load_sae, save_sae
+from saefast.storage import convert, load_dictionaries, load_sae, save_sae
 from saefast.subspace import fit_subspaces
 from saefast.subspace_results import Subspaces
 from saefast.train import train_saes

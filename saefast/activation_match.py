@@ -11,10 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast.activations.opening import open_activations
-from saefast.brief import brief
 from saefast.ops import checks
 from saefast.sae import SAE
-from saefast.types import Matches
+from saefast.types import Matches, brief
 
 _BATCH = 4096
 _CELLS = 1 << 23  # sums held at once, 8 bytes each

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.linalg import side_by_side
 from saefast.ops import checks
-from saefast.side_by_side import side_by_side
 from saefast.spectra import Decomposition, Directions, decompose
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saefast.brief import brief
-from saefast.types import Stability
+from saefast.types import Stability, brief
 
 
 @dataclass(frozen=True)

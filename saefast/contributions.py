@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from saefast.activations import open_activations
-from saefast.brief import brief
 from saefast.controls import mass_matched
 from saefast.dictionary import as_dictionary
 from saefast.feature_groups import Groups, Scored, feature_groups
+from saefast.linalg import side_by_side
 from saefast.null_tests import NullTest, beside, generator_of
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
-from saefast.side_by_side import side_by_side
 from saefast.token_stream import count_tokens, token_stream
-from saefast.types import Dictionary, SparseCode
+from saefast.types import Dictionary, SparseCode, brief
 
 BINS = 20
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from saefast.activations import open_activations
+from saefast.linalg import add_products, mirrored, side_by_side
 from saefast.ops import checks
-from saefast.side_by_side import side_by_side
-from saefast.spectra import add_products, mirrored
 from saefast.token_stream import count_tokens, token_stream
 
 

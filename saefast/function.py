@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
-from saefast.brief import brief
 from saefast.controls import mass_matched, size_matched
 from saefast.encoded import as_saes, code_of
 from saefast.ops import checks
@@ -17,7 +16,7 @@ from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reconstruction import Spread, sum_of_squares
 from saefast.sae import SAE
-from saefast.types import SparseCode
+from saefast.types import SparseCode, brief
 
 _CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
     "size": size_matched,

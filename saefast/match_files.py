@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saefast.atomic import write_whole
+from saefast.disk.tables import write_table
 from saefast.types import Matches
 
 Both = tuple[Matches, Matches]
@@ -19,9 +19,6 @@ _ALWAYS = ("partner", "similarity", "mutual")
 
 def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, Any]) -> None:
     """`names` are the numbers of the two dictionaries; `about` says what was matched, and how."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sizes = [len(matches.partner) for matches in both]
     columns = {
         "dictionary": np.repeat(names, sizes),
@@ -43,11 +40,7 @@ def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, 
             "rounds": there.rounds,
         }
     notes = {"about": about, "sizes": sizes, "facts": facts}
-    table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(notes).encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, sink.getvalue().to_pybytes())
+    write_table(file, columns, {_KEY: json.dumps(notes).encode()})
 
 
 def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:

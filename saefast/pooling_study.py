@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.brief import brief
 from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
 from saefast.match import match_features
@@ -17,7 +16,7 @@ from saefast.ops import checks
 from saefast.reconstruction import Reconstruction, reconstruction
 from saefast.sae import SAE
 from saefast.train import train_saes
-from saefast.types import Dictionary
+from saefast.types import Dictionary, brief
 
 CONTROLS = {
     "pruned": "one SAE cut to its most frequent latents, with the same fine-tuning",

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.side_by_side import Run
+from saefast.linalg import Run, add_products, mirrored
 
 METHODS = ("gram", "svd")
 
 _SLICE_ROWS = 256
 _BLOCK_BYTES = 64 << 20
-_TILE = 512
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -112,23 +111,6 @@ def gram(directions: Directions, run: Run = map) -> Tensor:
     for block in directions.blocks(run):
         add_products(total, block, run)
     return mirrored(total)
-
-
-def add_products(total: Tensor, block: Tensor, run: Run = map) -> None:
-    """Add block^T block to the upper half of `total`, by tiles, each of them a task."""
-    starts = range(0, len(total), _TILE)
-
-    def add(tile: tuple[int, int]) -> None:
-        i, j = (slice(start, start + _TILE) for start in tile)
-        total[i, j].addmm_(block[:, i].T, block[:, j])
-
-    for _ in run(add, [(i, j) for i in starts for j in starts if i <= j]):
-        pass
-
-
-def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrix of which only the upper half is known."""
-    return upper.triu() + upper.triu(1).T
 
 
 def decompose(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.config import TrainConfig
-from saefast.one_thread import one_thread
+from saefast.linalg import one_thread
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass, Rows
-from saefast.brief import brief
 from saefast.encoded import as_saes, code_of
 from saefast.largest import Largest
 from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.token_ties import modal_share, token_ties
-from saefast.types import SparseCode
+from saefast.types import SparseCode, brief
 
 CONVENTIONS = {
     "firing_rate": "share of all rows on which a feature is positive",

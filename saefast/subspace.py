@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from saefast.dictionary import Features, as_dictionaries, as_dictionary, side_of
 from saefast.feature_groups import Scored, feature_groups
+from saefast.linalg import side_by_side
 from saefast.ops import checks
-from saefast.side_by_side import side_by_side
 from saefast.spectra import METHODS
 from saefast.subspace_group import Group, Plan, fit_group
 from saefast.subspace_nulls import NULLS, Member, drawn_nulls

@@ -16,8 +16,8 @@ from saefast.angles import (
     overlaps,
     shared_plane,
 )
+from saefast.linalg import Run
 from saefast.null_tests import NullTest, beside
-from saefast.side_by_side import Run
 from saefast.spectra import Decomposition, Directions, decompose
 from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
 from saefast.subspace_results import Band, GroupSpectrum, PairOverlap

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saefast.brief import brief
 from saefast.null_tests import NullTest
+from saefast.types import brief
 
 Table = list[dict[str, Any]]
 """Rows that `pyarrow.Table.from_pylist` and `pandas.DataFrame` take"""

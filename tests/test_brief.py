@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import saefast
-from saefast.brief import brief
+from saefast.types import brief
 
 
 class Point(NamedTuple):

@@ -8,9 +8,10 @@ import pytest
 from browser import SCREENS, chromium, opened
 from tiny_run import with_language_model
 
+from saefast.disk.tables import read_table
 from saefast.report import write_report
 from saefast.report.figures import SECTIONS
-from saefast.run_files import FEATURES, read_table
+from saefast.run_folder import FEATURES
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="needs playwright (pip) and a Chromium (apt install chromium)"

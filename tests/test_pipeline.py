@@ -14,6 +14,7 @@ import torch
 from tiny_run import SETTINGS
 
 from saefast import load_sae
+from saefast.disk.tables import read_json, read_table, write_json
 from saefast.pipeline import (
     PRESETS,
     Harvest,
@@ -24,7 +25,7 @@ from saefast.pipeline import (
     settings_of,
 )
 from saefast.pipeline.settings import settings_from
-from saefast.run_files import FEATURES, STAGES, read_json, read_table, write_json
+from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.trainee import Trainee
 

@@ -12,19 +12,11 @@ import pytest
 from report_page import Page, page_of
 from tiny_run import NASTY, with_language_model
 
+from saefast.disk.tables import read_json, read_table, write_json
 from saefast.pipeline import run_pipeline, settings_of
 from saefast.report import write_report
 from saefast.report.figures import SECTIONS
-from saefast.run_files import (
-    CONTEXTS,
-    EVALUATION,
-    FEATURES,
-    POOLING,
-    SUBSPACES,
-    read_json,
-    read_table,
-    write_json,
-)
+from saefast.run_folder import CONTEXTS, EVALUATION, FEATURES, POOLING, SUBSPACES
 
 
 @pytest.fixture

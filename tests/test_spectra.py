@@ -10,8 +10,8 @@ from strategies import generator, normal, seeds, uneven
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import spectra
-from saefast.side_by_side import side_by_side
+from saefast import linalg, spectra
+from saefast.linalg import side_by_side
 from saefast.spectra import Decomposition, Directions, decompose, gram, unit
 
 
@@ -72,7 +72,7 @@ def test_the_gram_matrix_is_that_of_the_unit_rows(m, d, seed):
 def test_blocks_and_tiles_cover_everything(tile, block, monkeypatch):
     rows = normal((700, 30), 1, torch.float32)
     expected = gram(all_of(rows))
-    monkeypatch.setattr(spectra, "_TILE", tile)
+    monkeypatch.setattr(linalg, "_TILE", tile)
     monkeypatch.setattr(spectra, "_BLOCK_BYTES", block)
     torch.testing.assert_close(gram(all_of(rows)), expected, rtol=1e-12, atol=1e-12)
     svd = decomposed(rows, "svd").eigenvalues

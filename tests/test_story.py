@@ -19,9 +19,9 @@ from tiny_run import SETTINGS, as_toml
 
 import saefast
 from saefast.cli import INTERRUPTED, main
+from saefast.disk.tables import read_json, read_table
 from saefast.lm import evaluate_patched, load_model, text_files
 from saefast.report import findings_of
-from saefast.run_files import read_json, read_table
 
 CONTEXT, TOKENS = 32, 3000
 

@@ -97,8 +97,8 @@ def train(
     """
     from saefast.auxk import AuxK
     from saefast.config import TrainConfig
+    from saefast.disk.tables import read_json
     from saefast.pipeline import RunSettings, Stores
-    from saefast.run_files import read_json
 
     config = TrainConfig(
         latents=latents,

@@ -50,8 +50,8 @@ def match(
             )
         _stage(sources[0], "match", {}, json_output)
         return
-    from saefast.dictionary_files import load_dictionaries
     from saefast.match_all import match_all
+    from saefast.storage import load_dictionaries
 
     if not sources:
         raise ValueError("sources must be a run, or two SAEs at least, got none")

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted
-from saefast.formats.writing import write_json, write_torch
+from saefast.formats.tensor_files import write_torch
 
 NAME = "batch_topk"
 FILE = None

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found, positive
 from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values
-from saefast.formats.writing import write_json, write_torch
+from saefast.formats.tensor_files import write_torch
 
 NAME = "dictionary_learning"
 FILE = None

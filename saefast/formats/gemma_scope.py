@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted
-from saefast.formats.writing import write_json, write_npz
+from saefast.formats.tensor_files import write_npz
 
 NAME = "gemma_scope"
 FILE = "params.npz"

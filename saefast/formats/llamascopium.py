@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from saefast.atomic import write_tensors
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found, positive
 from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values, unit_decoder
-from saefast.formats.writing import write_json
 
 NAME = "llamascopium"
 FILE = None

@@ -8,7 +8,7 @@ import torch
 
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted
-from saefast.formats.writing import write_torch
+from saefast.formats.tensor_files import write_torch
 
 NAME = "openai"
 FILE = "autoencoder.pt"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted
-from saefast.formats.writing import write_torch
+from saefast.formats.tensor_files import write_torch
 
 NAME = "qwen_scope"
 FILE = "layer.sae.pt"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast.atomic import write_tensors
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found, positive, read_json
 from saefast.formats.parts import Parts, fitted, scaled_inputs, unit_decoder, whitened_inputs
 from saefast.formats.sae_lens_config import (
@@ -23,7 +24,6 @@ from saefast.formats.sae_lens_config import (
     whole,
 )
 from saefast.formats.tensor_files import read_tensors
-from saefast.formats.writing import write_json
 
 NAME = "sae_lens"
 FILE = None

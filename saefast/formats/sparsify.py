@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from saefast.atomic import write_tensors
+from saefast.disk.tables import write_json
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted
-from saefast.formats.writing import write_json
 
 NAME = "sparsify"
 FILE = None

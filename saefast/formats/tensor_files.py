@@ -1,13 +1,20 @@
-"""Tensors in safetensors, torch and numpy files, mapped into memory, never unpickled unasked."""
+"""Read and write tensors in safetensors, torch and numpy files.
+
+What is read is mapped into memory and never unpickled unless asked for; what is written is written
+whole or not at all.
+"""
 
 import math
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from saefast.atomic import write_with
 
 _LONGEST_HEADER = 100_000_000  # what the safetensors library allows
 _MOST_INFLATION = 100  # no weights are compressed better than that
@@ -148,3 +155,24 @@ def _not_unasked(path: Path) -> str:
         f"{path} holds Python objects beside tensors; reading them runs whatever code the file "
         f"says. If you trust whoever made it, load it with allow_pickle=True"
     )
+
+
+def write_torch(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write tensors and plain values as a file that torch.load(weights_only=True) reads."""
+    own = {
+        name: value.detach().contiguous().clone() if isinstance(value, Tensor) else value
+        for name, value in contents.items()
+    }
+    write_with(path, lambda part: torch.save(own, part))
+
+
+def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write arrays without compression, so that they can be mapped into memory."""
+    import numpy as np
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # np.savez would add .npz to a name
+            arrays: dict[str, Any] = {name: v.detach().numpy() for name, v in tensors.items()}
+            np.savez(file, **arrays)
+
+    write_with(path, write)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from saefast.controls import mass_matched
+from saefast.disk.tables import write_json
 from saefast.function import feature_function
 from saefast.pipeline.data import corpus_of
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import Harvest
 from saefast.regression import regress_effect
-from saefast.run_files import EVALUATION, write_json
+from saefast.run_folder import EVALUATION
 
 
 def evaluate(job: Job) -> None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from saefast.config import labels_of
-from saefast.dictionary_files import load_dictionaries
+from saefast.disk.tables import add_columns, read_table
 from saefast.match_all import Pairs, match_all
 from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
-from saefast.run_files import FEATURES, MATCHES, STORE, add_columns, read_table
+from saefast.run_folder import FEATURES, MATCHES, STORE
 from saefast.sae import SAE
 from saefast.stability import score_stability
-from saefast.storage import load_sae
+from saefast.storage import load_dictionaries, load_sae
 from saefast.types import Dictionary, Stability
 
 

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.checkpoint import RUN, RunFile
+from saefast.disk.tables import read_json, write_json
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
 from saefast.pipeline.evaluation import evaluate
 from saefast.pipeline.job import Job
 from saefast.pipeline.pooling import pool
 from saefast.pipeline.settings import SOURCES, RunSettings, Stores, settings_from
-from saefast.run_files import (
+from saefast.run_folder import (
     EVALUATION,
     FEATURES,
     MEMBERSHIP,
@@ -31,8 +32,6 @@ from saefast.run_files import (
     STAGES,
     SUBSPACES,
     UNFINISHED,
-    read_json,
-    write_json,
 )
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
 from saefast.contributions import contribution_r2
-from saefast.dictionary_files import load_dictionaries
+from saefast.disk.tables import write_json, write_rows
 from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.overlap import Key, measure_overlap
 from saefast.pipeline.job import Job
 from saefast.pipeline.texts import token_texts, write_contexts
-from saefast.run_files import (
+from saefast.run_folder import (
     CONTRIBUTIONS,
     MEMBERSHIP,
     OVERLAP,
@@ -21,12 +21,11 @@ from saefast.run_files import (
     STABILITY,
     SUBSPACE_TABLES,
     SUBSPACES,
-    write_json,
-    write_rows,
 )
 from saefast.stability import stability_curve
 from saefast.start import Sample, Scales, begin
 from saefast.statistics import feature_statistics
+from saefast.storage import load_dictionaries
 from saefast.subspace import fit_subspaces
 from saefast.token_ties import folded_tokens
 from saefast.train import train_saes

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from saefast.activations import StoreActivations, open_activations
+from saefast.disk.tables import write_table
 from saefast.pipeline.job import Job
-from saefast.run_files import CONTEXTS, write_table
+from saefast.run_folder import CONTEXTS
 from saefast.statistics import FeatureStatistics
 
 

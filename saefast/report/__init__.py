@@ -11,7 +11,7 @@ from saefast.report.findings import findings
 from saefast.report.page import page, printed
 from saefast.report.raster import rasteriser
 from saefast.report.run_data import RunData
-from saefast.run_files import REPORT
+from saefast.run_folder import REPORT
 
 __all__ = ["Finding", "findings", "findings_of", "printed", "write_report"]
 

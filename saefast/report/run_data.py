@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefast.checkpoint import RUN
-from saefast.run_files import (
+from saefast.disk.tables import read_json, read_table
+from saefast.run_folder import (
     CONTEXTS,
     CONTRIBUTIONS,
     EVALUATION,
@@ -26,8 +27,6 @@ from saefast.run_files import (
     STAGES,
     SUBSPACE_TABLES,
     SUBSPACES,
-    read_json,
-    read_table,
 )
 
 Rows = list[dict[str, Any]]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast.config import TrainConfig
+from saefast.disk.tables import write_rows
 from saefast.match import match_features
 from saefast.nulls import BestOfRandom
 from saefast.ops import checks
@@ -18,7 +19,7 @@ from saefast.ops.latent_sum import column_sum
 from saefast.rules import NORMS, SIDES, Penalty, Rules
 from saefast.sae import SAE
 from saefast.studies.idx import read_idx_images
-from saefast.studies.table import as_text, write_parquet
+from saefast.studies.table import as_text
 from saefast.train import train_saes
 from saefast.types import Dictionary
 
@@ -153,7 +154,8 @@ def run_digits(
         found.append(_row(group, rows, tied, unit_norm, penalty))
     if out is None:
         return DigitsResult(tuple(found))
-    file = write_parquet([asdict(row) for row in found], Path(out) / "digits.parquet")
+    file = Path(out) / "digits.parquet"
+    write_rows(file, [asdict(row) for row in found])
     return DigitsResult(tuple(found), (file,))
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from saefast.angles import haar_overlap, principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
-from saefast.one_thread import one_thread
+from saefast.disk.tables import write_rows
+from saefast.linalg import one_thread
 from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability
-from saefast.studies.table import as_text, write_parquet
+from saefast.studies.table import as_text
 from saefast.subspace import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
@@ -150,7 +151,8 @@ def run_lowrank(
     found = tuple(row for design in bar for row in _rows(design, rows, least_rates, seed, progress))
     if out is None:
         return LowRankResult(found)
-    file = write_parquet([asdict(row) for row in found], Path(out) / "lowrank.parquet")
+    file = Path(out) / "lowrank.parquet"
+    write_rows(file, [asdict(row) for row in found])
     return LowRankResult(found, (file,))
 
 

@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
+from saefast.disk.tables import write_rows
 from saefast.nulls import BestOfRandom
 from saefast.ops import checks
 from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
-from saefast.studies.table import as_text, write_parquet
+from saefast.studies.table import as_text
 from saefast.synthetic.sphere import FIRING, sphere_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import World
@@ -143,7 +144,8 @@ def run_recovery(
         ]
     if out is None:
         return RecoveryResult(tuple(found))
-    file = write_parquet([asdict(row) for row in found], Path(out) / "recovery.parquet")
+    file = Path(out) / "recovery.parquet"
+    write_rows(file, [asdict(row) for row in found])
     return RecoveryResult(tuple(found), (file,))
 
 

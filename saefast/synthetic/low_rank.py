@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saefast.one_thread import one_thread
+from saefast.linalg import one_thread
 from saefast.ops import checks
 from saefast.synthetic.world import World, unit_directions, world_generator
 

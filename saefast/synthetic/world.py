@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.activations.protocol import Batch, check_stream
+from saefast.linalg import side_by_side
 from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reference import normalise_rows
-from saefast.side_by_side import side_by_side
 from saefast.synthetic.children import Children
 from saefast.synthetic.firing import Fired, Firing
 

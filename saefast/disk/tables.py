@@ -1,0 +1,98 @@
+"""Tables and settings on disk: Parquet and JSON, each file written whole or not at all."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saefast.atomic import write_whole
+
+Table = Mapping[str, Any]
+"""Columns of equal length by name: arrays, tensors on the CPU or lists."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file; numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None where there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; remove it and run its stage again") from (
+            error
+        )
+
+
+def write_table(path: Path, columns: Table, metadata: Mapping[bytes, bytes] | None = None) -> None:
+    """Write columns of equal length as a Parquet file.
+
+    Args:
+        path: the file; missing folders are made.
+        columns: the columns by name.
+        metadata: what the file's schema carries besides.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(dict(columns))
+    if metadata is not None:
+        table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_whole(path, sink.getvalue().to_pybytes())
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as a Parquet file; its columns are those of all rows, missing cells are null."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    write_table(path, {name: [row.get(name) for row in rows] for name in names})
+
+
+def read_table(path: Path) -> Any:
+    """Read a Parquet file as a `pyarrow.Table`; None where there is no such file.
+
+    Raises:
+        ValueError: the file is truncated or not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not Parquet: {error}; remove it and run its stage again"
+        ) from error
+
+
+def add_columns(path: Path, columns: Table) -> None:
+    """Add columns to a Parquet file, in place of columns of the same names."""
+    table = read_table(path)
+    kept = {} if table is None else {name: table[name] for name in table.column_names}
+    write_table(path, {**kept, **columns})
+
+
+def _plain(value: Any) -> Any:
+    """Replace numbers that are not finite by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
