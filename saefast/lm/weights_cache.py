@@ -51,7 +51,6 @@ def _whole(folder: Path) -> bool:
 
 def _fill(folder: Path, file: Path) -> None:
     """Load, write to a folder beside, and give it its name when all is on the disk."""
-    needed("gguf")
     transformers = needed("transformers")
     folder.parent.mkdir(parents=True, exist_ok=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
