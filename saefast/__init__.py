@@ -1,17 +1,8 @@
 """Fast sparse autoencoders, and which of their features to trust."""
 
-import sys as _sys
 from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-from shlex import quote as _quote
 from typing import Any as _Any
-
-try:
-    import torch as _torch  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"saefast needs torch; install it with: {_quote(_sys.executable)} -m pip install torch"
-    ) from error
 
 from saefast import reference
 from saefast.activation_match import activation_matches
