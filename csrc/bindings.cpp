@@ -50,6 +50,7 @@ auto with_compute(const std::string& dtype, const Body& body) {
 Screen screen_named(const std::string& name) {
   if (name == "float32") return Screen::float32;
   if (name == "bfloat16") return Screen::bfloat16;
+  if (name == "int16") return Screen::int16;
   throw std::invalid_argument("unknown screen " + name);
 }
 
@@ -326,6 +327,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("usable_levels", &usable_levels);
   module.def("use_level", &use_level, "name"_a);
   module.def("level", active_level);
+  module.def("has_int16_products", [] { return active_kernels().screen_int16.tile != nullptr; });
   module.def("has_bfloat16_products", [] { return active_kernels().screen_bf16.tile != nullptr; });
 #if defined(_OPENMP)
   module.attr("openmp") = true;

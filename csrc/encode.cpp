@@ -82,7 +82,7 @@ class NativeScreen {
     const int64_t tile_rows = plan_.tile.rows;
     space.units.resize(block * units);
     space.packed.resize(block * units);
-    space.rows.assign(block, {});
+    space.rows.assign(rows, {});
     space.reach_of_all.assign(block, 0.0f);
     space.thresholds.assign(block, std::numeric_limits<float>::infinity());
     space.scores.resize(tile_rows * plan_.tile.columns);
@@ -119,8 +119,9 @@ class NativeScreen {
         if (space.rows[r].screened)
           space.thresholds[r] = lists[r].floor() - space.rows[r].bound.reach(most);
       for (int64_t r = 0; r < rows; r += tile_rows) {
-        uint32_t hits = plan_.tile.tile(space.packed.data() + r * units, w, units, bias,
-                                        space.thresholds.data() + r, space.scores.data());
+        uint32_t hits =
+            plan_.tile.tile(space.packed.data() + r * units, w, units, rows - r, bias,
+                            space.thresholds.data() + r, space.scores.data());
         for (; hits != 0; hits &= hits - 1) {
           const int64_t in_tile = __builtin_ctz(hits), row = r + in_tile;
           lists[row].take(kernels_.select, space.scores.data() + in_tile * width, bias,

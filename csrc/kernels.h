@@ -42,19 +42,20 @@ struct UpdateKernels {
   Compute (*squared_norm)(const Compute* row, int64_t d);
 };
 
-// How a row of the screening GEMM's operands is packed into 32-bit units.
-enum class Packing { float32, bf16_pairs, bf16_as_float };
+// How a row of the screening GEMM's operands is packed into 32-bit units. `int16_pairs` are integers
+// of 16 bits, two in a unit, and a last unit with the float that 2^15 of them are worth in this row.
+enum class Packing { float32, bf16_pairs, bf16_as_float, int16_pairs };
 
 // The screening GEMM: a tile of `rows` x `columns` scores, kept in registers over all of d.
-// Operands lie as [units][rows] and [units][columns]; a unit is one float, or two neighbouring
-// bfloat16.
+// Operands lie as [units][rows] and [units][columns]; see `Packing` for the units.
 struct ScreenKernels {
-  int rows;
-  int columns;
+  int rows = 0;
+  int columns = 0;
   // Scores plus bias against one threshold per row. Returns a bit for each row with a hit, and
-  // writes `scores` [rows][columns], still without bias, if any row has one.
-  uint32_t (*tile)(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
-                   const float* thresholds, float* scores);
+  // writes `scores` [rows][columns], still without bias, if any row has one. Only the first `used`
+  // rows count, so a tile may leave the others out: they have no hits, and any scores.
+  uint32_t (*tile)(const uint32_t* a, const uint32_t* b, int64_t units, int64_t used,
+                   const float* bias, const float* thresholds, float* scores) = nullptr;
 };
 
 struct SelectKernels {
@@ -91,7 +92,9 @@ struct Kernels {
   SelectKernels select;
   PackKernels pack;
   ScreenKernels screen_f32;
-  ScreenKernels screen_bf16;  // its tile is null where the instruction set has no such product
+  // Their tiles are null where the instruction set has no such product, or a faster one.
+  ScreenKernels screen_bf16;
+  ScreenKernels screen_int16;
 };
 
 template <class Storage>

@@ -13,7 +13,7 @@ namespace saefast::avx512 {
 
 namespace {
 
-uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
+uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
   return screen_tile(a, b, units, bias, thresholds, scores, [](__m512 sum, __m512i x, __m512i w) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
@@ -63,7 +63,7 @@ int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
 Kernels kernels() {
   return {row_kernels<float>(),    row_kernels<double>(),           row_kernels<bf16>(),
           update_kernels<float>(), update_kernels<double>(),        {filter, reached_by, keep_from},
-          pack_kernels(),          {kTileRows, kTileColumns, tile}, {0, 0, nullptr}};
+          pack_kernels(),          {kTileRows, kTileColumns, tile}, {}, {}};
 }
 
 }  // namespace saefast::avx512

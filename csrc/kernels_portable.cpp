@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kRows = 4, kColumns = 16;
 
-uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
+uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
   const float* left = reinterpret_cast<const float*>(a);
   const float* right = reinterpret_cast<const float*>(b);
@@ -27,6 +27,31 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* 
       scores[r * kColumns + c] = sum[r][c];
       if (sum[r][c] + bias[c] > thresholds[r]) hits |= 1u << r;
     }
+  return hits;
+}
+
+uint32_t int16_tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
+                    const float* thresholds, float* scores) {
+  const int16_t* left = reinterpret_cast<const int16_t*>(a);
+  const int16_t* right = reinterpret_cast<const int16_t*>(b);
+  int32_t sum[kRows][kColumns] = {};
+  for (int64_t u = 0; u + 1 < units; ++u)
+    for (int r = 0; r < kRows; ++r)
+      for (int c = 0; c < kColumns; ++c)
+        for (int half = 0; half < 2; ++half)
+          sum[r][c] += static_cast<int32_t>(left[2 * (u * kRows + r) + half]) *
+                       right[2 * (u * kColumns + c) + half];
+  const float* row_worth = reinterpret_cast<const float*>(a) + (units - 1) * kRows;
+  const float* column_worth = reinterpret_cast<const float*>(b) + (units - 1) * kColumns;
+  uint32_t hits = 0;
+  for (int r = 0; r < kRows; ++r) {
+    const float factor = row_worth[r] * 0x1p-30f;
+    for (int c = 0; c < kColumns; ++c) {
+      const float score = static_cast<float>(sum[r][c]) * factor * column_worth[c];
+      scores[r * kColumns + c] = score;
+      if (score + bias[c] > thresholds[r]) hits |= 1u << r;
+    }
+  }
   return hits;
 }
 
@@ -47,7 +72,8 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
 Kernels kernels() {
   return {row_kernels<float>(),    row_kernels<double>(),    row_kernels<bf16>(),
           update_kernels<float>(), update_kernels<double>(), {filter, reached_by, keep_from},
-          pack_kernels(),          {kRows, kColumns, tile},  {0, 0, nullptr}};
+          pack_kernels(),          {kRows, kColumns, tile},  {},
+          {kRows, kColumns, int16_tile}};
 }
 
 }  // namespace saefast::portable

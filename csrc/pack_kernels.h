@@ -1,5 +1,6 @@
 // Packing of rows for the screening GEMM; each instruction set includes this file.
 #include "kernels.h"
+#include "pack_int16.h"
 
 namespace saefast::SAEFAST_LEVEL {
 
@@ -60,6 +61,7 @@ void measure_loss(const Storage* row, const Kept* kept, int64_t d, double* squar
 template <class Storage>
 void pack_row(const Storage* row, int64_t d, double scale, Packing packing, uint32_t* units,
               double* squared, double* lost) {
+  if (packing == Packing::int16_pairs) return pack_int16(row, d, scale, units, squared, lost);
   float* const floats = reinterpret_cast<float*>(units);
   bf16* const halves = reinterpret_cast<bf16*>(units);
   if (packing == Packing::bf16_pairs && d % 2 == 1) halves[d] = bf16{0};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "finite.h"
@@ -12,6 +13,11 @@ namespace saefast {
 
 ScreenPlan plan_screen(const Kernels& kernels, Screen screen) {
   if (screen == Screen::float32) return {kernels.screen_f32, Packing::float32};
+  if (screen == Screen::int16) {
+    if (kernels.screen_int16.tile == nullptr)
+      throw std::invalid_argument("this instruction set has no screen in int16; use float32");
+    return {kernels.screen_int16, Packing::int16_pairs};
+  }
   if (kernels.screen_bf16.tile != nullptr) return {kernels.screen_bf16, Packing::bf16_pairs};
   return {kernels.screen_f32, Packing::bf16_as_float};
 }

@@ -7,14 +7,18 @@
 namespace saefast {
 
 // Which product screens: `bfloat16` uses the processor's bfloat16 products, or emulates them with
-// float products of rounded operands where it has none.
-enum class Screen { float32, bfloat16 };
+// float products of rounded operands where it has none. `int16` is for exact encodes only.
+enum class Screen { float32, bfloat16, int16 };
 
 struct ScreenPlan {
   ScreenKernels tile;
   Packing packing;
-  int64_t units_of(int64_t d) const { return packing == Packing::bf16_pairs ? (d + 1) / 2 : d; }
+  int64_t units_of(int64_t d) const {
+    const bool in_pairs = packing == Packing::bf16_pairs || packing == Packing::int16_pairs;
+    return in_pairs ? (d + 1) / 2 + (packing == Packing::int16_pairs ? 1 : 0) : d;
+  }
 };
+// Throws std::invalid_argument where the instruction set has no such product.
 ScreenPlan plan_screen(const Kernels& kernels, Screen screen);
 
 // Columns of scores are rows of the weight; `tile.columns` of them make a panel [units][columns].

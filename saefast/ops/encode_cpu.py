@@ -24,7 +24,7 @@ class Screen(NamedTuple):
     engine: str
     """native or torch"""
     product: str
-    """bfloat16 or float32"""
+    """bfloat16, float32 or, of the native engine, int16"""
 
     def __str__(self) -> str:
         return f"{self.engine}-{self.product}"

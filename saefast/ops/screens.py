@@ -32,6 +32,8 @@ _lock = threading.Lock()
 def usable_screens() -> list[Screen]:
     """The screens that can run on this processor."""
     screens = [Screen("native", "float32"), Screen("torch", "float32")]
+    if native.has_int16_products():
+        screens.append(Screen("native", "int16"))
     if native.has_bfloat16_products():
         screens.append(Screen("native", "bfloat16"))
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
