@@ -12,8 +12,6 @@ namespace saefast::avx2 {
 namespace {
 
 constexpr int kRows = 6, kColumns = 16;
-// A product of integers needs a register before it is added. With eight accumulators there is room.
-constexpr int kInt16Rows = 4;
 
 // The end of a tile: which of its first `kUsed` rows have a hit. See ScreenKernels::tile.
 template <int kUsed>
@@ -61,28 +59,40 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, cons
   return compare<kRows>(sum, bias, thresholds, scores);
 }
 
-// Products of 16-bit integers, added to their neighbours' in 32 bits: twice as many in an
-// instruction as floats. Without rounding, since the sums fit; see pack_int16.h. `kUsed`
-// rows of the tile's four.
+// Adds the products of one unit: of 16-bit integers, added to their neighbours' in 32 bits, twice as
+// many in an instruction as of floats. Without rounding, since the sums fit; see pack_int16.h.
+template <int kUsed>
+inline __attribute__((always_inline)) void add_int16(__m256i (&sum)[kUsed][2], const uint32_t* a,
+                                                     const uint32_t* b) {
+  const float* left = reinterpret_cast<const float*>(a);
+  const __m256i* right = reinterpret_cast<const __m256i*>(b);
+  const __m256i low = _mm256_loadu_si256(right), high = _mm256_loadu_si256(right + 1);
+#pragma GCC unroll 6
+  for (int r = 0; r < kUsed; ++r) {
+    const __m256i x = _mm256_castps_si256(_mm256_broadcast_ss(left + r));
+    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(x, low));
+    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(x, high));
+    // An empty statement that orders the rows: GCC would begin all of them, and then spill.
+    __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1]));
+  }
+}
+
+// The first `kUsed` rows of a tile of integers.
 template <int kUsed>
 uint32_t int16_rows(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
                     const float* thresholds, float* scores) {
-  const float* left = reinterpret_cast<const float*>(a);
   __m256i sum[kUsed][2];
 #pragma GCC unroll 6
   for (int r = 0; r < kUsed; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-  for (int64_t u = 0; u + 1 < units; ++u) {
-    const __m256i* w = reinterpret_cast<const __m256i*>(b + u * kColumns);
-    const __m256i low = _mm256_loadu_si256(w), high = _mm256_loadu_si256(w + 1);
-#pragma GCC unroll 6
-    for (int r = 0; r < kUsed; ++r) {
-      const __m256i x = _mm256_castps_si256(_mm256_broadcast_ss(left + u * kInt16Rows + r));
-      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(x, low));
-      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(x, high));
-    }
+  const int64_t last = units - 1;  // it holds what the integers are worth
+  int64_t u = 0;
+  for (; u + 2 <= last; u += 2) {
+    add_int16<kUsed>(sum, a + u * kRows, b + u * kColumns);
+    add_int16<kUsed>(sum, a + (u + 1) * kRows, b + (u + 1) * kColumns);
   }
-  const float* row_worth = left + (units - 1) * kInt16Rows;
-  const float* column_worth = reinterpret_cast<const float*>(b) + (units - 1) * kColumns;
+  if (u < last) add_int16<kUsed>(sum, a + u * kRows, b + u * kColumns);
+  const float* row_worth = reinterpret_cast<const float*>(a + last * kRows);
+  const float* column_worth = reinterpret_cast<const float*>(b + last * kColumns);
   const __m256 worth_low = _mm256_loadu_ps(column_worth);
   const __m256 worth_high = _mm256_loadu_ps(column_worth + 8);
   __m256 score[kUsed][2];
@@ -99,7 +109,8 @@ uint32_t int16_tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t
                     const float* bias, const float* thresholds, float* scores) {
   if (used == 1) return int16_rows<1>(a, b, units, bias, thresholds, scores);
   if (used == 2) return int16_rows<2>(a, b, units, bias, thresholds, scores);
-  return int16_rows<kInt16Rows>(a, b, units, bias, thresholds, scores);
+  if (used <= 4) return int16_rows<4>(a, b, units, bias, thresholds, scores);
+  return int16_rows<kRows>(a, b, units, bias, thresholds, scores);
 }
 
 int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
@@ -131,7 +142,7 @@ Kernels kernels() {
   return {row_kernels<float>(),    row_kernels<double>(),    row_kernels<bf16>(),
           update_kernels<float>(), update_kernels<double>(), {filter, reached_by, keep_from},
           pack_kernels(),          {kRows, kColumns, tile},  {},
-          {kInt16Rows, kColumns, int16_tile}};
+          {kRows, kColumns, int16_tile}};
 }
 
 }  // namespace saefast::avx2

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saefast import SAE
+from saefast.ops.cpu import native
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 dtypes = st.sampled_from(FLOATS)
@@ -32,6 +33,11 @@ def shapes(draw: st.DrawFn, most_latents: int = 300) -> Shape:
     )
     k = draw(st.one_of(st.just(1), st.just(m), st.integers(1, m)))
     return Shape(n, d, m, k)
+
+
+def native_products() -> list[str]:
+    """The products that the native engine can screen with at the active instruction set."""
+    return ["float32", "bfloat16", *(["int16"] if native.has_int16_products() else [])]
 
 
 def generator(seed: int) -> torch.Generator:

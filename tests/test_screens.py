@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
-from strategies import Shape, dtypes, normal, seeds, shapes
+from strategies import Shape, dtypes, native_products, normal, seeds, shapes
 from tolerance import assert_same_bits
 
 import saefast
@@ -31,7 +31,7 @@ def test_a_packed_weight_gives_the_same_bits(
 ) -> None:
     n, d, m, k = shape
     x, weight = normal((n, d), seed, dtype), normal((m, d), seed + 1, dtype)
-    for screen in (Screen("native", "float32"), Screen("native", "bfloat16")):
+    for screen in (Screen("native", product) for product in native_products()):
         plain = encode_on_cpu(x, weight, None, None, k, "exact", screen)
         packed = PackedWeight.of(weight, screen)
         from_packed = encode_on_cpu(x, weight, None, None, k, "exact", screen, packed)

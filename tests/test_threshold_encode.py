@@ -11,6 +11,7 @@ from strategies import (
     dtypes,
     generator,
     layouts,
+    native_products,
     normal,
     seeds,
     shapes,
@@ -380,7 +381,7 @@ def test_a_packed_weight_gives_the_same_bits(
     for packed in (None, repacked(None, False, x, weight, width, precision)):
         actual = threshold_packed(x, weight, bias, threshold, width, precision, packed)
         assert_same_code(actual, expected)
-    for product in ("float32", "bfloat16") if precision == "exact" else ():
+    for product in native_products() if precision == "exact" else ():
         screen = Screen("native", product)
         panels = PackedWeight.of(weight, screen)
         actual = threshold_on_cpu(
