@@ -119,9 +119,8 @@ class NativeScreen {
         if (space.rows[r].screened)
           space.thresholds[r] = lists[r].floor() - space.rows[r].bound.reach(most);
       for (int64_t r = 0; r < rows; r += tile_rows) {
-        uint32_t hits =
-            plan_.tile.tile(space.packed.data() + r * units, w, units, rows - r, bias,
-                            space.thresholds.data() + r, space.scores.data());
+        uint32_t hits = plan_.tile.tile(space.packed.data() + r * units, w, units, rows - r, bias,
+                                        space.thresholds.data() + r, space.scores.data());
         for (; hits != 0; hits &= hits - 1) {
           const int64_t in_tile = __builtin_ctz(hits), row = r + in_tile;
           lists[row].take(kernels_.select, space.scores.data() + in_tile * width, bias,

@@ -42,8 +42,9 @@ struct UpdateKernels {
   Compute (*squared_norm)(const Compute* row, int64_t d);
 };
 
-// How a row of the screening GEMM's operands is packed into 32-bit units. `int16_pairs` are integers
-// of 16 bits, two in a unit, and a last unit with the float that 2^15 of them are worth in this row.
+// How a row of the screening GEMM's operands is packed into 32-bit units. `int16_pairs` are
+// integers of 16 bits, two in a unit, and a last unit with the float that 2^15 of them are worth in
+// this row.
 enum class Packing { float32, bf16_pairs, bf16_as_float, int16_pairs };
 
 // The screening GEMM: a tile of `rows` x `columns` scores, kept in registers over all of d.

@@ -59,25 +59,9 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, cons
   return compare<kRows>(sum, bias, thresholds, scores);
 }
 
-// Adds the products of one unit: of 16-bit integers, added to their neighbours' in 32 bits, twice as
-// many in an instruction as of floats. Without rounding, since the sums fit; see pack_int16.h.
-template <int kUsed>
-inline __attribute__((always_inline)) void add_int16(__m256i (&sum)[kUsed][2], const uint32_t* a,
-                                                     const uint32_t* b) {
-  const float* left = reinterpret_cast<const float*>(a);
-  const __m256i* right = reinterpret_cast<const __m256i*>(b);
-  const __m256i low = _mm256_loadu_si256(right), high = _mm256_loadu_si256(right + 1);
-#pragma GCC unroll 6
-  for (int r = 0; r < kUsed; ++r) {
-    const __m256i x = _mm256_castps_si256(_mm256_broadcast_ss(left + r));
-    sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(x, low));
-    sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(x, high));
-    // An empty statement that orders the rows: GCC would begin all of them, and then spill.
-    __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1]));
-  }
-}
-
-// The first `kUsed` rows of a tile of integers.
+// The first `kUsed` rows of a tile of 16-bit integers, whose products are added to their
+// neighbours' in 32 bits: twice as many in an instruction as of floats, and without rounding, since
+// the sums fit; see pack_int16.h.
 template <int kUsed>
 uint32_t int16_rows(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
                     const float* thresholds, float* scores) {
@@ -85,12 +69,18 @@ uint32_t int16_rows(const uint32_t* a, const uint32_t* b, int64_t units, const f
 #pragma GCC unroll 6
   for (int r = 0; r < kUsed; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
   const int64_t last = units - 1;  // it holds what the integers are worth
-  int64_t u = 0;
-  for (; u + 2 <= last; u += 2) {
-    add_int16<kUsed>(sum, a + u * kRows, b + u * kColumns);
-    add_int16<kUsed>(sum, a + (u + 1) * kRows, b + (u + 1) * kColumns);
+  for (int64_t u = 0; u < last; ++u) {
+    const __m256i* w = reinterpret_cast<const __m256i*>(b + u * kColumns);
+    const __m256i low = _mm256_loadu_si256(w), high = _mm256_loadu_si256(w + 1);
+#pragma GCC unroll 6
+    for (int r = 0; r < kUsed; ++r) {
+      const __m256i x = _mm256_set1_epi32(static_cast<int>(a[u * kRows + r]));
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(x, low));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(x, high));
+      // An empty statement that orders the rows: GCC would begin all of them, and then spill.
+      __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1]));
+    }
   }
-  if (u < last) add_int16<kUsed>(sum, a + u * kRows, b + u * kColumns);
   const float* row_worth = reinterpret_cast<const float*>(a + last * kRows);
   const float* column_worth = reinterpret_cast<const float*>(b + last * kColumns);
   const __m256 worth_low = _mm256_loadu_ps(column_worth);
@@ -139,9 +129,15 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
 }  // namespace
 
 Kernels kernels() {
-  return {row_kernels<float>(),    row_kernels<double>(),    row_kernels<bf16>(),
-          update_kernels<float>(), update_kernels<double>(), {filter, reached_by, keep_from},
-          pack_kernels(),          {kRows, kColumns, tile},  {},
+  return {row_kernels<float>(),
+          row_kernels<double>(),
+          row_kernels<bf16>(),
+          update_kernels<float>(),
+          update_kernels<double>(),
+          {filter, reached_by, keep_from},
+          pack_kernels(),
+          {kRows, kColumns, tile},
+          {},
           {kRows, kColumns, int16_tile}};
 }
 

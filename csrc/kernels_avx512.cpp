@@ -61,9 +61,16 @@ int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
 }  // namespace
 
 Kernels kernels() {
-  return {row_kernels<float>(),    row_kernels<double>(),           row_kernels<bf16>(),
-          update_kernels<float>(), update_kernels<double>(),        {filter, reached_by, keep_from},
-          pack_kernels(),          {kTileRows, kTileColumns, tile}, {}, {}};
+  return {row_kernels<float>(),
+          row_kernels<double>(),
+          row_kernels<bf16>(),
+          update_kernels<float>(),
+          update_kernels<double>(),
+          {filter, reached_by, keep_from},
+          pack_kernels(),
+          {kTileRows, kTileColumns, tile},
+          {},
+          {}};
 }
 
 }  // namespace saefast::avx512

@@ -70,9 +70,15 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
 }  // namespace
 
 Kernels kernels() {
-  return {row_kernels<float>(),    row_kernels<double>(),    row_kernels<bf16>(),
-          update_kernels<float>(), update_kernels<double>(), {filter, reached_by, keep_from},
-          pack_kernels(),          {kRows, kColumns, tile},  {},
+  return {row_kernels<float>(),
+          row_kernels<double>(),
+          row_kernels<bf16>(),
+          update_kernels<float>(),
+          update_kernels<double>(),
+          {filter, reached_by, keep_from},
+          pack_kernels(),
+          {kRows, kColumns, tile},
+          {},
           {kRows, kColumns, int16_tile}};
 }
 

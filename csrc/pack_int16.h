@@ -42,9 +42,10 @@ void pack_int16_carefully(const Storage* row, int64_t d, double scale, uint32_t*
   }
   const bool packed = *squared < kMostInt16Length * kMostInt16Length;  // false for NaN, too
   const float step = int16_step(packed ? __builtin_sqrt(*squared) : 0.0, d);
+  const double inverse = 1.0 / step;
   int16_t* const integers = reinterpret_cast<int16_t*>(units);
   for (int64_t i = 0; i < d; ++i) {
-    const double exact = packed ? widen(row[i]) * scale : 0.0, steps = exact / step;
+    const double exact = packed ? widen(row[i]) * scale : 0.0, steps = exact * inverse;
     integers[i] = static_cast<int16_t>(steps < 0.0 ? steps - 0.5 : steps + 0.5);
     const double rest = exact - static_cast<double>(integers[i]) * step;
     *lost += rest * rest;

@@ -54,8 +54,9 @@ class SAE(nn.Module):
     are not trained here.
 
     `encode` keeps W_enc packed for the product that screens it, from call to call: 2 more bytes for
-    each entry of W_enc where bfloat16 is multiplied by the processor or GPU, else 4. The weight is
-    packed again when it has changed. `forget` frees the memory.
+    each entry of W_enc where the product is one of bfloat16 or of 16-bit integers, as on most
+    processors and GPUs, else 4. The weight is packed again when it has changed. `forget` frees the
+    memory.
 
     `firing_rate` [m] is on which share of tokens each latent fires, as training or a file said, or
     None; a step of training forgets it. `metadata` is what the file said besides, by the name of

@@ -18,8 +18,8 @@ class CachedEncoder:
 
     Packing reads the whole weight and writes it in the form of the screening product: to encode a
     few rows, that takes longer than the encode. The packed weight takes 2 bytes for each entry of
-    the weight where the processor or GPU multiplies bfloat16, 4 where it does not, and 8 bytes for
-    each latent. `forget` frees it. See `Derived` for how a change is noticed.
+    the weight where the screen multiplies bfloat16 or 16-bit integers, 4 where it multiplies
+    float32, and 8 to 12 bytes for each latent. `forget` frees it. See `Derived` for how a change is noticed.
     """
 
     def __init__(self) -> None:
@@ -93,10 +93,12 @@ class CachedEncoder:
     ) -> Packed | None:
         source = scale if scale is None or scale_source is None else scale_source
         sources = [weight] if source is None else [weight, source]
-        with torch.no_grad():
-            return self._packed.get(
-                sources, lambda: repacked(None, False, x, weight, k, precision, scale), precision
-            )
+
+        def pack() -> Packed | None:
+            with torch.no_grad():
+                return repacked(None, False, x, weight, k, precision, scale)
+
+        return self._packed.get(sources, pack, precision)
 
 
 def _differentiates(*operands: Tensor | None) -> bool:
