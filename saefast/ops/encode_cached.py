@@ -19,7 +19,8 @@ class CachedEncoder:
     Packing reads the whole weight and writes it in the form of the screening product: to encode a
     few rows, that takes longer than the encode. The packed weight takes 2 bytes for each entry of
     the weight where the screen multiplies bfloat16 or 16-bit integers, 4 where it multiplies
-    float32, and 8 to 12 bytes for each latent. `forget` frees it. See `Derived` for how a change is noticed.
+    float32, and up to 12 bytes for each latent. `forget` frees it. See `Derived` for how a change
+    is noticed.
     """
 
     def __init__(self) -> None:
