@@ -4,7 +4,11 @@
 `bench gpu` on pretended GPUs, records each kernel as it would be launched, compiles it for each
 architecture, and fails where one spills, does not fit, or may read what it has not yet written.
 
-`--cache DIR` keeps what is compiled. A machine with the same version of Triton, without a network
+`--json FILE` is written whenever the kernels of one architecture are compiled. To go on after an
+interruption, repeat the command with the same `--cache DIR`, which keeps what is compiled, and with
+the `--architectures` that FILE lacks; what FILE says of others stays.
+
+`--cache` serves GPUs, too. A machine with the same version of Triton, without a network
 or a compiler's time to spend, uses it: copy DIR there, run `python -m bench.rehearse --cache DIR
 --relocate`, and set TRITON_CACHE_DIR=DIR.
 """
@@ -15,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -42,11 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Forked, not spawned: the checkout is not on Python's path, see bench/__init__.py.
         pool = ProcessPoolExecutor(options.processes, mp_context=get_context("fork"))
         with pool:
-            rows = rehearsed(pool, options.architectures, small=options.small)
+            rows = []
+            for architecture, some in rehearsed(pool, options.architectures, small=options.small):
+                if options.json:
+                    table.write(options.json, triton.__version__, [architecture], some)
+                rows += some
     for row in rows:
         print(table.line(row))
-    if options.json:
-        table.write(options.json, triton.__version__, rows)
     faults = list(table.faults(rows))
     print(*faults, table.summary(rows), f"{len(faults)} faults", sep="\n", flush=True)
     return int(bool(faults))
@@ -71,25 +77,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def rehearsed(pool: Executor, architectures: Sequence[int], *, small: bool) -> list[table.Row]:
-    """The rows of every architecture, compiled side by side."""
+def rehearsed(
+    pool: Executor, architectures: Sequence[int], *, small: bool
+) -> Iterator[tuple[int, list[table.Row]]]:
+    """Yield each architecture with its rows, as soon as all of them are compiled."""
     start = time.perf_counter()
-    recorded = pool.map(partial(recorded_on, small=small), architectures)
-    launches = [
-        (launched, architecture, programs)
+    recorded = list(pool.map(partial(recorded_on, small=small), architectures))
+    _log(f"{sum(map(len, recorded))} kernels recorded", start)
+    results = [
+        pool.map(partial(_compiled_or_error, architecture=architecture), counts)
         for architecture, counts in zip(architectures, recorded, strict=True)
-        for launched, programs in counts.items()
     ]
-    _log(f"{len(launches)} kernels recorded", start)
-    results = pool.map(_compiled_or_error, *zip(*[one[:2] for one in launches], strict=True))
-    rows = []
-    for launch, result in zip(launches, results, strict=True):
-        rows.append(table.Row(*launch, result))
-        for fault in table.faults(rows[-1:]):
-            _log(fault, start)
-        if len(rows) % 100 == 0:
-            _log(f"{len(rows)} compiled", start)
-    return rows
+    done = 0
+    for architecture, counts, made in zip(architectures, recorded, results, strict=True):
+        rows = []
+        for (launched, programs), result in zip(counts.items(), made, strict=True):
+            rows.append(table.Row(launched, architecture, programs, result))
+            for fault in table.faults(rows[-1:]):
+                _log(fault, start)
+            done += 1
+            if done % 100 == 0:
+                _log(f"{done} compiled", start)
+        yield architecture, rows
 
 
 def recorded_on(architecture: int, *, small: bool) -> Counter[Launched]:

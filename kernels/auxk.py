@@ -12,7 +12,7 @@ from torch import Tensor
 from .auxk_operands import operands
 from .auxk_products import miss_error, score_dead, score_gradients, weight_gradients
 from .bfloat16_parts import empty_parts, tile, whole_tiles
-from .device import LAUNCH, interpreting, power_of_two, programs_at_once
+from .device import LAUNCH, interpreting, power_of_two, programs_at_once, thread_registers
 from .keep_largest import keep_largest
 
 TOGETHER = 8
@@ -90,6 +90,7 @@ def auxk_gradients(
         "TOGETHER": TOGETHER,
         "num_warps": tiling.warps,
         "num_stages": tiling.stages,
+        "maxnreg": thread_registers(8),
         **LAUNCH,
     }
     x, encoder, decoder, bias, *moments = operands(

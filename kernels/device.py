@@ -10,6 +10,9 @@ from torch import Tensor
 LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
 """Options of every launch: products are added in one rounding, whatever Triton's default is."""
 
+_REGISTERS = 65536
+"""of a processor, of 32 bits"""
+
 
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors and in float32 only."""
@@ -44,6 +47,18 @@ def _processors(index: int) -> int:
 def programs_at_once(tensor: Tensor) -> int:
     """How many programs of a kernel that shares out its work are worth starting."""
     return 4 * _processors(tensor.get_device()) if tensor.is_cuda else 3
+
+
+def thread_registers(warps: int) -> int:
+    """Return how many registers a thread may have where `warps` warps share a processor.
+
+    Launches pass it as `maxnreg` where the kernel would spill otherwise. Without a limit ptxas
+    (13.x, as Triton 3.9 calls it) aims at as many warps as possible, and puts the last few numbers
+    of a thread on the stack rather than give up one block. With a limit it takes the registers that
+    the kernel needs up to that limit. More warps hide more latency; all GPUs from sm_80 on have the
+    same registers.
+    """
+    return min(_REGISTERS // (32 * warps) // 8 * 8, 255)
 
 
 def power_of_two(at_least: int) -> int:

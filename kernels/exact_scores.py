@@ -112,7 +112,8 @@ def any_nan(values, size, BLOCK: tl.constexpr):
     return tl.max(found) > 0
 
 
-@triton.jit
+# For these sizes neither 1 nor a multiple of 16 is worth code of its own.
+@triton.jit(do_not_specialize=["rows", "latents", "k"])
 def score_all(
     x,
     weight,
@@ -191,7 +192,7 @@ def score_all(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def join_parts(
     failed,
     total,

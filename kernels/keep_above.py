@@ -80,7 +80,7 @@ def keep_most(list_at, held, room, BLOCK: tl.constexpr, CAPACITY: tl.constexpr, 
     return kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def keep_above(
     scores,
     maxima,

@@ -100,7 +100,7 @@ def list_hot(maxima, hot_list, row, groups, bar, BLOCK: tl.constexpr):
     return hot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def keep_best(
     scores,
     maxima,

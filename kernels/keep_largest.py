@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .bfloat16_parts import empty_parts, store_parts, tile, wide
-from .device import LAUNCH, interpreting, power_of_two, programs_at_once
+from .device import LAUNCH, interpreting, power_of_two, programs_at_once, thread_registers
 from .keys import ordered
 
 NOT_A_NUMBER = tl.constexpr(0x7FFFFFFE)
@@ -81,7 +81,7 @@ def store_kept(
     store_parts(kept, plane, at, score, at < width, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "k"])
 def keep_largest_of_row(
     scores,
     kept,
@@ -162,6 +162,7 @@ def keep_largest(
         BLOCK=block,
         CHUNK=min(block, 16 if interpreting() else 2048),
         num_warps=min(max(block // 1024, 4), 16),
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )
     return kept

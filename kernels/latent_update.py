@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from .by_latent import ByLatent, sort_by_latent
-from .device import LAUNCH, interpreting, power_of_two
+from .device import LAUNCH, interpreting, power_of_two, thread_registers
 from .extra_gradients import Extra, Slots, slots_of
 from .latent_sum import Groups, entry_blocks, partial_sums
 from .round_rows import DROPPED_BITS
@@ -278,8 +278,7 @@ class LatentPass:
             BLOCK_E=block_e,
             BLOCK_D=block_d,
             num_warps=max(4, block_d // 256),
-            # With signs ptxas spills a register rather than run fewer programs at once.
-            maxnreg=None if sign is None else 128,
+            maxnreg=thread_registers(16),
             **LAUNCH,
         )
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from . import choose as _choose
 from . import keep_best as _keep_best
-from .device import LAUNCH, power_of_two
+from .device import LAUNCH, power_of_two, thread_registers
 from .lists import GROUP, Bounds, Lists, Screened, warps_of
 
 
@@ -27,6 +27,7 @@ def keep_best(
         CAPACITY=lists.capacity,
         BLOCK=block,
         num_warps=warps_of(lists.capacity),
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .bounds import column_bounds, row_bounds
-from .device import LAUNCH, power_of_two
+from .device import LAUNCH, power_of_two, thread_registers
 from .exact_scores import dot_block
 from .keep_above import keep_above, settle_lists
 from .keys import EMPTY
@@ -90,6 +90,7 @@ def _encode_rows(
         "COLUMNS": columns,
         "BLOCK_D": depth,
         "num_warps": 4,
+        "maxnreg": thread_registers(12),
         **LAUNCH,
     }
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from .bounds import column_bounds, row_bounds
-from .device import LAUNCH, interpreting, power_of_two, programs_at_once
+from .device import (
+    LAUNCH,
+    interpreting,
+    power_of_two,
+    programs_at_once,
+    thread_registers,
+)
 from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
 from .list_length import list_length
 from .lists import Lists, Screened, block, warps_of
@@ -159,6 +165,7 @@ def _mend_failed(
         BLOCK_D=width,
         NAN_BLOCK=16 if interpreting() else 1024,
         num_warps=4,
+        maxnreg=thread_registers(8),
         **LAUNCH,
     )
     join_parts[(programs,)](
@@ -173,5 +180,6 @@ def _mend_failed(
         CAPACITY=lists.capacity,
         KEPT=kept,
         num_warps=warps_of(lists.capacity),
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )

@@ -57,7 +57,8 @@ def gradient_of_row(
     return gradient
 
 
-@triton.jit
+# For these sizes neither 1 nor a multiple of 16 is worth code of its own.
+@triton.jit(do_not_specialize=["latents", "groups", "n", "k"])
 def update_rows(
     coefficients,
     entries,

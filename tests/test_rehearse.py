@@ -62,14 +62,25 @@ def test_tables_of_several_versions_share_a_file(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     other = LAUNCHED._replace(kernel="other")
     for version, launched in (("1", LAUNCHED), ("1", other), ("2", LAUNCHED)):
-        table.write(file, version, [table.Row(launched, 90, 1, SOUND)])
+        table.write(file, version, [90], [table.Row(launched, 90, 1, SOUND)])
     versions = {
         row["kernel"]: set(row["triton"]) for row in json.loads(file.read_text())["kernels"]
     }
     assert versions == {"choose": {"2"}, "other": {"1"}}
-    table.write(file, "1", [table.Row(LAUNCHED, 90, 1, "no")])
+    table.write(file, "1", [90], [table.Row(LAUNCHED, 90, 1, "no")])
     (row,) = json.loads(file.read_text())["kernels"]
     assert row["triton"] == {"1": {"90": "no"}, "2": {"90": [*SOUND.figures]}}
+
+
+def test_tables_of_several_architectures_share_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    for architecture in (80, 90, 80):
+        table.write(file, "1", [architecture], [table.Row(LAUNCHED, architecture, 1, SOUND)])
+    (row,) = json.loads(file.read_text())["kernels"]
+    assert row["triton"] == {"1": {"80": [*SOUND.figures], "90": [*SOUND.figures]}}
+    table.write(file, "1", [80], [])
+    (row,) = json.loads(file.read_text())["kernels"]
+    assert row["triton"] == {"1": {"90": [*SOUND.figures]}}
 
 
 def test_every_kernel_that_is_launched_is_recorded() -> None:
@@ -194,7 +205,7 @@ SOUND = Compiled(Figures(255, 0, 0, 99 << 10, "mma.sync", 3), Source([], [], Tru
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"stack_bytes": 40, "spills": 9}, "spills 40 bytes"),
+        ({"stack_bytes": 8, "spills": 2}, "spills 8 bytes"),
         ({"registers": 256}, "256 registers"),
         ({"shared_bytes": (99 << 10) + 1}, "shared memory"),
         ({"tensor_core": ""}, "without tensor cores"),
@@ -263,13 +274,20 @@ def test_launches_find_what_was_rehearsed_also_in_a_copy(
     assert sorted(path.name for path in copy.iterdir()) == entries
 
 
+until_there_is_a_table = pytest.mark.xfail(
+    not TABLE.exists(),
+    strict=True,
+    reason="the whole rehearsal waits until the kernels have settled",
+)
+
+
 def committed() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(TABLE.read_text())["kernels"]
     assert rows
     return rows
 
 
-@pytest.mark.xfail(strict=True, reason="weight_gradients spills 40 bytes on sm_90")
+@until_there_is_a_table
 def test_the_committed_table_has_every_kernel_and_no_fault() -> None:
     assert TABLE.stat().st_size < 500_000
     rows = committed()
@@ -278,12 +296,12 @@ def test_the_committed_table_has_every_kernel_and_no_fault() -> None:
         for by_sm in row["triton"].values():
             for architecture, figures in by_sm.items():
                 made = Figures(*figures)
-                assert made.stack_bytes <= table.MOST_STACK_BYTES, row
+                assert made.stack_bytes == made.spills == 0, row
                 assert made.registers <= table.MOST_REGISTERS, row
                 assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
 
 
-@pytest.mark.xfail(strict=True, reason="the whole rehearsal waits until the kernels have settled")
+@until_there_is_a_table
 def test_the_committed_table_has_all_architectures_and_versions_of_triton() -> None:
     seen = {
         (version, architecture)

@@ -1,7 +1,7 @@
 """The table of a rehearsal: its rows, what is wrong with them, and its file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +11,6 @@ from bench.rehearsal.recording import Launched
 
 MOST_REGISTERS = 255
 """of a thread, on every architecture"""
-MOST_STACK_BYTES = 32
-"""of a thread. The assembler puts a few numbers there, which are used outside of the inner loop,
-where fewer registers let one block more run on a processor; to forbid it (`maxnreg`) costs that"""
 
 
 class Row(NamedTuple):
@@ -37,7 +34,7 @@ def faults(rows: Iterable[Row]) -> Iterator[str]:
             continue
         figures, source = row.compiled
         limit = GPUS[row.architecture].shared_bytes
-        if figures.stack_bytes > MOST_STACK_BYTES:
+        if figures.stack_bytes:
             yield f"{where} spills {figures.stack_bytes} bytes ({figures.spills} instructions)"
         if figures.registers > MOST_REGISTERS:
             yield f"{where} takes {figures.registers} registers of {MOST_REGISTERS}"
@@ -74,17 +71,22 @@ def summary(rows: Iterable[Row]) -> str:
     return f"{len(stacks)} kernels compiled, {len(some)} of them with spills{most}"
 
 
-def write(file: Path, triton_version: str, rows: Iterable[Row]) -> None:
-    """Put the rows of one version of Triton into the file, beside those of others.
+def write(
+    file: Path, triton_version: str, architectures: Collection[int], rows: Iterable[Row]
+) -> None:
+    """Replace what the file says of these architectures under one version of Triton by the rows.
 
     A specialisation has a line of its own: what distinguishes it, and by version of Triton and
     architecture the figures, or how the compiler failed.
     """
     lines: dict[str, dict[str, Any]] = {}
     for entry in json.loads(file.read_text())["kernels"] if file.exists() else []:
-        others = {v: by_sm for v, by_sm in entry.pop("triton").items() if v != triton_version}
-        if others:
-            lines[json.dumps(entry)] = {**entry, "triton": others}
+        by_version = entry.pop("triton")
+        for architecture in architectures:
+            by_version.get(triton_version, {}).pop(str(architecture), None)
+        kept = {version: by_sm for version, by_sm in by_version.items() if by_sm}
+        if kept:
+            lines[json.dumps(entry)] = {**entry, "triton": kept}
     for row in rows:
         described = row.launched.described
         entry = lines.setdefault(json.dumps(described), {**described, "triton": {}})
