@@ -37,7 +37,10 @@ from bench.rehearsal.recording import Launched, recording
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, compile, print; 1 if something is wrong."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.kernels and options.json:
+        parser.error("--json holds every kernel of an architecture: leave out --kernels")
     if options.relocate:
         print(f"{relocate(options.cache)} kernels in {options.cache}")
         return 0
@@ -47,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pool = ProcessPoolExecutor(options.processes, mp_context=get_context("fork"))
         with pool:
             rows = []
-            for architecture, some in rehearsed(pool, options.architectures, small=options.small):
+            of_architectures = rehearsed(
+                pool, options.architectures, small=options.small, kernels=options.kernels
+            )
+            for architecture, some in of_architectures:
                 if options.json:
                     table.write(options.json, triton.__version__, [architecture], some)
                 rows += some
@@ -67,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--architectures", nargs="+", type=int, choices=GPUS, default=list(GPUS), metavar="SM"
     )
+    parser.add_argument(
+        "--kernels", nargs="+", default=[], metavar="NAME", help="only of these names"
+    )
     parser.add_argument("--small", action="store_true", help="one training and one encode only")
     parser.add_argument("--cache", type=Path, help="folder to keep what is compiled in")
     parser.add_argument(
@@ -78,11 +87,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def rehearsed(
-    pool: Executor, architectures: Sequence[int], *, small: bool
+    pool: Executor, architectures: Sequence[int], *, small: bool, kernels: Sequence[str]
 ) -> Iterator[tuple[int, list[table.Row]]]:
-    """Yield each architecture with its rows, as soon as all of them are compiled."""
+    """Yield each architecture with its rows, as soon as all of them are compiled.
+
+    `kernels` are the names of those that are compiled; none means all.
+    """
     start = time.perf_counter()
-    recorded = list(pool.map(partial(recorded_on, small=small), architectures))
+    recorded = [
+        {launched: n for launched, n in counts.items() if not kernels or launched.kernel in kernels}
+        for counts in pool.map(partial(recorded_on, small=small), architectures)
+    ]
     _log(f"{sum(map(len, recorded))} kernels recorded", start)
     results = [
         pool.map(partial(_compiled_or_error, architecture=architecture), counts)

@@ -8,6 +8,7 @@ tiles, see `bfloat16_parts`; sums are float32 in a fixed order, without atomics.
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .auxk_operands import operands
 from .auxk_products import miss_error, score_dead, score_gradients, weight_gradients
@@ -109,12 +110,14 @@ def auxk_gradients(
     score_dead[(programs,)](x, encoder, bias, count, scores, rows, places, width, **options)
     active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
     del scores
+    # With rows that are not aligned `miss_error` spills: each number has an address of its own.
+    aligned = residual if d_out % 16 == 0 else pad(residual, (0, -d_out % 16))
     missed = empty_parts(parts, n, d_out, inputs)
     squares = inputs.new_empty(down, width_out)
     miss_error[(programs,)](
         active,
         decoder,
-        residual,
+        aligned,
         scale,
         count,
         missed,
@@ -122,7 +125,7 @@ def auxk_gradients(
         n,
         rows,
         places,
-        d_out,
+        aligned.shape[1],
         width_out,
         **options,
     )

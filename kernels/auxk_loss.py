@@ -5,11 +5,23 @@ import triton.language as tl
 
 
 @triton.jit
-def error_at(residual, scale, row, column, rows, d_out):
-    """Return a tile of the error, zero outside of it."""
-    real = (row < rows)[:, None] & (column < d_out)[None, :]
-    residual_at = residual + row[:, None] * d_out
-    return scale * tl.load(residual_at + column[None, :], real, other=0.0)
+def error_at(
+    residual,
+    scale,
+    first_row,
+    first_column,
+    rows,
+    d_out,
+    TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Return a tile of the error [TILE, COLUMNS], zero outside of it; see `tile_corner`."""
+    line, lane = tl.arange(0, TILE), tl.arange(0, COLUMNS)
+    has_row = line < (rows - first_row).to(tl.int32)
+    has_column = lane < (d_out - first_column).to(tl.int32)
+    residual_at = residual + first_column + (first_row + line)[:, None] * d_out
+    real = has_row[:, None] & has_column[None, :]
+    return scale * tl.load(residual_at + lane[None, :], real, other=0.0)
 
 
 @triton.jit
@@ -18,20 +30,22 @@ def error_moments(
     scale,
     means,
     deviations,
-    row,
-    column,
+    first_row,
+    first_column,
     rows,
     d_out,
     width_out,
     TILE: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Store the means of the error over the rows of a tile, and the sums of squared differences.
 
     Both are [tiles down, width_out].
     """
-    error = error_at(residual, scale, row, column, rows, d_out)
-    line = tl.min(row) // TILE
-    mean = tl.sum(error, axis=0) / tl.minimum(rows - line * TILE, TILE)
+    error = error_at(residual, scale, first_row, first_column, rows, d_out, TILE, COLUMNS)
+    row, column = first_row + tl.arange(0, TILE), first_column + tl.arange(0, COLUMNS)
+    line = first_row // TILE
+    mean = tl.sum(error, axis=0) / tl.minimum(rows - first_row, TILE)
     difference = tl.where((row < rows)[:, None], error - mean[None, :], 0.0)
     tl.store(means + line * width_out + column, mean)
     tl.store(deviations + line * width_out + column, tl.sum(difference * difference, axis=0))

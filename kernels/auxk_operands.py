@@ -92,10 +92,18 @@ def split_operands(
         across = width_out // COLUMNS
         tiles = tl.where(dead > 0, wide(padded_rows // TILE) * across, 0)
         for number in range(first, tiles, step):
-            lines = number // across * TILE + tl.arange(0, TILE)
-            columns = number % across * COLUMNS + tl.arange(0, COLUMNS)
             error_moments(
-                residual, scale, means, deviations, lines, columns, rows, d_out, width_out, TILE
+                residual,
+                scale,
+                means,
+                deviations,
+                number // across * TILE,
+                number % across * COLUMNS,
+                rows,
+                d_out,
+                width_out,
+                TILE,
+                COLUMNS,
             )
 
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .auxk_loss import error_at, loss_weight, total_columns
-from .bfloat16_parts import product, store_parts, tile_at, tile_count, wide
+from .bfloat16_parts import product, store_parts, tile_corner, tile_count, wide
 
 
 @triton.jit
@@ -28,7 +28,9 @@ def score_dead(
     input_plane = wide(padded_rows) * width
     encoder_plane = wide(places) * width
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
-        row, place = tile_at(number, down, across, TILE, TOGETHER)
+        first_row, first_place = tile_corner(number, down, across, TILE, TOGETHER)
+        lane = tl.arange(0, TILE)
+        row = first_row + lane
         sums = product(
             input_parts,
             input_plane,
@@ -39,17 +41,18 @@ def score_dead(
             1,
             width,
             row,
-            place,
+            first_place + lane,
             width,
             PARTS,
             TILE,
             BLOCK_DEPTH,
         )
-        sums += tl.load(bias + place)[None, :]
-        tl.store((scores + row[:, None] * places) + place[None, :], sums)
+        sums += tl.load(bias + first_place + lane)[None, :]
+        scores_at = scores + first_place + row[:, None] * places
+        tl.store(scores_at + lane[None, :], sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def miss_error(
     active_parts,
     decoder_parts,
@@ -79,7 +82,9 @@ def miss_error(
     missed_plane = wide(padded_rows) * width_out
     tiles = tl.where(dead > 0, tile_count(down, across), 0)
     for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        row, column = tile_at(number, down, across, TILE, TOGETHER)
+        first_row, first_column = tile_corner(number, down, across, TILE, TOGETHER)
+        lane = tl.arange(0, TILE)
+        row = first_row + lane
         sums = product(
             active_parts,
             active_plane,
@@ -90,20 +95,21 @@ def miss_error(
             width_out,
             1,
             row,
-            column,
+            first_column + lane,
             tl.cdiv(dead, TILE) * TILE,
             PARTS,
             TILE,
             BLOCK_DEPTH,
         )
         # Operands are zero outside of the matrices, and so are the sums.
-        sums -= error_at(residual, scale, row, column, rows, d_out)
-        tl.store(squares + tl.min(row) // TILE * width_out + column, tl.sum(sums * sums, axis=0))
-        missed_at = missed_parts + row[:, None] * width_out
-        store_parts(missed_at, missed_plane, column[None, :], sums, None, PARTS)
+        sums -= error_at(residual, scale, first_row, first_column, rows, d_out, TILE, TILE)
+        squares_at = squares + first_row // TILE * width_out + first_column
+        tl.store(squares_at + lane, tl.sum(sums * sums, axis=0))
+        missed_at = missed_parts + first_column + row[:, None] * width_out
+        store_parts(missed_at, missed_plane, lane[None, :], sums, None, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def score_gradients(
     missed_parts,
     decoder_parts,
@@ -154,7 +160,9 @@ def score_gradients(
     decoder_plane = wide(places) * width_out
     plane = wide(padded_rows) * places
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
-        row, place = tile_at(number, down, across, TILE, TOGETHER)
+        first_row, first_place = tile_corner(number, down, across, TILE, TOGETHER)
+        lane = tl.arange(0, TILE)
+        row = first_row + lane
         sums = product(
             missed_parts,
             missed_plane,
@@ -165,21 +173,23 @@ def score_gradients(
             1,
             width_out,
             row,
-            place,
+            first_place + lane,
             width_out,
             PARTS,
             TILE,
             BLOCK_DEPTH,
         )
-        active_at = active_parts + row[:, None] * places
-        active = tl.load(active_at + place[None, :]).to(tl.float32) != 0.0
+        active_at = active_parts + first_place + row[:, None] * places
+        active = tl.load(active_at + lane[None, :]).to(tl.float32) != 0.0
         sums = tl.where(active, sums, 0.0)
-        gradient_at = gradient_parts + row[:, None] * places
-        store_parts(gradient_at, plane, place[None, :], sums, None, PARTS)
-        tl.store(bias_sums + tl.min(row) // TILE * places + place, tl.sum(sums, axis=0))
+        bias_sums_at = bias_sums + first_row // TILE * places + first_place
+        tl.store(bias_sums_at + lane, tl.sum(sums, axis=0))
+        # Last, because it needs the registers of the sums for what the parts leave of them.
+        gradient_at = gradient_parts + first_place + row[:, None] * places
+        store_parts(gradient_at, plane, lane[None, :], sums, None, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "rows"])
 def weight_gradients(
     input_parts,
     active_parts,
@@ -237,15 +247,17 @@ def weight_gradients(
     across = width // TILE + width_out // TILE
     plane = wide(padded_rows) * places
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
-        place, column = tile_at(number, down, across, TILE, TOGETHER)
-        learns_encoder = tl.min(column) < width
+        first_place, first_column = tile_corner(number, down, across, TILE, TOGETHER)
+        learns_encoder = first_column < width
         if learns_encoder:
             left, right, out = gradient_parts, input_parts, encoder_gradient
         else:
             left, right, out = active_parts, missed_parts, decoder_gradient
         right_width = tl.where(learns_encoder, width, width_out)
         out_width = tl.where(learns_encoder, d, d_out)
-        column -= tl.where(learns_encoder, 0, width)
+        first_column -= tl.where(learns_encoder, 0, width)
+        lane = tl.arange(0, TILE)
+        place = first_place + lane
         sums = product(
             left,
             plane,
@@ -256,12 +268,12 @@ def weight_gradients(
             right_width,
             1,
             place,
-            column,
+            first_column + lane,
             padded_rows,
             PARTS,
             TILE,
             BLOCK_DEPTH,
         )
-        real = (place < dead)[:, None] & (column < out_width)[None, :]
-        out_at = out + place[:, None] * out_width
-        tl.store(out_at + column[None, :], 2.0 * weight * sums, real)
+        real = (place < dead)[:, None] & (lane < out_width - first_column)[None, :]
+        out_at = out + first_column + place[:, None] * out_width
+        tl.store(out_at + lane[None, :], 2.0 * weight * sums, real)

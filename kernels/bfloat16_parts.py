@@ -63,17 +63,19 @@ def tile_count(down, across):
 
 
 @triton.jit
-def tile_at(number, down, across, TILE: tl.constexpr, TOGETHER: tl.constexpr):
-    """Return the rows and columns of a tile.
+def tile_corner(number, down, across, TILE: tl.constexpr, TOGETHER: tl.constexpr):
+    """Return the first row and the first column of a tile.
 
     Numbers run down bands of TOGETHER tiles, so that neighbours share operands in the L2 cache.
+    What is loaded or stored at a tile's elements should be addressed by the corner plus an arange:
+    the distances between a thread's elements are then constants of the code. With computed columns
+    each takes registers of its own, more than there are beside the sums.
     """
     in_band = TOGETHER * wide(across)
     band = number // in_band
     height = tl.minimum(down - band * TOGETHER, TOGETHER)
     within = number % in_band
-    lane = tl.arange(0, TILE)
-    return (band * TOGETHER + within % height) * TILE + lane, (within // height) * TILE + lane
+    return (band * TOGETHER + within % height) * TILE, (within // height) * TILE
 
 
 @triton.jit

@@ -90,7 +90,8 @@ def _encode_rows(
         "COLUMNS": columns,
         "BLOCK_D": depth,
         "num_warps": 4,
-        "maxnreg": thread_registers(12),
+        # Rows that are not aligned are loaded number by number, which takes more registers.
+        "maxnreg": thread_registers(12 if d % 16 == 0 else 8),
         **LAUNCH,
     }
 
