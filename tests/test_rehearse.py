@@ -27,6 +27,7 @@ from bench.rehearsal.pretended_gpu import DEVICE, GPUS, Driver, on, triton_drive
 from bench.rehearsal.programs import Program  # noqa: E402
 from bench.rehearsal.recording import Launched, recording  # noqa: E402
 from bench.rehearsal.rereads import rereads  # noqa: E402
+from saefast.kernels.device import thread_registers  # noqa: E402
 from saefast.kernels.round_rows import rounded_rows  # noqa: E402
 
 TABLE = CHECKOUT / "bench" / "results" / "compiled.json"
@@ -222,6 +223,16 @@ def test_a_fault_is_found(change: dict[str, Any], fault: str) -> None:
     assert "sm_120 choose (FEW=64)" in found
 
 
+def test_the_registers_of_a_processor_must_do_for_all_threads_of_a_block() -> None:
+    wide = LAUNCHED._replace(
+        specialisation=LAUNCHED.specialisation.replace('"num_warps": 4', '"num_warps": 16')
+    )
+    fits = Compiled(SOUND.figures._replace(registers=128), SOUND.source)
+    rows = [table.Row(wide, 120, 1, one) for one in (fits, SOUND)]
+    (found,) = table.faults(rows)
+    assert "255 registers of 128" in found
+
+
 def test_what_does_not_compile_is_a_fault() -> None:
     (found,) = table.faults([table.Row(LAUNCHED, 90, 1, "CompilationError: at 1:2")])
     assert found == "sm_90 choose (FEW=64) does not compile: CompilationError: at 1:2"
@@ -297,7 +308,7 @@ def test_the_committed_table_has_every_kernel_and_no_fault() -> None:
             for architecture, figures in by_sm.items():
                 made = Figures(*figures)
                 assert made.stack_bytes == made.spills == 0, row
-                assert made.registers <= table.MOST_REGISTERS, row
+                assert made.registers <= thread_registers(row["warps"]), row
                 assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
 
 

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from bench.rehearsal.compiling import Compiled, Figures
 from bench.rehearsal.pretended_gpu import GPUS
 from bench.rehearsal.recording import Launched
-
-MOST_REGISTERS = 255
-"""of a thread, on every architecture"""
+from saefast.kernels.device import thread_registers
 
 
 class Row(NamedTuple):
@@ -36,8 +34,9 @@ def faults(rows: Iterable[Row]) -> Iterator[str]:
         limit = GPUS[row.architecture].shared_bytes
         if figures.stack_bytes:
             yield f"{where} spills {figures.stack_bytes} bytes ({figures.spills} instructions)"
-        if figures.registers > MOST_REGISTERS:
-            yield f"{where} takes {figures.registers} registers of {MOST_REGISTERS}"
+        registers = thread_registers(described["warps"])
+        if figures.registers > registers:
+            yield f"{where} takes {figures.registers} registers of {registers}"
         if figures.shared_bytes > limit:
             yield f"{where} takes {figures.shared_bytes} bytes of shared memory of {limit}"
         if source.wants_tensor_cores and not figures.tensor_core:
