@@ -161,6 +161,25 @@ def test_addresses_are_followed_through_loops() -> None:
     assert rereads(CARRIED.replace("load %at", "load %next")) == ["out"]
 
 
+def test_an_offset_that_is_named_like_an_address_elsewhere_is_not_followed() -> None:
+    loop = """
+    scf.for %i = %zero to %n step %one  : i32 {
+      NAMED
+    }
+"""
+    store = "%1 = tt.addptr %out, %i : !tt.ptr<f32>, i32\n tt.store %1, %x : !tt.ptr<f32>"
+    load = (
+        "%1 = arith.muli %i, %n : i32\n %2 = tt.addptr %source, %1 : !tt.ptr<f32>, i32\n"
+        " %3 = tt.load %2 : !tt.ptr<f32>"
+    )
+    head = (
+        "tt.func public @f(%source: !tt.ptr<f32>, %out: !tt.ptr<f32>, %n: i32) attributes {a = 1}"
+    )
+    ttir = head + "".join(loop.replace("NAMED", body) for body in (store, load))
+    assert rereads(ttir) == []
+    assert rereads(ttir.replace("tt.addptr %source", "tt.addptr %out")) == ["out"]
+
+
 def test_addresses_are_followed_out_of_branches() -> None:
     chosen = """
   tt.func public @choose(%a: !tt.ptr<f32>, %b: !tt.ptr<f32>, %c: i1) attributes {x = 1} {
