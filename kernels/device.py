@@ -52,11 +52,10 @@ def programs_at_once(tensor: Tensor) -> int:
 def thread_registers(warps: int) -> int:
     """Return how many registers a thread may have where `warps` warps share a processor.
 
-    Launches pass it as `maxnreg` where the kernel would spill otherwise. Without a limit ptxas
-    (13.x, as Triton 3.9 calls it) aims at as many warps as possible, and puts the last few numbers
-    of a thread on the stack rather than give up one block. With a limit it takes the registers that
-    the kernel needs up to that limit. More warps hide more latency; all GPUs from sm_80 on have the
-    same registers.
+    Launches pass it as `maxnreg` where the kernel would spill otherwise. Without a limit ptxas may
+    put the last few numbers of a thread on the stack, so that one block more fits a processor. With
+    a limit it takes what the kernel needs up to that limit. More warps hide more latency, but each
+    thread has fewer registers. All GPUs from sm_80 on have the same number of them.
     """
     return min(_REGISTERS // (32 * warps) // 8 * 8, 255)
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import LAUNCH, interpreting
+from .device import LAUNCH, interpreting, thread_registers
 from .update_biases import adam
 
 Vector = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -231,6 +231,7 @@ def clip_factor(
         OTHER=other is not None,
         BLOCK=16 if interpreting() else 4096,
         num_warps=16,
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )
     return factor
