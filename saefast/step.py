@@ -22,8 +22,8 @@ from saefast.objectives import (
     usual_objective,
 )
 from saefast.ops import checks, gpu
+from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_sum import column_sum
-from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules, tethered
@@ -263,17 +263,18 @@ class FusedStep:
         groups = len(forward.residual) if several else 1
         extra = self._auxk(inputs, whole, -len(x) * groups / 2.0)
         rates = self.adam.next_rates()
-        arguments = self._arguments(forward, inputs, extra, rates)
-        switches = self._switches(forward)
+        latents = latent_pass(
+            *self._arguments(forward, inputs, extra, rates), **self._switches(forward)
+        )
         gradients = {"b_dec": column_sum(every)}
         if forward.threshold_gradient is not None:
             gradients["jump_threshold"] = forward.threshold_gradient
         factor = None
         if rules.clip is not None:
-            input_grad_sum, squares = gradient_squares(*arguments, **switches)
+            input_grad_sum, squares = latents.squares()
             vectors = self._vectors(gradients, input_grad_sum)
-            factor = switches["factor"] = self.adam.clip_factor(rules.clip, vectors, squares)
-        input_grad_sum, fired = latent_update(*arguments, **switches)
+            factor = self.adam.clip_factor(rules.clip, vectors, squares)
+        input_grad_sum, fired = latents.update(factor)
         self._encoder.refreshed()
         vectors = self._vectors(gradients, input_grad_sum)
         self.adam.finish(vectors, factor, rates, self.idle, fired, len(x))
