@@ -119,6 +119,7 @@ class FusedStep:
         self._dense = torch.full((), dense, device=sae.W_enc.device)
         self._was_dense = dense  # what the host has last read of it
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
+        self._written_pressure = 1.0
         # The settings of the last step, if it was fused and its encode had all places it needed.
         self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
@@ -202,8 +203,10 @@ class FusedStep:
         return self._was_dense
 
     def _prepare(self) -> None:
-        """Write to the device what schedules say, where a replay finds it."""
-        self._pressure.fill_(self.now.pressure)
+        """Write to the device what schedules have changed, where a replay finds it."""
+        if self._written_pressure != self.now.pressure:
+            self._written_pressure = float(self.now.pressure)
+            self._pressure.fill_(self._written_pressure)
 
     def _current(self, x: Tensor) -> Current:
         """The settings of this step; on a GPU the pressure is read when kernels run."""
