@@ -13,8 +13,9 @@ from strategies import generator
 
 from saefast import SAE, FusedStep, TrainConfig
 
-N, D, M, K = 3, 16, 80, 2
-"""M is screened in two phases, and one float for each weight is more than any list of N rows."""
+N, D, M, K = 2, 16, 66, 2
+"""Few latents, because each takes the interpreter time; but a top k screens them in two phases, and
+a float for each weight is more than any list of N rows takes."""
 
 SECTIONS = {
     "encode": "step._encode",
