@@ -13,6 +13,7 @@ from bench.cases import Weights
 from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_times import Contestant, Run
 from saefast import SAE, FusedStep, Rules, TrainConfig
+from saefast.ops.latent_pass import latent_pass
 from saefast.step import StepResult
 
 LR = 0.0
@@ -162,21 +163,31 @@ def _dense_step(contest: Contest, *, compiled: bool, of_batch: bool = False) -> 
 
 
 def updates(contest: Contest) -> Iterator[Contestant]:
-    """The pass over the latents alone; torch's fused Adam is given its gradients for nothing."""
+    """The pass over the latents alone; torch's fused Adam is given its gradients for nothing.
+
+    Clipped: the gradients are measured before, as in a default step.
+    """
     shape, indices = contest.shape, contest.code.indices
     fired = torch.zeros(shape.m, dtype=torch.int64, device=contest.device)
     active = indices[contest.code.values > 0]
     fired.scatter_add_(0, active, torch.ones_like(active))
 
     def ours(*, bare: bool) -> Run:
-        """Repeats the update that a step asked for, with what the step gave it."""
+        """Repeat the pass that a step asked for, with what the step gave it."""
         step = default_step(contest, bare=bare)
         module = importlib.import_module("saefast.step")
-        update = module.latent_update
-        with mock.patch.object(module, "latent_update", wraps=update) as spy:
+        with mock.patch.object(module, "latent_pass", wraps=latent_pass) as spy:
             step(contest.x)
         arguments, switches = spy.call_args
-        return lambda: update(*arguments, **switches)[1]
+        factor = None if bare else torch.ones((), dtype=torch.float64, device=contest.device)
+
+        def again() -> Tensor:
+            latents = latent_pass(*arguments, **switches)
+            if not bare:
+                latents.squares()
+            return latents.update(factor)[1]
+
+        return again
 
     def near(seen: Tensor) -> bool:
         """A near-tie of the code may fall to another latent."""

@@ -87,18 +87,39 @@ def score_candidates(
 
 
 @triton.jit
-def list_failed(counts, failed, total, rows, k, BLOCK: tl.constexpr):
-    """The rows whose screen failed, in order: the list was too short, or k were not to be had."""
-    lane = tl.arange(0, BLOCK)
-    found = 0
-    for start in range(0, rows, BLOCK):
-        row = start + lane
-        count = tl.load(counts + row, row < rows, other=2**31 - 1)
-        bad = count < k  # OVERFLOW is less than any k
-        after = found + tl.cumsum(bad.to(tl.int32), 0) - 1
-        tl.store(failed + after, row, mask=bad)
-        found += tl.sum(bad.to(tl.int32))
-    tl.store(total, found)
+def count_failed(counts, begin, rows, k, BLOCK: tl.constexpr):
+    """Which of BLOCK rows from `begin` on have a screen that failed, and how many rows these are.
+
+    Its list was too short, or k were not to be had.
+    """
+    row = begin + tl.arange(0, BLOCK)
+    # OVERFLOW is less than any k.
+    failed = tl.load(counts + row, row < rows, other=2**31 - 1) < k
+    return failed, tl.sum(failed.to(tl.int32))
+
+
+@triton.jit
+def total_failed(counts, rows, k, BLOCK: tl.constexpr):
+    """The number of rows whose screen failed."""
+    total = 0
+    for begin in range(0, rows, BLOCK):
+        _, found = count_failed(counts, begin, rows, k, BLOCK)
+        total += found
+    return total
+
+
+@triton.jit
+def failed_row(counts, number, rows, k, BLOCK: tl.constexpr):
+    """The row whose screen failed after those of `number` rows before it."""
+    before = 0
+    row = 0
+    for begin in range(0, rows, BLOCK):
+        failed, found = count_failed(counts, begin, rows, k, BLOCK)
+        if (number >= before) & (number < before + found):
+            here = failed & (tl.cumsum(failed.to(tl.int32), 0) - 1 == number - before)
+            row = begin + tl.sum(tl.where(here, tl.arange(0, BLOCK), 0))
+        before += found
+    return row
 
 
 @triton.jit
@@ -121,6 +142,7 @@ def score_all(
     scale,
     row_lost,
     latent_lost,
+    counts,
     failed,
     total,
     work,
@@ -137,29 +159,35 @@ def score_all(
     KEPT: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    NAN_BLOCK: tl.constexpr,
+    LOOK: tl.constexpr,
 ):
     """The best k, or a few more, of each of SPLIT parts of the columns of every failed row.
 
-    A fixed number of programs shares the work, however much there is; usually there is none.
-    `work` [programs, CAPACITY] is scratch, `parts` [rows * SPLIT, KEPT] gets the keys.
+    A fixed number of programs shares the work, however much there is; usually there is none. Each
+    finds the failed rows in `counts` [rows], LOOK at a time; `failed` [rows] and `total` tell them
+    to `join_parts`. `work` [programs, CAPACITY] is scratch, `parts` [rows * SPLIT, KEPT] gets the
+    keys.
 
     A row with NaN or infinity in it, and every row beside such a weight, has no best columns:
     nothing is scored, and its `part_counts` are `NOT_A_NUMBER`. `row_lost` [rows] and `latent_lost`
     [latents] are what rounding took, which is NaN there. All columns of all rows would take seconds
     in every step of a training that has diverged.
     """
+    all_failed = total_failed(counts, rows, k, LOOK)
+    tl.store(total, all_failed, tl.program_id(0) == 0)
     diverged = False
-    if tl.load(total) == rows:  # or there is a row that the weight has not spoilt
-        diverged = any_nan(latent_lost, latents, NAN_BLOCK)
+    if all_failed == rows:  # or there is a row that the weight has not spoilt
+        diverged = any_nan(latent_lost, latents, LOOK)
         if BIASED:
-            diverged |= any_nan(bias, latents, NAN_BLOCK)
+            diverged |= any_nan(bias, latents, LOOK)
     list_at = work + tl.program_id(0) * CAPACITY
     lane = tl.arange(0, COLUMNS)
     place = tl.arange(0, KEPT)
     share = tl.cdiv(latents, SPLIT)
-    for item in range(tl.program_id(0), tl.load(total) * SPLIT, tl.num_programs(0)):
-        row = tl.load(failed + item // SPLIT).to(tl.int64)
+    for item in range(tl.program_id(0), all_failed * SPLIT, tl.num_programs(0)):
+        found = failed_row(counts, item // SPLIT, rows, k, LOOK)
+        tl.store(failed + item // SPLIT, found, item % SPLIT == 0)
+        row = tl.zeros((), tl.int64) + found
         begin = ((tl.zeros((), tl.int64) + item % SPLIT) * share).to(tl.int32)
         lost = tl.load(row_lost + row)
         hopeless = diverged | (lost != lost)

@@ -44,43 +44,60 @@ def fill_slots(
     slots,
     along,
     latents,
+    count,
     d,
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """Enter one slot under its latent; ALONG: multiply its decoder gradient by the decoder row."""
-    slot = tl.program_id(0).to(tl.int64)
-    latent = tl.load(extra_latents + slot)
-    if (latent >= 0) & (latent < latents):
-        tl.store(slots + latent, slot)
-        if ALONG:
-            lane = tl.arange(0, BLOCK)
-            products = tl.zeros((BLOCK,), tl.float32)
-            for i in range(0, d, BLOCK):
-                at = i + lane
-                gradient = tl.load(extra_w_dec + slot * d + at, at < d, other=0.0)
+    """Enter the slots of BLOCK latents, and -1 where a latent has none.
+
+    ALONG: besides, multiply the decoder gradient of the slot with the program's number by its
+    decoder row.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    begin = program * BLOCK
+    tl.store(slots + begin + lane, tl.full((BLOCK,), -1, tl.int64), begin + lane < latents)
+    tl.debug_barrier()  # other threads of this program write the same places
+    end = tl.minimum(begin + BLOCK, latents)
+    for i in range(0, tl.where(begin < latents, count, 0), BLOCK):
+        latent = tl.load(extra_latents + i + lane, i + lane < count, other=-1)
+        slot = (i + lane).to(tl.int64)
+        tl.store(slots + latent, slot, (latent >= begin) & (latent < end))
+    if ALONG:
+        # A slot that does not exist is that of no latent.
+        latent = tl.load(extra_latents + program, program < count, other=-1)
+        if (latent >= 0) & (latent < latents):
+            products = tl.zeros((BLOCK_D,), tl.float32)
+            for i in range(0, d, BLOCK_D):
+                at = i + tl.arange(0, BLOCK_D)
+                gradient = tl.load(extra_w_dec + program * d + at, at < d, other=0.0)
                 products += gradient * tl.load(w_dec + latent * d + at, at < d, other=0.0)
-            tl.store(along + slot, tl.sum(products))
+            tl.store(along + program, tl.sum(products))
 
 
 def slots_of(extra: Extra, w_dec: Tensor, *, along: bool) -> Slots:
     """Sort the slots by latent; `along`: multiply decoder gradients by the rows of w_dec [m, d]."""
     m, d = w_dec.shape
+    count = extra.latents.shape[0]
     slots = Slots(
-        torch.full((m,), -1, dtype=torch.int64, device=w_dec.device), torch.empty_like(extra.b_enc)
+        torch.empty(m, dtype=torch.int64, device=w_dec.device), torch.empty_like(extra.b_enc)
     )
-    c = extra.latents.shape[0]
-    if c:
-        fill_slots[(c,)](
-            extra.latents,
-            extra.w_dec,
-            w_dec,
-            *slots,
-            m,
-            d,
-            ALONG=along,
-            BLOCK=16 if interpreting() else min(power_of_two(d), 1024),
-            num_warps=4,
-            **LAUNCH,
-        )
+    block = 16 if interpreting() else 1024
+    blocks = triton.cdiv(m, block)
+    fill_slots[(max(blocks, count) if along else blocks,)](
+        extra.latents,
+        extra.w_dec,
+        w_dec,
+        *slots,
+        m,
+        count,
+        d,
+        ALONG=along,
+        BLOCK=block,
+        BLOCK_D=16 if interpreting() else min(power_of_two(d), 1024),
+        num_warps=4,
+        **LAUNCH,
+    )
     return slots

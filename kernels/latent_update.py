@@ -1,6 +1,7 @@
 """Gradient, Adam and unit norm of every latent in one pass over its rows; no gradient is stored."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -55,8 +56,6 @@ class Shaping(NamedTuple):
     """[m]"""
     sign: Tensor | None
     """[2]"""
-    factor: Tensor | None
-    """[]"""
     project: bool
     """whether the part of the decoder's gradient along its rows is removed"""
 
@@ -89,14 +88,28 @@ class _Side(NamedTuple):
     """[c, d]"""
     shrink: Tensor | None
     """[m]"""
-    scalars: Tensor
-    """[m], see `update_rows`"""
+    partial: Tensor | None
+    """[pieces, d] see `partial_sums`; None where the matrix does not learn"""
+
+
+class _Scalars(NamedTuple):
+    """One number for each latent, computed before its rows; [m] each."""
+
+    bias_grads: Tensor
+    """the gradients of b_enc"""
+    along: Tensor
+    """the parts of the decoder's gradient along its rows, where they are inferred"""
+    fired: Tensor
+    """int64, the number of tokens on which the latent is active"""
 
 
 @dataclass(frozen=True)
 class LatentPass:
-    """A pass over the latents, which updates them or measures what they would be updated by.
+    """A pass over the latents, which measures their gradients, updates by them, or does both.
 
+    The order of the entries, the sums over the pieces of long runs and the slots of extra gradients
+    are computed once for both, and so take their memory at the same time: sums over pieces are at
+    most [2 n k / 512, d] for each matrix. `squares` must precede `update`, which ends the pass.
     Tensors are checked, contiguous and of float32.
     """
 
@@ -115,23 +128,24 @@ class LatentPass:
     packed: tuple[str, Tensor, Tensor, Tensor] | None
     """the product, and the units, norm and lost of w_enc, see `RoundedRows`"""
 
-    def update(self) -> tuple[Tensor, Tensor]:
-        """Apply `reference.latent_update`.
+    def update(self, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply `reference.latent_update` with gradients times `factor` [].
 
         Returns the gradient of the inputs summed over tokens [d], and the number of tokens on
         which each latent is active, int64 [m].
         """
-        return self._run(None)
+        self._run(factor, None)
+        return self._input_grad_sum, self._scalars.fired
 
-    def squares(self) -> tuple[Tensor, Tensor]:
+    def squares(self, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Measure the gradients that `update` would hand to Adam.
 
         Returns the gradient of the inputs summed over tokens [d], and the squared length of each
         latent's gradients, float64 [m].
         """
         squares = torch.empty_like(self.b_enc.weight, dtype=torch.float64)
-        input_grad_sum, _ = self._run(squares)
-        return input_grad_sum, squares
+        self._run(factor, squares)
+        return self._input_grad_sum, squares
 
     @property
     def _projection(self) -> str:
@@ -145,49 +159,82 @@ class LatentPass:
         decays = self.shaping.shrink_dec is not None or self.shaping.sign is not None
         return "measured" if decays else "inferred"
 
-    def _run(self, squares: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, extra, shaping = self.batch, self.extra, self.shaping
+    @cached_property
+    def _by_latent(self) -> ByLatent:
+        batch = self.batch
+        return sort_by_latent(batch.indices, len(self.b_enc.weight), values=batch.values)
+
+    @cached_property
+    def _slots(self) -> Slots | None:
+        if not self.extra:
+            return None
+        return slots_of(self.extra, self.w_dec.weight, along=self._projection == "inferred")
+
+    @cached_property
+    def _scalars(self) -> _Scalars:
+        """Memory for what `_biases` computes."""
+        bias_grads = torch.empty_like(self.b_enc.weight)
+        inferred = self._projection == "inferred"
+        return _Scalars(
+            bias_grads,
+            torch.empty_like(bias_grads) if inferred else bias_grads,  # not looked at
+            torch.empty_like(bias_grads, dtype=torch.int64),
+        )
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        """Memory for the programs' shares of the inputs' gradient, [programs, d]."""
         m, d = self.w_enc.weight.shape
-        by_latent = sort_by_latent(batch.indices, m, values=batch.values)
-        slots = None
-        if extra:
-            inferred = self._projection == "inferred"
-            slots = slots_of(extra, self.w_dec.weight, along=inferred)
-        bias_grads, along, fired = self._biases(by_latent, slots, squares)
-        if self.update_decoder:
-            decoder = _Side(
-                self.w_dec,
-                batch.values,
-                batch.residual,
-                None if batch.group_ends is None else Groups(batch.group_ends, batch.indices),
-                extra.w_dec if extra else None,
-                shaping.shrink_dec,
-                along,
-            )
-            self._rows(decoder, by_latent, slots, squares, None)
-        encoder = _Side(
+        return self.w_enc.weight.new_empty(triton.cdiv(m, _together(m)), d)
+
+    @cached_property
+    def _input_grad_sum(self) -> Tensor:
+        """The gradient of the inputs summed over tokens [d], once the shares are computed."""
+        return self._shares.sum(0)
+
+    @cached_property
+    def _decoder(self) -> _Side:
+        batch, extra = self.batch, self.extra
+        groups = None if batch.group_ends is None else Groups(batch.group_ends, batch.indices)
+        return _Side(
+            self.w_dec,
+            batch.values,
+            batch.residual,
+            groups,
+            extra.w_dec if extra else None,
+            self.shaping.shrink_dec,
+            self._partial(batch.values, batch.residual, groups) if self.update_decoder else None,
+        )
+
+    @cached_property
+    def _encoder(self) -> _Side:
+        batch, extra = self.batch, self.extra
+        return _Side(
             self.w_enc,
             batch.value_grads,
             batch.inputs,
             None,
             extra.w_enc if extra else None,
-            shaping.shrink_enc,
-            bias_grads,
+            self.shaping.shrink_enc,
+            self._partial(batch.value_grads, batch.inputs, None) if self.update_encoder else None,
         )
-        shares = bias_grads.new_empty(triton.cdiv(m, _together(m)), d)
-        self._rows(encoder, by_latent, slots, squares, shares)
-        return shares.sum(0), fired
 
-    def _biases(
-        self, by_latent: ByLatent, slots: Slots | None, squares: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of b_enc, the parts of the decoder's along its rows, and `fired`."""
-        batch, factor = self.batch, self.shaping.factor
-        some = bias_grads = torch.empty_like(self.b_enc.weight)  # for arguments that are not read
-        inferred = self._projection == "inferred"
-        along = torch.empty_like(bias_grads) if inferred else some
-        fired = torch.empty_like(bias_grads, dtype=torch.int64)
-        update_biases[(len(bias_grads),)](
+    def _partial(self, coefficients: Tensor, rows: Tensor, groups: Groups | None) -> Tensor:
+        k = self.batch.indices.shape[1]
+        return partial_sums(coefficients, self._by_latent, rows, k, groups)
+
+    def _run(self, factor: Tensor | None, squares: Tensor | None) -> None:
+        """Fill `squares` [m], or update where there are none."""
+        self._biases(factor, squares)
+        if self.update_decoder:
+            self._rows(self._decoder, factor, squares, encoder=False)
+        self._rows(self._encoder, factor, squares, encoder=True)
+
+    def _biases(self, factor: Tensor | None, squares: Tensor | None) -> None:
+        """Launch `update_biases`."""
+        batch, by_latent, slots, scalars = self.batch, self._by_latent, self._slots, self._scalars
+        some = scalars.bias_grads  # for arguments that are not read
+        update_biases[(len(some),)](
             batch.values,
             batch.value_grads,
             by_latent.entry,
@@ -196,42 +243,29 @@ class LatentPass:
             self.extra.b_enc if self.extra else some,
             slots.along if slots else some,
             some if factor is None else factor,
-            bias_grads,
-            along,
-            fired,
+            *scalars,
             some if squares is None else squares,
             *self.b_enc,
             self.adam.rates,
             *self.adam.constants,
             EXTRA=slots is not None,
-            ALONG=inferred,
+            ALONG=self._projection == "inferred",
             FACTOR=factor is not None,
             TASK="update" if squares is None else "squares",
             BLOCK=8 if interpreting() else 128,
             num_warps=1,
             **LAUNCH,
         )
-        return bias_grads, along, fired
 
     def _rows(
-        self,
-        side: _Side,
-        by_latent: ByLatent,
-        slots: Slots | None,
-        squares: Tensor | None,
-        shares: Tensor | None,
+        self, side: _Side, factor: Tensor | None, squares: Tensor | None, *, encoder: bool
     ) -> None:
-        """Launch `update_rows` on one side: the encoder if it gets `shares` [programs, d]."""
+        """Launch `update_rows` on one side."""
         m, d = side.parameter.weight.shape
         n, k = self.batch.indices.shape
-        sign, factor = self.shaping.sign, self.shaping.factor
-        encoder, some = shares is not None, side.scalars
-        if encoder and not self.update_encoder:
-            task, partial = "share", some
-        else:
-            task = "update" if squares is None else "squares"
-            partial = partial_sums(side.coefficients, by_latent, side.rows, k, side.groups)
-        updating = task == "update"
+        by_latent, slots, sign = self._by_latent, self._slots, self.shaping.sign
+        some = scalars = self._scalars.bias_grads if encoder else self._scalars.along
+        updating = side.partial is not None and squares is None
         packed = self.packed if encoder and updating else None
         product, *arrays = packed or ("float32", some, some, some)
         projection = "none" if encoder else self._projection
@@ -242,15 +276,15 @@ class LatentPass:
             by_latent.start,
             by_latent.piece_start,
             side.rows,
-            partial,
+            some if side.partial is None else side.partial,
             side.groups.ends if side.groups else some,
             slots.of_latent if slots else some,
             some if side.extra is None else side.extra,
             some if side.shrink is None else side.shrink,
             some if sign is None else sign,
             some if factor is None else factor,
-            side.scalars,
-            some if shares is None else shares,
+            scalars,
+            self._shares if encoder else some,
             some if squares is None else squares,
             *side.parameter,
             self.adam.rates,
@@ -269,7 +303,7 @@ class LatentPass:
             PROJECT=projection,
             FACTOR=factor is not None,
             ENCODER=encoder,
-            TASK=task,
+            TASK="update" if updating else "share" if side.partial is None else "squares",
             UNIT_NORM=self.unit_norm and updating and not encoder,
             PACK=packed is not None,
             DROP=DROPPED_BITS[product],

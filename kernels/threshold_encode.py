@@ -60,8 +60,8 @@ def encode(
             right,
             engine,
         )
-    filled = torch.arange(width, device=x.device) < counts[:, None]
-    return torch.where(filled, values, 0.0), torch.where(filled, indices, 0), counts.long()
+    empty = torch.arange(width, device=x.device) >= counts[:, None]
+    return values.masked_fill_(empty, 0.0), indices.masked_fill_(empty, 0), counts.long()
 
 
 def _encode_rows(
@@ -80,7 +80,7 @@ def _encode_rows(
     bounds = row_bounds(left, by_column, d, floor)
     capacity = capacity_of(width)
     keys = x.new_empty(n, capacity, dtype=torch.int64)
-    held, waiting = torch.zeros_like(counts), torch.zeros_like(counts)
+    held, waiting = counts.new_zeros(2, n)
     scored = (x, weight, *(weight if t is None else t for t in (bias, scale)), threshold)
     columns, depth = dot_block(d)
     constants = {

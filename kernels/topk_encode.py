@@ -19,7 +19,7 @@ from .device import (
     programs_at_once,
     thread_registers,
 )
-from .exact_scores import dot_block, join_parts, list_failed, score_all, score_candidates
+from .exact_scores import dot_block, join_parts, score_all, score_candidates
 from .list_length import list_length
 from .lists import Lists, Screened, block, warps_of
 from .round_rows import RoundedRows
@@ -124,16 +124,6 @@ def _mend_failed(
     columns, width = dot_block(d)
     failed = torch.empty(n, dtype=torch.int32, device=device)
     total = torch.empty((), dtype=torch.int32, device=device)
-    list_failed[(1,)](
-        lists.counts,
-        failed,
-        total,
-        n,
-        k,
-        BLOCK=16 if interpreting() else 1024,
-        num_warps=4,
-        **LAUNCH,
-    )
     programs = programs_at_once(x)
     kept = power_of_two(k + k // 4)
     capacity = power_of_two(2 * k + columns)
@@ -147,6 +137,7 @@ def _mend_failed(
         weight if scale is None else scale,
         left.lost,
         right.lost,
+        lists.counts,
         failed,
         total,
         work,
@@ -163,7 +154,7 @@ def _mend_failed(
         KEPT=kept,
         COLUMNS=columns,
         BLOCK_D=width,
-        NAN_BLOCK=16 if interpreting() else 1024,
+        LOOK=16 if interpreting() else 1024,
         num_warps=4,
         maxnreg=thread_registers(8),
         **LAUNCH,

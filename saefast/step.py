@@ -22,8 +22,8 @@ from saefast.objectives import (
     usual_objective,
 )
 from saefast.ops import checks, gpu
+from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_sum import column_sum
-from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules, tethered
@@ -119,6 +119,7 @@ class FusedStep:
         self._dense = torch.full((), dense, device=sae.W_enc.device)
         self._was_dense = dense  # what the host has last read of it
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
+        self._written_pressure = 1.0
         # The settings of the last step, if it was fused and its encode had all places it needed.
         self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
@@ -202,8 +203,10 @@ class FusedStep:
         return self._was_dense
 
     def _prepare(self) -> None:
-        """Write to the device what schedules say, where a replay finds it."""
-        self._pressure.fill_(self.now.pressure)
+        """Write to the device what schedules have changed, where a replay finds it."""
+        if self._written_pressure != self.now.pressure:
+            self._written_pressure = float(self.now.pressure)
+            self._pressure.fill_(self._written_pressure)
 
     def _current(self, x: Tensor) -> Current:
         """The settings of this step; on a GPU the pressure is read when kernels run."""
@@ -263,17 +266,18 @@ class FusedStep:
         groups = len(forward.residual) if several else 1
         extra = self._auxk(inputs, whole, -len(x) * groups / 2.0)
         rates = self.adam.next_rates()
-        arguments = self._arguments(forward, inputs, extra, rates)
-        switches = self._switches(forward)
+        latents = latent_pass(
+            *self._arguments(forward, inputs, extra, rates), **self._switches(forward)
+        )
         gradients = {"b_dec": column_sum(every)}
         if forward.threshold_gradient is not None:
             gradients["jump_threshold"] = forward.threshold_gradient
         factor = None
         if rules.clip is not None:
-            input_grad_sum, squares = gradient_squares(*arguments, **switches)
+            input_grad_sum, squares = latents.squares()
             vectors = self._vectors(gradients, input_grad_sum)
-            factor = switches["factor"] = self.adam.clip_factor(rules.clip, vectors, squares)
-        input_grad_sum, fired = latent_update(*arguments, **switches)
+            factor = self.adam.clip_factor(rules.clip, vectors, squares)
+        input_grad_sum, fired = latents.update(factor)
         self._encoder.refreshed()
         vectors = self._vectors(gradients, input_grad_sum)
         self.adam.finish(vectors, factor, rates, self.idle, fired, len(x))

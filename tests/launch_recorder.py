@@ -58,7 +58,7 @@ class Recorder(TorchDispatchMode):
         self.launches: list[Launch] = []
         self.waits: list[Launch] = []
         self.largest = 0
-        """elements of the largest tensor that an operator returned anew"""
+        """bytes of the largest tensor that an operator returned anew"""
 
     @property
     def total(self) -> int:
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):
             mine = {id(leaf) for leaf in tree_leaves((args, kwargs))}
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor) and id(leaf) not in mine:
-                    self.largest = max(self.largest, leaf.numel())
+                    self.largest = max(self.largest, leaf.nbytes)
         return result
 
     def launched(self, name: str) -> None:

@@ -197,16 +197,16 @@ def test_default_steps_are_compared(shape: Shape) -> None:
 
 
 def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    update = saefast.step.latent_update
+    latent_pass = saefast.step.latent_pass
 
     def without_one(*arguments: Any, **switches: Any) -> Any:
         indices, values, grads, *others = arguments
         if grads.dtype == torch.float32:  # ours, not the truth
             grads = grads.masked_fill(indices == indices[0, 0], 0.0)
             values = values.masked_fill(indices == indices[0, 0], 0.0)
-        return update(indices, values, grads, *others, **switches)
+        return latent_pass(indices, values, grads, *others, **switches)
 
-    monkeypatch.setattr(saefast.step, "latent_update", without_one)
+    monkeypatch.setattr(saefast.step, "latent_pass", without_one)
     monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
     [finding] = gpu_training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
     assert not finding.holds

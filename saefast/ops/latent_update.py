@@ -164,14 +164,12 @@ def _on_cpu(update: Update, fired: Tensor, squares: Tensor | None) -> Tensor:
 @latent_update.register_kernel("cuda")
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     update = Update(*arguments)
-    check(update)
     if not gpu.serves(update.w_enc):
+        check(update)
         return _by_reference(update)
-    check_packed(
-        update, (len(update.w_enc), gpu.kernels("round_rows").padded_width(update.w_enc.shape[1]))
-    )
+    check_on_gpu(update)
     with gpu.device_of(update.w_enc):
-        updated: tuple[Tensor, Tensor] = _on_gpu(update).update()
+        updated: tuple[Tensor, Tensor] = on_gpu(update).update(update.factor)
     return updated
 
 
@@ -182,12 +180,19 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     if not gpu.serves(update.w_enc):
         return _squares_by_reference(update)
     with gpu.device_of(update.w_enc):
-        measured: tuple[Tensor, Tensor] = _on_gpu(update).squares()
+        measured: tuple[Tensor, Tensor] = on_gpu(update).squares(update.factor)
     return measured
 
 
-def _on_gpu(update: Update) -> Any:
-    """The `LatentPass` of saefast.kernels."""
+def check_on_gpu(update: Update) -> None:
+    """Check all operands of an update by the kernels."""
+    check(update)
+    m, d = update.w_enc.shape
+    check_packed(update, (m, gpu.kernels("round_rows").padded_width(d)))
+
+
+def on_gpu(update: Update) -> Any:
+    """Make the `LatentPass` of saefast.kernels, which takes `factor` when it runs."""
     kernels = gpu.kernels("latent_update")
     left, moments, decay = map(contiguous, update[:5]), update.moments, update.decay
     ends, sign = (t if t is None else contiguous(t) for t in (update.group_ends, decay.sign))
@@ -203,7 +208,6 @@ def _on_gpu(update: Update) -> Any:
             decay.shrink_enc,
             decay.shrink_dec,
             sign,
-            update.factor,
             update.unit_norm and update.remove_parallel,
         ),
         kernels.AdamSettings(contiguous(update.rates), update.beta1, update.beta2, update.eps),

@@ -121,15 +121,13 @@ def test_latents_with_many_entries_are_summed_in_pieces(
         monkeypatch.setattr(module, "partial_sums", counting)
     n, d, m = 45, 19, 6
     indices = torch.stack([torch.zeros(n), torch.arange(n) % 5 + 1], 1).long()
-    values, rows = (
-        small_integers((n, 2), 0, torch.float32),
-        small_integers((n, d), 1, torch.float32),
-    )
+    # Entries whose value is zero belong to no latent.
+    values = small_integers((n, 2), 0, torch.float32).abs() + 1
+    rows = small_integers((n, d), 1, torch.float32)
     if op == "latent_sum":
         actual = ops.latent_sum(values, indices, rows, m)
         assert_same_bits(actual, reference.latent_sum(values, indices, rows, m))
     else:  # which starts from zero, so that the first moments are a quarter of the gradients
-        values = values.abs() + 1
         weight, bias = torch.zeros(m, d), torch.zeros(m)
         moments = [torch.zeros_like(t) for t in (weight, weight, bias, bias, weight, weight)]
         rates = torch.ones(2, dtype=torch.float64)

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saefast import reference
+from saefast.kernels import by_latent
 from saefast.kernels.round_rows import rounded_rows
+from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_update import gradient_squares, latent_update
 from saefast.ops.update_operands import Update
 
@@ -201,6 +203,41 @@ def test_pieces_of_a_latent_sum_over_the_rows_of_its_group() -> None:
             assert_same_bits(a, e)
     for a, e in zip(mine[8:14], theirs[8:14], strict=True):
         assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize("frozen", [None, "encoder", "decoder"])
+@pytest.mark.parametrize("chosen", [(), ("shrink_enc", "shrink_dec", "sign", "group_ends")])
+def test_a_pass_shares_its_parts_without_changing_bits(
+    frozen: str | None, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measure and update in one pass, and by two ops; runs of more than four are cut."""
+    monkeypatch.setattr(by_latent.sort_by_latent, "__defaults__", (4,))
+    m = 7
+    given = switches(m, 3, *chosen)
+    if frozen is not None:
+        given[f"update_{frozen}"] = False
+    asked = Asked(Shape(23, 19, m, 2), 37, 3, extra=True, switches=given)
+    factor = torch.tensor(0.3, dtype=torch.float64)
+    once, twice = asked.arguments(), asked.arguments()
+    measured = asked.run(gradient_squares, twice)
+    updated = latent_update(*twice, **given, factor=factor)
+
+    latents = latent_pass(*once, **given)
+    found = (*latents.squares(), *latents.update(factor))
+    for actual, expected in zip(
+        (*found, *once[5:17]), (*measured, *updated, *twice[5:17]), strict=True
+    ):
+        if isinstance(expected, Tensor):
+            assert_same_bits(actual, expected)
+
+
+def test_a_pass_changes_the_versions_of_what_it_updates() -> None:
+    """A packed encoder would otherwise be taken for fresh."""
+    arguments = Asked(Shape(3, 5, 4, 2), 5).arguments()
+    state = arguments[5:17]
+    before = [tensor._version for tensor in state]
+    latent_pass(*arguments, unit_norm=True).update(None)
+    assert all(t._version > version for t, version in zip(state, before, strict=True))
 
 
 class Allocations(TorchDispatchMode):
