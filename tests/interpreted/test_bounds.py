@@ -100,11 +100,13 @@ def test_rows_whose_scores_might_overflow_fail_at_once(
     assert_same_bits(floor[safe], torch.zeros(int(safe.sum())))
 
 
-def test_no_row_is_safe_beside_a_column_that_is_no_number() -> None:
+def test_beside_a_column_that_is_no_number_lists_fail_and_nothing_is_above() -> None:
     columns = rounded(100, 0, 1.0)
     columns.norm[70] = torch.nan
     by_column = column_bounds(columns, None, None)
-    floor = torch.empty(5)
+    floor, lists = torch.empty(5), Lists.allocate(5, 8, columns.norm.device)
     row_bounds(rounded(5, 1, 1.0), by_column, 8, floor)
-    assert floor.isnan().all()
+    row_bounds(rounded(5, 1, 1.0), by_column, 8, lists)
+    assert_same_bits(floor, torch.full((5,), torch.inf))
+    assert_same_bits(lists.counts, torch.full((5,), OVERFLOW.value, dtype=torch.int32))
     assert by_column.group_norm[70 // GROUP] == torch.inf
