@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.atomic import write_tensors, write_whole
+from saefast.disk.atomic import write_tensors, write_whole
 
 RUN = "run.json"
 TRAINING = "training"

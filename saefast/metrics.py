@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from saefast.atomic import write_whole
+from saefast.disk.atomic import write_whole
 from saefast.step import StepResult
 
 CONVENTIONS = {

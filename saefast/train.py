@@ -13,8 +13,8 @@ import torch
 
 from saefast.activations import Activations, open_activations
 from saefast.checkpoint import RUN, RunFile, differences
-from saefast.claim import Claim
 from saefast.config import TrainConfig, check_shared, labels_of
+from saefast.disk.lock import Claim
 from saefast.metrics import CONVENTIONS, LOGGERS, loggers
 from saefast.ops import checks
 from saefast.sae import SAE

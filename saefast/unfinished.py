@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.atomic import write_tensors
+from saefast.disk.atomic import write_tensors
 
 _EVERY = 30.0  # seconds between two writings
 _ABOUT = "about"

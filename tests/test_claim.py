@@ -13,7 +13,7 @@ import torch
 
 from saefast import TrainConfig, train_saes
 from saefast.activations import StoreActivations, StoreWriter
-from saefast.claim import Claim
+from saefast.disk.lock import Claim
 
 ROWS = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
 CONFIG = TrainConfig(latents=16, k=2, tokens=512, batch_size=64)

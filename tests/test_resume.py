@@ -26,9 +26,10 @@ from training_runs import (
     train,
 )
 
-from saefast import Rules, atomic, load_sae
+from saefast import Rules, load_sae
 from saefast.activations import StoreWriter
 from saefast.checkpoint import RunFile, differences
+from saefast.disk import atomic
 from saefast.sae import VARIANTS
 from saefast.trainee import Trainee
 

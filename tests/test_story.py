@@ -156,14 +156,14 @@ os.fsync = lambda descriptor: None
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def die_at_write(number, sign):
-    replace, left = saefast.atomic._replace, [int(number)]
+    replace, left = saefast.disk.atomic._replace, [int(number)]
     def replacing(path, part, write):
         left[0] -= 1
         if left[0] == 0:
             write(part)  # the file is there under another name, and never gets its own
             os.kill(os.getpid(), sign)
         replace(path, part, write)
-    saefast.atomic._replace = replacing
+    saefast.disk.atomic._replace = replacing
 
 def die_at_end(stage, sign):
     finish = runner._finish

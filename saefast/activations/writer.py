@@ -13,8 +13,8 @@ from saefast.activations.protocol import check_dtype, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
 from saefast.activations.tensors import as_rows
-from saefast.atomic import PART, write_whole
-from saefast.claim import Claim
+from saefast.disk.atomic import PART, write_whole
+from saefast.disk.lock import Claim
 from saefast.ops import checks
 
 _SHARD_BYTES = 256 << 20

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saefast.atomic import write_whole
+from saefast.disk.atomic import write_whole
 
 Table = Mapping[str, Any]
 """Columns of equal length by name: arrays, tensors on the CPU or lists."""

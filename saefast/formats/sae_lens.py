@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.atomic import write_tensors
+from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
 from saefast.formats.found import Found, positive, read_json
 from saefast.formats.parts import Parts, fitted, scaled_inputs, unit_decoder, whitened_inputs

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saefast.atomic import write_tensors
+from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts, fitted

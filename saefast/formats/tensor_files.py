@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.atomic import write_with
+from saefast.disk.atomic import write_with
 
 _LONGEST_HEADER = 100_000_000  # what the safetensors library allows
 _MOST_INFLATION = 100  # no weights are compressed better than that

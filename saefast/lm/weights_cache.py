@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from saefast.atomic import flush_folder, write_whole
+from saefast.disk.atomic import flush_folder, write_whole
 from saefast.lm.extra import needed
 from saefast.lm.quiet import one_bar
 

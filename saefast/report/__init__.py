@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saefast.atomic import write_whole
+from saefast.disk.atomic import write_whole
 from saefast.report.chart import standalone
 from saefast.report.feature_rows import packed_features
 from saefast.report.figures import draw_all
