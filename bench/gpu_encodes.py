@@ -11,8 +11,8 @@ import saefast
 from bench.gpu_contest import ROUNDED, Contest
 from bench.gpu_times import Contestant, Run
 from saefast import SparseCode, ThresholdCode, reference
-from saefast.batch_topk import batch_topk
 from saefast.ops import gpu
+from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_gpu import encode_rounded, screen_for
 from saefast.ops.encode_packed import repacked
 from saefast.ops.gpu_screens import CANDIDATES, GpuScreen

@@ -26,9 +26,9 @@ from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, 
 from bench.match_rivals import sparse_rivals
 from bench.measure import peak_memory
 from saefast import one_to_one
-from saefast.directions import Directions
 from saefast.engines import Encode, Faiss
 from saefast.neighbours import nearest
+from saefast.unit_rows import Directions
 
 SHARED = 0.4
 """of the features return in the other dictionary, turned a little; the others are its own"""

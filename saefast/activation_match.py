@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from saefast import checks
 from saefast.activations.opening import open_activations
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.types import Matches, brief
 

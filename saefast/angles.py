@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.linalg import side_by_side
-from saefast.ops import checks
 from saefast.spectra import Decomposition, Directions, decompose
 
 

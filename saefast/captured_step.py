@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor
 
 from saefast.checkpoint import RunFile
-from saefast.cuda_streams import Event, Streams
+from saefast.ops.cuda_streams import Event, Streams
 
 States = Mapping[str, Mapping[str, Tensor]]
 """The tensors of each SAE's state, by the SAE's label"""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from saefast import checks
 from saefast.auxk import AuxK
 from saefast.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
-from saefast.ops import checks
 from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
 from saefast.step import STEP_PRECISIONS

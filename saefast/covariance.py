@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations import open_activations
 from saefast.linalg import add_products, mirrored, side_by_side
-from saefast.ops import checks
 from saefast.token_stream import count_tokens, token_stream
 
 

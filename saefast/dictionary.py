@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.sae import SAE
 from saefast.types import Dictionary
 

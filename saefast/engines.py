@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from saefast.ops import checks, gpu
+from saefast import checks
+from saefast.ops import gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode

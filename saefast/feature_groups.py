@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.types import Dictionary
 
 Groups = dict[str, list[Tensor]]

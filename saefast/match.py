@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saefast import checks
 from saefast.dictionary import SIDES, Features
-from saefast.directions import Directions, similarities
 from saefast.engines import APPROXIMATE, BACKENDS, engine_for
 from saefast.match_memory import divided
 from saefast.neighbours import Report, nearest_both_ways
 from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
-from saefast.ops import checks
 from saefast.recall import print_recall
 from saefast.types import Matches, SparseCode
 from saefast.unfinished import Unfinished
+from saefast.unit_rows import Directions, similarities
 
 
 def match_features(

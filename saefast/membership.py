@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.types import Stability
 
 _STEEPEST = 6.0

@@ -6,10 +6,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from saefast.directions import Directions
 from saefast.engines import Engine
 from saefast.types import SparseCode
 from saefast.unfinished import Unfinished
+from saefast.unit_rows import Directions
 
 _ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
 _BLOCK = 2**18  # features at most, so that there is something to keep every minute

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from saefast.assignment import Assignment, Graph, best_assignment
-from saefast.directions import Directions, similarities
 from saefast.engines import Encode
 from saefast.match_memory import ARC, arcs_in
 from saefast.neighbours import nearest
 from saefast.types import SparseCode
 from saefast.unfinished import Unfinished
+from saefast.unit_rows import Directions, similarities
 
 TOLERANCE = 1e-10
 """How far below the bound a certified matching may be, for every row"""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saefast.batch_topk import BatchCode, batch_topk
+from saefast.ops.batch_topk import BatchCode, batch_topk
 from saefast.ops.encode_packed import (
     Packed,
     encode_packed,

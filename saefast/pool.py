@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.dictionary import Features, as_dictionaries
-from saefast.ops import checks
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.sae import SAE
 from saefast.types import Dictionary, Stability, ThresholdCode

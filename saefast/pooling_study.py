@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
 from saefast.match import match_features
-from saefast.ops import checks
 from saefast.reconstruction import Reconstruction, reconstruction
 from saefast.sae import SAE
 from saefast.train import train_saes

@@ -4,10 +4,10 @@ import sys
 
 import torch
 
-from saefast.directions import Directions
 from saefast.engines import Encode
 from saefast.neighbours import nearest
 from saefast.types import SparseCode
+from saefast.unit_rows import Directions
 
 _ROWS = 256  # searched exactly
 

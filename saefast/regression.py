@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.types import brief
 
 TERMS = ("constant", "group", "log_firing_rate", "log_mean")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 from saefast.types import NO_DECAY, Decay

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.ops.derived import Derived
 from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.sparse_decode import sparse_decode

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.one_pass import OnePass, Rows
 from saefast.encoded import as_saes, code_of
 from saefast.largest import Largest
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.token_ties import modal_share, token_ties
 from saefast.types import SparseCode, brief

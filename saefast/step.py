@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast import reference, stored_gradients
+from saefast import checks, reference, stored_gradients
 from saefast.adam import Adam, Vector
 from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
 from saefast.captured_step import CapturedStep, CudaGraph, Graph, Phases
@@ -21,7 +21,7 @@ from saefast.objectives import (
     Objective,
     usual_objective,
 )
-from saefast.ops import checks, gpu
+from saefast.ops import gpu
 from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.topk_encode import PRECISIONS

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.disk.atomic import PART
 from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.found import beside_sae, find, weights_in
 from saefast.formats.parts import Parts, parts_of
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.types import Dictionary
 

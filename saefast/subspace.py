@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saefast import checks
 from saefast.dictionary import Features, as_dictionaries, as_dictionary, side_of
 from saefast.feature_groups import Scored, feature_groups
 from saefast.linalg import side_by_side
-from saefast.ops import checks
 from saefast.spectra import METHODS
 from saefast.subspace_group import Group, Plan, fit_group
 from saefast.subspace_nulls import NULLS, Member, drawn_nulls

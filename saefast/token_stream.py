@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor
 from tqdm import tqdm
 
+from saefast import checks
 from saefast.activations import Activations
-from saefast.ops import checks
 
 
 def count_tokens(source: Activations, tokens: int | None) -> int:

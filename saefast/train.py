@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from saefast import checks
 from saefast.activations import Activations, open_activations
 from saefast.checkpoint import RUN, RunFile, differences
 from saefast.config import TrainConfig, check_shared, labels_of
 from saefast.disk.lock import Claim
 from saefast.metrics import CONVENTIONS, LOGGERS, loggers
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.storage import load_sae
 from saefast.training import Training

@@ -24,9 +24,9 @@ from saefast.activations.transfer import (
 from saefast.checkpoint import RunFile
 from saefast.checkpoint_writer import CheckpointWriter
 from saefast.config import TrainConfig
-from saefast.cuda_streams import streams_of
 from saefast.linalg import one_thread
 from saefast.metrics import Logger
+from saefast.ops.cuda_streams import streams_of
 from saefast.ops.latent_sum import column_sum
 from saefast.recorded_steps import Graphs
 from saefast.sae import SAE

@@ -30,7 +30,7 @@ class SimulatedEvent:
 
 
 class SimulatedDevice:
-    """`saefast.cuda_streams.Streams`, simulated. `main()` makes its own stream current."""
+    """`saefast.ops.cuda_streams.Streams`, simulated. `main()` makes its own stream current."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

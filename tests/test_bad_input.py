@@ -7,7 +7,7 @@ import torch
 
 import saefast
 from saefast import SAE, FusedStep
-from saefast.batch_topk import batch_topk
+from saefast.ops.batch_topk import batch_topk
 from saefast.ops.latent_update import latent_update
 
 X, W, B = torch.randn(4, 6), torch.randn(10, 6), torch.randn(10)

@@ -9,8 +9,8 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 import saefast
-from saefast import batch_topk as module
-from saefast.batch_topk import BatchCode, batch_topk
+from saefast.ops import batch_topk as module
+from saefast.ops.batch_topk import BatchCode, batch_topk
 from saefast.ops.encode_packed import repacked
 
 trained = st.sampled_from([torch.float32, torch.float64])

@@ -12,15 +12,15 @@ pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 import triton
 
-from saefast import engines
-from saefast.directions import normalised
+from saefast import checks, engines
 from saefast.engines import Encode
 from saefast.kernels import screening
 from saefast.match_memory import divided
 from saefast.neighbours import nearest, nearest_both_ways
-from saefast.ops import checks, encode_gpu, gpu
+from saefast.ops import encode_gpu, gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode_op
+from saefast.unit_rows import normalised
 
 
 class MetaDirections(NamedTuple):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, engines, neighbours
-from saefast.directions import Directions
 from saefast.engines import Encode, Faiss, settled
 from saefast.neighbours import nearest, nearest_both_ways
+from saefast.unit_rows import Directions
 
 
 def unit(rows: Tensor) -> Tensor:

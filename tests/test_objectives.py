@@ -10,7 +10,7 @@ from test_step import batches
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, AuxK, FusedStep, Penalty, Rules, batch_topk, topk_encode
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
 from saefast.objectives import (
     ALWAYS,
     SPARSITY,
@@ -26,6 +26,7 @@ from saefast.objectives import (
 )
 from saefast.objectives.batchtopk import group_ends, largest_of_batch
 from saefast.objectives.dense import scores_of
+from saefast.ops import batch_topk
 from saefast.packed_encoder import PackedEncoder
 
 MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {

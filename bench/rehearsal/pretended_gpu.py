@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from saefast.ops import checks, encode_gpu, gpu
+from saefast import checks
+from saefast.ops import encode_gpu, gpu
 from saefast.step import FusedStep
 
 DEVICE = "meta"

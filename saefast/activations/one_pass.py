@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.opening import open_activations
 from saefast.activations.protocol import Activations, Batch
 from saefast.activations.shuffled import Shuffled
 from saefast.activations.store import StoreActivations
-from saefast.ops import checks
 
 
 class Rows(NamedTuple):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
-from saefast.ops import checks
+from saefast import checks
 
 T = TypeVar("T")
 

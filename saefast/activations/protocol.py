@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What activations may be stored as, and come out as."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.columns import Column, FileActivations, Span
 from saefast.activations.protocol import DTYPES, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.safetensors_file import places
-from saefast.ops import checks
 
 INDEX = "index.json"
 ROWS = "activations"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.activations.protocol import Batch, stored_dtype
-from saefast.cuda_streams import Event, Streams
+from saefast.ops.cuda_streams import Event, Streams
 
 _Item = TypeVar("_Item")
 

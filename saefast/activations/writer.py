@@ -9,13 +9,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.protocol import check_dtype, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
 from saefast.activations.tensors import as_rows
 from saefast.disk.atomic import PART, write_whole
 from saefast.disk.lock import Claim
-from saefast.ops import checks
 
 _SHARD_BYTES = 256 << 20
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from saefast import checks
 from saefast.formats import (
     batch_topk,
     dictionary_learning,
@@ -15,7 +16,6 @@ from saefast.formats import (
 )
 from saefast.formats.found import Found
 from saefast.formats.parts import Parts
-from saefast.ops import checks
 
 
 class Format(Protocol):

@@ -18,10 +18,10 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrai
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
 from torch import Tensor, nn
 
+from saefast import checks
 from saefast.auxk import AuxK
 from saefast.integrations.pre_activations import precision_at
 from saefast.objectives import Current, Encoded, Forward, Loss, Objective, usual_objective
-from saefast.ops import checks
 from saefast.packed_encoder import PackedEncoder
 from saefast.rules import Rules
 from saefast.sae import SAE

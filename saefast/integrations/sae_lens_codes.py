@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.batch_topk import batch_topk
 from saefast.integrations.pre_activations import DTYPES, PreActivations, precision_at
+from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_gradients import encode_gradients
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode

@@ -13,8 +13,8 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from saefast import checks
 from saefast.lm.corpus import Corpus, Document, Texts, as_corpus
-from saefast.ops import checks
 
 KINDS = ("prose", "code")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations import StoreActivations, StoreWriter
 from saefast.activations.protocol import check_dtype
 from saefast.activations.store import INDEX, read_index
@@ -17,7 +18,6 @@ from saefast.lm.corpus import Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_sites
-from saefast.ops import checks
 
 TOKENS, POSITIONS = "tokens", "positions"
 """What a harvested store keeps beside the activations: a row's token, and its place in a context"""

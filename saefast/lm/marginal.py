@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.lm.corpus import Texts
 from saefast.lm.losses import (
     Losses,
@@ -24,7 +25,6 @@ from saefast.lm.packing import TokenBatch
 from saefast.lm.patch import check_sae, held_out_batches, put
 from saefast.lm.sites import find_site
 from saefast.lm.suffix import Suffix
-from saefast.ops import checks
 from saefast.ops.gather_dots import gather_dots
 from saefast.sae import SAE
 

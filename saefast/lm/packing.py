@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.lm.corpus import Corpus
-from saefast.ops import checks
 
 
 class TokenBatch(NamedTuple):

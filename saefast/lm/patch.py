@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.capture import capture
 from saefast.lm.corpus import Texts
@@ -22,7 +23,6 @@ from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, find_site
 from saefast.lm.suffix import Suffix
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.types import SparseCode
 

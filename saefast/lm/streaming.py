@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.protocol import check_dtype
 from saefast.activations.shuffled import Held, Shuffled
 from saefast.lm.builtin_corpus import or_builtin
@@ -18,7 +19,6 @@ from saefast.lm.corpus import Corpus, Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import find_sites
-from saefast.ops import checks
 
 _WINDOW_ROWS = 32768
 _WINDOW_BYTES = 256 << 20

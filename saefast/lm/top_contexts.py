@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations import StoreActivations
 from saefast.lm.harvesting import POSITIONS, TOKENS
-from saefast.ops import checks
 
 _BROKEN = "\ufffd"  # what a tokenizer makes of a part of a letter
 

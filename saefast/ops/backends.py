@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from saefast.ops import checks, gpu
+from saefast import checks
+from saefast.ops import gpu
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from saefast import reference
-from saefast.ops import checks, gpu
+from saefast import checks, reference
+from saefast.ops import gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode_op

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import reference
-from saefast.ops import checks, gpu
+from saefast import checks, reference
+from saefast.ops import gpu
 from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, suggested
 from saefast.types import SparseCode, ThresholdCode
 

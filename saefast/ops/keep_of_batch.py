@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from saefast import reference
-from saefast.ops import checks, gpu
+from saefast import checks, reference
+from saefast.ops import gpu
 
 
 @torch.library.custom_op("saefast::keep_of_batch", mutates_args=())

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import reference
-from saefast.ops import checks, gpu
+from saefast import checks, reference
+from saefast.ops import gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
 

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import reference
-from saefast.ops import checks
+from saefast import checks, reference
 from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.encode_gpu import encode_on_gpu

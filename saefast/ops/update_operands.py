@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.types import Decay
 
 

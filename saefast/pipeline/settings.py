@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from saefast import checks
 from saefast.config import TrainConfig
-from saefast.ops import checks
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.angles import haar_overlap, principal_angles
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
-from saefast.ops import checks
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability
 from saefast.studies.table import as_text

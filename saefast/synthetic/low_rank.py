@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.linalg import one_thread
-from saefast.ops import checks
 from saefast.synthetic.world import World, unit_directions, world_generator
 
 

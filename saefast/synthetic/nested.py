@@ -6,8 +6,8 @@ What it plants is what SynthSAEBench (Chanin and Garriga-Alonso 2026) plants, at
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.linalg import one_thread
-from saefast.ops import checks
 from saefast.synthetic.world import Strength, World, unit_directions, world_generator
 
 _FULL = 0.95

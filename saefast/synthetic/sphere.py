@@ -2,7 +2,7 @@
 
 import torch
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.synthetic.world import World, unit_directions, world_generator
 
 FIRING = ("constant", "log_uniform")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.dictionary import Features, as_dictionary
 from saefast.match import match_features
-from saefast.ops import checks
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE

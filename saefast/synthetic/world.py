@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.protocol import Batch, check_stream
 from saefast.linalg import side_by_side
-from saefast.ops import checks
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reference import normalise_rows
 from saefast.synthetic.children import Children

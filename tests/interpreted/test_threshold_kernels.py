@@ -11,11 +11,11 @@ from test_threshold_encode import assert_same_code, at_the_scores, selected
 from torch import Tensor
 
 import saefast
-from saefast import batch_topk as module
 from saefast import reference
-from saefast.batch_topk import batch_topk
 from saefast.kernels import threshold_encode, topk_encode
 from saefast.kernels.lists import Lists
+from saefast.ops import batch_topk as module
+from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_packed import repacked, threshold_packed
 from saefast.ops.gpu_screens import ENVIRONMENT
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.ops import checks
+from saefast import checks
 from saefast.ops.encode_packed import Packed, encode_packed, threshold_packed
 from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.ops.topk_encode import PRECISIONS

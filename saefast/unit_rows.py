@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.dictionary import SIDES, Features, as_dictionary, side_of
-from saefast.ops import checks
 from saefast.ops.gather_dots import gather_dots
 
 _GATHERED_BYTES = 2**26  # of rows that are gathered at a time
