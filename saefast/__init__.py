@@ -6,12 +6,12 @@ from typing import Any as _Any
 
 from saefast import reference
 from saefast.activation_match import activation_matches
+from saefast.activations.covariance import activation_covariance
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
 from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
-from saefast.covariance import activation_covariance
 from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations import open_activations
+from saefast.activations.token_stream import count_tokens, token_stream
 from saefast.linalg import add_products, mirrored, side_by_side
-from saefast.token_stream import count_tokens, token_stream
 
 
 def activation_covariance(
