@@ -10,8 +10,8 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass
-from saefast.controls import mass_matched, size_matched
 from saefast.encoded import as_saes, code_of
+from saefast.nulls.draws import mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reconstruction import Spread, sum_of_squares

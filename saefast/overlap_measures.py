@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saefast.nulls import BestOfRandom
-from saefast.pair_nulls import PairsOfRandom
+from saefast.nulls.cosines import BestOfRandom
+from saefast.nulls.pairs import PairsOfRandom
 
 _HIGH = 0.999
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.beta import beta_quantile
 from saefast.dictionary import SIDES, Features, as_dictionaries
 from saefast.match_all import match_all
-from saefast.nulls import BestOfRandom
+from saefast.nulls.beta import beta_quantile
+from saefast.nulls.cosines import BestOfRandom
 from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule
 
 MATCHES = ("nearest", "mutual", "one_to_one")

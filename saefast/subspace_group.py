@@ -17,7 +17,7 @@ from saefast.angles import (
     shared_plane,
 )
 from saefast.linalg import Run
-from saefast.null_tests import NullTest, beside
+from saefast.nulls.permutations import NullTest, beside
 from saefast.spectra import Decomposition, Directions, decompose
 from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
 from saefast.subspace_results import Band, GroupSpectrum, PairOverlap

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast.angles import Overlaps, overlaps
-from saefast.null_tests import ends, generator_of
+from saefast.nulls.permutations import ends, generator_of
 from saefast.spectra import Decomposition, Directions, decompose, unit
 from saefast.subspace_results import Band
 

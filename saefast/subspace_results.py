@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saefast.null_tests import NullTest
+from saefast.nulls.permutations import NullTest
 from saefast.types import brief
 
 Table = list[dict[str, Any]]

@@ -9,10 +9,10 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from strategies import generator, normal
 
-from saefast import pair_nulls
-from saefast.beta import beta_cdf, beta_quantile
-from saefast.nulls import BestOfRandom, cosine_tail
-from saefast.pair_nulls import PairsOfRandom
+from saefast.nulls import pairs as pair_nulls
+from saefast.nulls.beta import beta_cdf, beta_quantile
+from saefast.nulls.cosines import BestOfRandom, cosine_tail
+from saefast.nulls.pairs import PairsOfRandom
 
 shape_parameters = st.floats(0.2, 5000)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, measure_overlap
-from saefast.nulls import BestOfRandom
+from saefast.nulls.cosines import BestOfRandom
+from saefast.nulls.pairs import PairsOfRandom
 from saefast.overlap import Key
-from saefast.pair_nulls import PairsOfRandom
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, Matches, at_threshold, score_stability, stability_curve
-from saefast.nulls import BestOfRandom
+from saefast.nulls.cosines import BestOfRandom
 from saefast.stability import MATCHES
 
 

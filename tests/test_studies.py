@@ -13,7 +13,7 @@ import torch
 
 import saefast
 from saefast import Dictionary, train_saes
-from saefast.nulls import BestOfRandom
+from saefast.nulls.cosines import BestOfRandom
 from saefast.sae import VARIANTS
 from saefast.studies import run_digits, run_lowrank, run_recovery
 from saefast.studies.digits import MNIST, DigitsSetting, WeightPenalty, _compared

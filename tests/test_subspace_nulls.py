@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saefast import Dictionary
 from saefast.angles import haar_capture, haar_overlap
-from saefast.null_tests import NullTest, beside, generator_of
+from saefast.nulls.permutations import NullTest, beside, generator_of
 from saefast.subspace_results import GroupSpectrum, PairOverlap
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.controls import mass_matched
 from saefast.disk.tables import write_json
 from saefast.function import feature_function
+from saefast.nulls.draws import mass_matched
 from saefast.pipeline.data import corpus_of
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import Harvest

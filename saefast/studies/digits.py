@@ -14,7 +14,7 @@ from saefast import checks
 from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
 from saefast.match import match_features
-from saefast.nulls import BestOfRandom
+from saefast.nulls.cosines import BestOfRandom
 from saefast.ops.latent_sum import column_sum
 from saefast.rules import NORMS, SIDES, Penalty, Rules
 from saefast.sae import SAE

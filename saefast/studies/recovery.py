@@ -11,7 +11,7 @@ from saefast import checks
 from saefast.auxk import AuxK
 from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
-from saefast.nulls import BestOfRandom
+from saefast.nulls.cosines import BestOfRandom
 from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
 from saefast.studies.table import as_text

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saefast import checks
-from saefast.beta import Floats, beta_cdf
+from saefast.nulls.beta import Floats, beta_cdf
 
 _PARTS, _ROUNDS = 64, 9  # of what is left of [-1, 1]: 2^-54 of it in the end
 _NODES = 64

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saefast import checks
-from saefast.beta import Floats
-from saefast.nulls import BestOfRandom, cosine_tail
+from saefast.nulls.beta import Floats
+from saefast.nulls.cosines import BestOfRandom, cosine_tail
 
 _BINS = 256  # halving them once more changes means by less than 1e-4 of themselves
 _MOST_ABOVE, _LEAST_ABOVE = 60.0, 1e-7  # how many of a row's cosines lie above the ends of the bins

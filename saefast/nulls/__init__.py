@@ -1,0 +1,1 @@
+"""What chance gives: distributions of similarities, random subsets and permutations."""
