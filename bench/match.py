@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 import saefast
-import saefast.match as matching
+import saefast.match.features as matching
 from bench import record
 from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
 from bench.match_rivals import sparse_rivals
 from bench.measure import peak_memory
-from saefast import one_to_one
-from saefast.engines import Encode, Faiss
-from saefast.neighbours import nearest
+from saefast.match import one_to_one
+from saefast.match.engines import Encode, Faiss
+from saefast.match.neighbours import nearest
 from saefast.unit_rows import Directions
 
 SHARED = 0.4
@@ -323,7 +323,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--memory", type=float, default=4.0, help="gigabytes (default 4)")
     chosen = parser.parse_args(arguments)
     if chosen.dry_run:
-        from saefast.match_plan import plan_matching
+        from saefast.match.plan import plan_matching
 
         size = {"neighbours": chosen.neighbours, "memory": chosen.memory}
         print(plan_matching(chosen.m, chosen.d, **size).sentences())

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from saefast import Matches, one_to_one
+from saefast import Matches
+from saefast.match import one_to_one
 
 KINDS = ("isotropic", "hubs", "duplicates", "ties", "dead", "opposite")
 

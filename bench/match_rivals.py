@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from saefast.assignment import Graph
+from saefast.match.assignment import Graph
 
 _TIME_LIMIT = 60  # seconds for one graph
 

@@ -5,7 +5,6 @@ from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from saefast import reference
-from saefast.activation_match import activation_matches
 from saefast.activations.covariance import activation_covariance
 from saefast.angles import principal_angles
 from saefast.auxk import AuxK
@@ -15,9 +14,10 @@ from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
 from saefast.info import build_info
-from saefast.match import match_features
-from saefast.match_all import match_all
-from saefast.match_plan import plan_matching
+from saefast.match.all_pairs import match_all
+from saefast.match.by_activations import activation_matches
+from saefast.match.features import match_features
+from saefast.match.plan import plan_matching
 from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode

@@ -12,7 +12,7 @@ from torch import Tensor
 from saefast import checks
 from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
-from saefast.match import match_features
+from saefast.match.features import match_features
 from saefast.reconstruction import Reconstruction, reconstruction
 from saefast.sae import SAE
 from saefast.train import train_saes

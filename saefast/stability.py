@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import SIDES, Features, as_dictionaries
-from saefast.match_all import match_all
+from saefast.match.all_pairs import match_all
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
 from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from strategies import generator, normal, seeds
 from torch import Tensor
 
-from saefast import SAE, activation_match, activation_matches, score_stability
-from saefast.match_all import match_all
+from saefast import SAE, activation_matches, score_stability
+from saefast.match import by_activations as activation_match
+from saefast.match.all_pairs import match_all
 from saefast.synthetic import PlantedWorld
 
 

@@ -12,9 +12,10 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 import saefast
-from saefast import Matches, one_to_one
-from saefast.assignment import Assignment, Graph, best_assignment
-from saefast.match_memory import divided
+from saefast import Matches
+from saefast.match import one_to_one
+from saefast.match.assignment import Assignment, Graph, best_assignment
+from saefast.match.memory import divided
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

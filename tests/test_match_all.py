@@ -8,11 +8,13 @@ import torch
 from strategies import normal
 
 import saefast
-from saefast import SAE, Matches, engines, match_all, match_files, neighbours, unfinished
-from saefast import one_to_one as one_to_one_module
-from saefast.neighbours import nearest_both_ways
+from saefast import SAE, Matches, match_all
+from saefast.match import engines, neighbours, unfinished
+from saefast.match import files as match_files
+from saefast.match import one_to_one as one_to_one_module
+from saefast.match.neighbours import nearest_both_ways
 
-match_module = sys.modules["saefast.match"]
+match_module = sys.modules["saefast.match.features"]
 
 DICTIONARIES = [normal((size, 12), size, torch.float32) for size in (90, 70, 110)]
 DICTIONARIES[1][::9] = 0
@@ -68,7 +70,7 @@ def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: floa
 def test_what_is_there_is_not_matched_again(tmp_path, monkeypatch):
     """A run that was broken off goes on; other options or contents begin anew."""
     work = []
-    module = sys.modules["saefast.match_all"]
+    module = sys.modules["saefast.match.all_pairs"]
     real = module.match_both
 
     def counted(*arguments):

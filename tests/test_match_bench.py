@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saefast.match_plan import plan_matching
+from saefast.match.plan import plan_matching
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

@@ -5,7 +5,7 @@ import torch
 from strategies import normal
 
 import saefast
-from saefast.engines import Faiss
+from saefast.match.engines import Faiss
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -12,11 +12,12 @@ pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 import triton
 
-from saefast import checks, engines
-from saefast.engines import Encode
+from saefast import checks
 from saefast.kernels import screening
-from saefast.match_memory import divided
-from saefast.neighbours import nearest, nearest_both_ways
+from saefast.match import engines
+from saefast.match.engines import Encode
+from saefast.match.memory import divided
+from saefast.match.neighbours import nearest, nearest_both_ways
 from saefast.ops import encode_gpu, gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode_op

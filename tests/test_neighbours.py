@@ -10,9 +10,10 @@ from strategies import normal, seeds, small_integers
 from torch import Tensor
 
 import saefast
-from saefast import Dictionary, engines, neighbours
-from saefast.engines import Encode, Faiss, settled
-from saefast.neighbours import nearest, nearest_both_ways
+from saefast import Dictionary
+from saefast.match import engines, neighbours
+from saefast.match.engines import Encode, Faiss, settled
+from saefast.match.neighbours import nearest, nearest_both_ways
 from saefast.unit_rows import Directions
 
 

@@ -15,7 +15,7 @@ from bench.gpu_contest import Contest
 from bench.rehearsal.pretended_gpu import DEVICE
 from bench.shapes import GPU_SHAPES
 from saefast import FusedStep, Penalty, Rules, TrainConfig
-from saefast.engines import Encode
+from saefast.match.engines import Encode
 from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, suggested
 from saefast.sae import SAE
 from saefast.step import STEP_PRECISIONS

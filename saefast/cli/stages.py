@@ -50,7 +50,7 @@ def match(
             )
         _stage(sources[0], "match", {}, json_output)
         return
-    from saefast.match_all import match_all
+    from saefast.match.all_pairs import match_all
     from saefast.storage import load_dictionaries
 
     if not sources:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saefast.config import labels_of
 from saefast.disk.tables import add_columns, read_table
-from saefast.match_all import Pairs, match_all
+from saefast.match.all_pairs import Pairs, match_all
 from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
 from saefast.run_folder import FEATURES, MATCHES, STORE
 from saefast.sae import SAE

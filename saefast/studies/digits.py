@@ -13,7 +13,7 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
-from saefast.match import match_features
+from saefast.match.features import match_features
 from saefast.nulls.cosines import BestOfRandom
 from saefast.ops.latent_sum import column_sum
 from saefast.rules import NORMS, SIDES, Penalty, Rules

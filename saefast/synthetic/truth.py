@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Features, as_dictionary
-from saefast.match import match_features
+from saefast.match.features import match_features
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE

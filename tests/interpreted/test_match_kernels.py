@@ -5,7 +5,7 @@ import torch
 from strategies import normal
 
 import saefast
-from saefast import engines
+from saefast.match import engines
 from saefast.ops import gpu
 from saefast.types import Matches
 

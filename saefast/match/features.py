@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import SIDES, Features
-from saefast.engines import APPROXIMATE, BACKENDS, engine_for
-from saefast.match_memory import divided
-from saefast.neighbours import Report, nearest_both_ways
-from saefast.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
-from saefast.recall import print_recall
+from saefast.match.engines import APPROXIMATE, BACKENDS, engine_for
+from saefast.match.memory import divided
+from saefast.match.neighbours import Report, nearest_both_ways
+from saefast.match.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
+from saefast.match.recall import print_recall
+from saefast.match.unfinished import Unfinished
 from saefast.types import Matches, SparseCode
-from saefast.unfinished import Unfinished
 from saefast.unit_rows import Directions, similarities
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 
 from saefast import checks
-from saefast.engines import engine_for
-from saefast.match_memory import ARC, divided
-from saefast.neighbours import block_rows
+from saefast.match.engines import engine_for
+from saefast.match.memory import ARC, divided
+from saefast.match.neighbours import block_rows
 from saefast.unit_rows import Directions
 
 _SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on

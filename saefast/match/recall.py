@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from saefast.engines import Encode
-from saefast.neighbours import nearest
+from saefast.match.engines import Encode
+from saefast.match.neighbours import nearest
 from saefast.types import SparseCode
 from saefast.unit_rows import Directions
 

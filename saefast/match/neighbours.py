@@ -6,9 +6,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from saefast.engines import Engine
+from saefast.match.engines import Engine
+from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
-from saefast.unfinished import Unfinished
 from saefast.unit_rows import Directions
 
 _ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt

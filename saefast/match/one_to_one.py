@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.assignment import Assignment, Graph, best_assignment
-from saefast.engines import Encode
-from saefast.match_memory import ARC, arcs_in
-from saefast.neighbours import nearest
+from saefast.match.assignment import Assignment, Graph, best_assignment
+from saefast.match.engines import Encode
+from saefast.match.memory import ARC, arcs_in
+from saefast.match.neighbours import nearest
+from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
-from saefast.unfinished import Unfinished
 from saefast.unit_rows import Directions, similarities
 
 TOLERANCE = 1e-10

@@ -1,0 +1,13 @@
+"""Match the features of dictionaries: nearest, certified one-to-one, or all pairs of many."""
+
+from saefast.match.all_pairs import match_all
+from saefast.match.by_activations import activation_matches
+from saefast.match.features import match_features
+from saefast.match.plan import plan_matching
+
+__all__ = [
+    "activation_matches",
+    "match_all",
+    "match_features",
+    "plan_matching",
+]
