@@ -14,7 +14,7 @@ from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_times import Contestant, Run
 from saefast import SAE, FusedStep, Rules, TrainConfig
 from saefast.ops.latent_pass import latent_pass
-from saefast.step import StepResult
+from saefast.train.step import StepResult
 
 LR = 0.0
 """Adam does the same work, and the loss stays comparable from step to step."""
@@ -175,7 +175,7 @@ def updates(contest: Contest) -> Iterator[Contestant]:
     def ours(*, bare: bool) -> Run:
         """Repeat the pass that a step asked for, with what the step gave it."""
         step = default_step(contest, bare=bare)
-        module = importlib.import_module("saefast.step")
+        module = importlib.import_module("saefast.train.step")
         with mock.patch.object(module, "latent_pass", wraps=latent_pass) as spy:
             step(contest.x)
         arguments, switches = spy.call_args

@@ -18,10 +18,10 @@ from bench.gpu_contest import lowered, model
 from bench.gpu_encode_checks import apart_from
 from bench.gpu_finding import Finding, near
 from saefast import AuxK, FusedStep, SparseCode, TrainConfig, reference
-from saefast.objectives import Current, TopK
-from saefast.objectives.forward import Encoded
 from saefast.ops.decode_residual import decode_residual
-from saefast.packed_encoder import PackedEncoder
+from saefast.train.objectives import Current, TopK
+from saefast.train.objectives.forward import Encoded
+from saefast.train.packed_encoder import PackedEncoder
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 

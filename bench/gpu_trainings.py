@@ -122,7 +122,7 @@ def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Ma
     # Given, since drawing large ones on the CPU takes longer than the run.
     initial = model(shape, weights, variant=variant)
     reports = Reports()
-    module = importlib.import_module("saefast.train")
+    module = importlib.import_module("saefast.train.train")
     with mock.patch.object(module, "loggers", return_value=[reports]):
         saefast.train_saes(
             store,

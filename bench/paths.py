@@ -12,7 +12,7 @@ from torch import Tensor
 import saefast
 from bench.cases import Shape, draw
 from bench.measure import Contestant, gemm, time_rounds
-from saefast.objectives import ReLU
+from saefast.train.objectives import ReLU
 
 SHAPES = (Shape(576, 16384, 32, 2048),)
 _ACTIVE = (32, 512, 1500)

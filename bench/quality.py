@@ -19,10 +19,10 @@ from bench import activations, peers, record
 from bench.cases import Shape, Weights
 from bench.peers import Training
 from saefast.activations import TensorActivations
-from saefast.config import TrainConfig
-from saefast.schedules import lr_at
-from saefast.start import Sample, Scales, begin
 from saefast.synthetic import PlantedWorld
+from saefast.train.config import TrainConfig
+from saefast.train.initial import Sample, Scales, begin
+from saefast.train.schedules import lr_at
 
 _PLANTED, _REAL = Shape(128, 2048, 16, 1024), Shape(576, 4096, 32, 2048)
 SHAPES = (_PLANTED, _REAL)

@@ -60,7 +60,7 @@ def auxk_gradients(
     signed: bool,
     rounded: bool,
 ) -> Gradients:
-    """Compute the loss and the gradients that `saefast.auxk` defines, of float32 tensors.
+    """Compute the loss and the gradients that `saefast.train.auxk` defines, of float32 tensors.
 
     Args:
         inputs: [n, d].

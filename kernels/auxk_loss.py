@@ -106,7 +106,7 @@ def loss_weight(
     NORMALISED: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Return what the sum of squares is multiplied by, see `saefast.auxk`."""
+    """Return what the sum of squares is multiplied by, see `saefast.train.auxk`."""
     if NORMALISED:
         lane = tl.arange(0, BLOCKS)
         spread = tl.sum(tl.load(totals + blocks + lane, lane < blocks, other=0.0))

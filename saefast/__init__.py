@@ -7,9 +7,7 @@ from typing import Any as _Any
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
 from saefast.angles import principal_angles
-from saefast.auxk import AuxK
 from saefast.clusters import Clusters, find_clusters
-from saefast.config import TrainConfig
 from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
@@ -27,15 +25,17 @@ from saefast.overlap_measures import Measure
 from saefast.pool import pool_features
 from saefast.pooling_study import PoolingStudy, evaluate_pooling
 from saefast.regression import EffectRegression, regress_effect
-from saefast.rules import Penalty, Rules
 from saefast.sae import SAE
 from saefast.stability import at_threshold, score_stability, stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
-from saefast.step import FusedStep
 from saefast.storage import convert, load_dictionaries, load_sae, save_sae
 from saefast.subspace import fit_subspaces
 from saefast.subspace_results import Subspaces
-from saefast.train import train_saes
+from saefast.train.auxk import AuxK
+from saefast.train.config import TrainConfig
+from saefast.train.rules import Penalty, Rules
+from saefast.train.step import FusedStep
+from saefast.train.train import train_saes
 from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
 
 __version__ = _version("saefast")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
 from saefast.match.features import match_features
 from saefast.reconstruction import Reconstruction, reconstruction
 from saefast.sae import SAE
-from saefast.train import train_saes
+from saefast.train.config import TrainConfig
+from saefast.train.train import train_saes
 from saefast.types import Dictionary, brief
 
 CONTROLS = {

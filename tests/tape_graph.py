@@ -19,7 +19,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 
 class TapeGraph(TorchDispatchMode):
-    """A `saefast.captured_step.Graph`."""
+    """A `saefast.train.captured_step.Graph`."""
 
     def __init__(self, beside: object = None) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ from simulated_streams import COPIES, MAIN, SimulatedDevice
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast.checkpoint import RunFile
-from saefast.checkpoint_writer import CheckpointWriter
+from saefast.train.checkpoint import RunFile
+from saefast.train.checkpoint_writer import CheckpointWriter
 
 LABELS = ("seed-0", "seed-1")
 

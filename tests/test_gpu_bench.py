@@ -17,7 +17,7 @@ from torch import Tensor
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
-import saefast.step  # noqa: E402
+import saefast.train.step
 from bench import (  # noqa: E402
     gpu_contests,
     gpu_matching,
@@ -197,7 +197,7 @@ def test_default_steps_are_compared(shape: Shape) -> None:
 
 
 def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    latent_pass = saefast.step.latent_pass
+    latent_pass = saefast.train.step.latent_pass
 
     def without_one(*arguments: Any, **switches: Any) -> Any:
         indices, values, grads, *others = arguments

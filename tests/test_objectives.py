@@ -11,7 +11,8 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
-from saefast.objectives import (
+from saefast.ops import batch_topk
+from saefast.train.objectives import (
     ALWAYS,
     SPARSITY,
     BatchTopK,
@@ -24,10 +25,9 @@ from saefast.objectives import (
     TopK,
     usual_objective,
 )
-from saefast.objectives.batchtopk import group_ends, largest_of_batch
-from saefast.objectives.dense import scores_of
-from saefast.ops import batch_topk
-from saefast.packed_encoder import PackedEncoder
+from saefast.train.objectives.batchtopk import group_ends, largest_of_batch
+from saefast.train.objectives.dense import scores_of
+from saefast.train.packed_encoder import PackedEncoder
 
 MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
     "topk": ("topk", lambda sae: TopK()),

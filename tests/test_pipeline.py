@@ -27,7 +27,7 @@ from saefast.pipeline import (
 from saefast.pipeline.settings import settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
-from saefast.trainee import Trainee
+from saefast.train.seed_trainer import Trainee
 
 
 @pytest.fixture

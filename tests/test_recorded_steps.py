@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from training_runs import ROWS, assert_same_sae, config, metrics_of, train
 
-from saefast import SAE, FusedStep, recorded_steps
+from saefast import SAE, FusedStep
 from saefast.activations import TensorActivations
-from saefast.captured_step import CapturedStep, Phases, RecordingFailed
-from saefast.recorded_steps import WARM_UP, Graphs
-from saefast.step import StepResult
-from saefast.trainee import Trainee
+from saefast.train import recorded_steps
+from saefast.train.captured_step import CapturedStep, Phases, RecordingFailed
+from saefast.train.recorded_steps import WARM_UP, Graphs
+from saefast.train.seed_trainer import Trainee
+from saefast.train.step import StepResult
 
 
 class Recorder:

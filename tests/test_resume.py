@@ -28,10 +28,10 @@ from training_runs import (
 
 from saefast import Rules, load_sae
 from saefast.activations import StoreWriter
-from saefast.checkpoint import RunFile, differences
 from saefast.disk import atomic
 from saefast.sae import VARIANTS
-from saefast.trainee import Trainee
+from saefast.train.checkpoint import RunFile, differences
+from saefast.train.seed_trainer import Trainee
 
 LONGER = config(seeds=(0, 3), tokens=12_000)
 _CHILD = """

@@ -9,7 +9,7 @@ from test_step import batches
 from torch import Tensor
 
 from saefast import SAE, FusedStep, Penalty, Rules, reference
-from saefast.rules import tethered
+from saefast.train.rules import tethered
 
 LR = 5e-3
 RULES: dict[str, Rules] = {

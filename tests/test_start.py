@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saefast import SAE, TrainConfig
 from saefast.sae import VARIANTS
-from saefast.schedules import k_at, lr_at, pressure_at
-from saefast.start import Sample, Scales, begin, folded, scales_of
+from saefast.train.initial import Sample, Scales, begin, folded, scales_of
+from saefast.train.schedules import k_at, lr_at, pressure_at
 
 NONE = Scales(1.0, 1.0)
 

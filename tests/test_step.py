@@ -12,12 +12,12 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Rules, reference, topk_encode
-from saefast.auxk import AuxGradients, DeadLatents, auxk_gradients, dead_latents
 from saefast.ops import encode_packed
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
-from saefast.stored_gradients import add_auxk
 from saefast.synthetic import PlantedWorld
+from saefast.train.auxk import AuxGradients, DeadLatents, auxk_gradients, dead_latents
+from saefast.train.stored_gradients import add_auxk
 
 
 def batches(count: int, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:

@@ -14,10 +14,11 @@ from torch import Tensor
 from training_runs import ROWS, assert_same_sae, config, metrics_of, steps_take, train
 
 import saefast
-from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes, training
+from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes
 from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
-from saefast.trainee import Trainee
+from saefast.train import loop as training
+from saefast.train.seed_trainer import Trainee
 
 
 @pytest.mark.usefixtures("torch_threads")

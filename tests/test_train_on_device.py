@@ -15,10 +15,10 @@ import torch
 from simulated_streams import SimulatedDevice
 from training_runs import ROWS, assert_same_sae, checkpoint_of, config, files_of, steps_take, train
 
-from saefast import training
 from saefast.activations import IteratorActivations, StoreWriter
-from saefast.checkpoint import RunFile
-from saefast.trainee import Trainee
+from saefast.train import loop as training
+from saefast.train.checkpoint import RunFile
+from saefast.train.seed_trainer import Trainee
 
 SEEDS = config(seeds=(0, 3))
 

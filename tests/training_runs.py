@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tolerance import assert_same_bits
 
-from saefast import SAE, AuxK, TrainConfig, train_saes, training
+from saefast import SAE, AuxK, TrainConfig, train_saes
 from saefast.synthetic import PlantedWorld
-from saefast.trainee import Trainee
+from saefast.train import loop as training
+from saefast.train.seed_trainer import Trainee
 
 WORLD = PlantedWorld.create(64, 16, active=3)
 ROWS = WORLD.sample(1500, 0) + 0.5

@@ -22,7 +22,7 @@ from triton.runtime.driver import driver
 
 from saefast import checks
 from saefast.ops import encode_gpu, gpu
-from saefast.step import FusedStep
+from saefast.train.step import FusedStep
 
 DEVICE = "meta"
 """Where the tensors of a pretended GPU lie."""

@@ -18,7 +18,7 @@ from saefast import FusedStep, Penalty, Rules, TrainConfig
 from saefast.match.engines import Encode
 from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, suggested
 from saefast.sae import SAE
-from saefast.step import STEP_PRECISIONS
+from saefast.train.step import STEP_PRECISIONS
 
 ONE = Shape(64, 4096, 1, 1)
 """One row and one active latent, which Triton compiles as constants."""

@@ -96,10 +96,10 @@ def train(
             a tenth of the training if that is less.
         held_out: Other activations to evaluate on.
     """
-    from saefast.auxk import AuxK
-    from saefast.config import TrainConfig
     from saefast.disk.tables import read_json
     from saefast.pipeline import RunSettings, Stores
+    from saefast.train.auxk import AuxK
+    from saefast.train.config import TrainConfig
 
     config = TrainConfig(
         latents=latents,

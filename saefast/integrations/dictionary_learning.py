@@ -19,14 +19,14 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geo
 from torch import Tensor, nn
 
 from saefast import checks
-from saefast.auxk import AuxK
 from saefast.integrations.pre_activations import precision_at
-from saefast.objectives import Current, Encoded, Forward, Loss, Objective, usual_objective
-from saefast.packed_encoder import PackedEncoder
-from saefast.rules import Rules
 from saefast.sae import SAE
-from saefast.step import FusedStep, StepResult
 from saefast.storage import load_sae
+from saefast.train.auxk import AuxK
+from saefast.train.objectives import Current, Encoded, Forward, Loss, Objective, usual_objective
+from saefast.train.packed_encoder import PackedEncoder
+from saefast.train.rules import Rules
+from saefast.train.step import FusedStep, StepResult
 
 _RULES = Rules(clip=1.0)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.config import TrainConfig
 from saefast.dictionary import sae_from
 from saefast.disk.tables import write_json
 from saefast.pipeline.job import Job
@@ -15,7 +14,8 @@ from saefast.pool import pool_features
 from saefast.pooling_study import evaluate_pooling
 from saefast.run_folder import POOLED, POOLING
 from saefast.storage import save_sae
-from saefast.train import train_saes
+from saefast.train.config import TrainConfig
+from saefast.train.train import train_saes
 from saefast.types import Dictionary
 
 

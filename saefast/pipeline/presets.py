@@ -1,7 +1,5 @@
 """Runs that need no file of settings."""
 
-from saefast.auxk import AuxK
-from saefast.config import TrainConfig
 from saefast.pipeline.settings import (
     Evaluation,
     Harvest,
@@ -11,6 +9,8 @@ from saefast.pipeline.settings import (
     RunSettings,
     Scoring,
 )
+from saefast.train.auxk import AuxK
+from saefast.train.config import TrainConfig
 
 QUICK = RunSettings(
     Planted(rows=100_000, held_out=10_000),

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
-from saefast.checkpoint import RUN, RunFile
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline import stages
 from saefast.pipeline.data import harvest_rows
@@ -33,6 +32,7 @@ from saefast.run_folder import (
     SUBSPACES,
     UNFINISHED,
 )
+from saefast.train.checkpoint import RUN, RunFile
 
 
 class Stage(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saefast import checks
-from saefast.config import TrainConfig
+from saefast.train.config import TrainConfig
 
 
 @dataclass(frozen=True)

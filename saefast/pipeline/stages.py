@@ -23,12 +23,12 @@ from saefast.run_folder import (
     SUBSPACES,
 )
 from saefast.stability import stability_curve
-from saefast.start import Sample, Scales, begin
 from saefast.statistics import feature_statistics
 from saefast.storage import load_dictionaries
 from saefast.subspace import fit_subspaces
 from saefast.token_ties import folded_tokens
-from saefast.train import train_saes
+from saefast.train.initial import Sample, Scales, begin
+from saefast.train.train import train_saes
 from saefast.types import Stability
 
 _TOP = 100

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saefast.checkpoint import RUN
 from saefast.disk.tables import read_json, read_table
 from saefast.run_folder import (
     CONTEXTS,
@@ -28,6 +27,7 @@ from saefast.run_folder import (
     SUBSPACE_TABLES,
     SUBSPACES,
 )
+from saefast.train.checkpoint import RUN
 
 Rows = list[dict[str, Any]]
 

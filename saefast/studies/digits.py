@@ -11,16 +11,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checks
-from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
 from saefast.match.features import match_features
 from saefast.nulls.cosines import BestOfRandom
 from saefast.ops.latent_sum import column_sum
-from saefast.rules import NORMS, SIDES, Penalty, Rules
 from saefast.sae import SAE
 from saefast.studies.idx import read_idx_images
 from saefast.studies.table import as_text
-from saefast.train import train_saes
+from saefast.train.config import TrainConfig
+from saefast.train.rules import NORMS, SIDES, Penalty, Rules
+from saefast.train.train import train_saes
 from saefast.types import Dictionary
 
 PAIRED = 0.7
@@ -35,7 +35,7 @@ class WeightPenalty(NamedTuple):
 
     name: str
     norm: str
-    """one of `saefast.rules.NORMS`"""
+    """one of `saefast.train.rules.NORMS`"""
     weight: float
     """beside the squared error averaged over pixels"""
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.angles import haar_overlap, principal_angles
-from saefast.auxk import AuxK
-from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
 from saefast.sae import SAE
@@ -20,7 +18,9 @@ from saefast.studies.table import as_text
 from saefast.subspace import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
-from saefast.train import train_saes
+from saefast.train.auxk import AuxK
+from saefast.train.config import TrainConfig
+from saefast.train.train import train_saes
 from saefast.types import Dictionary, Stability
 
 SIMILAR, CLOSE = 0.7, 0.9

@@ -8,17 +8,17 @@ import torch
 from tqdm import tqdm
 
 from saefast import checks
-from saefast.auxk import AuxK
-from saefast.config import TrainConfig
 from saefast.disk.tables import write_rows
 from saefast.nulls.cosines import BestOfRandom
-from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
 from saefast.studies.table import as_text
 from saefast.synthetic.sphere import FIRING, sphere_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import World
-from saefast.train import train_saes
+from saefast.train.auxk import AuxK
+from saefast.train.config import TrainConfig
+from saefast.train.rules import Rules
+from saefast.train.train import train_saes
 from saefast.types import Dictionary
 
 BASELINES = {

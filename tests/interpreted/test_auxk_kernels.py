@@ -13,7 +13,11 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from saefast import AuxK, reference
-from saefast.auxk import (
+from saefast.kernels import dead_latents as listing
+from saefast.kernels.auxk_operands import operands
+from saefast.kernels.bfloat16_parts import whole_tiles
+from saefast.kernels.keep_largest import keep_largest
+from saefast.train.auxk import (
     AuxGradients,
     DeadLatents,
     auxk_gradients,
@@ -21,10 +25,6 @@ from saefast.auxk import (
     dense_gradients,
     sparse_gradients,
 )
-from saefast.kernels import dead_latents as listing
-from saefast.kernels.auxk_operands import operands
-from saefast.kernels.bfloat16_parts import whole_tiles
-from saefast.kernels.keep_largest import keep_largest
 
 
 class Problem(NamedTuple):

@@ -11,7 +11,7 @@ from tape_graph import TapeGraph
 from tolerance import assert_same_bits
 
 from saefast import SAE, FusedStep, Penalty, Rules
-from saefast.objectives import (
+from saefast.train.objectives import (
     BatchTopK,
     Current,
     Custom,

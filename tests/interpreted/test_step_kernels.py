@@ -6,7 +6,7 @@ from test_objectives import Dense, make
 from test_step import batches
 
 from saefast import AuxK, FusedStep, Penalty, Rules
-from saefast.objectives import Current
+from saefast.train.objectives import Current
 
 RULES = {
     "usual": Rules(),

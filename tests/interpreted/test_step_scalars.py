@@ -10,10 +10,10 @@ from strategies import normal, seeds
 from tolerance import assert_same_bits
 
 from saefast import Rules, reference
-from saefast.adam import Adam, Vector
 from saefast.kernels import step_scalars
-from saefast.rules import clip_factor
 from saefast.sae import SAE
+from saefast.train.adam import Adam, Vector
+from saefast.train.rules import clip_factor
 
 sizes = st.sampled_from([1, 15, 16, 17, 40])
 

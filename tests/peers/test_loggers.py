@@ -15,8 +15,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from wandb.proto import wandb_internal_pb2
 
 from saefast import TrainConfig, train_saes
-from saefast.metrics import TensorBoard
-from saefast.trainee import Trainee
+from saefast.train.metrics import TensorBoard
+from saefast.train.seed_trainer import Trainee
 
 CONFIG = TrainConfig(latents=20, k=2, tokens=384, batch_size=64, seeds=(0, 7))
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))

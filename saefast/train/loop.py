@@ -21,18 +21,18 @@ from saefast.activations.transfer import (
     check_finite,
     extremes,
 )
-from saefast.checkpoint import RunFile
-from saefast.checkpoint_writer import CheckpointWriter
-from saefast.config import TrainConfig
 from saefast.linalg import one_thread
-from saefast.metrics import Logger
 from saefast.ops.cuda_streams import streams_of
 from saefast.ops.latent_sum import column_sum
-from saefast.recorded_steps import Graphs
 from saefast.sae import SAE
-from saefast.start import ROWS, Sample, Scales, begin, folded, scales_of
 from saefast.storage import save_into
-from saefast.trainee import Prepared, Trainee
+from saefast.train.checkpoint import RunFile
+from saefast.train.checkpoint_writer import CheckpointWriter
+from saefast.train.config import TrainConfig
+from saefast.train.initial import ROWS, Sample, Scales, begin, folded, scales_of
+from saefast.train.metrics import Logger
+from saefast.train.recorded_steps import Graphs
+from saefast.train.seed_trainer import Prepared, Trainee
 
 _AHEAD = 4
 """How many batches wait for the training, read and on their way to the device"""

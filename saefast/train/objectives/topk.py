@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saefast.objectives.dense import scores_of, squared_error
-from saefast.objectives.forward import Current, Encoded, Forward, Loss
 from saefast.ops import gpu
 from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
-from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
+from saefast.train.objectives.dense import scores_of, squared_error
+from saefast.train.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
 

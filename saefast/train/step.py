@@ -7,11 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast import checks, reference, stored_gradients
-from saefast.adam import Adam, Vector
-from saefast.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
-from saefast.captured_step import CapturedStep, CudaGraph, Graph, Phases
-from saefast.objectives import (
+from saefast import checks, reference
+from saefast.ops import gpu
+from saefast.ops.latent_pass import latent_pass
+from saefast.ops.latent_sum import column_sum
+from saefast.ops.topk_encode import PRECISIONS
+from saefast.sae import SAE
+from saefast.train import stored_gradients
+from saefast.train.adam import Adam, Vector
+from saefast.train.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
+from saefast.train.captured_step import CapturedStep, CudaGraph, Graph, Phases
+from saefast.train.objectives import (
     ALWAYS,
     NEVER,
     WHEN_SPARSE,
@@ -21,13 +27,8 @@ from saefast.objectives import (
     Objective,
     usual_objective,
 )
-from saefast.ops import gpu
-from saefast.ops.latent_pass import latent_pass
-from saefast.ops.latent_sum import column_sum
-from saefast.ops.topk_encode import PRECISIONS
-from saefast.packed_encoder import PackedEncoder
-from saefast.rules import Rules, tethered
-from saefast.sae import SAE
+from saefast.train.packed_encoder import PackedEncoder
+from saefast.train.rules import Rules, tethered
 from saefast.types import Decay, SparseCode
 
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")

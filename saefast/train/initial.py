@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.config import TrainConfig
 from saefast.linalg import one_thread
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
+from saefast.train.config import TrainConfig
 
 ROWS = 8192
 """How many rows of the stream are looked at, at most, before training begins"""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.auxk import AuxGradients
-from saefast.rules import Rules, clip_factor
 from saefast.sae import SAE
+from saefast.train.auxk import AuxGradients
+from saefast.train.rules import Rules, clip_factor
 
 Gradients = dict[str, Tensor]
 """By the name of the parameter"""

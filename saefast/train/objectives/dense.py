@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from saefast.objectives.forward import Loss
 from saefast.sae import SAE
+from saefast.train.objectives.forward import Loss
 
 
 def scores_of(sae: SAE, x: Tensor) -> Tensor:

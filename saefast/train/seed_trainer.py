@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.config import TrainConfig
-from saefast.metrics import Meter
-from saefast.objectives import Current
-from saefast.recorded_steps import Graphs, RecordedSteps
 from saefast.sae import SAE
-from saefast.schedules import k_at, k_settled, lr_at, pressure_at
-from saefast.start import Scales
-from saefast.step import FusedStep
+from saefast.train.config import TrainConfig
+from saefast.train.initial import Scales
+from saefast.train.metrics import Meter
+from saefast.train.objectives import Current
+from saefast.train.recorded_steps import Graphs, RecordedSteps
+from saefast.train.schedules import k_at, k_settled, lr_at, pressure_at
+from saefast.train.step import FusedStep
 
 _DEAD_AFTER = 10_000_000  # rows; what the log calls dead where no AuxK says otherwise
 

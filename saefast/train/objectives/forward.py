@@ -5,8 +5,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
+from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
 

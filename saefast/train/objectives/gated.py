@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saefast.objectives.dense import fired_of, scores_of
-from saefast.objectives.forward import NEVER, Current, Encoded, Forward, Loss
-from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
+from saefast.train.objectives.dense import fired_of, scores_of
+from saefast.train.objectives.forward import NEVER, Current, Encoded, Forward, Loss
+from saefast.train.packed_encoder import PackedEncoder
 
 
 class Differentiated:

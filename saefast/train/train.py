@@ -13,13 +13,13 @@ import torch
 
 from saefast import checks
 from saefast.activations import Activations, open_activations
-from saefast.checkpoint import RUN, RunFile, differences
-from saefast.config import TrainConfig, check_shared, labels_of
 from saefast.disk.lock import Claim
-from saefast.metrics import CONVENTIONS, LOGGERS, loggers
 from saefast.sae import SAE
 from saefast.storage import load_sae
-from saefast.training import Training
+from saefast.train.checkpoint import RUN, RunFile, differences
+from saefast.train.config import TrainConfig, check_shared, labels_of
+from saefast.train.loop import Training
+from saefast.train.metrics import CONVENTIONS, LOGGERS, loggers
 
 
 def train_saes(

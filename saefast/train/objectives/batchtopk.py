@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saefast.objectives.dense import fired_of, scores_of, squared_error
-from saefast.objectives.forward import Current, Encoded, Forward, Loss
-from saefast.objectives.room import Room
-from saefast.objectives.topk import of_listed
 from saefast.ops import gpu
 from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.keep_of_batch import keep_of_batch
-from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
+from saefast.train.objectives.dense import fired_of, scores_of, squared_error
+from saefast.train.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.train.objectives.room import Room
+from saefast.train.objectives.topk import of_listed
+from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
 _FORGETTING = 0.001  # of the running mean of thresholds in the end, as in the authors' code

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.ops import gpu
-from saefast.rules import Rules, clip_factor
 from saefast.sae import SAE
+from saefast.train.rules import Rules, clip_factor
 
 
 class Vector(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Self
 
 from torch import Tensor
 
-from saefast.checkpoint import RunFile
 from saefast.ops.cuda_streams import Event, Streams
+from saefast.train.checkpoint import RunFile
 
 States = Mapping[str, Mapping[str, Tensor]]
 """The tensors of each SAE's state, by the SAE's label"""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saefast.disk.atomic import write_whole
-from saefast.step import StepResult
+from saefast.train.step import StepResult
 
 CONVENTIONS = {
     "loss": "what the variant minimises, mean over the interval, without auxk and penalties; "

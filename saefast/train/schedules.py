@@ -2,7 +2,7 @@
 
 import math
 
-from saefast.config import TrainConfig
+from saefast.train.config import TrainConfig
 
 
 def lr_at(config: TrainConfig, step: int) -> float:

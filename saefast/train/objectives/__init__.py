@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from saefast.objectives.batchtopk import BatchTopK, Matryoshka
-from saefast.objectives.forward import (
+from saefast.sae import SAE
+from saefast.train.objectives.batchtopk import BatchTopK, Matryoshka
+from saefast.train.objectives.forward import (
     ALWAYS,
     NEVER,
     WHEN_SPARSE,
@@ -13,10 +14,9 @@ from saefast.objectives.forward import (
     Loss,
     Objective,
 )
-from saefast.objectives.gated import Custom, Gated
-from saefast.objectives.thresholds import JumpReLU, ReLU
-from saefast.objectives.topk import TopK
-from saefast.sae import SAE
+from saefast.train.objectives.gated import Custom, Gated
+from saefast.train.objectives.thresholds import JumpReLU, ReLU
+from saefast.train.objectives.topk import TopK
 
 SPARSITY = {"relu": 5.0, "gated": 5.0, "jumprelu": 100.0}
 """Weight of the sparsity penalty of each variant that has one, for rows whose norm is about the

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from saefast.objectives.dense import scores_of, squared_error
-from saefast.objectives.forward import WHEN_SPARSE, Current, Encoded, Forward, Loss
-from saefast.objectives.room import Room
-from saefast.objectives.topk import of_listed
 from saefast.ops import gpu
 from saefast.ops.latent_sum import column_sum
-from saefast.packed_encoder import PackedEncoder
 from saefast.sae import SAE
+from saefast.train.objectives.dense import scores_of, squared_error
+from saefast.train.objectives.forward import WHEN_SPARSE, Current, Encoded, Forward, Loss
+from saefast.train.objectives.room import Room
+from saefast.train.objectives.topk import of_listed
+from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
 _ROOM = 128  # for the active latents of a row, at first

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from saefast import checks
-from saefast.auxk import AuxK
-from saefast.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
-from saefast.rules import Rules
 from saefast.sae import SAE, VARIANTS
-from saefast.step import STEP_PRECISIONS
+from saefast.train.auxk import AuxK
+from saefast.train.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
+from saefast.train.rules import Rules
+from saefast.train.step import STEP_PRECISIONS
 
 DIRECTIONS = ("iso", "cov")
 BIASES = ("zeros", "mean", "geometric_median")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.captured_step import CudaGraph, Graph, RecordingFailed
-from saefast.objectives import NEVER
 from saefast.ops import gpu
-from saefast.step import FusedStep, StepResult
+from saefast.train.captured_step import CudaGraph, Graph, RecordingFailed
+from saefast.train.objectives import NEVER
+from saefast.train.step import FusedStep, StepResult
 
 WARM_UP = 3
 """Steps of a kind that are taken before one is recorded: the first compile kernels, time the

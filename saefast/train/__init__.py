@@ -1,0 +1,16 @@
+"""Train SAEs: many seeds in one pass over the activations, or a step at a time."""
+
+from saefast.train.auxk import AuxK
+from saefast.train.config import TrainConfig
+from saefast.train.rules import Penalty, Rules
+from saefast.train.step import FusedStep
+from saefast.train.train import train_saes
+
+__all__ = [
+    "AuxK",
+    "FusedStep",
+    "Penalty",
+    "Rules",
+    "TrainConfig",
+    "train_saes",
+]
