@@ -7,7 +7,6 @@ from typing import Any as _Any
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
 from saefast.angles import principal_angles
-from saefast.clusters import Clusters, find_clusters
 from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
@@ -16,17 +15,18 @@ from saefast.match.all_pairs import match_all
 from saefast.match.by_activations import activation_matches
 from saefast.match.features import match_features
 from saefast.match.plan import plan_matching
-from saefast.membership import fit_power_law, membership_counts, subset_curve
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
-from saefast.overlap import Overlap, measure_overlap
-from saefast.overlap_measures import Measure
 from saefast.pool import pool_features
 from saefast.pooling_study import PoolingStudy, evaluate_pooling
 from saefast.regression import EffectRegression, regress_effect
 from saefast.sae import SAE
-from saefast.stability import at_threshold, score_stability, stability_curve
+from saefast.stability.clusters import Clusters, find_clusters
+from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
+from saefast.stability.overlap import Overlap, measure_overlap
+from saefast.stability.overlap_measures import Measure
+from saefast.stability.score import at_threshold, score_stability, stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.storage import convert, load_dictionaries, load_sae, save_sae
 from saefast.subspace import fit_subspaces

@@ -108,7 +108,7 @@ def test_subsets_are_drawn_once_each_and_repeatably():
     assert [point.subsets for point in points] == [20, 20, 20, 20, 7, 1]
     assert points == subset_curve(stability, subsets=20)
     assert points != subset_curve(stability, subsets=20, seed=1)
-    few = saefast.membership._choices(7, 3, 34, 0)
+    few = saefast.stability.membership._choices(7, 3, 34, 0)
     assert len(set(few)) == 34
 
 
@@ -294,5 +294,5 @@ def test_dead_features_are_in_no_cluster():
 def test_a_long_chain_is_one_component():
     """Labels travel far in few rounds, whatever the order of numbers."""
     order = torch.randperm(5000, generator=generator(0))
-    label = saefast.clusters._components(5000, order[:-1], order[1:])
+    label = saefast.stability.clusters._components(5000, order[:-1], order[1:])
     assert (label == 0).all()

@@ -15,7 +15,7 @@ import saefast
 from saefast import Dictionary, measure_overlap
 from saefast.nulls.cosines import BestOfRandom
 from saefast.nulls.pairs import PairsOfRandom
-from saefast.overlap import Key
+from saefast.stability.overlap import Key
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_bars_of_each_matching_are_shown_where_they_are_wanted(
         asked.append(progress)
         return saefast.match_features(*dictionaries, **options)
 
-    monkeypatch.setattr("saefast.overlap.match_features", listening)
+    monkeypatch.setattr("saefast.stability.overlap.match_features", listening)
     rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
     saefast.measure_overlap(rows, rows.flip(0), progress=progress)
     assert set(asked) == {progress}

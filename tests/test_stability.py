@@ -14,7 +14,7 @@ from torch import Tensor
 import saefast
 from saefast import Dictionary, Matches, at_threshold, score_stability, stability_curve
 from saefast.nulls.cosines import BestOfRandom
-from saefast.stability import MATCHES
+from saefast.stability.score import MATCHES
 
 
 @pytest.fixture(autouse=True)

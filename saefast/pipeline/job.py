@@ -15,7 +15,7 @@ from saefast.match.all_pairs import Pairs, match_all
 from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
 from saefast.run_folder import FEATURES, MATCHES, STORE
 from saefast.sae import SAE
-from saefast.stability import score_stability
+from saefast.stability.score import score_stability
 from saefast.storage import load_dictionaries, load_sae
 from saefast.train.config import labels_of
 from saefast.types import Dictionary, Stability

@@ -9,8 +9,6 @@ from torch import Tensor
 from saefast.activations.one_pass import OnePass
 from saefast.contributions import contribution_r2
 from saefast.disk.tables import write_json, write_rows
-from saefast.membership import fit_power_law, membership_counts, subset_curve
-from saefast.overlap import Key, measure_overlap
 from saefast.pipeline.job import Job
 from saefast.pipeline.texts import token_texts, write_contexts
 from saefast.run_folder import (
@@ -22,7 +20,9 @@ from saefast.run_folder import (
     SUBSPACE_TABLES,
     SUBSPACES,
 )
-from saefast.stability import stability_curve
+from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
+from saefast.stability.overlap import Key, measure_overlap
+from saefast.stability.score import stability_curve
 from saefast.statistics import feature_statistics
 from saefast.storage import load_dictionaries
 from saefast.subspace import fit_subspaces

@@ -13,7 +13,7 @@ from saefast.angles import haar_overlap, principal_angles
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
 from saefast.sae import SAE
-from saefast.stability import at_threshold, score_stability
+from saefast.stability.score import at_threshold, score_stability
 from saefast.studies.table import as_text
 from saefast.subspace import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.dictionary import Features, as_dictionaries
 from saefast.match.features import match_features
-from saefast.overlap_measures import Counting, Measure, View
+from saefast.stability.overlap_measures import Counting, Measure, View
 from saefast.types import CURVE, Matches, brief
 
 SIGNS = ("signed", "absolute")

@@ -1,0 +1,21 @@
+"""Score which features return in SAEs of other seeds, and compare sets of features."""
+
+from saefast.stability.clusters import Clusters, find_clusters
+from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
+from saefast.stability.overlap import Overlap, measure_overlap
+from saefast.stability.overlap_measures import Measure
+from saefast.stability.score import at_threshold, score_stability, stability_curve
+
+__all__ = [
+    "Clusters",
+    "Measure",
+    "Overlap",
+    "at_threshold",
+    "find_clusters",
+    "fit_power_law",
+    "measure_overlap",
+    "membership_counts",
+    "score_stability",
+    "stability_curve",
+    "subset_curve",
+]
