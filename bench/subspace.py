@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.cases import Shape
 from bench.measure import Contestant, time_rounds
 from saefast.linalg import side_by_side
-from saefast.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, Directions, decompose
 
 SHAPES = (Shape(256, 8192, 0, 0), Shape(768, 32768, 0, 0), Shape(4096, 131072, 0, 0))
 _FEASIBLE = 1024

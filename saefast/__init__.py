@@ -6,7 +6,6 @@ from typing import Any as _Any
 
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
-from saefast.angles import principal_angles
 from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
 from saefast.function import FeatureFunction, feature_function
@@ -29,8 +28,9 @@ from saefast.stability.overlap_measures import Measure
 from saefast.stability.score import at_threshold, score_stability, stability_curve
 from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.storage import convert, load_dictionaries, load_sae, save_sae
-from saefast.subspace import fit_subspaces
-from saefast.subspace_results import Subspaces
+from saefast.subspace.angles import principal_angles
+from saefast.subspace.fit import fit_subspaces
+from saefast.subspace.results import Subspaces
 from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.rules import Penalty, Rules

@@ -11,8 +11,8 @@ from strategies import dtypes, generator, normal, seeds
 from torch import Tensor
 
 import saefast
-from saefast.angles import excess, haar_capture, haar_overlap, overlaps, shared_plane
-from saefast.spectra import Decomposition, Directions, decompose
+from saefast.subspace.angles import excess, haar_capture, haar_overlap, overlaps, shared_plane
+from saefast.subspace.spectra import Decomposition, Directions, decompose
 
 ANGLES = [0.0, 1e-10, 1e-5, 0.3, math.pi / 4, 1.2, math.pi / 2 - 1e-10, math.pi / 2]
 

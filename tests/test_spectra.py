@@ -10,9 +10,10 @@ from strategies import generator, normal, seeds, uneven
 from tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import linalg, spectra
+from saefast import linalg
 from saefast.linalg import side_by_side
-from saefast.spectra import Decomposition, Directions, decompose, gram, unit
+from saefast.subspace import spectra
+from saefast.subspace.spectra import Decomposition, Directions, decompose, gram, unit
 
 
 def all_of(rows: Tensor) -> Directions:

@@ -90,7 +90,7 @@ def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Ten
 
 def test_features_that_do_not_come_back_may_span_a_plane_that_does():
     dictionaries, groups = miniature(True, 0)
-    found = fit(dictionaries, groups, nulls=saefast.subspace_nulls.NULLS, rank=6, draws=40)
+    found = fit(dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, rank=6, draws=40)
     for pair in found.pairs:
         if pair.group == "unstable":
             assert pair.overlap > 1 - 1e-12
@@ -245,7 +245,7 @@ def test_groups_with_few_or_no_features_are_named():
     gone = (torch.arange(30) >= 10) & (torch.arange(30) < 20)
     groups = {"one": [one] * 3, "none": [none] * 3, "gone": [gone] * 3}
     found = fit(
-        dictionaries, groups, nulls=saefast.subspace_nulls.NULLS, initial=dictionaries, draws=3,
+        dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, initial=dictionaries, draws=3,
         covariance=torch.eye(8),
     )  # fmt: skip
     assert [(pair.group, pair.a, pair.b) for pair in found.pairs] == [
@@ -315,7 +315,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
         torch.set_num_threads(threads)
         found.append(
             fit(
-                dictionaries, groups, nulls=saefast.subspace_nulls.NULLS, draws=4,
+                dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, draws=4,
                 initial=dictionaries, covariance=dictionaries[0].T @ dictionaries[0],
             ).tables()
         )  # fmt: skip

@@ -10,9 +10,9 @@ from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import Dictionary
-from saefast.angles import haar_capture, haar_overlap
 from saefast.nulls.permutations import NullTest, beside, generator_of
-from saefast.subspace_results import GroupSpectrum, PairOverlap
+from saefast.subspace.angles import haar_capture, haar_overlap
+from saefast.subspace.results import GroupSpectrum, PairOverlap
 
 
 def test_of(result: PairOverlap | GroupSpectrum, null: str, statistic: str) -> NullTest:

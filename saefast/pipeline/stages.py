@@ -25,7 +25,7 @@ from saefast.stability.overlap import Key, measure_overlap
 from saefast.stability.score import stability_curve
 from saefast.statistics import feature_statistics
 from saefast.storage import load_dictionaries
-from saefast.subspace import fit_subspaces
+from saefast.subspace.fit import fit_subspaces
 from saefast.token_ties import folded_tokens
 from saefast.train.initial import Sample, Scales, begin
 from saefast.train.train import train_saes

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.angles import haar_overlap, principal_angles
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
 from saefast.sae import SAE
 from saefast.stability.score import at_threshold, score_stability
 from saefast.studies.table import as_text
-from saefast.subspace import fit_subspaces
+from saefast.subspace.angles import haar_overlap, principal_angles
+from saefast.subspace.fit import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
 from saefast.train.auxk import AuxK

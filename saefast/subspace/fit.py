@@ -10,11 +10,11 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.dictionary import Features, as_dictionaries, as_dictionary, side_of
 from saefast.linalg import side_by_side
-from saefast.spectra import METHODS
 from saefast.stability.groups import Scored, feature_groups
-from saefast.subspace_group import Group, Plan, fit_group
-from saefast.subspace_nulls import NULLS, Member, drawn_nulls
-from saefast.subspace_results import Subspaces
+from saefast.subspace.group import Group, Plan, fit_group
+from saefast.subspace.nulls import NULLS, Member, drawn_nulls
+from saefast.subspace.results import Subspaces
+from saefast.subspace.spectra import METHODS
 from saefast.types import Dictionary
 
 

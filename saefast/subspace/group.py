@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from saefast.angles import (
+from saefast.linalg import Run
+from saefast.nulls.permutations import NullTest, beside
+from saefast.subspace.angles import (
     Overlaps,
     angles_between,
     excess,
@@ -16,11 +18,9 @@ from saefast.angles import (
     overlaps,
     shared_plane,
 )
-from saefast.linalg import Run
-from saefast.nulls.permutations import NullTest, beside
-from saefast.spectra import Decomposition, Directions, decompose
-from saefast.subspace_nulls import Draw, Member, Null, band_of, draw
-from saefast.subspace_results import Band, GroupSpectrum, PairOverlap
+from saefast.subspace.nulls import Draw, Member, Null, band_of, draw
+from saefast.subspace.results import Band, GroupSpectrum, PairOverlap
+from saefast.subspace.spectra import Decomposition, Directions, decompose
 
 
 class Plan(NamedTuple):

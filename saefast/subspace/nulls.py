@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.angles import Overlaps, overlaps
 from saefast.nulls.permutations import ends, generator_of
-from saefast.spectra import Decomposition, Directions, decompose, unit
-from saefast.subspace_results import Band
+from saefast.subspace.angles import Overlaps, overlaps
+from saefast.subspace.results import Band
+from saefast.subspace.spectra import Decomposition, Directions, decompose, unit
 
 NULLS = ("haar", "random", "covariance", "subset", "rotated", "initial")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.linalg import side_by_side
-from saefast.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, Directions, decompose
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
