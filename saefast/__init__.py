@@ -6,9 +6,11 @@ from typing import Any as _Any
 
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
-from saefast.contributions import Contributions, contribution_r2
 from saefast.dictionary import sae_from
-from saefast.function import FeatureFunction, feature_function
+from saefast.evaluation.ablation import FeatureFunction, feature_function
+from saefast.evaluation.contributions import Contributions, contribution_r2
+from saefast.evaluation.regression import EffectRegression, regress_effect
+from saefast.evaluation.statistics import FeatureStatistics, feature_statistics
 from saefast.info import build_info
 from saefast.match.all_pairs import match_all
 from saefast.match.by_activations import activation_matches
@@ -19,14 +21,12 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.pool import pool_features
 from saefast.pooling_study import PoolingStudy, evaluate_pooling
-from saefast.regression import EffectRegression, regress_effect
 from saefast.sae import SAE
 from saefast.stability.clusters import Clusters, find_clusters
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
 from saefast.stability.overlap import Overlap, measure_overlap
 from saefast.stability.overlap_measures import Measure
 from saefast.stability.score import at_threshold, score_stability, stability_curve
-from saefast.statistics import FeatureStatistics, feature_statistics
 from saefast.storage import convert, load_dictionaries, load_sae, save_sae
 from saefast.subspace.angles import principal_angles
 from saefast.subspace.fit import fit_subspaces

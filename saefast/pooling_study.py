@@ -11,8 +11,8 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import sae_from
+from saefast.evaluation.reconstruction import Reconstruction, reconstruction
 from saefast.match.features import match_features
-from saefast.reconstruction import Reconstruction, reconstruction
 from saefast.sae import SAE
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
@@ -37,7 +37,7 @@ class Outcome:
     """Two SAEs of one method, from disjoint seeds, on activations held out."""
 
     explained_variance: float
-    """mean of both, by `saefast.reconstruction.CONVENTIONS`"""
+    """mean of both, by `saefast.evaluation.reconstruction.CONVENTIONS`"""
     match_share: float
     """the share of latents alive whose nearest of the other is similar enough, mean of both"""
     pw_mcc: float

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from saefast import SAE, FeatureFunction, feature_function, feature_statistics
 from saefast.activations import TensorActivations
+from saefast.evaluation.reconstruction import Spread, reconstruction
+from saefast.evaluation.regression import regress_effect
 from saefast.nulls.draws import mass_matched, size_matched
-from saefast.reconstruction import Spread, reconstruction
-from saefast.regression import regress_effect
 from saefast.sae import VARIANTS
 from saefast.synthetic import PlantedWorld
 

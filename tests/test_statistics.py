@@ -15,10 +15,10 @@ from torch import Tensor
 
 from saefast import SAE, FeatureStatistics, feature_statistics
 from saefast.activations import IteratorActivations, StoreWriter
-from saefast.largest import Largest
+from saefast.evaluation.largest import Largest
+from saefast.evaluation.statistics import DENSITY_EDGES
+from saefast.evaluation.token_ties import folded_tokens, modal_share, token_ties
 from saefast.sae import VARIANTS
-from saefast.statistics import DENSITY_EDGES
-from saefast.token_ties import folded_tokens, modal_share, token_ties
 
 
 def statistics(saes: Any, activations: Any, **options: Any) -> list[FeatureStatistics]:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from saefast.disk.tables import write_json
-from saefast.function import feature_function
+from saefast.evaluation.ablation import feature_function
+from saefast.evaluation.regression import regress_effect
 from saefast.nulls.draws import mass_matched
 from saefast.pipeline.data import corpus_of
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import Harvest
-from saefast.regression import regress_effect
 from saefast.run_folder import EVALUATION
 
 

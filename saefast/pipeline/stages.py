@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
-from saefast.contributions import contribution_r2
 from saefast.disk.tables import write_json, write_rows
+from saefast.evaluation.contributions import contribution_r2
+from saefast.evaluation.statistics import feature_statistics
+from saefast.evaluation.token_ties import folded_tokens
 from saefast.pipeline.job import Job
 from saefast.pipeline.texts import token_texts, write_contexts
 from saefast.run_folder import (
@@ -23,10 +25,8 @@ from saefast.run_folder import (
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
 from saefast.stability.overlap import Key, measure_overlap
 from saefast.stability.score import stability_curve
-from saefast.statistics import feature_statistics
 from saefast.storage import load_dictionaries
 from saefast.subspace.fit import fit_subspaces
-from saefast.token_ties import folded_tokens
 from saefast.train.initial import Sample, Scales, begin
 from saefast.train.train import train_saes
 from saefast.types import Stability

@@ -6,9 +6,9 @@ import torch
 
 from saefast.activations import StoreActivations, open_activations
 from saefast.disk.tables import write_table
+from saefast.evaluation.statistics import FeatureStatistics
 from saefast.pipeline.job import Job
 from saefast.run_folder import CONTEXTS
-from saefast.statistics import FeatureStatistics
 
 
 def token_texts(tokenizer: Any, each: FeatureStatistics) -> list[str | None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
-from saefast.encoded import as_saes, code_of
+from saefast.evaluation.encoded import as_saes, code_of
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 

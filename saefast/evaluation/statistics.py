@@ -11,10 +11,10 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass, Rows
-from saefast.encoded import as_saes, code_of
-from saefast.largest import Largest
+from saefast.evaluation.encoded import as_saes, code_of
+from saefast.evaluation.largest import Largest
+from saefast.evaluation.token_ties import modal_share, token_ties
 from saefast.sae import SAE
-from saefast.token_ties import modal_share, token_ties
 from saefast.types import SparseCode, brief
 
 CONVENTIONS = {
@@ -144,7 +144,7 @@ def feature_statistics(
         activations: what `saefast.activations.open_activations` takes.
         tokens: [rows] the token of each row. None: what the store keeps as "tokens", if it does.
         positions: [rows] where in its sequence each row is, from 0. None: "positions" of the store.
-        folded: [vocabulary] which tokens count as one, see `saefast.token_ties.folded_tokens`.
+        folded: [vocabulary] which tokens count as one, see `saefast.evaluation.token_ties.folded_tokens`.
         top: how many of the largest activations to keep of every feature.
         sample: how many firings to draw of every feature, evenly from all of them, for what is
             said of its tokens. The draw depends on the numbers of the rows alone.

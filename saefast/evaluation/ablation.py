@@ -10,11 +10,11 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass
-from saefast.encoded import as_saes, code_of
+from saefast.evaluation.encoded import as_saes, code_of
+from saefast.evaluation.reconstruction import Spread, sum_of_squares
 from saefast.nulls.draws import mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.reconstruction import Spread, sum_of_squares
 from saefast.sae import SAE
 from saefast.types import SparseCode, brief
 
@@ -61,7 +61,7 @@ class Spreads(NamedTuple):
 class FeatureFunction:
     """What the features of one SAE contribute on the rows of one pass.
 
-    Explained variance is that of `saefast.reconstruction.CONVENTIONS`.
+    Explained variance is that of `saefast.evaluation.reconstruction.CONVENTIONS`.
     """
 
     rows: int
