@@ -19,8 +19,8 @@ from saefast.match.plan import plan_matching
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
-from saefast.pool import pool_features
-from saefast.pooling_study import PoolingStudy, evaluate_pooling
+from saefast.pool.features import pool_features
+from saefast.pool.study import PoolingStudy, evaluate_pooling
 from saefast.sae import SAE
 from saefast.stability.clusters import Clusters, find_clusters
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve

@@ -17,14 +17,14 @@ from saefast import (
     Dictionary,
     TrainConfig,
     evaluate_pooling,
-    pool,
     pool_features,
     sae_from,
     score_stability,
     train_saes,
 )
-from saefast.pool import pool_origin
-from saefast.pooling_study import MethodResult, Outcome, PoolingStudy, cut
+from saefast.pool import features as pool
+from saefast.pool.features import pool_origin
+from saefast.pool.study import MethodResult, Outcome, PoolingStudy, cut
 from saefast.sae import VARIANTS
 from saefast.synthetic import PlantedWorld
 from saefast.types import Stability

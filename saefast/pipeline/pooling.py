@@ -10,8 +10,8 @@ from torch import Tensor
 from saefast.dictionary import sae_from
 from saefast.disk.tables import write_json
 from saefast.pipeline.job import Job
-from saefast.pool import pool_features
-from saefast.pooling_study import evaluate_pooling
+from saefast.pool.features import pool_features
+from saefast.pool.study import evaluate_pooling
 from saefast.run_folder import POOLED, POOLING
 from saefast.storage import save_sae
 from saefast.train.config import TrainConfig
