@@ -6,9 +6,15 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
 """Options of every launch: products are added in one rounding, whatever Triton's default is."""
+
+LAUNCH_FAILURES = (RuntimeError, TritonError)
+"""Errors that one way to compute something may raise where another works: torch's, which lack of
+memory is one of, and those of a kernel that does not compile or needs more shared memory than the
+device has."""
 
 _REGISTERS = 65536
 """of a processor, of 32 bits"""

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from saefast.ops import gpu
+
 ENVIRONMENT = "SAEFAST_GPU_SCREEN"
 _ROUNDS = 3
 
@@ -84,7 +86,7 @@ def fastest(
                 continue
             try:
                 taken = milliseconds(screen)
-            except _failures() as error:
+            except gpu.kernels("device").LAUNCH_FAILURES as error:
                 reasons[screen] = f"{type(error).__name__}: {error}"
                 times.pop(screen, None)
                 # Its frames hold the tensors that may have been too large.
@@ -102,14 +104,3 @@ def fastest(
         everything = "; ".join(f"{screen}: {reason}" for screen, reason in reasons.items())
         raise RuntimeError(f"no screen works for {where}: {everything}") from last
     return min(times, key=lambda screen: times[screen])
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What one candidate may raise and another not.
-
-    Lack of memory is a RuntimeError of torch. A kernel that does not compile, or needs more shared
-    memory than the device has, is an error of Triton.
-    """
-    from triton.errors import TritonError
-
-    return RuntimeError, TritonError
