@@ -17,7 +17,7 @@ from torch import Tensor
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.append(str(CHECKOUT))
 
-import saefast.train.step
+import saefast.train.step  # noqa: E402
 from bench import (  # noqa: E402
     gpu_contests,
     gpu_matching,

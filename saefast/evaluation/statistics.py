@@ -144,7 +144,8 @@ def feature_statistics(
         activations: what `saefast.activations.open_activations` takes.
         tokens: [rows] the token of each row. None: what the store keeps as "tokens", if it does.
         positions: [rows] where in its sequence each row is, from 0. None: "positions" of the store.
-        folded: [vocabulary] which tokens count as one, see `saefast.evaluation.token_ties.folded_tokens`.
+        folded: [vocabulary] which tokens count as one, see
+            `saefast.evaluation.token_ties.folded_tokens`.
         top: how many of the largest activations to keep of every feature.
         sample: how many firings to draw of every feature, evenly from all of them, for what is
             said of its tokens. The draw depends on the numbers of the rows alone.
