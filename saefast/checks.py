@@ -17,7 +17,18 @@ def floating(name: str, value: object, shape: str) -> None:
             f"{name} must be float32, float64 or bfloat16, got {_dtype(value)}; convert it with "
             f"{name}.float()"
         )
+    dense(name, value)
     _dimensions(name, value, shape)
+
+
+def dense(name: str, value: Tensor) -> None:
+    """`value` holds all of its numbers, one after the other."""
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name} must be a dense tensor, got one of layout {layout}; convert it with "
+            f"{name}.to_dense()"
+        )
 
 
 def at_least_float32(name: str, value: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.protocol import DTYPES, dtype_name, stored_dtype
 from saefast.activations.shuffled import Held, Shuffled
 
@@ -67,6 +68,7 @@ def as_rows(name: str, value: object) -> Tensor:
             f"{name} must be float16, bfloat16, float32 or float64, got "
             f"{dtype_name(value.dtype)}; convert it with {name}.float()"
         )
+    checks.dense(name, value)
     if value.ndim != 2:
         raise ValueError(
             f"{name} must have shape [n, d], got {tuple(value.shape)}; use "
