@@ -50,8 +50,8 @@ class SAE(nn.Module):
         by_norm: whether topk chooses by pre-activations times the norms of the rows of W_dec: by
             what latents add. The values are the pre-activations all the same.
 
-    SAEs that normalise, choose by norm or have a skip connection come from files of others; they
-    are not trained here.
+    SAEs that normalise or have a skip connection come from files of others; they are not trained
+    here.
 
     `encode` keeps W_enc packed for the product that screens it, from call to call: 2 more bytes for
     each entry of W_enc where the product is one of bfloat16 or of 16-bit integers, as on most
@@ -164,6 +164,7 @@ class SAE(nn.Module):
         """The active latents of x [n, d]; values are not negative."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor [n, d], got {type(x).__name__}")
+        checks.dense("x", x)
         if x.shape[-1:] != (self.d,):
             raise ValueError(f"x must have the width of the SAE, {self.d}, got {tuple(x.shape)}")
         inputs, threshold = self.inputs(x), self.threshold
@@ -240,6 +241,7 @@ class SAE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction of x [..., d]."""
+        checks.dense("x", x)
         rows = x.reshape(-1, x.shape[-1])
         return self.decode(self.encode(rows), rows).reshape(*x.shape[:-1], self.d_out)
 

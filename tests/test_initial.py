@@ -62,6 +62,7 @@ def test_what_a_run_cannot_begin_with() -> None:
         (SAE(16, 95, k=4), ValueError, "initial must have latents=96, .*, got 95"),
         (SAE(15, 96, k=4), ValueError, "initial must have d=16"),
         (SAE(16, 96, k=4, variant="relu"), ValueError, "initial must have variant='topk'"),
+        (SAE(16, 96, k=4, by_norm=True), ValueError, "initial must have by_norm=False"),
         (SAE(16, 96, k=4, d_out=16), ValueError, "initial must have transcodes=False"),
         ([SAE(16, 96, k=4)] * 2, ValueError, "initial must be one for each SAE of the run, 1"),
         (["sae"], TypeError, r"initial\[0\] must be a saefast.SAE, got str"),

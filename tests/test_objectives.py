@@ -31,7 +31,7 @@ from saefast.train.packed_encoder import PackedEncoder
 
 MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
     "topk": ("topk", lambda sae: TopK()),
-    "rescaled": ("topk", lambda sae: TopK(rescale=True)),
+    "by norm": ("topk", lambda sae: TopK()),
     "batchtopk": ("batchtopk", BatchTopK),
     "matryoshka": ("matryoshka", lambda sae: Matryoshka(sae, (0.1, 0.3))),
     "relu": ("relu", lambda sae: ReLU(0.3)),
@@ -44,7 +44,8 @@ def make(
 ) -> tuple[SAE, Objective]:
     """A small SAE away from its start, and what it is trained for."""
     variant, objective = MADE[name]
-    sae = SAE(16, 96, variant=variant, k=5, seed=1, d_out=d_out, dtype=dtype)
+    by_norm = name == "by norm"
+    sae = SAE(16, 96, variant=variant, k=5, seed=1, d_out=d_out, dtype=dtype, by_norm=by_norm)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in sae.parameters():

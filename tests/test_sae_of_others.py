@@ -37,11 +37,9 @@ def test_latents_that_add_nothing_are_never_chosen_by_norm() -> None:
     assert bool((code.values > 0).any())
 
 
-@pytest.mark.parametrize(
-    "settings", [{"skip": True}, {"normalise": "layer_norm"}, {"by_norm": True}]
-)
+@pytest.mark.parametrize("settings", [{"skip": True}, {"normalise": "layer_norm"}])
 def test_what_is_not_trained_says_so(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must not normalise rows, choose by norm or have"):
+    with pytest.raises(ValueError, match="must not normalise rows or have"):
         FusedStep(SAE(D, M, k=K, **settings))
 
 

@@ -215,7 +215,7 @@ def test_schedules_reach_the_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        ("topk", {"rescale": True}),
+        ("topk", {"by_norm": True}),
         ("topk", {"decoder_norm": 0.5}),
         ("topk", {"directions": "cov"}),
         ("topk", {"b_dec": "zeros"}),
@@ -229,6 +229,24 @@ def test_every_setting_changes_what_is_trained(variant: str, changes: dict[str, 
     usual = {"variant": variant, "rules": Rules(unit_norm=False), "tokens": 2000}
     plain, changed = (train(config(**usual | more))[0].W_dec for more in ({}, changes))
     assert not torch.equal(plain, changed)
+
+
+@torch.no_grad()
+def test_choosing_by_norm_outlives_training_and_files(tmp_path: Path) -> None:
+    rules = Rules(unit_norm=False)
+    trained = train(config(by_norm=True, rules=rules, lr=2e-2), out=tmp_path)[0]
+    plain = trained.inputs(ROWS) @ trained.W_enc.T + trained.b_enc
+    by_norm = plain * trained.W_dec.norm(dim=1)
+
+    def chosen(scores: Tensor) -> list[set[int]]:
+        return [set(row.tolist()) for row in scores.topk(trained.k).indices]
+
+    expected = chosen(by_norm)
+    assert expected != chosen(plain)
+    read = load_sae(tmp_path / "seed-0")
+    for sae in (trained, read):
+        assert [set(row.tolist()) for row in sae.encode(ROWS).indices] == expected
+    torch.testing.assert_close(read(ROWS), trained(ROWS))
 
 
 def test_precision_reaches_the_steps() -> None:

@@ -59,8 +59,8 @@ class TrainConfig:
     language models have, decide on the size of all steps"""
     auxk: AuxK | None = field(default_factory=AuxK)
     """what revives dead latents; None: nothing"""
-    rescale: bool = False
-    """choose latents by their activation times the norm of their decoder row"""
+    by_norm: bool = False
+    """whether topk chooses latents by their activation times the norm of their decoder row"""
     sparsity: float | None = None
     """weight of the sparsity penalty of relu, jumprelu and gated; None: the variant's usual one"""
     sparsity_warmup: float = 0.05
@@ -93,7 +93,12 @@ class TrainConfig:
             checks.whole(name, getattr(self, name))
         for name in ("latents", "tokens", "batch_size"):
             checks.at_least(name, getattr(self, name), 1)
-        checks.between("k", self.k, 1, self.latents, "the number of latents")
+        if self.k > self.latents:
+            raise ValueError(
+                f"k must be at most latents, got k={self.k} and latents={self.latents}; pass a "
+                f"smaller k, which is {TrainConfig.k} unless given"
+            )
+        checks.at_least("k", self.k, 1)
         checks.one_of("variant", self.variant, VARIANTS)
         _check_seeds(self.seeds)
         for name, value, kind in (("rules", self.rules, Rules), ("auxk", self.auxk, AuxK)):
@@ -118,8 +123,8 @@ class TrainConfig:
             checks.at_least("sparsity", self.sparsity, 0)
         for share in self.group_shares:
             checks.at_least("group_shares", share, 0)
-        if self.rescale and self.variant != "topk":
-            raise ValueError(f"rescale is for variant 'topk', got {self.variant!r}")
+        if self.by_norm and self.variant != "topk":
+            raise ValueError(f"by_norm is for variant 'topk', got {self.variant!r}")
         for name, choices in (
             ("lr_decay", DECAYS),
             ("precision", STEP_PRECISIONS),
@@ -147,7 +152,6 @@ class TrainConfig:
             return Custom(self.loss)
         return usual_objective(
             sae,
-            rescale=self.rescale,
             sparsity=self.sparsity,
             bandwidth=self.bandwidth,
             group_shares=self.group_shares,

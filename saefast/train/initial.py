@@ -56,6 +56,7 @@ def begin(
         config.latents,
         k=config.k,
         variant=config.variant,
+        by_norm=config.by_norm,
         seed=seed,
         d_out=None if sample.target is None else target.shape[1],
     )
@@ -95,6 +96,7 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
         ("d_out", initial.d_out, d_out),
         ("latents", initial.m, config.latents),
         ("variant", initial.variant, config.variant),
+        ("by_norm", initial.by_norm, config.by_norm),
         ("transcodes", initial.transcodes, sample.target is not None),
     ):
         if got != expected:

@@ -105,10 +105,8 @@ class FusedStep:
         checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
         checks.at_least("lr", lr, 0)
-        if sae.skip or sae.by_norm or sae.normalise != "none":
-            raise ValueError(
-                "sae must not normalise rows, choose by norm or have a skip connection to train"
-            )
+        if sae.skip or sae.normalise != "none":
+            raise ValueError("sae must not normalise rows or have a skip connection to train")
         self.sae, self.precision, self.auxk = sae, precision, auxk
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)

@@ -25,13 +25,13 @@ from saefast.train.objectives import (
 PENALTIES = Penalty("encoder", "fro", 0.01), Penalty("decoder", "mean_abs", 0.01)
 OBJECTIVES = {
     "topk": lambda sae: TopK(),
-    "rescaled": lambda sae: TopK(rescale=True),
+    "by norm": lambda sae: TopK(),
     "batchtopk": BatchTopK,
     "matryoshka": lambda sae: Matryoshka(sae, (0.1, 0.3)),
     "relu": lambda sae: ReLU(0.3),
     "jumprelu": lambda sae: JumpReLU(2.0, 0.4),
 }
-WAITS = {name: 0 if name in ("topk", "rescaled") else 1 for name in OBJECTIVES}
+WAITS = {name: 0 if name in ("topk", "by norm") else 1 for name in OBJECTIVES}
 ROWS = torch.randn(3, 8, generator=generator(0))
 # Batches are alike, so that the threshold of one is a good guess of the next one's.
 DATA = [ROWS + 0.05 * torch.randn(3, 8, generator=generator(1 + number)) for number in range(4)]
@@ -39,8 +39,9 @@ DATA = [ROWS + 0.05 * torch.randn(3, 8, generator=generator(1 + number)) for num
 
 def small(name: str, d_out: int | None = None) -> SAE:
     """An SAE away from its start; where k does not bound them, few latents of a row are active."""
-    variant = "topk" if name == "rescaled" else name
-    sae = SAE(8, 20, variant=variant, k=3, seed=1, d_out=d_out)
+    by_norm = name == "by norm"
+    variant = "topk" if by_norm else name
+    sae = SAE(8, 20, variant=variant, k=3, seed=1, d_out=d_out, by_norm=by_norm)
     for number, parameter in enumerate(sae.parameters()):
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator(number))
     if name in ("relu", "jumprelu"):

@@ -28,14 +28,13 @@ GROUP_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 def usual_objective(
     sae: SAE,
     *,
-    rescale: bool = False,
     sparsity: float | None = None,
     bandwidth: float = BANDWIDTH,
     group_shares: Sequence[float] = GROUP_SHARES,
 ) -> Objective:
     """What the SAE's variant is trained for."""
     if sae.variant == "topk":
-        return TopK(rescale)
+        return TopK()
     if sae.variant == "batchtopk":
         return BatchTopK(sae)
     if sae.variant == "matryoshka":

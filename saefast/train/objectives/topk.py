@@ -18,10 +18,11 @@ from saefast.types import SparseCode
 
 @dataclass
 class TopK:
-    """The loss is the squared error summed over the width and averaged over rows."""
+    """The loss is the squared error summed over the width and averaged over rows.
 
-    rescale: bool = False
-    """choose latents by their pre-activation times the norm of their decoder row"""
+    Latents are chosen as `SAE.by_norm` says.
+    """
+
     fused = "always"
 
     room = None
@@ -29,7 +30,7 @@ class TopK:
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
         sae = encoder.sae
-        scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if self.rescale else None
+        scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if sae.by_norm else None
         values, indices = encoder.largest(inputs, now.k, scale)
         return Encoded(SparseCode(values.relu(), indices))
 
@@ -48,7 +49,7 @@ class TopK:
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`."""
         scores = scores_of(sae, x)
-        chosen_by = scores * sae.W_dec.detach().norm(dim=1) if self.rescale else scores
+        chosen_by = scores * sae.W_dec.detach().norm(dim=1) if sae.by_norm else scores
         order = chosen_by.sort(dim=1, descending=True, stable=True).indices[:, : now.k]
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
         return squared_error(sae, (scores * kept).relu(), target)
