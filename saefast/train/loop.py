@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from types import FrameType
 from typing import Any, Self
 
@@ -157,13 +158,17 @@ class Training:
 
     def _report(self, log: list[Logger], number: int, timing: dict[str, float], bar: Any) -> None:
         tokens = self.step * self._first.batch_size
-        for trainee in self._trainees:
-            values = {"tokens": tokens, **trainee.report(number, self.scales), **timing}
+        reports = [trainee.report(number, self.scales) for trainee in self._trainees]
+        for trainee, report in zip(self._trainees, reports, strict=True):
             for logger in log:
-                logger.write(trainee.label, self.step, values)
+                logger.write(trainee.label, self.step, {"tokens": tokens, **report, **timing})
+        loss, explained, active, dead = (
+            fmean(report[name] for report in reports)
+            for name in ("loss", "explained_variance", "l0", "dead_share")
+        )
+        mean = "mean " if len(reports) > 1 else ""
         bar.set_postfix_str(
-            f"loss {values['loss']:.4g} EV {values['explained_variance']:.3f} "
-            f"L0 {values['l0']:.1f} dead {values['dead_share']:.1%}"
+            f"{mean}loss {loss:.4g} EV {explained:.3f} L0 {active:.1f} dead {dead:.1%}"
         )
 
     def checkpoint(self) -> None:
