@@ -58,7 +58,7 @@ def test_a_claim_that_is_forgotten_is_free(tmp_path: Path) -> None:
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from saefast.claim import Claim\n"
+        "import sys, time, pathlib; from saefast.disk.lock import Claim\n"
         f"held = Claim(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code]

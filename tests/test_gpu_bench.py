@@ -206,7 +206,7 @@ def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyP
             values = values.masked_fill(indices == indices[0, 0], 0.0)
         return latent_pass(indices, values, grads, *others, **switches)
 
-    monkeypatch.setattr(saefast.step, "latent_pass", without_one)
+    monkeypatch.setattr(saefast.train.step, "latent_pass", without_one)
     monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
     [finding] = gpu_training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
     assert not finding.holds

@@ -193,7 +193,7 @@ def test_what_is_matched_is_not_matched_again(monkeypatch):
     def never(*_: object, **__: object) -> None:
         raise AssertionError("matched again")
 
-    monkeypatch.setattr(saefast.overlap, "match_features", never)
+    monkeypatch.setattr(saefast.stability.overlap, "match_features", never)
     again = overlap(a, b, thresholds=[0.5], matches=first.matches)
     assert set(again.measures) <= set(first.measures)
 

@@ -275,7 +275,7 @@ def test_matches_that_are_there_are_not_made_again(match, monkeypatch):
     def never(*_: object, **__: object) -> None:
         raise AssertionError("matched again")
 
-    monkeypatch.setattr(saefast.stability, "match_all", never)
+    monkeypatch.setattr(saefast.stability.score, "match_all", never)
     result = score(rows, match=match, matches=matches)
     assert all(map(torch.equal, result.score, expected.score))
     assert all(map(torch.equal, result.soft, expected.soft))

@@ -146,9 +146,9 @@ def test_harvest_by_itself_writes_what_a_run_writes(
 DRIVER = """
 import os, signal, sys
 import torch
-import saefast.atomic, saefast.pipeline.runner as runner
+import saefast.disk.atomic, saefast.pipeline.runner as runner
 from saefast.cli import main
-from saefast.trainee import Trainee
+from saefast.train.seed_trainer import Trainee
 
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
