@@ -22,7 +22,7 @@ demo:
 
 test: .venv/installed
 	$(BIN)/pytest
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/interpreted
+	TRITON_INTERPRET=1 $(BIN)/pytest --numprocesses auto tests/interpreted
 
 # The wheel with the CUDA C++ kernels, built for one architecture, imported and asked; no GPU needed.
 cuda:
