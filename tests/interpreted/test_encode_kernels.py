@@ -132,9 +132,10 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Fills with the memory in which `score_all` lists the columns that it has scored."""
     seen: list[torch.Tensor] = []
     launch = topk_encode.score_all.run
+    place = topk_encode.score_all.arg_names.index("work")
 
     def keeping(*arguments: object, **options: object) -> object:
-        seen.append(arguments[8].fill_(7))
+        seen.append(arguments[place].fill_(7))
         return launch(*arguments, **options)
 
     monkeypatch.setattr(topk_encode.score_all, "run", keeping)
