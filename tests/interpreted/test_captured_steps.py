@@ -69,7 +69,7 @@ def test_a_step_waits_at_most_once(name: str) -> None:
         with host_waits() as waits:
             assert step(x).path == "fused"
         if number:  # the first step has nothing to guess from
-            assert waits == ["tolist in step._complete"] * WAITS[name]
+            assert waits == ["tolist in train.step._complete"] * WAITS[name]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

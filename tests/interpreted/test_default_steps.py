@@ -18,9 +18,9 @@ N, D, M, K = 2, 16, 66, 2
 a float for each weight is more than any list of N rows takes."""
 
 SECTIONS = {
-    "encode": "step._encode",
-    "forward": "objectives.",
-    "auxk": "step._auxk",
+    "encode": "train.step._encode",
+    "forward": "train.objectives.",
+    "auxk": "train.step._auxk",
     "update": "ops.latent_pass.",
 }
 """Beginnings of the names of the functions that lead to a launch; the first that fits counts."""
@@ -106,7 +106,7 @@ def test_the_fused_path_serves_all_of_it(seen: Seen) -> None:
 
 def test_the_host_waits_for_the_report_of_the_encode_alone(seen: Seen) -> None:
     """In a TopK step for nothing: k bounds the active latents of a row."""
-    expected = [] if seen.variant == "topk" else ["tolist in step._complete"]
+    expected = [] if seen.variant == "topk" else ["tolist in train.step._complete"]
     assert seen.waits == expected
     assert seen.recorder.waits == []
 
