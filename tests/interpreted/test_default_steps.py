@@ -99,7 +99,9 @@ def test_the_fused_path_serves_all_of_it(seen: Seen) -> None:
     by_reference = [
         launch.name
         for launch in seen.recorder.launches
-        if any(where.startswith(("reference.", "train.stored_gradients.")) for where in launch.where)
+        if any(
+            where.startswith(("reference.", "train.stored_gradients.")) for where in launch.where
+        )
     ]
     assert by_reference == []
 
