@@ -160,7 +160,7 @@ import os, pathlib, signal, sys
 import safetensors.torch
 sys.path.insert(0, {tests!r})
 import simulated_streams, training_runs
-from saefast import training
+from saefast.train import loop as training
 device = simulated_streams.SimulatedDevice()
 training.streams_of = lambda _: device
 save_file = safetensors.torch.save_file
