@@ -163,7 +163,7 @@ class Training:
             for logger in log:
                 logger.write(trainee.label, self.step, {"tokens": tokens, **report, **timing})
         loss, explained, active, dead = (
-            fmean(report[name] for report in reports)
+            fmean(float(report[name]) for report in reports)
             for name in ("loss", "explained_variance", "l0", "dead_share")
         )
         mean = "mean " if len(reports) > 1 else ""
