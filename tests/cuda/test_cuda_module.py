@@ -37,7 +37,7 @@ def test_its_stub_names_the_arguments_in_order() -> None:
 
 
 def lists(rows: int, capacity: int) -> Lists:
-    return Lists.empty(torch.ones(rows, dtype=torch.bool), capacity)
+    return Lists.allocate(rows, capacity, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capacity", [63, 1 << 14])
