@@ -22,7 +22,7 @@ def floating(name: str, value: object, shape: str) -> None:
 
 
 def dense(name: str, value: Tensor) -> None:
-    """`value` holds all of its numbers, one after the other."""
+    """Raise a TypeError unless `value` is a dense tensor."""
     if value.layout != torch.strided:
         layout = str(value.layout).removeprefix("torch.")
         raise TypeError(

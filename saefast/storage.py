@@ -1,4 +1,4 @@
-"""SAEs on disk, in whatever format: read, written whole or not at all, converted."""
+"""Read, write and convert SAEs on disk in any known format; map their features into memory."""
 
 import contextlib
 import re

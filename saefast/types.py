@@ -1,4 +1,4 @@
-"""The values that functions hand to one another: plain, named, never changed."""
+"""Immutable records that functions pass to one another, and how they print."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

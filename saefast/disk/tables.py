@@ -41,7 +41,7 @@ def write_table(path: Path, columns: Table, metadata: Mapping[bytes, bytes] | No
     Args:
         path: the file; missing folders are made.
         columns: the columns by name.
-        metadata: what the file's schema carries besides.
+        metadata: of the file's schema; None: what pyarrow makes of the columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Measure what features respond to, do and are good for."""
+"""Measure what features respond to, what they do and what they are worth."""
 
 from saefast.evaluation.ablation import FeatureFunction, feature_function
 from saefast.evaluation.contributions import Contributions, contribution_r2

@@ -1,1 +1,1 @@
-"""What chance gives: distributions of similarities, random subsets and permutations."""
+"""Draw or compute what chance gives: similarities, random subsets, permutations."""

@@ -33,7 +33,7 @@ def latent_pass(*arguments: Any, **switches: Any) -> LatentPass:
 
 
 class _ByOps(NamedTuple):
-    """Two ops that share nothing."""
+    """Runs two ops, which share no intermediate result."""
 
     operands: Update
 
@@ -49,7 +49,7 @@ class _ByOps(NamedTuple):
 
 
 class _OnGpu:
-    """One pass of the Triton kernels."""
+    """Runs one pass of the Triton kernels."""
 
     def __init__(self, operands: Update) -> None:
         check_on_gpu(operands)
