@@ -88,6 +88,7 @@ class Session:
         self._begin = time.monotonic()
         self._budget: float = options.budget
         self._written = self._begin
+        self._unwritten = False
         self.whole = True
         self.result: dict[str, Any] = {
             "machine": {},
@@ -130,12 +131,13 @@ class Session:
             # A row of a contest that failed has no times, and is not one for those who read them.
             if not ("raised" in row and one.table == "rows"):
                 self.result.setdefault(one.table, []).append(row)
-        if time.monotonic() - self._written > _EVERY:
+        self._unwritten = self._unwritten or bool(rows or facts)
+        if self._unwritten and time.monotonic() - self._written > _EVERY:
             self.write()
 
     def write(self) -> None:
         """Write all files as far as the session has come."""
-        self._written = time.monotonic()
+        self._written, self._unwritten = time.monotonic(), False
         shown = {**self.result, "rows": with_ratios(self.result["rows"])}
         record.write(self._out / "gpu.json", shown)
         if self._json:

@@ -163,15 +163,14 @@ def run_lanes(
         lanes: what to run, in the order in which they begin.
         folder: where rows and output of the workers are kept; it exists.
         limits: seconds, and how many lanes run side by side.
-        seen: called with new rows and facts, again and again.
+        seen: called at every poll with the rows and facts that are new, often none.
     """
     begin = time.monotonic()
     waiting, running = list(lanes), list[_Running]()
 
     def collect(one: _Running) -> None:
-        if one.rows or one.facts:
-            seen(one.rows, one.facts)
-            one.rows, one.facts = [], {}
+        seen(one.rows, one.facts)
+        one.rows, one.facts = [], {}
 
     try:
         while waiting or running:
