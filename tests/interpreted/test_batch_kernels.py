@@ -1,9 +1,14 @@
 """What a GPU does where a batch shares its latents: selection, and errors of nested prefixes."""
 
-import test_decode_prefixes
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefixes import (
+    Problem,
+    assert_integers_match_the_reference,
+    assert_padding_changes_nothing,
+    shapes,
+)
 from strategies import Shape, normal, seeds
 from test_keep_of_batch import assert_keeps, codes
 from tolerance import assert_no_worse_than_torch
@@ -22,18 +27,22 @@ def test_the_largest_are_kept_and_of_equal_ones_the_first(
     assert_keeps(values, indices, int((values > 0).sum()))
 
 
-test_integers_give_the_reference_bit_for_bit = (
-    test_decode_prefixes.test_integers_give_the_reference_bit_for_bit
-)
-test_zeros_that_fill_a_code_up_change_nothing = (
-    test_decode_prefixes.test_zeros_that_fill_a_code_up_change_nothing
-)
+@settings(max_examples=15)
+@given(shape=shapes(), groups=st.integers(1, 5), seed=seeds, biased=st.booleans())
+def test_integers_give_the_reference_bit_for_bit(
+    shape: Shape, groups: int, seed: int, biased: bool
+) -> None:
+    assert_integers_match_the_reference(shape, groups, seed, biased)
+
+
+def test_zeros_that_fill_a_code_up_change_nothing() -> None:
+    assert_padding_changes_nothing()
 
 
 @settings(max_examples=10)
-@given(shape=test_decode_prefixes.shapes(), groups=st.integers(1, 5), seed=seeds)
+@given(shape=shapes(), groups=st.integers(1, 5), seed=seeds)
 def test_errors_of_prefixes_are_those_of_float32(shape: Shape, groups: int, seed: int) -> None:
-    problem = test_decode_prefixes.Problem(shape, groups, seed, normal, torch.float32)
+    problem = Problem(shape, groups, seed, normal, torch.float32)
     wide = [
         part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
         for part in problem.arguments()
