@@ -37,7 +37,8 @@ def has_tma(tensor: Tensor) -> bool:
 
 @functools.cache
 def _shared_bytes(index: int) -> int:
-    return int(torch.cuda.get_device_properties(index).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(index)  # torch declares half of them
+    return int(properties.shared_memory_per_block_optin)
 
 
 def shared_bytes(tensor: Tensor) -> int:
