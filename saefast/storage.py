@@ -14,8 +14,8 @@ from saefast import checks
 from saefast.disk.atomic import PART
 from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
-from saefast.formats.found import beside_sae, find, weights_in
-from saefast.formats.parts import Parts, parts_of
+from saefast.formats.source import beside_sae, find, weights_in
+from saefast.formats.weights import SAEWeights, weights_of
 from saefast.sae import SAE
 from saefast.types import Dictionary
 
@@ -75,13 +75,13 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
-    return _write(parts_of(sae), Path(path), format)
+    return _write(weights_of(sae), Path(path), format)
 
 
 def save_into(folder: Path, sae: SAE) -> None:
     """Write the files of `sae` into a folder that holds more, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    sae_lens.write(parts_of(sae), folder)
+    sae_lens.write(weights_of(sae), folder)
 
 
 def convert(
@@ -112,12 +112,12 @@ def convert(
     """
     checks.one_of("to", to, tuple(FORMATS))
     parts = _read(Path(src), format, allow_pickle, k, threshold)
-    return _write(parts_of(parts.as_sae(Path(src))), Path(dst), to)
+    return _write(weights_of(parts.as_sae(Path(src))), Path(dst), to)
 
 
 def _read(
     path: Path, format: str, allow_pickle: bool, k: int | None, threshold: float | None
-) -> Parts:
+) -> SAEWeights:
     checks.one_of("format", format, ("auto", *FORMATS))
     if k is not None:
         checks.whole("k", k)
@@ -127,7 +127,7 @@ def _read(
     return format_of(found, format).read(found)
 
 
-def _write(parts: Parts, path: Path, format: str) -> Path:
+def _write(parts: SAEWeights, path: Path, format: str) -> Path:
     checks.one_of("format", format, tuple(FORMATS))
     writer = FORMATS[format]
     one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix

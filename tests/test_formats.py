@@ -25,7 +25,7 @@ from tolerance import assert_same_bits
 
 import saefast
 from saefast.formats import FORMATS
-from saefast.formats.found import find
+from saefast.formats.source import find
 
 CASES = [(name, variant) for name, variants in HOLDS.items() for variant in variants]
 

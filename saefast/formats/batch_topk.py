@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts, fitted
+from saefast.formats.source import SourceFile
 from saefast.formats.tensor_files import write_torch
+from saefast.formats.weights import SAEWeights, fitted
 
 NAME = "batch_topk"
 FILE = None
@@ -18,12 +18,12 @@ _THRESHOLD = "jumprelu.log_threshold"
 _OWN = ("act_size", "dict_size", "top_k", "sae_type", "input_unit_norm", "tied_weights", "dtype")
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """Its names for the sizes."""
     return found.has("W_enc", "b_dec") and {"act_size", "dict_size"} <= found.config.keys()
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """TopK and BatchTopK do not use b_enc, though it is there, unless the config says so."""
     kind = found.config.get("sae_type")
     if not isinstance(kind, str) or kind not in _VARIANTS:
@@ -39,7 +39,7 @@ def read(found: Found) -> Parts:
     tied = found.setting("tied_weights", bool, False) and variant in ("topk", "batchtopk")
     if variant in ("topk", "batchtopk") and not found.setting("use_encoder_bias", bool, False):
         b_enc = torch.zeros_like(b_enc)
-    parts = Parts(
+    parts = SAEWeights(
         variant=variant,
         k=found.setting("top_k", int) if variant in ("topk", "batchtopk") else None,
         W_enc=w_enc,
@@ -63,7 +63,7 @@ def read(found: Found) -> Parts:
     return replace(parts, threshold=torch.tensor(max(found.threshold, 0.0), dtype=torch.float64))
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """For its TopK, ReLU and JumpReLU classes; its BatchTopK has no place for a threshold."""
     parts = fitted(
         parts,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found, positive
-from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values
+from saefast.formats.source import SourceFile, positive
 from saefast.formats.tensor_files import write_torch
+from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, scaled_values
 
 NAME = "dictionary_learning"
 FILE = None
@@ -42,7 +42,7 @@ _LINEAR = ("AutoEncoderTopK", "BatchTopKSAE", "AutoEncoder", "AutoEncoderNew", "
 _OWN = ("dict_class", "activation_dim", "dict_size", "k", "norm_factor")
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """A backup, a config of a trainer, or the names of one of its classes."""
     if isinstance(found.values.get("ae"), Mapping) or isinstance(found.config.get("trainer"), dict):
         return True
@@ -52,7 +52,7 @@ def recognises(found: Found) -> bool:
     return linear or found.has("W_enc", "W_dec", "threshold")
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """What its classes compute; a backup's factor for activations is folded in."""
     trainer = found.config.get("trainer", {})
     backup = found.values.get("ae")
@@ -83,7 +83,7 @@ def read(found: Found) -> Parts:
     return scaled_values(scaled_inputs(parts, 1 / norm), norm)
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """A finished trainer's folder."""
     kept = parts.metadata_of(NAME)
     parts = fitted(parts, NAME, tuple(_VARIANTS.values()), centred=_centred(parts))
@@ -121,7 +121,7 @@ def write(parts: Parts, folder: Path) -> None:
     write_json(folder / "config.json", config if buffer is None else config | {"buffer": buffer})
 
 
-def _norm(found: Found) -> float | None:
+def _norm(found: SourceFile) -> float | None:
     """What activations were divided by."""
     told = found.values.get("norm_factor")
     norm = positive(told)
@@ -130,12 +130,12 @@ def _norm(found: Found) -> float | None:
     return norm
 
 
-def _centred(parts: Parts) -> bool | None:
+def _centred(parts: SAEWeights) -> bool | None:
     """What its class for that variant does; for relu there are two classes."""
     return None if parts.variant == "relu" else parts.variant != "jumprelu"
 
 
-def _class_of(found: Found) -> str:
+def _class_of(found: SourceFile) -> str:
     told = found.config.get("dict_class")
     if told is not None:
         if not isinstance(told, str) or told not in _VARIANTS:
@@ -161,7 +161,7 @@ def _class_of(found: Found) -> str:
     )
 
 
-def _linear(found: Found, kind: str) -> Parts:
+def _linear(found: SourceFile, kind: str) -> SAEWeights:
     w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
     b_dec = _BIASES.get(kind, "b_dec")
@@ -176,7 +176,7 @@ def _linear(found: Found, kind: str) -> Parts:
     if kind == "BatchTopKSAE":
         threshold = _threshold(found)
     found.nothing_but(*known)
-    return Parts(
+    return SAEWeights(
         variant=_VARIANTS[kind],
         W_enc=w_enc,
         b_enc=found.take("gate_bias" if optional else "encoder.bias", m),
@@ -187,13 +187,13 @@ def _linear(found: Found, kind: str) -> Parts:
     )
 
 
-def _stacked(found: Found, kind: str) -> Parts:
+def _stacked(found: SourceFile, kind: str) -> SAEWeights:
     w_enc = found.take("W_enc", None, None)
     d, m = w_enc.shape
     found.nothing_but("W_enc", "b_enc", "W_dec", "b_dec", "k", "threshold", "group_sizes")
     jumps = kind == "JumpReluAutoEncoder"
     threshold = found.take("threshold", m).clamp(min=0) if jumps else _threshold(found)
-    return Parts(
+    return SAEWeights(
         variant=_VARIANTS[kind],
         W_enc=w_enc.T,
         b_enc=found.take("b_enc", m),
@@ -203,7 +203,7 @@ def _stacked(found: Found, kind: str) -> Parts:
     )
 
 
-def _threshold(found: Found) -> Tensor:
+def _threshold(found: SourceFile) -> Tensor:
     """One number; -1 says that training has not come to it, and lets all pass that is positive."""
     value = found.scalar("threshold")
     value = found.threshold if value is None else value
@@ -217,7 +217,7 @@ def _threshold(found: Found) -> Tensor:
     return torch.tensor(max(value, 0.0), dtype=torch.float64)
 
 
-def _k(found: Found) -> int:
+def _k(found: SourceFile) -> int:
     in_file, told = found.scalar("k"), found.setting("k", int, found.k)
     if in_file is None and told is None:
         raise ValueError(f"{found.path} does not say k; give load_sae a k")
@@ -226,7 +226,7 @@ def _k(found: Found) -> int:
     return int(told if in_file is None else in_file)
 
 
-def _metadata(found: Found, parts: Parts, norm: float | None) -> dict[str, Any]:
+def _metadata(found: SourceFile, parts: SAEWeights, norm: float | None) -> dict[str, Any]:
     kept = {key: value for key, value in found.config.items() if key not in _OWN}
     if found.has("group_sizes"):
         groups = found.integers("group_sizes")

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts, fitted
+from saefast.formats.source import SourceFile
 from saefast.formats.tensor_files import write_npz
+from saefast.formats.weights import SAEWeights, fitted
 
 NAME = "gemma_scope"
 FILE = "params.npz"
 _SKIP = "affine_skip_connection"
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """Thresholds, in arrays of numpy or beside weights in small letters."""
     named = found.has("w_enc", "w_dec") or (found.kind == "numpy" and found.has("W_enc", "W_dec"))
     return named and found.has("threshold", "b_enc", "b_dec")
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """SAEs and, where the decoder has another width or there is a skip connection, transcoders."""
     names = [_name(found, name) for name in ("W_enc", "W_dec")]
     found.nothing_but(*names, "b_enc", "b_dec", "threshold", "scaling_factor", _SKIP)
@@ -35,7 +35,7 @@ def read(found: Found) -> Parts:
     if scale is not None and bool((scale != 1).any()):
         w_dec = (w_dec.double() * scale[:, None]).to(w_dec.dtype)
     # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
-    return Parts(
+    return SAEWeights(
         variant="jumprelu",
         W_enc=w_enc.T,
         b_enc=found.take("b_enc", m),
@@ -49,7 +49,7 @@ def read(found: Found) -> Parts:
     )
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """Its arrays; numpy has no bfloat16, so they are float32 or float64."""
     parts = fitted(parts, NAME, ("jumprelu",), centred=False, transcodes=True, skip=True)
     arrays: dict[str, Tensor] = {
@@ -68,10 +68,10 @@ def write(parts: Parts, folder: Path) -> None:
         write_json(folder / "config.json", parts.metadata_of(NAME))
 
 
-def _name(found: Found, name: str) -> str:
+def _name(found: SourceFile, name: str) -> str:
     return name if name in found.tensors else name.lower()
 
 
-def _transcodes(found: Found) -> bool:
+def _transcodes(found: SourceFile) -> bool:
     hooks = [found.config.get(f"hf_hook_point_{side}") for side in ("in", "out")]
     return hooks[0] != hooks[1]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found, positive
-from saefast.formats.parts import Parts, fitted, scaled_inputs, scaled_values, unit_decoder
+from saefast.formats.source import SourceFile, positive
+from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, scaled_values, unit_decoder
 
 NAME = "llamascopium"
 FILE = None
@@ -40,13 +40,13 @@ _OWN = (
 )
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """Its letters for the weights, or linear layers beside its config."""
     linear = found.has("encoder.weight", "decoder.weight") and "d_model" in found.config
     return linear or found.has("W_E", "W_D") or isinstance(found.values.get("sae"), dict)
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """Of raw activations: a norm measured on the data set is folded in."""
     held = found.values.get("sae")
     if isinstance(held, dict):
@@ -58,7 +58,7 @@ def read(found: Found) -> Parts:
     w_enc, b_enc, w_dec, b_dec = _NAMES[older]
     found.nothing_but(w_enc, b_enc, w_dec, b_dec, *_THRESHOLDS, prefixes=(_NORM,))
     d, m = found.setting("d_model", int), _latents(found)
-    parts = Parts(
+    parts = SAEWeights(
         variant="relu",
         W_enc=found.take(w_enc, m, d) if older else found.take(w_enc, d, m).T,
         b_enc=found.take(b_enc, m),
@@ -79,7 +79,7 @@ def read(found: Found) -> Parts:
     return _activated(found, unit_decoder(parts) if by_norm else parts, by_norm=False)
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """For inference: nothing is left to be normalised."""
     variants = ("topk", "relu", "jumprelu")
     parts = fitted(parts, NAME, variants, centred=False, normalise=("none", "norm"), by_norm=True)
@@ -111,7 +111,7 @@ def _expansion(m: int, d: int) -> float:
     return factor if int(d * factor) == m else (m + 0.5) / d
 
 
-def _latents(found: Found) -> int:
+def _latents(found: SourceFile) -> int:
     told = found.setting("d_sae", int, None)
     factor = positive(found.config.get("expansion_factor"))
     if told is not None:
@@ -121,13 +121,13 @@ def _latents(found: Found) -> int:
     return int(found.setting("d_model", int) * factor)
 
 
-def _decoder_bias(found: Found, name: str, d: int) -> Tensor:
+def _decoder_bias(found: SourceFile, name: str, d: int) -> Tensor:
     if found.setting("use_decoder_bias", bool, True):
         return found.take(name, d)
     return torch.zeros(d)
 
 
-def _activated(found: Found, parts: Parts, by_norm: bool) -> Parts:
+def _activated(found: SourceFile, parts: SAEWeights, by_norm: bool) -> SAEWeights:
     """What is active, by values times the norms of the decoder's rows where the config says so."""
     kind = str(found.config.get("act_fn", "relu")).lower()
     threshold = _threshold(found, kind, parts.m)
@@ -152,7 +152,7 @@ def _activated(found: Found, parts: Parts, by_norm: bool) -> Parts:
     return replace(parts, variant="jumprelu", threshold=threshold * torch.ones(parts.m))
 
 
-def _threshold(found: Found, kind: str, m: int) -> Tensor | None:
+def _threshold(found: SourceFile, kind: str, m: int) -> Tensor | None:
     """[] or [m] in float64; of topk, too, if it has been made a jumprelu since."""
     released = positive(found.config.get(_RELEASED))
     if kind in ("jumprelu", "topk") and released is not None:
@@ -175,7 +175,7 @@ def _threshold(found: Found, kind: str, m: int) -> Tensor | None:
     return found.take(logged, m).double().exp()
 
 
-def _of_raw_activations(found: Found, parts: Parts) -> Parts:
+def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     kind = found.config.get("norm_activation", "dataset-wise")
     if kind == "inference":
         return parts

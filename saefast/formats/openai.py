@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts, fitted
+from saefast.formats.source import SourceFile
 from saefast.formats.tensor_files import write_torch
+from saefast.formats.weights import SAEWeights, fitted
 
 NAME = "openai"
 FILE = "autoencoder.pt"
@@ -17,12 +17,12 @@ _STATISTICS = ("stats_last_nonzero", _FREQUENCY, "latents_mean_square")
 _TIED = "decoder.linear.weight"
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """Two biases with names of their own."""
     return found.has("encoder.weight", "pre_bias", "latent_bias")
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """ReLU or TopK; of TopK the file does not say that rows are normalised: they are."""
     w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
@@ -48,7 +48,7 @@ def read(found: Found) -> Parts:
     frequency = found.optional(_FREQUENCY, m)
     # Ones are what it begins with.
     counted = frequency is not None and bool((frequency != 1).any())
-    return Parts(
+    return SAEWeights(
         variant=variant,
         k=k,
         W_enc=w_enc,
@@ -60,7 +60,7 @@ def read(found: Found) -> Parts:
     )
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """What `Autoencoder.from_state_dict` reads."""
     normalise = "layer_norm" if parts.variant == "topk" else "none"
     parts = fitted(parts, NAME, ("topk", "relu"), centred=True, normalise=(normalise,))

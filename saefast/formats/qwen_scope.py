@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts, fitted
+from saefast.formats.source import SourceFile
 from saefast.formats.tensor_files import write_torch
+from saefast.formats.weights import SAEWeights, fitted
 
 NAME = "qwen_scope"
 FILE = "layer.sae.pt"
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """Four tensors and no settings; the biases' sizes say which way round the encoder lies."""
     others = found.has("threshold") or found.config.keys() & {"act_size", "d_sae", "trainer"}
     if found.kind != "torch" or not found.has("W_enc", "W_dec", "b_enc", "b_dec") or others:
@@ -19,7 +19,7 @@ def recognises(found: Found) -> bool:
     return tuple(found.tensors["W_enc"].shape) == sizes
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """TopK that does not take b_dec from x; k stands only in the name of the repository."""
     found.nothing_but("W_enc", "W_dec", "b_enc", "b_dec")
     m, d = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
@@ -29,7 +29,7 @@ def read(found: Found) -> Parts:
             f"{found.path} does not say how many latents are active; give load_sae a k: the number "
             f"after L0_ in the name of its repository"
         )
-    return Parts(
+    return SAEWeights(
         variant="topk",
         k=k,
         W_enc=found.take("W_enc", m, d),
@@ -40,7 +40,7 @@ def read(found: Found) -> Parts:
     )
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """Its four tensors, and k, which readers of the four do not mind."""
     parts = fitted(parts, NAME, ("topk",), centred=False)
     contents = {

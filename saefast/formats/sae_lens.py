@@ -9,8 +9,6 @@ from torch import Tensor
 
 from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found, positive, read_json
-from saefast.formats.parts import Parts, fitted, scaled_inputs, unit_decoder, whitened_inputs
 from saefast.formats.sae_lens_config import (
     ARCHITECTURES,
     NORMALISATIONS,
@@ -23,7 +21,9 @@ from saefast.formats.sae_lens_config import (
     variant_of,
     whole,
 )
+from saefast.formats.source import SourceFile, positive, read_json
 from saefast.formats.tensor_files import read_tensors
+from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, unit_decoder, whitened_inputs
 
 NAME = "sae_lens"
 FILE = None
@@ -33,13 +33,13 @@ _HELD = ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "thresh
 _HELD_SOMETIMES = ("W_skip", "topk_threshold", "log_threshold", "scaling_factor")
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """A cfg.json beside encoder and decoder; sparsify's has another encoder."""
     named = found.config_path is not None and found.config_path.name == "cfg.json"
     return found.has("W_enc", "W_dec") and (named or {"d_in", "d_sae"} <= found.config.keys())
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """What SAELens would compute, scaling of activations included."""
     if found.config_path is None:
         raise FileNotFoundError(f"{found.config_name} does not exist; a SAELens folder holds it")
@@ -64,7 +64,7 @@ def read(found: Found) -> Parts:
     return replace(_of_raw_activations(found, parts), firing_rate=_firing_rate(found))
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """An inference folder; weights first, since cfg.json says that there is an SAE."""
     skips = parts.W_skip is not None
     parts = fitted(
@@ -90,7 +90,7 @@ def write(parts: Parts, folder: Path) -> None:
     write_json(folder / "cfg.json", config_of(parts))
 
 
-def _tensors(found: Found, variant: str, transcodes: bool, skips: bool) -> Parts:
+def _tensors(found: SourceFile, variant: str, transcodes: bool, skips: bool) -> SAEWeights:
     d, m = found.config["d_in"], found.config["d_sae"]
     d_out = found.config.get("d_out", d) if transcodes else d
     found.nothing_but(*_HELD, *_HELD_SOMETIMES)
@@ -114,7 +114,7 @@ def _tensors(found: Found, variant: str, transcodes: bool, skips: bool) -> Parts
             variant, one = "jumprelu", False  # somebody changed it since
         # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
         optional["threshold"] = (threshold[0] if one else threshold).clamp(min=0)
-    parts = Parts(variant, w_enc.T, w_dec, b_enc, b_dec, transcodes=transcodes, **optional)
+    parts = SAEWeights(variant, w_enc.T, w_dec, b_enc, b_dec, transcodes=transcodes, **optional)
     scale = found.optional("scaling_factor", m)
     if scale is not None and bool((scale != 1).any()):
         if not found.config.get("finetuning_scaling_factor"):
@@ -126,14 +126,14 @@ def _tensors(found: Found, variant: str, transcodes: bool, skips: bool) -> Parts
     return parts
 
 
-def _normalisation(found: Found, transcodes: bool) -> str:
+def _normalisation(found: SourceFile, transcodes: bool) -> str:
     allowed = ("none",) if transcodes else (*NORMALISATIONS, *_SCALED)
     why = "what it would be undone with is not known" if transcodes else "that is not known"
     found.refuse("normalize_activations", allowed, why, "none")
     return NORMALISATIONS.get(found.config.get("normalize_activations", "none"), "none")
 
 
-def _of_raw_activations(found: Found, parts: Parts) -> Parts:
+def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     """What a checkpoint was trained on is scaled; the scale lies beside it, and is folded in.
 
     So are the decoder's norms, where latents are chosen by their values times those.
@@ -160,7 +160,7 @@ def _of_raw_activations(found: Found, parts: Parts) -> Parts:
     return unit_decoder(parts) if by_norm else parts
 
 
-def _whitened(found: Found, parts: Parts) -> Parts:
+def _whitened(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     path = found.path.parent / "activation_whitening.safetensors"
     if not path.is_file():
         raise ValueError(_not_there(found, "covariance_whitening", path))
@@ -169,14 +169,14 @@ def _whitened(found: Found, parts: Parts) -> Parts:
     return whitened_inputs(parts, beside.take("mean", parts.d), *matrices)
 
 
-def _not_there(found: Found, kind: str, path: Path) -> str:
+def _not_there(found: SourceFile, kind: str, path: Path) -> str:
     return (
         f"{found.config_name}: normalize_activations is {kind!r}, which can be folded into the "
         f"weights only with {path.name}, as SAELens's checkpoints have it; {path} does not give it"
     )
 
 
-def _firing_rate(found: Found) -> Tensor | None:
+def _firing_rate(found: SourceFile) -> Tensor | None:
     """From the logarithms in sparsity.safetensors."""
     path = found.path.parent / "sparsity.safetensors"
     if not path.is_file():
@@ -190,7 +190,7 @@ def _firing_rate(found: Found) -> Tensor | None:
     return rate.where(rate > 1e-12, 0.0).float()
 
 
-def _dtype(found: Found) -> torch.dtype | None:
+def _dtype(found: SourceFile) -> torch.dtype | None:
     told = str(found.config.get("dtype", "")).removeprefix("torch.")
     names = ("float32", "float64", "float16", "bfloat16")
     return getattr(torch, told) if told in names else None

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts
+from saefast.formats.source import SourceFile
+from saefast.formats.weights import SAEWeights
 
 _NAME = "sae_lens"
 _VERSION = "6.54.12"  # whose rules for cfg.json are followed
@@ -44,7 +44,7 @@ _SETTINGS = {
 """What stands at the top of a config since 6"""
 
 
-def config_of(parts: Parts) -> dict[str, Any]:
+def config_of(parts: SAEWeights) -> dict[str, Any]:
     """The config of an inference folder."""
     architecture, plain = _architecture(parts)
     normalisations = {ours: theirs for theirs, ours in NORMALISATIONS.items()}
@@ -74,7 +74,7 @@ def config_of(parts: Parts) -> dict[str, Any]:
     return kept | config | {"metadata": metadata | version | {"saefast": ours}}
 
 
-def _architecture(parts: Parts) -> tuple[str, bool]:
+def _architecture(parts: SAEWeights) -> tuple[str, bool]:
     """What SAELens calls it, and whether that is a plain SAE's name.
 
     It has no name for a transcoder of other kinds than standard and jumprelu. One as wide as what
@@ -89,7 +89,7 @@ def _architecture(parts: Parts) -> tuple[str, bool]:
     return (kind if name == "standard" else f"{name}_{kind}"), False
 
 
-def variant_of(found: Found) -> tuple[str, bool, bool]:
+def variant_of(found: SourceFile) -> tuple[str, bool, bool]:
     """What SAEs of that architecture are called here, whether it transcodes, and skips."""
     config = found.config
     architecture = str(config["architecture"])
@@ -119,7 +119,7 @@ def variant_of(found: Found) -> tuple[str, bool, bool]:
     return (named if fits and isinstance(named, str) else known[architecture]), transcodes, skips
 
 
-def k_of(found: Found, variant: str, m: int) -> int | None:
+def k_of(found: SourceFile, variant: str, m: int) -> int | None:
     """How many latents are active; what training aimed at where that does not decide."""
     if variant == "topk":
         return int(found.setting("k", int))
@@ -133,7 +133,7 @@ def k_of(found: Found, variant: str, m: int) -> int | None:
     return round(told)
 
 
-def as_of_6(found: Found) -> dict[str, Any]:
+def as_of_6(found: SourceFile) -> dict[str, Any]:
     """The config in the form it has since SAELens 6."""
     config = found.config
     metadata = config.get("metadata")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
-from saefast.formats.found import Found
-from saefast.formats.parts import Parts, fitted
+from saefast.formats.source import SourceFile
+from saefast.formats.weights import SAEWeights, fitted
 
 NAME = "sparsify"
 FILE = None
@@ -17,12 +17,12 @@ _DEFAULTS = {
 }
 
 
-def recognises(found: Found) -> bool:
+def recognises(found: SourceFile) -> bool:
     """A linear encoder, but a decoder that lies as the encoder does."""
     return found.has("encoder.weight", "W_dec")
 
 
-def read(found: Found) -> Parts:
+def read(found: SourceFile) -> SAEWeights:
     """TopK; a transcoder does not take b_dec from x, whatever SAELens's reader makes of it."""
     found.refuse(
         "activation", ("topk",), "groupmax takes the largest of each group of latents", "topk"
@@ -40,7 +40,7 @@ def read(found: Found) -> Parts:
             f"{found.config_name}: skip_connection is {str(skips).lower()}, but {found.path} "
             f"{'lacks' if skips else 'holds'} W_skip"
         )
-    return Parts(
+    return SAEWeights(
         variant="topk",
         k=found.setting("k", int),
         W_enc=found.take("encoder.weight", m, d),
@@ -54,7 +54,7 @@ def read(found: Found) -> Parts:
     )
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path) -> None:
     """As `SparseCoder.save_to_disk` does."""
     parts = fitted(parts, NAME, ("topk",), centred=not parts.transcodes, skip=True)
     tensors = {

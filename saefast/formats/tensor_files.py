@@ -33,7 +33,7 @@ def read_tensors(path: Path, allow_pickle: bool) -> Contents:
     """The tensors of a file; which kind of file it is, its first bytes say.
 
     Nothing is read but headers, where the file can be mapped into memory. A tensor may claim to be
-    larger than what there is of it in the file; `Found.take` refuses those.
+    larger than what there is of it in the file; `SourceFile.take` refuses those.
     """
     with path.open("rb") as file:
         start = file.read(10)

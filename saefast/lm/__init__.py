@@ -1,7 +1,7 @@
 """Language models: harvest their activations, patch reconstructions back, read what fires."""
 
 from saefast.lm.builtin_corpus import builtin_corpus
-from saefast.lm.corpus import Corpus, Document, as_corpus
+from saefast.lm.corpus import Corpus, Document, as_corpus, hugging_face, json_lines, text_files
 from saefast.lm.harvesting import harvest
 from saefast.lm.losses import Estimate
 from saefast.lm.marginal import Marginal, first_order_effects, marginal_effects
@@ -9,7 +9,6 @@ from saefast.lm.model import LanguageModel, load_model
 from saefast.lm.patch import PatchEffect, Patching, evaluate_patched
 from saefast.lm.sites import Site, find_site
 from saefast.lm.streaming import LMActivations
-from saefast.lm.text_sources import hugging_face, json_lines, text_files
 from saefast.lm.top_contexts import TokenInContext, contexts
 
 __all__ = [

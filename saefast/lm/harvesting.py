@@ -13,11 +13,10 @@ from saefast.activations import StoreActivations, StoreWriter
 from saefast.activations.protocol import check_dtype
 from saefast.activations.store import INDEX, read_index
 from saefast.lm.builtin_corpus import or_builtin
-from saefast.lm.capture import capture
 from saefast.lm.corpus import Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
-from saefast.lm.sites import Site, find_sites
+from saefast.lm.sites import Site, capture, find_sites
 
 TOKENS, POSITIONS = "tokens", "positions"
 """What a harvested store keeps beside the activations: a row's token, and its place in a context"""

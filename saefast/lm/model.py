@@ -13,9 +13,8 @@ import torch
 
 from saefast import checks
 from saefast.activations.protocol import dtype_name
-from saefast.lm.extra import GGUF_READERS, SMOLLM2_MODULE, needed, require
-from saefast.lm.quiet import silenced
-from saefast.lm.weights_cache import cached_gguf
+from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, needed, require
+from saefast.lm.weights_cache import cached_gguf, silenced
 from saefast.ops.cpu import native
 
 SMOLLM2 = "smollm2"

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.lm.builtin_corpus import or_builtin
-from saefast.lm.capture import capture
 from saefast.lm.corpus import Texts
 from saefast.lm.losses import (
     Estimate,
@@ -21,7 +20,7 @@ from saefast.lm.losses import (
 )
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
-from saefast.lm.sites import Site, find_site
+from saefast.lm.sites import Site, capture, find_site
 from saefast.lm.suffix import Suffix
 from saefast.sae import SAE
 from saefast.types import SparseCode

@@ -14,11 +14,10 @@ from saefast import checks
 from saefast.activations.protocol import check_dtype
 from saefast.activations.shuffled import Held, Shuffled
 from saefast.lm.builtin_corpus import or_builtin
-from saefast.lm.capture import capture
 from saefast.lm.corpus import Corpus, Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
-from saefast.lm.sites import find_sites
+from saefast.lm.sites import capture, find_sites
 
 _WINDOW_ROWS = 32768
 _WINDOW_BYTES = 256 << 20

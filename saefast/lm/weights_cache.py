@@ -10,13 +10,16 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from saefast.disk.atomic import flush_folder, write_whole
-from saefast.lm.extra import needed
-from saefast.lm.quiet import one_bar
+from saefast.lm.requirements import needed
 
 _SIZES = "complete.json"  # the sizes of all files: written last, and looked at first
 
@@ -80,3 +83,42 @@ def _fill(folder: Path, file: Path) -> None:
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No bar while models are loaded, downloaded or saved; then all is as its user had set it."""
+    logging = needed("transformers").utils.logging
+    hub = needed("huggingface_hub.utils.tqdm")
+    enabled, states = logging.is_progress_bar_enabled(), dict(hub.progress_bar_states)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an environment variable may forbid to change the hub's
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                logging.enable_progress_bar()
+        hub.progress_bar_states.clear()
+        hub.progress_bar_states.update(states)
+
+
+@contextmanager
+def one_bar(progress: bool) -> Iterator[None]:
+    """While a GGUF file is read: one bar of ours over its tensors, if any, in place of several."""
+    from tqdm import tqdm
+
+    def ours(tensors: Iterable[Any], *_: Any, **__: Any) -> Any:
+        return tqdm(tensors, desc="dequantise, once", unit="tensor", disable=not progress)
+
+    # The one bar that transformers does not ask its own settings for.
+    reader = needed("transformers.modeling_gguf_pytorch_utils")
+    before = reader.tqdm
+    reader.tqdm = ours
+    try:
+        with silenced():
+            yield
+    finally:
+        reader.tqdm = before

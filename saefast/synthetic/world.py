@@ -17,8 +17,7 @@ from saefast.activations.protocol import Batch, check_stream
 from saefast.linalg import side_by_side
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.reference import normalise_rows
-from saefast.synthetic.children import Children
-from saefast.synthetic.firing import Fired, Firing
+from saefast.synthetic.firing import Children, Fired, Firing
 
 BLOCK = 4096
 """Rows that are drawn with one generator; to change it is to change every world's rows"""

@@ -22,6 +22,6 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 @pytest.fixture
 def however_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse codes serve where SAELens's own step would be the faster."""
-    from saefast.integrations import sae_lens_thresholds
+    from saefast.integrations.sae_lens import thresholds
 
-    monkeypatch.setattr(sae_lens_thresholds, "_DENSEST", 1.0)
+    monkeypatch.setattr(thresholds, "_DENSEST", 1.0)

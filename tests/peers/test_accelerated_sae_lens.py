@@ -21,7 +21,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from saefast.integrations import sae_lens as inside
-from saefast.integrations import sae_lens_codes
+from saefast.integrations.sae_lens import codes
 
 
 def _inference(kind: str, tmp_path: Path, **settings: Any) -> tuple[SAE, SAE]:
@@ -32,7 +32,7 @@ def _inference(kind: str, tmp_path: Path, **settings: Any) -> tuple[SAE, SAE]:
 @pytest.fixture
 def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accelerated SAEs use sparse codes for the few rows of a test, too."""
-    monkeypatch.setattr(sae_lens_codes, "_SMALLEST_ENCODER", 0)
+    monkeypatch.setattr(codes, "_SMALLEST_ENCODER", 0)
 
 
 @pytest.mark.usefixtures("however_small")
@@ -104,8 +104,8 @@ def test_little_work_stays_saelens_own(
     ours = inside.accelerate(sae_class(config_class(d_in=d_in, d_sae=d_sae)))
     ours.load_state_dict(own.state_dict())
     name = {"topk": "topk_code", "jumprelu": "threshold_code"}[kind]
-    sparse_codes = mock.Mock(wraps=getattr(sae_lens_codes, name))
-    monkeypatch.setattr(sae_lens_codes, name, sparse_codes)
+    sparse_codes = mock.Mock(wraps=getattr(codes, name))
+    monkeypatch.setattr(codes, name, sparse_codes)
     x = torch.randn(rows, d_in)
     for method in ("encode", "forward"):
         sparse_codes.reset_mock()

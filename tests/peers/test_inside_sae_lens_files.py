@@ -105,7 +105,7 @@ def test_command_line_knows_the_architectures(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train", "--help"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_module("saefast.integrations.sae_lens_cli", run_name="__main__")
+        runpy.run_module("saefast.integrations.sae_lens", run_name="__main__")
     assert end.value.code == 0
     shown = capsys.readouterr().out
     for variant in (*VARIANTS, *THRESHOLDS):

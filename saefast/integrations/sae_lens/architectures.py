@@ -1,18 +1,4 @@
-"""SAELens with saefast inside: training architectures of the same settings, losses and files.
-
-Importing this registers `saefast_topk`, `saefast_batchtopk`, `saefast_matryoshka_batchtopk`,
-`saefast_standard` and `saefast_jumprelu` beside SAELens's own architectures of these names. The
-trainer, its clipping and its Adam stay SAELens's, and so do inference files. `accelerate` is for an
-SAE that is there.
-
-Activations come out dense, as SAELens's do; with `use_sparse_activations=True` as sparse tensors,
-which is faster still: the trainer counts them, and that takes longer than the rest of the forward
-pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
-Whoever hooks dense activations or pre-activations gets SAELens's own computation, and so does who
-gives an accelerated SAE too little to do for sparse codes to be faster. So do steps of standard and
-JumpReLU SAEs that are dense still, see `sae_lens_thresholds`; their activations are never sparse
-tensors, since SAELens has no such setting for them.
-"""
+"""Training and inference classes that are registered beside SAELens's own architectures."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -30,10 +16,10 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
-from saefast.integrations import sae_lens_codes as codes
 from saefast.integrations.pre_activations import PreActivations
-from saefast.integrations.sae_lens_fused import Fused, FusedTraining
-from saefast.integrations.sae_lens_thresholds import (
+from saefast.integrations.sae_lens import codes
+from saefast.integrations.sae_lens.fused import Fused, FusedTraining
+from saefast.integrations.sae_lens.thresholds import (
     SaefastJumpReLUTrainingSAE,
     SaefastJumpReLUTrainingSAEConfig,
     SaefastStandardTrainingSAE,

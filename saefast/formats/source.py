@@ -40,7 +40,7 @@ _LONGEST_CONFIG = 16 << 20
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFile:
     """A file of tensors and what belongs to it."""
 
     path: Path
@@ -157,7 +157,7 @@ class Found:
 
 def find(
     path: Path, allow_pickle: bool = False, k: int | None = None, threshold: float | None = None
-) -> Found:
+) -> SourceFile:
     """Open what is at `path`: a file of tensors, or a folder that holds one."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist{_on_the_hub(path)}")
@@ -170,7 +170,7 @@ def find(
     if weights is None:
         raise FileNotFoundError(_nothing_at(path, config))
     contents = read_tensors(weights, allow_pickle)
-    return Found(weights, *contents, config_path, config, k, threshold)
+    return SourceFile(weights, *contents, config_path, config, k, threshold)
 
 
 def weights_in(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ _SAME_ONCE_TRAINED = {"matryoshka": "batchtopk", "batchtopk": "jumprelu", "relu"
 
 
 @dataclass(frozen=True)
-class Parts:
+class SAEWeights:
     """All of an SAE; tensors may lie in a file that is mapped into memory."""
 
     variant: str
@@ -107,13 +107,13 @@ class Parts:
         return sae
 
 
-def parts_of(sae: SAE) -> Parts:
+def weights_of(sae: SAE) -> SAEWeights:
     """Those of the model; the tensors are its own."""
     threshold = None if sae.variant in ("relu", "gated") else sae.threshold
     rest = {name: getattr(sae, name, None) for name in ("r_mag", "b_mag", "W_skip")}
     optional: dict[str, Any] = {n: None if v is None else v.detach() for n, v in rest.items()}
     shared = {name: getattr(sae, name).detach() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    return Parts(
+    return SAEWeights(
         variant=sae.variant,
         k=sae.k,
         threshold=None if threshold is None else threshold.detach(),
@@ -128,7 +128,7 @@ def parts_of(sae: SAE) -> Parts:
     )
 
 
-def scaled_inputs(parts: Parts, scale_in: float, scale_out: float | None = None) -> Parts:
+def scaled_inputs(parts: SAEWeights, scale_in: float, scale_out: float | None = None) -> SAEWeights:
     """The SAE of raw activations, where `parts` is one of x * scale_in and y * scale_out.
 
     What is active stays so, and so do the values: W_enc takes the scale.
@@ -144,7 +144,7 @@ def scaled_inputs(parts: Parts, scale_in: float, scale_out: float | None = None)
     )
 
 
-def scaled_values(parts: Parts, factor: float) -> Parts:
+def scaled_values(parts: SAEWeights, factor: float) -> SAEWeights:
     """The same SAE with all values `factor` times as large."""
     changed: dict[str, Any] = {
         name: _folded(value, 1 / factor if name == "W_dec" else factor)
@@ -154,7 +154,7 @@ def scaled_values(parts: Parts, factor: float) -> Parts:
     return replace(parts, **changed)
 
 
-def whitened_inputs(parts: Parts, mean: Tensor, matrix: Tensor, inverse: Tensor) -> Parts:
+def whitened_inputs(parts: SAEWeights, mean: Tensor, matrix: Tensor, inverse: Tensor) -> SAEWeights:
     """The SAE of raw activations, where `parts` is one of (x - mean) @ matrix."""
     mean, matrix, inverse = (value.double() for value in (mean, matrix, inverse))
     encoder = parts.W_enc.double() @ matrix.T
@@ -168,7 +168,7 @@ def whitened_inputs(parts: Parts, mean: Tensor, matrix: Tensor, inverse: Tensor)
     return moved if parts.centred else _shifted(moved, -(encoder @ mean))
 
 
-def unit_decoder(parts: Parts) -> Parts:
+def unit_decoder(parts: SAEWeights) -> SAEWeights:
     """The same SAE with decoder rows of norm one, whose values have their norms: a threshold is
     left as it is, for those who compare it with such values. Rows of zeros are never active."""
     norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
@@ -181,7 +181,7 @@ def unit_decoder(parts: Parts) -> Parts:
 
 
 def fitted(
-    parts: Parts,
+    parts: SAEWeights,
     name: str,
     variants: Collection[str],
     *,
@@ -190,7 +190,7 @@ def fitted(
     skip: bool = False,
     normalise: Collection[str] = ("none",),
     by_norm: bool = False,
-) -> Parts:
+) -> SAEWeights:
     """An SAE that computes the same, and that the format `name` can hold.
 
     One that chooses by norm gets a decoder of norm one where that cannot be said: the same latents
@@ -237,7 +237,7 @@ def _not_in(name: str, what: str) -> ValueError:
     )
 
 
-def _shifted(parts: Parts, shift: Tensor) -> Parts:
+def _shifted(parts: SAEWeights, shift: Tensor) -> SAEWeights:
     """Pre-activations raised by `shift` [m] float64; a gate's values, too."""
     changed: dict[str, Any] = {"b_enc": (parts.b_enc.double() + shift).to(parts.b_enc.dtype)}
     if parts.b_mag is not None and parts.r_mag is not None:

@@ -5,8 +5,8 @@ from typing import Any
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from saefast.integrations import sae_lens_codes as codes
 from saefast.integrations.pre_activations import PreActivations
+from saefast.integrations.sae_lens import codes
 
 
 class Fused:

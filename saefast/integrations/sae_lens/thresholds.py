@@ -23,9 +23,9 @@ from sae_lens.saes.standard_sae import (
 )
 from torch import Tensor
 
-from saefast.integrations import sae_lens_codes as codes
 from saefast.integrations.pre_activations import PreActivations
-from saefast.integrations.sae_lens_fused import FusedTraining
+from saefast.integrations.sae_lens import codes
+from saefast.integrations.sae_lens.fused import FusedTraining
 
 _DENSEST = 1 / 8
 """The share of latents in the fullest row from which on SAELens's dense step is the faster"""

@@ -1,0 +1,51 @@
+"""SAELens with saefast inside: training architectures of the same settings, losses and files.
+
+Importing this registers `saefast_topk`, `saefast_batchtopk`, `saefast_matryoshka_batchtopk`,
+`saefast_standard` and `saefast_jumprelu` beside SAELens's own architectures of these names. The
+trainer, its clipping and its Adam stay SAELens's, and so do inference files. `accelerate` is for an
+SAE that is there.
+
+Activations come out dense, as SAELens's do; with `use_sparse_activations=True` as sparse tensors,
+which is faster still: the trainer counts them, and that takes longer than the rest of the forward
+pass if they are dense. `hidden_pre`, which the trainer does not read, is computed when it is read.
+SAELens's own computation runs where dense activations or pre-activations are hooked, where a batch
+is too small for sparse codes to be faster, and in steps of standard and JumpReLU SAEs that are
+still dense, see `thresholds`; activations of those two are never sparse tensors, since SAELens has
+no such setting for them.
+
+`python -m saefast.integrations.sae_lens` is SAELens's command line with these architectures.
+"""
+
+from saefast.integrations.sae_lens.architectures import (
+    FastJumpReLUSAE,
+    FastTopKSAE,
+    SaefastBatchTopKTrainingSAE,
+    SaefastBatchTopKTrainingSAEConfig,
+    SaefastMatryoshkaBatchTopKTrainingSAE,
+    SaefastMatryoshkaBatchTopKTrainingSAEConfig,
+    SaefastTopKTrainingSAE,
+    SaefastTopKTrainingSAEConfig,
+    accelerate,
+)
+from saefast.integrations.sae_lens.thresholds import (
+    SaefastJumpReLUTrainingSAE,
+    SaefastJumpReLUTrainingSAEConfig,
+    SaefastStandardTrainingSAE,
+    SaefastStandardTrainingSAEConfig,
+)
+
+__all__ = [
+    "FastJumpReLUSAE",
+    "FastTopKSAE",
+    "SaefastBatchTopKTrainingSAE",
+    "SaefastBatchTopKTrainingSAEConfig",
+    "SaefastJumpReLUTrainingSAE",
+    "SaefastJumpReLUTrainingSAEConfig",
+    "SaefastMatryoshkaBatchTopKTrainingSAE",
+    "SaefastMatryoshkaBatchTopKTrainingSAEConfig",
+    "SaefastStandardTrainingSAE",
+    "SaefastStandardTrainingSAEConfig",
+    "SaefastTopKTrainingSAE",
+    "SaefastTopKTrainingSAEConfig",
+    "accelerate",
+]
