@@ -6,7 +6,7 @@ from typing import Any as _Any
 
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
-from saefast.dictionary import sae_from
+from saefast.dictionary import Dictionary, sae_from
 from saefast.evaluation import (
     Contributions,
     EffectRegression,
@@ -18,7 +18,7 @@ from saefast.evaluation import (
     regress_effect,
 )
 from saefast.info import build_info
-from saefast.match import activation_matches, match_all, match_features, plan_matching
+from saefast.match import Matches, activation_matches, match_all, match_features, plan_matching
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.ops.topk_encode import topk_encode
@@ -28,6 +28,7 @@ from saefast.stability import (
     Clusters,
     Measure,
     Overlap,
+    Stability,
     at_threshold,
     find_clusters,
     fit_power_law,
@@ -40,7 +41,7 @@ from saefast.stability import (
 from saefast.storage import convert, load_dictionaries, load_sae, save_sae
 from saefast.subspace import Subspaces, fit_subspaces, principal_angles
 from saefast.train import AuxK, FusedStep, Penalty, Rules, TrainConfig, train_saes
-from saefast.types import Dictionary, Matches, SparseCode, Stability, ThresholdCode
+from saefast.types import SparseCode, ThresholdCode
 
 __version__ = _version("saefast")
 

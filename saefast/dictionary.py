@@ -1,16 +1,54 @@
-"""Whatever holds the features of an SAE, as a Dictionary."""
+"""Define `Dictionary`, the features of one SAE, and convert what holds features into it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from saefast import checks
 from saefast.sae import SAE
-from saefast.types import Dictionary
+from saefast.types import brief
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """The features of one SAE, row by row: what is matched, scored and pooled."""
+
+    W_dec: Tensor
+    """[m, d]"""
+    W_enc: Tensor | None = None
+    """[m, d]"""
+    b_enc: Tensor | None = None
+    """[m]"""
+    b_dec: Tensor | None = None
+    """[d]"""
+    firing_rate: Tensor | None = None
+    """[m] on which share of tokens each feature fires"""
+
+    __repr__ = brief
+
+    @property
+    def m(self) -> int:
+        """How many features there are, dead ones too."""
+        return len(self.W_dec)
+
+    @property
+    def alive(self) -> Tensor:
+        """[m] bool: which have a direction on each known side, and fire as far as is known."""
+        # Not any(), which would write [m, d] of bools.
+        alive: Tensor = vector_norm(self.W_dec, inf, dim=1) > 0
+        if self.W_enc is not None:
+            alive &= vector_norm(self.W_enc, inf, dim=1) > 0
+        if self.firing_rate is not None:
+            alive &= self.firing_rate > 0
+        return alive
+
 
 SIDES = ("decoder", "encoder", "both")
 

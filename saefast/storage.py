@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.dictionary import Dictionary
 from saefast.disk.atomic import PART
 from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.source import beside_sae, find, weights_in
 from saefast.formats.weights import SAEWeights, weights_of
 from saefast.sae import SAE
-from saefast.types import Dictionary
 
 _OLD = "old"
 

@@ -205,7 +205,7 @@ def test_without_encoders_there_are_no_measures_of_them():
     assert rows[0].keys() == set(saefast.Measure._fields)
     assert len(rows) == len(result.measures)
     curve = result.select("shared", match="nearest", sign="signed", of="both")
-    assert [point.threshold for point in curve] == list(saefast.types.CURVE)
+    assert [point.threshold for point in curve] == list(saefast.stability.result.CURVE)
 
 
 def test_nobody_alive():

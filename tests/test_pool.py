@@ -26,8 +26,8 @@ from saefast.pool import features as pool
 from saefast.pool.features import pool_origin
 from saefast.pool.study import MethodResult, Outcome, PoolingStudy, cut
 from saefast.sae import VARIANTS
+from saefast.stability.result import Stability
 from saefast.synthetic import PlantedWorld
-from saefast.types import Stability
 
 
 def directions(dictionary: Any) -> Tensor:

@@ -11,14 +11,14 @@ from torch import Tensor
 from saefast import checks
 from saefast.activations import open_activations
 from saefast.activations.token_stream import count_tokens, token_stream
-from saefast.dictionary import as_dictionary
+from saefast.dictionary import Dictionary, as_dictionary
 from saefast.linalg import side_by_side
 from saefast.nulls.draws import mass_matched
 from saefast.nulls.permutations import NullTest, beside, generator_of
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
 from saefast.stability.groups import Groups, Scored, feature_groups
-from saefast.types import Dictionary, SparseCode, brief
+from saefast.types import SparseCode, brief
 
 BINS = 20
 

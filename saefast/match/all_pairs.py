@@ -11,8 +11,8 @@ from saefast.dictionary import Features, as_dictionaries
 from saefast.match.features import Matching, check_pair, match_both, pairs_bar
 from saefast.match.files import Both, read_pair, write_pair
 from saefast.match.neighbours import Report
+from saefast.match.result import Matches
 from saefast.match.unfinished import Unfinished
-from saefast.types import Matches
 from saefast.unit_rows import Directions
 
 Pairs = dict[tuple[int, int], Matches]

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from saefast import checks
 from saefast.activations.opening import open_activations
+from saefast.match.result import Matches
 from saefast.sae import SAE
-from saefast.types import Matches, brief
+from saefast.types import brief
 
 _BATCH = 4096
 _CELLS = 1 << 23  # sums held at once, 8 bytes each

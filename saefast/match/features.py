@@ -16,8 +16,9 @@ from saefast.match.memory import divided
 from saefast.match.neighbours import Report, nearest_both_ways
 from saefast.match.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
 from saefast.match.recall import print_recall
+from saefast.match.result import Matches
 from saefast.match.unfinished import Unfinished
-from saefast.types import Matches, SparseCode
+from saefast.types import SparseCode
 from saefast.unit_rows import Directions, similarities
 
 

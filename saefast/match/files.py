@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from saefast.disk.tables import write_table
-from saefast.types import Matches
+from saefast.match.result import Matches
 
 Both = tuple[Matches, Matches]
 """Of the first's features among the second's, and the other way round"""

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.dictionary import Dictionary
 from saefast.disk.tables import add_columns, read_table
 from saefast.match.all_pairs import Pairs, match_all
 from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
 from saefast.run_folder import FEATURES, MATCHES, STORE
 from saefast.sae import SAE
+from saefast.stability.result import Stability
 from saefast.stability.score import score_stability
 from saefast.storage import load_dictionaries, load_sae
 from saefast.train.config import labels_of
-from saefast.types import Dictionary, Stability
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.dictionary import sae_from
+from saefast.dictionary import Dictionary, sae_from
 from saefast.disk.tables import write_json
 from saefast.pipeline.job import Job
 from saefast.pool.features import pool_features
@@ -16,7 +16,6 @@ from saefast.run_folder import POOLED, POOLING
 from saefast.storage import save_sae
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
-from saefast.types import Dictionary
 
 
 def pool(job: Job, unfinished: Path) -> None:

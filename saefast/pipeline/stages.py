@@ -24,12 +24,12 @@ from saefast.run_folder import (
 )
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
 from saefast.stability.overlap import Key, measure_overlap
+from saefast.stability.result import Stability
 from saefast.stability.score import stability_curve
 from saefast.storage import load_dictionaries
 from saefast.subspace.fit import fit_subspaces
 from saefast.train.initial import Sample, Scales, begin
 from saefast.train.train import train_saes
-from saefast.types import Stability
 
 _TOP = 100
 _SIDES = ("decoder", "encoder")

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.dictionary import Features, as_dictionaries
+from saefast.dictionary import Dictionary, Features, as_dictionaries
 from saefast.ops.threshold_encode import threshold_encode
 from saefast.sae import SAE
-from saefast.types import Dictionary, Stability, ThresholdCode
+from saefast.stability.result import Stability
+from saefast.types import ThresholdCode
 
 _ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
 _BLOCK = 4096

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.dictionary import sae_from
+from saefast.dictionary import Dictionary, sae_from
 from saefast.evaluation.reconstruction import Reconstruction, reconstruction
 from saefast.match.features import match_features
 from saefast.sae import SAE
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
-from saefast.types import Dictionary, brief
+from saefast.types import brief
 
 CONTROLS = {
     "pruned": "one SAE cut to its most frequent latents, with the same fine-tuning",

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saefast.types import Stability, brief
+from saefast.stability.result import Stability
+from saefast.types import brief
 
 
 @dataclass(frozen=True)

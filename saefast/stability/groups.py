@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.types import Dictionary
+from saefast.dictionary import Dictionary
 
 Groups = dict[str, list[Tensor]]
 """By name, for each dictionary a bool tensor [m]"""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.types import Stability
+from saefast.stability.result import Stability
 
 _STEEPEST = 6.0
 _EXPONENTS = 121

@@ -10,8 +10,10 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.dictionary import Features, as_dictionaries
 from saefast.match.features import match_features
+from saefast.match.result import Matches
 from saefast.stability.overlap_measures import Counting, Measure, View
-from saefast.types import CURVE, Matches, brief
+from saefast.stability.result import CURVE
+from saefast.types import brief
 
 SIGNS = ("signed", "absolute")
 KINDS = ("nearest", "one_to_one")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.dictionary import SIDES, Features, as_dictionaries
+from saefast.dictionary import SIDES, Dictionary, Features, as_dictionaries
 from saefast.match.all_pairs import match_all
+from saefast.match.result import Matches
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
-from saefast.types import CURVE, Dictionary, Matches, Stability, StabilityRule
+from saefast.stability.result import CURVE, Stability, StabilityRule
 
 MATCHES = ("nearest", "mutual", "one_to_one")
 

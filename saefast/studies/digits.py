@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checks
+from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.match.features import match_features
 from saefast.nulls.cosines import BestOfRandom
@@ -21,7 +22,6 @@ from saefast.studies.table import as_text
 from saefast.train.config import TrainConfig
 from saefast.train.rules import NORMS, SIDES, Penalty, Rules
 from saefast.train.train import train_saes
-from saefast.types import Dictionary
 
 PAIRED = 0.7
 """absolute cosine above which features of two seeds are a pair"""

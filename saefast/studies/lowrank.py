@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
 from saefast.sae import SAE
+from saefast.stability.result import Stability
 from saefast.stability.score import at_threshold, score_stability
 from saefast.studies.table import as_text
 from saefast.subspace.angles import haar_overlap, principal_angles
@@ -21,7 +23,6 @@ from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, 
 from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
-from saefast.types import Dictionary, Stability
 
 SIMILAR, CLOSE = 0.7, 0.9
 """cosines from which a feature of one seed counts as back in another"""

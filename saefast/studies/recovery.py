@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from saefast import checks
+from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.nulls.cosines import BestOfRandom
 from saefast.sae import SAE, VARIANTS
@@ -19,7 +20,6 @@ from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.rules import Rules
 from saefast.train.train import train_saes
-from saefast.types import Dictionary
 
 BASELINES = {
     "trained": Rules(clip=1.0),

@@ -8,14 +8,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checks
-from saefast.dictionary import Features, as_dictionaries, as_dictionary, side_of
+from saefast.dictionary import Dictionary, Features, as_dictionaries, as_dictionary, side_of
 from saefast.linalg import side_by_side
 from saefast.stability.groups import Scored, feature_groups
 from saefast.subspace.group import Group, Plan, fit_group
 from saefast.subspace.nulls import NULLS, Member, drawn_nulls
 from saefast.subspace.results import Subspaces
 from saefast.subspace.spectra import METHODS
-from saefast.types import Dictionary
 
 
 def fit_subspaces(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.dictionary import Features, as_dictionary
+from saefast.dictionary import Dictionary, Features, as_dictionary
 from saefast.match.features import match_features
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
 from saefast.synthetic.world import Drawn, World
-from saefast.types import Dictionary, SparseCode
+from saefast.types import SparseCode
 
 RECOVERED = 0.8
 """A true feature is recovered by a latent whose cosine with it is above this."""

@@ -6,8 +6,8 @@ from strategies import normal
 
 import saefast
 from saefast.match import engines
+from saefast.match.result import Matches
 from saefast.ops import gpu
-from saefast.types import Matches
 
 
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch, **options: object) -> Matches:
