@@ -64,9 +64,8 @@ def assert_proven(
     """The prices prove the matching optimal among all pairs; nothing here trusts `certified`."""
     rows, columns = alive(a), alive(b)
     similarity = cosines(a[rows], b[columns], absolute)
-    assert matches.row_price is not None
-    assert matches.column_price is not None
-    u, v = matches.row_price[rows], matches.column_price[columns]
+    assert matches.proof is not None
+    u, v = matches.proof.row_price[rows], matches.proof.column_price[columns]
     partner = matches.partner[rows]
     paired = partner >= 0
     least = one_to_one.UNMATCHED if floor is None else floor

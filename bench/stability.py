@@ -92,7 +92,9 @@ def _planted_matches(shape: Shape, generator: torch.Generator) -> dict[tuple[int
     for s, t in permutations(range(shape.n), 2):
         similarity = torch.rand(shape.m, generator=generator)
         everybody = torch.ones(shape.m, dtype=torch.bool)
-        matches[s, t] = Matches(places[t][orders[s]], similarity, everybody)
+        matches[s, t] = Matches(
+            partner=places[t][orders[s]], similarity=similarity, mutual=everybody
+        )
     return matches
 
 

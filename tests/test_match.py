@@ -22,6 +22,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
 
 
+def promised(matches: Matches) -> list[float | None]:
+    return [matches.value, matches.upper_bound, matches.certified, matches.rounds]
+
+
 def assert_optimal(
     a: Tensor,
     b: Tensor,
@@ -196,6 +200,18 @@ def withheld(*_: object) -> one_to_one.Arcs:
     return one_to_one.Arcs(nobody, nobody, torch.zeros(0, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("rows", [3, 0])
+def test_only_one_to_one_matchings_have_a_proof(rows: int) -> None:
+    a, b = torch.eye(3)[:rows], torch.eye(3)
+    nearest = saefast.match_features(a, b)
+    assert nearest.proof is None
+    assert promised(nearest) == [None] * 4
+    best = saefast.match_features(a, b, one_to_one=True)
+    assert promised(best) == [rows, rows, True, min(rows, 1)]
+    assert best.proof.row_price.shape == (rows,)
+    assert best.proof.column_price.shape == (3,)
+
+
 def test_without_an_arc_it_needs_a_matching_is_not_certified(monkeypatch):
     a, b = features("hubs", 500, 500, 16, 0)
     complete = saefast.match_features(a, b, one_to_one=True, neighbours=2)
@@ -253,7 +269,10 @@ def test_same_bits_for_any_number_of_threads():
     before = torch.get_num_threads()
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(saefast.match_features(a, b, one_to_one=True, neighbours=4))
+        matches = saefast.match_features(a, b, one_to_one=True, neighbours=4)
+        found.append(
+            [matches.partner, matches.similarity, matches.mutual, *vars(matches.proof).values()]
+        )
     torch.set_num_threads(before)
     for other in found[1:]:
         for first, second in zip(found[0], other, strict=True):
@@ -288,7 +307,7 @@ def test_the_nearest(kind, m, m2, floor, absolute, seed):
     backward = saefast.match_features(b, a, absolute=absolute).partner
     returns = backward[matches.partner] == torch.arange(m)
     assert torch.equal(matches.mutual, returns & has)
-    assert matches[3:] == (None,) * 6
+    assert matches.proof is None
 
 
 @given(dtypes)
@@ -306,7 +325,7 @@ def test_nobody_to_match(m, m2, one):
     matches = saefast.match_features(torch.zeros(m, 4), torch.zeros(m2, 4), one_to_one=one)
     assert torch.equal(matches.partner, torch.full((m,), -1))
     assert not matches.mutual.any()
-    assert matches[3:7] == ((0.0, 0.0, True, 0) if one else (None,) * 4)
+    assert promised(matches) == ([0.0, 0.0, True, 0] if one else [None] * 4)
 
 
 def test_features_of_any_length_have_a_direction():

@@ -1,5 +1,6 @@
 """match_all: every pair as if matched alone, kept on disk, not matched twice."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,12 +23,15 @@ OPTIONS = [{}, {"one_to_one": True}, {"one_to_one": True, "floor": 0.4}, {"floor
 
 
 def assert_same(actual: Matches, expected: Matches) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        if isinstance(b, torch.Tensor):
-            assert torch.equal(a, b)
-            assert a.dtype == b.dtype
-        else:
-            assert a == b
+    assert (actual.proof is None) == (expected.proof is None)
+    for ours, theirs in ((actual, expected), (actual.proof, expected.proof)):
+        for name, b in vars(theirs).items() if theirs else ():
+            a = getattr(ours, name)
+            if isinstance(b, torch.Tensor):
+                assert torch.equal(a, b)
+                assert a.dtype == b.dtype
+            elif name != "proof":
+                assert a == b
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -57,7 +61,7 @@ def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: floa
     rows, columns = (a != 0).any(1), (b != 0).any(1)
     a, b = (side[alive].double() for side, alive in ((a, rows), (b, columns)))
     cosine = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
-    u, v = matches.row_price[rows], matches.column_price[columns]
+    u, v = matches.proof.row_price[rows], matches.proof.column_price[columns]
     assert (u[:, None] + v >= cosine - 1e-9).all()
     assert (v >= -1e-12).all()
     paired = matches.partner[rows] >= 0
@@ -124,7 +128,13 @@ def test_it_is_a_table_for_anyone(tmp_path):
     assert table.num_rows == 160
     ours = [row for row in table.to_pylist() if row["dictionary"] == 1]
     assert [row["partner"] for row in ours] == found[1, 0].partner.tolist()
-    assert [row["column_price"] for row in ours] == found[0, 1].column_price.tolist()
+    assert [row["column_price"] for row in ours] == found[0, 1].proof.column_price.tolist()
+    assert table.column_names == [
+        *("dictionary", "feature", "partner", "similarity", "mutual", "row_price", "column_price")
+    ]
+    facts = json.loads(table.schema.metadata[b"saefast"])["facts"]
+    assert facts.keys() == {"value", "upper_bound", "certified", "rounds"}
+    assert facts["value"] == found[1, 0].value
 
 
 def test_saes_are_dictionaries():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, Matches, at_threshold, score_stability, stability_curve
+from saefast.match import Proof
 from saefast.nulls.cosines import BestOfRandom
 from saefast.stability.score import MATCHES
 
@@ -154,6 +156,16 @@ def test_planted_features_are_found_and_others_are_not(match):
         assert torch.equal(result.groups(unstable=0.5)[s]["unstable"], expected <= 3)
 
 
+PROOF = Proof(
+    value=1.0,
+    upper_bound=1.0,
+    certified=True,
+    rounds=1,
+    row_price=torch.zeros(0),
+    column_price=torch.zeros(0),
+)
+
+
 def random_matches(sizes: list[int], seed: int, one_to_one: bool = False) -> dict:
     """Partners drawn at random."""
     found = {}
@@ -163,8 +175,7 @@ def random_matches(sizes: list[int], seed: int, one_to_one: bool = False) -> dic
         partner = torch.randint(-1, sizes[t], (m,), generator=random)
         similarity = torch.rand(m, generator=random) * (partner >= 0)
         mutual = (torch.rand(m, generator=random) < 0.5) & (partner >= 0)
-        proof = (1.0, 1.0, True, 1) if one_to_one else ()
-        found[s, t] = Matches(partner, similarity, mutual, *proof)
+        found[s, t] = Matches(partner, similarity, mutual, PROOF if one_to_one else None)
     return found
 
 
@@ -175,7 +186,7 @@ def test_both_sides_need_both_cosines_and_if_asked_the_same_partner(seed, sizes,
     decoder, encoder = random_matches(sizes, seed), random_matches(sizes, seed + 1)
     for key, one in encoder.items():  # half of the partners agree
         agree = torch.rand(len(one.partner), generator=generator(seed + 2)) < 0.5
-        encoder[key] = one._replace(partner=torch.where(agree, decoder[key].partner, one.partner))
+        encoder[key] = replace(one, partner=torch.where(agree, decoder[key].partner, one.partner))
     dictionaries = [Dictionary(rows, rows) for rows in blank]
     result = score(
         dictionaries,

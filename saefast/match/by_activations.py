@@ -81,9 +81,9 @@ def activation_matches(
                 other.partner[one.partner.clip(0)] == np.arange(len(one.partner))
             )
             matches[here, there] = Matches(
-                torch.from_numpy(one.partner),
-                torch.from_numpy(one.value.astype(np.float32)),
-                torch.from_numpy(returned),
+                partner=torch.from_numpy(one.partner),
+                similarity=torch.from_numpy(one.value.astype(np.float32)),
+                mutual=torch.from_numpy(returned),
             )
     rates = [torch.from_numpy((code.fires / seen).astype(np.float32)) for code in codes]
     return ActivationMatches(matches, tuple(map(torch.from_numpy, alive)), tuple(rates), seen)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from saefast.match.memory import divided
 from saefast.match.neighbours import Report, nearest_both_ways
 from saefast.match.one_to_one import TOLERANCE, UNMATCHED, match_one_to_one
 from saefast.match.recall import print_recall
-from saefast.match.result import Matches
+from saefast.match.result import Matches, Proof
 from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
 from saefast.unit_rows import Directions, similarities
@@ -175,9 +175,9 @@ class _Pair(NamedTuple):
         mutual &= self.backward[column] == torch.arange(len(column), device=column.device)
         place = self.y.place[column].where(paired, -1)
         return Matches(
-            spread(place, self.x, -1),
-            spread((similarity * paired).to(self.x.dtype), self.x),
-            spread(mutual, self.x),
+            partner=spread(place, self.x, -1),
+            similarity=spread((similarity * paired).to(self.x.dtype), self.x),
+            mutual=spread(mutual, self.x),
         )
 
     def _similarity(self, column: Tensor, how: Matching) -> Tensor:
@@ -220,22 +220,19 @@ def _one_to_one(
     returning[partner[paired]] = paired
     rows, columns = found.row_price.to(x.device), found.column_price.to(x.device)
     matches, turned = pair.matches(partner, there), pair.turned().matches(returning, back)
-    facts = (worth, bound, certified, found.rounds)
-    # A row that may stay without a partner has the price `least`, a column 0.
-    return (
-        _proven(matches, facts, spread(rows, x), spread(columns, y)),
-        _proven(turned, facts, spread(columns + least, y), spread(rows - least, x)),
+    proof = Proof(
+        value=worth,
+        upper_bound=bound,
+        certified=certified,
+        rounds=found.rounds,
+        row_price=spread(rows, x),
+        column_price=spread(columns, y),
     )
-
-
-def _proven(
-    matches: Matches,
-    facts: tuple[float, float, bool, int],
-    row_prices: Tensor,
-    column_prices: Tensor,
-) -> Matches:
-    value, bound, certified, rounds = facts
-    return Matches(*matches[:3], value, bound, certified, rounds, row_prices, column_prices)
+    # A row that may stay without a partner has the price `least`, a column 0.
+    back_proof = replace(
+        proof, row_price=spread(columns + least, y), column_price=spread(rows - least, x)
+    )
+    return replace(matches, proof=proof), replace(turned, proof=back_proof)
 
 
 def spread(values: Tensor, alive: Directions, dead: int = 0) -> Tensor:
@@ -246,11 +243,18 @@ def spread(values: Tensor, alive: Directions, dead: int = 0) -> Tensor:
 def _unmatched(x: Directions, y: Directions, how: Matching) -> Matches:
     """What comes of a side without a feature."""
     matches = Matches(
-        torch.full((x.size,), -1, device=x.device),
-        torch.zeros(x.size, dtype=x.dtype, device=x.device),
-        torch.zeros(x.size, dtype=torch.bool, device=x.device),
+        partner=torch.full((x.size,), -1, device=x.device),
+        similarity=torch.zeros(x.size, dtype=x.dtype, device=x.device),
+        mutual=torch.zeros(x.size, dtype=torch.bool, device=x.device),
     )
     if not how.one_to_one:
         return matches
-    prices = [torch.zeros(side.size, dtype=torch.float64, device=side.device) for side in (x, y)]
-    return Matches(*matches[:3], 0.0, 0.0, True, 0, *prices)
+    proof = Proof(
+        value=0.0,
+        upper_bound=0.0,
+        certified=True,
+        rounds=0,
+        row_price=torch.zeros(x.size, dtype=torch.float64, device=x.device),
+        column_price=torch.zeros(y.size, dtype=torch.float64, device=y.device),
+    )
+    return replace(matches, proof=proof)

@@ -1,6 +1,7 @@
 """The matches of two dictionaries on disk: one Parquet table, a row for each feature of both."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 import torch
 
 from saefast.disk.tables import write_table
-from saefast.match.result import Matches
+from saefast.match.result import Matches, Proof
 
 Both = tuple[Matches, Matches]
 """Of the first's features among the second's, and the other way round"""
 
 _KEY = b"saefast"
 _ALWAYS = ("partner", "similarity", "mutual")
+_FACTS = ("value", "upper_bound", "certified", "rounds")
 
 
 def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, Any]) -> None:
@@ -27,18 +29,14 @@ def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, 
     for name in _ALWAYS:
         columns[name] = np.concatenate([getattr(matches, name).cpu().numpy() for matches in both])
     there, back = both
-    facts = {}
-    if there.row_price is not None:
-        prices = (there.row_price, back.row_price, back.column_price, there.column_price)
-        rows = [np.empty(0) if price is None else price.cpu().numpy() for price in prices]
-        columns["row_price"] = np.concatenate(rows[:2])
-        columns["column_price"] = np.concatenate(rows[2:])
-        facts = {
-            "value": there.value,
-            "upper_bound": there.upper_bound,
-            "certified": there.certified,
-            "rounds": there.rounds,
-        }
+    facts: dict[str, float] = {}
+    if there.proof is not None and back.proof is not None:
+        # The price of a feature as a row, and as a column: both of the first dictionary's first.
+        rows = there.proof.row_price, back.proof.row_price
+        others = back.proof.column_price, there.proof.column_price
+        columns["row_price"] = torch.cat(rows).cpu().numpy()
+        columns["column_price"] = torch.cat(others).cpu().numpy()
+        facts = {name: getattr(there.proof, name) for name in _FACTS}
     notes = {"about": about, "sizes": sizes, "facts": facts}
     write_table(file, columns, {_KEY: json.dumps(notes).encode()})
 
@@ -63,11 +61,13 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
         }
         facts = notes["facts"]
         partner, similarity, mutual = (columns[name] for name in _ALWAYS)
-        there, back = (Matches(partner[i], similarity[i], mutual[i]) for i in (0, 1))
+        there, back = (
+            Matches(partner=partner[i], similarity=similarity[i], mutual=mutual[i]) for i in (0, 1)
+        )
         if facts:
             own, others = columns["row_price"], columns["column_price"]
             there, back = (
-                matches._replace(**facts, row_price=own[i], column_price=others[1 - i])
+                replace(matches, proof=Proof(**facts, row_price=own[i], column_price=others[1 - i]))
                 for i, matches in enumerate((there, back))
             )
         same = about is None or notes["about"] == about

@@ -1,34 +1,64 @@
 """Define the result of matching two dictionaries."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from saefast.types import brief
 
 
-class Matches(NamedTuple):
-    """The features of one dictionary among those of another; the last six if one to one."""
+@dataclass(frozen=True)
+class Proof:
+    """The worth of a one-to-one matching, and the prices that bound every other."""
 
-    partner: Tensor
-    """[m] int64 which row of the other, -1 for none"""
-    similarity: Tensor
-    """[m] to the partner, 0 where there is none"""
-    mutual: Tensor
-    """[m] bool whether each of the pair is the other's nearest"""
-    value: float | None = None
-    """the sum of the similarities, of what they have above the floor if there is one"""
-    upper_bound: float | None = None
+    value: float
+    """sum of the similarities, less the floor each if there is one"""
+    upper_bound: float
     """no one-to-one matching has a greater value, of all pairs"""
-    certified: bool | None = None
+    certified: bool
     """whether the value is within 1e-10 a feature of the bound, and so the greatest there is"""
-    rounds: int | None = None
+    rounds: int
     """how often it was solved and compared with the pairs left out"""
-    row_price: Tensor | None = None
-    """[m] float64; with `column_price` it sums to at least the similarity of any pair. That is the
-    proof. 0 for rows of zeros"""
-    column_price: Tensor | None = None
+    row_price: Tensor
+    """[m] float64; a row's and a column's price sum to at least the similarity of their pair: that
+    is the proof. 0 for rows of zeros"""
+    column_price: Tensor
     """[m2] float64: the price of being wanted, 0 for those that are free"""
 
-    def __repr__(self) -> str:
-        return brief(self)
+    __repr__ = brief
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The partners of one dictionary's features among those of another."""
+
+    partner: Tensor
+    """[m] int64 row of the other dictionary, -1 for none"""
+    similarity: Tensor
+    """[m] similarity to the partner, 0 where there is none"""
+    mutual: Tensor
+    """[m] bool: whether each of the pair is the other's nearest"""
+    proof: Proof | None = None
+    """bound of every one-to-one matching; None unless the matching is one to one"""
+
+    __repr__ = brief
+
+    @property
+    def value(self) -> float | None:
+        """The value of a one-to-one matching, None for others: see `Proof`."""
+        return None if self.proof is None else self.proof.value
+
+    @property
+    def upper_bound(self) -> float | None:
+        """The bound of a one-to-one matching, None for others: see `Proof`."""
+        return None if self.proof is None else self.proof.upper_bound
+
+    @property
+    def certified(self) -> bool | None:
+        """Whether a one-to-one matching is proven optimal, None for others: see `Proof`."""
+        return None if self.proof is None else self.proof.certified
+
+    @property
+    def rounds(self) -> int | None:
+        """The rounds that a one-to-one matching took, None for others: see `Proof`."""
+        return None if self.proof is None else self.proof.rounds

@@ -142,13 +142,17 @@ def _views(
     """What a's features found among b's, number 0, and b's among a's, number 1."""
     views = {}
     for side in sides:
-        forward = View(*found[Key(match, side, sign, False)][:3])
+        forward = _view(found[Key(match, side, sign, False)])
         views[side, 0] = forward
         if match == "nearest":
-            views[side, 1] = View(*found[Key(match, side, sign, True)][:3])
+            views[side, 1] = _view(found[Key(match, side, sign, True)])
         else:
             views[side, 1] = _turned(forward, size)
     return views
+
+
+def _view(matches: Matches) -> View:
+    return View(matches.partner, matches.similarity, matches.mutual)
 
 
 def _turned(pairs: View, size: int) -> View:

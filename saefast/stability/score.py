@@ -274,8 +274,8 @@ def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> 
                 f"{name}.partner must be below {each[t].m}, the size of dictionary {t}, got "
                 f"{int(one.partner.max())}"
             )
-        if (one.certified is not None) != (match == "one_to_one"):
-            made = "one to one" if one.certified is not None else "nearest"
+        if (one.proof is not None) != (match == "one_to_one"):
+            made = "nearest" if one.proof is None else "one to one"
             raise ValueError(f"{name} is {made}, which does not go with match={match!r}")
 
 
