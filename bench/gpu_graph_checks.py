@@ -51,7 +51,7 @@ def _default(shape: Shape, weights: Weights, variant: str) -> FusedStep:
         sae, rules=config.rules, objective=config.objective(sae), auxk=config.auxk, lr=1e-3
     )
     assert config.auxk is not None
-    step.idle[::8] = config.auxk.dead_after
+    step.idle[::8] = config.auxk.idle_limit()
     return step
 
 

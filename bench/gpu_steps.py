@@ -94,7 +94,7 @@ def _repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) ->
         step(x), step(x)
         take = step.capture(x)
     asleep = int(_DEAD_SHARE * step.sae.m)
-    limit = step.auxk.dead_after if step.auxk else 0
+    limit = step.auxk.idle_limit() if step.auxk else 0
 
     def run() -> Tensor:
         if dead:

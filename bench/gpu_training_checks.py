@@ -201,7 +201,7 @@ def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
             sae, lr=lr, rules=config.rules, objective=config.objective(sae), auxk=config.auxk
         )
         assert config.auxk is not None
-        step.idle[::_DEAD] = config.auxk.dead_after
+        step.idle[::_DEAD] = config.auxk.idle_limit()
         step._dense.fill_(False)  # codes are sparse, which a first step cannot know
         result = step(x.to(dtype))
         assert result.path == "fused"

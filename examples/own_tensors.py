@@ -54,7 +54,6 @@ def main() -> None:
         tokens=asked.tokens,
         batch_size=asked.batch_size,
         lr=asked.lr,
-        auxk=saefast.AuxK(dead_after=max(asked.tokens // 10, 1)),
     )
     saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # goes on after Ctrl-C
 

@@ -40,6 +40,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "auxk must be a saefast.AuxK, such as AuxK() or None, got bool",
     ),
+    "a latent is dead at once": (
+        lambda: saefast.AuxK(dead_after=0),
+        ValueError,
+        "dead_after must be at least 1, got 0",
+    ),
+    "dead latents are a share": (
+        lambda: saefast.AuxK(capacity=0.125),  # type: ignore[arg-type]
+        TypeError,
+        "capacity must be an int, got float",
+    ),
     "seeds are a list": (
         lambda: TrainConfig(latents=20, k=2, seeds=[0, 1]),  # type: ignore[arg-type]
         TypeError,

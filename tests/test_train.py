@@ -15,7 +15,7 @@ from torch import Tensor
 from training_runs import ROWS, assert_same_sae, config, metrics_of, steps_take, train
 
 import saefast
-from saefast import SAE, Penalty, Rules, load_sae, reference, train_saes
+from saefast import SAE, AuxK, Penalty, Rules, load_sae, reference, train_saes
 from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
 from saefast.train import loop as training
@@ -90,6 +90,42 @@ def test_metrics_are_what_they_say(tmp_path: Path) -> None:
     assert last["fvu"] == pytest.approx(errors / spread, rel=1e-4)
     assert last["explained_variance"] == pytest.approx(1 - errors / spread, rel=1e-4)
     assert last["mse"] == pytest.approx(errors / (4 * 128 * 16), rel=1e-4)
+
+
+def test_latents_are_dead_after_a_tenth_of_the_training_unless_set(tmp_path: Path) -> None:
+    """The training, run.json and the metric go by the same number."""
+    short = {"tokens": 4000, "seeds": (0, 1)}
+    default = train(config(auxk=AuxK(k=6), **short), out=tmp_path / "default")
+    number = train(config(auxk=AuxK(k=6, dead_after=400), **short), out=tmp_path / "number")
+    for a, b in zip(default, number, strict=True):
+        assert_same_sae(a, b)
+    assert not torch.equal(default[0].W_dec, train(config(**short))[0].W_dec)  # after 200
+    runs = [
+        json.loads((tmp_path / name / "run.json").read_text()) for name in ("default", "number")
+    ]
+    assert runs[0]["configs"] == runs[1]["configs"]
+    assert runs[0]["configs"][0]["auxk"]["dead_after"] == 400
+    dead = [
+        [line["dead_share"] for line in metrics_of(tmp_path / run)] for run in ("default", "number")
+    ]
+    assert dead[0] == dead[1]
+    # Without AuxK the metric goes by the same default: of 3 steps it takes no latent for dead, ...
+    without = config(auxk=None, lr=0.0, k=1, k_start=None)
+    train(without, out=tmp_path / "without", log_every=1)
+    shares = [line["dead_share"] for line in metrics_of(tmp_path / "without")]
+    assert shares[:3] == [0.0] * 3
+    assert shares[3] > 0  # ... and after 4, of 128 rows, those that never fired
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(5, 1), (19, 1), (4000, 400), (200_000_000, 10_000_000)]
+)
+def test_the_default_of_dead_after_is_at_most_ten_million(tokens: int, expected: int) -> None:
+    assert config(auxk=AuxK(), tokens=tokens).resolved().auxk == AuxK(dead_after=expected)
+    assert AuxK().idle_limit(tokens) == expected
+    assert AuxK().idle_limit() == 10_000_000
+    assert AuxK(dead_after=7).idle_limit(tokens) == 7
+    assert config(auxk=None).resolved() == config(auxk=None)
 
 
 def test_speed_and_waiting_are_those_of_the_interval(

@@ -11,20 +11,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast import reference
+from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.latent_sum import column_sum
+
+_MOST_IDLE = 10_000_000
+"""Tokens without firing after which a latent is dead in a long training, as in Gao et al. 2024"""
 
 
 @dataclass(frozen=True)
 class AuxK:
-    """Settings of the auxiliary loss; the defaults are those of Gao et al. 2024."""
+    """Settings of the auxiliary loss; defaults are those of Gao et al. 2024, but `dead_after`."""
 
     k: int | None = None
     """how many dead latents explain each token; None: half the width of the activations"""
     coefficient: float = 1 / 32
-    dead_after: int = 10_000_000
-    """tokens without firing after which a latent is dead"""
+    """weight of the auxiliary loss beside the other"""
+    dead_after: int | None = None
+    """tokens without firing after which a latent is dead; None: a tenth of the training's tokens,
+    10 million at most"""
     capacity: int | None = None
     """how many dead latents can take part in a step, lowest index first; None: an eighth of all.
     On a GPU memory is set aside for that many; time depends on how many are dead"""
@@ -33,6 +38,25 @@ class AuxK:
     over tokens, and scale down while fewer than k latents are dead, as SAELens does"""
     signed: bool = False
     """let negative activations count, as in SAELens"""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "dead_after", "capacity"):
+            value = getattr(self, name)
+            if value is not None:
+                checks.whole(name, value)
+                checks.at_least(name, value, 1)
+        checks.at_least("coefficient", self.coefficient, 0)
+
+    def idle_limit(self, tokens: int | None = None) -> int:
+        """Return the number of tokens without firing after which a latent is dead.
+
+        Args:
+            tokens: of the training, which the default of `dead_after` depends on; None: unknown,
+                as in a `FusedStep` of its own, and the default is 10 million.
+        """
+        if self.dead_after is not None:
+            return self.dead_after
+        return _MOST_IDLE if tokens is None else min(_MOST_IDLE, max(tokens // 10, 1))
 
     def actives(self, d: int) -> int:
         """How many dead latents explain a token of width d."""
@@ -72,9 +96,9 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     capacity = min(m, settings.capacity or max(m // 8, 1))
     if gpu.has(idle) and gpu.runs_triton(idle):
         return DeadLatents(
-            *gpu.launch("dead_latents.dead_latents", idle, settings.dead_after, capacity)
+            *gpu.launch("dead_latents.dead_latents", idle, settings.idle_limit(), capacity)
         )
-    dead = (idle >= settings.dead_after).cumsum(0)
+    dead = (idle >= settings.idle_limit()).cumsum(0)
     if not gpu.has(dead):  # there the host may look
         capacity = min(capacity, int(dead[-1]))
     # The i-th dead latent is where the count of dead ones first reaches i.

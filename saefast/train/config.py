@@ -28,14 +28,17 @@ class TrainConfig:
     """How SAEs are trained; those of one config differ in nothing but the seed."""
 
     latents: int
+    """features of each SAE"""
     k: int = 32
     """active latents per token"""
     variant: str = "topk"
+    """topk, batchtopk, relu, jumprelu, gated or matryoshka"""
     seeds: tuple[int, ...] = (0,)
     """one SAE for each: the seed of its first directions"""
     tokens: int = 10_000_000
     """how many rows to train on; more than there are means more epochs"""
     batch_size: int = 4096
+    """rows per step"""
     lr: float | None = None
     """largest learning rate; None: 2e-4 / sqrt(latents / 16384), as in Gao et al. 2024"""
     data_seed: int = 0
@@ -156,6 +159,13 @@ class TrainConfig:
             bandwidth=self.bandwidth,
             group_shares=self.group_shares,
         )
+
+    def resolved(self) -> "TrainConfig":
+        """Return the config with `auxk.dead_after` as a number."""
+        if self.auxk is None:
+            return self
+        auxk = dataclasses.replace(self.auxk, dead_after=self.auxk.idle_limit(self.tokens))
+        return dataclasses.replace(self, auxk=auxk)
 
     def label(self, seed: int) -> str:
         """The folder of one SAE."""

@@ -19,8 +19,8 @@ CONVENTIONS = {
     "summed over the batches of the interval",
     "explained_variance": "1 - fvu",
     "l0": "positive latents per row, mean over the interval",
-    "dead_share": "latents that have not fired for auxk.dead_after rows (10 million without auxk), "
-    "at the end of the interval",
+    "dead_share": "latents that have not fired for auxk.dead_after rows (without auxk its default, "
+    "a tenth of the tokens, 10 million at most), at the end of the interval",
     "input_wait": "share of the interval's wall time in which training waited for activations",
 }
 

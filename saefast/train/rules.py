@@ -38,6 +38,7 @@ class Rules:
     betas: tuple[float, float] = (0.9, 0.999)
     """of Adam, with torch's meaning"""
     eps: float = 1e-8
+    """what Adam adds to the root of the mean square"""
     unit_norm: bool = True
     """decoder rows have norm one after every step"""
     remove_parallel: bool = True
@@ -45,6 +46,7 @@ class Rules:
     clip: float | None = None
     """largest length of the whole gradient; a longer one is scaled down to it"""
     penalties: tuple[Penalty, ...] = ()
+    """losses on the weights of a side: encoder or decoder; fro, fro_squared or mean_abs; weight"""
     frozen: str | None = None
     """the side whose vectors stay as they were drawn; biases always learn"""
     tether: float | None = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast.sae import SAE
+from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales
 from saefast.train.metrics import Meter
@@ -14,8 +15,6 @@ from saefast.train.objectives import Current
 from saefast.train.recorded_steps import Graphs, RecordedSteps
 from saefast.train.schedules import k_at, k_settled, lr_at, pressure_at
 from saefast.train.step import FusedStep
-
-_DEAD_AFTER = 10_000_000  # rows; what the log calls dead where no AuxK says otherwise
 
 
 class Prepared(NamedTuple):
@@ -87,7 +86,7 @@ class Trainee:
             raise ValueError(self.diverged(number, "or a little earlier"))
         width = self.step.sae.W_dec.shape[1]
         means["mse"] = means.pop("squared_error") / (width * scales.target**2)
-        limit = _DEAD_AFTER if self.config.auxk is None else self.config.auxk.dead_after
+        limit = (self.config.auxk or AuxK()).idle_limit(self.config.tokens)
         means["dead_share"] = float((self.step.idle >= limit).double().mean())
         return {
             **means,

@@ -74,11 +74,8 @@ def train_saes(
     """
     configs = tuple(config) if isinstance(config, Sequence) else (config,)
     check_shared(configs)
-    for name in log_to:
-        checks.one_of("log_to", name, LOGGERS)
-    checks.whole("log_every", log_every)
-    checks.at_least("log_every", log_every, 1)
-    checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
+    configs = tuple(each.resolved() for each in configs)
+    check_reports(log_to, log_every, checkpoint_minutes)
     where = _device(device)
     source = open_activations(activations, dtype=None)
     starts = _starts(initial, configs)
@@ -96,6 +93,15 @@ def train_saes(
                 logger.close()
         training.finish(keep_training)
         return training.results()
+
+
+def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: float) -> None:
+    """Raise an error unless these can be arguments of `train_saes`."""
+    for name in log_to:
+        checks.one_of("log_to", name, LOGGERS)
+    checks.whole("log_every", log_every)
+    checks.at_least("log_every", log_every, 1)
+    checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
 
 
 def _device(device: torch.device | str | None) -> torch.device:
