@@ -42,7 +42,9 @@ def as_toml(settings: dict[str, dict[str, Any]]) -> str:
     def told(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{name} = {told(its)}" for name, its in value.items()) + "}"
-        return json.dumps(value)  # TOML writes texts, numbers and lists of them in the same way
+        if isinstance(value, list):
+            return "[" + ", ".join(map(told, value)) + "]"
+        return json.dumps(value)  # TOML writes texts and numbers in the same way
 
     lines = []
     for table, its in settings.items():

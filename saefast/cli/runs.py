@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from saefast.cli.telling import Json, called, tell, wants_bars
+from saefast.cli.train_options import chosen, train_options
 
 
 def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Json = False) -> None:
@@ -67,14 +68,7 @@ def run(
 def train(
     activations: Annotated[tyro.conf.Positional[Path], called("ACTIVATIONS")],
     out: Path,
-    latents: int,
-    k: int = 32,
-    variant: str = "topk",
-    seeds: tuple[int, ...] = (0, 1, 2, 3),
-    tokens: int = 10_000_000,
-    batch_size: int = 4096,
-    lr: float | None = None,
-    dead_after: int | None = None,
+    options: Annotated[Any, tyro.conf.arg(name="", constructor=train_options())],
     held_out: Path | None = None,
     json_output: Json = False,
 ) -> None:
@@ -85,46 +79,35 @@ def train(
     Args:
         activations: What saefast harvest wrote, or an .npy, .pt or .safetensors file [rows, width].
         out: Folder of the run. One that is there already is gone on with.
-        latents: Features of each SAE.
-        k: Features active per row.
-        variant: topk, batchtopk, relu, jumprelu, gated or matryoshka.
-        seeds: One SAE for each.
-        tokens: Rows to train on; more than there are means more epochs.
-        batch_size: Rows per step.
-        lr: Largest learning rate. None: 2e-4 / sqrt(latents / 16384).
-        dead_after: Rows without firing after which a latent is helped back. None: 10 million, or
-            a tenth of the training if that is less.
+        options: Settings of the training; the same as in a file for saefast run.
         held_out: Other activations to evaluate on.
     """
     from saefast.disk.tables import read_json
     from saefast.pipeline import RunSettings, Stores
-    from saefast.train.auxk import AuxK
-    from saefast.train.config import TrainConfig
 
-    config = TrainConfig(
-        latents=latents,
-        k=k,
-        variant=variant,
-        seeds=seeds,
-        tokens=tokens,
-        batch_size=batch_size,
-        lr=lr,
-        auxk=AuxK(dead_after=dead_after or min(10_000_000, max(tokens // 10, 1))),
-    )
-    places = [None if path is None else str(path.resolve()) for path in (activations, held_out)]
-    settings = RunSettings(Stores(places[0] or "", places[1] or ""), config)
+    config, trainer = chosen(options)
+    stores = Stores(_absolute(activations), "" if held_out is None else _absolute(held_out))
+    trainer = dataclasses.replace(trainer, initial=tuple(map(_absolute, trainer.initial)))
+    settings = RunSettings(stores, config, trainer)
     outcomes = staged(settings, out, "train", json_output)
     number = len(config.seeds)
     data = (read_json(out / "run.json") or {})["data"]
     there = (
-        "" if data["rows"] is None else f": {tokens / data['rows']:.3g} times the {data['rows']:,}"
+        ""
+        if data["rows"] is None
+        else f": {config.tokens / data['rows']:.3g} times the {data['rows']:,}"
     )
     sentence = (
-        f"trained {number} SAE{'s' if number > 1 else ''} on {tokens:,} rows each"
+        f"trained {number} SAE{'s' if number > 1 else ''} on {config.tokens:,} rows each"
         f"{there} of width {data['d']:,}"
     )
     written = [out / "run.json", *(out / config.label(seed) for seed in config.seeds)]
     tell(sentence, facts_of(outcomes), written, json_output)
+
+
+def _absolute(path: str | Path) -> str:
+    """Return a path that means the same wherever the run is continued."""
+    return str(Path(path).resolve())
 
 
 def _whole(settings: Any, out: Path, until: str, json_output: bool) -> None:

@@ -67,6 +67,11 @@ class Job:
         return [self.run / label for label in labels_of([self.settings.train])]
 
     @cached_property
+    def initial(self) -> list[SAE] | None:
+        """What the SAEs begin as; None where they are drawn from their seeds."""
+        return [load_sae(path) for path in self.settings.trainer.initial] or None
+
+    @cached_property
     def saes(self) -> list[SAE]:
         """As they were trained."""
         return [load_sae(folder) for folder in self.folders]

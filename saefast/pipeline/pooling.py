@@ -38,6 +38,8 @@ def pool(job: Job, unfinished: Path) -> None:
         resume=True,
         keep_training=False,
         progress=job.progress,
+        device=job.settings.trainer.device,
+        checkpoint_minutes=job.settings.trainer.checkpoint_minutes,
     )
     # Where what a kill leaves of the writing goes, too, once the stage is finished.
     written = save_sae(tuned, unfinished / POOLED)
@@ -75,6 +77,7 @@ def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> 
         margin=how.margin,
         out=unfinished / "compared",
         progress=job.progress,
+        device=job.settings.trainer.device,
     )
     table = study.to_table()
     methods = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]

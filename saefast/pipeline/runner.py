@@ -75,6 +75,11 @@ def _part(*names: str) -> Callable[[Job], Any]:
     return depends
 
 
+def _training(job: Job) -> Any:
+    initial = job.settings.trainer.initial
+    return [job.settings.to_dict()["train"], *([initial] if initial else [])]
+
+
 def _pool(job: Job) -> None:
     pool(job, job.run / UNFINISHED / "pool" / _digest(job, _BY_NAME["pool"]))
 
@@ -87,7 +92,7 @@ def _report(job: Job) -> None:
 
 STAGE_LIST = (
     Stage("harvest", (), harvest_rows, _data, (), "activations"),
-    Stage("train", ("harvest",), stages.train, _part("train"), ("run.json",), "train the SAEs"),
+    Stage("train", ("harvest",), stages.train, _training, ("run.json",), "train the SAEs"),
     Stage(
         "statistics",
         ("train",),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from saefast import checks
 from saefast.train.config import TrainConfig
+from saefast.train.train import check_reports
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,27 @@ SOURCES: dict[str, type[Data]] = {
     "trained": Trained,
 }
 """What each is called in a file of settings"""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How a training is carried out: what it begins with, where it runs, what it keeps."""
+
+    initial: tuple[str, ...] = ()
+    """SAEs to begin as, one for each seed, in any format; none: they are drawn from the seeds"""
+    device: str | None = None
+    """where to train: cpu, cuda or cuda:<number>; None: a CUDA device if there is one"""
+    checkpoint_minutes: float = 10.0
+    """time between two checkpoints"""
+    log_every: int = 50
+    """steps between two lines for each SAE in metrics.jsonl"""
+    log_to: tuple[str, ...] = ()
+    """further logs: tensorboard, wandb"""
+    keep_training: bool = True
+    """keep what a resume needs after the training has ended, too"""
+
+    def __post_init__(self) -> None:
+        check_reports(self.log_to, self.log_every, self.checkpoint_minutes)
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,7 @@ class RunSettings:
 
     data: Data
     train: TrainConfig
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     stability: Scoring = field(default_factory=Scoring)
     subspace: Planes = field(default_factory=Planes)
     pool: Pooling = field(default_factory=Pooling)
@@ -229,36 +252,50 @@ def settings_from(told: Any) -> RunSettings:
     return RunSettings(**values)
 
 
-def from_dict(kind: Any, told: Any, name: str) -> Any:
-    """A dataclass from a table; what it has no field for is refused by name."""
+def from_dict(kind: Any, told: Any, name: str, default: Any = None) -> Any:
+    """Return a dataclass from a table; a key that it has no field for is refused by name.
+
+    Args:
+        kind: the dataclass.
+        told: the table.
+        name: of the table, for errors.
+        default: an instance with the values of fields that the table leaves out; None: each field
+            has its own default.
+    """
     if not isinstance(told, dict):
         raise TypeError(f"{name} must be a table, got {type(told).__name__}")
     hints = typing.get_type_hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "loss"}
     _check_names(name, told, list(fields))
-    for each in fields.values():
-        no_default = each.default is dataclasses.MISSING
-        if no_default and each.default_factory is dataclasses.MISSING and each.name not in told:
-            raise ValueError(f"{name} must have {each.name}")
-    return kind(**{key: _value(hints[key], value, f"{name}.{key}") for key, value in told.items()})
+    defaults = {} if default is None else {each: getattr(default, each) for each in fields}
+    for key, each in fields.items():
+        if key in told:
+            nested = None if each.default_factory is dataclasses.MISSING else each.default_factory()
+            defaults[key] = _value(hints[key], told[key], f"{name}.{key}", nested)
+        elif each.default is each.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{name} must have {key}")
+    return kind(**defaults)
 
 
-def _value(hint: Any, value: Any, name: str) -> Any:
-    """`value` as what the annotation wants: tables become dataclasses, lists tuples."""
+def _value(hint: Any, value: Any, name: str, default: Any = None) -> Any:
+    """Return `value` as what the annotation wants: tables become dataclasses, lists tuples.
+
+    TOML has no null: where a setting may be None, "none" stands for it.
+    """
     choices = typing.get_args(hint)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        if value is None and type(None) in choices:
+        if type(None) in choices and value in (None, "none"):
             return None
         nested = [each for each in choices if dataclasses.is_dataclass(each)]
         if nested:
-            return _value(nested[0], value, name)
+            return _value(nested[0], value, name, default)
         for each in choices:
             if typing.get_origin(each) is Literal and value in typing.get_args(each):
                 return value
         plain = [each for each in choices if each in (int, float, str)]
         return _value(plain[0], value, name) if plain else value
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, name)
+        return from_dict(hint, value, name, default)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{name} must be a list, got {value!r}")
@@ -273,6 +310,6 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def _check_names(name: str, told: dict[str, Any], known: list[str]) -> None:
     for key in told:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it knows {', '.join(known)}"
-            raise ValueError(f"{name} has nothing called {key!r}{hint}")
+            near = difflib.get_close_matches(str(key), known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}"
+            raise ValueError(f"{name} has nothing called {key!r}; {hint}")

@@ -39,8 +39,19 @@ def train(job: Job) -> None:
     """The SAEs."""
     if not job.knows_rows:
         return  # they are what the run began with
+    how = job.settings.trainer
     train_saes(
-        str(job.train_rows), job.settings.train, out=job.run, resume=True, progress=job.progress
+        str(job.train_rows),
+        job.settings.train,
+        initial=job.initial,
+        out=job.run,
+        resume=True,
+        progress=job.progress,
+        device=how.device,
+        checkpoint_minutes=how.checkpoint_minutes,
+        log_every=how.log_every,
+        log_to=how.log_to,
+        keep_training=how.keep_training,
     )
 
 
@@ -196,7 +207,9 @@ def subspace(job: Job) -> None:
 
 def _untrained(job: Job) -> list[Tensor] | None:
     """The decoders that training began with; None where they hang on the first rows."""
-    config = job.settings.train
+    config, given = job.settings.train, job.initial
+    if given is not None:
+        return [sae.W_dec.detach() for sae in given]
     if config.directions != "iso":
         return None
     row = Sample(torch.ones(1, job.saes[0].d), None)

@@ -157,6 +157,7 @@ def evaluate_pooling(
     rows: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    device: torch.device | str | None = None,
 ) -> PoolingStudy:
     """Fine-tune two pools of disjoint seeds and compare them with each other, and with controls.
 
@@ -181,6 +182,7 @@ def evaluate_pooling(
         out: a folder for what is trained. Interrupted, and called again with the same arguments,
             trainings go on from there. None: nothing is written.
         progress: show progress bars on stderr.
+        device: where to train; None: a CUDA device if there is one.
 
     Returns:
         `PoolingStudy`; its `verdict` says in words whether pooling is better than every control.
@@ -203,12 +205,15 @@ def evaluate_pooling(
         initial=[*pooled, *pruned],
         **_going_on(out, "fine-tuned"),
         progress=progress,
+        device=device,
     )
     all_tokens = len(groups[0]) * scratch.tokens + fine_tune.tokens
     anew = replace(
         scratch, latents=width, k=min(k, width), seeds=seeds, tokens=scratch_tokens or all_tokens
     )
-    from_scratch = train_saes(activations, anew, **_going_on(out, "scratch"), progress=progress)
+    from_scratch = train_saes(
+        activations, anew, **_going_on(out, "scratch"), progress=progress, device=device
+    )
     methods = {
         "pooled": (tuned[:2], all_tokens),
         "pruned": (tuned[2:], scratch.tokens + fine_tune.tokens),
