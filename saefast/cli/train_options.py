@@ -99,7 +99,8 @@ def _fields(
         changed: defaults in place of its own.
     """
     hints, docs = typing.get_type_hints(kind), _field_docs(kind)
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | (changed or {})
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults.update(changed or {})
     found = []
     for name in defaults if names is None else names:
         hint = hints[name]
