@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import LAUNCH, interpreting, power_of_two
+from .device import LAUNCH, interpreting, power_of_two, thread_registers
 from .sparse_decode import block_of
 
 
@@ -175,6 +175,7 @@ def decode_prefixes(
             BLOCK_K=most_k,
             BLOCK_D=min(power_of_two(d), most_d),
             num_warps=8,
+            maxnreg=thread_registers(16),
             **LAUNCH,
         )
     return residual, value_grads, squares.sum(0, dtype=torch.float64)

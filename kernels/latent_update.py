@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from .by_latent import ByLatent, sort_by_latent
-from .device import LAUNCH, interpreting, power_of_two, thread_registers
+from .device import LAUNCH, has_tma, interpreting, power_of_two, thread_registers
 from .extra_gradients import Extra, Slots, slots_of
 from .latent_sum import Groups, entry_blocks, partial_sums
 from .round_rows import DROPPED_BITS
@@ -312,7 +312,8 @@ class LatentPass:
             BLOCK_E=block_e,
             BLOCK_D=block_d,
             num_warps=max(4, block_d // 256),
-            maxnreg=thread_registers(16),
+            # Before sm_90 some variants need more registers than 16 warps leave to a thread.
+            maxnreg=thread_registers(16 if has_tma(some) else 12),
             **LAUNCH,
         )
 
