@@ -73,6 +73,21 @@ def add_products(total: Tensor, block: Tensor, run: Run = map) -> None:
         pass
 
 
+def covariance_root(covariance: Tensor) -> Tensor:
+    """Factor a covariance as root^T root.
+
+    Args:
+        covariance: [d, d] float64, symmetric.
+
+    Returns:
+        [rank, d] float64: independent standard normal rows [rank] times it have this covariance.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    root: Tensor = (vectors[:, kept] * values[kept].sqrt()).T
+    return root
+
+
 def mirrored(upper: Tensor) -> Tensor:
     """Return the symmetric matrix [d, d] whose upper half is that of `upper`."""
     return upper.triu() + upper.triu(1).T

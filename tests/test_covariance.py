@@ -49,3 +49,8 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
         found.append(measure(x, batch_size=1024))
     assert_same_bits(found[1], found[0])
     assert_same_bits(found[2], found[0])
+
+
+def test_one_row_has_none():
+    with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
+        measure(torch.ones(1, 3))

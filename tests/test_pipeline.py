@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_run import SETTINGS
 
-from saefast import load_sae
-from saefast.disk.tables import read_json, read_table, write_json
+from saefast import activation_covariance, fit_subspaces, load_sae
+from saefast.disk.tables import read_json, read_table, write_json, write_rows
 from saefast.pipeline import (
     PRESETS,
     Harvest,
@@ -24,9 +24,11 @@ from saefast.pipeline import (
     run_pipeline,
     settings_of,
 )
+from saefast.pipeline.job import Job
 from saefast.pipeline.settings import settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
+from saefast.train.initial import Sample, Scales, begin
 from saefast.train.seed_trainer import Trainee
 
 
@@ -89,6 +91,37 @@ def test_an_interrupted_stage_is_not_finished(run: Path, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             go_on(run, changed, "subspace")
     assert go_on(run, changed, "subspace") == ["subspace"]
+
+
+def test_subspaces_have_one_covariance_on_any_number_of_threads(
+    run: Path, torch_threads: None
+) -> None:
+    """The files hold what `fit_subspaces` makes of `activation_covariance`, bit for bit."""
+    settings = settings_of(run)
+    rule, how = settings.stability, settings.subspace
+    job = Job(run, settings, progress=False)
+    rows = [Sample(torch.ones(1, SETTINGS["planted"]["d"]), None), Scales(1.0, 1.0)]
+    found = fit_subspaces(
+        job.dictionaries,
+        job.stability,
+        stable=rule.stable,
+        unstable=rule.unstable,
+        rank=how.rank,
+        covariance=activation_covariance(str(job.train_rows), progress=False),
+        initial=[begin(settings.train, seed, *rows).W_dec.detach() for seed in job.seeds],
+        draws=how.draws,
+        seed=how.seed,
+        progress=False,
+    )
+    for name in ("nulls", "curves"):
+        write_rows(run / f"expected-{name}.parquet", found.tables()[name])
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        shutil.rmtree(run / "subspaces")
+        assert go_on(run, settings, "subspace") == ["subspace"]
+        for name in ("nulls", "curves"):
+            written = read_table(run / "subspaces" / f"{name}.parquet")
+            assert written.equals(read_table(run / f"expected-{name}.parquet"))
 
 
 def test_other_settings_of_training_are_refused(run: Path) -> None:

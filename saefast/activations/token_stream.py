@@ -14,7 +14,7 @@ def count_tokens(source: Activations, tokens: int | None) -> int:
     if tokens is None:
         if source.rows is None:
             raise ValueError("tokens must be given: activations do not say how many there are")
-        return source.rows
+        tokens = source.rows
     checks.whole("tokens", tokens)
     checks.at_least("tokens", tokens, 2)
     return tokens if source.rows is None else min(tokens, source.rows)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.activations.one_pass import OnePass
+from saefast.activations.covariance import activation_covariance
 from saefast.disk.tables import write_json, write_rows
 from saefast.evaluation.contributions import contribution_r2
 from saefast.evaluation.statistics import feature_statistics
@@ -171,13 +171,16 @@ def _membership(found: Stability) -> dict[str, Any]:
 def subspace(job: Job) -> None:
     """The planes of stable and unstable features and what they add to tokens, beside nulls."""
     how = job.settings.subspace
+    covariance = None
+    if job.knows_rows:
+        covariance = activation_covariance(str(job.train_rows), progress=job.progress)
     found = fit_subspaces(
         job.dictionaries,
         job.stability,
         stable=job.settings.stability.stable,
         unstable=job.settings.stability.unstable,
         rank=how.rank,
-        covariance=_covariance(job) if job.knows_rows else None,
+        covariance=covariance,
         initial=_untrained(job),
         draws=how.draws,
         seed=how.seed,
@@ -214,14 +217,3 @@ def _untrained(job: Job) -> list[Tensor] | None:
         return None
     row = Sample(torch.ones(1, job.saes[0].d), None)
     return [begin(config, seed, row, Scales(1.0, 1.0)).W_dec.detach() for seed in job.seeds]
-
-
-def _covariance(job: Job) -> Tensor:
-    """[d, d] float64 of the training rows."""
-    total, mean, rows = torch.zeros(()), torch.zeros(()), 0
-    for part in OnePass(str(job.train_rows), what="covariance", progress=job.progress):
-        x = part.x.double()
-        total, mean, rows = total + x.T @ x, mean + x.sum(0), rows + len(x)
-    mean = mean / rows
-    covariance: Tensor = total / rows - mean[:, None] * mean
-    return (covariance + covariance.T) / 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.activations.covariance import activation_covariance
 from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
@@ -31,6 +32,8 @@ DEAD_AFTER = 25_000
 """rows without firing after which a latent gets the auxiliary loss"""
 DRAWS = 20
 """of the null that knows the covariance"""
+COVARIANCE_ROWS = 32_768
+"""from which the covariance is estimated"""
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,7 @@ def _overlaps(
         stability,
         rank=rank,
         nulls=("covariance",),
-        covariance=_covariance(world),
+        covariance=activation_covariance(world.sample(COVARIANCE_ROWS).x, progress=False),
         draws=DRAWS,
         progress=False,
     )
@@ -296,15 +299,6 @@ def _overlaps(
         overlap_null=chance,
         overlap_covariance=_mean(nulls),
     )
-
-
-def _covariance(world: LowRankWorld) -> Tensor:
-    """[d, d] float64, of many rows."""
-    rows = world.sample(32_768).x.double()
-    with one_thread():
-        centred = rows - rows.mean(0)
-        covariance: Tensor = centred.T @ centred / len(rows)
-    return covariance
 
 
 def _mean(values: Sequence[float]) -> float:

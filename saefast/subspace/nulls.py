@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.linalg import covariance_root
 from saefast.nulls.permutations import ends, generator_of
 from saefast.subspace.angles import Overlaps, overlaps
 from saefast.subspace.results import Band
@@ -58,7 +59,10 @@ def drawn_nulls(names: Sequence[str], draws: int, covariance: Tensor | None) -> 
         "initial": (_initial, 1),
     }
     if covariance is not None:
-        known["covariance"] = (_gaussian(_root(covariance)), draws)
+        known["covariance"] = (
+            _gaussian(covariance_root(covariance.to("cpu", torch.float64))),
+            draws,
+        )
     return [Null(name, *known[name]) for name in names if name in known]
 
 
@@ -141,11 +145,3 @@ def _initial(
         raise ValueError("there are no latents before training")
     alive = (member.initial[member.chosen] != 0).any(1).cpu()
     return decompose([Directions.of_rows(member.initial, member.chosen[alive])], method)[0]
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """[rank, d] of which normal rows [rank] make rows of this covariance."""
-    values, vectors = torch.linalg.eigh(covariance.to("cpu", torch.float64))
-    kept = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
-    root: Tensor = (vectors[:, kept] * values[kept].sqrt()).T
-    return root

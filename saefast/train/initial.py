@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.linalg import one_thread
+from saefast.activations.covariance import activation_covariance
+from saefast.linalg import covariance_root, one_thread
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
 from saefast.train.config import TrainConfig
@@ -125,20 +126,15 @@ def _scale_of(rows: Tensor) -> float:
 
 def _directions(config: TrainConfig, rows: Tensor, generator: torch.Generator) -> Tensor:
     """[latents, d] of norm one."""
-    drawn = torch.randn(config.latents, rows.shape[1], generator=generator)
     if config.directions == "cov":
+        covariance = activation_covariance(rows, progress=False)
         with one_thread():  # so that the bits do not depend on how many there are
-            drawn = drawn @ _root_of_covariance(rows).T
+            root = covariance_root(covariance).float()
+            drawn = torch.randn(config.latents, len(root), generator=generator) @ root
+    else:
+        drawn = torch.randn(config.latents, rows.shape[1], generator=generator)
     reference.normalise_rows(drawn)
     return drawn
-
-
-def _root_of_covariance(rows: Tensor) -> Tensor:
-    """L with L L^T the covariance; eigenvalues of zero are no obstacle to it."""
-    centred = rows.double() - rows.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()).float()
-    return root
 
 
 def _centre(rows: Tensor, kind: str) -> Tensor:
