@@ -1,5 +1,6 @@
 """The sparse autoencoder: its parameters, and how it encodes and decodes."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -254,3 +255,30 @@ def _directions(m: int, d: int, generator: torch.Generator | None) -> Tensor:
     directions = torch.randn(m, d, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     return directions
+
+
+def as_saes(saes: SAE | Sequence[SAE], d: int, least: int = 1) -> list[SAE]:
+    """Return one or several SAEs as a list; all must encode rows of width d.
+
+    Args:
+        saes: one SAE or several, on any device.
+        d: width of the rows.
+        least: the fewest SAEs that make sense.
+    """
+    each: list[Any] = list(saes) if isinstance(saes, Iterable) else [saes]
+    if len(each) < least:
+        kind = ", of different seeds" if least > 1 else ""
+        raise ValueError(f"saes must be at least {least}{kind}, got {len(each)}")
+    for number, sae in enumerate(each):
+        if not isinstance(sae, SAE):
+            raise TypeError(f"saes[{number}] must be a saefast.SAE, got {type(sae).__name__}")
+        if sae.d != d:
+            raise ValueError(
+                f"saes[{number}] must take the activations, whose width is {d}, got d={sae.d}"
+            )
+    return each
+
+
+def code_of(sae: SAE, x: Tensor) -> SparseCode:
+    """Encode rows [n, d] of any device and dtype on the device and in the dtype of the SAE."""
+    return sae.encode(x.to(sae.W_enc.device, sae.W_enc.dtype))

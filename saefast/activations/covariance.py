@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import checks
-from saefast.activations import open_activations
-from saefast.activations.token_stream import count_tokens, token_stream
+from saefast.activations.one_pass import OnePass, count_tokens
+from saefast.activations.opening import open_activations
 from saefast.linalg import add_products, mirrored, side_by_side
 
 
@@ -32,15 +31,22 @@ def activation_covariance(
         [d, d] float64, about the mean; with the same bits for any number of threads.
     """
     source = open_activations(activations)
-    tokens = count_tokens(source, tokens)
+    tokens = count_tokens(source, tokens, 2)
+    one_pass = OnePass(
+        source,
+        batch_size=batch_size,
+        rows=tokens,
+        seed=seed,
+        what="covariance",
+        progress=progress,
+    )
     d = source.d
     products = torch.zeros(d, d, dtype=torch.float64)
     total = torch.zeros(d, dtype=torch.float64)
     shift: Tensor | None = None
     with side_by_side() as run:
-        for x in token_stream(source, tokens, batch_size, seed, "covariance", progress):
-            checks.finite("activations", x)
-            block = x.to("cpu", torch.float64)
+        for part in one_pass:
+            block = part.x.to("cpu", torch.float64)
             # Near the mean, so that little is subtracted from much in the end.
             shift = block[0].clone() if shift is None else shift
             block = block - shift

@@ -1,4 +1,4 @@
-"""Every row once, with what is kept beside it: what statistics are taken from."""
+"""Read activations once, row by row: measurements, unlike training, take no row twice."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,16 +26,35 @@ class Rows(NamedTuple):
     """[n] int64 each: what is known of them, such as "tokens" and "positions" """
 
 
-class OnePass:
-    """A pass over activations of any size, in constant memory; it can be taken again.
+def count_tokens(source: Activations, tokens: int | None, least: int) -> int:
+    """Return how many tokens a pass reads.
 
     Args:
-        activations: what `open_activations` takes. Tensors and files are read in their order;
-            whatever else in the order in which it hands out its batches.
+        source: the activations.
+        tokens: the most that are read; None: all there are.
+        least: the fewest that make sense.
+    """
+    if tokens is None:
+        if source.rows is None:
+            raise ValueError("tokens must be given: activations do not say how many there are")
+        tokens = source.rows
+    checks.whole("tokens", tokens)
+    checks.at_least("tokens", tokens, least)
+    return tokens if source.rows is None else min(tokens, source.rows)
+
+
+class OnePass:
+    """Read activations of any size once, in constant memory; each iteration is another pass.
+
+    Args:
+        activations: what `open_activations` takes.
         batch_size: how many rows are held at once.
-        rows: stop after this many; needed where nobody knows how many there are.
+        rows: stop after this many; needed where the activations do not say how many there are.
+        seed: of the order of the rows. None: tensors and files are read in their order, all else
+            in the order of its batches.
         beside: names of what is wanted beside the rows, each with a tensor [rows] of integers, or
-            with None: then it comes from the store, if the store keeps it.
+            with None: then it comes from the store, if the store keeps it. Needs the order of the
+            file: seed=None.
         what: names the progress bar.
         progress: show it on stderr.
     """
@@ -46,6 +65,7 @@ class OnePass:
         *,
         batch_size: int = 4096,
         rows: int | None = None,
+        seed: int | None = None,
         beside: Mapping[str, Tensor | None] | None = None,
         what: str = "rows",
         progress: bool = True,
@@ -54,7 +74,7 @@ class OnePass:
         checks.whole("batch_size", batch_size)
         checks.at_least("batch_size", batch_size, 1)
         self._batch_size, self._what, self._progress = batch_size, what, progress
-        self.rows = self._limit(rows)
+        self.rows, self._seed = self._limit(rows), seed
         self._given: dict[str, Tensor] = {}
         self._stored: list[str] = []
         for name, values in ({} if beside is None else beside).items():
@@ -90,9 +110,10 @@ class OnePass:
                     return
 
     def _batches(self) -> Iterator[Batch]:
-        if isinstance(self.source, Shuffled):
-            return self.source.in_order(self._batch_size)
-        return self.source.batches(self._batch_size, seed=0)
+        size = max(1, min(self._batch_size, self.rows))
+        if self._seed is None and isinstance(self.source, Shuffled):
+            return self.source.in_order(size)
+        return self.source.batches(size, seed=self._seed or 0)
 
     def _rows(self, batch: Batch, left: int) -> Rows:
         """The first `left` rows of the batch, found to be finite."""
@@ -115,8 +136,8 @@ class OnePass:
         if rows is None:
             if known is None:
                 raise ValueError(
-                    "rows must say how many of the activations to look at, since nobody knows how "
-                    "many there are, got None"
+                    "rows must say how many of the activations to look at, since they do not say "
+                    "how many there are, got None"
                 )
             return known
         checks.whole("rows", rows)

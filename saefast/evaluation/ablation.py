@@ -10,12 +10,11 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass
-from saefast.evaluation.encoded import as_saes, code_of
 from saefast.evaluation.reconstruction import Spread, sum_of_squares
 from saefast.nulls.draws import mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.sae import SAE
+from saefast.sae import SAE, as_saes, code_of
 from saefast.types import SparseCode, brief
 
 _CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {

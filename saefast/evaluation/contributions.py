@@ -10,13 +10,13 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations import open_activations
-from saefast.activations.token_stream import count_tokens, token_stream
+from saefast.activations.one_pass import OnePass, count_tokens
 from saefast.dictionary import Dictionary, as_dictionary
 from saefast.linalg import side_by_side
 from saefast.nulls.draws import mass_matched
 from saefast.nulls.permutations import NullTest, beside, generator_of
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.sae import SAE
+from saefast.sae import SAE, as_saes, code_of
 from saefast.stability.groups import Groups, Scored, feature_groups
 from saefast.types import SparseCode, brief
 
@@ -98,7 +98,7 @@ def contribution_r2(
     One pass over the tokens, in constant memory; the same bits for any number of threads.
 
     Args:
-        saes: of different seeds, on a CPU.
+        saes: of different seeds, on any device.
         activations: what `train_saes` takes: a tensor [n, d], a path, a store.
         stability: what `score_stability` found for them: groups "stable" and "unstable".
         groups: more groups, by name: for each SAE a bool tensor [m] of who belongs to it.
@@ -117,27 +117,34 @@ def contribution_r2(
     Returns:
         `Contributions`, for each group and two seeds.
     """
+    source = open_activations(activations)
+    saes = as_saes(saes, source.d, 2)
     known = _check(saes, draws, band)
     masks = feature_groups(known, stability, groups, stable, unstable)
-    source = open_activations(activations)
-    tokens = count_tokens(source, tokens)
-    if source.d != saes[0].d:
-        raise ValueError(f"activations must have width {saes[0].d}, that of saes, got {source.d}")
+    tokens = count_tokens(source, tokens, 2)
+    one_pass = OnePass(
+        source,
+        batch_size=batch_size,
+        rows=tokens,
+        seed=seed,
+        what="contributions",
+        progress=progress,
+    )
     alive = [dictionary.alive.cpu() for dictionary in known]
     if stability is not None:
         alive = [one & other.cpu() for one, other in zip(alive, stability.alive, strict=True)]
     weights = None if mass is None else _weights(mass, saes)
     variants = _variants(masks, alive, weights, draws, seed)
     sums = [_Sums.zero(len(saes), saes[0].d_out) for _ in variants]
+    decoders = [sae.W_dec.detach().cpu() for sae in saes]
     width = batch_size * saes[0].d_out
     with torch.no_grad(), side_by_side(width * 12 * len(saes)) as run:
-        for x in token_stream(source, tokens, batch_size, seed, "contributions", progress):
-            x = x.to(saes[0].W_enc)
-            codes = [sae.encode(x) for sae in saes]
+        for part in one_pass:
+            codes = [SparseCode(*(its.cpu() for its in code_of(sae, part.x))) for sae in saes]
 
             def add(i: int, codes: list[SparseCode] = codes) -> None:
-                each = zip(codes, saes, variants[i].masks, strict=True)
-                sums[i].add([_contribution(code, sae, mask) for code, sae, mask in each])
+                each = zip(codes, decoders, variants[i].masks, strict=True)
+                sums[i].add([_contribution(code, weight, mask) for code, weight, mask in each])
 
             for _ in run(add, range(len(variants))):
                 pass
@@ -211,9 +218,9 @@ class _Sums(NamedTuple):
         }
 
 
-def _contribution(code: SparseCode, sae: SAE, mask: Tensor) -> Tensor:
+def _contribution(code: SparseCode, decoder: Tensor, mask: Tensor) -> Tensor:
     values = code.values * mask[code.indices]
-    return sparse_decode(values, code.indices, sae.W_dec.detach()).double()
+    return sparse_decode(values, code.indices, decoder).double()
 
 
 def _weights(mass: Sequence[Tensor], saes: Sequence[SAE]) -> list[Tensor]:
@@ -290,23 +297,13 @@ def _summarise(
 
 
 def _check(saes: Sequence[SAE], draws: int, band: float) -> list[Dictionary]:
-    known = []
     for s, sae in enumerate(saes):
-        if not isinstance(sae, SAE):
-            raise TypeError(
-                f"saes[{s}] must be a saefast.SAE, which encodes, got {type(sae).__name__}"
-            )
-        if sae.W_dec.device.type != "cpu":
-            raise ValueError(f"saes[{s}] must be on the CPU, got {sae.W_dec.device}; use .cpu()")
-        if (sae.d, sae.d_out) != (saes[0].d, saes[0].d_out):
+        if sae.d_out != saes[0].d_out:
             raise ValueError(
-                f"saes must have one width, but saes[{s}] has d {sae.d}, d_out {sae.d_out}, not "
-                f"{saes[0].d} and {saes[0].d_out}"
+                f"saes must reconstruct one width, but saes[{s}] has d_out {sae.d_out}, not "
+                f"{saes[0].d_out}"
             )
-        known.append(as_dictionary(sae, f"saes[{s}]"))
-    if len(known) < 2:
-        raise ValueError(f"saes must be at least 2, of different seeds, got {len(known)}")
     checks.whole("draws", draws)
     checks.at_least("draws", draws, 0)
     checks.at_least("band", band, 0, below=1)
-    return known
+    return [as_dictionary(sae, f"saes[{s}]") for s, sae in enumerate(saes)]

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
-from saefast.evaluation.encoded import as_saes, code_of
 from saefast.ops.latent_sum import column_sum
-from saefast.sae import SAE
+from saefast.sae import SAE, as_saes, code_of
 
 CONVENTIONS = {
     "explained_variance": "1 - sum of squared errors / sum of squared distances to the mean of all "

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass, Rows
-from saefast.evaluation.encoded import as_saes, code_of
 from saefast.evaluation.largest import Largest
 from saefast.evaluation.token_ties import modal_share, token_ties
-from saefast.sae import SAE
+from saefast.sae import SAE, as_saes, code_of
 from saefast.types import SparseCode, brief
 
 CONVENTIONS = {

@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checks
+from saefast.activations.one_pass import OnePass, count_tokens
 from saefast.activations.opening import open_activations
 from saefast.match.result import Matches
-from saefast.sae import SAE
+from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
 
 _BATCH = 4096
@@ -65,14 +66,21 @@ def activation_matches(
             fired once, together, correlate perfectly.
         progress: show progress bars on stderr.
     """
-    _check(saes, tokens, least_fires)
+    for name, value in (("tokens", tokens), ("least_fires", least_fires)):
+        checks.whole(name, value)
+        checks.at_least(name, value, 1)
     source = open_activations(activations)
-    codes, seen = _encode(saes, source, tokens, progress)
-    alive = [code.scale(seen, least_fires) for code in codes]
+    saes = as_saes(saes, source.d, 2)
+    rows = count_tokens(source, tokens, 1)
+    one_pass = OnePass(
+        source, batch_size=_BATCH, rows=rows, seed=0, what="encoding", progress=progress
+    )
+    codes = _encode(saes, one_pass)
+    alive = [code.scale(rows, least_fires) for code in codes]
     matches: dict[tuple[int, int], Matches] = {}
     pairs = list(combinations(range(len(saes)), 2))
     for s, t in tqdm(pairs, desc="correlating", unit="pair", disable=not progress):
-        forward, backward = _Correlating(codes[s], codes[t], seen).best()
+        forward, backward = _Correlating(codes[s], codes[t], rows).best()
         for (one, here), (other, there) in (
             ((forward, s), (backward, t)),
             ((backward, t), (forward, s)),
@@ -85,8 +93,8 @@ def activation_matches(
                 similarity=torch.from_numpy(one.value.astype(np.float32)),
                 mutual=torch.from_numpy(returned),
             )
-    rates = [torch.from_numpy((code.fires / seen).astype(np.float32)) for code in codes]
-    return ActivationMatches(matches, tuple(map(torch.from_numpy, alive)), tuple(rates), seen)
+    rates = [torch.from_numpy((code.fires / rows).astype(np.float32)) for code in codes]
+    return ActivationMatches(matches, tuple(map(torch.from_numpy, alive)), tuple(rates), rows)
 
 
 class _Codes:
@@ -181,49 +189,26 @@ class _Correlating:
         backward.offer(column, row, value)
 
 
-def _encode(
-    saes: Sequence[SAE], source: Any, tokens: int, progress: bool
-) -> tuple[list[_Codes], int]:
-    """What is active on up to `tokens` rows, and how many there were."""
-    wanted = tokens if source.rows is None else min(tokens, source.rows)
+def _encode(saes: Sequence[SAE], one_pass: OnePass) -> list[_Codes]:
+    """Collect the active latents of each SAE on the rows of a pass."""
     parts: list[list[tuple[Ints, Ints, NDArray[np.float32]]]] = [[] for _ in saes]
     seen = 0
-    with torch.no_grad(), tqdm(total=wanted, desc="encoding", disable=not progress) as bar:
-        for batch in source.batches(min(_BATCH, max(wanted, 1)), seed=0):
-            x = batch.x[: wanted - seen]
-            for sae, part in zip(saes, parts, strict=True):
-                values, indices = sae.encode(x.to(sae.W_enc))
-                row, place = (values > 0).nonzero(as_tuple=True)
-                part.append(
-                    (
-                        (row.numpy() + seen).astype(np.int32),
-                        indices[row, place].numpy().astype(np.int32),
-                        values[row, place].float().numpy(),
-                    )
+    for rows in one_pass:
+        for sae, part in zip(saes, parts, strict=True):
+            with torch.no_grad():
+                code = code_of(sae, rows.x)
+            values, indices = code.values.cpu(), code.indices.cpu()
+            row, place = (values > 0).nonzero(as_tuple=True)
+            part.append(
+                (
+                    (row.numpy() + seen).astype(np.int32),
+                    indices[row, place].numpy().astype(np.int32),
+                    values[row, place].float().numpy(),
                 )
-            seen += len(x)
-            bar.update(len(x))
-            if seen >= wanted:
-                break
-    if not seen:
-        raise ValueError("activations must have at least one row, got none")
+            )
+        seen += len(rows.x)
     codes = []
     for sae, part in zip(saes, parts, strict=True):
         token, feature, value = (np.concatenate(column) for column in zip(*part, strict=True))
         codes.append(_Codes(token, feature, value, sae.m))
-    return codes, seen
-
-
-def _check(saes: Sequence[SAE], tokens: object, least_fires: object) -> None:
-    if len(saes) < 2:
-        raise ValueError(f"saes must be at least 2, of different seeds, got {len(saes)}")
-    for i, sae in enumerate(saes):
-        if not isinstance(sae, SAE):
-            raise TypeError(f"saes[{i}] must be a saefast.SAE, got {type(sae).__name__}")
-        if sae.W_enc.device.type != "cpu":
-            raise ValueError(f"saes[{i}] must be on the CPU, got {sae.W_enc.device}; use .cpu()")
-        if sae.d != saes[0].d:
-            raise ValueError(f"saes[{i}] must have the width of the first, {saes[0].d}: {sae.d}")
-    for name, value in (("tokens", tokens), ("least_fires", least_fires)):
-        checks.whole(name, value)
-        checks.at_least(name, value, 1)
+    return codes
