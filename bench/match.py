@@ -28,7 +28,7 @@ from bench.measure import peak_memory
 from saefast.match import one_to_one
 from saefast.match.engines import Encode, Faiss
 from saefast.match.neighbours import nearest
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 SHARED = 0.4
 """of the features return in the other dictionary, turned a little; the others are its own"""
@@ -64,7 +64,7 @@ def neighbours(rounds: int) -> list[dict[str, Any]]:
 
 def _neighbours(m: int, d: int, k: int, rounds: int) -> list[dict[str, Any]]:
     a, b = dictionaries(m, d)
-    x, others = (Directions.of(rows, "decoder", "rows") for rows in (a, b))
+    x, others = (UnitRows.of(rows, "decoder", "rows") for rows in (a, b))
     index = Faiss("faiss", False)
     out = torch.empty(4096, m)
 

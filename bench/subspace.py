@@ -18,7 +18,8 @@ from torch import Tensor
 from bench.cases import Shape
 from bench.measure import Contestant, time_rounds
 from saefast.linalg import side_by_side
-from saefast.subspace.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, decompose
+from saefast.unit_rows import UnitRows
 
 SHAPES = (Shape(256, 8192, 0, 0), Shape(768, 32768, 0, 0), Shape(4096, 131072, 0, 0))
 _FEASIBLE = 1024
@@ -54,7 +55,7 @@ def draw(d: int, m: int) -> Tensor:
 def decomposed(rows: Tensor, method: str) -> Decomposition:
     """As `fit_subspaces` does it."""
     with side_by_side() as run:
-        return decompose([Directions.of_rows(rows, torch.arange(len(rows)))], method, run)[0]
+        return decompose([UnitRows.of_rows(rows, torch.arange(len(rows)))], method, run)[0]
 
 
 def _ours(method: str) -> Any:

@@ -1,4 +1,4 @@
-"""Features at length 1 in float64, made block by block from wherever they lie."""
+"""Make features of length 1 in float64, block by block, from wherever they lie."""
 
 import math
 
@@ -12,75 +12,91 @@ from saefast.ops.gather_dots import gather_dots
 _GATHERED_BYTES = 2**26  # of rows that are gathered at a time
 
 
-class Directions:
-    """The features of a dictionary that are alive, in the order they have there.
+class UnitRows:
+    """Some rows of a matrix, or of several side by side, each at length 1.
 
     Nothing but the block that is asked for is in float64: dictionaries may be mapped from disk and
     larger than memory. Products of such rows are cosines to the last digits.
+
+    Args:
+        sides: one or more matrices [size, *].
+        place: [len] int64, which of their rows; none of these may be zero.
+        device: where blocks are computed; None: where the matrices lie.
     """
 
-    def __init__(self, sides: list[Tensor], place: Tensor) -> None:
+    def __init__(
+        self, sides: list[Tensor], place: Tensor, device: torch.device | None = None
+    ) -> None:
         self._sides = sides
         self.place = place
         """where they stand among all, [len] int64"""
+        self.device = device or sides[0].device
+        """where blocks are computed"""
 
     @classmethod
-    def of(cls, features: Features, side: str, name: str) -> "Directions":
-        """Those of one side, or of both side by side: then cosines are the mean of both."""
+    def of(cls, features: Features, side: str, name: str) -> "UnitRows":
+        """Take the features of a dictionary that are alive, in their order.
+
+        Args:
+            features: a tensor, an SAE or a `Dictionary`.
+            side: "decoder", "encoder", or "both": then cosines are the mean of both.
+            name: of the argument, for errors.
+        """
         checks.one_of("side", side, SIDES)
         dictionary = as_dictionary(features, name)
         names = ("decoder", "encoder") if side == "both" else (side,)
         sides = [side_of(dictionary, each, name) for each in names]
         return cls(sides, dictionary.alive.nonzero()[:, 0])
 
+    @classmethod
+    def of_rows(cls, rows: Tensor, place: Tensor) -> "UnitRows":
+        """Take the rows [len] of a matrix [m, d] on any device; blocks are on the CPU."""
+        return cls([rows], place, torch.device("cpu"))
+
     def __len__(self) -> int:
         return len(self.place)
 
     @property
     def size(self) -> int:
-        """How many features the dictionary has, dead ones too."""
+        """The number of rows of the matrices, others included."""
         return len(self._sides[0])
 
     @property
     def width(self) -> int:
-        """Of a row."""
+        """The length of a row."""
         return sum(side.shape[1] for side in self._sides)
 
     @property
-    def device(self) -> torch.device:
-        """Where they lie."""
-        return self._sides[0].device
-
-    @property
     def dtype(self) -> torch.dtype:
-        """That of similarities between them: what they are stored in, at least float32."""
+        """The dtype of similarities between them: that of the matrices, at least float32."""
         return torch.promote_types(self._sides[0].dtype, torch.float32)
 
     def block(self, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop`, [stop - start, width] float64."""
-        return self.take(torch.arange(start, min(stop, len(self)), device=self.device))
+        """Return rows `start` to `stop`, [stop - start, width] float64."""
+        return self._at(self.place[start:stop])
 
     def take(self, rows: Tensor) -> Tensor:
-        """Those of these numbers."""
-        place = self.place[rows]
-        units = [_unit(side, place) for side in self._sides]
+        """Return the rows of these numbers, [*, width] float64."""
+        return self._at(self.place[rows])
+
+    def subset(self, rows: Tensor) -> "UnitRows":
+        """Keep only the rows of these numbers."""
+        return UnitRows(self._sides, self.place[rows], self.device)
+
+    def _at(self, place: Tensor) -> Tensor:
+        units = [normalised(_read(side, place).to(self.device)) for side in self._sides]
         return units[0] if len(units) == 1 else torch.cat(units, 1) / math.sqrt(len(units))
 
-    def subset(self, rows: Tensor) -> "Directions":
-        """Only those of these numbers, as if there were no others."""
-        return Directions(self._sides, self.place[rows])
 
-
-def _unit(side: Tensor, place: Tensor) -> Tensor:
+def _read(side: Tensor, place: Tensor) -> Tensor:
     if len(place) and int(place[-1]) - int(place[0]) == len(place) - 1 and _ascends(place):
-        rows = side[int(place[0]) : int(place[-1]) + 1].double()  # read in one piece
-    else:
-        rows = side[place].double()
-    return normalised(rows)
+        return side[int(place[0]) : int(place[-1]) + 1]  # read in one piece
+    return side[place]
 
 
 def normalised(rows: Tensor) -> Tensor:
-    """Rows at length 1."""
+    """Scale rows to length 1, in float64."""
+    rows = rows.double()
     # Squares of what is divided by the largest neither overflow nor vanish.
     rows = rows / torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -91,7 +107,7 @@ def _ascends(place: Tensor) -> bool:
     return bool((place.diff() == 1).all())
 
 
-def similarities(x: Directions, i: Tensor, y: Directions, j: Tensor, absolute: bool) -> Tensor:
+def similarities(x: UnitRows, i: Tensor, y: UnitRows, j: Tensor, absolute: bool) -> Tensor:
     """Of feature i[c] of `x` with feature j[c] of `y`, [pairs] float64."""
     step = max(1, _GATHERED_BYTES // (8 * x.width))
     pieces = [

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import saefast
 from saefast.subspace.angles import excess, haar_capture, haar_overlap, overlaps, shared_plane
-from saefast.subspace.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, decompose
+from saefast.unit_rows import UnitRows
 
 ANGLES = [0.0, 1e-10, 1e-5, 0.3, math.pi / 4, 1.2, math.pi / 2 - 1e-10, math.pi / 2]
 
@@ -92,7 +93,7 @@ def test_rows_of_zeros_and_dependent_rows_span_nothing_more():
 
 def random_decomposition(m: int, d: int, seed: int) -> Decomposition:
     rows = normal((m, d), seed, torch.float64) * torch.logspace(0, -1, d, dtype=torch.float64)
-    return decompose([Directions.of_rows(rows, torch.arange(m))])[0]
+    return decompose([UnitRows.of_rows(rows, torch.arange(m))])[0]
 
 
 @settings(max_examples=30)
@@ -117,7 +118,7 @@ def test_overlaps_are_those_of_projectors(m, m2, d, seed):
 def test_overlap_is_the_mean_squared_cosine_of_the_angles():
     angles = [0.1, 0.4, 1.0, 1.5]
     a, b = (
-        decompose([Directions.of_rows(each, torch.arange(4))], "svd")[0]
+        decompose([UnitRows.of_rows(each, torch.arange(4))], "svd")[0]
         for each in planted(angles, 9, 0)
     )
     found = overlaps(a, b)

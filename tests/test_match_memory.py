@@ -24,8 +24,8 @@ from saefast.ops.sparse_decode import sparse_decode_op
 from saefast.unit_rows import normalised
 
 
-class MetaDirections(NamedTuple):
-    """Stands for `Directions` whose rows hold no numbers."""
+class MetaRows(NamedTuple):
+    """Stands for `UnitRows` whose rows hold no numbers."""
 
     rows: Tensor
 
@@ -44,7 +44,7 @@ class MetaDirections(NamedTuple):
         return normalised(self.rows[start:stop].double())
 
     @classmethod
-    def of_size(cls, rows: int, width: int) -> "MetaDirections":
+    def of_size(cls, rows: int, width: int) -> "MetaRows":
         return cls(torch.empty(rows, width, device="meta"))
 
 
@@ -98,7 +98,7 @@ def test_a_large_matching_stays_within_its_memory(
 ) -> None:
     """32768 with 131072 features of width 4096: gathered candidates alone were 86 GB."""
     decide(monkeypatch, doubtful)
-    x, y = MetaDirections.of_size(32_768, 4096), MetaDirections.of_size(131_072, 4096)
+    x, y = MetaRows.of_size(32_768, 4096), MetaRows.of_size(131_072, 4096)
     k, _, rest = divided(memory * 1e9, len(x), len(y), wanted, solved=wanted > 1)
     with Allocated([x.rows, y.rows]) as allocated:
         forward, backward = nearest_both_ways(x, y, k, Encode(absolute=False), rest)
@@ -111,7 +111,7 @@ def test_a_large_matching_stays_within_its_memory(
 def test_a_search_from_one_side_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the later rounds of a one-to-one matching."""
     decide(monkeypatch, 0.05)
-    x, y = (MetaDirections.of_size(32_768, 4096) for _ in range(2))
+    x, y = (MetaRows.of_size(32_768, 4096) for _ in range(2))
     with Allocated([x.rows, y.rows]) as allocated:
         found = nearest(x, y, 8, Encode(absolute=True), 3e9)
     assert found.values.shape == (32_768, 8)

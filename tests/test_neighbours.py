@@ -14,15 +14,15 @@ from saefast import Dictionary
 from saefast.match import engines, neighbours
 from saefast.match.engines import Encode, Faiss, settled
 from saefast.match.neighbours import nearest, nearest_both_ways
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 
 def unit(rows: Tensor) -> Tensor:
     return rows.double() / rows.double().norm(dim=1, keepdim=True)
 
 
-def directions(rows: Tensor) -> Directions:
-    return Directions.of(rows, "decoder", "rows")
+def directions(rows: Tensor) -> UnitRows:
+    return UnitRows.of(rows, "decoder", "rows")
 
 
 def dense(x: Tensor, y: Tensor, k: int, price: Tensor | None = None) -> tuple[Tensor, Tensor]:

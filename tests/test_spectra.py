@@ -13,11 +13,12 @@ from torch import Tensor
 from saefast import linalg
 from saefast.linalg import side_by_side
 from saefast.subspace import spectra
-from saefast.subspace.spectra import Decomposition, Directions, decompose, gram, unit
+from saefast.subspace.spectra import Decomposition, decompose, gram
+from saefast.unit_rows import UnitRows, normalised
 
 
-def all_of(rows: Tensor) -> Directions:
-    return Directions.of_rows(rows, torch.arange(len(rows)))
+def all_of(rows: Tensor) -> UnitRows:
+    return UnitRows.of_rows(rows, torch.arange(len(rows)))
 
 
 def decomposed(rows: Tensor, method: str = "gram") -> Decomposition:
@@ -94,7 +95,7 @@ def test_both_methods_find_the_same_planes(m, d, seed):
         )
         # The rows lie in the plane of all the directions.
         torch.testing.assert_close(
-            unit(rows) @ projector(found.vectors), unit(rows), rtol=0, atol=1e-7
+            normalised(rows) @ projector(found.vectors), normalised(rows), rtol=0, atol=1e-7
         )
         assert float(found.eigenvalues.sum()) == pytest.approx(m, rel=1e-12)
 

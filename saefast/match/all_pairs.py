@@ -13,7 +13,7 @@ from saefast.match.files import Both, read_pair, write_pair
 from saefast.match.neighbours import Report
 from saefast.match.result import Matches
 from saefast.match.unfinished import Unfinished
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 Pairs = dict[tuple[int, int], Matches]
 """[s, t]: the partners of dictionary s's features among those of t"""
@@ -38,7 +38,7 @@ def match_all(
     """
     how = Matching(**options)
     each = as_dictionaries(dictionaries, 2)
-    sides = [Directions.of(one, how.side, f"dictionaries[{s}]") for s, one in enumerate(each)]
+    sides = [UnitRows.of(one, how.side, f"dictionaries[{s}]") for s, one in enumerate(each)]
     for s, side in enumerate(sides):
         check_pair("dictionaries[0]", sides[0], f"dictionaries[{s}]", side)
     folder = None if out is None else Path(out)
@@ -60,8 +60,8 @@ def _kept(
     folder: Path,
     names: tuple[int, int],
     facts: dict[str, Any],
-    x: Directions,
-    y: Directions,
+    x: UnitRows,
+    y: UnitRows,
     how: Matching,
     report: Report,
 ) -> Both:
@@ -79,12 +79,12 @@ def _kept(
     return both
 
 
-def _work(x: Directions, y: Directions) -> int:
+def _work(x: UnitRows, y: UnitRows) -> int:
     """Pairs of features, each looked at from both sides."""
     return 2 * len(x) * len(y)
 
 
-def _about(how: Matching, sides: Sequence[Directions]) -> dict[str, Any]:
+def _about(how: Matching, sides: Sequence[UnitRows]) -> dict[str, Any]:
     """All that decides the result."""
     settings = dataclasses.asdict(how)
     if not how.one_to_one:  # which may end for want of it
@@ -92,7 +92,7 @@ def _about(how: Matching, sides: Sequence[Directions]) -> dict[str, Any]:
     return settings | {"content": [_checksum(side) for side in sides]}
 
 
-def _checksum(side: Directions) -> str:
+def _checksum(side: UnitRows) -> str:
     """Of all that is compared, block by block."""
     value = 0
     for start in range(0, len(side), 65_536):

@@ -202,7 +202,7 @@ def _faiss() -> Any:
 
 
 def engine_for(backend: str, absolute: bool, x: Any, others: Any, k: int) -> Engine:
-    """The engine of that name; of "auto", what is faster on a sample of these `Directions`."""
+    """The engine of that name; of "auto", what is faster on a sample of these `UnitRows`."""
     checks.one_of("backend", backend, BACKENDS)
     ours = Encode(absolute)
     if backend == "saefast":

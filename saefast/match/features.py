@@ -19,7 +19,7 @@ from saefast.match.recall import print_recall
 from saefast.match.result import Matches, Proof
 from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
-from saefast.unit_rows import Directions, similarities
+from saefast.unit_rows import UnitRows, similarities
 
 
 def match_features(
@@ -67,7 +67,7 @@ def match_features(
         among all pairs of the two dictionaries; no matching is worth more than `upper_bound`.
     """
     how = Matching(one_to_one, side, neighbours, absolute, floor, seconds, backend, memory)
-    x, y = Directions.of(a, side, "a"), Directions.of(b, side, "b")
+    x, y = UnitRows.of(a, side, "a"), UnitRows.of(b, side, "b")
     check_pair("a", x, "b", y)
     with pairs_bar(2 * len(x) * len(y), progress) as bar:
         return match_both(x, y, how, bar.update)[0]
@@ -103,7 +103,7 @@ class Matching:
             )
 
 
-def check_pair(name: str, x: Directions, other: str, y: Directions) -> None:
+def check_pair(name: str, x: UnitRows, other: str, y: UnitRows) -> None:
     """Both can be compared."""
     if x.width != y.width:
         raise ValueError(f"{other} must have the width of {name}, {x.width}, got {y.width}")
@@ -124,8 +124,8 @@ def pairs_bar(pairs: int, progress: bool) -> "tqdm[None]":
 
 
 def match_both(
-    x: Directions,
-    y: Directions,
+    x: UnitRows,
+    y: UnitRows,
     how: Matching,
     report: Report,
     unfinished: Unfinished | None = None,
@@ -152,8 +152,8 @@ def match_both(
 class _Pair(NamedTuple):
     """Two dictionaries, and who is nearest to whom."""
 
-    x: Directions
-    y: Directions
+    x: UnitRows
+    y: UnitRows
     forward: Tensor
     backward: Tensor
 
@@ -186,8 +186,8 @@ class _Pair(NamedTuple):
 
 
 def _one_to_one(
-    x: Directions,
-    y: Directions,
+    x: UnitRows,
+    y: UnitRows,
     forward: SparseCode,
     backward: SparseCode,
     how: Matching,
@@ -235,12 +235,12 @@ def _one_to_one(
     return replace(matches, proof=proof), replace(turned, proof=back_proof)
 
 
-def spread(values: Tensor, alive: Directions, dead: int = 0) -> Tensor:
+def spread(values: Tensor, alive: UnitRows, dead: int = 0) -> Tensor:
     """What is known of the features alive, at their places; `dead` elsewhere."""
     return values.new_full((alive.size,), dead).index_copy(0, alive.place, values)
 
 
-def _unmatched(x: Directions, y: Directions, how: Matching) -> Matches:
+def _unmatched(x: UnitRows, y: UnitRows, how: Matching) -> Matches:
     """What comes of a side without a feature."""
     matches = Matches(
         partner=torch.full((x.size,), -1, device=x.device),

@@ -9,7 +9,7 @@ from torch import Tensor
 from saefast.match.engines import Engine
 from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 _ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
 _BLOCK = 2**18  # features at most, so that there is something to keep every minute
@@ -20,8 +20,8 @@ Report = Callable[[int], object]
 
 
 def nearest(
-    x: Directions,
-    others: Directions,
+    x: UnitRows,
+    others: UnitRows,
     k: int,
     engine: Engine,
     memory: float,
@@ -47,8 +47,8 @@ def nearest(
 
 
 def nearest_both_ways(
-    x: Directions,
-    y: Directions,
+    x: UnitRows,
+    y: UnitRows,
     k: int,
     engine: Engine,
     memory: float,

@@ -13,7 +13,7 @@ from saefast.match.memory import ARC, arcs_in
 from saefast.match.neighbours import nearest
 from saefast.match.unfinished import Unfinished
 from saefast.types import SparseCode
-from saefast.unit_rows import Directions, similarities
+from saefast.unit_rows import UnitRows, similarities
 
 TOLERANCE = 1e-10
 """How far below the bound a certified matching may be, for every row"""
@@ -70,8 +70,8 @@ class OneToOne(NamedTuple):
 
 
 def match_one_to_one(
-    a: Directions,
-    b: Directions,
+    a: UnitRows,
+    b: UnitRows,
     forward: SparseCode,
     backward: SparseCode,
     floor: float,
@@ -148,13 +148,13 @@ def _named(solution: Assignment) -> dict[str, Tensor]:
     return tensors
 
 
-def _diagonal(a: Directions, b: Directions, absolute: bool) -> Arcs:
+def _diagonal(a: UnitRows, b: UnitRows, absolute: bool) -> Arcs:
     """Row i with column i, so that nobody has to stay without a partner."""
     i = torch.arange(min(len(a), len(b)))
     return _arcs(a, i, b, i, absolute)
 
 
-def _arcs(a: Directions, i: Tensor, b: Directions, j: Tensor, absolute: bool) -> Arcs:
+def _arcs(a: UnitRows, i: Tensor, b: UnitRows, j: Tensor, absolute: bool) -> Arcs:
     similarity = similarities(a, i.to(a.device), b, j.to(b.device), absolute)
     return Arcs(i, j, similarity.cpu())
 
@@ -177,8 +177,8 @@ def _beating(
     row: Tensor,
     column: Tensor,
     solution: Assignment,
-    a: Directions,
-    b: Directions,
+    a: UnitRows,
+    b: UnitRows,
     absolute: bool,
 ) -> Arcs:
     """The pairs found that are above the sum of their prices: none of them is an arc already."""

@@ -9,7 +9,7 @@ from saefast import checks
 from saefast.match.engines import engine_for
 from saefast.match.memory import ARC, divided
 from saefast.match.neighbours import block_rows
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 _SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
 
@@ -102,7 +102,7 @@ def _pairs_per_second(m: int, d: int, k: int, absolute: bool, backend: str) -> f
     generator = torch.Generator().manual_seed(0)
     few, many = (min(size, m) for size in _SAMPLE)
     x, others = (
-        Directions.of(torch.randn(size, d, generator=generator), "decoder", "sample")
+        UnitRows.of(torch.randn(size, d, generator=generator), "decoder", "sample")
         for size in (few, many)
     )
     k = min(k, many)

@@ -7,13 +7,13 @@ import torch
 from saefast.match.engines import Encode
 from saefast.match.neighbours import nearest
 from saefast.types import SparseCode
-from saefast.unit_rows import Directions
+from saefast.unit_rows import UnitRows
 
 _ROWS = 256  # searched exactly
 
 
 def print_recall(
-    backend: str, x: Directions, others: Directions, found: SparseCode, absolute: bool
+    backend: str, x: UnitRows, others: UnitRows, found: SparseCode, absolute: bool
 ) -> float:
     """Print the share of the true neighbours of a sample that is in its lists; returns it."""
     rows = torch.arange(0, len(x), max(1, len(x) // _ROWS), device=x.device)[:_ROWS]

@@ -13,6 +13,7 @@ from saefast.ops.threshold_encode import threshold_encode
 from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.types import ThresholdCode
+from saefast.unit_rows import normalised
 
 _ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
 _BLOCK = 4096
@@ -103,7 +104,7 @@ def pool_origin(
     for block in _blocks(order, progress):
         if unique.count >= most:
             break
-        rows = _directions(each, block)
+        rows = normalised(_picked([its.W_dec for its in each], block)).float()
         new = unique.add(rows, most - unique.count)
         kept.append(Origin(*(places[new] for places in block)))
     if width is not None and unique.count < width:
@@ -115,7 +116,7 @@ def pool_origin(
 
 
 class _Unique:
-    """Directions of which no two are more similar than a limit."""
+    """UnitRows of which no two are more similar than a limit."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -199,15 +200,6 @@ def _blocks(order: Origin, progress: bool) -> Iterator[Origin]:
             block = Origin(*(places[first : first + _BLOCK] for places in order))
             yield block
             bar.update(len(block.feature))
-
-
-def _directions(each: Sequence[Dictionary], of: Origin) -> Tensor:
-    """Their decoder rows at length 1, float32."""
-    rows = _picked([its.W_dec for its in each], of).double()
-    # Squares of what is divided by the largest neither overflow nor vanish.
-    rows /= rows.abs().amax(1, keepdim=True)
-    rows /= rows.norm(dim=1, keepdim=True)
-    return rows.float()
 
 
 def _all(each: Sequence[Dictionary], name: str) -> list[Tensor] | None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.linalg import side_by_side
-from saefast.subspace.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, decompose
+from saefast.unit_rows import UnitRows
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
     checks.size("b", b, 1, a.shape[1], "the columns of a")
     for name, rows in (("a", a), ("b", b)):
         checks.finite(name, rows)
-    spans = [Directions.of_rows(rows.detach(), rows.any(1).nonzero()[:, 0]) for rows in (a, b)]
+    spans = [UnitRows.of_rows(rows.detach(), rows.any(1).nonzero()[:, 0]) for rows in (a, b)]
     with side_by_side() as run:
         bases = [each.vectors for each in decompose(spans, "svd", run)]
         angles: Tensor = next(run(lambda both: angles_between(*both), [bases]))

@@ -20,7 +20,8 @@ from saefast.subspace.angles import (
 )
 from saefast.subspace.nulls import Draw, Member, Null, band_of, draw
 from saefast.subspace.results import Band, GroupSpectrum, PairOverlap
-from saefast.subspace.spectra import Decomposition, Directions, decompose
+from saefast.subspace.spectra import Decomposition, decompose
+from saefast.unit_rows import UnitRows
 
 
 class Plan(NamedTuple):
@@ -55,7 +56,7 @@ def fit_group(
     name: str, members: Sequence[Member], plan: Plan, run: Run, step: Callable[[], object]
 ) -> Group:
     """The group's planes in each seed and two seeds; `step` is called after each part of it."""
-    directions = [Directions.of_rows(member.rows, member.chosen) for member in members]
+    directions = [UnitRows.of_rows(member.rows, member.chosen) for member in members]
     known = decompose(directions, plan.method, run)
     step()
     present = [s for s, spectrum in enumerate(known) if spectrum.rank]

@@ -1,6 +1,7 @@
 """What subspaces would look like if seeds had nothing in common: draws to set beside them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from saefast.linalg import covariance_root
 from saefast.nulls.permutations import ends, generator_of
 from saefast.subspace.angles import Overlaps, overlaps
 from saefast.subspace.results import Band
-from saefast.subspace.spectra import Decomposition, Directions, decompose, unit
+from saefast.subspace.spectra import Decomposition, decompose
+from saefast.unit_rows import UnitRows, normalised
 
 NULLS = ("haar", "random", "covariance", "subset", "rotated", "initial")
 
@@ -43,7 +45,7 @@ Replicate = Callable[[Member, Decomposition, torch.Generator, str], Decompositio
 
 
 class Null(NamedTuple):
-    """Directions that seeds might have had instead of their own."""
+    """UnitRows that seeds might have had instead of their own."""
 
     name: str
     replicate: Replicate
@@ -100,20 +102,34 @@ def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
     return Band(drawn.mean(0), low, high)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Normal vectors of a covariance root^T root, at length 1; blocks are drawn in their order."""
+
+    count: int
+    root: Tensor | None
+    """[rank, width]; None for the identity"""
+    width: int
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        return self.count
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """See `UnitVectors`."""
+        rank = self.width if self.root is None else len(self.root)
+        rows = torch.randn(stop - start, rank, generator=self.generator, dtype=torch.float64)
+        return normalised(rows if self.root is None else rows @ self.root)
+
+
 def _gaussian(root: Tensor | None) -> Replicate:
     """As many normal directions as the group has, of a covariance or of none, at length 1."""
 
     def replicate(
         member: Member, own: Decomposition, generator: torch.Generator, method: str
     ) -> Decomposition:
-        d = member.rows.shape[1]
-        drawn = d if root is None else len(root)
-
-        def take(first: int, end: int) -> Tensor:
-            rows = torch.randn(end - first, drawn, generator=generator, dtype=torch.float64)
-            return unit(rows if root is None else rows @ root)
-
-        return decompose([Directions(len(member.chosen), d, take)], method)[0]
+        drawn = _Drawn(len(member.chosen), root, member.rows.shape[1], generator)
+        return decompose([drawn], method)[0]
 
     return replicate
 
@@ -124,7 +140,7 @@ def _subset(
     """As many features of the same seed, at random."""
     chosen = torch.randperm(len(member.alive), generator=generator)[: len(member.chosen)]
     index = member.alive[chosen.sort().values]
-    return decompose([Directions.of_rows(member.rows, index)], method)[0]
+    return decompose([UnitRows.of_rows(member.rows, index)], method)[0]
 
 
 def _rotated(
@@ -144,4 +160,4 @@ def _initial(
     if member.initial is None:
         raise ValueError("there are no latents before training")
     alive = (member.initial[member.chosen] != 0).any(1).cpu()
-    return decompose([Directions.of_rows(member.initial, member.chosen[alive])], method)[0]
+    return decompose([UnitRows.of_rows(member.initial, member.chosen[alive])], method)[0]

@@ -1,8 +1,8 @@
 """How the energy of many directions is spread over the space: their Gram matrix, decomposed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,34 +16,18 @@ _BLOCK_BYTES = 64 << 20
 _EPSILON = torch.finfo(torch.float64).eps
 
 
-class Directions(NamedTuple):
-    """Unit vectors, made when they are needed: only a block of them is ever in memory."""
+class UnitVectors(Protocol):
+    """Vectors of length 1, made when they are needed, such as `UnitRows`."""
 
-    size: int
-    d: int
-    take: Callable[[int, int], Tensor]
-    """those from one number to before another, [*, d] float64: up to 256, from a multiple of it"""
+    def __len__(self) -> int:
+        """Return how many there are."""
 
-    @classmethod
-    def of_rows(cls, rows: Tensor, index: Tensor) -> "Directions":
-        """Some rows of a matrix, at length 1; none may be zero."""
-        return cls(len(index), rows.shape[1], lambda first, end: unit(rows[index[first:end]]))
+    @property
+    def width(self) -> int:
+        """The dimension of the space."""
 
-    def blocks(self, run: Run = map) -> Iterator[Tensor]:
-        """All of them, [*, d] float64 at a time, in memory that is used again."""
-        slices = max(1, _BLOCK_BYTES // (8 * self.d * _SLICE_ROWS))
-        size = slices * _SLICE_ROWS
-        block = torch.empty(min(size, self.size), self.d, dtype=torch.float64)
-        for start in range(0, self.size, size):
-            end = min(start + size, self.size)
-
-            def fill(first: int, start: int = start, end: int = end) -> None:
-                last = min(first + _SLICE_ROWS, end)
-                block[first - start : last - start] = self.take(first, last)
-
-            for _ in run(fill, range(start, end, _SLICE_ROWS)):
-                pass
-            yield block[: end - start]
+    def block(self, start: int, stop: int) -> Tensor:
+        """Return vectors `start` to `stop`, [*, width] float64; `start` is a multiple of 256."""
 
 
 class Decomposition(NamedTuple):
@@ -96,25 +80,33 @@ class Decomposition(NamedTuple):
         }
 
 
-def unit(rows: Tensor) -> Tensor:
-    """Rows at length 1 in float64, on the CPU."""
-    rows = rows.to("cpu", torch.float64)
-    # Squares of what is divided by the largest neither overflow nor vanish.
-    rows = rows / rows.abs().amax(1, keepdim=True)
-    length: Tensor = rows.norm(dim=1, keepdim=True)
-    return rows / length
-
-
-def gram(directions: Directions, run: Run = map) -> Tensor:
-    """[d, d] float64: the sum over all of v v^T."""
-    total = torch.zeros(directions.d, directions.d, dtype=torch.float64)
-    for block in directions.blocks(run):
+def gram(vectors: UnitVectors, run: Run = map) -> Tensor:
+    """Return the sum over all vectors v of v v^T, [d, d] float64."""
+    total = torch.zeros(vectors.width, vectors.width, dtype=torch.float64)
+    for block in _blocks(vectors, run):
         add_products(total, block, run)
     return mirrored(total)
 
 
+def _blocks(vectors: UnitVectors, run: Run = map) -> Iterator[Tensor]:
+    """Yield all vectors, [*, d] float64 at a time, in memory that is used again."""
+    count, d = len(vectors), vectors.width
+    size = _SLICE_ROWS * max(1, _BLOCK_BYTES // (8 * d * _SLICE_ROWS))
+    block = torch.empty(min(size, count), d, dtype=torch.float64)
+    for start in range(0, count, size):
+        end = min(start + size, count)
+
+        def fill(first: int, start: int = start, end: int = end) -> None:
+            last = min(first + _SLICE_ROWS, end)
+            block[first - start : last - start] = vectors.block(first, last)
+
+        for _ in run(fill, range(start, end, _SLICE_ROWS)):
+            pass
+        yield block[: end - start]
+
+
 def decompose(
-    several: Sequence[Directions], method: str = "gram", run: Run = map
+    several: Sequence[UnitVectors], method: str = "gram", run: Run = map
 ) -> list[Decomposition]:
     """The principal directions of several sets of unit vectors.
 
@@ -127,24 +119,25 @@ def decompose(
     return list(run(_decompose, zip(several, grams, strict=True)))
 
 
-def _prefers_svd(directions: Directions, method: str) -> bool:
-    return method == "svd" or directions.size <= directions.d // 4
+def _prefers_svd(vectors: UnitVectors, method: str) -> bool:
+    return method == "svd" or len(vectors) <= vectors.width // 4
 
 
-def _decompose(source: tuple[Directions, Tensor | None]) -> Decomposition:
-    directions, matrix = source
+def _decompose(source: tuple[UnitVectors, Tensor | None]) -> Decomposition:
+    several, matrix = source
+    count, d = len(several), several.width
     if matrix is None:
-        triangle = torch.zeros(0, directions.d, dtype=torch.float64)
-        for block in directions.blocks():
+        triangle = torch.zeros(0, d, dtype=torch.float64)
+        for block in _blocks(several):
             triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
         singular, vectors = torch.linalg.svd(triangle, full_matrices=False)[1:]
         values, vectors = singular.square(), vectors.T
-        floor = (_EPSILON * max(directions.size, directions.d)) ** 2
+        floor = (_EPSILON * max(count, d)) ** 2
     else:
         values, vectors = torch.linalg.eigh(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
-        floor = _EPSILON * max(directions.d, 64)
+        floor = _EPSILON * max(d, 64)
     rank = int((values > floor * values[:1]).sum())
-    eigenvalues = torch.zeros(directions.d, dtype=torch.float64)
+    eigenvalues = torch.zeros(d, dtype=torch.float64)
     eigenvalues[:rank] = values[:rank]
-    return Decomposition(directions.size, eigenvalues, vectors[:, :rank].contiguous())
+    return Decomposition(count, eigenvalues, vectors[:, :rank].contiguous())

@@ -28,7 +28,7 @@ def nested_world(
     contexts: int = 256,
     seed: int = 0,
 ) -> World:
-    """Directions uniform on the sphere that fire by Zipf's law, in families and correlated.
+    """UnitRows uniform on the sphere that fire by Zipf's law, in families and correlated.
 
     Features are numbered by the rate that the law gives them, the most frequent first. Those in
     families are as frequent as that below what their parents leave them; `World.firing_rate` says

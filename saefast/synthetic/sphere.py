@@ -17,7 +17,7 @@ def sphere_world(
     decades: float = 4.3,
     seed: int = 0,
 ) -> World:
-    """Directions uniform on the sphere that fire independently, with strengths LogNormal(0, 0.25).
+    """UnitRows uniform on the sphere that fire independently, with strengths LogNormal(0, 0.25).
 
     Args:
         count: how many features.
