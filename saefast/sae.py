@@ -10,7 +10,8 @@ from saefast import checks
 from saefast.ops.derived import Derived
 from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.types import SparseCode
+from saefast.ops.threshold_encode import all_above
+from saefast.types import SparseCode, ThresholdCode
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
@@ -207,17 +208,13 @@ class SAE(nn.Module):
         return self._norms.get([self.W_dec], norms)
 
     def _above(self, inputs: Tensor, threshold: Tensor) -> SparseCode:
-        width = min(_FIRST_WIDTH, self.m)
-        while True:
-            found = self._encoder.above(
+        def encode(width: int) -> ThresholdCode:
+            return self._encoder.above(
                 inputs, self.W_enc, self.b_enc, threshold=threshold, width=width
             )
-            largest = int(found.counts.amax()) if len(inputs) else 0
-            if largest <= width:
-                break
-            width = min(2 * largest, self.m)
-        used = max(largest, 1)
-        return SparseCode(found.values[:, :used], found.indices[:, :used])
+
+        found = all_above(encode, _FIRST_WIDTH, self.m)
+        return SparseCode(found.values, found.indices)
 
     def decode(self, code: SparseCode, x: Tensor | None = None) -> Tensor:
         """The reconstruction [n, d_out] of a code.

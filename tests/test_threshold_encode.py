@@ -1,5 +1,7 @@
 """threshold_encode against its definition: who is above, exactness at the threshold, room."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,7 @@ from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
 from saefast.ops.encode_packed import repacked, threshold_packed
 from saefast.ops.screens import usable_screens
+from saefast.ops.threshold_encode import all_above
 
 
 def assert_same_code(actual: ThresholdCode, expected: ThresholdCode) -> None:
@@ -395,3 +398,28 @@ def test_empty_batch() -> None:
     assert code.values.shape == code.indices.shape == (0, 3)
     assert code.counts.shape == (0,)
     assert code.indices.dtype == code.counts.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("width", "latents", "most", "asked", "used"),
+    [
+        (2, 30, math.inf, [2, 12], 6),
+        (2, 10, 6, [2, 10], 6),
+        (40, 30, math.inf, [30], 6),
+        (2, 30, 5, [2], 2),
+    ],
+)
+def test_room_grows_until_all_fit_or_a_row_has_too_many(width, latents, most, asked, used):
+    """Of rows with none and with 6 active latents."""
+    x = torch.tensor([[0.0], [1.0]])
+    weight = torch.arange(6.0 - latents, 6)[:, None] + 0.5
+    widths = []
+
+    def encode(width):
+        widths.append(width)
+        return saefast.threshold_encode(x, weight, threshold=0.1, width=width)
+
+    found = all_above(encode, width, latents, most)
+    assert widths == asked
+    assert found.counts.tolist() == [0, 6]
+    assert found.values.shape == found.indices.shape == (2, used)

@@ -1,5 +1,7 @@
 """The latents of each row that are above a threshold, without the matrix of all pre-activations."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,6 +74,30 @@ def _of_number(threshold: float, weight: Tensor) -> Tensor:
 
 def _dtype_of_scores(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
+
+
+def all_above(
+    encode: Callable[[int], ThresholdCode], width: int, latents: int, most: float = math.inf
+) -> ThresholdCode:
+    """Encode with more and more room until all active latents of every row fit.
+
+    Args:
+        encode: returns the code with a given width, such as `threshold_encode` of some rows.
+        width: room in the first call.
+        latents: their number, which is all the room there can be.
+        most: stop as soon as a row has more active latents than this; then the code is cut off.
+
+    Returns:
+        The last code, as wide as its fullest row.
+    """
+    width = min(width, latents)
+    while True:
+        found = encode(width)
+        fullest = int(found.counts.amax()) if len(found.counts) else 0
+        if fullest <= width or fullest > most:
+            used = max(fullest, 1)
+            return ThresholdCode(found.values[:, :used], found.indices[:, :used], found.counts)
+        width = min(2 * fullest, latents)
 
 
 def check_threshold_encode(

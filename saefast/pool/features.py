@@ -9,10 +9,9 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary, Features, as_dictionaries
-from saefast.ops.threshold_encode import threshold_encode
+from saefast.ops.threshold_encode import all_above, threshold_encode
 from saefast.sae import SAE
 from saefast.stability.result import Stability
-from saefast.types import ThresholdCode
 from saefast.unit_rows import normalised
 
 _ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
@@ -144,7 +143,13 @@ class _Unique:
 
 def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
     """Which rows are near to none of the earlier ones among them."""
-    near = _neighbours(rows, limit)
+    if not len(rows):
+        return torch.zeros(0, dtype=torch.bool)
+    near = all_above(
+        lambda width: threshold_encode(rows, rows, threshold=limit, width=width),
+        _FIRST_WIDTH,
+        len(rows),
+    )
     listed = torch.arange(near.indices.shape[1]) < near.counts[:, None]
     earlier, place = listed.nonzero(as_tuple=True)
     later = near.indices[earlier, place]
@@ -154,19 +159,6 @@ def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
         if i < j and keep[i]:
             keep[j] = False
     return torch.tensor(keep, dtype=torch.bool)
-
-
-def _neighbours(rows: Tensor, limit: float) -> ThresholdCode:
-    """Which rows are near to which, itself included."""
-    width = min(_FIRST_WIDTH, len(rows))
-    while len(rows):
-        near = threshold_encode(rows, rows, threshold=limit, width=width)
-        most = int(near.counts.amax())
-        if most <= width:
-            return near
-        width = most
-    none = torch.zeros(0, 1, dtype=torch.int64)
-    return ThresholdCode(rows.new_zeros(0, 1), none, none[:, 0])
 
 
 def _ordered(

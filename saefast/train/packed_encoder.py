@@ -1,5 +1,7 @@
 """The weights of an SAE in training as its forward pass uses them, packed from step to step."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from saefast.ops.encode_packed import (
     repacked,
     threshold_packed,
 )
+from saefast.ops.threshold_encode import all_above
 from saefast.sae import SAE
 from saefast.types import SparseCode, ThresholdCode
 
@@ -85,13 +88,9 @@ class PackedEncoder:
 
     def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:
         """All latents above their threshold; at first there is room for `width` in a row."""
-        while True:
-            found = self.above_in(width, inputs, threshold)
-            largest = int(found.counts.amax())
-            if largest <= width:
-                used = max(largest, 1)
-                return ThresholdCode(found.values[:, :used], found.indices[:, :used], found.counts)
-            width = 2 * largest
+        return all_above(
+            partial(self.above_in, inputs=inputs, threshold=threshold), width, self.sae.m
+        )
 
     def _pack(self, inputs: Tensor, k: int) -> None:
         weight = self.sae.W_enc

@@ -11,7 +11,7 @@ from saefast.integrations.pre_activations import DTYPES, PreActivations, precisi
 from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_gradients import encode_gradients
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.ops.threshold_encode import threshold_encode
+from saefast.ops.threshold_encode import all_above, threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode, ThresholdCode
 
@@ -178,9 +178,9 @@ def above(
     They are as wide as the fullest row; None if that has more than `most`. `encode` is
     `threshold_encode`, or does the same with a weight that stays packed.
     """
-    while True:
-        width = room.width
-        values, indices, counts = encode(
+
+    def encode_in(width: int) -> ThresholdCode:
+        return encode(
             inputs,
             sae.W_enc.T,
             sae.b_enc,
@@ -188,12 +188,10 @@ def above(
             width=width,
             precision=precision_at(inputs),
         )
-        room.fullest = int(counts.amax()) if len(inputs) else 0
-        if room.fullest > most:
-            return None
-        if room.fullest <= width:
-            used = max(room.fullest, 1)
-            return ThresholdCode(values[:, :used], indices[:, :used], counts)
+
+    found = all_above(encode_in, room.width, len(threshold), most)
+    room.fullest = int(found.counts.amax()) if len(inputs) else 0
+    return None if room.fullest > most else found
 
 
 def decoded(sae: Any, weights: Tensor, indices: Tensor) -> Tensor:
