@@ -49,6 +49,14 @@ def indices(name: str, value: object, shape: str) -> None:
     _dimensions(name, value, shape)
 
 
+def mask(name: str, value: object, size: int) -> None:
+    """Raise unless `value` is a bool tensor [size]."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = _dtype(value) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a bool tensor [{size}], got {kind}")
+    shape(name, value, (size,))
+
+
 def same_kind(first: str, a: Tensor, second: str, b: Tensor) -> None:
     """Both tensors have one dtype and lie on one device."""
     if a.dtype != b.dtype:

@@ -48,7 +48,7 @@ def x() -> Tensor:
 def test_they_are_those_of_dense_codes(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(3)]
     masks = [torch.rand(M, generator=generator(s)) < 0.4 for s in range(3)]
-    found = measure(saes, x, {"some": masks}, batch_size=300)
+    found = measure(saes, x, [{"some": mask} for mask in masks], batch_size=300)
     assert found.tokens == 1000
     assert [(pair.a, pair.b) for pair in found.pairs] == [(0, 1), (0, 2), (1, 2)]
     for pair in found.pairs:
@@ -76,7 +76,7 @@ def test_a_permuted_copy_does_the_same(x):
     order = torch.randperm(M, generator=generator(0))
     second = sae_of(first.W_dec.detach()[order])
     mask = torch.arange(M) < 10
-    pair = measure([first, second], x, {"g": [mask, mask[order]]}).pairs[0]
+    pair = measure([first, second], x, [{"g": mask}, {"g": mask[order]}]).pairs[0]
     assert pair.r2_ab == pytest.approx(1, abs=1e-9)
     assert pair.r2_ba == pytest.approx(1, abs=1e-9)
     assert pair.r2 == pytest.approx(1, abs=1e-9)
@@ -89,7 +89,7 @@ def test_a_scaled_copy_is_explained_up_to_the_scale(x):
     first, second = (sae_of(unit_rows(M, D, 0)) for _ in range(2))
     with torch.no_grad():
         second.W_dec.mul_(0.5)
-    groups = {"all": [torch.ones(M).bool()] * 2}
+    groups = [{"all": torch.ones(M).bool()}] * 2
     pair = measure([first, second], x, groups).pairs[0]
     assert pair.r2 == pytest.approx(1)
     assert pair.token_r2 == pytest.approx(1)
@@ -97,7 +97,7 @@ def test_a_scaled_copy_is_explained_up_to_the_scale(x):
     assert pair.r2_ba < pair.r2_ab
 
 
-def miniature() -> tuple[list[SAE], dict[str, list[Tensor]], Tensor]:
+def miniature() -> tuple[list[SAE], list[dict[str, Tensor]], Tensor]:
     """Two seeds: a shared block in one half of the space, bases of their own in the other half."""
     d, m = 16, 8
     x = normal((3000, d), 0, torch.float32)
@@ -108,7 +108,7 @@ def miniature() -> tuple[list[SAE], dict[str, list[Tensor]], Tensor]:
         basis[:, 8:] = unit_rows(16, 8, 50 + s)
         saes.append(sae_of(torch.cat([stable, basis]), k=12))
     unstable = torch.arange(24) >= m
-    return saes, {"stable": [~unstable] * 2, "unstable": [unstable] * 2}, x
+    return saes, [{"stable": ~unstable, "unstable": unstable}] * 2, x
 
 
 def test_other_features_of_the_same_plane_do_much_of_the_same():
@@ -132,7 +132,8 @@ def test_random_groups_are_as_their_null_says():
     inside, ps = 0, []
     for seed in range(20):
         masks = [torch.randperm(24, generator=generator(5 * seed + s)) < 8 for s in range(2)]
-        pair = measure(saes, x[:300], {"g": masks}, draws=19, seed=seed).pairs[0]
+        groups = [{"g": mask} for mask in masks]
+        pair = measure(saes, x[:300], groups, draws=19, seed=seed).pairs[0]
         (test,) = (test for test in pair.tests if test.statistic == "r2")
         ps.append(test.p)
         inside += test.low <= test.value <= test.high
@@ -144,10 +145,9 @@ def test_random_groups_may_be_as_active_in_sum():
     """A few features that do most: as many others do nothing like it, others as active do."""
     saes, _, x = miniature()
     mass = [each.mass for each in saefast.feature_statistics(saes, x, progress=False)]
-    masks = [its >= its.sort().values[-3] for its in mass]
+    groups = [{"busiest": its >= its.sort().values[-3]} for its in mass]
     by_number, by_mass = (
-        measure(saes, x, {"busiest": masks}, draws=10, mass=given).pairs[0]
-        for given in (None, mass)
+        measure(saes, x, groups, draws=10, mass=given).pairs[0] for given in (None, mass)
     )
     assert by_number.r2 == by_mass.r2
     kinds = [{test.null for test in pair.tests} for pair in (by_number, by_mass)]
@@ -156,21 +156,21 @@ def test_random_groups_may_be_as_active_in_sum():
         next(test for test in pair.tests if test.statistic == "r2") for pair in (by_number, by_mass)
     ]
     assert tests[0].mean < tests[1].mean
-    again = measure(saes, x, {"busiest": masks}, draws=10, mass=mass).pairs[0]
+    again = measure(saes, x, groups, draws=10, mass=mass).pairs[0]
     assert again.tests == by_mass.tests
 
 
 def test_only_groups_that_add_something_are_compared(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
     none = torch.zeros(M).bool()
-    found = measure(saes, x, {"none": [none, ~none]}, draws=2)
+    found = measure(saes, x, [{"none": none}, {"none": ~none}], draws=2)
     assert not found.pairs
     assert found.skipped == ("group 'none' in sae 0: adds nothing that varies",)
 
 
 def test_tokens_are_counted_to_the_last(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
-    groups = {"all": [torch.ones(M).bool()] * 2}
+    groups = [{"all": torch.ones(M).bool()}] * 2
     assert measure(saes, x, groups, tokens=700, batch_size=300).tokens == 700
     assert measure(saes, x, groups, tokens=5000, batch_size=300).tokens == 1000
     whole = measure(saes, x, groups, batch_size=1000).pairs[0]
@@ -184,7 +184,7 @@ def test_tokens_are_counted_to_the_last(x):
 
 def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(3)]
-    groups = {"some": [torch.arange(M) < 9] * 3}
+    groups = [{"some": torch.arange(M) < 9}] * 3
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
@@ -216,7 +216,7 @@ def test_bad_input_is_named(options, error, words):
     arguments = {
         "saes": [SAE(3, 4, k=2) for _ in range(2)],
         "activations": torch.ones(9, 3),
-        "groups": {"all": [torch.ones(4).bool()] * 2},
+        "groups": [{"all": torch.ones(4).bool()}] * 2,
         "progress": False,
     }
     with pytest.raises(error, match=words):

@@ -238,12 +238,13 @@ def test_what_never_fires_is_left_out_of_the_regression():
 
 def test_what_bad_input_is_told(planted):
     sae, rows, masks = planted
-    for given_masks, options, kind, words in (
-        ([masks, masks], {}, ValueError, "masks must be one for each SAE, 1, got 2"),
-        ({"a": masks["stable"].long()}, {}, TypeError, r"masks\[0\]\['a'\] must be a bool tensor"),
+    for groups, options, kind, words in (
+        ([masks["stable"]], {}, TypeError, r"groups\[0\] must be a dict"),
+        ([masks, masks], {}, ValueError, "groups must hold a dict .* for each of the 1 SAEs"),
+        ({"a": masks["stable"].long()}, {}, TypeError, r"groups\[0\]\['a'\] must be a bool tensor"),
         ({"a": masks["stable"][1:]}, {}, ValueError, r"must have shape \(96,\)"),
         (masks, {"mass": torch.ones(3)}, ValueError, r"mass\[0\] must have shape \(96,\)"),
         (masks, {"draws": 0}, ValueError, "draws must be at least 1"),
     ):
         with pytest.raises(kind, match=words):
-            function(sae, rows, given_masks, **options)
+            function(sae, rows, groups, **options)

@@ -186,13 +186,13 @@ class TestPatching:
 
     def test_what_does_not_fit_is_told(self) -> None:
         model = llama()
-        for masks, error in (
+        for groups, error in (
             ({"a": torch.ones(48)}, "must be a bool tensor"),
             ({"a": [True]}, "must be a bool tensor"),
         ):
             with pytest.raises(TypeError, match=error):
-                evaluate_patched(model, 1, random_sae(), masks, **self.SETTINGS)
-        with pytest.raises(ValueError, match=r"masks\['a'\] must have shape \(48,\)"):
+                evaluate_patched(model, 1, random_sae(), groups, **self.SETTINGS)
+        with pytest.raises(ValueError, match=r"groups\['a'\] must have shape \(48,\)"):
             evaluate_patched(model, 1, random_sae(), {"a": torch.ones(47) > 0}, **self.SETTINGS)
         with pytest.raises(ValueError, match="got a transcoder"):
             evaluate_patched(model, 1, saefast.SAE(D, 48, d_out=D), **self.SETTINGS)

@@ -156,6 +156,26 @@ def test_planted_features_are_found_and_others_are_not(match):
         assert torch.equal(result.groups(unstable=0.5)[s]["unstable"], expected <= 3)
 
 
+def test_rounding_in_a_cut_leaves_no_feature_out():
+    """3 of 10 are 0.3, which is less than 0.1 + 0.2 in floating point; 1 of 10 is above 1 - 0.9."""
+    matches = {}
+    for s, t in itertools.permutations(range(11), 2):
+        hit = torch.arange(11) > (t - (t > s))  # feature i hits in i of the others
+        matches[s, t] = Matches(torch.zeros(11).long(), hit.float(), hit)
+    result = score([torch.ones(11, 2)] * 11, matches=matches)
+    stable, unstable = 0.1 + 0.2, 1 - 0.9
+    expected = torch.arange(11) >= 3, torch.arange(11) <= 1
+    assert torch.equal(result.stable(stable)[0], expected[0])
+    assert torch.equal(result.unstable(unstable)[0], expected[1])
+    groups = result.groups(stable=stable, unstable=unstable)[0]
+    assert torch.equal(groups["stable"], expected[0])
+    assert torch.equal(groups["unstable"], expected[1])
+    (point,) = stability_curve(result, [0.7], stable=stable, unstable=unstable)
+    assert (point.stable, point.unstable) == pytest.approx((8 / 11, 2 / 11))
+    with pytest.raises(ValueError, match="stable must be a share above unstable"):
+        stability_curve(result, stable=0.2, unstable=0.2)
+
+
 PROOF = Proof(
     value=1.0,
     upper_bound=1.0,

@@ -34,7 +34,7 @@ def in_plane(basis: Tensor, m: int, seed: int) -> Tensor:
 
 def fit(dictionaries, groups=None, **options) -> Subspaces:
     """Without draws and bars, unless they are asked for."""
-    groups = groups or {"all": [torch.ones(len(each)).bool() for each in dictionaries]}
+    groups = groups or [{"all": torch.ones(len(each)).bool()} for each in dictionaries]
     options = {"nulls": ["haar"], "progress": False} | options
     return saefast.fit_subspaces(dictionaries, groups=groups, **options)
 
@@ -85,7 +85,7 @@ def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Ten
         basis = same if shared else plane(r, d, seed + 10 + s)
         dictionaries.append(torch.cat([stable, in_plane(basis, m, seed + 20 + s)]))
     unstable = torch.arange(40 + m) >= 40
-    return dictionaries, {"stable": [~unstable] * 3, "unstable": [unstable] * 3}
+    return dictionaries, [{"stable": ~unstable, "unstable": unstable}] * 3
 
 
 def test_features_that_do_not_come_back_may_span_a_plane_that_does():
@@ -154,7 +154,7 @@ def test_groups_of_a_stability():
     alive = torch.ones(m).bool()
     alive[5] = False
     scores = Scores([score, score], [alive, torch.ones(m).bool()])
-    extra = {"first": [torch.arange(m) < 10] * 2}
+    extra = [{"first": torch.arange(m) < 10}] * 2
     found = saefast.fit_subspaces(
         dictionaries, scores, groups=extra, nulls=["haar"], progress=False
     )
@@ -171,9 +171,35 @@ def test_groups_of_a_stability():
         ("first", 1): (9, 1),
     }
     wider = saefast.fit_subspaces(
-        dictionaries, scores, stable=0.5, unstable=0.5, nulls=["haar"], progress=False
+        dictionaries, scores, stable=0.5, unstable=0.4, nulls=["haar"], progress=False
     )
     assert wider.spectrum("stable", 0).features > high
+
+
+def test_groups_of_a_stability_fit_everywhere():
+    """As masks they give what the stability itself gives, and feature_function takes them, too."""
+    saes = [saefast.SAE(8, 20, k=4, seed=seed) for seed in range(3)]
+    with torch.no_grad():
+        for sae in saes[1:]:
+            sae.W_dec[:7] = saes[0].W_dec[:7]
+    stability = saefast.score_stability(saes, progress=False)
+    groups = stability.groups()
+    quiet = {"draws": 2, "progress": False}
+    by_score, by_mask = (
+        saefast.fit_subspaces(saes, scored, groups=masks, nulls=["random"], **quiet)
+        for scored, masks in ((stability, None), (None, groups))
+    )
+    assert by_score.groups == ("stable", "unstable")
+    assert by_mask.tables() == by_score.tables()
+    x = normal((200, 8), 0, torch.float32)
+    by_score, by_mask = (
+        saefast.contribution_r2(saes, x, scored, groups=masks, **quiet)
+        for scored, masks in ((stability, None), (None, groups))
+    )
+    assert len(by_score.pairs) == 6
+    assert by_mask.as_rows() == by_score.as_rows()
+    found = saefast.feature_function(saes, x, groups, progress=False)
+    assert [row.features for row in found[0].groups] == [int(m.sum()) for m in groups[0].values()]
 
 
 def test_dead_features_do_not_count():
@@ -188,8 +214,8 @@ def test_dead_features_do_not_count():
     assert_same_bits(found.pairs[0].overlap_curve, plain.pairs[0].overlap_curve)
 
 
-def groups_of(m: int, seeds: int = 2) -> dict[str, list[Tensor]]:
-    return {"all": [torch.ones(m).bool()] * seeds}
+def groups_of(m: int, seeds: int = 2) -> list[dict[str, Tensor]]:
+    return [{"all": torch.ones(m).bool()}] * seeds
 
 
 @settings(max_examples=30)
@@ -243,7 +269,7 @@ def test_groups_with_few_or_no_features_are_named():
     dictionaries[2][10:20] = 0
     one, none = torch.arange(30) < 1, torch.arange(30) < 0
     gone = (torch.arange(30) >= 10) & (torch.arange(30) < 20)
-    groups = {"one": [one] * 3, "none": [none] * 3, "gone": [gone] * 3}
+    groups = [{"one": one, "none": none, "gone": gone}] * 3
     found = fit(
         dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, initial=dictionaries, draws=3,
         covariance=torch.eye(8),
@@ -333,9 +359,10 @@ def test_the_encoder_side_and_both_methods(method):
 
 
 TWO = [torch.ones(4, 3), torch.eye(4)[:, :3]]
-ALL = {"all": [torch.ones(4).bool()] * 2}
-WIDE = Scores([torch.ones(5)] * 2, ALL["all"])
-FEW = Scores([torch.ones(4)], ALL["all"])
+ALL = [{"all": torch.ones(4).bool()}] * 2
+WIDE = Scores([torch.ones(5)] * 2, [torch.ones(4).bool()] * 2)
+SCORED = Scores([torch.ones(4)] * 2, [torch.ones(4).bool()] * 2)
+FEW = Scores([torch.ones(4)], [torch.ones(4).bool()] * 2)
 
 
 @pytest.mark.parametrize(
@@ -346,9 +373,14 @@ FEW = Scores([torch.ones(4)], ALL["all"])
         ({"dictionaries": TWO[:1]}, ValueError, "dictionaries must be at least 2"),
         ({"dictionaries": [TWO[0], torch.ones(4, 2)]}, ValueError, r"dictionaries\[1\].*others"),
         ({"groups": None}, ValueError, "stability or groups must be given"),
-        ({"groups": {"x": ALL["all"][:1]}}, ValueError, r"groups\['x'\] must hold a tensor for ea"),
-        ({"groups": {"x": [torch.ones(4)] * 2}}, TypeError, r"groups\['x'\]\[0\] must be a bool"),
-        ({"groups": {"x": [torch.ones(5).bool()] * 2}}, ValueError, r"groups\['x'\]\[0\] mu"),
+        ({"groups": [{}, {}]}, ValueError, "stability or groups must be given"),
+        ({"groups": ALL[:1]}, ValueError, "groups must hold a dict .* for each of the 2 SAEs"),
+        ({"groups": {"x": [torch.ones(4).bool()] * 2}}, ValueError, "groups must hold a dict"),
+        ({"groups": [torch.ones(4).bool()] * 2}, TypeError, r"groups\[0\] must be a dict"),
+        ({"groups": [{"x": torch.ones(4)}] * 2}, TypeError, r"groups\[0\]\['x'\] must be a bool"),
+        ({"groups": [{"x": torch.ones(5).bool()}] * 2}, ValueError, r"groups\[0\]\['x'\] mu"),
+        ({"groups": [ALL[0], {}]}, ValueError, r"groups\[1\] must have the names of groups\[0\]"),
+        ({"stability": SCORED, "stable": 0.2}, ValueError, "stable must be a share above unstable"),
         ({"side": "both"}, ValueError, "side must be one of decoder, encoder"),
         ({"side": "encoder"}, ValueError, r"dictionaries\[0\] has no W_enc"),
         ({"rank": 0}, ValueError, "rank must be at least 1"),

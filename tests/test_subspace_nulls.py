@@ -72,7 +72,7 @@ def rows_under(null: str, seed: int) -> tuple[list[Tensor], dict[str, list[Tenso
         return [anisotropic(m, d, seed) @ turn for turn in turns], groups_of(m)
     # A random half of each seed, whatever the seeds share.
     half = [torch.randperm(m, generator=generator_of(seed, s)) < m // 2 for s in range(2)]
-    return [anisotropic(m, d, 7)] * 2, {"all": half}
+    return [anisotropic(m, d, 7)] * 2, [{"all": mask} for mask in half]
 
 
 @pytest.mark.parametrize("null", ["random", "covariance", "subset", "rotated"])
@@ -110,7 +110,7 @@ def test_directions_of_one_covariance_overlap_without_having_anything_else_in_co
 def test_a_plane_beyond_the_covariance_is_seen_beside_it():
     hidden = plane(3, 20, 5)
     rows = [torch.cat([in_plane(hidden, 40, 10 + s), anisotropic(60, 20, s)]) for s in range(2)]
-    group = {"u": [torch.arange(100) < 40] * 2}
+    group = [{"u": torch.arange(100) < 40}] * 2
     covariance = torch.diag(scale(20).square())
     pair = fit(rows, group, nulls=["covariance", "subset"], covariance=covariance, rank=3).pairs[0]
     for null in ("covariance", "subset"):
@@ -158,7 +158,7 @@ def test_the_initial_null_is_the_same_group_before_training():
     before = [normal((30, 6), s, torch.float64) for s in range(2)]
     before[1][3] = 0
     after = [normal((30, 6), 5 + s, torch.float64) for s in range(2)]
-    groups = {"some": [torch.arange(30) < 12] * 2}
+    groups = [{"some": torch.arange(30) < 12}] * 2
     found = fit(after, groups, nulls=["initial"], initial=before, rank=2)
     expected = fit(before, groups, rank=2)
     pair, other = found.pairs[0], expected.pairs[0]
@@ -173,10 +173,11 @@ def test_the_initial_null_is_the_same_group_before_training():
 
 def test_draws_depend_on_seed_null_and_group_alone():
     rows = [anisotropic(40, 6, s) for s in range(2)]
-    half = {"half": [torch.arange(40) < 20] * 2}
+    half = [{"half": torch.arange(40) < 20}] * 2
     options = {"draws": 5, "rank": 2}
     alone = fit(rows, half, nulls=["subset"], **options).pair("half", 0, 1)
-    among = fit(rows, groups_of(40) | half, nulls=["random", "subset"], **options)
+    both = [groups_of(40)[0] | half[0]] * 2
+    among = fit(rows, both, nulls=["random", "subset"], **options)
     again = fit(rows, half, nulls=["subset"], seed=1, **options).pair("half", 0, 1)
     more = fit(rows, half, nulls=["subset"], **options | {"draws": 6}).pair("half", 0, 1)
     assert test_of(among.pair("half", 0, 1), "subset", "overlap") == alone.tests[0]

@@ -15,6 +15,7 @@ from saefast.nulls.draws import mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE, as_saes, code_of
+from saefast.stability.groups import Groups, as_groups
 from saefast.types import SparseCode, brief
 
 _CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
@@ -108,15 +109,12 @@ class FeatureFunction:
 
 _SIDES = ("keep", "drop")
 
-Masks = Mapping[str, Tensor]
-"""Groups of features by name, each [m] bool"""
-
 
 @torch.no_grad()
 def feature_function(
     saes: SAE | Sequence[SAE],
     activations: Any,
-    masks: Masks | Sequence[Masks],
+    groups: Groups | Mapping[str, Tensor],
     *,
     mass: Tensor | Sequence[Tensor] | None = None,
     draws: int = 5,
@@ -134,7 +132,8 @@ def feature_function(
         saes: those of different seeds, on the same activations.
         activations: what `saefast.activations.open_activations` takes; best not those that the
             SAEs were trained on.
-        masks: for each SAE its groups by name, such as {"stable": ..., "unstable": ...}.
+        groups: for each SAE its groups {name: [m] bool}, such as `Stability.groups` returns; one
+            dict alone if there is one SAE.
         mass: for each SAE [m], `FeatureStatistics.mass`. With it every group gets random sets of
             as many features, and random sets of as much activation mass; both are drawn from all
             features that fire, those of the group included.
@@ -153,12 +152,12 @@ def feature_function(
     saes = as_saes(saes, one_pass.source.d)
     checks.whole("draws", draws)
     checks.at_least("draws", draws, 1)
-    each_masks = _for_each("masks", [masks] if isinstance(masks, Mapping) else masks, saes)
+    each_groups = as_groups(groups, [sae.m for sae in saes])
     each_mass: Sequence[Tensor | None] = [None] * len(saes)
     if mass is not None:
         each_mass = _for_each("mass", [mass] if isinstance(mass, Tensor) else mass, saes)
     sums = [
-        _Sums(sae, _sets(sae, number, each_masks[number], each_mass[number], draws, seed))
+        _Sums(sae, _sets(sae, number, each_groups[number], each_mass[number], draws, seed))
         for number, sae in enumerate(saes)
     ]
     spread = Spread()
@@ -237,15 +236,14 @@ class _Sums:
 
 
 def _sets(
-    sae: SAE, number: int, masks: Masks, mass: Tensor | None, draws: int, seed: int
+    sae: SAE, number: int, groups: dict[str, Tensor], mass: Tensor | None, draws: int, seed: int
 ) -> list[_Set]:
     """The groups of one SAE, each followed by its controls."""
     known = None if mass is None else mass.double().cpu()
     if known is not None:
         checks.shape(f"mass[{number}]", known, (sae.m,))
     sets = []
-    for name, mask in masks.items():
-        _check_mask(f"masks[{number}][{name!r}]", mask, sae.m)
+    for name, mask in groups.items():
         mask = mask.cpu()
         drawn = [("", 0, mask)]
         if known is not None:
@@ -259,13 +257,6 @@ def _sets(
             shared = float((its & mask).sum()) / max(int(mask.sum()), 1)
             sets.append(_Set(name, control, draw, its, its_mass, shared))
     return sets
-
-
-def _check_mask(name: str, mask: object, m: int) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{name} must be a bool tensor [m], got {got}")
-    checks.shape(name, mask, (m,))
 
 
 def _for_each(name: str, values: Sequence[Any], saes: Sequence[SAE]) -> Sequence[Any]:

@@ -1,6 +1,6 @@
 """Whether groups of features do the same in different seeds: what they add to each token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -81,7 +81,7 @@ def contribution_r2(
     activations: Any,
     stability: Scored | None = None,
     *,
-    groups: Mapping[str, Sequence[Tensor]] | None = None,
+    groups: Groups | None = None,
     stable: float = 0.8,
     unstable: float = 0.2,
     mass: Sequence[Tensor] | None = None,
@@ -101,7 +101,7 @@ def contribution_r2(
         saes: of different seeds, on any device.
         activations: what `train_saes` takes: a tensor [n, d], a path, a store.
         stability: what `score_stability` found for them: groups "stable" and "unstable".
-        groups: more groups, by name: for each SAE a bool tensor [m] of who belongs to it.
+        groups: more groups: for each SAE {name: [m] bool}.
         stable: the least score of a stable feature.
         unstable: the largest score of an unstable one.
         mass: for each SAE [m], `FeatureStatistics.mass`. With it random groups are as active in sum
@@ -120,7 +120,7 @@ def contribution_r2(
     source = open_activations(activations)
     saes = as_saes(saes, source.d, 2)
     known = _check(saes, draws, band)
-    masks = feature_groups(known, stability, groups, stable, unstable)
+    masks = feature_groups([each.m for each in known], stability, groups, stable, unstable)
     tokens = count_tokens(source, tokens, 2)
     one_pass = OnePass(
         source,
@@ -232,11 +232,15 @@ def _weights(mass: Sequence[Tensor], saes: Sequence[SAE]) -> list[Tensor]:
 
 
 def _variants(
-    masks: Groups, alive: list[Tensor], weights: list[Tensor] | None, draws: int, seed: int
+    groups: list[dict[str, Tensor]],
+    alive: list[Tensor],
+    weights: list[Tensor] | None,
+    draws: int,
+    seed: int,
 ) -> list[_Variant]:
     variants = []
-    for group, several in masks.items():
-        several = [mask.cpu() & one for mask, one in zip(several, alive, strict=True)]
+    for group in groups[0]:
+        several = [each[group].cpu() & one for each, one in zip(groups, alive, strict=True)]
         variants.append(_Variant(group, None, several))
         for number in range(draws):
             random = [

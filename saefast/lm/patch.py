@@ -60,7 +60,7 @@ class Patching:
     full: PatchEffect
     """the reconstruction"""
     keep: dict[str, PatchEffect] = field(default_factory=dict)
-    """the reconstruction from the latents of a mask alone"""
+    """the reconstruction from the latents of a group alone"""
     drop: dict[str, PatchEffect] = field(default_factory=dict)
     """that from all others"""
     contexts: int = 0
@@ -71,7 +71,7 @@ def evaluate_patched(
     model: LanguageModel,
     site: int | str,
     sae: SAE,
-    masks: Mapping[str, Tensor] | None = None,
+    groups: Mapping[str, Tensor] | None = None,
     *,
     corpus: Texts | None = None,
     tokens: int = 16384,
@@ -89,8 +89,8 @@ def evaluate_patched(
         model: from `load_model`.
         site: as in `harvest`.
         sae: trained on the activations of that site.
-        masks: sets of latents [m] bool by name; each is kept alone, and dropped alone. Codes are
-            those of the whole SAE.
+        groups: of latents, {name: [m] bool}, such as one entry of `Stability.groups()`; each is
+            kept alone, and dropped alone. Codes are those of the whole SAE.
         corpus: by default the part of `builtin_corpus()` that is held out.
         tokens: about how many; whole batches are taken.
         context: tokens that the model sees at once.
@@ -103,7 +103,7 @@ def evaluate_patched(
     """
     check_model(model)
     found = find_site(model.model, site)
-    chosen = dict(masks or {})
+    chosen = dict(groups or {})
     check_sae(sae, chosen)
     batches = held_out_batches(model, corpus, tokens, context, batch_size, drop_bos)
     if mean is None:
@@ -201,8 +201,8 @@ def _mean(model: LanguageModel, site: Site, batches: list[TokenBatch]) -> Tensor
     return (total / rows).float()
 
 
-def check_sae(sae: SAE, masks: Mapping[str, Tensor] | None = None) -> None:
-    """It can stand at a site, and the masks are of its latents."""
+def check_sae(sae: SAE, groups: Mapping[str, Tensor] | None = None) -> None:
+    """Raise unless the SAE can stand at a site and the groups are of its latents."""
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
     if sae.transcodes:
@@ -210,11 +210,8 @@ def check_sae(sae: SAE, masks: Mapping[str, Tensor] | None = None) -> None:
             "sae must reconstruct what it encodes, got a transcoder, whose output belongs at "
             "another site"
         )
-    for name, mask in (masks or {}).items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"masks[{name!r}] must be a bool tensor [m], got {kind}")
-        checks.shape(f"masks[{name!r}]", mask, (sae.m,))
+    for name, mask in (groups or {}).items():
+        checks.mask(f"groups[{name!r}]", mask, sae.m)
 
 
 def _effects(found: Mapping[str, Losses], predictions: Tensor) -> dict[str, PatchEffect]:

@@ -129,7 +129,7 @@ def stability(job: Job) -> None:
         names.append([("dead", "mixed", "stable", "unstable")[kind] for kind in kinds.tolist()])
     columns = ("alive", "score", "support", "low", "high", "soft", "similarity", "partner")
     job.add_features({"group": names, **{name: getattr(found, name) for name in columns}})
-    curve = stability_curve(found, stable_cut=rule.stable, unstable_cut=rule.unstable)
+    curve = stability_curve(found, stable=rule.stable, unstable=rule.unstable)
     write_json(
         job.run / STABILITY,
         {

@@ -144,7 +144,7 @@ class PoolingStudy:
 
 
 def evaluate_pooling(
-    groups: Sequence[Sequence[SAE]],
+    saes: Sequence[Sequence[SAE]],
     pools: Sequence[Dictionary],
     activations: Any,
     held_out: Any,
@@ -165,13 +165,13 @@ def evaluate_pooling(
     where different seeds do. Every control is a pair from disjoint seeds as well.
 
     Args:
-        groups: two groups of SAEs without a common seed.
-        pools: what `pool_features` made of each group, of one width.
+        saes: two lists of SAEs without a common seed.
+        pools: what `pool_features` made of each list, of one width.
         activations: what to train on.
         held_out: what to measure on, other rows. Frequencies for cutting are measured here too.
         fine_tune: how pools and pruned SAEs are trained further: `tokens`, `lr` and the rest;
             `latents`, `k`, `variant`, `seeds` and `name` are set here.
-        scratch: how the SAEs of the groups were trained, `tokens` each. Its first two seeds are
+        scratch: how the SAEs of the lists were trained, `tokens` each. Its first two seeds are
             those of the SAEs trained from scratch, which get another width.
         scratch_tokens: for how long those are trained. None: as many tokens as all training that
             went into a pool, its seeds and the fine-tuning together.
@@ -187,8 +187,8 @@ def evaluate_pooling(
     Returns:
         `PoolingStudy`; its `verdict` says in words whether pooling is better than every control.
     """
-    width = _check(groups, pools, scratch, margin)
-    singles = [group[0] for group in groups]
+    width = _check(saes, pools, scratch, margin)
+    singles = [each[0] for each in saes]
     measure: dict[str, Any] = {"rows": rows, "progress": progress}
     rates = [its.firing_rate for its in reconstruction(singles, held_out, **measure)]
     k, variant = singles[0].k, singles[0].variant
@@ -199,15 +199,15 @@ def evaluate_pooling(
     tuned = train_saes(
         activations,
         [
-            replace(settings, name=name, latents=saes[0].m)
-            for name, saes in (("pooled", pooled), ("pruned", pruned))
+            replace(settings, name=name, latents=pair[0].m)
+            for name, pair in (("pooled", pooled), ("pruned", pruned))
         ],
         initial=[*pooled, *pruned],
         **_going_on(out, "fine-tuned"),
         progress=progress,
         device=device,
     )
-    all_tokens = len(groups[0]) * scratch.tokens + fine_tune.tokens
+    all_tokens = len(saes[0]) * scratch.tokens + fine_tune.tokens
     anew = replace(
         scratch, latents=width, k=min(k, width), seeds=seeds, tokens=scratch_tokens or all_tokens
     )
@@ -220,10 +220,10 @@ def evaluate_pooling(
         "scratch": (from_scratch, anew.tokens),
         "single": (singles, scratch.tokens),
     }
-    saes = [sae for pair, _ in methods.values() for sae in pair]
-    found = reconstruction(saes, held_out, **measure)
+    trained = [sae for pair, _ in methods.values() for sae in pair]
+    found = reconstruction(trained, held_out, **measure)
     least = min(int((its.firing_rate > 0).sum()) for its in found)
-    equal = [cut(sae, its.firing_rate, least) for sae, its in zip(saes, found, strict=True)]
+    equal = [cut(sae, its.firing_rate, least) for sae, its in zip(trained, found, strict=True)]
     again = reconstruction(equal, held_out, **measure)
     results = tuple(
         MethodResult(
@@ -293,21 +293,21 @@ def _figures(outcome: Outcome) -> str:
 
 
 def _check(
-    groups: Sequence[Sequence[SAE]],
+    saes: Sequence[Sequence[SAE]],
     pools: Sequence[Dictionary],
     scratch: TrainConfig,
     margin: float,
 ) -> int:
     """The width of the pools."""
-    for name, values in (("groups", groups), ("pools", pools), ("scratch.seeds", scratch.seeds)):
+    for name, values in (("saes", saes), ("pools", pools), ("scratch.seeds", scratch.seeds)):
         if len(values) < 2 or (name != "scratch.seeds" and len(values) > 2):
             raise ValueError(f"{name} must be two, of disjoint seeds, got {len(values)}")
-    if len(groups[0]) != len(groups[1]):
+    if len(saes[0]) != len(saes[1]):
+        raise ValueError(f"saes must be lists of equal size, got {len(saes[0])} and {len(saes[1])}")
+    if {id(sae) for sae in saes[0]} & {id(sae) for sae in saes[1]}:
         raise ValueError(
-            f"groups must be of equal size, got {len(groups[0])} and {len(groups[1])} SAEs"
+            "saes must be lists with no SAE in common: pools of the same seeds agree anyway"
         )
-    if {id(sae) for sae in groups[0]} & {id(sae) for sae in groups[1]}:
-        raise ValueError("groups must have no SAE in common: pools of the same seeds agree anyway")
     if pools[0].m != pools[1].m:
         raise ValueError(
             f"pools must be of one width, got {pools[0].m} and {pools[1].m}; give pool_features "

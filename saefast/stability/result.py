@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.stability.groups import groups_by_score, is_stable, is_unstable
 from saefast.types import brief
 
 CURVE = tuple(i / 50 for i in range(1, 51))
@@ -67,26 +68,23 @@ class Stability:
 
     __repr__ = brief
 
-    def stable(self, cut: float = 0.8) -> tuple[Tensor, ...]:
-        """[m] bool for each dictionary: the features alive with a score of at least `cut`."""
+    def stable(self, stable: float = 0.8) -> tuple[Tensor, ...]:
+        """[m] bool for each dictionary: the features alive with a score of at least `stable`."""
         return tuple(
-            (score >= cut) & alive for score, alive in zip(self.score, self.alive, strict=True)
+            is_stable(score, stable) & alive
+            for score, alive in zip(self.score, self.alive, strict=True)
         )
 
-    def unstable(self, cut: float = 0.2) -> tuple[Tensor, ...]:
-        """[m] bool for each dictionary: the features alive with a score of at most `cut`."""
+    def unstable(self, unstable: float = 0.2) -> tuple[Tensor, ...]:
+        """[m] bool for each dictionary: the features alive with a score of at most `unstable`."""
         return tuple(
-            (score <= cut) & alive for score, alive in zip(self.score, self.alive, strict=True)
+            is_unstable(score, unstable) & alive
+            for score, alive in zip(self.score, self.alive, strict=True)
         )
 
     def groups(self, stable: float = 0.8, unstable: float = 0.2) -> list[dict[str, Tensor]]:
-        """For each dictionary {"stable": mask, "unstable": mask}, as `feature_function` wants."""
-        if not 0 <= unstable < stable <= 1:
-            raise ValueError(
-                f"stable must be a share above unstable, {unstable}, and at most 1, got {stable}"
-            )
-        each = zip(self.stable(stable), self.unstable(unstable), strict=True)
-        return [{"stable": its, "unstable": others} for its, others in each]
+        """Return {"stable": mask, "unstable": mask} for each dictionary: any `groups=` takes it."""
+        return groups_by_score(self, stable, unstable)
 
     @property
     def dead(self) -> tuple[int, ...]:

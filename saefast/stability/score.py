@@ -15,6 +15,7 @@ from saefast.match.all_pairs import match_all
 from saefast.match.result import Matches
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
+from saefast.stability.groups import check_cuts, is_stable, is_unstable
 from saefast.stability.result import CURVE, Stability, StabilityRule
 
 MATCHES = ("nearest", "mutual", "one_to_one")
@@ -111,9 +112,9 @@ class CurvePoint(NamedTuple):
     score: float
     """mean over the features alive"""
     stable: float
-    """the share of them with a score of at least `stable_cut`"""
+    """the share of them with a score of at least `stable`"""
     unstable: float
-    """the share with a score of at most `unstable_cut`"""
+    """the share with a score of at most `unstable`"""
     chance: float
     """the mean score if they were random directions"""
 
@@ -122,20 +123,21 @@ def stability_curve(
     stability: Stability,
     thresholds: Sequence[float] = CURVE,
     *,
-    stable_cut: float = 0.8,
-    unstable_cut: float = 0.2,
+    stable: float = 0.8,
+    unstable: float = 0.2,
 ) -> list[CurvePoint]:
     """Mean score, stable and unstable share at each threshold; a convention is no argument.
 
     Args:
         stability: what `score_stability` returned.
         thresholds: of the match, not of the score.
-        stable_cut: a feature is stable if at least this share of the other SAEs has it.
-        unstable_cut: and unstable if at most this share has it.
+        stable: a feature is stable if at least this share of the other SAEs has it.
+        unstable: and unstable if at most this share has it.
 
     Returns:
         A `CurvePoint` for each threshold.
     """
+    check_cuts(stable, unstable)
     weights = torch.tensor([float(alive.sum()) for alive in stability.alive]).double()
     others = len(weights) - 1
     points = []
@@ -147,8 +149,8 @@ def stability_curve(
             CurvePoint(
                 threshold,
                 float(score.mean()),
-                float((score >= stable_cut).double().mean()),
-                float((score <= unstable_cut).double().mean()),
+                float(is_stable(score, stable).double().mean()),
+                float(is_unstable(score, unstable).double().mean()),
                 float((weights * by_chance).sum() / weights.sum()),
             )
         )
@@ -284,10 +286,7 @@ def _with_alive(each: Sequence[Dictionary], alive: Sequence[Tensor]) -> list[Dic
     if len(alive) != len(each):
         raise ValueError(f"alive must have a tensor per dictionary, {len(each)}, got {len(alive)}")
     for i, (dictionary, living) in enumerate(zip(each, alive, strict=True)):
-        if not isinstance(living, Tensor) or living.dtype != torch.bool:
-            kind = living.dtype if isinstance(living, Tensor) else type(living).__name__
-            raise TypeError(f"alive[{i}] must be a bool tensor [m], got {kind}")
-        checks.shape(f"alive[{i}]", living, (dictionary.m,))
+        checks.mask(f"alive[{i}]", living, dictionary.m)
     return [
         replace(dictionary, firing_rate=living.float())
         for dictionary, living in zip(each, alive, strict=True)

@@ -1,6 +1,6 @@
 """Which planes stable and unstable features span, and whether they come back from seed to seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.dictionary import Dictionary, Features, as_dictionaries, as_dictionary, side_of
 from saefast.linalg import side_by_side
-from saefast.stability.groups import Scored, feature_groups
+from saefast.stability.groups import Groups, Scored, feature_groups
 from saefast.subspace.group import Group, Plan, fit_group
 from saefast.subspace.nulls import NULLS, Member, drawn_nulls
 from saefast.subspace.results import Subspaces
@@ -21,7 +21,7 @@ def fit_subspaces(
     dictionaries: Sequence[Features],
     stability: Scored | None = None,
     *,
-    groups: Mapping[str, Sequence[Tensor]] | None = None,
+    groups: Groups | None = None,
     stable: float = 0.8,
     unstable: float = 0.2,
     side: str = "decoder",
@@ -52,7 +52,7 @@ def fit_subspaces(
             `Dictionary`s.
         stability: what `score_stability` found for them. Its groups are called "stable" and
             "unstable". None, if `groups` are all there are.
-        groups: more groups, by name: for each dictionary a bool tensor [m] of who belongs to it.
+        groups: more groups: for each dictionary {name: [m] bool}.
         stable: the least score of a stable feature.
         unstable: the largest score of an unstable one.
         side: which rows: "decoder" or "encoder".
@@ -85,9 +85,10 @@ def fit_subspaces(
     if covariance is not None:
         _check_covariance(covariance, d)
     before = None if initial is None else _initial_rows(initial, known, side)
-    masks = feature_groups(known, stability, groups, stable, unstable)
+    masks = feature_groups([each.m for each in known], stability, groups, stable, unstable)
     members = {
-        name: _members(known, chosen, stability, before, side) for name, chosen in masks.items()
+        name: _members(known, [each[name] for each in masks], stability, before, side)
+        for name in masks[0]
     }
     given = {"covariance": covariance, "initial": before}
     missing = [name for name in nulls if name in given and given[name] is None]
@@ -96,7 +97,7 @@ def fit_subspaces(
         names = [name for name in nulls if name not in missing]
         (drawn,) = run(partial(drawn_nulls, names, draws), [covariance])
         plan = Plan("haar" in names, drawn, rank, energy, band, seed, method)
-        steps = len(masks) * (1 + sum(null.draws for null in drawn))
+        steps = len(members) * (1 + sum(null.draws for null in drawn))
         with tqdm(total=steps, desc="subspaces", unit="draw", disable=not progress) as bar:
             for name, several in members.items():
                 found.append(fit_group(name, several, plan, run, bar.update))
