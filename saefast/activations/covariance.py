@@ -1,17 +1,16 @@
 """How activations vary: which directions any dictionary of them is likely to share."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass, count_tokens
 from saefast.activations.opening import open_activations
+from saefast.activations.protocol import ActivationSource
 from saefast.linalg import add_products, mirrored, side_by_side
 
 
 def activation_covariance(
-    activations: Any,
+    activations: ActivationSource,
     *,
     tokens: int | None = None,
     batch_size: int = 4096,

@@ -1,14 +1,14 @@
 """Read activations once, row by row: measurements, unlike training, take no row twice."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast import checks
 from saefast.activations.opening import open_activations
-from saefast.activations.protocol import Activations, Batch
+from saefast.activations.protocol import Activations, ActivationSource, Batch
 from saefast.activations.shuffled import Shuffled
 from saefast.activations.store import StoreActivations
 
@@ -61,7 +61,7 @@ class OnePass:
 
     def __init__(
         self,
-        activations: Any,
+        activations: ActivationSource,
         *,
         batch_size: int = 4096,
         rows: int | None = None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor
 
 from saefast.activations.files import open_npy, open_pt, open_safetensors
 from saefast.activations.iterator import IteratorActivations
-from saefast.activations.protocol import Activations
+from saefast.activations.protocol import Activations, ActivationSource
 from saefast.activations.sae_lens import open_sae_lens
 from saefast.activations.store import INDEX, StoreActivations
 from saefast.activations.tensors import TensorActivations, as_rows
 
 
-def open_activations(source: Any, *, dtype: torch.dtype | None = torch.float32) -> Activations:
+def open_activations(
+    source: ActivationSource, *, dtype: torch.dtype | None = torch.float32
+) -> Activations:
     """Open `source` as activations whose batches come out in `dtype`.
 
     None: as they are stored, at most float32; an iterator, which stores nothing, gives float32.

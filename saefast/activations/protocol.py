@@ -1,8 +1,9 @@
 """What a trainer asks of its data: an endless, reproducible stream of batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,14 @@ class Activations(Protocol):
 
     def locate(self, row: int) -> str:
         """Where the row of this number lies, for an error message."""
+
+
+Item = Tensor | NDArray[Any]
+"""Rows [n, d]"""
+
+ActivationSource = Activations | Item | str | Path | Iterable[Item | tuple[Item, Item] | list[Item]]
+"""What `open_activations` takes: activations, a tensor or array [n, d], a path, or what yields
+rows or pairs (rows, targets)"""
 
 
 def check_stream(batch_size: object, seed: object, start: object) -> None:

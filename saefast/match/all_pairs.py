@@ -5,10 +5,10 @@ import zlib
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from saefast.dictionary import Features, as_dictionaries
-from saefast.match.features import Matching, check_pair, match_both, pairs_bar
+from saefast.match.features import Matching, MatchOptions, check_pair, match_both, pairs_bar
 from saefast.match.files import Both, read_pair, write_pair
 from saefast.match.neighbours import Report
 from saefast.match.result import Matches
@@ -24,7 +24,7 @@ def match_all(
     *,
     out: str | Path | None = None,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[MatchOptions],
 ) -> Pairs:
     """Match every dictionary with every other: [s, t] has the partners of s's features among t's.
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -71,6 +71,24 @@ def match_features(
     check_pair("a", x, "b", y)
     with pairs_bar(2 * len(x) * len(y), progress) as bar:
         return match_both(x, y, how, bar.update)[0]
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of `match_features` for how partners are found."""
+
+    neighbours: int
+    floor: float | None
+    seconds: float | None
+    backend: str
+    memory: float
+
+
+class MatchOptions(SearchOptions, total=False):
+    """Options of `match_features` but `progress`."""
+
+    one_to_one: bool
+    side: str
+    absolute: bool
 
 
 @dataclass(frozen=True)

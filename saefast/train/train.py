@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from saefast import checks
-from saefast.activations import Activations, open_activations
+from saefast.activations import open_activations
+from saefast.activations.protocol import Activations, ActivationSource
 from saefast.disk.lock import Claim
 from saefast.sae import SAE
 from saefast.storage import load_sae
@@ -23,7 +24,7 @@ from saefast.train.metrics import CONVENTIONS, LOGGERS, loggers
 
 
 def train_saes(
-    activations: Any,
+    activations: ActivationSource,
     config: TrainConfig | Sequence[TrainConfig],
     *,
     initial: SAE | Sequence[SAE] | None = None,
