@@ -121,7 +121,7 @@ def test_other_features_of_the_same_plane_do_much_of_the_same():
     assert set(tests) == {"r2_ab", "r2_ba", "r2", "token_r2"}
     assert tests["r2"].p == pytest.approx(1 / 31)
     assert tests["r2"].high < unstable.r2
-    rows = found.as_rows()
+    rows = found.to_table().to_pylist()
     assert rows[1]["r2"] == unstable.r2
     assert rows[1]["r2_p"] == tests["r2"].p
     assert rows[1]["r2_null"] == tests["r2"].mean
@@ -188,7 +188,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(measure(saes, x, groups, draws=3).as_rows())
+        found.append(measure(saes, x, groups, draws=3).to_table())
         assert torch.get_num_threads() == threads
     assert found[0] == found[1] == found[2]
 

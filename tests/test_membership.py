@@ -39,7 +39,9 @@ def drawn(sizes: list[int], seed: int) -> Stability:
         partner[~alive[s]] = -1
         partner[(partner >= 0) & ~alive[t][partner.clamp(min=0)]] = -1
         similarity = one.similarity * (partner >= 0)
-        matches[s, t] = Matches(partner, similarity, one.mutual & (partner >= 0))
+        matches[s, t] = Matches(
+            partner=partner, similarity=similarity, mutual=one.mutual & (partner >= 0)
+        )
     blank = [torch.ones(m, 3) for m in sizes]
     return score(blank, threshold=0.5, matches=matches, alive=alive, progress=False)
 
@@ -189,7 +191,9 @@ def linked(pairs: list[tuple[tuple[int, int], tuple[int, int]]], s: int, m: int)
         for one, other in [*pairs, *((y, x) for x, y in pairs)]:
             if (one[0], other[0]) == (a, b):
                 partner[one[1]] = other[1]
-        matches[a, b] = Matches(partner, (partner >= 0).float(), partner >= 0)
+        matches[a, b] = Matches(
+            partner=partner, similarity=(partner >= 0).float(), mutual=partner >= 0
+        )
     return score([torch.ones(m, 2)] * s, matches=matches, progress=False)
 
 

@@ -1,6 +1,7 @@
 """measure_overlap against plain matrices, on copies, and at its nulls."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -150,6 +151,9 @@ def test_copies_share_everything():
     )
 
 
+KEY = ("name", "match", "side", "sign", "of", "threshold")
+
+
 def test_every_null_is_what_random_directions_have():
     """Each measure, averaged over draws, beside the expectation printed with it."""
     d, draws = 12, 16
@@ -161,7 +165,7 @@ def test_every_null_is_what_random_directions_have():
             for m in (120, 150)
         )
         for measure in overlap(a, b, thresholds=[0.5, 0.6, 0.7]).measures:
-            key = measure[:6]
+            key = tuple(getattr(measure, name) for name in KEY)
             found.setdefault(key, []).append(measure.value)
             nulls[key] = measure.null
     assert len(found) == len(overlap(a, b, thresholds=[0.5, 0.6, 0.7]).measures)
@@ -201,8 +205,8 @@ def test_what_is_matched_is_not_matched_again(monkeypatch):
 def test_without_encoders_there_are_no_measures_of_them():
     result = overlap(torch.eye(4), torch.eye(4))
     assert {measure.side for measure in result.measures} == {"decoder"}
-    rows = result.as_rows()
-    assert rows[0].keys() == set(saefast.Measure._fields)
+    rows = result.to_table().to_pylist()
+    assert rows[0].keys() == {field.name for field in fields(saefast.Measure)}
     assert len(rows) == len(result.measures)
     curve = result.select("shared", match="nearest", sign="signed", of="both")
     assert [point.threshold for point in curve] == list(saefast.stability.result.CURVE)

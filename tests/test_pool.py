@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -259,7 +258,7 @@ def test_a_pool_is_improved_by_fine_tuning(groups):
 def test_a_study_measures_what_it_says(groups):
     pools = [pooled(group, width=30) for group in groups]
     found = study(groups, pools)
-    table = pa.table(found.to_table()).to_pydict()
+    table = found.to_table().to_pydict()
     assert table["method"] == ["pooled", "pruned", "scratch", "single"]
     assert table["latents"] == [30, 30, 30, 40]
     assert table["tokens"] == [45_000, 25_000, 45_000, 20_000]
@@ -328,22 +327,36 @@ def test_the_verdict_says_yes_where_much_is_gained():
     assert found.results[0].whole.explained_variance > 0.7
 
 
+def outcome_of(explained: float, share: float, mcc: float, *, error: float) -> Outcome:
+    return Outcome(
+        explained_variance=explained,
+        match_share=share,
+        pw_mcc=mcc,
+        alive=10,
+        match_share_error=error,
+        pw_mcc_error=error,
+    )
+
+
+def result_of(method: str, outcome: Outcome) -> MethodResult:
+    return MethodResult(method=method, latents=10, tokens=100, whole=outcome, equal=outcome)
+
+
 @given(*[st.sampled_from([-0.05, -0.005, 0.0, 0.005, 0.05])] * 3)
 def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
     def result(method: str, *figures: float) -> MethodResult:
-        outcome = Outcome(*figures, 10, 0.0, 0.0)
-        return MethodResult(method, 10, 100, outcome, outcome)
+        return result_of(method, outcome_of(*figures, error=0.0))
 
     base = (0.8, 0.7, 0.6)
     gained = (ev, share, mcc)
     found = PoolingStudy(
-        (
+        results=(
             result("pooled", *(a + b for a, b in zip(base, gained, strict=True))),
             result("pruned", *base),
             result("single", 0.1, 0.1, 0.1),
         ),
-        0.7,
-        0.01,
+        threshold=0.7,
+        margin=0.01,
     )
     expected = max(gained) > 0.01 and min(gained) >= -0.01
     assert found.beaten == {"pruned": expected, "single": True}
@@ -354,21 +367,19 @@ def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
 @pytest.mark.parametrize(("error", "beaten"), [(0.0, True), (0.03, True), (0.04, False)])
 def test_a_few_latents_more_are_no_gain(error, beaten):
     """A gain of .1 is told from two errors of .03 each, not of .04."""
-    pooled_outcome = Outcome(0.8, 0.7, 0.6, 10, error, error)
-    other = Outcome(0.8, 0.6, 0.5, 10, error, error)
-    results = [
-        MethodResult(name, 10, 100, outcome, outcome)
-        for name, outcome in (("pooled", pooled_outcome), ("pruned", other))
-    ]
-    assert PoolingStudy(tuple(results), 0.7, 0.01).pays == beaten
+    results = (
+        result_of("pooled", outcome_of(0.8, 0.7, 0.6, error=error)),
+        result_of("pruned", outcome_of(0.8, 0.6, 0.5, error=error)),
+    )
+    assert PoolingStudy(results=results, threshold=0.7, margin=0.01).pays == beaten
 
 
 def test_what_a_bad_study_is_told(groups):
     pools = [pooled(group, width=30) for group in groups]
     for its, given_pools, options, words in (
-        (groups[:1], pools, {}, "groups must be two, of disjoint seeds, got 1"),
-        ([groups[0], groups[1][:1]], pools, {}, "groups must be of equal size, got 2 and 1"),
-        ([groups[0], groups[0]], pools, {}, "groups must have no SAE in common"),
+        (groups[:1], pools, {}, "saes must be two, of disjoint seeds, got 1"),
+        ([groups[0], groups[1][:1]], pools, {}, "saes must be lists of equal size, got 2 and 1"),
+        ([groups[0], groups[0]], pools, {}, "saes must be lists with no SAE in common"),
         (groups, [pools[0], pooled(groups[1], width=29)], {}, "pools must be of one width"),
         (groups, pools, {"scratch": replace(SCRATCH, seeds=(0,))}, "scratch.seeds must be two"),
     ):

@@ -161,7 +161,7 @@ def test_rounding_in_a_cut_leaves_no_feature_out():
     matches = {}
     for s, t in itertools.permutations(range(11), 2):
         hit = torch.arange(11) > (t - (t > s))  # feature i hits in i of the others
-        matches[s, t] = Matches(torch.zeros(11).long(), hit.float(), hit)
+        matches[s, t] = Matches(partner=torch.zeros(11).long(), similarity=hit.float(), mutual=hit)
     result = score([torch.ones(11, 2)] * 11, matches=matches)
     stable, unstable = 0.1 + 0.2, 1 - 0.9
     expected = torch.arange(11) >= 3, torch.arange(11) <= 1
@@ -195,7 +195,12 @@ def random_matches(sizes: list[int], seed: int, one_to_one: bool = False) -> dic
         partner = torch.randint(-1, sizes[t], (m,), generator=random)
         similarity = torch.rand(m, generator=random) * (partner >= 0)
         mutual = (torch.rand(m, generator=random) < 0.5) & (partner >= 0)
-        found[s, t] = Matches(partner, similarity, mutual, PROOF if one_to_one else None)
+        found[s, t] = Matches(
+            partner=partner,
+            similarity=similarity,
+            mutual=mutual,
+            proof=PROOF if one_to_one else None,
+        )
     return found
 
 
@@ -276,7 +281,7 @@ def test_the_interval_is_jeffreys(trials, confidence):
     matches = {}
     for s, t in itertools.permutations(range(m), 2):
         hit = torch.arange(m) > (t - (t > s))  # feature i hits in i of the others
-        matches[s, t] = Matches(torch.zeros(m).long(), hit.float(), hit)
+        matches[s, t] = Matches(partner=torch.zeros(m).long(), similarity=hit.float(), mutual=hit)
     result = score([torch.ones(m, 2)] * m, matches=matches, confidence=confidence)
     for hits in range(m):
         assert result.support[0][hits] == hits + 1

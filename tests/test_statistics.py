@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -180,7 +179,7 @@ def test_without_tokens_nothing_is_said_of_them(world):
     assert found.rows == 500
     for name in ("top_tokens", "modal_share", "token_entropy", "token_auroc", "start_share"):
         assert getattr(found, name) is None
-    table = pa.table(found.to_table())
+    table = found.to_table()
     assert table.num_rows == 60
     assert "token" not in table.column_names
 
@@ -188,7 +187,7 @@ def test_without_tokens_nothing_is_said_of_them(world):
 def test_the_table_has_a_row_for_each_feature(world):
     saes, rows, tokens, positions = world
     (found,) = statistics(saes[0], rows, tokens=tokens, positions=positions, top=9)
-    table = pa.table(found.to_table()).to_pydict()
+    table = found.to_table().to_pydict()
     assert table["feature"] == list(range(60))
     assert table["fired"] == found.fired.tolist()
     for feature, (values, count) in enumerate(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, Subspaces
+from saefast.run_folder import SUBSPACE_TABLES
 
 
 class Scores(NamedTuple):
@@ -190,14 +191,14 @@ def test_groups_of_a_stability_fit_everywhere():
         for scored, masks in ((stability, None), (None, groups))
     )
     assert by_score.groups == ("stable", "unstable")
-    assert by_mask.tables() == by_score.tables()
+    assert tables_of(by_mask) == tables_of(by_score)
     x = normal((200, 8), 0, torch.float32)
     by_score, by_mask = (
         saefast.contribution_r2(saes, x, scored, groups=masks, **quiet)
         for scored, masks in ((stability, None), (None, groups))
     )
     assert len(by_score.pairs) == 6
-    assert by_mask.as_rows() == by_score.as_rows()
+    assert by_mask.to_table() == by_score.to_table()
     found = saefast.feature_function(saes, x, groups, progress=False)
     assert [row.features for row in found[0].groups] == [int(m.sum()) for m in groups[0].values()]
 
@@ -296,16 +297,20 @@ def test_groups_with_few_or_no_features_are_named():
         found.spectrum("other", 0)
 
 
+def tables_of(found: Subspaces) -> list[pa.Table]:
+    return [found.to_table(name) for name in SUBSPACE_TABLES]
+
+
 def assert_finite(found: Subspaces) -> None:
-    for table in found.tables().values():
-        for row in table:
+    for name in SUBSPACE_TABLES:
+        for row in found.to_table(name).to_pylist():
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
 
 
-def test_tables_are_what_pyarrow_takes(tmp_path):
+def test_the_tables_hold_everything():
     dictionaries, groups = miniature(True, 3)
     found = fit(dictionaries, groups, nulls=["haar", "subset"], draws=3)
-    tables = {name: pa.Table.from_pylist(rows) for name, rows in found.tables().items()}
+    tables = {name: found.to_table(name) for name in SUBSPACE_TABLES}
     assert tables["spectra"].num_rows == 6
     assert tables["singular_values"].num_rows == 6 * 32
     assert tables["pairs"].num_rows == 6
@@ -331,7 +336,9 @@ def test_tables_are_what_pyarrow_takes(tmp_path):
         "participation_ratio",
         "energy_rank",
     }
-    assert found.as_rows() == found.tables()["pairs"]
+    assert found.to_table() == tables["pairs"]
+    with pytest.raises(ValueError, match="name must be one of spectra"):
+        found.to_table("planes")
 
 
 def test_the_same_bits_on_any_number_of_threads(torch_threads):
@@ -339,12 +346,11 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(
-            fit(
-                dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, draws=4,
-                initial=dictionaries, covariance=dictionaries[0].T @ dictionaries[0],
-            ).tables()
+        subspaces = fit(
+            dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, draws=4,
+            initial=dictionaries, covariance=dictionaries[0].T @ dictionaries[0],
         )  # fmt: skip
+        found.append(tables_of(subspaces))
     assert found[0] == found[1] == found[2]
 
 

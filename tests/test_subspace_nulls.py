@@ -130,7 +130,7 @@ def test_a_null_with_planes_too_small_is_named():
         "null 'covariance' of group 'all', dictionaries 0 and 1: its planes have only 1 of 2 "
         "dimensions",
     )
-    assert found.tables()["curves"][1]["covariance_mean"] is None
+    assert found.to_table("curves")["covariance_mean"][1].as_py() is None
 
 
 def test_random_directions_have_the_ranks_of_their_number():
@@ -150,8 +150,8 @@ def test_the_subset_null_is_of_those_alive():
     rate = (torch.arange(30) < 20).float()
     dictionaries = [Dictionary(each, firing_rate=rate) for each in rows]
     pair = fit(dictionaries, groups_of(30), nulls=["subset"], draws=4).pairs[0]
-    for band in pair.bands["subset"]:
-        torch.testing.assert_close(band, pair.overlap_curve)
+    for curve in vars(pair.bands["subset"]).values():
+        torch.testing.assert_close(curve, pair.overlap_curve)
 
 
 def test_the_initial_null_is_the_same_group_before_training():
@@ -192,9 +192,12 @@ def test_draws_depend_on_seed_null_and_group_alone():
 def test_a_number_beside_its_draws():
     draws = [0.1, 0.2, 0.3, 0.4]
     large = beside("n", "s", 0.3, draws, 0.5)
-    assert large[:2] == ("n", "s")
-    assert large[2:] == pytest.approx((0.3, 0.25, 0.1290994449, 0.175, 0.325, 3 / 5, 4))
+    assert (large.null, large.statistic, large.draws) == ("n", "s", 4)
+    numbers = (large.value, large.mean, large.sd, large.low, large.high, large.p)
+    assert numbers == pytest.approx((0.3, 0.25, 0.1290994449, 0.175, 0.325, 3 / 5))
     assert beside("n", "s", 0.2, draws, 0.5, small_is_extreme=True).p == 3 / 5
     assert beside("n", "s", 0.5, draws, 0.5).p == 1 / 5
     assert beside("n", "s", 0.0, draws, 0.5).p == 1
-    assert beside("n", "s", 0.5, [0.2], 0.5) == ("n", "s", 0.5, 0.2, None, None, None, None, 1)
+    assert beside("n", "s", 0.5, [0.2], 0.5) == NullTest(
+        null="n", statistic="s", value=0.5, mean=0.2, draws=1
+    )

@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saefast.disk.atomic import write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Table = Mapping[str, Any]
 """Columns of equal length by name: arrays, tensors on the CPU or lists."""
@@ -35,19 +38,21 @@ def read_json(path: Path) -> Any:
         )
 
 
-def write_table(path: Path, columns: Table, metadata: Mapping[bytes, bytes] | None = None) -> None:
+def write_table(
+    path: Path, columns: "Table | pa.Table", metadata: Mapping[bytes, bytes] | None = None
+) -> None:
     """Write columns of equal length as a Parquet file.
 
     Args:
         path: the file; missing folders are made.
-        columns: the columns by name.
+        columns: the columns by name, or a table of them.
         metadata: of the file's schema; None: what pyarrow makes of the columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(dict(columns))
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
     if metadata is not None:
         table = table.replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
@@ -55,10 +60,17 @@ def write_table(path: Path, columns: Table, metadata: Mapping[bytes, bytes] | No
     write_whole(path, sink.getvalue().to_pybytes())
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as a Parquet file; its columns are those of all rows, missing cells are null."""
+def table_of(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """Build a table of rows; its columns are those of all rows, missing cells are null."""
+    import pyarrow as pa
+
     names = dict.fromkeys(name for row in rows for name in row)
-    write_table(path, {name: [row.get(name) for row in rows] for name in names})
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a Parquet file; its columns are those of all rows, missing cells are null."""
+    write_table(path, table_of(rows))
 
 
 def read_table(path: Path) -> Any:

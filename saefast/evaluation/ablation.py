@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass
+from saefast.activations.protocol import ActivationSource
+from saefast.disk.tables import table_of
 from saefast.evaluation.reconstruction import Spread, sum_of_squares
 from saefast.nulls.draws import mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
@@ -18,13 +20,17 @@ from saefast.sae import SAE, as_saes, code_of
 from saefast.stability.groups import Groups, as_groups
 from saefast.types import SparseCode, brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
     "size": size_matched,
     "mass": mass_matched,
 }
 
 
-class GroupFunction(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class GroupFunction:
     """What one set of features contributes; the code is always that of the whole encoder."""
 
     group: str
@@ -43,7 +49,8 @@ class GroupFunction(NamedTuple):
     """explained variance with all others"""
 
 
-class Spreads(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Spreads:
     """Mean and standard deviation over the draws of a control; of a group itself, the value."""
 
     group: str
@@ -57,7 +64,7 @@ class Spreads(NamedTuple):
     shared: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureFunction:
     """What the features of one SAE contribute on the rows of one pass.
 
@@ -90,7 +97,8 @@ class FeatureFunction:
             std = [float(values.std(ddof=1)) if len(found) > 1 else 0.0 for values in (keep, drop)]
             lines.append(
                 Spreads(
-                    *key,
+                    group=key[0],
+                    control=key[1],
                     draws=len(found),
                     features=float(np.mean([row.features for row in found])),
                     keep=float(keep.mean()),
@@ -102,9 +110,9 @@ class FeatureFunction:
             )
         return lines
 
-    def to_table(self) -> dict[str, list[Any]]:
-        """A column for each quantity of `groups`: for `pyarrow.table` or pandas."""
-        return {name: [getattr(row, name) for row in self.groups] for name in GroupFunction._fields}
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each group and each of its random sets."""
+        return table_of([vars(row) for row in self.groups])
 
 
 _SIDES = ("keep", "drop")
@@ -113,7 +121,7 @@ _SIDES = ("keep", "drop")
 @torch.no_grad()
 def feature_function(
     saes: SAE | Sequence[SAE],
-    activations: Any,
+    activations: ActivationSource,
     groups: Groups | Mapping[str, Tensor],
     *,
     mass: Tensor | Sequence[Tensor] | None = None,
@@ -215,9 +223,9 @@ class _Sums:
     def result(self, spread: Spread) -> FeatureFunction:
         groups = tuple(
             GroupFunction(
-                its.group,
-                its.control,
-                its.draw,
+                group=its.group,
+                control=its.control,
+                draw=its.draw,
                 features=int(its.mask.sum()),
                 mass=its.mass,
                 shared=its.shared,
@@ -227,11 +235,11 @@ class _Sums:
             for its, kept, dropped in zip(self._sets, self._kept, self._dropped, strict=True)
         )
         return FeatureFunction(
-            spread.rows,
-            spread.explained(self._squares),
-            spread.squares / spread.rows,
-            groups,
-            self._effect / spread.rows,
+            rows=spread.rows,
+            explained_variance=spread.explained(self._squares),
+            variance=spread.squares / spread.rows,
+            groups=groups,
+            effect=self._effect / spread.rows,
         )
 
 

@@ -1,9 +1,9 @@
 """Whether groups of features do the same in different seeds: what they add to each token."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from saefast import checks
 from saefast.activations import open_activations
 from saefast.activations.one_pass import OnePass, count_tokens
+from saefast.activations.protocol import ActivationSource
 from saefast.dictionary import Dictionary, as_dictionary
+from saefast.disk.tables import table_of
 from saefast.linalg import side_by_side
 from saefast.nulls.draws import mass_matched
 from saefast.nulls.permutations import NullTest, beside, generator_of
@@ -20,10 +22,13 @@ from saefast.sae import SAE, as_saes, code_of
 from saefast.stability.groups import Groups, Scored, feature_groups
 from saefast.types import SparseCode, brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 BINS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairContribution:
     """What one group of features adds to the reconstructions of two seeds, a and b.
 
@@ -52,7 +57,7 @@ class PairContribution:
     __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contributions:
     """What groups of features add to tokens, compared between seeds."""
 
@@ -64,21 +69,20 @@ class Contributions:
 
     __repr__ = brief
 
-    def as_rows(self) -> list[dict[str, Any]]:
-        """A row for each pair; means and p-values of the null are columns such as `r2_p`."""
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each pair; columns such as `r2_p` are of the null."""
         rows = []
         for pair in self.pairs:
-            row = {field.name: getattr(pair, field.name) for field in fields(pair)}
-            row["histogram"] = pair.histogram.tolist()
+            row = vars(pair) | {"histogram": pair.histogram.tolist()}
             for test in row.pop("tests"):
                 row |= {f"{test.statistic}_null": test.mean, f"{test.statistic}_p": test.p}
             rows.append(row)
-        return rows
+        return table_of(rows)
 
 
 def contribution_r2(
     saes: Sequence[SAE],
-    activations: Any,
+    activations: ActivationSource,
     stability: Scored | None = None,
     *,
     groups: Groups | None = None,
@@ -294,10 +298,16 @@ def _summarise(
             histogram = observed.histogram[a, b].long()
             pairs.append(
                 PairContribution(
-                    group, a, b, **found, both=both, histogram=histogram, tests=tuple(tests)
+                    group=group,
+                    a=a,
+                    b=b,
+                    **found,
+                    both=both,
+                    histogram=histogram,
+                    tests=tuple(tests),
                 )
             )
-    return Contributions(tokens, tuple(pairs), tuple(skipped))
+    return Contributions(tokens=tokens, pairs=tuple(pairs), skipped=tuple(skipped))
 
 
 def _check(saes: Sequence[SAE], draws: int, band: float) -> list[Dictionary]:

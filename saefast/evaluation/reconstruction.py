@@ -1,12 +1,13 @@
 """How much of the activations SAEs reconstruct, over any number of rows."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saefast.activations.one_pass import OnePass
+from saefast.activations.protocol import ActivationSource
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE, as_saes, code_of
 
@@ -16,7 +17,8 @@ CONVENTIONS = {
 }
 
 
-class Reconstruction(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
     """What one SAE does on the rows of a pass; see `CONVENTIONS`."""
 
     explained_variance: float
@@ -29,7 +31,7 @@ class Reconstruction(NamedTuple):
 @torch.no_grad()
 def reconstruction(
     saes: SAE | Sequence[SAE],
-    activations: Any,
+    activations: ActivationSource,
     *,
     rows: int | None = None,
     batch_size: int = 4096,
@@ -60,9 +62,9 @@ def reconstruction(
             fired[number] += torch.bincount(active, minlength=sae.m)
     return [
         Reconstruction(
-            spread.explained(its_squares),
-            its.double() / one_pass.rows,
-            int(its.sum()) / spread.rows,
+            explained_variance=spread.explained(its_squares),
+            firing_rate=its.double() / one_pass.rows,
+            l0=int(its.sum()) / spread.rows,
         )
         for its_squares, its in zip(squares, fired, strict=True)
     ]

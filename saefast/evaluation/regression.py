@@ -1,6 +1,7 @@
 """Whether a group of features differs from the others beyond how often and strongly they fire."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -8,10 +9,13 @@ from torch import Tensor
 from saefast import checks
 from saefast.types import brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TERMS = ("constant", "group", "log_firing_rate", "log_mean")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EffectRegression:
     """Least squares of log |effect|, with standard errors that hold for unequal variances (HC3)."""
 
@@ -30,6 +34,18 @@ class EffectRegression:
     """how many never fire or have an effect of exactly zero, which has no logarithm"""
 
     __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each of `TERMS`."""
+        import pyarrow as pa
+
+        return pa.table(
+            {
+                "term": list(TERMS),
+                "coefficient": [self.coefficient[term] for term in TERMS],
+                "standard_error": [self.standard_error[term] for term in TERMS],
+            }
+        )
 
 
 def regress_effect(
@@ -66,13 +82,13 @@ def regress_effect(
     coefficient, error, residual = _least_squares(full, logs)
     alone, alone_error, _ = _least_squares(full[:, :2], logs)
     return EffectRegression(
-        dict(zip(TERMS, coefficient.tolist(), strict=True)),
-        dict(zip(TERMS, error.tolist(), strict=True)),
-        float(alone[1]),
-        float(alone_error[1]),
-        float(1 - residual.var() / logs.var()) if logs.var() > 0 else float("nan"),
-        int(used.sum()),
-        int((~used).sum()),
+        coefficient=dict(zip(TERMS, coefficient.tolist(), strict=True)),
+        standard_error=dict(zip(TERMS, error.tolist(), strict=True)),
+        unadjusted=float(alone[1]),
+        unadjusted_error=float(alone_error[1]),
+        r_squared=float(1 - residual.var() / logs.var()) if logs.var() > 0 else float("nan"),
+        features=int(used.sum()),
+        left_out=int((~used).sum()),
     )
 
 

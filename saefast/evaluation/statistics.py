@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,14 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass, Rows
+from saefast.activations.protocol import ActivationSource
 from saefast.evaluation.largest import Largest
 from saefast.evaluation.token_ties import modal_share, token_ties
 from saefast.sae import SAE, as_saes, code_of
 from saefast.types import SparseCode, brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONVENTIONS = {
     "firing_rate": "share of all rows on which a feature is positive",
@@ -35,7 +39,7 @@ DENSITY_EDGES = 2.0 ** (torch.arange(-20, 29, dtype=torch.float64) / 2)
 _BINS = len(DENSITY_EDGES) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
     """What the features of one SAE do on the rows of one pass; see `CONVENTIONS`.
 
@@ -90,8 +94,10 @@ class FeatureStatistics:
         """[m] bool: which fire at all."""
         return self.fired > 0
 
-    def to_table(self) -> dict[str, Any]:
-        """A column for each quantity, a row for each feature: for `pyarrow.table` or pandas."""
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each feature and a column for each quantity."""
+        import pyarrow as pa
+
         listed = self.top_rows >= 0
         table: dict[str, Any] = {
             "feature": np.arange(len(self.fired)),
@@ -116,13 +122,13 @@ class FeatureStatistics:
             values = getattr(self, name)
             if values is not None:
                 table[name] = _ragged(values.numpy(), listed.sum(1).numpy())
-        return table
+        return pa.table(table)
 
 
 @torch.no_grad()
 def feature_statistics(
     saes: SAE | Sequence[SAE],
-    activations: Any,
+    activations: ActivationSource,
     *,
     tokens: Tensor | None = None,
     positions: Tensor | None = None,

@@ -1,8 +1,9 @@
 """Which feature of one SAE is which of another, by when they fire rather than by their weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +14,13 @@ from tqdm import tqdm
 from saefast import checks
 from saefast.activations.one_pass import OnePass, count_tokens
 from saefast.activations.opening import open_activations
+from saefast.activations.protocol import ActivationSource
 from saefast.match.result import Matches
 from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BATCH = 4096
 _CELLS = 1 << 23  # sums held at once, 8 bytes each
@@ -26,7 +31,8 @@ Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
-class ActivationMatches(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class ActivationMatches:
     """Matches by activations; `score_stability(saes, matches=..., alive=...)` takes them."""
 
     matches: dict[tuple[int, int], Matches]
@@ -38,13 +44,26 @@ class ActivationMatches(NamedTuple):
     tokens: int
     """how many were looked at"""
 
-    def __repr__(self) -> str:
-        return brief(self)
+    __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each SAE and feature."""
+        import pyarrow as pa
+
+        sizes = [len(alive) for alive in self.alive]
+        return pa.table(
+            {
+                "sae": np.repeat(np.arange(len(sizes)), sizes),
+                "feature": np.concatenate([np.arange(size) for size in sizes]),
+                "alive": torch.cat(self.alive).numpy(),
+                "firing_rate": torch.cat(self.firing_rate).numpy(),
+            }
+        )
 
 
 def activation_matches(
     saes: Sequence[SAE],
-    activations: Any,
+    activations: ActivationSource,
     *,
     tokens: int = 100_000,
     least_fires: int = 10,
@@ -94,7 +113,12 @@ def activation_matches(
                 mutual=torch.from_numpy(returned),
             )
     rates = [torch.from_numpy((code.fires / rows).astype(np.float32)) for code in codes]
-    return ActivationMatches(matches, tuple(map(torch.from_numpy, alive)), tuple(rates), rows)
+    return ActivationMatches(
+        matches=matches,
+        alive=tuple(map(torch.from_numpy, alive)),
+        firing_rate=tuple(rates),
+        tokens=rows,
+    )
 
 
 class _Codes:

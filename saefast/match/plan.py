@@ -1,7 +1,7 @@
 """What a matching will take, before it is begun: blocks, memory, arithmetic, time."""
 
 import time
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +14,8 @@ from saefast.unit_rows import UnitRows
 _SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
 
 
-class MatchPlan(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class MatchPlan:
     """Of two dictionaries with m features of width d each."""
 
     m: int
@@ -87,7 +88,11 @@ def plan_matching(
     rows = min(block_rows(d, share.rest / 2), m)
     rate = _pairs_per_second(m, d, k, absolute, backend)
     return MatchPlan(
-        *(m, d, k, -(-m // rows), rows),
+        m=m,
+        d=d,
+        neighbours=k,
+        blocks=-(-m // rows),
+        block_rows=rows,
         lists_gb=share.lists / 1e9,
         solver_gb=(2 * m * k * ARC if one_to_one else 0) / 1e9,
         blocks_gb=min(share.rest, 2 * 4 * 8 * m * d) / 1e9,

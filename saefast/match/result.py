@@ -1,13 +1,18 @@
 """Define the result of matching two dictionaries."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from saefast.types import brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """The worth of a one-to-one matching, and the prices that bound every other."""
 
@@ -28,7 +33,7 @@ class Proof:
     __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Matches:
     """The partners of one dictionary's features among those of another."""
 
@@ -62,3 +67,18 @@ class Matches:
     def rounds(self) -> int | None:
         """The rounds that a one-to-one matching took, None for others: see `Proof`."""
         return None if self.proof is None else self.proof.rounds
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each feature; one without a partner has nulls there."""
+        import pyarrow as pa
+
+        partner = self.partner.cpu().numpy()
+        columns = {
+            "feature": np.arange(len(partner)),
+            "partner": pa.array(partner, mask=partner < 0),
+            "similarity": pa.array(self.similarity.cpu().numpy(), mask=partner < 0),
+            "mutual": self.mutual.cpu().numpy(),
+        }
+        if self.proof is not None:
+            columns["row_price"] = self.proof.row_price.cpu().numpy()
+        return pa.table(columns)

@@ -1,14 +1,15 @@
 """A number beside what chance gives: means, bands and p-values of draws, each from its own seed."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 import torch
 
 
-class NullTest(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class NullTest:
     """A number beside what a null gives."""
 
     null: str
@@ -18,12 +19,12 @@ class NullTest(NamedTuple):
     """what was observed"""
     mean: float
     """under the null"""
-    sd: float | None
+    sd: float | None = None
     """under the null; None after a single draw"""
-    low: float | None
+    low: float | None = None
     """where the band of the null's draws begins; None for fewer than two draws"""
-    high: float | None
-    p: float | None
+    high: float | None = None
+    p: float | None = None
     """(1 + draws at least as extreme) / (1 + draws). Overlaps and what is explained are extreme
     when large, ranks when small"""
     draws: int
@@ -42,11 +43,21 @@ def beside(
     values = torch.tensor(drawn, dtype=torch.float64)
     mean = float(values.mean())
     if len(values) < 2:
-        return NullTest(null, statistic, value, mean, None, None, None, None, len(values))
+        return NullTest(null=null, statistic=statistic, value=value, mean=mean, draws=len(values))
     extreme = values <= value if small_is_extreme else values >= value
     p = (1 + int(extreme.sum())) / (1 + len(values))
     low, high = values.quantile(values.new_tensor(ends(band))).tolist()
-    return NullTest(null, statistic, value, mean, float(values.std()), low, high, p, len(values))
+    return NullTest(
+        null=null,
+        statistic=statistic,
+        value=value,
+        mean=mean,
+        sd=float(values.std()),
+        low=low,
+        high=high,
+        p=p,
+        draws=len(values),
+    )
 
 
 def ends(band: float) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def evaluate(job: Job) -> None:
                 {
                     "seed": seed,
                     "explained_variance": each.explained_variance,
-                    "groups": [line._asdict() for line in each.summary()],
+                    "groups": [vars(line) for line in each.summary()],
                 }
                 for seed, each in zip(job.seeds, found, strict=True)
             ],

@@ -79,11 +79,9 @@ def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> 
         progress=job.progress,
         device=job.settings.trainer.device,
     )
-    table = study.to_table()
-    methods = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     return {
         "groups": [job.seeds[:half], job.seeds[half : 2 * half]],
-        "methods": methods,
+        "methods": study.to_table().to_pylist(),
         "beaten": study.beaten,
         "verdict": study.verdict,
         "margin": study.margin,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast.activations.covariance import activation_covariance
-from saefast.disk.tables import write_json, write_rows
+from saefast.disk.tables import write_json, write_rows, write_table
 from saefast.evaluation.contributions import contribution_r2
 from saefast.evaluation.statistics import feature_statistics
 from saefast.evaluation.token_ties import folded_tokens
@@ -71,8 +71,8 @@ def statistics(job: Job) -> None:
     )
     tables = [each.to_table() for each in found]
     columns = _seeds(job) | {
-        name: [table[name] for table in tables]
-        for name in tables[0]
+        name: [table[name].to_numpy() for table in tables]
+        for name in tables[0].column_names
         if not name.startswith("top_") and name != "density"
     }
     columns["encoder_decoder_cosine"] = [each.encoder_decoder_cosine for each in found]
@@ -115,7 +115,7 @@ def match(job: Job) -> None:
             matches=known,
             progress=job.progress,
         )
-        rows += [{"a": a, "b": b, **row} for row in found.as_rows()]
+        rows += [{"a": a, "b": b, **vars(measure)} for measure in found.measures]
     write_rows(job.run / OVERLAP, rows)
 
 
@@ -133,7 +133,7 @@ def stability(job: Job) -> None:
     write_json(
         job.run / STABILITY,
         {
-            "rule": found.rule._asdict(),
+            "rule": vars(found.rule),
             "stable_cut": rule.stable,
             "unstable_cut": rule.unstable,
             "least_rate": rule.least_rate,
@@ -151,7 +151,7 @@ def stability(job: Job) -> None:
                     job.seeds, found.alive, found.dead, groups, strict=True
                 )
             ],
-            "curve": [point._asdict() for point in curve],
+            "curve": [vars(point) for point in curve],
         },
     )
     write_json(job.run / MEMBERSHIP, _membership(found))
@@ -161,10 +161,10 @@ def _membership(found: Stability) -> dict[str, Any]:
     """In how many SAEs features are, and how that goes on."""
     told: dict[str, Any] = {"counts": membership_counts(found).tolist()}
     curve = subset_curve(found)
-    told["curve"] = [point._asdict() for point in curve]
+    told["curve"] = [vars(point) for point in curve]
     if len(curve) > 3:  # three points are met by any power law
         law = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
-        told["power_law"] = law._asdict()
+        told["power_law"] = vars(law)
     return told
 
 
@@ -186,9 +186,8 @@ def subspace(job: Job) -> None:
         seed=how.seed,
         progress=job.progress,
     )
-    tables = found.tables()
     for name in SUBSPACE_TABLES:
-        write_rows(job.run / SUBSPACES / f"{name}.parquet", tables[name])
+        write_table(job.run / SUBSPACES / f"{name}.parquet", found.to_table(name))
     if not job.knows_rows:
         lacking = "what groups add to tokens, since the run names no activations"
         write_json(job.run / SUBSPACES / SKIPPED, [*found.skipped, lacking])
@@ -204,7 +203,7 @@ def subspace(job: Job) -> None:
         seed=how.seed,
         progress=job.progress,
     )
-    write_rows(job.run / SUBSPACES / CONTRIBUTIONS, added.as_rows())
+    write_table(job.run / SUBSPACES / CONTRIBUTIONS, added.to_table())
     write_json(job.run / SUBSPACES / SKIPPED, [*found.skipped, *added.skipped])
 
 

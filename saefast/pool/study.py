@@ -2,21 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.activations.protocol import ActivationSource
 from saefast.dictionary import Dictionary, sae_from
+from saefast.disk.tables import table_of
 from saefast.evaluation.reconstruction import Reconstruction, reconstruction
 from saefast.match.features import match_features
 from saefast.sae import SAE
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
 from saefast.types import brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONTROLS = {
     "pruned": "one SAE cut to its most frequent latents, with the same fine-tuning",
@@ -32,7 +37,7 @@ _COMPARED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Two SAEs of one method, from disjoint seeds, on activations held out."""
 
@@ -50,7 +55,7 @@ class Outcome:
     """and of the mean cosine; that of explained variance is far below any margin"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodResult:
     """What became of one method."""
 
@@ -66,7 +71,7 @@ class MethodResult:
     __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolingStudy:
     """Pooling and its controls."""
 
@@ -115,17 +120,18 @@ class PoolingStudy:
             )
         return "\n".join(lines)
 
-    def to_table(self) -> dict[str, list[Any]]:
-        """A row for each method: for `pyarrow.table` or pandas."""
-        table: dict[str, list[Any]] = {
-            name: [getattr(result, name) for result in self.results]
-            for name in ("method", "latents", "tokens")
-        }
-        for kind in ("whole", "equal"):
-            for field in fields(Outcome):
-                column = field.name if kind == "whole" else f"equal_{field.name}"
-                table[column] = [getattr(getattr(r, kind), field.name) for r in self.results]
-        return table
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each method."""
+        return table_of(
+            [
+                {
+                    **{name: getattr(result, name) for name in ("method", "latents", "tokens")},
+                    **vars(result.whole),
+                    **{f"equal_{name}": value for name, value in vars(result.equal).items()},
+                }
+                for result in self.results
+            ]
+        )
 
     def _against(self, control: MethodResult) -> tuple[list[str], list[str]]:
         """In which figures pooling is better than the control, and in which worse."""
@@ -146,8 +152,8 @@ class PoolingStudy:
 def evaluate_pooling(
     saes: Sequence[Sequence[SAE]],
     pools: Sequence[Dictionary],
-    activations: Any,
-    held_out: Any,
+    activations: ActivationSource,
+    held_out: ActivationSource,
     *,
     fine_tune: TrainConfig,
     scratch: TrainConfig,
@@ -227,15 +233,15 @@ def evaluate_pooling(
     again = reconstruction(equal, held_out, **measure)
     results = tuple(
         MethodResult(
-            method,
-            pair[0].m,
-            tokens,
-            _outcome(pair, found[2 * i : 2 * i + 2], threshold),
-            _outcome(equal[2 * i : 2 * i + 2], again[2 * i : 2 * i + 2], threshold),
+            method=method,
+            latents=pair[0].m,
+            tokens=tokens,
+            whole=_outcome(pair, found[2 * i : 2 * i + 2], threshold),
+            equal=_outcome(equal[2 * i : 2 * i + 2], again[2 * i : 2 * i + 2], threshold),
         )
         for i, (method, (pair, tokens)) in enumerate(methods.items())
     )
-    return PoolingStudy(results, threshold, margin)
+    return PoolingStudy(results=results, threshold=threshold, margin=margin)
 
 
 def _going_on(out: str | Path | None, name: str) -> dict[str, Any]:
@@ -279,12 +285,14 @@ def _outcome(saes: Sequence[SAE], found: Sequence[Reconstruction], threshold: fl
     assert forward.value is not None
     share, pairs = sum(shares) / 2, forward.similarity[forward.partner >= 0].double()
     return Outcome(
-        sum(its.explained_variance for its in found) / 2,
-        share,
-        forward.value / max(min(alive), 1),
-        sum(alive) / 2,
-        (share * (1 - share) / max(min(alive), 1)) ** 0.5,
-        float(pairs.std(correction=0)) / max(len(pairs), 1) ** 0.5 if len(pairs) else 0.0,
+        explained_variance=sum(its.explained_variance for its in found) / 2,
+        match_share=share,
+        pw_mcc=forward.value / max(min(alive), 1),
+        alive=sum(alive) / 2,
+        match_share_error=(share * (1 - share) / max(min(alive), 1)) ** 0.5,
+        pw_mcc_error=float(pairs.std(correction=0)) / max(len(pairs), 1) ** 0.5
+        if len(pairs)
+        else 0.0,
     )
 
 

@@ -1,6 +1,7 @@
 """Features of several dictionaries that are one and the same, as far as their matches tell."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,8 +9,11 @@ from torch import Tensor
 from saefast.stability.result import Stability
 from saefast.types import brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Clusters:
     """Groups of features, at best one of each dictionary.
 
@@ -30,6 +34,19 @@ class Clusters:
     """[c] bool: whether all of them are linked with one another"""
 
     __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each cluster."""
+        import pyarrow as pa
+
+        return pa.table(
+            {
+                "cluster": torch.arange(len(self.features)).numpy(),
+                "features": self.features.numpy(),
+                "dictionaries": self.dictionaries.numpy(),
+                "complete": self.complete.numpy(),
+            }
+        )
 
     def by_dictionaries(self) -> list[dict[str, int]]:
         """How many clusters are in 1, 2, ... dictionaries: complete ones and chains."""
@@ -69,7 +86,10 @@ def find_clusters(stability: Stability) -> Clusters:
     numbers = torch.full((len(alive),), -1)
     numbers[alive] = place[label_alive]
     return Clusters(
-        torch.split(numbers, sizes), features[order], dictionaries[order], complete[order]
+        label=torch.split(numbers, sizes),
+        features=features[order],
+        dictionaries=dictionaries[order],
+        complete=complete[order],
     )
 
 

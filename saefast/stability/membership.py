@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ def membership_counts(stability: Stability) -> Tensor:
     return torch.stack(counts)
 
 
-class SubsetPoint(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class SubsetPoint:
     """What a number of dictionaries have in common, over many choices of so many."""
 
     dictionaries: int
@@ -66,18 +68,19 @@ def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> l
         mean, deviation = shares.mean(0), shares.std(0)
         points.append(
             SubsetPoint(
-                k,
-                len(shares),
-                float(mean[0]),
-                float(deviation[0]),
-                float(mean[1]),
-                float(deviation[1]),
+                dictionaries=k,
+                subsets=len(shares),
+                alone=float(mean[0]),
+                alone_deviation=float(deviation[0]),
+                everywhere=float(mean[1]),
+                everywhere_deviation=float(deviation[1]),
             )
         )
     return points
 
 
-class PowerLaw(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class PowerLaw:
     """a * k^b + c."""
 
     a: float
@@ -123,7 +126,7 @@ def fit_power_law(k: Sequence[float], values: Sequence[float]) -> PowerLaw:
     if abs(b) < _FLATTEST:
         b = math.copysign(_FLATTEST, b)
     slope, level, squares = _solve(x, y, b)
-    return PowerLaw(slope / b, b, level - slope / b, math.sqrt(squares / len(x)))
+    return PowerLaw(a=slope / b, b=b, c=level - slope / b, residual=math.sqrt(squares / len(x)))
 
 
 def _solve(x: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]:

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
 from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import Features, as_dictionaries
-from saefast.match.features import match_features
+from saefast.disk.tables import table_of
+from saefast.match.features import SearchOptions, match_features
 from saefast.match.result import Matches
 from saefast.stability.overlap_measures import Counting, Measure, View
 from saefast.stability.result import CURVE
 from saefast.types import brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SIGNS = ("signed", "absolute")
 KINDS = ("nearest", "one_to_one")
@@ -28,7 +32,7 @@ class Key(NamedTuple):
     turned: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
     """What two dictionaries share."""
 
@@ -42,11 +46,11 @@ class Overlap:
 
     __repr__ = brief
 
-    def as_rows(self) -> list[dict[str, Any]]:
-        """One dict a measure: a table for pandas, polars or pyarrow."""
-        return [measure._asdict() for measure in self.measures]
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each measure."""
+        return table_of([vars(measure) for measure in self.measures])
 
-    def select(self, name: str, **where: Any) -> list[Measure]:
+    def select(self, name: str, **where: str | float | None) -> list[Measure]:
         """All measures of this name for which `where` holds: "shared" of one kind is a curve."""
         where["name"] = name
         return [
@@ -55,7 +59,7 @@ class Overlap:
             if all(getattr(measure, key) == wanted for key, wanted in where.items())
         ]
 
-    def find(self, name: str, **where: Any) -> Measure:
+    def find(self, name: str, **where: str | float | None) -> Measure:
         """The one measure of this name for which `where` holds, such as side="both"."""
         found = self.select(name, **where)
         if len(found) != 1:
@@ -72,7 +76,7 @@ def measure_overlap(
     signs: Sequence[str] = SIGNS,
     matches: Mapping[Key, Matches] | None = None,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[SearchOptions],
 ) -> Overlap:
     """Measure what two dictionaries share: shared features, equal partners, MMCS, PW-MCC.
 
@@ -133,7 +137,12 @@ def measure_overlap(
     ]
     counts = [int(living.sum()) for living in alive]
     dead = [dictionary.m - count for dictionary, count in zip(pair, counts, strict=True)]
-    return Overlap(tuple(measures), (counts[0], counts[1]), (dead[0], dead[1]), found)
+    return Overlap(
+        measures=tuple(measures),
+        alive=(counts[0], counts[1]),
+        dead=(dead[0], dead[1]),
+        matches=found,
+    )
 
 
 def _views(

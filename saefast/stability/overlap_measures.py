@@ -1,6 +1,7 @@
 """Counting what two dictionaries have in common, once it is known who matches whom."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +12,8 @@ from saefast.nulls.pairs import PairsOfRandom
 _HIGH = 0.999
 
 
-class Measure(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Measure:
     """One number about two dictionaries, a and b."""
 
     name: str
@@ -107,9 +109,17 @@ class Counting:
             sums = [float(self.views[side, i].similarity.double().sum()) for i in (0, 1)]
             if self.match == "one_to_one":
                 value, of_all = (_over(sums[0], min(sizes)) for sizes in (self.counts, self.sizes))
-                null = self.pairs.mean(), self.pairs.quantile(_HIGH)
                 yield Measure(
-                    "pw_mcc", self.match, side, self.sign, "both", None, value, of_all, *null
+                    name="pw_mcc",
+                    match=self.match,
+                    side=side,
+                    sign=self.sign,
+                    of="both",
+                    threshold=None,
+                    value=value,
+                    of_all=of_all,
+                    null=self.pairs.mean(),
+                    null_high=self.pairs.quantile(_HIGH),
                 )
                 continue
             values = [_over(total, count) for total, count in zip(sums, self.counts, strict=True)]
@@ -118,7 +128,16 @@ class Counting:
             highs = [self.best[1 - i].quantile(_HIGH) for i in (0, 1)]
             for of, value, of_all, mean, high in _each_and_both(values, shares, nulls, highs):
                 yield Measure(
-                    "mmcs", self.match, side, self.sign, of, None, value, of_all, mean, high
+                    name="mmcs",
+                    match=self.match,
+                    side=side,
+                    sign=self.sign,
+                    of=of,
+                    threshold=None,
+                    value=value,
+                    of_all=of_all,
+                    null=mean,
+                    null_high=high,
                 )
 
     def _shares(
@@ -134,7 +153,16 @@ class Counting:
         shares = [_over(hit, size) for hit, size in zip(hits, self.sizes, strict=True)]
         for of, value, of_all, chance in _each_and_both(values, shares, null):
             yield Measure(
-                name, self.match, side, self.sign, of, threshold, value, of_all, chance, None
+                name=name,
+                match=self.match,
+                side=side,
+                sign=self.sign,
+                of=of,
+                threshold=threshold,
+                value=value,
+                of_all=of_all,
+                null=chance,
+                null_high=None,
             )
 
     def _equal_partner(self, i: int) -> Tensor:

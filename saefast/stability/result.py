@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,11 +10,15 @@ from torch import Tensor
 from saefast.stability.groups import groups_by_score, is_stable, is_unstable
 from saefast.types import brief
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 CURVE = tuple(i / 50 for i in range(1, 51))
 """The thresholds of curves, unless others are asked for"""
 
 
-class StabilityRule(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class StabilityRule:
     """What counted as the same feature in another dictionary."""
 
     threshold: float | str
@@ -33,7 +37,7 @@ class StabilityRule(NamedTuple):
     """of the dictionaries, d: together with their sizes it says what chance finds"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stability:
     """Which features of several dictionaries come back in the others.
 
@@ -96,7 +100,7 @@ class Stability:
         scores = [score[alive] for score, alive in zip(self.score, self.alive, strict=True)]
         return float(torch.cat(scores).mean())
 
-    def to_table(self, seeds: Sequence[int] | None = None) -> Any:
+    def to_table(self, seeds: Sequence[int] | None = None) -> "pa.Table":
         """A row for each dictionary and feature, as a pyarrow.Table that any dataframe reads.
 
         Args:
@@ -104,7 +108,7 @@ class Stability:
                 that of seed 7 is, similarity_7 how similar; empty where there is none. None
                 numbers them from 0.
         """
-        import pyarrow
+        import pyarrow as pa
 
         names = range(len(self.score)) if seeds is None else list(seeds)
         if len(set(names)) != len(self.score):
@@ -120,10 +124,10 @@ class Stability:
             "support": torch.cat(self.support),
             "soft": torch.cat(self.soft),
         }
-        table = {name: pyarrow.array(values.numpy()) for name, values in columns.items()}
+        table = {name: pa.array(values.numpy()) for name, values in columns.items()}
         partner, similarity = torch.cat(self.partner), torch.cat(self.similarity)
         for t, name in enumerate(names):
             nobody = (partner[:, t] < 0).numpy()
             for column, values in (("partner", partner), ("similarity", similarity)):
-                table[f"{column}_{name}"] = pyarrow.array(values[:, t].numpy(), mask=nobody)
-        return pyarrow.table(table)
+                table[f"{column}_{name}"] = pa.array(values[:, t].numpy(), mask=nobody)
+        return pa.table(table)

@@ -1,10 +1,10 @@
 """How likely a feature is to be found again by an autoencoder trained from another seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from saefast import checks
 from saefast.dictionary import SIDES, Dictionary, Features, as_dictionaries
 from saefast.match.all_pairs import match_all
+from saefast.match.features import SearchOptions
 from saefast.match.result import Matches
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
@@ -38,7 +39,7 @@ def score_stability(
     alive: Sequence[Tensor] | None = None,
     confidence: float = 0.95,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[SearchOptions],
 ) -> Stability:
     """Estimate for every feature the probability that another seed's dictionary has it too.
 
@@ -77,9 +78,16 @@ def score_stability(
     living = [dictionary.alive for dictionary in each]
     if matches is None:
         sides = ("decoder", "encoder") if side == "both" else (side,)
-        options |= {"one_to_one": match == "one_to_one", "absolute": absolute}
         found: list[PairMatches] = [
-            match_all(each, progress=progress, side=one, **options) for one in sides
+            match_all(
+                each,
+                progress=progress,
+                side=one,
+                one_to_one=match == "one_to_one",
+                absolute=absolute,
+                **options,
+            )
+            for one in sides
         ]
     else:
         if options:
@@ -89,7 +97,15 @@ def score_stability(
             _check_pairs(pairs, each, match)
     similarity, partner = _partners(found, living, match, same_partner)
     width = each[0].W_dec.shape[1]
-    rule = StabilityRule(threshold, match, side, absolute, same_partner, confidence, width)
+    rule = StabilityRule(
+        threshold=threshold,
+        match=match,
+        side=side,
+        absolute=absolute,
+        same_partner=same_partner,
+        confidence=confidence,
+        width=width,
+    )
     return _scored(similarity, partner, living, rule)
 
 
@@ -101,11 +117,12 @@ def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> St
         threshold: as there.
     """
     _check_threshold(threshold)
-    rule = stability.rule._replace(threshold=threshold)
+    rule = replace(stability.rule, threshold=threshold)
     return _scored(stability.similarity, stability.partner, stability.alive, rule)
 
 
-class CurvePoint(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
     """What becomes of all features together at one threshold."""
 
     threshold: float
@@ -147,11 +164,11 @@ def stability_curve(
         by_chance = (at.chance.sum() - at.chance) / others
         points.append(
             CurvePoint(
-                threshold,
-                float(score.mean()),
-                float(is_stable(score, stable).double().mean()),
-                float(is_unstable(score, unstable).double().mean()),
-                float((weights * by_chance).sum() / weights.sum()),
+                threshold=threshold,
+                score=float(score.mean()),
+                stable=float(is_stable(score, stable).double().mean()),
+                unstable=float(is_unstable(score, unstable).double().mean()),
+                chance=float((weights * by_chance).sum() / weights.sum()),
             )
         )
     return points

@@ -76,7 +76,7 @@ def fit_subspaces(
 
     Returns:
         `Subspaces`: `spectra` for each group and seed, `pairs` for each group and two seeds, and
-        `tables()` of it all.
+        `to_table(name)` of it all.
     """
     known = as_dictionaries(dictionaries, 2)
     d = known[0].W_dec.shape[1]
@@ -102,10 +102,10 @@ def fit_subspaces(
             for name, several in members.items():
                 found.append(fit_group(name, several, plan, run, bar.update))
     return Subspaces(
-        d,
-        tuple(spectrum for group in found for spectrum in group.spectra),
-        tuple(pair for group in found for pair in group.pairs),
-        (
+        d=d,
+        spectra=tuple(spectrum for group in found for spectrum in group.spectra),
+        pairs=tuple(pair for group in found for pair in group.pairs),
+        skipped=(
             *(f"null {name!r}: {name} was not given" for name in missing),
             *(reason for group in found for reason in group.skipped),
         ),

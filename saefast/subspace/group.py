@@ -108,17 +108,17 @@ def _spectrum(
         for rank, value in spectrum.ranks(plan.energy).items()
     ]
     return GroupSpectrum(
-        name,
-        seed,
-        spectrum.size,
-        dead,
-        spectrum.rank,
-        spectrum.eigenvalues.sqrt(),
-        spectrum.effective_rank,
-        spectrum.participation_ratio,
-        spectrum.energy_rank(plan.energy),
-        spectrum.vectors[:, : plan.rank_of(spectrum)].T.contiguous(),
-        tuple(tests),
+        group=name,
+        seed=seed,
+        features=spectrum.size,
+        dead=dead,
+        rank=spectrum.rank,
+        singular_values=spectrum.eigenvalues.sqrt(),
+        effective_rank=spectrum.effective_rank,
+        participation_ratio=spectrum.participation_ratio,
+        energy_rank=spectrum.energy_rank(plan.energy),
+        basis=spectrum.vectors[:, : plan.rank_of(spectrum)].T.contiguous(),
+        tests=tuple(tests),
     )
 
 
@@ -144,11 +144,18 @@ def _pair(
     tests: list[NullTest] = []
     if plan.haar:
         mean = [haar_overlap(i + 1, d).mean for i in range(len(curves.overlap))]
-        bands["haar"] = Band(curves.overlap.new_tensor(mean), None, None)
+        bands["haar"] = Band(mean=curves.overlap.new_tensor(mean))
         moments = (haar_overlap(r, d), *(haar_capture(each, r, d) for each in shares))
         tests += [
-            NullTest("haar", statistic, value, *each, None, None, None, 0)
-            for (statistic, value), each in zip(at_rank.items(), moments, strict=True)
+            NullTest(
+                null="haar",
+                statistic=statistic,
+                value=value,
+                mean=chance.mean,
+                sd=chance.sd,
+                draws=0,
+            )
+            for (statistic, value), chance in zip(at_rank.items(), moments, strict=True)
         ]
     for null, sample in drawn.items():
         length = len(curves.overlap)
@@ -162,19 +169,21 @@ def _pair(
         chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
         tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
     return PairOverlap(
-        name,
-        *pair,
-        r,
-        at_rank["overlap"],
-        float(excesses[r - 1]),
-        at_rank["capture_ab"],
-        at_rank["capture_ba"],
-        *shared,
-        angles,
-        curves.overlap,
-        excesses,
-        curves.capture_ab,
-        curves.capture_ba,
-        bands,
-        tuple(tests),
+        group=name,
+        a=pair[0],
+        b=pair[1],
+        rank=r,
+        overlap=at_rank["overlap"],
+        excess=float(excesses[r - 1]),
+        capture_ab=at_rank["capture_ab"],
+        capture_ba=at_rank["capture_ba"],
+        shared_rank=shared.rank,
+        shared_dimensions=shared.dimensions,
+        angles=angles,
+        overlap_curve=curves.overlap,
+        excess_curve=excesses,
+        capture_ab_curve=curves.capture_ab,
+        capture_ba_curve=curves.capture_ba,
+        bands=bands,
+        tests=tuple(tests),
     )

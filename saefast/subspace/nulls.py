@@ -97,9 +97,9 @@ def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
     length = min(length, *(len(curve) for curve in curves))
     drawn = torch.stack([curve[:length] for curve in curves])
     if len(drawn) < 2:
-        return Band(drawn[0], None, None)
+        return Band(mean=drawn[0])
     low, high = drawn.quantile(drawn.new_tensor(ends(band)), dim=0)
-    return Band(drawn.mean(0), low, high)
+    return Band(mean=drawn.mean(0), low=low, high=high)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,32 @@
 """What `fit_subspaces` found: plain fields, and tables of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from saefast import checks
+from saefast.disk.tables import table_of
 from saefast.nulls.permutations import NullTest
+from saefast.run_folder import SUBSPACE_TABLES
 from saefast.types import brief
 
-Table = list[dict[str, Any]]
-"""Rows that `pyarrow.Table.from_pylist` and `pandas.DataFrame` take"""
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-class Band(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Band:
     """The overlap under a null, for each r; as far as the null's planes go."""
 
     mean: Tensor
-    low: Tensor | None
+    low: Tensor | None = None
     """None for fewer than two draws"""
-    high: Tensor | None
+    high: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupSpectrum:
     """The directions of one group of features in one seed."""
 
@@ -52,7 +56,7 @@ class GroupSpectrum:
     __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairOverlap:
     """One group of features in two seeds, a and b."""
 
@@ -89,7 +93,7 @@ class PairOverlap:
     __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subspaces:
     """Which planes groups of features lie in, and how far they come back from seed to seed."""
 
@@ -128,23 +132,24 @@ class Subspaces:
             f"the group must have features in both: {'; '.join(self.skipped) or 'nothing skipped'}"
         )
 
-    def tables(self) -> dict[str, Table]:
-        """Everything as tables: `spectra`, `singular_values`, `pairs`, `curves`, `angles`, `nulls`.
+    def to_table(self, name: str = "pairs") -> "pa.Table":
+        """Return one of six tables.
 
-        A row of `curves` is a pair and a rank, one of `nulls` a statistic beside one null.
+        Args:
+            name: "pairs", a row for each group and two seeds; "spectra", for each group and seed;
+                "singular_values", for each of a spectrum; "curves", for each pair and rank;
+                "angles", for each of a pair; "nulls", for each statistic and null.
         """
-        return {
-            "spectra": [_scalars(spectrum) for spectrum in self.spectra],
-            "singular_values": list(self._singular_values()),
-            "pairs": [_scalars(pair) for pair in self.pairs],
-            "curves": list(self._curves()),
-            "angles": list(self._angles()),
-            "nulls": list(self._nulls()),
+        checks.one_of("name", name, SUBSPACE_TABLES)
+        rows: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+            "pairs": lambda: map(_scalars, self.pairs),
+            "spectra": lambda: map(_scalars, self.spectra),
+            "singular_values": self._singular_values,
+            "curves": self._curves,
+            "angles": self._angles,
+            "nulls": self._nulls,
         }
-
-    def as_rows(self) -> Table:
-        """The table of pairs."""
-        return self.tables()["pairs"]
+        return table_of(list(rows[name]()))
 
     def _singular_values(self) -> Iterator[dict[str, Any]]:
         for each in self.spectra:
@@ -167,7 +172,7 @@ class Subspaces:
                 "capture_ba": pair.capture_ba_curve,
             }
             for null, band in pair.bands.items():
-                columns |= {f"{null}_{name}": curve for name, curve in band._asdict().items()}
+                columns |= {f"{null}_{name}": curve for name, curve in vars(band).items()}
             values = {
                 name: [] if curve is None else curve.tolist() for name, curve in columns.items()
             }
@@ -191,10 +196,10 @@ class Subspaces:
     def _nulls(self) -> Iterator[dict[str, Any]]:
         for spectrum in self.spectra:
             for test in spectrum.tests:
-                yield {"group": spectrum.group, "a": spectrum.seed, "b": None, **test._asdict()}
+                yield {"group": spectrum.group, "a": spectrum.seed, "b": None, **vars(test)}
         for pair in self.pairs:
             for test in pair.tests:
-                yield {"group": pair.group, "a": pair.a, "b": pair.b, **test._asdict()}
+                yield {"group": pair.group, "a": pair.a, "b": pair.b, **vars(test)}
 
 
 def _scalars(result: GroupSpectrum | PairOverlap) -> dict[str, Any]:

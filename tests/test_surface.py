@@ -1,0 +1,127 @@
+"""The public names, their first lines, and what all results have in common."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+
+import pyarrow as pa
+import pytest
+import torch
+from strategies import normal
+
+import saefast
+
+PROMISED = {
+    *("topk_encode", "sparse_decode", "reference", "SAE", "SparseCode", "Dictionary", "Matches"),
+    *("Stability", "Subspaces", "TrainConfig", "train_saes", "match_features", "score_stability"),
+    *("fit_subspaces", "pool_features", "load_sae", "save_sae", "build_info"),
+}
+"""Names that the design promises"""
+
+ADDED = {
+    *("AuxK", "FusedStep", "Penalty", "Rules", "ThresholdCode", "threshold_encode", "sae_from"),
+    *("convert", "load_dictionaries", "activation_covariance", "activation_matches", "match_all"),
+    *("plan_matching", "Clusters", "Measure", "Overlap", "at_threshold", "find_clusters"),
+    *("fit_power_law", "measure_overlap", "membership_counts", "stability_curve", "subset_curve"),
+    *("principal_angles", "Contributions", "EffectRegression", "FeatureFunction"),
+    *("FeatureStatistics", "contribution_r2", "feature_function", "feature_statistics"),
+    *("regress_effect", "PoolingStudy", "evaluate_pooling", "__version__"),
+}
+
+HEADLESS = re.compile(r"(What|That|Those|Which|Who|How|Whether)(ever)?\b")
+
+
+def test_the_root_exports_what_is_promised_and_what_was_added() -> None:
+    assert set(saefast.__all__) == PROMISED | ADDED
+    assert len(saefast.__all__) == len(set(saefast.__all__))
+
+
+def exported() -> list[str]:
+    folders = [f"saefast.{each.name}" for each in pkgutil.iter_modules(saefast.__path__, "")]
+    modules = [importlib.import_module(name) for name in ("saefast", *folders) if _is_open(name)]
+    return sorted(
+        f"{module.__name__}:{name}" for module in modules for name in getattr(module, "__all__", ())
+    )
+
+
+def _is_open(name: str) -> bool:
+    """Leave out what needs a GPU's compiler, or runs when it is imported."""
+    return name not in ("saefast.__main__", "saefast.kernels", "saefast._cuda")
+
+
+@pytest.mark.parametrize("path", exported())
+def test_an_exported_name_says_what_it_is(path: str) -> None:
+    module, name = path.split(":")
+    value = getattr(importlib.import_module(module), name)
+    if not callable(value):  # a module, a tuple of names
+        return
+    first = (inspect.getdoc(value) or "").split("\n")[0]
+    assert first, f"{path} has no docstring"
+    assert not HEADLESS.match(first), f"{path} begins with {first!r}"
+
+
+def results() -> dict[str, tuple[object, int]]:
+    """Every result that has a table, and how many rows it must have."""
+    saes = [saefast.SAE(6, 12, k=3, seed=seed) for seed in range(3)]
+    with torch.no_grad():
+        for sae in saes[1:]:
+            sae.W_dec[:4] = saes[0].W_dec[:4]
+    x = normal((200, 6), 0, torch.float32)
+    quiet = {"progress": False}
+    stability = saefast.score_stability(saes, **quiet)
+    overlap = saefast.measure_overlap(*saes[:2], thresholds=[0.5], **quiet)
+    (statistics, *_) = saefast.feature_statistics(saes, x, **quiet)
+    (function, *_) = saefast.feature_function(
+        saes[0], x, stability.groups()[0], mass=statistics.mass, draws=2, **quiet
+    )
+    clusters = saefast.find_clusters(stability)
+    regression = saefast.regress_effect(
+        torch.rand(30) + 1, torch.arange(30) < 9, torch.rand(30) + 1, torch.rand(30) + 1
+    )
+    options = {"draws": 2, **quiet}
+    return {
+        "nearest": (saefast.match_features(*saes[:2], **quiet), 12),
+        "one to one": (saefast.match_features(*saes[:2], one_to_one=True, **quiet), 12),
+        "by activations": (saefast.activation_matches(saes, x, **quiet), 36),
+        "stability": (stability, 36),
+        "overlap": (overlap, len(overlap.measures)),
+        "clusters": (clusters, len(clusters.features)),
+        "subspaces": (saefast.fit_subspaces(saes, stability, nulls=["haar"], **options), 6),
+        "contributions": (saefast.contribution_r2(saes, x, stability, **options), 6),
+        "statistics": (statistics, 12),
+        "function": (function, 10),
+        "regression": (regression, 4),
+    }
+
+
+RESULTS = results()
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_frozen_and_has_a_table(name: str) -> None:
+    result, rows = RESULTS[name]
+    table = result.to_table()
+    assert isinstance(table, pa.Table)
+    assert table.num_rows == rows
+    assert dataclasses.is_dataclass(result)
+    field = dataclasses.fields(result)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(result, field, None)
+    with pytest.raises(TypeError, match="positional argument"):
+        type(result)(getattr(result, field))
+
+
+def test_a_feature_without_a_partner_has_nulls() -> None:
+    matches = saefast.match_features(torch.eye(3), torch.eye(2, 3), one_to_one=True)
+    rows = matches.to_table().to_pylist()
+    assert rows[2] | {"row_price": 0} == {
+        "feature": 2,
+        "partner": None,
+        "similarity": None,
+        "mutual": False,
+        "row_price": 0,
+    }
+    assert [row["row_price"] for row in rows] == matches.proof.row_price.tolist()
+    assert rows[1]["partner"] == 1
