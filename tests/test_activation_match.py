@@ -47,7 +47,7 @@ def test_partners_are_those_of_dense_correlations(sizes, k, least_fires, variant
     x = normal((60, 5), seed, torch.float32)
     saes = [SAE(5, m, k=k, variant=variant, seed=seed + i) for i, m in enumerate(sizes)]
     found = match(saes, x, least_fires=least_fires)
-    assert found.tokens == 60
+    assert found.rows == 60
     for (s, t), one in found.matches.items():
         matrix, fires, fires_there = correlations(saes[s], saes[t], x)
         matrix[fires < least_fires] = 0
@@ -131,15 +131,17 @@ def test_same_bits_whatever_the_size_of_blocks(monkeypatch):
             assert torch.equal(one.mutual, again.matches[key].mutual)
 
 
-def test_no_more_tokens_than_asked(tmp_path):
+def test_no_more_rows_than_asked(tmp_path):
     x = normal((500, 6), 0, torch.float32)
     saes = [SAE(6, 12, k=2, seed=seed) for seed in (0, 1)]
-    some = match(saes, x, tokens=130)
-    assert some.tokens == 130
+    some = match(saes, x, rows=130)
+    assert some.rows == 130
     np.save(tmp_path / "x.npy", x.numpy())
-    stored = match(saes, tmp_path / "x.npy", tokens=10**9)
-    assert stored.tokens == 500
+    stored = match(saes, tmp_path / "x.npy", rows=10**9)
+    assert stored.rows == 500
     everything = match(saes, x)
+    other = match(saes, x, rows=130, seed=1)
+    assert not torch.equal(other.firing_rate[0], some.firing_rate[0])
     for key, one in everything.matches.items():
         torch.testing.assert_close(one.similarity, stored.matches[key].similarity)
 
@@ -150,7 +152,7 @@ def test_no_more_tokens_than_asked(tmp_path):
         ([SAE(4, 8, k=2)], {}, ValueError, "saes must be at least 2"),
         ([SAE(4, 8, k=2), torch.eye(4)], {}, TypeError, r"saes\[1\] must be a saefast.SAE"),
         ([SAE(4, 8, k=2), SAE(5, 8, k=2)], {}, ValueError, r"saes\[1\] must take the activations"),
-        ([SAE(4, 8, k=2)] * 2, {"tokens": 0}, ValueError, "tokens must be at least 1"),
+        ([SAE(4, 8, k=2)] * 2, {"rows": 0}, ValueError, "rows must be at least 1"),
         ([SAE(4, 8, k=2)] * 2, {"least_fires": 1.5}, TypeError, "least_fires must be an int"),
     ],
 )

@@ -49,7 +49,7 @@ def test_they_are_those_of_dense_codes(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(3)]
     masks = [torch.rand(M, generator=generator(s)) < 0.4 for s in range(3)]
     found = measure(saes, x, [{"some": mask} for mask in masks], batch_size=300)
-    assert found.tokens == 1000
+    assert found.rows == 1000
     assert [(pair.a, pair.b) for pair in found.pairs] == [(0, 1), (0, 2), (1, 2)]
     for pair in found.pairs:
         a, b = (contributions(saes[s], x, masks[s]) for s in (pair.a, pair.b))
@@ -168,18 +168,18 @@ def test_only_groups_that_add_something_are_compared(x):
     assert found.skipped == ("group 'none' in sae 0: adds nothing that varies",)
 
 
-def test_tokens_are_counted_to_the_last(x):
+def test_rows_are_counted_to_the_last(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
     groups = [{"all": torch.ones(M).bool()}] * 2
-    assert measure(saes, x, groups, tokens=700, batch_size=300).tokens == 700
-    assert measure(saes, x, groups, tokens=5000, batch_size=300).tokens == 1000
+    assert measure(saes, x, groups, rows=700, batch_size=300).rows == 700
+    assert measure(saes, x, groups, rows=5000, batch_size=300).rows == 1000
     whole = measure(saes, x, groups, batch_size=1000).pairs[0]
     parts = measure(saes, x, groups, batch_size=77).pairs[0]
     assert parts.r2 == pytest.approx(whole.r2, rel=1e-12)
     batches = (x[i : i + 100] for i in range(0, 1000, 100))
-    with pytest.raises(ValueError, match="tokens must be given"):
+    with pytest.raises(ValueError, match="rows must be given"):
         measure(saes, batches, groups)
-    assert measure(saes, batches, groups, tokens=500).tokens == 500
+    assert measure(saes, batches, groups, rows=500).rows == 500
 
 
 def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
@@ -208,7 +208,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
         ({"draws": -1}, ValueError, "draws must be at least 0"),
         ({"mass": [torch.ones(4)]}, ValueError, "mass must be given for each of saes, 2, got 1"),
         ({"mass": [torch.ones(3)] * 2}, ValueError, r"mass\[0\]"),
-        ({"tokens": 1}, ValueError, "tokens must be at least 2"),
+        ({"rows": 1}, ValueError, "rows must be at least 2"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ],
 )

@@ -32,11 +32,11 @@ def test_a_mean_far_away_costs_no_digits():
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_some_of_the_tokens():
+def test_some_of_the_rows():
     x = normal((500, 4), 0, torch.float32)
-    assert not torch.equal(measure(x, tokens=100), measure(x))
-    with pytest.raises(ValueError, match="tokens must be at least 2"):
-        measure(x, tokens=1)
+    assert not torch.equal(measure(x, rows=100), measure(x))
+    with pytest.raises(ValueError, match="rows must be at least 2"):
+        measure(x, rows=1)
     with pytest.raises(ValueError, match="activations hold NaN or infinity: the tensor, row"):
         measure(torch.full((5, 2), torch.nan))
 
@@ -52,5 +52,5 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
 
 
 def test_one_row_has_none():
-    with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="rows must be at least 2, got 1"):
         measure(torch.ones(1, 3))

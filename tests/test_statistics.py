@@ -264,14 +264,16 @@ def test_from_a_sample_the_score_is_near_that_of_all_firings():
     with torch.no_grad():
         sae.W_enc.fill_(1.0)
     (all_of_them,) = statistics(sae, rows, tokens=tokens, sample=n)
-    (some,) = statistics(sae, rows, tokens=tokens, sample=300)
+    some, other = (statistics(sae, rows, tokens=tokens, sample=300, seed=s)[0] for s in (0, 1))
+    assert float(other.token_entropy) != float(some.token_entropy)
     assert float(all_of_them.token_auroc) == pytest.approx(
         auroc(fires[:2000], (tokens == 17)[:2000].double()), abs=0.05
     )
     assert int(some.token) == int(all_of_them.token) == 17
     # Three standard errors of a share of 300.
     error = 3 * (0.25 / 300) ** 0.5 / 2
-    assert float(some.token_auroc) == pytest.approx(float(all_of_them.token_auroc), abs=error)
+    for drawn in (some, other):
+        assert float(drawn.token_auroc) == pytest.approx(float(all_of_them.token_auroc), abs=error)
 
 
 def test_a_token_feature_and_a_context_feature_are_told_apart():

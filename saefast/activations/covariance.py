@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from saefast.activations.one_pass import OnePass, count_tokens
+from saefast.activations.one_pass import OnePass, count_rows
 from saefast.activations.opening import open_activations
 from saefast.activations.protocol import ActivationSource
 from saefast.linalg import add_products, mirrored, side_by_side
@@ -12,7 +12,7 @@ from saefast.linalg import add_products, mirrored, side_by_side
 def activation_covariance(
     activations: ActivationSource,
     *,
-    tokens: int | None = None,
+    rows: int | None = None,
     batch_size: int = 4096,
     seed: int = 0,
     progress: bool = True,
@@ -21,20 +21,20 @@ def activation_covariance(
 
     Args:
         activations: what `train_saes` takes: a tensor [n, d], a path, a store.
-        tokens: how many; None for all, once.
+        rows: how many to read; None for all, once.
         batch_size: how many at a time.
-        seed: of the order of the tokens.
+        seed: of the order of the rows.
         progress: show a progress bar on stderr.
 
     Returns:
         [d, d] float64, about the mean; with the same bits for any number of threads.
     """
     source = open_activations(activations)
-    tokens = count_tokens(source, tokens, 2)
+    rows = count_rows(source, rows, 2)
     one_pass = OnePass(
         source,
         batch_size=batch_size,
-        rows=tokens,
+        rows=rows,
         seed=seed,
         what="covariance",
         progress=progress,
@@ -50,7 +50,7 @@ def activation_covariance(
             shift = block[0].clone() if shift is None else shift
             block = block - shift
             add_products(products, block, run)
-            (part,) = run(lambda rows: rows.sum(0), [block])
+            (part,) = run(lambda part: part.sum(0), [block])
             total += part
-    spread = mirrored(products) - torch.outer(total, total) / tokens
-    return spread / (tokens - 1)
+    spread = mirrored(products) - torch.outer(total, total) / rows
+    return spread / (rows - 1)

@@ -26,21 +26,21 @@ class Rows(NamedTuple):
     """[n] int64 each: what is known of them, such as "tokens" and "positions" """
 
 
-def count_tokens(source: Activations, tokens: int | None, least: int) -> int:
-    """Return how many tokens a pass reads.
+def count_rows(source: Activations, rows: int | None, least: int) -> int:
+    """Return how many rows a pass reads.
 
     Args:
         source: the activations.
-        tokens: the most that are read; None: all there are.
+        rows: the most that are read; None: all there are.
         least: the fewest that make sense.
     """
-    if tokens is None:
+    if rows is None:
         if source.rows is None:
-            raise ValueError("tokens must be given: activations do not say how many there are")
-        tokens = source.rows
-    checks.whole("tokens", tokens)
-    checks.at_least("tokens", tokens, least)
-    return tokens if source.rows is None else min(tokens, source.rows)
+            raise ValueError("rows must be given: activations do not say how many there are")
+        rows = source.rows
+    checks.whole("rows", rows)
+    checks.at_least("rows", rows, least)
+    return rows if source.rows is None else min(rows, source.rows)
 
 
 class OnePass:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations import open_activations
-from saefast.activations.one_pass import OnePass, count_tokens
+from saefast.activations.one_pass import OnePass, count_rows
 from saefast.activations.protocol import ActivationSource
 from saefast.dictionary import Dictionary, as_dictionary
 from saefast.disk.tables import table_of
@@ -59,9 +59,10 @@ class PairContribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Contributions:
-    """What groups of features add to tokens, compared between seeds."""
+    """Contributions of groups of features to rows, compared between seeds."""
 
-    tokens: int
+    rows: int
+    """how many were read"""
     pairs: tuple[PairContribution, ...]
     """by group, then seeds; only those in which both add something that varies"""
     skipped: tuple[str, ...]
@@ -89,7 +90,7 @@ def contribution_r2(
     stable: float = 0.8,
     unstable: float = 0.2,
     mass: Sequence[Tensor] | None = None,
-    tokens: int | None = None,
+    rows: int | None = None,
     batch_size: int = 4096,
     draws: int = 20,
     band: float = 0.95,
@@ -111,11 +112,11 @@ def contribution_r2(
         mass: for each SAE [m], `FeatureStatistics.mass`. With it random groups are as active in sum
             as the group they stand beside; without it they have as many features. A few features
             that are active do more than as many others, so prefer it.
-        tokens: how many; None for all, once.
+        rows: how many to read; None for all, once.
         batch_size: how many at a time.
         draws: how many random groups, of features alive, each group is set beside.
         band: which share of the draws lies between `low` and `high`.
-        seed: of the draws and of the order of the tokens.
+        seed: of the draws and of the order of the rows.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -125,11 +126,11 @@ def contribution_r2(
     saes = as_saes(saes, source.d, 2)
     known = _check(saes, draws, band)
     masks = feature_groups([each.m for each in known], stability, groups, stable, unstable)
-    tokens = count_tokens(source, tokens, 2)
+    rows = count_rows(source, rows, 2)
     one_pass = OnePass(
         source,
         batch_size=batch_size,
-        rows=tokens,
+        rows=rows,
         seed=seed,
         what="contributions",
         progress=progress,
@@ -152,7 +153,7 @@ def contribution_r2(
 
             for _ in run(add, range(len(variants))):
                 pass
-    return _summarise(variants, sums, tokens, band, "subset" if mass is None else "mass")
+    return _summarise(variants, sums, rows, band, "subset" if mass is None else "mass")
 
 
 class _Variant(NamedTuple):
@@ -202,18 +203,18 @@ class _Sums(NamedTuple):
                 place = (cosine * BINS).long().clamp(max=BINS - 1)
                 self.histogram[a, b] += place.bincount(minlength=BINS)
 
-    def variance(self, a: int, tokens: int) -> float:
+    def variance(self, a: int, rows: int) -> float:
         """The sum of the squared distances of a's contributions to their mean."""
-        mean = self.total[a].square().sum() / tokens
+        mean = self.total[a].square().sum() / rows
         spread = float(self.dots[a, a] - mean)
         # What is left of a constant is rounding.
         return spread if spread > 1e-12 * float(self.dots[a, a]) else 0.0
 
-    def explained(self, a: int, b: int, tokens: int) -> dict[str, float]:
+    def explained(self, a: int, b: int, rows: int) -> dict[str, float]:
         """The four numbers of two SAEs that both have some variance."""
-        variances = self.variance(a, tokens), self.variance(b, tokens)
+        variances = self.variance(a, rows), self.variance(b, rows)
         apart = float(self.dots[a, a] + self.dots[b, b] - 2 * self.dots[a, b])
-        together = float(self.dots[a, b] - self.total[a] @ self.total[b] / tokens)
+        together = float(self.dots[a, b] - self.total[a] @ self.total[b] / rows)
         return {
             "r2_ab": 1 - apart / variances[0],
             "r2_ba": 1 - apart / variances[1],
@@ -265,7 +266,7 @@ def _as_many(mask: Tensor, alive: Tensor, seed: int, group: str, number: int, sa
 
 
 def _summarise(
-    variants: list[_Variant], sums: list[_Sums], tokens: int, band: float, null: str
+    variants: list[_Variant], sums: list[_Sums], rows: int, band: float, null: str
 ) -> Contributions:
     pairs, skipped = [], []
     for variant, observed in zip(variants, sums, strict=True):
@@ -278,23 +279,23 @@ def _summarise(
             if other.group == group and other.draw is not None
         ]
         count = len(variant.masks)
-        still = {s for s in range(count) if not observed.variance(s, tokens)}
+        still = {s for s in range(count) if not observed.variance(s, rows)}
         skipped += [f"group {group!r} in sae {s}: adds nothing that varies" for s in sorted(still)]
         for a, b in combinations(range(count), 2):
             if still & {a, b}:
                 continue
-            found = observed.explained(a, b, tokens)
+            found = observed.explained(a, b, rows)
             random = [
-                each.explained(a, b, tokens)
+                each.explained(a, b, rows)
                 for each in drawn
-                if each.variance(a, tokens) and each.variance(b, tokens)
+                if each.variance(a, rows) and each.variance(b, rows)
             ]
             tests = [
                 beside(null, name, value, [each[name] for each in random], band)
                 for name, value in found.items()
                 if random
             ]
-            both = float(observed.tokens[a, b]) / tokens
+            both = float(observed.tokens[a, b]) / rows
             histogram = observed.histogram[a, b].long()
             pairs.append(
                 PairContribution(
@@ -307,7 +308,7 @@ def _summarise(
                     tests=tuple(tests),
                 )
             )
-    return Contributions(tokens=tokens, pairs=tuple(pairs), skipped=tuple(skipped))
+    return Contributions(rows=rows, pairs=tuple(pairs), skipped=tuple(skipped))
 
 
 def _check(saes: Sequence[SAE], draws: int, band: float) -> list[Dictionary]:

@@ -41,7 +41,7 @@ _BINS = len(DENSITY_EDGES) - 1
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
-    """What the features of one SAE do on the rows of one pass; see `CONVENTIONS`.
+    """Statistics of one SAE's features on the rows of one pass; see `CONVENTIONS`.
 
     What needs tokens or positions is None where there were none. A feature that never fires has
     zeros, and NaN where there is nothing to take a share of.
@@ -135,11 +135,12 @@ def feature_statistics(
     folded: Tensor | None = None,
     top: int = 100,
     sample: int = 128,
+    seed: int = 0,
     rows: int | None = None,
     batch_size: int = 4096,
     progress: bool = True,
 ) -> list[FeatureStatistics]:
-    """What every feature of several SAEs does, in one pass over the activations.
+    """Measure when and how strongly the features of several SAEs fire, in one pass.
 
     Memory does not grow with the activations: beside a batch it is about
     20 * m * (1.5 * top + 1.5 * sample) bytes for each SAE.
@@ -153,7 +154,8 @@ def feature_statistics(
             `saefast.evaluation.token_ties.folded_tokens`.
         top: how many of the largest activations to keep of every feature.
         sample: how many firings to draw of every feature, evenly from all of them, for what is
-            said of its tokens. The draw depends on the numbers of the rows alone.
+            said of its tokens.
+        seed: of the draw, which depends on it and the numbers of the rows alone.
         rows: stop after this many; needed for an iterator.
         batch_size: how many rows are encoded at once. Changes nothing but time and memory.
         progress: show a progress bar on stderr.
@@ -164,6 +166,8 @@ def feature_statistics(
     for name, count in (("top", top), ("sample", sample)):
         checks.whole(name, count)
         checks.at_least(name, count, 1)
+    checks.whole("seed", seed)
+    checks.at_least("seed", seed, 0)
     one_pass = OnePass(
         activations,
         batch_size=batch_size,
@@ -173,7 +177,7 @@ def feature_statistics(
         progress=progress,
     )
     saes = as_saes(saes, one_pass.source.d)
-    sums = [_Sums(sae, top, sample, one_pass.names) for sae in saes]
+    sums = [_Sums(sae, top, sample, seed, one_pass.names) for sae in saes]
     token_counts = torch.zeros(0, dtype=torch.int64)
     for part in one_pass:
         if "tokens" in part.beside:
@@ -186,8 +190,8 @@ def feature_statistics(
 class _Sums:
     """What is known of the features of one SAE after some rows."""
 
-    def __init__(self, sae: SAE, top: int, sample: int, names: list[str]) -> None:
-        self._sae, self._names = sae, names
+    def __init__(self, sae: SAE, top: int, sample: int, seed: int, names: list[str]) -> None:
+        self._sae, self._names, self._seed = sae, names, seed
         m = sae.m
         self._fired = torch.zeros(m, dtype=torch.int64)
         self._total = torch.zeros(m, dtype=torch.float64)
@@ -216,7 +220,7 @@ class _Sums:
         # Positive floats are in the order of their bits.
         self._top.add(feature, value.float().view(torch.int32), number, token)
         if "tokens" in part.beside:
-            self._sample.add(feature, _priority(part.numbers)[row], number, token)
+            self._sample.add(feature, _priority(part.numbers, self._seed)[row], number, token)
 
     def result(self, rows: int, token_counts: Tensor, folded: Tensor | None) -> FeatureStatistics:
         fired, sae = self._fired.double(), self._sae
@@ -262,9 +266,10 @@ def _bin_of(value: Tensor) -> Tensor:
     return edge.clamp(0, _BINS - 1)
 
 
-def _priority(numbers: Tensor) -> Tensor:
-    """[n] int32: numbers that look random, each a function of its row's number (SplitMix64)."""
-    z = numbers.numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+def _priority(numbers: Tensor, seed: int) -> Tensor:
+    """Hash the numbers of rows and the seed (SplitMix64) to int32 that look random, [n]."""
+    start = (seed + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = numbers.numpy().astype(np.uint64) + np.uint64(start)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return torch.from_numpy(((z ^ (z >> np.uint64(31))) >> np.uint64(33)).astype(np.int32))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefast import checks
-from saefast.activations.one_pass import OnePass, count_tokens
+from saefast.activations.one_pass import OnePass, count_rows
 from saefast.activations.opening import open_activations
 from saefast.activations.protocol import ActivationSource
 from saefast.match.result import Matches
@@ -40,8 +40,8 @@ class ActivationMatches:
     alive: tuple[Tensor, ...]
     """[m] bool for each SAE: which fired often enough to be matched, and did not stay constant"""
     firing_rate: tuple[Tensor, ...]
-    """[m] float32: on which share of the tokens each fired"""
-    tokens: int
+    """[m] float32: on which share of the rows each fired"""
+    rows: int
     """how many were looked at"""
 
     __repr__ = brief
@@ -65,34 +65,36 @@ def activation_matches(
     saes: Sequence[SAE],
     activations: ActivationSource,
     *,
-    tokens: int = 100_000,
+    rows: int = 100_000,
     least_fires: int = 10,
+    seed: int = 0,
     progress: bool = True,
 ) -> ActivationMatches:
     """Match every SAE's features with every other's by the correlation of their activations.
 
     The partner is the feature whose activation, zeros included, correlates most over the same
-    tokens; a feature that correlates positively with none has no partner. Codes are sparse and
-    stay so: the work is tokens * k * k for each pair of SAEs, and memory 20 bytes for each active
-    latent of each token and SAE, besides half a gigabyte or, if a feature fires all the time,
+    rows; a feature that correlates positively with none has no partner. Codes are sparse and
+    stay so: the work is rows * k * k for each pair of SAEs, and memory 20 bytes for each active
+    latent of each row and SAE, besides half a gigabyte or, if a feature fires all the time,
     60 bytes for every latent active beside it.
 
     Args:
         saes: two or more, which encode the same activations.
         activations: a tensor or array [n, d], a path or a source: what `train_saes` takes.
-        tokens: how many rows to look at, at most; they are drawn without repetition.
-        least_fires: what fires on fewer tokens is not matched and not alive here: two features that
+        rows: how many to look at, at most; they are drawn without repetition.
+        least_fires: what fires on fewer rows is not matched and not alive here: two features that
             fired once, together, correlate perfectly.
+        seed: of the draw.
         progress: show progress bars on stderr.
     """
-    for name, value in (("tokens", tokens), ("least_fires", least_fires)):
+    for name, value in (("rows", rows), ("least_fires", least_fires)):
         checks.whole(name, value)
         checks.at_least(name, value, 1)
     source = open_activations(activations)
     saes = as_saes(saes, source.d, 2)
-    rows = count_tokens(source, tokens, 1)
+    rows = count_rows(source, rows, 1)
     one_pass = OnePass(
-        source, batch_size=_BATCH, rows=rows, seed=0, what="encoding", progress=progress
+        source, batch_size=_BATCH, rows=rows, seed=seed, what="encoding", progress=progress
     )
     codes = _encode(saes, one_pass)
     alive = [code.scale(rows, least_fires) for code in codes]
@@ -117,7 +119,7 @@ def activation_matches(
         matches=matches,
         alive=tuple(map(torch.from_numpy, alive)),
         firing_rate=tuple(rates),
-        tokens=rows,
+        rows=rows,
     )
 
 
