@@ -66,7 +66,7 @@ class Spreads:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFunction:
-    """What the features of one SAE contribute on the rows of one pass.
+    """Contributions of one SAE's features to the rows of one pass.
 
     Explained variance is that of `saefast.evaluation.reconstruction.CONVENTIONS`.
     """

@@ -25,7 +25,7 @@ _PROBES = 64  # values of each parameter that tell it from another
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What harvests and evaluations need; `load_model` makes one, or you from your own parts."""
+    """Model and tokenizer for harvests and evaluations, from `load_model` or parts of your own."""
 
     model: Any
     """a causal language model of transformers"""

@@ -31,7 +31,7 @@ Replacements = Callable[[Tensor], Iterator[tuple[str, Tensor]]]
 
 @dataclass(frozen=True)
 class PatchEffect:
-    """What one replacement does; in nats a token, with standard errors over contexts."""
+    """Effect of one replacement, in nats a token, with standard errors over contexts."""
 
     ce: Estimate
     """cross entropy of the next token"""
@@ -50,7 +50,7 @@ class PatchEffect:
 
 @dataclass(frozen=True)
 class Patching:
-    """What `evaluate_patched` finds."""
+    """Effects of all replacements of `evaluate_patched`."""
 
     clean: PatchEffect
     zero: PatchEffect

@@ -24,7 +24,7 @@ _WINDOW_BYTES = 256 << 20
 
 
 class LMActivations(Shuffled):
-    """What `train_saes` takes in place of a store: every epoch runs the model again.
+    """Activations for `train_saes` without a store: every epoch runs the model again.
 
     Rows, and their numbers, are those that `harvest` writes with the same arguments. All of the
     text is tokenized at the beginning and kept, 5 bytes a token, so that contexts come in a new

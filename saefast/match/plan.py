@@ -64,7 +64,7 @@ def plan_matching(
     backend: str = "auto",
     memory: float = 4.0,
 ) -> MatchPlan:
-    """What matching two dictionaries of m features of width d will take on this machine.
+    """Estimate what matching two dictionaries of m features of width d takes on this machine.
 
     The rate is that of random directions.
 

@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a stage."""
+    """Outcome of a stage."""
 
     stage: str
     seconds: float
@@ -198,7 +198,7 @@ def run_pipeline(
 
 
 def settings_of(run: str | Path) -> RunSettings:
-    """What a run was asked for."""
+    """Return the settings of a run."""
     path = Path(run) / SETTINGS
     told = read_json(path) or _settings_of_training(Path(run))
     if told is None:

@@ -104,7 +104,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What counts as the same feature in another SAE."""
+    """Settings of what counts as the same feature in another SAE."""
 
     threshold: float | Literal["null"] = 0.7
     """the least cosine of a match; "null": what only one in a thousand random directions reaches"""
@@ -130,7 +130,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Planes:
-    """How the planes of stable and unstable features are compared."""
+    """Settings of the comparison of planes of stable and unstable features."""
 
     rank: int | None = None
     """dimensions; None: as many as hold 90 % of the energy"""
@@ -141,7 +141,7 @@ class Planes:
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the features of all SAEs become one, and what that is compared with."""
+    """Settings of pooling the features of all SAEs, and of its controls."""
 
     width: int | None = None
     """features of the pooled SAE; None: as many as the others have, or all that are unique"""
@@ -159,7 +159,7 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What groups of features are worth on held-out data."""
+    """Settings of the evaluation of groups of features on held-out data."""
 
     draws: int = 5
     """random sets of features beside each group"""

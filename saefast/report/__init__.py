@@ -52,7 +52,7 @@ def write_report(
 
 
 def findings_of(run: str | Path) -> list[Finding]:
-    """What the report of a run finds, in words."""
+    """Return the findings of a run's report, in words."""
     return findings(_data_of(Path(run)))
 
 

@@ -49,7 +49,7 @@ class SubsetPoint:
 
 
 def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> list[SubsetPoint]:
-    """How many features are in one dictionary only, or in all, by the number of dictionaries.
+    """Measure the shares of features in one dictionary only, and in all, by their number.
 
     Args:
         stability: whose matches are counted.

@@ -34,7 +34,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What two dictionaries share."""
+    """Measures of the features that two dictionaries share."""
 
     measures: tuple[Measure, ...]
     alive: tuple[int, int]

@@ -19,7 +19,7 @@ CURVE = tuple(i / 50 for i in range(1, 51))
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityRule:
-    """What counted as the same feature in another dictionary."""
+    """Rule by which a feature counts as found in another dictionary."""
 
     threshold: float | str
     """the least similarity, or "null" where chance decided it"""
@@ -39,7 +39,7 @@ class StabilityRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """Which features of several dictionaries come back in the others.
+    """Scores of how often the features of dictionaries return in the others.
 
     A tensor for each dictionary, a value for each of its m features. Dead features count nowhere:
     they have 0 everywhere and are nobody's partner.

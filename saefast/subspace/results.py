@@ -95,7 +95,7 @@ class PairOverlap:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspaces:
-    """Which planes groups of features lie in, and how far they come back from seed to seed."""
+    """Planes that groups of features span, and their overlap between seeds."""
 
     d: int
     spectra: tuple[GroupSpectrum, ...]

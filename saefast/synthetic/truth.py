@@ -40,7 +40,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an SAE does with rows of a world."""
+    """Quality of an SAE's reconstructions of a world's rows."""
 
     explained_variance: float
     """1 - squared errors / squared distances to the mean row, both summed over all rows"""

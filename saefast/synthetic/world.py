@@ -24,7 +24,7 @@ BLOCK = 4096
 
 
 class Strength(NamedTuple):
-    """How strongly a feature is on when it fires: mean + spread * z, but not below zero, or
+    """Strength of a feature when it fires: mean + spread * z, but not below zero, or
     mean * exp(spread * z), with z from the normal distribution."""
 
     mean: Tensor

@@ -25,7 +25,7 @@ SHARED = ("batch_size", "tokens", "data_seed", "activation_scaling")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How SAEs are trained; those of one config differ in nothing but the seed."""
+    """Settings of a training; SAEs of one config differ in nothing but the seed."""
 
     latents: int
     """features of each SAE"""

@@ -33,7 +33,7 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a training step does with gradients."""
+    """Settings of what a training step does with gradients."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """of Adam, with torch's meaning"""
