@@ -2,16 +2,15 @@
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bench.cases import Shape
+from saefast.progress import tracked
 
 Run = Callable[[], object]
 
@@ -45,7 +44,7 @@ def time_rounds(
         one.run()
     seconds: dict[int, list[float]] = {i: [] for i in range(len(runs))}
     label = f"{case} d={shape.d} m={shape.m} k={shape.k} n={shape.n}"
-    for _ in tqdm(range(rounds), desc=label, disable=not sys.stderr.isatty()):
+    for _ in tracked(range(rounds), label, unit="rounds", progress=True):
         for i, one in enumerate(runs):
             start = time.perf_counter()
             one.run()

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import saefast
 from bench import activations, peers, record
 from bench.cases import Shape, Weights
 from bench.peers import Training
 from saefast.activations import TensorActivations
+from saefast.progress import tracked
 from saefast.synthetic import PlantedWorld
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Sample, Scales, begin
@@ -106,7 +106,7 @@ def _train(training: Training, shape: Shape, variant: str, rows: Tensor) -> floa
         training.step(rows)
         return time.perf_counter() - before
     stream = TensorActivations(rows).batches(shape.n, seed=0)
-    for number in tqdm(range(config.steps), desc=f"quality {variant}", leave=False):
+    for number in tracked(range(config.steps), f"quality {variant}", unit="steps", progress=True):
         for group in training.optimiser.param_groups:
             group["lr"] = lr_at(config, number)
         training.step(next(stream).x)

@@ -85,6 +85,8 @@ class TestLoading:
 
         bar = reader.tqdm
         monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("saefast.progress.DELAY", 0.0)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         file, folder = tmp_path / "tiny.gguf", saved(tmp_path / "folder")
         write_gguf(file)
         capsys.readouterr()

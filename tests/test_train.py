@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -284,18 +283,6 @@ def test_choosing_by_norm_outlives_training_and_files(tmp_path: Path) -> None:
     for sae in (trained, read):
         assert [set(row.tolist()) for row in sae.encode(ROWS).indices] == expected
     torch.testing.assert_close(read(ROWS), trained(ROWS))
-
-
-def test_the_progress_bar_shows_the_mean_over_saes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(config(seeds=(0, 1), lr=2e-2), out=tmp_path, progress=True, log_every=10**6)
-    first, second = metrics_of(tmp_path)
-    assert first["loss"] != second["loss"]
-    shown = re.search(r"mean loss (\S+) EV (\S+) ", capsys.readouterr().err)
-    assert shown is not None
-    for text, name in zip(shown.groups(), ("loss", "explained_variance"), strict=True):
-        assert float(text) == pytest.approx((first[name] + second[name]) / 2, rel=1e-3)
 
 
 def test_precision_reaches_the_steps() -> None:

@@ -11,6 +11,7 @@ from saefast.activations.opening import open_activations
 from saefast.activations.protocol import Activations, ActivationSource, Batch
 from saefast.activations.shuffled import Shuffled
 from saefast.activations.store import StoreActivations
+from saefast.progress import ProgressBar
 
 
 class Rows(NamedTuple):
@@ -90,16 +91,8 @@ class OnePass:
         return [*self._given, *self._stored]
 
     def __iter__(self) -> Iterator[Rows]:
-        from tqdm import tqdm
-
         left = self.rows
-        bar = tqdm(
-            desc=self._what,
-            total=self.rows,
-            unit="tok",
-            unit_scale=True,
-            disable=not self._progress,
-        )
+        bar = ProgressBar(self._what, total=self.rows, unit="rows", progress=self._progress)
         with bar:
             for batch in self._batches():
                 rows = self._rows(batch, left)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell, wants_bars
+from saefast.cli.telling import Json, called, tell
 
 
 def harvest(
@@ -48,7 +48,7 @@ def harvest(
     from saefast.lm import builtin_corpus, load_model, text_files
     from saefast.lm import harvest as harvest_store
 
-    bars = wants_bars(json_output)
+    bars = not json_output
     corpus = text_files(text) if text else builtin_corpus()
     (path,) = harvest_store(
         load_model(model, dtype=model_dtype, progress=bars),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell, wants_bars
+from saefast.cli.telling import Json, called, tell
 from saefast.cli.train_options import chosen, train_options
 
 
@@ -131,7 +131,7 @@ def staged(settings: Any, out: Path, until: str, json_output: bool) -> Any:
         if not json_output:
             print(line, file=sys.stderr, flush=True)
 
-    bars = wants_bars(json_output)
+    bars = not json_output
     outcomes = run_pipeline(settings, out, until=until, progress=bars, tell=show)
     if all(each.skipped for each in outcomes):
         show(f"all of it was finished before: nothing in {out} has changed")
@@ -151,6 +151,6 @@ def facts_of(outcomes: Sequence[Any]) -> dict[str, Any]:
 def _lowrank(out: Path, json_output: bool) -> None:
     from saefast.studies import run_lowrank
 
-    found = run_lowrank(out, progress=wants_bars(json_output))
+    found = run_lowrank(out, progress=not json_output)
     rows = [dataclasses.asdict(row) for row in found.rows]
     tell(found.table(), {"rows": rows}, found.written, json_output)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from saefast.cli.runs import facts_of, staged
-from saefast.cli.telling import Json, called, tell, wants_bars
+from saefast.cli.telling import Json, called, tell
 
 Run = Annotated[tyro.conf.Positional[Path], called("RUN")]
 Threshold = float | Literal["null"]
@@ -56,9 +56,7 @@ def match(
     if not sources:
         raise ValueError("sources must be a run, or two SAEs at least, got none")
     each = load_dictionaries(*sources, encoder=side == "encoder")
-    found = match_all(
-        each, out=out, progress=wants_bars(json_output), side=side, one_to_one=one_to_one
-    )
+    found = match_all(each, out=out, progress=not json_output, side=side, one_to_one=one_to_one)
     shares = {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
     sentence = ", ".join(f"{pair}: {share:.3f}" for pair, share in shares.items())
     written = [] if out is None else sorted(out.glob("*-*.parquet"))

@@ -1,7 +1,6 @@
 """What commands print: a sentence and what was written, or one JSON object."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,6 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object in
 def called(name: str, default: str | None = None) -> Any:
     """What the help calls an argument that is known by its place, and says of its default."""
     return tyro.conf.arg(metavar=name, help_behavior_hint=default)
-
-
-def wants_bars(json_output: bool) -> bool:
-    """Whether somebody is watching."""
-    return sys.stderr.isatty() and not json_output
 
 
 def tell(

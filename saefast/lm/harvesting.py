@@ -17,6 +17,7 @@ from saefast.lm.corpus import Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, capture, find_sites
+from saefast.progress import ProgressBar
 
 TOKENS, POSITIONS = "tokens", "positions"
 """What a harvested store keeps beside the activations: a row's token, and its place in a context"""
@@ -169,14 +170,10 @@ def _write(
     progress: bool,
 ) -> int:
     """Fill the stores from the batches; how many rows there are, in the shortest."""
-    from tqdm import tqdm
-
     total = stores[0].tokens
     first = 0
     done = min(store.rows for store in stores)
-    with tqdm(
-        desc="harvest", total=total, initial=done, unit="tok", unit_scale=True, disable=not progress
-    ) as bar:
+    with ProgressBar("harvest", total=total, unit="tokens", progress=progress, done=done) as bar:
         for batch in batches:
             end = first + int(batch.kept.sum())
             kept = batch.kept

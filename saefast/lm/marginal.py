@@ -26,6 +26,7 @@ from saefast.lm.patch import check_sae, held_out_batches, put
 from saefast.lm.sites import find_site
 from saefast.lm.suffix import Suffix
 from saefast.ops.gather_dots import gather_dots
+from saefast.progress import tracked
 from saefast.sae import SAE
 
 
@@ -64,8 +65,6 @@ def marginal_effects(
 
     The other arguments are those of `evaluate_patched`.
     """
-    from tqdm import tqdm
-
     check_model(model)
     found = find_site(model.model, site)
     check_sae(sae)
@@ -76,15 +75,8 @@ def marginal_effects(
     rest = Suffix(model.model, found)
     fired = torch.zeros(len(features), dtype=torch.int64)
     parts: list[Losses] = []
-    with (
-        torch.no_grad(),
-        tqdm(
-            desc="marginal effects", total=len(batches), unit="batch", disable=not progress
-        ) as bar,
-    ):
-        for batch in batches:
-            parts.append(_without_each(rest, sae, features, batch, fired))
-            bar.update()
+    for batch in tracked(batches, "marginal effects", unit="batches", progress=progress):
+        parts.append(_without_each(rest, sae, features, batch, fired))
     return _marginal(features, parts, batches, fired)
 
 
@@ -105,8 +97,6 @@ def first_order_effects(
     E[dL/dx_hat . (-z_i d_i)], from one forward pass and one backward pass a loss. It is what
     `marginal_effects` tends to for features that say little; arguments are the same.
     """
-    from tqdm import tqdm
-
     check_model(model)
     found = find_site(model.model, site)
     check_sae(sae)
@@ -114,7 +104,7 @@ def first_order_effects(
     rest = Suffix(model.model, found)
     fired = torch.zeros(sae.m, dtype=torch.int64)
     parts: list[Losses] = []
-    for batch in tqdm(batches, desc="first order", unit="batch", disable=not progress):
+    for batch in tracked(batches, "first order", unit="batches", progress=progress):
         parts.append(_slopes(rest, sae, batch, fired))
     return _marginal(torch.arange(sae.m), parts, batches, fired)
 

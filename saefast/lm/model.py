@@ -16,6 +16,7 @@ from saefast.activations.protocol import dtype_name
 from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, needed, require
 from saefast.lm.weights_cache import cached_gguf, silenced
 from saefast.ops.cpu import native
+from saefast.progress import on_terminal
 
 SMOLLM2 = "smollm2"
 MODEL_DTYPES = ("fast", "bfloat16", "float16", "float32")
@@ -102,7 +103,7 @@ def load_model(
         require(*GGUF_READERS)
         folder = cached_gguf(gguf, progress)
     try:
-        with nullcontext() if progress and gguf is None else silenced():
+        with nullcontext() if progress and on_terminal() and gguf is None else silenced():
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except OSError as error:

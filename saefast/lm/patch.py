@@ -22,6 +22,7 @@ from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, capture, find_site
 from saefast.lm.suffix import Suffix
+from saefast.progress import ProgressBar
 from saefast.sae import SAE
 from saefast.types import SparseCode
 
@@ -142,14 +143,10 @@ def patched_losses(
     progress: bool = True,
 ) -> dict[str, Losses]:
     """The losses of every replacement, and "clean": those of the undisturbed model."""
-    from tqdm import tqdm
-
     parts: dict[str, list[Losses]] = {}
     rest = Suffix(model.model, site)
     predictions = sum(int(counted(batch).sum()) for batch in batches)
-    with tqdm(
-        desc="patch", total=predictions, unit="tok", unit_scale=True, disable=not progress
-    ) as bar:
+    with ProgressBar("patch", total=predictions, unit="tokens", progress=progress) as bar:
         for batch in batches:
             activations, clean = rest.begin(batch.ids)
             kept = batch.kept.to(activations.device)

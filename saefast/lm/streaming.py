@@ -18,6 +18,7 @@ from saefast.lm.corpus import Corpus, Texts
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import capture, find_sites
+from saefast.progress import ProgressBar
 
 _WINDOW_ROWS = 32768
 _WINDOW_BYTES = 256 << 20
@@ -139,13 +140,9 @@ def _tokenized(
     model: LanguageModel, corpus: Corpus, packing: Packing, tokens: int | None, progress: bool
 ) -> list[TokenBatch]:
     """The batches of the corpus that hold the first `tokens` rows."""
-    from tqdm import tqdm
-
     batches: list[TokenBatch] = []
     rows = 0
-    with tqdm(
-        desc="tokenize", total=tokens, unit="tok", unit_scale=True, disable=not progress
-    ) as bar:
+    with ProgressBar("tokenize", total=tokens, unit="tokens", progress=progress) as bar:
         for batch in packing.batches(corpus, model.tokenizer):
             batches.append(batch._replace(ids=batch.ids.to(torch.int32)))
             kept = int(batch.kept.sum())

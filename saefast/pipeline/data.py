@@ -9,6 +9,7 @@ from saefast.activations import StoreWriter
 from saefast.activations.store import INDEX, read_index
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import Harvest, Planted
+from saefast.progress import ProgressBar
 
 
 def harvest_rows(job: Job) -> None:
@@ -51,8 +52,6 @@ def _from_model(job: Job, data: Harvest) -> None:
 
 
 def _planted(data: Planted, rows: int, stream: int, path: Path, progress: bool) -> None:
-    from tqdm import tqdm
-
     from saefast.synthetic.low_rank import LowRankWorld
 
     world = LowRankWorld.create(
@@ -70,7 +69,7 @@ def _planted(data: Planted, rows: int, stream: int, path: Path, progress: bool) 
     writer = StoreWriter(path, data.d, dtype=torch.float32, metadata=about, resume=True)
     with (
         writer,
-        tqdm(total=rows, desc="planting", unit="row", unit_scale=True, disable=not progress) as bar,
+        ProgressBar("planting", total=rows, unit="rows", progress=progress) as bar,
     ):
         done = 0
         for block in world.blocks(rows, seed=stream):

@@ -8,6 +8,7 @@ from saefast.activations import StoreActivations, open_activations
 from saefast.disk.tables import write_table
 from saefast.evaluation.statistics import FeatureStatistics
 from saefast.pipeline.job import Job
+from saefast.progress import ProgressBar
 from saefast.run_folder import CONTEXTS
 
 
@@ -19,8 +20,6 @@ def token_texts(tokenizer: Any, each: FeatureStatistics) -> list[str | None]:
 
 def write_contexts(job: Job, found: list[FeatureStatistics]) -> None:
     """The text around each feature's largest activations."""
-    from tqdm import tqdm
-
     from saefast.lm import contexts
 
     store = open_activations(str(job.train_rows))
@@ -30,7 +29,7 @@ def write_contexts(job: Job, found: list[FeatureStatistics]) -> None:
     }
     most = job.settings.evaluate.contexts
     total = sum(int((each.top_rows[:, :most] >= 0).sum()) for each in found)
-    with tqdm(total=total, desc="contexts", unit="text", disable=not job.progress) as bar:
+    with ProgressBar("contexts", total=total, unit="texts", progress=job.progress) as bar:
         for seed, each in zip(job.seeds, found, strict=True):
             rows = each.top_rows[:, :most]
             feature, place = (rows >= 0).nonzero(as_tuple=True)

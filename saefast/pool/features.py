@@ -10,6 +10,7 @@ from torch import Tensor
 from saefast import checks
 from saefast.dictionary import Dictionary, Features, as_dictionaries
 from saefast.ops.threshold_encode import all_above, threshold_encode
+from saefast.progress import ProgressBar
 from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.unit_rows import normalised
@@ -184,10 +185,8 @@ def _ordered(
 
 
 def _blocks(order: Origin, progress: bool) -> Iterator[Origin]:
-    from tqdm import tqdm
-
     count = len(order.feature)
-    with tqdm(desc="pooling", total=count, unit="feature", disable=not progress) as bar:
+    with ProgressBar("pooling", total=count, unit="features", progress=progress) as bar:
         for first in range(0, count, _BLOCK):
             block = Origin(*(places[first : first + _BLOCK] for places in order))
             yield block

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
-from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import Features, as_dictionaries
 from saefast.disk.tables import table_of
 from saefast.match.features import SearchOptions, match_features
 from saefast.match.result import Matches
+from saefast.progress import tracked
 from saefast.stability.overlap_measures import Counting, Measure, View
 from saefast.stability.result import CURVE
 from saefast.types import brief
@@ -114,7 +114,7 @@ def measure_overlap(
     ]
     found = dict(matches or {})
     missing = [key for key in keys if key not in found]
-    for key in tqdm(missing, desc="overlap", unit="matching", delay=2, disable=not progress):
+    for key in tracked(missing, "overlap", unit="matchings", progress=progress):
         first, second = reversed(pair) if key.turned else pair
         found[key] = match_features(
             first,

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import Dictionary
@@ -16,6 +15,7 @@ from saefast.disk.tables import write_rows
 from saefast.match.features import match_features
 from saefast.nulls.cosines import BestOfRandom
 from saefast.ops.latent_sum import column_sum
+from saefast.progress import tracked
 from saefast.sae import SAE
 from saefast.studies.idx import read_idx_images
 from saefast.studies.table import as_text
@@ -148,7 +148,7 @@ def run_digits(
     configs = [_config(rows, *cell, setting=setting, seeds=seeds) for cell in grid]
     saes = train_saes(rows, configs, progress=progress, device="cpu")
     found = []
-    cells = tqdm(grid, desc="matching", unit="cell", disable=not progress)
+    cells = tracked(grid, "matching", unit="cells", progress=progress)
     for number, (tied, unit_norm, penalty) in enumerate(cells):
         group = saes[number * seeds : (number + 1) * seeds]
         found.append(_row(group, rows, tied, unit_norm, penalty))

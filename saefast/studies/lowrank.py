@@ -13,6 +13,7 @@ from saefast.activations.covariance import activation_covariance
 from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
+from saefast.progress import tracked
 from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.stability.score import at_threshold, score_stability
@@ -145,13 +146,11 @@ def run_lowrank(
         A row for each design and least rate. The same arguments give the same bits on any number
         of threads.
     """
-    from tqdm import tqdm
-
     checks.whole("rows", rows)
     checks.at_least("rows", rows, 1)
     for least_rate in least_rates:
         checks.at_least("least_rates", least_rate, 0, below=1)
-    bar = tqdm(designs, desc="designs", unit="design", disable=not progress)
+    bar = tracked(designs, "designs", unit="designs", progress=progress)
     found = tuple(row for design in bar for row in _rows(design, rows, least_rates, seed, progress))
     if out is None:
         return LowRankResult(found)

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
 from saefast.nulls.cosines import BestOfRandom
+from saefast.progress import tracked
 from saefast.sae import SAE, VARIANTS
 from saefast.studies.table import as_text
 from saefast.synthetic.sphere import FIRING, sphere_world
@@ -134,7 +134,7 @@ def run_recovery(
             checks.one_of(name, value, choices)
     found: list[RecoveryRow] = []
     runs = [(kind, tokens) for kind in firing for tokens in chosen.tokens]
-    for kind, tokens in tqdm(runs, desc="worlds", unit="run", disable=not progress):
+    for kind, tokens in tracked(runs, "worlds", unit="runs", progress=progress):
         world = sphere_world(chosen.features, chosen.d, firing=kind, l0=chosen.l0, seed=seed)
         configs = list(_configs(chosen, tokens, variants, baselines_of, seed))
         saes = train_saes(world, configs, progress=progress, device=device)

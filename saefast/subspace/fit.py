@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from saefast import checks
 from saefast.dictionary import Dictionary, Features, as_dictionaries, as_dictionary, side_of
 from saefast.linalg import side_by_side
+from saefast.progress import ProgressBar
 from saefast.stability.groups import Groups, Scored, feature_groups
 from saefast.subspace.group import Group, Plan, fit_group
 from saefast.subspace.nulls import NULLS, Member, drawn_nulls
@@ -98,7 +98,7 @@ def fit_subspaces(
         (drawn,) = run(partial(drawn_nulls, names, draws), [covariance])
         plan = Plan("haar" in names, drawn, rank, energy, band, seed, method)
         steps = len(members) * (1 + sum(null.draws for null in drawn))
-        with tqdm(total=steps, desc="subspaces", unit="draw", disable=not progress) as bar:
+        with ProgressBar("subspaces", total=steps, unit="draws", progress=progress) as bar:
             for name, several in members.items():
                 found.append(fit_group(name, several, plan, run, bar.update))
     return Subspaces(

@@ -25,6 +25,7 @@ from saefast.activations.transfer import (
 from saefast.linalg import one_thread
 from saefast.ops.cuda_streams import streams_of
 from saefast.ops.latent_sum import column_sum
+from saefast.progress import ProgressBar
 from saefast.sae import SAE
 from saefast.storage import save_into
 from saefast.train.checkpoint import RunFile
@@ -106,16 +107,13 @@ class Training:
         self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
     ) -> None:
         """Take all the steps that are left."""
-        from tqdm import tqdm
-
         steps, size = self._first.steps, self._first.batch_size
-        bar = tqdm(
-            desc=f"training {len(self._trainees)} SAE{'s' * (len(self._trainees) > 1)}",
+        bar = ProgressBar(
+            f"training {len(self._trainees)} SAE{'s' * (len(self._trainees) > 1)}",
             total=steps * size,
-            initial=self.step * size,
-            unit="tok",
-            unit_scale=True,
-            disable=not progress,
+            unit="rows",
+            progress=progress,
+            done=self.step * size,
         )
         saved = time.monotonic()
         clock = _Clock(self.step * size)
@@ -156,7 +154,9 @@ class Training:
         work = 2.0 * self._first.batch_size * latents * self._source.d
         return one_thread() if work < _WORTH_THREADS else contextlib.nullcontext()
 
-    def _report(self, log: list[Logger], number: int, timing: dict[str, float], bar: Any) -> None:
+    def _report(
+        self, log: list[Logger], number: int, timing: dict[str, float], bar: ProgressBar
+    ) -> None:
         tokens = self.step * self._first.batch_size
         reports = [trainee.report(number, self.scales) for trainee in self._trainees]
         for trainee, report in zip(self._trainees, reports, strict=True):
@@ -167,9 +167,7 @@ class Training:
             for name in ("loss", "explained_variance", "l0", "dead_share")
         )
         mean = "mean " if len(reports) > 1 else ""
-        bar.set_postfix_str(
-            f"{mean}loss {loss:.4g} EV {explained:.3f} L0 {active:.1f} dead {dead:.1%}"
-        )
+        bar.status(f"{mean}loss {loss:.4g} EV {explained:.3f} L0 {active:.1f} dead {dead:.1%}")
 
     def checkpoint(self) -> None:
         """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
