@@ -14,6 +14,7 @@ from saefast.activations.columns import Column, FileActivations, Span
 from saefast.activations.protocol import DTYPES, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.safetensors_file import places
+from saefast.progress import ProgressBar
 
 INDEX = "index.json"
 ROWS = "activations"
@@ -61,9 +62,10 @@ class Index:
         """Everything a shard holds, by name."""
         return {ROWS: Kept(self.dtype, (self.d,)), **self.extras}
 
-    def to_json(self) -> bytes:
-        """The content of index.json."""
-        content = {
+    @property
+    def content(self) -> dict[str, Any]:
+        """What index.json holds."""
+        return {
             "version": VERSION,
             "d": self.d,
             "dtype": dtype_name(self.dtype),
@@ -75,7 +77,6 @@ class Index:
             "metadata": self.metadata,
             "shards": [asdict(shard) for shard in self.shards],
         }
-        return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def read_index(folder: Path) -> Index:
@@ -84,7 +85,7 @@ def read_index(folder: Path) -> Index:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a store of activations has one")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         version = content["version"]
         if version != VERSION:
             raise ValueError(f"version {version!r} is not {VERSION}, which this saefast reads")
@@ -173,28 +174,22 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
     """Read every shard and compare it with its checksum; ValueError names all that differ."""
     folder = Path(path)
     index = read_index(folder)
-    bar = None
-    if progress:
-        from tqdm import tqdm
-
-        bar = tqdm(total=sum(s.bytes for s in index.shards), unit="B", unit_scale=True)
     damaged = []
-    for shard in index.shards:
-        try:
-            _check_size(folder / shard.name, shard)
-        except (ValueError, FileNotFoundError) as error:
-            damaged.append(str(error))
-            continue
-        digest = hashlib.sha256()
-        with (folder / shard.name).open("rb", buffering=0) as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-                if bar is not None:
+    size = sum(shard.bytes for shard in index.shards)
+    with ProgressBar("verifying", total=size, unit="bytes", progress=progress) as bar:
+        for shard in index.shards:
+            try:
+                _check_size(folder / shard.name, shard)
+            except (ValueError, FileNotFoundError) as error:
+                damaged.append(str(error))
+                continue
+            digest = hashlib.sha256()
+            with (folder / shard.name).open("rb", buffering=0) as file:
+                while piece := file.read(1 << 22):
+                    digest.update(piece)
                     bar.update(len(piece))
-        if digest.hexdigest() != shard.sha256:
-            damaged.append(f"{folder / shard.name} does not have the checksum the index gives")
-    if bar is not None:
-        bar.close()
+            if digest.hexdigest() != shard.sha256:
+                damaged.append(f"{folder / shard.name} does not have the checksum the index gives")
     if damaged:
         raise ValueError(
             f"{len(damaged)} of {len(index.shards)} shards are damaged and must be written again: "

@@ -16,6 +16,7 @@ from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_inde
 from saefast.activations.tensors import as_rows
 from saefast.disk.atomic import PART, write_whole
 from saefast.disk.lock import Claim
+from saefast.disk.tables import write_json
 
 _SHARD_BYTES = 256 << 20
 
@@ -210,7 +211,7 @@ class StoreWriter:
         self._index, self._filled = index, 0
 
     def _write_index(self, index: Index) -> None:
-        write_whole(self.path / INDEX, index.to_json())
+        write_json(self.path / INDEX, index.content)
 
 
 def _described(extras: dict[str, Kept]) -> str:

@@ -15,8 +15,8 @@ from saefast.activations.protocol import ActivationSource
 from saefast.dictionary import Dictionary, as_dictionary
 from saefast.disk.tables import table_of
 from saefast.linalg import side_by_side
-from saefast.nulls.draws import mass_matched
-from saefast.nulls.permutations import NullTest, beside, generator_of
+from saefast.nulls.draws import mass_matched, size_matched
+from saefast.nulls.permutations import NullTest, beside
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE, as_saes, code_of
 from saefast.stability.groups import Groups, Scored, feature_groups
@@ -243,26 +243,21 @@ def _variants(
     draws: int,
     seed: int,
 ) -> list[_Variant]:
+    match = size_matched if weights is None else mass_matched
+    masses = [one.double() for one in alive]
+    if weights is not None:
+        masses = [weight * one for weight, one in zip(weights, alive, strict=True)]
     variants = []
     for group in groups[0]:
         several = [each[group].cpu() & one for each, one in zip(groups, alive, strict=True)]
         variants.append(_Variant(group, None, several))
         for number in range(draws):
             random = [
-                _as_many(mask, one, seed, group, number, s)
-                if weights is None
-                else mass_matched(mask, weights[s] * one, seed, number * len(several) + s)
-                for s, (mask, one) in enumerate(zip(several, alive, strict=True))
+                match(mask, known, seed, number * len(several) + s)
+                for s, (mask, known) in enumerate(zip(several, masses, strict=True))
             ]
             variants.append(_Variant(group, number, random))
     return variants
-
-
-def _as_many(mask: Tensor, alive: Tensor, seed: int, group: str, number: int, sae: int) -> Tensor:
-    generator = generator_of(seed, "contributions", group, number, sae)
-    place = alive.nonzero()[:, 0]
-    chosen = place[torch.randperm(len(place), generator=generator)[: int(mask.sum())]]
-    return torch.zeros_like(alive).index_fill(0, chosen, True)
 
 
 def _summarise(

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
-from saefast.disk.atomic import flush_folder, write_whole
+from saefast.disk.atomic import flush_folder
+from saefast.disk.tables import write_json
 from saefast.lm.requirements import needed
+from saefast.progress import tracked
 
 _SIZES = "complete.json"  # the sizes of all files: written last, and looked at first
 
@@ -46,7 +48,7 @@ def cached_gguf(file: Path, progress: bool = True) -> str:
 
 def _whole(folder: Path) -> bool:
     try:
-        sizes = json.loads((folder / _SIZES).read_text())
+        sizes = json.loads((folder / _SIZES).read_bytes())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
@@ -73,7 +75,7 @@ def _fill(folder: Path, file: Path) -> None:
             with path.open("rb+") as written:
                 os.fsync(written.fileno())
         sizes = {path.name: path.stat().st_size for path in files}
-        write_whole(temporary / _SIZES, json.dumps(sizes).encode())
+        write_json(temporary / _SIZES, sizes)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             temporary.rename(folder)
@@ -108,10 +110,9 @@ def silenced() -> Iterator[None]:
 @contextmanager
 def one_bar(progress: bool) -> Iterator[None]:
     """While a GGUF file is read: one bar of ours over its tensors, if any, in place of several."""
-    from tqdm import tqdm
 
     def ours(tensors: Iterable[Any], *_: Any, **__: Any) -> Any:
-        return tqdm(tensors, desc="dequantise, once", unit="tensor", disable=not progress)
+        return tracked(list(tensors), "dequantise, once", unit="tensors", progress=progress)
 
     # The one bar that transformers does not ask its own settings for.
     reader = needed("transformers.modeling_gguf_pytorch_utils")

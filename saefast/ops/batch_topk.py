@@ -32,6 +32,10 @@ class BatchCode(NamedTuple):
     """[n] int64 how many latents of each row are kept"""
 
 
+SLACK = 0.9
+"""What the last threshold is multiplied by to guess the next; decides on the time alone"""
+
+
 def batch_topk(
     x: Tensor,
     weight: Tensor,

@@ -77,6 +77,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 latent_sum.register_autograd(_backward, setup_context=_setup)
 
 
+def vector_sum(values: Tensor) -> Tensor:
+    """Sum values [n] in float64, in an order that does not depend on the number of threads."""
+    return column_sum(values.double()[:, None]).squeeze(0)
+
+
 def column_sum(rows: Tensor) -> Tensor:
     """The sum over rows, in an order that does not depend on the number of threads."""
     if gpu.has(rows):

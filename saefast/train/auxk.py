@@ -162,13 +162,13 @@ def auxk_gradients(
     at = torch.where(real, dead.latents, 0)
     encoder, decoder = w_enc[at], w_dec[at]
     shift = torch.where(real, b_enc[at], -torch.inf)
-    weight = _weight_of(error, real, settings)
+    weight = _factor_of(error, real, settings)
     gradients_of = dense_gradients if gpu.has(inputs) else sparse_gradients
     missed, *gradients = gradients_of(inputs, encoder, shift, decoder, error, weight, settings)
     return AuxGradients(weight * column_sum(missed.square()).sum(), dead.latents, *gradients)
 
 
-def _weight_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
+def _factor_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
     """Return what the sum of squares is multiplied by; zero if nothing is dead."""
     n = error.shape[0]
     if settings.normalised:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from saefast.disk.atomic import write_tensors, write_whole
+from saefast.disk.atomic import write_tensors
+from saefast.disk.tables import write_json
 
 RUN = "run.json"
 TRAINING = "training"
@@ -29,7 +30,7 @@ class RunFile:
         if not path.is_file():
             return None
         try:
-            facts = json.loads(path.read_text())
+            facts = json.loads(path.read_bytes())
             facts["checkpoint"], facts["configs"], facts["data"], facts["finished"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the file of a training run: {error!r}") from error
@@ -47,7 +48,7 @@ class RunFile:
 
     def write(self) -> None:
         """Whole or not at all."""
-        write_whole(self.out / RUN, (json.dumps(self.facts, indent=2) + "\n").encode())
+        write_json(self.out / RUN, self.facts)
 
     def save(self, step: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         """A checkpoint of all SAEs after `step` steps: it counts once run.json names it."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
 from saefast.linalg import covariance_root, one_thread
-from saefast.ops.latent_sum import column_sum
+from saefast.ops.latent_sum import column_sum, vector_sum
 from saefast.sae import SAE
 from saefast.train.config import TrainConfig
 
@@ -120,7 +120,7 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
 
 def _scale_of(rows: Tensor) -> float:
     norms = torch.linalg.vector_norm(rows.double(), dim=1)
-    mean = float(column_sum(norms[:, None])) / len(rows)
+    mean = float(vector_sum(norms)) / len(rows)
     return rows.shape[1] ** 0.5 / mean if mean > 0 else 1.0
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.ops.latent_sum import column_sum
+from saefast.ops.latent_sum import vector_sum
 from saefast.sae import SAE
 from saefast.types import NO_DECAY, Decay
 
@@ -72,7 +72,7 @@ class Rules:
         shrink: dict[str, float | Tensor] = dict.fromkeys(SIDES, 0.0)
         sign = dict.fromkeys(SIDES, 0.0)
         for penalty in self.penalties:
-            weight = _weight_of(sae, penalty.side)
+            weight = _side_of(sae, penalty.side)
             if penalty.norm == "mean_abs":
                 sign[penalty.side] += penalty.weight / weight.numel()
             elif penalty.norm == "fro_squared":
@@ -94,9 +94,9 @@ class Rules:
         """The value of the penalties, float64 []."""
         total = torch.zeros((), dtype=torch.float64, device=sae.b_enc.device)
         for penalty in self.penalties:
-            weight = _weight_of(sae, penalty.side)
+            weight = _side_of(sae, penalty.side)
             if penalty.norm == "mean_abs":
-                norm = _total(torch.linalg.vector_norm(weight, 1, dim=1)) / weight.numel()
+                norm = vector_sum(torch.linalg.vector_norm(weight, 1, dim=1)) / weight.numel()
             else:
                 norm = _square_of(weight)
                 norm = norm.sqrt() if penalty.norm == "fro" else norm
@@ -111,7 +111,7 @@ def clip_factor(
 
     `row_squares` [m] are the squared lengths of parts of it, `gradients` the other parts.
     """
-    squares = [] if row_squares is None else [_total(row_squares)]
+    squares = [] if row_squares is None else [vector_sum(row_squares)]
     squares += [_square_of(part.reshape(len(part), -1)) for part in gradients]
     return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
 
@@ -128,7 +128,7 @@ def tethered(directions: Tensor, anchors: Tensor, cosine: float) -> Tensor:
     return torch.where(along < cosine, turned, directions)
 
 
-def _weight_of(sae: SAE, side: str) -> Tensor:
+def _side_of(sae: SAE, side: str) -> Tensor:
     return sae.W_enc.detach() if side == "encoder" else sae.W_dec.detach()
 
 
@@ -137,8 +137,4 @@ def _is_set(multiple: float | Tensor) -> bool:
 
 
 def _square_of(weight: Tensor) -> Tensor:
-    return _total(torch.linalg.vector_norm(weight, dim=1).double().square())
-
-
-def _total(rows: Tensor) -> Tensor:
-    return column_sum(rows.double()[:, None]).squeeze(0)
+    return vector_sum(torch.linalg.vector_norm(weight, dim=1).double().square())

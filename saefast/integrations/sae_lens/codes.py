@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from saefast.integrations.pre_activations import DTYPES, PreActivations, precision_at
-from saefast.ops.batch_topk import batch_topk
+from saefast.ops.batch_topk import SLACK, batch_topk
 from saefast.ops.encode_gradients import encode_gradients
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import all_above, threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode, ThresholdCode
 
-_SLACK = 0.9  # of the last threshold: the guess of the next one; decides on the time alone
 _SMALLEST_ENCODER = 2**17  # where sparse codes begin to be faster on one core
 _FIRST_FULLEST = 64  # latents of a row above a threshold, until more is known
 
@@ -132,7 +131,7 @@ class Guess:
         """From the values [n, w] of a batch."""
         positive = values > 0
         if bool(positive.any()):
-            self.threshold = _SLACK * float(values[positive].amin())
+            self.threshold = SLACK * float(values[positive].amin())
             self.width = 2 * int(positive.sum(1).amax())
 
 

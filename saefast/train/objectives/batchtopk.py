@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from saefast.ops import gpu
+from saefast.ops.batch_topk import SLACK
 from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.sae import SAE
@@ -19,7 +20,6 @@ from saefast.types import SparseCode
 _FORGETTING = 0.001  # of the running mean of thresholds in the end, as in the authors' code
 _YOUNG = 10.0  # at first the mean runs over a tenth of the steps so far: thresholds fall quickly
 _ROOM_PER_K = 4  # places of a row at first
-_SLACK = 0.9  # the guess of the next threshold, a little too low; decides on the time alone
 
 
 class BatchTopK:
@@ -80,7 +80,7 @@ class BatchTopK:
         assert counts is not None
         self._follow(sae, threshold)
         # Where fewer are positive than wanted, all positive ones are wanted the next time, too.
-        guess = torch.where(counts.sum() >= len(counts) * now.k, _SLACK * threshold, 0.0)
+        guess = torch.where(counts.sum() >= len(counts) * now.k, SLACK * threshold, 0.0)
         if self._guess is None:
             self._guess = guess
         else:  # where a captured step finds it

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from saefast.ops import gpu
-from saefast.ops.latent_sum import column_sum
+from saefast.ops.latent_sum import vector_sum
 from saefast.sae import SAE
 from saefast.train.objectives.dense import scores_of, squared_error
 from saefast.train.objectives.forward import WHEN_SPARSE, Current, Encoded, Forward, Loss
@@ -80,7 +80,7 @@ class ReLU(_Listed):
         active = values > 0
         ones = values.new_ones(n, 1)
         sums = torch.ops.saefast.latent_sum(values, indices, ones, sae.m).squeeze(1)
-        penalty = weight * column_sum((sums * norms).double()[:, None]).squeeze(0)
+        penalty = weight * vector_sum(sums * norms)
         return found._replace(
             value_grads=found.value_grads + weight * norms[indices] * active,
             shrink_dec=torch.where(norms > 0, weight * sums / norms, 0.0),
