@@ -15,7 +15,7 @@ import saefast
 from saefast import Matches
 from saefast.match import one_to_one
 from saefast.match.assignment import Assignment, Graph, best_assignment
-from saefast.match.memory import divided
+from saefast.match.plan import divided
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 

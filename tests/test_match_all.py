@@ -10,8 +10,7 @@ from strategies import normal
 
 import saefast
 from saefast import SAE, Matches, match_all
-from saefast.match import engines, neighbours, unfinished
-from saefast.match import files as match_files
+from saefast.match import engines, neighbours, saved
 from saefast.match import one_to_one as one_to_one_module
 from saefast.match.neighbours import nearest_both_ways
 
@@ -117,7 +116,7 @@ def test_a_broken_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"0-1\.parquet is truncated"):
         match_all(DICTIONARIES[:2], out=tmp_path)
     with pytest.raises(ValueError, match="truncated"):
-        match_files.read_pair(file)
+        saved.read_pair(file)
 
 
 def test_it_is_a_table_for_anyone(tmp_path):
@@ -169,7 +168,7 @@ def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "block_rows", lambda width, memory: 21)
     blocks = 5  # of 21 rows at most, in 90 rows
     expected = match_all([a, b], **options)
-    monkeypatch.setattr(unfinished, "_EVERY", 0)
+    monkeypatch.setattr(saved, "_EVERY", 0)
     work = []
 
     def counting(name, module):
@@ -213,7 +212,7 @@ def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
 def test_what_an_interrupted_pair_left_serves_nothing_else(tmp_path, monkeypatch):
     """Other contents or another memory begin anew; so does what is not ours to read."""
     a, b = DICTIONARIES[0], DICTIONARIES[2]
-    monkeypatch.setattr(unfinished, "_EVERY", 0)
+    monkeypatch.setattr(saved, "_EVERY", 0)
     real = one_to_one_module.best_assignment
 
     def stopped(*arguments, **named):
@@ -229,9 +228,9 @@ def test_what_an_interrupted_pair_left_serves_nothing_else(tmp_path, monkeypatch
         (tmp_path / "0-1.unfinished").write_bytes(content)
         begun = []
 
-        def watched(*arguments, begun=begun):
-            begun.append(dict(arguments[-1].tensors))
-            return nearest_both_ways(*arguments)
+        def watched(search, k, begun=begun):
+            begun.append(dict(search.saved.tensors))
+            return nearest_both_ways(search, k)
 
         with monkeypatch.context() as patch:
             patch.setattr(match_module, "nearest_both_ways", watched)

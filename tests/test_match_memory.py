@@ -16,8 +16,8 @@ from saefast import checks
 from saefast.kernels import screening
 from saefast.match import engines
 from saefast.match.engines import Encode
-from saefast.match.memory import divided
-from saefast.match.neighbours import nearest, nearest_both_ways
+from saefast.match.neighbours import Search, nearest, nearest_both_ways
+from saefast.match.plan import divided
 from saefast.ops import encode_gpu, gpu
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -101,7 +101,9 @@ def test_a_large_matching_stays_within_its_memory(
     x, y = MetaRows.of_size(32_768, 4096), MetaRows.of_size(131_072, 4096)
     k, _, rest = divided(memory * 1e9, len(x), len(y), wanted, solved=wanted > 1)
     with Allocated([x.rows, y.rows]) as allocated:
-        forward, backward = nearest_both_ways(x, y, k, Encode(absolute=False), rest)
+        forward, backward = nearest_both_ways(
+            Search(x, y, Encode(absolute=False), absolute=False, memory=rest), k
+        )
     assert forward.values.shape == (32_768, k)
     assert backward.values.shape == (131_072, k)
     assert allocated.peak <= memory * 1e9

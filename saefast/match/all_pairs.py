@@ -9,10 +9,9 @@ from typing import Any, Unpack
 
 from saefast.dictionary import Features, as_dictionaries
 from saefast.match.features import Matching, MatchOptions, check_pair, match_both, pairs_bar
-from saefast.match.files import Both, read_pair, write_pair
 from saefast.match.neighbours import Report
 from saefast.match.result import Matches
-from saefast.match.unfinished import Unfinished
+from saefast.match.saved import Both, Unfinished, read_pair, write_pair
 from saefast.unit_rows import UnitRows
 
 Pairs = dict[tuple[int, int], Matches]
@@ -33,7 +32,7 @@ def match_all(
         out: a folder for the results, s-t.parquet for each pair s < t, written as soon as it is
             matched. What is there already, of the same dictionaries and options, stays; a pair that
             was interrupted goes on where it was half a minute before.
-        progress: show a progress bar on stderr, if it takes more than two seconds.
+        progress: show a progress bar on stderr.
         options: those of `match_features`.
     """
     how = Matching(**options)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from saefast import checks
 from saefast.activations.one_pass import OnePass, count_rows
 from saefast.activations.opening import open_activations
 from saefast.activations.protocol import ActivationSource
 from saefast.match.result import Matches
+from saefast.progress import tracked
 from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
 
@@ -100,7 +100,7 @@ def activation_matches(
     alive = [code.scale(rows, least_fires) for code in codes]
     matches: dict[tuple[int, int], Matches] = {}
     pairs = list(combinations(range(len(saes)), 2))
-    for s, t in tqdm(pairs, desc="correlating", unit="pair", disable=not progress):
+    for s, t in tracked(pairs, "correlating", unit="pairs", progress=progress):
         forward, backward = _Correlating(codes[s], codes[t], rows).best()
         for (one, here), (other, there) in (
             ((forward, s), (backward, t)),

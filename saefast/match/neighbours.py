@@ -1,22 +1,44 @@
 """The nearest features of another dictionary, exactly, without a matrix of all similarities."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from saefast.match.engines import Engine
-from saefast.match.unfinished import Unfinished
+from saefast.match.engines import Encode, Engine
+from saefast.match.saved import Unfinished
 from saefast.types import SparseCode
 from saefast.unit_rows import UnitRows
 
 _ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
 _BLOCK = 2**18  # features at most, so that there is something to keep every minute
+_SAMPLE = 256  # features whose true neighbours an approximate index is measured by
 _COPIES = 4  # of a block of others: float64, its opposites, and what an engine packs
 
 Report = Callable[[int], object]
-"""Told how many pairs have been looked at since it was last called"""
+"""Called with the number of pairs looked at since its last call"""
+
+
+def _silent(_: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Two dictionaries, and how pairs of their features are looked for."""
+
+    x: UnitRows
+    y: UnitRows
+    engine: Engine
+    absolute: bool
+    """whether opposite directions are alike"""
+    memory: float
+    """bytes for blocks, while neighbours are looked for, and for arcs afterwards"""
+    report: Report = _silent
+    saved: Unfinished = field(default_factory=Unfinished)
+    """what is kept of the search until it is finished"""
 
 
 def nearest(
@@ -26,7 +48,7 @@ def nearest(
     engine: Engine,
     memory: float,
     price: Tensor | None = None,
-    report: Report = lambda _: None,
+    report: Report = _silent,
 ) -> SparseCode:
     """The k of `others` that are most similar to each of `x`, or gain most after their price.
 
@@ -46,32 +68,24 @@ def nearest(
     return best.lists()
 
 
-def nearest_both_ways(
-    x: UnitRows,
-    y: UnitRows,
-    k: int,
-    engine: Engine,
-    memory: float,
-    report: Report = lambda _: None,
-    unfinished: Unfinished | None = None,
-) -> tuple[SparseCode, SparseCode]:
-    """The k of `y` nearest to each of `x`, and the k of `x` nearest to each of `y`.
+def nearest_both_ways(search: Search, k: int) -> tuple[SparseCode, SparseCode]:
+    """Find the k of y nearest to each of x, and the k of x nearest to each of y.
 
     Each block of either is made once for each of the other's: what is read from disk serves both.
-    It goes on from what is known of an `unfinished` search with the same arguments.
+    It goes on from what an interrupted search has saved.
     """
-    unfinished = unfinished or Unfinished()
+    x, y, engine, saved = search.x, search.y, search.engine, search.saved
     forward, backward = (
-        _Best.begun(name, unfinished.tensors, side.device) or _Best.empty(len(side), k, side.device)
+        _Best.begun(name, saved.tensors, side.device) or _Best.empty(len(side), k, side.device)
         for name, side in (("forward", x), ("backward", y))
     )
-    step = block_rows(y.width, memory / 2)
+    step = block_rows(y.width, search.memory / 2)
     blocks = list(product(range(0, len(y), step), range(0, len(x), step)))
-    done = int(unfinished.tensors.get("searched", 0))
+    done = int(saved.tensors.get("searched", 0))
     prepared = None
     for number, (column, row) in enumerate(blocks):
         if number < done:
-            report(2 * min(step, len(y) - column) * min(step, len(x) - row))
+            search.report(2 * min(step, len(y) - column) * min(step, len(x) - row))
             continue
         if column != prepared:
             columns = y.block(column, column + step)
@@ -82,17 +96,31 @@ def nearest_both_ways(
         for part in range(0, len(rows), _ROWS):
             piece = rows[part : part + _ROWS]
             forward.take(row + part, find_columns(piece, min(k, len(columns))), column)
-            report(len(piece) * len(columns))
+            search.report(len(piece) * len(columns))
         for part in range(0, len(columns), _ROWS):
             piece = columns[part : part + _ROWS]
             backward.take(column + part, find_rows(piece, min(k, len(rows))), row)
-            report(len(piece) * len(rows))
-        unfinished.keep(
+            search.report(len(piece) * len(rows))
+        saved.keep(
             searched=torch.tensor(number + 1),
             **forward.named("forward"),
             **backward.named("backward"),
         )
     return forward.lists(), backward.lists()
+
+
+def recall(search: Search, found: SparseCode) -> float:
+    """Return the share of the true neighbours of a sample of x's features that lists hold.
+
+    Args:
+        search: the search that found them.
+        found: the lists of all of x's features.
+    """
+    x, k = search.x, found.indices.shape[1]
+    rows = torch.arange(0, len(x), max(1, len(x) // _SAMPLE), device=x.device)[:_SAMPLE]
+    true = nearest(x.subset(rows), search.y, k, Encode(search.absolute), 2.0**30)
+    hits = (true.indices[:, :, None] == found.indices[rows][:, None, :]).any(2)
+    return float(hits.double().mean())
 
 
 def block_rows(width: int, memory: float) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from saefast.match.assignment import Assignment, Graph, best_assignment
 from saefast.match.engines import Encode
-from saefast.match.memory import ARC, arcs_in
-from saefast.match.neighbours import nearest
-from saefast.match.unfinished import Unfinished
+from saefast.match.neighbours import Search, nearest
+from saefast.match.plan import ARC, arcs_in
+from saefast.match.result import Matches, Pair, Proof, spread
+from saefast.match.saved import Unfinished
 from saefast.types import SparseCode
 from saefast.unit_rows import UnitRows, similarities
 
@@ -58,6 +60,64 @@ class Arcs(NamedTuple):
 
 
 class OneToOne(NamedTuple):
+    """The best one-to-one matching that was found, from both sides."""
+
+    forward: Matches
+    """of x's features with y's"""
+    backward: Matches
+    full: bool
+    """whether pairs were left out for want of memory"""
+
+
+def match_one_to_one(
+    search: Search,
+    forward: SparseCode,
+    backward: SparseCode,
+    floor: float | None,
+    seconds: float | None,
+) -> OneToOne:
+    """Match features of x with features of y one to one, best in sum, with a proof.
+
+    Args:
+        search: the two dictionaries.
+        forward: the nearest of each of x's features.
+        backward: the nearest of each of y's features.
+        floor: features less similar than this are not matched, and similarity counts from it.
+        seconds: how long to look for better matchings; None sets no limit.
+    """
+    x, y = search.x, search.y
+    least = UNMATCHED if floor is None else floor
+    found = solved(search, forward, backward, least, math.inf if seconds is None else seconds)
+    partner = found.partner.to(x.device)
+    paired = (partner >= 0).nonzero()[:, 0]
+    chosen = similarities(x, paired, y, partner[paired], search.absolute)
+    # Where rows may decline, similarity counts from the floor; otherwise the shorter side is full.
+    declining = len(x) if floor is not None else max(len(x) - len(y), 0)
+    worth = float(chosen.sum()) + least * (len(x) - len(paired)) - least * declining
+    bound = float(found.row_price.sum() + found.column_price.sum()) - least * declining
+    pair = Pair(x, y, forward.indices[:, 0], backward.indices[:, 0], search.absolute)
+    there, back = chosen.new_zeros(len(x)), chosen.new_zeros(len(y))
+    there[paired], back[partner[paired]] = chosen, chosen
+    returning = torch.full((len(y),), -1, device=x.device)
+    returning[partner[paired]] = paired
+    rows, columns = found.row_price.to(x.device), found.column_price.to(x.device)
+    matches, turned = pair.matches(partner, there), pair.turned().matches(returning, back)
+    proof = Proof(
+        value=worth,
+        upper_bound=bound,
+        certified=bound - worth <= TOLERANCE * len(x),
+        rounds=found.rounds,
+        row_price=spread(rows, x),
+        column_price=spread(columns, y),
+    )
+    # A row that may stay without a partner has the price `least`, a column 0.
+    back_proof = replace(
+        proof, row_price=spread(columns + least, y), column_price=spread(rows - least, x)
+    )
+    return OneToOne(replace(matches, proof=proof), replace(turned, proof=back_proof), found.full)
+
+
+class Solution(NamedTuple):
     """A matching, and prices that no pair beats: the sum of prices bounds every matching."""
 
     partner: Tensor
@@ -69,27 +129,20 @@ class OneToOne(NamedTuple):
     """whether arcs were left out for want of memory"""
 
 
-def match_one_to_one(
-    a: UnitRows,
-    b: UnitRows,
-    forward: SparseCode,
-    backward: SparseCode,
-    floor: float,
-    absolute: bool,
-    seconds: float,
-    memory: float,
-    unfinished: Unfinished,
-) -> OneToOne:
-    """Features of `a` with features of `b`, best in sum; one without a partner counts `floor`.
+def solved(
+    search: Search, forward: SparseCode, backward: SparseCode, floor: float, seconds: float
+) -> Solution:
+    """Solve the matching whose sum is best; a row without a partner counts `floor`.
 
     `forward` lists what is nearest to each row, `backward` to each column. The prices of a solution
     on these arcs are compared with all other pairs, and those that beat them become arcs too, until
-    there are none, or no `seconds` or bytes of `memory` are left. The prices are a bound then, too.
+    there are none, or no `seconds` or bytes of memory are left. The prices are a bound then, too.
     """
+    a, b, absolute = search.x, search.y, search.absolute
     end = time.monotonic() + seconds
     arcs = Arcs.of_lists(forward).joined(Arcs.of_lists(backward).turned())
     arcs = arcs.joined(_diagonal(a, b, absolute))
-    solution, added, rounds = _known(unfinished)
+    solution, added, rounds = _known(search.saved)
     arcs = arcs.joined(added)
     # What a list leaves out is at most what it ends in.
     row_reach, column_reach = forward.values[:, -1].cpu(), backward.values[:, -1].cpu()
@@ -107,7 +160,7 @@ def match_one_to_one(
         k = min(_FOUND_PER_ROW, len(column))
         suspects = a.subset(row.to(a.device)), b.subset(column.to(b.device))
         price = column_price[column].to(b.device)
-        room = memory - ARC * len(arcs.row)
+        room = search.memory - ARC * len(arcs.row)
         found = nearest(*suspects, k, Encode(absolute), room, price)
         excess = found.values[:, 0].cpu() - row_price[row]
         new = _beating(found, row, column, solution, a, b, absolute)
@@ -118,22 +171,22 @@ def match_one_to_one(
             row_price[row] += excess.clamp(min=0)
             break
         arcs, added = arcs.joined(new), added.joined(new)
-        unfinished.keep(rounds=torch.tensor(rounds), **added._asdict(), **_named(solution))
+        search.saved.keep(rounds=torch.tensor(rounds), **added._asdict(), **_named(solution))
     partner = solution.partner if floor > UNMATCHED else _completed(solution.partner, len(b))
-    return OneToOne(partner, row_price, column_price, rounds, full)
+    return Solution(partner, row_price, column_price, rounds, full)
 
 
 def _completed(partner: Tensor, columns: int) -> Tensor:
-    """Whoever is left over takes who is: the arcs alone, or too little time, may leave some."""
+    """Pair unmatched rows with free columns: the arcs alone, or too little time, may leave some."""
     rows = (partner < 0).nonzero()[:, 0]
     free = torch.ones(columns, dtype=torch.bool).index_fill(0, partner[partner >= 0], False)
     left = free.nonzero()[: len(rows), 0]
     return partner.index_copy(0, rows[: len(left)], left)
 
 
-def _known(unfinished: Unfinished) -> tuple[Assignment | None, Arcs, int]:
-    """What `match_one_to_one` kept: a solution, the arcs added to the lists, after which round."""
-    kept = unfinished.tensors
+def _known(saved: Unfinished) -> tuple[Assignment | None, Arcs, int]:
+    """What `solved` kept: a solution, the arcs added to the lists, after which round."""
+    kept = saved.tensors
     if "rounds" not in kept:
         nobody = torch.zeros(0, dtype=torch.int64)
         return None, Arcs(nobody, nobody, nobody.double()), 0

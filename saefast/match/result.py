@@ -1,12 +1,14 @@
 """Define the result of matching two dictionaries."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from saefast.types import brief
+from saefast.unit_rows import UnitRows, similarities
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,3 +84,51 @@ class Matches:
         if self.proof is not None:
             columns["row_price"] = self.proof.row_price.cpu().numpy()
         return pa.table(columns)
+
+
+class Pair(NamedTuple):
+    """The features alive of two dictionaries, and the nearest of each among the other's."""
+
+    x: UnitRows
+    y: UnitRows
+    forward: Tensor
+    """[len(x)] int64"""
+    backward: Tensor
+    """[len(y)] int64"""
+    absolute: bool
+    """whether opposite directions are alike"""
+
+    def turned(self) -> "Pair":
+        """Exchange the two dictionaries."""
+        return Pair(self.y, self.x, self.backward, self.forward, self.absolute)
+
+    def nearest(self, floor: float | None) -> Matches:
+        """Match each feature of x with its nearest, which may be shared, if that is similar."""
+        i = torch.arange(len(self.x), device=self.x.device)
+        similarity = similarities(self.x, i, self.y, self.forward, self.absolute)
+        near = torch.ones_like(self.forward, dtype=torch.bool)
+        if floor is not None:
+            near = similarity >= floor
+        return self.matches(self.forward.where(near, -1), similarity)
+
+    def matches(self, partner: Tensor, similarity: Tensor) -> Matches:
+        """Return the matches of all features of x.
+
+        Args:
+            partner: [len(x)] int64 among y, -1 for none.
+            similarity: [len(x)] to it.
+        """
+        column, paired = partner.clamp(min=0), partner >= 0
+        mutual = (self.forward == column) & paired
+        mutual &= self.backward[column] == torch.arange(len(column), device=column.device)
+        place = self.y.place[column].where(paired, -1)
+        return Matches(
+            partner=spread(place, self.x, -1),
+            similarity=spread((similarity * paired).to(self.x.dtype), self.x),
+            mutual=spread(mutual, self.x),
+        )
+
+
+def spread(values: Tensor, alive: UnitRows, dead: int = 0) -> Tensor:
+    """Put values of the features alive at their places among all, and `dead` elsewhere."""
+    return values.new_full((alive.size,), dead).index_copy(0, alive.place, values)

@@ -1,13 +1,18 @@
-"""The matches of two dictionaries on disk: one Parquet table, a row for each feature of both."""
+"""The matches of two dictionaries on disk: a Parquet table, and a file to go on from before it."""
 
+import contextlib
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_table
 from saefast.match.result import Matches, Proof
 
@@ -17,6 +22,9 @@ Both = tuple[Matches, Matches]
 _KEY = b"saefast"
 _ALWAYS = ("partner", "similarity", "mutual")
 _FACTS = ("value", "upper_bound", "certified", "rounds")
+
+_EVERY = 30.0  # seconds between two writings of what is unfinished
+_ABOUT = "about"
 
 
 def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, Any]) -> None:
@@ -74,3 +82,40 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is truncated or holds no matches: {error}; remove it") from error
     return (there, back) if same else None
+
+
+class Unfinished:
+    """What is known of a matching that is not finished: an interrupted one goes on from it.
+
+    Tensors by name, written whole every half minute; without a file only remembered.
+    """
+
+    def __init__(self, file: Path | None = None, about: Mapping[str, Any] | None = None) -> None:
+        """`about` says what is matched, and how: what a file holds of anything else is not used."""
+        self._file, self._about = file, json.dumps(about)
+        self._written = time.monotonic()
+        self.tensors: dict[str, Tensor] = {} if file is None else _read(file, self._about)
+
+    def keep(self, **tensors: Tensor) -> None:
+        """Remember these, beside what is known or in place of it."""
+        self.tensors |= tensors
+        if self._file is not None and time.monotonic() - self._written >= _EVERY:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(self._file, self.tensors, {_ABOUT: self._about})
+            self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove what was kept."""
+        self.tensors = {}
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def _read(file: Path, about: str) -> dict[str, Tensor]:
+    """Nothing where there is no such file, or nothing of use in it."""
+    from safetensors import SafetensorError, safe_open
+
+    with contextlib.suppress(OSError, SafetensorError), safe_open(file, "pt") as content:
+        if (content.metadata() or {}).get(_ABOUT) == about:
+            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    return {}
