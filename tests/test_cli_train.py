@@ -131,7 +131,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
         seen.append(call.arguments)
         raise Reached
 
-    monkeypatch.setattr("saefast.pipeline.stages.train_saes", recorded)
+    monkeypatch.setattr("saefast.pipeline.stages.train.train_saes", recorded)
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", np.zeros((4, 8), np.float32))
     return seen

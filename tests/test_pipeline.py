@@ -6,18 +6,21 @@ import math
 import os
 import shutil
 import signal
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from tiny_run import SETTINGS
 
 from saefast import activation_covariance, fit_subspaces, load_sae
+from saefast.cli import COMMANDS
 from saefast.disk.tables import read_json, read_table, write_json, write_rows
 from saefast.pipeline import (
+    NAMES,
     PRESETS,
-    Harvest,
+    HarvestSettings,
     Outcome,
     RunSettings,
     read_settings,
@@ -25,7 +28,7 @@ from saefast.pipeline import (
     settings_of,
 )
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings import SOURCES, settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.train.initial import Sample, Scales, begin
@@ -44,6 +47,18 @@ def done(outcomes: list[Outcome]) -> list[str]:
 
 def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
     return done(run_pipeline(settings, run, until=until, progress=False))
+
+
+def test_a_stage_has_one_name_everywhere() -> None:
+    for name in NAMES:
+        if name != "report":
+            module = import_module(f"saefast.pipeline.stages.{name}")
+            assert getattr(module, name).__module__ == module.__name__
+        assert name == "statistics" or name in COMMANDS
+    kinds = get_type_hints(RunSettings)
+    tables = SOURCES | {name: kinds[name] for name in kinds if name not in ("data", "train")}
+    for name, kind in tables.items():
+        assert kind.__name__ == f"{name.capitalize()}Settings"
 
 
 def test_what_is_finished_is_skipped(run: Path) -> None:
@@ -87,7 +102,7 @@ def test_an_interrupted_stage_is_not_finished(run: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("saefast.pipeline.stages.write_rows", interrupted)
+        patch.setattr("saefast.pipeline.stages.subspace.write_table", interrupted)
         with pytest.raises(KeyboardInterrupt):
             go_on(run, changed, "subspace")
     assert go_on(run, changed, "subspace") == ["subspace"]
@@ -270,7 +285,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     a, b = (read_settings(tmp_path / f"a.{kind}") for kind in ("toml", "yaml"))
     assert a == b
-    assert a.data == Harvest()
+    assert a.data == HarvestSettings()
     assert a.train.lr == 1.0
     assert a.train.seeds == (3, 4)
     assert a.train.auxk is not None
@@ -289,7 +304,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
         ({"planted": {}, "train": {"latents": True}}, TypeError, "train.latents must be of type"),
         ({"planted": {}, "train": {"latents": 4, "k": 9}}, ValueError, "k must be at most"),
         ({"planted": 3, "train": {"latents": 4}}, TypeError, "planted must be a table"),
-        ({"planted": {}, "trian": {}}, ValueError, "did you mean train?"),
+        ({"planted": {}, "trian": {}}, ValueError, "did you mean train or trainer?"),
         (
             {"planted": {}, "train": {"latents": 64}, "stability": {"threshold": "no"}},
             TypeError,

@@ -83,10 +83,10 @@ def train(
         held_out: Other activations to evaluate on.
     """
     from saefast.disk.tables import read_json
-    from saefast.pipeline import RunSettings, Stores
+    from saefast.pipeline import RunSettings, StoreSettings
 
     config, trainer = chosen(options)
-    stores = Stores(_absolute(activations), "" if held_out is None else _absolute(held_out))
+    stores = StoreSettings(_absolute(activations), "" if held_out is None else _absolute(held_out))
     trainer = dataclasses.replace(trainer, initial=tuple(map(_absolute, trainer.initial)))
     settings = RunSettings(stores, config, trainer)
     outcomes = staged(settings, out, "train", json_output)

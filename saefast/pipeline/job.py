@@ -13,7 +13,7 @@ from torch import Tensor
 from saefast.dictionary import Dictionary
 from saefast.disk.tables import add_columns, read_table
 from saefast.match.all_pairs import Pairs, match_all
-from saefast.pipeline.settings import Harvest, RunSettings, Stores, Trained
+from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSettings, TrainedSettings
 from saefast.run_folder import FEATURES, MATCHES, STORE
 from saefast.sae import SAE
 from saefast.stability.result import Stability
@@ -38,7 +38,7 @@ class Job:
     @property
     def knows_rows(self) -> bool:
         """Whether there are activations, beside SAEs."""
-        return not isinstance(self.settings.data, Trained)
+        return not isinstance(self.settings.data, TrainedSettings)
 
     @property
     def train_rows(self) -> Path:
@@ -49,13 +49,13 @@ class Job:
                 f"{self.run} was trained on activations that it does not name, and this stage "
                 f"needs some: begin a run with saefast train or saefast run"
             )
-        return Path(data.train) if isinstance(data, Stores) else self.run / STORE / "train"
+        return Path(data.train) if isinstance(data, StoreSettings) else self.run / STORE / "train"
 
     @property
     def held_out_rows(self) -> Path:
         """The activations to evaluate on; the same where there are no others."""
         data = self.settings.data
-        if isinstance(data, Stores):
+        if isinstance(data, StoreSettings):
             return Path(data.held_out or data.train)
         if not self.knows_rows:
             return self.train_rows
@@ -126,7 +126,7 @@ class Job:
     @cached_property
     def language_model(self) -> Any:
         """The model whose activations these are, in float32; None if the run knows of none."""
-        if not isinstance(self.settings.data, Harvest):
+        if not isinstance(self.settings.data, HarvestSettings):
             return None
         from saefast.lm import load_model
 

@@ -1,19 +1,19 @@
 """Runs that need no file of settings."""
 
 from saefast.pipeline.settings import (
-    Evaluation,
-    Harvest,
-    Planes,
-    Planted,
-    Pooling,
+    EvaluateSettings,
+    HarvestSettings,
+    PlantedSettings,
+    PoolSettings,
     RunSettings,
-    Scoring,
+    StabilitySettings,
+    SubspaceSettings,
 )
 from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 
 QUICK = RunSettings(
-    Planted(rows=100_000, held_out=10_000),
+    PlantedSettings(rows=100_000, held_out=10_000),
     TrainConfig(
         latents=192,
         k=4,
@@ -23,13 +23,13 @@ QUICK = RunSettings(
         lr=1.5e-3,
         auxk=AuxK(dead_after=25_000),
     ),
-    stability=Scoring(least_rate=2e-4),
-    subspace=Planes(rank=16, draws=10),
-    pool=Pooling(tokens=25_000),
+    stability=StabilitySettings(least_rate=2e-4),
+    subspace=SubspaceSettings(rank=16, draws=10),
+    pool=PoolSettings(tokens=25_000),
 )
 
 DEMO = RunSettings(
-    Harvest(),
+    HarvestSettings(),
     TrainConfig(
         latents=4096,
         k=32,
@@ -39,9 +39,9 @@ DEMO = RunSettings(
         lr=3e-3,  # in so few steps, smaller ones leave seeds where they began
         auxk=AuxK(dead_after=100_000),
     ),
-    subspace=Planes(draws=10),
-    pool=Pooling(tokens=70_000),
-    evaluate=Evaluation(tokens=2048, contexts=3),
+    subspace=SubspaceSettings(draws=10),
+    pool=PoolSettings(tokens=70_000),
+    evaluate=EvaluateSettings(tokens=2048, contexts=3),
 )
 
 PRESETS = {"demo": DEMO, "quick": QUICK}

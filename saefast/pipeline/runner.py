@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.tables import read_json, write_json
-from saefast.pipeline import stages
-from saefast.pipeline.data import harvest_rows
-from saefast.pipeline.evaluation import evaluate
 from saefast.pipeline.job import Job
-from saefast.pipeline.pooling import pool
-from saefast.pipeline.settings import SOURCES, RunSettings, Stores, settings_from
+from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
+from saefast.pipeline.stages.evaluate import evaluate
+from saefast.pipeline.stages.harvest import harvest
+from saefast.pipeline.stages.match import match
+from saefast.pipeline.stages.pool import pool
+from saefast.pipeline.stages.stability import stability
+from saefast.pipeline.stages.statistics import statistics
+from saefast.pipeline.stages.subspace import subspace
+from saefast.pipeline.stages.train import train
 from saefast.run_folder import (
     EVALUATION,
     FEATURES,
@@ -61,7 +65,7 @@ class Outcome(NamedTuple):
 def _data(job: Job) -> Any:
     told = job.settings.to_dict()
     source = {name: told[name] for name in told if name in SOURCES}
-    if isinstance(job.settings.data, Stores):
+    if isinstance(job.settings.data, StoreSettings):
         paths = (job.train_rows, job.held_out_rows)
         source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
     return source
@@ -91,12 +95,12 @@ def _report(job: Job) -> None:
 
 
 STAGE_LIST = (
-    Stage("harvest", (), harvest_rows, _data, (), "activations"),
-    Stage("train", ("harvest",), stages.train, _training, ("run.json",), "train the SAEs"),
+    Stage("harvest", (), harvest, _data, (), "activations"),
+    Stage("train", ("harvest",), train, _training, ("run.json",), "train the SAEs"),
     Stage(
         "statistics",
         ("train",),
-        stages.statistics,
+        statistics,
         lambda job: job.settings.evaluate.contexts,
         (FEATURES,),
         "what features do",
@@ -104,7 +108,7 @@ STAGE_LIST = (
     Stage(
         "match",
         ("statistics",),
-        stages.match,
+        match,
         lambda job: job.settings.stability.least_rate,
         (OVERLAP,),
         "match all pairs",
@@ -112,7 +116,7 @@ STAGE_LIST = (
     Stage(
         "stability",
         ("match",),
-        stages.stability,
+        stability,
         _part("stability"),
         (STABILITY, MEMBERSHIP),
         "which features come back",
@@ -120,7 +124,7 @@ STAGE_LIST = (
     Stage(
         "subspace",
         ("stability",),
-        stages.subspace,
+        subspace,
         _part("subspace"),
         (SUBSPACES,),
         "planes of features",
@@ -240,7 +244,7 @@ def _check(job: Job, wanted: set[str]) -> None:
             f"seeds must be two or more for their features to be matched, got {job.seeds}; with "
             f"until='train' one is enough"
         )
-    if isinstance(job.settings.data, Stores):
+    if isinstance(job.settings.data, StoreSettings):
         for path in {job.train_rows, job.held_out_rows}:
             open_activations(str(path))
 

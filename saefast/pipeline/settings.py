@@ -1,4 +1,7 @@
-"""What a run is asked for, from harvest to report: plain frozen data and how a file says it."""
+"""Settings of a run, from harvest to report: plain frozen data and how a file says it.
+
+The class of a table is its name and "Settings"; [train] alone is `TrainConfig`.
+"""
 
 import dataclasses
 import difflib
@@ -15,7 +18,7 @@ from saefast.train.train import check_reports
 
 
 @dataclass(frozen=True)
-class Harvest:
+class HarvestSettings:
     """Activations of a language model, written into the run."""
 
     model: str = "smollm2"
@@ -37,7 +40,7 @@ class Harvest:
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedSettings:
     """Rows made of known features: frequent ones, and many rare ones inside a plane."""
 
     d: int = 64
@@ -56,7 +59,7 @@ class Planted:
 
 
 @dataclass(frozen=True)
-class Stores:
+class StoreSettings:
     """Activations that are there already."""
 
     train: str
@@ -66,17 +69,17 @@ class Stores:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """SAEs that `train_saes` left in the folder, of activations that nobody told: enough to match
+class TrainedSettings:
+    """SAEs that `train_saes` left in the folder, trained on unknown activations: enough to match
     them, to score them and to compare their planes."""
 
 
-Data = Harvest | Planted | Stores | Trained
+Data = HarvestSettings | PlantedSettings | StoreSettings | TrainedSettings
 SOURCES: dict[str, type[Data]] = {
-    "harvest": Harvest,
-    "planted": Planted,
-    "store": Stores,
-    "trained": Trained,
+    "harvest": HarvestSettings,
+    "planted": PlantedSettings,
+    "store": StoreSettings,
+    "trained": TrainedSettings,
 }
 """What each is called in a file of settings"""
 
@@ -103,7 +106,7 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class StabilitySettings:
     """Settings of what counts as the same feature in another SAE."""
 
     threshold: float | Literal["null"] = 0.7
@@ -129,7 +132,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Planes:
+class SubspaceSettings:
     """Settings of the comparison of planes of stable and unstable features."""
 
     rank: int | None = None
@@ -140,7 +143,7 @@ class Planes:
 
 
 @dataclass(frozen=True)
-class Pooling:
+class PoolSettings:
     """Settings of pooling the features of all SAEs, and of its controls."""
 
     width: int | None = None
@@ -158,7 +161,7 @@ class Pooling:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluateSettings:
     """Settings of the evaluation of groups of features on held-out data."""
 
     draws: int = 5
@@ -176,10 +179,10 @@ class RunSettings:
     data: Data
     train: TrainConfig
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    stability: Scoring = field(default_factory=Scoring)
-    subspace: Planes = field(default_factory=Planes)
-    pool: Pooling = field(default_factory=Pooling)
-    evaluate: Evaluation = field(default_factory=Evaluation)
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """As a file of settings says it."""

@@ -1,4 +1,4 @@
-"""The stage that measures what groups of features, and single ones, are worth on held-out data."""
+"""Stage evaluate: what groups of features, and single ones, are worth on held-out data."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from saefast.disk.tables import write_json
 from saefast.evaluation.ablation import feature_function
 from saefast.evaluation.regression import regress_effect
 from saefast.nulls.draws import mass_matched
-from saefast.pipeline.data import corpus_of
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import Harvest
+from saefast.pipeline.settings import HarvestSettings
+from saefast.pipeline.stages.harvest import corpus_of
 from saefast.run_folder import EVALUATION
 
 
@@ -63,7 +63,7 @@ def _patched(job: Job, mass: list[Tensor]) -> dict[str, Any] | None:
         return None
     from saefast.lm import evaluate_patched
 
-    assert isinstance(data, Harvest)
+    assert isinstance(data, HarvestSettings)
     masks: dict[str, Tensor] = {}
     for name, mask in job.groups[0].items():
         masks[name] = mask

@@ -1,4 +1,4 @@
-"""The stage that makes one SAE of all, and says whether that was worth it."""
+"""Stage pool: one SAE of all, and whether that is worth it."""
 
 import shutil
 from dataclasses import replace

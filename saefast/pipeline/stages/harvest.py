@@ -1,4 +1,4 @@
-"""The first stage: activations to train on, and others to evaluate on."""
+"""Stage harvest: activations to train on, and others to evaluate on."""
 
 from pathlib import Path
 from typing import Any
@@ -8,29 +8,30 @@ import torch
 from saefast.activations import StoreWriter
 from saefast.activations.store import INDEX, read_index
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import Harvest, Planted
+from saefast.pipeline.settings import HarvestSettings, PlantedSettings
 from saefast.progress import ProgressBar
 
 
-def harvest_rows(job: Job) -> None:
+def harvest(job: Job) -> None:
     """Write both stores; what is there already stays."""
     data = job.settings.data
-    if isinstance(data, Harvest):
+    if isinstance(data, HarvestSettings):
         _from_model(job, data)
-    elif isinstance(data, Planted):
+    elif isinstance(data, PlantedSettings):
         _planted(data, data.rows, 0, job.train_rows, job.progress)
         _planted(data, data.held_out, 1, job.held_out_rows, job.progress)
 
 
-def corpus_of(data: Harvest) -> Any:
+def corpus_of(data: HarvestSettings) -> Any:
     """The text of a run, as a `saefast.lm.Corpus`."""
     from saefast.lm import builtin_corpus, text_files
 
     return text_files(data.text) if data.text else builtin_corpus()
 
 
-def _from_model(job: Job, data: Harvest) -> None:
-    from saefast.lm import harvest, load_model
+def _from_model(job: Job, data: HarvestSettings) -> None:
+    from saefast.lm import harvest as harvest_store
+    from saefast.lm import load_model
 
     model = load_model(data.model, dtype=data.model_dtype, progress=job.progress)
     corpus = corpus_of(data)
@@ -39,7 +40,7 @@ def _from_model(job: Job, data: Harvest) -> None:
         (corpus.held_out(), data.held_out, job.held_out_rows),
     )
     for part, tokens, path in parts:
-        harvest(
+        harvest_store(
             model,
             data.site,
             out=path,
@@ -51,7 +52,7 @@ def _from_model(job: Job, data: Harvest) -> None:
         )
 
 
-def _planted(data: Planted, rows: int, stream: int, path: Path, progress: bool) -> None:
+def _planted(data: PlantedSettings, rows: int, stream: int, path: Path, progress: bool) -> None:
     from saefast.synthetic.low_rank import LowRankWorld
 
     world = LowRankWorld.create(
