@@ -10,7 +10,7 @@ from tiny_run import with_language_model
 
 from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_rows
 from saefast.report import findings_of
-from saefast.report.finding import AGREES, DISAGREES
+from saefast.report.findings.finding import AGREES, DISAGREES
 from saefast.run_folder import EVALUATION, FEATURES, POOLING, STABILITY, SUBSPACES
 
 

@@ -16,7 +16,7 @@ from tiny_run import SETTINGS
 
 from saefast import activation_covariance, fit_subspaces, load_sae
 from saefast.cli import COMMANDS
-from saefast.disk.tables import read_json, read_table, write_json, write_rows
+from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.pipeline import (
     NAMES,
     PRESETS,
@@ -129,7 +129,7 @@ def test_subspaces_have_one_covariance_on_any_number_of_threads(
         progress=False,
     )
     for name in ("nulls", "curves"):
-        write_rows(run / f"expected-{name}.parquet", found.tables()[name])
+        write_table(run / f"expected-{name}.parquet", found.to_table(name))
     for threads in (1, 2):
         torch.set_num_threads(threads)
         shutil.rmtree(run / "subspaces")

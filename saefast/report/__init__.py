@@ -6,14 +6,13 @@ from saefast.disk.atomic import write_whole
 from saefast.report.chart import standalone
 from saefast.report.feature_rows import packed_features
 from saefast.report.figures import draw_all
-from saefast.report.finding import Finding
-from saefast.report.findings import findings
+from saefast.report.findings import Finding, all_findings
 from saefast.report.page import page, printed
 from saefast.report.raster import rasteriser
 from saefast.report.run_data import RunData
 from saefast.run_folder import REPORT
 
-__all__ = ["Finding", "findings", "findings_of", "printed", "write_report"]
+__all__ = ["Finding", "findings_of", "printed", "write_report"]
 
 
 def write_report(
@@ -36,7 +35,7 @@ def write_report(
     drawn, missing = draw_all(data)
     rows = packed_features(data) if data.features else ""
     report = data.run / REPORT
-    text = page(data, findings(data), drawn, missing, rows)
+    text = page(data, all_findings(data), drawn, missing, rows)
     write_whole(report, text.encode())
     written = [report]
     if figures is not None:
@@ -53,7 +52,7 @@ def write_report(
 
 def findings_of(run: str | Path) -> list[Finding]:
     """Return the findings of a run's report, in words."""
-    return findings(_data_of(Path(run)))
+    return all_findings(_data_of(Path(run)))
 
 
 def _data_of(run: Path) -> RunData:

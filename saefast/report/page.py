@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 
 from saefast.report.figures import Figure
-from saefast.report.finding import AGREES, DISAGREES, Finding
+from saefast.report.findings.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

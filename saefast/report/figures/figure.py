@@ -51,10 +51,3 @@ def binned(
     counts = np.zeros((len(x_edges) - 1, len(y_edges) - 1))
     np.add.at(counts, tuple(inside), 1)
     return counts
-
-
-def percent(share: float) -> str:
-    """For a reader."""
-    if 0 < share < 0.0005:
-        return "under 0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"

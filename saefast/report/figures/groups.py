@@ -1,12 +1,11 @@
 """Figures of groups of features: what they are worth, which planes they span, pooled or not."""
 
-from typing import Any
-
 import numpy as np
 
 from saefast.report.chart import Chart, Scale, covering
-from saefast.report.figures.figure import Figure, mean_by, need, percent
+from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
+from saefast.report.summary import group_lines, group_value, percent
 
 GROUPS = {"stable": "s0", "unstable": "s1"}
 NULLS = {
@@ -28,7 +27,7 @@ def keep_drop(data: RunData) -> Figure:
     full = data.mean_over_seeds(lambda each: float(each["explained_variance"]))
     chart = Chart(
         Scale(-0.6, 7.6),
-        covering([full, *(line[side] for line in _lines(data) for side in ("keep", "drop"))]),
+        covering([full, *(line[side] for line in group_lines(data) for side in ("keep", "drop"))]),
         "features kept, or dropped",
         "explained variance",
         x_names=("keep", "size", "mass", "drop", "keep", "size", "mass", "drop"),
@@ -277,20 +276,6 @@ def pooling_frontier(data: RunData) -> Figure:
         ),
         chart.svg(),
     )
-
-
-def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
-    """Mean over SAEs of what a group explains, and of the deviation over draws."""
-    rows = [row for row in _lines(data) if (row["group"], row["control"]) == (group, control)]
-    rows = [row for row in rows if row["features"]]
-    if not rows:
-        return None, 0.0
-    deviation = float(np.mean([row[f"{side}_std"] for row in rows]))
-    return float(np.mean([row[side] for row in rows])), deviation
-
-
-def _lines(data: RunData) -> list[dict[str, Any]]:
-    return [line for each in data.evaluation["seeds"] for line in each["groups"]]
 
 
 def _hundred(count: int) -> list[float]:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from saefast.report.chart import HEIGHT, Chart, Scale, covering, frame
-from saefast.report.figures.figure import Figure, mean_by, need, percent
+from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
+from saefast.report.summary import pair_shares, percent
 
 COLOURS = ("s0", "s1", "s3", "s4", "s5", "s2")
 
@@ -191,22 +192,6 @@ def only_in_one(data: RunData) -> Figure:
         f"{percent(points[-1]['everywhere'])} in all.",
         chart.svg(),
     )
-
-
-def pair_shares(
-    data: RunData, threshold: float, side: str = "decoder"
-) -> dict[tuple[int, int], float]:
-    """For each pair of SAEs the share of features with a match that similar."""
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for row in data.overlap:
-        wanted = (row["name"], row["side"], row["match"], row["sign"])
-        if wanted == ("shared", side, "nearest", "signed") and row["value"] is not None:
-            found.setdefault((row["a"], row["b"]), []).append((row["threshold"], row["value"]))
-    shares = {}
-    for pair, rows in found.items():
-        nearest = min((at for at, _ in rows), key=lambda at: abs(at - threshold))
-        shares[pair] = float(np.mean([value for at, value in rows if at == nearest]))
-    return shares
 
 
 def _best_match(rows: list[dict[str, Any]]) -> str:

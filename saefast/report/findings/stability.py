@@ -1,14 +1,12 @@
-"""What the numbers of a run say, in words, also where it is not what the papers found."""
+"""Findings on what comes back in other seeds: features, planes, contributions, pools."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from saefast.report.figures.figure import percent
-from saefast.report.figures.runs import pair_shares
-from saefast.report.finding import AGREES, DISAGREES, MIXED, Finding
+from saefast.report.findings.finding import AGREES, DISAGREES, MIXED, Finding
 from saefast.report.run_data import RunData
-from saefast.report.worth import asymmetry, frequency, language_model, surface_form
+from saefast.report.summary import pair_shares, percent
 
 _NULLS = {
     "haar": "random planes",
@@ -18,15 +16,8 @@ _NULLS = {
 }
 
 
-def findings(data: RunData) -> list[Finding]:
-    """All that the files allow, the most important first."""
-    found: list[Finding] = []
-    for find in _ALL:
-        found += find(data)
-    return found
-
-
-def _stable_share(data: RunData) -> Iterator[Finding]:
+def stable_share(data: RunData) -> Iterator[Finding]:
+    """Find how many features are stable, unstable and neither."""
     if not data.stability:
         return
     told = data.stability
@@ -56,7 +47,8 @@ def _upper_of_none(data: RunData) -> float:
     return float(high.max()) if len(high) else float(data.alive("high").min())
 
 
-def _pairs(data: RunData) -> Iterator[Finding]:
+def pairs(data: RunData) -> Iterator[Finding]:
+    """Find what two SAEs share."""
     shares, both = (pair_shares(data, 0.7, side) for side in ("decoder", "both"))
     if not shares:
         return
@@ -77,7 +69,8 @@ def _between(shares: list[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _planes(data: RunData) -> Iterator[Finding]:
+def planes(data: RunData) -> Iterator[Finding]:
+    """Find whether the planes of groups of features come back."""
     for group in ("unstable", "stable"):
         tests = [
             row
@@ -111,7 +104,8 @@ def _planes(data: RunData) -> Iterator[Finding]:
         yield Finding("Planes", text, verdict)
 
 
-def _contributions(data: RunData) -> Iterator[Finding]:
+def contributions(data: RunData) -> Iterator[Finding]:
+    """Find whether groups add the same to tokens."""
     parts = []
     for group in ("stable", "unstable"):
         rows = [row for row in data.contributions if row["group"] == group]
@@ -126,7 +120,8 @@ def _contributions(data: RunData) -> Iterator[Finding]:
         )
 
 
-def _pooling(data: RunData) -> Iterator[Finding]:
+def pooling(data: RunData) -> Iterator[Finding]:
+    """Find whether pooling beats its controls."""
     methods = {row["method"]: row for row in data.pooling.get("methods", [])}
     if "pooled" not in methods:
         return
@@ -148,7 +143,8 @@ def _pooling(data: RunData) -> Iterator[Finding]:
     )
 
 
-def _dead(data: RunData) -> Iterator[Finding]:
+def dead(data: RunData) -> Iterator[Finding]:
+    """Find how many features are dead, and whether rows were held out."""
     seeds = data.stability.get("seeds", [])
     dead = [each["dead"] for each in seeds]
     if sum(dead):
@@ -165,17 +161,3 @@ def _dead(data: RunData) -> Iterator[Finding]:
             "No rows were held out: what is said of explained variance holds for rows that the "
             "SAEs were trained on.",
         )
-
-
-_ALL: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
-    _stable_share,
-    _pairs,
-    asymmetry,
-    language_model,
-    frequency,
-    surface_form,
-    _planes,
-    _contributions,
-    _pooling,
-    _dead,
-)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from saefast.report.figures.groups import group_value
-from saefast.report.finding import AGREES, DISAGREES, Finding
+from saefast.report.findings.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
+from saefast.report.summary import group_value
 
 _CLEAR = 0.02
 """Medians of AUROC that differ by less are as good as equal"""

@@ -1,0 +1,28 @@
+"""What the numbers of a run say, in words, also where it is not what the papers found."""
+
+from collections.abc import Callable, Iterator
+
+from saefast.report.findings import stability, worth
+from saefast.report.findings.finding import Finding
+from saefast.report.run_data import RunData
+
+_FIND: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
+    stability.stable_share,
+    stability.pairs,
+    worth.asymmetry,
+    worth.language_model,
+    worth.frequency,
+    worth.surface_form,
+    stability.planes,
+    stability.contributions,
+    stability.pooling,
+    stability.dead,
+)
+
+
+def all_findings(data: RunData) -> list[Finding]:
+    """Return all findings that the files of a run allow, the most important first."""
+    return [finding for find in _FIND for finding in find(data)]
+
+
+__all__ = ["Finding", "all_findings"]

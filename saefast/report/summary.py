@@ -1,0 +1,45 @@
+"""Numbers of a run that figures and findings share, and how they are written."""
+
+from typing import Any
+
+import numpy as np
+
+from saefast.report.run_data import RunData
+
+
+def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
+    """Return the mean over SAEs of what a group explains, and of the deviation over draws."""
+    rows = [row for row in group_lines(data) if (row["group"], row["control"]) == (group, control)]
+    rows = [row for row in rows if row["features"]]
+    if not rows:
+        return None, 0.0
+    deviation = float(np.mean([row[f"{side}_std"] for row in rows]))
+    return float(np.mean([row[side] for row in rows])), deviation
+
+
+def group_lines(data: RunData) -> list[dict[str, Any]]:
+    """Return the lines on groups of features of all SAEs' evaluations."""
+    return [line for each in data.evaluation["seeds"] for line in each["groups"]]
+
+
+def pair_shares(
+    data: RunData, threshold: float, side: str = "decoder"
+) -> dict[tuple[int, int], float]:
+    """Return for each pair of SAEs the share of features with a match that similar."""
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for row in data.overlap:
+        wanted = (row["name"], row["side"], row["match"], row["sign"])
+        if wanted == ("shared", side, "nearest", "signed") and row["value"] is not None:
+            found.setdefault((row["a"], row["b"]), []).append((row["threshold"], row["value"]))
+    shares = {}
+    for pair, rows in found.items():
+        nearest = min((at for at, _ in rows), key=lambda at: abs(at - threshold))
+        shares[pair] = float(np.mean([value for at, value in rows if at == nearest]))
+    return shares
+
+
+def percent(share: float) -> str:
+    """Return a share as text for a reader."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
