@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         run = chosen.run or Path(folder) / "demo"
-        run_pipeline(PRESETS["demo"], run, tell=lambda line: print(line, file=sys.stderr))
+        run_pipeline(
+            PRESETS["demo"], run, resume=True, tell=lambda line: print(line, file=sys.stderr)
+        )
         stages = json.loads((run / "stages.json").read_text())
         seconds = {name: stage["seconds"] for name, stage in stages.items()}
         found = findings_of(run)

@@ -36,7 +36,7 @@ def assert_same(actual: Matches, expected: Matches) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_pair_is_as_if_alone(options, tmp_path):
     found = match_all(DICTIONARIES, out=tmp_path / "matches", **options)
-    again = match_all(DICTIONARIES, out=tmp_path / "matches", **options)
+    again = match_all(DICTIONARIES, out=tmp_path / "matches", resume=True, **options)
     assert len(found) == len(again) == 6
     for (s, t), matches in found.items():
         alone = saefast.match_features(DICTIONARIES[s], DICTIONARIES[t], **options)
@@ -87,22 +87,22 @@ def test_what_is_there_is_not_matched_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         match_all(DICTIONARIES, out=tmp_path)
     stop = 99
-    match_all(DICTIONARIES, out=tmp_path)
+    match_all(DICTIONARIES, out=tmp_path, resume=True)
     assert len(work) == 3
-    match_all(DICTIONARIES, out=tmp_path, memory=0.5)
+    match_all(DICTIONARIES, out=tmp_path, resume=True, memory=0.5)
     assert len(work) == 3
-    match_all(DICTIONARIES, out=tmp_path, absolute=True)
+    match_all(DICTIONARIES, out=tmp_path, resume=True, absolute=True)
     assert len(work) == 6
     changed = [*DICTIONARIES[:2], DICTIONARIES[2] + 0.01]
-    match_all(DICTIONARIES, out=tmp_path)
-    match_all(changed, out=tmp_path)
+    match_all(DICTIONARIES, out=tmp_path, resume=True)
+    match_all(changed, out=tmp_path, resume=True)
     assert len(work) == 11
 
 
 def test_with_more_memory_a_pair_is_matched_again(tmp_path):
     """What ended for want of memory is not what more of it gives."""
     pair = [normal((500, 16), seed, torch.float32) for seed in (0, 1)]
-    options = {"out": tmp_path, "one_to_one": True}
+    options = {"out": tmp_path, "resume": True, "one_to_one": True}
     with pytest.warns(UserWarning, match="too little to prove"):
         assert not match_all(pair, memory=0, **options)[0, 1].certified
     assert not match_all(pair, memory=0, **options)[0, 1].certified  # from disk, without a warning
@@ -114,7 +114,7 @@ def test_a_broken_file_is_named(tmp_path):
     file = tmp_path / "0-1.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"0-1\.parquet is truncated"):
-        match_all(DICTIONARIES[:2], out=tmp_path)
+        match_all(DICTIONARIES[:2], out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="truncated"):
         saved.read_pair(file)
 
@@ -198,7 +198,7 @@ def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
             match_all([a, b], out=folder, **options)
         work.clear()
         stop = 10**9
-        found = match_all([a, b], out=folder, **options)
+        found = match_all([a, b], out=folder, resume=True, **options)
         again.append(len(work) - (whole - at))
         for pair, matches in found.items():
             assert_same(matches, expected[pair])
@@ -234,7 +234,7 @@ def test_what_an_interrupted_pair_left_serves_nothing_else(tmp_path, monkeypatch
 
         with monkeypatch.context() as patch:
             patch.setattr(match_module, "nearest_both_ways", watched)
-            found = match_all(each, out=tmp_path, one_to_one=True, memory=memory)
+            found = match_all(each, out=tmp_path, resume=True, one_to_one=True, memory=memory)
         assert begun == [{}]
         alone = saefast.match_features(*each, one_to_one=True, progress=False)
         assert found[0, 1].value == pytest.approx(alone.value, abs=1e-9)

@@ -46,7 +46,7 @@ def done(outcomes: list[Outcome]) -> list[str]:
 
 
 def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
-    return done(run_pipeline(settings, run, until=until, progress=False))
+    return done(run_pipeline(settings, run, until=until, resume=True, progress=False))
 
 
 def test_a_stage_has_one_name_everywhere() -> None:
@@ -304,7 +304,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
         ({"planted": {}, "train": {"latents": True}}, TypeError, "train.latents must be of type"),
         ({"planted": {}, "train": {"latents": 4, "k": 9}}, ValueError, "k must be at most"),
         ({"planted": 3, "train": {"latents": 4}}, TypeError, "planted must be a table"),
-        ({"planted": {}, "trian": {}}, ValueError, "did you mean train or trainer?"),
+        ({"planted": {}, "trian": {}}, ValueError, "did you mean train, trainer or trained?"),
         (
             {"planted": {}, "train": {"latents": 64}, "stability": {"threshold": "no"}},
             TypeError,

@@ -177,7 +177,7 @@ def test_what_was_made_from_old_scores_is_left_out(run: Path) -> None:
     settings = settings_of(run)
     rule = dataclasses.replace(settings.stability, threshold=0.9)
     changed = dataclasses.replace(settings, stability=rule)
-    run_pipeline(changed, run, until="stability", progress=False)
+    run_pipeline(changed, run, until="stability", resume=True, progress=False)
     page = page_of(run)
     left = {name for name in page.ids if name.startswith("fig-")}
     gone = {"spectra", "angles", "overlap-stable", "keep-drop", "pooling-frontier"}

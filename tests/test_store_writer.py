@@ -11,7 +11,9 @@ from saefast.activations import StoreActivations, StoreWriter
 
 def test_a_store_is_not_written_over(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
-    with pytest.raises(FileExistsError, match="is a store already; go on with resume=True"):
+    with pytest.raises(
+        FileExistsError, match=r"index\.json is there already; go on with resume=True"
+    ):
         write(folder)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")

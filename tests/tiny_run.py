@@ -59,8 +59,8 @@ NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
 def tiny_run(out: Path) -> Path:
     """All stages but the report, on planted rows."""
     run_pipeline(settings_from(SETTINGS), out, until="pool", progress=False)
-    run_pipeline(settings_from(SETTINGS), out, until="subspace", progress=False)
-    run_pipeline(settings_from(SETTINGS), out, until="evaluate", progress=False)
+    run_pipeline(settings_from(SETTINGS), out, until="subspace", resume=True, progress=False)
+    run_pipeline(settings_from(SETTINGS), out, until="evaluate", resume=True, progress=False)
     return out
 
 

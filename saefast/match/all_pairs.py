@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from saefast.dictionary import Features, as_dictionaries
+from saefast.disk.resume import refuse_existing
 from saefast.match.features import Matching, MatchOptions, check_pair, match_both, pairs_bar
 from saefast.match.neighbours import Report
 from saefast.match.result import Matches
@@ -17,11 +18,14 @@ from saefast.unit_rows import UnitRows
 Pairs = dict[tuple[int, int], Matches]
 """[s, t]: the partners of dictionary s's features among those of t"""
 
+_UNFINISHED = ".unfinished"
+
 
 def match_all(
     dictionaries: Sequence[Features],
     *,
     out: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
     **options: Unpack[MatchOptions],
 ) -> Pairs:
@@ -30,8 +34,9 @@ def match_all(
     Args:
         dictionaries: of different seeds, of one width. Memory-mapped tensors are read by blocks.
         out: a folder for the results, s-t.parquet for each pair s < t, written as soon as it is
-            matched. What is there already, of the same dictionaries and options, stays; a pair that
-            was interrupted goes on where it was half a minute before.
+            matched.
+        resume: keep pairs that are in `out` already, of the same dictionaries and options, and
+            match the others; a pair that was interrupted goes on where it was half a minute before.
         progress: show a progress bar on stderr.
         options: those of `match_features`.
     """
@@ -41,8 +46,13 @@ def match_all(
     for s, side in enumerate(sides):
         check_pair("dictionaries[0]", sides[0], f"dictionaries[{s}]", side)
     folder = None if out is None else Path(out)
-    about = {} if folder is None else _about(how, sides)
     pairs = list(combinations(range(len(sides)), 2))
+    if folder is not None:
+        for s, t in pairs:
+            file = _file(folder, s, t)
+            for path in (file, file.with_suffix(_UNFINISHED)):
+                refuse_existing(path, resume)
+    about = {} if folder is None else _about(how, sides)
     found: Pairs = {}
     with pairs_bar(sum(_work(sides[s], sides[t]) for s, t in pairs), progress) as bar:
         for s, t in pairs:
@@ -65,10 +75,10 @@ def _kept(
     report: Report,
 ) -> Both:
     """From the folder, or into it."""
-    file = folder / f"{names[0]}-{names[1]}.parquet"
+    file = _file(folder, *names)
     both = read_pair(file, facts)
     # Lists are as long, and blocks as large, as memory allows.
-    unfinished = Unfinished(file.with_suffix(".unfinished"), facts | {"memory": how.memory})
+    unfinished = Unfinished(file.with_suffix(_UNFINISHED), facts | {"memory": how.memory})
     if both is None:
         both = match_both(x, y, how, report, unfinished)
         write_pair(file, both, names, facts)
@@ -76,6 +86,11 @@ def _kept(
         report(_work(x, y))
     unfinished.finish()
     return both
+
+
+def _file(folder: Path, s: int, t: int) -> Path:
+    """Return where a pair is kept."""
+    return folder / f"{s}-{t}.parquet"
 
 
 def _work(x: UnitRows, y: UnitRows) -> int:

@@ -120,7 +120,12 @@ class Job:
         name = f"{side}-one-to-one" if one_to_one else side
         out = self.run / MATCHES / name
         return match_all(
-            self.dictionaries, out=out, progress=self.progress, side=side, one_to_one=one_to_one
+            self.dictionaries,
+            out=out,
+            resume=True,
+            progress=self.progress,
+            side=side,
+            one_to_one=one_to_one,
         )
 
     @cached_property

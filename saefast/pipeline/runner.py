@@ -1,4 +1,4 @@
-"""Runs the stages of a run in their order: what is finished is skipped, what is not goes on."""
+"""Runs the stages of a run in their order."""
 
 import contextlib
 import hashlib
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
+from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
@@ -163,21 +164,26 @@ def run_pipeline(
     out: str | Path,
     *,
     until: str = "report",
+    resume: bool = False,
     progress: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Do every stage up to `until` that is not finished; interrupted and called again it goes on.
+    """Do every stage up to `until`.
 
     Args:
         settings: of all stages; they are kept in OUT/settings.json.
         out: the folder of the run.
         until: the last stage; those that it does not need are left out.
+        resume: go on with the run in `out`: stages that are finished are skipped, one that was
+            interrupted goes on, and those whose settings have changed are made again.
         progress: show progress bars on stderr.
         tell: gets a line as each stage begins.
     """
     if until not in _BY_NAME:
         raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
     run = Path(out)
+    for name in (SETTINGS, RUN):
+        refuse_existing(run / name, resume)
     job = Job(run, settings, progress)
     wanted = _needed(until)
     _check(job, wanted)

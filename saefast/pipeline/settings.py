@@ -314,5 +314,6 @@ def _check_names(name: str, told: dict[str, Any], known: list[str]) -> None:
     for key in told:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}"
+            words = " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:])))
+            hint = f"did you mean {words}?" if near else f"it knows {', '.join(known)}"
             raise ValueError(f"{name} has nothing called {key!r}; {hint}")

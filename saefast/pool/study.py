@@ -12,10 +12,12 @@ from torch import Tensor
 from saefast import checks
 from saefast.activations.protocol import ActivationSource
 from saefast.dictionary import Dictionary, sae_from
+from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import table_of
 from saefast.evaluation.reconstruction import Reconstruction, reconstruction
 from saefast.match.features import match_features
 from saefast.sae import SAE
+from saefast.train.checkpoint import RUN
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
 from saefast.types import brief
@@ -162,6 +164,7 @@ def evaluate_pooling(
     margin: float = 0.01,
     rows: int | None = None,
     out: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
     device: torch.device | str | None = None,
 ) -> PoolingStudy:
@@ -185,8 +188,8 @@ def evaluate_pooling(
         margin: differences of explained variance, match share and PW-MCC up to this count as none;
             of the last two also those up to two standard errors.
         rows: of `held_out` to measure on; None: all.
-        out: a folder for what is trained. Interrupted, and called again with the same arguments,
-            trainings go on from there. None: nothing is written.
+        out: a folder for what is trained. None: nothing is written.
+        resume: go on with trainings in `out` that were interrupted, with the same arguments.
         progress: show progress bars on stderr.
         device: where to train; None: a CUDA device if there is one.
 
@@ -194,6 +197,7 @@ def evaluate_pooling(
         `PoolingStudy`; its `verdict` says in words whether pooling is better than every control.
     """
     width = _check(saes, pools, scratch, margin)
+    tuning, anew_in = (_kept_in(out, name, resume) for name in ("fine-tuned", "scratch"))
     singles = [each[0] for each in saes]
     measure: dict[str, Any] = {"rows": rows, "progress": progress}
     rates = [its.firing_rate for its in reconstruction(singles, held_out, **measure)]
@@ -209,7 +213,7 @@ def evaluate_pooling(
             for name, pair in (("pooled", pooled), ("pruned", pruned))
         ],
         initial=[*pooled, *pruned],
-        **_going_on(out, "fine-tuned"),
+        **tuning,
         progress=progress,
         device=device,
     )
@@ -217,9 +221,7 @@ def evaluate_pooling(
     anew = replace(
         scratch, latents=width, k=min(k, width), seeds=seeds, tokens=scratch_tokens or all_tokens
     )
-    from_scratch = train_saes(
-        activations, anew, **_going_on(out, "scratch"), progress=progress, device=device
-    )
+    from_scratch = train_saes(activations, anew, **anew_in, progress=progress, device=device)
     methods = {
         "pooled": (tuned[:2], all_tokens),
         "pruned": (tuned[2:], scratch.tokens + fine_tune.tokens),
@@ -244,11 +246,13 @@ def evaluate_pooling(
     return PoolingStudy(results=results, threshold=threshold, margin=margin)
 
 
-def _going_on(out: str | Path | None, name: str) -> dict[str, Any]:
-    """How `train_saes` is told to go on in a folder of its own."""
+def _kept_in(out: str | Path | None, name: str, resume: bool) -> dict[str, Any]:
+    """Return the arguments by which `train_saes` keeps a training in a folder of its own."""
     if out is None:
         return {}
-    return {"out": Path(out) / name, "resume": True, "keep_training": False}
+    folder = Path(out) / name
+    refuse_existing(folder / RUN, resume)
+    return {"out": folder, "resume": resume, "keep_training": False}
 
 
 def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:

@@ -15,6 +15,7 @@ from saefast import checks
 from saefast.activations import open_activations
 from saefast.activations.protocol import Activations, ActivationSource
 from saefast.disk.lock import Claim
+from saefast.disk.resume import refuse_existing
 from saefast.sae import SAE
 from saefast.storage import load_sae
 from saefast.train.checkpoint import RUN, RunFile, differences
@@ -157,13 +158,10 @@ def _run_file(
         "checkpoint": 0,
         "finished": False,
     }
+    refuse_existing(out / RUN, resume)
     run = RunFile.read(out)
     if run is None:
         return RunFile(out, facts)
-    if not resume:
-        raise FileExistsError(
-            f"{out / RUN} is there already; go on with resume=True, or choose another folder"
-        )
     run.facts.setdefault("initial", [None] * len(starts))  # runs of versions that knew of none
     for key in ("configs", "data", "initial"):
         changed = differences(run.facts[key], facts[key], key)

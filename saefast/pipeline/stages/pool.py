@@ -76,6 +76,7 @@ def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> 
         scratch_tokens=how.scratch_tokens,
         margin=how.margin,
         out=unfinished / "compared",
+        resume=True,
         progress=job.progress,
         device=job.settings.trainer.device,
     )
