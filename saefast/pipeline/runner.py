@@ -37,6 +37,7 @@ from saefast.run_folder import (
     SUBSPACES,
     UNFINISHED,
 )
+from saefast.run_records import StageRecord, read_record, write_record
 from saefast.train.checkpoint import RUN, RunFile
 
 
@@ -269,20 +270,25 @@ def _digest(job: Job, stage: Stage) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
+def _records(job: Job) -> dict[str, StageRecord]:
+    """Return what is known of finished stages."""
+    return read_record(job.run / STAGES, dict[str, StageRecord]) or {}
+
+
 def _is_finished(job: Job, stage: Stage) -> bool:
-    record = (read_json(job.run / STAGES) or {}).get(stage.name)
+    record = _records(job).get(stage.name)
     there = all((job.run / name).exists() for name in stage.files)
-    return record is not None and there and record["digest"] == _digest(job, stage)
+    return record is not None and there and record.digest == _digest(job, stage)
 
 
 def _finish(job: Job, stage: Stage, seconds: float) -> None:
     """What came of later stages counts no more: it was made from what has just been replaced."""
-    records = read_json(job.run / STAGES) or {}
+    records = _records(job)
     for name in NAMES:
         if name == stage.name or stage.name in _needed(name):
             records.pop(name, None)
-    records[stage.name] = {"digest": _digest(job, stage), "seconds": round(seconds, 1)}
-    write_json(job.run / STAGES, records)
+    records[stage.name] = StageRecord(_digest(job, stage), round(seconds, 1))
+    write_record(job.run / STAGES, records)
     shutil.rmtree(job.run / UNFINISHED / stage.name, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is not there, or another stage's are
         (job.run / UNFINISHED).rmdir()

@@ -133,19 +133,15 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
                 f"each",
             )
         )
-    rule = data.stability.get("rule")
-    if rule:
-        limit = f"cosine of at least {rule['threshold']}"
-        if rule["threshold"] == "null":
-            limit = f"cosine that one in a thousand random directions reaches ({rule['side']})"
-        found.append(
-            ("A match", f"{rule['match'].replace('_', ' ')} by {rule['side']} rows, {limit}")
-        )
+    if data.stability:
+        rule = data.stability.rule
+        limit = f"cosine of at least {rule.threshold}"
+        if rule.threshold == "null":
+            limit = f"cosine that one in a thousand random directions reaches ({rule.side})"
+        found.append(("A match", f"{rule.match.replace('_', ' ')} by {rule.side} rows, {limit}"))
     if facts:
         found.append(("Made with", f"saefast {facts.get('saefast')}, torch {facts.get('torch')}"))
-    times = [
-        f"{name} {its['seconds']:.0f} s" for name, its in data.stages.items() if "seconds" in its
-    ]
+    times = [f"{name} {stage.seconds:.0f} s" for name, stage in data.stages.items()]
     if times:
         found.append(("Time", ", ".join(times)))
     return found

@@ -1,7 +1,6 @@
 """What the files of a run say: everything the report is made from."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,15 @@ from saefast.run_folder import (
     STAGES,
     SUBSPACE_TABLES,
     SUBSPACES,
+)
+from saefast.run_records import (
+    EvaluationRecord,
+    MembershipRecord,
+    PoolingRecord,
+    Record,
+    StabilityRecord,
+    StageRecord,
+    read_record,
 )
 from saefast.train.checkpoint import RUN
 
@@ -52,38 +60,38 @@ class RunData:
         return read_json(self.run / SETTINGS) or {}
 
     @cached_property
-    def stages(self) -> dict[str, Any]:
+    def stages(self) -> dict[str, StageRecord]:
         """stages.json"""
-        return read_json(self.run / STAGES) or {}
+        return read_record(self.run / STAGES, dict[str, StageRecord]) or {}
 
     def current(self, stage: str) -> bool:
         """Whether what a stage wrote goes with what the others wrote."""
         return not self.stages or stage in self.stages
 
     @cached_property
-    def stability(self) -> dict[str, Any]:
+    def stability(self) -> StabilityRecord | None:
         """stability.json"""
-        return self._json("stability", STABILITY) or {}
+        return self._record("stability", STABILITY, StabilityRecord)
 
     @cached_property
-    def membership(self) -> dict[str, Any]:
+    def membership(self) -> MembershipRecord | None:
         """membership.json"""
-        return self._json("stability", MEMBERSHIP) or {}
+        return self._record("stability", MEMBERSHIP, MembershipRecord)
 
     @cached_property
-    def evaluation(self) -> dict[str, Any]:
+    def evaluation(self) -> EvaluationRecord | None:
         """evaluation.json"""
-        return self._json("evaluate", EVALUATION) or {}
+        return self._record("evaluate", EVALUATION, EvaluationRecord)
 
     @cached_property
-    def pooling(self) -> dict[str, Any]:
+    def pooling(self) -> PoolingRecord | None:
         """pooling.json"""
-        return self._json("pool", POOLING) or {}
+        return self._record("pool", POOLING, PoolingRecord)
 
     @cached_property
     def skipped(self) -> list[str]:
         """Which parts of the subspace analysis could not be computed."""
-        return self._json("subspace", f"{SUBSPACES}/{SKIPPED}") or []
+        return self._record("subspace", f"{SUBSPACES}/{SKIPPED}", list[str]) or []
 
     @cached_property
     def overlap(self) -> Rows:
@@ -148,24 +156,20 @@ class RunData:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [row for line in lines if (row := _parsed(line)) is not None]
 
-    def _json(self, stage: str, name: str) -> Any:
-        return read_json(self.run / name) if self.current(stage) else None
+    def _record(self, stage: str, name: str, kind: type[Record]) -> Record | None:
+        return read_record(self.run / name, kind) if self.current(stage) else None
 
     @property
     def seeds(self) -> list[int]:
         """In the order in which everything counts the SAEs."""
         if self.stability:
-            return [each["seed"] for each in self.stability["seeds"]]
+            return [each.seed for each in self.stability.seeds]
         return [seed for config in self.facts.get("configs", []) for seed in config["seeds"]]
 
     def alive(self, name: str) -> NDArray[Any]:
         """A column, of features alive alone."""
         values: NDArray[Any] = self.features[name][self.features["alive"]]
         return values
-
-    def mean_over_seeds(self, of: Callable[[dict[str, Any]], float]) -> float:
-        """Of a number from each SAE's evaluation."""
-        return float(np.mean([of(each) for each in self.evaluation["seeds"]]))
 
 
 _SIDES = ("decoder", "encoder")

@@ -1,25 +1,30 @@
 """Numbers of a run that figures and findings share, and how they are written."""
 
-from typing import Any
-
 import numpy as np
 
 from saefast.report.run_data import RunData
+from saefast.run_records import EvaluationRecord, GroupRecord
 
 
 def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
     """Return the mean over SAEs of what a group explains, and of the deviation over draws."""
-    rows = [row for row in group_lines(data) if (row["group"], row["control"]) == (group, control)]
-    rows = [row for row in rows if row["features"]]
+    rows = [row for row in group_lines(data) if (row.group, row.control) == (group, control)]
+    rows = [row for row in rows if row.features]
     if not rows:
         return None, 0.0
-    deviation = float(np.mean([row[f"{side}_std"] for row in rows]))
-    return float(np.mean([row[side] for row in rows])), deviation
+    deviation = float(np.mean([getattr(row, f"{side}_std") for row in rows]))
+    return float(np.mean([getattr(row, side) for row in rows])), deviation
 
 
-def group_lines(data: RunData) -> list[dict[str, Any]]:
+def group_lines(data: RunData) -> list[GroupRecord]:
     """Return the lines on groups of features of all SAEs' evaluations."""
-    return [line for each in data.evaluation["seeds"] for line in each["groups"]]
+    seeds = data.evaluation.seeds if data.evaluation else []
+    return [line for each in seeds for line in each.groups]
+
+
+def explained_variance(evaluation: EvaluationRecord) -> float:
+    """Return the share of variance that whole SAEs explain, mean over SAEs."""
+    return float(np.mean([each.explained_variance for each in evaluation.seeds]))
 
 
 def pair_shares(

@@ -1,11 +1,10 @@
 """Stage evaluate: what groups of features, and single ones, are worth on held-out data."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from saefast.disk.tables import write_json
 from saefast.evaluation.ablation import feature_function
 from saefast.evaluation.regression import regress_effect
 from saefast.nulls.draws import mass_matched
@@ -13,6 +12,20 @@ from saefast.pipeline.job import Job
 from saefast.pipeline.settings import HarvestSettings
 from saefast.pipeline.stages.harvest import corpus_of
 from saefast.run_folder import EVALUATION
+from saefast.run_records import (
+    EffectRecord,
+    EstimateRecord,
+    EvaluationRecord,
+    GroupRecord,
+    PatchingRecord,
+    RegressionRecord,
+    SeedEvaluation,
+    as_active,
+    write_record,
+)
+
+if TYPE_CHECKING:
+    from saefast.lm.patch import PatchEffect
 
 
 def evaluate(job: Job) -> None:
@@ -34,29 +47,28 @@ def evaluate(job: Job) -> None:
     effects = torch.cat([each.effect for each in found])
     try:
         inputs = (effects, unstable, torch.cat(rates), torch.cat(means))
-        regression = vars(regress_effect(*(values[alive] for values in inputs)))
+        fitted = regress_effect(*(values[alive] for values in inputs))
+        regression = RegressionRecord(**vars(fitted))
     except ValueError as error:
-        regression = {"reason": str(error)}
-    write_json(
-        job.run / EVALUATION,
-        {
-            "rows": found[0].rows,
-            "held_out": job.held_out_rows != job.train_rows,
-            "seeds": [
-                {
-                    "seed": seed,
-                    "explained_variance": each.explained_variance,
-                    "groups": [vars(line) for line in each.summary()],
-                }
-                for seed, each in zip(job.seeds, found, strict=True)
-            ],
-            "regression": regression,
-            "language_model": _patched(job, mass),
-        },
+        regression = RegressionRecord(reason=str(error))
+    record = EvaluationRecord(
+        rows=found[0].rows,
+        held_out=job.held_out_rows != job.train_rows,
+        seeds=[
+            SeedEvaluation(
+                seed,
+                each.explained_variance,
+                [GroupRecord(**vars(line)) for line in each.summary()],
+            )
+            for seed, each in zip(job.seeds, found, strict=True)
+        ],
+        regression=regression,
+        language_model=_patched(job, mass),
     )
+    write_record(job.run / EVALUATION, record)
 
 
-def _patched(job: Job, mass: list[Tensor]) -> dict[str, Any] | None:
+def _patched(job: Job, mass: list[Tensor]) -> PatchingRecord | None:
     """CE and KL with reconstructions of the first SAE, all of it and groups of features."""
     how, data = job.settings.evaluate, job.settings.data
     if job.language_model is None or how.tokens == 0:
@@ -67,7 +79,7 @@ def _patched(job: Job, mass: list[Tensor]) -> dict[str, Any] | None:
     masks: dict[str, Tensor] = {}
     for name, mask in job.groups[0].items():
         masks[name] = mask
-        masks[f"{name}:mass"] = mass_matched(mask, mass[0], 0, 0)
+        masks[as_active(name)] = mass_matched(mask, mass[0], 0, 0)
     found = evaluate_patched(
         job.language_model,
         data.site,
@@ -79,14 +91,18 @@ def _patched(job: Job, mass: list[Tensor]) -> dict[str, Any] | None:
         progress=job.progress,
     )
 
-    def told(effect: Any) -> dict[str, Any]:
-        return {name: value._asdict() for name, value in vars(effect).items()}
+    def recorded(effect: "PatchEffect") -> EffectRecord:
+        values = vars(effect).items()
+        return EffectRecord(**{name: EstimateRecord(*value) for name, value in values})
 
-    return {
-        "seed": job.seeds[0],
-        "contexts": found.contexts,
-        "predictions": found.predictions,
-        **{name: told(getattr(found, name)) for name in ("clean", "zero", "mean", "full")},
-        "keep": {name: told(effect) for name, effect in found.keep.items()},
-        "drop": {name: told(effect) for name, effect in found.drop.items()},
-    }
+    return PatchingRecord(
+        seed=job.seeds[0],
+        contexts=found.contexts,
+        predictions=found.predictions,
+        clean=recorded(found.clean),
+        zero=recorded(found.zero),
+        mean=recorded(found.mean),
+        full=recorded(found.full),
+        keep={name: recorded(effect) for name, effect in found.keep.items()},
+        drop={name: recorded(effect) for name, effect in found.drop.items()},
+    )

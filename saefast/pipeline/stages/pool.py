@@ -3,16 +3,15 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from saefast.dictionary import Dictionary, sae_from
-from saefast.disk.tables import write_json
 from saefast.pipeline.job import Job
 from saefast.pool.features import pool_features
 from saefast.pool.study import evaluate_pooling
 from saefast.run_folder import POOLED, POOLING
+from saefast.run_records import MethodRecord, PoolingRecord, write_record
 from saefast.storage import save_sae
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
@@ -45,17 +44,19 @@ def pool(job: Job, unfinished: Path) -> None:
     written = save_sae(tuned, unfinished / POOLED)
     shutil.rmtree(job.run / POOLED, ignore_errors=True)
     written.rename(job.run / POOLED)
-    told: dict[str, Any] = {"width": width, "unique": everywhere.m, "tokens": tokens}
-    write_json(job.run / POOLING, told | _compared(job, most, fine_tune, unfinished))
+    record = PoolingRecord(width, everywhere.m, tokens)
+    write_record(job.run / POOLING, _compared(record, job, most, fine_tune, unfinished))
 
 
-def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> dict[str, Any]:
-    """Pools of both halves of the seeds beside their controls."""
+def _compared(
+    record: PoolingRecord, job: Job, most: int, fine_tune: TrainConfig, unfinished: Path
+) -> PoolingRecord:
+    """Compare pools of both halves of the seeds with their controls."""
     how, half = job.settings.pool, len(job.seeds) // 2
     if not how.compare:
-        return {"reason": "a comparison was not asked for"}
+        return replace(record, reason="a comparison was not asked for")
     if half < 2:
-        return {"reason": "pools of two halves need four seeds or more"}
+        return replace(record, reason="pools of two halves need four seeds or more")
     pools = []
     for first in (0, half):
         places = range(first, first + half)
@@ -80,13 +81,14 @@ def _compared(job: Job, most: int, fine_tune: TrainConfig, unfinished: Path) -> 
         progress=job.progress,
         device=job.settings.trainer.device,
     )
-    return {
-        "groups": [job.seeds[:half], job.seeds[half : 2 * half]],
-        "methods": study.to_table().to_pylist(),
-        "beaten": study.beaten,
-        "verdict": study.verdict,
-        "margin": study.margin,
-    }
+    return replace(
+        record,
+        groups=[list(job.seeds[:half]), list(job.seeds[half : 2 * half])],
+        methods=[MethodRecord(**row) for row in study.to_table().to_pylist()],
+        beaten=study.beaten,
+        verdict=study.verdict,
+        margin=study.margin,
+    )
 
 
 def _first(pool: Dictionary, width: int) -> Dictionary:

@@ -1,10 +1,17 @@
 """Stage stability: the score of every feature, and in how many SAEs features are."""
 
-from typing import Any
-
-from saefast.disk.tables import write_json
 from saefast.pipeline.job import Job
 from saefast.run_folder import MEMBERSHIP, STABILITY
+from saefast.run_records import (
+    CurveRecord,
+    MembershipRecord,
+    PowerLawRecord,
+    RuleRecord,
+    SeedStability,
+    StabilityRecord,
+    SubsetRecord,
+    write_record,
+)
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
 from saefast.stability.result import Stability
 from saefast.stability.score import stability_curve
@@ -21,39 +28,37 @@ def stability(job: Job) -> None:
     columns = ("alive", "score", "support", "low", "high", "soft", "similarity", "partner")
     job.add_features({"group": names, **{name: getattr(found, name) for name in columns}})
     curve = stability_curve(found, stable=rule.stable, unstable=rule.unstable)
-    write_json(
-        job.run / STABILITY,
-        {
-            "rule": vars(found.rule),
-            "stable_cut": rule.stable,
-            "unstable_cut": rule.unstable,
-            "least_rate": rule.least_rate,
-            "thresholds": found.thresholds.tolist(),
-            "chance": found.chance.tolist(),
-            "mean": found.mean(),
-            "seeds": [
-                {
-                    "seed": seed,
-                    "alive": int(alive.sum()),
-                    "dead": dead,
-                    **{name: int(mask.sum()) for name, mask in masks.items()},
-                }
-                for seed, alive, dead, masks in zip(
-                    job.seeds, found.alive, found.dead, groups, strict=True
-                )
-            ],
-            "curve": [vars(point) for point in curve],
-        },
+    record = StabilityRecord(
+        rule=RuleRecord(**vars(found.rule)),
+        stable_cut=rule.stable,
+        unstable_cut=rule.unstable,
+        least_rate=rule.least_rate,
+        thresholds=found.thresholds.tolist(),
+        chance=found.chance.tolist(),
+        mean=found.mean(),
+        seeds=[
+            SeedStability(
+                seed,
+                int(alive.sum()),
+                dead,
+                int(masks["stable"].sum()),
+                int(masks["unstable"].sum()),
+            )
+            for seed, alive, dead, masks in zip(
+                job.seeds, found.alive, found.dead, groups, strict=True
+            )
+        ],
+        curve=[CurveRecord(**vars(point)) for point in curve],
     )
-    write_json(job.run / MEMBERSHIP, _membership(found))
+    write_record(job.run / STABILITY, record)
+    write_record(job.run / MEMBERSHIP, _membership(found))
 
 
-def _membership(found: Stability) -> dict[str, Any]:
-    """In how many SAEs features are, and how that goes on."""
-    told: dict[str, Any] = {"counts": membership_counts(found).tolist()}
-    curve = subset_curve(found)
-    told["curve"] = [vars(point) for point in curve]
+def _membership(found: Stability) -> MembershipRecord:
+    """Return in how many SAEs features are, and how that goes on."""
+    curve, law = subset_curve(found), None
     if len(curve) > 3:  # three points are met by any power law
-        law = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
-        told["power_law"] = vars(law)
-    return told
+        fitted = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
+        law = PowerLawRecord(**vars(fitted))
+    points = [SubsetRecord(**vars(point)) for point in curve]
+    return MembershipRecord(membership_counts(found).tolist(), points, law)

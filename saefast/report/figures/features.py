@@ -15,8 +15,8 @@ _NO_STABILITY = "the stability of features (saefast stability)"
 
 def similarity_histogram(data: RunData) -> Figure:
     """How alike features and their best matches are, beside chance."""
-    curve = need(data.stability.get("curve"), _NO_STABILITY)
-    edges = np.array([0.0, *(point["threshold"] for point in curve)])
+    stability = need(data.stability, _NO_STABILITY)
+    edges = np.array([0.0, *(point.threshold for point in stability.curve)])
     values = np.concatenate(
         [
             np.delete(np.asarray(row, float), seed)
@@ -25,7 +25,7 @@ def similarity_histogram(data: RunData) -> Figure:
     )
     counts, _ = np.histogram(np.clip(values, 0, 1), edges)
     shares = counts / max(len(values), 1)
-    reaches = np.array([1.0, *(point["chance"] for point in curve)])
+    reaches = np.array([1.0, *(point.chance for point in stability.curve)])
     chance = np.append(-np.diff(reaches), 0.0)[: len(shares)]
     chart = Chart(
         Scale(0, 1), covering([*shares, *chance]), "cosine to the best match", "share of features"
@@ -34,7 +34,7 @@ def similarity_histogram(data: RunData) -> Figure:
         chart.bar(left, right, share, "s0", f"{left:.2f} to {right:.2f}: {percent(share)}")
     xs = [x for pair in pairwise(edges) for x in pair]
     chart.line(xs, [y for y in chance for _ in range(2)], "s2", dashed=True)
-    threshold = float(np.mean(data.stability["thresholds"]))
+    threshold = float(np.mean(stability.thresholds))
     chart.rule(x=threshold)
     chart.legend("features", "s0")
     chart.legend("random directions", "s2", "d")
@@ -53,12 +53,12 @@ def similarity_histogram(data: RunData) -> Figure:
 
 def score_histogram(data: RunData) -> Figure:
     """The scores, beside what chance would give."""
-    need(data.stability, _NO_STABILITY)
+    stability = need(data.stability, _NO_STABILITY)
     scores = data.alive("score")
     others = max(len(data.seeds) - 1, 1)
     hits = np.rint(scores * others).astype(int)
     shares = np.bincount(hits, minlength=others + 1) / max(len(hits), 1)
-    p = float(np.mean(data.stability["chance"]))
+    p = float(np.mean(stability.chance))
     chance = _binomial(others, p)
     names = [f"{hit}/{others}" for hit in range(others + 1)]
     chart = Chart(
@@ -68,7 +68,7 @@ def score_histogram(data: RunData) -> Figure:
         "share of features",
         names if others <= 10 else (),
     )
-    stable, unstable = data.stability["stable_cut"], data.stability["unstable_cut"]
+    stable, unstable = stability.stable_cut, stability.unstable_cut
     for hit, share in enumerate(shares):
         score = hit / others
         kind = "stable" if score >= stable else "unstable" if score <= unstable else "mixed"

@@ -1,10 +1,12 @@
 """What a figure is to the page it stands on."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence, Sized
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Needed = TypeVar("Needed")
 
 
 class Figure(NamedTuple):
@@ -24,9 +26,9 @@ class Missing(Exception):
     """A figure cannot be drawn: the message says what the run lacks."""
 
 
-def need(what: Any, said: str) -> Any:
-    """`what`, unless there is none of it."""
-    if what is None or len(what) == 0:
+def need(what: Needed | None, said: str) -> Needed:
+    """Return `what`, unless there is none of it."""
+    if what is None or (isinstance(what, Sized) and len(what) == 0):
         raise Missing(said)
     return what
 

@@ -5,7 +5,8 @@ import numpy as np
 from saefast.report.chart import Chart, Scale, covering
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
-from saefast.report.summary import group_lines, group_value, percent
+from saefast.report.summary import explained_variance, group_lines, group_value, percent
+from saefast.run_records import as_active
 
 GROUPS = {"stable": "s0", "unstable": "s1"}
 NULLS = {
@@ -23,11 +24,12 @@ _NO_EVALUATION = "an evaluation (saefast evaluate)"
 
 def keep_drop(data: RunData) -> Figure:
     """Explained variance with some features alone, or without them."""
-    need(data.evaluation, _NO_EVALUATION)
-    full = data.mean_over_seeds(lambda each: float(each["explained_variance"]))
+    full = explained_variance(need(data.evaluation, _NO_EVALUATION))
     chart = Chart(
         Scale(-0.6, 7.6),
-        covering([full, *(line[side] for line in group_lines(data) for side in ("keep", "drop"))]),
+        covering(
+            [full, *(value for line in group_lines(data) for value in (line.keep, line.drop))]
+        ),
         "features kept, or dropped",
         "explained variance",
         x_names=("keep", "size", "mass", "drop", "keep", "size", "mass", "drop"),
@@ -67,15 +69,19 @@ def keep_drop(data: RunData) -> Figure:
 
 def keep_drop_ce(data: RunData) -> Figure:
     """The same for the next token's cross entropy."""
-    patched = need(data.evaluation.get("language_model"), "a language model to put them back into")
-    bars = [("whole", patched["full"], "s3")]
+    said = "a language model to put them back into"
+    patched = need(need(data.evaluation, said).language_model, said)
+    bars = [("whole", patched.full, "s3")]
     for group, colour in GROUPS.items():
-        for side, said in (("keep", "only"), ("drop", "no")):
-            bars.append((f"{said} {group}", patched[side][group], colour))
-            if side == "keep":
-                bars.append(("only random", patched[side][f"{group}:mass"], "s2"))
-    floors = {name: patched[name]["ce"]["value"] for name in ("clean", "mean", "zero")}
-    values = [effect["ce"]["value"] for _, effect, _ in bars]
+        bars.append((f"only {group}", patched.keep[group], colour))
+        bars.append(("only random", patched.keep[as_active(group)], "s2"))
+        bars.append((f"no {group}", patched.drop[group], colour))
+    floors = {
+        "clean": patched.clean.ce.value,
+        "mean": patched.mean.ce.value,
+        "zero": patched.zero.ce.value,
+    }
+    values = [effect.ce.value for _, effect, _ in bars]
     low = min(floors["clean"], *values) * 0.95
     chart = Chart(
         Scale(low, max(floors["mean"], floors["zero"], *values) * 1.03),
@@ -86,7 +92,7 @@ def keep_drop_ce(data: RunData) -> Figure:
         left=104,
     )
     for place, (name, effect, colour) in enumerate(bars[::-1]):
-        value, error = effect["ce"]["value"], effect["ce"]["error"] or 0.0
+        value, error = effect.ce.value, effect.ce.error or 0.0
         told = f"{name}: {value:.3f} ± {error:.3f} nats"
         left, right = sorted((floors["clean"], value))
         chart.cell(left, right, place - 0.36, place + 0.36, colour, 1.0, told)
@@ -96,11 +102,11 @@ def keep_drop_ce(data: RunData) -> Figure:
     return Figure(
         "keep-drop-ce",
         "What the language model loses",
-        f"Cross entropy with the reconstruction of SAE {patched['seed']} in place of the "
+        f"Cross entropy with the reconstruction of SAE {patched.seed} in place of the "
         "activations: whole, from one group of features only, or without it; grey: random "
         "features with the same sum of activations as the group above. Bars begin at the model as "
         "it is: their length is what it loses. Lines: with the mean activation or zeros instead.",
-        ", ".join(f"{name} {effect['ce']['value']:.2f}" for name, effect, _ in bars)
+        ", ".join(f"{name} {effect.ce.value:.2f}" for name, effect, _ in bars)
         + f" nats; undisturbed {floors['clean']:.2f}.",
         chart.svg(),
     )
@@ -250,10 +256,11 @@ def angles(data: RunData) -> Figure:
 
 def pooling_frontier(data: RunData) -> Figure:
     """Whether pooling pays."""
-    methods = need(data.pooling.get("methods"), "pooling and its controls (saefast pool)")
-    names = [row["method"] for row in methods]
-    xs = [row["equal_match_share"] for row in methods]
-    ys = [row["equal_explained_variance"] for row in methods]
+    said = "pooling and its controls (saefast pool)"
+    methods = need(need(data.pooling, said).methods, said)
+    names = [row.method for row in methods]
+    xs = [row.equal_match_share for row in methods]
+    ys = [row.equal_explained_variance for row in methods]
     chart = Chart(
         covering(xs, zero=False),
         covering(ys, zero=False),

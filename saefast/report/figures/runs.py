@@ -46,8 +46,8 @@ def training_curves(data: RunData) -> Figure:
 
 def threshold_curves(data: RunData) -> Figure:
     """How much hangs on the threshold."""
-    curve = need(data.stability.get("curve"), "stability of features (saefast stability)")
-    xs = [point["threshold"] for point in curve]
+    stability = need(data.stability, "stability of features (saefast stability)")
+    xs = [point.threshold for point in stability.curve]
     chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "share of features")
     for name, words, colour, kind in (
         ("score", "mean score", "s3", "l"),
@@ -55,9 +55,11 @@ def threshold_curves(data: RunData) -> Figure:
         ("unstable", "unstable", "s1", "l"),
         ("chance", "chance", "s2", "d"),
     ):
-        chart.line(xs, [point[name] for point in curve], colour, dashed=kind == "d")
+        chart.line(
+            xs, [getattr(point, name) for point in stability.curve], colour, dashed=kind == "d"
+        )
         chart.legend(words, colour, kind)
-    chart.rule(x=float(np.mean(data.stability["thresholds"])))
+    chart.rule(x=float(np.mean(stability.thresholds)))
     return Figure(
         "threshold-curves",
         "The threshold is a convention",
@@ -100,7 +102,7 @@ def shared_curves(data: RunData) -> Figure:
 
 def pair_heat_map(data: RunData) -> Figure:
     """Each pair of SAEs."""
-    threshold = float(np.mean(data.stability.get("thresholds") or [0.7]))
+    threshold = float(np.mean(data.stability.thresholds)) if data.stability else 0.7
     values = pair_shares(data, threshold)
     need(values, "what pairs of SAEs have in common (saefast match)")
     seeds = data.seeds
@@ -170,16 +172,17 @@ def membership_donut(data: RunData) -> Figure:
 
 def only_in_one(data: RunData) -> Figure:
     """How that goes on with more SAEs."""
-    points = need(data.membership.get("curve"), "membership over subsets of SAEs")
-    xs = [point["dictionaries"] for point in points]
+    said = "membership over subsets of SAEs"
+    points = need(need(data.membership, said).curve, said)
+    xs = [point.dictionaries for point in points]
     chart = Chart(
         Scale(min(xs) - 0.3, max(xs) + 0.3), Scale(0, 1), "SAEs compared", "share of features"
     )
     for name, words, colour in (("alone", "in one only", "s1"), ("everywhere", "in all", "s0")):
-        chart.line(xs, [point[name] for point in points], colour)
+        chart.line(xs, [getattr(point, name) for point in points], colour)
         for point in points:
-            at, value = point["dictionaries"], point[name]
-            deviation = point[f"{name}_deviation"] or 0.0
+            at, value = point.dictionaries, getattr(point, name)
+            deviation = getattr(point, f"{name}_deviation") or 0.0
             chart.whisker(at, value - deviation, value + deviation)
             chart.point(at, value, colour, f"{words}, {at} SAEs: {percent(value)}")
         chart.legend(words, colour)
@@ -188,8 +191,8 @@ def only_in_one(data: RunData) -> Figure:
         "The more SAEs, the fewer loners",
         "Share of features that no other of the compared SAEs has, and that all have, by how many "
         "SAEs are compared; mean and standard deviation over choices of so many.",
-        f"With {xs[-1]} SAEs {percent(points[-1]['alone'])} are in one only and "
-        f"{percent(points[-1]['everywhere'])} in all.",
+        f"With {xs[-1]} SAEs {percent(points[-1].alone)} are in one only and "
+        f"{percent(points[-1].everywhere)} in all.",
         chart.svg(),
     )
 

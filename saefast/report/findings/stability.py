@@ -21,18 +21,17 @@ def stable_share(data: RunData) -> Iterator[Finding]:
     if not data.stability:
         return
     told = data.stability
-    alive = sum(each["alive"] for each in told["seeds"])
+    alive = sum(each.alive for each in told.seeds)
     if not alive:
         return
-    stable, unstable = (
-        sum(each[name] for each in told["seeds"]) / alive for name in ("stable", "unstable")
-    )
-    others = len(told["seeds"]) - 1
+    stable = sum(each.stable for each in told.seeds) / alive
+    unstable = sum(each.unstable for each in told.seeds) / alive
+    others = len(told.seeds) - 1
     text = (
-        f"{percent(stable)} of the features are stable (in at least {percent(told['stable_cut'])} "
+        f"{percent(stable)} of the features are stable (in at least {percent(told.stable_cut)} "
         f"of the other SAEs), {percent(unstable)} unstable (in at most "
-        f"{percent(told['unstable_cut'])}); the mean score is {told['mean']:.2f}, that of random "
-        f"directions {np.mean(told['chance']):.2g}."
+        f"{percent(told.unstable_cut)}); the mean score is {told.mean:.2f}, that of random "
+        f"directions {np.mean(told.chance):.2g}."
     )
     if others < 5:
         text += (
@@ -122,40 +121,41 @@ def contributions(data: RunData) -> Iterator[Finding]:
 
 def pooling(data: RunData) -> Iterator[Finding]:
     """Find whether pooling beats its controls."""
-    methods = {row["method"]: row for row in data.pooling.get("methods", [])}
-    if "pooled" not in methods:
+    study = data.pooling
+    if study is None or not study.methods or study.beaten is None:
         return
-    lost = [name for name, beaten in data.pooling["beaten"].items() if not beaten]
+    methods = {row.method: row for row in study.methods}
+    lost = [name for name, beaten in study.beaten.items() if not beaten]
     own = methods["pooled"]
     parts = [
-        f"{name} {row['equal_match_share']:.3f}, {row['equal_pw_mcc']:.3f} and "
-        f"{row['equal_explained_variance']:.3f} ({row['tokens']:,} rows of training)"
+        f"{name} {row.equal_match_share:.3f}, {row.equal_pw_mcc:.3f} and "
+        f"{row.equal_explained_variance:.3f} ({row.tokens:,} rows of training)"
         for name, row in methods.items()
     ]
     head = f"Pooling does not beat {' or '.join(lost)}." if lost else "Pooling beats every control."
     yield Finding(
         "Pooling",
         f"{head} Share of features with a match in the other SAE, mean cosine of the best pairs "
-        f"(PW-MCC), and explained variance, at {own['equal_alive']:.0f} features alive: "
+        f"(PW-MCC), and explained variance, at {own.equal_alive:.0f} features alive: "
         f"{'; '.join(parts)}. To beat is to be better in one and worse in none, by more than "
-        f"{data.pooling['margin']:g}.",
+        f"{study.margin:g}.",
         DISAGREES if lost else AGREES,
     )
 
 
 def dead(data: RunData) -> Iterator[Finding]:
     """Find how many features are dead, and whether rows were held out."""
-    seeds = data.stability.get("seeds", [])
-    dead = [each["dead"] for each in seeds]
-    if sum(dead):
-        total = sum(each["dead"] + each["alive"] for each in seeds)
+    told = data.stability
+    dead = [each.dead for each in told.seeds] if told else []
+    if told and sum(dead):
+        total = sum(each.dead + each.alive for each in told.seeds)
         yield Finding(
             "Dead features",
             f"{percent(sum(dead) / total)} of all features never fire"
-            + (" often enough" if data.stability.get("least_rate") else "")
+            + (" often enough" if told.least_rate else "")
             + f" ({min(dead)} to {max(dead)} of each SAE); they count nowhere.",
         )
-    if data.evaluation and not data.evaluation["held_out"]:
+    if data.evaluation and not data.evaluation.held_out:
         yield Finding(
             "Caution",
             "No rows were held out: what is said of explained variance holds for rows that the "

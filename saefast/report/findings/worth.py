@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from math import exp
-from typing import Any
 
 import numpy as np
 
 from saefast.report.findings.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
-from saefast.report.summary import group_value
+from saefast.report.summary import explained_variance, group_lines, group_value
+from saefast.run_records import as_active
 
 _CLEAR = 0.02
 """Medians of AUROC that differ by less are as good as equal"""
@@ -18,10 +18,10 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
     """Explained variance with groups alone, beside random features."""
     if not data.evaluation:
         return
-    full = data.mean_over_seeds(lambda each: float(each["explained_variance"]))
+    full = explained_variance(data.evaluation)
     stable, _ = group_value(data, "stable", "", "keep")
     unstable, _ = group_value(data, "unstable", "", "keep")
-    where = "held-out rows" if data.evaluation["held_out"] else "the rows it was trained on"
+    where = "held-out rows" if data.evaluation.held_out else "the rows it was trained on"
     if stable is None or unstable is None:
         absent = "stable" if stable is None else "unstable"
         yield Finding(
@@ -30,14 +30,9 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
             f"{absent}, so the groups cannot be compared.",
         )
         return
+    lines = [line for line in group_lines(data) if line.control == ""]
     sizes = {
-        group: data.mean_over_seeds(
-            lambda each, group=group: next(  # type: ignore[misc]
-                line["features"]
-                for line in each["groups"]
-                if (line["group"], line["control"]) == (group, "")
-            )
-        )
+        group: np.mean([line.features for line in lines if line.group == group])
         for group in ("stable", "unstable")
     }
     yield Finding(
@@ -69,37 +64,37 @@ def _as_said(word: str, claimed: str) -> str:
 
 def language_model(data: RunData) -> Iterator[Finding]:
     """The cross entropy of the next token with groups alone."""
-    patched = data.evaluation.get("language_model")
-    if not patched:
+    if data.evaluation is None or data.evaluation.language_model is None:
         return
+    patched = data.evaluation.language_model
     sizes = {
-        line["group"]: line["features"]
-        for each in data.evaluation["seeds"]
-        for line in each["groups"]
-        if each["seed"] == patched["seed"] and line["control"] == ""
+        line.group: line.features
+        for each in data.evaluation.seeds
+        for line in each.groups
+        if each.seed == patched.seed and line.control == ""
     }
-
-    def ce(effect: dict[str, Any]) -> float:
-        return float(effect["ce"]["value"])
-
-    clean, keep = ce(patched["clean"]), patched["keep"]
+    effects = (patched.clean, patched.full, patched.mean, patched.zero)
+    clean, full, mean, zero = (effect.ce.value for effect in effects)
+    keep = patched.keep
     if not all(sizes.values()):
         yield Finding(
             "Language model",
-            f"The next token costs the model {clean:.2f} nats, {ce(patched['full']):.2f} with the "
-            f"reconstruction; {ce(patched['mean']):.2f} with the mean activation, "
-            f"{ce(patched['zero']):.2f} with zeros. Measured on {patched['predictions']:,} tokens.",
+            f"The next token costs the model {clean:.2f} nats, {full:.2f} with the "
+            f"reconstruction; {mean:.2f} with the mean activation, "
+            f"{zero:.2f} with zeros. Measured on {patched.predictions:,} tokens.",
         )
         return
-    stable, unstable = ce(keep["stable"]), ce(keep["unstable"])
-    random = keep.get("unstable:mass")
-    beside = f" (random features as active as the unstable: {ce(random):.2f})" if random else ""
+    stable, unstable = keep["stable"].ce.value, keep["unstable"].ce.value
+    random = keep.get(as_active("unstable"))
+    beside = ""
+    if random:
+        beside = f" (random features as active as the unstable: {random.ce.value:.2f})"
     yield Finding(
         "Language model",
-        f"The next token costs the model {clean:.2f} nats, {ce(patched['full']):.2f} with the "
+        f"The next token costs the model {clean:.2f} nats, {full:.2f} with the "
         f"reconstruction, {stable:.2f} from stable features alone, {unstable:.2f} from unstable "
-        f"ones alone{beside}; {ce(patched['mean']):.2f} with the mean activation, "
-        f"{ce(patched['zero']):.2f} with zeros. Measured on {patched['predictions']:,} tokens.",
+        f"ones alone{beside}; {mean:.2f} with the mean activation, "
+        f"{zero:.2f} with zeros. Measured on {patched.predictions:,} tokens.",
         AGREES if stable < unstable else DISAGREES,
     )
 
@@ -117,10 +112,10 @@ def frequency(data: RunData) -> Iterator[Finding]:
         f"the rows, against {_rate(stable)}. (Papers disagree: unstable ones are called rare, but "
         "unshared ones of one study fired more often.)",
     )
-    regression = data.evaluation.get("regression", {}) if data.evaluation else {}
-    if "coefficient" not in regression:
+    regression = data.evaluation and data.evaluation.regression
+    if not regression or regression.coefficient is None or regression.standard_error is None:
         return
-    value, error = (regression[name]["group"] for name in ("coefficient", "standard_error"))
+    value, error = regression.coefficient["group"], regression.standard_error["group"]
     times = [exp(value + 1.96 * side * error) for side in (-1, 0, 1)]
     less, more = times[2] < 1, times[0] > 1
     said = "worth less" if less else "worth more" if more else "worth as much, as far as is known"
@@ -128,7 +123,7 @@ def frequency(data: RunData) -> Iterator[Finding]:
         "At equal frequency",
         f"Among features that fire as often and as strongly, an unstable one is {said}: its effect "
         f"on the error is {times[1]:.2f} times that of another (95 % interval {times[0]:.2f} to "
-        f"{times[2]:.2f}; {regression['features']:,} features).",
+        f"{times[2]:.2f}; {regression.features:,} features).",
         AGREES if less else DISAGREES if more else "",
     )
 

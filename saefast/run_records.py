@@ -1,0 +1,291 @@
+"""The JSON files of a run as records: stages of the pipeline write them, the report reads them.
+
+Those of other kinds are `TrainConfig` and what `train_saes` adds in run.json, `RunSettings` in
+settings.json, and the tables, whose columns are those of the results they are made from.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from saefast.disk.tables import read_json, write_json
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """What counts as the same feature: `StabilityRule`."""
+
+    threshold: float | str
+    match: str
+    side: str
+    absolute: bool
+    same_partner: bool
+    confidence: float
+    width: int
+
+
+@dataclass(frozen=True)
+class SeedStability:
+    """Numbers of features of one SAE."""
+
+    seed: int
+    alive: int
+    dead: int
+    stable: int
+    unstable: int
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """Means over features at one threshold: `CurvePoint`."""
+
+    threshold: float
+    score: float
+    stable: float
+    unstable: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class StabilityRecord:
+    """stability.json"""
+
+    rule: RuleRecord
+    stable_cut: float
+    unstable_cut: float
+    least_rate: float
+    thresholds: list[float]
+    chance: list[float]
+    mean: float
+    seeds: list[SeedStability]
+    curve: list[CurveRecord]
+
+
+@dataclass(frozen=True)
+class SubsetRecord:
+    """Shares of features over subsets of SAEs: `SubsetPoint`."""
+
+    dictionaries: int
+    subsets: int
+    alone: float
+    alone_deviation: float | None
+    everywhere: float
+    everywhere_deviation: float | None
+
+
+@dataclass(frozen=True)
+class PowerLawRecord:
+    """How the share of features in one SAE alone falls: `PowerLaw`."""
+
+    a: float
+    b: float
+    c: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class MembershipRecord:
+    """membership.json"""
+
+    counts: list[int]
+    curve: list[SubsetRecord]
+    power_law: PowerLawRecord | None = None
+    """absent where there are too few points"""
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """Explained variance with a group of features alone and without it: `Spreads`."""
+
+    group: str
+    control: str
+    draws: int
+    features: float
+    keep: float
+    keep_std: float
+    drop: float
+    drop_std: float
+    shared: float
+
+
+@dataclass(frozen=True)
+class SeedEvaluation:
+    """Explained variance of one SAE and its groups."""
+
+    seed: int
+    explained_variance: float
+    groups: list[GroupRecord]
+
+
+@dataclass(frozen=True)
+class RegressionRecord:
+    """Effects at equal frequency: `EffectRegression`, or the reason why there is none."""
+
+    coefficient: dict[str, float] | None = None
+    standard_error: dict[str, float] | None = None
+    unadjusted: float | None = None
+    unadjusted_error: float | None = None
+    r_squared: float | None = None
+    features: int | None = None
+    left_out: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EstimateRecord:
+    """A mean and its standard error."""
+
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class EffectRecord:
+    """Losses of a language model with something put back into it: `PatchEffect`."""
+
+    ce: EstimateRecord
+    ce_increase: EstimateRecord | None = None
+    kl: EstimateRecord | None = None
+    ce_score: EstimateRecord | None = None
+    kl_score: EstimateRecord | None = None
+    ce_score_mean: EstimateRecord | None = None
+    kl_score_mean: EstimateRecord | None = None
+
+
+@dataclass(frozen=True)
+class PatchingRecord:
+    """Losses of a language model with reconstructions of one SAE: `Patching`."""
+
+    seed: int
+    contexts: int
+    predictions: int
+    clean: EffectRecord
+    zero: EffectRecord
+    mean: EffectRecord
+    full: EffectRecord
+    keep: dict[str, EffectRecord]
+    """by group, and by `as_active` of each"""
+    drop: dict[str, EffectRecord]
+
+
+def as_active(group: str) -> str:
+    """Return the name of random features with the same sum of activations as a group."""
+    return f"{group}:mass"
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """evaluation.json"""
+
+    rows: int
+    held_out: bool
+    """whether the rows are others than those of the training"""
+    seeds: list[SeedEvaluation]
+    regression: RegressionRecord
+    language_model: PatchingRecord | None
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """A pair of SAEs of one method: `MethodResult`, as they are and cut to equally many alive."""
+
+    method: str
+    latents: int
+    tokens: int
+    explained_variance: float
+    match_share: float
+    pw_mcc: float
+    alive: float
+    match_share_error: float
+    pw_mcc_error: float
+    equal_explained_variance: float
+    equal_match_share: float
+    equal_pw_mcc: float
+    equal_alive: float
+    equal_match_share_error: float
+    equal_pw_mcc_error: float
+
+
+@dataclass(frozen=True)
+class PoolingRecord:
+    """pooling.json: the pool, and its comparison or the reason why there is none."""
+
+    width: int
+    unique: int
+    tokens: int
+    reason: str | None = None
+    groups: list[list[int]] | None = None
+    methods: list[MethodRecord] | None = None
+    beaten: dict[str, bool] | None = None
+    verdict: str | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage in stages.json."""
+
+    digest: str
+    seconds: float
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record as JSON; fields that are None, as they are by default, are left out."""
+    write_json(path, _plain(record))
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """Read a record from JSON; None where there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON, or lacks a field.
+    """
+    value = read_json(path)
+    if value is None:
+        return None
+    try:
+        return typing.cast(Record, _built(kind, value, ""))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no {kind.__name__}: {error}; remove it and run its stage again"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.default is not None or getattr(value, field.name) is not None
+        }
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _built(hint: Any, value: Any, name: str) -> Any:
+    """Return a value from JSON as what an annotation says, lists and dicts of records included."""
+    inner = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        found = {}
+        for field in dataclasses.fields(hint):
+            place = f"{name}.{field.name}".lstrip(".")
+            if field.name in value:
+                found[field.name] = _built(hints[field.name], value[field.name], place)
+            elif field.default is dataclasses.MISSING:
+                raise LookupError(f"{place} is missing")
+        return typing.cast(Any, hint)(**found)
+    if isinstance(hint, types.UnionType):
+        records = [each for each in inner if each is not type(None)]
+        return value if value is None or len(records) > 1 else _built(records[0], value, name)
+    if typing.get_origin(hint) is list:
+        return [_built(inner[0], each, f"{name}[{i}]") for i, each in enumerate(value)]
+    if typing.get_origin(hint) is dict:
+        return {key: _built(inner[1], each, f"{name}.{key}") for key, each in value.items()}
+    return value

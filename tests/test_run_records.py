@@ -1,0 +1,97 @@
+"""The records of a run's files: what is written is read, and what is lacking is named."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saefast.disk.tables import read_json, write_json
+from saefast.evaluation.ablation import Spreads
+from saefast.evaluation.regression import EffectRegression
+from saefast.lm.losses import Estimate
+from saefast.lm.patch import PatchEffect
+from saefast.report.run_data import RunData
+from saefast.run_folder import EVALUATION, MEMBERSHIP, POOLING, STABILITY, STAGES
+from saefast.run_records import (
+    CurveRecord,
+    EffectRecord,
+    EstimateRecord,
+    EvaluationRecord,
+    GroupRecord,
+    MembershipRecord,
+    PoolingRecord,
+    PowerLawRecord,
+    RegressionRecord,
+    RuleRecord,
+    StabilityRecord,
+    StageRecord,
+    SubsetRecord,
+    read_record,
+    write_record,
+)
+from saefast.stability.membership import PowerLaw, SubsetPoint
+from saefast.stability.result import StabilityRule
+from saefast.stability.score import CurvePoint
+
+FILES: dict[str, Any] = {
+    STABILITY: StabilityRecord,
+    MEMBERSHIP: MembershipRecord,
+    EVALUATION: EvaluationRecord,
+    POOLING: PoolingRecord,
+    STAGES: dict[str, StageRecord],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_its_record_and_nothing_else(
+    name: str, planted_run: Path, tmp_path: Path
+) -> None:
+    record = read_record(planted_run / name, FILES[name])
+    write_record(tmp_path / name, record)
+    assert (tmp_path / name).read_bytes() == (planted_run / name).read_bytes()
+    assert read_record(tmp_path / name, FILES[name]) == record
+
+
+@pytest.mark.parametrize(
+    ("record", "result", "added"),
+    [
+        (RuleRecord, StabilityRule, set()),
+        (CurveRecord, CurvePoint, set()),
+        (SubsetRecord, SubsetPoint, set()),
+        (PowerLawRecord, PowerLaw, set()),
+        (GroupRecord, Spreads, set()),
+        (RegressionRecord, EffectRegression, {"reason"}),
+        (EffectRecord, PatchEffect, set()),
+        (EstimateRecord, Estimate, set()),
+    ],
+)
+def test_a_record_has_the_fields_of_the_result_it_is_made_from(
+    record: Any, result: Any, added: set[str]
+) -> None:
+    fields = getattr(result, "_fields", None) or [each.name for each in dataclasses.fields(result)]
+    assert {each.name for each in dataclasses.fields(record)} == {*fields, *added}
+
+
+def test_a_file_that_lacks_something_is_named_with_the_place(
+    planted_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(planted_run, tmp_path / "run")
+    told = read_json(run / EVALUATION)
+    del told["seeds"][1]["groups"][0]["keep_std"]
+    write_json(run / EVALUATION, told)
+    with pytest.raises(ValueError, match=r"evaluation\.json .*seeds\[1\]\.groups\[0\]\.keep_std"):
+        _ = RunData(run).evaluation
+    write_json(run / EVALUATION, [3])
+    with pytest.raises(ValueError, match=r"evaluation\.json is no EvaluationRecord"):
+        _ = RunData(run).evaluation
+    assert read_record(run / "nothing.json", StageRecord) is None
+
+
+def test_what_is_none_by_default_is_left_out(tmp_path: Path) -> None:
+    write_record(tmp_path / "x.json", PoolingRecord(3, 4, 5, reason="so"))
+    assert read_json(tmp_path / "x.json") == {"width": 3, "unique": 4, "tokens": 5, "reason": "so"}
+    regression = RegressionRecord(reason="so")
+    write_record(tmp_path / "y.json", EvaluationRecord(1, True, [], regression, None))
+    assert read_json(tmp_path / "y.json")["language_model"] is None
