@@ -113,6 +113,7 @@ def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Ma
         seeds=tuple(range(saes)),
         tokens=_STEPS * shape.n,
         batch_size=shape.n,
+        auxk=saefast.AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
     )
     weights = (
         lowered(contest.weights, contest.centred, contest.shape.k)

@@ -20,6 +20,7 @@ from bench.peers import Training
 from saefast.activations import TensorActivations
 from saefast.progress import tracked
 from saefast.synthetic import PlantedWorld
+from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Sample, Scales, begin
 from saefast.train.schedules import lr_at
@@ -72,6 +73,7 @@ def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:
         lr=_LR,
         b_dec="zeros",
         activation_scaling="none",
+        auxk=AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
     )
 
 

@@ -18,6 +18,7 @@ SHAPES = (Shape(576, 16384, 32, 2048),)
 _ROWS = 131_072  # of the store: 151 MB of bfloat16
 _STEPS = 16  # of a run; the first quarter is not counted
 _SEEDS = 4
+_AUXK = saefast.AuxK(dead_after=10_000_000)  # in runs this short no latent is dead
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ def _bare(shape: Shape, batches: list[torch.Tensor]) -> float:
     """Seconds of a step, the median of as many as a run counts."""
     sae = saefast.SAE(shape.d, shape.m, k=shape.k, seed=0)
     rules = saefast.Rules(clip=1.0)  # as TrainConfig has it
-    step = saefast.FusedStep(sae, lr=1e-4, rules=rules, auxk=saefast.AuxK())
+    step = saefast.FusedStep(sae, lr=1e-4, rules=rules, auxk=_AUXK)
     times = []
     for x in batches:
         before = time.perf_counter()
@@ -91,6 +92,7 @@ def _run(shape: Shape, store: Path, seeds: int, out: Path) -> dict[str, float]:
         seeds=tuple(range(seeds)),
         tokens=_STEPS * shape.n,
         batch_size=shape.n,
+        auxk=_AUXK,
     )
     source = StoreActivations(store)
     saefast.train_saes(source, config, out=out, progress=False, log_every=1, keep_training=False)
