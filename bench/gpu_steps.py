@@ -178,11 +178,11 @@ def updates(contest: Contest) -> Iterator[Contestant]:
         module = importlib.import_module("saefast.train.step")
         with mock.patch.object(module, "latent_pass", wraps=latent_pass) as spy:
             step(contest.x)
-        arguments, switches = spy.call_args
+        (update,) = spy.call_args.args
         factor = None if bare else torch.ones((), dtype=torch.float64, device=contest.device)
 
         def again() -> Tensor:
-            latents = latent_pass(*arguments, **switches)
+            latents = latent_pass(update)
             if not bare:
                 latents.squares()
             return latents.update(factor)[1]

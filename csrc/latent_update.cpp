@@ -146,6 +146,7 @@ class LatentUpdate {
 
   const Compute* residual_of(int64_t j) const {
     const int64_t* const ends = args_.group_ends;
+    if (ends == nullptr) return args_.residual;
     const int64_t group = std::upper_bound(ends, ends + args_.groups, j) - ends;
     return args_.residual + group * args_.n * args_.d_out;
   }
@@ -160,6 +161,7 @@ class LatentUpdate {
 
 template <class Compute>
 void check_groups(const UpdateArgs<Compute>& args) {
+  if (args.group_ends == nullptr) return;
   int64_t before = 0;
   for (int64_t g = 0; g < args.groups; ++g) {
     if (args.group_ends[g] < before) throw std::invalid_argument("group_ends must ascend");

@@ -43,7 +43,8 @@ struct UpdateArgs {
   const Compute* residual;
   const Compute* inputs;
   int64_t n, k, d, m, d_out;
-  // Latents below group_ends[g], and not below the end before, learn from reconstruction g.
+  // Latents below group_ends[g], and not below the end before, learn from reconstruction g. Null:
+  // there is one reconstruction.
   const int64_t* group_ends;
   int64_t groups;
   Compute* w_enc;  // [m, d]

@@ -7,27 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saefast.types import ExtraGradients
+
 from .device import LAUNCH, interpreting, power_of_two
 
 
-class Extra(NamedTuple):
-    """Gradients of the latents of some slots, added to those of the data.
-
-    A slot whose latent is out of range stands for none; its gradients are never read.
-    """
-
-    latents: Tensor
-    """[c] int64; each latent in range at most once"""
-    w_enc: Tensor
-    """[c, d]"""
-    b_enc: Tensor
-    """[c]"""
-    w_dec: Tensor
-    """[c, d_out]"""
-
-
 class Slots(NamedTuple):
-    """The slots of `Extra` by latent."""
+    """The slots of `ExtraGradients` by latent; gradients of no latent are never read."""
 
     of_latent: Tensor
     """[m] int64: the slot of each latent, -1 for none"""
@@ -77,7 +63,7 @@ def fill_slots(
             tl.store(along + program, tl.sum(products))
 
 
-def slots_of(extra: Extra, w_dec: Tensor, *, along: bool) -> Slots:
+def slots_of(extra: ExtraGradients, w_dec: Tensor, *, along: bool) -> Slots:
     """Sort the slots by latent; `along`: multiply decoder gradients by the rows of w_dec [m, d]."""
     m, d = w_dec.shape
     count = extra.latents.shape[0]

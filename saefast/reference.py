@@ -4,12 +4,13 @@ Nothing here is fast, and nothing here hides a choice: ties, the place of the bi
 of Adam's steps are what the other implementations are tested against.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from saefast.types import NO_DECAY, Decay, SparseCode, ThresholdCode
+from saefast.types import NO_DECAY, Decay, Learned, SparseCode, ThresholdCode, Update
 
 
 def _computed(tensor: Tensor) -> Tensor:
@@ -213,54 +214,42 @@ def count_idle(idle: Tensor, fired: Tensor, tokens: int) -> None:
     idle.masked_fill_(fired > 0, 0)
 
 
-def latent_gradients(
-    indices: Tensor,
-    values: Tensor,
-    value_grads: Tensor,
-    residual: Tensor,
-    inputs: Tensor,
-    parameters: Sequence[Tensor],
-    extra: Sequence[Tensor] | None,
-    *,
-    project: bool = False,
-    decay: Decay = NO_DECAY,
-    factor: Tensor | None = None,
-    group_ends: Tensor | None = None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+def latent_gradients(update: Update) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """The gradients of w_enc, b_enc and w_dec from what a forward pass left.
-
-    `project`: rows of w_dec have norm one, and their gradient's part along them is removed.
-    `group_ends` [g]: residual is [g, n, d]; latents below group_ends[i], and not below the end
-    before, learn from residual[i]. `factor` multiplies the gradients in the end.
 
     Returns them; then the gradient of the encoder's inputs summed over tokens [d], and on how many
     tokens each latent fired [m].
     """
-    w_enc = parameters[0]
-    latents = w_enc.shape[0]
-    active = values > 0
-    values, value_grads = values * active, value_grads * active
+    indices, latents = update.indices, len(update.b_enc)
+    active = update.values > 0
+    values, value_grads = update.values * active, update.value_grads * active
     ones = values.new_ones(values.shape[0], 1)
-    if group_ends is None:
-        decoder_gradient = latent_sum(values, indices, residual, latents)
+    if update.group_ends is None:
+        decoder_gradient = latent_sum(values, indices, update.residual, latents)
     else:
-        group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
+        group = torch.searchsorted(update.group_ends, indices.contiguous(), right=True)
         parts = [
             latent_sum(values * (group == g), indices, rows, latents)
-            for g, rows in enumerate(residual)
+            for g, rows in enumerate(update.residual)
         ]
         decoder_gradient = torch.stack(parts).sum(0)
-    encoder_gradient = latent_sum(value_grads, indices, inputs, latents)
+    encoder_gradient = latent_sum(value_grads, indices, update.inputs, latents)
     bias_gradient = latent_sum(value_grads, indices, ones, latents).squeeze(1)
     fired = latent_sum(active.to(values.dtype), indices, ones, latents).squeeze(1).long()
     gradients = (encoder_gradient, bias_gradient, decoder_gradient)
-    if extra is not None:
-        where = extra[0]
+    if update.extra is not None:
+        where, *extra = update.extra
         real = where < latents
-        for gradient, more in zip(gradients, extra[1:], strict=True):
+        for gradient, more in zip(gradients, extra, strict=True):
             gradient.index_add_(0, where[real], more[real])
-    input_grad_sum = bias_gradient @ w_enc
-    shape_gradients(gradients, parameters, project=project, decay=decay, factor=factor)
+    input_grad_sum = bias_gradient @ update.w_enc
+    shape_gradients(
+        gradients,
+        (update.w_enc, update.b_enc, update.w_dec),
+        project=update.projects,
+        decay=update.decay,
+        factor=update.factor,
+    )
     return gradients, input_grad_sum, fired
 
 
@@ -272,7 +261,7 @@ def shape_gradients(
     decay: Decay = NO_DECAY,
     factor: Tensor | None = None,
 ) -> None:
-    """What is done to the gradients of w_enc, b_enc and w_dec, in place; see `latent_gradients`."""
+    """What is done to the gradients of w_enc, b_enc and w_dec, in place; see `Update`."""
     w_enc, _, w_dec = parameters
     signs = (0.0, 0.0) if decay.sign is None else decay.sign.to(w_enc.dtype)
     for gradient, weight, shrink, sign in zip(
@@ -289,58 +278,39 @@ def shape_gradients(
             gradient *= factor
 
 
-def latent_update(
-    indices: Tensor,
-    values: Tensor,
-    value_grads: Tensor,
-    residual: Tensor,
-    inputs: Tensor,
-    parameters: Sequence[Tensor],
-    moments: Sequence[Tensor],
-    extra: Sequence[Tensor] | None,
-    rates: Tensor,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    unit_norm: bool,
-    remove_parallel: bool = True,
-    update_encoder: bool = True,
-    update_decoder: bool = True,
-    decay: Decay = NO_DECAY,
-    factor: Tensor | None = None,
-    group_ends: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place.
+def latent_update(update: Update) -> tuple[Tensor, Tensor]:
+    """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place; see `Update`.
 
-    `moments` holds the first and second moment of each parameter in turn. `extra` are latents [c],
-    each in range at most once, and gradients that come from elsewhere for their rows of w_enc,
-    b_enc and w_dec; a latent out of range stands for none. `unit_norm` restores norm one of the
-    rows of w_dec, `remove_parallel` then takes the part along them from their gradient first. The
-    rest is as in `latent_gradients`. Returns the gradient of the encoder's inputs summed over
-    tokens [d], and on how many tokens each latent fired [m].
+    The packed weight is left alone. Returns the gradient of the encoder's inputs summed over tokens
+    [d], and on how many tokens each latent fired [m].
     """
-    gradients, input_grad_sum, fired = latent_gradients(
-        indices,
-        values,
-        value_grads,
-        residual,
-        inputs,
-        parameters,
-        extra,
-        project=unit_norm and remove_parallel,
-        decay=decay,
-        factor=factor,
-        group_ends=group_ends,
-    )
-    for index, updated in enumerate((update_encoder, True, update_decoder)):
-        if updated:
-            first, second = moments[2 * index], moments[2 * index + 1]
-            weight, gradient = parameters[index], gradients[index]
-            adam(weight, first, second, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
-    if unit_norm and update_decoder:
-        normalise_rows(parameters[2])
+    gradients, input_grad_sum, fired = latent_gradients(update)
+    beta1, beta2, eps, rates = update.beta1, update.beta2, update.eps, update.rates
+    for learned, gradient in _that_learn(update, gradients):
+        adam(*learned, gradient, rates, beta1=beta1, beta2=beta2, eps=eps)
+    if update.unit_norm and update.update_decoder:
+        normalise_rows(update.w_dec)
     return input_grad_sum, fired
+
+
+def gradient_squares(update: Update) -> tuple[Tensor, Tensor]:
+    """The length of what `latent_update` would hand to Adam.
+
+    Returns the gradient of the encoder's inputs summed over tokens [d], and the squared length of
+    each latent's gradients, float64 [m].
+    """
+    gradients, input_grad_sum, _ = latent_gradients(update)
+    squares = update.b_enc.new_zeros(update.b_enc.shape, dtype=torch.float64)
+    for _, gradient in _that_learn(update, gradients):
+        squares += gradient.double().reshape(len(squares), -1).square().sum(1)
+    return input_grad_sum, squares
+
+
+def _that_learn(update: Update, gradients: Sequence[Tensor]) -> Iterator[tuple[Learned, Tensor]]:
+    """The parameters that are not frozen, with their gradients."""
+    learned = (update.encoder, update.bias, update.decoder)
+    learns = (update.update_encoder, True, update.update_decoder)
+    return itertools.compress(zip(learned, gradients, strict=True), learns)
 
 
 def normalise_rows(weight: Tensor) -> None:

@@ -38,6 +38,8 @@ from bench.gpu_parts import PROFILED  # noqa: E402
 from bench.gpu_times import Ceilings, Contestant, floors_of  # noqa: E402
 from bench.shapes import GPU_SHAPES  # noqa: E402
 from saefast import SAE, FusedStep, reference  # noqa: E402
+from saefast.ops.latent_pass import LatentPass  # noqa: E402
+from saefast.types import Update  # noqa: E402
 
 H100 = Ceilings(bf16_flops=8e14, copy_bytes=3e12, l2_bytes=5.5e12)
 SHAPE = Shape(4, 8, 2, 3)
@@ -199,12 +201,14 @@ def test_default_steps_are_compared(shape: Shape) -> None:
 def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     latent_pass = saefast.train.step.latent_pass
 
-    def without_one(*arguments: Any, **switches: Any) -> Any:
-        indices, values, grads, *others = arguments
-        if grads.dtype == torch.float32:  # ours, not the truth
-            grads = grads.masked_fill(indices == indices[0, 0], 0.0)
-            values = values.masked_fill(indices == indices[0, 0], 0.0)
-        return latent_pass(indices, values, grads, *others, **switches)
+    def without_one(update: Update) -> LatentPass:
+        if update.values.dtype == torch.float32:  # ours, not the truth
+            of_one = update.indices == update.indices[0, 0]
+            update = update._replace(
+                value_grads=update.value_grads.masked_fill(of_one, 0.0),
+                values=update.values.masked_fill(of_one, 0.0),
+            )
+        return latent_pass(update)
 
     monkeypatch.setattr(saefast.train.step, "latent_pass", without_one)
     monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))

@@ -1,5 +1,7 @@
 """The fused update against plain Adam on plain gradients, and what it must leave alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,13 +10,13 @@ from strategies import Shape, generator, native_products, normal, seeds, shapes
 from test_sparse_decode import draw_indices
 from tolerance import assert_same_bits
 from torch import Tensor
+from updates import update_of
 
 from saefast import reference
-from saefast.ops import latent_update as latent_update_module
 from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import PackedWeight, Screen
 from saefast.ops.latent_update import gradient_squares, latent_update
-from saefast.ops.update_operands import Update
+from saefast.types import Update
 
 LR = 3e-3
 ADAM = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
@@ -75,41 +77,20 @@ class Problem:
         rows = (normal((c, d), seed + i, self.dtype) for i in range(2))
         return latents, next(rows), normal((c,), seed, self.dtype), next(rows)
 
-    def fused(
-        self,
-        number: int,
-        packed: PackedWeight | None = None,
-        *,
-        extra: bool = False,
-        lr: float = LR,
-        unit_norm: bool = True,
-    ) -> object:
-        """One step of the op."""
-        arrays = (packed.units, packed.norm, packed.lost) if packed else (None, None, None)
-        product = packed.screen.product if packed else "float32"
-        return latent_update(
-            *self.batch(number),
-            *self.parameters,
-            *self.moments,
-            *arrays,
-            product,
-            *(self.extra(number) if extra else (None,) * 4),
-            rates(number, lr),
-            **ADAM,
-            unit_norm=unit_norm,
-        )
+    def update(self, number: int, *, extra: bool = False, lr: float = LR, **others: Any) -> Update:
+        """The operands of one step."""
+        given: dict[str, Any] = {"rates": rates(number, lr), **ADAM, "unit_norm": True, **others}
+        more = self.extra(number) if extra else None
+        return update_of(self.batch(number), self.parameters, self.moments, extra=more, **given)
 
-    def plain(self, number: int, *, extra: bool = False, unit_norm: bool = True) -> object:
-        """One step of the reference."""
-        return reference.latent_update(
-            *self.batch(number),
-            self.parameters,
-            self.moments,
-            self.extra(number) if extra else None,
-            rates(number),
-            **ADAM,
-            unit_norm=unit_norm,
-        )
+    def fused(self, number: int, **asked: Any) -> tuple[Tensor, Tensor]:
+        """One step of the op; see `update`."""
+        outputs: tuple[Tensor, Tensor] = latent_update(*self.update(number, **asked))
+        return outputs
+
+    def plain(self, number: int, **asked: Any) -> tuple[Tensor, Tensor]:
+        """One step of the reference; see `update`."""
+        return reference.latent_update(self.update(number, **asked))
 
 
 @settings(max_examples=30)
@@ -189,7 +170,7 @@ def test_the_packed_encoder_is_refreshed(level: str, shape: Shape, seed: int) ->
     for product in native_products():
         problem = Problem(shape, seed, torch.float32)
         packed = PackedWeight.of(problem.w_enc, Screen("native", product))
-        problem.fused(1, packed)
+        problem.fused(1, packed=(packed.units, packed.norm, packed.lost), product=product)
         fresh = PackedWeight.of(problem.w_enc, Screen("native", product))
         assert_same_bits(packed.units, fresh.units)
         assert_same_bits(packed.norm, fresh.norm)
@@ -227,8 +208,9 @@ def test_fired_counts_positive_values_only() -> None:
 def test_a_diverging_update_is_reported() -> None:
     problem = Problem(Shape(20, 6, 8, 3), 0, torch.float32)
     packed = PackedWeight.of(problem.w_enc, Screen("native", "float32"))
+    arrays = (packed.units, packed.norm, packed.lost)
     with pytest.raises(ValueError, match="the learning rate may be too high"):
-        problem.fused(1, packed, lr=float("inf"))
+        problem.fused(1, packed=arrays, lr=float("inf"))
 
 
 @st.composite
@@ -257,56 +239,38 @@ def test_every_switch_is_as_in_the_reference(
     asked = data.draw(switches(m, seed))
     groups = len(asked["group_ends"]) if "group_ends" in asked else None
     results = []
-    for op in (latent_update, by_reference):
+    for measure, apply in (
+        (lambda update: gradient_squares(*update), lambda update: latent_update(*update)),
+        (reference.gradient_squares, reference.latent_update),
+    ):
         problem = Problem(shape, seed, torch.float64)
         w_dec = normal((m, d_out), seed + 2, torch.float64)
         problem.parameters[2] = w_dec / w_dec.norm(dim=1, keepdim=True)
         problem.moments[4:] = [torch.zeros_like(w_dec) for _ in range(2)]
-        batch = problem.gradients_of(1, d_out, groups, asked.get("group_ends"))
-        more = problem.extra(1) if extra else (None,) * 4
-        if extra:
+        more = problem.extra(1) if extra else None
+        if more:
             more = (*more[:3], normal((len(more[0]), d_out), seed, torch.float64))
-        arguments = (*batch, *problem.parameters, *problem.moments, None, None, None, "float32")
-        arguments += (*more, rates(1), *ADAM.values())
-        measured = SQUARES[op](*arguments, **asked)
-        outputs = op(*arguments, **asked)
-        results.append([*measured, *outputs, *problem.parameters, *problem.moments])
+        update = update_of(
+            problem.gradients_of(1, d_out, groups, asked.get("group_ends")),
+            problem.parameters,
+            problem.moments,
+            extra=more,
+            rates=rates(1),
+            **ADAM,
+            **asked,
+        )
+        results.append([*measure(update), *apply(update), *problem.parameters, *problem.moments])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
-
-
-def by_reference(*arguments: object, **asked: object) -> tuple[Tensor, Tensor]:
-    """The op's body, which every device without a kernel runs."""
-    return latent_update_module._by_reference(Update(*arguments, **asked))
-
-
-def squares_by_reference(*arguments: object, **asked: object) -> tuple[Tensor, Tensor]:
-    """The same for the squares."""
-    return latent_update_module._squares_by_reference(Update(*arguments, **asked))
-
-
-SQUARES = {latent_update: gradient_squares, by_reference: squares_by_reference}
 
 
 def test_groups_must_cover_the_latents() -> None:
     problem = Problem(Shape(4, 3, 6, 2), 0, torch.float32)
     for ends, complaint in (([2, 5], "end with the number of latents, 6"), ([4, 2, 6], "ascend")):
-        indices, values, grads, residual, inputs = problem.batch(1)
+        update = problem.update(1, unit_norm=False, group_ends=torch.tensor(ends))
+        residual = update.residual.repeat(len(ends), 1, 1)
         with pytest.raises(ValueError, match=complaint):
-            latent_update(
-                indices,
-                values,
-                grads,
-                residual.repeat(len(ends), 1, 1),
-                inputs,
-                *problem.parameters,
-                *problem.moments,
-                *(None, None, None, "float32", None, None, None, None),
-                rates(1),
-                **ADAM,
-                unit_norm=False,
-                group_ends=torch.tensor(ends),
-            )
+            latent_update(*update._replace(residual=residual))
 
 
 def test_squares_are_those_of_autograd() -> None:
@@ -322,14 +286,13 @@ def test_squares_are_those_of_autograd() -> None:
     grads = torch.where(
         code.values > 0, reference.gather_dots(residual, w_dec.detach(), code.indices), 0.0
     )
-    _, squares = gradient_squares(
-        *(code.indices, code.values.detach(), grads, residual, inputs),
-        *problem.parameters,
-        *problem.moments,
-        *(None, None, None, "float32", None, None, None, None),
-        rates(1),
-        *ADAM.values(),
-        False,
+    update = problem.update(1, unit_norm=False)._replace(
+        indices=code.indices,
+        values=code.values.detach(),
+        value_grads=grads,
+        residual=residual,
+        inputs=inputs,
     )
+    _, squares = gradient_squares(*update)
     expected = sum(p.grad.reshape(m, -1).square().sum(1) for p in (w_enc, b_enc, w_dec))
     torch.testing.assert_close(squares, expected, rtol=1e-10, atol=1e-12)

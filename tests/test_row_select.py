@@ -135,18 +135,22 @@ class Row:
             cold = (maxima[1] <= self.floor[1]).repeat_interleave(GROUP)
             scores[1, cold] = torch.inf
         self.floor_key_before = int(self.floor_keys[1])
-        tensors = (
-            *(scores, maxima, self.shift, self.norm, self.lost, self.reach, self.spread),
-            *(self.keys, self.counts, self.floor_keys, self.floor),
-        )
         native.keep_best_row(
-            *(tensor.data_ptr() for tensor in tensors),
+            scores,
+            maxima,
+            self.shift,
+            self.norm,
+            self.lost,
+            self.reach,
+            self.spread,
+            self.keys,
+            self.counts,
+            self.floor_keys,
+            self.floor,
             row=1,
             first=begin,
             columns=columns,
-            width=width,
             k=case.k,
-            capacity=case.capacity,
             block=case.block,
             hot=case.hot,
             bounded=case.doubt is not None,
@@ -204,9 +208,7 @@ class Row:
         keys = self.true_keys[self.listed]
         keys = keys[torch.randperm(keys.numel(), generator=generator(self.case.seed))]
         values, indices = torch.full((k,), torch.nan), torch.full((k,), -1)
-        native.choose_row(
-            *(keys.data_ptr(), keys.numel(), k, values.data_ptr(), indices.data_ptr()), lanes
-        )
+        native.choose_row(keys, len(keys), values, indices, lanes)
         return values, indices
 
 
@@ -285,7 +287,7 @@ def test_choosing_sorts_any_number_of_keys(count: int, k: int, lanes: int) -> No
     scores = small_integers((there,), there, torch.float32)
     keys = keys_of(scores, torch.arange(there))
     values, indices = torch.full((k,), 0.5), torch.full((k,), -1)
-    native.choose_row(keys.data_ptr(), count, k, values.data_ptr(), indices.data_ptr(), lanes=lanes)
+    native.choose_row(keys, count, values, indices, lanes)
     expected = best_by_value_and_index(scores, k)
     assert torch.equal(values[:there], expected[0])
     assert torch.equal(indices[:there], expected[1])
@@ -301,7 +303,7 @@ def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
     """NaN first, then descending; both zeros alike; equal scores by their index."""
     scores = torch.tensor(drawn, dtype=torch.float32)
     keys = torch.empty(len(drawn), dtype=torch.int64)
-    native.keys_of(scores.data_ptr(), len(drawn), keys.data_ptr())
+    native.keys_of(scores, keys)
     by_key = keys.sort(descending=True).indices
     assert torch.equal(by_key, scores.sort(descending=True, stable=True).indices)
     assert len(keys.unique()) == len(drawn)
@@ -310,5 +312,6 @@ def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
 
 
 def test_an_unknown_team_is_refused() -> None:
+    none = torch.empty(0, dtype=torch.int64)
     with pytest.raises(ValueError, match="lanes must be 1 or 32, but is 2"):
-        native.choose_row(0, 0, 1, 0, 0, lanes=2)
+        native.choose_row(none, 0, torch.empty(0), none, lanes=2)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.ops.cpu import address, native
+from saefast.ops.cpu import native
 
 
 class Graph(NamedTuple):
@@ -51,16 +51,14 @@ def best_assignment(
     )
     row_price = torch.empty(rows, dtype=torch.float64)
     finished = native.best_assignment(
-        address(graph.row_start),
-        address(graph.column),
-        address(graph.similarity),
-        rows,
-        graph.columns,
+        graph.row_start,
+        graph.column,
+        graph.similarity,
         floor,
         start is not None,
         seconds,
-        address(partner),
-        address(row_price),
-        address(column_price),
+        partner,
+        row_price,
+        column_price,
     )
     return Assignment(partner, row_price, column_price, finished)

@@ -1,4 +1,4 @@
-"""How tensors reach the C++ kernels: contiguous, as addresses, with torch's number of threads."""
+"""How tensors reach the C++ kernels: contiguous, with torch's number of threads."""
 
 import os
 
@@ -14,7 +14,7 @@ except ImportError as error:
         f"`pip install -e .`. The cause was: {error}"
     ) from error
 
-__all__ = ["address", "contiguous", "dtype_name", "native", "threads"]
+__all__ = ["contiguous", "native", "threads"]
 
 LEVEL_ENVIRONMENT = "SAEFAST_ISA"
 """Names the instruction set to use instead of the best one, for tests and for comparing."""
@@ -26,16 +26,6 @@ if os.environ.get(LEVEL_ENVIRONMENT):
 def contiguous(tensor: Tensor) -> Tensor:
     """The tensor as C++ reads it: row after row, without autograd."""
     return tensor.detach().contiguous()
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where the data lies; 0 for None. The caller keeps the tensor alive."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """The dtype as C++ calls it."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def threads() -> int:

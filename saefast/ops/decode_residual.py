@@ -5,7 +5,7 @@ from torch import Tensor
 
 from saefast import checks, reference
 from saefast.ops import gpu
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.cpu import contiguous, native, threads
 
 
 @torch.library.custom_op("saefast::decode_residual", mutates_args=())
@@ -35,24 +35,9 @@ def _(
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     target = contiguous(target)
     bias = bias if bias is None else contiguous(bias)
-    n, k = indices.shape
-    m, d = weight.shape
-    residual, value_grads = target.new_empty(n, d), values.new_empty(n, k)
+    residual, value_grads = target.new_empty(target.shape), values.new_empty(values.shape)
     squares = native.decode_residual(
-        dtype_name(weight),
-        address(values),
-        address(indices),
-        address(weight),
-        address(bias),
-        n,
-        k,
-        d,
-        m,
-        address(target),
-        factor,
-        address(residual),
-        address(value_grads),
-        threads(),
+        values, indices, weight, bias, target, factor, residual, value_grads, threads()
     )
     return residual, value_grads, torch.tensor(squares, dtype=torch.float64)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.cpu import contiguous, native, threads
 from saefast.types import SparseCode, ThresholdCode
 
 _ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, near the processor
@@ -48,20 +48,9 @@ class PackedWeight:
         units = torch.empty(native.panel_units(screen.product, d, m), dtype=torch.int32)
         packed = cls(screen, native.level(), units, torch.empty(m), torch.empty(m))
         native.pack_weight(
-            dtype_name(weight),
-            screen.product,
-            address(weight),
-            address(scale),
-            d,
-            m,
-            *packed.addresses(),
-            threads(),
+            screen.product, weight, scale, packed.units, packed.norm, packed.lost, threads()
         )
         return packed
-
-    def addresses(self) -> tuple[int, int, int]:
-        """What C++ is told."""
-        return address(self.units), address(self.norm), address(self.lost)
 
 
 def encode_on_cpu(
@@ -110,34 +99,20 @@ def _encode(
     x, weight = contiguous(x), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
     scale = scale if scale is None else contiguous(scale)
-    n, d = x.shape
-    m = weight.shape[0]
+    n = len(x)
     code = ThresholdCode(
         x.new_empty(n, k),
         torch.empty(n, k, dtype=torch.int64),
         torch.empty(0 if threshold is None else n, dtype=torch.int64),
     )
-    arguments = (
-        dtype_name(x),
-        address(x),
-        address(weight),
-        address(bias),
-        address(scale),
-        address(threshold),
-        n,
-        d,
-        m,
-        k,
-        address(code.values),
-        address(code.indices),
-        address(code.counts),
-    )
+    arrays = (x, weight, bias, scale, threshold, *code)
     if screen.engine == "torch":
-        screening = native.TileScreen(*arguments, screen.product, threads())
+        screening = native.TileScreen(*arrays, screen.product, threads())
         _feed_tiles(screening, x, weight, scale, screen)
     else:
-        panels = packed.addresses() if packed else (0, 0, 0)
-        native.encode(*arguments, precision == "exact", screen.product, *panels, threads())
+        units, norm, lost = (packed.units, packed.norm, packed.lost) if packed else (None,) * 3
+        exact = precision == "exact"
+        native.encode(*arrays, exact, screen.product, units, norm, lost, threads())
     return code
 
 
@@ -164,17 +139,8 @@ def _feed_tiles(
             left = x[row : row + _ROWS].float()
             for column in range(0, m, _COLUMNS):
                 right = _tile_operand(weight, scale, column)
-                scores = tile[: left.shape[0], : right.shape[0]]
-                torch.mm(left, right.T, out=scores)
-                screening.feed(
-                    address(scores),
-                    scores.stride(0),
-                    row,
-                    left.shape[0],
-                    column,
-                    right.shape[0],
-                    threads(),
-                )
+                torch.mm(left, right.T, out=tile[: len(left), : len(right)])
+                screening.feed(tile, row, len(left), column, len(right), threads())
             screening.finish(row, left.shape[0], threads())
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saefast import checks, reference
 from saefast.ops import gpu
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.cpu import contiguous, native, threads
 
 
 @torch.library.custom_op("saefast::gather_dots", mutates_args=())
@@ -21,21 +21,8 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     _check(rows, weight, indices)
     rows, weight, indices = contiguous(rows), contiguous(weight), contiguous(indices)
-    n, k = indices.shape
-    m, d = weight.shape
-    out = rows.new_empty(n, k)
-    native.gather_dots(
-        dtype_name(rows),
-        address(rows),
-        address(weight),
-        address(indices),
-        n,
-        k,
-        d,
-        m,
-        address(out),
-        threads(),
-    )
+    out = rows.new_empty(indices.shape)
+    native.gather_dots(rows, weight, indices, out, threads())
     return out
 
 

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from saefast import reference
 from saefast.ops import gpu
-from saefast.ops.latent_update import check_on_gpu, gradient_squares, latent_update, on_gpu
-from saefast.ops.update_operands import MUTATED, Update
+from saefast.ops.cpu import native, threads
+from saefast.ops.update_operands import MUTATED, check, check_packed, contiguous
+from saefast.types import Update
 
 
 class LatentPass(Protocol):
@@ -25,50 +27,80 @@ class LatentPass(Protocol):
         ...
 
 
-def latent_pass(*arguments: Any, **switches: Any) -> LatentPass:
-    """Prepare `latent_update` with the operands of `Update`, whose `factor` is not given yet."""
-    update = Update(*arguments, **switches)
-    served = gpu.has(update.w_enc) and gpu.serves(update.w_enc)
-    return _OnGpu(update) if served else _ByOps(update)
+def latent_pass(update: Update) -> LatentPass:
+    """Prepare an update by the kernels of its device, or in plain torch where none serve it."""
+    if not gpu.has(update.w_enc):
+        return _OnCpu(contiguous(update))
+    return _OnGpu(update) if gpu.serves(update.w_enc) else _ByReference(update)
 
 
-class _ByOps(NamedTuple):
-    """Runs two ops, which share no intermediate result."""
+class _OnCpu(NamedTuple):
+    """Runs the C++ kernel, which checks the operands, twice."""
 
     operands: Update
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        measured: tuple[Tensor, Tensor] = gradient_squares(*self.operands)
-        return measured
+        squares = torch.empty(len(self.operands.b_enc), dtype=torch.float64)
+        input_grad_sum, _ = self._run(self.operands, squares)
+        return input_grad_sum, squares
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        updated: tuple[Tensor, Tensor] = latent_update(*self.operands._replace(factor=factor))
+        updated = self._run(self.operands._replace(factor=factor), None)
+        _changed(self.operands)
         return updated
+
+    def _run(self, operands: Update, squares: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fill `squares` [m], or update where there are none."""
+        m, d = operands.w_enc.shape
+        input_grad_sum = operands.w_enc.new_empty(d)
+        fired = torch.empty(m, dtype=torch.int64)
+        native.latent_update(operands, input_grad_sum, fired, squares, threads())
+        return input_grad_sum, fired
 
 
 class _OnGpu:
     """Runs one pass of the Triton kernels."""
 
     def __init__(self, operands: Update) -> None:
-        check_on_gpu(operands)
-        self._kernels = on_gpu(operands)
-        self._weight = operands.w_enc
-        self._mutated = [
-            tensor for name in MUTATED if (tensor := getattr(operands, name)) is not None
-        ]
+        check(operands)
+        m, d = operands.w_enc.shape
+        check_packed(operands, (m, gpu.kernels("round_rows").padded_width(d)))
+        self._operands = operands
+        self._kernels: Any = gpu.kernels("latent_update").LatentPass(contiguous(operands))
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        with gpu.device_of(self._weight):
+        with gpu.device_of(self._operands.w_enc):
             measured: tuple[Tensor, Tensor] = self._kernels.squares()
         return measured
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        with gpu.device_of(self._weight):
+        with gpu.device_of(self._operands.w_enc):
             updated: tuple[Tensor, Tensor] = self._kernels.update(factor)
-        # As an op does that is known to change them: a packed encoder compares versions.
-        torch.autograd.graph.increment_version(self._mutated)
+        _changed(self._operands)
         return updated
+
+
+class _ByReference:
+    """Computes in plain torch, and shares no intermediate result."""
+
+    def __init__(self, operands: Update) -> None:
+        check(operands)
+        self._operands = operands
+
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """See `LatentPass`."""
+        return reference.gradient_squares(self._operands)
+
+    def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `LatentPass`."""
+        return reference.latent_update(self._operands._replace(factor=factor))
+
+
+def _changed(operands: Update) -> None:
+    """Tell torch that tensors were changed in place: a packed encoder compares their versions."""
+    changed = (getattr(operands, name) for name in MUTATED)
+    torch.autograd.graph.increment_version([tensor for tensor in changed if tensor is not None])

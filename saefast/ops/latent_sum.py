@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saefast import checks, reference
 from saefast.ops import gpu
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.cpu import contiguous, native, threads
 
 
 @torch.library.custom_op("saefast::latent_sum", mutates_args=())
@@ -24,21 +24,8 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
 def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
     _check(values, indices, rows)
     values, indices, rows = contiguous(values), contiguous(indices), contiguous(rows)
-    n, k = indices.shape
-    d = rows.shape[1]
-    sums = rows.new_empty(latents, d)
-    native.latent_sum(
-        dtype_name(rows),
-        address(values),
-        address(indices),
-        address(rows),
-        n,
-        k,
-        d,
-        latents,
-        address(sums),
-        threads(),
-    )
+    sums = rows.new_empty(latents, rows.shape[1])
+    native.latent_sum(values, indices, rows, sums, threads())
     return sums
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.backends import use_reference
-from saefast.ops.cpu import address, contiguous, dtype_name, native, threads
+from saefast.ops.cpu import contiguous, native, threads
 
 
 def sparse_decode(
@@ -62,22 +62,8 @@ def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> T
     _check(values, indices, weight, bias)
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
-    n, k = indices.shape
-    m, d = weight.shape
-    out = weight.new_empty(n, d)
-    native.sparse_decode(
-        dtype_name(weight),
-        address(values),
-        address(indices),
-        address(weight),
-        address(bias),
-        n,
-        k,
-        d,
-        m,
-        address(out),
-        threads(),
-    )
+    out = weight.new_empty(len(values), weight.shape[1])
+    native.sparse_decode(values, indices, weight, bias, out, threads())
     return out
 
 

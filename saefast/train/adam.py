@@ -29,6 +29,13 @@ class Vector(NamedTuple):
         return self.gradient if self.minus is None else self.gradient - self.minus
 
 
+class Moments(NamedTuple):
+    """Running means of a gradient and of its square."""
+
+    first: Tensor
+    second: Tensor
+
+
 class Adam:
     """Moments of every parameter; the learning rate and the number of steps lie on the device.
 
@@ -40,7 +47,7 @@ class Adam:
         self.lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
         self.steps = torch.zeros_like(self.lr)
         self.moments = {
-            name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
+            name: Moments(torch.zeros_like(parameter), torch.zeros_like(parameter))
             for name, parameter in sae.named_parameters()
         }
 

@@ -29,7 +29,7 @@ from saefast.train.objectives import (
 )
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.train.rules import Rules, tethered
-from saefast.types import Decay, SparseCode
+from saefast.types import Decay, SparseCode, Update
 
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
@@ -265,9 +265,7 @@ class FusedStep:
         groups = len(forward.residual) if several else 1
         extra = self._auxk(inputs, whole, -len(x) * groups / 2.0)
         rates = self.adam.next_rates()
-        latents = latent_pass(
-            *self._arguments(forward, inputs, extra, rates), **self._switches(forward)
-        )
+        latents = latent_pass(self._update(forward, inputs, extra, rates))
         gradients = {"b_dec": column_sum(every)}
         if forward.threshold_gradient is not None:
             gradients["jump_threshold"] = forward.threshold_gradient
@@ -390,39 +388,49 @@ class FusedStep:
         """Pair vectors with gradients; b_dec's reaches it through the encoder's inputs, too."""
         return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
 
-    def _arguments(
+    def _update(
         self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
-    ) -> tuple[object, ...]:
-        """What `latent_update` takes, up to its switches."""
-        sae, packed = self.sae, self._encoder.packed
-        return (
-            forward.code.indices,
-            forward.code.values,
-            forward.value_grads,
-            forward.residual,
-            inputs,
-            sae.W_enc,
-            sae.b_enc,
-            sae.W_dec,
-            *(part for name in ("W_enc", "b_enc", "W_dec") for part in self.adam.moments[name]),
-            *(packed.arrays if packed else (None, None, None)),
-            packed.product if packed else "float32",
-            *(extra[1:] if extra else (None, None, None, None)),
-            rates,
-            *self.rules.betas,
-            self.rules.eps,
-            self.rules.unit_norm,
+    ) -> Update:
+        """The update of the latents, whose `factor` is not known yet."""
+        sae, rules, packed, moments = self.sae, self.rules, self._encoder.packed, self.adam.moments
+        units, norm, lost = packed.arrays if packed else (None, None, None)
+        decay = self._decay(forward)
+        return Update(
+            indices=forward.code.indices,
+            values=forward.code.values,
+            value_grads=forward.value_grads,
+            residual=forward.residual,
+            inputs=inputs,
+            w_enc=sae.W_enc,
+            b_enc=sae.b_enc,
+            w_dec=sae.W_dec,
+            w_enc_first=moments["W_enc"].first,
+            w_enc_second=moments["W_enc"].second,
+            b_enc_first=moments["b_enc"].first,
+            b_enc_second=moments["b_enc"].second,
+            w_dec_first=moments["W_dec"].first,
+            w_dec_second=moments["W_dec"].second,
+            units=units,
+            norm=norm,
+            lost=lost,
+            product=packed.product if packed else "float32",
+            extra_latents=extra.latents if extra else None,
+            extra_w_enc=extra.w_enc if extra else None,
+            extra_b_enc=extra.b_enc if extra else None,
+            extra_w_dec=extra.w_dec if extra else None,
+            rates=rates,
+            beta1=rules.betas[0],
+            beta2=rules.betas[1],
+            eps=rules.eps,
+            unit_norm=rules.unit_norm,
+            remove_parallel=rules.remove_parallel,
+            update_encoder=rules.frozen != "encoder",
+            update_decoder=rules.frozen != "decoder",
+            shrink_enc=decay.shrink_enc,
+            shrink_dec=decay.shrink_dec,
+            sign=decay.sign,
+            group_ends=forward.group_ends,
         )
-
-    def _switches(self, forward: Forward) -> dict[str, object]:
-        rules = self.rules
-        return {
-            "remove_parallel": rules.remove_parallel,
-            "update_encoder": rules.frozen != "encoder",
-            "update_decoder": rules.frozen != "decoder",
-            **self._decay(forward)._asdict(),
-            "group_ends": forward.group_ends,
-        }
 
     def _decay(self, forward: Forward) -> Decay:
         """That of the rules, and what the objective adds."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers
 from test_sparse_decode import draw_indices
 from tolerance import assert_no_worse_than_torch, assert_same_bits
+from updates import update_of
 
 import saefast
 from saefast import reference
@@ -131,10 +132,17 @@ def test_latents_with_many_entries_are_summed_in_pieces(
         weight, bias = torch.zeros(m, d), torch.zeros(m)
         moments = [torch.zeros_like(t) for t in (weight, weight, bias, bias, weight, weight)]
         rates = torch.ones(2, dtype=torch.float64)
-        ops.latent_update(
-            *(indices, values, values, rows, rows, weight, bias, weight.clone(), *moments),
-            *(None, None, None, "float32", None, None, None, None, rates, 0.75, 0.75, 1.0, False),
+        update = update_of(
+            (indices, values, values, rows, rows),
+            (weight, bias, weight.clone()),
+            moments,
+            rates=rates,
+            beta1=0.75,
+            beta2=0.75,
+            eps=1.0,
+            unit_norm=False,
         )
+        ops.latent_update(*update)
         for moment in (moments[0], moments[4]):
             assert_same_bits(moment * 4, reference.latent_sum(values, indices, rows, m))
     assert summed == [6 + 5 * 2] * (1 if op == "latent_sum" else 2)

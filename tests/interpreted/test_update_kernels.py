@@ -3,13 +3,12 @@
 import pytest
 import torch
 from strategies import Shape
-from test_latent_update import ADAM, Problem, rates
+from test_latent_update import Problem
 from test_step import batches, train_plainly
 from tolerance import assert_same_bits
 
 from saefast import SAE, AuxK, FusedStep, reference
 from saefast.kernels.round_rows import rounded_rows
-from saefast.ops.latent_update import latent_update
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
@@ -29,21 +28,10 @@ def test_several_steps_equal_the_reference(d: int, unit_norm: bool, extra: bool)
         mine.copy_(its)
     packed = rounded_rows(fused.w_enc, "tfloat32")
     for number in range(1, 4):
-        batch, more = fused.batch(number), fused.extra(number)
-        expected = plain.plain(number, unit_norm=unit_norm, extra=extra)
-        actual = latent_update(
-            *batch,
-            *fused.parameters,
-            *fused.moments,
-            packed.units,
-            packed.norm,
-            packed.lost,
-            "tfloat32",
-            *(more if extra else (None,) * 4),
-            rates(number),
-            **ADAM,
-            unit_norm=unit_norm,
-        )
+        asked = {"unit_norm": unit_norm, "extra": extra}
+        expected = plain.plain(number, **asked)
+        arrays = (packed.units, packed.norm, packed.lost)
+        actual = fused.fused(number, **asked, packed=arrays, product="tfloat32")
         torch.testing.assert_close(actual[0].double(), expected[0], rtol=1e-5, atol=1e-5)
         assert_same_bits(actual[1], expected[1])
         for a, e in zip(

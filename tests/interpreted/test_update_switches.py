@@ -7,18 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Shape, generator, normal, seeds
-from test_latent_update import by_reference, squares_by_reference
 from test_sparse_decode import draw_indices
 from tolerance import assert_same_bits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from updates import update_of
 
 from saefast import reference
 from saefast.kernels import by_latent
 from saefast.kernels.round_rows import rounded_rows
 from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_update import gradient_squares, latent_update
-from saefast.ops.update_operands import Update
+from saefast.ops.update_operands import MUTATED
+from saefast.types import Learned, Update
 
 ADAM = {"beta1": 0.75, "beta2": 0.75, "eps": 1.0}
 """Powers of two: the moments of integers are exact"""
@@ -41,13 +42,8 @@ class Asked(NamedTuple):
     """whether gradients of values belong to another decoder, and only a decay of zero tells"""
     switches: dict[str, Any] = {}  # noqa: RUF012
 
-    def run(self, op: Any, arguments: list[Any]) -> tuple[Tensor, Tensor]:
-        """Call an op or its reference with all arguments and switches."""
-        outputs: tuple[Tensor, Tensor] = op(*arguments, **self.switches)
-        return outputs
-
-    def arguments(self) -> list[Any]:
-        """All that comes before the switches, new tensors each time."""
+    def update(self) -> Update:
+        """The operands, new tensors each time."""
         (n, d, m, k), seed = self.shape, self.seed
         ends = self.switches.get("group_ends")
         groups = () if ends is None else (len(ends),)
@@ -65,12 +61,17 @@ class Asked(NamedTuple):
         parameters = [*weights, w_dec]
         moments = [4 * integers(0, 1, p.shape, seed + 5) for p in parameters for _ in range(2)]
         packed = rounded_rows(parameters[0], "tfloat32")
-        return [
-            *(indices, values, value_grads, residual, integers(-1, 1, (n, d), seed + 6)),
-            *(*parameters, *moments, packed.units, packed.norm, packed.lost, "tfloat32"),
-            *(self._extra() if self.extra else (None,) * 4),
-            *(RATES, *ADAM.values()),
-        ]
+        return update_of(
+            (indices, values, value_grads, residual, integers(-1, 1, (n, d), seed + 6)),
+            parameters,
+            moments,
+            packed=(packed.units, packed.norm, packed.lost),
+            product="tfloat32",
+            extra=self._extra() if self.extra else None,
+            rates=RATES,
+            **ADAM,
+            **self.switches,
+        )
 
     def _extra(self) -> tuple[Tensor, ...]:
         """For some latents, and places without one, whose gradients are not set."""
@@ -90,19 +91,25 @@ def _group(ends: Tensor, indices: Tensor) -> Tensor:
 
 def check(asked: Asked) -> None:
     """Both ops against their references: the same bits but for what Adam's root rounds."""
-    mine, theirs = asked.arguments(), asked.arguments()
+    mine, theirs, before = asked.update(), asked.update(), asked.update()
     for actual, expected in zip(
-        asked.run(gradient_squares, mine), asked.run(squares_by_reference, theirs), strict=True
+        gradient_squares(*mine), reference.gradient_squares(theirs), strict=True
     ):
         assert_same_bits(actual, expected)
-    for actual, expected in zip(mine[5:17], asked.arguments()[5:17], strict=True):
-        assert_same_bits(actual, expected)  # nothing was updated
-    outputs, expected = asked.run(latent_update, mine), asked.run(by_reference, theirs)
-    for a, e in zip((*outputs, *mine[8:14]), (*expected, *theirs[8:14]), strict=True):
-        assert_same_bits(a, e)
-    for a, e in zip(mine[5:8], theirs[5:8], strict=True):
-        torch.testing.assert_close(a, e, rtol=2.0**-21, atol=2.0**-21)
-    assert_same_bits(mine[14], rounded_rows(mine[5], "tfloat32").units)
+    for name in MUTATED:  # nothing was updated
+        assert_same_bits(getattr(mine, name), getattr(before, name))
+    for actual, expected in zip(latent_update(*mine), reference.latent_update(theirs), strict=True):
+        assert_same_bits(actual, expected)
+    for a, e in zip(learned_of(mine), learned_of(theirs), strict=True):
+        assert_same_bits(a.first, e.first)
+        assert_same_bits(a.second, e.second)
+        torch.testing.assert_close(a.weight, e.weight, rtol=2.0**-21, atol=2.0**-21)
+    assert_same_bits(mine.units, rounded_rows(mine.w_enc, "tfloat32").units)
+
+
+def learned_of(update: Update) -> tuple[Learned, Learned, Learned]:
+    """The parameters with their moments."""
+    return update.encoder, update.bias, update.decoder
 
 
 def switches(m: int, seed: int, *chosen: str, **flags: bool) -> dict[str, Any]:
@@ -188,21 +195,23 @@ def test_every_combination(asked: Asked) -> None:
 def test_pieces_of_a_latent_sum_over_the_rows_of_its_group() -> None:
     """Two latents of different groups are active on every row: more than PIECE = 512 entries."""
     asked = Asked(Shape(520, 3, 4, 2), 2, switches=switches(4, 0, "group_ends", "factor"))
-    draw = asked.arguments
+    indices, tokens = torch.tensor([0, 3]).repeat(520, 1), torch.arange(520)[:, None]
 
-    def arguments() -> list[Any]:
-        drawn = draw()
-        indices = torch.tensor([0, 3]).repeat(520, 1)
-        rows = drawn[3][_group(asked.switches["group_ends"], indices), torch.arange(520)[:, None]]
+    def update() -> Update:
+        drawn = asked.update()
+        rows = drawn.residual[_group(asked.switches["group_ends"], indices), tokens]
+        value_grads = (rows * drawn.w_dec[indices]).sum(2)
         values = torch.ones(520, 2)
-        return [indices, values, (rows * drawn[7][indices]).sum(2), *drawn[3:]]
+        return drawn._replace(indices=indices, values=values, value_grads=value_grads)
 
-    mine, theirs = arguments(), arguments()
-    for ours, plain in ((gradient_squares, squares_by_reference), (latent_update, by_reference)):
-        for a, e in zip(asked.run(ours, mine), asked.run(plain, theirs), strict=True):
-            assert_same_bits(a, e)
-    for a, e in zip(mine[8:14], theirs[8:14], strict=True):
+    mine, theirs = update(), update()
+    found = (*gradient_squares(*mine), *latent_update(*mine))
+    wanted = (*reference.gradient_squares(theirs), *reference.latent_update(theirs))
+    for a, e in zip(found, wanted, strict=True):
         assert_same_bits(a, e)
+    for a, e in zip(learned_of(mine), learned_of(theirs), strict=True):
+        assert_same_bits(a.first, e.first)
+        assert_same_bits(a.second, e.second)
 
 
 @pytest.mark.parametrize("frozen", [None, "encoder", "decoder"])
@@ -218,26 +227,24 @@ def test_a_pass_shares_its_parts_without_changing_bits(
         given[f"update_{frozen}"] = False
     asked = Asked(Shape(23, 19, m, 2), 37, 3, extra=True, switches=given)
     factor = torch.tensor(0.3, dtype=torch.float64)
-    once, twice = asked.arguments(), asked.arguments()
-    measured = asked.run(gradient_squares, twice)
-    updated = latent_update(*twice, **given, factor=factor)
+    once, twice = asked.update(), asked.update()
+    measured = gradient_squares(*twice)
+    updated = latent_update(*twice._replace(factor=factor))
 
-    latents = latent_pass(*once, **given)
+    latents = latent_pass(once)
     found = (*latents.squares(), *latents.update(factor))
-    for actual, expected in zip(
-        (*found, *once[5:17]), (*measured, *updated, *twice[5:17]), strict=True
-    ):
-        if isinstance(expected, Tensor):
-            assert_same_bits(actual, expected)
+    for actual, expected in zip(found, (*measured, *updated), strict=True):
+        assert_same_bits(actual, expected)
+    for name in MUTATED:
+        assert_same_bits(getattr(once, name), getattr(twice, name))
 
 
 def test_a_pass_changes_the_versions_of_what_it_updates() -> None:
     """A packed encoder would otherwise be taken for fresh."""
-    arguments = Asked(Shape(3, 5, 4, 2), 5).arguments()
-    state = arguments[5:17]
-    before = [tensor._version for tensor in state]
-    latent_pass(*arguments, unit_norm=True).update(None)
-    assert all(t._version > version for t, version in zip(state, before, strict=True))
+    update = Asked(Shape(3, 5, 4, 2), 5, switches={"unit_norm": True}).update()
+    before = {name: getattr(update, name)._version for name in MUTATED}
+    latent_pass(update).update(None)
+    assert all(getattr(update, name)._version > before[name] for name in MUTATED)
 
 
 class Allocations(TorchDispatchMode):
@@ -275,10 +282,10 @@ def test_no_gradient_is_stored_and_the_host_never_waits(op: Any) -> None:
     n, d, m = 2, 129, 40
     chosen = switches(m, 0, "shrink_enc", "shrink_dec", "sign", "factor", "group_ends")
     asked = Asked(Shape(n, d, m, 1), d, extra=True, switches=chosen)
-    arguments = asked.arguments()
+    update = asked.update()
     with Allocations() as seen:
         # What a custom op does inside is hidden from modes outside of it.
-        op._backend_fns["cuda"](*Update(*arguments, **chosen))
+        op._backend_fns["cuda"](*update)
     assert seen.bytes
     assert sum(seen.bytes) < 4 * m * d
     assert max(seen.bytes) <= max(8 * (m + 1), 4 * 3 * d)
@@ -295,11 +302,17 @@ def test_squares_are_as_near_as_sums_in_float32() -> None:
     residual = 100.0 * w_dec[indices[:, 0]] + normal((n, d), 3, torch.float64)
     grads = reference.gather_dots(residual, w_dec, indices)
     parameters = [normal((m, d), 4, torch.float64), normal((m,), 5, torch.float64), w_dec]
-    wide = [indices, values, grads, residual, normal((n, d), 6, torch.float64), *parameters]
-    wide += [torch.zeros_like(p) for p in parameters for _ in range(2)]
-    narrow = [t.float() if t.is_floating_point() else t for t in wide]
-    rest = (None, None, None, "float32", *(None,) * 4, RATES, *ADAM.values(), True)
+    moments = [torch.zeros_like(p) for p in parameters for _ in range(2)]
+    batch = (indices, values, grads, residual, normal((n, d), 6, torch.float64))
+    wide = update_of(batch, parameters, moments, rates=RATES, **ADAM, unit_norm=True)
+    narrow = wide._replace(
+        **{
+            name: tensor.float()
+            for name, tensor in wide._asdict().items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and name != "rates"
+        }
+    )
     for shrink in (None, torch.zeros(m)):
-        _, actual = gradient_squares(*narrow, *rest, shrink_dec=shrink)
-        _, expected = squares_by_reference(*wide, *rest)
+        _, actual = gradient_squares(*narrow._replace(shrink_dec=shrink))
+        _, expected = reference.gradient_squares(wide)
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)

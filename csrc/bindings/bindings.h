@@ -1,0 +1,26 @@
+// The parts of the module `saefast._native`. Sizes follow from the shapes of tensors, which are
+// checked here; saefast/ops makes them contiguous.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "../panels.h"
+#include "array.h"
+
+namespace saefast {
+
+void bind_assignment(pybind11::module_& module);
+void bind_decode(pybind11::module_& module);
+void bind_encode(pybind11::module_& module);
+void bind_latents(pybind11::module_& module);
+void bind_row_select(pybind11::module_& module);
+
+Screen screen_named(const std::string& name);
+
+// A weight [m, d] packed for a screen.
+Panels panels_of(const Array& units, const Array& norm, const Array& lost, Screen screen, int64_t d,
+                 int64_t m);
+
+}  // namespace saefast
