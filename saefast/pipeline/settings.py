@@ -86,7 +86,7 @@ SOURCES: dict[str, type[Data]] = {
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How a training is carried out: what it begins with, where it runs, what it keeps."""
+    """Settings of how a training is carried out: its start, its device and its files."""
 
     initial: tuple[str, ...] = ()
     """SAEs to begin as, one for each seed, in any format; none: they are drawn from the seeds"""
