@@ -174,7 +174,7 @@ def _holds(figures: dict[str, float], close: tuple[float, float]) -> bool:
 def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
     """Of every variant a step with the settings of `TrainConfig`, clipped, with dead latents.
 
-    At sizes where no choice of these numbers is a near-tie; see tests/test_gpu_bench.py.
+    At sizes where no choice of these numbers is a near-tie; see tests/bench/test_gpu_bench.py.
     """
     rows = DEFAULTS_AT.get(shape)
     if rows is not None:

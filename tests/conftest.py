@@ -10,9 +10,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # `python -m pytest` puts the checkout first, whose saefast/ has no compiled kernels: what is
-# tested is the installed package.
+# tested is the installed package. `bench` is found in the checkout, after everything installed.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _CHECKOUT]
+sys.path.append(str(_CHECKOUT))
 
 # Triton's interpreter is switched on before Python starts; its tests are a run of their own.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
@@ -46,7 +47,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of every stage but the report; who changes it takes a copy."""
-    from tiny_run import tiny_run
+    from helpers.tiny_run import tiny_run
 
     return tiny_run(tmp_path_factory.mktemp("runs") / "tiny <&> run")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sae_files import M, some_sae
+from helpers.sae_files import M, some_sae
+from helpers.tolerance import assert_same_bits
 from safetensors.torch import save_file
-from tolerance import assert_same_bits
 
 import saefast
 from saefast import SAE

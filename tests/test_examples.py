@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.checkout import CHECKOUT
 
 import saefast
 from saefast.synthetic import PlantedWorld
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = CHECKOUT / "examples"
 
 Run = Callable[..., str]
 
@@ -73,7 +74,7 @@ def test_rows_are_made_up_where_none_are_given(run: Run) -> None:
 
 
 def test_a_language_model_of_ones_own(run: Run, tmp_path: Path) -> None:
-    import tiny_lm
+    from helpers import tiny_lm
 
     model = tiny_lm.saved(tmp_path / "model")
     (tmp_path / "texts").mkdir()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers.strategies import generator, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
-from strategies import generator, normal
 
 from saefast.nulls import pairs as pair_nulls
 from saefast.nulls.beta import beta_cdf, beta_quantile

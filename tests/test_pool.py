@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.strategies import generator, normal, random_sae, seeds
+from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import generator, normal, random_sae, seeds
-from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import (

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.checkout import CHECKOUT
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+CSRC = CHECKOUT / "csrc"
 X86_ONLY = ("kernels_avx2.cpp", "kernels_avx512.cpp", "kernels_avx512_bf16.cpp")
 PORTABLE = sorted(path for path in CSRC.glob("*.cpp") if path.name not in X86_ONLY)
 

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.checkout import CHECKOUT
 
 from saefast import TrainConfig, train_saes
 from saefast.activations import StoreWriter
 from saefast.synthetic import PlantedWorld
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 README = (CHECKOUT / "README.md").read_text()
 STUDIES = ("lowrank", "recovery", "digits")
 TABLES = ("speed", "quality", "matching", "inside", "demo", *STUDIES)

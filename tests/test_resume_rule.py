@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import SETTINGS, as_toml
+from helpers.tiny_run import SETTINGS, as_toml
 
 import saefast
 from saefast import SAE, Dictionary, TrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerance import assert_same_bits
+from helpers.tolerance import assert_same_bits
 
 import saefast
 from saefast import SAE

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_lm import saved
-from tiny_run import SETTINGS, as_toml
+from helpers.tiny_lm import saved
+from helpers.tiny_run import SETTINGS, as_toml
 
 import saefast
 from saefast.cli import INTERRUPTED, main

@@ -9,7 +9,7 @@ import re
 import pyarrow as pa
 import pytest
 import torch
-from strategies import normal
+from helpers.strategies import normal
 
 import saefast
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.strategies import seeds
+from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from strategies import seeds
-from tolerance import assert_same_bits
 from torch import Tensor
 
 import saefast

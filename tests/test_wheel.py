@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.checkout import CHECKOUT
 
 import saefast
-
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def run_isolated(code: str, folder: Path, **environment: str) -> str:

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from host_waits import host_waits
+from helpers.host_waits import host_waits
+from helpers.strategies import normal, seeds, small_integers
+from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import normal, seeds, small_integers
-from tolerance import assert_same_bits
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 

@@ -1,17 +1,17 @@
 """What a GPU does where a batch shares its latents: selection, and errors of nested prefixes."""
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prefixes import (
+from helpers.codes import assert_keeps, codes
+from helpers.prefixes import (
     Problem,
     assert_integers_match_the_reference,
     assert_padding_changes_nothing,
     shapes,
 )
-from strategies import Shape, normal, seeds
-from test_keep_of_batch import assert_keeps, codes
-from tolerance import assert_no_worse_than_torch
+from helpers.strategies import Shape, normal, seeds
+from helpers.tolerance import assert_no_worse_than_torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from saefast import reference

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.strategies import generator, normal, seeds
+from helpers.tolerance import assert_same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import generator, normal, seeds
-from tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast.kernels.by_latent import PIECE, ByLatent, sort_by_latent

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from host_waits import host_waits
-from strategies import generator
-from tape_graph import TapeGraph
-from tolerance import assert_same_bits
+from helpers.host_waits import host_waits
+from helpers.strategies import generator
+from helpers.tape_graph import TapeGraph
+from helpers.tolerance import assert_same_bits
 
 from saefast import SAE, FusedStep, Penalty, Rules
 from saefast.train.objectives import (

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from helpers.codes import draw_indices
+from helpers.strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers
+from helpers.tolerance import assert_no_worse_than_torch, assert_same_bits
+from helpers.updates import update_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers
-from test_sparse_decode import draw_indices
-from tolerance import assert_no_worse_than_torch, assert_same_bits
-from updates import update_of
 
 import saefast
 from saefast import reference

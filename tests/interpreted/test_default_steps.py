@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from host_waits import host_waits
-from launch_recorder import Launch, Recorder, recording
-from strategies import generator
+from helpers.host_waits import host_waits
+from helpers.launch_recorder import Launch, Recorder, recording
+from helpers.strategies import generator
 
 from saefast import SAE, FusedStep, TrainConfig
 

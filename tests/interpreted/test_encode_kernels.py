@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.codes import assert_top_k
+from helpers.strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
+from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
-from test_topk_encode import assert_top_k
-from tolerance import assert_same_bits
 
 import saefast
 from saefast import reference

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from strategies import normal
+from helpers.strategies import normal
 
 import saefast
 from saefast.match import engines

@@ -1,14 +1,9 @@
 """The scores of a top k, of rows scored in full and of those above a threshold, bit for bit."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from strategies import normal
-from tolerance import assert_same_bits
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+from helpers.strategies import normal
+from helpers.tolerance import assert_same_bits
 
 from bench.score_bits import scores_by_kernel
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_objectives import Dense, make
-from test_step import batches
+from helpers.planted_batches import batches
+from helpers.small_objectives import Dense, make
 
 from saefast import AuxK, FusedStep, Penalty, Rules
 from saefast.train.objectives import Current

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers.strategies import normal, seeds
+from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import normal, seeds
-from tolerance import assert_same_bits
 
 from saefast import Rules, reference
 from saefast.kernels import step_scalars

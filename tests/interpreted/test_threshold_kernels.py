@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from helpers.codes import assert_right, assert_same_code, at_the_scores, selected
+from helpers.strategies import Shape, generator, normal, seeds, small_integers, uneven
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, generator, normal, seeds, small_integers, uneven
-from test_batch_topk import assert_right
 from test_encode_kernels import shapes
-from test_threshold_encode import assert_same_code, at_the_scores, selected
 from torch import Tensor
 
 import saefast

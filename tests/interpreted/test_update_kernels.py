@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from strategies import Shape
-from test_latent_update import Problem
-from test_step import batches, train_plainly
-from tolerance import assert_same_bits
+from helpers.planted_batches import batches, train_plainly
+from helpers.strategies import Shape
+from helpers.tolerance import assert_same_bits
+from helpers.updates import Problem
 
 from saefast import SAE, AuxK, FusedStep, reference
 from saefast.kernels.round_rows import rounded_rows

@@ -4,14 +4,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers.codes import draw_indices
+from helpers.strategies import Shape, generator, normal, seeds
+from helpers.tolerance import assert_same_bits
+from helpers.updates import update_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Shape, generator, normal, seeds
-from test_sparse_decode import draw_indices
-from tolerance import assert_same_bits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from updates import update_of
 
 from saefast import reference
 from saefast.kernels import by_latent

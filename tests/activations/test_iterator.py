@@ -1,0 +1,53 @@
+"""Activations from an iterator, which is read once and believed nothing."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers.sources import D, numbered, take
+from torch import Tensor
+
+from saefast.activations import IteratorActivations
+
+
+def test_an_iterator_that_ends_says_how_many_rows_there_were() -> None:
+    batches = IteratorActivations(iter(numbered().split(17))).batches(50, seed=0)
+    assert len(take(batches, 2)) == 2
+    with pytest.raises(ValueError, match=r"ended after 103 rows .* train on at most 103 tokens"):
+        next(batches)
+
+
+def test_an_iterator_is_read_once() -> None:
+    source = IteratorActivations(iter(numbered().split(17)))
+    next(source.batches(5, seed=0))
+    with pytest.raises(ValueError, match="has been read"):
+        source.batches(5, seed=0)
+
+
+def test_an_iterator_may_use_its_memory_again() -> None:
+    def parts() -> Iterator[Tensor]:
+        room = torch.empty(10, D)
+        for part in numbered(100).split(10):
+            yield room.copy_(part)
+
+    for batch_size in (5, 10, 25):
+        batches = take(IteratorActivations(parts()).batches(batch_size, seed=0), 100 // batch_size)
+        assert torch.equal(torch.cat([batch.x for batch in batches]), numbered(100))
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([], ValueError, "empty"),
+        ([torch.zeros(3)], ValueError, r"item 0 of source must have shape \[n, d\]"),
+        ([torch.zeros(3, 4), torch.zeros(3, 5)], ValueError, "item 1 of source must be of width 4"),
+        ([torch.zeros(3, 4), "rows"], TypeError, "item 1 of source must be a torch.Tensor"),
+        ([torch.zeros(3, 4).int()], TypeError, "got int32"),
+        ([(torch.zeros(3, 4), torch.zeros(2, 4))], ValueError, "as many targets as rows, 3, got 2"),
+        ([(torch.zeros(3, 4),) * 3], ValueError, "got 3 values"),
+        ([torch.zeros(0, 4)], ValueError, "yielded none"),
+    ],
+)
+def test_bad_items_are_named(items: list[object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        take(IteratorActivations(items).batches(8, seed=0), 3)

@@ -1,0 +1,455 @@
+"""A session on a GPU loses nothing to a part that fails; workers and NVIDIA's tools are stubs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.checkout import CHECKOUT
+
+from bench import gpu, gpu_install, gpu_ncu, gpu_parts, gpu_worker
+from bench.gpu_lanes import Lane, Limits, run_lanes
+from bench.gpu_parts import Part
+from bench.gpu_summary import LIMIT, summary, with_ratios
+
+WORKER = """
+import os, signal, sys, time
+sys.path.insert(0, {checkout!r})
+from bench import gpu_worker
+
+def item(name, *statements):
+    def run():
+        yield {{"item": name, "before": True}}
+        for statement in statements:
+            exec(statement)
+        yield {{"item": name, "after": True}}
+    return gpu_worker.Item(name, run)
+
+items = [{items}]
+def items_of(argument, facts):
+    yield from items
+sys.modules["bench.stub"] = type(sys)("bench.stub")
+sys.modules["bench.stub"].items = items_of
+gpu_worker.SUBJECTS["stub"] = "stub"
+gpu_worker.WITHOUT_TORCH = ("stub",)
+sys.exit(gpu_worker.main(["stub", *sys.argv[1:]]))
+"""
+
+
+def worker(folder: Path, name: str, **items: str) -> Lane:
+    """A lane whose items execute the statements given."""
+    script = folder / f"{name}.py"
+    listed = ", ".join(f"item({item!r}, {code!r})" for item, code in items.items())
+    script.write_text(WORKER.format(checkout=str(CHECKOUT), items=listed))
+    return Lane(name, [sys.executable, str(script)])
+
+
+def run(
+    folder: Path, *lanes: Lane, part: float = 30, silence: float = 20, together: int = 8
+) -> tuple[str, list[dict[str, Any]]]:
+    """What the lanes come to."""
+    rows: list[dict[str, Any]] = []
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    limits = Limits(part, silence, together)
+    status = run_lanes(lanes, logs, limits, lambda new, facts: rows.extend(new))
+    return status, rows
+
+
+def finished(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["item"] for row in rows if "after" in row]
+
+
+def raised(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["item"]: row["raised"] for row in rows if "raised" in row}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raise RuntimeError('one line\\nand more')", "RuntimeError: one line (<string>:1)"),
+        (
+            "raise RuntimeError('CUDA error: an illegal memory access was encountered')",
+            "RuntimeError: CUDA error: an illegal memory access was encountered (<string>:1)",
+        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL: no output"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV: no output"),
+        ("print('a reason'); sys.stdout.flush(); os._exit(3)", "exit status 3: a reason"),
+        ("time.sleep(60)", "no sign of life for 2 s, killed"),
+    ],
+    ids=["raises", "poisons", "is-killed", "crashes", "exits", "hangs"],
+)
+def test_a_fault_ends_one_item(tmp_path: Path, fault: str, said: str) -> None:
+    lane = worker(tmp_path, "lane", first="pass", faulty=fault, second="pass", third="pass")
+    status, rows = run(tmp_path, lane, silence=2)
+    assert status == "complete"
+    assert finished(rows) == ["first", "second", "third"]
+    assert raised(rows) == {"faulty": said}
+    # What the item had found before is kept.
+    assert [row["item"] for row in rows if "before" in row] == [
+        "first",
+        "faulty",
+        "second",
+        "third",
+    ]
+
+
+def test_a_process_that_cannot_use_its_device_is_replaced(tmp_path: Path) -> None:
+    note = f"open({str(tmp_path / 'pids')!r}, 'a').write(str(os.getpid()) + ' ')"
+    poison = note + "; raise RuntimeError('device-side assert triggered')"
+    lane = worker(tmp_path, "lane", first=note, poisons=poison, second=note)
+    run(tmp_path, lane)
+    first, poisoned, second = (tmp_path / "pids").read_text().split()
+    assert first == poisoned != second
+
+
+def test_lanes_do_not_share_their_faults(tmp_path: Path) -> None:
+    lanes = [worker(tmp_path, f"lane {i}", **{f"item {i}": "pass"}) for i in range(3)]
+    lanes.append(worker(tmp_path, "dies", dies="os._exit(1)"))
+    lanes.append(Lane("cannot begin", [sys.executable, "-c", "raise ImportError('no torch')"]))
+    status, rows = run(tmp_path, *lanes, together=2)
+    assert status == "complete"
+    assert sorted(finished(rows)) == ["item 0", "item 1", "item 2"]
+    assert raised(rows) == {
+        "dies": "exit status 1: no output",
+        "cannot begin": "exit status 1: ImportError: no torch",
+    }
+
+
+def test_much_output_is_no_failure(tmp_path: Path) -> None:
+    lane = worker(tmp_path, "lane", prints="print('x' * 50_000)", second="pass")
+    assert finished(run(tmp_path, lane)[1]) == ["prints", "second"]
+
+
+def test_the_limit_of_a_part_keeps_what_was_found(tmp_path: Path) -> None:
+    slow = worker(tmp_path, "slow", first="pass", sleeps="time.sleep(60)")
+    begin = time.monotonic()
+    status, rows = run(tmp_path, slow, worker(tmp_path, "late", late="pass"), part=2, together=1)
+    assert time.monotonic() - begin < 6
+    assert status == "not finished: slow, late"
+    assert finished(rows) == ["first"]
+    assert raised(rows) == {"sleeps": "not finished when the part's 2 s were over"}
+
+
+def test_children_of_a_worker_are_ended_with_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    spawn = (
+        "import subprocess; "
+        f"open({str(child)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid)); "
+        "time.sleep(60)"
+    )
+    run(tmp_path, worker(tmp_path, "lane", spawns=spawn), silence=2)
+    assert not alive(int(child.read_text()))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there after some seconds; if so it is ended."""
+    for _ in range(100):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return False
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts stubs of NVIDIA's tools on PATH, each a shell script."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def write(**scripts: str) -> None:
+        for name, script in scripts.items():
+            file = folder / name.replace("_", "-")
+            file.write_text(f"#!/bin/sh\n{script}\n")
+            file.chmod(0o755)
+
+    write(nvidia_smi="echo 9.0")
+    return write
+
+
+def stubbed(monkeypatch: pytest.MonkeyPatch, folder: Path, **parts: list[Lane]) -> None:
+    """Let the entry know these parts instead of the real ones."""
+    tables = {name: "rows" if name == "times" else name for name in parts}
+
+    def part(text: str, facts: dict[str, Any]) -> Part:
+        return Part(text, tables[text], 1.0, Limits(20, 10, 2), tuple(parts[text]))
+
+    monkeypatch.setattr(gpu, "part", part)
+
+
+TIMED = {"case": "encode", "shape": {"d": 4, "m": 8, "k": 2, "n": 3}, "ms": 2.0, "mode": "exact"}
+
+
+@pytest.mark.usefixtures("tools")
+def test_everything_that_was_found_ends_up_in_three_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = {**TIMED, "rival": "saefast"}, {**TIMED, "rival": "torch", "ms": 5.0}
+    dies = worker(tmp_path, "dies", first="pass", dies="os.kill(os.getpid(), 9)", second="pass")
+    timed = worker(tmp_path, "times", a="pass")
+    script = Path(timed.command[1])
+    script.write_text(
+        script.read_text()
+        .replace('yield {"item": name, "before": True}', f"yield {ours!r}")
+        .replace('yield {"item": name, "after": True}', f"yield {theirs!r}")
+    )
+    stubbed(monkeypatch, tmp_path, checks=[dies], times=[timed])
+    out, copy = tmp_path / "out", tmp_path / "copy.json"
+    command = ["checks", "times", "--out", str(out), "--json", str(copy), "--commit", "abc"]
+    assert gpu.main(command) == 1
+    assert sorted(file.name for file in out.iterdir()) == ["gpu.json", "log.tgz", "summary.txt"]
+    result = json.loads((out / "gpu.json").read_text())
+    assert result == json.loads(copy.read_text())
+    assert (result["commit"], result["complete"]) == ("abc", True)
+    assert finished(result["checks"]) == ["first", "second"]
+    assert result["rows"] == [{**ours, "times_faster_than": {"torch exact": 2.5}}, theirs]
+    assert [(row["part"], row["failures"]) for row in result["parts"]] == [
+        ("checks", 1),
+        ("times", 0),
+    ]
+    assert result["failures"] == [
+        {"part": "checks", "item": "dies", "raised": "killed by SIGKILL: no output"}
+    ]
+    with tarfile.open(out / "log.tgz") as archive:
+        assert sorted(archive.getnames()) == [
+            f"{name}.{kind}" for name in ("dies", "times") for kind in ("jsonl", "log")
+        ]
+    told = capsys.readouterr().out
+    assert "FAIL checks: dies: killed by SIGKILL" in told
+    assert told.endswith((out / "summary.txt").read_text())
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_part_that_does_not_fit_the_budget_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "_RESERVE", 0.0)
+    lanes = {
+        "checks": [worker(tmp_path, "a", first="pass", sleeps="time.sleep(60)")],
+        "profile": [worker(tmp_path, "b", late="pass")],
+        "tiles": [worker(tmp_path, "c", never="time.sleep(60)")],
+    }
+    stubbed(monkeypatch, tmp_path, **lanes)
+    assert gpu.main([*lanes, "--budget", "4", "--out", str(tmp_path / "out")]) == 1
+    result = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert not result["complete"]
+    assert finished(result["checks"]) == ["first"]
+    assert result["parts"][0]["status"] == "not finished: a"
+    # The first part had to leave them a second each.
+    assert [row["part"] for row in result["parts"]] == list(lanes)
+    assert result["parts"][0]["seconds"] < 3.5
+    monkeypatch.setattr(gpu, "_RESERVE", 100.0)
+    assert gpu.main([*lanes, "--budget", "4", "--out", str(tmp_path / "none")]) == 1
+    result = json.loads((tmp_path / "none" / "gpu.json").read_text())
+    assert [row["status"].split(":")[0] for row in result["parts"]] == ["skipped"] * 3
+
+
+def run_script(tmp_path: Path, *arguments: str, **environment: str) -> Any:
+    out = tmp_path / "out"
+    # PYTHONPATH: what is run is the checkout, as on a machine where nothing is installed.
+    done = subprocess.run(
+        ["bash", str(CHECKOUT / "bench" / "on_gpu.sh"), *arguments],
+        env={**os.environ, "OUT": str(out), "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    file = out / "gpu.json"
+    return done, json.loads(file.read_text()) if file.exists() else None
+
+
+NCU_REPORT = """==PROF== Connected
+"ID","Kernel Name","gpu__time_duration.sum","lts__t_sector_hit_rate.pct"
+"","","ns","%"
+"0","hot_groups","1,234.5","61.25"
+"1","hot_groups","1000","n/a"
+"""
+
+
+def test_the_script_asks_the_tools(tmp_path: Path, tools: Callable[..., None]) -> None:
+    found = "========= Invalid __global__ read of size 4 bytes"
+    tools(
+        compute_sanitizer=f"case \"$*\" in *memcheck*100,1025*) echo '{found}'; exit 9;; esac",
+        ncu=f"""case "$*" in *^hot_groups*)
+            while [ "$1" != --log-file ]; do shift; done
+            cat > "$2" <<'END'\n{NCU_REPORT}END\n;;
+            *) echo '==ERROR== no permission'; exit 1;; esac""",
+    )
+    done, result = run_script(tmp_path, "--budget", "90", "memcheck", "ncu", "--commit", "abc")
+    assert done.returncode == 1, done.stderr
+    sanitizer = {row["shape"]: row for row in result["sanitizer"] if row["tool"] == "memcheck"}
+    assert sanitizer["40,127,5,33"]["verdict"] == "clean"
+    assert sanitizer["100,1025,32,7"]["raised"] == "reported: " + found.strip("= ")
+    others = [row for row in result["sanitizer"] if row["tool"] != "memcheck"]
+    assert {row["kernel"] for row in others} == {"keep_best_rows", "choose_rows"}
+    measured = [row for row in result["ncu"] if "ns" in row]
+    assert [row["ns"] for row in measured] == [1234.5, 1000.0]
+    assert [row.get("l2_hit_percent") for row in measured] == [61.25, None]
+    assert raised(result["ncu"])["ncu update_rows"].startswith(
+        "RuntimeError: no launch was measured: ==ERROR== no permission"
+    )
+    assert len(result["failures"]) == 4
+    assert done.stdout.endswith((tmp_path / "out" / "summary.txt").read_text())
+
+
+@pytest.mark.usefixtures("tools")
+def test_the_script_begins_nothing_that_does_not_fit(tmp_path: Path) -> None:
+    done, result = run_script(tmp_path, "memcheck", "ncu", "--budget", "12", "--commit", "abc")
+    assert done.returncode == 1
+    assert [row["status"].split(":")[0] for row in result["parts"]] == ["skipped"] * 2
+
+
+def written(file: Path) -> str:
+    """Return what the file holds, nothing while it does not exist."""
+    return file.read_text() if file.exists() else ""
+
+
+def test_a_script_that_is_told_to_end_leaves_what_it_has(
+    tmp_path: Path, tools: Callable[..., None]
+) -> None:
+    stub, out = tmp_path / "stub", tmp_path / "out"
+    tools(compute_sanitizer=f"case $* in *40,127*) exit 0;; esac; echo $$ > {stub}; exec sleep 60")
+    process = subprocess.Popen(
+        ["bash", str(CHECKOUT / "bench" / "on_gpu.sh"), "--budget", "90", "memcheck"],
+        env={**os.environ, "OUT": str(out), "PYTHON": sys.executable},
+        stdout=subprocess.DEVNULL,
+    )
+    # The two run side by side: one must have begun, and what the other found must be in the file.
+    deadline = time.monotonic() + 60
+    while not (written(stub) and '"sanitizer"' in written(out / "gpu.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()  # what `timeout` does at the end of the budget, too
+    process.wait(20)
+    result = json.loads((out / "gpu.json").read_text())
+    assert not result["complete"]
+    assert [row["verdict"] for row in result["sanitizer"] if "verdict" in row] == ["clean"]
+    assert not alive(int(stub.read_text()))
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize("part", ["nothing", "times", "times:C3", "checks:1,2"])
+def test_parts_that_do_not_exist_are_refused(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([part, "--out", str(tmp_path / "out")]) == 2
+    assert "got" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_parent_imports_no_torch() -> None:
+    code = (
+        "import sys, bench.gpu, bench.gpu_worker, bench.gpu_install, bench.gpu_sanitizer, "
+        "bench.gpu_ncu; sys.exit('torch' in sys.modules or 'saefast' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
+
+
+def test_every_subject_is_a_module_and_every_part_has_lanes() -> None:
+    for module in gpu_worker.SUBJECTS.values():
+        assert (CHECKOUT / "bench" / f"{module}.py").is_file()
+    for kind in gpu_parts.KINDS:
+        text = f"{kind}:C1" if kind == "times" else kind
+        assert gpu_parts.part(text, {}).lanes
+    checks = gpu_parts.part("checks", {})
+    assert checks.limits.together == 8 == len(checks.lanes)
+    known = gpu_parts.part("times:C2", {"ceilings": {"copy_bytes": 1.0}}).lanes[0].command
+    assert json.loads(known[known.index("--facts") + 1]) == {"ceilings": {"copy_bytes": 1.0}}
+
+
+def full_result(count: int) -> dict[str, Any]:
+    """More of everything than a summary can hold."""
+    long = "x" * 400
+    shape = {"d": 4096, "m": 131072, "k": 64, "n": 8192}
+    rows = [
+        {"case": f"case {i}", "shape": shape, "rival": rival, "mode": f"{long}", "ms": 1.5 + i}
+        for i in range(count)
+        for rival in ("saefast", "torch", "SAELens")
+    ]
+    kernels = [
+        {"profile": "C1", "kernel": f"kernel_{i}", "calls": 1, "ms": float(i), "floor_share": 0.5}
+        for i in range(count)
+    ]
+    return {
+        "machine": {"device": "NVIDIA X", "driver": "1"},
+        "commit": "abc",
+        "parts": [
+            {"part": f"part {i}", "status": long, "seconds": 1.0, "failures": 0} for i in range(9)
+        ],
+        "failures": [{"part": "checks", "item": f"i{i}", "raised": long} for i in range(count)],
+        "rows": rows,
+        "kernels": kernels,
+        "tiles": [{"at": str(i), "product": "bf16", "tile": long, "ms": 1.0} for i in range(count)],
+        "sanitizer": [{"tool": long}] * count,
+        "ncu": [{"kernel": long}] * count,
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 1000])
+def test_a_summary_is_at_most_9000_characters(count: int) -> None:
+    text = summary(full_result(count))
+    assert len(text) <= LIMIT == 9000
+    assert ("FAILURES" in text) == ("SLOWEST" in text) == ("TIMES" in text) == (count > 0)
+    if count == 1000:
+        assert "kernel_999" in text
+        assert "more, in gpu.json" in text
+
+
+def test_ratios_are_to_rivals_at_the_same_case_and_shape() -> None:
+    def row(rival: str, mode: str, ms: float, case: str = "encode", d: int = 4) -> dict[str, Any]:
+        shape = {**TIMED["shape"], "d": d}  # type: ignore[dict-item]
+        return {"case": case, "shape": shape, "rival": rival, "mode": mode, "ms": ms}
+
+    rows = [
+        row("saefast", "exact", 2.0),
+        row("saefast", "bf16", 1.0),
+        row("torch", "dense", 5.0),
+        row("torch", "dense", 7.0, case="step"),
+        row("torch", "dense", 9.0, d=5),
+    ]
+    exact, bf16, *others = with_ratios(rows)
+    assert exact["times_faster_than"] == {"torch dense": 2.5}
+    assert bf16["times_faster_than"] == {"torch dense": 5.0}
+    assert others == rows[2:]
+
+
+def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
+    import zipfile
+
+    checkout, folder = tmp_path / "checkout", tmp_path / "wheels"
+    for place in ("saefast/a.py", "saefast/b/c.py", "kernels/d.py"):
+        (checkout / place).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / place).write_text(place)
+    folder.mkdir()
+    assert gpu_install.wheel(folder, checkout) is None
+
+    def pack(name: str, **changed: str) -> Path:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for place, kept in {
+                "saefast/a.py": "saefast/a.py",
+                "saefast/b/c.py": "saefast/b/c.py",
+                "saefast/kernels/d.py": "kernels/d.py",
+            }.items():
+                archive.writestr(place, changed.get(kept.rsplit("/")[-1][0], kept))
+        return folder / name
+
+    pack("saefast-1-old.whl", d="an older kernel")
+    assert gpu_install.wheel(folder, checkout) is None
+    right = pack("saefast-2-new.whl")
+    assert gpu_install.wheel(folder, checkout) == right
+
+
+def test_what_ncu_writes_is_read() -> None:
+    assert gpu_ncu.parsed("==ERROR== nothing\n") == []
+    assert gpu_ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}

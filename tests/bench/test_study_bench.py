@@ -1,0 +1,56 @@
+"""The benchmarks that run studies and the demo: what they write."""
+
+import json
+from dataclasses import dataclass, replace
+
+from bench import demo, studies
+from saefast.pipeline import PRESETS
+
+
+@dataclass
+class Row:
+    value: float
+
+
+@dataclass
+class Result:
+    rows: tuple[Row, ...]
+
+    def table(self) -> str:
+        return "a table"
+
+
+def test_a_study_is_kept_beside_the_others(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "studies.json"
+    parts = {name: lambda name=name: Result((Row(len(name)),)) for name in ("one", "three")}
+    monkeypatch.setattr(studies, "PARTS", parts)
+    for name in ("one", "three", "one"):
+        studies.main(["--in-process", "--parts", name, "--json", str(file)])
+    told = json.loads(file.read_text())["studies"]
+    assert {name: study["rows"] for name, study in told.items()} == {
+        "one": [{"value": 3}],
+        "three": [{"value": 5}],
+    }
+    assert all(study["seconds"] >= 0 and study["commit"] for study in told.values())
+    assert capsys.readouterr().out == "a table\n" * 3
+
+
+def test_the_demo_is_told_with_its_stages(tmp_path, monkeypatch, capsys):
+    """On planted rows; a run that is there already is not done again."""
+    quick = PRESETS["quick"]
+    small = replace(
+        quick,
+        data=replace(quick.data, rows=4_000, held_out=1_000),
+        train=replace(quick.train, tokens=8_000, seeds=(0, 1)),
+        pool=replace(quick.pool, tokens=2_000),
+    )
+    monkeypatch.setitem(PRESETS, "demo", small)
+    file = tmp_path / "demo.json"
+    for _ in range(2):
+        demo.main(["--run", str(tmp_path / "run"), "--json", str(file)])
+    told = json.loads(file.read_text())
+    stages = told["stages"]
+    assert [*stages][:: len(stages) - 1] == ["harvest", "report"]
+    assert told["seconds"] == round(sum(stages.values()), 1)
+    assert told["findings"][0]["topic"] == "Stability"
+    assert "- Stability: " in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""Every format: found by content, written as read, refused where it cannot say what an SAE is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.sae_files import (
+    B_DEC,
+    D_OUT,
+    ENC,
+    HOLDS,
+    LENS,
+    SIX,
+    D,
+    K,
+    M,
+    X,
+    assert_close,
+    draw,
+    safe,
+    some_sae,
+    torch_folder,
+)
+from helpers.tolerance import assert_same_bits
+
+import saefast
+from saefast.formats import FORMATS
+from saefast.formats.source import find
+
+CASES = [(name, variant) for name, variants in HOLDS.items() for variant in variants]
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_what_is_written_is_recognised_and_computes_the_same(
+    tmp_path: Path, name: str, variant: str, centred: bool
+) -> None:
+    sae = some_sae(variant, centred=centred)
+    path = saefast.save_sae(sae, tmp_path / "a", format=name)
+    found = find(path)
+    assert [module.NAME for module in FORMATS.values() if module.recognises(found)] == [name]
+    with torch.no_grad():
+        loaded = saefast.load_sae(path)
+        assert_close(loaded.encode(X).to_dense(M), sae.encode(X).to_dense(M).double())
+        assert_close(loaded(X), sae(X).double())
+    folder = saefast.convert(path, tmp_path / "b")
+    assert_same_bits(saefast.load_sae(folder)(X), loaded(X))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_does_not_have_is_refused(tmp_path: Path, name: str) -> None:
+    misfits = {
+        "variant": some_sae("gated"),
+        "skip": some_sae("topk", skip=True),
+        "transcoder": some_sae("topk", d_out=D_OUT),
+        "normalise": some_sae("relu", normalise="norm"),
+    }
+    for sae in misfits.values():
+        try:
+            path = saefast.save_sae(sae, tmp_path / "sae", format=name)
+        except ValueError as error:
+            assert "cannot be stored as" in str(error)  # noqa: PT017
+            assert list(tmp_path.iterdir()) == []
+            continue
+        assert_close(saefast.load_sae(path)(X), sae(X).double())
+        saefast.save_sae(sae, tmp_path / "other")
+        for made in tmp_path.iterdir():
+            for file in made.iterdir():
+                file.unlink()
+            made.rmdir()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats(tmp_path: Path, dtype: torch.dtype) -> None:
+    """bfloat16 stays; float16, which nothing here computes with, becomes float32, exactly."""
+    tensors = {name: value.to(dtype) for name, value in LENS.items()}
+    config = SIX | {"architecture": "topk", "k": K}
+    sae = saefast.load_sae(safe(tmp_path / "a", "sae_weights.safetensors", tensors, **config))
+    assert sae.W_dec.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+    assert torch.equal(sae.W_enc.detach(), ENC.to(dtype).to(sae.W_enc.dtype))
+
+
+def test_a_file_that_may_be_of_two_formats_asks(tmp_path: Path) -> None:
+    square = draw(D, D)
+    contents = {"W_enc": square, "W_dec": square, "b_enc": B_DEC, "b_dec": B_DEC}
+    config = {"act_size": D, "dict_size": D, "d_in": D, "d_sae": D}
+    folder = torch_folder(tmp_path / "a", "sae.pt", contents, **config)
+    with pytest.raises(ValueError, match="may be of the format sae_lens or batch_topk"):
+        saefast.load_sae(folder)
+
+
+@pytest.mark.parametrize("variant", ["topk", "jumprelu", "gated"])
+def test_without_its_config_a_file_is_nobodys(tmp_path: Path, variant: str) -> None:
+    """SAELens's JumpReLU has the tensors of Gemma Scope's, which computes something else."""
+    folder = saefast.save_sae(some_sae(variant), tmp_path / "sae")
+    (folder / "cfg.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cfg\.json does not exist"):
+        saefast.load_sae(folder)

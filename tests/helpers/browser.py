@@ -1,0 +1,83 @@
+"""The report in a real browser: loads without a complaint, searches, sorts, fits a phone.
+
+    python tests/helpers/browser.py RUN/report.html [--shots FOLDER]
+
+Needs `pip install playwright` and a Chromium: that of the system (apt install chromium), or the one
+that CHROMIUM names. `tests/report/test_browser.py` runs the same where both are there.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SCREENS = {
+    "light": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+}
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium() -> str | None:
+    """Where a Chromium is that playwright can drive; None where one of both is missing."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
+    named = os.environ.get("CHROMIUM")
+    return named or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+@contextmanager
+def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
+    """The report on a screen, once its table is filled, and what the browser complained of."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(),
+            args=["--no-sandbox"] if os.getuid() == 0 else [],
+        )
+        try:
+            page = browser.new_context(**SCREENS[screen]).new_page()  # type: ignore[arg-type]
+            complaints: list[str] = []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: complaints.append(request.url))
+            page.goto(report.resolve().as_uri())
+            page.wait_for_selector("tbody tr")
+            # The page itself is the one request there may be.
+            complaints.remove(report.resolve().as_uri())
+            yield page, complaints
+        finally:
+            browser.close()
+
+
+def main() -> int:
+    """Write screenshots, and say whether the browser complained."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--shots", type=Path, default=Path("shots"))
+    arguments = parser.parse_args()
+    if chromium() is None:
+        print("needs playwright (pip) and a Chromium (apt install chromium)", file=sys.stderr)
+        return 1
+    arguments.shots.mkdir(parents=True, exist_ok=True)
+    wrong = []
+    for screen in SCREENS:
+        with opened(arguments.report, screen) as (page, complaints):
+            path = arguments.shots / f"{screen}.png"
+            page.screenshot(path=path, full_page=True)
+            print(f"wrote {path}")
+            wrong += complaints
+    for complaint in wrong:
+        print(complaint, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

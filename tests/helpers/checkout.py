@@ -1,0 +1,5 @@
+"""The folder of the checkout, for tests of files that are not installed."""
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]

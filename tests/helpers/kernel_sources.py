@@ -1,0 +1,16 @@
+"""The kernels that the files in kernels/ launch, read off their source."""
+
+import re
+
+from helpers.checkout import CHECKOUT
+
+_KERNELS = CHECKOUT / "kernels"
+
+
+def kernels_in_source() -> set[str]:
+    """Return the names of all kernels that are launched anywhere in kernels/."""
+    names: set[str] = set()
+    for file in _KERNELS.glob("*.py"):
+        names |= set(re.findall(r"(?:^|\s|\.)(\w+)\[\(", file.read_text()))
+    assert names
+    return names

@@ -1,0 +1,88 @@
+"""Small training runs, and what they leave on disk."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.tolerance import assert_same_bits
+
+from saefast import SAE, AuxK, TrainConfig, train_saes
+from saefast.synthetic import PlantedWorld
+from saefast.train import loop as training
+from saefast.train.seed_trainer import Trainee
+
+WORLD = PlantedWorld.create(64, 16, active=3)
+ROWS = WORLD.sample(1500, 0) + 0.5
+
+
+def config(**changes: Any) -> TrainConfig:
+    """A small run that touches everything: epochs, AuxK, schedules."""
+    settings: dict[str, Any] = {
+        "latents": 96,
+        "k": 4,
+        "tokens": 4000,
+        "batch_size": 128,
+        "lr": 2e-3,
+        "auxk": AuxK(k=6, dead_after=200),
+        "k_start": 8,
+        "k_anneal": 0.3,
+    }
+    return TrainConfig(**(settings | changes))
+
+
+LONGER = config(seeds=(0, 3), tokens=12_000)
+"""For runs that are broken off at many steps."""
+
+
+def train(configuration: Any, **arguments: Any) -> list[SAE]:
+    """Silently, on the small rows."""
+    settings = {"progress": False, "log_every": 7} | arguments
+    return train_saes(settings.pop("rows", ROWS), configuration, **settings)
+
+
+def assert_same_sae(actual: SAE, expected: SAE) -> None:
+    for name, value in expected.state_dict().items():
+        assert_same_bits(actual.state_dict()[name], value)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """What must not depend on whether a run was broken off: all but times."""
+    kept = {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "metrics.jsonl"
+    }
+    lines = metrics_of(out)
+    for line in lines:
+        for name in ("seconds", "tokens_per_second", "input_wait"):
+            del line[name]
+    kept["metrics.jsonl"] = json.dumps(lines).encode()
+    return kept
+
+
+def metrics_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """By the loop's clock, which is returned, a step takes so long and nothing else takes time."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = clock.perf_counter = lambda: clock.now
+    real = Trainee.train
+
+    def timed(trainee: Trainee, number: int, batch: Any) -> None:
+        real(trainee, number, batch)
+        clock.now += seconds
+
+    monkeypatch.setattr(Trainee, "train", timed)
+    monkeypatch.setattr(training, "time", clock)
+    return clock
+
+
+def checkpoint_of(out: Path) -> int:
+    """The step that a resume would begin at; -1 where there is no run."""
+    if not (out / "run.json").exists():
+        return -1
+    return int(json.loads((out / "run.json").read_text())["checkpoint"])

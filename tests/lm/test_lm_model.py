@@ -1,0 +1,216 @@
+"""Models by name, folder and GGUF file: loaded once, and quietly."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_lm import D, llama, random_sae, saved, tokenizer
+
+from saefast.lm import (
+    LanguageModel,
+    LMActivations,
+    evaluate_patched,
+    first_order_effects,
+    harvest,
+    load_model,
+    marginal_effects,
+    weights_cache,
+)
+from saefast.ops.cpu import native
+
+pytestmark = pytest.mark.usefixtures("light")
+
+
+def write_gguf(path: Path) -> None:
+    """Two layers of Llama, quantised to eight bits."""
+    gguf = pytest.importorskip("gguf", reason="needs saefast[lm]")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(D)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(D // 4)
+    letters = sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    letters.append(("ab", len(letters)))
+    writer.add_token_list([letter for letter, _ in letters])
+    writer.add_token_types([3, 3] + [1] * (len(letters) - 2))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    generator = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        values = 0.3 * generator.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    add("token_embd.weight", len(letters), D)
+    add("output_norm.weight", D)
+    for layer in range(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", D, D)
+        for part, shape in (("gate", (64, D)), ("up", (64, D)), ("down", (D, 64))):
+            add(f"blk.{layer}.ffn_{part}.weight", *shape)
+        add(f"blk.{layer}.attn_norm.weight", D)
+        add(f"blk.{layer}.ffn_norm.weight", D)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class TestLoading:
+    @pytest.mark.parametrize("progress", [True, False])
+    def test_silence_is_kept_and_settings_of_transformers_stay(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+        progress: bool,
+    ) -> None:
+        pytest.importorskip("accelerate", reason="needs saefast[lm]")
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+        from transformers import modeling_gguf_pytorch_utils as reader
+        from transformers.utils import logging
+
+        bar = reader.tqdm
+        monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("saefast.progress.DELAY", 0.0)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        file, folder = tmp_path / "tiny.gguf", saved(tmp_path / "folder")
+        write_gguf(file)
+        capsys.readouterr()
+        disable_progress_bars("mine")
+        try:
+            for place in (file, folder):
+                load_model(place, progress=progress)
+                told = capsys.readouterr().err
+                words = "dequantise, once" if place == file else "Loading weights"
+                assert (words in told) == progress
+                assert "de-quantizing" not in told
+                assert "Writing" not in told
+                assert progress or not told
+                assert logging.is_progress_bar_enabled()
+                assert not are_progress_bars_disabled()
+                assert are_progress_bars_disabled("mine")
+            file.write_bytes(b"GGUF")
+            with pytest.raises(Exception, match=r".+"):
+                load_model(file, progress=progress)
+            assert reader.tqdm is bar
+            assert logging.is_progress_bar_enabled()
+            assert not are_progress_bars_disabled()
+        finally:
+            sys.modules["huggingface_hub.utils.tqdm"].progress_bar_states.clear()
+
+    def test_weights_of_a_gguf_file_are_dequantised_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SAEFAST_CACHE", str(tmp_path / "cache"))
+        from transformers import LlamaForCausalLM
+
+        file = tmp_path / "tiny.gguf"
+        write_gguf(file)
+        plain = LlamaForCausalLM.from_pretrained(
+            tmp_path, gguf_file=file.name, dtype=torch.float32
+        ).eval()
+        ids = torch.arange(20)[None]
+        with torch.no_grad():
+            logits = plain(input_ids=ids).logits
+        opened = []
+        fill = weights_cache._fill
+
+        def counted(*arguments: Any) -> None:
+            opened.append(arguments)
+            fill(*arguments)
+
+        monkeypatch.setattr(weights_cache, "_fill", counted)
+        for name in (file, tmp_path, str(file)):
+            model = load_model(name)
+            assert torch.equal(model.model(input_ids=ids).logits, logits)
+            spelt = tokenizer()(" c")["input_ids"]
+            assert model.tokenizer("ab c")["input_ids"] == [258, *spelt]
+            assert not any(parameter.requires_grad for parameter in model.model.parameters())
+        assert len(opened) == 1
+        (folder,) = (tmp_path / "cache").iterdir()
+        # A file cut short, one that is missing, and a copy that was never finished.
+        weights = folder / "model.safetensors"
+        for damage in (
+            lambda: weights.write_bytes(weights.read_bytes()[:-9]),
+            weights.unlink,
+            (folder / "complete.json").unlink,
+        ):
+            before = len(opened)
+            damage()
+            assert torch.equal(load_model(file).model(input_ids=ids).logits, logits)
+            assert len(opened) == before + 1
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        load_model(file)
+        assert len(list((tmp_path / "cache").iterdir())) == 2
+
+    def test_a_folder_and_half_precision(self, tmp_path: Path) -> None:
+        tiny = llama()
+        tiny.model.save_pretrained(tmp_path)
+        tiny.tokenizer.save_pretrained(tmp_path)
+        model = load_model(tmp_path, dtype=torch.bfloat16)
+        assert next(model.model.parameters()).dtype == torch.bfloat16
+        assert model.description["tokenizer"] == tiny.description["tokenizer"]
+        again = load_model(tmp_path)
+        assert again.description["weights"] == tiny.description["weights"]
+
+    def test_a_model_that_is_none_is_told(self, tmp_path: Path) -> None:
+        tiny = llama()
+        calls: list[Any] = [
+            lambda model: harvest(model, 0, out=tmp_path / "s"),
+            lambda model: LMActivations(model, 0),
+            lambda model: evaluate_patched(model, 0, random_sae()),
+            lambda model: marginal_effects(model, 0, random_sae(), torch.tensor([0])),
+            lambda model: first_order_effects(model, 0, random_sae()),
+        ]
+        for call in calls:
+            for wrong in ("smollm2", tiny.model):
+                with pytest.raises(TypeError, match=r"saefast.lm.LanguageModel, got .*load_model"):
+                    call(wrong)
+        with pytest.raises(TypeError, match="of transformers, got str; load_model takes names"):
+            LanguageModel("smollm2", tiny.tokenizer)
+        with pytest.raises(ValueError, match=r"use model.eval\(\)"):
+            LanguageModel(tiny.model.train(), tiny.tokenizer)
+
+    @pytest.mark.parametrize(
+        ("levels", "expected"),
+        [(["avx2", "avx512_bf16"], torch.bfloat16), (["avx2", "avx512"], torch.float32)],
+    )
+    def test_fast_is_what_the_processor_multiplies(
+        self, levels: list[str], expected: torch.dtype, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        folder = saved(tmp_path / "folder")
+        monkeypatch.setattr(native, "usable_levels", lambda: levels)
+        for dtype, its in (("fast", expected), ("float16", torch.float16)):
+            model = load_model(folder, dtype=dtype).model
+            assert next(model.parameters()).dtype == its
+        with pytest.raises(ValueError, match=r"dtype must be one of.*fast"):
+            load_model(folder, dtype="quick")
+
+    def test_what_cannot_be_loaded_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(OSError, match=r"name must be 'smollm2', a folder.*got '.*/none'"):
+            load_model(tmp_path / "none")
+        with pytest.raises(ValueError, match=r"config.json or one .gguf file"):
+            load_model(tmp_path)
+        with pytest.raises(TypeError, match="name must be a str or a path, got int"):
+            load_model(3)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ImportError, match=r"transformers;.* pip install 'saefast\[lm\]'"):
+            load_model(tmp_path / "none")

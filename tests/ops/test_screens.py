@@ -1,0 +1,65 @@
+"""Who screens: what is measured and chosen, and that the choice changes no bit."""
+
+import pytest
+import torch
+from helpers.strategies import Shape, dtypes, native_products, normal, seeds, shapes
+from helpers.tolerance import assert_same_bits
+from hypothesis import given
+
+import saefast
+from saefast.ops import encode_cpu, screens
+from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
+from saefast.ops.screens import usable_screens
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (7, 128), (1024, 2048)])
+def test_any_size_of_torch_tiles_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    x, weight = normal((40, 33), 0, torch.float32), normal((500, 33), 1, torch.float32)
+    native_code = encode_on_cpu(x, weight, None, None, 9, "exact", Screen("native", "float32"))
+    monkeypatch.setattr(encode_cpu, "_ROWS", rows)
+    monkeypatch.setattr(encode_cpu, "_COLUMNS", columns)
+    tiled = encode_on_cpu(x, weight, None, None, 9, "exact", Screen("torch", "float32"))
+    assert_same_bits(tiled.indices, native_code.indices)
+    assert_same_bits(tiled.values, native_code.values)
+
+
+@given(shape=shapes(), seed=seeds, dtype=dtypes)
+def test_a_packed_weight_gives_the_same_bits(
+    level: str, shape: Shape, seed: int, dtype: torch.dtype
+) -> None:
+    n, d, m, k = shape
+    x, weight = normal((n, d), seed, dtype), normal((m, d), seed + 1, dtype)
+    for screen in (Screen("native", product) for product in native_products()):
+        plain = encode_on_cpu(x, weight, None, None, k, "exact", screen)
+        packed = PackedWeight.of(weight, screen)
+        from_packed = encode_on_cpu(x, weight, None, None, k, "exact", screen, packed)
+        assert_same_bits(from_packed.indices, plain.indices)
+        assert_same_bits(from_packed.values, plain.values)
+
+
+@pytest.mark.parametrize("screen", usable_screens(), ids=str)
+def test_the_environment_chooses_the_screen(
+    monkeypatch: pytest.MonkeyPatch, screen: Screen
+) -> None:
+    monkeypatch.setenv(screens.ENVIRONMENT, str(screen))
+    assert screens.best_screen() == screen
+    monkeypatch.setenv(screens.ENVIRONMENT, "abacus-float8")
+    with pytest.raises(ValueError, match="SAEFAST_SCREEN must be auto or one of"):
+        screens.best_screen()
+
+
+def test_the_fastest_measured_screen_is_chosen() -> None:
+    measured = screens.measure_screens()
+    fastest = min(measured.milliseconds, key=lambda name: measured.milliseconds[name])
+    assert str(measured.best) == fastest
+    assert set(measured.milliseconds) == {str(screen) for screen in usable_screens()}
+    assert saefast.build_info()["screen"]["measured_ms"] == measured.milliseconds
+
+
+def test_torch_tiles_do_not_change_the_users_precision() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    for screen in (s for s in usable_screens() if s.engine == "torch"):
+        encode_on_cpu(torch.randn(3, 8), torch.randn(9, 8), None, None, 2, "exact", screen)
+        assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -1,0 +1,403 @@
+"""threshold_encode against its definition: who is above, exactness at the threshold, room."""
+
+import math
+
+import pytest
+import torch
+from helpers.codes import assert_same_code, at_the_scores, selected
+from helpers.strategies import (
+    FLOATS,
+    Shape,
+    as_laid_out,
+    dtypes,
+    generator,
+    layouts,
+    native_products,
+    normal,
+    seeds,
+    shapes,
+    small_integers,
+    uneven,
+)
+from helpers.tolerance import assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import saefast
+from saefast import reference
+from saefast.ops.cpu import native
+from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
+from saefast.ops.encode_packed import repacked, threshold_packed
+from saefast.ops.screens import usable_screens
+from saefast.ops.threshold_encode import all_above
+
+
+def all_scores(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    precision: str = "exact",
+) -> Tensor:
+    """[n, m] what `topk_encode` says of every latent; bfloat16 is scored in float32."""
+    wide = [t if t is None else t.to(score_dtype(x)) for t in (x, weight, bias, scale)]
+    product = "float32" if precision == "exact" else "bfloat16"
+    screen = Screen("native", product)
+    values, indices = encode_on_cpu(*wide, weight.shape[0], precision, screen)
+    return torch.zeros_like(values).scatter(1, indices, values)
+
+
+def score_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def assert_right(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+) -> None:
+    """Every screen gives what is above the threshold among all exact scores, bit for bit."""
+    scores = all_scores(x, weight, bias, scale)
+    expected = selected(scores, threshold, width, x.dtype)
+    for screen in usable_screens():
+        actual = threshold_on_cpu(x, weight, bias, scale, threshold, width, "exact", screen)
+        assert_same_code(actual, expected)
+
+
+@settings(max_examples=40)
+@given(shape=shapes(), dtype=dtypes, seed=seeds, one_for_all=st.booleans())
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_integers_give_the_reference_bit_for_bit(
+    level: str, shape: Shape, dtype: torch.dtype, seed: int, one_for_all: bool, with_bias: bool
+) -> None:
+    n, d, m, width = shape
+    x, weight = small_integers((n, d), seed, dtype), small_integers((m, d), seed + 1, dtype)
+    bias = small_integers((m,), seed + 2, dtype) if with_bias else None
+    scale = small_integers((m,), seed + 3, dtype) if with_bias else None
+    threshold = small_integers(() if one_for_all else (m,), seed + 4, score_dtype(x)) * d**0.5 // 1
+    expected = reference.threshold_encode(
+        x, weight, bias, threshold=threshold, width=width, scale=scale
+    )
+    for screen in usable_screens():
+        actual = threshold_on_cpu(x, weight, bias, scale, threshold, width, "exact", screen)
+        assert_same_code(actual, expected)
+    public = saefast.threshold_encode(
+        x, weight, bias, threshold=threshold, width=width, scale=scale
+    )
+    assert_same_code(public, expected)
+
+
+@settings(max_examples=40)
+@given(shape=shapes(), dtype=dtypes, seed=seeds)
+@pytest.mark.parametrize("data", [normal, uneven])
+def test_a_threshold_at_a_score_is_not_exceeded_by_it(
+    level: str, shape: Shape, dtype: torch.dtype, seed: int, data: object
+) -> None:
+    n, d, m, width = shape
+    x, weight = data((n, d), seed, dtype), data((m, d), seed + 1, dtype)
+    bias, scale = normal((m,), seed + 2, dtype), normal((m,), seed + 3, dtype)
+    for operands in ((None, None), (bias, None), (bias, scale)):
+        threshold = at_the_scores(all_scores(x, weight, *operands), seed + 4)
+        assert_right(x, weight, *operands, threshold, width)
+
+
+@given(seed=seeds)
+def test_large_biases_that_nearly_cancel_the_threshold(level: str, seed: int) -> None:
+    m = 300
+    x, weight = normal((4, 24), seed, torch.float32), normal((m, 24), seed + 1, torch.float32)
+    bias = 10.0 ** torch.randint(0, 7, (m,), generator=generator(seed)) * normal(
+        (m,), seed + 2, torch.float32
+    )
+    scale = 1 + torch.rand(m, generator=generator(seed + 3))
+    threshold = at_the_scores(all_scores(x, weight, bias, scale), seed + 4)
+    assert_right(x, weight, bias, scale, threshold, 40)
+
+
+@pytest.mark.parametrize("d", [64, 576])
+@pytest.mark.parametrize("loser", ["x", "weight"])
+def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> None:
+    """A column that loses as much to rounding as any can, with the threshold just below its score.
+
+    bfloat16 steps by 2^-7 above 1: below 1 + 2^-8 it rounds down to 1, above it rounds up. Among
+    its neighbours are some that lose nothing and reach the threshold without exceeding it.
+    """
+    rounds_down = torch.full((1, d), 1 + 2.0**-8 - 2.0**-14)
+    rounds_up = torch.full((1, d), 1 + 2.0**-8 + 2.0**-14)
+    ones = torch.ones(1, d)
+    if loser == "weight":
+        x, best = ones, rounds_down
+    else:  # x shrinks where the best column is positive and grows where it is negative
+        signs = ones.clone()
+        signs[:, ::2] = -1
+        x, best = torch.where(signs > 0, rounds_down, rounds_up), signs
+    score = all_scores(x, best)[0, 0]
+    weight = torch.zeros(41, d)
+    weight[40] = best
+    below = torch.nextafter(score, torch.tensor(-torch.inf))
+    bias = below.repeat(41)
+    bias[40] = 0
+    for screen in usable_screens():
+        code = threshold_on_cpu(x, weight, bias, None, below, 3, "exact", screen)
+        assert code.counts.tolist() == [1]
+        assert code.indices.tolist() == [[40, 0, 0]]
+        assert_same_bits(code.values[0], torch.stack([score, score * 0, score * 0]))
+        code = threshold_on_cpu(x, weight, bias, None, score, 3, "exact", screen)
+        assert code.counts.tolist() == [0]
+    rounded = saefast.threshold_encode(x, weight, bias, threshold=below, width=3, precision="bf16")
+    assert rounded.counts.tolist() == [0]
+
+
+@given(seed=seeds)
+def test_scores_that_differ_by_the_order_of_summation_alone(level: str, seed: int) -> None:
+    m, d = 400, 200
+    x = torch.ones(2, d)
+    values = normal((d,), seed, torch.bfloat16).float()
+    orders = torch.rand(m, d, generator=generator(seed)).argsort(dim=1)
+    scores = all_scores(x, values[orders])
+    assert_right(x, values[orders], None, None, scores.median(), 50)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_thresholds_and_biases_of_any_size(level: str, dtype: torch.dtype) -> None:
+    """Next to each other, so that one large number must not spoil the others' bound, nor overflow.
+
+    The first row is zero: there the bound has no width and a score is the bias alone.
+    """
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2**10
+    sizes = [largest, 1e38, 1e36, 1e30, 1e4, 1.0, 1e-30, 1e-40, smallest, 0.0]
+    ends = torch.tensor([*sizes, *(-size for size in sizes)], dtype=dtype)
+    threshold, bias = (t.flatten() for t in torch.meshgrid(ends, ends, indexing="ij"))
+    m = len(bias)
+    x, weight = normal((3, 8), 0, dtype), normal((m, 8), 1, dtype)
+    x[0] = 0
+    for part in (bias.abs() < 1e35, bias.abs() < 1e-20, bias.abs() < torch.inf):
+        shared = (x, weight[part], bias[part], None)
+        assert_right(*shared, threshold[part], 9)
+        for bent in (-torch.inf, torch.inf):
+            near = torch.nextafter(bias[part], torch.tensor(bent, dtype=dtype)).nan_to_num()
+            assert_right(*shared, near, 9)
+
+
+@pytest.mark.parametrize("width", [1, 31, 700])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_all_latents_and_none(level: str, width: int, dtype: torch.dtype) -> None:
+    x, weight = normal((9, 21), 0, dtype), normal((700, 21), 1, dtype)
+    lowest = torch.tensor(torch.finfo(torch.float32).min, dtype=score_dtype(x))
+    for screen in usable_screens():
+        everything = threshold_on_cpu(x, weight, None, None, lowest, width, "exact", screen)
+        top = encode_on_cpu(x, weight, None, None, width, "exact", screen)
+        assert everything.counts.tolist() == [700] * 9
+        assert_same_bits(everything.values, top.values)
+        assert_same_bits(everything.indices, top.indices)
+        for never in (-lowest, lowest + torch.inf):
+            nothing = threshold_on_cpu(x, weight, None, None, never, width, "exact", screen)
+            for part in nothing:
+                assert part.count_nonzero() == 0
+
+
+@given(shape=shapes(), seed=seeds)
+def test_counts_tell_the_truth_beyond_the_room(level: str, shape: Shape, seed: int) -> None:
+    n, d, m, width = shape
+    x, weight = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
+    full = saefast.threshold_encode(x, weight, threshold=0.0, width=m)
+    narrow = saefast.threshold_encode(x, weight, threshold=0.0, width=width)
+    assert_same_bits(narrow.counts, full.counts)
+    assert_same_bits(narrow.values, full.values[:, :width])
+    assert_same_bits(narrow.indices, full.indices[:, :width])
+    assert_same_bits(full.counts, (full.values > 0).sum(1))
+    assert_same_bits(full.counts, (all_scores(x, weight) > 0).sum(1))
+
+
+def test_ties_by_the_thousand(level: str) -> None:
+    m = 5000
+    x, weight = normal((3, 17), 0, torch.float32), normal((1, 17), 1, torch.float32)
+    weight = weight.repeat(m, 1)
+    weight[m - 1] *= 2
+    scores = all_scores(x, weight)
+    for row in range(3):
+        at = scores[row, 0]
+        for threshold in (at, torch.nextafter(at, torch.tensor(-torch.inf))):
+            assert_right(x, weight, None, None, threshold, 7)
+
+
+@given(shape=shapes(), seed=seeds)
+def test_masked_latents_are_never_active(level: str, shape: Shape, seed: int) -> None:
+    n, d, m, width = shape
+    x, weight = small_integers((n, d), seed, torch.float32), torch.ones(m, d)
+    bias = small_integers((m,), seed + 1, torch.float32)
+    threshold = small_integers((m,), seed + 2, torch.float32)
+    bias[torch.rand(m, generator=generator(seed)) < 0.4] = -torch.inf
+    threshold[torch.rand(m, generator=generator(seed + 1)) < 0.4] = torch.inf
+    for scale in (None, -torch.ones(m)):
+        expected = reference.threshold_encode(
+            x, weight, bias, threshold=threshold, width=width, scale=scale
+        )
+        for screen in usable_screens():
+            actual = threshold_on_cpu(x, weight, bias, scale, threshold, width, "exact", screen)
+            assert_same_code(actual, expected)
+        never = (bias == -torch.inf) | (threshold == torch.inf)
+        assert not never[expected.indices[expected.values != 0]].any()
+
+
+def test_scores_that_overflow(level: str) -> None:
+    """Infinity is above every number; NaN, from infinity minus infinity, is above none."""
+    x = torch.full((1, 200), 1e30)
+    weight = torch.zeros(6, 200)
+    weight[3] = 1e30 * (-1.0) ** torch.arange(200)
+    weight[1:3] = 1e30
+    for screen in usable_screens():
+        code = threshold_on_cpu(x, weight, None, None, torch.tensor(5.0), 3, "exact", screen)
+        assert code.counts.tolist() == [2]
+        assert code.indices.tolist() == [[1, 2, 0]]
+        assert code.values.tolist() == [[torch.inf, torch.inf, 0]]
+
+
+@settings(max_examples=30)
+@given(shape=shapes(), seed=seeds, dtype=dtypes)
+def test_bf16_precision_compares_the_values_that_topk_encode_gives(
+    level: str, shape: Shape, seed: int, dtype: torch.dtype
+) -> None:
+    n, d, m, width = shape
+    x, weight = normal((n, d), seed, dtype), normal((m, d), seed + 1, dtype)
+    bias, scale = normal((m,), seed + 2, dtype), normal((m,), seed + 3, dtype)
+    for operands in ((None, None), (bias * 30, None), (bias, scale)):
+        scores = all_scores(x, weight, *operands, precision="bf16")
+        threshold = at_the_scores(scores, seed + 4)
+        expected = selected(scores, threshold, width, dtype)
+        actual = saefast.threshold_encode(
+            x,
+            weight,
+            operands[0],
+            threshold=threshold,
+            width=width,
+            scale=operands[1],
+            precision="bf16",
+        )
+        assert_same_code(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bf16_precision_with_numbers_too_small_for_it(level: str, dtype: torch.dtype) -> None:
+    tiny = torch.tensor([1e-60, 1e-46, 1e-44, 1e-39, 1e-30], dtype=torch.float64)
+    ends = torch.cat([tiny, -tiny, tiny * 0]).to(dtype)
+    threshold, bias = (t.flatten() for t in torch.meshgrid(ends, ends, indexing="ij"))
+    x, weight = torch.zeros(1, 3, dtype=dtype), torch.ones(len(bias), 3, dtype=dtype)
+    scores = all_scores(x, weight, bias, precision="bf16")
+    actual = saefast.threshold_encode(
+        x, weight, bias, threshold=threshold, width=len(bias), precision="bf16"
+    )
+    assert_same_code(actual, selected(scores, threshold, len(bias), dtype))
+
+
+@given(shape=shapes(), seed=seeds, layout=layouts, dtype=dtypes)
+def test_layout_in_memory_changes_nothing(
+    shape: Shape, seed: int, layout: str, dtype: torch.dtype
+) -> None:
+    n, d, m, width = shape
+    x, weight = normal((n, d), seed, dtype), normal((m, d), seed + 1, dtype)
+    threshold = normal((m,), seed + 2, dtype)
+    expected = saefast.threshold_encode(x, weight, threshold=threshold, width=width)
+    actual = saefast.threshold_encode(
+        as_laid_out(x, layout),
+        as_laid_out(weight, layout),
+        threshold=as_laid_out(threshold[:, None], layout)[:, 0],
+        width=width,
+    )
+    assert_same_code(actual, expected)
+
+
+def test_a_number_is_a_threshold_in_the_dtype_of_scores() -> None:
+    for dtype in FLOATS:
+        x, weight = normal((5, 8), 0, dtype), normal((30, 8), 1, dtype)
+        wide = torch.tensor(0.1, dtype=score_dtype(x))
+        expected = saefast.threshold_encode(x, weight, threshold=wide, width=9)
+        for same in (0.1, wide.repeat(30)):
+            actual = saefast.threshold_encode(x, weight, threshold=same, width=9)
+            assert_same_code(actual, expected)
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("n", [1, 5, 200])
+def test_any_number_of_threads_gives_the_same_bits(level: str, n: int, precision: str) -> None:
+    x, weight = normal((n, 70), 0, torch.float32), normal((1500, 70), 1, torch.float32)
+    codes = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        codes.append(
+            saefast.threshold_encode(x, weight, threshold=12.0, width=40, precision=precision)
+        )
+    assert (codes[0].counts > 0).any()
+    for code in codes[1:]:
+        assert_same_code(code, codes[0])
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    x, weight = normal((50, 131), 0, torch.float32), normal((900, 131), 1, torch.float32)
+    before = native.level()
+    codes = []
+    for name in native.usable_levels():
+        native.use_level(name)
+        codes.append(saefast.threshold_encode(x, weight, threshold=15.0, width=200))
+    native.use_level(before)
+    for code in codes[1:]:
+        assert_same_code(code, codes[0])
+
+
+@given(shape=shapes(), seed=seeds, dtype=st.sampled_from([torch.float32, torch.float64]))
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_a_packed_weight_gives_the_same_bits(
+    level: str, shape: Shape, seed: int, dtype: torch.dtype, precision: str
+) -> None:
+    n, d, m, width = shape
+    x, weight = normal((n, d), seed, dtype), normal((m, d), seed + 1, dtype)
+    bias, threshold = normal((m,), seed + 2, dtype), normal((m,), seed + 3, dtype)
+    expected = saefast.threshold_encode(
+        x, weight, bias, threshold=threshold, width=width, precision=precision
+    )
+    for packed in (None, repacked(None, False, x, weight, width, precision)):
+        actual = threshold_packed(x, weight, bias, threshold, width, precision, packed)
+        assert_same_code(actual, expected)
+    for product in native_products() if precision == "exact" else ():
+        screen = Screen("native", product)
+        panels = PackedWeight.of(weight, screen)
+        actual = threshold_on_cpu(
+            x, weight, bias, None, threshold, width, precision, screen, panels
+        )
+        assert_same_code(actual, expected)
+
+
+def test_empty_batch() -> None:
+    code = saefast.threshold_encode(torch.empty(0, 4), torch.randn(6, 4), threshold=0.0, width=3)
+    assert code.values.shape == code.indices.shape == (0, 3)
+    assert code.counts.shape == (0,)
+    assert code.indices.dtype == code.counts.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("width", "latents", "most", "asked", "used"),
+    [
+        (2, 30, math.inf, [2, 12], 6),
+        (2, 10, 6, [2, 10], 6),
+        (40, 30, math.inf, [30], 6),
+        (2, 30, 5, [2], 2),
+    ],
+)
+def test_room_grows_until_all_fit_or_a_row_has_too_many(width, latents, most, asked, used):
+    """Of rows with none and with 6 active latents."""
+    x = torch.tensor([[0.0], [1.0]])
+    weight = torch.arange(6.0 - latents, 6)[:, None] + 0.5
+    widths = []
+
+    def encode(width):
+        widths.append(width)
+        return saefast.threshold_encode(x, weight, threshold=0.1, width=width)
+
+    found = all_above(encode, width, latents, most)
+    assert widths == asked
+    assert found.counts.tolist() == [0, 6]
+    assert found.values.shape == found.indices.shape == (2, used)

@@ -1,0 +1,343 @@
+"""A run and its settings: what is finished is skipped, what is changed is made again."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from helpers.tiny_run import SETTINGS
+
+from saefast import activation_covariance, fit_subspaces, load_sae
+from saefast.cli import COMMANDS
+from saefast.disk.tables import read_json, read_table, write_json, write_table
+from saefast.pipeline import (
+    NAMES,
+    PRESETS,
+    HarvestSettings,
+    Outcome,
+    RunSettings,
+    read_settings,
+    run_pipeline,
+    settings_of,
+)
+from saefast.pipeline.job import Job
+from saefast.pipeline.settings import SOURCES, settings_from
+from saefast.run_folder import FEATURES, STAGES
+from saefast.synthetic.low_rank import LowRankWorld
+from saefast.train.initial import Sample, Scales, begin
+from saefast.train.seed_trainer import Trainee
+
+
+@pytest.fixture
+def run(planted_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(planted_run, tmp_path / "run")
+
+
+def done(outcomes: list[Outcome]) -> list[str]:
+    """The stages that were not finished before."""
+    return [each.stage for each in outcomes if not each.skipped]
+
+
+def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
+    return done(run_pipeline(settings, run, until=until, resume=True, progress=False))
+
+
+def test_a_stage_has_one_name_everywhere() -> None:
+    for name in NAMES:
+        if name != "report":
+            module = import_module(f"saefast.pipeline.stages.{name}")
+            assert getattr(module, name).__module__ == module.__name__
+        assert name == "statistics" or name in COMMANDS
+    kinds = get_type_hints(RunSettings)
+    tables = SOURCES | {name: kinds[name] for name in kinds if name not in ("data", "train")}
+    for name, kind in tables.items():
+        assert kind.__name__ == f"{name.capitalize()}Settings"
+
+
+def test_what_is_finished_is_skipped(run: Path) -> None:
+    settings = settings_of(run)
+    assert settings == settings_from(SETTINGS)
+    assert go_on(run, settings) == ["report"]
+    assert go_on(run, settings) == []
+
+
+def test_a_change_makes_its_stage_and_those_after_it_again(run: Path) -> None:
+    settings = settings_of(run)
+    other = dataclasses.replace(
+        settings, stability=dataclasses.replace(settings.stability, threshold=0.9)
+    )
+    assert go_on(run, other, "subspace") == ["stability", "subspace"]
+    assert go_on(run, other, "subspace") == []
+    # What was made from the old scores counts no more.
+    assert set(read_json(run / STAGES)) == {
+        *("harvest", "train", "statistics", "match", "stability", "subspace")
+    }
+    scores = read_table(run / FEATURES)["score"].to_pylist()
+    assert go_on(run, settings, "stability") == ["stability"]
+    assert read_table(run / FEATURES)["score"].to_pylist() != scores
+
+
+def test_a_missing_file_is_made_again(run: Path) -> None:
+    settings = settings_of(run)
+    before = (run / "stability.json").read_text()
+    (run / "stability.json").unlink()
+    assert go_on(run, settings, "stability") == ["stability"]
+    assert (run / "stability.json").read_text() == before
+
+
+def test_an_interrupted_stage_is_not_finished(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(run)
+    changed = dataclasses.replace(
+        settings, subspace=dataclasses.replace(settings.subspace, draws=4)
+    )
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saefast.pipeline.stages.subspace.write_table", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(run, changed, "subspace")
+    assert go_on(run, changed, "subspace") == ["subspace"]
+
+
+def test_subspaces_have_one_covariance_on_any_number_of_threads(
+    run: Path, torch_threads: None
+) -> None:
+    """The files hold what `fit_subspaces` makes of `activation_covariance`, bit for bit."""
+    settings = settings_of(run)
+    rule, how = settings.stability, settings.subspace
+    job = Job(run, settings, progress=False)
+    rows = [Sample(torch.ones(1, SETTINGS["planted"]["d"]), None), Scales(1.0, 1.0)]
+    found = fit_subspaces(
+        job.dictionaries,
+        job.stability,
+        stable=rule.stable,
+        unstable=rule.unstable,
+        rank=how.rank,
+        covariance=activation_covariance(str(job.train_rows), progress=False),
+        initial=[begin(settings.train, seed, *rows).W_dec.detach() for seed in job.seeds],
+        draws=how.draws,
+        seed=how.seed,
+        progress=False,
+    )
+    for name in ("nulls", "curves"):
+        write_table(run / f"expected-{name}.parquet", found.to_table(name))
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        shutil.rmtree(run / "subspaces")
+        assert go_on(run, settings, "subspace") == ["subspace"]
+        for name in ("nulls", "curves"):
+            written = read_table(run / "subspaces" / f"{name}.parquet")
+            assert written.equals(read_table(run / f"expected-{name}.parquet"))
+
+
+def test_other_settings_of_training_are_refused(run: Path) -> None:
+    settings = settings_of(run)
+    other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, lr=0.5))
+    with pytest.raises(ValueError, match=r"cannot be resumed.*lr"):
+        go_on(run, other, "train")
+    assert settings_of(run) == settings  # what was refused is not what the run was asked for
+    assert go_on(run, settings) == ["report"]
+
+
+def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
+    train = {"latents": 64, "seeds": [0, 1]}
+    settings = settings_from({"store": {"train": str(tmp_path / "nowhere")}, "train": train})
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; activations are a store"):
+        run_pipeline(settings, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:
+    table = read_table(run / FEATURES).to_pydict()
+    latents = SETTINGS["train"]["latents"]
+    assert table["seed"] == [seed for seed in range(4) for _ in range(latents)]
+    assert table["feature"] == [*range(latents)] * 4
+    wanted = {"firing_rate", "mass", "group", "score", "support", "similarity", "partner", "effect"}
+    assert wanted <= set(table)
+    told = read_json(run / "stability.json")
+    for seed, each in enumerate(told["seeds"]):
+        mine = table["group"][seed * latents : (seed + 1) * latents]
+        for name in ("stable", "unstable", "dead"):
+            assert mine.count(name) == each[name]
+    similar = torch.tensor(table["similarity"])
+    hits = (similar >= 0.7).sum(1).double() / 3
+    assert torch.equal(hits, torch.tensor(table["score"], dtype=torch.float64))
+
+
+def test_planted_features_come_back_and_those_in_the_plane_do_not(run: Path) -> None:
+    """What a run finds is what was planted: 24 features of their own, 96 in 8 dimensions."""
+    planted = {
+        key: SETTINGS["planted"][key] for key in ("d", "stable", "rank", "rare", "rare_rate")
+    }
+    world = LowRankWorld.create(**planted)
+    group = read_table(run / FEATURES)["group"].to_pylist()
+    rows = torch.cat([load_sae(run / f"seed-{seed}").W_dec.detach() for seed in range(4)])
+    inside = (rows @ world.plane.T).square().sum(1) > 0.5
+    shares = {}
+    for lies in (False, True):
+        mine = [g for g, i in zip(group, inside.tolist(), strict=True) if i == lies]
+        shares[lies] = mine.count("stable") / (len(mine) - mine.count("dead"))
+    assert shares[False] > 0.8
+    assert shares[True] < 0.5
+    evaluation = read_json(run / "evaluation.json")
+    for each in evaluation["seeds"]:
+        keep = {g["group"]: g["keep"] for g in each["groups"] if g["control"] == ""}
+        assert keep["stable"] > 0.4 > keep["unstable"]
+
+
+def test_pools_are_of_disjoint_seeds_and_one_is_saved(run: Path) -> None:
+    told = read_json(run / "pooling.json")
+    assert told["groups"] == [[0, 1], [2, 3]]
+    pooled = load_sae(run / "pooled")
+    assert pooled.m == told["width"]
+    assert all(math.isfinite(row["explained_variance"]) for row in told["methods"])
+
+
+def test_pooling_goes_on_where_it_was_interrupted(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step of its three trainings is taken twice, and it ends with the same bits."""
+    settings = settings_of(run)
+    files = [run / "pooling.json", run / "pooled" / "sae_weights.safetensors"]
+    whole = [file.read_bytes() for file in files]
+    taken: list[tuple[str, int]] = []
+    interrupted_at: set[int] = set()
+    train = Trainee.train
+
+    def counting(self: Trainee, number: int, batch: Any) -> None:
+        taken.append((self.label, number))
+        if len(taken) in interrupted_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        train(self, number, batch)
+
+    monkeypatch.setattr(Trainee, "train", counting)
+
+    def again(at: set[int], settings: RunSettings = settings) -> int:
+        """From the beginning; how often it was interrupted."""
+        (run / "pooling.json").unlink(missing_ok=True)
+        interrupted_at.clear()
+        interrupted_at.update(at)
+        taken.clear()
+        for interruptions in range(len(at) + 1):
+            try:
+                assert go_on(run, settings, "pool") == ["pool"]
+            except KeyboardInterrupt:
+                continue
+            return interruptions
+        raise AssertionError
+
+    assert again(set()) == 0
+    steps = list(taken)
+    assert {label for label, _ in steps} == {
+        *("seed-0", "seed-1", "pooled-seed-0", "pooled-seed-1", "pruned-seed-0", "pruned-seed-1")
+    }
+    assert [file.read_bytes() for file in files] == whole
+    assert again({5, 20, len(steps) - 30}) == 3
+    assert taken == steps
+    assert [file.read_bytes() for file in files] == whole
+    assert not (run / "unfinished").exists()
+    # What was begun with other settings is not gone on with.
+    other = dataclasses.replace(settings, pool=dataclasses.replace(settings.pool, tokens=900))
+    interrupted_at.add(20)
+    taken.clear()
+    (run / "pooling.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        go_on(run, other, "pool")
+    assert again(set()) == 0
+    assert taken == steps
+    assert not (run / "unfinished" / "pool").exists()
+
+
+def test_two_runs_have_the_same_bits(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    run_pipeline(settings_from(SETTINGS), again, until="evaluate", progress=False)
+    for name in ("stability.json", "evaluation.json"):
+        assert (run / name).read_text() == (again / name).read_text()
+    mine, other = (read_table(place / FEATURES) for place in (run, again))
+    assert mine.equals(other.select(mine.column_names))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_settings_survive_their_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    write_json(file, PRESETS[name].to_dict())
+    assert read_settings(file) == PRESETS[name]
+
+
+def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[harvest]\nmodel = "smollm2"\n[train]\nlatents = 64\nlr = 1\nseeds = [3, 4]\n'
+        "[train.auxk]\ndead_after = 10\n"
+    )
+    (tmp_path / "a.yaml").write_text(
+        "harvest: {model: smollm2}\ntrain:\n  latents: 64\n  lr: 1\n  seeds: [3, 4]\n"
+        "  auxk: {dead_after: 10}\n"
+    )
+    pytest.importorskip("yaml")
+    a, b = (read_settings(tmp_path / f"a.{kind}") for kind in ("toml", "yaml"))
+    assert a == b
+    assert a.data == HarvestSettings()
+    assert a.train.lr == 1.0
+    assert a.train.seeds == (3, 4)
+    assert a.train.auxk is not None
+    assert a.train.auxk.dead_after == 10
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "said"),
+    [
+        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store]"),
+        ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
+        ({"planted": {}}, ValueError, "a table [train]"),
+        ({"planted": {}, "train": {}}, ValueError, "train must have latents"),
+        ({"planted": {}, "train": {"latent": 4}}, ValueError, "did you mean latents?"),
+        ({"planted": {}, "train": {"latents": "4"}}, TypeError, "train.latents must be of type"),
+        ({"planted": {}, "train": {"latents": True}}, TypeError, "train.latents must be of type"),
+        ({"planted": {}, "train": {"latents": 4, "k": 9}}, ValueError, "k must be at most"),
+        ({"planted": 3, "train": {"latents": 4}}, TypeError, "planted must be a table"),
+        ({"planted": {}, "trian": {}}, ValueError, "did you mean train, trainer or trained?"),
+        (
+            {"planted": {}, "train": {"latents": 64}, "stability": {"threshold": "no"}},
+            TypeError,
+            "stability.threshold",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    told: dict, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(told))
+    with pytest.raises(error) as raised:
+        read_settings(file)
+    assert said in str(raised.value)
+    assert str(file) in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train")
+    with pytest.raises(ValueError, match=r"broken\.toml cannot be read"):
+        read_settings(broken)
+    other = tmp_path / "settings.ini"
+    other.write_text("")
+    with pytest.raises(ValueError, match="must end in"):
+        read_settings(other)
+
+
+def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1]})
+    assert read_json(tmp_path / "x.json") == {"a": None, "b": [None, 1]}
+    assert read_json(tmp_path / "nothing.json") is None
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_json(tmp_path / "x.json")

@@ -1,0 +1,176 @@
+"""Findings say what the numbers say, also where they disagree with what was published."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.report_page import page_of
+from helpers.tiny_run import with_language_model
+
+from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_rows
+from saefast.report import findings_of
+from saefast.report.findings.finding import AGREES, DISAGREES
+from saefast.run_folder import EVALUATION, FEATURES, POOLING, STABILITY, SUBSPACES
+
+
+@pytest.fixture
+def run(planted_run: Path, tmp_path: Path) -> Path:
+    """One that has all there can be."""
+    return with_language_model(planted_run, tmp_path / planted_run.name)
+
+
+def finding(run: Path, topic: str, number: int = 0) -> tuple[str, str]:
+    found = [each for each in findings_of(run) if each.topic == topic]
+    return found[number].text, found[number].verdict
+
+
+def test_shares_of_stable_features_are_those_of_the_table(run: Path) -> None:
+    rows = [row for row in read_table(run / FEATURES).to_pylist() if row["alive"]]
+    stable = sum(row["group"] == "stable" for row in rows) / len(rows)
+    unstable = sum(row["group"] == "unstable" for row in rows) / len(rows)
+    text, _ = finding(run, "Stability")
+    shown = [int(value) / 100 for value in re.findall(r"(\d+) %", text)]
+    assert shown[0] == pytest.approx(stable, abs=0.0051)
+    assert unstable == pytest.approx(
+        float(re.search(r"([\d.]+) % unstable", text)[1]) / 100,
+        abs=0.0051,  # type: ignore[index]
+    )
+    mean = np.mean([row["score"] for row in rows])
+    assert f"the mean score is {mean:.2f}" in text
+
+
+def set_groups(run: Path, **keep: float) -> None:
+    """Say that groups explain so much, each with its random sets of equal mass at 0.3 ± 0.01."""
+    evaluation = read_json(run / EVALUATION)
+    for each in evaluation["seeds"]:
+        for line in each["groups"]:
+            line["features"] = 5.0
+            if line["control"] == "mass":
+                line["keep"], line["keep_std"] = 0.3, 0.01
+            elif line["control"] == "":
+                line["keep"] = keep[line["group"]]
+    write_json(run / EVALUATION, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("keep", "verdicts", "words"),
+    [
+        ({"stable": 0.6, "unstable": 0.1}, [AGREES, AGREES, AGREES], ["more than", "less than"]),
+        ({"stable": 0.2, "unstable": 0.5}, [DISAGREES] * 3, ["less than", "more than"]),
+        (
+            {"stable": 0.31, "unstable": 0.29},
+            [AGREES, DISAGREES, DISAGREES],
+            ["no different from", "no different from"],
+        ),
+    ],
+)
+def test_the_verdict_is_what_the_numbers_say(
+    run: Path, keep: dict[str, float], verdicts: list[str], words: list[str]
+) -> None:
+    """Also where stable features are worth no more than random ones."""
+    set_groups(run, **keep)
+    text, verdict = finding(run, "Worth")
+    controls = [finding(run, "Controls", number) for number in (0, 1)]
+    assert [verdict, *(each[1] for each in controls)] == verdicts
+    assert f"stable features alone {keep['stable']:.3f}" in text
+    for (said, _), word in zip(controls, words, strict=True):
+        assert f"{word} random features with" in said
+
+
+def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
+    table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
+
+    def say(group: str, null: str, high: float) -> None:
+        for row in table:
+            if (row["group"], row["statistic"]) == (group, "overlap"):
+                row["value"] = 0.8
+                if row["null"] == null:
+                    row["mean"], row["high"] = high - 0.1, None if null == "haar" else high
+
+    for null in ("haar", "covariance", "subset"):
+        say("unstable", null, 0.5)
+    write_rows(run / SUBSPACES / "nulls.parquet", table)
+    assert finding(run, "Planes")[1] == AGREES
+    assert "overlap by 0.80" in finding(run, "Planes")[0]
+    say("unstable", "subset", 0.9)
+    write_rows(run / SUBSPACES / "nulls.parquet", table)
+    text, verdict = finding(run, "Planes")
+    assert verdict == "in part as published"
+    assert "not beyond as many random features" in text
+    for null in ("haar", "covariance"):
+        say("unstable", null, 0.95)
+    write_rows(run / SUBSPACES / "nulls.parquet", table)
+    assert finding(run, "Planes")[1] == DISAGREES
+
+
+def test_pooling_that_does_not_beat_its_controls_is_said_to(run: Path) -> None:
+    told = read_json(run / POOLING)
+    assert {row["method"] for row in told["methods"]} == {"pooled", "pruned", "scratch", "single"}
+    told["beaten"] = {"pruned": False, "scratch": True, "single": True}
+    write_json(run / POOLING, told)
+    text, verdict = finding(run, "Pooling")
+    assert text.startswith("Pooling does not beat pruned.")
+    assert verdict == DISAGREES
+    told["beaten"]["pruned"] = True
+    write_json(run / POOLING, told)
+    assert finding(run, "Pooling")[1] == AGREES
+    pooled = next(row for row in told["methods"] if row["method"] == "pooled")
+    assert f"{pooled['equal_explained_variance']:.3f}" in finding(run, "Pooling")[0]
+
+
+def test_what_the_language_model_loses_is_said(run: Path) -> None:
+    text, verdict = finding(run, "Language model")
+    assert "costs the model 2.50 nats, 3.00 with the reconstruction, 3.50 from stable" in text
+    assert "7.25 from unstable" in text
+    assert verdict == AGREES
+
+
+@pytest.mark.parametrize(
+    ("unstable", "verdict"), [(0.9, AGREES), (0.71, ""), (0.69, ""), (0.5, DISAGREES)]
+)
+def test_medians_that_hardly_differ_are_no_verdict(
+    run: Path, unstable: float, verdict: str
+) -> None:
+    groups = read_table(run / FEATURES)["group"].to_pylist()
+    aurocs = [unstable if group == "unstable" else 0.7 for group in groups]
+    add_columns(run / FEATURES, {"token_auroc": aurocs})
+    assert finding(run, "Surface form")[1] == verdict
+
+
+def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
+    evaluation = read_json(run / EVALUATION)
+    for value, said, verdict in (
+        (-1.0, "worth less", AGREES),
+        (1.0, "worth more", DISAGREES),
+        (0.1, "as far as is known", ""),
+    ):
+        evaluation["regression"] = {
+            "coefficient": {"group": value},
+            "standard_error": {"group": 0.2},
+            "features": 100,
+        }
+        write_json(run / EVALUATION, evaluation)
+        text, given = finding(run, "At equal frequency")
+        assert said in text
+        assert given == verdict
+
+
+def test_no_group_at_all_is_no_error(run: Path) -> None:
+    """A threshold that nothing reaches: all features are unstable, none is stable."""
+    table = read_table(run / FEATURES)
+    alive = table["alive"].to_pylist()
+    group = ["unstable" if lives else "dead" for lives in alive]
+    add_columns(run / FEATURES, {"group": group})
+    told = read_json(run / STABILITY)
+    for each in told["seeds"]:
+        each["stable"], each["unstable"] = 0, each["alive"]
+    write_json(run / STABILITY, told)
+    evaluation = read_json(run / EVALUATION)
+    for each in evaluation["seeds"]:
+        for line in each["groups"]:
+            if line["group"] == "stable":
+                line["features"] = 0.0
+    write_json(run / EVALUATION, evaluation)
+    assert "No feature is stable" in finding(run, "Worth")[0]
+    assert "fig-keep-drop" in page_of(run).ids

@@ -1,0 +1,230 @@
+"""Checkpoints of a GPU are written beside the training: of one step, one at a time, or told."""
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.simulated_streams import COPIES, MAIN, SimulatedDevice
+from helpers.tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast.train.checkpoint import RunFile
+from saefast.train.checkpoint_writer import CheckpointWriter
+
+LABELS = ("seed-0", "seed-1")
+
+
+def run_in(out: Path) -> RunFile:
+    run = RunFile(out, {"checkpoint": 0, "configs": [], "data": {}, "finished": False})
+    run.write()
+    return run
+
+
+class Training:
+    """Two SAEs on a simulated device, whose state a step changes."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        with device.main():
+            self.states = {
+                label: {
+                    "weight": device.on_device((3, 2), torch.float32).fill_(number),
+                    "fired": device.on_device((3,), torch.int64).fill_(number),
+                }
+                for number, label in enumerate(LABELS)
+            }
+
+    def step(self) -> None:
+        for state in self.states.values():
+            for tensor in state.values():
+                tensor.add_(10)
+
+
+def written(out: Path, step: int) -> dict[str, dict[str, Tensor]]:
+    run = RunFile.read(out)
+    assert run is not None
+    assert run.step == step
+    return {label: run.load(label) for label in LABELS}
+
+
+def assert_state_of(out: Path, step: int) -> None:
+    for number, state in enumerate(written(out, step).values()):
+        assert_same_bits(state["weight"], torch.full((3, 2), 10.0 * step + number))
+        assert_same_bits(state["fired"], torch.full((3,), 10 * step + number))
+
+
+class Gate:
+    """Holds `RunFile.save` back until it is opened."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.opened, self.reached = threading.Event(), threading.Event()
+        self.threads: list[threading.Thread] = []
+        save = RunFile.save
+
+        def waiting(run: RunFile, step: int, states: Any) -> None:
+            self.threads.append(threading.current_thread())
+            self.reached.set()
+            assert self.opened.wait(30)
+            if error is not None:
+                raise error
+            save(run, step, states)
+
+        patch.setattr(RunFile, "save", waiting)
+
+
+@pytest.mark.parametrize("ahead", [[], [MAIN] * 30, [COPIES] * 30])
+def test_a_checkpoint_holds_the_state_of_its_step(ahead: list[str], tmp_path: Path) -> None:
+    device = SimulatedDevice()
+    training = Training(device)
+    with device.main(), CheckpointWriter(run_in(tmp_path), device) as writer:
+        for step in range(1, 4):
+            training.step()
+            writer.save(step, training.states)
+        training.step()
+        for stream in ahead:
+            device.go_on(stream)
+    assert_state_of(tmp_path, 3)
+
+
+def test_the_training_goes_on_while_files_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    device = SimulatedDevice()
+    training = Training(device)
+    with device.main(), CheckpointWriter(run_in(tmp_path), device) as writer:
+        training.step()
+        writer.save(1, training.states)
+        assert gate.reached.wait(30)
+        for _ in range(5):
+            training.step()
+            writer.check()
+        device.finish()
+        gate.opened.set()
+    assert_state_of(tmp_path, 1)
+    assert gate.threads[0] is not threading.current_thread()
+    assert not gate.threads[0].is_alive()
+
+
+def test_one_checkpoint_waits_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    device = SimulatedDevice()
+    training = Training(device)
+    with CheckpointWriter(run_in(tmp_path), device) as writer:
+        with device.main():
+            training.step()
+            writer.save(1, training.states)
+        assert gate.reached.wait(30)
+
+        def second() -> None:
+            with device.main():
+                training.step()
+                writer.save(2, training.states)
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        gate.opened.set()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert_state_of(tmp_path, 2)
+
+
+def test_pinned_memory_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimulatedDevice()
+    training = Training(device)
+    asked = []
+    pinned = device.pinned
+    monkeypatch.setattr(device, "pinned", lambda *kind: asked.append(kind) or pinned(*kind))
+    with device.main(), CheckpointWriter(run_in(tmp_path), device) as writer:
+        for step in range(1, 4):
+            training.step()
+            writer.save(step, training.states)
+    assert len(asked) == 4
+    assert_state_of(tmp_path, 3)
+
+
+FULL = OSError(errno.ENOSPC, "could not be written: No space left", "a file")
+TOLD = r"checkpoint of step 1 could not be written: No space.*that of step 0 is intact"
+
+
+@pytest.mark.parametrize("how", ["check", "save", "wait", "exit"])
+def test_an_error_is_raised_at_the_next_occasion(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, FULL)
+    device = SimulatedDevice()
+    training = Training(device)
+    writer = CheckpointWriter(run_in(tmp_path), device)
+    with device.main():
+        training.step()
+        writer.save(1, training.states)
+        writer.check()  # it is still being written
+        gate.opened.set()
+        gate.reached.wait(30)
+        gate.threads[0].join(30)
+        occasion = {
+            "check": writer.check,
+            "save": lambda: writer.save(2, training.states),
+            "wait": writer.wait,
+            "exit": lambda: writer.__exit__(None, None, None),
+        }[how]
+        with pytest.raises(OSError, match=TOLD):
+            occasion()
+    writer.wait()  # the error is raised once
+
+
+def test_an_error_of_the_training_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, FULL)
+    device = SimulatedDevice()
+    training = Training(device)
+
+    def broken() -> None:
+        with device.main(), CheckpointWriter(run_in(tmp_path), device) as writer:
+            writer.save(1, training.states)
+            threading.Timer(0.05, gate.opened.set).start()
+            raise KeyError("of the training")
+
+    with pytest.raises(KeyError, match="of the training") as caught:
+        broken()
+    assert not gate.threads[0].is_alive()
+    (note,) = caught.value.__notes__
+    assert "besides, " in note
+    assert "No space left" in note
+
+
+def test_without_room_for_a_copy_it_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    gate.opened.set()
+    device = SimulatedDevice()
+
+    def none_left(*_: object) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(device, "pinned", none_left)
+    states = {label: {"weight": torch.zeros(2)} for label in LABELS}
+    with CheckpointWriter(run_in(tmp_path), device) as writer:
+        writer.save(1, states)
+        assert_same_bits(written(tmp_path, 1)["seed-1"]["weight"], torch.zeros(2))
+    assert gate.threads == [threading.current_thread()]
+
+
+def test_on_the_cpu_it_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    gate.opened.set()
+    states = {label: {"weight": torch.zeros(2)} for label in LABELS}
+    with CheckpointWriter(run_in(tmp_path), None) as writer:
+        writer.save(1, states)
+        for state in states.values():
+            state["weight"] += 1
+    assert_same_bits(written(tmp_path, 1)["seed-1"]["weight"], torch.zeros(2))
+    assert gate.threads == [threading.current_thread()]

@@ -1,0 +1,473 @@
+"""What each variant is trained for: the fused gradients against autograd on dense products."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers.planted_batches import batches
+from helpers.small_objectives import MADE, Dense, make
+from helpers.tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
+from saefast.ops import batch_topk
+from saefast.train.objectives import (
+    ALWAYS,
+    SPARSITY,
+    Current,
+    Custom,
+    JumpReLU,
+    TopK,
+    usual_objective,
+)
+from saefast.train.objectives.batchtopk import group_ends, largest_of_batch
+from saefast.train.objectives.dense import scores_of
+from saefast.train.packed_encoder import PackedEncoder
+
+
+def both(name: str, steps: int = 12, d_out: int | None = None, **settings: Any) -> list[Any]:
+    """The same training on the fused path and by autograd, on rows of two sizes."""
+    data = batches(steps, 40, 16, torch.float64)
+    data = [x if number % 2 else x / 10 for number, x in enumerate(data)]
+    targets = [x @ MIX[:, :d_out] if d_out else None for x in data]
+    results = []
+    for dense in (False, True):
+        sae, objective = make(name, d_out)
+        step = FusedStep(
+            sae, lr=3e-3, objective=Dense(objective) if dense else objective, **settings
+        )
+        step._dense.fill_(dense)
+        step.now = Current(5, pressure=0.7)
+        seen = []
+        for x, target in zip(data, targets, strict=True):
+            result = step(x, target)
+            assert result.path == ("autograd" if dense else "fused")
+            step._dense.fill_(dense)
+            seen.append((result.loss, result.squares, result.fired, result.auxk))
+        results.append((step, seen))
+    return results
+
+
+MIX = torch.randn(16, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+@pytest.mark.parametrize("name", MADE)
+def test_the_fused_path_trains_what_autograd_trains(name: str, unit_norm: bool) -> None:
+    penalties = Penalty("encoder", "fro", 0.01), Penalty("decoder", "fro_squared", 0.01)
+    rules = Rules(unit_norm=unit_norm, clip=2.0, penalties=penalties)
+    (fused, seen), (dense, expected) = both(name, rules=rules)
+    for (loss, squares, fired, _), (loss_, squares_, fired_, _) in zip(seen, expected, strict=True):
+        assert float(loss) == pytest.approx(float(loss_), rel=1e-8)
+        assert float(squares) == pytest.approx(float(squares_), rel=1e-8)
+        assert_same_bits(fired, fired_)
+    assert (seen[-1][2] > 0).sum() > 5
+    for key, parameter in dense.sae.named_parameters():
+        actual = dict(fused.sae.named_parameters())[key]
+        torch.testing.assert_close(actual, parameter, rtol=1e-6, atol=1e-9, check_stride=False)
+        assert not torch.equal(actual, dict(make(name)[0].named_parameters())[key])
+
+
+@pytest.mark.parametrize("name", ["topk", "matryoshka"])
+def test_dead_latents_learn_on_both_paths(name: str) -> None:
+    auxk = AuxK(k=4, dead_after=100)
+    (fused, seen), (dense, expected) = both(name, rules=Rules(), auxk=auxk)
+    assert any(float(auxk_) > 0 for *_, auxk_ in seen)
+    for (*_, mine), (*_, theirs) in zip(seen, expected, strict=True):
+        assert float(mine) == pytest.approx(float(theirs), rel=1e-7)
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("name", ["topk", "matryoshka", "relu"])
+@pytest.mark.parametrize("d_out", [9, 16, 24])
+def test_transcoders_train_on_both_paths(name: str, d_out: int) -> None:
+    (fused, _), (dense, _) = both(name, d_out=d_out)
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_a_side_is_frozen_on_both_paths(side: str) -> None:
+    (fused, _), (dense, _) = both("topk", rules=Rules(frozen=side, clip=2.0))
+    for key, parameter in dense.sae.named_parameters():
+        torch.testing.assert_close(
+            dict(fused.sae.named_parameters())[key], parameter, rtol=1e-6, atol=1e-8
+        )
+    start = make("topk")[0]
+    start.W_dec.data /= start.W_dec.data.norm(dim=1, keepdim=True)
+    key, other = ("W_enc", "W_dec") if side == "encoder" else ("W_dec", "W_enc")
+    torch.testing.assert_close(getattr(dense.sae, key), getattr(start, key), rtol=0, atol=1e-15)
+    assert not torch.equal(getattr(dense.sae, other), getattr(start, other))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"])
+def test_ties_are_decided_alike_on_both_paths(name: str) -> None:
+    """Whole numbers: equal scores, scores on thresholds, and half a bandwidth away from them."""
+    random = torch.Generator().manual_seed(0)
+    sae = SAE(6, 30, variant=MADE[name][0], k=5, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            whole = torch.randint(-2, 3, parameter.shape, generator=random)
+            parameter.copy_(whole)
+        if name == "jumprelu":
+            sae.jump_threshold.abs_()
+    x = torch.randint(-2, 3, (40, 6), generator=random).double()
+    results = []
+    for dense in (False, True):
+        mine = copy.deepcopy(sae)
+        objective = JumpReLU(2.0, 2.0) if name == "jumprelu" else MADE[name][1](mine)
+        rules = Rules(unit_norm=False, betas=(0.0, 0.999))
+        step = FusedStep(
+            mine, lr=0.0, objective=Dense(objective) if dense else objective, rules=rules
+        )
+        step._dense.fill_(dense)
+        result = step(x)
+        assert result.path == ("autograd" if dense else "fused")
+        gradients = [first for first, _ in step.adam.moments.values()]
+        results.append([result.loss, result.fired, *gradients])
+    for actual, expected in zip(*results, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(actual, expected, check_stride=False)
+
+
+def test_a_loss_of_ones_own_trains_the_same_model() -> None:
+    def loss(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        return (sae(x) - target).square().sum(1).mean()
+
+    results = []
+    for objective in (TopK(), Custom(loss)):
+        sae, _ = make("topk")
+        step = FusedStep(sae, lr=3e-3, objective=objective)
+        seen = [step(x) for x in batches(12, 40, 16, torch.float64)]
+        results.append((sae, seen))
+    (fused, mine), (own, theirs) = results
+    assert [r.path for r in theirs] == ["autograd"] * 12
+    for a, b in zip(mine, theirs, strict=True):
+        assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-8)
+        assert float(a.squares) == pytest.approx(float(b.squares), rel=1e-8)
+        assert_same_bits(a.fired, b.fired)
+    for actual, expected in zip(fused.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu"])
+def test_dense_codes_take_the_dense_path_and_sparse_ones_leave_it(name: str) -> None:
+    sae, objective = make(name, dtype=torch.float32)
+    step = FusedStep(sae, lr=1e-3, objective=objective)
+    x = batches(1, 64, 16, torch.float32)[0]
+    with torch.no_grad():
+        sae.b_enc.fill_(2.0)
+        assert [step(x).path for _ in range(3)] == ["autograd"] * 3
+        sae.b_enc.fill_(-3.0)
+        assert [step(x).path for _ in range(3)] == ["autograd", "fused", "fused"]
+        sae.b_enc.fill_(2.0)
+        assert [step(x).path for _ in range(2)] == ["fused", "autograd"]
+
+
+@pytest.mark.parametrize("name", [*MADE, "tethered"])
+def test_a_step_goes_on_from_the_state_of_another(name: str) -> None:
+    rules = Rules(tether=0.99) if name == "tethered" else Rules(clip=1.0)
+    auxk = AuxK(k=4, dead_after=200)
+    states = []
+    for seed in (1, 2):
+        sae, objective = make("topk" if name == "tethered" else name, dtype=torch.float32)
+        with torch.no_grad():
+            sae.W_dec.mul_(seed).add_(seed - 1)
+        step = FusedStep(sae, lr=1e-2, objective=objective, rules=rules, auxk=auxk)
+        if states:
+            step.restore(states[0])
+        for x in DATA[10:] if states else DATA:
+            if len(states) == 0 and x is DATA[10]:
+                states.append({key: value.clone() for key, value in step.state.items()})
+            step(x)
+        states.append(step.state)
+    assert states[1].keys() == states[2].keys()
+    for key, value in states[1].items():
+        assert_same_bits(states[2][key], value)
+    with pytest.raises(ValueError, match=r"state must hold W_dec.*, got W_dec$"):
+        step.restore({"W_dec": sae.W_dec})
+    with pytest.raises(ValueError, match="idle must have shape"):
+        step.restore({**step.state, "idle": step.idle[1:]})
+    with pytest.raises(TypeError, match="idle must be int64"):
+        step.restore({**step.state, "idle": step.idle.int()})
+
+
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("name", MADE)
+def test_the_fused_path_gives_the_same_bits_for_any_number_of_threads(name: str) -> None:
+    data = batches(5, 200, 16, torch.float32)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        sae, objective = make(name, dtype=torch.float32)
+        step = FusedStep(sae, lr=1e-3, objective=objective, rules=Rules(clip=1.0))
+        for x in data:
+            step._dense.fill_(False)
+            step(x)
+        results.append(step.state)
+    for result in results[1:]:
+        for key, value in results[0].items():
+            assert_same_bits(result[key], value)
+
+
+def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
+    """After many batches the SAE keeps k per row on average without knowing the batch."""
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, objective=objective)
+    for _ in range(3):
+        for x in DATA:
+            step(x)
+    code = sae.encode(torch.cat(DATA))
+    assert (code.values > 0).sum(1).float().mean() == pytest.approx(5, rel=0.05)
+    before = float(sae.threshold)
+    with torch.no_grad():  # it follows what is trained
+        sae.W_enc *= 2
+        sae.b_enc *= 2
+    for _ in range(3):
+        for x in DATA:
+            step(x)
+    assert float(sae.threshold) == pytest.approx(2 * before, rel=0.01)
+
+
+def test_the_threshold_of_batchtopk_is_a_running_mean() -> None:
+    """At first of a tenth of the steps so far, in the end of the last thousand."""
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, objective=objective)
+    small, large = DATA[0], 4 * DATA[1]
+
+    def smallest(x: Tensor) -> float:
+        with torch.no_grad():
+            kept = largest_of_batch(scores_of(sae, x), 5)
+            return float(kept[kept > 0].min())
+
+    low, high = smallest(small), smallest(large)
+    assert high > 2 * low
+    for x in (small, large):
+        step(x)
+        assert float(sae.threshold) == pytest.approx(smallest(x), rel=1e-4)
+    for x in (small, large) * 100:
+        step(x)
+    assert float(sae.threshold) == pytest.approx((low + high) / 2, rel=0.05)
+    step.restore({**step.state, "objective.thresholds_seen": torch.tensor(1e6).double()})
+    before = float(sae.threshold)
+    step(large)
+    assert float(sae.threshold) == pytest.approx(before + 0.001 * (high - before), rel=1e-5)
+
+
+def test_steps_of_batchtopk_guess_so_well_that_one_encode_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    for name in ("threshold_packed", "encode_packed"):
+        function = getattr(batch_topk, name)
+        monkeypatch.setattr(
+            batch_topk, name, lambda *a, f=function, name=name: (calls.append(name), f(*a))[1]
+        )
+    sae, objective = make("batchtopk", dtype=torch.float32)
+    step = FusedStep(sae, lr=1e-3, objective=objective)
+    for number, x in enumerate(DATA):
+        step(x)
+        if number == 0:
+            calls.clear()
+    assert calls == ["threshold_packed"] * (len(DATA) - 1)
+
+
+DATA = batches(30, 100, 16, torch.float32)
+
+
+def test_a_row_of_ones_own_is_encoded_alone() -> None:
+    """In inference a row's code does not depend on the rows beside it."""
+    for name in ("batchtopk", "matryoshka", "relu", "jumprelu"):
+        sae, _ = make(name, dtype=torch.float32)
+        together = sae.encode(DATA[0]).to_dense(96)
+        alone = torch.cat([sae.encode(row[None]).to_dense(96) for row in DATA[0]])
+        assert_same_bits(together, alone)
+
+
+def test_gates_decide_and_magnitudes_count() -> None:
+    sae = SAE(6, 10, variant="gated", k=2, seed=0)
+    with torch.no_grad():
+        sae.r_mag.copy_(torch.linspace(-1, 1, 10))
+        sae.b_mag.copy_(torch.linspace(-0.5, 0.5, 10))
+        sae.b_enc.copy_(torch.linspace(0.3, -0.3, 10))
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    product = x @ sae.W_enc.T
+    expected = torch.where(
+        product + sae.b_enc > 0, (product * sae.r_mag.exp() + sae.b_mag).relu(), 0.0
+    )
+    torch.testing.assert_close(sae.encode(x).to_dense(10), expected, rtol=1e-5, atol=1e-6)
+    objective = usual_objective(sae)
+    loss = objective.loss(sae, x, x, Current(2))
+    torch.testing.assert_close(loss.error, x - (expected @ sae.W_dec + sae.b_dec))
+    step = FusedStep(sae, lr=1e-2)
+    losses = [float(step(x).loss) for _ in range(100)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_loss_of_gates_is_the_papers() -> None:
+    """Its penalty and its second reconstruction are of the gates alone, whatever magnitudes are."""
+    sae = SAE(6, 10, variant="gated", k=2, seed=0, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+        for parameter in (sae.W_enc, sae.b_enc, sae.b_dec):
+            parameter.mul_(2).round_()  # so that gates of zero occur
+    x, target = (torch.randn(20, 6, generator=random, dtype=torch.float64) for _ in range(2))
+    x.round_()
+    gates = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    assert (gates == 0).any()
+    product = (x - sae.b_dec) @ sae.W_enc.T
+    acts = (product * sae.r_mag.exp() + sae.b_mag).relu() * (gates > 0)
+    held = gates.relu() @ sae.W_dec.detach() + sae.b_dec.detach()
+    expected = (
+        (acts @ sae.W_dec + sae.b_dec - target).square().sum(1)
+        + 0.7 * 0.5 * (gates.relu() * sae.W_dec.norm(dim=1)).sum(1)
+        + (held - target).square().sum(1)
+    ).mean()
+    loss = usual_objective(sae, sparsity=0.7).loss(sae, x, target, Current(2, pressure=0.5))
+    torch.testing.assert_close(loss.value, expected)
+    parameters = list(sae.parameters())
+    gradients = (torch.autograd.grad(value, parameters) for value in (loss.value, expected))
+    for actual, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu", "gated"])
+def test_sparsity_weighs_the_penalty(name: str) -> None:
+    sae = SAE(16, 96, variant=name, k=5, seed=1)
+    x = DATA[0]
+
+    def value(sparsity: float | None, pressure: float = 1.0) -> float:
+        objective = usual_objective(sae, sparsity=sparsity)
+        return objective.loss(sae, x, x, Current(5, pressure)).value.item()
+
+    penalty = value(1.0) - value(0.0)
+    assert penalty > 0.1
+    assert value(2.0) - value(0.0) == pytest.approx(2 * penalty, rel=1e-3)
+    assert value(2.0, 0.5) == pytest.approx(value(1.0), rel=1e-4)
+    assert value(None) == pytest.approx(value(SPARSITY[name]))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"])
+def test_every_variant_learns(name: str) -> None:
+    sae = SAE(16, 96, variant=name, k=4, seed=0)
+    step = FusedStep(sae, lr=5e-3, objective=usual_objective(sae, sparsity=0.1))
+    losses = [float(step(x).squares) for x in DATA * 3]
+    assert losses[-1] < 0.6 * losses[0]
+    assert usual_objective(sae).fused in (ALWAYS, "when sparse", "never")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_thresholds_of_jumprelu_end_at_zero(fused: bool) -> None:
+    """Below it they would let through activations that are negative."""
+    sae = SAE(16, 96, variant="jumprelu", k=90, seed=0)
+    objective = JumpReLU(1000.0, 0.5)  # more and more latents are wanted
+    step = FusedStep(sae, lr=1e-2, objective=objective if fused else Dense(objective))
+    for x in DATA:
+        step._dense.fill_(not fused)
+        step(x)
+        assert sae.jump_threshold.min() >= 0
+    assert (sae.jump_threshold == 0).sum() > 10
+
+
+def test_groups_end_with_all() -> None:
+    assert group_ends(100, (0.25, 0.25)).tolist() == [25, 50, 100]
+    assert group_ends(100, (0.5, 0.5)).tolist() == [50, 100]
+    assert group_ends(3, (0.001, 0.9, 0.9)).tolist() == [1, 3]
+    assert group_ends(7, ()).tolist() == [7]
+
+
+def test_the_encoder_is_packed_again_after_autograd() -> None:
+    sae, objective = make("relu", dtype=torch.float32)
+    encoder = PackedEncoder(sae, "exact")
+    zero = sae.b_enc.new_zeros(())
+    encoder.above(DATA[0], zero, 96)
+    with torch.no_grad():
+        sae.W_enc.mul_(2.0)
+    again = encoder.above(DATA[0], zero, 96)
+    fresh = PackedEncoder(sae, "exact").above(DATA[0], zero, 96)
+    assert_same_bits(again.values, fresh.values)
+    assert objective.fused == "when sparse"
+
+
+def test_dead_latents_train_their_encoder_too() -> None:
+    """A trainer is known whose AuxK never reaches the encoder."""
+    sae = SAE(16, 96, k=4, seed=0)
+    with torch.no_grad():
+        sae.b_enc[40:] = -100.0  # dead for good, but for AuxK
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    step = FusedStep(sae, lr=1e-3, auxk=AuxK(k=8, dead_after=150, signed=True, capacity=56))
+    seen = [step(x) for x in DATA[:1]]
+    assert torch.equal(sae.W_enc[40:], before["W_enc"][40:])
+    seen += [step(x) for x in DATA[1:6]]
+    assert float(seen[-1].auxk) > 0
+    assert (seen[-1].fired[40:] == 0).all()
+    for name in ("W_enc", "b_enc", "W_dec"):
+        moved = (getattr(sae, name)[40:] - before[name][40:]).abs()
+        assert (moved > 0).double().mean() > 0.9, name
+
+
+@pytest.mark.parametrize("auxk", [None, AuxK(k=4, dead_after=10_000)])
+def test_what_relu_cut_off_learns_nothing(auxk: AuxK | None) -> None:
+    """A trainer is known that lets the gradient through where the chosen value is negative."""
+    sae = SAE(16, 96, k=20, seed=0)
+    with torch.no_grad():
+        sae.b_enc.fill_(-2.0)
+        sae.b_enc[:3] = 5.0  # so that a row has few positives, and the rest is chosen by size
+    x = DATA[0]
+    chosen = topk_encode(x, sae.W_enc, sae.b_enc, k=20)
+    cut = torch.ones(96, dtype=torch.bool)
+    cut[chosen.indices[chosen.values > 0]] = False
+    named = torch.zeros(96, dtype=torch.bool)
+    named[chosen.indices.flatten()] = True
+    assert (cut & named).sum() > 5
+    before = sae.W_enc.detach().clone(), sae.b_enc.detach().clone(), sae.W_dec.detach().clone()
+    FusedStep(sae, lr=1e-2, rules=Rules(unit_norm=False), auxk=auxk)(x)
+    for now, then in zip((sae.W_enc, sae.b_enc, sae.W_dec), before, strict=True):
+        assert_same_bits(now.detach()[cut], then[cut])
+        assert not torch.equal(now.detach()[~cut], then[~cut])
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_rounded_weights_are_what_is_differentiated(name: str) -> None:
+    """The gradients of the rounded weights reach the float32 ones: seen in Adam's first moments."""
+    sae, objective = make(name, dtype=torch.float32)
+    with torch.no_grad():
+        sae.b_dec.zero_()
+    # Inputs that bfloat16 holds, so that all rounding is that of weights.
+    x = (4 * DATA[0]).round() / 4
+    rounded = copy.deepcopy(sae)
+    for weight in (rounded.W_enc, rounded.W_dec):
+        weight.data = weight.data.bfloat16().float()
+    rules = Rules(unit_norm=False, betas=(0.0, 0.999))
+    step = FusedStep(sae, lr=0.0, objective=objective, precision="bf16_weights", rules=rules)
+    result = step(x)
+    loss = MADE[name][1](rounded).loss(rounded, x, x, Current(5))
+    assert float(result.squares) == pytest.approx(float(loss.squares), rel=1e-6)
+    expected = torch.autograd.grad(loss.value, [rounded.W_enc, rounded.b_enc, rounded.W_dec])
+    for key, gradient in zip(("W_enc", "b_enc", "W_dec"), expected, strict=True):
+        torch.testing.assert_close(step.adam.moments[key][0], gradient, rtol=1e-4, atol=1e-4)
+    exact = FusedStep(make(name, dtype=torch.float32)[0], lr=0.0)
+    assert float(exact(x).squares) != pytest.approx(float(loss.squares), rel=1e-5)
+
+
+def test_rounded_weights_keep_the_projection() -> None:
+    """With rows of norm one the gradient has no part along them, as with float32 weights."""
+    sae, _ = make("topk", dtype=torch.float32)
+    step = FusedStep(sae, lr=0.0, precision="bf16_weights", rules=Rules(betas=(0.0, 0.999)))
+    step(DATA[0])
+    first = step.adam.moments["W_dec"][0]
+    along = (first * sae.W_dec).sum(1).abs()
+    assert along.max() <= 1e-5 * first.norm(dim=1).max()
+
+
+def test_rounded_weights_are_for_codes_that_are_sparse_by_design() -> None:
+    with pytest.raises(ValueError, match="is for topk, batchtopk and matryoshka, got relu"):
+        FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")
