@@ -12,6 +12,7 @@ from bench.gpu_contest import lowered, model
 from bench.gpu_finding import Finding, drawn_on
 from bench.gpu_worker import Item
 from saefast import FusedStep, TrainConfig
+from saefast.train.objectives import objective_of
 
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
@@ -48,7 +49,7 @@ def _default(shape: Shape, weights: Weights, variant: str) -> FusedStep:
     sae = model(shape, weights, variant=variant)
     config = TrainConfig(latents=shape.m, k=shape.k, variant=variant)
     step = FusedStep(
-        sae, rules=config.rules, objective=config.objective(sae), auxk=config.auxk, lr=1e-3
+        sae, rules=config.rules, objective=objective_of(config, sae), auxk=config.auxk, lr=1e-3
     )
     assert config.auxk is not None
     step.idle[::8] = config.auxk.idle_limit()

@@ -17,6 +17,7 @@ from saefast import FusedStep, Rules, TrainConfig
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import encode_rounded
 from saefast.ops.gpu_screens import CANDIDATES, GpuScreen
+from saefast.train.objectives import objective_of
 
 SHAPE = Shape(48, 160, 5, 24)
 _HOT = 600
@@ -109,7 +110,7 @@ def _steps(
     step = FusedStep(
         sae,
         rules=config.rules if clip else Rules(),
-        objective=config.objective(sae),
+        objective=objective_of(config, sae),
         precision=precision,
         auxk=config.auxk,
     )

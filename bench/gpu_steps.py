@@ -14,7 +14,8 @@ from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_times import Contestant, Run
 from saefast import SAE, FusedStep, Rules, TrainConfig
 from saefast.ops.latent_pass import latent_pass
-from saefast.train.step import StepResult
+from saefast.train.objectives import objective_of
+from saefast.train.step_result import StepResult
 
 LR = 0.0
 """Adam does the same work, and the loss stays comparable from step to step."""
@@ -39,7 +40,7 @@ def default_step(
         sae,
         lr=LR,
         rules=Rules() if bare else config.rules,
-        objective=config.objective(sae),
+        objective=objective_of(config, sae),
         precision=precision,
         auxk=None if bare else config.auxk,
     )
@@ -175,7 +176,7 @@ def updates(contest: Contest) -> Iterator[Contestant]:
     def ours(*, bare: bool) -> Run:
         """Repeat the pass that a step asked for, with what the step gave it."""
         step = default_step(contest, bare=bare)
-        module = importlib.import_module("saefast.train.step")
+        module = importlib.import_module("saefast.train.learner")
         with mock.patch.object(module, "latent_pass", wraps=latent_pass) as spy:
             step(contest.x)
         (update,) = spy.call_args.args

@@ -19,7 +19,7 @@ from bench.gpu_encode_checks import apart_from
 from bench.gpu_finding import Finding, near
 from saefast import AuxK, FusedStep, SparseCode, TrainConfig, reference
 from saefast.ops.decode_residual import decode_residual
-from saefast.train.objectives import Current, TopK
+from saefast.train.objectives import Current, TopK, objective_of
 from saefast.train.objectives.forward import Encoded
 from saefast.train.packed_encoder import PackedEncoder
 
@@ -198,7 +198,7 @@ def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
         sae = model(shape, weights, dtype, variant)
         config = TrainConfig(latents=shape.m, k=shape.k, variant=variant)
         step = FusedStep(
-            sae, lr=lr, rules=config.rules, objective=config.objective(sae), auxk=config.auxk
+            sae, lr=lr, rules=config.rules, objective=objective_of(config, sae), auxk=config.auxk
         )
         assert config.auxk is not None
         step.idle[::_DEAD] = config.auxk.idle_limit()

@@ -20,10 +20,10 @@ from bench.peers import Training
 from saefast.activations import TensorActivations
 from saefast.progress import tracked
 from saefast.synthetic import PlantedWorld
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Sample, Scales, begin
-from saefast.train.schedules import lr_at
+from saefast.train.seed_trainer import lr_at
+from saefast.train.settings import AuxK
 
 _PLANTED, _REAL = Shape(128, 2048, 16, 1024), Shape(576, 4096, 32, 2048)
 SHAPES = (_PLANTED, _REAL)

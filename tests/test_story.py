@@ -148,7 +148,7 @@ import os, signal, sys
 import torch
 import saefast.disk.atomic, saefast.pipeline.runner as runner
 from saefast.cli import main
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
@@ -174,13 +174,13 @@ def die_at_end(stage, sign):
     runner._finish = finishing
 
 def die_at_step(number, sign):
-    train, left = Trainee.train, [int(number)]
+    train, left = SeedTrainer.train, [int(number)]
     def training(self, *arguments):
         left[0] -= 1
         if left[0] == 0:
             os.kill(os.getpid(), sign)
         train(self, *arguments)
-    Trainee.train = training
+    SeedTrainer.train = training
 
 arm, when, sign, *command = sys.argv[1:]
 if arm:

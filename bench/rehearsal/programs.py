@@ -18,7 +18,8 @@ from saefast import FusedStep, Penalty, Rules, TrainConfig
 from saefast.match.engines import Encode
 from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, suggested
 from saefast.sae import SAE
-from saefast.train.step import STEP_PRECISIONS
+from saefast.train.objectives import objective_of
+from saefast.train.settings import STEP_PRECISIONS
 
 ONE = Shape(64, 4096, 1, 1)
 """One row and one active latent, which Triton compiles as constants."""
@@ -130,7 +131,7 @@ def train(
         step = FusedStep(
             sae,
             rules=config.rules,
-            objective=config.objective(sae),
+            objective=objective_of(config, sae),
             precision=config.precision,
             auxk=config.auxk,
         )

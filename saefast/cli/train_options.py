@@ -11,9 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from saefast.pipeline.settings import TrainerSettings
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
-from saefast.train.rules import Penalty, Rules
+from saefast.train.settings import AuxK, Penalty, Rules
 
 GROUPS = {
     "training": (

@@ -4,9 +4,9 @@
 
 Settings, schedules, what is logged and what is saved are those of the trainer it stands for, whose
 `loss` still serves the log. An update is one `saefast.FusedStep` on the memory of the trainer's own
-autoencoder. Moments of Adam are in `trainer.fused.state`, not in `trainer.optimizer`, which keeps
-the learning rate. A latent has fired where its activation is positive: dictionary_learning's TopK
-also counts latents that were selected to fill up a row that has fewer than k positive ones.
+autoencoder. Moments of Adam are in `trainer.fused.state_dict()`, not in `trainer.optimizer`, which
+keeps the learning rate. A latent has fired where its activation is positive: dictionary_learning's
+TopK also counts latents that were selected to fill up a row that has fewer than k positive ones.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from saefast import checks
 from saefast.integrations.pre_activations import precision_at
 from saefast.sae import SAE
 from saefast.storage import load_sae
-from saefast.train.auxk import AuxK
 from saefast.train.objectives import Current, Encoded, Forward, Loss, Objective, usual_objective
 from saefast.train.packed_encoder import PackedEncoder
-from saefast.train.rules import Rules
-from saefast.train.step import FusedStep, StepResult
+from saefast.train.settings import AuxK, Rules
+from saefast.train.step import FusedStep
+from saefast.train.step_result import StepResult
 
 _RULES = Rules(clip=1.0)
 

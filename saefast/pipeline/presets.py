@@ -9,8 +9,8 @@ from saefast.pipeline.settings import (
     StabilitySettings,
     SubspaceSettings,
 )
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
+from saefast.train.settings import AuxK
 
 QUICK = RunSettings(
     PlantedSettings(rows=100_000, held_out=10_000),

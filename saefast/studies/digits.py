@@ -20,7 +20,7 @@ from saefast.sae import SAE
 from saefast.studies.idx import read_idx_images
 from saefast.studies.table import as_text
 from saefast.train.config import TrainConfig
-from saefast.train.rules import NORMS, SIDES, Penalty, Rules
+from saefast.train.settings import NORMS, SIDES, Penalty, Rules
 from saefast.train.train import train_saes
 
 PAIRED = 0.7
@@ -35,7 +35,7 @@ class WeightPenalty(NamedTuple):
 
     name: str
     norm: str
-    """one of `saefast.train.rules.NORMS`"""
+    """one of `saefast.train.settings.NORMS`"""
     weight: float
     """beside the squared error averaged over pixels"""
 

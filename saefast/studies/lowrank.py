@@ -22,8 +22,8 @@ from saefast.subspace.angles import haar_overlap, principal_angles
 from saefast.subspace.fit import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.truth import RECOVERED, Explanation, explain, keep_only, recovery
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
+from saefast.train.settings import AuxK
 from saefast.train.train import train_saes
 
 SIMILAR, CLOSE = 0.7, 0.9

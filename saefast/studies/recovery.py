@@ -16,9 +16,8 @@ from saefast.studies.table import as_text
 from saefast.synthetic.sphere import FIRING, sphere_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import World
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
-from saefast.train.rules import Rules
+from saefast.train.settings import AuxK, Rules
 from saefast.train.train import train_saes
 
 BASELINES = {

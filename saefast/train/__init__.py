@@ -1,8 +1,7 @@
 """Train SAEs: many seeds in one pass over the activations, or a step at a time."""
 
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
-from saefast.train.rules import Penalty, Rules
+from saefast.train.settings import AuxK, Penalty, Rules
 from saefast.train.step import FusedStep
 from saefast.train.train import train_saes
 

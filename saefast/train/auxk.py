@@ -5,62 +5,16 @@ thousands that are active on every token, gathering rows would cost an order of 
 host does not wait for the number of dead latents: kernels read it and do no more than it asks for.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saefast import checks, reference
+from saefast import reference
 from saefast.ops import gpu
 from saefast.ops.latent_sum import column_sum
-
-_MOST_IDLE = 10_000_000
-"""Tokens without firing after which a latent is dead in a long training, as in Gao et al. 2024"""
-
-
-@dataclass(frozen=True)
-class AuxK:
-    """Settings of the auxiliary loss; defaults are those of Gao et al. 2024, but `dead_after`."""
-
-    k: int | None = None
-    """how many dead latents explain each token; None: half the width of the activations"""
-    coefficient: float = 1 / 32
-    """weight of the auxiliary loss beside the other"""
-    dead_after: int | None = None
-    """tokens without firing after which a latent is dead; None: a tenth of the training's tokens,
-    10 million at most"""
-    capacity: int | None = None
-    """how many dead latents can take part in a step, lowest index first; None: an eighth of all.
-    On a GPU memory is set aside for that many; time depends on how many are dead"""
-    normalised: bool = True
-    """divide by the variance of the error over the batch; otherwise sum over the width, average
-    over tokens, and scale down while fewer than k latents are dead, as SAELens does"""
-    signed: bool = False
-    """let negative activations count, as in SAELens"""
-
-    def __post_init__(self) -> None:
-        for name in ("k", "dead_after", "capacity"):
-            value = getattr(self, name)
-            if value is not None:
-                checks.whole(name, value)
-                checks.at_least(name, value, 1)
-        checks.at_least("coefficient", self.coefficient, 0)
-
-    def idle_limit(self, tokens: int | None = None) -> int:
-        """Return the number of tokens without firing after which a latent is dead.
-
-        Args:
-            tokens: of the training, which the default of `dead_after` depends on; None: unknown,
-                as in a `FusedStep` of its own, and the default is 10 million.
-        """
-        if self.dead_after is not None:
-            return self.dead_after
-        return _MOST_IDLE if tokens is None else min(_MOST_IDLE, max(tokens // 10, 1))
-
-    def actives(self, d: int) -> int:
-        """How many dead latents explain a token of width d."""
-        return max(d // 2, 1) if self.k is None else self.k
+from saefast.sae import SAE
+from saefast.train.settings import AuxK
 
 
 class DeadLatents(NamedTuple):
@@ -104,6 +58,35 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     # The i-th dead latent is where the count of dead ones first reaches i.
     latents = torch.searchsorted(dead, torch.arange(1, capacity + 1, device=idle.device))
     return DeadLatents(latents, dead[-1:].clamp(max=capacity).int())
+
+
+def revive(
+    sae: SAE,
+    idle: Tensor,
+    inputs: Tensor,
+    residual: Tensor,
+    settings: AuxK | None,
+    *,
+    scale: float = 1.0,
+    rounded: bool = False,
+) -> AuxGradients | None:
+    """Compute what the dead latents of an SAE learn, by `auxk_gradients`; None without settings.
+
+    `idle` [m] counts tokens since a latent fired.
+    """
+    if settings is None:
+        return None
+    return auxk_gradients(
+        inputs,
+        residual,
+        sae.W_enc,
+        sae.b_enc,
+        sae.W_dec,
+        dead_latents(idle, settings),
+        settings,
+        scale=scale,
+        rounded=rounded,
+    )
 
 
 def auxk_gradients(

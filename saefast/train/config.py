@@ -9,10 +9,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.sae import SAE, VARIANTS
-from saefast.train.auxk import AuxK
-from saefast.train.objectives import BANDWIDTH, GROUP_SHARES, Custom, Objective, usual_objective
-from saefast.train.rules import Rules
-from saefast.train.step import STEP_PRECISIONS
+from saefast.train.settings import BANDWIDTH, GROUP_SHARES, STEP_PRECISIONS, AuxK, Rules
 
 DIRECTIONS = ("iso", "cov")
 BIASES = ("zeros", "mean", "geometric_median")
@@ -148,17 +145,6 @@ class TrainConfig:
     def largest_lr(self) -> float:
         """The learning rate between warm-up and decay."""
         return 2e-4 / (self.latents / 16384) ** 0.5 if self.lr is None else self.lr
-
-    def objective(self, sae: SAE) -> Objective:
-        """What that SAE is trained for."""
-        if self.loss is not None:
-            return Custom(self.loss)
-        return usual_objective(
-            sae,
-            sparsity=self.sparsity,
-            bandwidth=self.bandwidth,
-            group_shares=self.group_shares,
-        )
 
     def resolved(self) -> "TrainConfig":
         """Return the config with `auxk.dead_after` as a number."""

@@ -32,9 +32,9 @@ from saefast.train.checkpoint import RunFile
 from saefast.train.checkpoint_writer import CheckpointWriter
 from saefast.train.config import TrainConfig
 from saefast.train.initial import ROWS, Sample, Scales, begin, folded, scales_of
-from saefast.train.metrics import Logger
+from saefast.train.loggers import Logger
 from saefast.train.recorded_steps import Graphs
-from saefast.train.seed_trainer import Prepared, Trainee
+from saefast.train.seed_trainer import Prepared, SeedTrainer
 
 _AHEAD = 4
 """How many batches wait for the training, read and on their way to the device"""
@@ -44,7 +44,7 @@ _WORTH_THREADS = 2e8
 cost more than they save: measured, half of the time of a step of 5e7"""
 
 
-class Training:
+class TrainingLoop:
     """All SAEs of a run, at one step of one stream."""
 
     def __init__(
@@ -77,13 +77,13 @@ class Training:
             self.scales = scales_of(sample, self._first.activation_scaling)
         each = [(config, seed) for config in configs for seed in config.seeds]
         graphs = Graphs()
-        self._trainees = [
-            Trainee(config, seed, begin(config, seed, sample, self.scales, its), device, graphs)
+        self._trainers = [
+            SeedTrainer(config, seed, begin(config, seed, sample, self.scales, its), device, graphs)
             for (config, seed), its in zip(each, initial, strict=True)
         ]
         if run is not None and self.step > 0:
-            for trainee in self._trainees:
-                trainee.restore(run.load(trainee.label))
+            for trainer in self._trainers:
+                trainer.load_state_dict(run.load(trainer.label))
         elif run is not None:
             run.facts["scales"] = list(self.scales)
             run.write()
@@ -109,7 +109,7 @@ class Training:
         """Take all the steps that are left."""
         steps, size = self._first.steps, self._first.batch_size
         bar = ProgressBar(
-            f"training {len(self._trainees)} SAE{'s' * (len(self._trainees) > 1)}",
+            f"training {len(self._trainers)} SAE{'s' * (len(self._trainers) > 1)}",
             total=steps * size,
             unit="rows",
             progress=progress,
@@ -131,8 +131,8 @@ class Training:
                     batch = self._with_variance(transfer.take(next(batches)))
                 except ValueError as error:
                     raise ValueError(f"step {number} cannot be taken: {error}") from error
-                for trainee in self._trainees:
-                    trainee.train(number, batch)
+                for trainer in self._trainers:
+                    trainer.train(number, batch)
                 self.step = number + 1
                 bar.update(size)
                 if self.step % log_every == 0 or self.step == steps:
@@ -150,7 +150,7 @@ class Training:
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         """All that torch has, if there is work for them. The bits are the same."""
-        latents = max(trainee.config.latents for trainee in self._trainees)
+        latents = max(trainer.config.latents for trainer in self._trainers)
         work = 2.0 * self._first.batch_size * latents * self._source.d
         return one_thread() if work < _WORTH_THREADS else contextlib.nullcontext()
 
@@ -158,10 +158,10 @@ class Training:
         self, log: list[Logger], number: int, timing: dict[str, float], bar: ProgressBar
     ) -> None:
         tokens = self.step * self._first.batch_size
-        reports = [trainee.report(number, self.scales) for trainee in self._trainees]
-        for trainee, report in zip(self._trainees, reports, strict=True):
+        reports = [trainer.report(number, self.scales) for trainer in self._trainers]
+        for trainer, report in zip(self._trainers, reports, strict=True):
             for logger in log:
-                logger.write(trainee.label, self.step, {"tokens": tokens, **report, **timing})
+                logger.write(trainer.label, self.step, {"tokens": tokens, **report, **timing})
         loss, explained, active, dead = (
             fmean(float(report[name]) for report in reports)
             for name in ("loss", "explained_variance", "l0", "dead_share")
@@ -172,7 +172,7 @@ class Training:
     def checkpoint(self) -> None:
         """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
         if self._checkpoints is not None:
-            self._checkpoints.save(self.step, {t.label: t.state for t in self._trainees})
+            self._checkpoints.save(self.step, {t.label: t.state_dict() for t in self._trainers})
 
     def finish(self, keep_training: bool) -> None:
         """Write the SAEs."""
@@ -180,19 +180,19 @@ class Training:
             return
         with self._checkpoints:
             self.checkpoint()
-        for trainee, sae in zip(self._trainees, self.results(), strict=True):
-            save_into(self._run.out / trainee.label, sae)
+        for trainer, sae in zip(self._trainers, self.results(), strict=True):
+            save_into(self._run.out / trainer.label, sae)
         self._run.facts["finished"] = True
         self._run.write()
         if not keep_training:
-            self._run.forget([trainee.label for trainee in self._trainees])
+            self._run.forget([trainer.label for trainer in self._trainers])
 
     def results(self) -> list[SAE]:
         """The SAEs as they are now, for activations as they come."""
         saes = []
-        for trainee in self._trainees:
-            sae = folded(trainee.step.sae, self.scales)
-            sae.firing_rate = trainee.firing_rate.to(sae.W_dec.dtype)
+        for trainer in self._trainers:
+            sae = folded(trainer.step.sae, self.scales)
+            sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
             saes.append(sae)
         return saes
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from saefast.ops import gpu
 from saefast.train.captured_step import CudaGraph, Graph, RecordingFailed
-from saefast.train.objectives import NEVER
-from saefast.train.step import FusedStep, StepResult
+from saefast.train.objectives import FusedPath
+from saefast.train.step import FusedStep
+from saefast.train.step_result import StepResult
 
 WARM_UP = 3
 """Steps of a kind that are taken before one is recorded: the first compile kernels, time the
@@ -57,7 +58,7 @@ class RecordedSteps:
     def __init__(self, step: FusedStep, graphs: Graphs) -> None:
         self._step, self._graphs = step, graphs
         self._taken = 0
-        self._possible = step.objective.fused != NEVER
+        self._possible = step.objective.fused is not FusedPath.NEVER
         self._replay: Callable[[Tensor, Tensor | None], StepResult] | None = None
 
     @property

@@ -1,19 +1,19 @@
 """One SAE in training: its step, its schedules, and what it reports."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saefast.sae import SAE
-from saefast.train.auxk import AuxK
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales
-from saefast.train.metrics import Meter
-from saefast.train.objectives import Current
+from saefast.train.meter import Meter
+from saefast.train.objectives import Current, objective_of
 from saefast.train.recorded_steps import Graphs, RecordedSteps
-from saefast.train.schedules import k_at, k_settled, lr_at, pressure_at
+from saefast.train.settings import AuxK
 from saefast.train.step import FusedStep
 
 
@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
     where: str
 
 
-class Trainee:
+class SeedTrainer:
     """One SAE in training."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Trainee:
         self.step = FusedStep(
             sae,
             rules=config.rules,
-            objective=config.objective(sae),
+            objective=objective_of(config, sae),
             precision=config.precision,
             auxk=config.auxk,
         )
@@ -48,16 +48,16 @@ class Trainee:
         self.fired = torch.zeros(config.latents, dtype=torch.int64, device=device)
         self._tail = max(1, config.steps // 10)
 
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """What a resume needs besides the weights; the tensors themselves."""
-        return {**self.step.state, "meter": self.meter.sums, "fired": self.fired}
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that a resume needs; the tensors themselves."""
+        return {**self.step.state_dict(), "meter": self.meter.sums, "fired": self.fired}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over a state that was kept."""
-        self.meter.sums.copy_(state.pop("meter"))
-        self.fired.copy_(state.pop("fired"))
-        self.step.restore(state)
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Go on where the SAE was whose `state_dict` this is."""
+        of_step = dict(state_dict)
+        self.meter.sums.copy_(of_step.pop("meter"))
+        self.fired.copy_(of_step.pop("fired"))
+        self.step.load_state_dict(of_step)
 
     def train(self, number: int, batch: Prepared) -> None:
         """Take step number `number`."""
@@ -107,3 +107,40 @@ class Trainee:
     def firing_rate(self) -> Tensor:
         """[m] float64: on which share of the last tenth's rows each latent fired."""
         return self.fired.double() / (self._tail * self.config.batch_size)
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of step number `step`, counted from 0."""
+    return config.largest_lr * min(_warmup(config, step), _decay(config, step))
+
+
+def k_at(config: TrainConfig, step: int) -> int:
+    """The number of active latents at that step."""
+    if config.k_start is None or k_settled(config, step):
+        return config.k
+    annealed = config.k_anneal * config.steps
+    return round(config.k_start + (config.k - config.k_start) * step / annealed)
+
+
+def k_settled(config: TrainConfig, step: int) -> bool:
+    """Tell whether the number of active latents stays the same from that step on."""
+    return config.k_start is None or step >= config.k_anneal * config.steps
+
+
+def pressure_at(config: TrainConfig, step: int) -> float:
+    """The part of the sparsity penalty that is applied at that step."""
+    length = math.ceil(config.sparsity_warmup * config.steps)
+    return min(1.0, (step + 1) / length) if length else 1.0
+
+
+def _warmup(config: TrainConfig, step: int) -> float:
+    length = math.ceil(config.lr_warmup * config.steps)
+    return min(1.0, (step + 1) / length) if length else 1.0
+
+
+def _decay(config: TrainConfig, step: int) -> float:
+    length = math.ceil(config.lr_decay_share * config.steps)
+    if config.lr_decay == "none" or not length:
+        return 1.0
+    left = min(1.0, (config.steps - step) / length)
+    return left if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)

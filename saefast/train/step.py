@@ -1,58 +1,25 @@
 """One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saefast import checks, reference
+from saefast import checks
 from saefast.ops import gpu
-from saefast.ops.latent_pass import latent_pass
-from saefast.ops.latent_sum import column_sum
-from saefast.ops.topk_encode import PRECISIONS
 from saefast.sae import SAE
-from saefast.train import stored_gradients
-from saefast.train.adam import Adam, Vector
-from saefast.train.auxk import AuxGradients, AuxK, auxk_gradients, dead_latents
 from saefast.train.captured_step import CapturedStep, CudaGraph, Graph, Phases
-from saefast.train.objectives import (
-    ALWAYS,
-    NEVER,
-    WHEN_SPARSE,
-    Current,
-    Encoded,
-    Forward,
-    Objective,
-    usual_objective,
-)
+from saefast.train.learner import Learner
+from saefast.train.objectives import Current, Encoded, FusedPath, Objective, usual_objective
+from saefast.train.optimizer import Adam
 from saefast.train.packed_encoder import PackedEncoder
-from saefast.train.rules import Rules, tethered
-from saefast.types import Decay, SparseCode, Update
+from saefast.train.settings import STEP_PRECISIONS, AuxK, Rules
+from saefast.train.step_result import StepResult
 
-STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
 """Shares of the latents that are active on a row: above the first, dense products and stored
 gradients are faster than the fused path; below the second the fused path is taken again."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step saw, before it changed the weights."""
-
-    loss: Tensor
-    """float64 [], without the loss of dead latents and without penalties on weights"""
-    squares: Tensor
-    """the squared error, summed over the batch; float64 []"""
-    fired: Tensor
-    """[m] on how many rows each latent's value was positive"""
-    auxk: Tensor | None
-    """the loss of the dead latents, if one was asked for"""
-    path: str
-    """fused or autograd"""
-    code: SparseCode | None = None
-    """what was active, on the fused path"""
 
 
 class _Started(NamedTuple):
@@ -114,7 +81,7 @@ class FusedStep:
         sae.firing_rate = None  # it is about to change
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
         # Nothing is known of the first codes, and dense ones cost the fused path most.
-        dense = self.objective.fused != ALWAYS
+        dense = self.objective.fused is not FusedPath.ALWAYS
         self._dense = torch.full((), dense, device=sae.W_enc.device)
         self._was_dense = dense  # what the host has last read of it
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
@@ -123,19 +90,20 @@ class FusedStep:
         self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
-        self.adam = Adam(sae, lr, self.rules)
-        if self.rules.unit_norm:
-            with torch.no_grad():
-                reference.normalise_rows(sae.W_dec)
-        self._anchors = None if self.rules.tether is None else sae.W_dec.detach().clone()
-        self._rounded = precision == "bf16_weights"
-        if self._rounded and self.objective.fused != ALWAYS:
+        rounded = precision == "bf16_weights"
+        if rounded and self.objective.fused is not FusedPath.ALWAYS:
             raise ValueError(
                 f"precision='bf16_weights' is for topk, batchtopk and matryoshka, got {sae.variant}"
             )
         self._encoder = PackedEncoder(
-            sae, "bf16" if self._rounded else precision, rounded_decoder=self._rounded
+            sae, "bf16" if rounded else precision, rounded_decoder=rounded
         )
+        self._learner = Learner(sae, self.rules, lr, self._encoder, precision)
+
+    @property
+    def adam(self) -> Adam:
+        """The moments, the learning rate and the number of steps."""
+        return self._learner.adam
 
     @property
     def lr(self) -> float:
@@ -151,30 +119,30 @@ class FusedStep:
         """How many steps were taken."""
         return int(self.adam.steps)
 
-    @property
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All that the next step depends on, beside the settings; the tensors themselves."""
         state = {name: tensor.detach() for name, tensor in self.sae.state_dict().items()}
         state |= self.adam.state | {"idle": self.idle, "dense": self._dense}
         state |= {f"objective.{name}": value for name, value in self.objective.state.items()}
-        if self._anchors is not None:
-            state["anchors"] = self._anchors
+        if self._learner.anchors is not None:
+            state["anchors"] = self._learner.anchors
         return state
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where the step was whose `state` this is."""
-        mine = self.state
-        if mine.keys() != state.keys():
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Go on where the step was whose `state_dict` this is."""
+        mine = self.state_dict()
+        if mine.keys() != state_dict.keys():
             raise ValueError(
-                f"state must hold {', '.join(sorted(mine))}, got {', '.join(sorted(state))}"
+                f"state_dict must hold {', '.join(sorted(mine))}, got "
+                f"{', '.join(sorted(state_dict))}"
             )
-        for name, value in state.items():
+        for name, value in state_dict.items():
             checks.shape(name, value, tuple(mine[name].shape))
             checks.same_dtype(name, value, mine[name])
             mine[name].copy_(value)
         self._encoder.forget()
-        self._was_dense = self.objective.fused == WHEN_SPARSE  # until it is read
+        self._was_dense = self.objective.fused is FusedPath.WHEN_SPARSE  # until it is read
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> StepResult:
@@ -183,19 +151,19 @@ class FusedStep:
         self._prepare()
         self._compiled = None
         if self._is_dense(x):
-            return self._finish(self._by_autograd(x, target), len(x))
+            return self._by_autograd(x, target)
         settings, started = self._settings(len(x)), self._encode(x)
         complete = self._complete(started)
         if complete is None:
-            return self._finish(self._by_autograd(x, target), len(x))
+            return self._by_autograd(x, target)
         if complete is started and (started.report is None) == (self.objective.room is None):
             self._compiled = settings
         return self._train(x, target, complete)
 
     def _is_dense(self, x: Tensor) -> bool:
         """Whether the path of autograd is to be taken, as far as is known before the encode."""
-        if self.objective.fused != WHEN_SPARSE:
-            return self.objective.fused == NEVER
+        if self.objective.fused is not FusedPath.WHEN_SPARSE:
+            return self.objective.fused is FusedPath.NEVER
         # On a GPU, after a sparse step, it is read together with the report of the encode.
         if self._was_dense or not gpu.has(x):
             self._was_dense = bool(self._dense)
@@ -240,64 +208,21 @@ class FusedStep:
     @torch.no_grad()
     def _train(self, x: Tensor, target: Tensor, started: _Started) -> StepResult:
         """The second phase of a fused step; does not wait for a GPU."""
-        return self._finish(self._fused(x, target, started), len(x))
-
-    def _finish(self, result: StepResult, n: int) -> StepResult:
-        """What follows the update, on both paths."""
-        if "jump_threshold" in self.adam.moments:
-            self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
-        if self.rules.tether is not None and self.rules.frozen != "decoder":
-            assert self._anchors is not None
-            self.sae.W_dec.copy_(tethered(self.sae.W_dec, self._anchors, self.rules.tether))
-        if self.objective.fused == WHEN_SPARSE:
-            share = result.fired.sum().double() / (n * self.sae.m)
-            self._dense.copy_((share > _TOO_DENSE) | (self._dense & (share > _SPARSE_ENOUGH)))
-        return result
-
-    def _fused(self, x: Tensor, target: Tensor, started: _Started) -> StepResult:
-        rules, inputs = self.rules, started.inputs
         forward = self.objective.forward(self._encoder, started.encoded, target, self._current(x))
-        several = forward.group_ends is not None
-        # That of the group that is part of every reconstruction, and of the whole one.
-        every, whole = (
-            (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
-        )
-        groups = len(forward.residual) if several else 1
-        extra = self._auxk(inputs, whole, -len(x) * groups / 2.0)
-        rates = self.adam.next_rates()
-        latents = latent_pass(self._update(forward, inputs, extra, rates))
-        gradients = {"b_dec": column_sum(every)}
-        if forward.threshold_gradient is not None:
-            gradients["jump_threshold"] = forward.threshold_gradient
-        factor = None
-        if rules.clip is not None:
-            input_grad_sum, squares = latents.squares()
-            vectors = self._vectors(gradients, input_grad_sum)
-            factor = self.adam.clip_factor(rules.clip, vectors, squares)
-        input_grad_sum, fired = latents.update(factor)
-        self._encoder.refreshed()
-        vectors = self._vectors(gradients, input_grad_sum)
-        self.adam.finish(vectors, factor, rates, self.idle, fired, len(x))
-        auxk = extra.loss if extra else None
-        return StepResult(forward.loss, forward.squares, fired, auxk, "fused", forward.code)
+        return self._finish(self._learner.fused(forward, started.inputs, self.idle, self.auxk), x)
 
     def _by_autograd(self, x: Tensor, target: Tensor) -> StepResult:
-        sae, rules = self.sae, self.rules
+        """The step on the other path."""
         with torch.enable_grad():
-            loss = self.objective.loss(sae, x, target, self.now)
-            gradients = stored_gradients.by_autograd(loss.value, sae)
-        extra = self._auxk(sae.inputs(x), loss.error)
-        if extra is not None:
-            stored_gradients.add_auxk(gradients, extra, sae)
-        rates = self.adam.next_rates()
-        for name, gradient in stored_gradients.shaped(gradients, sae, rules).items():
-            self.adam.update(name, gradient, rates)
-        if rules.unit_norm and rules.frozen != "decoder":
-            reference.normalise_rows(sae.W_dec)
-        reference.count_idle(self.idle, loss.fired, len(x))
-        auxk = extra.loss if extra else None
-        squares = loss.squares.double()
-        return StepResult(loss.value.detach().double(), squares, loss.fired, auxk, "autograd")
+            loss = self.objective.loss(self.sae, x, target, self.now)
+        return self._finish(self._learner.by_autograd(loss, x, self.idle, self.auxk), x)
+
+    def _finish(self, result: StepResult, x: Tensor) -> StepResult:
+        """See whether codes are dense, on both paths."""
+        if self.objective.fused is FusedPath.WHEN_SPARSE:
+            share = result.fired.sum().double() / (len(x) * self.sae.m)
+            self._dense.copy_((share > _TOO_DENSE) | (self._dense & (share > _SPARSE_ENOUGH)))
+        return result
 
     def capture(
         self,
@@ -325,7 +250,7 @@ class FusedStep:
         self._check(x, target)
         if not gpu.has(x):
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
-        if self.objective.fused == NEVER:
+        if self.objective.fused is FusedPath.NEVER:
             raise ValueError(
                 f"capture records fused steps, and {type(self.objective).__name__} is trained by "
                 "autograd: call the step itself"
@@ -383,84 +308,3 @@ class FusedStep:
         checks.same_kind("the SAE", self.sae.W_dec, "target", target)
         checks.shape("target", target, (len(x), self.sae.d_out))
         return target
-
-    def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
-        """Pair vectors with gradients; b_dec's reaches it through the encoder's inputs, too."""
-        return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
-
-    def _update(
-        self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
-    ) -> Update:
-        """The update of the latents, whose `factor` is not known yet."""
-        sae, rules, packed, moments = self.sae, self.rules, self._encoder.packed, self.adam.moments
-        units, norm, lost = packed.arrays if packed else (None, None, None)
-        decay = self._decay(forward)
-        return Update(
-            indices=forward.code.indices,
-            values=forward.code.values,
-            value_grads=forward.value_grads,
-            residual=forward.residual,
-            inputs=inputs,
-            w_enc=sae.W_enc,
-            b_enc=sae.b_enc,
-            w_dec=sae.W_dec,
-            w_enc_first=moments["W_enc"].first,
-            w_enc_second=moments["W_enc"].second,
-            b_enc_first=moments["b_enc"].first,
-            b_enc_second=moments["b_enc"].second,
-            w_dec_first=moments["W_dec"].first,
-            w_dec_second=moments["W_dec"].second,
-            units=units,
-            norm=norm,
-            lost=lost,
-            product=packed.product if packed else "float32",
-            extra_latents=extra.latents if extra else None,
-            extra_w_enc=extra.w_enc if extra else None,
-            extra_b_enc=extra.b_enc if extra else None,
-            extra_w_dec=extra.w_dec if extra else None,
-            rates=rates,
-            beta1=rules.betas[0],
-            beta2=rules.betas[1],
-            eps=rules.eps,
-            unit_norm=rules.unit_norm,
-            remove_parallel=rules.remove_parallel,
-            update_encoder=rules.frozen != "encoder",
-            update_decoder=rules.frozen != "decoder",
-            shrink_enc=decay.shrink_enc,
-            shrink_dec=decay.shrink_dec,
-            sign=decay.sign,
-            group_ends=forward.group_ends,
-        )
-
-    def _decay(self, forward: Forward) -> Decay:
-        """That of the rules, and what the objective adds."""
-        decay, more = self.rules.decay_of(self.sae), forward.shrink_dec
-        if more is None and self._rounded:
-            # A decay, even of zero, makes the update measure the part of the gradient along a row:
-            # gradients of values, from which it would infer it, belong to the rounded rows.
-            more = self.sae.b_enc.new_zeros(self.sae.m)
-        if more is None:
-            return decay
-        return decay._replace(
-            shrink_dec=more if decay.shrink_dec is None else decay.shrink_dec + more
-        )
-
-    def _auxk(self, inputs: Tensor, residual: Tensor, scale: float = 1.0) -> AuxGradients | None:
-        """Return the loss of dead latents, which explain target - reconstruction.
-
-        That is `scale` times `residual`.
-        """
-        if self.auxk is None:
-            return None
-        sae = self.sae
-        return auxk_gradients(
-            inputs,
-            residual,
-            sae.W_enc,
-            sae.b_enc,
-            sae.W_dec,
-            dead_latents(self.idle, self.auxk),
-            self.auxk,
-            scale=scale,
-            rounded=self.precision != "exact",
-        )

@@ -20,8 +20,9 @@ from saefast.sae import SAE
 from saefast.storage import load_sae
 from saefast.train.checkpoint import RUN, RunFile, differences
 from saefast.train.config import TrainConfig, check_shared, labels_of
-from saefast.train.loop import Training
-from saefast.train.metrics import CONVENTIONS, LOGGERS, loggers
+from saefast.train.loggers import LOGGERS, loggers
+from saefast.train.loop import TrainingLoop
+from saefast.train.meter import CONVENTIONS
 
 
 def train_saes(
@@ -88,7 +89,7 @@ def train_saes(
         folder, after = (None, 0) if run is None else (run.out, run.step)
         log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
         try:
-            training = Training(configs, source, where, run, starts)
+            training = TrainingLoop(configs, source, where, run, starts)
             training.train(log, log_every, checkpoint_minutes, progress)
         finally:
             for logger in log:

@@ -15,7 +15,7 @@ import torch
 from helpers.checkout import CHECKOUT
 from torch import Tensor
 
-import saefast.train.step
+import saefast.train.learner
 from bench import (
     gpu_contests,
     gpu_matching,
@@ -197,7 +197,7 @@ def test_default_steps_are_compared(shape: Shape) -> None:
 
 
 def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    latent_pass = saefast.train.step.latent_pass
+    latent_pass = saefast.train.learner.latent_pass
 
     def without_one(update: Update) -> LatentPass:
         if update.values.dtype == torch.float32:  # ours, not the truth
@@ -208,7 +208,7 @@ def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyP
             )
         return latent_pass(update)
 
-    monkeypatch.setattr(saefast.train.step, "latent_pass", without_one)
+    monkeypatch.setattr(saefast.train.learner, "latent_pass", without_one)
     monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
     [finding] = gpu_training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
     assert not finding.holds

@@ -7,6 +7,7 @@ import torch
 from saefast import SAE
 from saefast.train.objectives import (
     BatchTopK,
+    FusedPath,
     JumpReLU,
     Matryoshka,
     Objective,
@@ -46,7 +47,7 @@ def make(
 class Dense:
     """An objective that hides its fused path."""
 
-    fused = "never"
+    fused = FusedPath.NEVER
     room = None
 
     def __init__(self, inside: Objective) -> None:

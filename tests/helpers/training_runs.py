@@ -11,7 +11,7 @@ from helpers.tolerance import assert_same_bits
 from saefast import SAE, AuxK, TrainConfig, train_saes
 from saefast.synthetic import PlantedWorld
 from saefast.train import loop as training
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 WORLD = PlantedWorld.create(64, 16, active=3)
 ROWS = WORLD.sample(1500, 0) + 0.5
@@ -70,13 +70,13 @@ def steps_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespa
     """By the loop's clock, which is returned, a step takes so long and nothing else takes time."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = clock.perf_counter = lambda: clock.now
-    real = Trainee.train
+    real = SeedTrainer.train
 
-    def timed(trainee: Trainee, number: int, batch: Any) -> None:
-        real(trainee, number, batch)
+    def timed(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        real(trainer, number, batch)
         clock.now += seconds
 
-    monkeypatch.setattr(Trainee, "train", timed)
+    monkeypatch.setattr(SeedTrainer, "train", timed)
     monkeypatch.setattr(training, "time", clock)
     return clock
 

@@ -201,5 +201,5 @@ def assert_same_result(actual: Any, expected: Any) -> None:
 
 
 def assert_same_state(one: FusedStep, other: FusedStep) -> None:
-    for name, value in one.state.items():
-        assert_same_bits(other.state[name], value)
+    for name, value in one.state_dict().items():
+        assert_same_bits(other.state_dict()[name], value)

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from saefast import Rules, reference
 from saefast.kernels import step_scalars
 from saefast.sae import SAE
-from saefast.train.adam import Adam, Vector
-from saefast.train.rules import clip_factor
+from saefast.train.optimizer import Adam, Vector, clip_factor
 
 sizes = st.sampled_from([1, 15, 16, 17, 40])
 

@@ -15,8 +15,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from wandb.proto import wandb_internal_pb2
 
 from saefast import TrainConfig, train_saes
-from saefast.train.metrics import TensorBoard
-from saefast.train.seed_trainer import Trainee
+from saefast.train.loggers import TensorBoard
+from saefast.train.seed_trainer import SeedTrainer
 
 CONFIG = TrainConfig(latents=20, k=2, tokens=384, batch_size=64, seeds=(0, 7))
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
@@ -160,15 +160,15 @@ def test_a_run_of_wandb_that_is_active_is_written_to_and_goes_on(
 def test_tensorboard_shows_a_step_that_was_taken_again_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    takes = Trainee.train
+    takes = SeedTrainer.train
 
-    def breaks(self: Trainee, number: int, batch: Any) -> None:
+    def breaks(self: SeedTrainer, number: int, batch: Any) -> None:
         if number == 5:
             raise RuntimeError("the machine is gone")
         takes(self, number, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "train", breaks)
+        patch.setattr(SeedTrainer, "train", breaks)
         with pytest.raises(RuntimeError, match="gone"):
             trained(tmp_path, "tensorboard")
     assert {step for _, step in in_tensorboard(tmp_path / "tensorboard")} == {2, 4}

@@ -32,7 +32,7 @@ from saefast.pipeline.settings import SOURCES, settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.train.initial import Sample, Scales, begin
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 
 @pytest.fixture
@@ -211,15 +211,15 @@ def test_pooling_goes_on_where_it_was_interrupted(
     whole = [file.read_bytes() for file in files]
     taken: list[tuple[str, int]] = []
     interrupted_at: set[int] = set()
-    train = Trainee.train
+    train = SeedTrainer.train
 
-    def counting(self: Trainee, number: int, batch: Any) -> None:
+    def counting(self: SeedTrainer, number: int, batch: Any) -> None:
         taken.append((self.label, number))
         if len(taken) in interrupted_at:
             os.kill(os.getpid(), signal.SIGINT)
         train(self, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", counting)
+    monkeypatch.setattr(SeedTrainer, "train", counting)
 
     def again(at: set[int], settings: RunSettings = settings) -> int:
         """From the beginning; how often it was interrupted."""

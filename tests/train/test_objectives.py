@@ -13,10 +13,10 @@ from torch import Tensor
 from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
 from saefast.ops import batch_topk
 from saefast.train.objectives import (
-    ALWAYS,
     SPARSITY,
     Current,
     Custom,
+    FusedPath,
     JumpReLU,
     TopK,
     usual_objective,
@@ -181,21 +181,21 @@ def test_a_step_goes_on_from_the_state_of_another(name: str) -> None:
             sae.W_dec.mul_(seed).add_(seed - 1)
         step = FusedStep(sae, lr=1e-2, objective=objective, rules=rules, auxk=auxk)
         if states:
-            step.restore(states[0])
+            step.load_state_dict(states[0])
         for x in DATA[10:] if states else DATA:
             if len(states) == 0 and x is DATA[10]:
-                states.append({key: value.clone() for key, value in step.state.items()})
+                states.append({key: value.clone() for key, value in step.state_dict().items()})
             step(x)
-        states.append(step.state)
+        states.append(step.state_dict())
     assert states[1].keys() == states[2].keys()
     for key, value in states[1].items():
         assert_same_bits(states[2][key], value)
-    with pytest.raises(ValueError, match=r"state must hold W_dec.*, got W_dec$"):
-        step.restore({"W_dec": sae.W_dec})
+    with pytest.raises(ValueError, match=r"state_dict must hold W_dec.*, got W_dec$"):
+        step.load_state_dict({"W_dec": sae.W_dec})
     with pytest.raises(ValueError, match="idle must have shape"):
-        step.restore({**step.state, "idle": step.idle[1:]})
+        step.load_state_dict({**step.state_dict(), "idle": step.idle[1:]})
     with pytest.raises(TypeError, match="idle must be int64"):
-        step.restore({**step.state, "idle": step.idle.int()})
+        step.load_state_dict({**step.state_dict(), "idle": step.idle.int()})
 
 
 @pytest.mark.usefixtures("torch_threads")
@@ -210,7 +210,7 @@ def test_the_fused_path_gives_the_same_bits_for_any_number_of_threads(name: str)
         for x in data:
             step._dense.fill_(False)
             step(x)
-        results.append(step.state)
+        results.append(step.state_dict())
     for result in results[1:]:
         for key, value in results[0].items():
             assert_same_bits(result[key], value)
@@ -254,7 +254,9 @@ def test_the_threshold_of_batchtopk_is_a_running_mean() -> None:
     for x in (small, large) * 100:
         step(x)
     assert float(sae.threshold) == pytest.approx((low + high) / 2, rel=0.05)
-    step.restore({**step.state, "objective.thresholds_seen": torch.tensor(1e6).double()})
+    step.load_state_dict(
+        {**step.state_dict(), "objective.thresholds_seen": torch.tensor(1e6).double()}
+    )
     before = float(sae.threshold)
     step(large)
     assert float(sae.threshold) == pytest.approx(before + 0.001 * (high - before), rel=1e-5)
@@ -361,7 +363,7 @@ def test_every_variant_learns(name: str) -> None:
     step = FusedStep(sae, lr=5e-3, objective=usual_objective(sae, sparsity=0.1))
     losses = [float(step(x).squares) for x in DATA * 3]
     assert losses[-1] < 0.6 * losses[0]
-    assert usual_objective(sae).fused in (ALWAYS, "when sparse", "never")
+    assert usual_objective(sae).fused in FusedPath
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -394,7 +396,7 @@ def test_the_encoder_is_packed_again_after_autograd() -> None:
     again = encoder.above(DATA[0], zero, 96)
     fresh = PackedEncoder(sae, "exact").above(DATA[0], zero, 96)
     assert_same_bits(again.values, fresh.values)
-    assert objective.fused == "when sparse"
+    assert objective.fused is FusedPath.WHEN_SPARSE
 
 
 def test_dead_latents_train_their_encoder_too() -> None:

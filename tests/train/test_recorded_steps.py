@@ -15,8 +15,8 @@ from saefast.activations import TensorActivations
 from saefast.train import recorded_steps
 from saefast.train.captured_step import CapturedStep, Phases, RecordingFailed
 from saefast.train.recorded_steps import WARM_UP, Graphs
-from saefast.train.seed_trainer import Trainee
-from saefast.train.step import StepResult
+from saefast.train.seed_trainer import SeedTrainer
+from saefast.train.step_result import StepResult
 
 
 class Recorder:
@@ -95,15 +95,15 @@ def test_replayed_steps_are_the_same_training(tmp_path, monkeypatch) -> None:
 def test_a_resumed_training_is_recorded_again(tmp_path, monkeypatch) -> None:
     plain = train(SEEDS)
     recorder = Recorder(monkeypatch)
-    taken = Trainee.train
+    taken = SeedTrainer.train
 
-    def broken(trainee: Trainee, number: int, batch: Any) -> None:
+    def broken(trainer: SeedTrainer, number: int, batch: Any) -> None:
         if number == 20:
             raise RuntimeError("the power is gone")
-        taken(trainee, number, batch)
+        taken(trainer, number, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "train", broken)
+        patch.setattr(SeedTrainer, "train", broken)
         with pytest.raises(RuntimeError, match="the power is gone"):
             train(SEEDS, out=tmp_path, checkpoint_minutes=0)
     resumed = train(SEEDS, out=tmp_path, resume=True)

@@ -33,7 +33,7 @@ from saefast.activations import StoreWriter
 from saefast.disk import atomic
 from saefast.sae import VARIANTS
 from saefast.train.checkpoint import RunFile, differences
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 _CHILD = """
 import sys
@@ -97,23 +97,23 @@ def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> Non
 
 def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(config(seeds=(0, 1)), out=tmp_path / "whole")
-    step = Trainee.train
+    step = SeedTrainer.train
 
-    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 12 and trainee.seed == 0:
+    def interrupted(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        if number == 12 and trainer.seed == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", interrupted)
+    monkeypatch.setattr(SeedTrainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config(seeds=(0, 1)), out=tmp_path / "part")
     taken: list[int] = []
 
-    def noted(trainee: Trainee, number: int, batch: Any) -> None:
+    def noted(trainer: SeedTrainer, number: int, batch: Any) -> None:
         taken.append(number)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", noted)
+    monkeypatch.setattr(SeedTrainer, "train", noted)
     assert checkpoint_of(tmp_path / "part") == 13
     for _ in range(2):  # the second finds it finished
         resumed = train(config(seeds=(0, 1)), out=tmp_path / "part", resume=True)
@@ -146,7 +146,7 @@ def test_a_run_is_known_before_its_first_checkpoint(
         raise RuntimeError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "train", broken)
+        patch.setattr(SeedTrainer, "train", broken)
         with pytest.raises(RuntimeError, match="the power is gone"):
             train(config(), out=tmp_path)
     assert checkpoint_of(tmp_path) == 0
@@ -159,13 +159,13 @@ def test_a_run_is_known_before_its_first_checkpoint(
 
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train(config(tokens=512), checkpoint_minutes=0)
-    step = Trainee.train
+    step = SeedTrainer.train
 
-    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
+    def interrupted(trainer: SeedTrainer, number: int, batch: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", interrupted)
+    monkeypatch.setattr(SeedTrainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config())
 
@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None
         os.kill(os.getpid(), signal.SIGINT)
         after.append("the second")
 
-    monkeypatch.setattr(Trainee, "train", interrupted)
+    monkeypatch.setattr(SeedTrainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config())
     assert after == ["the first"]
@@ -211,14 +211,14 @@ def test_every_variant_is_trained_stored_and_resumed(
     whole = train(chosen, out=tmp_path / "whole")
     for seed, sae in zip((0, 1), whole, strict=True):
         assert_same_sae(load_sae(tmp_path / f"whole/seed-{seed}"), sae)
-    step = Trainee.train
+    step = SeedTrainer.train
 
-    def broken(trainee: Trainee, number: int, batch: Any) -> None:
+    def broken(trainer: SeedTrainer, number: int, batch: Any) -> None:
         if number == 17:
             raise RuntimeError("the power is gone")
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", broken)
+    monkeypatch.setattr(SeedTrainer, "train", broken)
     with pytest.raises(RuntimeError, match="the power is gone"):
         train(chosen, out=tmp_path / "part", checkpoint_minutes=0)
     monkeypatch.undo()
@@ -261,15 +261,15 @@ def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
     for initial in (other, None):
         with pytest.raises(ValueError, match=r"cannot be resumed, for initial\[0\] was 'sha256"):
             train(short, initial=initial, out=tmp_path / "whole", resume=True)
-    step = Trainee.train
+    step = SeedTrainer.train
 
-    def broken(trainee: Trainee, number: int, batch: Any) -> None:
+    def broken(trainer: SeedTrainer, number: int, batch: Any) -> None:
         if number == 9:
             raise RuntimeError("the power is gone")
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainee, "train", broken)
+        patch.setattr(SeedTrainer, "train", broken)
         with pytest.raises(RuntimeError, match="the power is gone"):
             train(short, initial=given, out=tmp_path / "part", checkpoint_minutes=0)
     resumed = train(short, initial=given, out=tmp_path / "part", resume=True)[0]

@@ -9,7 +9,7 @@ from helpers.planted_batches import batches
 from torch import Tensor
 
 from saefast import SAE, FusedStep, Penalty, Rules, reference
-from saefast.train.rules import tethered
+from saefast.train.optimizer import decay_of, penalty_of, tethered
 
 LR = 5e-3
 RULES: dict[str, Rules] = {
@@ -107,7 +107,7 @@ def test_twenty_steps_under_a_rule_equal_autograd(name: str) -> None:
             }[penalty.norm](fused.W_enc if penalty.side == "encoder" else fused.W_dec)
             for penalty in rules.penalties
         )
-        torch.testing.assert_close(rules.penalty_of(fused), norm.detach())
+        torch.testing.assert_close(penalty_of(rules, fused), norm.detach())
 
 
 def test_weights_of_zero_are_not_pulled() -> None:
@@ -117,11 +117,11 @@ def test_weights_of_zero_are_not_pulled() -> None:
         sae.W_enc.mul_(0.01)
     rules = Rules(penalties=(Penalty("encoder", "fro", 3.0),))
     expected = 3.0 / sae.W_enc.detach().norm()
-    torch.testing.assert_close(rules.decay_of(sae).shrink_enc, expected.expand(96))
+    torch.testing.assert_close(decay_of(rules, sae).shrink_enc, expected.expand(96))
     with torch.no_grad():
         sae.W_enc.zero_()
     step = FusedStep(sae, lr=LR, rules=rules)
-    assert rules.penalty_of(sae) == 0
+    assert penalty_of(rules, sae) == 0
     for x in batches(3, 40, 16, torch.float32):
         step(x)
     assert sae.W_enc.isfinite().all()

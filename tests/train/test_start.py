@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast import SAE, TrainConfig
 from saefast.sae import VARIANTS
 from saefast.train.initial import Sample, Scales, begin, folded, scales_of
-from saefast.train.schedules import k_at, lr_at, pressure_at
+from saefast.train.seed_trainer import k_at, lr_at, pressure_at
 
 NONE = Scales(1.0, 1.0)
 

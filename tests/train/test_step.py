@@ -16,7 +16,7 @@ from saefast.ops import encode_packed
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
 from saefast.train.auxk import AuxGradients, DeadLatents, auxk_gradients, dead_latents
-from saefast.train.stored_gradients import add_auxk
+from saefast.train.optimizer import add_auxk
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])

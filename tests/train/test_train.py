@@ -18,7 +18,7 @@ from saefast import SAE, AuxK, Penalty, Rules, load_sae, reference, train_saes
 from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
 from saefast.train import loop as training
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 
 @pytest.mark.usefixtures("torch_threads")
@@ -381,13 +381,13 @@ def test_what_makes_no_sense_is_refused(
 def test_small_steps_take_one_thread(worth, expected, monkeypatch):
     """So small that threads would wait longer than they compute; afterwards all is as it was."""
     seen = []
-    real = Trainee.train
+    real = SeedTrainer.train
 
     def watched(*arguments: Any) -> None:
         seen.append(torch.get_num_threads())
         real(*arguments)
 
-    monkeypatch.setattr(Trainee, "train", watched)
+    monkeypatch.setattr(SeedTrainer, "train", watched)
     monkeypatch.setattr(training, "_WORTH_THREADS", worth)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -27,7 +27,7 @@ from helpers.training_runs import (
 from saefast.activations import IteratorActivations, StoreWriter
 from saefast.train import loop as training
 from saefast.train.checkpoint import RunFile
-from saefast.train.seed_trainer import Trainee
+from saefast.train.seed_trainer import SeedTrainer
 
 SEEDS = config(seeds=(0, 3))
 
@@ -67,13 +67,13 @@ def test_a_bad_row_is_named_before_its_step(device: SimulatedDevice, monkeypatch
     long = torch.cat([ROWS] * 10)
     long[90 * 128 + 5, 3] = float("nan")
     taken: list[int] = []
-    step = Trainee.train
+    step = SeedTrainer.train
 
-    def noted(trainee: Trainee, number: int, batch: Any) -> None:
+    def noted(trainer: SeedTrainer, number: int, batch: Any) -> None:
         taken.append(number)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
-    monkeypatch.setattr(Trainee, "train", noted)
+    monkeypatch.setattr(SeedTrainer, "train", noted)
     with pytest.raises(ValueError, match=rf"step 90 cannot be taken: .*row {90 * 128 + 5}$"):
         train(config(tokens=128 * 100), rows=IteratorActivations([long]))
     assert taken == list(range(90))
@@ -85,19 +85,19 @@ def test_a_source_that_ends_is_told(device: SimulatedDevice) -> None:
 
 
 def test_ctrl_c_waits_for_its_checkpoint(tmp_path, device, monkeypatch) -> None:
-    step, save = Trainee.train, RunFile.save
+    step, save = SeedTrainer.train, RunFile.save
 
-    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 12 and trainee.seed == 0:
+    def interrupted(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        if number == 12 and trainer.seed == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
     def slow(*arguments: Any) -> None:
         threading.Event().wait(0.2)
         save(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "train", interrupted)
+        patch.setattr(SeedTrainer, "train", interrupted)
         patch.setattr(RunFile, "save", slow)
         with pytest.raises(KeyboardInterrupt):
             train(SEEDS, out=tmp_path)
@@ -109,12 +109,12 @@ def test_ctrl_c_waits_for_its_checkpoint(tmp_path, device, monkeypatch) -> None:
 
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_full_disk_ends_the_run(interrupt, tmp_path, device, monkeypatch) -> None:
-    step, save = Trainee.train, RunFile.save
+    step, save = SeedTrainer.train, RunFile.save
 
-    def interrupted(trainee: Trainee, number: int, batch: Any) -> None:
-        if number == 9 and trainee.seed == 0 and interrupt:
+    def interrupted(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        if number == 9 and trainer.seed == 0 and interrupt:
             os.kill(os.getpid(), signal.SIGINT)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
     def full(run: RunFile, number: int, states: Any) -> None:
         if number == 10:
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_the_run(interrupt, tmp_path, device, monkeypatch) -> N
         save(run, number, states)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "train", interrupted)
+        patch.setattr(SeedTrainer, "train", interrupted)
         patch.setattr(RunFile, "save", full)
         with pytest.raises(OSError, match=r"checkpoint of step 10 .*No space.*step 9 is intact"):
             train(SEEDS, out=tmp_path, checkpoint_minutes=0)
@@ -134,20 +134,20 @@ def test_a_full_disk_ends_the_run(interrupt, tmp_path, device, monkeypatch) -> N
 
 def test_a_full_disk_is_told_before_the_next_checkpoint(tmp_path, device, monkeypatch) -> None:
     steps_take(60, monkeypatch)  # a checkpoint every ten steps
-    step = Trainee.train
+    step = SeedTrainer.train
     taken: list[int] = []
 
-    def noted(trainee: Trainee, number: int, batch: Any) -> None:
+    def noted(trainer: SeedTrainer, number: int, batch: Any) -> None:
         for thread in threading.enumerate():
             if thread.name == "checkpoint":
                 thread.join()
         taken.append(number)
-        step(trainee, number, batch)
+        step(trainer, number, batch)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "could not be written: No space left", "a file")
 
-    monkeypatch.setattr(Trainee, "train", noted)
+    monkeypatch.setattr(SeedTrainer, "train", noted)
     monkeypatch.setattr(RunFile, "save", full)
     with pytest.raises(OSError, match=r"checkpoint of step 10 .*No space.*step 0 is intact"):
         train(config(), out=tmp_path)

@@ -3,26 +3,24 @@
 from collections.abc import Sequence
 
 from saefast.sae import SAE
+from saefast.train.config import TrainConfig
 from saefast.train.objectives.batchtopk import BatchTopK, Matryoshka
 from saefast.train.objectives.forward import (
-    ALWAYS,
-    NEVER,
-    WHEN_SPARSE,
     Current,
     Encoded,
     Forward,
+    FusedPath,
     Loss,
     Objective,
 )
 from saefast.train.objectives.gated import Custom, Gated
 from saefast.train.objectives.thresholds import JumpReLU, ReLU
 from saefast.train.objectives.topk import TopK
+from saefast.train.settings import BANDWIDTH, GROUP_SHARES
 
 SPARSITY = {"relu": 5.0, "gated": 5.0, "jumprelu": 100.0}
 """Weight of the sparsity penalty of each variant that has one, for rows whose norm is about the
 root of their width"""
-BANDWIDTH = 0.05
-GROUP_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 
 
 def usual_objective(
@@ -45,17 +43,25 @@ def usual_objective(
     return Gated(weight) if sae.variant == "gated" else JumpReLU(weight, bandwidth)
 
 
+def objective_of(config: TrainConfig, sae: SAE) -> Objective:
+    """What an SAE of that config is trained for."""
+    if config.loss is not None:
+        return Custom(config.loss)
+    return usual_objective(
+        sae,
+        sparsity=config.sparsity,
+        bandwidth=config.bandwidth,
+        group_shares=config.group_shares,
+    )
+
+
 __all__ = [
-    "ALWAYS",
-    "BANDWIDTH",
-    "GROUP_SHARES",
-    "NEVER",
-    "WHEN_SPARSE",
     "BatchTopK",
     "Current",
     "Custom",
     "Encoded",
     "Forward",
+    "FusedPath",
     "Gated",
     "JumpReLU",
     "Loss",
@@ -63,5 +69,6 @@ __all__ = [
     "Objective",
     "ReLU",
     "TopK",
+    "objective_of",
     "usual_objective",
 ]

@@ -11,7 +11,7 @@ from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.sae import SAE
 from saefast.train.objectives.dense import fired_of, scores_of, squared_error
-from saefast.train.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
 from saefast.train.objectives.room import Room
 from saefast.train.objectives.topk import of_listed
 from saefast.train.packed_encoder import PackedEncoder
@@ -28,7 +28,7 @@ class BatchTopK:
     The smallest one kept, averaged over steps, becomes the SAE's threshold.
     """
 
-    fused = "always"
+    fused = FusedPath.ALWAYS
 
     def __init__(self, sae: SAE) -> None:
         self._seen = torch.zeros((), dtype=torch.float64, device=sae.W_enc.device)

@@ -1,6 +1,7 @@
 """What an objective hands to the step: the code, and the gradients that the update needs."""
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -65,7 +66,12 @@ class Loss(NamedTuple):
     """[m] on how many rows each latent is positive"""
 
 
-ALWAYS, WHEN_SPARSE, NEVER = "always", "when sparse", "never"
+class FusedPath(Enum):
+    """When the steps of an objective take the fused path, and not that of autograd."""
+
+    ALWAYS = "always"
+    WHEN_SPARSE = "when codes are sparse"
+    NEVER = "never"
 
 
 class Objective(Protocol):
@@ -76,8 +82,7 @@ class Objective(Protocol):
     where `fits` says that places lacked. Neither `encode` nor `forward` waits.
     """
 
-    fused: str
-    """when the fused path is used: always, when codes are sparse, or never"""
+    fused: FusedPath
 
     @property
     def room(self) -> int | None:

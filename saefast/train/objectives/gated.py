@@ -7,14 +7,14 @@ from torch import Tensor
 
 from saefast.sae import SAE
 from saefast.train.objectives.dense import fired_of, scores_of
-from saefast.train.objectives.forward import NEVER, Current, Encoded, Forward, Loss
+from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
 from saefast.train.packed_encoder import PackedEncoder
 
 
 class Differentiated:
     """An objective without a fused path."""
 
-    fused = NEVER
+    fused = FusedPath.NEVER
     room = None
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:

@@ -10,7 +10,7 @@ from saefast.ops import gpu
 from saefast.ops.latent_sum import vector_sum
 from saefast.sae import SAE
 from saefast.train.objectives.dense import scores_of, squared_error
-from saefast.train.objectives.forward import WHEN_SPARSE, Current, Encoded, Forward, Loss
+from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
 from saefast.train.objectives.room import Room
 from saefast.train.objectives.topk import of_listed
 from saefast.train.packed_encoder import PackedEncoder
@@ -22,7 +22,7 @@ _ROOM = 128  # for the active latents of a row, at first
 class _Listed:
     """What the latents above a threshold have in common: nothing but it bounds their number."""
 
-    fused = WHEN_SPARSE
+    fused = FusedPath.WHEN_SPARSE
     _places: Room
 
     @property

@@ -11,7 +11,7 @@ from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
 from saefast.sae import SAE
 from saefast.train.objectives.dense import scores_of, squared_error
-from saefast.train.objectives.forward import Current, Encoded, Forward, Loss
+from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
@@ -23,7 +23,7 @@ class TopK:
     Latents are chosen as `SAE.by_norm` says.
     """
 
-    fused = "always"
+    fused = FusedPath.ALWAYS
 
     room = None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saefast import TrainConfig, train_saes
-from saefast.train.metrics import JsonLines
+from saefast.train.loggers import JsonLines
 
 SMALL = TrainConfig(latents=20, k=2, tokens=256, batch_size=64, seeds=(0, 1))
 ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))

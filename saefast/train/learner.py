@@ -1,0 +1,177 @@
+"""From the loss of a batch to other weights: by the fused pass over the latents, or by autograd."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops.latent_pass import latent_pass
+from saefast.ops.latent_sum import column_sum
+from saefast.sae import SAE
+from saefast.train import optimizer
+from saefast.train.auxk import AuxGradients, revive
+from saefast.train.objectives import Forward, Loss
+from saefast.train.optimizer import Adam, Vector
+from saefast.train.packed_encoder import PackedEncoder
+from saefast.train.settings import AuxK, Rules
+from saefast.train.step_result import StepResult
+from saefast.types import Decay, Update
+
+
+class Learner:
+    """Moves the weights of an SAE as the rules say.
+
+    Both paths count the tokens since latents fired, `idle` [m], in place.
+
+    Args:
+        sae: what learns, in place.
+        rules: how weights may move.
+        lr: the learning rate of Adam.
+        encoder: packs the SAE's encoder, which an update refreshes.
+        precision: one of `STEP_PRECISIONS`.
+    """
+
+    def __init__(
+        self, sae: SAE, rules: Rules, lr: float, encoder: PackedEncoder, precision: str
+    ) -> None:
+        self.sae, self.rules, self.adam = sae, rules, Adam(sae, lr, rules)
+        self._encoder, self._precision = encoder, precision
+        if rules.unit_norm:
+            with torch.no_grad():
+                reference.normalise_rows(sae.W_dec)
+        self.anchors = None if rules.tether is None else sae.W_dec.detach().clone()
+
+    def fused(
+        self, forward: Forward, inputs: Tensor, idle: Tensor, auxk: AuxK | None
+    ) -> StepResult:
+        """Learn from a forward pass over `inputs` [n, d], and store no gradient of a matrix.
+
+        Does not wait for a GPU.
+        """
+        rules, n = self.rules, len(inputs)
+        several = forward.group_ends is not None
+        # That of the group that is part of every reconstruction, and of the whole one.
+        every, whole = (
+            (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
+        )
+        groups = len(forward.residual) if several else 1
+        extra = self._revive(inputs, whole, idle, auxk, scale=-n * groups / 2.0)
+        rates = self.adam.next_rates()
+        latents = latent_pass(self._update(forward, inputs, extra, rates))
+        gradients = {"b_dec": column_sum(every)}
+        if forward.threshold_gradient is not None:
+            gradients["jump_threshold"] = forward.threshold_gradient
+        factor = None
+        if rules.clip is not None:
+            input_grad_sum, squares = latents.squares()
+            vectors = self._vectors(gradients, input_grad_sum)
+            factor = self.adam.clip_factor(rules.clip, vectors, squares)
+        input_grad_sum, fired = latents.update(factor)
+        self._encoder.refreshed()
+        vectors = self._vectors(gradients, input_grad_sum)
+        self.adam.finish(vectors, factor, rates, idle, fired, n)
+        self._constrain()
+        loss = extra.loss if extra else None
+        return StepResult(forward.loss, forward.squares, fired, loss, "fused", forward.code)
+
+    def by_autograd(self, loss: Loss, x: Tensor, idle: Tensor, auxk: AuxK | None) -> StepResult:
+        """Learn from a loss of x [n, d] that autograd differentiates."""
+        sae, rules = self.sae, self.rules
+        gradients = optimizer.by_autograd(loss.value, sae)
+        extra = self._revive(sae.inputs(x), loss.error, idle, auxk)
+        if extra is not None:
+            optimizer.add_auxk(gradients, extra, sae)
+        rates = self.adam.next_rates()
+        for name, gradient in optimizer.shaped(gradients, sae, rules).items():
+            self.adam.update(name, gradient, rates)
+        if rules.unit_norm and rules.frozen != "decoder":
+            reference.normalise_rows(sae.W_dec)
+        reference.count_idle(idle, loss.fired, len(x))
+        self._constrain()
+        revived = extra.loss if extra else None
+        squares = loss.squares.double()
+        return StepResult(loss.value.detach().double(), squares, loss.fired, revived, "autograd")
+
+    def _constrain(self) -> None:
+        """Move weights back to where they may be."""
+        if "jump_threshold" in self.adam.moments:
+            self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
+        if self.rules.tether is not None and self.rules.frozen != "decoder":
+            assert self.anchors is not None
+            tethered = optimizer.tethered(self.sae.W_dec, self.anchors, self.rules.tether)
+            self.sae.W_dec.copy_(tethered)
+
+    def _revive(
+        self,
+        inputs: Tensor,
+        residual: Tensor,
+        idle: Tensor,
+        auxk: AuxK | None,
+        *,
+        scale: float = 1.0,
+    ) -> AuxGradients | None:
+        """Return the loss of dead latents, which explain `scale` times `residual`."""
+        rounded = self._precision != "exact"
+        return revive(self.sae, idle, inputs, residual, auxk, scale=scale, rounded=rounded)
+
+    def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
+        """Pair vectors with gradients; b_dec's reaches it through the encoder's inputs, too."""
+        return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
+
+    def _update(
+        self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
+    ) -> Update:
+        """The update of the latents, whose `factor` is not known yet."""
+        sae, rules, packed, moments = self.sae, self.rules, self._encoder.packed, self.adam.moments
+        units, norm, lost = packed.arrays if packed else (None, None, None)
+        decay = self._decay(forward)
+        return Update(
+            indices=forward.code.indices,
+            values=forward.code.values,
+            value_grads=forward.value_grads,
+            residual=forward.residual,
+            inputs=inputs,
+            w_enc=sae.W_enc,
+            b_enc=sae.b_enc,
+            w_dec=sae.W_dec,
+            w_enc_first=moments["W_enc"].first,
+            w_enc_second=moments["W_enc"].second,
+            b_enc_first=moments["b_enc"].first,
+            b_enc_second=moments["b_enc"].second,
+            w_dec_first=moments["W_dec"].first,
+            w_dec_second=moments["W_dec"].second,
+            units=units,
+            norm=norm,
+            lost=lost,
+            product=packed.product if packed else "float32",
+            extra_latents=extra.latents if extra else None,
+            extra_w_enc=extra.w_enc if extra else None,
+            extra_b_enc=extra.b_enc if extra else None,
+            extra_w_dec=extra.w_dec if extra else None,
+            rates=rates,
+            beta1=rules.betas[0],
+            beta2=rules.betas[1],
+            eps=rules.eps,
+            unit_norm=rules.unit_norm,
+            remove_parallel=rules.remove_parallel,
+            update_encoder=rules.frozen != "encoder",
+            update_decoder=rules.frozen != "decoder",
+            shrink_enc=decay.shrink_enc,
+            shrink_dec=decay.shrink_dec,
+            sign=decay.sign,
+            group_ends=forward.group_ends,
+        )
+
+    def _decay(self, forward: Forward) -> Decay:
+        """That of the rules, and what the objective adds."""
+        decay, more = optimizer.decay_of(self.rules, self.sae), forward.shrink_dec
+        if more is None and self._precision == "bf16_weights":
+            # A decay, even of zero, makes the update measure the part of the gradient along a row:
+            # gradients of values, from which it would infer it, belong to the rounded rows.
+            more = self.sae.b_enc.new_zeros(self.sae.m)
+        if more is None:
+            return decay
+        return decay._replace(
+            shrink_dec=more if decay.shrink_dec is None else decay.shrink_dec + more
+        )

@@ -1,0 +1,289 @@
+"""How weights move: Adam, penalties, clipping and tethers, and gradients where they are stored."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast import reference
+from saefast.ops import gpu
+from saefast.ops.latent_sum import vector_sum
+from saefast.sae import SAE
+from saefast.train.auxk import AuxGradients
+from saefast.train.settings import SIDES, Rules
+from saefast.types import NO_DECAY, Decay
+
+Gradients = dict[str, Tensor]
+"""By the name of the parameter"""
+
+_OF_LATENTS = ("W_enc", "b_enc", "W_dec")
+
+
+class Vector(NamedTuple):
+    """A parameter that has no rows, its moments and its gradient; each of one size."""
+
+    parameter: Tensor
+    first: Tensor
+    second: Tensor
+    gradient: Tensor
+    minus: Tensor | None
+    """what is subtracted from the gradient"""
+
+    @property
+    def whole_gradient(self) -> Tensor:
+        """The gradient less what is subtracted from it."""
+        return self.gradient if self.minus is None else self.gradient - self.minus
+
+
+class Moments(NamedTuple):
+    """Running means of a gradient and of its square."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Adam:
+    """Moments of every parameter; the learning rate and the number of steps lie on the device.
+
+    There a captured step finds what has become of them.
+    """
+
+    def __init__(self, sae: SAE, lr: float, rules: Rules) -> None:
+        self._sae, self._rules = sae, rules
+        self.lr = torch.tensor(lr, dtype=torch.float64, device=sae.W_enc.device)
+        self.steps = torch.zeros_like(self.lr)
+        self.moments = {
+            name: Moments(torch.zeros_like(parameter), torch.zeros_like(parameter))
+            for name, parameter in sae.named_parameters()
+        }
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The moments and the number of steps; the tensors themselves."""
+        state = {"steps": self.steps}
+        for name, (first, second) in self.moments.items():
+            state[f"{name}.first"], state[f"{name}.second"] = first, second
+        return state
+
+    def next_rates(self) -> Tensor:
+        """What corrections make of the learning rate at the next step, which is counted."""
+        if self._on_gpu:
+            logarithms = (math.log(beta) if beta else -math.inf for beta in self._rules.betas)
+            rates: Tensor = gpu.launch("step_scalars.next_rates", self.lr, self.steps, *logarithms)
+            return rates
+        self.steps += 1
+        return reference.adam_rates(self.lr, self.steps, *self._rules.betas)
+
+    def vectors(self, gradients: Mapping[str, Tensor], b_dec_minus: Tensor | None) -> list[Vector]:
+        """Pair parameters with their gradients; `b_dec_minus` is subtracted from that of b_dec.
+
+        b_dec comes first.
+        """
+        return [
+            Vector(
+                getattr(self._sae, name).detach(),
+                *self.moments[name],
+                gradient,
+                b_dec_minus if name == "b_dec" else None,
+            )
+            for name, gradient in gradients.items()
+        ]
+
+    def clip_factor(self, clip: float, vectors: Sequence[Vector], row_squares: Tensor) -> Tensor:
+        """Compute what a gradient is multiplied by so that it is not longer than `clip`.
+
+        `row_squares` [m] are the squared lengths of the parts that belong to latents, `vectors` one
+        or two with the other parts. Returns float64 [].
+        """
+        if self._on_gpu:
+            factor: Tensor = gpu.launch("step_scalars.clip_factor", clip, row_squares, *vectors)
+            return factor
+        return clip_factor(clip, [vector.whole_gradient for vector in vectors], row_squares)
+
+    def finish(
+        self,
+        vectors: Sequence[Vector],
+        factor: Tensor | None,
+        rates: Tensor,
+        idle: Tensor,
+        fired: Tensor,
+        tokens: int,
+    ) -> None:
+        """Move one or two vectors and count the tokens since latents fired; in place.
+
+        Args:
+            vectors: what moves, by `factor` [] times its gradient where there is one.
+            factor: float64 [].
+            rates: those of `next_rates`.
+            idle: [m], the tokens since each latent fired.
+            fired: [m], on how many of the step's tokens each latent fired.
+            tokens: the number of these.
+        """
+        beta1, beta2 = self._rules.betas
+        if self._on_gpu:
+            first, *others = vectors
+            gpu.launch(
+                "step_scalars.finish_step",
+                first,
+                others[0] if others else None,
+                factor,
+                rates,
+                (beta1, beta2),
+                self._rules.eps,
+                idle,
+                fired,
+                tokens,
+            )
+            torch.autograd.graph.increment_version([vector.parameter for vector in vectors])
+            return
+        for vector in vectors:
+            gradient = vector.whole_gradient
+            reference.adam(
+                *vector[:3],
+                gradient if factor is None else gradient * factor,
+                rates,
+                beta1=beta1,
+                beta2=beta2,
+                eps=self._rules.eps,
+            )
+        reference.count_idle(idle, fired, tokens)
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether kernels serve the SAE."""
+        weight = self._sae.W_enc
+        return gpu.has(weight) and gpu.serves(weight)
+
+    def update(self, name: str, gradient: Tensor, rates: Tensor) -> None:
+        """Move one parameter."""
+        first, second = self.moments[name]
+        beta1, beta2 = self._rules.betas
+        reference.adam(
+            getattr(self._sae, name),
+            first,
+            second,
+            gradient,
+            rates,
+            beta1=beta1,
+            beta2=beta2,
+            eps=self._rules.eps,
+        )
+
+
+def by_autograd(loss: Tensor, sae: SAE) -> Gradients:
+    """Those of all parameters; zero where the loss does not depend on one."""
+    parameters = dict(sae.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient.clone()
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    }
+
+
+def add_auxk(gradients: Gradients, extra: AuxGradients, sae: SAE) -> None:
+    """Add the gradients of the loss of dead latents, in place, without a wait for the device.
+
+    Places of the list that no dead latent takes add zero to some row, each to another one.
+    """
+    real = extra.latents < sae.m
+    rows = torch.where(real, extra.latents, torch.arange(len(real), device=real.device))
+    w_enc, w_dec = (torch.where(real[:, None], g, 0.0) for g in (extra.w_enc, extra.w_dec))
+    b_enc = torch.where(real, extra.b_enc, 0.0)
+    for name, more in zip(_OF_LATENTS, (w_enc, b_enc, w_dec), strict=True):
+        gradients[name].index_add_(0, rows, more)
+    if sae.centred:
+        gradients["b_dec"] -= b_enc @ sae.W_enc[rows]
+
+
+def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:
+    """What Adam gets of `gradients`, which are overwritten; nothing of a side that is frozen."""
+    reference.shape_gradients(
+        [gradients[name] for name in _OF_LATENTS],
+        [getattr(sae, name) for name in _OF_LATENTS],
+        project=rules.unit_norm and rules.remove_parallel,
+        decay=decay_of(rules, sae),
+    )
+    if rules.frozen is not None:
+        del gradients["W_enc" if rules.frozen == "encoder" else "W_dec"]
+    if rules.clip is None:
+        return gradients
+    factor = clip_factor(rules.clip, gradients.values())
+    return {name: gradient * factor for name, gradient in gradients.items()}
+
+
+def decay_of(rules: Rules, sae: SAE) -> Decay:
+    """The gradients of the penalties."""
+    if not rules.penalties:
+        return NO_DECAY
+    shrink: dict[str, float | Tensor] = dict.fromkeys(SIDES, 0.0)
+    sign = dict.fromkeys(SIDES, 0.0)
+    for penalty in rules.penalties:
+        weight = _side_of(sae, penalty.side)
+        if penalty.norm == "mean_abs":
+            sign[penalty.side] += penalty.weight / weight.numel()
+        elif penalty.norm == "fro_squared":
+            shrink[penalty.side] += 2 * penalty.weight
+        else:
+            length = _square_of(weight).sqrt()
+            shrink[penalty.side] += torch.where(length > 0, penalty.weight / length, 0.0)
+    encoder, decoder = (
+        sae.b_enc.new_ones(sae.m) * shrink[side] if _is_set(shrink[side]) else None
+        for side in SIDES
+    )
+    signs = None
+    if any(sign.values()):  # filled on the device, where a captured step must find them
+        ones = sae.b_enc.new_ones((), dtype=torch.float64)
+        signs = torch.stack([ones * sign[side] for side in SIDES])
+    return Decay(encoder, decoder, signs)
+
+
+def penalty_of(rules: Rules, sae: SAE) -> Tensor:
+    """The value of the penalties, float64 []."""
+    total = torch.zeros((), dtype=torch.float64, device=sae.b_enc.device)
+    for penalty in rules.penalties:
+        weight = _side_of(sae, penalty.side)
+        if penalty.norm == "mean_abs":
+            norm = vector_sum(torch.linalg.vector_norm(weight, 1, dim=1)) / weight.numel()
+        else:
+            norm = _square_of(weight)
+            norm = norm.sqrt() if penalty.norm == "fro" else norm
+        total += penalty.weight * norm
+    return total
+
+
+def clip_factor(
+    clip: float, gradients: Iterable[Tensor], row_squares: Tensor | None = None
+) -> Tensor:
+    """What a gradient is multiplied by so that it is not longer than `clip`; float64 [].
+
+    `row_squares` [m] are the squared lengths of parts of it, `gradients` the other parts.
+    """
+    squares = [] if row_squares is None else [vector_sum(row_squares)]
+    squares += [_square_of(part.reshape(len(part), -1)) for part in gradients]
+    return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
+
+
+def tethered(directions: Tensor, anchors: Tensor, cosine: float) -> Tensor:
+    """`directions`, turned back as far as needed for that cosine to `anchors`; rows of norm one."""
+    along = (directions * anchors).sum(1, keepdim=True)
+    across = directions - along * anchors
+    length = across.norm(dim=1, keepdim=True)
+    # A row opposite to its anchor has no direction across to keep: it goes back all the way.
+    across = torch.where(length > 0, across / length, 0.0)
+    turned = cosine * anchors + (1 - cosine**2) ** 0.5 * across
+    turned = torch.where(length > 0, turned, anchors)
+    return torch.where(along < cosine, turned, directions)
+
+
+def _side_of(sae: SAE, side: str) -> Tensor:
+    return sae.W_enc.detach() if side == "encoder" else sae.W_dec.detach()
+
+
+def _is_set(multiple: float | Tensor) -> bool:
+    return isinstance(multiple, Tensor) or multiple != 0
+
+
+def _square_of(weight: Tensor) -> Tensor:
+    return vector_sum(torch.linalg.vector_norm(weight, dim=1).double().square())
