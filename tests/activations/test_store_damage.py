@@ -1,6 +1,7 @@
 """What is damaged in a store is found and named."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,8 +76,10 @@ def test_a_flipped_bit_is_found_by_verify(place: int, tmp_path: Path) -> None:
 
 
 def test_verify_shows_progress_only_when_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("saefast.progress.DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     folder = write(tmp_path / "store")
     verify_store(folder)
     assert capsys.readouterr().err == ""
