@@ -21,7 +21,7 @@ demo:
 	$(BIN)/saefast demo
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 	TRITON_INTERPRET=1 $(BIN)/pytest --numprocesses auto tests/interpreted
 
 # The wheel with the CUDA C++ kernels, built for one architecture, imported and asked; no GPU needed.

@@ -31,7 +31,7 @@ def test_tensors_on_a_gpu_give_the_same_pairs(options):
 def test_saes_on_a_gpu_are_matched_and_compared_by_what_they_do():
     saes = [saefast.SAE(8, 24, k=3, seed=seed) for seed in (0, 1)]
     x = normal((2000, 8), 2, torch.float32)
-    groups = {"half": [torch.arange(24) < 12] * 2}
+    groups = [{"half": torch.arange(24) < 12}] * 2
     found = []
     for device in ("cpu", "cuda"):
         there = [sae.to(device) for sae in saes]

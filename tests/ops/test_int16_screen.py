@@ -113,7 +113,8 @@ def test_rounding_that_all_points_one_way(d: int, loser: str) -> None:
     assert above.indices[0, 0] == rivals
 
 
-@given(seed=seeds)
+# Of these draws it is known that sums of rounded operands alone choose other latents.
+@pytest.mark.parametrize("seed", range(8))
 def test_near_ties_below_a_step_are_told_apart(seed: int) -> None:
     m, d, k = 700, 96, 50
     base = normal((1, d), seed, torch.float32)

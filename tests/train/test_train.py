@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import saefast
-from saefast import SAE, AuxK, Penalty, Rules, load_sae, reference, train_saes
+from saefast import SAE, AuxK, Penalty, Rules, load_sae, progress, reference, train_saes
 from saefast.activations import Prefetcher, TensorActivations
 from saefast.synthetic import PlantedWorld
 from saefast.train import loop as training
@@ -221,13 +221,17 @@ def test_rows_in_half_precision_are_the_numbers_they_are() -> None:
     assert_same_sae(found, train(config(), rows=TensorActivations(rows.float(), target.float()))[0])
 
 
-def test_silence_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_silence_without_progress(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(config(tokens=512), out=tmp_path / "a")
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "DELAY", 0)
     train_saes(ROWS, config(tokens=512), out=tmp_path / "b")
     shown = capfd.readouterr()
     assert shown.out == ""
-    for word in ("training 1 SAE:", "100%", "512/512", "tok/s", "EV", "L0", "dead", "loss"):
+    for word in ("training 1 SAE:", "100%", "512/512", "rows/s", "EV", "L0", "dead", "loss"):
         assert word in shown.err
 
 
