@@ -21,7 +21,8 @@ demo:
 	$(BIN)/saefast demo
 
 test: .venv/installed
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m 'not alone'
+	$(BIN)/pytest -m alone
 	TRITON_INTERPRET=1 $(BIN)/pytest --numprocesses auto tests/interpreted
 
 # The wheel with the CUDA C++ kernels, built for one architecture, imported and asked; no GPU needed.

@@ -81,6 +81,7 @@ print(json.dumps(sorted(set(asked[before:]) | set(sys.modules) & {"faiss", "tran
     assert not asked & heavy
 
 
+@pytest.mark.alone
 def test_import_is_quick(tmp_path: Path) -> None:
     code = """
 import time, torch

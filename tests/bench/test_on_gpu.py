@@ -128,6 +128,7 @@ def test_much_output_is_no_failure(tmp_path: Path) -> None:
     assert finished(run(tmp_path, lane)[1]) == ["prints", "second"]
 
 
+@pytest.mark.alone
 def test_the_limit_of_a_part_keeps_what_was_found(tmp_path: Path) -> None:
     slow = worker(tmp_path, "slow", first="pass", sleeps="time.sleep(60)")
     begin = time.monotonic()

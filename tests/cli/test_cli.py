@@ -307,6 +307,7 @@ def test_shells_complete_commands(tmp_path: Path) -> None:
     assert "stability" in result.stdout
 
 
+@pytest.mark.alone
 def test_the_quick_demo_finds_what_is_planted_within_a_minute(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

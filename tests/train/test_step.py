@@ -106,6 +106,7 @@ def test_state_is_updated_in_place() -> None:
 
 
 @pytest.mark.usefixtures("torch_threads")
+@pytest.mark.alone
 def test_other_python_threads_run_during_a_kernel() -> None:
     """No gap between the ticks of another thread is nearly as long as the call."""
     torch.set_num_threads(1)
