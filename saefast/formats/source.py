@@ -115,7 +115,7 @@ class SourceFile:
         return value
 
     def nothing_but(self, *names: str, prefixes: tuple[str, ...] = ()) -> None:
-        """There are no other tensors: what one means that nobody knows of, nobody knows."""
+        """Reject a file with unexpected tensors, whose meaning is unknown."""
         known = set(names)
         unknown = [
             n for n in self.tensors if n not in known and not n.startswith(prefixes or ("\0",))

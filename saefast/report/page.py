@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nobody for anything."""
+"""Write the report as one self-contained HTML file."""
 
 import textwrap
 from collections.abc import Sequence

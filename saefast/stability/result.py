@@ -41,8 +41,8 @@ class StabilityRule:
 class Stability:
     """Scores of how often the features of dictionaries return in the others.
 
-    A tensor for each dictionary, a value for each of its m features. Dead features count nowhere:
-    they have 0 everywhere and are nobody's partner.
+    A tensor for each dictionary, a value for each of its m features. Dead features are left out:
+    all their values are 0, and no feature has them as its partner.
     """
 
     score: tuple[Tensor, ...]
@@ -127,7 +127,7 @@ class Stability:
         table = {name: pa.array(values.numpy()) for name, values in columns.items()}
         partner, similarity = torch.cat(self.partner), torch.cat(self.similarity)
         for t, name in enumerate(names):
-            nobody = (partner[:, t] < 0).numpy()
+            unmatched = (partner[:, t] < 0).numpy()
             for column, values in (("partner", partner), ("similarity", similarity)):
-                table[f"{column}_{name}"] = pa.array(values[:, t].numpy(), mask=nobody)
+                table[f"{column}_{name}"] = pa.array(values[:, t].numpy(), mask=unmatched)
         return pa.table(table)

@@ -59,11 +59,6 @@ class LowRankDesign:
 
 SWEEP = tuple(LowRankDesign(rare=rare, rare_rate=1.024 / rare) for rare in (64, 256, 1024))
 """More and more features in the plane, of which each row holds one on average"""
-NARROW = LowRankDesign(rank=16, rare=256, rare_rate=0.004)
-IDENTIFIED = LowRankDesign(
-    rare=64, rare_rate=0.03, latents=192, k=8, seeds=5, steps=4000, batch_size=1024
-)
-"""The control: few features in the plane, frequent enough for each to get a latent"""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Code(NamedTuple):
 
 
 def fusible(sae: Any) -> bool:
-    """Whether nobody looks at the dense matrices, and the ops know the dtype."""
+    """Return whether no hook reads the dense matrices, and the ops support the dtype."""
     hooks = (sae.hook_sae_acts_pre, sae.hook_sae_acts_post)
     hooked = any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
     return sae.W_enc.dtype in DTYPES and not hooked and not torch.compiler.is_compiling()
