@@ -1,0 +1,225 @@
+"""Build the rivals of trained SAEs as SAEs, so that the same code evaluates all of them."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saefast import checks
+from saefast.activations.protocol import ActivationSource
+from saefast.linalg import one_thread
+from saefast.nulls.permutations import generator_of
+from saefast.ops.gather_dots import gather_dots
+from saefast.sae import SAE, as_saes, code_of
+from saefast.train.config import TrainConfig
+from saefast.train.train import train_saes
+from saefast.types import brief
+
+UNTRAINED = ("untrained", "residual", "pca")
+"""Conditions of `rival_conditions` unless others are named"""
+BASELINES = ("frozen_decoder", "soft_frozen")
+"""Conditions of `train_baselines` unless others are named"""
+
+_FAR = 100.0
+"""Distance, in standard deviations, of the origin of coordinates to the mean activation"""
+_TETHER = 0.8
+"""Least cosine of a soft-frozen decoder row to its first direction, as in arXiv:2602.14111"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """SAEs to evaluate beside the trained ones, under a name."""
+
+    name: str
+    saes: tuple[SAE, ...]
+
+    __repr__ = brief
+
+
+def rival_conditions(
+    saes: SAE | Sequence[SAE],
+    rows: Tensor,
+    names: Sequence[str] = UNTRAINED,
+    *,
+    seed: int = 0,
+) -> list[Condition]:
+    """Build conditions that need no training.
+
+    - untrained: for each SAE one of the same shape and variant with random directions. Variants
+      with a threshold get the threshold at which as many latents are active per row.
+    - permuted_decoder: each SAE with the rows of its decoder shuffled. Scores that depend on the
+      encoder alone must not change, those that need the decoder must fall to their floor.
+    - residual: the coordinates of the activation, each a latent that is always active.
+    - pca: its coordinates along principal axes, largest variance first.
+
+    Args:
+        saes: the trained SAEs, of one width.
+        rows: [n, d] activations that calibrate thresholds, means and axes; not those of the
+            evaluation.
+        names: conditions to build.
+        seed: seed of random directions and permutations.
+    """
+    checks.floating("rows", rows, "[n, d]")
+    trained = as_saes(saes, rows.shape[-1])
+    for name in names:
+        checks.one_of("names", name, tuple(_BUILDERS))
+    return [Condition(name=name, saes=_BUILDERS[name](trained, rows, seed)) for name in names]
+
+
+def train_baselines(
+    activations: ActivationSource,
+    config: TrainConfig,
+    names: Sequence[str] = BASELINES,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[Condition]:
+    """Train SAEs whose directions cannot learn, or hardly: the baselines of arXiv:2602.14111.
+
+    - frozen_decoder: decoder rows stay random, with the covariance of the activations.
+    - soft_frozen: decoder rows keep a cosine of 0.8 to random directions.
+    - frozen_encoder: encoder rows stay random.
+
+    All are trained on one pass.
+
+    Args:
+        activations: what the SAEs were trained on.
+        config: settings of their training; its seeds are those of the baselines.
+        names: baselines to train.
+        out: folder for the training; None: nothing is written.
+        resume: go on with a training in `out`.
+        progress: show a progress bar on stderr.
+    """
+    for name in names:
+        checks.one_of("names", name, tuple(_BASELINES))
+    if not names:
+        return []
+    configs = [replace(_BASELINES[name](config), name=name.replace("_", "-")) for name in names]
+    trained = train_saes(activations, configs, out=out, resume=resume, progress=progress)
+    each = len(config.seeds)
+    return [
+        Condition(name=name, saes=tuple(trained[place * each : (place + 1) * each]))
+        for place, name in enumerate(names)
+    ]
+
+
+def _frozen(
+    config: TrainConfig, *, frozen: str | None = None, tether: float | None = None
+) -> TrainConfig:
+    rules = replace(config.rules, unit_norm=True, penalties=(), frozen=frozen, tether=tether)
+    return replace(config, rules=rules)
+
+
+_BASELINES: Mapping[str, Callable[[TrainConfig], TrainConfig]] = {
+    "frozen_decoder": lambda config: replace(_frozen(config, frozen="decoder"), directions="cov"),
+    "soft_frozen": lambda config: _frozen(config, tether=_TETHER),
+    "frozen_encoder": lambda config: _frozen(config, frozen="encoder"),
+}
+
+
+@torch.no_grad()
+def _untrained(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
+    return tuple(_redrawn(sae, rows, seed, place) for place, sae in enumerate(saes))
+
+
+def _redrawn(sae: SAE, rows: Tensor, seed: int, place: int) -> SAE:
+    new = SAE(
+        sae.d,
+        sae.m,
+        variant=sae.variant,
+        k=sae.k,
+        seed=int(torch.randint(2**31, (), generator=generator_of(seed, "untrained", place))),
+        d_out=sae.d_out if sae.transcodes else None,
+        centred=sae.centred,
+        skip=sae.skip,
+        normalise=sae.normalise,
+        by_norm=sae.by_norm,
+        dtype=sae.W_enc.dtype,
+        device=sae.W_enc.device,
+    )
+    new.b_dec.copy_(sae.b_dec)
+    if sae.skip:
+        new.W_skip.copy_(sae.W_skip)
+    if sae.variant != "topk":
+        _set_threshold(new, rows, _active(sae, rows))
+    return new
+
+
+def _active(sae: SAE, rows: Tensor) -> float:
+    """Number of active latents of a row, on average."""
+    return float((code_of(sae, rows).values > 0).sum()) / len(rows)
+
+
+def _set_threshold(sae: SAE, rows: Tensor, active: float) -> None:
+    """Let about as many latents be active per row: all get the same threshold."""
+    inputs = sae.inputs(rows.to(sae.W_enc))
+    # A sample of pairs of a row and a latent: all of them would be a matrix [n, m].
+    generator = generator_of(0, "threshold")
+    width = min(sae.m, 4096)
+    chosen = torch.stack(
+        [torch.randint(sae.m, (width,), generator=generator) for _ in range(len(rows))]
+    )
+    pre = gather_dots(inputs, sae.W_enc, chosen.to(inputs.device)).flatten().cpu()
+    place = min(max(round(len(pre) * (1 - active / sae.m)), 0), len(pre) - 1)
+    threshold = pre.sort().values[place].clamp(min=0)
+    if sae.variant in ("batchtopk", "matryoshka"):
+        sae.batch_threshold.copy_(threshold)
+    elif sae.variant == "jumprelu":
+        sae.jump_threshold.fill_(float(threshold))
+    else:
+        sae.b_enc.fill_(-float(threshold))
+        if sae.variant == "gated":
+            sae.b_mag.fill_(-float(threshold))
+
+
+@torch.no_grad()
+def _permuted_decoder(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
+    permuted = []
+    for place, sae in enumerate(saes):
+        new = copy.deepcopy(sae)
+        order = torch.randperm(sae.m, generator=generator_of(seed, "permuted_decoder", place))
+        new.W_dec.copy_(sae.W_dec[order.to(sae.W_dec.device)])
+        permuted.append(new)
+    return tuple(permuted)
+
+
+def _residual(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
+    return (_coordinates(saes[0], rows, torch.eye(saes[0].d, dtype=torch.float64)),)
+
+
+def _pca(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
+    with one_thread():
+        centred = rows.double().cpu() - rows.double().cpu().mean(0)
+        _, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes.flip(1).T
+    # The sign of an axis is arbitrary: its largest entry is made positive.
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return (_coordinates(saes[0], rows, axes * largest.sign()),)
+
+
+@torch.no_grad()
+def _coordinates(like: SAE, rows: Tensor, axes: Tensor) -> SAE:
+    """An SAE whose latents are the coordinates along orthonormal axes [d, d], all always active.
+
+    ReLU would cut coordinates at their mean. The origin is so far below that it cuts none.
+    """
+    sae = SAE(like.d, like.d, variant="relu", k=like.d, dtype=like.W_enc.dtype)
+    data = rows.double().cpu()
+    spread = float((data - data.mean(0)).square().mean().sqrt())
+    origin = data.mean(0) - _FAR * spread * axes.sum(0)
+    sae.W_enc.copy_(axes)
+    sae.W_dec.copy_(axes)
+    sae.b_dec.copy_(origin)
+    return sae.to(like.W_enc.device)
+
+
+_BUILDERS: Mapping[str, Callable[[Sequence[SAE], Tensor, int], tuple[SAE, ...]]] = {
+    "untrained": _untrained,
+    "permuted_decoder": _permuted_decoder,
+    "residual": _residual,
+    "pca": _pca,
+}

@@ -1,0 +1,201 @@
+"""Compute intervals of means over seeds and tasks, of AUROC and of proportions.
+
+All intervals hold 95 % of the probability. Bootstraps draw from generators of their own, so that
+equal arguments give equal bits; conditions that are compared draw the same tasks.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from saefast.nulls.beta import beta_quantile
+
+Floats = NDArray[np.float64]
+
+_TAIL = 0.025
+_NORMAL = 1.959963984540054
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+NOWHERE = Interval(float("nan"), float("nan"), float("nan"))
+
+
+def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Bootstrap the mean of values over seeds and tasks, which are resampled independently.
+
+    Args:
+        values: [seeds, tasks]; NaN where a task has no value.
+        seed: seed of the draws.
+        draws: number of resamples.
+    """
+    table = _table("values", values)
+    generator = np.random.default_rng(seed)
+    tasks = _counts(generator, table.shape[1], draws)
+    seeds = _counts(generator, table.shape[0], draws)
+    return _interval(_mean(table), _resampled(table, seeds, tasks))
+
+
+def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Bootstrap the difference of two means, mean(a) - mean(b).
+
+    Every resample holds the same tasks for both, and the same seeds where both have as many.
+
+    Args:
+        a: [seeds, tasks].
+        b: [seeds of its own, the same tasks].
+        seed: seed of the draws.
+        draws: number of resamples.
+    """
+    first, second = _table("a", a), _table("b", b)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"a and b must be over the same tasks, got {first.shape[1]} and {second.shape[1]}"
+        )
+    generator = np.random.default_rng(seed)
+    tasks = _counts(generator, first.shape[1], draws)
+    seeds = _counts(generator, first.shape[0], draws)
+    paired = len(first) == len(second)
+    others = seeds if paired else _counts(generator, second.shape[0], draws)
+    drawn = _resampled(first, seeds, tasks) - _resampled(second, others, tasks)
+    return _interval(_mean(first) - _mean(second), drawn)
+
+
+def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """Bootstrap the mean of values [n] over items; NaN are left out."""
+    items = np.asarray(values, dtype=np.float64).ravel()
+    items = items[~np.isnan(items)]
+    if not len(items):
+        return NOWHERE
+    return two_way_interval(items[None], seed=seed, draws=draws)
+
+
+def proportion_interval(hits: int, n: int) -> Interval:
+    """Return the share hits / n with Jeffreys' interval."""
+    if n < 1:
+        return NOWHERE
+    ends = [_TAIL, 1 - _TAIL]
+    low, high = np.asarray(beta_quantile(ends, hits + 0.5, n - hits + 0.5)).tolist()
+    return Interval(hits / n, 0.0 if hits == 0 else low, 1.0 if hits == n else high)
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the probability that a positive item scores above a negative one.
+
+    Args:
+        labels: [n] bool; both classes must occur, else the result is NaN.
+        scores: [n]; equal scores count half.
+    """
+    above, _ = _placements(labels, scores)
+    return float(above.mean()) if len(above) else float("nan")
+
+
+def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Interval:
+    """Return AUROC with DeLong's interval on the logit scale.
+
+    Where the classes are separated without error, DeLong's variance is zero; the end of the
+    interval then is the AUROC that as many pairs of independent items miss with 2.5 %.
+    """
+    above, below = _placements(labels, scores)
+    if not len(above):
+        return NOWHERE
+    value = float(above.mean())
+    fewest = min(len(above), len(below))
+    edge = _TAIL ** (1 / fewest)
+    if value in (0.0, 1.0):
+        return Interval(value, edge, 1.0) if value == 1 else Interval(value, 0.0, 1 - edge)
+    if fewest < 2:
+        return Interval(value, 0.0, 1.0)
+    variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
+    centre = np.log(value / (1 - value))
+    half = _NORMAL * np.sqrt(variance) / (value * (1 - value))
+    low, high = (1 / (1 + np.exp(-(centre + sign * half))) for sign in (-1, 1))
+    return Interval(value, float(low), float(high))
+
+
+def smallest_difference(noise: float, runs: int = 1) -> float:
+    """Return the smallest difference of two means of `runs` runs that means something.
+
+    Args:
+        noise: standard deviation of one run over other seeds of the evaluation.
+        runs: number of runs behind each mean.
+    """
+    return _NORMAL * float(np.sqrt(2 / runs)) * noise
+
+
+def gap_closed(value: float, floor: float, ceiling: float, noise: float = 0.0) -> float:
+    """Return the share of the way from floor to ceiling, NaN where noise hides the gap."""
+    gap = ceiling - floor
+    if not gap > 4 * noise:
+        return float("nan")
+    return (value - floor) / gap
+
+
+def _table(name: str, values: ArrayLike) -> Floats:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"{name} must be [seeds, tasks] and not empty, got {table.shape}")
+    return table
+
+
+def _counts(generator: np.random.Generator, n: int, draws: int) -> Floats:
+    """[draws, n]: how often each item is in a resample of n - 1 of them.
+
+    Resamples of n would have less than the variance of a mean, by the factor (n - 1) / n, which
+    matters for a few seeds (Rao and Wu 1988).
+    """
+    size = max(n - 1, 1)
+    counts: Floats = generator.multinomial(size, np.full(n, 1 / n), size=draws).astype(np.float64)
+    return counts
+
+
+def _mean(table: Floats) -> float:
+    known = ~np.isnan(table)
+    return float(table[known].mean()) if known.any() else float("nan")
+
+
+def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
+    """[draws]: the mean of each resample; NaN where it holds no value."""
+    known = ~np.isnan(table)
+    total = ((seeds @ np.where(known, table, 0.0)) * tasks).sum(1)
+    number = ((seeds @ known.astype(np.float64)) * tasks).sum(1)
+    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+
+
+def _interval(value: float, drawn: Floats) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return NOWHERE
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    return Interval(value, float(low), float(high))
+
+
+def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """For each positive the share of negatives below it, for each negative that of positives above.
+
+    Both are empty where a class is.
+    """
+    positive: NDArray[Any] = np.asarray(labels, dtype=bool)
+    values = np.asarray(scores, dtype=np.float64)
+    if positive.shape != values.shape or values.ndim != 1:
+        raise ValueError(f"labels and scores must be [n], got {positive.shape} and {values.shape}")
+    high, low = values[positive], values[~positive]
+    if not len(high) or not len(low):
+        return np.zeros(0), np.zeros(0)
+    return _share_below(high, low), 1 - _share_below(low, high)
+
+
+def _share_below(values: Floats, others: Floats) -> Floats:
+    ordered = np.sort(others)
+    strictly = np.searchsorted(ordered, values, side="left")
+    equally = np.searchsorted(ordered, values, side="right")
+    share: Floats = (strictly + equally) / (2 * len(ordered))
+    return share

@@ -1,0 +1,274 @@
+"""Define the result of an evaluation: scores beside floors, rivals, ceilings and intervals."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from saefast.disk.tables import table_of
+from saefast.evaluation.intervals import (
+    NOWHERE,
+    Floats,
+    Interval,
+    paired_interval,
+    smallest_difference,
+    two_way_interval,
+)
+from saefast.types import brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NAN = float("nan")
+
+TRAINED = "trained"
+"""Condition of the SAEs that are evaluated; all others are rivals and baselines"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured value; a row of RUN/evaluation/scores.parquet."""
+
+    evaluation: str
+    """probe, explain, steer, edit, absorb or core"""
+    measure: str
+    condition: str
+    """`TRAINED`, the name of a `Condition`, or "trained - NAME" for a difference"""
+    value: float
+    low: float
+    """lower end of the 95 % interval; NaN where there is none"""
+    high: float
+    n: int
+    """number of items that the value is over"""
+    task: str = ""
+    """"" for all tasks together"""
+    seed: int | None = None
+    """position of the SAE in its condition; None for all together"""
+    group: str = ""
+    """group of latents; "" for all, "NAME:mass" for random latents of the same activation mass"""
+    floor: float = _NAN
+    """value without information"""
+    rival: str = ""
+    """name of the best trivial rival"""
+    rival_value: float = _NAN
+    ceiling: float = _NAN
+    primary: bool = False
+    """whether the measure is the primary one of its evaluation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of one evaluation, in the order in which they are shown."""
+
+    name: str
+    scores: tuple[Score, ...]
+    noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """by measure: standard deviation of the overall value when the evaluation is repeated with
+    other seeds"""
+    features: tuple[Mapping[str, Any], ...] = ()
+    """for each trained SAE its columns of features.parquet: tensors [m] or lists of m items"""
+    notes: tuple[str, ...] = ()
+    """sentences on what was left out, with counts, and on what the scores cannot say"""
+
+    __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each score."""
+        return table_of([dataclasses.asdict(score) for score in self.scores])
+
+    def overall(self, measure: str, condition: str = TRAINED, group: str = "") -> Score:
+        """Return the score over all tasks and seeds.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for score in self.scores:
+            same = (score.measure, score.condition, score.group) == (measure, condition, group)
+            if same and not score.task and score.seed is None:
+                return score
+        raise KeyError(f"{self.name} has no {measure!r} of {condition!r} in group {group!r}")
+
+    def lines(self) -> list[str]:
+        """Return the scores over all tasks and seeds as lines of text, then noise and notes."""
+        found = [score for score in self.scores if not score.task and score.seed is None]
+        lines = _aligned([_HEADER, *(_cells(score) for score in found)]) if found else []
+        for measure, noise in self.noise.items():
+            lines.append(
+                f"{measure}: differences of two SAEs below {smallest_difference(noise):.3f} are "
+                f"within the noise of the evaluation"
+            )
+        return [*lines, *self.notes]
+
+
+def measured(
+    evaluation: str,
+    measure: str,
+    values: Mapping[str, ArrayLike],
+    tasks: Sequence[str],
+    *,
+    group: str = "",
+    floor: ArrayLike = _NAN,
+    ceiling: ArrayLike = _NAN,
+    rivals: Sequence[str] = (),
+    intervals: Mapping[str, Sequence[Sequence[Interval]]] | None = None,
+    primary: bool = False,
+    seed: int = 0,
+) -> list[Score]:
+    """Build the scores of one measure: overall, of each SAE, of each task, and differences.
+
+    Overall scores and differences to `TRAINED` have two-way bootstrap intervals over seeds and
+    tasks; scores of one SAE have them over tasks.
+
+    Args:
+        evaluation: its name.
+        measure: its name.
+        values: by condition, [seeds, tasks].
+        tasks: name of each task.
+        group: group of latents that the values are of.
+        floor: value without information, one or [tasks].
+        ceiling: largest value that can be hoped for, one or [tasks].
+        rivals: conditions among which the best is named beside every other.
+        intervals: by condition, those of each SAE and task, where they are known.
+        primary: whether the measure is the primary one of its evaluation.
+        seed: seed of the bootstrap.
+
+    Returns:
+        For each condition its overall score, its difference to `TRAINED`, its score of each SAE,
+        then that of each SAE and task.
+    """
+    tables = {name: np.asarray(table, dtype=np.float64) for name, table in values.items()}
+    for name, table in tables.items():
+        if table.ndim != 2 or table.shape[1] != len(tasks):
+            raise ValueError(
+                f"values[{name!r}] must be [seeds, {len(tasks)} tasks], got {table.shape}"
+            )
+    floors, ceilings = (
+        np.broadcast_to(np.asarray(each, float), len(tasks)) for each in (floor, ceiling)
+    )
+    means = {name: _mean(tables[name]) for name in rivals if name in tables}
+    scores: list[Score] = []
+    for name, table in tables.items():
+        best = max((each for each in means if each != name), key=means.__getitem__, default="")
+
+        row = partial(
+            _row,
+            rival=tables.get(best),
+            floors=floors,
+            ceilings=ceilings,
+            tasks=tasks,
+            common={
+                "evaluation": evaluation,
+                "measure": measure,
+                "condition": name,
+                "group": group,
+                "rival": best,
+                "primary": primary,
+            },
+        )
+        scores.append(row(two_way_interval(table, seed=seed), int((~np.isnan(table)).any(0).sum())))
+        if name != TRAINED and TRAINED in tables:
+            difference = paired_interval(tables[TRAINED], table, seed=seed)
+            scores.append(
+                dataclasses.replace(
+                    scores[-1],
+                    **difference._asdict(),
+                    condition=f"{TRAINED} - {name}",
+                    floor=0.0,
+                    rival="",
+                    rival_value=_NAN,
+                    ceiling=_NAN,
+                    primary=False,
+                )
+            )
+        if len(table) > 1:
+            scores += [
+                row(two_way_interval(its[None], seed=seed), len(tasks), sae=s)
+                for s, its in enumerate(table)
+            ]
+        if len(tasks) > 1:
+            known = (intervals or {}).get(name)
+            scores += [
+                row(
+                    NOWHERE._replace(value=float(value)) if known is None else known[s][t],
+                    1,
+                    task=t,
+                    sae=s,
+                )
+                for s, its in enumerate(table)
+                for t, value in enumerate(its)
+            ]
+    return scores
+
+
+def _row(
+    value: Interval,
+    n: int,
+    *,
+    task: int | None = None,
+    sae: int | None = None,
+    rival: Floats | None,
+    floors: Floats,
+    ceilings: Floats,
+    tasks: Sequence[str],
+    common: Mapping[str, Any],
+) -> Score:
+    """Build the score of one condition over all tasks or of one task."""
+    at = slice(None) if task is None else slice(task, task + 1)
+    return Score(
+        **common,
+        **value._asdict(),
+        n=n,
+        task="" if task is None else tasks[task],
+        seed=sae,
+        floor=_mean(floors[at]),
+        rival_value=_NAN if rival is None else _mean(rival[:, at]),
+        ceiling=_mean(ceilings[at]),
+    )
+
+
+def _mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else _NAN
+
+
+_HEADER = (
+    "measure",
+    "condition",
+    "value",
+    "95 % interval",
+    "floor",
+    "best trivial rival",
+    "ceiling",
+)
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    who = f"{score.condition}, {score.group}" if score.group else score.condition
+    rival = f"{score.rival} {score.rival_value:.3f}" if score.rival else ""
+    interval = "" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}"
+    return (
+        score.measure,
+        who,
+        _number(score.value),
+        interval,
+        _number(score.floor),
+        rival,
+        _number(score.ceiling),
+    )
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,120 @@
+"""Intervals of evaluations: coverage, pairing, ties, and values known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from saefast.evaluation.intervals import (
+    auroc,
+    auroc_interval,
+    gap_closed,
+    mean_interval,
+    paired_interval,
+    proportion_interval,
+    smallest_difference,
+    two_way_interval,
+)
+
+
+def test_two_way_interval_covers_the_mean_of_seeds_and_tasks():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        seeds = generator.standard_normal((12, 1))
+        tasks = generator.standard_normal((1, 20))
+        noise = 0.3 * generator.standard_normal((12, 20))
+        found = two_way_interval(2 + seeds + tasks + noise, draws=400)
+        covered += found.low <= 2 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_resampling_tasks_alone_would_not_cover_the_spread_of_seeds():
+    values = np.arange(6.0)[:, None] + np.zeros((6, 30))
+    found = two_way_interval(values)
+    assert found.high - found.low > 1
+    assert mean_interval(values.mean(0)).high - mean_interval(values.mean(0)).low < 1e-12
+
+
+def test_equal_arguments_give_equal_bits_and_another_seed_others():
+    values = np.random.default_rng(1).standard_normal((3, 8))
+    assert two_way_interval(values) == two_way_interval(values)
+    assert two_way_interval(values, seed=1) != two_way_interval(values)
+
+
+def test_a_difference_is_paired_over_tasks():
+    generator = np.random.default_rng(2)
+    tasks = 10 * generator.standard_normal((1, 15))
+    a, b = (tasks + 0.1 * generator.standard_normal((4, 15)) for _ in range(2))
+    found = paired_interval(a + 0.5, b)
+    assert found.value == pytest.approx(0.5, abs=0.1)
+    assert found.high - found.low < 0.3
+    alone = paired_interval(a + 0.5, b[:1])
+    assert alone.high - alone.low < 0.5
+
+
+def test_a_difference_needs_the_same_tasks():
+    with pytest.raises(ValueError, match="same tasks, got 3 and 2"):
+        paired_interval(np.zeros((1, 3)), np.zeros((1, 2)))
+
+
+def test_missing_values_are_left_out():
+    values = np.array([[1.0, np.nan, 3.0], [1.0, np.nan, 3.0]])
+    assert two_way_interval(values).value == 2
+    assert mean_interval([1.0, np.nan, 3.0]).value == 2
+    assert math.isnan(mean_interval([np.nan]).value)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_auroc_equals_that_of_scikit_learn(levels):
+    generator = np.random.default_rng(levels)
+    labels = generator.random(300) < 0.3
+    scores = generator.integers(0, levels, 300) + labels * levels / 4
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert auroc_interval(labels, scores).value == auroc(labels, scores)
+
+
+def test_auroc_intervals_cover_the_truth():
+    generator = np.random.default_rng(3)
+    truth = 0.5 * (1 + math.erf(1 / 2))  # of unit normals whose means differ by one
+    covered = 0
+    for _ in range(300):
+        labels = np.arange(120) < 50
+        found = auroc_interval(labels, generator.standard_normal(120) + labels)
+        covered += found.low <= truth <= found.high
+    assert 0.91 <= covered / 300 <= 0.985
+
+
+def test_separated_classes_leave_doubt():
+    found = auroc_interval([1, 1, 1, 0, 0, 0, 0], [5, 6, 7, 1, 2, 3, 4])
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 3))
+    turned = auroc_interval([0, 0, 0, 1, 1, 1, 1], [5, 6, 7, 1, 2, 3, 4])
+    assert turned == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 3)))
+
+
+def test_one_class_has_no_auroc():
+    assert math.isnan(auroc([1, 1], [0.5, 0.7]))
+    assert math.isnan(auroc_interval([0, 0], [0.5, 0.7]).value)
+
+
+def test_proportions_have_the_interval_of_jeffreys():
+    from scipy.stats import beta
+
+    found = proportion_interval(3, 10)
+    assert found == pytest.approx((0.3, *beta.ppf([0.025, 0.975], 3.5, 7.5)))
+    assert proportion_interval(0, 10).low == 0
+    assert proportion_interval(10, 10).high == 1
+    assert math.isnan(proportion_interval(0, 0).value)
+
+
+def test_a_gap_hidden_by_noise_is_not_closed():
+    assert gap_closed(0.7, 0.5, 0.9) == pytest.approx(0.5)
+    assert math.isnan(gap_closed(0.7, 0.5, 0.9, noise=0.1))
+    assert math.isnan(gap_closed(0.7, 0.9, 0.9))
+
+
+def test_the_smallest_difference_shrinks_with_runs():
+    assert smallest_difference(0.01) == pytest.approx(1.96 * math.sqrt(2) * 0.01, rel=1e-4)
+    assert smallest_difference(0.01, runs=4) == pytest.approx(smallest_difference(0.01) / 2)
