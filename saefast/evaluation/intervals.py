@@ -167,7 +167,9 @@ def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
     known = ~np.isnan(table)
     total = ((seeds @ np.where(known, table, 0.0)) * tasks).sum(1)
     number = ((seeds @ known.astype(np.float64)) * tasks).sum(1)
-    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+    means: Floats = np.full(len(total), np.nan)
+    np.divide(total, number, out=means, where=number > 0)
+    return means
 
 
 def _interval(value: float, drawn: Floats) -> Interval:
