@@ -1,7 +1,8 @@
 """The JSON files of a run as records: stages of the pipeline write them, the report reads them.
 
-Those of other kinds are `TrainConfig` and what `train_saes` adds in run.json, `RunSettings` in
-settings.json, and the tables, whose columns are those of the results they are made from.
+Where JSON can hold every value of a result, the result is part of a record. The other files are
+run.json, of `TrainConfig` and what `train_saes` adds, settings.json, of `RunSettings`, and the
+tables, whose columns are those of the results they are made from.
 """
 
 import dataclasses
@@ -12,21 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saefast.disk.tables import read_json, write_json
+from saefast.nulls.draws import Spreads
+from saefast.stability.membership import PowerLaw, SubsetPoint
+from saefast.stability.result import StabilityRule
+from saefast.stability.score import CurvePoint
 
 Record = TypeVar("Record")
-
-
-@dataclass(frozen=True)
-class RuleRecord:
-    """What counts as the same feature: `StabilityRule`."""
-
-    threshold: float | str
-    match: str
-    side: str
-    absolute: bool
-    same_partner: bool
-    confidence: float
-    width: int
 
 
 @dataclass(frozen=True)
@@ -41,21 +33,10 @@ class SeedStability:
 
 
 @dataclass(frozen=True)
-class CurveRecord:
-    """Means over features at one threshold: `CurvePoint`."""
-
-    threshold: float
-    score: float
-    stable: float
-    unstable: float
-    chance: float
-
-
-@dataclass(frozen=True)
 class StabilityRecord:
     """stability.json"""
 
-    rule: RuleRecord
+    rule: StabilityRule
     stable_cut: float
     unstable_cut: float
     least_rate: float
@@ -63,29 +44,7 @@ class StabilityRecord:
     chance: list[float]
     mean: float
     seeds: list[SeedStability]
-    curve: list[CurveRecord]
-
-
-@dataclass(frozen=True)
-class SubsetRecord:
-    """Shares of features over subsets of SAEs: `SubsetPoint`."""
-
-    dictionaries: int
-    subsets: int
-    alone: float
-    alone_deviation: float | None
-    everywhere: float
-    everywhere_deviation: float | None
-
-
-@dataclass(frozen=True)
-class PowerLawRecord:
-    """How the share of features in one SAE alone falls: `PowerLaw`."""
-
-    a: float
-    b: float
-    c: float
-    residual: float
+    curve: list[CurvePoint]
 
 
 @dataclass(frozen=True)
@@ -93,24 +52,9 @@ class MembershipRecord:
     """membership.json"""
 
     counts: list[int]
-    curve: list[SubsetRecord]
-    power_law: PowerLawRecord | None = None
+    curve: list[SubsetPoint]
+    power_law: PowerLaw | None = None
     """absent where there are too few points"""
-
-
-@dataclass(frozen=True)
-class GroupRecord:
-    """Explained variance with a group of features alone and without it: `Spreads`."""
-
-    group: str
-    control: str
-    draws: int
-    features: float
-    keep: float
-    keep_std: float
-    drop: float
-    drop_std: float
-    shared: float
 
 
 @dataclass(frozen=True)
@@ -119,7 +63,7 @@ class SeedEvaluation:
 
     seed: int
     explained_variance: float
-    groups: list[GroupRecord]
+    groups: list[Spreads]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from saefast.activations.one_pass import OnePass
 from saefast.activations.protocol import ActivationSource
 from saefast.disk.tables import table_of
 from saefast.evaluation.reconstruction import Spread, sum_of_squares
-from saefast.nulls.draws import mass_matched, size_matched
+from saefast.nulls.draws import Spreads, mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE, as_saes, code_of
@@ -47,21 +47,6 @@ class GroupFunction:
     """explained variance with the decoder rows of this set alone"""
     drop: float
     """explained variance with all others"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spreads:
-    """Mean and standard deviation over the draws of a control; of a group itself, the value."""
-
-    group: str
-    control: str
-    draws: int
-    features: float
-    keep: float
-    keep_std: float
-    drop: float
-    drop_std: float
-    shared: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,31 @@
 """Random sets of features to compare a set with: as many, or as active in sum."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from saefast.activations.order import permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spreads:
+    """Explained variance with a set of features alone (keep) and with all others (drop).
+
+    Mean and standard deviation over the draws of a control; of a group itself, the value.
+    """
+
+    group: str
+    control: str
+    """"" for the group itself; else in what the random sets match it"""
+    draws: int
+    features: float
+    keep: float
+    keep_std: float
+    drop: float
+    drop_std: float
+    shared: float
+    """mean share of the group that is in the random sets; 1 for the group itself"""
 
 
 def size_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:

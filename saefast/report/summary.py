@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from saefast.nulls.draws import Spreads
 from saefast.report.run_data import RunData
-from saefast.run_records import EvaluationRecord, GroupRecord
+from saefast.run_records import EvaluationRecord
 
 
 def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
@@ -16,7 +17,7 @@ def group_value(data: RunData, group: str, control: str, side: str) -> tuple[flo
     return float(np.mean([getattr(row, side) for row in rows])), deviation
 
 
-def group_lines(data: RunData) -> list[GroupRecord]:
+def group_lines(data: RunData) -> list[Spreads]:
     """Return the lines on groups of features of all SAEs' evaluations."""
     seeds = data.evaluation.seeds if data.evaluation else []
     return [line for each in seeds for line in each.groups]

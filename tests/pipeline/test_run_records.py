@@ -8,32 +8,23 @@ from typing import Any
 import pytest
 
 from saefast.disk.tables import read_json, write_json
-from saefast.evaluation.ablation import Spreads
 from saefast.evaluation.regression import EffectRegression
 from saefast.lm.losses import Estimate
 from saefast.lm.patch import PatchEffect
 from saefast.report.run_data import RunData
 from saefast.run_folder import EVALUATION, MEMBERSHIP, POOLING, STABILITY, STAGES
 from saefast.run_records import (
-    CurveRecord,
     EffectRecord,
     EstimateRecord,
     EvaluationRecord,
-    GroupRecord,
     MembershipRecord,
     PoolingRecord,
-    PowerLawRecord,
     RegressionRecord,
-    RuleRecord,
     StabilityRecord,
     StageRecord,
-    SubsetRecord,
     read_record,
     write_record,
 )
-from saefast.stability.membership import PowerLaw, SubsetPoint
-from saefast.stability.result import StabilityRule
-from saefast.stability.score import CurvePoint
 
 FILES: dict[str, Any] = {
     STABILITY: StabilityRecord,
@@ -57,11 +48,6 @@ def test_a_file_is_its_record_and_nothing_else(
 @pytest.mark.parametrize(
     ("record", "result", "added"),
     [
-        (RuleRecord, StabilityRule, set()),
-        (CurveRecord, CurvePoint, set()),
-        (SubsetRecord, SubsetPoint, set()),
-        (PowerLawRecord, PowerLaw, set()),
-        (GroupRecord, Spreads, set()),
         (RegressionRecord, EffectRegression, {"reason"}),
         (EffectRecord, PatchEffect, set()),
         (EstimateRecord, Estimate, set()),

@@ -16,7 +16,6 @@ from saefast.run_records import (
     EffectRecord,
     EstimateRecord,
     EvaluationRecord,
-    GroupRecord,
     PatchingRecord,
     RegressionRecord,
     SeedEvaluation,
@@ -55,11 +54,7 @@ def evaluate(job: Job) -> None:
         rows=found[0].rows,
         held_out=job.held_out_rows != job.train_rows,
         seeds=[
-            SeedEvaluation(
-                seed,
-                each.explained_variance,
-                [GroupRecord(**vars(line)) for line in each.summary()],
-            )
+            SeedEvaluation(seed, each.explained_variance, each.summary())
             for seed, each in zip(job.seeds, found, strict=True)
         ],
         regression=regression,

@@ -2,16 +2,7 @@
 
 from saefast.pipeline.job import Job
 from saefast.run_folder import MEMBERSHIP, STABILITY
-from saefast.run_records import (
-    CurveRecord,
-    MembershipRecord,
-    PowerLawRecord,
-    RuleRecord,
-    SeedStability,
-    StabilityRecord,
-    SubsetRecord,
-    write_record,
-)
+from saefast.run_records import MembershipRecord, SeedStability, StabilityRecord, write_record
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve
 from saefast.stability.result import Stability
 from saefast.stability.score import stability_curve
@@ -29,7 +20,7 @@ def stability(job: Job) -> None:
     job.add_features({"group": names, **{name: getattr(found, name) for name in columns}})
     curve = stability_curve(found, stable=rule.stable, unstable=rule.unstable)
     record = StabilityRecord(
-        rule=RuleRecord(**vars(found.rule)),
+        rule=found.rule,
         stable_cut=rule.stable,
         unstable_cut=rule.unstable,
         least_rate=rule.least_rate,
@@ -48,7 +39,7 @@ def stability(job: Job) -> None:
                 job.seeds, found.alive, found.dead, groups, strict=True
             )
         ],
-        curve=[CurveRecord(**vars(point)) for point in curve],
+        curve=curve,
     )
     write_record(job.run / STABILITY, record)
     write_record(job.run / MEMBERSHIP, _membership(found))
@@ -58,7 +49,5 @@ def _membership(found: Stability) -> MembershipRecord:
     """Return in how many SAEs features are, and how that goes on."""
     curve, law = subset_curve(found), None
     if len(curve) > 3:  # three points are met by any power law
-        fitted = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
-        law = PowerLawRecord(**vars(fitted))
-    points = [SubsetRecord(**vars(point)) for point in curve]
-    return MembershipRecord(membership_counts(found).tolist(), points, law)
+        law = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
+    return MembershipRecord(membership_counts(found).tolist(), curve, law)
