@@ -47,7 +47,7 @@ def _study(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     found = PARTS[name]()
     seconds = time.perf_counter() - start
-    print(found.table())
+    print(found.as_text())
     return {
         "commit": record.commit(),
         "seconds": round(seconds, 1),

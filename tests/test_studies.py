@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from saefast.studies.digits import MNIST, DigitsSetting, WeightPenalty, _compare
 from saefast.studies.idx import read_idx_images
 from saefast.studies.lowrank import LowRankDesign
 from saefast.studies.recovery import BASELINES, SIZES, RecoverySize, _configs
-from saefast.studies.table import as_text
+from saefast.studies.result import StudyResult
 from saefast.synthetic import sphere_world
 
 MANY = LowRankDesign(
@@ -65,7 +65,7 @@ def test_many_rare_features_come_back_as_their_plane_only(tmp_path: Path) -> Non
     assert pq.read_table(tmp_path / "lowrank.parquet").to_pylist() == [
         asdict(r) for r in result.rows
     ]
-    assert result.table().count("\n") == 2
+    assert result.as_text().count("\n") == 2
 
 
 def test_the_low_rank_study_has_the_same_bits_on_any_number_of_threads(
@@ -86,17 +86,23 @@ def test_the_low_rank_study_has_the_same_bits_on_any_number_of_threads(
     assert every.overlap is not None
 
 
+@dataclass(frozen=True)
+class NamedValue:
+    """A row of a study."""
+
+    name: str
+    value: float
+    other: int | None
+
+
 def test_tables_are_aligned_and_say_what_is_missing() -> None:
-    rows = [
-        {"name": "a", "value": 0.12345, "other": None},
-        {"name": "long", "value": 2, "other": 1},
-    ]
-    assert as_text(rows).splitlines() == [
+    rows = (NamedValue("a", 0.12345, None), NamedValue("long", 2, 1))
+    assert StudyResult(rows=rows).as_text().splitlines() == [
         "name  value  other",
         "   a  0.123      -",
         "long      2      1",
     ]
-    assert as_text([]) == "no rows"
+    assert StudyResult(rows=()).as_text() == "no rows"
 
 
 TINY = RecoverySize(

@@ -12,6 +12,10 @@ import torch
 from helpers.strategies import normal
 
 import saefast
+from saefast.evaluation.reconstruction import reconstruction
+from saefast.lm import Estimate, PatchEffect, Patching
+from saefast.studies.result import StudyResult
+from saefast.synthetic import World, explain, recovery
 
 PROMISED = {
     *("topk_encode", "sparse_decode", "reference", "SAE", "SparseCode", "Dictionary", "Matches"),
@@ -62,6 +66,14 @@ def test_an_exported_name_says_what_it_is(path: str) -> None:
     assert not HEADLESS.match(first), f"{path} begins with {first!r}"
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyRow:
+    """A row of a study."""
+
+    seed: int
+    share: float | None
+
+
 def results() -> dict[str, tuple[object, int]]:
     """Every result that has a table, and how many rows it must have."""
     saes = [saefast.SAE(6, 12, k=3, seed=seed) for seed in range(3)]
@@ -81,6 +93,7 @@ def results() -> dict[str, tuple[object, int]]:
         torch.rand(30) + 1, torch.arange(30) < 9, torch.rand(30) + 1, torch.rand(30) + 1
     )
     options = {"draws": 2, **quiet}
+    world = World(torch.eye(6), torch.full((1, 6), 0.3).double())
     return {
         "nearest": (saefast.match_features(*saes[:2], **quiet), 12),
         "one to one": (saefast.match_features(*saes[:2], one_to_one=True, **quiet), 12),
@@ -93,7 +106,28 @@ def results() -> dict[str, tuple[object, int]]:
         "statistics": (statistics, 12),
         "function": (function, 10),
         "regression": (regression, 4),
+        "reconstruction": (reconstruction(saes[0], x, **quiet)[0], 12),
+        "patching": (patching(), 6),
+        "recovery": (recovery(saes[0], world), 6),
+        "explanation": (explain(saes[0], world, rows=50), 12),
+        "study": (StudyResult(rows=(StudyRow(1, 0.5), StudyRow(2, None))), 2),
+        "plan": (saefast.plan_matching(20, 4), 1),
     }
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, error=value / 8)
+
+
+def patching() -> Patching:
+    """Losses of a language model, all of them made up, for one group."""
+    names = [field.name for field in dataclasses.fields(PatchEffect)]
+
+    def effect(first: float) -> PatchEffect:
+        return PatchEffect(**{name: estimate(first + i) for i, name in enumerate(names)})
+
+    whole = {name: effect(10 * i) for i, name in enumerate(("clean", "zero", "mean", "full"))}
+    return Patching(**whole, keep={"stable": effect(40)}, drop={"stable": effect(50)})
 
 
 RESULTS = results()
@@ -125,3 +159,33 @@ def test_a_feature_without_a_partner_has_nulls() -> None:
     }
     assert [row["row_price"] for row in rows] == matches.proof.row_price.tolist()
     assert rows[1]["partner"] == 1
+
+
+def test_a_table_names_what_each_number_belongs_to() -> None:
+    rows = RESULTS["patching"][0].to_table().to_pylist()
+    named = [(row["replacement"], row["group"]) for row in rows]
+    assert named[:4] == [(name, None) for name in ("clean", "zero", "mean", "full")]
+    assert named[4:] == [("keep", "stable"), ("drop", "stable")]
+    assert rows[5]["ce"] == 50
+    assert rows[5]["ce_error"] == 50 / 8
+    assert rows[5]["kl_score_mean"] == 56
+    result = RESULTS["explanation"][0]
+    table = result.to_table()
+    assert table["feature"].to_pylist() == list(range(12))
+    assert table["firing_rate"].to_pylist() == result.firing_rate.tolist()
+    assert table["f1"].to_pylist() == result.f1.tolist()
+    assert RESULTS["study"][0].to_table().to_pylist() == [
+        {"seed": 1, "share": 0.5},
+        {"seed": 2, "share": None},
+    ]
+    plan = RESULTS["plan"][0]
+    assert plan.to_table().to_pylist() == [dataclasses.asdict(plan)]
+
+
+def test_a_recovery_counts_the_latents_at_each_true_feature() -> None:
+    world = World(torch.eye(3), torch.full((1, 3), 0.3).double())
+    found = recovery(torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0, -1]]), world)
+    rows = found.to_table().to_pylist()
+    assert [row["latents"] for row in rows] == [2, 0, 1]
+    assert [row["recovered"] for row in rows] == [True, False, False]
+    assert [row["best"] for row in rows] == found.best.tolist()

@@ -152,5 +152,4 @@ def _lowrank(out: Path, json_output: bool) -> None:
     from saefast.studies import run_lowrank
 
     found = run_lowrank(out, progress=not json_output)
-    rows = [dataclasses.asdict(row) for row in found.rows]
-    tell(found.table(), {"rows": rows}, found.written, json_output)
+    tell(found.as_text(), {"rows": found.to_table().to_pylist()}, found.written, json_output)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from saefast.activations.one_pass import OnePass
 from saefast.activations.protocol import ActivationSource
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE, as_saes, code_of
+from saefast.types import brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CONVENTIONS = {
     "explained_variance": "1 - sum of squared errors / sum of squared distances to the mean of all "
@@ -26,6 +31,15 @@ class Reconstruction:
     """[m] float64"""
     l0: float
     """positive latents per row"""
+
+    __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each feature."""
+        import pyarrow as pa
+
+        rate = self.firing_rate
+        return pa.table({"feature": torch.arange(len(rate)).numpy(), "firing_rate": rate.numpy()})
 
 
 @torch.no_grad()

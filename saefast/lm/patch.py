@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.disk.tables import table_of
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.corpus import Texts
 from saefast.lm.losses import (
@@ -24,13 +26,16 @@ from saefast.lm.sites import Site, capture, find_site
 from saefast.lm.suffix import Suffix
 from saefast.progress import ProgressBar
 from saefast.sae import SAE
-from saefast.types import SparseCode
+from saefast.types import SparseCode, brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Replacements = Callable[[Tensor], Iterator[tuple[str, Tensor]]]
 """From rows of activations [n, d]: what is to stand in their place, each under a name"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PatchEffect:
     """Effect of one replacement, in nats a token, with standard errors over contexts."""
 
@@ -49,7 +54,7 @@ class PatchEffect:
     kl_score_mean: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patching:
     """Effects of all replacements of `evaluate_patched`."""
 
@@ -66,6 +71,26 @@ class Patching:
     """that from all others"""
     contexts: int = 0
     predictions: int = 0
+
+    __repr__ = brief
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each replacement, and a column for each error."""
+        whole = ("clean", "zero", "mean", "full")
+        effects = [(name, None, getattr(self, name)) for name in whole]
+        for name in ("keep", "drop"):
+            effects += [(name, group, effect) for group, effect in getattr(self, name).items()]
+        return table_of(
+            [
+                {
+                    "replacement": name,
+                    "group": group,
+                    **{key: its.value for key, its in vars(effect).items()},
+                    **{f"{key}_error": its.error for key, its in vars(effect).items()},
+                }
+                for name, group, effect in effects
+            ]
+        )
 
 
 def evaluate_patched(

@@ -2,14 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from saefast import checks
+from saefast.disk.tables import table_of
 from saefast.match.engines import engine_for
 from saefast.match.neighbours import block_rows
 from saefast.unit_rows import UnitRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LIST_ENTRY = 16
 """Bytes that a neighbour in a list takes: a float64 and an int64"""
@@ -72,6 +76,10 @@ class MatchPlan:
     """measured here, now, at this width"""
     seconds: float
     """to find the neighbours; a one-to-one matching takes a few times as long as a sort more"""
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with one row, to join those of several sizes."""
+        return table_of([vars(self)])
 
     def sentences(self) -> str:
         """For people."""

@@ -1,7 +1,7 @@
 """Whether weight regularisation makes features come back: SAEs on images of digits."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.tables import write_rows
 from saefast.match.features import match_features
 from saefast.nulls.cosines import BestOfRandom
 from saefast.ops.latent_sum import column_sum
 from saefast.progress import tracked
 from saefast.sae import SAE
 from saefast.studies.idx import read_idx_images
-from saefast.studies.table import as_text
+from saefast.studies.result import StudyResult
 from saefast.train.config import TrainConfig
 from saefast.train.settings import NORMS, SIDES, Penalty, Rules
 from saefast.train.train import train_saes
@@ -104,18 +103,6 @@ class DigitsRow:
     never: float
 
 
-@dataclass(frozen=True)
-class DigitsResult:
-    """The rows of `run_digits`."""
-
-    rows: tuple[DigitsRow, ...]
-    written: tuple[Path, ...] = ()
-
-    def table(self) -> str:
-        """For people."""
-        return as_text([asdict(row) for row in self.rows])
-
-
 def run_digits(
     out: str | Path | None = None,
     *,
@@ -123,7 +110,7 @@ def run_digits(
     setting: DigitsSetting | None = None,
     seeds: int = 3,
     progress: bool = True,
-) -> DigitsResult:
+) -> StudyResult[DigitsRow]:
     """Train ReLU SAEs with and without tied starts, unit norms and penalties; see what comes back.
 
     Args:
@@ -152,11 +139,7 @@ def run_digits(
     for number, (tied, unit_norm, penalty) in enumerate(cells):
         group = saes[number * seeds : (number + 1) * seeds]
         found.append(_row(group, rows, tied, unit_norm, penalty))
-    if out is None:
-        return DigitsResult(tuple(found))
-    file = Path(out) / "digits.parquet"
-    write_rows(file, [asdict(row) for row in found])
-    return DigitsResult(tuple(found), (file,))
+    return StudyResult.of(found, out, "digits.parquet")
 
 
 def _check(setting: DigitsSetting) -> None:

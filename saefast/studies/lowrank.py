@@ -1,7 +1,7 @@
 """Rare features in a plane: no seed finds the same ones, every seed finds the plane."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +11,12 @@ from torch import Tensor
 from saefast import checks
 from saefast.activations.covariance import activation_covariance
 from saefast.dictionary import Dictionary
-from saefast.disk.tables import write_rows
 from saefast.linalg import one_thread
 from saefast.progress import tracked
 from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.stability.score import at_threshold, score_stability
-from saefast.studies.table import as_text
+from saefast.studies.result import StudyResult
 from saefast.subspace.angles import haar_overlap, principal_angles
 from saefast.subspace.fit import fit_subspaces
 from saefast.synthetic.low_rank import LowRankWorld
@@ -101,18 +100,6 @@ class LowRankRow:
     keep_unstable: float
 
 
-@dataclass(frozen=True)
-class LowRankResult:
-    """The rows of `run_lowrank`."""
-
-    rows: tuple[LowRankRow, ...]
-    written: tuple[Path, ...] = ()
-
-    def table(self) -> str:
-        """For people."""
-        return as_text([asdict(row) for row in self.rows])
-
-
 def run_lowrank(
     out: str | Path | None = None,
     *,
@@ -121,7 +108,7 @@ def run_lowrank(
     least_rates: Sequence[float] = (0.0, 1e-4),
     seed: int = 0,
     progress: bool = True,
-) -> LowRankResult:
+) -> StudyResult[LowRankRow]:
     """Show that unstable features can be one reproducible plane in different bases.
 
     Each design plants frequent features outside of a plane and rare ones in it, trains SAEs that
@@ -146,12 +133,8 @@ def run_lowrank(
     for least_rate in least_rates:
         checks.at_least("least_rates", least_rate, 0, below=1)
     bar = tracked(designs, "designs", unit="designs", progress=progress)
-    found = tuple(row for design in bar for row in _rows(design, rows, least_rates, seed, progress))
-    if out is None:
-        return LowRankResult(found)
-    file = Path(out) / "lowrank.parquet"
-    write_rows(file, [asdict(row) for row in found])
-    return LowRankResult(found, (file,))
+    found = (row for design in bar for row in _rows(design, rows, least_rates, seed, progress))
+    return StudyResult.of(found, out, "lowrank.parquet")
 
 
 def _rows(

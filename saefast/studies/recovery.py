@@ -1,18 +1,17 @@
 """Rows explained well by features that are not there: recovery of a known truth beside EV."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.tables import write_rows
 from saefast.nulls.cosines import BestOfRandom
 from saefast.progress import tracked
 from saefast.sae import SAE, VARIANTS
-from saefast.studies.table import as_text
+from saefast.studies.result import StudyResult
 from saefast.synthetic.sphere import FIRING, sphere_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import World
@@ -81,18 +80,6 @@ class RecoveryRow:
     """share of latents that fire on the rows that are looked at"""
 
 
-@dataclass(frozen=True)
-class RecoveryResult:
-    """The rows of `run_recovery`."""
-
-    rows: tuple[RecoveryRow, ...]
-    written: tuple[Path, ...] = ()
-
-    def table(self) -> str:
-        """For people."""
-        return as_text([asdict(row) for row in self.rows])
-
-
 def run_recovery(
     out: str | Path | None = None,
     *,
@@ -104,7 +91,7 @@ def run_recovery(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> RecoveryResult:
+) -> StudyResult[RecoveryRow]:
     """Train on worlds whose features are known, and compare what is explained and what is found.
 
     All SAEs of a world start from the same directions, see the same rows in the same order, and
@@ -141,11 +128,7 @@ def run_recovery(
             _row(kind, config, sae.cpu(), world, rows)
             for config, sae in zip(configs, saes, strict=True)
         ]
-    if out is None:
-        return RecoveryResult(tuple(found))
-    file = Path(out) / "recovery.parquet"
-    write_rows(file, [asdict(row) for row in found])
-    return RecoveryResult(tuple(found), (file,))
+    return StudyResult.of(found, out, "recovery.parquet")
 
 
 def _size(size: str | RecoverySize) -> RecoverySize:

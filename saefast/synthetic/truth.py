@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
 from saefast.synthetic.world import Drawn, World
-from saefast.types import SparseCode
+from saefast.types import SparseCode, brief
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RECOVERED = 0.8
 """A true feature is recovered by a latent whose cosine with it is above this."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
     """A dictionary beside the true features; only latents that are alive count."""
 
@@ -32,13 +36,29 @@ class Recovery:
     uniqueness: float
     """how many different true features latents are nearest to, per latent"""
 
+    __repr__ = brief
+
     @property
     def recovered(self) -> float:
         """The share of true features that a latent is close to."""
         return float((self.best > RECOVERED).double().mean())
 
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each true feature; `latents` counts those nearest to it."""
+        import pyarrow as pa
 
-@dataclass(frozen=True)
+        latents = torch.bincount(self.truth[self.truth >= 0], minlength=len(self.best))
+        return pa.table(
+            {
+                "feature": torch.arange(len(self.best)).numpy(),
+                "best": self.best.numpy(),
+                "recovered": (self.best > RECOVERED).numpy(),
+                "latents": latents.numpy(),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """Quality of an SAE's reconstructions of a world's rows."""
 
@@ -54,11 +74,25 @@ class Explanation:
     """[latents] float64: of "it fires" as a guess at "its true feature fires"; 0 where neither does
     or it is dead"""
 
+    __repr__ = brief
+
     @property
     def mean_f1(self) -> float:
         """Over latents that fire."""
         fires = self.firing_rate > 0
         return float(self.f1[fires].mean()) if bool(fires.any()) else 0.0
+
+    def to_table(self) -> "pa.Table":
+        """Return a table with a row for each latent."""
+        import pyarrow as pa
+
+        return pa.table(
+            {
+                "feature": torch.arange(len(self.f1)).numpy(),
+                "firing_rate": self.firing_rate.numpy(),
+                "f1": self.f1.numpy(),
+            }
+        )
 
 
 def recovery(dictionary: Features, world: World) -> Recovery:
@@ -74,7 +108,7 @@ def recovery(dictionary: Features, world: World) -> Recovery:
     alive = int(found.alive.sum())
     if alive == 0:
         nothing = torch.full((found.m,), -1)
-        return Recovery(torch.zeros(world.m), nothing, 0.0, 0.0)
+        return Recovery(best=torch.zeros(world.m), truth=nothing, mcc=0.0, uniqueness=0.0)
     nearest = match_features(found, truths, absolute=True).partner
     pairs = match_features(found, truths, one_to_one=True, absolute=True)
     return Recovery(
