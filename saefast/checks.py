@@ -76,10 +76,11 @@ def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
         )
 
 
-def same_dtype(name: str, value: Tensor, like: Tensor) -> None:
-    """`value` has the dtype of `like`."""
-    if value.dtype != like.dtype:
-        raise TypeError(f"{name} must be {_dtype(like)}, got {_dtype(value)}")
+def dtype(name: str, value: Tensor, expected: torch.dtype) -> None:
+    """Raise a TypeError unless `value` has this dtype."""
+    if value.dtype != expected:
+        wanted = str(expected).removeprefix("torch.")
+        raise TypeError(f"{name} must be {wanted}, got {_dtype(value)}")
 
 
 def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> None:

@@ -8,7 +8,13 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import gpu
 from saefast.ops.cpu import native, threads
-from saefast.ops.update_operands import MUTATED, check, check_packed, contiguous
+from saefast.ops.update_operands import (
+    MUTATED,
+    check,
+    check_packed,
+    check_scalars,
+    contiguous,
+)
 from saefast.types import Update
 
 
@@ -78,6 +84,7 @@ class _OnGpu:
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
+        check_scalars("factor", factor, (), self._operands.w_enc)
         with gpu.device_of(self._operands.w_enc):
             updated: tuple[Tensor, Tensor] = self._kernels.update(factor)
         _changed(self._operands)
@@ -97,6 +104,7 @@ class _ByReference:
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
+        check_scalars("factor", factor, (), self._operands.w_enc)
         return reference.latent_update(self._operands._replace(factor=factor))
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from saefast import checks
@@ -81,13 +82,21 @@ def check(update: Update) -> None:
     for name, shape in shapes.items():
         checks.same_kind("w_enc", update.w_enc, name, getattr(update, name))
         checks.shape(name, getattr(update, name), shape)
-    for name, scalars in (("rates", (2,)), ("sign", (2,)), ("factor", ())):
-        if getattr(update, name) is not None:
-            checks.same_device("w_enc", update.w_enc, name, getattr(update, name))
-            checks.shape(name, getattr(update, name), scalars)
+    check_scalars("rates", update.rates, (2,), update.w_enc)
+    check_scalars("sign", update.sign, (2,), update.w_enc)
+    check_scalars("factor", update.factor, (), update.w_enc)
     if update.group_ends is not None:
         checks.same_device("w_enc", update.w_enc, "group_ends", update.group_ends)
         checks.indices("group_ends", update.group_ends, "[g]")
+
+
+def check_scalars(name: str, scalars: Tensor | None, shape: tuple[int, ...], w_enc: Tensor) -> None:
+    """Check numbers that concern all latents, if they are given: float64 beside `w_enc`."""
+    if scalars is None:
+        return
+    checks.same_device("w_enc", w_enc, name, scalars)
+    checks.dtype(name, scalars, torch.float64)
+    checks.shape(name, scalars, shape)
 
 
 def check_packed(update: Update, units: tuple[int, ...]) -> None:

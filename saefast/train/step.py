@@ -139,7 +139,7 @@ class FusedStep:
             )
         for name, value in state_dict.items():
             checks.shape(name, value, tuple(mine[name].shape))
-            checks.same_dtype(name, value, mine[name])
+            checks.dtype(name, value, mine[name].dtype)
             mine[name].copy_(value)
         self._encoder.forget()
         self._was_dense = self.objective.fused is FusedPath.WHEN_SPARSE  # until it is read

@@ -247,6 +247,23 @@ def test_a_pass_changes_the_versions_of_what_it_updates() -> None:
     assert all(getattr(update, name)._version > before[name] for name in MUTATED)
 
 
+@pytest.mark.parametrize("op", [gradient_squares, latent_update])
+@pytest.mark.parametrize("name", ["rates", "sign", "factor"])
+def test_scalars_of_another_dtype_are_refused_as_on_the_cpu(name: str, op: Any) -> None:
+    update = Asked(SHAPE, 5, switches=switches(6, 0, "sign", "factor")).update()
+    narrow = update._replace(**{name: getattr(update, name).float()})
+    with pytest.raises(TypeError, match=f"{name} must be float64, got float32"):
+        op(*narrow)
+
+
+def test_a_pass_refuses_the_factor_that_it_is_given_last() -> None:
+    latents = latent_pass(Asked(SHAPE, 5, switches=switches(6, 0)).update())
+    with pytest.raises(TypeError, match="factor must be float64, got float32"):
+        latents.update(torch.tensor(0.5))
+    with pytest.raises(ValueError, match=r"factor must have shape \(\), got \(1,\)"):
+        latents.update(torch.tensor([0.5], dtype=torch.float64))
+
+
 class Allocations(TorchDispatchMode):
     """The bytes of every tensor that is made, and the names of the functions that ran."""
 
