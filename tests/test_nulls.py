@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
-from saefast.nulls import pairs as pair_nulls
 from saefast.nulls.beta import beta_cdf, beta_quantile
-from saefast.nulls.cosines import BestOfRandom, cosine_tail
-from saefast.nulls.pairs import PairsOfRandom
+from saefast.nulls.cosines import BestOfRandom, PairsOfRandom, _matched_share, cosine_tail
 
 shape_parameters = st.floats(0.2, 5000)
 
@@ -139,7 +137,7 @@ def test_as_many_pairs_as_features_of_the_smaller_side():
     for n, n2 in ((100, 130), (200, 500), (1, 40)):
         edges = np.linspace(-0.9, 1, 257)
         expected = -n2 * np.diff(cosine_tail(edges, 12))
-        taken = (expected * pair_nulls._matched_share(expected, n / n2)).sum()
+        taken = (expected * _matched_share(expected, n / n2)).sum()
         assert taken == pytest.approx(1, abs=1e-3)
 
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saefast.nulls.cosines import BestOfRandom
-from saefast.nulls.pairs import PairsOfRandom
+from saefast.nulls.cosines import BestOfRandom, PairsOfRandom
 
 _HIGH = 0.999
 

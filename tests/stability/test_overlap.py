@@ -14,8 +14,7 @@ from torch import Tensor
 
 import saefast
 from saefast import Dictionary, measure_overlap
-from saefast.nulls.cosines import BestOfRandom
-from saefast.nulls.pairs import PairsOfRandom
+from saefast.nulls.cosines import BestOfRandom, PairsOfRandom
 from saefast.stability.overlap import Key
 
 
