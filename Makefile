@@ -42,7 +42,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/bindings/* csrc/cuda/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/bindings/* csrc/cuda/* csrc/simd/*
 
 types: .venv/installed
 	$(BIN)/mypy

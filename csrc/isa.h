@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "simd/kernels.h"
 
 namespace saefast {
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels.h"
+#include "simd/kernels.h"
 
 namespace saefast {
 

@@ -6,7 +6,7 @@
 #include "bounds.h"
 #include "candidates.h"
 #include "encode_args.h"
-#include "kernels.h"
+#include "simd/kernels.h"
 
 namespace saefast {
 

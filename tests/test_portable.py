@@ -10,7 +10,8 @@ from helpers.checkout import CHECKOUT
 
 CSRC = CHECKOUT / "csrc"
 X86_ONLY = ("kernels_avx2.cpp", "kernels_avx512.cpp", "kernels_avx512_bf16.cpp")
-PORTABLE = sorted(path for path in CSRC.glob("*.cpp") if path.name not in X86_ONLY)
+SOURCES = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("simd/*.cpp")])
+PORTABLE = [path for path in SOURCES if path.name not in X86_ONLY]
 
 
 @pytest.mark.parametrize("source", PORTABLE, ids=lambda path: path.name)
@@ -64,10 +65,10 @@ def test_the_x86_files_are_known_by_their_headers() -> None:
         found = set()
         for name in re.findall(r'#include [<"]([\w/.]+)[>"]', path.read_text()):
             found.add(name)
-            if (CSRC / name).exists():
-                found |= includes(CSRC / name)
+            if (path.parent / name).exists():
+                found |= includes(path.parent / name)
         return found
 
     assert PORTABLE
-    for path in CSRC.glob("*.cpp"):
+    for path in SOURCES:
         assert ("immintrin.h" in includes(path)) == (path.name in X86_ONLY), path.name

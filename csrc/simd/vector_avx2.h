@@ -1,7 +1,7 @@
 // Sixteen floats or eight doubles in two AVX2 registers.
 #include <immintrin.h>
 
-#include "storage.h"
+#include "../storage.h"
 
 namespace saefast::avx2 {
 

@@ -1,7 +1,7 @@
 // Sixteen floats or eight doubles as plain arrays: what every instruction set must agree with.
 #include <cmath>
 
-#include "storage.h"
+#include "../storage.h"
 
 namespace saefast::portable {
 

@@ -6,7 +6,7 @@
 #pragma once
 #include <cstdint>
 
-#include "storage.h"
+#include "../storage.h"
 
 namespace saefast {
 

@@ -1,7 +1,7 @@
 // Sixteen floats or eight doubles in one AVX-512 register. The including file sets SAEFAST_LEVEL.
 #include <immintrin.h>
 
-#include "storage.h"
+#include "../storage.h"
 
 namespace saefast::SAEFAST_LEVEL {
 
