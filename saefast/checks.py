@@ -109,10 +109,12 @@ def code(values: Tensor, indices_: Tensor, weight: Tensor) -> None:
         size("indices", indices_, axis, values.shape[axis], "the shape of values")
 
 
-def whole(name: str, value: object) -> None:
-    """`value` is an integer; True and False are none."""
+def whole(name: str, value: object, least: int | None = None) -> None:
+    """Raise unless `value` is an integer, of at least `least`; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def between(name: str, value: int, low: int, high: int, because: str) -> None:

@@ -39,8 +39,7 @@ def count_rows(source: Activations, rows: int | None, least: int) -> int:
         if source.rows is None:
             raise ValueError("rows must be given: activations do not say how many there are")
         rows = source.rows
-    checks.whole("rows", rows)
-    checks.at_least("rows", rows, least)
+    checks.whole("rows", rows, least)
     return rows if source.rows is None else min(rows, source.rows)
 
 
@@ -72,8 +71,7 @@ class OnePass:
         progress: bool = True,
     ) -> None:
         self.source: Activations = open_activations(activations)
-        checks.whole("batch_size", batch_size)
-        checks.at_least("batch_size", batch_size, 1)
+        checks.whole("batch_size", batch_size, 1)
         self._batch_size, self._what, self._progress = batch_size, what, progress
         self.rows, self._seed = self._limit(rows), seed
         self._given: dict[str, Tensor] = {}

@@ -27,9 +27,7 @@ class Prefetcher(Generic[T]):
         depth: int = 4,
         transform: Callable[[Any], T] | None = None,
     ):
-        checks.whole("depth", depth)
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        checks.whole("depth", depth, 1)
         if not isinstance(iterator, Iterable):
             raise TypeError(f"iterator must be iterable, got {type(iterator).__name__}")
         if transform is not None and not callable(transform):

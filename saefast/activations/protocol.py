@@ -70,14 +70,9 @@ rows or pairs (rows, targets)"""
 
 def check_stream(batch_size: object, seed: object, start: object) -> None:
     """The arguments of `Activations.batches` are integers in range."""
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("start", start, 0),
-    ):
-        checks.whole(name, value)
-        if value < least:  # type: ignore[operator]
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    checks.whole("batch_size", batch_size, 1)
+    checks.whole("seed", seed, 0)
+    checks.whole("start", start, 0)
 
 
 def check_dtype(dtype: object) -> None:

@@ -45,14 +45,11 @@ class StoreWriter:
         `metadata`, anything JSON can say, tells where the activations come from; a resumed store
         keeps its own unless new is given.
         """
-        checks.whole("d", d)
+        checks.whole("d", d, 1)
         check_dtype(dtype)
         if rows_per_shard is None:
-            rows_per_shard = max(1, _SHARD_BYTES // (max(1, d) * dtype.itemsize))
-        checks.whole("rows_per_shard", rows_per_shard)
-        for name, value in (("d", d), ("rows_per_shard", rows_per_shard)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            rows_per_shard = max(1, _SHARD_BYTES // (d * dtype.itemsize))
+        checks.whole("rows_per_shard", rows_per_shard, 1)
         try:
             json.dumps(metadata)
         except (TypeError, ValueError) as error:

@@ -80,8 +80,7 @@ def harvest(
     packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
     check_dtype(dtype)
     if tokens is not None:
-        checks.whole("tokens", tokens)
-        checks.at_least("tokens", tokens, 1)
+        checks.whole("tokens", tokens, 1)
     described = {**model.description, "text": source.description, **packing.description}
     with ExitStack() as stack:
         stores = [

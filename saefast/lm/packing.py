@@ -47,11 +47,8 @@ class Packing:
     prepend_bos: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("context", 2), ("batch_size", 1)):
-            value = getattr(self, name)
-            checks.whole(name, value)
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        checks.whole("context", self.context, 2)
+        checks.whole("batch_size", self.batch_size, 1)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -200,8 +200,7 @@ def held_out_batches(
     drop_bos: bool,
 ) -> list[TokenBatch]:
     """Batches of text to evaluate on, of about that many tokens."""
-    checks.whole("tokens", tokens)
-    checks.at_least("tokens", tokens, 1)
+    checks.whole("tokens", tokens, 1)
     packing = Packing(context, batch_size, drop_bos)
     batches: list[TokenBatch] = []
     for batch in packing.batches(or_builtin(corpus, held_out=True), model.tokenizer):

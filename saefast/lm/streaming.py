@@ -81,8 +81,7 @@ class LMActivations(Shuffled):
         widths = [seen.shape[2] for seen in capture(model.model, self._sites, ids)]
         if window_rows is None:
             window_rows = min(_WINDOW_ROWS, _WINDOW_BYTES // (sum(widths) * dtype.itemsize))
-        checks.whole("window_rows", window_rows)
-        checks.at_least("window_rows", window_rows, 1)
+        checks.whole("window_rows", window_rows, 1)
         super().__init__(
             rows=tokens or rows,
             d=widths[0],

@@ -88,8 +88,7 @@ def activation_matches(
         progress: show progress bars on stderr.
     """
     for name, value in (("rows", rows), ("least_fires", least_fires)):
-        checks.whole(name, value)
-        checks.at_least(name, value, 1)
+        checks.whole(name, value, 1)
     source = open_activations(activations)
     saes = as_saes(saes, source.d, 2)
     rows = count_rows(source, rows, 1)

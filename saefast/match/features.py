@@ -103,8 +103,7 @@ class Matching:
     def __post_init__(self) -> None:
         checks.one_of("side", self.side, SIDES)
         checks.one_of("backend", self.backend, BACKENDS)
-        checks.whole("neighbours", self.neighbours)
-        checks.at_least("neighbours", self.neighbours, 1)
+        checks.whole("neighbours", self.neighbours, 1)
         if self.floor is not None:
             checks.at_least("floor", self.floor, -1)
         if self.seconds is not None:

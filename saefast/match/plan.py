@@ -123,8 +123,7 @@ def plan_matching(
         `MatchPlan`; its `sentences()` are for people.
     """
     for name, value in (("m", m), ("d", d), ("neighbours", neighbours)):
-        checks.whole(name, value)
-        checks.at_least(name, value, 1)
+        checks.whole(name, value, 1)
     share = divided(memory * 1e9, m, m, neighbours if one_to_one else 1, one_to_one)
     k = share.neighbours
     rows = min(block_rows(d, share.rest / 2), m)

@@ -59,8 +59,7 @@ class BestOfRandom:
     def __post_init__(self) -> None:
         """Sizes are sizes."""
         for name, value, least in (("n", self.n, 0), ("d", self.d, 1)):
-            checks.whole(name, value)
-            checks.at_least(name, value, least)
+            checks.whole(name, value, least)
 
     def reaches(self, t: ArrayLike) -> Floats:
         """P(best >= t): the share of features that find a match by chance."""

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from saefast import checks, reference
 from saefast.ops import gpu
+from saefast.ops.decode_residual import check_decode
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.latent_sum import column_sum
 from saefast.ops.sparse_decode import sparse_decode_op
@@ -92,15 +93,9 @@ def _check(
     target: Tensor,
     group_ends: Tensor,
 ) -> None:
-    checks.code(values, indices, weight)
-    checks.at_least_float32("weight", weight)
-    checks.same_kind("weight", weight, "target", target)
-    checks.shape("target", target, (values.shape[0], weight.shape[1]))
+    check_decode(values, indices, weight, bias, target)
     checks.indices("group_ends", group_ends, "[g]")
     checks.same_device("weight", weight, "group_ends", group_ends)
-    if bias is not None:
-        checks.same_kind("weight", weight, "bias", bias)
-        checks.shape("bias", bias, (weight.shape[1],))
 
 
 @decode_prefixes.register_fake

@@ -31,7 +31,7 @@ def _(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(values, indices, weight, bias, target)
+    check_decode(values, indices, weight, bias, target)
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     target = contiguous(target)
     bias = bias if bias is None else contiguous(bias)
@@ -51,7 +51,7 @@ def _(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(values, indices, weight, bias, target)
+    check_decode(values, indices, weight, bias, target)
     if not gpu.serves(weight):
         return reference.decode_residual(values, indices, weight, bias, target, factor)
     result: tuple[Tensor, Tensor, Tensor] = gpu.launch(
@@ -60,9 +60,10 @@ def _(
     return result
 
 
-def _check(
+def check_decode(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> None:
+    """Raise unless a code, its decoder and the target [n, d] of a training step fit together."""
     checks.code(values, indices, weight)
     checks.same_kind("weight", weight, "target", target)
     checks.shape("target", target, (values.shape[0], weight.shape[1]))

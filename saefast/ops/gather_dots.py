@@ -30,20 +30,10 @@ def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     _check(rows, weight, indices)
     if not gpu.serves(weight, gpu.WITH_FLOAT64):
-        return _by_reference(rows, weight, indices)
+        return gpu.in_gathered_slices(
+            lambda some, theirs: reference.gather_dots(some, weight, theirs), rows, indices, weight
+        )
     out: Tensor = gpu.launch("sparse_decode.gather_dots", rows, weight, indices)
-    return out
-
-
-def _by_reference(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """Some rows at a time: the reference gathers [n, k, d] of the weight, at least in float32."""
-    row_bytes = 2 * indices.shape[1] * weight.shape[1] * max(4, weight.itemsize)
-    (out,) = gpu.in_slices(
-        lambda some, theirs: (reference.gather_dots(some, weight, theirs),),
-        row_bytes,
-        rows,
-        indices,
-    )
     return out
 
 

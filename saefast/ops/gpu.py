@@ -109,3 +109,12 @@ def in_slices(
     parts = zip(*(torch.split(tensor, rows) for tensor in by_row), strict=True)
     results = [[result.clone() for result in compute(*part)] for part in parts]
     return tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))
+
+
+def in_gathered_slices(
+    compute: Callable[[Tensor, Tensor], Tensor], rows: Tensor, indices: Tensor, weight: Tensor
+) -> Tensor:
+    """Call a reference that gathers [n, k, d] of the weight, at least in float32, by slices."""
+    row_bytes = 2 * indices.shape[1] * weight.shape[1] * max(4, weight.itemsize)
+    (out,) = in_slices(lambda *part: (compute(*part),), row_bytes, rows, indices)
+    return out

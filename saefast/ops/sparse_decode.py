@@ -73,20 +73,11 @@ def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> T
     if not gpu.capturing(weight):
         checks.in_range("indices", indices, weight.shape[0])
     if not gpu.serves(weight, gpu.WITH_FLOAT64):
-        return _by_reference(values, indices, weight, bias)
+        return gpu.in_gathered_slices(
+            lambda some, theirs: reference.sparse_decode(some, theirs, weight, bias),
+            *(values, indices, weight),
+        )
     out: Tensor = gpu.launch("sparse_decode.sparse_decode", values, indices, weight, bias)
-    return out
-
-
-def _by_reference(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Some rows at a time: the reference gathers [n, k, d] of the weight, at least in float32."""
-    row_bytes = 2 * indices.shape[1] * weight.shape[1] * max(4, weight.itemsize)
-    (out,) = gpu.in_slices(
-        lambda some, theirs: (reference.sparse_decode(some, theirs, weight, bias),),
-        row_bytes,
-        values,
-        indices,
-    )
     return out
 
 

@@ -250,8 +250,7 @@ def _check(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
     if width is not None:
-        checks.whole("width", width)
-        checks.at_least("width", width, 1)
+        checks.whole("width", width, 1)
 
 
 def _check_lengths(name: str, values: Sequence[Tensor], each: Sequence[Dictionary]) -> None:

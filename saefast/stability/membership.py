@@ -57,8 +57,7 @@ def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> l
             without repetition.
         seed: of the choices.
     """
-    checks.whole("subsets", subsets)
-    checks.at_least("subsets", subsets, 1)
+    checks.whole("subsets", subsets, 1)
     s = len(stability.score)
     checks.between("the number of dictionaries", s, 2, _MOST_DICTIONARIES, "a bit for each")
     patterns = [_patterns(stability, i) for i in range(s)]

@@ -125,8 +125,7 @@ def run_digits(
         A row for each start, norm and penalty. SAEs this dense repeat their bits on the same number
         of threads only.
     """
-    checks.whole("seeds", seeds)
-    checks.at_least("seeds", seeds, 2)
+    checks.whole("seeds", seeds, 2)
     if setting is None:
         setting = BUNDLED if images is None else MNIST
     _check(setting)
@@ -145,8 +144,7 @@ def run_digits(
 def _check(setting: DigitsSetting) -> None:
     if not isinstance(setting, DigitsSetting):
         raise TypeError(f"setting must be a DigitsSetting, got {type(setting).__name__}")
-    checks.whole("setting.epochs", setting.epochs)
-    checks.at_least("setting.epochs", setting.epochs, 1)
+    checks.whole("setting.epochs", setting.epochs, 1)
     checks.at_least("setting.sparsity", setting.sparsity, 0)
     for penalty in setting.penalties:
         checks.one_of("setting.penalties", penalty.norm, NORMS)

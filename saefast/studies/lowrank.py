@@ -128,8 +128,7 @@ def run_lowrank(
         A row for each design and least rate. The same arguments give the same bits on any number
         of threads.
     """
-    checks.whole("rows", rows)
-    checks.at_least("rows", rows, 1)
+    checks.whole("rows", rows, 1)
     for least_rate in least_rates:
         checks.at_least("least_rates", least_rate, 0, below=1)
     bar = tracked(designs, "designs", unit="designs", progress=progress)

@@ -157,8 +157,7 @@ def _check(
     method: str,
 ) -> None:
     if rank is not None:
-        checks.whole("rank", rank)
-        checks.at_least("rank", rank, 1)
+        checks.whole("rank", rank, 1)
     for name, value in (("energy", energy), ("band", band)):
         checks.at_least(name, value, 0, below=1)
     if isinstance(nulls, str):
@@ -166,8 +165,7 @@ def _check(
     for null in nulls:
         checks.one_of("nulls", null, NULLS)
     for name, number, least in (("draws", draws, 1), ("seed", seed, 0)):
-        checks.whole(name, number)
-        checks.at_least(name, number, least)
+        checks.whole(name, number, least)
     checks.one_of("method", method, METHODS)
 
 

@@ -48,8 +48,7 @@ class LowRankWorld(World):
             seed: of the directions, and of the rows.
         """
         for name, value in (("d", d), ("stable", stable), ("rank", rank), ("rare", rare)):
-            checks.whole(name, value)
-            checks.at_least(name, value, 1)
+            checks.whole(name, value, 1)
         checks.between("rank", rank, 1, d - 1, "below the width")
         generator = world_generator(seed)
         drawn = torch.randn(d, d, generator=generator, dtype=torch.float64)

@@ -137,8 +137,7 @@ def _check(
 ) -> None:
     whole = {"count": count, "d": d, "rank": rank, "contexts": contexts}
     for name, value in (whole | {"trees": trees, "branching": branching, "depth": depth}).items():
-        checks.whole(name, value)
-        checks.at_least(name, value, 1 if name in whole else 0)
+        checks.whole(name, value, 1 if name in whole else 0)
     for name, number in (("exponent", exponent), ("loading", loading)):
         checks.at_least(name, number, 0)
     if not 0 < rates[0] <= rates[1] < 1:

@@ -30,8 +30,7 @@ def sphere_world(
         seed: of directions, rates and rows.
     """
     for name, value in (("count", count), ("d", d)):
-        checks.whole(name, value)
-        checks.at_least(name, value, 1)
+        checks.whole(name, value, 1)
     checks.one_of("firing", firing, FIRING)
     checks.at_least("l0", l0, 0)
     checks.at_least("decades", decades, 0)

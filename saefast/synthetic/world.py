@@ -80,8 +80,7 @@ class World:
         checks.size("rates", self.rates, 1, self.m, "one for each feature")
         if not bool(((self.rates >= 0) & (self.rates < 1)).all()):
             raise ValueError("rates must be at least 0 and below 1")
-        checks.whole("seed", self.seed)
-        checks.at_least("seed", self.seed, 0)
+        checks.whole("seed", self.seed, 0)
         if self.parent is not None:
             _check_parents(self.parent, self.rates)
 

@@ -239,20 +239,6 @@ def decay_of(rules: Rules, sae: SAE) -> Decay:
     return Decay(encoder, decoder, signs)
 
 
-def penalty_of(rules: Rules, sae: SAE) -> Tensor:
-    """The value of the penalties, float64 []."""
-    total = torch.zeros((), dtype=torch.float64, device=sae.b_enc.device)
-    for penalty in rules.penalties:
-        weight = _side_of(sae, penalty.side)
-        if penalty.norm == "mean_abs":
-            norm = vector_sum(torch.linalg.vector_norm(weight, 1, dim=1)) / weight.numel()
-        else:
-            norm = _square_of(weight)
-            norm = norm.sqrt() if penalty.norm == "fro" else norm
-        total += penalty.weight * norm
-    return total
-
-
 def clip_factor(
     clip: float, gradients: Iterable[Tensor], row_squares: Tensor | None = None
 ) -> Tensor:

@@ -92,8 +92,7 @@ class AuxK:
         for name in ("k", "dead_after", "capacity"):
             value = getattr(self, name)
             if value is not None:
-                checks.whole(name, value)
-                checks.at_least(name, value, 1)
+                checks.whole(name, value, 1)
         checks.at_least("coefficient", self.coefficient, 0)
 
     def idle_limit(self, tokens: int | None = None) -> int:

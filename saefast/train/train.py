@@ -102,8 +102,7 @@ def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: flo
     """Raise an error unless these can be arguments of `train_saes`."""
     for name in log_to:
         checks.one_of("log_to", name, LOGGERS)
-    checks.whole("log_every", log_every)
-    checks.at_least("log_every", log_every, 1)
+    checks.whole("log_every", log_every, 1)
     checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
 
 
