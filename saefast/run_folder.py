@@ -16,6 +16,8 @@ What a stage did not write is not there, and the report says so.
                         `Contributions`; skipped.json: what of both could not be computed
     evaluation.json     explained variance, keep-only and drop, CE and KL where there is a model
     contexts.parquet    the text around the largest activations
+    evaluation/         scores.parquet: a row for each `Score` of all evaluations that ran;
+                        NAME.json: `EvaluationSummary` of each, by `evaluation_file`
     pooled/ pooling.json                  the pooled SAE, and what it is worth beside its controls
     report.html
     unfinished/         what a stage that takes long keeps until it is finished, to go on from
@@ -33,11 +35,15 @@ SUBSPACES = "subspaces"
 CONTRIBUTIONS = "contributions.parquet"
 SKIPPED = "skipped.json"
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluation"
+SCORES = f"{EVALUATIONS}/scores.parquet"
 CONTEXTS = "contexts.parquet"
 POOLED = "pooled"
 POOLING = "pooling.json"
 REPORT = "report.html"
 UNFINISHED = "unfinished"
+
+EVALUATION_NAMES = ("probe", "explain", "steer", "edit", "absorb", "core")
 
 SUBSPACE_TABLES = ("spectra", "singular_values", "pairs", "curves", "angles", "nulls")
 
@@ -53,5 +59,20 @@ FEATURE_COLUMNS = {
     "similarity": "[SAEs] to its partner in each",
     "partner": "[SAEs] which feature of each that is, -1 for none",
     "effect": "share of the variance that is lost if it alone is left out",
+    "explanation": "text of its rule or of a judge, null where it was not explained",
+    "explanation_kind": "kind of the explanation: surface, context, syntax, topic or unclear",
+    "rule_score": "balanced accuracy of its rule on held-out text",
+    "detection": "accuracy of telling from the explanation in which windows it fires",
+    "fuzzing": "accuracy of telling from the explanation whether the marked tokens are its own",
+    "detection_shuffled": "detection with the explanation of another feature as frequent",
+    "steer_success": "share of steered texts that show more of what the explanation says",
+    "steer_success_control": "steer_success of a direction of another feature",
+    "output_score": "how far amplifying it promotes the tokens of its decoder row",
+    "input_score": "share of its largest activations that are on tokens of its decoder row",
 }
-"""Of features.parquet"""
+"""Of features.parquet; those from explanation on are null for latents that were not evaluated"""
+
+
+def evaluation_file(name: str) -> str:
+    """Return where in a run the summary of an evaluation is."""
+    return f"{EVALUATIONS}/{name}.json"

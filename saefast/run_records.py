@@ -171,6 +171,24 @@ class PoolingRecord:
 
 
 @dataclass(frozen=True)
+class EvaluationSummary:
+    """evaluation/NAME.json: what belongs to the scores of one evaluation."""
+
+    name: str
+    """probe, explain, steer, edit, absorb or core"""
+    noise: dict[str, float | None]
+    """by measure: standard deviation of the overall value when the evaluation is repeated with
+    other seeds; None where it is not known"""
+    notes: list[str]
+    """what was left out, with counts, and what the scores cannot say"""
+    budget: str
+    """quick or full"""
+    conditions: list[str]
+    """names of the conditions beside the trained SAEs"""
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StageRecord:
     """A finished stage in stages.json."""
 
