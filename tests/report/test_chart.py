@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from saefast.report.chart import Chart, Scale, covering, short
+from saefast.report.chart import Chart
+from saefast.report.scale import Scale, covering, short
 
 
 def test_scales_and_their_ticks() -> None:

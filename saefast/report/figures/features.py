@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from saefast.report.chart import Chart, Scale, covering, short
+from saefast.report.chart import Chart
 from saefast.report.figures.figure import Figure, binned, need
 from saefast.report.run_data import RunData
+from saefast.report.scale import Scale, covering, short
 from saefast.report.summary import percent
 
 GROUP_COLOURS = {"stable": "s0", "mixed": "s2", "unstable": "s1"}

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from saefast.report.chart import Chart, Scale, covering
+from saefast.report.chart import Chart
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
+from saefast.report.scale import Scale, covering
 from saefast.report.summary import explained_variance, group_lines, group_value, percent
 from saefast.run_records import as_active
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from saefast.report.chart import HEIGHT, Chart, Scale, covering, frame
+from saefast.report.chart import HEIGHT, Chart, frame
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
+from saefast.report.scale import Scale, covering
 from saefast.report.summary import pair_shares, percent
 
 COLOURS = ("s0", "s1", "s3", "s4", "s5", "s2")
