@@ -58,6 +58,24 @@ class Chart:
             f'M{x - 4:.1f} {y1:.1f}h8"/>'
         )
 
+    def interval(self, low: float, high: float, y: float) -> None:
+        """An interval of a value along the x axis."""
+        x0, x1, at = self._x(low), self._x(high), self._y(y)
+        self._marks.append(
+            f'<path class="whisker" d="M{x0:.1f} {at:.1f}H{x1:.1f}M{x0:.1f} {at - 3:.1f}v6'
+            f'M{x1:.1f} {at - 3:.1f}v6"/>'
+        )
+
+    def tick(self, x: float, y: float, colour: str, told: str = "") -> None:
+        """A short vertical line."""
+        path = f"M{self._x(x):.1f} {self._y(y) - 7:.1f}v14"
+        self._marks.append(f'<path class="l {colour}" d="{path}">{_title(told)}</path>')
+
+    def diamond(self, x: float, y: float, colour: str, told: str = "") -> None:
+        """A square that stands on its corner."""
+        path = f"M{self._x(x):.1f} {self._y(y) - 6:.1f}l6 6l-6 6l-6-6z"
+        self._marks.append(f'<path class="f {colour}" d="{path}">{_title(told)}</path>')
+
     def line(
         self, xs: Sequence[float], ys: Sequence[float | None], colour: str, dashed: bool = False
     ) -> None:

@@ -9,9 +9,18 @@ import numpy as np
 
 from saefast.report.run_data import RunData
 
-COLUMNS = ("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token")
+COLUMNS = (
+    *("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token"),
+    *("explanation", "kind", "rule_score", "detection", "detection_shuffled", "fuzzing"),
+    *("steer_success", "steer_success_control"),
+)
 _CONTEXTS = 3
-_NAMES = {"rate": "firing_rate", "auroc": "token_auroc", "token": "token_text"}
+_NAMES = {
+    "rate": "firing_rate",
+    "auroc": "token_auroc",
+    "token": "token_text",
+    "kind": "explanation_kind",
+}
 _DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
 
 

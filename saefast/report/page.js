@@ -2,7 +2,9 @@
 (async () => {
   const PAGE = 25;
   const byId = (id) => document.getElementById(id);
-  const body = document.querySelector("tbody");
+  const table = document.querySelector("#features table");
+  const body = table.querySelector("tbody");
+  const heads = table.querySelectorAll("th");
 
   async function unpacked() {
     const bytes = Uint8Array.from(atob(byId("rows").textContent), (c) => c.charCodeAt(0));
@@ -25,7 +27,8 @@
     number === null ? "–" : Number(number.toPrecision(digits)).toString();
   const searched = Array.from({ length: total }, (_, i) => {
     const texts = (value("contexts", i) || []).map((c) => c.slice(0, 3).join(""));
-    return `${label(i)} ${value("token", i) || ""} ${texts.join(" ")}`.toLowerCase();
+    const explained = ["explanation", "kind"].map((name) => value(name, i) || "");
+    return [label(i), value("token", i) || "", ...texts, ...explained].join(" ").toLowerCase();
   });
   const keys = {
     feature: (i) => columns.seed[i] * 1e9 + columns.feature[i],
@@ -34,10 +37,12 @@
     rate: (i) => value("rate", i),
     effect: (i) => value("effect", i),
     auroc: (i) => value("auroc", i),
+    explanation: (i) => value("explanation", i) || null,
+    kind: (i) => value("kind", i) || null,
     context: (i) => (value("contexts", i) || [[""]])[0]?.[1] || "",
   };
   // Columns that the run knows nothing of are not shown.
-  for (const head of document.querySelectorAll("th")) {
+  for (const head of heads) {
     const name = head.dataset.column;
     head.classList.add(`column-${name}`);
     if (!["feature", "context"].includes(name) && !columns[name]) head.hidden = true;
@@ -88,7 +93,11 @@
 
   function detail(i) {
     const row = element("tr", undefined, "detail"), cell = element("td");
-    cell.colSpan = 7;
+    cell.colSpan = heads.length;
+    if (value("explanation", i)) {
+      const words = value("kind", i) ? `${value("explanation", i)} (${value("kind", i)})` : value("explanation", i);
+      cell.append(element("h4", "Explanation"), element("p", words, "text"));
+    }
     const texts = value("contexts", i) || [];
     if (texts.length) {
       cell.append(element("h4", "Strongest in"));
@@ -114,6 +123,17 @@
     const facts = [["fires on", "rate"], ["worth", "effect"], ["token AUROC", "auroc"]]
       .filter(([, name]) => columns[name])
       .map(([words, name]) => `${words} ${shown(value(name, i))}`);
+    for (const [words, name, beside, control] of [
+      ["rule", "rule_score"],
+      ["detection", "detection", "with another explanation", "detection_shuffled"],
+      ["fuzzing", "fuzzing"],
+      ["steering succeeds", "steer_success", "in another direction", "steer_success_control"],
+    ]) {
+      if (value(name, i) === null) continue;
+      const other = control && value(control, i) !== null;
+      facts.push(`${words} ${shown(value(name, i))}` +
+        (other ? ` (${beside} ${shown(value(control, i))})` : ""));
+    }
     if (value("token", i)) facts.push(`told best by the token ${JSON.stringify(value("token", i))}`);
     cell.append(element("p", facts.join(" · "), "note"));
     row.append(cell);
@@ -144,13 +164,15 @@
       rate: () => shown(value("rate", i)),
       effect: () => shown(value("effect", i)),
       auroc: () => shown(value("auroc", i)),
+      explanation: () => element("span", value("explanation", i) || "–", "text"),
+      kind: () => value("kind", i) || null,
       context: () => {
         const first = (value("contexts", i) || [])[0];
         if (first) return context(first, true);
         return (value("partners", i) || []).map(([s, f, c]) => `${s}:${f} (${c})`).join("  ");
       },
     };
-    for (const head of document.querySelectorAll("th")) {
+    for (const head of heads) {
       const name = head.dataset.column;
       const cell = element("td", undefined, `column-${name}`);
       cell.hidden = head.hidden;
@@ -171,7 +193,7 @@
     byId("place").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
     byId("previous").disabled = page === 0;
     byId("next").disabled = page + 1 >= pages;
-    for (const head of document.querySelectorAll("th")) {
+    for (const head of heads) {
       const mine = head.dataset.column === sorted.name;
       head.setAttribute("aria-sort", mine ? (sorted.descending ? "descending" : "ascending") : "none");
     }
@@ -181,7 +203,7 @@
   for (const id of ["search", "group", "seed"]) byId(id).oninput = chosen;
   byId("previous").onclick = () => { page--; draw(); };
   byId("next").onclick = () => { page++; draw(); };
-  for (const head of document.querySelectorAll("th")) {
+  for (const head of heads) {
     head.querySelector("button").onclick = () => {
       const name = head.dataset.column, same = sorted.name === name;
       // Numbers are looked at from the largest down.

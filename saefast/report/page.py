@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from saefast.report.figures import Figure
+from saefast.report.figures import EVALUATIONS, Figure
 from saefast.report.findings.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
+from saefast.report.score_tables import score_tables
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -18,6 +19,8 @@ _INTRO = (
     "kind is worth, and whether the ones that do not come back at least span the same directions "
     "together."
 )
+_PAPERS = ("2501.16615", "2606.12138")
+_PAPERS_ON_EVALUATIONS = ("2602.14111", "2603.04198")
 _HEADS = {
     "feature": "feature",
     "group": "group",
@@ -25,8 +28,12 @@ _HEADS = {
     "rate": "fires",
     "effect": "worth",
     "auroc": "token AUROC",
+    "explanation": "explanation",
+    "kind": "kind",
     "context": "strongest in",
 }
+_ONLY_WHERE_KNOWN = {"explanation": "explanation", "kind": "explanation_kind"}
+"""Columns that have a head only if features.parquet has them, by their names there"""
 _HINTS = {
     "feature": "SAE (its seed) : number of the feature",
     "group": "stable, mixed or unstable",
@@ -34,6 +41,8 @@ _HINTS = {
     "rate": "share of rows on which it is active",
     "effect": "share of the variance that is lost without it",
     "auroc": "how well a single token foretells it: 0.5 not at all, 1 always",
+    "explanation": "rule or words that say when it is active",
+    "kind": "kind of the explanation; unclear where it is no better than chance allows",
     "context": "the text around its largest activation; without text, its nearest matches",
 }
 
@@ -46,11 +55,17 @@ def page(
     rows: str,
 ) -> str:
     """The whole of it."""
+    beside = {EVALUATIONS: score_tables(data)}
+    papers = (*_PAPERS, *(_PAPERS_ON_EVALUATIONS if data.scores else ()))
     sections = [
         _section("What was run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
-        _section("Findings", "findings", _findings(found)),
+        _section("Findings", "findings", _findings(found, papers)),
         *(
-            _section(name, _anchor(name), f'<div class="figures">{_drawn(several)}</div>')
+            _section(
+                name,
+                _anchor(name),
+                f'<div class="figures">{_drawn(several)}</div>{beside.get(name, "")}',
+            )
             for name, several in figures.items()
         ),
     ]
@@ -66,6 +81,8 @@ def page(
     )
     title = f"Which features to trust: {data.run.resolve().name}"
     style = _asset("page.css") + _asset("chart.css")
+    if data.scores or "explanation" in data.features:
+        style += _asset("evaluations.css")
     script = f"<script>{_asset('page.js')}</script>" if data.features else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -147,7 +164,7 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
     return found
 
 
-def _findings(found: Sequence[Finding]) -> str:
+def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
     if not found:
         return "<p>Nothing yet: no stage after the training is finished.</p>"
     items = []
@@ -157,7 +174,7 @@ def _findings(found: Sequence[Finding]) -> str:
         items.append(f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge}</li>")
     return (
         f'<ul class="findings">{"".join(items)}</ul><p class="note">“As published” compares with '
-        "what papers on stability over seeds report (arXiv 2501.16615, 2606.12138), on other "
+        f"what papers on stability over seeds report (arXiv {', '.join(papers)}), on other "
         "models and at other sizes: a run of this size can neither confirm nor refute them.</p>"
     )
 
@@ -180,6 +197,7 @@ def _table(data: RunData, rows: str) -> str:
         f'<th scope="col" data-column="{name}">'
         f'<button type="button" title="{escape(_HINTS[name])}">{escape(words)}</button></th>'
         for name, words in _HEADS.items()
+        if _ONLY_WHERE_KNOWN.get(name, "feature") in data.features
     )
     seeds = "".join(f"<option>{seed}</option>" for seed in data.seeds)
     groups = "".join(f"<option>{name}</option>" for name in ("stable", "mixed", "unstable"))

@@ -10,24 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefast.disk.tables import read_json, read_table
+from saefast.evaluation.scores import Score
 from saefast.run_folder import (
     CONTEXTS,
     CONTRIBUTIONS,
     EVALUATION,
+    EVALUATION_NAMES,
     FEATURES,
     MATCHES,
     MEMBERSHIP,
     OVERLAP,
     POOLING,
+    SCORES,
     SETTINGS,
     SKIPPED,
     STABILITY,
     STAGES,
     SUBSPACE_TABLES,
     SUBSPACES,
+    evaluation_file,
 )
 from saefast.run_records import (
     EvaluationRecord,
+    EvaluationSummary,
     MembershipRecord,
     PoolingRecord,
     Record,
@@ -122,6 +127,31 @@ class RunData:
         return {name: _column(table[name]) for name in known}
 
     @cached_property
+    def scores(self) -> list[Score]:
+        """evaluation/scores.parquet
+
+        Raises:
+            ValueError: its columns are not those of scores.
+        """
+        path = self.run / SCORES
+        try:
+            scores = [Score(**_without_nulls(row)) for row in _rows(path)]
+        except TypeError as error:
+            raise ValueError(
+                f"{path} is no table of scores: {error}; remove it and run saefast evaluate again"
+            ) from error
+        return [score for score in scores if self.current(score.evaluation)]
+
+    @cached_property
+    def summaries(self) -> dict[str, EvaluationSummary]:
+        """By name of the evaluation, evaluation/NAME.json."""
+        found = {
+            name: self._record(name, evaluation_file(name), EvaluationSummary)
+            for name in EVALUATION_NAMES
+        }
+        return {name: summary for name, summary in found.items() if summary is not None}
+
+    @cached_property
     def contexts(self) -> dict[tuple[int, int], Rows]:
         """By seed and feature, the text around its largest activations."""
         found: dict[tuple[int, int], Rows] = {}
@@ -180,6 +210,14 @@ _SCORED = ("group", "score", "support", "low", "high", "soft", "similarity", "pa
 def _rows(path: Path) -> Rows:
     table = read_table(path)
     return [] if table is None else table.to_pylist()
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """Replace numbers that are not known by NaN."""
+    return {
+        name: float("nan") if value is None and name != "seed" else value
+        for name, value in row.items()
+    }
 
 
 def _column(column: Any) -> Any:

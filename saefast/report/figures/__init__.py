@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from saefast.report.figures import features, groups, runs
+from saefast.report.figures.evaluations import SECTION as EVALUATIONS
+from saefast.report.figures.evaluations import evaluation_figures
 from saefast.report.figures.figure import Figure, Missing
 from saefast.report.run_data import RunData
 
@@ -47,9 +49,10 @@ def draw_all(data: RunData) -> tuple[dict[str, list[Figure]], list[str]]:
                 drawn.setdefault(section, []).append(draw(data))
             except Missing as reason:
                 missing.append(str(reason))
-    return {name: figures for name, figures in drawn.items() if figures}, list(
-        dict.fromkeys(missing)
-    )
+    drawn = {name: figures for name, figures in drawn.items() if figures}
+    if data.scores:
+        drawn[EVALUATIONS] = list(evaluation_figures(data))
+    return drawn, list(dict.fromkeys(missing))
 
 
-__all__ = ["SECTIONS", "Figure", "draw_all"]
+__all__ = ["EVALUATIONS", "SECTIONS", "Figure", "draw_all"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from saefast.report.findings import stability, worth
+from saefast.report.findings import evaluations, stability, worth
 from saefast.report.findings.finding import Finding
 from saefast.report.run_data import RunData
 
@@ -17,6 +17,13 @@ _FIND: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
     stability.contributions,
     stability.pooling,
     stability.dead,
+    evaluations.probing,
+    evaluations.explaining,
+    evaluations.surface_form,
+    evaluations.steering,
+    evaluations.prediction,
+    evaluations.editing,
+    evaluations.absorption,
 )
 
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 AGREES, DISAGREES, MIXED = "as published", "not as published", "in part as published"
+UNCLEAR = "cannot tell"
 
 
 class Finding(NamedTuple):

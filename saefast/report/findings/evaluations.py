@@ -1,0 +1,159 @@
+"""Findings on what SAEs are good for, from the scores of evaluations alone."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from saefast.evaluation.scores import Score
+from saefast.report.findings.finding import AGREES, DISAGREES, MIXED, UNCLEAR, Finding
+from saefast.report.run_data import RunData
+from saefast.report.score_rows import (
+    TITLES,
+    correlations,
+    differences,
+    in_words,
+    interval,
+    least_difference,
+    of_groups,
+    overall,
+    trained,
+)
+
+BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")
+"""Conditions whose directions do not learn, or hardly, as in arXiv 2602.14111"""
+_MARGIN = 0.03
+"""Lead over these baselines up to which that paper calls trained SAEs no better"""
+_WEAK = 0.3
+"""Correlation below which explanations say little on steering; published: .06 to .3"""
+
+
+def probing(data: RunData) -> Iterator[Finding]:
+    """Find whether probes of trained latents beat those of baselines."""
+    yield from _beside_baselines(data, "probe", BASELINES, _MARGIN)
+    yield from _by_group(data, "probe")
+
+
+def explaining(data: RunData) -> Iterator[Finding]:
+    """Find whether trained latents are explained better than those of baselines."""
+    yield from _beside_baselines(data, "explain", BASELINES, _MARGIN)
+    yield from _by_group(data, "explain")
+
+
+def surface_form(data: RunData) -> Iterator[Finding]:
+    """Find whether surface form explains unstable latents more often at equal rate."""
+    rows = [score for score in overall(data, "explain") if "surface" in score.measure]
+    for measure in dict.fromkeys(score.measure for score in rows):
+        groups = of_groups(data, "explain", measure)
+        if not {"unstable", "unstable:mass"} <= groups.keys():
+            continue
+        own, random = groups["unstable"], groups["unstable:mass"]
+        text = (
+            f"Share of latents, {measure}: unstable {in_words(own)}, random ones of equal "
+            f"activation mass {in_words(random)}"
+        )
+        if "stable" in groups:
+            text += f", stable {in_words(groups['stable'])}"
+        yield Finding(TITLES["explain"], f"{text}.", _above(own, random))
+
+
+def steering(data: RunData) -> Iterator[Finding]:
+    """Find what steering with trained latents achieves."""
+    yield from _beside_baselines(data, "steer", (), _MARGIN)
+    yield from _by_group(data, "steer")
+
+
+def prediction(data: RunData) -> Iterator[Finding]:
+    """Find whether scores of explanations foretell steering."""
+    for score in correlations(data):
+        weak = AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
+        yield Finding(
+            TITLES["steer"],
+            f"The rank correlation of {score.task.replace('_', ' ')} with what steering gains is "
+            f"{score.value:.2f} ({interval(score)}; {score.n} latents; 0: explanations say nothing "
+            f"on steering). Published values are weak: 0.06 to 0.3.",
+            weak,
+        )
+
+
+def editing(data: RunData) -> Iterator[Finding]:
+    """Find whether edits by trained latents beat those of a baseline that hardly learns."""
+    yield from _beside_baselines(data, "edit", ("soft_frozen",), 0.0)
+    yield from _by_group(data, "edit")
+
+
+def absorption(data: RunData) -> Iterator[Finding]:
+    """Find how much other latents take over from those of a class."""
+    yield from _beside_baselines(data, "absorb", (), _MARGIN)
+    yield from _by_group(data, "absorb")
+
+
+def _beside_baselines(
+    data: RunData, name: str, compared: tuple[str, ...], margin: float
+) -> Iterator[Finding]:
+    """Say what the trained SAEs reach, and how far beyond other conditions that is.
+
+    Args:
+        data: the run.
+        name: evaluation.
+        compared: baselines over which papers report a lead of at most `margin`.
+        margin: that lead.
+    """
+    score = trained(data, name)
+    if score is None or math.isnan(score.value):
+        return
+    leads = {
+        condition: lead
+        for condition, lead in differences(data, name).items()
+        if condition in (*BASELINES, "untrained") and not math.isnan(lead.value)
+    }
+    text = f"Trained SAEs, {score.measure}: {in_words(score)}."
+    if leads:
+        told = ", ".join(
+            f"to {condition} {lead.value:+.3f} ({interval(lead)})"
+            for condition, lead in leads.items()
+        )
+        text += f" Their difference {told}."
+    least = least_difference(data, name, score.measure)
+    if least is not None:
+        text += f" Differences of two SAEs below {least:.3f} are noise of the evaluation."
+    published = {condition: leads[condition] for condition in compared if condition in leads}
+    if compared and not published:
+        text += f" No baseline is there to compare ({', '.join(compared)})."
+    yield Finding(TITLES[name], text, _no_better(published, margin, least))
+
+
+def _no_better(leads: Mapping[str, Score], margin: float, least: float | None) -> str:
+    """Return whether trained SAEs lead by at most the margin, as published."""
+    if not leads:
+        return ""
+    verdicts = {_lead(lead, margin, least) for lead in leads.values()}
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return MIXED if verdicts == {AGREES, DISAGREES} else UNCLEAR
+
+
+def _lead(lead: Score, margin: float, least: float | None) -> str:
+    noisy = least is not None and abs(lead.value - margin) < least
+    if noisy or math.isnan(lead.low):
+        return UNCLEAR
+    return AGREES if lead.high <= margin else DISAGREES if lead.low > margin else UNCLEAR
+
+
+def _by_group(data: RunData, name: str) -> Iterator[Finding]:
+    """Say what stable and unstable latents reach alone, beside random ones."""
+    score = trained(data, name)
+    groups = of_groups(data, name, score.measure) if score else {}
+    if score is None or not {"stable", "unstable"} <= groups.keys():
+        return
+    parts = []
+    for group in ("stable", "unstable"):
+        random = groups.get(f"{group}:mass")
+        beside = f", random ones of equal activation mass {in_words(random)}" if random else ""
+        parts.append(f"{group} latents {in_words(groups[group])}{beside}")
+    yield Finding(TITLES[name], f"By stability, {score.measure}: {'; '.join(parts)}.")
+
+
+def _above(own: Score, other: Score) -> str:
+    """Return whether a score lies above another as published, from their intervals."""
+    if math.isnan(own.low) or math.isnan(other.low):
+        return UNCLEAR
+    return AGREES if own.low > other.high else DISAGREES if own.high < other.low else UNCLEAR

@@ -1,0 +1,288 @@
+"""Evaluations in the report: every number is that of a row, beside its interval."""
+
+import html
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.evaluated_run import (
+    editing,
+    explaining,
+    probing,
+    steering,
+    with_evaluations,
+    write_evaluations,
+)
+from helpers.report_page import page_of
+from helpers.tiny_run import NASTY, with_language_model
+
+from saefast.disk.tables import read_json, read_table, write_json, write_rows, write_table
+from saefast.evaluation.intervals import smallest_difference
+from saefast.report import findings_of, write_report
+from saefast.run_folder import EVALUATIONS, FEATURES, SCORES, STAGES
+
+FIGURES = {
+    *("evaluation-probe", "evaluation-explain", "evaluation-steer"),
+    *("evaluation-groups-probe", "explanations-steering"),
+}
+
+
+@pytest.fixture
+def plain(planted_run: Path, tmp_path: Path) -> Path:
+    """A run without evaluations."""
+    return with_language_model(planted_run, tmp_path / planted_run.name)
+
+
+@pytest.fixture
+def run(plain: Path) -> Path:
+    return with_evaluations(plain)
+
+
+def overall(run: Path, **wanted: str) -> list[dict]:
+    """The rows of scores.parquet over all tasks and SAEs."""
+    return [
+        row
+        for row in read_table(run / SCORES).to_pylist()
+        if row["task"] == "" and row["seed"] is None
+        and all(row[name] == value for name, value in wanted.items())
+    ]  # fmt: skip
+
+
+def drawn(run: Path, name: str) -> dict[str, ElementTree.Element]:
+    """The marks of a figure that have a title, by the title."""
+    folder = run.parent / "figures"
+    write_report(run, figures=folder)
+    marks = ElementTree.parse(folder / f"{name}.svg").getroot().iter()
+    return {str(mark[0].text): mark for mark in marks if len(mark) and mark.tag[-5:] != "}svg"}
+
+
+def along(mark: ElementTree.Element) -> float:
+    """Where a mark is on the x axis."""
+    if mark.get("cx"):
+        return float(mark.attrib["cx"])
+    return float(re.match(r"M([\d.]+)", mark.attrib["d"])[1])  # type: ignore[index]
+
+
+def test_figures_stand_in_a_section_of_their_own(run: Path) -> None:
+    page = page_of(run)
+    assert "evaluations" in page.ids
+    assert {name[4:] for name in page.ids if name.startswith(("fig-eval", "fig-expl"))} == FIGURES
+    assert ("a", "href", "#evaluations") in page.attributes
+
+
+def test_marks_lie_where_the_rows_say(run: Path) -> None:
+    rows = overall(run, evaluation="probe", group="")
+    rows = [row for row in rows if " - " not in row["condition"]]
+    marks = drawn(run, "evaluation-probe")
+    points = {told.partition(": ")[0]: mark for told, mark in marks.items() if mark.get("cx")}
+    assert list(points) == [row["condition"] for row in reversed(rows)]
+    floor, ceiling = (along(marks[f"{name} of trained: {value}"]) for name, value in
+                      (("floor", "0.500"), ("ceiling", "0.950")))  # fmt: skip
+    unit = (ceiling - floor) / (0.95 - 0.5)
+    for row in rows:
+        assert along(points[row["condition"]]) == pytest.approx(
+            floor + unit * (row["value"] - 0.5), abs=0.15
+        )
+        rival = f"best trivial rival of {row['condition']}: {row['rival']} {row['rival_value']:.3f}"
+        at = floor + unit * (row["rival_value"] - 0.5)
+        assert along(marks[rival]) == pytest.approx(at, abs=0.15)
+    svg = (run.parent / "figures" / "evaluation-probe.svg").read_text()
+    ends = re.findall(r'"whisker" d="M([\d.]+) [\d.]+H([\d.]+)', svg)
+    wanted = [[floor + unit * (row[end] - 0.5) for end in ("low", "high")] for row in rows[::-1]]
+    assert np.array(ends, float) == pytest.approx(np.array(wanted), abs=0.15)
+
+
+def test_groups_stand_above_random_latents_of_their_mass(run: Path) -> None:
+    marks = drawn(run, "evaluation-groups-probe")
+    points = [told.partition(" (")[0] for told, mark in marks.items() if mark.get("cx")]
+    values = {row["group"]: f"{row['value']:.3f}" for row in overall(run, evaluation="probe")}
+    assert points == [
+        f"unstable, random: {values['unstable:mass']}",
+        f"unstable: {values['unstable']}",
+        f"stable, random: {values['stable:mass']}",
+        f"stable: {values['stable']}",
+    ]
+
+
+def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
+    rows = [
+        row
+        for row in read_table(run / FEATURES).to_pylist()
+        if np.isfinite(row["detection"]) and np.isfinite(row["steer_success"])
+    ]
+    points = [told for told, mark in drawn(run, "explanations-steering").items() if mark.get("cx")]
+    assert points == [
+        f"{row['seed']}:{row['feature']} {row['group']}: detection above that of another "
+        f"explanation {row['detection'] - 0.25:.3f}, success {row['steer_success']:.3f}, in the "
+        "direction of another feature 0.125"
+        for row in rows
+    ]
+    page = "".join(page_of(run).text)
+    assert "specificity 0.10 (95 % interval 0.000 to 0.200, 60 features)" in page
+
+
+def test_without_detection_the_scatter_is_by_the_rules(run: Path) -> None:
+    table = read_table(run / FEATURES).drop(["detection_shuffled"])
+    write_table(run / FEATURES, table)
+    points = drawn(run, "explanations-steering")
+    known = np.isfinite(table["steer_success"].to_numpy()).sum()
+    assert sum("balanced accuracy of the rule" in told for told in points) == known
+
+
+def test_tables_hold_all_overall_rows(run: Path) -> None:
+    text = write_report(run)[0].read_text(encoding="utf-8")
+    part = text.partition('<section id="evaluations">')[2].partition("</section>")[0]
+    rows = re.findall("<tr><td>(.*?)</td></tr>", part)
+    shown = [html.unescape(row).split("</td><td>") for row in rows]
+    wanted = [row for name in ("probe", "explain", "steer")
+              for row in overall(run, evaluation=name)]  # fmt: skip
+    assert len(shown) == len(wanted) > 20
+    for cells, row in zip(shown, wanted, strict=True):
+        rival = f"{row['rival']} {row['rival_value']:.3f}" if row["rival"] else "-"
+        floor, ceiling = (
+            "-" if np.isnan(row[name]) else f"{row[name]:.3f}" for name in ("floor", "ceiling")
+        )
+        assert cells == [
+            *(row["measure"], row["condition"], row["group"] or "all", f"{row['value']:.3f}"),
+            f"{row['low']:.3f} to {row['high']:.3f}".replace("-0.000", "0.000"),
+            *(floor, rival, ceiling, str(row["n"])),
+        ]
+    least = smallest_difference(0.001)
+    assert f"difference of two SAEs that means something is {least:.3f}" in part
+
+
+def test_texts_of_explanations_and_notes_stay_text(run: Path) -> None:
+    page = page_of(run)
+    assert sorted(page.scripts) == ["code", "rows"]
+    assert not any(tag == "b" for tag, _, _ in page.attributes)
+    assert f"3 of 9 tasks were left out: {NASTY}" in "".join(page.text)
+    alive = [row for row in read_table(run / FEATURES).to_pylist() if row["alive"]]
+    rows = page.rows
+    assert rows["explanation"] == [row["explanation"] for row in alive]
+    assert rows["kind"] == [row["explanation_kind"] for row in alive]
+    assert any(NASTY in str(each) for each in rows["explanation"])
+    for name in ("detection", "steer_success"):
+        wanted = [float(f"{row[name]:.3g}") if np.isfinite(row[name]) else None for row in alive]
+        assert rows[name] == wanted
+    assert ("th", "data-column", "explanation") in page.attributes
+    assert ("th", "data-column", "kind") in page.attributes
+
+
+def test_a_run_without_evaluations_has_the_report_that_it_had(plain: Path) -> None:
+    before = write_report(plain)[0].read_bytes()
+    for words in (b'id="evaluations"', b'data-column="explanation"', b"2602.14111", b".scores"):
+        assert words not in before
+    features, stages = ((plain / name).read_bytes() for name in (FEATURES, STAGES))
+    with_evaluations(plain)
+    assert write_report(plain)[0].read_bytes() != before
+    shutil.rmtree(plain / EVALUATIONS)
+    (plain / FEATURES).write_bytes(features)
+    (plain / STAGES).write_bytes(stages)
+    assert write_report(plain)[0].read_bytes() == before
+
+
+def test_an_evaluation_that_has_to_run_again_is_left_out(run: Path) -> None:
+    stages = read_json(run / STAGES)
+    del stages["probe"]
+    write_json(run / STAGES, stages)
+    page = page_of(run)
+    assert "fig-evaluation-probe" not in page.ids
+    assert "fig-evaluation-explain" in page.ids
+    assert not [each for each in findings_of(run) if each.topic == "Probing"]
+
+
+def test_a_table_of_something_else_is_refused(run: Path) -> None:
+    write_rows(run / SCORES, [{"evaluation": "probe", "mean": 0.5}])
+    with pytest.raises(ValueError, match=r"scores.parquet is no table of scores.*saefast evaluate"):
+        write_report(run)
+
+
+def found(run: Path, topic: str) -> list[tuple[str, str]]:
+    return [(each.text, each.verdict) for each in findings_of(run) if each.topic == topic]
+
+
+@pytest.mark.parametrize(
+    ("leads", "verdict"),
+    [
+        ({"frozen_decoder": 0.01, "soft_frozen": -0.02}, "as published"),
+        ({"frozen_decoder": 0.2, "soft_frozen": 0.1}, "not as published"),
+        ({"frozen_decoder": 0.2, "soft_frozen": 0.01}, "in part as published"),
+        ({"pca": 0.2, "untrained": 0.3}, ""),
+    ],
+)
+@pytest.mark.parametrize("evaluation", [probing, explaining])
+def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdict) -> None:
+    each = evaluation(leads)
+    write_evaluations(plain, each)
+    text, given = found(plain, {"probe": "Probing", "explain": "Explaining"}[each.name])[0]
+    assert given == verdict
+    rows = {row["condition"]: row for row in overall(plain, evaluation=each.name, group="")}
+    for condition in ("frozen_decoder", "soft_frozen", "untrained"):
+        if condition in leads:
+            row = rows[f"trained - {condition}"]
+            told = f"to {condition} {row['value']:+.3f} (95 % interval {row['low']:.3f} to"
+            assert told in text
+    own = rows["trained"]
+    assert f"{own['value']:.3f} (95 % interval {own['low']:.3f} to {own['high']:.3f}, f" in text
+    if verdict == "":
+        assert "No baseline is there to compare" in text
+
+
+def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) -> None:
+    """Differences below 1.96 * 2 ** 0.5 * noise say nothing: here 0.014 and 0.028."""
+    leads = {"frozen_decoder": 0.05, "soft_frozen": 0.05}
+    for noise, verdict in ((0.005, "not as published"), (0.01, "cannot tell")):
+        write_evaluations(plain, probing(leads, noise))
+        assert found(plain, "Probing")[0][1] == verdict
+
+
+def test_an_interval_around_the_margin_is_no_verdict(run: Path) -> None:
+    rows = read_table(run / SCORES).to_pylist()
+    for row in rows:
+        if row["condition"] in ("trained - frozen_decoder", "trained - soft_frozen"):
+            row["value"], row["low"], row["high"] = 0.1, 0.02, 0.2
+    write_rows(run / SCORES, rows)
+    assert found(run, "Probing")[0][1] == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("surface", "verdict"),
+    [(0.6, "as published"), (0.5, "cannot tell"), (0.3, "not as published")],
+)
+def test_surface_form_is_compared_at_equal_mass(plain: Path, surface, verdict) -> None:
+    write_evaluations(plain, explaining(surface=surface))
+    text, given = found(plain, "Explaining")[1]
+    assert given == verdict
+    assert f"unstable {surface:.3f} (95 % interval" in text
+    assert "mass 0.450 (95 % interval 0.400 to 0.500" in text
+    assert "stable 0.300 (95 % interval" in text
+
+
+@pytest.mark.parametrize(
+    ("correlation", "verdict"),
+    [(0.1, "as published"), (0.35, "cannot tell"), (0.6, "not as published")],
+)
+def test_explanations_foretell_steering_weakly_or_not(plain: Path, correlation, verdict) -> None:
+    write_evaluations(plain, steering(correlation))
+    text, given = found(plain, "Steering")[1]
+    assert given == verdict
+    assert f"is {correlation:.2f} (95 % interval {correlation - 0.1:.3f} to" in text
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(-0.02, "as published"), (0.02, "not as published")])
+def test_a_baseline_edits_no_worse_or_worse(plain: Path, lead, verdict) -> None:
+    write_evaluations(plain, editing(lead))
+    assert found(plain, "Editing")[0][1] == verdict
+
+
+def test_every_finding_has_an_interval(run: Path) -> None:
+    topics = ("Probing", "Explaining", "Steering", "Editing", "Absorption")
+    texts = [each.text for each in findings_of(run) if each.topic in topics]
+    assert len(texts) == 6
+    for text in texts:
+        values = re.findall(r"(?<![\d.])[+-]?\d\.\d{3} \(", text)
+        assert len(values) == text.count(" (95 % interval") or "rank correlation" in text
+        assert "95 % interval" in text
