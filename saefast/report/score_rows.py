@@ -103,7 +103,8 @@ def in_words(score: Score) -> str:
         )
         if _known(value)
     ]
-    return f"{number(score.value)} ({', '.join([interval(score), *beside])})"
+    value = number(score.value) if _known(score.value) else "no value"
+    return f"{value} ({', '.join([interval(score), *beside])})"
 
 
 def interval(score: Score) -> str:

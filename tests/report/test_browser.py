@@ -1,11 +1,13 @@
 """The report as people use it, in a real Chromium; skipped where there is none."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.browser import SCREENS, chromium, opened
+from helpers.evaluated_run import with_evaluations
 from helpers.tiny_run import with_language_model
 
 from saefast.disk.tables import read_table
@@ -24,6 +26,14 @@ def report(planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(with_language_model(planted_run, out))[0]
 
 
+@pytest.fixture(scope="module")
+def evaluated(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run with evaluations."""
+    run = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(report.parent, run)
+    return write_report(with_evaluations(run))[0]
+
+
 @pytest.fixture
 def page(report: Path) -> Iterator[Any]:
     with opened(report, "light") as (page, complaints):
@@ -40,20 +50,57 @@ def shown(page: Any, column: str) -> list[str]:
 def test_it_loads_draws_and_fits(report: Path, screen: str) -> None:
     """No console message, no request, no scrolling sideways, every figure of some size."""
     with opened(report, screen) as (page, complaints):
-        width = page.evaluate("document.documentElement.scrollWidth")
-        assert width <= SCREENS[screen]["viewport"]["width"]
-        boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
-        assert len(boxes) == sum(len(several) for several in SECTIONS.values())
-        assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
-        texts = page.eval_on_selector_all(
-            "figure svg text",
-            """texts => texts.filter(text => {
-                const svg = text.closest("svg").getBoundingClientRect();
-                const box = text.getBoundingClientRect();
-                return box.left < svg.left - 1 || box.right > svg.right + 1;
-            }).map(text => text.textContent)""",
-        )
-        assert texts == []
+        assert figures_that_fit(page, screen) == sum(len(several) for several in SECTIONS.values())
+        assert complaints == []
+
+
+def figures_that_fit(page: Any, screen: str) -> int:
+    """How many figures there are; fails where they or the page do not fit the screen."""
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= SCREENS[screen]["viewport"]["width"]
+    boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
+    assert all(box["width"] > 250 and box["height"] > 150 for box in boxes)
+    texts = page.eval_on_selector_all(
+        "figure svg text",
+        """texts => texts.filter(text => {
+            const svg = text.closest("svg").getBoundingClientRect();
+            const box = text.getBoundingClientRect();
+            return box.left < svg.left - 1 || box.right > svg.right + 1;
+        }).map(text => text.textContent)""",
+    )
+    assert texts == []
+    return len(boxes)
+
+
+@pytest.mark.parametrize("screen", sorted(SCREENS))
+def test_evaluations_fit_as_well(evaluated: Path, screen: str) -> None:
+    """With all tables of scores open."""
+    with opened(evaluated, screen) as (page, complaints):
+        for details in page.locator("#evaluations details").all():
+            details.evaluate("each => { each.open = true; }")
+        plain = sum(len(several) for several in SECTIONS.values())
+        assert figures_that_fit(page, screen) == plain + 5
+        assert page.locator("#evaluations td").first.is_visible()
+        assert complaints == []
+
+
+def test_search_finds_explanations(evaluated: Path) -> None:
+    table = read_table(evaluated.parent / FEATURES).to_pylist()
+    alive = [row for row in table if row["alive"]]
+    with opened(evaluated, "light") as (page, complaints):
+        page.fill("#search", "topic")
+        topics = sum(row["explanation_kind"] == "topic" for row in alive)
+        assert page.inner_text("#count") == f"{topics} of {len(alive)} features"
+        assert set(shown(page, "kind")) == {"topic"}
+        one = next(row for row in alive if row["explanation"])
+        page.fill("#search", one["explanation"])
+        assert shown(page, "explanation")[0] == one["explanation"]
+        page.focus("#features tbody tr button")
+        page.keyboard.press("Enter")
+        assert "alert(1)" in page.inner_text("tr.detail")  # shown, not run
+        page.fill("#search", "")
+        page.click("th[data-column=explanation] button")
+        assert shown(page, "explanation")[0].startswith("token is")
         assert complaints == []
 
 

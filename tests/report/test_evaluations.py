@@ -71,6 +71,10 @@ def test_figures_stand_in_a_section_of_their_own(run: Path) -> None:
     assert "evaluations" in page.ids
     assert {name[4:] for name in page.ids if name.startswith(("fig-eval", "fig-expl"))} == FIGURES
     assert ("a", "href", "#evaluations") in page.attributes
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
+    row = overall(run, evaluation="probe", condition="trained", group="")[0]
+    told = f"trained {row['value']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, floor"
+    assert any(told in str(label) for label in labels)
 
 
 def test_marks_lie_where_the_rows_say(run: Path) -> None:
@@ -250,15 +254,16 @@ def test_an_interval_around_the_margin_is_no_verdict(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("surface", "verdict"),
-    [(0.6, "as published"), (0.5, "cannot tell"), (0.3, "not as published")],
+    [(0.1, "as published"), (0.02, "cannot tell"), (-0.1, "not as published")],
 )
-def test_surface_form_is_compared_at_equal_mass(plain: Path, surface, verdict) -> None:
+def test_surface_form_is_compared_at_equal_rate(plain: Path, surface, verdict) -> None:
+    """Whatever the shares of all stable and all unstable latents are."""
     write_evaluations(plain, explaining(surface=surface))
     text, given = found(plain, "Explaining")[1]
     assert given == verdict
-    assert f"unstable {surface:.3f} (95 % interval" in text
-    assert "mass 0.450 (95 % interval 0.400 to 0.500" in text
-    assert "stable 0.300 (95 % interval" in text
+    assert "unstable 0.400 (95 % interval 0.350 to 0.450), stable 0.300 (95 % interval" in text
+    ends = f"95 % interval {surface - 0.05:.3f} to {surface + 0.05:.3f}"
+    assert f"at equal firing rate the difference is {surface:+.3f} ({ends})" in text
 
 
 @pytest.mark.parametrize(
@@ -269,7 +274,7 @@ def test_explanations_foretell_steering_weakly_or_not(plain: Path, correlation, 
     write_evaluations(plain, steering(correlation))
     text, given = found(plain, "Steering")[1]
     assert given == verdict
-    assert f"is {correlation:.2f} (95 % interval {correlation - 0.1:.3f} to" in text
+    assert f"specificity {correlation:+.2f} (95 % interval {correlation - 0.1:.3f} to" in text
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(-0.02, "as published"), (0.02, "not as published")])
@@ -284,5 +289,5 @@ def test_every_finding_has_an_interval(run: Path) -> None:
     assert len(texts) == 6
     for text in texts:
         values = re.findall(r"(?<![\d.])[+-]?\d\.\d{3} \(", text)
-        assert len(values) == text.count(" (95 % interval") or "rank correlation" in text
+        assert len(values) == text.count(" (95 % interval") or text.startswith("Rank correlation")
         assert "95 % interval" in text

@@ -57,8 +57,8 @@ def _of_conditions(data: RunData, name: str) -> Iterator[Figure]:
     yield Figure(
         f"evaluation-{name}",
         f"{TITLES[name]}: {rows[0].score.measure}",
-        f"A row for each kind of SAE, all evaluated by the same code. {_MARKS} What the trained "
-        "SAEs are worth is what they have beyond the others.",
+        f"A row for each kind of SAE, all evaluated by the same code. {_MARKS} The trained "
+        "SAEs are worth what sets them apart from the others.",
         _listed(rows),
         chart.svg(),
     )

@@ -1,7 +1,7 @@
 """Findings on what SAEs are good for, from the scores of evaluations alone."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from saefast.evaluation.scores import Score
 from saefast.report.findings.finding import AGREES, DISAGREES, MIXED, UNCLEAR, Finding
@@ -22,6 +22,7 @@ BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")
 """Conditions whose directions do not learn, or hardly, as in arXiv 2602.14111"""
 _MARGIN = 0.03
 """Lead over these baselines up to which that paper calls trained SAEs no better"""
+_SURFACE, _AT_EQUAL_RATE = "explained by surface", "unstable - stable at equal firing rate"
 _WEAK = 0.3
 """Correlation below which explanations say little on steering; published: .06 to .3"""
 
@@ -40,19 +41,27 @@ def explaining(data: RunData) -> Iterator[Finding]:
 
 def surface_form(data: RunData) -> Iterator[Finding]:
     """Find whether surface form explains unstable latents more often at equal rate."""
-    rows = [score for score in overall(data, "explain") if "surface" in score.measure]
-    for measure in dict.fromkeys(score.measure for score in rows):
-        groups = of_groups(data, "explain", measure)
-        if not {"unstable", "unstable:mass"} <= groups.keys():
-            continue
-        own, random = groups["unstable"], groups["unstable:mass"]
-        text = (
-            f"Share of latents, {measure}: unstable {in_words(own)}, random ones of equal "
-            f"activation mass {in_words(random)}"
-        )
-        if "stable" in groups:
-            text += f", stable {in_words(groups['stable'])}"
-        yield Finding(TITLES["explain"], f"{text}.", _above(own, random))
+    groups = of_groups(data, "explain", _SURFACE)
+    difference = next(
+        (
+            score
+            for score in overall(data, "explain")
+            if (score.measure, score.group) == (_SURFACE, _AT_EQUAL_RATE)
+        ),
+        None,
+    )
+    if difference is None or not {"stable", "unstable"} <= groups.keys():
+        return
+    if math.isnan(difference.value):
+        return
+    clear = AGREES if difference.low > 0 else DISAGREES if difference.high < 0 else UNCLEAR
+    yield Finding(
+        TITLES["explain"],
+        f"Share of latents explained by surface form: unstable {in_words(groups['unstable'])}, "
+        f"stable {in_words(groups['stable'])}; at equal firing rate the difference is "
+        f"{difference.value:+.3f} ({interval(difference)}).",
+        clear,
+    )
 
 
 def steering(data: RunData) -> Iterator[Finding]:
@@ -63,15 +72,22 @@ def steering(data: RunData) -> Iterator[Finding]:
 
 def prediction(data: RunData) -> Iterator[Finding]:
     """Find whether scores of explanations foretell steering."""
-    for score in correlations(data):
-        weak = AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
-        yield Finding(
-            TITLES["steer"],
-            f"The rank correlation of {score.task.replace('_', ' ')} with what steering gains is "
-            f"{score.value:.2f} ({interval(score)}; {score.n} latents; 0: explanations say nothing "
-            f"on steering). Published values are weak: 0.06 to 0.3.",
-            weak,
-        )
+    scores = correlations(data)
+    if not scores:
+        return
+    told = ", ".join(
+        f"{score.task.replace('_', ' ')} {score.value:+.2f} ({interval(score)}; {score.n} latents)"
+        for score in scores
+    )
+    yield Finding(
+        TITLES["steer"],
+        f"Rank correlation with what steering gains: {told}. At 0 explanations say nothing on "
+        "steering; published values are weak, 0.06 to 0.3.",
+        _joint(
+            AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
+            for score in scores
+        ),
+    )
 
 
 def editing(data: RunData) -> Iterator[Finding]:
@@ -123,12 +139,7 @@ def _beside_baselines(
 
 def _no_better(leads: Mapping[str, Score], margin: float, least: float | None) -> str:
     """Return whether trained SAEs lead by at most the margin, as published."""
-    if not leads:
-        return ""
-    verdicts = {_lead(lead, margin, least) for lead in leads.values()}
-    if len(verdicts) == 1:
-        return verdicts.pop()
-    return MIXED if verdicts == {AGREES, DISAGREES} else UNCLEAR
+    return _joint(_lead(lead, margin, least) for lead in leads.values())
 
 
 def _lead(lead: Score, margin: float, least: float | None) -> str:
@@ -136,6 +147,14 @@ def _lead(lead: Score, margin: float, least: float | None) -> str:
     if noisy or math.isnan(lead.low):
         return UNCLEAR
     return AGREES if lead.high <= margin else DISAGREES if lead.low > margin else UNCLEAR
+
+
+def _joint(verdicts: Iterable[str]) -> str:
+    """Return the verdict of several, empty where there is none."""
+    different = set(verdicts)
+    if len(different) <= 1:
+        return "".join(different)
+    return MIXED if different == {AGREES, DISAGREES} else UNCLEAR
 
 
 def _by_group(data: RunData, name: str) -> Iterator[Finding]:
@@ -150,10 +169,3 @@ def _by_group(data: RunData, name: str) -> Iterator[Finding]:
         beside = f", random ones of equal activation mass {in_words(random)}" if random else ""
         parts.append(f"{group} latents {in_words(groups[group])}{beside}")
     yield Finding(TITLES[name], f"By stability, {score.measure}: {'; '.join(parts)}.")
-
-
-def _above(own: Score, other: Score) -> str:
-    """Return whether a score lies above another as published, from their intervals."""
-    if math.isnan(own.low) or math.isnan(other.low):
-        return UNCLEAR
-    return AGREES if own.low > other.high else DISAGREES if own.high < other.low else UNCLEAR
