@@ -62,6 +62,7 @@ FEATURE_COLUMNS = {
     "explanation": "text of its rule or of a judge, null where it was not explained",
     "explanation_kind": "kind of the explanation: surface, context, syntax, topic or unclear",
     "rule_score": "balanced accuracy of its rule on held-out text",
+    "rule_null": "rule_score that rules of scrambled features as frequent exceed in 1 of 20 cases",
     "detection": "accuracy of telling from the explanation in which windows it fires",
     "fuzzing": "accuracy of telling from the explanation whether the marked tokens are its own",
     "detection_shuffled": "detection with the explanation of another feature as frequent",

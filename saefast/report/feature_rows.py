@@ -11,8 +11,8 @@ from saefast.report.run_data import RunData
 
 COLUMNS = (
     *("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token"),
-    *("explanation", "kind", "rule_score", "detection", "detection_shuffled", "fuzzing"),
-    *("steer_success", "steer_success_control"),
+    *("explanation", "kind", "rule_score", "rule_null"),
+    *("detection", "detection_shuffled", "fuzzing", "steer_success", "steer_success_control"),
 )
 _CONTEXTS = 3
 _NAMES = {

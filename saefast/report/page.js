@@ -124,7 +124,7 @@
       .filter(([, name]) => columns[name])
       .map(([words, name]) => `${words} ${shown(value(name, i))}`);
     for (const [words, name, beside, control] of [
-      ["rule", "rule_score"],
+      ["rule", "rule_score", "by chance up to", "rule_null"],
       ["detection", "detection", "with another explanation", "detection_shuffled"],
       ["fuzzing", "fuzzing"],
       ["steering succeeds", "steer_success", "in another direction", "steer_success_control"],

@@ -27,6 +27,7 @@ def with_evaluations(run: Path) -> Path:
         "explanation": [f"token is {NASTY}{i}" if i % 3 else None for i in range(count)],
         "explanation_kind": [(None, "topic", "surface")[i % 3] for i in range(count)],
         "rule_score": detection,
+        "rule_null": np.full(count, 0.625),
         "detection": np.where(np.arange(count) % 2, detection, np.nan),
         "detection_shuffled": np.full(count, 0.25),
         "steer_success": np.where(np.arange(count) % 5, generator.random(count), np.nan),

@@ -97,7 +97,10 @@ def test_search_finds_explanations(evaluated: Path) -> None:
         assert shown(page, "explanation")[0] == one["explanation"]
         page.focus("#features tbody tr button")
         page.keyboard.press("Enter")
-        assert "alert(1)" in page.inner_text("tr.detail")  # shown, not run
+        detail = page.inner_text("tr.detail")
+        assert "alert(1)" in detail  # shown, not run
+        score = float(f"{one['rule_score']:.3g}")
+        assert f"rule {score} (by chance up to 0.625)" in detail
         page.fill("#search", "")
         page.click("th[data-column=explanation] button")
         assert shown(page, "explanation")[0].startswith("token is")

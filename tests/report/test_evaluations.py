@@ -243,11 +243,12 @@ def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) ->
         assert found(plain, "Probing")[0][1] == verdict
 
 
-def test_an_interval_around_the_margin_is_no_verdict(run: Path) -> None:
+@pytest.mark.parametrize("value", [0.1, 0.025])
+def test_an_interval_around_the_margin_is_no_verdict(run: Path, value: float) -> None:
     rows = read_table(run / SCORES).to_pylist()
     for row in rows:
         if row["condition"] in ("trained - frozen_decoder", "trained - soft_frozen"):
-            row["value"], row["low"], row["high"] = 0.1, 0.02, 0.2
+            row["value"], row["low"], row["high"] = value, 0.02, 0.2
     write_rows(run / SCORES, rows)
     assert found(run, "Probing")[0][1] == "cannot tell"
 
