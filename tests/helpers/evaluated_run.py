@@ -69,6 +69,8 @@ def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluat
         rivals=("untrained", "pca"),
         primary=True,
     )
+    worse = {name: lead + 0.1 for name, lead in leads.items()}
+    scores += measured("probe", "auroc at 5", _values(0.9, worse), TASKS, floor=0.5)
     for place, group in enumerate(("stable", "stable:mass", "unstable", "unstable:mass")):
         values = {"trained": _values(0.75 - 0.05 * place, {})["trained"]}
         scores += measured("probe", "auroc at 1", values, TASKS, group=group, floor=0.5)

@@ -72,13 +72,13 @@ def test_figures_stand_in_a_section_of_their_own(run: Path) -> None:
     assert {name[4:] for name in page.ids if name.startswith(("fig-eval", "fig-expl"))} == FIGURES
     assert ("a", "href", "#evaluations") in page.attributes
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
-    row = overall(run, evaluation="probe", condition="trained", group="")[0]
+    row = overall(run, measure="auroc at 1", condition="trained", group="")[0]
     told = f"trained {row['value']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, floor"
     assert any(told in str(label) for label in labels)
 
 
 def test_marks_lie_where_the_rows_say(run: Path) -> None:
-    rows = overall(run, evaluation="probe", group="")
+    rows = overall(run, measure="auroc at 1", group="")
     rows = [row for row in rows if " - " not in row["condition"]]
     marks = drawn(run, "evaluation-probe")
     points = {told.partition(": ")[0]: mark for told, mark in marks.items() if mark.get("cx")}
@@ -223,7 +223,8 @@ def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdi
     write_evaluations(plain, each)
     text, given = found(plain, {"probe": "Probing", "explain": "Explaining"}[each.name])[0]
     assert given == verdict
-    rows = {row["condition"]: row for row in overall(plain, evaluation=each.name, group="")}
+    primary = overall(plain, measure=each.scores[0].measure, group="")
+    rows = {row["condition"]: row for row in primary}
     for condition in ("frozen_decoder", "soft_frozen", "untrained"):
         if condition in leads:
             row = rows[f"trained - {condition}"]
