@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saefast.cli import files, runs, stages
+from saefast.cli import evaluate, files, runs, stages
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
@@ -17,7 +17,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "stability": stages.stability,
     "subspace": stages.subspace,
     "pool": stages.pool,
-    "evaluate": stages.evaluate,
+    "evaluate": evaluate.evaluate,
     "report": stages.report,
     "convert": files.convert,
     "bench": files.bench,

@@ -17,7 +17,6 @@ _TOPICS = {
     "stability": ("Stability", "Dead features"),
     "subspace": ("Planes", "Same work"),
     "pool": ("Pooling",),
-    "evaluate": ("Worth", "Controls", "Language model", "At equal frequency"),
 }
 """What of the findings a stage is answerable for"""
 
@@ -152,23 +151,6 @@ def pool(
         "compare": compare,
     }
     _stage(run, "pool", given, json_output)
-
-
-def evaluate(
-    run: Run,
-    tokens: int | None = None,
-    draws: int | None = None,
-    json_output: Json = False,
-) -> None:
-    """Measure what stable, unstable and random features are worth on held-out data.
-
-    Args:
-        run: Folder of the run.
-        tokens: Text on which the language model runs with features left out; 0: not at all. None:
-            as the run has it, at first 4096.
-        draws: Random sets of features beside each group. None: as the run has it, at first 5.
-    """
-    _stage(run, "evaluate", {"tokens": tokens, "draws": draws}, json_output)
 
 
 def report(

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from saefast import checks
+from saefast.activations.one_pass import OnePass
 from saefast.activations.protocol import ActivationSource
 from saefast.linalg import one_thread
 from saefast.nulls.permutations import generator_of
 from saefast.ops.gather_dots import gather_dots
 from saefast.sae import SAE, as_saes, code_of
 from saefast.train.config import TrainConfig
+from saefast.train.initial import ROWS, Sample, begin, folded, scales_of
 from saefast.train.train import train_saes
 from saefast.types import brief
 
 UNTRAINED = ("untrained", "residual", "pca")
 """Conditions of `rival_conditions` unless others are named"""
+COORDINATES = ("residual", "pca")
+"""Conditions whose latents are active on every row"""
 BASELINES = ("frozen_decoder", "soft_frozen")
 """Conditions of `train_baselines` unless others are named"""
 
@@ -99,12 +103,37 @@ def train_baselines(
     if not names:
         return []
     configs = [replace(_BASELINES[name](config), name=name.replace("_", "-")) for name in names]
-    trained = train_saes(activations, configs, out=out, resume=resume, progress=progress)
+    first = next(iter(OnePass(activations, batch_size=ROWS, progress=False)))
+    starts = [_start(each, seed, first.x.float()) for each in configs for seed in each.seeds]
+    trained = train_saes(
+        activations, configs, initial=starts, out=out, resume=resume, progress=progress
+    )
     each = len(config.seeds)
     return [
         Condition(name=name, saes=tuple(trained[place * each : (place + 1) * each]))
         for place, name in enumerate(names)
     ]
+
+
+@torch.no_grad()
+def _start(config: TrainConfig, seed: int, rows: Tensor) -> SAE:
+    """Build the SAE that a training begins as; frozen decoders get codes that fit the rows best.
+
+    Directions with the covariance of the activations are much alike where few directions hold most
+    of the variance. All active latents then reconstruct the same part of a row, many times too
+    large, and a short training does not end before codes have shrunk.
+    """
+    sample = Sample(rows, None)
+    scales = scales_of(sample, config.activation_scaling)
+    sae = folded(begin(config, seed, sample, scales), scales)
+    if config.rules.frozen != "decoder":
+        return sae
+    reconstructed = (sae(rows) - sae.b_dec).double()
+    along = float((reconstructed * (rows - sae.b_dec)).sum() / reconstructed.square().sum())
+    if along > 0:
+        for name in ("W_enc", "b_enc"):
+            getattr(sae, name).mul_(along)
+    return sae
 
 
 def _frozen(

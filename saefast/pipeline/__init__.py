@@ -1,7 +1,7 @@
 """A whole run, from activations to the report: settings, presets, stages."""
 
 from saefast.pipeline.presets import PRESETS
-from saefast.pipeline.runner import NAMES, Outcome, run_pipeline, settings_of
+from saefast.pipeline.runner import EVALUATIONS, NAMES, Outcome, run_pipeline, settings_of
 from saefast.pipeline.settings import (
     EvaluateSettings,
     HarvestSettings,
@@ -17,6 +17,7 @@ from saefast.pipeline.settings import (
 )
 
 __all__ = [
+    "EVALUATIONS",
     "NAMES",
     "PRESETS",
     "EvaluateSettings",

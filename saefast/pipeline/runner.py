@@ -13,8 +13,10 @@ from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
+from saefast.pipeline.evaluations import DONE, Measure
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
+from saefast.pipeline.stages import absorb, edit, explain, probe, steer
 from saefast.pipeline.stages.evaluate import evaluate
 from saefast.pipeline.stages.harvest import harvest
 from saefast.pipeline.stages.match import match
@@ -81,6 +83,21 @@ def _part(*names: str) -> Callable[[Job], Any]:
     return depends
 
 
+def _worth(job: Job) -> Any:
+    told = job.settings.to_dict()["evaluate"]
+    return [{name: told[name] for name in ("draws", "tokens", "contexts")}]
+
+
+def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
+    """Build the stage of an evaluation, which no other stage needs."""
+
+    def depends(job: Job) -> Any:
+        told = job.settings.to_dict()["evaluate"]
+        return [told["budget"], told["baselines"], told[name], _data(job)]
+
+    return Stage(name, ("stability",), work, depends, (DONE.format(name),), title)
+
+
 def _training(job: Job) -> Any:
     initial = job.settings.trainer.initial
     return [job.settings.to_dict()["train"], *([initial] if initial else [])]
@@ -143,10 +160,15 @@ STAGE_LIST = (
         "evaluate",
         ("stability",),
         evaluate,
-        _part("evaluate"),
+        _worth,
         (EVALUATION,),
         "what groups are worth",
     ),
+    _evaluation("probe", probe.probe, "how well single latents tell labels"),
+    _evaluation("explain", explain.explain, "what latents respond to"),
+    _evaluation("steer", steer.steer, "whether text shows a latent that is added"),
+    _evaluation("edit", edit.edit, "whether facts can be changed one at a time"),
+    _evaluation("absorb", absorb.absorb, "latents that stand in for others"),
     Stage(
         "report",
         ("subspace", "pool", "evaluate"),
@@ -158,6 +180,14 @@ STAGE_LIST = (
 )
 NAMES = tuple(stage.name for stage in STAGE_LIST)
 _BY_NAME = {stage.name: stage for stage in STAGE_LIST}
+EVALUATIONS: dict[str, Measure] = {
+    "probe": probe.measure,
+    "explain": explain.measure,
+    "steer": steer.measure,
+    "edit": edit.measure,
+    "absorb": absorb.measure,
+}
+"""Evaluations by name"""
 
 
 def run_pipeline(
@@ -285,7 +315,8 @@ def _finish(job: Job, stage: Stage, seconds: float) -> None:
     """What came of later stages counts no more: it was made from what has just been replaced."""
     records = _records(job)
     for name in NAMES:
-        if name == stage.name or stage.name in _needed(name):
+        # The report shows every stage.
+        if name in (stage.name, "report") or stage.name in _needed(name):
             records.pop(name, None)
     records[stage.name] = StageRecord(_digest(job, stage), round(seconds, 1))
     write_record(job.run / STAGES, records)

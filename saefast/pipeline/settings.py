@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saefast import checks
+from saefast.pipeline.evaluation_settings import (
+    AbsorbSettings,
+    Budget,
+    EditSettings,
+    ExplainSettings,
+    ProbeSettings,
+    SteerSettings,
+)
 from saefast.train.config import TrainConfig
 from saefast.train.train import check_reports
 
@@ -162,7 +170,8 @@ class PoolSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings of the evaluation of groups of features on held-out data."""
+    """Settings of the evaluation of groups of features on held-out data, and of evaluations by
+    name: what features are good for."""
 
     draws: int = 5
     """random sets of features beside each group"""
@@ -170,6 +179,16 @@ class EvaluateSettings:
     """text on which the language model is run with features left out; 0: not at all"""
     contexts: int = 5
     """largest activations of each feature to show with their text"""
+    budget: Budget = "quick"
+    """size of the evaluations by name: quick or full"""
+    baselines: tuple[str, ...] = ("frozen_decoder",)
+    """SAEs to train and to evaluate beside the run's own: frozen_decoder, soft_frozen,
+    frozen_encoder"""
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    explain: ExplainSettings = field(default_factory=ExplainSettings)
+    steer: SteerSettings = field(default_factory=SteerSettings)
+    edit: EditSettings = field(default_factory=EditSettings)
+    absorb: AbsorbSettings = field(default_factory=AbsorbSettings)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,16 @@ def test_baselines_hold_their_directions(rows):
     assert isotropic[-1] < 5 * isotropic[0]
 
 
+def test_a_frozen_decoder_learns_where_one_direction_holds_most_of_the_variance(rows):
+    outlier = rows.clone()
+    outlier[:, 0] *= 30
+    settings = {"seeds": (0,), "tokens": 9000, "k": 24}
+    (frozen,) = train_baselines(outlier, config(**settings), ["frozen_decoder"], progress=False)
+    with torch.no_grad():
+        error = (frozen.saes[0](outlier) - outlier).square().sum()
+    assert error < 0.2 * (outlier - outlier.mean(0)).square().sum()
+
+
 def test_unknown_conditions_are_refused(rows):
     with pytest.raises(ValueError, match="names must be one of"):
         rival_conditions(SAE(24, 96, k=6), rows, ["random"])

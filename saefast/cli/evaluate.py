@@ -1,0 +1,209 @@
+"""Command evaluate: what features of a run, or of SAEs alone, are worth and good for."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from saefast.cli.runs import facts_of, staged
+from saefast.cli.telling import Json, called, tell
+
+WORTH = "worth"
+NAMES = (WORTH, "probe", "explain", "steer", "edit", "absorb")
+"""What can be evaluated: `WORTH` is stage evaluate, others are the evaluations of `pipeline`"""
+
+_TOPICS = ("Worth", "Controls", "Language model", "At equal frequency")
+"""Topics of the findings of `WORTH`"""
+
+
+def evaluate(
+    sources: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        called("(RUN | SAE ...) [EVALUATION ...]", "(required)"),
+    ],
+    budget: Literal["quick", "full"] | None = None,
+    tasks: Path | None = None,
+    judge: str | None = None,
+    dry_run: bool = False,
+    model: str | None = None,
+    site: str | None = None,
+    out: Path = Path("saefast-evaluation"),
+    tokens: int | None = None,
+    draws: int | None = None,
+    json_output: Json = False,
+) -> None:
+    """Measure what features are worth on held-out data, and what they are good for.
+
+    For example: saefast evaluate runs/mine probe, or
+    saefast evaluate sae-a sae-b probe --model gpt2 --site resid.6
+
+    Evaluations: worth (explained variance and cross entropy of stable, unstable and random
+    features; of runs alone, and what is measured if none is named), probe (sparse probing),
+    explain (rules and judges), steer (text along a latent), edit (facts changed one at a time)
+    and absorb (latents that stand in for others). Every score stands beside its floor, its best
+    trivial rival, its ceiling and a 95 % interval. Settings that are not given stay as the run
+    has them; a file for saefast run has all of them in [evaluate] and its parts, such as
+    [evaluate.probe].
+
+    Args:
+        sources: The folder of a run, or SAEs in any format; then names of evaluations.
+        budget: Size of evaluations by name: quick or full. None: as the run has it, at first quick.
+        tasks: A table of texts and labels (.csv, .parquet or .jsonl) to probe. None: tasks of the
+            package sae-probes.
+        judge: Judge of explanations: rules, embedding, local:NAME for a language model, or
+            URL#MODEL for an endpoint that serves chat completions. None: as the run has it, at
+            first rules.
+        dry_run: Of explain: print how many calls and tokens the judge takes instead of asking it.
+        model: Language model of SAEs that belong to no run: smollm2, a folder, a GGUF file, or a
+            name on the Hugging Face hub.
+        site: Module whose activations they encode, such as resid.12.
+        out: Folder of their results.
+        tokens: Of worth: text on which the language model runs with features left out; 0: not at
+            all. None: as the run has it, at first 4096.
+        draws: Of worth: random sets of features beside each group. None: as the run has it, at
+            first 5.
+    """
+    paths, names = _parted(sources)
+    of_run = len(paths) == 1 and not (model or site)
+    given = {"budget": budget, "tokens": tokens, "draws": draws}
+    within = {
+        "probe": {"tasks": None if tasks is None else str(tasks.resolve())},
+        "explain": {"judge": judge},
+    }
+    if dry_run and names != ["explain"]:
+        raise ValueError("dry_run counts what a judge would be asked: name explain alone")
+    if of_run:
+        _of_run(paths[0], names or [WORTH], given, within, dry_run, json_output)
+        return
+    if not (model and site):
+        raise ValueError(
+            "model and site must both be given for SAEs that belong to no run, such as --model "
+            "smollm2 --site resid.12"
+        )
+    if WORTH in names or not names or tokens is not None or draws is not None:
+        raise ValueError(
+            f"worth, tokens and draws are for runs; name one of {', '.join(NAMES[1:])} for SAEs"
+        )
+    _of_saes(paths, names, (model, site, out), given, within, dry_run, json_output)
+
+
+def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the paths and, behind them, the names of evaluations."""
+    named = list(sources)
+    names: list[str] = []
+    while named and named[-1] in NAMES:
+        names.insert(0, named.pop())
+    if not named:
+        raise ValueError("sources must be a run, or SAEs of any format, got none")
+    paths = [Path(source) for source in named]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is neither a run nor an SAE, nor one of {', '.join(NAMES)}"
+            )
+    return paths, list(dict.fromkeys(names))
+
+
+def _changed(settings: Any, given: dict[str, Any], within: dict[str, dict[str, Any]]) -> Any:
+    """Return settings of evaluations with what is given instead of theirs."""
+
+    def replaced(part: Any, values: dict[str, Any]) -> Any:
+        known = {name: value for name, value in values.items() if value is not None}
+        return dataclasses.replace(part, **known)
+
+    parts = {name: replaced(getattr(settings, name), values) for name, values in within.items()}
+    return replaced(settings, given | parts)
+
+
+def _of_run(
+    run: Path,
+    names: list[str],
+    given: dict[str, Any],
+    within: dict[str, dict[str, Any]],
+    dry_run: bool,
+    json_output: bool,
+) -> None:
+    from saefast.pipeline import settings_of
+    from saefast.pipeline.evaluations import kept_evaluation
+    from saefast.pipeline.job import Job
+    from saefast.pipeline.subject import subject_of_run
+    from saefast.report import findings_of, printed, write_report
+    from saefast.run_folder import EVALUATIONS
+
+    settings = settings_of(run)
+    settings = dataclasses.replace(settings, evaluate=_changed(settings.evaluate, given, within))
+    if dry_run:
+        staged(settings, run, "stability", json_output)
+        subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate.baselines)
+        _count(subject, settings.evaluate, json_output)
+        return
+    outcomes, lines, facts = [], [], {}
+    for name in names:
+        outcomes += staged(settings, run, "evaluate" if name == WORTH else name, json_output)
+        if name == WORTH:
+            found = [each for each in findings_of(run) if each.topic in _TOPICS]
+            facts["findings"] = [each._asdict() for each in found]
+            lines.append(printed(found) or "evaluate is finished")
+        else:
+            evaluation = kept_evaluation(run / EVALUATIONS, name)
+            facts[name] = _told(evaluation)
+            lines.append("\n".join(evaluation.lines()))
+    written = [*outcomes[-1].written]
+    if names != [WORTH]:
+        written += write_report(run)
+    tell("\n\n".join(lines), {**facts_of(outcomes), **facts}, written, json_output)
+
+
+def _of_saes(
+    paths: list[Path],
+    names: list[str],
+    where: tuple[str, str, Path],
+    given: dict[str, Any],
+    within: dict[str, dict[str, Any]],
+    dry_run: bool,
+    json_output: bool,
+) -> None:
+    from saefast.pipeline import EVALUATIONS, EvaluateSettings
+    from saefast.pipeline.evaluations import evaluated
+    from saefast.pipeline.subject import subject_of_saes
+
+    model, site, out = where
+    how = _changed(EvaluateSettings(baselines=()), given, within)
+    place = int(site) if site.isdigit() else site
+    subject = subject_of_saes(paths, model, place, out, progress=not json_output)
+    if dry_run:
+        _count(subject, how, json_output)
+        return
+    found = {name: evaluated(name, EVALUATIONS[name], subject, how) for name in names}
+    tell(
+        "\n\n".join("\n".join(each.lines()) for each in found.values()),
+        {name: _told(each) for name, each in found.items()},
+        [out / "scores.parquet", *(out / f"{name}.json" for name in names)],
+        json_output,
+    )
+
+
+def _count(subject: Any, how: Any, json_output: bool) -> None:
+    """Print what a judge of explanations would be asked."""
+    from saefast.pipeline.stages.explain import measure
+
+    notes = measure(subject, how, dry_run=True).notes
+    tell("\n".join(notes), {"notes": list(notes)}, [], json_output)
+
+
+def _told(evaluation: Any) -> dict[str, Any]:
+    """Return the overall scores, noise and notes of an evaluation for --json."""
+    rows = [
+        {name: _finite(value) for name, value in dataclasses.asdict(score).items()}
+        for score in evaluation.scores
+        if not score.task and score.seed is None
+    ]
+    noise = {name: _finite(value) for name, value in evaluation.noise.items()}
+    return {"scores": rows, "noise": noise, "notes": list(evaluation.notes)}
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it: numbers that are not finite are null."""
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

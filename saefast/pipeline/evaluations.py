@@ -1,0 +1,88 @@
+"""Run evaluations of a subject and keep their scores, a table for all of them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saefast.disk.tables import read_table, write_table
+from saefast.evaluation.scores import Evaluation, Score
+from saefast.pipeline.job import Job
+from saefast.pipeline.settings import EvaluateSettings
+from saefast.pipeline.subject import Subject, subject_of_run
+from saefast.run_folder import EVALUATIONS as FOLDER
+from saefast.run_records import EvaluationSummary, read_record, write_record
+
+DONE = f"{FOLDER}/{{}}.json"
+"""File that an evaluation leaves in a run when it has finished"""
+_SCORES = "scores.parquet"
+
+
+Measure = Callable[[Subject, EvaluateSettings], Evaluation]
+"""An evaluation of a subject"""
+
+
+def evaluate_run(name: str, measure: Measure, job: Job) -> None:
+    """Evaluate the SAEs of a run and add what is known of single latents to its features."""
+    how = job.settings.evaluate
+    found = evaluated(name, measure, subject_of_run(job, how.baselines), how)
+    if found.features:
+        job.add_features(_columns(found.features, [sae.m for sae in job.saes]))
+
+
+def evaluated(name: str, measure: Measure, subject: Subject, how: EvaluateSettings) -> Evaluation:
+    """Run an evaluation; keep its scores and its summary in the folder of the subject."""
+    begun = time.perf_counter()
+    found = measure(subject, how)
+    _keep_scores(subject.out / _SCORES, found)
+    write_record(
+        subject.out / f"{name}.json",
+        EvaluationSummary(
+            name=name,
+            noise=dict(found.noise),
+            notes=list(found.notes),
+            budget=how.budget,
+            conditions=[condition.name for condition in subject.conditions],
+            seconds=round(time.perf_counter() - begun, 1),
+        ),
+    )
+    return found
+
+
+def kept_evaluation(out: Path, name: str) -> Evaluation:
+    """Read the scores, noise and notes of an evaluation that has finished."""
+    summary = read_record(out / f"{name}.json", EvaluationSummary)
+    table = read_table(out / _SCORES)
+    if summary is None or table is None:
+        raise FileNotFoundError(f"{out} holds no scores of {name}; run saefast evaluate RUN {name}")
+    noise = {key: float("nan") if value is None else value for key, value in summary.noise.items()}
+    return Evaluation(
+        name=name,
+        scores=tuple(Score(**row) for row in table.to_pylist() if row["evaluation"] == name),
+        noise=noise,
+        notes=tuple(summary.notes),
+    )
+
+
+def _keep_scores(path: Path, found: Evaluation) -> None:
+    """Write the scores in place of those that the evaluation gave before; others stay."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = found.to_table()
+    before = read_table(path)
+    if before is not None:
+        others = before.filter(pc.not_equal(before["evaluation"], found.name))
+        table = pa.concat_tables([others, table.cast(others.schema)])
+    write_table(path, table)
+
+
+def _columns(
+    features: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+) -> dict[str, Sequence[Any]]:
+    """Return the columns of all SAEs; of one without a column all values are missing."""
+    names = dict.fromkeys(name for each in features for name in each)
+    return {
+        name: [each.get(name, [None] * size) for each, size in zip(features, sizes, strict=True)]
+        for name in names
+    }

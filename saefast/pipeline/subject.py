@@ -1,0 +1,165 @@
+"""Gather what evaluations are of: a model, SAEs with their groups, held-out rows and rivals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saefast.activations.one_pass import OnePass
+from saefast.evaluation.conditions import (
+    COORDINATES,
+    Condition,
+    rival_conditions,
+    train_baselines,
+)
+from saefast.evaluation.statistics import feature_statistics
+from saefast.match.all_pairs import match_all
+from saefast.pipeline.job import Job
+from saefast.pipeline.settings import HarvestSettings
+from saefast.run_folder import EVALUATIONS
+from saefast.sae import SAE
+from saefast.stability.result import Stability
+from saefast.stability.score import score_stability
+from saefast.storage import load_dictionaries, load_sae
+from saefast.types import Matches
+
+if TYPE_CHECKING:
+    from saefast.lm import LanguageModel
+
+_CALIBRATION_ROWS = 4096
+_HELD_OUT = "held-out"
+_BASELINES = "baselines"
+HELD_OUT_TOKENS = 20_000
+"""Tokens to read for SAEs that belong to no run"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What an evaluation is of."""
+
+    model: "LanguageModel"
+    site: int | str
+    saes: list[SAE]
+    stability: Stability | None
+    """of the SAEs; None for a single one"""
+    matches: Mapping[tuple[int, int], Matches] | None
+    """between every two SAEs"""
+    groups: list[dict[str, Tensor]] | None
+    """for each SAE its stable and unstable latents, {name: [m] bool}"""
+    mass: list[Tensor]
+    """for each SAE [m] the activation mass of its latents"""
+    train: Path | None
+    """activations to calibrate rivals on; None: those that are held out"""
+    held_out: Path
+    """store of held-out activations with their tokens"""
+    baselines: tuple[Condition, ...] = ()
+    """baselines that were trained"""
+    out: Path
+    """folder of the results"""
+    progress: bool = True
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Rivals without training, then the trained baselines."""
+        source = str(self.train or self.held_out)
+        first = next(iter(OnePass(source, batch_size=_CALIBRATION_ROWS, progress=False)))
+        return (*rival_conditions(self.saes, first.x.float()), *self.baselines)
+
+    @property
+    def sparse_conditions(self) -> tuple[Condition, ...]:
+        """Those whose latents fire on some rows only, so that it can be explained when."""
+        return tuple(each for each in self.conditions if each.name not in COORDINATES)
+
+
+def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
+    """Gather a run's own model, SAEs, groups and rows; train the baselines that it lacks."""
+    data = job.settings.data
+    if not isinstance(data, HarvestSettings):
+        raise ValueError(
+            f"{job.run} does not say which language model its activations are from, which this "
+            f"evaluation runs: begin a run with [harvest], or name the SAEs and the model: "
+            f"saefast evaluate SAE SAE --model NAME --site SITE"
+        )
+    out = job.run / EVALUATIONS
+    trained = train_baselines(
+        str(job.train_rows),
+        job.settings.train,
+        baselines,
+        out=out / _BASELINES,
+        resume=True,
+        progress=job.progress,
+    )
+    return Subject(
+        model=job.language_model,
+        site=data.site,
+        saes=job.saes,
+        stability=job.stability,
+        matches=job.matches("decoder"),
+        groups=job.groups,
+        mass=job.column("mass"),
+        train=job.train_rows,
+        held_out=job.held_out_rows,
+        baselines=tuple(trained),
+        out=out,
+        progress=job.progress,
+    )
+
+
+def subject_of_saes(
+    paths: Sequence[Path],
+    model: str,
+    site: int | str,
+    out: Path,
+    *,
+    tokens: int = HELD_OUT_TOKENS,
+    progress: bool = True,
+) -> Subject:
+    """Gather SAEs of any format with a model; harvest held-out rows of the built-in corpus.
+
+    Two or more SAEs are matched and scored, for groups of stable and unstable latents.
+
+    Args:
+        paths: files or folders of the SAEs.
+        model: as `saefast.lm.load_model` takes it.
+        site: the module whose activations the SAEs encode.
+        out: folder of the results, which keeps the rows.
+        tokens: rows to harvest.
+        progress: show progress bars on stderr.
+    """
+    from saefast.lm import builtin_corpus, harvest, load_model
+
+    saes = [load_sae(path) for path in paths]
+    loaded = load_model(model, progress=progress)
+    (held_out,) = harvest(
+        loaded,
+        site,
+        out=out / _HELD_OUT,
+        tokens=tokens,
+        corpus=builtin_corpus().held_out(),
+        dtype=torch.float32,
+        resume=True,
+        progress=progress,
+    )
+    statistics = feature_statistics(saes, str(held_out), progress=progress)
+    stability = matches = None
+    if len(saes) > 1:
+        dictionaries = load_dictionaries(*paths, encoder=True)
+        matches = match_all(dictionaries, progress=progress)
+        stability = score_stability(dictionaries, matches=matches)
+    return Subject(
+        model=loaded,
+        site=site,
+        saes=saes,
+        stability=stability,
+        matches=matches,
+        groups=None if stability is None else stability.groups(),
+        mass=[each.mass for each in statistics],
+        train=None,
+        held_out=held_out,
+        out=out,
+        progress=progress,
+    )

@@ -1,0 +1,153 @@
+"""`saefast evaluate`: evaluations of runs and of SAEs alone, resumed, kept and reported."""
+
+import csv
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.tiny_lm import saved
+from helpers.tiny_run import SETTINGS, as_toml
+
+from saefast.cli import main
+from saefast.disk.tables import read_json, read_table
+from saefast.pipeline import NAMES
+from saefast.run_folder import EVALUATIONS, SCORES
+
+
+def text(drawn: random.Random, letters: str) -> str:
+    words = ["".join(drawn.choices(letters, k=drawn.randint(1, 6))) for _ in range(12)]
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, texts, a table of labelled texts and a run up to its stability."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    saved(folder / "model")
+    (folder / "texts").mkdir()
+    drawn = random.Random(0)
+    for number in range(60):
+        (folder / "texts" / f"{number:02}.txt").write_text(text(drawn, "etaoinshrdlu"))
+    settings = {
+        "harvest": {
+            "model": str(folder / "model"),
+            "site": "resid.1",
+            "text": str(folder / "texts"),
+            "tokens": 2500,
+            "held_out": 300,
+            "context": 32,
+        },
+        "train": SETTINGS["train"] | {"latents": 48, "tokens": 10_000, "seeds": [0, 1, 2]},
+    }
+    (folder / "tiny.toml").write_text(as_toml(settings))
+    with (folder / "labelled.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for number in range(80):
+            table.writerow([text(drawn, "aeiou" if number % 2 else "bcdfg"), number % 2])
+    arguments = ["run", str(folder / "tiny.toml"), "--out", str(folder / "run")]
+    assert main([*arguments, "--until", "stability"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probed(place: Path) -> Path:
+    run = shutil.copytree(place / "run", place / "probed")
+    assert main(["evaluate", str(run), "probe", "--tasks", str(place / "labelled.csv")]) == 0
+    return run
+
+
+def test_scores_of_a_run_stand_beside_all_conditions(probed: Path) -> None:
+    rows = read_table(probed / SCORES).to_pylist()
+    overall = {row["condition"] for row in rows if not row["task"] and row["seed"] is None}
+    assert {"trained", "untrained", "residual", "pca", "frozen_decoder", "full", "text"} <= overall
+    assert {"stable", "unstable", "stable:mass", "unstable:mass"} <= {row["group"] for row in rows}
+    trained = next(row for row in rows if row["primary"] and row["condition"] == "trained")
+    assert trained["low"] <= trained["value"] <= trained["high"]
+    assert trained["value"] > 0.9  # vowels against consonants
+    summary = read_json(probed / EVALUATIONS / "probe.json")
+    assert summary["budget"] == "quick"
+    assert "frozen_decoder" in summary["conditions"]
+
+
+def test_a_second_call_measures_nothing_and_changes_nothing(
+    place: Path, probed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (probed / SCORES).read_bytes(), (probed / EVALUATIONS / "probe.json").read_bytes()
+    command = ["evaluate", str(probed), "probe", "--tasks", str(place / "labelled.csv")]
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["stages"]["probe"]["was_finished"]
+    assert told["probe"]["scores"][0]["condition"] == "trained"
+    assert before == (
+        (probed / SCORES).read_bytes(),
+        (probed / EVALUATIONS / "probe.json").read_bytes(),
+    )
+
+
+def test_the_same_settings_give_the_same_bytes(place: Path, probed: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(place / "run", tmp_path / "again")
+    assert main(["evaluate", str(again), "probe", "--tasks", str(place / "labelled.csv")]) == 0
+    assert (again / SCORES).read_bytes() == (probed / SCORES).read_bytes()
+
+
+def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    assert main(["evaluate", str(run), "--tokens", "100", "--draws", "2"]) == 0
+    before = read_json(run / "stages.json")["evaluate"]
+    assert main(["evaluate", str(run), "probe", "--tasks", str(place / "labelled.csv")]) == 0
+    assert read_json(run / "stages.json")["evaluate"] == before
+    assert (run / "report.html").is_file()
+
+
+def test_saes_alone_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> None:
+    saes = [str(place / "run" / f"seed-{seed}") for seed in (0, 1)]
+    out = tmp_path / "out"
+    command = ["evaluate", *saes, "probe", "--tasks", str(place / "labelled.csv")]
+    where = ["--model", str(place / "model"), "--site", "resid.1", "--out", str(out)]
+    assert main([*command, *where]) == 0
+    rows = read_table(out / "scores.parquet").to_pylist()
+    assert {"trained", "untrained"} <= {row["condition"] for row in rows}
+    assert {"stable", "unstable"} <= {row["group"] for row in rows}
+    assert read_json(out / "probe.json")["name"] == "probe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["{place}/nothing", "probe"], "is neither a run nor an SAE"),
+        (["probe"], "sources must be a run, or SAEs of any format"),
+        (["{place}/run/seed-0", "probe", "--model", "{place}/model"], "model and site must both"),
+        (
+            ["{place}/run/seed-0", "--model", "{place}/model", "--site", "resid.1"],
+            "name one of probe",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    place: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(place=place) for argument in arguments]
+    assert main(["evaluate", *given]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.startswith("saefast: ")
+    assert said.count("\n") == 1
+
+
+def test_runs_without_a_language_model_are_refused(
+    planted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(planted_run, tmp_path / "run")
+    assert main(["evaluate", str(run), "probe"]) == 1
+    assert "does not say which language model" in capsys.readouterr().err
+
+
+def test_every_evaluation_is_a_stage_and_a_name() -> None:
+    from saefast.cli.evaluate import NAMES as TOLD
+    from saefast.pipeline import EVALUATIONS as KINDS
+
+    assert tuple(KINDS) == TOLD[1:]
+    assert set(KINDS) < set(NAMES)
