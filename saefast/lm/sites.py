@@ -73,7 +73,7 @@ def with_main_tensor(output: Any, tensor: Tensor) -> Any:
 
 
 def _part(model: nn.Module, kind: str, number: int) -> Site:
-    name, layers = _layers(model)
+    name, layers = layer_list(model)
     if not -len(layers) <= number < len(layers):
         raise ValueError(
             f"the layer of a site must be from 0 to {len(layers) - 1}, got {kind}.{number}"
@@ -102,15 +102,15 @@ def _named(model: nn.Module, name: str) -> Site:
             + (f"did you mean {', '.join(near)}? " if near else "")
             + "resid.3, mlp.3 and attn.3 name parts of layer 3"
         )
-    prefix, layers = _layers(model)
+    prefix, layers = layer_list(model)
     inside = name.removeprefix(f"{prefix}.").partition(".")[0]
     if name.startswith(f"{prefix}.") and inside.isdigit():
         return Site(name, modules[name], tuple(layers[: int(inside) + 1]))
     return Site(name, modules[name], ())
 
 
-def _layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The name and the content of the list of all layers."""
+def layer_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """Return the name and the content of the list of all layers."""
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise TypeError(

@@ -1,0 +1,274 @@
+"""Continue a prompt with a language model whose activations at a site are edited as it writes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saefast import checks
+from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""Returns what takes the place of activations [r, d]; the second argument [r] int64 says to which
+sequence each row belongs"""
+
+_CANDIDATES = 64  # most probable tokens that are looked at first
+_LOGITS = 1 << 25  # logits that are held at once where texts are read again
+
+
+class Reading(NamedTuple):
+    """Texts as the undisturbed model reads them."""
+
+    sequences: Tensor
+    """[b] int64: which texts"""
+    loss: Tensor
+    """[b, tokens] of each token, in nats"""
+    activations: Tensor
+    """[b, tokens, d] at the site"""
+
+
+class Opening:
+    """A prompt that any number of sequences continue, each with edited activations at a site.
+
+    Activations are edited at the last position of the prompt and at every new one. The rest of the
+    prompt is read once, for all sequences. Every forward pass over new tokens has `batch_size`
+    rows, fillings where fewer sequences are left: what a sequence becomes does not depend on the
+    others.
+
+    Args:
+        model: from `load_model`. One that keeps no keys and values from step to step reads the
+            whole text for every token.
+        site: as in `find_site`.
+        prompt: its text, or its tokens.
+        batch_size: sequences in a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        site: int | str,
+        prompt: str | Sequence[int],
+        *,
+        batch_size: int = 64,
+    ) -> None:
+        check_model(model)
+        checks.whole("batch_size", batch_size)
+        checks.at_least("batch_size", batch_size, 1)
+        ids = list(model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+        if not ids:
+            raise ValueError(f"prompt must hold at least one token, got {prompt!r}")
+        self.model, self.site = model.model, find_site(model.model, site)
+        self.prompt = torch.tensor(ids, device=model.device)
+        """[length] int64 tokens of the prompt"""
+        self._batch_size, self._ends = batch_size, _ends(model)
+        (seen,) = capture(self.model, [self.site], self.prompt[None])
+        self.d: int = seen.shape[2]
+        """width of the activations"""
+        self.memory = self._keys_and_values()
+        """keys and values of the prompt but for its last token; None where there are none"""
+
+    @torch.no_grad()
+    def next_logits(self, edit: Edit, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the numbers [b] of sequences and the logits [b, vocabulary] of their first token.
+
+        Args:
+            edit: returns what takes the place of activations.
+            sequences: number of sequences.
+        """
+        for numbers, count in _batches(sequences, self._batch_size, self.prompt.device):
+            logits = _Run(self, numbers, _editing(edit, numbers)).advance(self._last(numbers))
+            yield numbers[:count], logits[:count, -1]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        edit: Edit,
+        noise: Tensor,
+        *,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        on_progress: Callable[[int], object] = lambda _count: None,
+    ) -> Tensor:
+        """Continue the prompt, and return the new tokens [sequences, tokens].
+
+        Tokens are drawn from the most probable ones, as many as have a probability of `top_p`
+        together. Sequences with the same noise whose activations are edited alike are equal. Ends
+        of text are never drawn, so that all sequences are of one length.
+
+        Args:
+            edit: returns what takes the place of activations.
+            noise: [sequences, tokens] float64 in [0, 1), such as `sampling_noise` gives: where in
+                the distribution each token is drawn, with the most probable token at 0.
+            temperature: what logits are divided by.
+            top_p: above 0, at most 1.
+            on_progress: called with the number of sequences finished since the last call.
+        """
+        if noise.ndim != 2 or not bool(((noise >= 0) & (noise < 1)).all()):
+            raise ValueError("noise must be [sequences, tokens] with values in [0, 1)")
+        checks.at_least("temperature", temperature, 1e-3)
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+        device = self.prompt.device
+        noise = noise.to(device, torch.float64)
+        written = torch.zeros(noise.shape, dtype=torch.int64, device=device)
+        for numbers, count in _batches(len(noise), self._batch_size, device):
+            run, column = _Run(self, numbers, _editing(edit, numbers)), self._last(numbers)
+            for step in range(noise.shape[1]):
+                logits = run.advance(column)[:, -1].float()
+                logits[:, self._ends] = -torch.inf
+                column = _drawn(logits / temperature, noise[numbers, step], top_p)[:, None]
+                written[numbers[:count], step] = column[:count, 0]
+            on_progress(count)
+        return written
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor) -> Iterator[Reading]:
+        """Read texts behind the prompt with the undisturbed model.
+
+        Args:
+            tokens: [sequences, length] int64 that follow the prompt.
+        """
+        checks.indices("tokens", tokens, "[sequences, length]")
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        rows = max(1, min(self._batch_size, _LOGITS // (vocabulary * (tokens.shape[1] + 1))))
+        tokens = tokens.to(self.prompt.device)
+        for numbers, count in _batches(len(tokens), rows, tokens.device):
+            seen: list[Tensor] = []
+
+            def keep(activations: Tensor, into: list[Tensor] = seen) -> Tensor:
+                into.append(activations.clone())
+                return activations
+
+            now = tokens[numbers]
+            logits = _Run(self, numbers, keep).advance(torch.cat([self._last(numbers), now], 1))
+            logits = logits[:, :-1].float()
+            loss = logits.logsumexp(2) - logits.gather(2, now[:, :, None])[:, :, 0]
+            yield Reading(numbers[:count], loss[:count], seen[0][:count, 1:])
+
+    def _last(self, numbers: Tensor) -> Tensor:
+        """[b, 1]: the last token of the prompt, for each sequence."""
+        return self.prompt[-1].expand(len(numbers), 1)
+
+    @torch.no_grad()
+    def _keys_and_values(self) -> Any:
+        if len(self.prompt) < 2:
+            return None
+        output = self.model(input_ids=self.prompt[None, :-1], use_cache=True)
+        memory = getattr(output, "past_key_values", None)
+        return memory if hasattr(memory, "batch_repeat_interleave") else None
+
+
+def sampling_noise(seed: int, opening: int, sample: int, tokens: int) -> Tensor:
+    """Return uniform numbers [tokens] float64 for one sample of the continuations of a prompt.
+
+    Args:
+        seed: seed of the evaluation.
+        opening: number of the prompt.
+        sample: number of the sample.
+        tokens: number of new tokens.
+    """
+    return torch.from_numpy(np.random.default_rng([seed, opening, sample]).random(tokens))
+
+
+def added(vectors: Tensor) -> Edit:
+    """Return the edit that adds to the activations of sequence i the vector i, of [n, d]."""
+
+    def edit(rows: Tensor, sequences: Tensor) -> Tensor:
+        return rows + vectors[sequences].to(rows)
+
+    return edit
+
+
+def unedited(rows: Tensor, _sequences: Tensor) -> Tensor:
+    """Return the activations as they are: the edit that changes nothing."""
+    return rows
+
+
+class _Run:
+    """A batch of sequences behind the prompt, token by token."""
+
+    def __init__(
+        self, opening: Opening, numbers: Tensor, at_site: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._opening, self._at_site = opening, at_site
+        self._ids = opening.prompt[:-1].expand(len(numbers), -1)
+        self._memory: Any = None
+        if opening.memory is not None:
+            self._memory = deepcopy(opening.memory)
+            self._memory.batch_repeat_interleave(len(numbers))
+
+    def advance(self, ids: Tensor) -> Tensor:
+        """Take more tokens [b, t]; the logits [b, positions that were run, vocabulary] behind."""
+        before = self._ids.shape[1]
+        self._ids = torch.cat([self._ids, ids], 1)
+        opening = self._opening
+        if self._memory is not None:
+            with self._hooked(ids, 0):
+                output = opening.model(
+                    input_ids=ids, past_key_values=self._memory, use_cache=True
+                )
+            self._memory = output.past_key_values
+        else:
+            with self._hooked(self._ids, len(opening.prompt) - 1):
+                output = opening.model(input_ids=self._ids, use_cache=False)
+        logits: Tensor = output.logits
+        return logits if self._memory is not None else logits[:, before:]
+
+    def _hooked(self, ids: Tensor, first: int) -> Any:
+        """Let `at_site` decide on the activations from position `first` on of those that are run."""
+        site = self._opening.site
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            activations = main_tensor(output, site, ids)
+            changed = self._at_site(activations[:, first:]).to(activations.dtype)
+            return with_main_tensor(output, torch.cat([activations[:, :first], changed], 1))
+
+        return site.module.register_forward_hook(hook)
+
+
+def _editing(edit: Edit, numbers: Tensor) -> Callable[[Tensor], Tensor]:
+    def at_site(activations: Tensor) -> Tensor:
+        positions, d = activations.shape[1:]
+        rows = edit(activations.reshape(-1, d), numbers.repeat_interleave(positions))
+        return rows.view_as(activations)
+
+    return at_site
+
+
+def _batches(count: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+    """The numbers [size] of sequences of each batch, and how many are no fillings."""
+    for first in range(0, count, size):
+        numbers = torch.arange(first, first + size, device=device).clamp(max=count - 1)
+        yield numbers, min(size, count - first)
+
+
+def _drawn(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
+    """One token [b] of each distribution, at that place [b] among its most probable tokens."""
+    total = logits.logsumexp(1, keepdim=True)
+    drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    left = torch.arange(len(logits), device=logits.device)
+    candidates = _CANDIDATES
+    while len(left):
+        candidates = min(candidates, logits.shape[1])
+        largest, tokens = logits[left].topk(candidates, dim=1)
+        until = (largest - total[left]).double().exp().cumsum(1)
+        last = (until < top_p).sum(1).clamp(max=candidates - 1)
+        enough = (until[:, -1] >= top_p) | (candidates == logits.shape[1])
+        until, last, tokens = until[enough], last[enough, None], tokens[enough]
+        place = (until <= noise[left[enough], None] * until.gather(1, last)).sum(1, keepdim=True)
+        drawn[left[enough]] = tokens.gather(1, place.minimum(last))[:, 0]
+        left, candidates = left[~enough], candidates * 8
+    return drawn
+
+
+def _ends(model: LanguageModel) -> Tensor:
+    """The tokens that end a text, as the tokenizer and the model's settings name them."""
+    named = getattr(getattr(model.model, "generation_config", None), "eos_token_id", None)
+    ends = {*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id}
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    known = sorted(end for end in ends if end is not None and end < vocabulary)
+    return torch.tensor(known, dtype=torch.int64, device=model.device)

@@ -1,0 +1,131 @@
+"""Sequences that continue a prompt while activations are edited."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_lm import D, gpt2, llama
+from torch import Tensor
+
+from saefast.lm import LanguageModel, find_site
+from saefast.lm.generation import Opening, added, sampling_noise, unedited
+
+pytestmark = pytest.mark.usefixtures("light")
+
+PROMPT = "The quick brown"
+
+
+def noise(sequences: int, tokens: int = 6, sample: int = 0) -> Tensor:
+    return sampling_noise(0, 0, sample, tokens).expand(sequences, -1)
+
+
+def vectors(sequences: int, d: int = D) -> Tensor:
+    return 2 * torch.randn(sequences, d, generator=torch.Generator().manual_seed(5))
+
+
+def written_slowly(
+    model: LanguageModel, site: int | str, change: Tensor, noise: Tensor, top_p: float
+) -> list[int]:
+    """One sequence from the definition: the whole text anew for each token, sorted logits."""
+    prompt = model.tokenizer(PROMPT)["input_ids"]
+    module, ids = find_site(model.model, site).module, list(prompt)
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        x = (output if isinstance(output, Tensor) else output[0]).clone()
+        x[:, len(prompt) - 1 :] += change
+        return x if isinstance(output, Tensor) else (x, *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    for uniform in noise.tolist():
+        logits = model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        logits[model.tokenizer.eos_token_id] = -torch.inf
+        order = logits.argsort(descending=True)
+        until = (logits[order] / 0.7).softmax(0).cumsum(0).double()
+        kept = int((until < top_p).sum()) + 1
+        ids.append(int(order[int((until < uniform * until[:kept][-1]).sum())]))
+    handle.remove()
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("site", [1, "mlp.1"])
+@pytest.mark.parametrize("top_p", [0.5, 0.999])
+def test_tokens_are_those_of_the_definition(make: Any, site: int | str, top_p: float) -> None:
+    model = make()
+    opening = Opening(model, site, PROMPT, batch_size=3)
+    change = vectors(4, opening.d)
+    numbers = torch.stack([sampling_noise(0, 0, sample, 6) for sample in range(4)])
+    got = opening.sample(added(change), numbers, top_p=top_p)
+    want = [
+        written_slowly(model, site, its, its_noise, top_p)
+        for its, its_noise in zip(change, numbers, strict=True)
+    ]
+    assert got.tolist() == want
+
+
+def test_strength_zero_writes_what_no_edit_writes() -> None:
+    opening = Opening(llama(), 1, PROMPT, batch_size=4)
+    steered = opening.sample(added(0.0 * vectors(4)), noise(4))
+    assert steered.equal(opening.sample(unedited, noise(4)))
+    (_, changed), (_, plain) = (
+        next(opening.next_logits(edit, 4)) for edit in (added(0.0 * vectors(4)), unedited)
+    )
+    assert changed.equal(plain)
+    assert not opening.sample(unedited, noise(4, sample=1)).equal(steered)
+
+
+def test_sequences_do_not_depend_on_their_batch() -> None:
+    opening = Opening(llama(), 1, PROMPT, batch_size=4)
+    change = vectors(9)
+    every = opening.sample(added(change), noise(9))
+    assert len(set(map(tuple, every.tolist()))) > 1
+    for chosen in ([8], [3, 1], [0, 2, 4, 6, 8]):
+        got = opening.sample(added(change[chosen]), noise(len(chosen)))
+        assert got.equal(every[chosen])
+        logits = torch.cat([part for _, part in opening.next_logits(added(change), 9)])
+        some = torch.cat(
+            [part for _, part in opening.next_logits(added(change[chosen]), len(chosen))]
+        )
+        assert some.equal(logits[chosen])
+
+
+def test_models_without_kept_keys_write_the_same() -> None:
+    model = llama()
+    kept = Opening(model, 2, PROMPT, batch_size=4)
+    slow = Opening(model, 2, PROMPT, batch_size=4)
+    slow.memory = None
+    change = vectors(5)
+    assert slow.sample(added(change), noise(5)).equal(kept.sample(added(change), noise(5)))
+
+
+def test_texts_are_read_as_the_model_reads_them() -> None:
+    model = llama()
+    opening = Opening(model, 1, PROMPT, batch_size=2)
+    tokens = torch.randint(2, 250, (5, 7), generator=torch.Generator().manual_seed(1))
+    readings = list(opening.read(tokens))
+    assert torch.cat([reading.sequences for reading in readings]).tolist() == list(range(5))
+    prompt = torch.tensor(model.tokenizer(PROMPT)["input_ids"])
+    for number in range(5):
+        ids = torch.cat([prompt, tokens[number]])[None]
+        output = model.model(input_ids=ids, output_hidden_states=True)
+        logits = output.logits[0, len(prompt) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, tokens[number], reduction="none")
+        torch.testing.assert_close(torch.cat([r.loss for r in readings])[number], loss)
+        hidden = output.hidden_states[2][0, len(prompt) :]
+        torch.testing.assert_close(torch.cat([r.activations for r in readings])[number], hidden)
+
+
+def test_a_prompt_of_one_token() -> None:
+    opening = Opening(llama(), 0, [7], batch_size=2)
+    assert opening.sample(unedited, noise(2)).shape == (2, 6)
+
+
+def test_bad_input_is_named() -> None:
+    model = llama()
+    with pytest.raises(ValueError, match="prompt must hold at least one token, got ''"):
+        Opening(model, 0, "")
+    opening = Opening(model, 0, PROMPT)
+    with pytest.raises(ValueError, match="top_p must be above 0 and at most 1, got 0"):
+        opening.sample(unedited, noise(1), top_p=0)
+    with pytest.raises(ValueError, match=r"noise must be \[sequences, tokens\]"):
+        opening.sample(unedited, noise(1) + 1)
