@@ -66,8 +66,8 @@ class Opening:
         """[length] int64 tokens of the prompt"""
         self._batch_size, self._ends = batch_size, _ends(model)
         (seen,) = capture(self.model, [self.site], self.prompt[None])
-        self.d: int = seen.shape[2]
-        """width of the activations"""
+        self.activations = seen[0]
+        """[length, d] of the prompt at the site"""
         self.memory = self._keys_and_values()
         """keys and values of the prompt but for its last token; None where there are none"""
 
@@ -208,9 +208,7 @@ class _Run:
         opening = self._opening
         if self._memory is not None:
             with self._hooked(ids, 0):
-                output = opening.model(
-                    input_ids=ids, past_key_values=self._memory, use_cache=True
-                )
+                output = opening.model(input_ids=ids, past_key_values=self._memory, use_cache=True)
             self._memory = output.past_key_values
         else:
             with self._hooked(self._ids, len(opening.prompt) - 1):
@@ -219,7 +217,7 @@ class _Run:
         return logits if self._memory is not None else logits[:, before:]
 
     def _hooked(self, ids: Tensor, first: int) -> Any:
-        """Let `at_site` decide on the activations from position `first` on of those that are run."""
+        """Let `at_site` decide on the activations from position `first` of those that are run."""
         site = self._opening.site
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -53,7 +53,7 @@ def written_slowly(
 def test_tokens_are_those_of_the_definition(make: Any, site: int | str, top_p: float) -> None:
     model = make()
     opening = Opening(model, site, PROMPT, batch_size=3)
-    change = vectors(4, opening.d)
+    change = vectors(4, opening.activations.shape[1])
     numbers = torch.stack([sampling_noise(0, 0, sample, 6) for sample in range(4)])
     got = opening.sample(added(change), numbers, top_p=top_p)
     want = [

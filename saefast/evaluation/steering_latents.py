@@ -1,0 +1,295 @@
+"""Choose latents to steer with, and know when and how strongly they fire."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.activations import open_activations
+from saefast.activations.one_pass import OnePass, count_rows
+from saefast.activations.protocol import ActivationSource
+from saefast.lm.corpus import Texts
+from saefast.lm.model import LanguageModel
+from saefast.lm.patch import held_out_batches
+from saefast.lm.sites import capture, find_site
+from saefast.sae import SAE, code_of
+from saefast.types import brief
+
+_QUANTILE = 0.99
+_CONTEXTS = 100  # contexts in which a latent fires most that are looked at
+_NEAR = 0.05  # share of the latents, in order of firing rate, that are as frequent as another
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Activations at the site over all rows."""
+
+    rows: int
+    mean: Tensor
+    """[d] float64"""
+    norm: float
+    """mean length of an activation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Latents of one SAE that are sampled for steering, in order of their numbers."""
+
+    sae: SAE
+    numbers: Tensor
+    """[f] int64 among all latents of the SAE"""
+    norm: Tensor
+    """[f] float64 length of the decoder row"""
+    rate: Tensor
+    """[f] float64 share of rows on which each fires"""
+    mean: Tensor
+    """[f] float64 activation where it does"""
+    high: Tensor
+    """[f] float64: 99 % of its activations are not above"""
+    cosine: Tensor
+    """[f] float64 of encoder and decoder row"""
+    rival: Tensor
+    """[f] int64: another latent, about as frequent"""
+    stratum: Tensor
+    """[f] int64"""
+    weight: Tensor
+    """[f] float64: number of latents of the stratum that each stands for"""
+    peaks: tuple[Tensor, ...]
+    """of each, the tokens on which it fires most in up to 100 contexts; empty without tokens"""
+    silent: int
+    """number of latents of the SAE that never fire"""
+
+    __repr__ = brief
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def directions(self) -> Tensor:
+        """Decoder rows of length 1 [f, d] float64."""
+        rows = self.sae.W_dec.detach().double().cpu()[self.numbers]
+        return rows / self.norm[:, None]
+
+    @property
+    def rivals(self) -> Tensor:
+        """Decoder rows of the rivals at length 1 [f, d] float64."""
+        rows = self.sae.W_dec.detach().double().cpu()[self.rival]
+        unit: Tensor = torch.nn.functional.normalize(rows, dim=1)
+        return unit
+
+
+class Rows:
+    """Activations at the site with their tokens, read as often as needed.
+
+    Args:
+        model: from `load_model`.
+        site: as in `find_site`.
+        activations: those of the site; None: the model reads them from text.
+        tokens: [rows] tokens of the activations; None: what a store keeps.
+        positions: [rows] positions of the activations in their contexts; None: likewise.
+        corpus: text to read; None: the held-out part of `builtin_corpus()`.
+        rows: the most that are read.
+        progress: show progress bars on stderr.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        site: int | str,
+        activations: ActivationSource | None,
+        tokens: Tensor | None,
+        positions: Tensor | None,
+        corpus: Texts | None,
+        rows: int,
+        progress: bool,
+    ) -> None:
+        if activations is None:
+            activations, tokens, positions = _captured(model, site, corpus, rows)
+        source = open_activations(activations)
+        self.one_pass = OnePass(
+            source,
+            rows=count_rows(source, rows, 2),
+            beside={"tokens": tokens, "positions": positions},
+            what="activations",
+            progress=progress,
+        )
+        """reads the activations, each time it is iterated over"""
+        self.d: int = source.d
+        total, norm = torch.zeros(self.d, dtype=torch.float64), 0.0
+        for part in self.one_pass:
+            x = part.x.double().cpu()
+            total += x.sum(0)
+            norm += float(x.norm(dim=1).sum())
+        count = self.one_pass.rows
+        self.scale = Scale(rows=count, mean=total / count, norm=norm / count)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the tokens of the rows are known."""
+        return "tokens" in self.one_pass.names
+
+    def covariance_directions(self, count: int, seed: int) -> Tensor:
+        """Return random directions [count, d] of length 1 with the covariance of the activations.
+
+        Each is a sum of all centred activations, weighted by independent normal numbers.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        sums = torch.zeros(count, self.d, dtype=torch.float64)
+        for part in self.one_pass:
+            centred = part.x.double().cpu() - self.scale.mean
+            weights = torch.randn(count, len(centred), generator=generator, dtype=torch.float64)
+            sums += weights @ centred
+        unit: Tensor = torch.nn.functional.normalize(sums, dim=1)
+        return unit
+
+    def latents(self, sae: SAE, wanted: int, groups: Mapping[str, Tensor], seed: int) -> Latents:
+        """Sample latents of an SAE, those alive in equal numbers from every set of groups.
+
+        Within a set they are taken at equal distances in the order of their firing rate.
+
+        Args:
+            sae: SAE for the activations.
+            wanted: number of latents; all that fire, if they are fewer.
+            groups: {name: [m] bool}.
+            seed: seed of the sample.
+        """
+        fired = torch.zeros(sae.m, dtype=torch.float64)
+        total = torch.zeros(sae.m, dtype=torch.float64)
+        for _, feature, value in self._firings(sae):
+            fired += torch.bincount(feature, minlength=sae.m)
+            total += torch.bincount(feature, weights=value.double(), minlength=sae.m)
+        alive = fired > 0
+        if int(alive.sum()) < 2:
+            raise ValueError(
+                f"saes must have at least two latents that fire on the {self.scale.rows} rows, "
+                f"got {int(alive.sum())}; give activations of the site they were trained on"
+            )
+        generator = np.random.default_rng([seed, sae.m])
+        label = torch.zeros(sae.m, dtype=torch.int64)
+        for bit, mask in enumerate(groups.values()):
+            label += mask.cpu().long() << bit
+        numbers, stratum, weight = _sampled(fired, label, wanted, generator)
+        place = torch.full((sae.m,), -1, dtype=torch.int64)
+        place[numbers] = torch.arange(len(numbers))
+        kept = []
+        for row, feature, value in self._firings(sae):
+            mine = place[feature] >= 0
+            kept.append((row[mine], place[feature[mine]], value[mine]))
+        row, latent, value = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        each = [latent == number for number in range(len(numbers))]
+        decoder = sae.W_dec.detach().double().cpu()[numbers]
+        encoder = sae.W_enc.detach().double().cpu()[numbers]
+        return Latents(
+            sae=sae,
+            numbers=numbers,
+            norm=decoder.norm(dim=1),
+            rate=fired[numbers] / self.scale.rows,
+            mean=(total / fired)[numbers],
+            high=torch.stack([value[its].double().quantile(_QUANTILE) for its in each]),
+            cosine=torch.nn.functional.cosine_similarity(encoder, decoder),
+            rival=_as_frequent(fired, numbers, generator),
+            stratum=stratum,
+            weight=weight,
+            peaks=tuple(self._peaks(row[its], value[its]) for its in each),
+            silent=int((~alive).sum()),
+        )
+
+    def _firings(self, sae: SAE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows, latents and activations [p] of all that fire, batch by batch."""
+        for part in self.one_pass:
+            code = code_of(sae, part.x)
+            values = code.values.detach().cpu()
+            active = values > 0
+            row = part.numbers[active.nonzero()[:, 0]]
+            yield row, code.indices.cpu()[active], values[active].float()
+
+    def _peaks(self, rows: Tensor, values: Tensor) -> Tensor:
+        """The tokens with the largest activation in each of up to 100 contexts."""
+        if not self.has_tokens:
+            return torch.zeros(0, dtype=torch.int64)
+        tokens, contexts = self._text
+        order = values.argsort(descending=True, stable=True)
+        found: dict[int, int] = {}
+        for row in rows[order].tolist():
+            found.setdefault(int(contexts[row]), int(tokens[row]))
+            if len(found) == _CONTEXTS:
+                break
+        return torch.tensor(list(found.values()), dtype=torch.int64)
+
+    @cached_property
+    def _text(self) -> tuple[Tensor, Tensor]:
+        """The token of each row, and the number of its context; without positions that of the row.
+
+        Positions rise within a context.
+        """
+        tokens, positions = [], []
+        for part in self.one_pass:
+            tokens.append(part.beside["tokens"])
+            positions.append(part.beside.get("positions", torch.zeros_like(tokens[-1])))
+        position = torch.cat(positions)
+        begins = torch.ones_like(position)
+        begins[1:] = position[1:] <= position[:-1]
+        return torch.cat(tokens), begins.cumsum(0)
+
+
+def _captured(
+    model: LanguageModel, site: int | str, corpus: Texts | None, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations [n, d] of text with their tokens and positions; those of BOS are left out."""
+    found = find_site(model.model, site)
+    parts = []
+    for batch in held_out_batches(model, corpus, rows, 256, 8, True):
+        (seen,) = capture(model.model, [found], batch.ids)
+        kept = batch.kept
+        activations = seen[kept.to(seen.device)].float().cpu()
+        parts.append((activations, batch.ids[kept], kept.nonzero()[:, 1]))
+    activations, tokens, positions = (torch.cat(part) for part in zip(*parts, strict=True))
+    return activations, tokens, positions
+
+
+def _sampled(
+    fired: Tensor, label: Tensor, wanted: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of latents, their strata and how many latents each stands for."""
+    labels = torch.unique(label[fired > 0]).tolist()
+    members = [((fired > 0) & (label == one)).nonzero()[:, 0] for one in labels]
+    shares = _shares([len(each) for each in members], wanted)
+    chosen, strata, weights = [], [], []
+    for stratum, (each, share) in enumerate(zip(members, shares, strict=True)):
+        if not share:
+            continue
+        ordered = each[fired[each].argsort(stable=True)]
+        steps = (np.arange(share) + generator.random()) * len(each) / share
+        chosen.append(ordered[torch.from_numpy(steps.astype(np.int64))])
+        strata.append(torch.full((share,), stratum))
+        weights.append(torch.full((share,), len(each) / share, dtype=torch.float64))
+    numbers = torch.cat(chosen)
+    order = numbers.argsort()
+    return numbers[order], torch.cat(strata)[order], torch.cat(weights)[order]
+
+
+def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
+    """Divide a sample equally, as far as there are enough; the last ones get what is left over."""
+    shares = [0] * len(sizes)
+    left = min(wanted, sum(sizes))
+    for done, place in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        shares[place] = min(sizes[place], left // (len(sizes) - done))
+        left -= shares[place]
+    return shares
+
+
+def _as_frequent(fired: Tensor, numbers: Tensor, generator: np.random.Generator) -> Tensor:
+    """For each of these latents [f] another one that fires about as often."""
+    alive = (fired > 0).nonzero()[:, 0]
+    ordered = alive[fired[alive].argsort(stable=True)]
+    rank = torch.empty(len(fired), dtype=torch.int64)
+    rank[ordered] = torch.arange(len(ordered))
+    reach = max(1, int(_NEAR * len(ordered)))
+    away = torch.from_numpy(generator.integers(1, reach + 1, len(numbers)))
+    away *= torch.from_numpy(generator.choice([-1, 1], len(numbers)))
+    place = rank[numbers] + away
+    outside = (place < 0) | (place >= len(ordered))
+    return ordered[torch.where(outside, rank[numbers] - away, place)]

@@ -1,0 +1,270 @@
+"""Measure whether steered texts show what a latent stands for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from saefast.lm.generation import Opening
+from saefast.sae import SAE, code_of
+
+Rule = Callable[[Tensor], Tensor]
+"""An explanation that can be executed: takes tokens [n, length], returns bool [n, length]"""
+Embedding = Callable[[Sequence[str]], Tensor]
+"""Returns vectors [n, width] of texts"""
+Member = tuple[SAE, int]
+"""An SAE and the number of one of its latents"""
+SELF = "self"
+"""Name of the outcome that is defined for every latent"""
+
+
+class Rater(Protocol):
+    """A judge of texts."""
+
+    @property
+    def name(self) -> str:
+        """Name of the judge."""
+
+    def rate(self, explanation: str, texts: Sequence[str]) -> Sequence[float] | Tensor:
+        """Return for each text the probability that the explanation fits it, or NaN."""
+
+
+class Continuations:
+    """Texts behind one prompt; the first is unsteered.
+
+    Args:
+        opening: the prompt.
+        tokens: [n, length] int64 new tokens.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, opening: Opening, tokens: Tensor, tokenizer: Any) -> None:
+        readings = list(opening.read(tokens))
+        self.tokens = tokens
+        self.loss = torch.cat([reading.loss for reading in readings]).double().mean(1).cpu()
+        """[n] float64: mean loss of a new token under the undisturbed model, in nats"""
+        self.activations = torch.cat([reading.activations for reading in readings])
+        """[n, length, d] of the new tokens in the undisturbed model"""
+        self._prompt, self._tokenizer = opening.prompt, tokenizer
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """[n, prompt and length] int64, on the CPU."""
+        prompt = self._prompt.expand(len(self.tokens), -1)
+        return torch.cat([prompt, self.tokens], 1).cpu()
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The new tokens as text."""
+        return [str(self._tokenizer.decode(ids)) for ids in self.tokens.tolist()]
+
+    @property
+    def distinct_bigrams(self) -> Tensor:
+        """[n] float64: number of different pairs of neighbours, as a share of all pairs."""
+        pairs = [list(pairwise(ids)) for ids in self.tokens.tolist()]
+        return torch.tensor([len(set(each)) / max(len(each), 1) for each in pairs]).double()
+
+
+class Outcome(Protocol):
+    """What can show in a text."""
+
+    name: str
+    known: Tensor
+    """[items] bool: for which latents it is defined"""
+
+    def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare texts with the unsteered one.
+
+        Args:
+            texts: continuations of a prompt.
+            text: [p] int64 number of a text.
+            item: [p] int64 number of the latent that it is looked at for; all known.
+
+        Returns:
+            [p] float64 the value of each, and by how much it is above that of the unsteered text.
+        """
+
+
+class _Valued:
+    """An outcome with a value for every single text."""
+
+    def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare texts with the unsteered one, see `Outcome`."""
+        value = self.value(texts, text, item)
+        items, of_item = torch.unique(item, return_inverse=True)
+        return value, value - self.value(texts, torch.zeros_like(items), items)[of_item]
+
+    def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
+        """Return the value [p] float64 of each text for that latent."""
+        raise NotImplementedError
+
+
+class RuleShare(_Valued):
+    """Share of the new tokens on which an explanation holds.
+
+    Args:
+        rules: of each item, or None.
+    """
+
+    name = "rule"
+
+    def __init__(self, rules: Sequence[Rule | None]) -> None:
+        self._rules = rules
+        self.known = torch.tensor([rule is not None for rule in rules], dtype=torch.bool)
+
+    def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
+        """Return the share [p] float64, see `_Valued`."""
+        values = torch.zeros(len(item), dtype=torch.float64)
+        for one in torch.unique(item).tolist():
+            rule, mine = self._rules[one], item == one
+            assert rule is not None
+            ids = texts.whole[text[mine]]
+            holds = rule(ids)
+            if not isinstance(holds, Tensor) or holds.shape != ids.shape:
+                got = tuple(holds.shape) if isinstance(holds, Tensor) else type(holds).__name__
+                raise ValueError(
+                    f"rules must return a bool tensor {tuple(ids.shape)} for tokens of that shape, "
+                    f"got {got}"
+                )
+            new = holds[:, -texts.tokens.shape[1] :]
+            values[mine] = new.double().mean(1).cpu()
+        return values
+
+
+class Firing(_Valued):
+    """Share of the new tokens on which latents fire when the undisturbed model reads the text.
+
+    Args:
+        name: of the outcome.
+        members: for each item the latents; their shares are averaged.
+    """
+
+    def __init__(self, name: str, members: Sequence[Sequence[Member]]) -> None:
+        self.name, self._members = name, members
+        self.known = torch.tensor([bool(each) for each in members], dtype=torch.bool)
+
+    def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
+        """Return the share [p] float64, see `_Valued`."""
+        values = torch.zeros(len(item), dtype=torch.float64)
+        looked_at: dict[int, tuple[SAE, list[tuple[int, int]]]] = {}
+        for place, one in enumerate(item.tolist()):
+            for sae, latent in self._members[one]:
+                looked_at.setdefault(id(sae), (sae, []))[1].append((place, latent))
+        for sae, pairs in looked_at.values():
+            place, latent = torch.tensor(pairs).T
+            wanted, of_text = torch.unique(text[place], return_inverse=True)
+            values.index_add_(0, place, _shares(sae, texts.activations[wanted], of_text, latent))
+        return values / torch.tensor([len(self._members[one]) for one in item.tolist()])
+
+
+class Closeness(_Valued):
+    """Cosine of the vectors of a text and of an explanation.
+
+    Args:
+        embedding: callable that returns vectors.
+        explanations: of each item, or None.
+    """
+
+    name = "embedding"
+
+    def __init__(self, embedding: Embedding, explanations: Sequence[str | None]) -> None:
+        self._embedding = embedding
+        self.known = torch.tensor([bool(each) for each in explanations], dtype=torch.bool)
+        self._vectors = self._unit([each or "" for each in explanations])
+        self._seen: tuple[Continuations, Tensor] | None = None
+
+    def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
+        """Return the cosine [p] float64, see `_Valued`."""
+        if self._seen is None or self._seen[0] is not texts:
+            self._seen = texts, self._unit(texts.texts)
+        return (self._seen[1][text] * self._vectors[item]).sum(1)
+
+    def _unit(self, texts: Sequence[str]) -> Tensor:
+        vectors = torch.as_tensor(self._embedding(texts)).double().cpu()
+        unit: Tensor = torch.nn.functional.normalize(vectors, dim=1)
+        return unit
+
+
+class Preference:
+    """Whether a judge says in both orders that an explanation fits a text better.
+
+    The value is 1 if both answers prefer the text to the unsteered one, else 0; the gain is -1 if
+    both prefer the unsteered one.
+
+    Args:
+        judge: rates texts.
+        explanations: of each item, or None.
+    """
+
+    name = "judge"
+
+    def __init__(self, judge: Rater, explanations: Sequence[str | None]) -> None:
+        self.judge, self._explanations = judge, explanations
+        self.known = torch.tensor([bool(each) for each in explanations], dtype=torch.bool)
+        self.asked = self.unread = 0
+        """answers asked for, and those that are not a number"""
+
+    def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare texts with the unsteered one, see `Outcome`."""
+        gains = []
+        for one, its in zip(text.tolist(), item.tolist(), strict=True):
+            explanation = self._explanations[its]
+            assert explanation is not None
+            both = texts.texts[one], texts.texts[0]
+            steered, plain = self._rated(explanation, both)
+            plain_first, steered_second = self._rated(explanation, both[::-1])
+            for_it = steered > plain and steered_second > plain_first
+            against_it = steered < plain and steered_second < plain_first
+            gains.append(float(for_it) - float(against_it))
+        gain = torch.tensor(gains, dtype=torch.float64)
+        return gain.clamp(min=0), gain
+
+    def _rated(self, explanation: str, texts: Sequence[str]) -> tuple[float, float]:
+        first, second = (float(rating) for rating in self.judge.rate(explanation, texts))
+        self.asked += 1
+        self.unread += first != first or second != second
+        return first, second
+
+
+def chosen_outcomes(
+    members: Sequence[Member],
+    *,
+    rules: Sequence[Rule | None],
+    explanations: Sequence[str | None],
+    partners: Sequence[Sequence[Member]],
+    embedding: Embedding | None,
+    judge: Rater | None,
+) -> Mapping[str, Outcome]:
+    """Return those outcomes by name that are defined for any item, the most telling one first.
+
+    Args:
+        members: latent of each item.
+        rules: explanation that can be executed, of each item.
+        explanations: explanation in words, of each item.
+        partners: matches of each item in other SAEs.
+        embedding: callable that returns vectors of texts.
+        judge: rates texts.
+    """
+    found: list[Outcome] = [RuleShare(rules), Firing("other seed", partners)]
+    if judge is not None:
+        found.append(Preference(judge, explanations))
+    found.append(Firing(SELF, [[member] for member in members]))
+    if embedding is not None and any(explanations):
+        found.append(Closeness(embedding, explanations))
+    return {outcome.name: outcome for outcome in found if bool(outcome.known.any())}
+
+
+def _shares(sae: SAE, activations: Tensor, text: Tensor, latent: Tensor) -> Tensor:
+    """[p] float64: the share of positions of that text [t, length, d] on which the latent fires."""
+    count, length, d = activations.shape
+    code = code_of(sae, activations.reshape(-1, d))
+    indices = code.indices.cpu().view(count, length, -1)
+    fires = code.values.detach().cpu().view(count, length, -1) > 0
+    shares = [
+        (fires[its_text] & (indices[its_text] == its)).any(1).double().mean()
+        for its_text, its in zip(text.tolist(), latent.tolist(), strict=True)
+    ]
+    return torch.stack(shares)

@@ -1,0 +1,246 @@
+"""Measure how well properties of latents predict whether steering with them succeeds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saefast.evaluation.intervals import NOWHERE, Interval, auroc_interval
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats, Floats], Floats]
+
+FEWEST = 10
+"""Latents below which nothing is said about prediction"""
+_RESAMPLES = 500
+_PERMUTATIONS = 999
+_FOLDS = 5
+_RIDGE = 1.0
+_NEWTON_STEPS = 50
+_NORMAL = 1.959963984540054
+_LARGEST = 0.99999  # Fisher's transform of a correlation of 1 is infinite
+_PAIRS = 1 << 22  # that are held at once
+
+
+class Prediction(NamedTuple):
+    """How well one predictor, or several, foretell success."""
+
+    measure: str
+    by: str
+    value: Interval
+    p: float
+    """of the permutation test, two-sided; NaN where there is none"""
+    n: int
+
+
+def predictions(
+    gain: Floats,
+    success: NDArray[np.bool_],
+    sae: NDArray[np.int64],
+    predictors: Mapping[str, Floats],
+    covariates: Mapping[str, Floats],
+    seed: int,
+) -> list[Prediction]:
+    """Relate properties of latents to what steering with them gains.
+
+    Correlations are computed for each SAE; Fisher's transforms are combined by random effects
+    (DerSimonian and Laird 1986), with variances from a bootstrap over latents. Permutations keep to
+    an SAE. The logistic regressions are fitted to four fifths of the latents and judged by the
+    others, in turn.
+
+    Args:
+        gain: [n] of each latent.
+        success: [n] whether steering with it counts as a success.
+        sae: [n] which SAE it is of.
+        predictors: by name [n]; NaN where one is not known.
+        covariates: by name [n], held fixed in partial correlations.
+        seed: seed of resamples, permutations and folds.
+
+    Returns:
+        Of each predictor "spearman", "kendall tau b", "partial spearman", "auroc" and
+        "logistic auroc", which has the covariates beside it; then that of the covariates alone
+        and that of all.
+    """
+    found: list[Prediction] = []
+    fixed = np.stack([ranks(each) for each in covariates.values()], 1)
+    known_everywhere = ~np.isnan(gain)
+    for name, values in predictors.items():
+        known = known_everywhere & ~np.isnan(values)
+        if known.sum() < FEWEST or np.ptp(values[known]) == 0:
+            continue
+        parts = [np.flatnonzero(known & (sae == one)) for one in np.unique(sae[known])]
+        pairs = [(values[part], gain[part]) for part in parts]
+        beside = {key: each for key, each in covariates.items() if each is not values}
+        columns = [place for place, each in enumerate(covariates.values()) if each is not values]
+        partial = [
+            (
+                _residual(ranks(values[part]), fixed[part][:, columns]),
+                _residual(ranks(gain[part]), fixed[part][:, columns]),
+            )
+            for part in parts
+        ]
+        n = int(known.sum())
+        for measure, statistic, samples in (
+            ("spearman", spearman, pairs),
+            ("kendall tau b", kendall, pairs),
+            ("partial spearman", pearson, partial),
+        ):
+            value, p = _combined(statistic, samples, seed)
+            found.append(Prediction(measure, name, value, p, n))
+        found.append(
+            Prediction("auroc", name, auroc_interval(success[known], values[known]), np.nan, n)
+        )
+        terms = [each[known] for each in (*beside.values(), values)]
+        area = _logistic_auroc(np.stack(terms, 1), success[known], seed)
+        found.append(Prediction("logistic auroc", name, area, np.nan, n))
+    for name, chosen in (("covariates", covariates), ("all", {**covariates, **predictors})):
+        known = known_everywhere & ~np.isnan(np.stack(list(chosen.values()))).any(0)
+        if known.sum() >= FEWEST:
+            terms = [each[known] for each in chosen.values()]
+            area = _logistic_auroc(np.stack(terms, 1), success[known], seed)
+            found.append(Prediction("logistic auroc", name, area, np.nan, int(known.sum())))
+    return found
+
+
+def ranks(values: Floats) -> Floats:
+    """Return ranks [..., n] from 0; equal values share the mean of theirs."""
+    shared: Floats = (_signs(values).sum(-1) + values.shape[-1] - 1) / 2
+    return shared
+
+
+def pearson(a: Floats, b: Floats) -> Floats:
+    """Return the correlation of a [..., n] and b [..., n]; NaN where one of them is constant."""
+    a, b = (each - each.mean(-1, keepdims=True) for each in (a, b))
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return _quotient((a * b).sum(-1), scale, 1e-12 * a.shape[-1])
+
+
+def spearman(a: Floats, b: Floats) -> Floats:
+    """Return the correlation of the ranks of a [..., n] and b [..., n]."""
+    return pearson(ranks(a), ranks(b))
+
+
+def kendall(a: Floats, b: Floats) -> Floats:
+    """Return tau b of a [..., n] and b [..., n]: Kendall's correlation, corrected for ties."""
+    first, second = _signs(a), _signs(b)
+    scale = np.sqrt((first * first).sum((-2, -1)) * (second * second).sum((-2, -1)))
+    return _quotient((first * second).sum((-2, -1)), scale, 0.0)
+
+
+def _signs(values: Floats) -> Floats:
+    """[..., n, n]: whether one value is above another."""
+    signs: Floats = np.sign(values[..., :, None] - values[..., None, :])
+    return signs
+
+
+def _quotient(above: Floats, below: Floats, least: float) -> Floats:
+    known = below > least
+    return np.where(known, above / np.where(known, below, 1.0), np.nan)
+
+
+def random_effects(values: Floats, variances: Floats) -> tuple[float, float]:
+    """Return the mean of values [k] with these variances, and its standard error.
+
+    The variance between the values is that of DerSimonian and Laird.
+    """
+    weights = 1 / variances
+    mean = (weights @ values) / weights.sum()
+    spread = weights @ (values - mean) ** 2
+    scale = weights.sum() - (weights @ weights) / weights.sum()
+    between = max(0.0, (spread - (len(values) - 1)) / scale) if scale > 0 else 0.0
+    weights = 1 / (variances + between)
+    return float((weights @ values) / weights.sum()), float(weights.sum() ** -0.5)
+
+
+def logistic_weights(terms: Floats, labels: NDArray[np.bool_]) -> Floats:
+    """Fit a logistic regression by Newton's method, with a penalty of half the squared weights.
+
+    Args:
+        terms: [n, p].
+        labels: [n].
+
+    Returns:
+        [p + 1], the constant last; it is not penalised.
+    """
+    design = np.concatenate([terms, np.ones((len(terms), 1))], 1)
+    penalty = np.full(design.shape[1], _RIDGE)
+    penalty[-1] = 1e-9
+    weights = np.zeros(design.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        chance = 1 / (1 + np.exp(-(design @ weights)))
+        slope = design.T @ (chance - labels) + penalty * weights
+        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty)
+        step = np.linalg.solve(curvature, slope)
+        weights = weights - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return weights
+
+
+def _combined(
+    statistic: Statistic, samples: list[tuple[Floats, Floats]], seed: int
+) -> tuple[Interval, float]:
+    """A correlation over several SAEs with its interval, and the permutation p."""
+    draw = np.random.default_rng(seed)
+    values, variances, used = [], [], []
+    for a, b in samples:
+        value = _fisher(statistic(a, b)) if len(a) > 3 else np.nan
+        if np.isnan(value):
+            continue
+        picked = draw.integers(0, len(a), (_RESAMPLES, len(a)))
+        again = _fisher(_in_blocks(statistic, a[picked], b[picked]))
+        values.append(float(value))
+        variances.append(max(float(np.nanvar(again)), 1e-4 / len(a)))
+        used.append((a, b))
+    if not values:
+        return NOWHERE, float("nan")
+    mean, error = random_effects(np.array(values), np.array(variances))
+    interval = Interval(*(float(np.tanh(mean + sign * _NORMAL * error)) for sign in (0, -1, 1)))
+    observed, by_chance = 0.0, np.zeros(_PERMUTATIONS)
+    for (a, b), value in zip(used, values, strict=True):
+        permuted = draw.permuted(np.tile(b, (_PERMUTATIONS, 1)), axis=1)
+        drawn = _in_blocks(statistic, np.broadcast_to(a, permuted.shape), permuted)
+        by_chance += len(a) * _fisher(drawn)
+        observed += len(a) * value
+    beyond = int((np.abs(by_chance) >= abs(observed) - 1e-12).sum())
+    return interval, (1 + beyond) / (1 + _PERMUTATIONS)
+
+
+def _in_blocks(statistic: Statistic, a: Floats, b: Floats) -> Floats:
+    """The statistic [r] of rows a [r, n] and b [r, n], of as many at a time as fit the memory."""
+    rows = max(1, _PAIRS // a.shape[1] ** 2)
+    parts = [
+        statistic(a[first : first + rows], b[first : first + rows])
+        for first in range(0, len(a), rows)
+    ]
+    return np.concatenate(parts)
+
+
+def _fisher(correlation: Floats) -> Floats:
+    bounded = np.clip(correlation, -_LARGEST, _LARGEST)
+    return np.arctanh(bounded)
+
+
+def _residual(values: Floats, terms: Floats) -> Floats:
+    """What least squares on the terms and a constant leave."""
+    design = np.concatenate([terms, np.ones((len(terms), 1))], 1)
+    left: Floats = values - design @ (np.linalg.pinv(design) @ values)
+    return left
+
+
+def _logistic_auroc(terms: Floats, success: NDArray[np.bool_], seed: int) -> Interval:
+    """AUROC of chances that are predicted for each fifth of the latents from the others."""
+    if min(success.sum(), (~success).sum()) < _FOLDS:
+        return NOWHERE
+    standard = (terms - terms.mean(0)) / np.maximum(terms.std(0), 1e-12)
+    order = np.random.default_rng(seed).permutation(len(success))
+    order = order[np.argsort(success[order], kind="stable")]  # each fold has its share of both
+    fold: NDArray[Any] = np.empty(len(success), dtype=np.int64)
+    fold[order] = np.arange(len(success)) % _FOLDS
+    score = np.zeros(len(success))
+    for one in range(_FOLDS):
+        inside = fold == one
+        weights = logistic_weights(standard[~inside], success[~inside])
+        score[inside] = standard[inside] @ weights[:-1] + weights[-1]
+    return auroc_interval(success, score)

@@ -1,0 +1,239 @@
+"""Gather what steered texts showed, and turn it into measures, columns and notes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.evaluation.intervals import Floats
+from saefast.evaluation.scores import TRAINED
+from saefast.evaluation.steering_runs import (
+    LATENT,
+    MISMATCHED,
+    Compared,
+    Items,
+    Settings,
+    Written,
+)
+from saefast.evaluation.steering_scores import Measure
+
+CLOSE = 0.45
+"""Cosine from which arXiv:2603.04198 calls a text close to an explanation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """Texts behind several openers, for every item and each of several ways to steer."""
+
+    steered: Sequence[Compared]
+    """of each opener, [items * ways]"""
+    unsteered: Sequence[Compared]
+    """of each opener, [items]: a second unsteered text"""
+    divergence: Sequence[Tensor]
+    """of each opener, [items * ways]"""
+    ways: int
+    settings: Settings
+
+    @staticmethod
+    def of(written: Sequence[Written], ways: int, settings: Settings) -> "Trials":
+        """Gather what was written behind several openers."""
+        return Trials(
+            steered=[each.steered for each in written],
+            unsteered=[each.unsteered for each in written],
+            divergence=[each.divergence for each in written],
+            ways=ways,
+            settings=settings,
+        )
+
+    def success(self, outcome: str) -> Floats:
+        """Return the share of openers behind which steering succeeds [items, ways]."""
+        return self._mean([each.success(self.settings)[outcome] for each in self.steered])
+
+    def gain(self, outcome: str) -> Floats:
+        """Return the mean gain [items, ways]; texts that are not fluent gain nothing."""
+        gains = []
+        for each in self.steered:
+            fluent = each.loss < self.settings.most_loss
+            gain = each.gain[outcome]
+            gains.append(torch.where(fluent | gain.isnan(), gain, 0.0))
+        return self._mean(gains)
+
+    def close(self, outcome: str) -> Floats:
+        """Return the share of openers behind which the value is at least 0.45 [items, ways]."""
+        values = [each.value[outcome] for each in self.steered]
+        return self._mean([(each >= CLOSE).double().where(~each.isnan(), each) for each in values])
+
+    def loss(self) -> Floats:
+        """Return the mean rise of the loss [items, ways]."""
+        return self._mean([each.loss for each in self.steered])
+
+    def bigrams(self) -> Floats:
+        """Return the mean share of distinct bigrams [items, ways]."""
+        return self._mean([each.bigrams for each in self.steered])
+
+    def kl(self) -> Floats:
+        """Return the mean divergence of the next token's distribution [items, ways]."""
+        return self._mean(self.divergence)
+
+    def by_chance(self, outcome: str) -> Floats:
+        """Return the share of openers behind which an unsteered text succeeds [items]."""
+        success = [each.success(self.settings)[outcome] for each in self.unsteered]
+        return torch.stack(success).mean(0).numpy()
+
+    def unsteered_loss(self) -> float:
+        """Return by how much the loss of the second unsteered text is higher, over openers."""
+        return float(torch.stack([each.loss.mean() for each in self.unsteered]).mean())
+
+    def unsteered_bigrams(self) -> float:
+        """Return the share of distinct bigrams of the second unsteered text, over openers."""
+        return float(torch.stack([each.bigrams.mean() for each in self.unsteered]).mean())
+
+    def _mean(self, of_openers: Sequence[Tensor]) -> Floats:
+        mean: Floats = torch.stack(list(of_openers)).mean(0).view(-1, self.ways).numpy()
+        return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that was measured in one run of the evaluation."""
+
+    items: Items
+    outcomes: tuple[str, ...]
+    primary: str
+    strengths: tuple[float, ...]
+    best: Tensor
+    """[items] int64: place of the strength that was chosen"""
+    choosing: Trials | None
+    """a way for each strength; None where there is one strength"""
+    reported: Trials
+    """a way for each of `directions`"""
+    directions: tuple[str, ...]
+    input_score: Floats
+    """[items]; NaN where it is not known"""
+    output_score: Floats
+    """[items]; likewise"""
+
+    def columns(self, sae: int, m: int) -> Mapping[str, Tensor]:
+        """Return columns of features.parquet [m] of a trained SAE; NaN for latents not sampled."""
+        success = self.reported.success(self.primary)
+        control = np.full(len(self.items), np.nan)
+        if MISMATCHED in self.directions:
+            control = success[:, self.directions.index(MISMATCHED)]
+        chosen = self.items.sample.of(TRAINED, sae)
+        latents = torch.from_numpy(self.items.sample.latent[chosen])
+        columns = {}
+        for name, values in (
+            ("steer_success", success[:, 0]),
+            ("steer_success_control", control),
+            ("steer_strength", np.array(self.strengths)[self.best.numpy()]),
+            ("output_score", self.output_score),
+            ("input_score", self.input_score),
+        ):
+            column = torch.full((m,), torch.nan, dtype=torch.float64)
+            column[latents] = torch.from_numpy(np.asarray(values, dtype=np.float64)[chosen])
+            columns[name] = column
+        return columns
+
+    def notes(self) -> Iterator[str]:
+        """Yield sentences on what was sampled, what has no score and how strengths were chosen."""
+        sample = self.items.sample
+        for name, place, latents in self.items.parts:
+            alive = latents.sae.m - latents.silent
+            yield (
+                f"steer: {len(latents)} of {alive} latents that fire, of SAE {place} ({name}); "
+                f"{latents.silent} never fire and cannot be steered with"
+            )
+        unknown = np.isnan(self.reported.gain(self.primary)[:, 0])
+        for name in dict.fromkeys(sample.condition.tolist()):
+            chosen = sample.of(name)
+            if unknown[chosen].any():
+                yield (
+                    f"steer: the outcome {self.primary!r} is not defined for "
+                    f"{int(unknown[chosen].sum())} of {int(chosen.sum())} latents of {name}, which "
+                    f"have no score of it"
+                )
+        if self.choosing is not None:
+            counts = torch.bincount(self.best, minlength=len(self.strengths)).tolist()
+            told = ", ".join(
+                f"{strength:g} for {count}"
+                for strength, count in zip(self.strengths, counts, strict=True)
+            )
+            yield f"steer: strengths chosen on the other half of the openers: {told} latents"
+
+
+def measures(results: Results) -> Iterator[Measure]:
+    """Yield the measures of a run, the primary one first."""
+    reported = results.reported
+    order = [results.primary, *(name for name in results.outcomes if name != results.primary)]
+    for name in order:
+        primary = name == results.primary
+        if MISMATCHED in results.directions:
+            success = reported.success(name)
+            above = success[:, 0] - success[:, results.directions.index(MISMATCHED)]
+            yield Measure(
+                name=f"success by {name} above mismatched",
+                values=above,
+                floor=0.0,
+                ceiling=1.0,
+                primary=primary,
+            )
+            primary = False
+        yield from _spread(
+            results,
+            f"success by {name}",
+            partial(Trials.success, outcome=name),
+            floor=reported.by_chance(name),
+            ceiling=1.0,
+            primary=primary,
+            compared=True,
+        )
+        gain = partial(Trials.gain, outcome=name)
+        yield from _spread(results, f"gain by {name}", gain, floor=0.0, compared=True)
+        if name == "embedding":
+            close = partial(Trials.close, outcome=name)
+            yield from _spread(results, f"cosine of at least {CLOSE}", close, compared=True)
+    for measure, of, floor in (
+        ("rise of the loss", Trials.loss, reported.unsteered_loss()),
+        ("distinct bigrams", Trials.bigrams, reported.unsteered_bigrams()),
+        ("divergence", Trials.kl, 0.0),
+    ):
+        yield from _spread(results, measure, of, floor=floor)
+    yield Measure(name="output score", values=results.output_score, floor=0.0, ceiling=1.0)
+    yield Measure(name="input score", values=results.input_score, floor=0.0, ceiling=1.0)
+
+
+def _spread(
+    results: Results,
+    name: str,
+    of: Callable[[Trials], Floats],
+    *,
+    floor: Floats | float = np.nan,
+    ceiling: float = np.nan,
+    primary: bool = False,
+    compared: bool = False,
+) -> Iterator[Measure]:
+    """A measure along the latents, then along each control, then at each strength.
+
+    Strengths are compared on the openers that chose among them. Where `compared`, a control may be
+    the best rival.
+    """
+    values = of(results.reported)
+    along = {f"along {way}": values[:, place] for place, way in enumerate(results.directions)}
+    del along[f"along {LATENT}"]
+    yield Measure(
+        name=name,
+        values=values[:, 0],
+        rivals=along if compared else {},
+        floor=floor,
+        ceiling=ceiling,
+        primary=primary,
+    )
+    for task, its in along.items():
+        yield Measure(name=name, task=task, values=its, floor=floor, ceiling=ceiling)
+    if results.choosing is not None:
+        curve = of(results.choosing)
+        for place, strength in enumerate(results.strengths):
+            yield Measure(name=name, task=f"strength {strength:g}", values=curve[:, place])

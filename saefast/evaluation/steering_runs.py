@@ -1,0 +1,263 @@
+"""Let a model continue prompts along directions, and compare the texts with unsteered ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast.evaluation.steering_latents import Latents, Rows
+from saefast.evaluation.steering_outcomes import Continuations, Member, Outcome
+from saefast.evaluation.steering_scores import Sample
+from saefast.lm.generation import Edit, Opening, added, sampling_noise
+from saefast.lm.model import LanguageModel
+from saefast.sae import SAE, code_of
+
+STRENGTH_RULES = ("activation", "norm", "fixed", "clamp")
+MISMATCHED = "mismatched"
+CONTROLS = (MISMATCHED, "random", "covariance", "minus")
+LATENT = "latent"
+"""Direction of the latent itself, beside those of `CONTROLS`"""
+
+UNSTEERED = 2
+"""Number of texts behind each opener that are not steered"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How texts are written, and what counts as success."""
+
+    rule: str
+    tokens: int
+    temperature: float
+    top_p: float
+    least_gain: float
+    most_loss: float
+    batch_size: int
+    seed: int
+
+
+class Items:
+    """All latents to steer with, of every condition and SAE, one after the other.
+
+    Args:
+        parts: sampled latents of each SAE, with the name of its condition and its place there.
+        rows: activations at the site.
+        seed: seed of random directions.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, int, Latents]], rows: Rows, seed: int) -> None:
+        each = [latents for _, _, latents in parts]
+        self.parts = parts
+        self.members: list[Member] = [
+            (latents.sae, number) for latents in each for number in latents.numbers.tolist()
+        ]
+        self.sample = Sample(
+            condition=np.concatenate([np.full(len(its), name) for name, _, its in parts]),
+            sae=np.concatenate([np.full(len(its), place) for _, place, its in parts]),
+            latent=np.concatenate([its.numbers.numpy() for its in each]),
+            stratum=np.concatenate(
+                [its.stratum.numpy() + (place << 32) for place, its in enumerate(each)]
+            ),
+            weight=np.concatenate([its.weight.numpy() for its in each]),
+        )
+        self.norm, self.high, self.rate, self.mean, self.cosine = (
+            torch.cat([getattr(its, name) for its in each])
+            for name in ("norm", "high", "rate", "mean", "cosine")
+        )
+        """[items] float64, see `Latents`"""
+        self.peaks = [tokens for its in each for tokens in its.peaks]
+        latent = torch.cat([its.directions for its in each])
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.randn(latent.shape, generator=generator, dtype=latent.dtype)
+        self.directions: Mapping[str, Tensor] = {
+            LATENT: latent,
+            MISMATCHED: torch.cat([its.rivals for its in each]),
+            "random": torch.nn.functional.normalize(random, dim=1),
+            "covariance": rows.covariance_directions(len(latent), seed),
+            "minus": -latent,
+        }
+        """[items, d] float64 of length 1, by name"""
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def levels(self, rule: str, strengths: Sequence[float], rows: Rows) -> Tensor:
+        """Return how far steering goes for each strength [items, strengths] float64.
+
+        It is the length of what is added or, where activations are clamped, the activation.
+
+        Args:
+            rule: of `STRENGTH_RULES`.
+            strengths: multiples of what the rule names.
+            rows: activations at the site.
+        """
+        unit = {
+            "activation": self.high * self.norm,
+            "norm": torch.full_like(self.norm, rows.scale.norm),
+            "fixed": torch.ones_like(self.norm),
+            "clamp": self.high,
+        }[rule]
+        return unit[:, None] * torch.tensor(strengths, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Sequences to write behind a prompt."""
+
+    item: Tensor
+    """[n] int64"""
+    direction: Tensor
+    """[n, d] of length 1"""
+    level: Tensor
+    """[n] see `Items.levels`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Texts compared with the unsteered text behind the same prompt."""
+
+    value: Mapping[str, Tensor]
+    """by outcome [n] float64; NaN for latents for which it is not defined"""
+    gain: Mapping[str, Tensor]
+    """by outcome [n] float64: how much the value is above that of the unsteered text"""
+    loss: Tensor
+    """[n] float64: by how much the loss of a new token under the undisturbed model is higher"""
+    bigrams: Tensor
+    """[n] float64: share of different pairs of neighbours"""
+
+    def success(self, settings: Settings) -> Mapping[str, Tensor]:
+        """Return by outcome [n] float64 whether the gain is enough and the text still fluent."""
+        fluent = self.loss < settings.most_loss
+        return {
+            name: ((gain >= settings.least_gain - 1e-9) & fluent)
+            .double()
+            .where(~gain.isnan(), gain)
+            for name, gain in self.gain.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What became of one prompt."""
+
+    steered: Compared
+    """[n] the sequences of the job"""
+    unsteered: Compared
+    """[items] a second unsteered text, looked at for each latent"""
+    divergence: Tensor
+    """[n] float64 KL(undisturbed || steered) of the first new token, in nats"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is steered with what, and what is measured."""
+
+    model: LanguageModel
+    site: int | str
+    openers: Sequence[str]
+    items: Items
+    outcomes: Mapping[str, Outcome]
+    settings: Settings
+
+    def opening(self, number: int, sequences: int) -> Opening:
+        """Return an opener for so many sequences, which fill its forward passes about evenly."""
+        passes = -(-sequences // self.settings.batch_size)
+        rows = -(-sequences // passes)
+        return Opening(self.model, self.site, self.openers[number], batch_size=rows)
+
+
+def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object]) -> Written:
+    """Continue an opener along every direction of a job, with the same noise, and without one.
+
+    Args:
+        plan: what is steered.
+        number: number of the opener, which decides the noise.
+        job: directions.
+        on_progress: called with the number of sequences finished since the last call.
+    """
+    items, settings = plan.items, plan.settings
+    n = len(job.item)
+    opening = plan.opening(number, n + UNSTEERED)
+    noise = [sampling_noise(settings.seed, number, k, settings.tokens) for k in range(UNSTEERED)]
+    edit = _edit(job, items, settings.rule, opening.prompt.device)
+    tokens = opening.sample(
+        edit,
+        torch.stack([*noise, *noise[:1] * n]),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        on_progress=on_progress,
+    )
+    texts = Continuations(opening, tokens, plan.model.tokenizer)
+    steered = torch.arange(n) + UNSTEERED
+    everyone = torch.arange(len(items))
+    return Written(
+        steered=_compared(texts, steered, job.item, plan.outcomes),
+        unsteered=_compared(texts, torch.ones_like(everyone), everyone, plan.outcomes),
+        divergence=_divergence(opening, edit, n + UNSTEERED)[UNSTEERED:],
+    )
+
+
+def _edit(job: Job, items: Items, rule: str, device: torch.device) -> Edit:
+    """The edit of all sequences, of which the first ones are not steered."""
+    direction = torch.cat(
+        [job.direction.new_zeros(UNSTEERED, job.direction.shape[1]), job.direction]
+    )
+    level = torch.cat([job.level.new_zeros(UNSTEERED), job.level])
+    if rule != "clamp":
+        return added((level[:, None] * direction).float().to(device))
+    item = torch.cat([job.item.new_zeros(UNSTEERED), job.item])
+    return _clamped(item, direction.float().to(device), level.to(device), items)
+
+
+def _clamped(item: Tensor, direction: Tensor, level: Tensor, items: Items) -> Edit:
+    """Move along the direction as if the latent's activation became the level."""
+    saes: dict[int, SAE] = {
+        id(items.members[one][0]): items.members[one][0] for one in item.tolist()
+    }
+    of_sae = torch.tensor([list(saes).index(id(items.members[one][0])) for one in item.tolist()])
+    latent = torch.tensor([items.members[one][1] for one in item.tolist()])
+    norm = items.norm[item].to(direction.device)
+    of_sae, latent = of_sae.to(direction.device), latent.to(direction.device)
+
+    def edit(rows: Tensor, sequences: Tensor) -> Tensor:
+        now = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for place, sae in enumerate(saes.values()):
+            # All rows, so that what becomes of one does not depend on the others.
+            code = code_of(sae, rows)
+            mine = code.indices.to(rows.device) == latent[sequences][:, None]
+            active = torch.where(mine, code.values.to(rows.device), 0.0).sum(1).double()
+            now = torch.where(of_sae[sequences] == place, active, now)
+        length = (level[sequences] - now) * norm[sequences]
+        return rows + (length[:, None] * direction[sequences]).to(rows)
+
+    return edit
+
+
+def _compared(
+    texts: Continuations, text: Tensor, item: Tensor, outcomes: Mapping[str, Outcome]
+) -> Compared:
+    value, gain = {}, {}
+    for name, outcome in outcomes.items():
+        known = outcome.known[item]
+        value[name], gain[name] = (torch.full((len(item),), torch.nan).double() for _ in range(2))
+        if bool(known.any()):
+            found = outcome.compare(texts, text[known], item[known])
+            value[name][known], gain[name][known] = found
+    return Compared(
+        value=value,
+        gain=gain,
+        loss=(texts.loss - texts.loss[0])[text],
+        bigrams=texts.distinct_bigrams[text],
+    )
+
+
+def _divergence(opening: Opening, edit: Edit, sequences: int) -> Tensor:
+    """KL [sequences] of the first new token's distribution to that of the first sequence."""
+    found, truth = [], None
+    for _, logits in opening.next_logits(edit, sequences):
+        predicted = logits.double().log_softmax(1)
+        truth = predicted[:1] if truth is None else truth
+        found.append((truth.exp() * (truth - predicted)).sum(1).cpu())
+    return torch.cat(found)

@@ -1,0 +1,228 @@
+"""Turn what steering with each latent did into scores with intervals."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast.evaluation.intervals import DRAWS, NOWHERE, Floats, Interval
+from saefast.evaluation.scores import TRAINED, Score
+from saefast.nulls.draws import mass_matched
+
+_TAIL = 0.025
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Where each item of an evaluation, a latent, comes from."""
+
+    condition: NDArray[np.str_]
+    """[items]"""
+    sae: NDArray[np.int64]
+    """[items] position of its SAE in the condition"""
+    latent: NDArray[np.int64]
+    """[items] number of the latent in the SAE"""
+    stratum: NDArray[np.int64]
+    """[items] of the sample; those of different SAEs differ"""
+    weight: Floats
+    """[items] number of latents of the stratum that each stands for"""
+
+    def of(self, condition: str, sae: int | None = None) -> NDArray[np.bool_]:
+        """Return which items [items] are of a condition, or of one of its SAEs."""
+        chosen: NDArray[np.bool_] = self.condition == condition
+        return chosen if sae is None else chosen & (self.sae == sae)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Values of one measure for each item."""
+
+    name: str
+    values: Floats
+    """[items]; NaN where it is not known"""
+    task: str = ""
+    """"" for the direction of the latent itself at the strength that was chosen"""
+    rivals: Mapping[str, Floats] = field(default_factory=dict)
+    floor: Floats | float = _NAN
+    ceiling: float = _NAN
+    primary: bool = False
+
+
+def scores_of(
+    measure: Measure,
+    sample: Sample,
+    groups: Sequence[Mapping[str, Tensor]],
+    mass: Sequence[Tensor] | None,
+    draws: int,
+    seed: int,
+) -> list[Score]:
+    """Build the scores of one measure: of each condition, SAE and group, and differences.
+
+    Args:
+        measure: its values.
+        sample: where they come from.
+        groups: of each trained SAE {name: [m] bool}.
+        mass: of each trained SAE [m]; None: groups are not compared with random latents.
+        draws: number of random sets beside a group.
+        seed: seed of bootstraps and random sets.
+    """
+    scores: list[Score] = []
+    whole: dict[str, Floats] = {}
+    for place, condition in enumerate(dict.fromkeys(sample.condition.tolist())):
+        chosen, draw = sample.of(condition), (seed, place)  # latents of conditions are independent
+        score, whole[condition] = _score(measure, sample, chosen, condition, draw)
+        scores.append(score)
+        if condition != TRAINED and not measure.task:
+            scores.append(_difference(scores[0], score, whole[TRAINED], whole[condition]))
+        if measure.task:
+            continue
+        saes = np.unique(sample.sae[chosen]).tolist()
+        if len(saes) > 1:
+            for sae in saes:
+                its, _ = _score(measure, sample, sample.of(condition, sae), condition, draw)
+                scores.append(replace(its, seed=sae))
+    if not measure.task:
+        scores += _by_group(measure, sample, groups, mass, draws, seed)
+    return scores
+
+
+def stratified_draws(
+    values: Floats, stratum: NDArray[np.int64], weight: Floats, seed: Sequence[int]
+) -> Floats:
+    """Return bootstrap means [draws] of items, resampled within their strata.
+
+    Resamples of n - 1 of n items have the variance of a mean (Rao and Wu 1988).
+
+    Args:
+        values: [n], none NaN.
+        stratum: [n].
+        weight: [n], equal within a stratum.
+        seed: numbers that seed the draws.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros(DRAWS)
+    for one in np.unique(stratum):
+        its, size = values[stratum == one], int((stratum == one).sum())
+        counts = generator.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=DRAWS)
+        total += (counts @ its) / counts.sum(1) * weight[stratum == one].sum()
+    means: Floats = total / weight.sum()
+    return means
+
+
+def _score(
+    measure: Measure,
+    sample: Sample,
+    chosen: NDArray[np.bool_],
+    condition: str,
+    seed: Sequence[int],
+) -> tuple[Score, Floats]:
+    """The score over the chosen items, and its bootstrap means."""
+    known = chosen & ~np.isnan(measure.values)
+    drawn = np.full(1, _NAN)
+    interval = NOWHERE
+    if known.any():
+        stratum, weight = sample.stratum[known], sample.weight[known]
+        drawn = stratified_draws(measure.values[known], stratum, weight, seed)
+        interval = _interval(_mean(measure.values, sample.weight, known), drawn)
+    rivals = {name: _mean(values, sample.weight, known) for name, values in measure.rivals.items()}
+    rivals = {name: value for name, value in rivals.items() if not np.isnan(value)}
+    best = max(rivals, key=rivals.__getitem__, default="")
+    floor = np.broadcast_to(measure.floor, len(chosen))
+    score = Score(
+        evaluation="steer",
+        measure=measure.name,
+        condition=condition,
+        **interval._asdict(),
+        n=int(known.sum()),
+        task=measure.task,
+        floor=_mean(floor, sample.weight, known),
+        rival=best,
+        rival_value=rivals.get(best, _NAN),
+        ceiling=measure.ceiling,
+        primary=measure.primary,
+    )
+    return score, drawn
+
+
+def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> Score:
+    """The trained SAEs' score less that of a condition, whose latents are others."""
+    interval = NOWHERE
+    if len(first) == len(second) > 1:
+        interval = _interval(trained.value - other.value, first - second)
+    return replace(
+        trained,
+        **interval._asdict(),
+        condition=f"{TRAINED} - {other.condition}",
+        n=min(trained.n, other.n),
+        floor=0.0,
+        rival="",
+        rival_value=_NAN,
+        ceiling=_NAN,
+        primary=False,
+    )
+
+
+def _by_group(
+    measure: Measure,
+    sample: Sample,
+    groups: Sequence[Mapping[str, Tensor]],
+    mass: Sequence[Tensor] | None,
+    draws: int,
+    seed: int,
+) -> Iterator[Score]:
+    """The scores of the groups of trained latents, each with that of random latents beside it."""
+    trained = sample.of(TRAINED)
+    for name in dict.fromkeys(name for named in groups for name in named):
+        inside = trained & _members(sample, [named.get(name) for named in groups])
+        if not inside.any():
+            continue
+        score, _ = _score(measure, sample, inside, TRAINED, (seed, 0))
+        yield replace(score, group=name)
+        if mass is None:
+            continue
+        means, sizes = [], []
+        for draw in range(draws):
+            random = np.zeros_like(inside)
+            for sae, its_mass in enumerate(mass):
+                place = np.flatnonzero(sample.of(TRAINED, sae))
+                its = its_mass.double().cpu()[torch.from_numpy(sample.latent[place])]
+                drawn = mass_matched(torch.from_numpy(inside[place]), its, seed, draw)
+                random[place] = drawn.numpy()
+            known = random & ~np.isnan(measure.values)
+            means.append(_mean(measure.values, sample.weight, known))
+            sizes.append(int(known.sum()))
+        if not np.isnan(means).all():
+            interval = _interval(float(np.nanmean(means)), np.array(means))
+            yield replace(
+                score,
+                **interval._asdict(),
+                group=f"{name}:mass",
+                n=round(float(np.mean(sizes))),
+                rival="",
+                rival_value=_NAN,
+            )
+
+
+def _members(sample: Sample, masks: Sequence[Tensor | None]) -> NDArray[np.bool_]:
+    """[items]: which trained latents are in a group."""
+    inside = np.zeros(len(sample.sae), dtype=bool)
+    for sae, mask in enumerate(masks):
+        place = sample.of(TRAINED, sae)
+        if mask is not None:
+            inside[place] = mask.cpu().numpy()[sample.latent[place]]
+    return inside
+
+
+def _mean(values: Floats, weight: Floats, chosen: NDArray[np.bool_]) -> float:
+    chosen = chosen & ~np.isnan(values)
+    return float(np.average(values[chosen], weights=weight[chosen])) if chosen.any() else _NAN
+
+
+def _interval(value: float, drawn: Floats) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,356 @@
+"""Steering in models whose unembedding is planted, where what must come out is known."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_lm import TEXTS, llama, random_sae, tokenizer
+from torch import Tensor
+
+import saefast
+from saefast.evaluation.conditions import Condition
+from saefast.evaluation.scores import Evaluation
+from saefast.evaluation.steering import steer
+from saefast.evaluation.steering_latents import Rows
+from saefast.evaluation.steering_runs import Items, Job, Plan, Settings, write
+from saefast.lm import LanguageModel
+from saefast.lm.generation import Opening, added
+from saefast.lm.unembedding import unembed
+from saefast.match.result import Matches
+
+pytestmark = pytest.mark.usefixtures("light")
+
+VOCABULARY, WIDTH = 258, 264
+QUICK: dict[str, Any] = {
+    "corpus": TEXTS,
+    "new_tokens": 10,
+    "batch_size": 16,
+    "openers": ["The quick", "def add("],
+    "progress": False,
+}
+
+
+@cache
+def planted_model() -> LanguageModel:
+    """Two layers that add nothing; coordinate t of the residual stream is the logit of token t."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    model.model.embed_tokens.weight.normal_()
+    model.lm_head.weight.zero_().fill_diagonal_(0.6)
+    return LanguageModel(model, tokenizer(), "planted")
+
+
+def planted_sae(first: int = 60) -> saefast.SAE:
+    """Latent j writes token first + j, and fires where that coordinate is above 1.5."""
+    sae = saefast.SAE(WIDTH, 40, variant="relu", seed=0).requires_grad_(False)
+    rows = torch.zeros(40, WIDTH)
+    rows[torch.arange(40), first + torch.arange(40)] = 1
+    sae.W_dec.copy_(rows)
+    sae.W_enc.copy_(rows)
+    sae.b_enc.fill_(-1.0)
+    return sae
+
+
+def writes(token: int) -> Any:
+    return lambda ids: ids == token
+
+
+RULES = [{j: writes(60 + j) for j in range(40)}]
+
+
+def planted(**settings: Any) -> Evaluation:
+    arguments = {"features": 8, "rules": RULES, "strengths": (10.0, 30.0), **QUICK, **settings}
+    return steer(planted_model(), 0, planted_sae(), **arguments)
+
+
+def test_planted_directions_succeed_and_others_do_not() -> None:
+    found = planted()
+    success = found.overall("success by rule")
+    assert (success.value, success.low, success.high) == (1, 1, 1)
+    assert success.floor == 0
+    assert success.rival_value <= 0.25
+    above = found.overall("success by rule above mismatched")
+    assert above.primary
+    assert above.value == 1
+    assert {score.measure for score in found.scores if score.primary} == {above.measure}
+    along = {score.task: score.value for score in found.scores if score.measure == success.measure}
+    assert {along[f"along {name}"] for name in ("mismatched", "random", "minus")} == {0}
+    # Along what varies most, tokens that the text holds become likelier.
+    assert along["along covariance"] <= 0.25
+    assert found.overall("divergence").value > 0.5
+    (columns,) = found.features
+    sampled = ~columns["steer_success"].isnan()
+    assert int(sampled.sum()) == 8
+    assert bool((columns["steer_success"][sampled] == 1).all())
+    assert bool((columns["steer_success_control"][sampled] == 0).all())
+
+
+def test_texts_that_are_not_fluent_are_no_success() -> None:
+    assert planted(most_loss=-5.0).overall("success by rule").value == 0
+    assert planted(most_loss=-5.0).overall("gain by rule").value == 0
+
+
+def test_strength_zero_changes_no_bit() -> None:
+    found = planted(strengths=(0.0,), rule="norm")
+    for measure in ("gain by rule", "gain by self", "rise of the loss", "divergence"):
+        score = found.overall(measure)
+        assert (score.value, score.low, score.high) == (0, 0, 0)
+
+
+def test_matches_fire_where_the_latent_writes_their_token() -> None:
+    """A match whose encoder reads the embedding of the token that the latent writes."""
+    other = planted_sae()
+    embeddings = planted_model().model.model.embed_tokens.weight
+    other.W_enc.copy_(torch.nn.functional.normalize(embeddings[60:100], dim=1))
+    other.b_enc.fill_(-8.0)
+    identity, none = torch.arange(40), torch.zeros(40, dtype=torch.bool)
+    pair = Matches(partner=identity, similarity=identity.double(), mutual=none)
+    found = steer(
+        planted_model(),
+        0,
+        [planted_sae(), other],
+        matches={(0, 1): pair},
+        features=6,
+        rule="norm",
+        strengths=(3.0,),
+        most_loss=5.0,
+        **QUICK,
+    )
+    assert found.overall("success by other seed").value == 1
+    assert found.overall("success by other seed").n == 6
+    assert found.overall("success by self").n == 12
+    assert any("not defined for 6 of 12" in note for note in found.notes)
+
+
+def test_conditions_without_what_they_need_are_counted() -> None:
+    other = Condition(name="others", saes=(planted_sae(100),))
+    found = planted(conditions=[other])
+    assert found.overall("success by rule", "others").n == 0
+    assert any("8 of 8 latents of others" in note for note in found.notes)
+    rules = {"trained": RULES, "others": [{j: writes(100 + j) for j in range(40)}]}
+    found = planted(conditions=[other], rules=rules)
+    assert found.overall("success by rule", "others").value == 1
+    difference = found.overall("success by rule", "trained - others")
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_groups_stand_beside_random_latents_of_their_mass() -> None:
+    first = torch.arange(40) < 10
+    rules = [{j: RULES[0][j] for j in range(10)} | {j: writes(0) for j in range(10, 40)}]
+    found = planted(
+        rules=rules,
+        groups={"first": first, "rest": ~first},
+        mass=[torch.ones(40)],
+        features=8,
+    )
+    assert found.overall("success by rule", group="first").value == 1
+    assert found.overall("success by rule", group="first").n == 4
+    assert found.overall("success by rule", group="rest").value == 0
+    assert 0 < found.overall("success by rule", group="first:mass").value < 1
+    # A quarter of the latents, in half of the sample.
+    assert found.overall("success by rule").value == pytest.approx(0.25)
+
+
+class Judge:
+    """Prefers the text with more of a letter; or the first text, or says nothing."""
+
+    name = "letters"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def rate(self, explanation: str, texts: Any) -> list[float]:
+        if self.kind == "first":
+            return [1.0, 0.0]
+        if self.kind == "silent":
+            return [float("nan")] * 2
+        return [text.count(explanation) / max(len(text), 1) for text in texts]
+
+
+@pytest.mark.parametrize(("kind", "success"), [("letters", 1), ("first", 0), ("silent", 0)])
+def test_a_judge_must_prefer_a_text_in_both_orders(kind: str, success: float) -> None:
+    model = planted_model()
+    words = [[model.tokenizer.decode([60 + j]) for j in range(40)]]
+    found = planted(explanations=words, judge=Judge(kind), outcome="judge")
+    assert found.overall("success by judge").value == success
+    silent = [note for note in found.notes if "letters gave no number" in note]
+    assert ("gave no number in 0 of" in silent[0]) == (kind != "silent")
+
+
+def test_the_embedding_is_compared_with_the_explanation() -> None:
+    model = planted_model()
+    words = [[model.tokenizer.decode([60 + j]) * 3 for j in range(40)]]
+
+    def counted(texts: Any) -> Tensor:
+        ids = [model.tokenizer(text)["input_ids"] for text in texts]
+        return torch.stack([torch.bincount(torch.tensor(i), minlength=VOCABULARY) for i in ids])
+
+    found = planted(explanations=words, embedding=counted)
+    assert found.overall("success by embedding").value == 1
+    assert found.overall("cosine of at least 0.45").value == 1
+    assert found.overall("gain by embedding").value > 0.8
+
+
+def test_token_scores_are_those_of_their_definitions() -> None:
+    model, sae = planted_model(), planted_sae()
+    found = planted(features=40, new_tokens=1)
+    (columns,) = found.features
+    opener = torch.tensor(model.tokenizer(QUICK["openers"][0])["input_ids"])
+    here = model.model.model.embed_tokens(opener[-1:])
+    for latent in range(40):
+        raised = here + 10 * sae.encode(here).values.max() * sae.W_dec[latent]
+        chance = model.model.lm_head(model.model.model.norm(raised)).softmax(1)[0]
+        top = unembed(model, sae.W_dec[latent : latent + 1])[0].topk(20).indices
+        assert 60 + latent in top.tolist()
+        rank = min((chance > chance[token]).sum() for token in top)
+        score = float((1 - rank / VOCABULARY) * chance[top].max())
+        assert float(columns["output_score"][latent]) == pytest.approx(score, rel=1e-4)
+    ids = [model.tokenizer(text + "\n\n")["input_ids"] for text in TEXTS]
+    # Every page is one context, but for first positions, whose activations are left out.
+    letters = torch.tensor([each for text in ids for each in text])
+    pages = [page[1:] for page in letters.split(256)]
+    for latent in (0, 7, 20):
+        top = unembed(model, sae.W_dec[latent : latent + 1])[0].topk(20).indices
+        peaks = []
+        for page in pages:
+            z = sae.encode(model.model.model.embed_tokens(page))
+            values = torch.where(z.indices == latent, z.values, 0.0).amax(1)
+            if values.max() > 0:
+                peaks.append(int(page[int(values.argmax())]))
+        share = sum(peak in top.tolist() for peak in peaks) / len(peaks)
+        assert float(columns["input_score"][latent]) == pytest.approx(share)
+
+
+def _rows(model: LanguageModel) -> Rows:
+    return Rows(model, 1, None, None, None, TEXTS, 1000, False)
+
+
+def test_clamping_adds_what_is_missing_to_the_activation() -> None:
+    model, sae = llama(), random_sae()
+    rows = _rows(model)
+    items = Items([("trained", 0, rows.latents(sae, 5, {}, 0))], rows, 0)
+    opening = Opening(model, 1, "def add(a", batch_size=4)
+    here = opening.activations[-1:]
+    code = sae.encode(here)
+    assert len(set(code.indices[0].tolist()) & set(items.sample.latent.tolist())) > 0
+    now = torch.zeros(48).double()
+    now[code.indices[0]] = code.values[0].double()
+    item = torch.arange(5)
+    direction = items.directions["random"]
+    job = Job(item=item, direction=direction, level=torch.full((5,), 3.0).double())
+    settings = Settings(
+        rule="clamp",
+        tokens=2,
+        temperature=1,
+        top_p=0.9,
+        least_gain=0.1,
+        most_loss=1,
+        batch_size=4,
+        seed=0,
+    )
+    plan = Plan(
+        model=model, site=1, openers=["def add(a"], items=items, outcomes={}, settings=settings
+    )
+    written = write(plan, 0, job, lambda _count: None)
+    length = (3.0 - now[items.sample.latent]) * items.norm
+    vectors = torch.cat([torch.zeros(1, 32), (length[:, None] * direction).float()])
+    logits = torch.cat([part for _, part in opening.next_logits(added(vectors), 6)])
+    logs = logits.double().log_softmax(1)
+    want = (logs[:1].exp() * (logs[:1] - logs[1:])).sum(1)
+    torch.testing.assert_close(written.divergence, want, rtol=1e-4, atol=1e-7)
+
+
+def test_latents_know_how_they_fire() -> None:
+    model, sae = llama(), random_sae()
+    rows = _rows(model)
+    latents = rows.latents(sae, 7, {}, 0)
+    x = torch.cat([part.x for part in rows.one_pass])
+    dense = torch.zeros(len(x), 48).scatter_(1, sae.encode(x).indices, sae.encode(x).values)
+    alive = (dense > 0).any(0)
+    assert latents.silent == int((~alive).sum())
+    assert latents.weight.tolist() == pytest.approx([int(alive.sum()) / 7] * 7)
+    for place, number in enumerate(latents.numbers.tolist()):
+        values = dense[:, number][dense[:, number] > 0].double()
+        assert float(latents.rate[place]) == pytest.approx(len(values) / len(x))
+        assert float(latents.mean[place]) == pytest.approx(float(values.mean()))
+        assert float(latents.high[place]) == pytest.approx(float(values.quantile(0.99)))
+        assert int(latents.rival[place]) != number
+        assert bool(alive[latents.rival[place]])
+    levels = Items([("trained", 0, latents)], rows, 0).levels("activation", (2.0,), rows)
+    torch.testing.assert_close(levels[:, 0], 2 * latents.high * latents.norm)
+
+
+def test_all_latents_are_sampled_where_there_are_few() -> None:
+    rows = _rows(llama())
+    latents = rows.latents(random_sae(), 1000, {}, 0)
+    assert len(latents) == 48 - latents.silent
+    assert latents.weight.tolist() == [1.0] * len(latents)
+
+
+def test_random_directions_have_the_covariance_of_the_activations() -> None:
+    rows = _rows(llama())
+    x = torch.cat([part.x for part in rows.one_pass]).double()
+    drawn = rows.covariance_directions(2000, 0)
+    assert drawn.norm(dim=1).sub(1).abs().max() < 1e-12
+    values, axes = torch.linalg.eigh(x.T.cov())
+    shares = (drawn @ axes).square().mean(0)
+    assert float(torch.corrcoef(torch.stack([shares, values]))[0, 1]) > 0.95
+    assert float(shares[-1]) > 5 * float(shares[0])
+
+
+def test_the_unembedding_is_the_models_own() -> None:
+    model = llama()
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    want = model.model.lm_head(model.model.model.norm(x))
+    assert unembed(model, x).equal(want)
+    with pytest.raises(ValueError, match=r"directions must be \[n, 32\]"):
+        unembed(model, x[:, :5])
+
+
+def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
+    quick = {"features": 4, "strengths": (30.0,), "new_tokens": 4, "most_loss": 5.0}
+    first = planted(**quick)
+    assert str(first.to_table().to_pylist()) == str(planted(**quick).to_table().to_pylist())
+    assert not first.noise
+    noise = planted(**quick, repeats=2).noise
+    assert noise["success by rule"] == 0
+    assert noise["divergence"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "loud"}, "rule must be one of activation, norm, fixed, clamp, got 'loud'"),
+        ({"controls": ["left"]}, "controls must be one of mismatched, random"),
+        ({"openers": ["one"]}, "openers must be at least 2 texts"),
+        ({"strengths": ()}, "strengths must hold at least one number"),
+        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"outcome": "taste"}, "outcome must be one that is defined, rule, self, got 'taste'"),
+        ({"explanations": [["x"]]}, r"explanations\[0\] must be one for each of the 40 latents"),
+        (
+            {"rules": [{j: lambda ids: ids[:, :2] > 0 for j in range(40)}]},
+            "rules must return a bool",
+        ),
+        (
+            {"predictors": {"p": [torch.zeros(3)]}},
+            r"predictors\['p'\]\[0\] must have shape \(40,\)",
+        ),
+    ],
+)
+def test_bad_input_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        planted(**{"features": 2, "new_tokens": 2, **settings})

@@ -1,0 +1,111 @@
+"""How well properties foretell success: against brute force and by construction."""
+
+import numpy as np
+import pytest
+
+from saefast.evaluation.steering_prediction import (
+    kendall,
+    logistic_weights,
+    predictions,
+    random_effects,
+    spearman,
+)
+
+COVARIATES = ("rate", "strength", "cosine")
+
+
+def world(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    draw = np.random.default_rng(seed)
+    covariates = {name: draw.normal(size=n) for name in COVARIATES}
+    return draw.normal(size=n), np.arange(n) % 2, covariates
+
+
+def test_correlations_are_those_of_brute_force() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(0, 5, 30).astype(float), draw.integers(0, 4, 30).astype(float)
+    concordant = tied_a = tied_b = 0
+    for i in range(30):
+        for j in range(i):
+            concordant += int(np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]))
+            tied_a += a[i] != a[j]
+            tied_b += b[i] != b[j]
+    assert kendall(a, b) == pytest.approx(concordant / np.sqrt(tied_a * tied_b))
+    order = np.array([sorted(a.tolist()).index(x) + (np.sum(a == x) - 1) / 2 for x in a])
+    other = np.array([sorted(b.tolist()).index(x) + (np.sum(b == x) - 1) / 2 for x in b])
+    assert spearman(a, b) == pytest.approx(np.corrcoef(order, other)[0, 1])
+    assert np.isnan(spearman(a, np.zeros(30)))
+    np.testing.assert_allclose(
+        kendall(np.stack([a, b]), np.stack([b, b])), [float(kendall(a, b)), 1.0]
+    )
+
+
+def test_the_logistic_regression_stands_where_its_slope_is_zero() -> None:
+    draw = np.random.default_rng(1)
+    terms = draw.normal(size=(60, 3))
+    labels = terms[:, 0] + 0.5 * draw.normal(size=60) > 0
+    weights = logistic_weights(terms, labels)
+    chance = 1 / (1 + np.exp(-(terms @ weights[:-1] + weights[-1])))
+    np.testing.assert_allclose(terms.T @ (chance - labels) + weights[:-1], 0, atol=1e-8)
+    assert chance.sum() == pytest.approx(labels.sum(), abs=1e-5)
+
+
+def test_random_effects_by_hand() -> None:
+    # Equal variances of 1 and values 0 and 4: their spread is 8 about a mean of 2, so that the
+    # variance between them is (8 - 1) / (2 - 1) = 7.
+    mean, error = random_effects(np.array([0.0, 4.0]), np.ones(2))
+    assert mean == pytest.approx(2)
+    assert error == pytest.approx(2.0)
+    assert random_effects(np.array([1.0, 1.0]), np.ones(2))[1] == pytest.approx(0.5**0.5)
+
+
+def test_what_foretells_success_is_found() -> None:
+    noise, sae, covariates = world(2)
+    signal = np.random.default_rng(9).normal(size=80)
+    gain = signal + 0.3 * noise
+    found = {
+        (one.measure, one.by): one
+        for one in predictions(
+            gain, gain > 0, sae, {"signal": signal, "noise": noise[::-1].copy()}, covariates, 0
+        )
+    }
+    for measure in ("spearman", "kendall tau b", "partial spearman"):
+        true, false = found[measure, "signal"], found[measure, "noise"]
+        assert true.p <= 0.002
+        assert true.value.low > 0.4
+        assert false.p > 0.05
+        assert false.value.low < 0 < false.value.high
+    assert found["auroc", "signal"].value.low > 0.9
+    assert found["logistic auroc", "signal"].value.low > 0.85
+    assert found["logistic auroc", "covariates"].value.low < 0.5
+    assert found["logistic auroc", "all"].value.low > 0.8
+
+
+def test_partial_correlations_hold_the_covariates_fixed() -> None:
+    noise, sae, covariates = world(3, 200)
+    gain = covariates["rate"] + 0.5 * noise
+    proxy = covariates["rate"] + 0.5 * np.random.default_rng(5).normal(size=200)
+    found = {
+        one.measure: one
+        for one in predictions(gain, gain > 0, sae, {"proxy": proxy}, covariates, 0)
+        if one.by == "proxy"
+    }
+    assert found["spearman"].value.low > 0.5
+    assert abs(found["partial spearman"].value.value) < 0.3
+
+
+def test_permutation_tests_are_right_under_the_null() -> None:
+    low = 0
+    for seed in range(40):
+        noise, sae, covariates = world(seed + 100, 24)
+        other = np.random.default_rng(seed).normal(size=24)
+        found = predictions(noise, noise > 0, sae, {"other": other}, covariates, seed)
+        low += next(one.p for one in found if one.measure == "spearman") <= 0.2
+    assert 2 <= low <= 16
+
+
+def test_few_or_constant_values_say_nothing() -> None:
+    noise, sae, covariates = world(0, 9)
+    assert not predictions(noise, noise > 0, sae, {"rate": noise}, covariates, 0)
+    noise, sae, covariates = world(0, 40)
+    found = predictions(noise, noise > 0, sae, {"flat": np.ones(40)}, covariates, 0)
+    assert "flat" not in {one.by for one in found}
