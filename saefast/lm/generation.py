@@ -53,7 +53,7 @@ class Opening:
         site: int | str,
         prompt: str | Sequence[int],
         *,
-        batch_size: int = 64,
+        batch_size: int = 128,
     ) -> None:
         check_model(model)
         checks.whole("batch_size", batch_size)

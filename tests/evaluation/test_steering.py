@@ -12,8 +12,8 @@ import saefast
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.scores import Evaluation
 from saefast.evaluation.steering import steer
-from saefast.evaluation.steering_latents import Rows
-from saefast.evaluation.steering_runs import Items, Job, Plan, Settings, write
+from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.runs import Items, Job, Plan, Settings, write
 from saefast.lm import LanguageModel
 from saefast.lm.generation import Opening, added
 from saefast.lm.unembedding import unembed
@@ -173,12 +173,15 @@ class Judge:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def rate(self, explanation: str, texts: Any) -> list[float]:
+    def rate(self, explanations: list[str], texts: list[str]) -> list[float]:
         if self.kind == "first":
-            return [1.0, 0.0]
+            return [1.0, 0.0] * (len(texts) // 2)
         if self.kind == "silent":
-            return [float("nan")] * 2
-        return [text.count(explanation) / max(len(text), 1) for text in texts]
+            return [float("nan")] * len(texts)
+        return [
+            text.count(explanation) / max(len(text), 1)
+            for explanation, text in zip(explanations, texts, strict=True)
+        ]
 
 
 @pytest.mark.parametrize(("kind", "success"), [("letters", 1), ("first", 0), ("silent", 0)])
@@ -294,6 +297,17 @@ def test_latents_know_how_they_fire() -> None:
     torch.testing.assert_close(levels[:, 0], 2 * latents.high * latents.norm)
 
 
+def test_rows_that_are_normalised_count_at_their_usual_scale() -> None:
+    model, sae = llama(), random_sae(normalise="norm")
+    rows = _rows(model)
+    latents = rows.latents(sae, 5, {}, 0)
+    x = torch.cat([part.x for part in rows.one_pass]).double()
+    usual = x.norm(dim=1).mean() / 32**0.5
+    lengths = sae.W_dec[latents.numbers].double().norm(dim=1)
+    torch.testing.assert_close(latents.norm, lengths * usual)
+    assert latents.directions.norm(dim=1).sub(1).abs().max() < 1e-12
+
+
 def test_all_latents_are_sampled_where_there_are_few() -> None:
     rows = _rows(llama())
     latents = rows.latents(random_sae(), 1000, {}, 0)
@@ -322,7 +336,7 @@ def test_the_unembedding_is_the_models_own() -> None:
 
 
 def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
-    quick = {"features": 4, "strengths": (30.0,), "new_tokens": 4, "most_loss": 5.0}
+    quick = {"features": 4, "strengths": (30.0,), "new_tokens": 4, "most_loss": 5.0, "seed": 1}
     first = planted(**quick)
     assert str(first.to_table().to_pylist()) == str(planted(**quick).to_table().to_pylist())
     assert not first.noise

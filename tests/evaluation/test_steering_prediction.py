@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saefast.evaluation.steering_prediction import (
+from saefast.evaluation.steering.prediction import (
     kendall,
     logistic_weights,
     predictions,

@@ -42,7 +42,8 @@ class Latents:
     numbers: Tensor
     """[f] int64 among all latents of the SAE"""
     norm: Tensor
-    """[f] float64 length of the decoder row"""
+    """[f] float64 length of what an activation of 1 adds: that of the decoder row, times the usual
+    scale of a row where the SAE normalises rows"""
     rate: Tensor
     """[f] float64 share of rows on which each fires"""
     mean: Tensor
@@ -71,7 +72,8 @@ class Latents:
     def directions(self) -> Tensor:
         """Decoder rows of length 1 [f, d] float64."""
         rows = self.sae.W_dec.detach().double().cpu()[self.numbers]
-        return rows / self.norm[:, None]
+        unit: Tensor = torch.nn.functional.normalize(rows, dim=1)
+        return unit
 
     @property
     def rivals(self) -> Tensor:
@@ -182,10 +184,11 @@ class Rows:
         each = [latent == number for number in range(len(numbers))]
         decoder = sae.W_dec.detach().double().cpu()[numbers]
         encoder = sae.W_enc.detach().double().cpu()[numbers]
+        usual = 1.0 if sae.normalise == "none" else self.scale.norm / self.d**0.5
         return Latents(
             sae=sae,
             numbers=numbers,
-            norm=decoder.norm(dim=1),
+            norm=decoder.norm(dim=1) * usual,
             rate=fired[numbers] / self.scale.rows,
             mean=(total / fired)[numbers],
             high=torch.stack([value[its].double().quantile(_QUANTILE) for its in each]),

@@ -1,7 +1,6 @@
 """Steer a language model along latents, and measure whether what it writes shows them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,42 +9,40 @@ from torch import Tensor
 from saefast import checks
 from saefast.activations.protocol import ActivationSource
 from saefast.evaluation.conditions import Condition
-from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED, Evaluation, Score
-from saefast.evaluation.steering_latents import Rows
-from saefast.evaluation.steering_outcomes import (
+from saefast.evaluation.steering.inputs import of_items, partners_of, primary_outcome, sampled_items
+from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.outcomes import (
     SELF,
     Embedding,
-    Member,
     Outcome,
     Preference,
     Rater,
     Rule,
     chosen_outcomes,
 )
-from saefast.evaluation.steering_prediction import Prediction, predictions
-from saefast.evaluation.steering_results import Results, Trials, measures
-from saefast.evaluation.steering_runs import (
+from saefast.evaluation.steering.predictors import as_score, predicted_gain, told
+from saefast.evaluation.steering.results import Results, Trials, measures
+from saefast.evaluation.steering.runs import (
     CONTROLS,
     LATENT,
     STRENGTH_RULES,
     UNSTEERED,
-    Items,
     Job,
     Plan,
     Settings,
     write,
 )
-from saefast.evaluation.steering_scores import scores_of
-from saefast.evaluation.steering_tokens import token_scores
+from saefast.evaluation.steering.scores import NAME, scores_of
+from saefast.evaluation.steering.tokens import token_scores
 from saefast.lm.corpus import Texts
+from saefast.lm.generation import Opening
 from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.patch import check_sae
 from saefast.match.result import Matches
 from saefast.progress import ProgressBar
 from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, as_groups
-
-NAME = "steer"
 
 OPENERS = (
     "The first thing that I noticed about",
@@ -65,8 +62,6 @@ Explanations = Sequence[Sequence[str | None]]
 """For each SAE, those of all its latents, or None"""
 Rules = Sequence[Mapping[int, Rule]]
 """For each SAE, {latent: explanation that can be executed}"""
-_PREFERRED = ("rule", "other seed", "judge", SELF)
-"""Outcomes of which the first that is defined is the primary one"""
 
 
 def steer(
@@ -100,7 +95,7 @@ def steer(
     top_p: float = 0.9,
     least_gain: float = 0.1,
     most_loss: float = 1.0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     repeats: int = 1,
     seed: int = 0,
     progress: bool = True,
@@ -142,7 +137,8 @@ def steer(
             [n, length]}; those of other conditions as in `explanations`.
         matches: what `match_all` found for the SAEs.
         embedding: callable that returns vectors [n, width] of texts.
-        judge: its `rate(explanation, texts)` returns a probability for each text.
+        judge: its `rate(explanations, texts)` returns a probability for each pair of them; texts to
+            be compared stand next to each other.
         outcome: the primary one; None: the first of rule, other seed, judge, self.
         predictors: by name, for each SAE [m] a property such as the score of its explanations.
         controls: of "mismatched" (another latent that fires as often), "random", "covariance"
@@ -176,9 +172,16 @@ def steer(
         checks.at_least(name, value, 1)
     _check_choices(openers, strengths, rule, controls)
     read = Rows(model, layer, activations, tokens, positions, corpus, rows, progress)
-    trained = as_saes(saes, read.d)
+    width = Opening(model, layer, openers[0], batch_size=1).activations.shape[1]
+    if read.d != width:
+        raise ValueError(
+            f"activations must be those of the site {layer!r}, whose width is {width}, got {read.d}"
+        )
+    trained = as_saes(saes, width)
+    every = [(TRAINED, trained), *((each.name, as_saes(each.saes, width)) for each in conditions)]
+    for sae in (sae for _, each in every for sae in each):
+        check_sae(sae)
     each_groups = as_groups(groups or [{} for _ in trained], [sae.m for sae in trained])
-    every = [(TRAINED, trained), *((each.name, as_saes(each.saes, read.d)) for each in conditions)]
     runs = []
     for repeat in range(repeats):
         settings = Settings(
@@ -191,13 +194,13 @@ def steer(
             batch_size=batch_size,
             seed=seed + repeat,
         )
-        items = _items(every, each_groups, read, features, settings.seed)
-        words = _of_items("explanations", explanations, items)
+        items = sampled_items(every, each_groups, read, features, settings.seed)
+        words = of_items("explanations", explanations, items)
         outcomes = chosen_outcomes(
             items.members,
-            rules=_of_items("rules", rules, items),
+            rules=of_items("rules", rules, items),
             explanations=words,
-            partners=_partners(matches, items, trained),
+            partners=partners_of(matches, items, trained),
             embedding=embedding,
             judge=judge,
         )
@@ -210,7 +213,7 @@ def steer(
             settings=settings,
         )
         levels = items.levels(rule, strengths, read)
-        primary = _primary(outcome, outcomes)
+        primary = primary_outcome(outcome, outcomes)
         results = _steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
         scores = [
             score
@@ -219,13 +222,13 @@ def steer(
         ]
         runs.append((results, scores, _judged(outcomes)))
     results, scores, judged = runs[0]
-    predicted = _predictions(results, predictors, [sae.m for sae in trained], seed)
+    predicted = predicted_gain(results, predictors, [sae.m for sae in trained], seed)
     return Evaluation(
         name=NAME,
-        scores=(*scores, *(_as_score(one) for one in predicted)),
+        scores=(*scores, *(as_score(one) for one in predicted)),
         noise=_noise([its_scores for _, its_scores, _ in runs]),
         features=tuple(results.columns(place, sae.m) for place, sae in enumerate(trained)),
-        notes=(*results.notes(), *judged, *_told(predicted, results.primary)),
+        notes=(*results.notes(), *judged, *told(predicted, results.primary)),
     )
 
 
@@ -245,82 +248,6 @@ def _check_choices(
             f"openers must be at least {fewest} texts, of which half choose the strength, got "
             f"{openers!r}"
         )
-
-
-def _items(
-    every: Sequence[tuple[str, Sequence[SAE]]],
-    groups: Sequence[Mapping[str, Tensor]],
-    rows: Rows,
-    features: int,
-    seed: int,
-) -> Items:
-    """The sampled latents of all conditions."""
-    parts = [
-        (name, place, rows.latents(sae, features, groups[place] if name == TRAINED else {}, seed))
-        for name, saes in every
-        for place, sae in enumerate(saes)
-    ]
-    return Items(parts, rows, seed)
-
-
-def _of_items(
-    name: str, given: Sequence[Any] | Mapping[str, Sequence[Any]] | None, items: Items
-) -> list[Any]:
-    """What was given for the latent of each item, or None.
-
-    Args:
-        name: of the argument.
-        given: for each SAE a sequence or mapping of its latents; or such for each condition.
-        items: latents.
-    """
-    by_condition = given if isinstance(given, Mapping) else {TRAINED: given or ()}
-    found: list[Any] = []
-    for condition, place, latents in items.parts:
-        of_saes = by_condition.get(condition, ())
-        if of_saes and place >= len(of_saes):
-            raise ValueError(
-                f"{name} must be one for each SAE of {condition}, got {len(of_saes)} for SAE "
-                f"number {place}"
-            )
-        its = of_saes[place] if of_saes else {}
-        if not isinstance(its, Mapping):
-            if len(its) != latents.sae.m:
-                raise ValueError(
-                    f"{name}[{place}] must be one for each of the {latents.sae.m} latents, got "
-                    f"{len(its)}"
-                )
-            its = dict(enumerate(its))
-        found += [its.get(number) for number in latents.numbers.tolist()]
-    return found
-
-
-def _partners(
-    matches: Mapping[tuple[int, int], Matches] | None, items: Items, trained: Sequence[SAE]
-) -> list[list[Member]]:
-    """The matches of each item in the other trained SAEs."""
-    found: list[list[Member]] = []
-    for condition, place, latents in items.parts:
-        others = [
-            (trained[other], pair.partner.cpu())
-            for (one, other), pair in (matches or {}).items()
-            if one == place and condition == TRAINED
-        ]
-        found += [
-            [(sae, int(partner[number])) for sae, partner in others if partner[number] >= 0]
-            for number in latents.numbers.tolist()
-        ]
-    return found
-
-
-def _primary(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
-    if wanted is None:
-        return next(name for name in _PREFERRED if name in outcomes)
-    if wanted not in outcomes:
-        raise ValueError(
-            f"outcome must be one that is defined, {', '.join(outcomes)}, got {wanted!r}; rule "
-            f"needs rules, other seed matches, judge and embedding explanations"
-        )
-    return wanted
 
 
 def _steered(
@@ -379,62 +306,6 @@ def _best(tried: Trials, primary: str) -> Tensor:
     unknown = np.isnan(gain).any(1)
     gain[unknown] = tried.gain(SELF)[unknown]
     return torch.from_numpy(gain.argmax(1))
-
-
-def _predictions(
-    results: Results,
-    predictors: Mapping[str, Sequence[Tensor]] | None,
-    sizes: Sequence[int],
-    seed: int,
-) -> list[Prediction]:
-    """How well properties of trained latents foretell what steering gains."""
-    items = results.items
-    chosen = items.sample.of(TRAINED)
-    sae, latent = items.sample.sae[chosen], items.sample.latent[chosen]
-    covariates: dict[str, Floats] = {
-        "log firing rate": items.rate.log().numpy()[chosen],
-        "mean activation": items.mean.numpy()[chosen],
-        "encoder-decoder cosine": items.cosine.numpy()[chosen],
-    }
-    given: dict[str, Floats] = {}
-    for name, each in (predictors or {}).items():
-        if len(each) != len(sizes):
-            raise ValueError(
-                f"predictors[{name!r}] must be one tensor for each SAE, {len(sizes)}, got "
-                f"{len(each)}"
-            )
-        for place, (values, m) in enumerate(zip(each, sizes, strict=True)):
-            checks.shape(f"predictors[{name!r}][{place}]", values, (m,))
-        columns = [values.detach().double().cpu().numpy() for values in each]
-        given[name] = np.array([columns[s][j] for s, j in zip(sae, latent, strict=True)])
-    given["output score"] = results.output_score[chosen]
-    given["input score"] = results.input_score[chosen]
-    gain = results.reported.gain(results.primary)[chosen, 0]
-    success = results.reported.success(results.primary)[chosen, 0] >= 0.5
-    return predictions(gain, success, sae, {**given, **covariates}, covariates, seed)
-
-
-def _as_score(one: Prediction) -> Score:
-    return Score(
-        evaluation=NAME,
-        measure=one.measure,
-        condition=TRAINED,
-        **one.value._asdict(),
-        n=one.n,
-        task=one.by,
-        floor=0.5 if "auroc" in one.measure else 0.0,
-    )
-
-
-def _told(predicted: Sequence[Prediction], primary: str) -> Iterator[str]:
-    """Sentences on correlations with their tests."""
-    for one in predicted:
-        if np.isnan(one.value.value) or np.isnan(one.p):
-            continue
-        yield (
-            f"steer: {one.measure} of {one.by} with the gain by {primary}: {one.value.value:.3f} "
-            f"({one.value.low:.3f} to {one.value.high:.3f}), permutation p {one.p:.3f}, n {one.n}"
-        )
 
 
 def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefast.evaluation.steering_latents import Latents, Rows
-from saefast.evaluation.steering_outcomes import Continuations, Member, Outcome
-from saefast.evaluation.steering_scores import Sample
+from saefast.evaluation.steering.latents import Latents, Rows
+from saefast.evaluation.steering.outcomes import Continuations, Member, Outcome
+from saefast.evaluation.steering.scores import Sample
 from saefast.lm.generation import Edit, Opening, added, sampling_noise
 from saefast.lm.model import LanguageModel
 from saefast.sae import SAE, code_of

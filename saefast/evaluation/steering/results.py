@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED
-from saefast.evaluation.steering_runs import (
+from saefast.evaluation.steering.runs import (
     LATENT,
     MISMATCHED,
     Compared,
@@ -18,7 +18,7 @@ from saefast.evaluation.steering_runs import (
     Settings,
     Written,
 )
-from saefast.evaluation.steering_scores import Measure
+from saefast.evaluation.steering.scores import Measure
 
 CLOSE = 0.45
 """Cosine from which arXiv:2603.04198 calls a text close to an explanation"""

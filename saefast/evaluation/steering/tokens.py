@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast.evaluation.intervals import Floats
-from saefast.evaluation.steering_runs import LATENT, Items, Plan
+from saefast.evaluation.steering.runs import LATENT, Items, Plan
 from saefast.lm.generation import added
 from saefast.lm.unembedding import unembed
 from saefast.sae import code_of

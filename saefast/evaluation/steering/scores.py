@@ -12,6 +12,9 @@ from saefast.evaluation.intervals import DRAWS, NOWHERE, Floats, Interval
 from saefast.evaluation.scores import TRAINED, Score
 from saefast.nulls.draws import mass_matched
 
+NAME = "steer"
+"""Name of the evaluation"""
+
 _TAIL = 0.025
 _NAN = float("nan")
 
@@ -133,7 +136,7 @@ def _score(
     best = max(rivals, key=rivals.__getitem__, default="")
     floor = np.broadcast_to(measure.floor, len(chosen))
     score = Score(
-        evaluation="steer",
+        evaluation=NAME,
         measure=measure.name,
         condition=condition,
         **interval._asdict(),

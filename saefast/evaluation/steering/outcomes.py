@@ -5,7 +5,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.lm.generation import Opening
@@ -28,8 +30,13 @@ class Rater(Protocol):
     def name(self) -> str:
         """Name of the judge."""
 
-    def rate(self, explanation: str, texts: Sequence[str]) -> Sequence[float] | Tensor:
-        """Return for each text the probability that the explanation fits it, or NaN."""
+    def rate(
+        self, explanations: Sequence[str], texts: Sequence[str]
+    ) -> Sequence[float] | Tensor | NDArray[np.float64]:
+        """Return for each explanation [n] the probability that it fits its text [n], or NaN.
+
+        Texts to be compared stand next to each other.
+        """
 
 
 class Continuations:
@@ -209,24 +216,28 @@ class Preference:
 
     def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Compare texts with the unsteered one, see `Outcome`."""
-        gains = []
-        for one, its in zip(text.tolist(), item.tolist(), strict=True):
-            explanation = self._explanations[its]
-            assert explanation is not None
-            both = texts.texts[one], texts.texts[0]
-            steered, plain = self._rated(explanation, both)
-            plain_first, steered_second = self._rated(explanation, both[::-1])
-            for_it = steered > plain and steered_second > plain_first
-            against_it = steered < plain and steered_second < plain_first
-            gains.append(float(for_it) - float(against_it))
-        gain = torch.tensor(gains, dtype=torch.float64)
+        pairs = [(texts.texts[one], texts.texts[0]) for one in text.tolist()]
+        words = [self._explanations[one] or "" for one in item.tolist()]
+        steered, plain = self._rated(words, pairs)
+        plain_first, steered_second = self._rated(words, [pair[::-1] for pair in pairs])
+        for_it = (steered > plain) & (steered_second > plain_first)
+        against_it = (steered < plain) & (steered_second < plain_first)
+        gain = for_it.double() - against_it.double()
         return gain.clamp(min=0), gain
 
-    def _rated(self, explanation: str, texts: Sequence[str]) -> tuple[float, float]:
-        first, second = (float(rating) for rating in self.judge.rate(explanation, texts))
-        self.asked += 1
-        self.unread += first != first or second != second
-        return first, second
+    def _rated(self, words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """[2, p] float64: the ratings of both texts of each pair."""
+        texts = [text for pair in pairs for text in pair]
+        ratings = self.judge.rate([each for each in words for _ in range(2)], texts)
+        found = torch.as_tensor(ratings, dtype=torch.float64).cpu()
+        if found.shape != (len(texts),):
+            raise ValueError(
+                f"judge must rate each of {len(texts)} texts, got ratings of shape "
+                f"{tuple(found.shape)}"
+            )
+        self.asked += len(texts)
+        self.unread += int(found.isnan().sum())
+        return found.view(-1, 2).T
 
 
 def chosen_outcomes(

@@ -1,0 +1,18 @@
+"""Steer a language model along latents of SAEs, with controls, and predict where it succeeds."""
+
+from saefast.evaluation.steering.evaluation import OPENERS, STRENGTHS, Explanations, Rules, steer
+from saefast.evaluation.steering.outcomes import Embedding, Rater, Rule
+from saefast.evaluation.steering.runs import CONTROLS, STRENGTH_RULES
+
+__all__ = [
+    "CONTROLS",
+    "OPENERS",
+    "STRENGTHS",
+    "STRENGTH_RULES",
+    "Embedding",
+    "Explanations",
+    "Rater",
+    "Rule",
+    "Rules",
+    "steer",
+]

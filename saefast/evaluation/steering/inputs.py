@@ -1,0 +1,112 @@
+"""Line up what is known of latents with the sample that is steered with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from saefast.evaluation.scores import TRAINED
+from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.outcomes import SELF, Member, Outcome
+from saefast.evaluation.steering.runs import Items
+from saefast.match.result import Matches
+from saefast.sae import SAE
+
+_PREFERRED = ("rule", "other seed", "judge", SELF)
+"""Outcomes of which the first that is defined is the primary one"""
+
+
+def sampled_items(
+    every: Sequence[tuple[str, Sequence[SAE]]],
+    groups: Sequence[Mapping[str, Tensor]],
+    rows: Rows,
+    features: int,
+    seed: int,
+) -> Items:
+    """Sample latents of all conditions.
+
+    Args:
+        every: name and SAEs of each condition.
+        groups: of each trained SAE {name: [m] bool}.
+        rows: activations at the site.
+        features: number of latents of each SAE.
+        seed: seed of the sample and of random directions.
+    """
+    parts = [
+        (name, place, rows.latents(sae, features, groups[place] if name == TRAINED else {}, seed))
+        for name, saes in every
+        for place, sae in enumerate(saes)
+    ]
+    return Items(parts, rows, seed)
+
+
+def of_items(
+    name: str, given: Sequence[Any] | Mapping[str, Sequence[Any]] | None, items: Items
+) -> list[Any]:
+    """Return what was given for the latent of each item, or None.
+
+    Args:
+        name: of the argument.
+        given: for each SAE a sequence or mapping of its latents; or such for each condition.
+        items: latents.
+    """
+    by_condition = given if isinstance(given, Mapping) else {TRAINED: given or ()}
+    found: list[Any] = []
+    for condition, place, latents in items.parts:
+        of_saes = by_condition.get(condition, ())
+        if of_saes and place >= len(of_saes):
+            raise ValueError(
+                f"{name} must be one for each SAE of {condition}, got {len(of_saes)} for SAE "
+                f"number {place}"
+            )
+        its = of_saes[place] if of_saes else {}
+        if not isinstance(its, Mapping):
+            if len(its) != latents.sae.m:
+                raise ValueError(
+                    f"{name}[{place}] must be one for each of the {latents.sae.m} latents, got "
+                    f"{len(its)}"
+                )
+            its = dict(enumerate(its))
+        found += [its.get(number) for number in latents.numbers.tolist()]
+    return found
+
+
+def partners_of(
+    matches: Mapping[tuple[int, int], Matches] | None, items: Items, trained: Sequence[SAE]
+) -> list[list[Member]]:
+    """Return the matches of each item in the other trained SAEs.
+
+    Args:
+        matches: {(SAE, other SAE): matches of the first one's latents}.
+        items: latents.
+        trained: trained SAEs.
+    """
+    found: list[list[Member]] = []
+    for condition, place, latents in items.parts:
+        others = [
+            (trained[other], pair.partner.cpu())
+            for (one, other), pair in (matches or {}).items()
+            if one == place and condition == TRAINED
+        ]
+        found += [
+            [(sae, int(partner[number])) for sae, partner in others if partner[number] >= 0]
+            for number in latents.numbers.tolist()
+        ]
+    return found
+
+
+def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
+    """Return the wanted outcome, or the first of rule, other seed, judge and self.
+
+    Args:
+        wanted: name of an outcome.
+        outcomes: those that are defined.
+    """
+    if wanted is None:
+        return next(name for name in _PREFERRED if name in outcomes)
+    if wanted not in outcomes:
+        raise ValueError(
+            f"outcome must be one that is defined, {', '.join(outcomes)}, got {wanted!r}; rule "
+            f"needs rules, other seed matches, judge and embedding explanations"
+        )
+    return wanted

@@ -1,0 +1,83 @@
+"""Relate properties of sampled latents to what steering with them gained."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from saefast import checks
+from saefast.evaluation.intervals import Floats
+from saefast.evaluation.scores import TRAINED, Score
+from saefast.evaluation.steering.prediction import Prediction, predictions
+from saefast.evaluation.steering.results import Results
+from saefast.evaluation.steering.scores import NAME
+
+
+def predicted_gain(
+    results: Results,
+    predictors: Mapping[str, Sequence[Tensor]] | None,
+    sizes: Sequence[int],
+    seed: int,
+) -> list[Prediction]:
+    """Return how well properties of trained latents foretell what steering gains.
+
+    Args:
+        results: what steering gained.
+        predictors: by name, for each trained SAE [m].
+        sizes: m of each trained SAE.
+        seed: seed of resamples, permutations and folds.
+    """
+    items = results.items
+    chosen = items.sample.of(TRAINED)
+    sae, latent = items.sample.sae[chosen], items.sample.latent[chosen]
+    covariates: dict[str, Floats] = {
+        "log firing rate": items.rate.log().numpy()[chosen],
+        "mean activation": items.mean.numpy()[chosen],
+        "encoder-decoder cosine": items.cosine.numpy()[chosen],
+    }
+    given: dict[str, Floats] = {}
+    for name, each in (predictors or {}).items():
+        if len(each) != len(sizes):
+            raise ValueError(
+                f"predictors[{name!r}] must be one tensor for each SAE, {len(sizes)}, got "
+                f"{len(each)}"
+            )
+        for place, (values, m) in enumerate(zip(each, sizes, strict=True)):
+            checks.shape(f"predictors[{name!r}][{place}]", values, (m,))
+        columns = [values.detach().double().cpu().numpy() for values in each]
+        given[name] = np.array([columns[s][j] for s, j in zip(sae, latent, strict=True)])
+    given["output score"] = results.output_score[chosen]
+    given["input score"] = results.input_score[chosen]
+    gain = results.reported.gain(results.primary)[chosen, 0]
+    success = results.reported.success(results.primary)[chosen, 0] >= 0.5
+    return predictions(gain, success, sae, {**given, **covariates}, covariates, seed)
+
+
+def as_score(one: Prediction) -> Score:
+    """Return a prediction as a score whose task is the predictor."""
+    return Score(
+        evaluation=NAME,
+        measure=one.measure,
+        condition=TRAINED,
+        **one.value._asdict(),
+        n=one.n,
+        task=one.by,
+        floor=0.5 if "auroc" in one.measure else 0.0,
+    )
+
+
+def told(predicted: Sequence[Prediction], primary: str) -> Iterator[str]:
+    """Yield a sentence on the rank correlations of each predictor, with their tests."""
+    found = {(one.measure, one.by): one for one in predicted}
+    for by in dict.fromkeys(one.by for one in predicted):
+        plain, partial = (found.get((kind, by)) for kind in ("spearman", "partial spearman"))
+        if plain is not None and partial is not None:
+            yield (
+                f"steer: rank correlation of {by} with the gain by {primary}: {_number(plain)}; "
+                f"rate, mean activation and encoder-decoder cosine held fixed: {_number(partial)}"
+            )
+
+
+def _number(one: Prediction) -> str:
+    value, low, high = one.value
+    return f"{value:.3f} ({low:.3f} to {high:.3f}, permutation p {one.p:.3f}, n {one.n})"
