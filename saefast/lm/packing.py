@@ -1,6 +1,6 @@
 """From documents to batches of tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -61,13 +61,13 @@ class Packing:
         for tokens in self._contexts(corpus, tokenizer):
             contexts.append(tokens)
             if len(contexts) == self.batch_size:
-                yield self._batch(contexts, tokenizer)
+                yield token_batch(contexts, tokenizer, self.drop_bos)
                 contexts = []
         if contexts:
-            yield self._batch(contexts, tokenizer)
+            yield token_batch(contexts, tokenizer, self.drop_bos)
 
     def _contexts(self, corpus: Corpus, tokenizer: Any) -> Iterator[list[int]]:
-        begin = self._beginning(tokenizer)
+        begin = beginning(tokenizer, self.prepend_bos)
         room = self.context - len(begin)
         encode: Callable[[str], list[int]] = _encoder(tokenizer)
         between = encode("\n\n") if self.packed else []
@@ -87,31 +87,46 @@ class Packing:
         if len(begin) + len(left) > 1:
             yield begin + left
 
-    def _beginning(self, tokenizer: Any) -> list[int]:
-        bos = tokenizer.bos_token_id
-        if self.prepend_bos is None:
-            usual = tokenizer("")["input_ids"]
-            return [bos] if bos is not None and usual[:1] == [bos] else []
-        if self.prepend_bos and bos is None:
-            raise ValueError(
-                "prepend_bos needs a tokenizer with a BOS token, and this one has none; leave "
-                "prepend_bos out"
-            )
-        return [bos] if self.prepend_bos else []
 
-    def _batch(self, contexts: list[list[int]], tokenizer: Any) -> TokenBatch:
-        length = max(len(tokens) for tokens in contexts)
-        ids = torch.zeros(len(contexts), length, dtype=torch.int64)
-        real = torch.zeros(len(contexts), length, dtype=torch.bool)
-        for row, tokens in enumerate(contexts):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            real[row, : len(tokens)] = True
-        kept = real.clone()
-        if self.drop_bos:
-            kept[:, 0] = False
-            if tokenizer.bos_token_id is not None:
-                kept &= ids != tokenizer.bos_token_id
-        return TokenBatch(ids, real, kept)
+def beginning(tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
+    """Return the tokens that begin every context: BOS or none.
+
+    Args:
+        tokenizer: the tokenizer.
+        prepend_bos: whether BOS does; None: where the tokenizer by itself puts it.
+    """
+    bos = tokenizer.bos_token_id
+    if prepend_bos is None:
+        usual = tokenizer("")["input_ids"]
+        return [bos] if bos is not None and usual[:1] == [bos] else []
+    if prepend_bos and bos is None:
+        raise ValueError(
+            "prepend_bos needs a tokenizer with a BOS token, and this one has none; leave "
+            "prepend_bos out"
+        )
+    return [bos] if prepend_bos else []
+
+
+def token_batch(contexts: Sequence[Sequence[int]], tokenizer: Any, drop_bos: bool) -> TokenBatch:
+    """Fill up contexts on the right to the length of the longest.
+
+    Args:
+        contexts: tokens of each.
+        tokenizer: the tokenizer.
+        drop_bos: whether first positions and BOS are left out of `kept`.
+    """
+    length = max(len(tokens) for tokens in contexts)
+    ids = torch.zeros(len(contexts), length, dtype=torch.int64)
+    real = torch.zeros(len(contexts), length, dtype=torch.bool)
+    for row, tokens in enumerate(contexts):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        real[row, : len(tokens)] = True
+    kept = real.clone()
+    if drop_bos:
+        kept[:, 0] = False
+        if tokenizer.bos_token_id is not None:
+            kept &= ids != tokenizer.bos_token_id
+    return TokenBatch(ids, real, kept)
 
 
 def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -1,0 +1,73 @@
+"""Ask which latents are the best of their tasks: are they stable, do two seeds agree on them."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast.sae import SAE
+
+
+def agreement(
+    saes: Sequence[SAE], best: Sequence[Sequence[int]], random: Sequence[Sequence[Tensor]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Measure how often the best latents of a task in two SAEs are matched to each other.
+
+    Two latents are matched if the decoder row of each is the other's nearest by cosine.
+
+    Args:
+        saes: the SAEs.
+        best: for each SAE the best latent of each task.
+        random: for each SAE and task [draws] random latents that are about as active.
+
+    Returns:
+        [pairs, tasks] 0 or 1, and the same for the random latents, as a mean over draws.
+    """
+    found, chance = [], []
+    for a, b in combinations(range(len(saes)), 2):
+        mine, its = _unit(saes[a]), _unit(saes[b])
+        found.append(_matched(mine, its, torch.tensor(best[a]), torch.tensor(best[b])))
+        drawn = zip(random[a], random[b], strict=True)
+        chance.append([_matched(mine, its, x, y).mean() for x, y in drawn])
+    return np.array(found, dtype=np.float64), np.array(chance, dtype=np.float64)
+
+
+def _unit(sae: SAE) -> Tensor:
+    rows = sae.W_dec.detach().double().cpu()
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _matched(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> NDArray[np.float64]:
+    """Return for each pair of latents whether each is the other's nearest: 0 or 1; NaN for none."""
+    known = (first >= 0) & (second >= 0)
+    x, y = first.clamp(min=0), second.clamp(min=0)
+    forward = (a[x] @ b.T).argmax(1) == y
+    backward = (b[y] @ a.T).argmax(1) == x
+    return np.where(known.numpy(), (forward & backward).double().numpy(), np.nan)
+
+
+def hypergeometric_tail(hits: int, drawn: int, marked: int, total: int) -> float:
+    """Return the chance of at least `hits` marked items among `drawn` of `total`.
+
+    Args:
+        hits: number of marked items that were drawn.
+        drawn: number of items drawn without replacement.
+        marked: number of marked items.
+        total: number of items.
+    """
+    most = min(drawn, marked)
+    ways = [
+        _log_choose(marked, n) + _log_choose(total - marked, drawn - n)
+        for n in range(hits, most + 1)
+        if drawn - n <= total - marked
+    ]
+    whole = _log_choose(total, drawn)
+    return min(1.0, math.fsum(math.exp(way - whole) for way in ways))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
