@@ -68,6 +68,8 @@ class Probed:
     """mean over permutations of the training labels"""
     groups: Mapping[str, Mapping[int, float]]
     """by group, and by "NAME:mass" the mean over mass-matched sets"""
+    masks: Mapping[str, Tensor]
+    """[m] bool of each group"""
     shares: Mapping[str, float]
     """share of the activation mass that is in each group"""
 
@@ -147,6 +149,7 @@ def probe_latents(
         near=near,
         permuted=values.pop("permuted", nothing),
         groups=values,
+        masks={} if controls is None else controls.groups,
         shares=shares,
     )
 
@@ -204,15 +207,16 @@ def _random_sets(
 
 @torch.no_grad()
 def probe_wide(
-    columns: Tensor, split: Split, rule: ProbingRule, *, standardise: bool
+    columns: Tensor, standardise: bool, split: Split, rule: ProbingRule
 ) -> tuple[float, Interval]:
     """Fit an L2-penalised probe to all columns, with C chosen in five folds.
 
     Args:
         columns: [n, p].
+        standardise: whether columns get variance 1; else their logarithms are taken, and rows get
+            norm 1.
         split: labels, and which examples are the test part.
         rule: rule whose measure is taken.
-        standardise: whether columns get variance 1, else rows get norm 1.
     """
     train = ~split.test
     if standardise:
