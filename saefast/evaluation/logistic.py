@@ -16,11 +16,13 @@ from torch import Tensor
 
 _ITERATIONS = 100
 _HALVINGS = 30
-_TOLERANCE = 1e-10  # of the gradient, as a share of the gradient at zero
+_EXACT, _ROUGH = 1e-10, 1e-4
+"""Largest gradient, as a share of that at zero, of a fit that is returned or only compared"""
 _DIRECT = 80  # largest width whose Hessians are formed
 _CG_ITERATIONS = 60
 _CG_TOLERANCE = 1e-4
-_SWEEPS = 1000
+_SWEEPS = 100
+_ENOUGH = 1e-8  # of the first sweep's largest gain, where coordinate descent ends
 
 
 class Fit(NamedTuple):
@@ -36,7 +38,13 @@ class Fit(NamedTuple):
         return (x.double() @ self.weight[..., None])[..., 0] + self.intercept[..., None]
 
 
-def fit_l2(x: Tensor, labels: Tensor, inverse_penalty: Tensor, shares: Tensor | None = None) -> Fit:
+def fit_l2(
+    x: Tensor,
+    labels: Tensor,
+    inverse_penalty: Tensor,
+    shares: Tensor | None = None,
+    tolerance: float = _EXACT,
+) -> Fit:
     """Fit L2-penalised logistic regressions.
 
     Args:
@@ -44,6 +52,7 @@ def fit_l2(x: Tensor, labels: Tensor, inverse_penalty: Tensor, shares: Tensor | 
         labels: [b, n] bool or 0 and 1.
         inverse_penalty: [q] C of each variant of a problem.
         shares: [q, n] how often each row counts in each variant, 0 to leave it out; None: once.
+        tolerance: largest gradient of the result, as a share of the gradient at zero.
 
     Returns:
         Coefficients [b, q, p] of every problem and variant.
@@ -57,7 +66,7 @@ def fit_l2(x: Tensor, labels: Tensor, inverse_penalty: Tensor, shares: Tensor | 
     penalised = rows.new_ones(rows.shape[2])
     penalised[-1] = 0
     problem = _Ridge(rows, target, weights, penalised)
-    found = problem.solve()
+    found = problem.solve(tolerance)
     return Fit(found[..., :-1], found[..., -1])
 
 
@@ -74,12 +83,12 @@ class _Ridge:
             bound = weights @ x[0].square() / 4 + penalised
             self._scale = 1 / bound.clamp(min=1e-12)
 
-    def solve(self) -> Tensor:
+    def solve(self, tolerance: float) -> Tensor:
         """Return coefficients [b, q, p]."""
         x, b = self._x, len(self._x)
         w = x.new_zeros(b, len(self._weights), x.shape[2])
         value, gradient, curvature = self._at(w)
-        enough = _TOLERANCE * gradient.abs().amax(2).clamp(min=1e-300)
+        enough = tolerance * gradient.abs().amax(2).clamp(min=1e-300)
         for _ in range(_ITERATIONS):
             open_ = gradient.abs().amax(2) > enough
             if not bool(open_.any()):
@@ -162,7 +171,7 @@ def choose_penalty(
     count = int(folds.max()) + 1
     inside = (folds[None] != torch.arange(count)[:, None]).double()
     shares = inside.repeat(len(candidates), 1)
-    fit = fit_l2(x, labels, candidates.repeat_interleave(count), shares)
+    fit = fit_l2(x, labels, candidates.repeat_interleave(count), shares, _ROUGH)
     odds = fit.weight @ x.double().mT + fit.intercept[..., None]
     losses = torch.nn.functional.softplus(odds) - labels.double()[:, None] * odds
     left_out = (losses * (1 - shares)).sum(2).unflatten(1, (len(candidates), count)).sum(2)
@@ -178,13 +187,16 @@ def fit_l1(x: Tensor, labels: Tensor, inverse_penalty: float, start: Fit | None 
         inverse_penalty: C.
         start: coefficients to begin with, of a neighbouring C.
     """
-    rows = np.concatenate([x.double().numpy(), np.ones((len(x), 1))], 1)
+    # Less their mean, columns do not pull at the intercept, which is not penalised.
+    columns = x.double().numpy()
+    mean = columns.mean(0)
+    rows = np.concatenate([columns - mean, np.ones((len(x), 1))], 1)
     target = labels.double().numpy()
     penalty = np.full(rows.shape[1], 1.0 / inverse_penalty)
     penalty[-1] = 0.0
     w = np.zeros(rows.shape[1])
     if start is not None:
-        w = np.append(start.weight.numpy(), float(start.intercept))
+        w = np.append(start.weight.numpy(), float(start.intercept) + mean @ start.weight.numpy())
 
     def value(w: NDArray[np.float64]) -> float:
         odds = rows @ w
@@ -199,8 +211,6 @@ def fit_l1(x: Tensor, labels: Tensor, inverse_penalty: float, start: Fit | None 
         aim = _lasso_step(w, gradient, hessian, penalty)
         direction = aim - w
         decrease = float(gradient @ direction + (penalty * (np.abs(aim) - np.abs(w))).sum())
-        if decrease > -1e-14 * max(abs(before), 1.0):
-            break
         size = 1.0
         after = value(w + direction)
         while after > before + 1e-4 * size * decrease + 1e-14 * abs(before) and size > 2.0**-_HALVINGS:
@@ -209,8 +219,11 @@ def fit_l1(x: Tensor, labels: Tensor, inverse_penalty: float, start: Fit | None 
         if after > before + 1e-14 * abs(before):
             break
         w = w + size * direction
+        if decrease > -1e-12 * max(abs(before), 1.0):
+            break
         before = after
-    return Fit(torch.from_numpy(w[:-1]), torch.tensor(w[-1], dtype=torch.float64))
+    intercept = torch.tensor(w[-1] - mean @ w[:-1], dtype=torch.float64)
+    return Fit(torch.from_numpy(w[:-1]), intercept)
 
 
 def _lasso_step(
@@ -223,6 +236,7 @@ def _lasso_step(
     aim = w.copy()
     slope = gradient.copy()  # of the quadratic model at `aim`
     diagonal = np.maximum(np.diag(hessian), 1e-12)
+    first = 0.0
     for _ in range(_SWEEPS):
         largest = 0.0
         for j in range(len(aim)):
@@ -234,7 +248,8 @@ def _lasso_step(
                 slope += change * hessian[:, j]
                 aim[j] = new
                 largest = max(largest, change * change * diagonal[j])
-        if largest <= 1e-14:
+        first = max(first, largest)
+        if largest <= _ENOUGH * first:
             break
     return aim
 

@@ -1,7 +1,7 @@
 """Turn what was probed, task by task and SAE by SAE, into scores."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,7 @@ class Results:
             primary=k == self.ks[0],
             seed=self.seed,
         )
+        scores = [self._of_one(score, intervals) for score in scores]
         noise = self._noise(k, by_task=True).std(0, ddof=1)
         closed = {
             name: np.array(
@@ -135,6 +136,15 @@ class Results:
             rivals=[*rivals, RANDOM, TEXT],
             seed=self.seed,
         )
+
+    def _of_one(
+        self, score: Score, intervals: Mapping[str, Sequence[Sequence[Interval]]]
+    ) -> Score:
+        """Give the overall score of one SAE and task the interval over its examples."""
+        known = intervals.get(score.condition, ())
+        if score.task or len(self.tasks) > 1 or len(known) != 1:
+            return score
+        return replace(score, low=known[0][0].low, high=known[0][0].high)
 
     def _by_sae(self) -> list[tuple[Sequence[Probed], ...]]:
         return list(zip(*(task.trained for task in self.tasks), strict=True))

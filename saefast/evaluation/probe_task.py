@@ -47,7 +47,11 @@ class Controls:
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     """groups of latents [m] bool"""
     mass: Tensor | None = None
-    """[m] activation mass; None: the sum over the examples"""
+    """[m] activation mass; None: the sum over the examples times `norms`"""
+    norms: Tensor | None = None
+    """[m] norms of decoder rows; None: all one"""
+    number: int = 0
+    """number of the SAE: each has draws of its own"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,12 @@ def probe_latents(
     shares: dict[str, float] = {}
     if controls is not None:
         live = (latents[train] != 0).any(0)
-        mass = latents.double().sum(0) if controls.mass is None else controls.mass.double()
-        sets = _random_sets(best, latents, live, split.seed, controls.draws)
+        activity = latents.double().sum(0)
+        if controls.norms is not None:
+            activity = activity * controls.norms.double()
+        mass = activity if controls.mass is None else controls.mass.double()
+        generator = generator_of(split.seed, "random latents", controls.number)
+        sets = _random_sets(best, activity, live, generator, controls.draws)
         near = sets[:, 0]
         picks += [_Pick("random", its, split.labels) for its in sets]
         picks += [
@@ -124,7 +132,7 @@ def probe_latents(
             shares[name] = float(mass[mask].sum() / mass.sum().clamp(min=1e-300))
             picks.append(_Pick(name, largest(choice[0], most, mask & live), split.labels))
             for draw in range(controls.draws):
-                allowed = mass_matched(mask, mass, split.seed, draw) & live
+                allowed = mass_matched(mask, mass, split.seed + controls.number, draw) & live
                 its = largest(choice[0], most, allowed)
                 picks.append(_Pick(f"{name}:mass", its, split.labels))
     values: dict[str, dict[int, float]] = {pick.kind: {} for pick in picks}
@@ -180,16 +188,14 @@ def _permutations(split: Split, draws: int) -> list[Tensor]:
 
 
 def _random_sets(
-    best: Tensor, latents: Tensor, live: Tensor, seed: int, draws: int
+    best: Tensor, activity: Tensor, live: Tensor, generator: torch.Generator, draws: int
 ) -> Tensor:
-    """Draw sets [draws, k] of live latents, each near in mass to the chosen one in its place."""
-    mass = latents.double().sum(0)
-    order = mass.argsort(stable=True)
+    """Draw sets [draws, k] of live latents, each about as active as the chosen one in its place."""
+    order = activity.argsort(stable=True)
     order = order[live[order]]
-    rank = torch.full((len(mass),), -1)
+    rank = torch.full((len(activity),), -1)
     rank[order] = torch.arange(len(order))
     reach = max(_FEWEST_NEAR, int(len(order) * _NEAR))
-    generator = generator_of(seed, "random latents")
     sets = torch.full((draws, len(best)), -1)
     for its in sets:
         taken = set(best.tolist())

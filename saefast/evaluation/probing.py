@@ -177,7 +177,7 @@ def _rule(method: str, pool: str | None, select: str | None) -> ProbingRule:
 
 
 def _numbers(k: int | Sequence[int]) -> list[int]:
-    ks = [k] if isinstance(k, int) else list(k)
+    ks = list(k) if isinstance(k, Sequence) else [k]
     for value in ks:
         checks.whole("k", value)
         checks.at_least("k", value, 1)
@@ -246,5 +246,13 @@ def _controls(
             checks.shape(f"mass[{number}]", its_mass, (sae.m,))
             its_mass = its_mass.cpu()
         its_groups = {name: mask.cpu() for name, mask in each_groups[number].items()}
-        controls.append(Controls(draws=draws, groups=its_groups, mass=its_mass))
+        controls.append(
+            Controls(
+                draws=draws,
+                groups=its_groups,
+                mass=its_mass,
+                norms=sae.W_dec.detach().double().cpu().norm(dim=1),
+                number=number,
+            )
+        )
     return controls
