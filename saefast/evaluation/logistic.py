@@ -6,7 +6,6 @@ scikit-learn's: C times the sum of the losses, plus |w|^2 / 2 or |w|_1.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -154,9 +153,7 @@ class _Ridge:
         return step
 
 
-def choose_penalty(
-    x: Tensor, labels: Tensor, candidates: Tensor, folds: Tensor
-) -> Tensor:
+def choose_penalty(x: Tensor, labels: Tensor, candidates: Tensor, folds: Tensor) -> Tensor:
     """Choose C for each problem by the loss on rows left out; ties go to the strongest penalty.
 
     Args:
@@ -213,7 +210,9 @@ def fit_l1(x: Tensor, labels: Tensor, inverse_penalty: float, start: Fit | None 
         decrease = float(gradient @ direction + (penalty * (np.abs(aim) - np.abs(w))).sum())
         size = 1.0
         after = value(w + direction)
-        while after > before + 1e-4 * size * decrease + 1e-14 * abs(before) and size > 2.0**-_HALVINGS:
+        while (
+            after > before + 1e-4 * size * decrease + 1e-14 * abs(before) and size > 2.0**-_HALVINGS
+        ):
             size /= 2
             after = value(w + size * direction)
         if after > before + 1e-14 * abs(before):
@@ -271,5 +270,3 @@ def principal_coordinates(x: Tensor, train: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(inner[train])
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     return inner @ (vectors[:, kept] / values[kept].sqrt())
-
-

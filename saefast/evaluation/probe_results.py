@@ -28,6 +28,14 @@ _NO_RIVALS = ("permuted_decoder",)
 Table = NDArray[np.float64]
 
 
+def _closed(values: Table, floor: float, gaps: Sequence[tuple[float, float]]) -> list[float]:
+    """Return how much of the gap from the floor to each task's ceiling values [tasks] close."""
+    return [
+        gap_closed(value, floor, ceiling, noise)
+        for value, (ceiling, noise) in zip(values.tolist(), gaps, strict=True)
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskResults:
     """What one task gave."""
@@ -119,13 +127,9 @@ class Results:
         )
         scores = [self._of_one(score, intervals) for score in scores]
         noise = self._noise(k, by_task=True).std(0, ddof=1)
-        closed = {
-            name: np.array(
-                [[gap_closed(v, floor, c, s) for v, c, s in zip(row, ceiling, noise, strict=True)]
-                 for row in values[name]]
-            )  # fmt: skip
-            for name in [TRAINED, *rivals, RANDOM, TEXT]
-        }
+        gaps = list(zip(ceiling, noise, strict=True))
+        shown = [TRAINED, *rivals, RANDOM, TEXT]
+        closed = {name: [_closed(row, floor, gaps) for row in values[name]] for name in shown}
         return scores + measured(
             NAME,
             f"gap closed at {k}",
@@ -137,9 +141,7 @@ class Results:
             seed=self.seed,
         )
 
-    def _of_one(
-        self, score: Score, intervals: Mapping[str, Sequence[Sequence[Interval]]]
-    ) -> Score:
+    def _of_one(self, score: Score, intervals: Mapping[str, Sequence[Sequence[Interval]]]) -> Score:
         """Give the overall score of one SAE and task the interval over its examples."""
         known = intervals.get(score.condition, ())
         if score.task or len(self.tasks) > 1 or len(known) != 1:

@@ -175,9 +175,7 @@ def _places(
     return example, text, position
 
 
-def _first_within(
-    offsets: Sequence[tuple[int, int]], span: Span, text: str
-) -> int | None:
+def _first_within(offsets: Sequence[tuple[int, int]], span: Span, text: str) -> int | None:
     """Return the first token whose characters, but white space, lie within the span."""
     for at, (start, end) in enumerate(offsets):
         if start >= span.end:
@@ -216,7 +214,9 @@ def sharing_texts(tasks: Sequence[LabelledTask]) -> Iterator[list[LabelledTask]]
     """Yield runs of tasks that follow each other and have the same texts."""
     run: list[LabelledTask] = []
     for task in tasks:
-        if run and (task.texts is not run[0].texts or (task.spans is None) != (run[0].spans is None)):
+        if run and (
+            task.texts is not run[0].texts or (task.spans is None) != (run[0].spans is None)
+        ):
             yield run
             run = []
         run.append(task)

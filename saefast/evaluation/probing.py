@@ -236,9 +236,7 @@ def _controls(
     if mass is not None:
         each_mass = [mass] if isinstance(mass, Tensor) else list(mass)
         if len(each_mass) != len(saes):
-            raise ValueError(
-                f"mass must be one for each SAE, {len(saes)}, got {len(each_mass)}"
-            )
+            raise ValueError(f"mass must be one for each SAE, {len(saes)}, got {len(each_mass)}")
     controls = []
     for number, sae in enumerate(saes):
         its_mass = each_mass[number]

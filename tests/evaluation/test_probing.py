@@ -11,7 +11,6 @@ from torch import Tensor
 pytest.importorskip("transformers", reason="needs saefast[lm]")
 
 from helpers.tiny_lm import D, llama, random_sae
-from helpers.tolerance import assert_same_bits
 
 import saefast
 from saefast.evaluation.conditions import Condition, rival_conditions
@@ -222,7 +221,9 @@ def test_the_same_arguments_give_the_same_bytes_on_any_number_of_threads(
     assert str(found[0].scores) == str(found[1].scores)
     assert found[0].noise == found[1].noise
     assert found[0].lines() == found[1].lines()
-    other = quietly(planted_model(DIRECTIONS), SITE, dictionary(DIRECTIONS), tasks, seed=1, pool="mean")
+    other = quietly(
+        planted_model(DIRECTIONS), SITE, dictionary(DIRECTIONS), tasks, seed=1, pool="mean"
+    )
     assert other.lines() != found[0].lines()
 
 
@@ -250,9 +251,7 @@ def test_latents_are_pooled_over_the_tokens_of_a_text(pool: str, bos: bool) -> N
     texts = [word[: 2 + number % 7] for number, word in enumerate(words(60, 3))] + ["q"]
     one = LabelledTask(name="t", texts=tuple(texts), labels=(True, *[False, True] * 30))
     site = find_site(model.model, 1)
-    (found,) = task_rows(
-        model, site, [one], pool=pool, context=6, batch_size=7, drop_bos=True
-    )
+    (found,) = task_rows(model, site, [one], pool=pool, context=6, batch_size=7, drop_bos=True)
     rows = []
     for text in texts:
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -22,7 +22,6 @@ from saefast.evaluation.probing_rules import (
     standardised,
 )
 
-
 _L1 = np.logspace(5, -5, 10).tolist()
 
 
@@ -50,7 +49,9 @@ def test_differences_are_those_of_the_means() -> None:
     x, labels = pooled()
     x[:, 7] = 0
     difference = x[labels].double().mean(0) - x[~labels].double().mean(0)
-    typical = [float(column[column != 0].mean()) if (column != 0).any() else 0 for column in x.T.double()]
+    typical = [
+        float(column[column != 0].mean()) if (column != 0).any() else 0 for column in x.T.double()
+    ]
     for name, expected in [
         ("difference", difference),
         ("normalised", difference / (torch.tensor(typical) + 1e-6)),
@@ -108,7 +109,9 @@ def test_one_latent_is_scored_by_itself() -> None:
     rising = x[:, [39]]
     falling = -rising
     for column in (rising, falling):
-        (decision,) = cross_validated(column[train][None], labels[train][None], column[~train][None], 0)
+        (decision,) = cross_validated(
+            column[train][None], labels[train][None], column[~train][None], 0
+        )
         assert auroc(labels[~train], decision) == auroc(labels[~train], rising[~train, 0])
 
 
@@ -118,7 +121,9 @@ def test_several_latents_are_standardised_and_penalised_as_cross_validation_says
     x, labels = pooled(n=150)
     train = torch.arange(len(x)) % 3 > 0
     columns = x[:, [0, 12, 33, 39]]
-    (decision,) = cross_validated(columns[train][None], labels[train][None], columns[~train][None], 4)
+    (decision,) = cross_validated(
+        columns[train][None], labels[train][None], columns[~train][None], 4
+    )
     inside, outside = standardised(columns[train], columns[~train])
     np.testing.assert_allclose(inside.std(0, correction=0), 1)
     model = sklearn.LogisticRegressionCV(
@@ -154,14 +159,19 @@ def test_the_lasso_search_is_that_of_a_loop_over_sklearn() -> None:
     model = fitted(_L1[int(np.argmax(values))], slice(None))
     found = lasso_search(columns, labels, seed=0)
     np.testing.assert_allclose(
-        found.decision(columns).numpy(), model.decision_function(columns.numpy()), rtol=1e-2, atol=0.02
+        found.decision(columns).numpy(),
+        model.decision_function(columns.numpy()),
+        rtol=1e-2,
+        atol=0.02,
     )
 
 
 def test_few_examples_are_searched_in_six_folds() -> None:
     x, labels = pooled(n=60)
     columns = x[:, [0, 12, 39]].double()
-    assert_same_bits(lasso_search(columns, labels, 3).weight, lasso_search(columns, labels, 3).weight)
+    assert_same_bits(
+        lasso_search(columns, labels, 3).weight, lasso_search(columns, labels, 3).weight
+    )
     assert lasso_search(columns, labels, 3).weight.isfinite().all()
 
 

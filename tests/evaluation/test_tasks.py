@@ -1,4 +1,4 @@
-"""Labelled tasks: what is dropped, how they are split, and the tables and packages they come from."""
+"""Labelled tasks: what is dropped, how they are split, what they are read from."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
@@ -39,7 +39,9 @@ def test_repeated_texts_are_dropped_and_those_of_both_labels_altogether() -> Non
     assert len(set(words)) == len(words)
     assert "bad 3" not in words
     assert sum(task.labels) == len(task.labels) / 2 == 29
-    assert all(text.startswith("good") == label for text, label in zip(words, task.labels, strict=True))
+    assert all(
+        text.startswith("good") == label for text, label in zip(words, task.labels, strict=True)
+    )
     assert task.notes == ("t: 4 of 63 texts dropped as repeated",)
 
 
@@ -70,7 +72,9 @@ def test_documents_are_never_split() -> None:
         documents=tuple(number // 12 for number in range(120)),
     )
     test = task.test_examples(3)
-    sides = {(document, bool(its)) for document, its in zip(task.documents or (), test, strict=True)}
+    sides = {
+        (document, bool(its)) for document, its in zip(task.documents or (), test, strict=True)
+    }
     assert len(sides) == 10
     assert sum(its for _, its in sides) == 3
 
@@ -125,8 +129,12 @@ def test_a_table_of_three_classes_is_three_tasks(tmp_path: Path) -> None:
     assert [task.name for task in tasks] == ["t blue", "t green", "t red"]
     for task in tasks:
         own = task.name.split()[1]
-        assert all(text.startswith(own) == its for text, its in zip(task.texts, task.labels, strict=True))
-        others = [text.split()[0] for text, its in zip(task.texts, task.labels, strict=True) if not its]
+        assert all(
+            text.startswith(own) == its for text, its in zip(task.texts, task.labels, strict=True)
+        )
+        others = [
+            text.split()[0] for text, its in zip(task.texts, task.labels, strict=True) if not its
+        ]
         assert len(others) == 40
         assert {word: others.count(word) for word in words if word != own} == dict.fromkeys(
             [word for word in words if word != own], 20
@@ -151,7 +159,10 @@ _TEXTS, _LABELS = two_classes()
             {"text": _TEXTS[29:32], "label": _LABELS[29:32]},
             "at least 20 different texts, but 'False' has 2, 'True' has 1",
         ),
-        ({"words": _TEXTS, "label": _LABELS}, "must have the columns 'text' and 'label', got words"),
+        (
+            {"words": _TEXTS, "label": _LABELS},
+            "must have the columns 'text' and 'label', got words",
+        ),
         ({"text": [], "label": []}, "must hold rows, got none"),
     ],
 )
@@ -162,7 +173,7 @@ def test_bad_tables_are_named(tmp_path: Path, columns: dict[str, list[Any]], mes
 
 
 def test_unreadable_tables_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no.csv does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist"):
         table_tasks(tmp_path / "no.csv")
     for name, content, message in [
         ("t.parquet", "text", "cannot be read as a table"),
@@ -228,7 +239,9 @@ def test_default_tasks_come_first() -> None:
 def test_news_is_told_from_other_news() -> None:
     (task,) = labelled_tasks(names=["agnews_1"])
     assert all(text.startswith("news") for text in task.texts)
-    assert all(("agnews_1" in text) == its for text, its in zip(task.texts, task.labels, strict=True))
+    assert all(
+        ("agnews_1" in text) == its for text, its in zip(task.texts, task.labels, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("small_package")

@@ -69,9 +69,7 @@ def code_tasks(
                 found[token.kind].append(span)
             texts.append(source[start:end])
             documents.append(document)
-    return [
-        _task(name, found, tuple(texts), documents, examples, seed) for name in names[:limit]
-    ]
+    return [_task(name, found, tuple(texts), documents, examples, seed) for name in names[:limit]]
 
 
 def _task(
@@ -188,7 +186,7 @@ def _docstrings(tree: ast.Module) -> set[_Place]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    places.add((first.value.lineno, first.value.col_offset))
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                places.add((value.lineno, value.col_offset))
     return places

@@ -97,9 +97,10 @@ def _read(path: Path) -> dict[str, list[Any]]:
     import pyarrow.csv as pc
     import pyarrow.parquet as pq
 
+    columns: dict[str, list[Any]]
     try:
         if path.suffix == ".parquet":
-            columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+            columns = pq.read_table(path).to_pydict()
             return columns
         if path.suffix == ".csv":
             options = pc.ParseOptions(newlines_in_values=True)
