@@ -125,11 +125,12 @@ class _Ridge:
         p = self._x.shape[2]
         if not self._direct:
             return self._by_conjugate_gradients(gradient, curvature)
-        hessian = (curvature @ self._products).unflatten(2, (p, p))
+        hessian = (curvature @ self._products).view(*curvature.shape[:2], p, p)
         hessian = hessian + torch.diag(self._penalised)
         # Where all rows of a variant are far on one side, the intercept has no curvature left.
         hessian = hessian + torch.diag(1e-12 * (1 + self._penalised.new_zeros(p)))
-        return torch.linalg.solve(hessian, gradient)
+        step: Tensor = torch.linalg.solve(hessian, gradient)
+        return step
 
     def _by_conjugate_gradients(self, gradient: Tensor, curvature: Tensor) -> Tensor:
         step = torch.zeros_like(gradient)
@@ -171,7 +172,7 @@ def choose_penalty(x: Tensor, labels: Tensor, candidates: Tensor, folds: Tensor)
     fit = fit_l2(x, labels, candidates.repeat_interleave(count), shares, _ROUGH)
     odds = fit.weight @ x.double().mT + fit.intercept[..., None]
     losses = torch.nn.functional.softplus(odds) - labels.double()[:, None] * odds
-    left_out = (losses * (1 - shares)).sum(2).unflatten(1, (len(candidates), count)).sum(2)
+    left_out = (losses * (1 - shares)).sum(2).view(len(losses), len(candidates), count).sum(2)
     return candidates[left_out.argmin(1)]
 
 
@@ -269,4 +270,5 @@ def principal_coordinates(x: Tensor, train: Tensor) -> Tensor:
     inner = rows @ rows[train].T
     values, vectors = torch.linalg.eigh(inner[train])
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return inner @ (vectors[:, kept] / values[kept].sqrt())
+    coordinates: Tensor = inner @ (vectors[:, kept] / values[kept].sqrt())
+    return coordinates

@@ -46,7 +46,8 @@ class TaskRows:
             rows, example = rows[self._last()], torch.arange(len(self.labels))
         latents = torch.zeros(len(self.labels), sae.m)
         flat = latents.view(-1)
-        for part in torch.arange(len(rows)).split(_ROWS_AT_ONCE):
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
             code = code_of(sae, rows[part])
             place = (example[part, None] * sae.m + code.indices.cpu()).flatten()
             values = code.values.float().cpu().flatten()
@@ -71,7 +72,7 @@ class TaskRows:
     def surface(self) -> Tensor:
         """Return how often each token is in each example: [examples, tokens that occur] float32."""
         examples, tokens = self.bag
-        found, column = tokens.unique(return_inverse=True)
+        found, column = torch.unique(tokens, return_inverse=True)
         counts = torch.zeros(len(self.labels), len(found))
         ones = torch.ones(len(tokens))
         return counts.index_put_((examples, column), ones, accumulate=True)
@@ -142,7 +143,7 @@ def _task_rows(
     *,
     tokens: Sequence[Sequence[int]],
 ) -> TaskRows:
-    used, example_of_row = example.unique(return_inverse=True)
+    used, example_of_row = torch.unique(example, return_inverse=True)
     labels = torch.tensor(task.labels)[used]
     if task.spans is None:
         pairs = [(number, token) for number, its in enumerate(tokens) for token in its]

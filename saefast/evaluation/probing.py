@@ -147,7 +147,7 @@ def _probe_all(
 
     with side_by_side() as run:
         full, text = run(
-            lambda columns: probe_wide(*columns, splits[0], rule),
+            lambda part: probe_wide(part[0], part[1], splits[0], rule),
             [(rows.pooled_rows(rule.pool), True), (rows.surface(), False)],
         )
         ours = list(run(all_splits, range(len(trained))))

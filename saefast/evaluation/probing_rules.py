@@ -63,14 +63,15 @@ def choice_scores(name: str, latents: Tensor, positive: Tensor, negative: Tensor
     masks = torch.stack([positive, negative]).double()
     count = masks.sum(2, keepdim=True)
     mean_positive, mean_negative = (masks @ x) / count
-    difference = mean_positive - mean_negative
+    difference: Tensor = mean_positive - mean_negative
     if name == "difference":
         return difference
     if name == "normalised":
         both = masks.sum(0)
         active = both @ (x != 0).double()
         typical = (both @ x.abs()) / (active + 1e-6)
-        return difference / (typical + 1e-6)
+        normalised: Tensor = difference / (typical + 1e-6)
+        return normalised
     squares = (masks @ x.square()) / count
     variance = (squares - torch.stack([mean_positive, mean_negative]).square()).clamp(min=0)
     error = (variance / (count - 1).clamp(min=1)).sum(0) + _NOTHING * squares.mean(0)
@@ -129,9 +130,9 @@ def cross_validated(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> T
     folds = folds_of(labels[0], seed)
     penalty = choose_penalty(train, labels, _PENALTIES, folds)
     decisions = torch.zeros(test.shape[:2], dtype=torch.float64)
-    for value in penalty.unique():
+    for value in sorted(set(penalty.tolist())):
         chosen = penalty == value
-        fit = fit_l2(train[chosen], labels[chosen], value[None])
+        fit = fit_l2(train[chosen], labels[chosen], penalty[chosen][:1])
         odds = fit.weight @ test[chosen].mT + fit.intercept[..., None]
         decisions[chosen] = odds[:, 0]
     return decisions

@@ -1,7 +1,7 @@
 """Define tasks: texts, or stretches of texts, in two classes."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -159,7 +159,7 @@ def drawn(items: Sequence[Item], count: int, seed: int, *key: str | int) -> list
 
 
 def one_against_rest(
-    name: str, classes: dict[str, Sequence[str]], *, examples: int, seed: int
+    name: str, classes: Mapping[str, Sequence[str]], *, examples: int, seed: int
 ) -> list[LabelledTask]:
     """Make a task of each class against equally many texts of each other class."""
     tasks = []
