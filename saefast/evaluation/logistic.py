@@ -126,9 +126,8 @@ class _Ridge:
         if not self._direct:
             return self._by_conjugate_gradients(gradient, curvature)
         hessian = (curvature @ self._products).view(*curvature.shape[:2], p, p)
-        hessian = hessian + torch.diag(self._penalised)
         # Where all rows of a variant are far on one side, the intercept has no curvature left.
-        hessian = hessian + torch.diag(1e-12 * (1 + self._penalised.new_zeros(p)))
+        hessian = hessian + torch.diag(self._penalised + 1e-12)
         step: Tensor = torch.linalg.solve(hessian, gradient)
         return step
 

@@ -120,6 +120,16 @@ def test_a_permuted_decoder_changes_no_bit() -> None:
         assert found.overall(measure).rival != "permuted_decoder"
 
 
+def test_the_same_sae_is_no_rival() -> None:
+    """What the last letter is, the bag of letters hardly says; a permuted decoder does as well."""
+    sae, model = dictionary(DIRECTIONS), planted_model(DIRECTIONS)
+    one = task("ends with a", lambda text: text[-1] == "a", count=4000)
+    conditions = rival_conditions(sae, torch.zeros(9, D), ["permuted_decoder"])
+    found = quietly(model, SITE, sae, one, pool="last", conditions=conditions)
+    assert found.overall("auroc at 1", "permuted_decoder").value == 1.0
+    assert found.overall("auroc at 1").rival_value < 0.9
+
+
 def test_scale_of_the_latents_decides_nothing() -> None:
     model, sae = llama(), random_sae()
     tasks = [task("a", lambda text: "a" in text, count=200)]

@@ -8,6 +8,7 @@ import torch
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
+from saefast.evaluation.best_latents import hypergeometric_tail
 from saefast.evaluation.intervals import auroc
 from saefast.evaluation.logistic import Fit, fit_l2
 from saefast.evaluation.probe_task import Controls, Split, probe_latents, probe_wide
@@ -279,3 +280,16 @@ def test_a_wide_probe_finds_what_no_column_shows() -> None:
     assert probe_wide(counts, False, split_of(labels), RULES["saefast"])[0] > 0.95
     nothing, _ = probe_wide(torch.ones(240, 3), True, split_of(labels), RULES["saefast"])
     assert nothing == 0.5
+
+
+def test_the_hypergeometric_tail_is_that_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for hits, drawn, marked, total in [
+        (3, 6, 40, 100),
+        (0, 6, 40, 100),
+        (6, 6, 40, 100),
+        (1, 3, 0, 9),
+    ]:
+        expected = stats.hypergeom.sf(hits - 1, total, marked, drawn)
+        found = hypergeometric_tail(hits, drawn, marked, total)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-15)
