@@ -22,7 +22,7 @@ Decide = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Measure:
-    """How decisions on the test part are scored."""
+    """Score of the decisions on the test part."""
 
     name: str
     floor: float
@@ -36,9 +36,8 @@ CHOICES = ("t", "difference", "normalised")
 
 @dataclass(frozen=True)
 class ProbingRule:
-    """How latents are pooled and chosen, how probes are fitted, and what is measured."""
+    """Pooling and choice of latents, fit of probes, and measure."""
 
-    name: str
     pool: str
     choice: str
     decide: Decide
@@ -199,8 +198,8 @@ _AUROC = Measure("auroc", 0.5, auroc, auroc_interval)
 _ACCURACY = Measure("accuracy", 0.5, accuracy, _accuracy_interval)
 
 RULES: Mapping[str, ProbingRule] = {
-    "saefast": ProbingRule("saefast", "mean", "t", cross_validated, _AUROC),
-    "saebench": ProbingRule("saebench", "mean", "difference", plain, _ACCURACY),
-    "sae-probes": ProbingRule("sae-probes", "last", "normalised", lasso, _AUROC),
+    "saefast": ProbingRule("mean", "t", cross_validated, _AUROC),
+    "saebench": ProbingRule("mean", "difference", plain, _ACCURACY),
+    "sae-probes": ProbingRule("last", "normalised", lasso, _AUROC),
 }
 """What `method` names: ours, and what SAEBench 0.6 and sae-probes 0.4 compute on one split"""

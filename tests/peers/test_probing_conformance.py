@@ -49,6 +49,17 @@ def pooled(n: int, m: int, seed: int, scale: float) -> tuple[Tensor, Tensor]:
     return x.relu() * torch.logspace(-1, 1, m) * scale, labels
 
 
+def converged(theirs: Any, **settings: Any) -> type:
+    """Their estimator, with a solver that reaches the optimum: theirs stop on the way to it."""
+
+    class Converged(theirs.LogisticRegression):  # type: ignore[misc,name-defined]
+        def fit(self, x: Any, y: Any) -> Any:
+            self.set_params(max_iter=100_000, tol=1e-9, **settings)
+            return super().fit(x, y)
+
+    return Converged
+
+
 cases = pytest.mark.parametrize(
     ("n", "seed", "scale"), [(300, 0, 0.3), (400, 1, 1.0), (240, 2, 3.0)]
 )
@@ -56,9 +67,11 @@ cases = pytest.mark.parametrize(
 
 @cases
 def test_saebench_chooses_the_same_latents_and_has_the_same_accuracy(
-    n: int, seed: int, scale: float
+    n: int, seed: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = peer("sae_bench.evals.sparse_probing.probe_training")
+    exact = converged(theirs, solver="newton-cholesky")
+    monkeypatch.setattr(theirs, "LogisticRegression", exact)
     x, labels = pooled(n, 60, seed, scale)
     test = torch.arange(n) % 4 == 0
     found = probe_latents(x, Split(labels, test, 0), RULES["saebench"], KS)
@@ -107,17 +120,6 @@ def test_sae_probes_chooses_the_same_latents(n: int, seed: int, scale: float) ->
     assert largest(scores, 60)[:50].tolist() == order[:50].tolist()
 
 
-def converged(theirs: Any) -> type:
-    """Their estimator with a solver that reaches the optimum: saga stops after 1000 epochs."""
-
-    class Converged(theirs.LogisticRegression):  # type: ignore[misc,name-defined]
-        def fit(self, x: Any, y: Any) -> Any:
-            self.set_params(solver="liblinear", max_iter=100_000, tol=1e-9, intercept_scaling=1e3)
-            return super().fit(x, y)
-
-    return Converged
-
-
 @cases
 @pytest.mark.parametrize("k", KS)
 @pytest.mark.parametrize("shipped", [True, False])
@@ -128,7 +130,10 @@ def test_sae_probes_finds_the_same_auroc(
         pytest.skip("its solver stops before the optimum, up to 5e-3 of AUROC away")
     theirs = peer("sae_probes.utils_training")
     if not shipped:
-        monkeypatch.setattr(theirs, "LogisticRegression", converged(theirs))
+        exact = converged(theirs, solver="liblinear", intercept_scaling=1e3)
+        monkeypatch.setattr(theirs, "LogisticRegression", exact)
+        # Equal areas by another order of sums differ in the last digit, which would choose C.
+        monkeypatch.setattr(theirs, "roc_auc_score", auroc)
     x, labels = pooled(n, 60, seed, scale)
     test = torch.arange(n) % 3 == 0
     scores = choice_scores("normalised", x, (labels & ~test)[None], (~labels & ~test)[None])[0]
@@ -149,12 +154,15 @@ def test_sae_probes_finds_the_same_auroc(
     )
 
 
-def test_c_one_is_the_same_probe() -> None:
-    """Beside equal accuracies: equal log-odds, up to where their solver stops."""
+@cases
+def test_saebench_as_shipped_differs_only_near_the_boundary(
+    n: int, seed: int, scale: float
+) -> None:
+    """Its solver stops at a gradient of 1e-4, which leaves log-odds off by a hundredth or so."""
     theirs = peer("sae_bench.evals.sparse_probing.probe_training")
-    x, labels = pooled(300, 5, 4, 1.0)
+    x, labels = pooled(n, 5, seed, scale)
     with quietly():
         probe, _ = theirs.train_sklearn_probe(x, labels.int(), x, labels.int())
     fit = fit_l2(x[None], labels[None], torch.ones(1))
     mine = Fit(fit.weight[0, 0], fit.intercept[0, 0]).decision(x)
-    np.testing.assert_allclose(mine.numpy(), probe.decision_function(x.numpy()), atol=5e-3)
+    np.testing.assert_allclose(mine.numpy(), probe.decision_function(x.numpy()), atol=0.03)

@@ -30,8 +30,12 @@ _WINDOW = 1200
 """About as many characters of a module are read, from the beginning of a function or a class"""
 _WINDOWS = 120
 _EACH = 2  # windows of one module
-_OPERATORS = {tokenize.OP}
-_KINDS = {tokenize.STRING: "string", tokenize.COMMENT: "comment", tokenize.NUMBER: "number"}
+_KINDS = {
+    tokenize.STRING: "string",
+    tokenize.COMMENT: "comment",
+    tokenize.NUMBER: "number",
+    tokenize.OP: "operator",
+}
 
 
 class _Token(NamedTuple):
@@ -147,8 +151,6 @@ def _kind(tokens: Sequence[tokenize.TokenInfo], place: int) -> str:
     token = tokens[place]
     if token.type in _KINDS:
         return _KINDS[token.type]
-    if token.type in _OPERATORS:
-        return "operator"
     if token.type != tokenize.NAME:
         return ""
     if keyword.iskeyword(token.string):
