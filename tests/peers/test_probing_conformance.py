@@ -121,13 +121,11 @@ def test_sae_probes_chooses_the_same_latents(n: int, seed: int, scale: float) ->
 
 
 @cases
-@pytest.mark.parametrize("k", KS)
-@pytest.mark.parametrize("shipped", [True, False])
+@pytest.mark.parametrize(("shipped", "k"), [(True, 1), (True, 2), *((False, k) for k in KS)])
 def test_sae_probes_finds_the_same_auroc(
     n: int, seed: int, scale: float, k: int, shipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if shipped and k > 2:
-        pytest.skip("its solver stops before the optimum, up to 5e-3 of AUROC away")
+    """Of many latents, its solver as shipped stops before the optimum, 4e-3 of AUROC away."""
     theirs = peer("sae_probes.utils_training")
     if not shipped:
         exact = converged(theirs, solver="liblinear", intercept_scaling=1e3)
