@@ -127,7 +127,8 @@ def test_the_same_sae_is_no_rival() -> None:
     conditions = rival_conditions(sae, torch.zeros(9, D), ["permuted_decoder"])
     found = quietly(model, SITE, sae, one, pool="last", conditions=conditions)
     assert found.overall("auroc at 1", "permuted_decoder").value == 1.0
-    assert found.overall("auroc at 1").rival_value < 0.9
+    assert found.overall("auroc at 1").rival == "text"
+    assert found.overall("auroc at 1").rival_value < 0.99
 
 
 def test_scale_of_the_latents_decides_nothing() -> None:
