@@ -1,0 +1,207 @@
+"""Held-out text as windows of tokens that cross neither contexts nor documents, in two halves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast import checks
+from saefast.activations import StoreActivations
+from saefast.types import brief
+
+WINDOW = 32
+"""Tokens in a window"""
+
+_STRETCHES = 8  # even: as many for explaining as for scoring
+_WORD_START = "\u2581"  # how SentencePiece writes the blank before a word
+
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenText:
+    """Tokens in the order of a text, cut into contexts and windows.
+
+    Explanations are found in one half of the documents and scored in the other half.
+    """
+
+    token: Integers
+    """[n] number of each row's token in `strings`"""
+    strings: tuple[str, ...]
+    """texts of the distinct tokens, with their blanks"""
+    context: Integers
+    """[n] number of each row's context, ascending; no context crosses a document"""
+    after_gap: Booleans
+    """[n] whether the token before the row is unknown: the first of a context, or after BOS"""
+    explaining: Booleans
+    """[n] whether the row's document is one of those for explaining"""
+    size: int = WINDOW
+    """tokens in a full window"""
+
+    __repr__ = brief
+
+    @property
+    def rows(self) -> int:
+        """Number of tokens."""
+        return len(self.token)
+
+    @cached_property
+    def offset(self) -> Integers:
+        """[n] place of each row in its context."""
+        return np.arange(self.rows) - self.context_starts[self.context]
+
+    @cached_property
+    def context_starts(self) -> Integers:
+        """[contexts + 1] first row of each context, and the number of rows."""
+        return np.searchsorted(self.context, np.arange(int(self.context[-1]) + 2))
+
+    @cached_property
+    def window(self) -> Integers:
+        """[n] number of each row's window, ascending."""
+        begins = (self.offset % self.size == 0).astype(np.int64)
+        return np.cumsum(begins) - 1
+
+    @cached_property
+    def window_starts(self) -> Integers:
+        """[windows + 1] first row of each window, and the number of rows."""
+        return np.searchsorted(self.window, np.arange(int(self.window[-1]) + 2))
+
+    @cached_property
+    def full(self) -> Booleans:
+        """[windows] which are long enough to be shown: at least half of `size`."""
+        return np.diff(self.window_starts) * 2 >= self.size
+
+    def pieces(self, first: int, end: int) -> list[str]:
+        """Return the texts of the tokens of rows [first, end)."""
+        return [self.strings[number] for number in self.token[first:end]]
+
+
+def token_text(
+    store: StoreActivations | str | Path,
+    tokenizer: Any,
+    *,
+    rows: int | None = None,
+    documents: Tensor | None = None,
+    window: int = WINDOW,
+) -> TokenText:
+    """Read the text of a harvested store.
+
+    Documents are split evenly between explaining and scoring. Where the documents of the rows are
+    not known, contexts are split in eight stretches of neighbours, so that a document which spans
+    several contexts lies in both halves only if it stands at one of seven borders.
+
+    Args:
+        store: written by `saefast.lm.harvest`.
+        tokenizer: of the model that was harvested.
+        rows: read the first rows only.
+        documents: [rows] number of each row's document.
+        window: tokens in a window.
+    """
+    if not isinstance(store, StoreActivations):
+        store = StoreActivations(store)
+    missing = {"tokens", "positions"} - set(store.index.extras)
+    if missing:
+        raise ValueError(
+            f"activations must be a store that holds tokens and positions beside its rows, and it "
+            f"lacks {' and '.join(sorted(missing))}; saefast.lm.harvest writes them"
+        )
+    checks.whole("window", window)
+    checks.at_least("window", window, 2)
+    end = store.rows
+    if rows is not None:
+        checks.whole("rows", rows)
+        checks.between("rows", rows, 1, store.rows, "the rows of the store")
+        end = rows
+    ids = store.read("tokens", 0, end).long().numpy()
+    positions = store.read("positions", 0, end).long().numpy()
+    steps = np.diff(positions)
+    begins = np.concatenate([[True], steps <= 0])
+    document: Integers | None = None
+    if documents is not None:
+        checks.indices("documents", documents, "[rows]")
+        if len(documents) < end:
+            raise ValueError(
+                f"documents must have one entry for each row, {end}, got {len(documents)}"
+            )
+        document = documents[:end].numpy()
+        begins[1:] |= np.diff(document) != 0
+    context = np.cumsum(begins) - 1
+    after_gap = begins | np.concatenate([[True], steps != 1])
+    explaining = _explaining(context, document)
+    distinct, token = np.unique(ids, return_inverse=True)
+    return TokenText(
+        token=token,
+        strings=tuple(token_strings(tokenizer, distinct.tolist())),
+        context=context,
+        after_gap=after_gap,
+        explaining=explaining,
+        size=window,
+    )
+
+
+def text_of_sequences(
+    sequences: Sequence[Sequence[int]], tokenizer: Any, *, window: int = WINDOW
+) -> TokenText:
+    """Treat sequences of tokens as contexts, such as texts that a model generated.
+
+    All rows count as scoring ones.
+
+    Args:
+        sequences: numbers of tokens; none of the sequences is empty.
+        tokenizer: that the numbers belong to.
+        window: tokens in a window.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    if not lengths or min(lengths) < 1:
+        raise ValueError("sequences must be one or more lists of tokens, none of them empty")
+    distinct, token = np.unique(np.concatenate(sequences), return_inverse=True)
+    context = np.repeat(np.arange(len(lengths)), lengths)
+    begins = np.diff(context, prepend=-1) != 0
+    return TokenText(
+        token=token,
+        strings=tuple(token_strings(tokenizer, distinct.tolist())),
+        context=context,
+        after_gap=begins,
+        explaining=np.zeros(len(token), dtype=bool),
+        size=window,
+    )
+
+
+def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the text of each token by itself, with the blank before a word."""
+    strings = []
+    for raw in tokenizer.convert_ids_to_tokens(list(ids)):
+        if raw is None:
+            raise ValueError(
+                "tokens of the store must be of the model's tokenizer, and one is beyond its "
+                "vocabulary; pass the model that was harvested"
+            )
+        if _WORD_START in raw:
+            strings.append(raw.replace(_WORD_START, " "))
+        else:
+            strings.append(str(tokenizer.convert_tokens_to_string([raw])))
+    return strings
+
+
+def _explaining(context: Integers, document: Integers | None) -> Booleans:
+    """[n] the half of each row's document."""
+    if document is not None:
+        _, number = np.unique(document, return_inverse=True)
+        count, stretches = int(number.max()) + 1, int(number.max()) + 1
+    else:
+        number = context
+        count = int(context[-1]) + 1
+        stretches = min(_STRETCHES, count)
+    if count < 2:
+        raise ValueError(
+            "activations must hold at least two documents or contexts, one to explain features in "
+            "and one to score the explanations in, got 1; harvest more text"
+        )
+    explaining: Booleans = number * stretches // count % 2 == 0
+    return explaining

@@ -1,0 +1,225 @@
+"""Rules that explain latents, against predicates planted by hand."""
+
+import io
+import keyword
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.planted_text import WordTokenizer, planted, write_text
+from numpy.typing import NDArray
+
+from saefast.evaluation import syntax
+from saefast.evaluation.contexts import TokenText, text_of_sequences, token_text
+from saefast.evaluation.predicates import FAMILIES, Rule, fold
+from saefast.evaluation.rule_search import RuleSearch
+from saefast.evaluation.rules import find_rules
+
+Truth = dict[str, NDArray[np.bool_]]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TokenText:
+    folder = tmp_path_factory.mktemp("text") / "store"
+    return token_text(folder, write_text(folder, contexts=120))
+
+
+def strings(text: TokenText) -> list[str]:
+    return text.pieces(0, text.rows)
+
+
+def truth(text: TokenText) -> Truth:
+    """Latents by the words of the rule that defines them, made without the module's predicates."""
+    here = strings(text)
+    bare = [fold(piece) for piece in here]
+    context = text.context.tolist()
+    before = [None] + [
+        bare[i - 1] if context[i] == context[i - 1] else None for i in range(1, len(bare))
+    ]
+
+    def where(*holds: bool) -> NDArray[np.bool_]:
+        return np.array(holds)
+
+    seen: set[tuple[int, str]] = set()
+    repeated = []
+    for window, piece in zip(text.window.tolist(), bare, strict=True):
+        repeated.append((window, piece) in seen)
+        seen.add((window, piece))
+    topic = {w for w, piece in zip(text.window.tolist(), bare, strict=True) if piece == "return"}
+    return {
+        'the token "the"': where(*[piece == "the" for piece in bare]),
+        'the token "a" or "in"': where(*[piece in ("a", "in") for piece in bare]),
+        'a token that ends with "ed"': where(
+            *[len(p) > 2 and p.isalpha() and p.endswith("ed") for p in bare]
+        ),
+        "a number": where(*[p.strip("_").isdigit() for p in bare]),
+        "white space": where(*[not p.strip() for p in here]),
+        'the token after "the"': where(*[p == "the" for p in before]),
+        'the token "the" after "of"': where(
+            *[p == "the" and q == "of" for p, q in zip(bare, before, strict=True)]
+        ),
+        "a token that occurred before in the same passage": where(*repeated),
+        'text that mentions "return"': np.isin(text.window, list(topic)),
+    }
+
+
+def test_planted_predicates_are_found_exactly(text: TokenText) -> None:
+    """Oracle 5: a latent that a predicate defines is explained by it, with score 1."""
+    wanted = truth(text)
+    (found,) = find_rules(text, planted(list(wanted.values())), progress=False)
+    kinds = ["surface"] * 5 + ["context"] * 3 + ["topic"]
+    for number, (words, kind) in enumerate(zip(wanted, kinds, strict=True)):
+        assert found.texts[number] == words
+        assert found.kinds[number] == kind
+        assert found.balanced_accuracy[number] == 1.0
+        assert found.precision[number] == found.recall[number] == 1.0
+        assert found.null[number] < 0.9
+
+
+def test_scrambled_latents_are_unclear(text: TokenText) -> None:
+    """Oracle 5: of latents that fire at random rows of their contexts, 95 of 100 are unclear."""
+    generator = np.random.default_rng(5)
+    rates = generator.uniform(0.001, 0.02, 600)
+    latents = planted([generator.random(text.rows) < rate for rate in rates])
+    (found,) = find_rules(text, latents.scrambled(text.context_starts, 77), progress=False)
+    unclear = Counter(found.kinds)["unclear"]
+    assert unclear >= 600 * 0.95 - 3 * np.sqrt(600 * 0.95 * 0.05)
+    assert unclear < 600  # the limit is one that chance reaches
+
+
+def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
+    """The counts of sparse products equal those of the rules executed row by row."""
+    generator = np.random.default_rng(6)
+    noisy = [its & (generator.random(text.rows) < 0.8) for its in truth(text).values()]
+    latents = planted(noisy)
+    found = RuleSearch(text).best(latents)
+    half = ~text.explaining
+    families = set()
+    for latent, rule in enumerate(found.rules):
+        assert rule is not None
+        families.add(rule.family)
+        holds = rule.holds(text)[half]
+        fires = noisy[latent][half]
+        assert found.held[latent] == holds.sum()
+        assert found.hits[latent] == (holds & fires).sum()
+        assert found.fired[latent] == fires.sum()
+    assert len(families) >= 6
+
+
+def test_rules_are_chosen_without_the_scoring_half(text: TokenText) -> None:
+    fires = truth(text)['the token "the"'].copy()
+    number = truth(text)["a number"]
+    fires[~text.explaining] = number[~text.explaining]
+    (found,) = find_rules(text, planted([fires]), progress=False)
+    assert found.texts == ['the token "the"']
+    assert found.recall[0] == 0.0
+    assert found.kinds == ("unclear",)
+
+
+def test_same_rules_for_several_saes_and_again(text: TokenText) -> None:
+    generator = np.random.default_rng(7)
+    first = planted([generator.random(text.rows) < 0.01 for _ in range(30)])
+    second = planted(list(truth(text).values()))
+    together = find_rules(text, [first, second], progress=False)
+    (alone,) = find_rules(text, second, progress=False)
+    assert together[1].texts == alone.texts
+    np.testing.assert_array_equal(together[1].null, alone.null)
+
+
+def test_silent_and_rare_latents(text: TokenText) -> None:
+    rare = np.zeros(text.rows, dtype=bool)
+    rare[np.flatnonzero(text.explaining)[5]] = True
+    (found,) = find_rules(text, planted([np.zeros_like(rare), rare]), progress=False)
+    assert found.kinds == ("", "unclear")
+    assert found.fired.tolist() == [0, 1]
+    assert np.isnan(found.balanced_accuracy).all()
+
+
+def test_rules_hold_on_other_text() -> None:
+    tokenizer = WordTokenizer()
+    text = text_of_sequences(
+        [tokenizer("The cat jumped. It jumped 12 times, the end.")["input_ids"]], tokenizer
+    )
+
+    def held(family: str, *arguments: str) -> list[str]:
+        holds = Rule(family, arguments).holds(text)
+        return [piece for piece, its in zip(strings(text), holds, strict=True) if its]
+
+    assert held("token", "the") == ["The", " the"]
+    assert held("affix", "*ed") == [" jumped", " jumped"]
+    assert held("affix", "ca*") == [" cat"]
+    assert held("affix", "*im*") == [" times"]
+    assert held("shape", "a number") == [" 12"]
+    assert held("shape", "punctuation") == [".", ",", "."]
+    assert held("shape", "a token that begins with a capital letter") == ["The", " It"]
+    assert held("previous", "the", ".") == [" cat", " It", " end"]
+    assert held("pair", "the\0end") == [" end"]
+    assert held("place", "a token that occurred before in the same passage") == [
+        *(" jumped", " the", "."),
+    ]
+    assert held("place", "the first token of a text") == ["The"]
+    assert held("topic", "cat") == strings(text)
+    assert held("topic", "dog") == []
+    assert held("genre", "code") == []
+
+
+def test_a_piece_inside_a_word_continues_it() -> None:
+    class Pieces(WordTokenizer):
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            pieces = text.split("|")
+            return {"input_ids": [self._numbers.setdefault(p, len(self._numbers)) for p in pieces]}
+
+    tokenizer = Pieces()
+    text = text_of_sequences([tokenizer("un|happi|ness| is|.|so")["input_ids"]], tokenizer)
+    assert Rule("shape", ("a piece inside a word",)).holds(text).tolist() == [
+        *(False, True, True, False, False, False),
+    ]
+
+
+def test_words_of_rules() -> None:
+    assert Rule("token", ("\n", "a", "b")).text == 'the token "\\n", "a" or "b"'
+    assert Rule("affix", ("un*",)).text == 'a token that begins with "un"'
+    assert Rule("affix", ("*ly",)).text == 'a token that ends with "ly"'
+    assert Rule("affix", ("*oo*",)).text == 'a token that contains "oo"'
+    assert Rule("topic", ("socket", "server")).text == 'text that mentions "socket" or "server"'
+    assert {family.kind for family in FAMILIES.values()} == {
+        *("surface", "context", "syntax", "topic"),
+    }
+
+
+def test_classes_of_code_are_those_of_tokenize() -> None:
+    """On whole modules the lexemes and their classes equal Python's own."""
+    for module in (io, tokenize, keyword):
+        source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        lines = np.cumsum([0, *map(len, source.splitlines(keepends=True))])
+        lexemes = {span[0]: (source[slice(*span)], kind) for span, kind in syntax._lexemes(source)}
+        names = {
+            tokenize.COMMENT: "comment",
+            tokenize.STRING: "string",
+            tokenize.NUMBER: "number",
+        }
+        checked = 0
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            begin = int(lines[token.start[0] - 1]) + token.start[1]
+            if token.type in names:
+                wanted = names[token.type]
+            elif token.type == tokenize.NAME and keyword.iskeyword(token.string):
+                wanted = "keyword"
+            else:
+                continue
+            found, kind = lexemes[begin]
+            assert (found, syntax.CLASSES[kind]) == (token.string, wanted)
+            checked += 1
+        assert checked > 30
+
+
+def test_syntax_is_a_kind_of_explanation(text: TokenText) -> None:
+    family = FAMILIES["class"].build(text)
+    comment = family.attribute == syntax.CLASSES.index("comment")
+    assert comment.sum() > 50
+    (found,) = find_rules(text, planted([comment]), progress=False)
+    assert found.texts == ["a comment in code"]
+    assert found.kinds == ("syntax",)
+    assert found.balanced_accuracy[0] == 1.0
