@@ -65,13 +65,37 @@ class Rule(NamedTuple):
         """The rule in words."""
         return FAMILIES[self.family].words(self.arguments)
 
-    def holds(self, text: TokenText) -> Booleans:
-        """[n] Tell on which rows of a text the rule holds."""
-        family = FAMILIES[self.family].build(text)
-        chosen = np.isin(np.array(family.arguments, dtype=object), self.arguments)
+
+class RuleReader:
+    """Executes rules on a text, whose attributes are computed once for all of them.
+
+    Args:
+        text: held-out or generated text.
+    """
+
+    def __init__(self, text: TokenText) -> None:
+        self.text = text
+        self._families: dict[str, tuple[Family, dict[str, int]]] = {}
+
+    def holds(self, rule: Rule, first: int = 0, end: int | None = None) -> Booleans:
+        """[end - first] Tell on which rows the rule holds.
+
+        Args:
+            rule: the rule.
+            first: first row.
+            end: the row after the last; None: the number of rows.
+        """
+        if rule.family not in self._families:
+            built = FAMILIES[rule.family].build(self.text)
+            places = {argument: place for place, argument in enumerate(built.arguments)}
+            self._families[rule.family] = built, places
+        family, places = self._families[rule.family]
         values = np.zeros(family.values, dtype=bool)
-        values[family.value[chosen[family.predicate]]] = True
-        return values[family.attribute]
+        for argument in rule.arguments:
+            if argument in places:
+                span = np.searchsorted(family.predicate, [places[argument], places[argument] + 1])
+                values[family.value[slice(*span)]] = True
+        return values[family.attribute[first:end]]
 
 
 @dataclass(frozen=True)

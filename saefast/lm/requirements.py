@@ -3,7 +3,9 @@
 import shlex
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 GGUF_READERS = ("transformers", "gguf", "accelerate")
@@ -38,6 +40,28 @@ def needed(module: str, requirement: str = "'saefast[lm]'") -> Any:
             f"language models need the package {module}; install it with: "
             f"{_pip_install(requirement)} ({error})"
         ) from error
+
+
+def package_folder(package: str, folder: str) -> Path:
+    """Return a folder that an installed package holds, without importing the package.
+
+    Args:
+        package: its name in the registry.
+        folder: below site-packages.
+
+    Raises:
+        ImportError: the package is not installed; the message holds the command.
+    """
+    try:
+        found = Path(str(distribution(package).locate_file(folder)))
+    except PackageNotFoundError as error:
+        raise ImportError(
+            f"the package {package} is not installed; only its files are read, so install it "
+            f"with: {_pip_install(f'--no-deps {package}')}"
+        ) from error
+    if not found.is_dir():
+        raise FileNotFoundError(f"{found} does not exist; install {package} again")
+    return found
 
 
 def _pip_install(requirement: str) -> str:

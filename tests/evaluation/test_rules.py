@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from saefast.evaluation import syntax
 from saefast.evaluation.contexts import TokenText, text_of_sequences, token_text
-from saefast.evaluation.predicates import FAMILIES, Rule, fold
+from saefast.evaluation.predicates import FAMILIES, Rule, RuleReader, fold
 from saefast.evaluation.rule_search import RuleSearch
 from saefast.evaluation.rules import find_rules
 
@@ -95,12 +95,12 @@ def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
     noisy = [its & (generator.random(text.rows) < 0.8) for its in truth(text).values()]
     latents = planted(noisy)
     found = RuleSearch(text).best(latents)
-    half = ~text.explaining
+    half, reader = ~text.explaining, RuleReader(text)
     families = set()
     for latent, rule in enumerate(found.rules):
         assert rule is not None
         families.add(rule.family)
-        holds = rule.holds(text)[half]
+        holds = reader.holds(rule)[half]
         fires = noisy[latent][half]
         assert found.held[latent] == holds.sum()
         assert found.hits[latent] == (holds & fires).sum()
@@ -143,8 +143,10 @@ def test_rules_hold_on_other_text() -> None:
         [tokenizer("The cat jumped. It jumped 12 times, the end.")["input_ids"]], tokenizer
     )
 
+    reader = RuleReader(text)
+
     def held(family: str, *arguments: str) -> list[str]:
-        holds = Rule(family, arguments).holds(text)
+        holds = reader.holds(Rule(family, arguments))
         return [piece for piece, its in zip(strings(text), holds, strict=True) if its]
 
     assert held("token", "the") == ["The", " the"]
@@ -173,7 +175,7 @@ def test_a_piece_inside_a_word_continues_it() -> None:
 
     tokenizer = Pieces()
     text = text_of_sequences([tokenizer("un|happi|ness| is|.|so")["input_ids"]], tokenizer)
-    assert Rule("shape", ("a piece inside a word",)).holds(text).tolist() == [
+    assert RuleReader(text).holds(Rule("shape", ("a piece inside a word",))).tolist() == [
         *(False, True, True, False, False, False),
     ]
 

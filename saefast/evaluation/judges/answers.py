@@ -1,0 +1,75 @@
+"""Answers of an endpoint, each written at once, so that no call is paid for twice."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+ANSWERS = "judgements.jsonl"
+"""Name of the file in the folder of an evaluation"""
+
+
+class Answers:
+    """Answers by the hash of what was asked.
+
+    Args:
+        path: file with a line of JSON for each answer, which is read first if it exists; None:
+            answers are kept in memory alone.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._path = None if path is None else Path(path)
+        self._known: dict[str, Any] = {}
+        self._lock = Lock()
+        self._torn = False
+        if self._path is not None and self._path.is_file():
+            self._read(self._path)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: str) -> Any:
+        """Return the answer under a key, None where there is none."""
+        return self._known.get(key)
+
+    def add(self, key: str, answer: Any, **beside: Any) -> None:
+        """Keep an answer and append it to the file.
+
+        Args:
+            key: from `key_of`.
+            answer: what `get` returns from now on.
+            beside: what else its line shall tell.
+        """
+        line = json.dumps({"key": key, **beside, "answer": answer}, ensure_ascii=False)
+        with self._lock:
+            self._known[key] = answer
+            if self._path is None:
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            begin = "\n" if self._torn else ""
+            self._torn = False
+            # One write of a whole line: a kill leaves all of it or a torn end, which is skipped.
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(descriptor, f"{begin}{line}\n".encode("utf-8", "surrogatepass"))
+            finally:
+                os.close(descriptor)
+
+    def _read(self, path: Path) -> None:
+        content = path.read_bytes()
+        self._torn = bool(content) and not content.endswith(b"\n")
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line)
+                self._known[entry["key"]] = entry["answer"]
+            except (ValueError, KeyError, TypeError):
+                continue  # the torn end of a line
+
+
+def key_of(asked: Mapping[str, Any]) -> str:
+    """Return the hash of a model, messages and settings."""
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
