@@ -52,6 +52,19 @@ class Firings:
         part = slice(int(self.starts[latent]), int(self.starts[latent + 1]))
         return self.row[part], self.value[part]
 
+    def chosen(self, latents: Integers) -> "Firings":
+        """Return the firings of some latents, which get the numbers 0, 1, ..."""
+        counts = self.fired[latents]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(self.starts[latents], counts) + within
+        return Firings(
+            m=len(latents),
+            rows=self.rows,
+            starts=np.concatenate([[0], np.cumsum(counts)]),
+            row=self.row[places],
+            value=self.value[places],
+        )
+
     def scrambled(self, context_starts: Integers, seed: int, copies: int = 1) -> "Firings":
         """Move the firings of each latent to random rows of their contexts.
 

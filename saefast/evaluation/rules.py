@@ -15,7 +15,9 @@ from saefast.types import brief
 
 _NEIGHBOURS = 201  # scrambled latents of similar firing rate that a latent is compared with
 _FEWEST_SCRAMBLED = 600
-_NULL_SHARE = 0.95
+
+CHANCE = 0.05
+"""Share of scrambled latents that a rule explains by chance"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _null(fired: Integers, scrambled: FoundRules) -> Floats:
     counts, scores = counts[order], scores[order]
     width = min(_NEIGHBOURS, len(scores))
     windows = np.sort(np.lib.stride_tricks.sliding_window_view(scores, width), axis=1)
-    limits = windows[:, int(np.ceil(_NULL_SHARE * width)) - 1]
+    limits = windows[:, int(np.ceil((1 - CHANCE) * width)) - 1]
     middle = (np.searchsorted(counts, fired, "left") + np.searchsorted(counts, fired, "right")) // 2
     null: Floats = limits[np.clip(middle - width // 2, 0, len(limits) - 1)]
     return null

@@ -26,7 +26,9 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """Return unit vectors [texts, width] on the CPU; texts are cut after 256 tokens.
+        """Return unit vectors [texts, width] on the CPU, zeros for a text without tokens.
+
+        Texts are cut after 256 tokens.
 
         Args:
             texts: of any number and length.
@@ -45,7 +47,7 @@ class SentenceEncoder:
             ).to(device)
             hidden = self.model(**batch).last_hidden_state.float()
             real = batch["attention_mask"][:, :, None].float()
-            means = (hidden * real).sum(1) / real.sum(1)
+            means = (hidden * real).sum(1) / real.sum(1).clamp(min=1)  # 0 for an empty text
             vectors.append(torch.nn.functional.normalize(means, dim=1).cpu())
         sorted_vectors = torch.cat(vectors)
         out = torch.empty_like(sorted_vectors)

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.planted_text import WordTokenizer, planted, write_text
-from numpy.typing import NDArray
+from helpers.planted_text import WordTokenizer, planted, planted_truth, write_text
 
 from saefast.evaluation import syntax
 from saefast.evaluation.contexts import TokenText, text_of_sequences, token_text
-from saefast.evaluation.predicates import FAMILIES, Rule, RuleReader, fold
+from saefast.evaluation.predicates import FAMILIES, Rule, RuleReader
 from saefast.evaluation.rule_search import RuleSearch
 from saefast.evaluation.rules import find_rules
-
-Truth = dict[str, NDArray[np.bool_]]
 
 
 @pytest.fixture(scope="module")
@@ -26,48 +23,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TokenText:
     return token_text(folder, write_text(folder, contexts=120))
 
 
-def strings(text: TokenText) -> list[str]:
-    return text.pieces(0, text.rows)
-
-
-def truth(text: TokenText) -> Truth:
-    """Latents by the words of the rule that defines them, made without the module's predicates."""
-    here = strings(text)
-    bare = [fold(piece) for piece in here]
-    context = text.context.tolist()
-    before = [None] + [
-        bare[i - 1] if context[i] == context[i - 1] else None for i in range(1, len(bare))
-    ]
-
-    def where(*holds: bool) -> NDArray[np.bool_]:
-        return np.array(holds)
-
-    seen: set[tuple[int, str]] = set()
-    repeated = []
-    for window, piece in zip(text.window.tolist(), bare, strict=True):
-        repeated.append((window, piece) in seen)
-        seen.add((window, piece))
-    topic = {w for w, piece in zip(text.window.tolist(), bare, strict=True) if piece == "return"}
-    return {
-        'the token "the"': where(*[piece == "the" for piece in bare]),
-        'the token "a" or "in"': where(*[piece in ("a", "in") for piece in bare]),
-        'a token that ends with "ed"': where(
-            *[len(p) > 2 and p.isalpha() and p.endswith("ed") for p in bare]
-        ),
-        "a number": where(*[p.strip("_").isdigit() for p in bare]),
-        "white space": where(*[not p.strip() for p in here]),
-        'the token after "the"': where(*[p == "the" for p in before]),
-        'the token "the" after "of"': where(
-            *[p == "the" and q == "of" for p, q in zip(bare, before, strict=True)]
-        ),
-        "a token that occurred before in the same passage": where(*repeated),
-        'text that mentions "return"': np.isin(text.window, list(topic)),
-    }
-
-
 def test_planted_predicates_are_found_exactly(text: TokenText) -> None:
     """Oracle 5: a latent that a predicate defines is explained by it, with score 1."""
-    wanted = truth(text)
+    wanted = planted_truth(text)
     (found,) = find_rules(text, planted(list(wanted.values())), progress=False)
     kinds = ["surface"] * 5 + ["context"] * 3 + ["topic"]
     for number, (words, kind) in enumerate(zip(wanted, kinds, strict=True)):
@@ -92,7 +50,7 @@ def test_scrambled_latents_are_unclear(text: TokenText) -> None:
 def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
     """The counts of sparse products equal those of the rules executed row by row."""
     generator = np.random.default_rng(6)
-    noisy = [its & (generator.random(text.rows) < 0.8) for its in truth(text).values()]
+    noisy = [its & (generator.random(text.rows) < 0.8) for its in planted_truth(text).values()]
     latents = planted(noisy)
     found = RuleSearch(text).best(latents)
     half, reader = ~text.explaining, RuleReader(text)
@@ -109,8 +67,8 @@ def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
 
 
 def test_rules_are_chosen_without_the_scoring_half(text: TokenText) -> None:
-    fires = truth(text)['the token "the"'].copy()
-    number = truth(text)["a number"]
+    fires = planted_truth(text)['the token "the"'].copy()
+    number = planted_truth(text)["a number"]
     fires[~text.explaining] = number[~text.explaining]
     (found,) = find_rules(text, planted([fires]), progress=False)
     assert found.texts == ['the token "the"']
@@ -121,7 +79,7 @@ def test_rules_are_chosen_without_the_scoring_half(text: TokenText) -> None:
 def test_same_rules_for_several_saes_and_again(text: TokenText) -> None:
     generator = np.random.default_rng(7)
     first = planted([generator.random(text.rows) < 0.01 for _ in range(30)])
-    second = planted(list(truth(text).values()))
+    second = planted(list(planted_truth(text).values()))
     together = find_rules(text, [first, second], progress=False)
     (alone,) = find_rules(text, second, progress=False)
     assert together[1].texts == alone.texts
@@ -147,7 +105,7 @@ def test_rules_hold_on_other_text() -> None:
 
     def held(family: str, *arguments: str) -> list[str]:
         holds = reader.holds(Rule(family, arguments))
-        return [piece for piece, its in zip(strings(text), holds, strict=True) if its]
+        return [piece for piece, its in zip(text.pieces(0, text.rows), holds, strict=True) if its]
 
     assert held("token", "the") == ["The", " the"]
     assert held("affix", "*ed") == [" jumped", " jumped"]
@@ -162,7 +120,7 @@ def test_rules_hold_on_other_text() -> None:
         *(" jumped", " the", "."),
     ]
     assert held("place", "the first token of a text") == ["The"]
-    assert held("topic", "cat") == strings(text)
+    assert held("topic", "cat") == text.pieces(0, text.rows)
     assert held("topic", "dog") == []
     assert held("genre", "code") == []
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from saefast.activations import StoreWriter
+from saefast.evaluation.contexts import TokenText
 from saefast.evaluation.firings import Firings
 from saefast.lm import builtin_corpus
 from saefast.lm.packing import Packing
@@ -37,14 +38,25 @@ class WordTokenizer:
         return "".join(tokens)
 
 
-def write_text(folder: Path, contexts: int, length: int = 96) -> WordTokenizer:
-    """Write the tokens of built-in text beside activations of width 1 that are zero."""
+def write_text(
+    folder: Path,
+    contexts: int,
+    length: int = 96,
+    activations: torch.Tensor | None = None,
+    **metadata: Any,
+) -> WordTokenizer:
+    """Write the tokens of built-in code beside activations, zeros [n, 1] unless they are given."""
     tokenizer = WordTokenizer()
-    batch = next(Packing(context=length, batch_size=contexts).batches(builtin_corpus(), tokenizer))
+    packing = Packing(context=length, batch_size=contexts)
+    batch = next(packing.batches(builtin_corpus(("code",)), tokenizer))
     kept = batch.kept
-    with StoreWriter(folder, 1, dtype=torch.float32) as writer:
+    if activations is None:
+        activations = torch.zeros(int(kept.sum()), 1)
+    with StoreWriter(
+        folder, activations.shape[1], dtype=torch.float32, metadata=metadata
+    ) as writer:
         writer.append(
-            torch.zeros(int(kept.sum()), 1),
+            activations,
             tokens=batch.ids[kept].to(torch.int32),
             positions=kept.nonzero()[:, 1].to(torch.int32),
         )
@@ -59,3 +71,38 @@ def planted(truth: Sequence[NDArray[np.bool_]]) -> Firings:
     return Firings(
         m=len(truth), rows=len(truth[0]), starts=starts, row=row.astype(np.int32), value=strength
     )
+
+
+def planted_truth(text: TokenText) -> dict[str, NDArray[np.bool_]]:
+    """Latents by the words of the rule that defines them, made without the module's predicates."""
+    here = text.pieces(0, text.rows)
+    bare = [piece.strip().casefold() or piece for piece in here]
+    context = text.context.tolist()
+    before = [None] + [
+        bare[i - 1] if context[i] == context[i - 1] else None for i in range(1, len(bare))
+    ]
+
+    def where(*holds: bool) -> NDArray[np.bool_]:
+        return np.array(holds)
+
+    seen: set[tuple[int, str]] = set()
+    repeated = []
+    for window, piece in zip(text.window.tolist(), bare, strict=True):
+        repeated.append((window, piece) in seen)
+        seen.add((window, piece))
+    topic = {w for w, piece in zip(text.window.tolist(), bare, strict=True) if piece == "return"}
+    return {
+        'the token "the"': where(*[piece == "the" for piece in bare]),
+        'the token "a" or "in"': where(*[piece in ("a", "in") for piece in bare]),
+        'a token that ends with "ed"': where(
+            *[len(p) > 2 and p.isalpha() and p.endswith("ed") for p in bare]
+        ),
+        "a number": where(*[p.strip("_").isdigit() for p in bare]),
+        "white space": where(*[not p.strip() for p in here]),
+        'the token after "the"': where(*[p == "the" for p in before]),
+        'the token "the" after "of"': where(
+            *[p == "the" and q == "of" for p, q in zip(bare, before, strict=True)]
+        ),
+        "a token that occurred before in the same passage": where(*repeated),
+        'text that mentions "return"': np.isin(text.window, list(topic)),
+    }

@@ -1,8 +1,7 @@
 """Scores of explanations from ratings of windows."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from saefast.evaluation.intervals import auroc
 from saefast.evaluation.judges.protocol import Floats, Judge
@@ -10,7 +9,7 @@ from saefast.evaluation.judges.protocol import Floats, Judge
 _YES = 0.5
 
 
-def balanced_accuracy(labels: Sequence[bool], ratings: Floats) -> float:
+def balanced_accuracy(labels: ArrayLike, ratings: Floats) -> float:
     """Return the mean of the shares of right answers among windows with yes and with no.
 
     An answer that could not be parsed counts half, as a guess would. NaN where a class is empty.
@@ -28,15 +27,16 @@ def balanced_accuracy(labels: Sequence[bool], ratings: Floats) -> float:
     return float((right[truth].mean() + right[~truth].mean()) / 2)
 
 
-def area(labels: Sequence[bool], ratings: Floats) -> float:
+def area(labels: ArrayLike, ratings: Floats) -> float:
     """Return the AUROC of the answers that could be parsed."""
     known = ~np.isnan(ratings)
     return auroc(np.asarray(labels, dtype=bool)[known], ratings[known])
 
 
-def score(judge: Judge, labels: Sequence[bool], ratings: Floats) -> float:
+def score(judge: Judge, labels: ArrayLike, ratings: Floats) -> float:
     """Return the balanced accuracy, or the AUROC of a judge whose ratings have no threshold."""
-    if judge.graded:
-        value = area(labels, ratings)
-        return 0.5 if np.isnan(value) and len(set(labels)) == 2 else value
-    return balanced_accuracy(labels, ratings)
+    accuracy = balanced_accuracy(labels, ratings)
+    if not judge.graded or np.isnan(accuracy):
+        return accuracy
+    value = area(labels, ratings)
+    return 0.5 if np.isnan(value) else value  # too few answers that could be parsed

@@ -1,0 +1,102 @@
+"""Means over the latents of several SAEs, and differences at equal firing rate."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saefast.evaluation.intervals import NOWHERE, Floats, Interval
+
+_NORMAL = 1.959963984540054
+
+
+class Estimate(NamedTuple):
+    """A value of one SAE with its standard error over the SAE's latents."""
+
+    value: float
+    error: float
+    n: int
+    """number of latents"""
+
+
+def mean_of(values: Floats) -> Estimate:
+    """Return the mean of values [latents]; NaN are left out."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return Estimate(float("nan"), float("nan"), 0)
+    error = float(known.std(ddof=1)) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    return Estimate(float(known.mean()), error, len(known))
+
+
+def equal_rate_difference(
+    a: Floats, b: Floats, bins_a: NDArray[np.int64], bins_b: NDArray[np.int64]
+) -> Estimate:
+    """Return mean(a) - mean(b) within bins of firing rate, weighted as Mantel and Haenszel do.
+
+    Bins without latents of both have no weight. NaN where no bin has both.
+
+    Args:
+        a: [latents] values of one group; NaN are left out.
+        b: [latents of its own] values of another one.
+        bins_a: [latents] bin of each latent.
+        bins_b: [latents of its own].
+    """
+    total = difference = variance = 0.0
+    count = 0
+    for number in np.intersect1d(bins_a, bins_b).tolist():
+        first, second = mean_of(a[bins_a == number]), mean_of(b[bins_b == number])
+        if not first.n or not second.n:
+            continue
+        weight = first.n * second.n / (first.n + second.n)
+        total += weight
+        difference += weight * (first.value - second.value)
+        variance += weight**2 * (first.error**2 + second.error**2)
+        count += first.n + second.n
+    if not total:
+        return Estimate(float("nan"), float("nan"), 0)
+    return Estimate(difference / total, variance**0.5 / total, count)
+
+
+def between(a: Sequence[Estimate], b: Sequence[Estimate]) -> list[Estimate]:
+    """Return the differences a - b of SAEs that share a seed, or of the means where none do."""
+    if len(a) != len(b):
+        a, b = [_pooled(a)], [_pooled(b)]
+    return [
+        Estimate(
+            first.value - second.value,
+            (first.error**2 + second.error**2) ** 0.5,
+            first.n + second.n,
+        )
+        for first, second in zip(a, b, strict=True)
+    ]
+
+
+def combined(
+    estimates: Sequence[Estimate], *, least: float = -np.inf, most: float = np.inf
+) -> Interval:
+    """Return the mean over SAEs with its 95 % interval.
+
+    The variance is that between SAEs or that over their latents, whichever is larger: few SAEs
+    may agree by chance.
+
+    Args:
+        estimates: one for each SAE; NaN are left out.
+        least: smallest possible value.
+        most: largest possible value.
+    """
+    pooled = _pooled(estimates)
+    if not pooled.n:
+        return NOWHERE
+    half = _NORMAL * pooled.error
+    return Interval(pooled.value, max(pooled.value - half, least), min(pooled.value + half, most))
+
+
+def _pooled(estimates: Sequence[Estimate]) -> Estimate:
+    known = [each for each in estimates if each.n]
+    if not known:
+        return Estimate(float("nan"), float("nan"), 0)
+    values = np.array([each.value for each in known])
+    within = sum(each.error**2 for each in known) / len(known) ** 2
+    across = float(values.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
+    return Estimate(float(values.mean()), max(within, across) ** 0.5, sum(each.n for each in known))
