@@ -78,7 +78,7 @@ class Examples:
         firing = [
             self._window(number, latent) for number in self._deciles(windows, _FIRING, generator)
         ]
-        generator.shuffle(firing)  # type: ignore[arg-type]
+        generator.shuffle(firing)
         silent = self._usable[False] & ~fires
         pools = (silent, silent & self._holding(latent), silent & self._neighbours(latent, silent))
         chosen: dict[str, tuple[Window, ...]] = {}
@@ -171,4 +171,5 @@ def scorable(text: TokenText, firings: Firings) -> Booleans:
 
 def _usable(text: TokenText, explaining: bool) -> Booleans:
     """[windows] those of a half that are long enough."""
-    return text.full & (text.explaining[text.window_starts[:-1]] == explaining)
+    usable: Booleans = text.full & (text.explaining[text.window_starts[:-1]] == explaining)
+    return usable

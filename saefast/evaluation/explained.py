@@ -1,7 +1,7 @@
 """Encode a text with the SAEs of every condition, find rules and choose latents to be judged."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ _DENSE = 2.0  # times as many active latents as the trained SAEs have
 _CALIBRATING = 256  # rows that tell whether a rival is dense
 
 
-class Explained(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Explained:
     """An SAE with what the text says of its latents."""
 
     firings: Firings

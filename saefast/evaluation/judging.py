@@ -21,6 +21,14 @@ from saefast.types import brief
 WELL_EXPLAINED = 0.7
 """Detection above which a latent counts as interpretable in arXiv:2602.14111"""
 
+MEASURES = (
+    *("specificity", "detection", f"detection above {WELL_EXPLAINED}", "detection shuffled"),
+    *(f"detection, silent: {kind}" for kind in SILENT_KINDS),
+    *("fuzzing", "unparsed"),
+)
+"""Measures of a judged latent"""
+
+_ALIKE = 6  # sampled latents of similar firing rate among which explanations are exchanged
 _TYPICAL = "a description of about twenty words " * 3
 
 
@@ -84,11 +92,10 @@ class Examination:
         Returns:
             For each latent the places of its questions.
         """
+        others = self._others(explanations)
         return [
-            _ask(windows, explanations[place], explanations[partner], questions)
-            for place, (windows, partner) in enumerate(
-                zip(self._windows, self._partners(), strict=True)
-            )
+            _ask(windows, own, other, questions)
+            for windows, own, other in zip(self._windows, explanations, others, strict=True)
         ]
 
     def judged(
@@ -100,18 +107,25 @@ class Examination:
     ) -> Judged:
         """Turn ratings into scores."""
         rows = [_scores(judge, each, ratings) for each in asked]
-        names = rows[0] if rows else ()
-        values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
+        values = {
+            name: np.array([row[name] for row in rows], dtype=np.float64) for name in MEASURES
+        }
         return Judged(latents=self.latents, explanations=list(explanations), values=values)
 
-    def _partners(self) -> list[int]:
-        """For each sampled latent the place of another of similar firing rate."""
+    def _others(self, explanations: Sequence[Explanation]) -> list[Explanation]:
+        """For each sampled latent another explanation, of one that fires about as often.
+
+        An empty one where all of them are alike.
+        """
         order = np.lexsort((self.latents, self._fired[self.latents]))
-        parts = np.array_split(order, max(len(order) // 6, 1))
-        partner = np.zeros(len(order), dtype=np.int64)
-        for part in parts:
-            partner[part] = np.roll(part, 1)
-        return [int(place) for place in partner]
+        others = [Explanation("")] * len(order)
+        for part in np.array_split(order, max(len(order) // _ALIKE, 1)):
+            places = part.tolist()
+            for at, place in enumerate(places):
+                following = [explanations[its] for its in places[at + 1 :] + places[:at]]
+                own = explanations[place].text
+                others[place] = next((o for o in following if o.text != own), Explanation(""))
+        return others
 
 
 def judge_all(

@@ -191,7 +191,9 @@ class _Incidence:
         length = np.diff(self._starts)[predicate]
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         value = self._value[np.repeat(self._starts[predicate], length) + within]
-        covered = np.unique(np.repeat(rule, length) * self._size + value)
+        covered = np.repeat(rule, length) * self._size + value
+        covered.sort()  # np.unique hashes, which takes several times as long
+        covered = covered[np.flatnonzero(np.diff(covered, prepend=-1))]
         rule, value = covered // self._size, covered % self._size
         held = np.bincount(rule, self._rows[explaining][value], len(latents))
         key = latents[rule] * self._size + value

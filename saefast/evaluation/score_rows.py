@@ -1,6 +1,7 @@
 """Rows of one measure: by condition, by group, and between groups at equal firing rate."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -78,14 +79,14 @@ class Rows:
         }
         for name, each in estimates.items():
             best = max((n for n in rivals if n != name), key=rivals.__getitem__, default="")
-            rival = {"rival": best, "rival_value": rivals.get(best, _NAN)}
-            yield self._score(name, each, **rival)
+            score = partial(self._score, name, rival=best, rival_value=rivals.get(best, _NAN))
+            yield score(each)
             if name != TRAINED and TRAINED in estimates:
                 difference = between(estimates[TRAINED], each)
                 yield self._difference(f"{TRAINED} - {name}", difference, "")
             if len(each) > 1:
                 for number, its in enumerate(each):
-                    yield self._score(name, [its], seed=number, **rival)
+                    yield score([its], seed=number)
 
     def of_groups(
         self,

@@ -20,8 +20,9 @@ from saefast.evaluation.estimates import Estimate, between, combined, equal_rate
 from saefast.evaluation.examples import SILENT_KINDS, Examples
 from saefast.evaluation.explaining import explain
 from saefast.evaluation.feature_sample import RATE_BINS, rate_bins, sample_features
-from saefast.evaluation.judges import EndpointJudge
+from saefast.evaluation.judges import EndpointJudge, Explanation, Question, RulesJudge
 from saefast.evaluation.judges.calibration import KNOWN_RULES
+from saefast.evaluation.judging import Examination
 from saefast.evaluation.predicates import RuleReader, fold
 from saefast.evaluation.scores import Evaluation
 from saefast.lm import LanguageModel
@@ -249,6 +250,33 @@ def test_windows_show_what_they_claim(tmp_path: Path) -> None:
         assert window.fires[right].all()
         assert not window.fires[wrong].any()
         assert len(right) == len(wrong)
+
+
+def test_explanations_are_exchanged_among_latents_of_like_rates(tmp_path: Path) -> None:
+    text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
+    dots = np.array([piece.strip() == "." for piece in text.pieces(0, text.rows)])
+    firings = planted([dots] * 13)
+    fired = np.arange(13)[::-1]
+    exam = Examination(np.arange(13), fired, Examples(text, firings, None, seed=0))
+    explanations = [Explanation(f"latent {latent // 2}") for latent in range(13)]
+    questions: list[Question] = []
+    asked = exam.questions(explanations, questions)
+    assert [its.detection.start for its in asked[1:]] == [its.fuzzing.stop for its in asked[:-1]]
+    for latent, its in enumerate(asked):
+        own = {question.explanation.text for question in questions[its.detection]}
+        other = {question.explanation.text for question in questions[its.shuffled]}
+        assert own == {f"latent {latent // 2}"}
+        assert len(other) == 1
+        (number,) = (int(text.split()[1]) for text in other)
+        assert number != latent // 2
+        assert abs(number - latent // 2) <= 3
+        windows = [question.window for question in questions[its.shuffled]]
+        assert windows == [question.window for question in questions[its.detection]]
+    alike = exam.questions([Explanation("same")] * 13, questions)
+    assert all(question.explanation.text == "" for question in questions[alike[0].shuffled])
+    nothing = Examination(np.arange(0), fired, Examples(text, firings, None, seed=0))
+    empty = nothing.judged(RulesJudge(), [], [], np.zeros(0))
+    assert all(len(values) == 0 for values in empty.values.values())
 
 
 def test_groups_are_sampled_at_equal_rates() -> None:
