@@ -29,7 +29,8 @@ def test_planted_predicates_are_found_exactly(text: TokenText) -> None:
     (found,) = find_rules(text, planted(list(wanted.values())), progress=False)
     kinds = ["surface"] * 5 + ["context"] * 3 + ["topic"]
     for number, (words, kind) in enumerate(zip(wanted, kinds, strict=True)):
-        assert found.texts[number] == words
+        # The order of a union's tokens is that of their frequency, which is the text's own.
+        assert sorted(found.texts[number].split()) == sorted(words.split())
         assert found.kinds[number] == kind
         assert found.balanced_accuracy[number] == 1.0
         assert found.precision[number] == found.recall[number] == 1.0
