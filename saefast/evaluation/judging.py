@@ -29,6 +29,7 @@ MEASURES = (
 """Measures of a judged latent"""
 
 _ALIKE = 6  # sampled latents of similar firing rate among which explanations are exchanged
+_ORDER = 0x0DE5  # tells its random numbers from those of other uses of a latent's number
 _TYPICAL = "a description of about twenty words " * 3
 
 
@@ -94,8 +95,10 @@ class Examination:
         """
         others = self._others(explanations)
         return [
-            _ask(windows, own, other, questions)
-            for windows, own, other in zip(self._windows, explanations, others, strict=True)
+            _ask(windows, own, other, questions, np.random.default_rng([_ORDER, latent]))
+            for windows, own, other, latent in zip(
+                self._windows, explanations, others, self.latents.tolist(), strict=True
+            )
         ]
 
     def judged(
@@ -227,9 +230,16 @@ def _by_rule(rule: Rule | None) -> Explanation:
 
 
 def _ask(
-    windows: ScoringWindows, own: Explanation, other: Explanation, questions: list[Question]
+    windows: ScoringWindows,
+    own: Explanation,
+    other: Explanation,
+    questions: list[Question],
+    generator: np.random.Generator,
 ) -> _Asked:
-    """Append the questions on one latent to a list and return where they stand."""
+    """Append the questions on one latent to a list, in random order, and return their places.
+
+    A judge that sees several windows at once must not find all firing ones together.
+    """
     shown = [(window, "") for window in windows.firing]
     shown += [(window, kind) for kind, each in windows.silent.items() for window in each]
     marked = [
@@ -240,6 +250,8 @@ def _ask(
         for marks, label in ((right, True), (wrong, False))
         if len(wrong)
     ]
+    shown = [shown[place] for place in generator.permutation(len(shown))]
+    marked = [marked[place] for place in generator.permutation(len(marked))]
     first = len(questions)
     questions += [Question(own, window) for window, _ in shown]
     second = len(questions)

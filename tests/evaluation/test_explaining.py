@@ -272,6 +272,10 @@ def test_explanations_are_exchanged_among_latents_of_like_rates(tmp_path: Path) 
         assert abs(number - latent // 2) <= 3
         windows = [question.window for question in questions[its.shuffled]]
         assert windows == [question.window for question in questions[its.detection]]
+    orders = [tuple(its.kinds.tolist()) for its in asked]
+    assert len(set(orders)) > 5
+    assert not any(all(kind == "" for kind in order[:20]) for order in orders)
+    assert len({tuple(its.marks.tolist()) for its in asked}) > 5
     alike = exam.questions([Explanation("same")] * 13, questions)
     assert all(question.explanation.text == "" for question in questions[alike[0].shuffled])
     nothing = Examination(np.arange(0), fired, Examples(text, firings, None, seed=0))

@@ -143,7 +143,9 @@ def known_questions(tokenizer: Any, seed: int = 0) -> KnownQuestions:
             for number in np.sort(generator.choice(side, _WINDOWS, replace=False)).tolist():
                 first, end = int(starts[number]), int(starts[number + 1])
                 windows.append(Window(text, first, end, holds[first:end].astype(np.float32)))
-        chosen.append((rule, windows, [True] * _WINDOWS + [False] * _WINDOWS))
+        # In random order: a judge that sees several at once must not find their kinds together.
+        order = generator.permutation(2 * _WINDOWS).tolist()
+        chosen.append((rule, [windows[at] for at in order], [at < _WINDOWS for at in order]))
     rules = [Explanation(rule.text, rule) for rule, _, _ in chosen]
     others = rules[len(rules) // 2 :] + rules[: len(rules) // 2]
     right, swapped = (
