@@ -133,9 +133,11 @@ def test_a_piece_inside_a_word_continues_it() -> None:
             return {"input_ids": [self._numbers.setdefault(p, len(self._numbers)) for p in pieces]}
 
     tokenizer = Pieces()
-    text = text_of_sequences([tokenizer("un|happi|ness| is|.|so")["input_ids"]], tokenizer)
+    sequences = [tokenizer(text)["input_ids"] for text in ("un|happi|ness| is|.|so", "then")]
+    text = text_of_sequences(sequences, tokenizer)
     assert RuleReader(text).holds(Rule("shape", ("a piece inside a word",))).tolist() == [
         *(False, True, True, False, False, False),
+        False,
     ]
 
 
@@ -174,6 +176,18 @@ def test_classes_of_code_are_those_of_tokenize() -> None:
             assert (found, syntax.CLASSES[kind]) == (token.string, wanted)
             checked += 1
         assert checked > 30
+
+
+def test_names_are_definitions_or_calls() -> None:
+    pieces = ["def", " run", "(", "self", "):", "\n", "    stop", "(", "self", ".", "name", ")"]
+    found = [syntax.CLASSES[number] if number >= 0 else "" for number in syntax.classes_of(pieces)]
+    assert found == [
+        *("keyword", "definition", "operator", "", "operator", "", "call"),
+        *("operator", "", "operator", "", "operator"),
+    ]
+    assert syntax.classes_of(["x = 'un", "closed", "\n", "y"])[1:] == [
+        *(syntax.CLASSES.index("string"), -1, -1),
+    ]
 
 
 def test_syntax_is_a_kind_of_explanation(text: TokenText) -> None:
