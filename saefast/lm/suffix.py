@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saefast.lm.logits import for_contexts, logits_and_cache, logits_at
 from saefast.lm.sites import Site, main_tensor, with_main_tensor
 
 
@@ -22,13 +23,23 @@ class Suffix:
         self._before = site.layers[:-1]
         self._device = next(model.parameters()).device
         self._ids = torch.zeros(0, 0, dtype=torch.int64)
+        self._positions: Tensor | None = None
+        self._first = 0
+        self._cache: Any = None
         self._returned: dict[nn.Module, Any] = {}
 
     @torch.no_grad()
-    def begin(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The activations [contexts, length, d] at the site and the logits, undisturbed."""
-        self._ids = ids.to(self._device)
-        self._returned = {}
+    def begin(
+        self, ids: Tensor, positions: Tensor | None = None, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The activations [contexts, length, d] at the site and the logits, undisturbed.
+
+        `positions` [p] says where logits are wanted, here and in `logits`, if not everywhere. None
+        of them is before `first`, the first position at which activations may change: of what
+        stands before, keys and values are kept, if that is all that the model keeps.
+        """
+        self._ids, self._positions = ids.to(self._device), positions
+        self._first, self._cache, self._returned = 0, None, {}
         needed = {*self._before[-1:], self._site.module}
 
         def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -39,24 +50,31 @@ class Suffix:
         with ExitStack() as stack:
             for module in {*self._before, self._site.module}:
                 stack.callback(module.register_forward_hook(keep).remove)
-            logits = self._logits(self._ids)
+            if first:
+                logits, self._cache = logits_and_cache(self._model, self._ids, positions)
+            else:
+                logits = logits_at(self._model, self._ids, positions)
         if self._site.module not in self._returned:
             raise ValueError(f"the model does not run {self._site.name}; choose another module")
+        if self._cache is not None:
+            self._cache.crop(first - self._ids.shape[1])  # negative: tokens to take off the end
+            self._first = first
         return self._main(self._returned[self._site.module]), logits
 
     def logits(self, activations: Tensor, contexts: Tensor | None = None) -> Tensor:
-        """The logits [contexts, length, vocabulary] where these are the activations.
+        """The logits [contexts, length or p, vocabulary] where these are the activations.
 
         `contexts` [n] says which of them are run, in which order, if not all.
         """
-        chosen = slice(None) if contexts is None else contexts.to(self._device)
+        every = torch.arange(len(self._ids)) if contexts is None else contexts
+        chosen, tail = every.to(self._device), slice(self._first, None)
 
         def same(output: Any, *_inputs: Any) -> Any:
-            return with_main_tensor(output, self._main(output)[chosen].clone())
+            return with_main_tensor(output, self._main(output)[chosen][:, tail].clone())
 
         def replaced(output: Any, *_inputs: Any) -> Any:
             like = self._main(output)
-            here = activations.to(like.device, like.dtype, copy=True)
+            here = activations[:, tail].to(like.device, like.dtype, copy=True)
             return with_main_tensor(output, here)
 
         with ExitStack() as stack:
@@ -66,14 +84,15 @@ class Suffix:
                 stack.enter_context(_answering(layer, self._returned[layer], same))
             module = self._site.module
             stack.enter_context(_answering(module, self._returned[module], replaced))
-            return self._logits(self._ids[chosen])
+            return logits_at(
+                self._model,
+                self._ids[chosen][:, tail],
+                None if self._positions is None else self._positions - self._first,
+                None if self._cache is None else for_contexts(self._cache, chosen),
+            )
 
     def _main(self, output: Any) -> Tensor:
         return main_tensor(output, self._site, self._ids)
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits
 
 
 @contextmanager
