@@ -35,7 +35,7 @@ def test_the_wheel_is_complete() -> None:
     sources = {
         f"saefast/{path.relative_to(CHECKOUT / 'saefast')}"
         for path in (CHECKOUT / "saefast").rglob("*")
-        if path.suffix in (".py", ".pyi", ".typed")
+        if path.suffix in (".py", ".pyi", ".typed", ".tsv", ".css", ".js")
     }
     kernels = {
         f"saefast/kernels/{path.relative_to(CHECKOUT / 'kernels')}"
