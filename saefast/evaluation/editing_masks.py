@@ -122,8 +122,7 @@ def trained_mask(
             batch = [pairs[number] for number in order[step * batch_size : (step + 1) * batch_size]]
             weights = torch.sigmoid(logit / temperatures[epoch * each + step]) * may
             loss = _loss(runs, swap, batch, weights)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (logit.grad,) = torch.autograd.grad(loss, logit)
             optimizer.step()
             bar.update(len(batch))
     return (logit > 0).cpu() & (may > 0).cpu()

@@ -56,8 +56,8 @@ class Outcome(NamedTuple):
         )
         return cause, isolation
 
-    def __add__(self, other: "Outcome") -> "Outcome":  # type: ignore[override]
-        """Pool the pairs of two outcomes."""
+    def pooled(self, other: "Outcome") -> "Outcome":
+        """Return the outcome over the pairs of both."""
         return Outcome(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -137,8 +137,7 @@ def edit_attribute(
             for mask in masks:
                 add(number, name, mask)
         add(number, OTHER_ERROR, its.masks[CHOSEN][0], not settings.with_error)
-    whole: Change = lambda _base, source, h: runs.rows[source].to(h)  # noqa: E731
-    outcomes = _outcomes(runs, task.pairs[TEST], [*changes, whole], bar)
+    outcomes = _outcomes(runs, task.pairs[TEST], [*changes, runs.whole], bar)
     elsewhere = _outcomes(
         runs,
         task.pairs[TEMPLATES],
@@ -153,7 +152,7 @@ def edit_attribute(
         by_name: dict[str, Outcome] = {}
         for (owner, name), outcome in zip(owners, outcomes, strict=False):
             if owner == number:
-                by_name[name] = by_name[name] + outcome if name in by_name else outcome
+                by_name[name] = by_name[name].pooled(outcome) if name in by_name else outcome
         by_name[TEMPLATES] = elsewhere[number]
         chosen = its.masks[CHOSEN][0]
         edited.append(

@@ -108,6 +108,10 @@ class Interchange:
                 rows[number] = seen[row, self.questions[number].prompt.position].float()
         return torch.stack(rows)
 
+    def whole(self, _base: Tensor, source: Tensor, h: Tensor) -> Tensor:
+        """Change all of h into that of the source: a `Change`."""
+        return self.rows[source].to(h)
+
     def begin(self, prompts: Sequence[int]) -> Context:
         """Run prompts to the site and on, undisturbed."""
         texts = [self.questions[number].prompt for number in prompts]
@@ -189,7 +193,7 @@ class Interchange:
             where.append(differ.cpu())
             new.append(rows[differ])
         every, row, rows = torch.cat(which), torch.cat(where), torch.cat(new)
-        for some in torch.split(torch.arange(len(every)), self._batch_size):
+        for some in torch.split(torch.arange(len(every)), self._batch_size) if len(every) else ():
             logits = self.logits(context, contexts[row[some]], rows[some])
             for place, number in enumerate(some.tolist()):
                 yield int(every[number]), place, int(row[number]), logits

@@ -300,8 +300,17 @@ def test_gradients_are_those_of_differences(make):
         assert float(change) == pytest.approx(2 * float((gradient.double() * step).sum()), rel=1e-3)
 
 
-def test_a_change_of_nothing_is_none_and_that_of_all_is_the_source():
-    """At the embedding of the last token of short prompts: the whole forward pass, done anew."""
+def test_where_nothing_changes_nothing_is_run():
+    runs, pairs = tiny_runs(tiny_lm.llama())
+    sae = tiny_lm.random_sae()
+    nothing = Swap(sae, runs.rows).change(torch.zeros(sae.m), with_error=True)
+    hits, valid = runs.outcomes(pairs, [nothing], silent())
+    cause = torch.tensor([pair.cause for pair in pairs])
+    assert torch.equal(hits[0][~cause], valid[~cause])
+
+
+def test_a_change_of_all_is_the_source():
+    """The whole forward pass is done anew, with the row of the source in it."""
     model = tiny_lm.llama()
     runs, pairs = tiny_runs(model)
     site = find_site(model.model, "resid.1")
@@ -389,7 +398,7 @@ def test_entities_are_resampled_not_pairs():
     assert cause.tolist() == [1, 0]
     assert isolation.tolist() == [1, 0]
     assert outcome.rates()[0].tolist() == [pytest.approx(30 / 330)]
-    assert (outcome + outcome).rates()[0].tolist() == outcome.rates()[0].tolist()
+    assert outcome.pooled(outcome).rates()[0].tolist() == outcome.rates()[0].tolist()
 
 
 def test_rivals_stand_beside(edited):
