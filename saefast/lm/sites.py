@@ -127,8 +127,11 @@ class _Enough(BaseException):
     """All is seen. No Exception: nothing on the way out may take it for a failure."""
 
 
-def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor) -> list[Tensor]:
-    """What the modules return [contexts, length, d] for these tokens; nothing later is computed."""
+def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor, **forward: Any) -> list[Tensor]:
+    """What the modules return [contexts, length, d] for these tokens; nothing later is computed.
+
+    `forward` goes to the model, such as a mask.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(site: Site) -> Any:
@@ -146,7 +149,7 @@ def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor) -> list[Tensor
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            model(input_ids=ids.to(device), use_cache=False)
+            model(input_ids=ids.to(device), **{"use_cache": False, **forward})
     except _Enough:
         pass
     finally:
