@@ -71,7 +71,7 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
         families: [n] int64: words of equal number are on one side.
         seed: of the split.
     """
-    _, family = families.to(rows.device).unique(return_inverse=True)
+    _, family = torch.unique(families.to(rows.device), return_inverse=True)
     count = int(family.max()) + 1
     order = torch.from_numpy(permutation(count, seed, 2)).to(rows.device)
     in_train = torch.zeros(count, dtype=torch.bool, device=rows.device)
@@ -207,7 +207,7 @@ def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor
         SparseCode(values[train], code.indices[train]), positive[train], sae.m, split.seed
     )
     best = weights.topk(min(MOST_MAIN, sae.m), dim=0).indices
-    latents = best.unique()
+    latents = torch.unique(best)
     columns = columns_of(sized, latents, sae.m)
     main, scores = [], []
     for place, its in enumerate(best.T):

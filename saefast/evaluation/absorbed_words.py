@@ -39,7 +39,8 @@ class AbsorbedWords(NamedTuple):
     contributions: Tensor
     """[n, 3] float64 theirs; 0 fills up"""
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from saefast.evaluation.absorbed_classes import (
 )
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.intervals import two_way_interval
+from saefast.evaluation.item_scores import scores_of_items
 from saefast.evaluation.scores import TRAINED, Evaluation, Score, measured
 from saefast.evaluation.word_tasks import FIRST_LETTER, prefix_of, words_of
 from saefast.lm.after_prefix import capture_after
@@ -226,7 +227,7 @@ def absorb_rows(
 @torch.no_grad()
 def _code(sae: SAE, rows: Tensor) -> SparseCode:
     """The code of all rows [n, width], encoded some at a time."""
-    parts = [code_of(sae, some) for some in rows.split(_BATCH)]
+    parts = [code_of(sae, some) for some in torch.split(rows, _BATCH)]
     width = max(part.values.shape[1] for part in parts)
     padded = [
         [torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in part]
@@ -267,24 +268,21 @@ def _scores_of_words(
 ) -> list[Score]:
     """Scores whose items are words: over all, and for each class."""
     floor = _stacked([each.mismatched for each in found[TRAINED]]).mean(0)
-    scores = []
+    scores: list[Score] = []
     for measure in (PRIMARY, CENTRED, FULL):
         values = {
             name: _stacked([_of(each, measure) for each in its]) for name, its in found.items()
         }
         its_floor = floor if measure == PRIMARY else np.full_like(floor, np.nan)
-        overall = measured(
+        scores += scores_of_items(
             NAME,
             measure,
             values,
-            [""] * split.words,
             floor=its_floor,
             ceiling=0.0,
             primary=measure == PRIMARY,
             seed=seed,
         )
-        # A word alone is no item to report.
-        scores += [score for score in overall if score.n > 1 or score.seed is None]
         for name, table in values.items():
             scores += _by_class(measure, name, table, its_floor, split, classes, seed)
     return scores

@@ -143,7 +143,7 @@ def fit_code_probes(code: SparseCode, positive: Tensor, latents: int, seed: int)
     decay = (_RATES[1] / _RATES[0]) ** (1 / _EPOCHS)
     for epoch in range(_EPOCHS):
         order = torch.from_numpy(permutation(n, seed, epoch)).to(positive.device)
-        for rows in order.split(_BATCH):
+        for rows in torch.split(order, _BATCH):
             values, indices = code.values[rows], code.indices[rows]
             logits = sparse_decode(values, indices, w, bias)
             slope = weight[rows] * (logits.sigmoid() - wanted[rows]) / len(rows)

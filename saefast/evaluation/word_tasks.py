@@ -128,7 +128,7 @@ def prefix_of(
     waiting = [int(place) for place in order]
     while waiting and len(used) < examples:
         seen: set[int] = set()
-        later = []
+        later: list[int] = []
         for place in waiting:
             label = int(words.labels[place])
             fresh = label not in seen and len(used) < examples

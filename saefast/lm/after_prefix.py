@@ -45,15 +45,16 @@ def capture_after(
         [n, d] float32 at least, on the model's device.
     """
     prefix, tokens = prefix.to(model.device), tokens.to(model.device)
-    after: _SideBySide | _Whole = _Whole(model, site, prefix)
+    whole = _Whole(model, site, prefix)
+    after: _SideBySide | _Whole = whole
     shared = _SideBySide.of(model, site, prefix)
-    if shared is not None and shared.agrees(after, tokens[:_TRIED]):
+    if shared is not None and shared.agrees(whole, tokens[:_TRIED]):
         after = shared
     else:
         batch_size = max(1, batch_size // len(prefix))
     found = []
     with ProgressBar("words", total=len(tokens), unit="tokens", progress=progress) as bar:
-        for some in tokens.split(batch_size):
+        for some in torch.split(tokens, batch_size):
             rows = after.rows(some)
             found.append(rows if rows.dtype == torch.float64 else rows.float())
             bar.update(len(some))
