@@ -1,0 +1,265 @@
+"""SCR and TPP of SAEBench as it defines them, to compare numbers with published ones.
+
+Neither should rank SAEs. The audit arXiv:2605.18229 found that TPP falls as training goes on, and
+that SCR at large counts of latents is negatively correlated with how much of a planted truth an SAE
+holds. saefast computes them for conformance only, and no other evaluation uses them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saefast import checks
+from saefast.evaluation.scores import TRAINED, Evaluation, Score
+from saefast.linalg import one_thread
+from saefast.ops.latent_sum import latent_sum
+from saefast.ops.sparse_decode import sparse_decode
+from saefast.sae import SAE, as_saes, code_of
+from saefast.types import SparseCode
+
+COUNTS = (2, 5, 10, 20, 50, 100, 500)
+"""Numbers of latents that are ablated"""
+WARNING = (
+    "TPP falls with longer training and SCR can correlate negatively with the truth of planted "
+    "SAEs (audit arXiv:2605.18229): do not rank SAEs by them"
+)
+
+_LEAST_GAP = 1e-3
+"""Difference of accuracies below which SCR is 0"""
+
+
+class Probe(NamedTuple):
+    """A linear probe on the mean activation of a text."""
+
+    weight: Tensor
+    """[d]"""
+    bias: float
+
+    def accuracy(self, means: Tensor, labels: Tensor) -> float:
+        """Return the share of texts [n, d] that it takes for what the labels [n] bool say."""
+        with one_thread():
+            found = means @ self.weight.to(means) + self.bias > 0
+        return float((found == labels).double().mean())
+
+
+class Labelled(NamedTuple):
+    """Activations of texts of two kinds."""
+
+    texts: Tensor
+    """[n, length, d]; rows of zeros are no tokens"""
+    labels: Tensor
+    """[n] bool"""
+
+
+class TextCode(NamedTuple):
+    """The codes of all tokens of each text, side by side."""
+
+    code: SparseCode
+    """[n, length * width]; zeros where there is no token"""
+    means: Tensor
+    """[n, d] mean activation"""
+    tokens: Tensor
+    """[n] how many there are"""
+
+
+@torch.no_grad()
+def encode_texts(sae: SAE, texts: Tensor) -> TextCode:
+    """Encode texts [n, length, d], in which rows of zeros are no tokens."""
+    checks.floating("texts", texts, "[n, length, d]")
+    checks.size("texts", texts, 2, sae.d, "the width of the SAE")
+    n, length, d = texts.shape
+    there = (texts != 0).any(2)
+    tokens = there.sum(1).clamp(min=1)
+    code = code_of(sae, texts.reshape(-1, d))
+    values = torch.where(there.reshape(-1, 1).to(code.values.device), code.values, 0.0)
+    width = values.shape[1]
+    flat = SparseCode(values.reshape(n, length * width), code.indices.reshape(n, length * width))
+    return TextCode(flat, texts.sum(1) / tokens[:, None], tokens)
+
+
+@torch.no_grad()
+def latent_effects(
+    sae: SAE, probe: Probe, texts: TextCode, labels: Tensor, *, absolute: bool
+) -> Tensor:
+    """Estimate how much each latent moves a probe: [m].
+
+    That is the difference of a latent's mean activation between both kinds of text times the dot
+    product of its decoder row and the probe.
+
+    Args:
+        sae: whose latents.
+        probe: on mean activations.
+        texts: the training texts.
+        labels: [n] bool
+        absolute: SCR takes the size of the product; TPP takes differences below zero for zero.
+    """
+    n = len(texts.tokens)
+    values = texts.code.values / texts.tokens.to(texts.code.values)[:, None]
+    weight = torch.stack([labels / labels.sum(), ~labels / (~labels).sum()], 1).to(values)
+    means = latent_sum(values, texts.code.indices, weight.reshape(n, 2), sae.m)
+    difference = means[:, 0] - means[:, 1]
+    with one_thread():
+        aligned = sae.W_dec @ probe.weight.to(sae.W_dec)
+    return (difference * aligned).abs() if absolute else difference.clamp(min=0) * aligned
+
+
+def largest_effects(effects: Tensor, count: int) -> Tensor:
+    """Return the mask [m] of the latents with the largest effects, never those of effect zero."""
+    mask = torch.zeros_like(effects, dtype=torch.bool)
+    there = int((effects != 0).sum())
+    candidates = torch.where(effects != 0, effects, -torch.inf)
+    mask[candidates.topk(min(count, there)).indices] = True
+    return mask
+
+
+@torch.no_grad()
+def ablated_means(sae: SAE, texts: TextCode, mask: Tensor) -> Tensor:
+    """Return the mean activations [n, d] of texts without the latents of a mask [m].
+
+    What the SAE does not reconstruct is kept.
+    """
+    code = texts.code
+    removed = torch.where(mask.to(code.indices.device)[code.indices], code.values, 0.0)
+    total = sparse_decode(removed, code.indices, sae.W_dec)
+    return texts.means - (total / texts.tokens.to(total)[:, None]).to(texts.means)
+
+
+def tpp_score(clean: Tensor, ablated: Tensor) -> Tensor:
+    """Compute target probe perturbation of each class, [classes] float64.
+
+    Args:
+        clean: [classes] accuracy of each class's probe.
+        ablated: [classes, classes] accuracy of each class's probe (column) where the latents of a
+            class (row) are ablated.
+    """
+    drop = clean[None] - ablated
+    own = drop.diagonal()
+    return own - (drop.sum(1) - own) / (len(clean) - 1)
+
+
+def scr_score(clean: float, biased: float, changed: float) -> float:
+    """Compute spurious correlation removal.
+
+    Args:
+        clean: accuracy of a probe that was trained without the correlation.
+        biased: that of the probe that was trained with it.
+        changed: that of the same where latents are ablated.
+    """
+    gap = clean - biased
+    return 0.0 if gap < _LEAST_GAP else (changed - biased) / gap
+
+
+def tpp(
+    saes: SAE | Sequence[SAE],
+    train: Mapping[str, Labelled],
+    test: Mapping[str, Labelled],
+    probes: Mapping[str, Probe],
+    *,
+    counts: Sequence[int] = COUNTS,
+) -> Evaluation:
+    """Measure target probe perturbation on given activations and probes: see the module.
+
+    Args:
+        saes: trained SAEs of one width.
+        train: by class, texts that latents are chosen on.
+        test: by class, texts that probes are evaluated on.
+        probes: by class.
+        counts: numbers of latents that are ablated.
+    """
+    names = list(probes)
+    if len(names) < 2 or set(train) != set(names) or set(test) != set(names):
+        raise ValueError(
+            f"probes must be those of two classes at least, which train and test hold, too, got "
+            f"{names}, {list(train)} and {list(test)}"
+        )
+    scores = []
+    for place, sae in enumerate(as_saes(saes, len(probes[names[0]].weight))):
+        texts = {name: encode_texts(sae, test[name].texts) for name in names}
+        clean = _accuracies(probes, {name: texts[name].means for name in names}, test)
+        by_class = {name: _effects(sae, probes[name], train[name], False) for name in names}
+        for count in counts:
+            rows = []
+            for name in names:
+                mask = largest_effects(by_class[name], count)
+                means = {other: ablated_means(sae, texts[other], mask) for other in names}
+                rows.append(_accuracies(probes, means, test))
+            for name, value in zip(names, tpp_score(clean, torch.stack(rows)), strict=True):
+                scores.append(_score("tpp", f"TPP at {count}", float(value), place, name))
+    return Evaluation(name="tpp", scores=tuple(scores), notes=(WARNING,))
+
+
+def scr(
+    saes: SAE | Sequence[SAE],
+    train: Mapping[str, Labelled],
+    test: Mapping[str, Labelled],
+    probes: Mapping[str, Probe],
+    *,
+    counts: Sequence[int] = COUNTS,
+) -> Evaluation:
+    """Measure spurious correlation removal on given activations and probes: see the module.
+
+    Args:
+        saes: trained SAEs of one width.
+        train: "target" and "spurious": texts balanced in the other of the two.
+        test: the same.
+        probes: "target", "spurious" and "biased", the latter trained where both coincide.
+        counts: numbers of latents that are ablated.
+
+    Returns:
+        For each count the score of either direction, and without a task that of the direction in
+        which the biased probe is worse, which SAEBench reports.
+    """
+    sides = ("target", "spurious")
+    if set(probes) != {*sides, "biased"} or set(train) != set(sides) or set(test) != set(sides):
+        raise ValueError(
+            f"probes must be 'target', 'spurious' and 'biased', train and test 'target' and "
+            f"'spurious', got {list(probes)}, {list(train)} and {list(test)}"
+        )
+    scores = []
+    for place, sae in enumerate(as_saes(saes, len(probes["biased"].weight))):
+        texts = {side: encode_texts(sae, test[side].texts) for side in sides}
+        clean = {s: probes[s].accuracy(texts[s].means, test[s].labels) for s in sides}
+        biased = {s: probes["biased"].accuracy(texts[s].means, test[s].labels) for s in sides}
+        worse = min(sides, key=biased.__getitem__)
+        effects = {s: _effects(sae, probes[s], train[s], True) for s in sides}
+        for count in counts:
+            for evaluated, ablated in (sides, sides[::-1]):
+                mask = largest_effects(effects[ablated], count)
+                means = ablated_means(sae, texts[evaluated], mask)
+                changed = probes["biased"].accuracy(means, test[evaluated].labels)
+                value = scr_score(clean[evaluated], biased[evaluated], changed)
+                scores.append(_score("scr", f"SCR at {count}", value, place, evaluated))
+                if evaluated == worse:
+                    scores.append(_score("scr", f"SCR at {count}", value, place, ""))
+    return Evaluation(name="scr", scores=tuple(scores), notes=(WARNING,))
+
+
+def _effects(sae: SAE, probe: Probe, train: Labelled, absolute: bool) -> Tensor:
+    texts = encode_texts(sae, train.texts)
+    return latent_effects(sae, probe, texts, train.labels, absolute=absolute)
+
+
+def _accuracies(
+    probes: Mapping[str, Probe], means: Mapping[str, Tensor], test: Mapping[str, Labelled]
+) -> Tensor:
+    found = [probes[name].accuracy(means[name], test[name].labels) for name in means]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _score(evaluation: str, measure: str, value: float, seed: int, task: str) -> Score:
+    nothing = float("nan")
+    return Score(
+        evaluation=evaluation,
+        measure=measure,
+        condition=TRAINED,
+        value=value,
+        low=nothing,
+        high=nothing,
+        n=1,
+        task=task,
+        seed=seed,
+        floor=0.0,
+        ceiling=1.0,
+    )
