@@ -46,6 +46,14 @@ CONVENTIONS = {
     "that fire; floor: of as many random directions",
 }
 
+_RATIOS = {
+    "explained variance": ("explained", "distances"),
+    "cosine": ("cosines", "number"),
+    "length ratio": ("ratios", "number"),
+    "relative bias": ("squares", "products"),
+    "L0": ("active", "number"),
+}
+"""For each measure the sums, see `_OfRows`, whose ratio it is"""
 _DENSE = 0.1
 _BLOCK = 1024
 _NORMAL = 1.959963984540054
@@ -160,6 +168,15 @@ class _OfRows(NamedTuple):
     def rows(self) -> int:
         return int(self.number.sum())
 
+    @property
+    def explained(self) -> Tensor:
+        return self.distances - self.errors
+
+
+def _of_contexts(sums: Sequence[Tensor], fired: Tensor) -> _OfRows:
+    errors, distances, ratios, squares, products, cosines, active, number = torch.stack(sums, 1)
+    return _OfRows(errors, distances, ratios, squares, products, cosines, active, number, fired)
+
 
 def _of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> _OfRows:
     fired = torch.zeros(sae.m, dtype=torch.int64)
@@ -171,12 +188,12 @@ def _of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> _OfRows:
             active = code.indices[code.values > 0].cpu()
             fired += torch.bincount(active, minlength=sae.m)
             parts.append(_sums(x, made, mean, len(active)))
-    return _OfRows(*torch.stack(parts, 1), fired)
+    return _of_contexts(parts, fired)
 
 
 def _of_mean(texts: Sequence[Tensor], mean: Tensor) -> _OfRows:
     parts = [_sums(x, mean.expand_as(x), mean, 0) for x in texts]
-    return _OfRows(*torch.stack(parts, 1), torch.zeros(0, dtype=torch.int64))
+    return _of_contexts(parts, torch.zeros(0, dtype=torch.int64))
 
 
 def _sums(x: Tensor, made: Tensor, mean: Tensor, active: int) -> Tensor:
@@ -268,18 +285,11 @@ def _trained_first(values: Mapping[str, Floats]) -> dict[str, Floats]:
 def _scores_of_rows(
     measured_rows: Mapping[str, Sequence[_OfRows]], rivals: Sequence[str], seed: int
 ) -> list[Score]:
-    ratios = {
-        "explained variance": (lambda of: of.distances - of.errors, lambda of: of.distances),
-        "cosine": (lambda of: of.cosines, lambda of: of.number),
-        "length ratio": (lambda of: of.ratios, lambda of: of.number),
-        "relative bias": (lambda of: of.squares, lambda of: of.products),
-        "L0": (lambda of: of.active, lambda of: of.number),
-    }
     better = ("explained variance", "cosine")
     scores: list[Score] = []
-    for measure, (above, below) in ratios.items():
+    for measure, (above, below) in _RATIOS.items():
         values = {
-            name: np.stack([ratio_values(above(of), below(of)) for of in its])
+            name: np.stack([ratio_values(getattr(of, above), getattr(of, below)) for of in its])
             for name, its in measured_rows.items()
             if not (measure == "L0" and name == MEAN)
         }
