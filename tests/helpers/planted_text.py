@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from saefast.activations import StoreWriter
-from saefast.evaluation.contexts import TokenText
-from saefast.evaluation.firings import Firings
+from saefast.evaluation.explaining.contexts import TokenText
+from saefast.evaluation.explaining.firings import Firings
 from saefast.lm import builtin_corpus
 from saefast.lm.packing import Packing
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from saefast import SAE
 from saefast.evaluation.intervals import auroc
-from saefast.evaluation.logistic import Fit, fit_l2
-from saefast.evaluation.probe_rows import TaskRows
-from saefast.evaluation.probe_task import Split, probe_latents
-from saefast.evaluation.probing_rules import RULES, choice_scores, largest, lasso_search
+from saefast.evaluation.probing.logistic import Fit, fit_l2
+from saefast.evaluation.probing.one_task import Split, probe_latents
+from saefast.evaluation.probing.rows import TaskRows
+from saefast.evaluation.probing.rules import RULES, choice_scores, largest, lasso_search
 from saefast.integrations.sae_bench import SaeBenchSae
 
 KS = (1, 2, 5, 16)

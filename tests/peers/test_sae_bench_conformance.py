@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import saefast
-from saefast.evaluation.absorbed_words import absorbed_words
+from saefast.evaluation.absorption.words import absorbed_words
 from saefast.evaluation.conformance import (
     Labelled,
     Probe,

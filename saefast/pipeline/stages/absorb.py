@@ -15,7 +15,7 @@ def absorb(job: Job) -> None:
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     """Measure absorption in a subject: first letters of words of one token."""
-    from saefast.evaluation.absorption import absorb
+    from saefast.evaluation.absorption.evaluation import absorb
 
     return absorb(
         subject.model,

@@ -15,9 +15,9 @@ def edit(job: Job) -> None:
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     """Edit with a subject; what the model knows is kept in its folder."""
-    from saefast.evaluation.editing import edit
-    from saefast.evaluation.facts import places, ravel_facts
-    from saefast.evaluation.knowledge import known_facts
+    from saefast.evaluation.editing.evaluation import edit
+    from saefast.evaluation.editing.facts import places, ravel_facts
+    from saefast.evaluation.editing.knowledge import known_facts
 
     settings = how.edit
     facts = ravel_facts(settings.facts) if settings.facts else places()

@@ -10,7 +10,7 @@ from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject
 
 if TYPE_CHECKING:
-    from saefast.evaluation.judges import Judge
+    from saefast.evaluation.explaining.judges import Judge
 
 _RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
 
@@ -28,7 +28,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         how: settings; of `explain` and the budget.
         dry_run: count what a judge would be asked, and ask nothing.
     """
-    from saefast.evaluation.explaining import explain
+    from saefast.evaluation.explaining.evaluation import explain
 
     return explain(
         subject.model,
@@ -48,7 +48,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
 
 def _judge(how: ExplainSettings, progress: bool) -> "Judge | None":
     """Return the judge of a name; None stands for rules."""
-    from saefast.evaluation.judges import EmbeddingJudge, EndpointJudge, LocalJudge
+    from saefast.evaluation.explaining.judges import EmbeddingJudge, EndpointJudge, LocalJudge
     from saefast.lm import load_model
 
     name = how.judge

@@ -10,7 +10,7 @@ from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject
 
 if TYPE_CHECKING:
-    from saefast.evaluation.tasks import LabelledTask
+    from saefast.evaluation.probing.tasks import LabelledTask
 
 
 def probe(job: Job) -> None:
@@ -20,7 +20,7 @@ def probe(job: Job) -> None:
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     """Probe a subject."""
-    from saefast.evaluation.probing import probe
+    from saefast.evaluation.probing.evaluation import probe
 
     settings = how.probe
     return probe(
@@ -38,7 +38,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
 
 
 def _tasks(how: EvaluateSettings) -> "list[LabelledTask]":
-    from saefast.evaluation.tasks import labelled_tasks, table_tasks
+    from saefast.evaluation.probing.tasks import labelled_tasks, table_tasks
 
     settings = how.probe
     if settings.tasks:

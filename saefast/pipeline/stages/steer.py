@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.evaluation.contexts import text_of_sequences, token_text
-from saefast.evaluation.firings import firings
-from saefast.evaluation.predicates import UNCLEAR, Rule, RuleReader
-from saefast.evaluation.rules import FeatureRules, find_rules
+from saefast.evaluation.explaining.contexts import text_of_sequences, token_text
+from saefast.evaluation.explaining.firings import firings
+from saefast.evaluation.explaining.predicates import UNCLEAR, Rule, RuleReader
+from saefast.evaluation.explaining.rules import FeatureRules, find_rules
 from saefast.evaluation.scores import TRAINED, Evaluation
 from saefast.evaluation.steering import steer as steer_saes
 from saefast.pipeline.evaluation_settings import of_budget

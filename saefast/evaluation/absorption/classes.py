@@ -1,0 +1,231 @@
+"""Absorption in one SAE, over the words of all classes that a probe can tell."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saefast.activations.order import permutation
+from saefast.evaluation.absorption.class_probes import (
+    RowProbes,
+    columns_of,
+    f1,
+    fit_code_probes,
+    fit_columns,
+    fit_row_probes,
+    members,
+    predicted,
+)
+from saefast.evaluation.absorption.words import AbsorbedWords, absorbed_words
+from saefast.sae import SAE
+from saefast.types import SparseCode
+
+LEAST_F1 = 0.6
+"""F1 score above which a class counts as one that the activations tell"""
+LEAST_RISE = 0.03
+"""Rise of the F1 score for which one more latent counts as a main one"""
+MOST_MAIN = 10
+"""Most main latents of a class"""
+_TRAIN_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Split:
+    """Words to fit on and words to measure on, with probes on their activations."""
+
+    rows: Tensor
+    """[n, d]"""
+    positive: Tensor
+    """[n, classes] bool"""
+    train: Tensor
+    """[t] int64 places of the rows to fit on"""
+    test: Tensor
+    """[u] int64"""
+    probes: RowProbes
+    f1: Tensor
+    """[classes] float64 of the probes on the other words"""
+    told: Tensor
+    """[c] int64 classes that the probes tell"""
+    places: tuple[Tensor, ...]
+    """for each of those, [w] int64 places of the held-out words in which its probe finds it"""
+    mean: Tensor
+    """[d] of the rows to fit on"""
+    scale: float
+    """factor that gives centred rows a root mean square length of one"""
+    seed: int
+
+    @property
+    def words(self) -> int:
+        """Number of words that absorption is measured on."""
+        return sum(map(len, self.places))
+
+
+@torch.no_grad()
+def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, seed: int) -> Split:
+    """Split words by families, and fit a probe for each class.
+
+    Args:
+        rows: [n, d]
+        labels: [n] int64 class of each word, -1 for none.
+        classes: number of classes.
+        families: [n] int64: words of equal number are on one side.
+        seed: of the split.
+    """
+    _, family = torch.unique(families.to(rows.device), return_inverse=True)
+    count = int(family.max()) + 1
+    order = torch.from_numpy(permutation(count, seed, 2)).to(rows.device)
+    in_train = torch.zeros(count, dtype=torch.bool, device=rows.device)
+    in_train[order[: round(_TRAIN_SHARE * count)]] = True
+    train, test = (side.nonzero()[:, 0] for side in (in_train[family], ~in_train[family]))
+    positive = members(labels, classes)
+    # Where one side of a class is empty there is nothing to fit, or nothing to measure.
+    sides = [positive[side].sum(0) for side in (train, test)]
+    usable = (sides[0] > 0) & (sides[0] < len(train)) & (sides[1] > 0)
+    known = usable.nonzero()[:, 0]
+    mean = rows[train].mean(0)
+    square = float((rows[train] - mean).square().sum(1).mean())
+    weight = rows.new_zeros(classes, rows.shape[1])
+    bias = rows.new_full((classes,), -1.0)
+    if len(known):
+        fitted = fit_row_probes(rows[train], positive[train][:, known])
+        weight[known], bias[known] = fitted.weight, fitted.bias
+    probes = RowProbes(weight, bias)
+    reads = probes.logits(rows[test]) > 0
+    scores = f1(reads, positive[test])
+    told = ((scores > LEAST_F1) & usable).nonzero()[:, 0]
+    places = tuple(test[reads[:, c] & positive[test, c]] for c in told.tolist())
+    return Split(
+        rows,
+        positive,
+        train,
+        test,
+        probes,
+        scores,
+        told,
+        places,
+        mean,
+        square**-0.5 if square > 0 else 1.0,
+        seed,
+    )
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """Absorption of one SAE; words stand in the order of `Split.places`, class by class."""
+
+    fraction: Tensor
+    """[words] float64"""
+    full: Tensor
+    """[words] float64 0 or 1"""
+    centred: Tensor
+    """[words] float64 fraction with the mean row taken from the activations"""
+    mismatched: Tensor
+    """[words] float64 fraction with the main latents of another class"""
+    share: tuple[tuple[Tensor, Tensor], ...]
+    """for each class latents [words, 3], -1 for none, and the share of `fraction` that is theirs"""
+    main: tuple[Tensor, ...]
+    """for each class its main latents, int64"""
+    main_f1: Tensor
+    """[classes told] float64"""
+    m: int
+
+    def by_latent(self) -> Tensor:
+        """[m] float64: how many words each latent absorbs, parts of words counted as such."""
+        total = torch.zeros(self.m, dtype=torch.float64)
+        for latents, share in self.share:
+            there = latents >= 0
+            total.index_add_(0, latents[there].cpu(), share[there].cpu())
+        return total
+
+    def by_group(self, mask: Tensor) -> Tensor:
+        """[words] float64: the part of `fraction` that is of the latents of a mask [m]."""
+        parts = [
+            torch.where((latents >= 0) & mask.to(latents.device)[latents], share, 0.0).sum(1)
+            for latents, share in self.share
+        ]
+        return torch.cat(parts)
+
+
+@torch.no_grad()
+def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
+    """Choose the main latents of every class and measure absorption on the held-out words.
+
+    A class's main latents are those with the largest weights of a probe with an L1 penalty on the
+    codes, as many as make the F1 score of a regression on them rise.
+
+    Args:
+        sae: whose `code` it is.
+        code: of all rows of the split.
+        split: of the words.
+    """
+    main, main_f1 = _main_latents(sae, code, split)
+    measured: list[tuple[AbsorbedWords, AbsorbedWords, AbsorbedWords]] = []
+    for place, c in enumerate(split.told.tolist()):
+        words = split.places[place]
+        here = words.to(code.values.device)
+        its = SparseCode(code.values[here], code.indices[here])
+        common = its, split.rows[words].to(sae.W_dec), sae.W_dec, split.probes.weight[c]
+        other = main[(place + 1) % len(main)]
+        wrong = other[~torch.isin(other, main[place])]
+        measured.append(
+            (
+                absorbed_words(*common, main[place].tolist()),
+                absorbed_words(*common, main[place].tolist(), centre=split.mean),
+                absorbed_words(*common, wrong.tolist()),
+            )
+        )
+    plain, centred, mismatched = zip(*measured, strict=True)
+    return Absorbed(
+        fraction=torch.cat([each.fraction for each in plain]),
+        full=torch.cat([each.full.double() for each in plain]),
+        centred=torch.cat([each.fraction for each in centred]),
+        mismatched=torch.cat([each.fraction for each in mismatched]),
+        share=tuple((each.absorbers, _shared(each)) for each in plain),
+        main=tuple(main),
+        main_f1=main_f1,
+        m=sae.m,
+    )
+
+
+def _shared(words: AbsorbedWords) -> Tensor:
+    """[words, 3] the fraction of each word, dealt to its absorbers by what they contribute."""
+    total = words.contributions.sum(1, keepdim=True)
+    parts = words.contributions / total.clamp(min=torch.finfo(torch.float64).tiny)
+    return parts * words.fraction[:, None]
+
+
+def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor], Tensor]:
+    """The main latents of every class that is told, and their F1 scores."""
+    # Lengths of what latents add, as shares of a row's length: neither z * c with d / c nor another
+    # unit of the activations makes a difference, and the penalty keeps out latents of single words.
+    norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
+    values = code.values * norms[code.indices] * split.scale
+    sized = SparseCode(values, code.indices)
+    positive = split.positive[:, split.told].to(values.device)
+    train, test = split.train.to(values.device), split.test.to(values.device)
+    weights = fit_code_probes(
+        SparseCode(values[train], code.indices[train]), positive[train], sae.m, split.seed
+    )
+    best = weights.topk(min(MOST_MAIN, sae.m), dim=0).indices
+    latents = torch.unique(best)
+    columns = columns_of(sized, latents, sae.m)
+    main, scores = [], []
+    for place, its in enumerate(best.T):
+        at = torch.searchsorted(latents, its.contiguous())
+        chosen, score = _grown(columns[:, at], positive[:, place], train, test)
+        main.append(its[:chosen])
+        scores.append(score)
+    return main, torch.tensor(scores, dtype=torch.float64)
+
+
+def _grown(columns: Tensor, positive: Tensor, train: Tensor, test: Tensor) -> tuple[int, float]:
+    """How many of the columns [n, k] are worth it, from the first on, and their F1 score."""
+    chosen, score = 0, -1.0
+    for k in range(1, columns.shape[1] + 1):
+        some = columns[:, :k]
+        weights = fit_columns(some[train], positive[train])
+        now = float(f1(predicted(some[test], weights), positive[test]))
+        if not now > score + LEAST_RISE:
+            break
+        chosen, score = k, now
+    return chosen, score

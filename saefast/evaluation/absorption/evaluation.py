@@ -1,0 +1,416 @@
+"""Absorption: latents of single words that take over what the latent of their class should tell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saefast import checks
+from saefast.activations.order import permutation
+from saefast.evaluation.absorption.classes import (
+    LEAST_F1,
+    Absorbed,
+    Split,
+    absorbed_classes,
+    split_words,
+)
+from saefast.evaluation.absorption.word_tasks import FIRST_LETTER, prefix_of, words_of
+from saefast.evaluation.conditions import Condition
+from saefast.evaluation.intervals import two_way_interval
+from saefast.evaluation.item_scores import scores_of_items
+from saefast.evaluation.scores import TRAINED, Evaluation, Score, measured
+from saefast.lm.after_prefix import capture_after
+from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.sites import find_site
+from saefast.nulls.draws import mass_matched
+from saefast.progress import ProgressBar
+from saefast.sae import SAE, as_saes, code_of
+from saefast.stability.groups import Groups, as_groups
+from saefast.types import SparseCode
+
+NAME = "absorb"
+PRIMARY = "absorption fraction"
+CENTRED = "absorption fraction, centred"
+FULL = "full absorption"
+MAIN_F1 = "F1 of main latents"
+MAIN_COUNT = "main latents"
+
+CONVENTIONS = {
+    PRIMARY: "mean over held-out words whose class a probe reads from the activation, of what "
+    "other latents contribute to that reading beside the main latents of the class; less is "
+    "better. floor: with the main latents of another class; ceiling: 0",
+    CENTRED: "the same with the mean taken from the activation, which no latent explains",
+    FULL: "share of those words in which no main latent fires and another contributes most",
+    MAIN_F1: "of a logistic regression on the main latents, on held-out words. floor: taking "
+    "every word for one of the class; ceiling: the probe on the activation",
+    MAIN_COUNT: "how many latents stand for a class",
+}
+
+_LEAST_CLASSES = {FIRST_LETTER: 20}
+_DRAWS = 20
+_BATCH = 4096
+
+
+def absorb(
+    model: LanguageModel,
+    layer: int | str,
+    saes: SAE | Sequence[SAE],
+    *,
+    task: str | Mapping[str, str | None] = FIRST_LETTER,
+    conditions: Sequence[Condition] = (),
+    groups: Groups | Mapping[str, Tensor] | None = None,
+    mass: Sequence[Tensor] | None = None,
+    words: int | None = 12_000,
+    examples: int = 10,
+    template: str | None = None,
+    least_classes: int | None = None,
+    repeats: int = 3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure feature absorption on words of one token, whose class the model is asked for.
+
+    Every word stands after the same solved examples, which are read once. SAEBench draws other
+    examples for each word.
+
+    Args:
+        model: from `load_model`.
+        layer: site of the SAEs, as in `harvest`.
+        saes: trained SAEs of one width.
+        task: "first letter", or {word: class}; a word that is not one token is left out, and one
+            whose class is None speaks for no class.
+        conditions: SAEs to evaluate beside them. Those whose latents are always active are left
+            out: nothing can be absorbed.
+        groups: for each SAE {name: [m] bool}: how much is absorbed by latents of a group.
+        mass: [m] activation mass for each SAE, for random latents of equal mass beside the groups.
+        words: most words, drawn at random; None: all.
+        examples: solved examples before each word.
+        template: of an example, with {word} and {label}, such as "{word} has the first letter:
+            {label}"; text before {word} stands before every word.
+        least_classes: fewest classes that a probe must find for a result; None: 20 letters, or one
+            class of a task of your own.
+        repeats: number of splits of the words; all but the first measure the noise.
+        seed: seed of words, examples, splits and probes.
+        progress: show a progress bar on stderr.
+    """
+    check_model(model)
+    site = find_site(model.model, layer)
+    for name, value, least in (("examples", examples, 0), ("repeats", repeats, 1)):
+        checks.whole(name, value)
+        checks.at_least(name, value, least)
+    found = words_of(task, model.tokenizer)
+    prefix, used = prefix_of(
+        found, task, model.tokenizer, examples=examples, template=template, seed=seed
+    )
+    order = torch.from_numpy(permutation(len(found.words), seed, 1))
+    order = order[~torch.isin(order, used)]
+    if words is not None:
+        checks.whole("words", words)
+        checks.at_least("words", words, 2)
+        order = order[:words]
+    chosen = found.chosen(order.sort().values)
+    rows = capture_after(model, site, prefix, chosen.tokens, progress=progress)
+    if least_classes is None:
+        least_classes = _LEAST_CLASSES.get(str(task), 1)
+    result = absorb_rows(
+        rows,
+        chosen.labels,
+        chosen.classes,
+        saes,
+        families=chosen.families(),
+        conditions=conditions,
+        groups=groups,
+        mass=mass,
+        least_classes=least_classes,
+        repeats=repeats,
+        seed=seed,
+        progress=progress,
+    )
+    notes = []
+    if found.left_out:
+        total = found.left_out + len(found.words)
+        notes.append(f"{found.left_out} of {total} words are not one token, and are left out")
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def absorb_rows(
+    rows: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    saes: SAE | Sequence[SAE],
+    *,
+    families: Tensor | None = None,
+    conditions: Sequence[Condition] = (),
+    groups: Groups | Mapping[str, Tensor] | None = None,
+    mass: Sequence[Tensor] | None = None,
+    least_classes: int = 1,
+    repeats: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure feature absorption on given activations; see `absorb`.
+
+    Args:
+        rows: [n, d] the activation of each word.
+        labels: [n] int64 position of its class in `classes`, -1 for none.
+        classes: their names.
+        saes: trained SAEs.
+        families: [n] int64: words of equal number are on one side of every split; None: each word
+            is a family of its own.
+        conditions: SAEs to evaluate beside them.
+        groups: for each SAE {name: [m] bool}.
+        mass: [m] activation mass for each SAE.
+        least_classes: fewest classes that a probe must find for a result.
+        repeats: number of splits; all but the first measure the noise.
+        seed: seed of splits and probes.
+        progress: show a progress bar on stderr.
+    """
+    checks.floating("rows", rows, "[n, d]")
+    checks.indices("labels", labels, "[n]")
+    checks.size("labels", labels, 0, len(rows), "one for each row")
+    checks.whole("least_classes", least_classes)
+    trained = as_saes(saes, rows.shape[1])
+    masks = as_groups(groups, [sae.m for sae in trained]) if groups is not None else []
+    rows, labels = rows.detach(), labels.to(rows.device)
+    if families is None:
+        families = torch.arange(len(rows))
+    checks.size("families", families, 0, len(rows), "one for each row")
+    splits = [
+        split_words(rows, labels, len(classes), families, seed + repeat)
+        for repeat in range(repeats)
+    ]
+    short = _too_few(splits[0], classes, least_classes)
+    if short:
+        return Evaluation(name=NAME, scores=(), notes=(short,))
+    found: dict[str, list[Absorbed]] = {}
+    again: list[list[float]] = []
+    always: dict[str, None] = {}
+    everything = [(TRAINED, trained), *((each.name, list(each.saes)) for each in conditions)]
+    total = sum(len(its) for _, its in everything) + len(trained) * (repeats - 1)
+    with ProgressBar("absorption", total=total, unit="SAEs", progress=progress) as bar:
+        for name, its in everything:
+            for sae in its:
+                code = _code(sae, rows)
+                bar.update()
+                if code.values.shape[1] == sae.m and bool((code.values > 0).all()):
+                    always[name] = None
+                    continue
+                found.setdefault(name, []).append(absorbed_classes(sae, code, splits[0]))
+                if name == TRAINED:
+                    again.append([])
+                    for split in splits[1:]:
+                        if len(split.told):
+                            repeated = absorbed_classes(sae, code, split).fraction
+                            again[-1].append(float(repeated.mean()))
+                        bar.update()
+    if TRAINED in always:
+        raise ValueError("saes must have latents that are silent at times, to be absorbed")
+    notes = [_summary(splits[0], classes), _reach(found[TRAINED], splits[0])]
+    notes += [f"{name}: its latents are always active, so that none is absorbed" for name in always]
+    return Evaluation(
+        name=NAME,
+        scores=(
+            *_scores_of_words(found, splits[0], classes, seed),
+            *_scores_of_groups(found[TRAINED], splits[0], masks, mass, seed),
+            *_scores_of_classes(found, splits[0], classes, seed),
+        ),
+        noise=_noise(found[TRAINED], again),
+        features=tuple(_columns(its, splits[0], classes) for its in found[TRAINED]),
+        notes=tuple(notes),
+    )
+
+
+@torch.no_grad()
+def _code(sae: SAE, rows: Tensor) -> SparseCode:
+    """The code of all rows [n, width], encoded some at a time."""
+    parts = [code_of(sae, some) for some in torch.split(rows, _BATCH)]
+    width = max(part.values.shape[1] for part in parts)
+    padded = [
+        [torch.nn.functional.pad(side, (0, width - side.shape[1])) for side in part]
+        for part in parts
+    ]
+    return SparseCode(*(torch.cat(side) for side in zip(*padded, strict=True)))
+
+
+def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
+    """Why there is no result; "" where there is one."""
+    told = len(split.told)
+    if told >= max(least, 1) and split.words:
+        return ""
+    return (
+        f"absorption is not measured: probes tell {told} of {len(classes)} classes from the "
+        f"activations (F1 above {LEAST_F1}), and {max(least, 1)} are needed"
+    )
+
+
+def _summary(split: Split, classes: Sequence[str]) -> str:
+    left_out = len(classes) - len(split.told)
+    return (
+        f"absorption is measured on {split.words} held-out words of {len(split.told)} classes; "
+        f"{left_out} classes are left out, whose probes have an F1 of at most {LEAST_F1}"
+    )
+
+
+def _reach(trained: Sequence[Absorbed], split: Split) -> str:
+    main = float(torch.stack([each.main_f1 for each in trained]).mean())
+    return (
+        f"main latents tell classes with an F1 of {main:.2f}, where the activations allow "
+        f"{float(split.f1[split.told].mean()):.2f}: where no latent stands for a class, little "
+        f"absorption says nothing"
+    )
+
+
+Values = NDArray[np.float64]
+
+
+def _stacked(parts: Sequence[Tensor]) -> Values:
+    """[SAEs, items]"""
+    return np.stack([part.double().cpu().numpy() for part in parts])
+
+
+def _scores_of_words(
+    found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
+) -> list[Score]:
+    """Scores whose items are words: over all, and for each class."""
+    floor = _stacked([each.mismatched for each in found[TRAINED]]).mean(0)
+    scores: list[Score] = []
+    for measure in (PRIMARY, CENTRED, FULL):
+        values = {
+            name: _stacked([_of(each, measure) for each in its]) for name, its in found.items()
+        }
+        its_floor = floor if measure == PRIMARY else np.full_like(floor, np.nan)
+        scores += scores_of_items(
+            NAME,
+            measure,
+            values,
+            floor=its_floor,
+            ceiling=0.0,
+            primary=measure == PRIMARY,
+            seed=seed,
+        )
+        for name, table in values.items():
+            scores += _by_class(measure, name, table, its_floor, split, classes, seed)
+    return scores
+
+
+def _of(each: Absorbed, measure: str) -> Tensor:
+    return {PRIMARY: each.fraction, CENTRED: each.centred, FULL: each.full}[measure]
+
+
+def _by_class(
+    measure: str,
+    condition: str,
+    table: Values,
+    floor: Values,
+    split: Split,
+    classes: Sequence[str],
+    seed: int,
+) -> list[Score]:
+    ends = list(accumulate(map(len, split.places)))
+    scores = []
+    for c, places, end in zip(split.told.tolist(), split.places, ends, strict=True):
+        if not len(places):
+            continue
+        its = slice(end - len(places), end)
+        scores.append(
+            Score(
+                evaluation=NAME,
+                measure=measure,
+                condition=condition,
+                **two_way_interval(table[:, its], seed=seed)._asdict(),
+                n=len(places),
+                task=classes[c],
+                floor=float(floor[its].mean()),
+                ceiling=0.0,
+            )
+        )
+    return scores
+
+
+def _scores_of_groups(
+    trained: Sequence[Absorbed],
+    split: Split,
+    masks: Sequence[Mapping[str, Tensor]],
+    mass: Sequence[Tensor] | None,
+    seed: int,
+) -> list[Score]:
+    """What latents of each group absorb: their part of the fraction, beside random ones'."""
+    scores = []
+    for group in masks[0] if masks else ():
+        values = {
+            group: _stacked(
+                [each.by_group(m[group]) for each, m in zip(trained, masks, strict=True)]
+            )
+        }
+        if mass is not None:
+            values[f"{group}:mass"] = _stacked(
+                [
+                    _of_random_latents(each, its[group], weight, seed)
+                    for each, its, weight in zip(trained, masks, mass, strict=True)
+                ]
+            )
+        for name, table in values.items():
+            scores.append(
+                Score(
+                    evaluation=NAME,
+                    measure=PRIMARY,
+                    condition=TRAINED,
+                    **two_way_interval(table, seed=seed)._asdict(),
+                    n=split.words,
+                    group=name,
+                    ceiling=0.0,
+                )
+            )
+    return scores
+
+
+def _of_random_latents(each: Absorbed, mask: Tensor, mass: Tensor, seed: int) -> Tensor:
+    """[words] float64 mean over draws of latents with the activation mass of a group."""
+    drawn = [
+        each.by_group(mass_matched(mask.cpu(), mass.cpu(), seed, draw)) for draw in range(_DRAWS)
+    ]
+    return torch.stack(drawn).mean(0)
+
+
+def _scores_of_classes(
+    found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
+) -> list[Score]:
+    """Scores whose items are classes: what the main latents are worth, and how many there are."""
+    names = [classes[c] for c in split.told.tolist()]
+    share = split.positive[split.test].double().mean(0)[split.told].cpu().numpy()
+    scores = measured(
+        NAME,
+        MAIN_F1,
+        {name: _stacked([each.main_f1 for each in its]) for name, its in found.items()},
+        names,
+        floor=2 * share / (1 + share),
+        ceiling=split.f1[split.told].cpu().numpy(),
+        rivals=[name for name in found if name != TRAINED],
+        seed=seed,
+    )
+    counts = {
+        name: np.array([[float(len(latents)) for latents in each.main] for each in its])
+        for name, its in found.items()
+    }
+    return [*scores, *measured(NAME, MAIN_COUNT, counts, names, floor=1.0, seed=seed)]
+
+
+def _noise(trained: Sequence[Absorbed], again: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Standard deviation of the mean over SAEs, from split to split."""
+    values = [
+        [float(each.fraction.mean()), *more] for each, more in zip(trained, again, strict=True)
+    ]
+    repeated = np.array(values).mean(0)
+    return {PRIMARY: float(repeated.std(ddof=1))} if len(repeated) > 1 else {}
+
+
+def _columns(each: Absorbed, split: Split, classes: Sequence[str]) -> dict[str, Tensor | list[str]]:
+    main_of = [""] * each.m
+    for c, latents in zip(split.told.tolist(), each.main, strict=True):
+        for latent in latents.tolist():
+            main_of[latent] = classes[c]
+    return {"absorbed_words": each.by_latent(), "main_of": main_of}

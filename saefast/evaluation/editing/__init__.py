@@ -1,0 +1,7 @@
+"""Change one attribute of entities by interchanging latents."""
+
+from saefast.evaluation.editing.evaluation import edit
+from saefast.evaluation.editing.facts import Facts, places, ravel_facts
+from saefast.evaluation.editing.knowledge import Knowledge, known_facts
+
+__all__ = ["Facts", "Knowledge", "edit", "known_facts", "places", "ravel_facts"]

@@ -1,0 +1,259 @@
+"""Causal editing: interchange the latents that carry an attribute, and leave all else as it is."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saefast import checks
+from saefast.evaluation.conditions import Condition
+from saefast.evaluation.editing.facts import TRAIN, VALIDATION
+from saefast.evaluation.editing.interchange import Interchange, Swap
+from saefast.evaluation.editing.knowledge import Knowledge
+from saefast.evaluation.editing.masks import EPOCHS
+from saefast.evaluation.editing.one_attribute import (
+    ATTRIBUTION,
+    MASK,
+    MASS,
+    SELECTORS,
+    Edited,
+    Settings,
+    Unit,
+    edit_attribute,
+)
+from saefast.evaluation.editing.pairs import (
+    LEAST_ENTITIES,
+    PARTS,
+    TEMPLATES,
+    Questions,
+    Task,
+    tasks_of,
+)
+from saefast.evaluation.editing.scores import NAME, H, Results, features
+from saefast.evaluation.scores import TRAINED, Evaluation
+from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.patch import check_sae
+from saefast.lm.sites import Site, capture, find_site
+from saefast.nulls.draws import mass_matched
+from saefast.progress import ProgressBar
+from saefast.sae import SAE, as_saes
+from saefast.stability.groups import Groups, as_groups
+
+MASS_DRAWS = 5
+"""Random groups of equal activation mass beside each group"""
+
+
+def edit(
+    model: LanguageModel,
+    layer: int | str,
+    saes: SAE | Sequence[SAE],
+    knowledge: Knowledge,
+    *,
+    selector: str = ATTRIBUTION,
+    n: Sequence[int] = (1, 4, 16, 64, 256),
+    with_error: bool = True,
+    conditions: Sequence[Condition] = (),
+    groups: Groups | Mapping[str, Tensor] | None = None,
+    mass: Sequence[Tensor] | Tensor | None = None,
+    pairs: int = 100,
+    least: int = LEAST_ENTITIES,
+    repeats: int = 1,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Change one attribute of an entity by interchanging latents, and see what else changes.
+
+    At the last token of an entity, such as Paris, the latents that carry an attribute, such as
+    the country, get the values that they have for another entity, such as Tokyo. Cause: the share
+    of prompts for that attribute that the model now answers with the value of the other entity.
+    Isolation: the share of prompts for other attributes that it still answers with the value of
+    the first one. No edit at all has cause 0 and isolation 1, and interchanging everything the
+    reverse; so the primary measure is the harmonic mean of both, "h", which is 0 for either.
+
+    Latents are chosen on other entities than those of the scores. Answers are compared by first
+    tokens, among those of all values of the attribute. Prompts, entities and values are those
+    that the model knows.
+
+    Args:
+        model: from `load_model`; the model that was asked for `knowledge`.
+        layer: site of the SAEs, as in `harvest`.
+        saes: SAEs of different seeds on the activations of that site.
+        knowledge: from `known_facts`.
+        selector: "attribution" ranks latents by their first-order effect on cause pairs, less that
+            on isolation pairs, and takes the n best; "mask" trains a mask as SAEBench does.
+        n: numbers of latents to interchange, in ascending order; the one that is best for a
+            validation part of the entities is reported, and all as a curve. Not used by "mask".
+        with_error: keep the reconstruction error of the base; False puts the reconstruction in
+            the place of the activation. The harmonic mean of the other one is reported, too.
+        conditions: other SAEs to treat alike, such as `rival_conditions` returns.
+        groups: for each SAE {name: [m] bool}, such as `Stability.groups` returns: only the latents
+            of the group may change.
+        mass: for each SAE [m], `FeatureStatistics.mass`; with it, random groups of equal mass stand
+            beside each group.
+        pairs: number of cause pairs and of isolation pairs for training, and for the test; half of
+            it for the choice of n and for held-out templates.
+        least: fewest entities for which the model must know two attributes; with fewer, there is
+            no number.
+        repeats: repetitions with other splits and pairs; from two on, they give the noise.
+        batch_size: prompts in one forward pass, and pairs in a step of a trained mask.
+        seed: seed of splits, pairs and random latents.
+        progress: show a progress bar on stderr.
+    """
+    check_model(model)
+    site = find_site(model.model, layer)
+    trained = _checked(model, site, saes, conditions)
+    if not isinstance(knowledge, Knowledge):
+        raise TypeError(
+            f"knowledge must be what known_facts returns, got {type(knowledge).__name__}"
+        )
+    checks.one_of("selector", selector, SELECTORS)
+    sizes = _sizes(n)
+    for name, value, low in (
+        ("pairs", pairs, 4),
+        ("least", least, 4),
+        ("repeats", repeats, 1),
+        ("batch_size", batch_size, 1),
+    ):
+        checks.whole(name, value)
+        checks.at_least(name, value, low)
+    allowed = _allowed(trained, groups, mass, seed)
+    by_condition = {TRAINED: trained, **{each.name: list(each.saes) for each in conditions}}
+    settings = Settings(
+        selector=selector,
+        n=sizes if selector == ATTRIBUTION else (),
+        with_error=with_error,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    values = []
+    for repeat in range(repeats):
+        its = dataclasses.replace(settings, seed=seed + repeat)
+        questions, tasks, notes = _tasks(model, knowledge, pairs, least, its.seed)
+        if not tasks:
+            return Evaluation(name=NAME, scores=(), notes=tuple(notes))
+        runs = Interchange(model, site, questions.listed, batch_size)
+        results = _results(runs, tasks, by_condition, allowed, its, progress)
+        scores = results.scores(its.n, tuple(allowed[0]), with_error)
+        values.append(scores[0].value)
+        if repeat == 0:
+            first = Evaluation(
+                name=NAME, scores=tuple(scores), features=features(results), notes=tuple(notes)
+            )
+    noise = {H: float(np.std(values, ddof=1))} if repeats > 1 else {}
+    return dataclasses.replace(first, noise=noise)
+
+
+def _checked(
+    model: LanguageModel,
+    site: Site,
+    saes: SAE | Sequence[SAE],
+    conditions: Sequence[Condition],
+) -> list[SAE]:
+    """Return the trained SAEs, after a look at the width of the site's activations."""
+    (seen,) = capture(model.model, [site], torch.zeros(1, 2, dtype=torch.int64))
+    trained = as_saes(saes, seen.shape[2])
+    for sae in trained:
+        check_sae(sae)
+    names = [TRAINED]
+    for condition in conditions:
+        for sae in as_saes(condition.saes, seen.shape[2]):
+            check_sae(sae)
+        names.append(condition.name)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"conditions must have names that differ and are not {TRAINED!r}, got "
+            f"{', '.join(names[1:])}"
+        )
+    return trained
+
+
+def _sizes(n: Sequence[int]) -> tuple[int, ...]:
+    for number in n:
+        checks.whole("n", number)
+        checks.at_least("n", number, 1)
+    if not n or list(n) != sorted(set(n)):
+        raise ValueError(f"n must be numbers of latents in ascending order, got {tuple(n)}")
+    return tuple(n)
+
+
+def _allowed(
+    saes: Sequence[SAE],
+    groups: Groups | Mapping[str, Tensor] | None,
+    mass: Sequence[Tensor] | Tensor | None,
+    seed: int,
+) -> list[dict[str, list[Tensor]]]:
+    """For each SAE the masks of its groups, and of random groups of equal mass."""
+    if groups is None:
+        return [{} for _ in saes]
+    each = as_groups(groups, [sae.m for sae in saes])
+    masses = [mass] if isinstance(mass, Tensor) else mass
+    if masses is not None and len(masses) != len(saes):
+        raise ValueError(f"mass must be one for each SAE, {len(saes)}, got {len(masses)}")
+    found = []
+    for number, named in enumerate(each):
+        its: dict[str, list[Tensor]] = {}
+        for name, mask in named.items():
+            its[name] = [mask.cpu()]
+            if masses is not None:
+                checks.shape(f"mass[{number}]", masses[number], (saes[number].m,))
+                of_latents = masses[number].double().cpu()
+                its[f"{name}:{MASS}"] = [
+                    mass_matched(mask.cpu(), of_latents, seed, draw) for draw in range(MASS_DRAWS)
+                ]
+        found.append(its)
+    return found
+
+
+def _tasks(
+    model: LanguageModel, knowledge: Knowledge, pairs: int, least: int, seed: int
+) -> tuple[Questions, list[Task], list[str]]:
+    numbers = dict.fromkeys(PARTS, pairs) | {VALIDATION: pairs // 2, TEMPLATES: pairs // 2}
+    questions = Questions(model.tokenizer)
+    tasks: list[Task] = []
+    notes: list[str] = []
+    for its in knowledge.kinds:
+        of_kind, why_not = tasks_of(its, questions, pairs=numbers, least=least, seed=seed)
+        tasks += of_kind
+        notes += why_not
+    if not tasks:
+        notes.append("no attribute gives a number with this model")
+    return questions, tasks, notes
+
+
+def _results(
+    runs: Interchange,
+    tasks: list[Task],
+    by_condition: Mapping[str, Sequence[SAE]],
+    allowed: Sequence[Mapping[str, list[Tensor]]],
+    settings: Settings,
+    progress: bool,
+) -> Results:
+    units = [
+        Unit(condition, place, Swap(sae, runs.rows), allowed[place] if condition == TRAINED else {})
+        for condition, its in by_condition.items()
+        for place, sae in enumerate(its)
+    ]
+    edited: dict[str, list[list[Edited]]] = {
+        condition: [[] for _ in its] for condition, its in by_condition.items()
+    }
+    whole = []
+    total = sum(_pairs_run(task, units, settings) for task in tasks)
+    with ProgressBar("edit", total=total, unit="pairs", progress=progress) as bar:
+        for task in tasks:
+            found, everything = edit_attribute(runs, task, units, settings, bar)
+            for unit, its in zip(units, found, strict=True):
+                edited[unit.condition][unit.place].append(its)
+            whole.append(everything)
+    return Results(tasks=tasks, edited=edited, whole=whole, seed=settings.seed)
+
+
+def _pairs_run(task: Task, units: Sequence[Unit], settings: Settings) -> int:
+    """How many pairs the progress bar counts for a task."""
+    parts = {part: len(pairs) for part, pairs in task.pairs.items()}
+    if settings.selector == MASK:
+        masks = sum(1 + sum(map(len, unit.groups.values())) for unit in units)
+        parts |= {TRAIN: EPOCHS * masks * parts[TRAIN], VALIDATION: 0}
+    return sum(parts.values())

@@ -1,0 +1,143 @@
+"""Choose the latents that carry an attribute: by attribution, by a trained mask, or at random."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saefast.evaluation.editing.interchange import Interchange, Swap
+from saefast.evaluation.editing.pairs import Pair
+from saefast.nulls.permutations import generator_of
+from saefast.progress import ProgressBar
+from saefast.types import SparseCode
+
+COLDEST = 1e-4
+"""Temperature of a trained mask at its last step; the first is 1"""
+STEP_SIZE = 1e-3
+"""Adam's, for a trained mask"""
+EPOCHS = 2
+
+
+def attribution(
+    swap: Swap, pairs: Sequence[Pair], gradients: Tensor, *, penalty: float = 1.0
+) -> Tensor:
+    """Score latents [m] by the first-order effect of their interchange on the answers.
+
+    The effect of latent j on a pair is (z_s - z_b) <d_j, g>, with the gradient g of
+    logit(source's value) - logit(base's value) by h. The score is its mean over cause pairs, less
+    the mean of its absolute value over isolation pairs.
+
+    Args:
+        swap: interchange with the SAE.
+        pairs: pairs for training.
+        gradients: [pairs, d] from `Interchange.gradients`.
+        penalty: weight of isolation pairs.
+    """
+    base, source = prompts_of(pairs)
+    joint = swap.joint(base, source)
+    # The slope of <reconstruction, g> along each active latent: exact for SAEs that normalise, too.
+    values = joint.values.detach().requires_grad_()
+    decoded = swap.decode(SparseCode(values, joint.indices), base)
+    (slope,) = torch.autograd.grad(decoded, values, gradients.to(decoded))
+    effect = (slope * joint.values).detach().double().cpu()
+    latents = swap.sae.m
+    row = torch.arange(len(pairs))[:, None]
+    # A latent that is active in base and source has one effect, the sum of both.
+    keys, place = torch.unique(row * latents + joint.indices.cpu(), return_inverse=True)
+    summed = torch.zeros(len(keys), dtype=torch.float64)
+    summed.index_add_(0, place.flatten(), effect.flatten())
+    cause = torch.tensor([pair.cause for pair in pairs])
+    of_cause = cause[keys // latents]
+    weighted = torch.where(
+        of_cause,
+        summed / max(int(cause.sum()), 1),
+        -penalty * summed.abs() / max(int((~cause).sum()), 1),
+    )
+    scores = torch.zeros(latents, dtype=torch.float64)
+    return scores.index_add_(0, keys % latents, weighted)
+
+
+def best(scores: Tensor, n: int, allowed: Tensor | None = None) -> Tensor:
+    """Return a mask [m] of the n latents with the largest scores, or fewer: scores are positive."""
+    known = scores if allowed is None else torch.where(allowed.cpu(), scores, 0.0)
+    chosen = known.argsort(descending=True, stable=True)[:n]
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[chosen[known[chosen] > 0]] = True
+    return mask
+
+
+def active(swap: Swap, pairs: Sequence[Pair]) -> Tensor:
+    """Return which latents [m] are active in a prompt of the pairs."""
+    code = swap.of(torch.cat(prompts_of(pairs)))
+    mask = torch.zeros(swap.sae.m, dtype=torch.bool)
+    mask[code.indices[code.values > 0].cpu()] = True
+    return mask
+
+
+def random_mask(among: Tensor, n: int, seed: int, draw: int) -> Tensor:
+    """Return a mask [m] of n random latents among those of another mask."""
+    places = among.nonzero()[:, 0]
+    order = torch.randperm(len(places), generator=generator_of(seed, "random mask", draw))
+    mask = torch.zeros_like(among)
+    mask[places[order[:n]]] = True
+    return mask
+
+
+def trained_mask(
+    runs: Interchange,
+    swap: Swap,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    seed: int,
+    bar: ProgressBar,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Train a mask [m] as SAEBench does for RAVEL, and return where it is on.
+
+    Latent j is interchanged by the share sigmoid(w_j / T). The loss is the cross entropy of the
+    wanted value's first token; the reconstruction stands in the place of h, without the error. T
+    falls from 1 to 1e-4 in equal ratios over the steps of two epochs.
+
+    Args:
+        runs: the model with its prompts.
+        swap: interchange with the SAE.
+        pairs: pairs for training.
+        batch_size: pairs in a step.
+        seed: seed of the order of pairs.
+        bar: counts pairs.
+        allowed: [m] latents that may be interchanged; None: all.
+    """
+    generator = generator_of(seed, "trained mask")
+    device = swap.code.values.device
+    logit = torch.zeros(swap.sae.m, device=device, requires_grad=True)
+    may = torch.ones(swap.sae.m, device=device) if allowed is None else allowed.to(device).float()
+    optimizer = torch.optim.Adam([logit], lr=STEP_SIZE)
+    each = math.ceil(len(pairs) / batch_size)
+    temperatures = torch.logspace(0, math.log10(COLDEST), EPOCHS * each).tolist()
+    for epoch in range(EPOCHS):
+        order = torch.randperm(len(pairs), generator=generator).tolist()
+        for step in range(each):
+            batch = [pairs[number] for number in order[step * batch_size : (step + 1) * batch_size]]
+            weights = torch.sigmoid(logit / temperatures[epoch * each + step]) * may
+            loss = _loss(runs, swap, batch, weights)
+            (logit.grad,) = torch.autograd.grad(loss, logit)
+            optimizer.step()
+            bar.update(len(batch))
+    return (logit > 0).cpu() & (may > 0).cpu()
+
+
+def _loss(runs: Interchange, swap: Swap, pairs: Sequence[Pair], weights: Tensor) -> Tensor:
+    base, source = prompts_of(pairs)
+    context = runs.begin(base.tolist())
+    h = swap.decode(swap.of(base), base) + swap.added(base, source, weights)
+    logits = runs.logits(context, torch.arange(len(pairs)), h.to(context.activations))
+    wanted = [runs.questions[pair.source if pair.cause else pair.base].token for pair in pairs]
+    target = torch.tensor(wanted, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits.float(), target)
+
+
+def prompts_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the base prompts [n] and of the source prompts [n]."""
+    return torch.tensor([pair.base for pair in pairs]), torch.tensor([p.source for p in pairs])

@@ -1,0 +1,293 @@
+"""Scores of edits, with intervals by a bootstrap over entities and seeds."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from saefast.evaluation.editing.one_attribute import (
+    ALL,
+    CHOSEN,
+    NONE,
+    OTHER_ERROR,
+    RANDOM,
+    Edited,
+    Outcome,
+    at,
+    harmonic,
+)
+from saefast.evaluation.editing.pairs import TEMPLATES, Task
+from saefast.evaluation.intervals import DRAWS, Floats, Interval, two_way_interval
+from saefast.evaluation.scores import TRAINED, Score
+
+NAME = "edit"
+Measure = Callable[[Floats, Floats], Floats]
+"""From cause and isolation [draws] to values [draws]"""
+
+H = "h"
+MEASURES: dict[str, Measure] = {
+    H: harmonic,
+    "cause": lambda cause, _: cause,
+    "isolation": lambda _, isolation: isolation,
+    "disentangle": lambda cause, isolation: (cause + isolation) / 2,
+}
+
+_NAN = float("nan")
+_RIVALS = (NONE, ALL, RANDOM)
+_FLOORS = {H: 0.0, "cause": 0.0, "isolation": 0.0, "disentangle": 0.5}
+"""What both trivial edits, none and all, bring in the ideal case"""
+
+
+class _Line(NamedTuple):
+    """One edit under one condition."""
+
+    condition: str
+    values: Floats
+    """[SAEs, tasks]"""
+    draws: Floats
+    """[SAEs, tasks, draws] of resampled entities"""
+    overall: Floats
+    """[draws] over tasks and SAEs"""
+    rival: str
+    rival_values: Floats
+    """[SAEs, tasks]"""
+
+
+@dataclass(kw_only=True)
+class Results:
+    """All outcomes of an evaluation."""
+
+    tasks: list[Task]
+    edited: dict[str, list[list[Edited]]]
+    """by condition: for each SAE and task"""
+    whole: list[Outcome]
+    """for each task: interchange of all of h"""
+    seed: int
+    _counts: dict[str, Floats] = field(default_factory=dict)
+
+    def scores(self, n: Sequence[int], groups: Sequence[str], with_error: bool) -> list[Score]:
+        """Build the rows of all measures, the primary one first."""
+        rows = [row for name in MEASURES for row in self._rows(name, name, CHOSEN, detailed=True)]
+        rows += self._gained()
+        other = "without the error" if with_error else "with the error"
+        rows += self._rows(f"{H} {other}", H, OTHER_ERROR)
+        rows += self._rows(f"{H} on {TEMPLATES}", H, TEMPLATES)
+        for name in (H, "cause", "isolation"):
+            for number in n:
+                rows += self._rows(f"{name} {at(number)}", name, at(number))
+        for name in (H, "cause", "isolation"):
+            for group in groups:
+                rows += self._rows(name, name, group, group=group, conditions=(TRAINED,))
+        return (
+            rows
+            + self._plain("latents", lambda its: float(its.latents))
+            + self._plain("share of active latents", lambda its: its.active)
+        )
+
+    def _rows(
+        self,
+        measure: str,
+        formula: str,
+        edit: str,
+        *,
+        group: str = "",
+        conditions: Sequence[str] | None = None,
+        detailed: bool = False,
+    ) -> list[Score]:
+        """Rows of one edit under all conditions, or some; with details, of each SAE and task."""
+        rows = []
+        lines = {
+            name: self._line(name, formula, edit)
+            for name in (self.edited if conditions is None else conditions)
+            if all(edit in its.outcomes for line in self.edited[name] for its in line)
+        }
+        for condition, line in lines.items():
+            row = partial(self._row, measure, formula, group, line)
+            rows.append(row(_interval(float(np.nanmean(line.values)), line.overall)))
+            if condition != TRAINED and TRAINED in lines:
+                rows.append(self._difference(rows[-1], lines[TRAINED], line))
+            if not detailed:
+                continue
+            for s, (values, draws) in enumerate(zip(line.values, line.draws, strict=True)):
+                if len(line.values) > 1:
+                    rows.append(
+                        row(_interval(float(np.nanmean(values)), np.nanmean(draws, 0)), sae=s)
+                    )
+                for t in range(len(self.tasks)):
+                    rows.append(row(_interval(float(values[t]), draws[t]), sae=s, task=t))
+        return rows
+
+    def _row(
+        self,
+        measure: str,
+        formula: str,
+        group: str,
+        line: "_Line",
+        value: Interval,
+        *,
+        sae: int | None = None,
+        task: int | None = None,
+    ) -> Score:
+        """One row, of all SAEs and tasks or of one."""
+        saes = slice(None) if sae is None else slice(sae, sae + 1)
+        tasks = slice(None) if task is None else slice(task, task + 1)
+        ceilings = [
+            float(MEASURES[formula](cause, np.ones_like(cause))[0])
+            for cause, _ in (whole.rates() for whole in self.whole[tasks])
+        ]
+        return Score(
+            evaluation=NAME,
+            measure=measure,
+            condition=line.condition,
+            **value._asdict(),
+            n=self._entities(None if task is None else self.tasks[task].kind),
+            task="" if task is None else self.tasks[task].name,
+            seed=sae,
+            group=group,
+            floor=_FLOORS[formula],
+            rival=line.rival,
+            rival_value=float(np.nanmean(line.rival_values[saes, tasks])),
+            ceiling=float(np.mean(ceilings)),
+            primary=measure == H and not group,
+        )
+
+    def _difference(self, score: Score, trained: "_Line", other: "_Line") -> Score:
+        """The row of the difference between the trained SAEs and those of a condition."""
+        value = float(np.nanmean(trained.values) - np.nanmean(other.values))
+        return dataclasses.replace(
+            score,
+            **_interval(value, trained.overall - other.overall)._asdict(),
+            condition=f"{TRAINED} - {other.condition}",
+            floor=0.0,
+            rival="",
+            rival_value=_NAN,
+            ceiling=_NAN,
+            primary=False,
+        )
+
+    def _line(self, condition: str, formula: str, edit: str) -> "_Line":
+        table = self.edited[condition]
+        values, draws = self._values(table, formula, edit)
+        rivals = {name: self._values(table, formula, name)[0] for name in _RIVALS}
+        best = max(rivals, key=lambda name: float(np.nanmean(rivals[name])))
+        return _Line(condition, values, draws, self._over_seeds(draws), best, rivals[best])
+
+    def _gained(self) -> list[Score]:
+        """Rows of (D - D0) / (1 - D0), with D0 the best trivial edit of an SAE and task."""
+        rows = []
+        for condition, table in self.edited.items():
+            values, draws = self._values(table, "disentangle", CHOSEN)
+            trivial = np.max(
+                [self._values(table, "disentangle", edit)[0] for edit in _RIVALS], axis=0
+            )
+            room = np.where(trivial < 1, 1 - trivial, np.nan)
+            gained = (values - trivial) / room
+            spread = (draws - trivial[:, :, None]) / room[:, :, None]
+            rows.append(
+                Score(
+                    evaluation=NAME,
+                    measure="disentangle beyond trivial edits",
+                    condition=condition,
+                    **_interval(float(np.nanmean(gained)), self._over_seeds(spread))._asdict(),
+                    n=self._entities(),
+                    floor=0.0,
+                    ceiling=1.0,
+                )
+            )
+        return rows
+
+    def _plain(self, measure: str, of: Callable[[Edited], float]) -> list[Score]:
+        """Rows of a description of the edits."""
+        return [
+            Score(
+                evaluation=NAME,
+                measure=measure,
+                condition=condition,
+                **two_way_interval(
+                    [[of(its) for its in line] for line in table], seed=self.seed
+                )._asdict(),
+                n=len(self.tasks),
+            )
+            for condition, table in self.edited.items()
+        ]
+
+    def _values(self, table: list[list[Edited]], formula: str, edit: str) -> tuple[Floats, Floats]:
+        """Values [SAEs, tasks] and their resamples [SAEs, tasks, draws]."""
+        of = MEASURES[formula]
+        outcomes = [[its.outcomes[edit] for its in line] for line in table]
+        values = [[of(*each.rates())[0] for each in line] for line in outcomes]
+        draws = [
+            [
+                of(*each.rates(self._resampled(task.kind, each)))
+                for each, task in zip(line, self.tasks, strict=True)
+            ]
+            for line in outcomes
+        ]
+        return np.array(values), np.array(draws)
+
+    def _resampled(self, kind: str, outcome: Outcome) -> Floats:
+        """[draws, entities]: how often each entity is in a resample, the same for all edits."""
+        if kind not in self._counts:
+            there = np.zeros(len(outcome.cause_pairs), dtype=bool)
+            for task, whole in zip(self.tasks, self.whole, strict=True):
+                if task.kind == kind:
+                    there |= whole.cause_pairs + whole.isolation_pairs > 0
+            number = int(there.sum())
+            generator = np.random.default_rng([self.seed, len(self._counts)])
+            counts = np.zeros((DRAWS, len(there)))
+            # One fewer than there are, as in saefast.evaluation.intervals.
+            counts[:, there] = generator.multinomial(
+                max(number - 1, 1), np.full(number, 1 / number), size=DRAWS
+            )
+            self._counts[kind] = counts
+        return self._counts[kind]
+
+    def _over_seeds(self, draws: Floats) -> Floats:
+        """[draws] of the mean over tasks and resampled SAEs, from [SAEs, tasks, draws]."""
+        saes = len(draws)
+        generator = np.random.default_rng(self.seed)
+        counts = generator.multinomial(max(saes - 1, 1), np.full(saes, 1 / saes), size=DRAWS)
+        of_saes = np.nanmean(draws, axis=1)
+        overall: Floats = (counts.T * of_saes).sum(0) / counts.sum(1)
+        return overall
+
+    def _entities(self, kind: str | None = None) -> int:
+        """Number of entities with pairs for tests, of one kind or of all."""
+        found: dict[str, int] = {}
+        for task, whole in zip(self.tasks, self.whole, strict=True):
+            found[task.kind] = max(found.get(task.kind, 0), whole.entities)
+        return sum(found.values()) if kind is None else found[kind]
+
+
+def _interval(value: float, drawn: Floats) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return Interval(value, _NAN, _NAN)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def features(results: Results) -> tuple[Mapping[str, list[object]], ...]:
+    """Return for each trained SAE which attribute each latent carries most, and how much of it.
+
+    Scores are shares of the largest of the attribute; "" and 0 for latents that carry none.
+    """
+    columns = []
+    for line in results.edited[TRAINED]:
+        scores = np.array([its.scores.clamp(min=0).numpy() for its in line])
+        largest = scores.max(1, keepdims=True)
+        shares = np.divide(scores, largest, out=np.zeros_like(scores), where=largest > 0)
+        names = [task.name for task in results.tasks]
+        columns.append(
+            {
+                "edit_score": shares.max(0).tolist(),
+                "edit_attribute": [
+                    names[t] if share > 0 else ""
+                    for t, share in zip(shares.argmax(0), shares.max(0), strict=True)
+                ],
+            }
+        )
+    return tuple(columns)

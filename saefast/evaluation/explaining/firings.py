@@ -1,0 +1,177 @@
+"""Which latents fire on which rows, as sparse lists by latent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saefast.activations.one_pass import OnePass
+from saefast.activations.protocol import ActivationSource
+from saefast.evaluation.explaining.contexts import Integers
+from saefast.sae import SAE, as_saes, code_of
+from saefast.types import brief
+
+MOST_ACTIVE = 128
+"""Latents of a row that count as firing at most: its largest"""
+
+_SCRAMBLING = 0x5C2A  # tells its random numbers from those of other uses of a seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Firings:
+    """The firings of one SAE's latents, in the order of latents and, within one, of rows."""
+
+    m: int
+    """number of latents"""
+    rows: int
+    """number of rows that were encoded"""
+    starts: Integers
+    """[m + 1] where the firings of each latent begin"""
+    row: NDArray[np.int32]
+    """[firings] row of each"""
+    value: NDArray[np.float32]
+    """[firings] activation of each, positive"""
+
+    __repr__ = brief
+
+    @cached_property
+    def latent(self) -> NDArray[np.int32]:
+        """[firings] latent of each."""
+        return np.repeat(np.arange(self.m, dtype=np.int32), self.fired)
+
+    @property
+    def fired(self) -> Integers:
+        """[m] rows on which each latent fires."""
+        return np.diff(self.starts)
+
+    def of(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the rows on which a latent fires, ascending, and its activations there."""
+        part = slice(int(self.starts[latent]), int(self.starts[latent + 1]))
+        return self.row[part], self.value[part]
+
+    def chosen(self, latents: Integers) -> "Firings":
+        """Return the firings of some latents, which get the numbers 0, 1, ..."""
+        counts = self.fired[latents]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.repeat(self.starts[latents], counts) + within
+        return Firings(
+            m=len(latents),
+            rows=self.rows,
+            starts=np.concatenate([[0], np.cumsum(counts)]),
+            row=self.row[places],
+            value=self.value[places],
+        )
+
+    def scrambled(self, context_starts: Integers, seed: int, copies: int = 1) -> "Firings":
+        """Move the firings of each latent to random rows of their contexts.
+
+        What a latent has to do with a text as a whole remains, and so does how often it fires;
+        what it has to do with single tokens is gone.
+
+        Args:
+            context_starts: [contexts + 1] `TokenText.context_starts`.
+            seed: of the random rows.
+            copies: how many latents are made of each, one after all others.
+        """
+        generator = np.random.default_rng([_SCRAMBLING, seed])
+        every = np.arange(self.m * copies, dtype=np.int64)
+        latent = np.repeat(every, np.tile(self.fired, copies))
+        context = np.tile(np.searchsorted(context_starts, self.row, side="right") - 1, copies)
+        group = latent * (len(context_starts) - 1) + context
+        # Groups of one latent and context are neighbours; `start` is where each begins.
+        start = np.flatnonzero(np.diff(group, prepend=-1))
+        count = np.diff(start, append=len(group))
+        first = context_starts[context[start]]
+        length = context_starts[context[start] + 1] - first
+        key = np.empty(len(group), dtype=np.int64)
+        dense = count * 2 > length
+        for chosen, draw in ((dense, _shuffled), (~dense, _rejected)):
+            its_rows = draw(count[chosen], length[chosen], generator)
+            its_rows += np.repeat(first[chosen], count[chosen])
+            places = np.repeat(chosen, count)
+            key[places] = latent[places] * self.rows + its_rows
+        order = np.argsort(key, kind="stable")
+        return Firings(
+            m=len(every),
+            rows=self.rows,
+            starts=np.searchsorted(latent, np.append(every, len(every))),
+            row=(key[order] % self.rows).astype(np.int32),
+            value=np.tile(self.value, copies)[order],
+        )
+
+
+@torch.no_grad()
+def firings(
+    saes: SAE | Sequence[SAE],
+    activations: ActivationSource,
+    *,
+    rows: int | None = None,
+    most: int = MOST_ACTIVE,
+    batch_size: int = 4096,
+    progress: bool = True,
+) -> list[Firings]:
+    """Encode rows once and list the firings of each SAE's latents.
+
+    Args:
+        saes: on any device; their number does not change the number of passes.
+        activations: what `saefast.activations.open_activations` takes.
+        rows: encode the first rows only.
+        most: latents of a row that count as firing at most, the largest of it. Dense codes have
+            more, such as coordinates of the residual stream.
+        batch_size: rows that are encoded at once.
+        progress: show a progress bar on stderr.
+    """
+    one_pass = OnePass(
+        activations, batch_size=batch_size, rows=rows, what="encoding", progress=progress
+    )
+    saes = as_saes(saes, one_pass.source.d)
+    parts: list[list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]]]
+    parts = [[] for _ in saes]
+    for part in one_pass:
+        numbers = part.numbers.to(torch.int32)
+        for sae, its in zip(saes, parts, strict=True):
+            code = code_of(sae, part.x)
+            values = code.values[:, :most].float().cpu()
+            active = values > 0
+            indices = code.indices[:, :most].cpu()[active].to(torch.int32)
+            row = numbers[active.nonzero()[:, 0]]
+            its.append((indices.numpy(), row.numpy(), values[active].numpy()))
+    return [_by_latent(sae.m, one_pass.rows, its) for sae, its in zip(saes, parts, strict=True)]
+
+
+def _by_latent(
+    m: int,
+    rows: int,
+    parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]],
+) -> Firings:
+    latent, row, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(latent, kind="stable")  # rows ascend already
+    starts = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=m))])
+    return Firings(m=m, rows=rows, starts=starts, row=row[order], value=value[order])
+
+
+def _shuffled(count: Integers, length: Integers, generator: np.random.Generator) -> Integers:
+    """Draw `count` of `length` places for each group: the first of all places in random order."""
+    group = np.repeat(np.arange(len(length)), length)
+    begins = np.cumsum(length) - length
+    order = np.lexsort((generator.random(len(group)), group))
+    rank = np.arange(len(group)) - begins[group]
+    places: Integers = (order - begins[group])[rank < count[group]]
+    return places
+
+
+def _rejected(count: Integers, length: Integers, generator: np.random.Generator) -> Integers:
+    """Draw `count` of `length` places for each group, at most half of them: repeats once more."""
+    group = np.repeat(np.arange(len(count)), count)
+    base = (np.cumsum(length) - length)[group]
+    span = length[group]
+    key = base + (generator.random(len(group)) * span).astype(np.int64)
+    while True:
+        key.sort()  # keys of a group stay among the places of the group
+        again = np.flatnonzero(np.diff(key, prepend=-1) == 0)
+        if len(again) == 0:
+            return key - base
+        key[again] = base[again] + (generator.random(len(again)) * span[again]).astype(np.int64)

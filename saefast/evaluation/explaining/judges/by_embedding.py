@@ -1,0 +1,58 @@
+"""Judge explanations by the similarity of sentence embeddings."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.lm.sentence_encoder import SentenceEncoder, load_sentence_encoder
+
+
+class EmbeddingJudge:
+    """Rates by the cosine of the explanation and the window, or its marked tokens.
+
+    Cosines have no natural threshold, so they give AUROC alone.
+
+    Args:
+        encoder: from `saefast.lm.sentence_encoder.load_sentence_encoder`, or what that takes.
+    """
+
+    explains = False
+    graded = True
+
+    def __init__(self, encoder: SentenceEncoder | str | Path | None = None) -> None:
+        if not isinstance(encoder, SentenceEncoder):
+            encoder = load_sentence_encoder(encoder)
+        self._encoder = encoder
+        self._known: dict[str, Floats] = {}
+        self.name = f"embedding:{encoder.name}"
+
+    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
+        """Return no explanations: an encoder writes no text."""
+        return [""] * len(examples)
+
+    def rate(self, questions: Sequence[Question]) -> Floats:
+        """[questions] Return cosines; NaN where the explanation is empty."""
+        pairs = [(question.explanation.text, _shown(question)) for question in questions]
+        self._learn(text for pair in pairs for text in pair)
+        cosines = [self._known[a] @ self._known[b] if a.strip() else np.nan for a, b in pairs]
+        # Last digits depend on the number of threads, and must not decide which is larger.
+        return np.array(cosines, dtype=np.float64).round(4)
+
+    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
+        """Return that nothing is paid."""
+        return FREE
+
+    def _learn(self, texts: Iterable[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            vectors = self._encoder.encode(new).double().numpy()
+            self._known.update(zip(new, vectors, strict=True))
+
+
+def _shown(question: Question) -> str:
+    pieces = question.window.pieces
+    if question.marks is None:
+        return "".join(pieces).strip()
+    return " ".join(pieces[mark].strip() for mark in question.marks.tolist())

@@ -1,0 +1,258 @@
+"""Let a model behind an OpenAI-compatible endpoint explain and judge."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from saefast import checks
+from saefast.evaluation.explaining.judges.answers import Answers, key_of
+from saefast.evaluation.explaining.judges.chat import ChatEndpoint, RefusedError
+from saefast.evaluation.explaining.judges.prompts import (
+    Message,
+    TokenChance,
+    explaining_prompt,
+    parsed_explanation,
+    parsed_ratings,
+    rating_prompt,
+)
+from saefast.evaluation.explaining.judges.protocol import (
+    Cost,
+    Explanation,
+    Floats,
+    Question,
+    Window,
+)
+from saefast.progress import ProgressBar
+
+_MOST_LOST = 5
+"""Requests in a row without an answer after which the endpoint counts as down"""
+_LETTERS_PER_TOKEN = 3.5
+_EXPLANATION_TOKENS = 300
+
+
+class EndpointJudge:
+    """Asks a model by chat completions; answers are kept, and no question is asked twice.
+
+    What cannot be parsed is NaN, and so is what a request brought no answer to. Where the endpoint
+    serves log-probabilities, ratings are probabilities, else 0 or 1.
+
+    Args:
+        url: such as https://api.openai.com/v1 or http://localhost:8000/v1.
+        model: its name there.
+        key_env: environment variable that holds the key, which is written nowhere; without the
+            variable no key is sent.
+        answers: file that keeps answers; `explain` sets it to its own folder where it is None.
+        per_prompt: windows in a prompt.
+        parallel: requests at once.
+        timeout: seconds that a request may take.
+        retries: repetitions after 429, 500 and the like, dropped connections and broken JSON.
+        backoff: seconds before the first repetition; each further one waits twice as long.
+        most_tokens: tokens after which no more is asked; None: no limit.
+        progress: show progress bars on stderr.
+    """
+
+    explains = True
+    graded = False
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_env: str | None = "OPENAI_API_KEY",
+        answers: str | Path | None = None,
+        per_prompt: int = 5,
+        parallel: int = 8,
+        timeout: float = 60.0,
+        retries: int = 5,
+        backoff: float = 1.0,
+        most_tokens: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        for name, value, least in (
+            *(("per_prompt", per_prompt, 1), ("parallel", parallel, 1)),
+            ("retries", retries, 0),
+        ):
+            checks.whole(name, value)
+            checks.at_least(name, value, least)
+        for name, seconds in (("timeout", timeout), ("backoff", backoff)):
+            checks.at_least(name, seconds, 0)
+        if not isinstance(model, str) or not model:
+            raise ValueError(f"model must be the name of a model at the endpoint, got {model!r}")
+        key = None if key_env is None else os.environ.get(key_env, "").strip() or None
+        self._endpoint = ChatEndpoint(url, key, key_env, timeout, retries, backoff)
+        self.name = f"{model} at {self._endpoint.url.removesuffix('/chat/completions')}"
+        self._model, self._parallel, self._per_prompt = model, parallel, per_prompt
+        self._most_tokens, self._progress = most_tokens, progress
+        self._answers, self.keeps = Answers(answers), answers is not None
+        self._chances = True  # until the endpoint refuses to send log-probabilities
+        self._lock = Lock()
+        self._lost = 0
+        self.calls = self.tokens = self.failed = 0
+
+    def keep_answers(self, path: str | Path) -> None:
+        """Keep answers in a file from now on, and take those that lie there."""
+        self._answers, self.keeps = Answers(path), True
+
+    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
+        """Write an explanation for each list of windows, "" where the answer holds none."""
+        asked = [self._explaining(windows) for windows in examples]
+        found = self._ask(asked, "explaining")
+        return ["" if answer is None else parsed_explanation(answer["content"]) for answer in found]
+
+    def rate(self, questions: Sequence[Question]) -> Floats:
+        """[questions] Return the probability of yes, NaN without an answer that can be parsed."""
+        ratings = np.full(len(questions), np.nan)
+        batches = [
+            places
+            for places in self._batches(questions)
+            if questions[places[0]].explanation.text.strip()
+        ]
+        asked = [self._rating([questions[place] for place in places]) for places in batches]
+        for places, answer in zip(batches, self._ask(asked, "judging"), strict=True):
+            if answer is None:
+                continue
+            chances = answer["chances"] and [TokenChance(*each) for each in answer["chances"]]
+            parsed = parsed_ratings(answer["content"], len(places), chances)
+            if parsed is not None:
+                ratings[places] = parsed
+        return ratings
+
+    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
+        """Return calls and tokens of what was not answered before; nothing is sent."""
+        asked = [self._explaining(windows) for windows in examples]
+        asked += [
+            self._rating([questions[place] for place in places])
+            for places in self._batches(questions)
+        ]
+        new = {key_of(body): body for body in asked}
+        open_ = [body for key, body in new.items() if self._answers.get(key) is None]
+        return Cost(len(open_), sum(map(_tokens_of, open_)))
+
+    def _explaining(self, windows: Sequence[Window]) -> dict[str, Any]:
+        return self._body(explaining_prompt(windows), _EXPLANATION_TOKENS, chances=False)
+
+    def _rating(self, questions: Sequence[Question]) -> dict[str, Any]:
+        return self._body(rating_prompt(questions), 10 + 4 * len(questions), chances=True)
+
+    def _body(self, messages: list[Message], most: int, *, chances: bool) -> dict[str, Any]:
+        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": most}
+        return {**body, "logprobs": True, "top_logprobs": 5} if chances else body
+
+    def _batches(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Places of questions that share an explanation and a kind, `per_prompt` at a time."""
+        groups: dict[tuple[Explanation, bool], list[int]] = {}
+        for place, question in enumerate(questions):
+            groups.setdefault((question.explanation, question.marks is None), []).append(place)
+        size = self._per_prompt
+        return [
+            places[first : first + size]
+            for places in groups.values()
+            for first in range(0, len(places), size)
+        ]
+
+    def _ask(self, asked: Sequence[dict[str, Any]], what: str) -> list[Any]:
+        """The answer to each request, None where there was none; equal ones are sent once."""
+        keys = [key_of(body) for body in asked]
+        new = dict(zip(keys, asked, strict=True))
+        new = {key: body for key, body in new.items() if self._answers.get(key) is None}
+        bar = ProgressBar(what, total=len(new), unit="requests", progress=self._progress)
+        with bar, ThreadPoolExecutor(self._parallel) as pool:
+            running = [pool.submit(self._send, key, body) for key, body in new.items()]
+            try:
+                for each in running:
+                    each.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [self._answers.get(key) for key in keys]
+
+    def _send(self, key: str, body: dict[str, Any]) -> None:
+        self._reserve(body)
+        try:
+            answer = self._post(body)
+        except ConnectionError as error:
+            with self._lock:
+                self.failed += 1
+                self._lost += 1
+                down = self._lost >= _MOST_LOST
+            if down:
+                raise ConnectionError(
+                    f"{error}; {len(self._answers)} answers are kept, and another run goes on "
+                    f"from there"
+                ) from error
+            return
+        with self._lock:
+            self._lost = 0
+            self.calls += 1
+        self._answers.add(key, _kept(answer), model=self._model, messages=body["messages"])
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        plain = {name: value for name, value in body.items() if "logprobs" not in name}
+        if not self._chances:
+            return self._endpoint.post(plain)
+        try:
+            return self._endpoint.post(body)
+        except RefusedError as error:
+            if error.status not in (400, 422) or plain == body:
+                raise
+            answer = self._endpoint.post(plain)  # refused again if something else is wrong
+            self._chances = False
+            return answer
+
+    def _reserve(self, body: dict[str, Any]) -> None:
+        """Count the tokens of a request, or raise where they would pass the limit."""
+        tokens = _tokens_of(body)
+        with self._lock:
+            if self._most_tokens is not None and self.tokens + tokens > self._most_tokens:
+                raise RuntimeError(
+                    f"most_tokens is {self._most_tokens} and would be passed; "
+                    f"{len(self._answers)} answers are kept, and a run with a larger limit goes on "
+                    f"from there"
+                )
+            self.tokens += tokens
+
+
+def _kept(answer: dict[str, Any]) -> dict[str, Any]:
+    """The text of an answer and its log-probabilities; an empty text where the form is another."""
+    content: Any = _at(answer, "choices", 0, "message", "content")
+    chances = []
+    tokens = _at(answer, "choices", 0, "logprobs", "content")
+    for each in tokens if isinstance(tokens, list) else []:
+        token, own = _at(each, "token"), _at(each, "logprob")
+        listed = _at(each, "top_logprobs")
+        alternatives = {
+            _at(other, "token"): _at(other, "logprob")
+            for other in (listed if isinstance(listed, list) else [])
+        }
+        alternatives.setdefault(token, own)
+        if isinstance(token, str):
+            numbers = {
+                name: float(value)
+                for name, value in alternatives.items()
+                if isinstance(name, str) and isinstance(value, int | float)
+            }
+            chances.append([token, numbers])
+    text = content if isinstance(content, str) else ""
+    return {"content": text, "chances": chances or None}
+
+
+def _at(value: Any, *path: str | int) -> Any:
+    """What lies at a path in parsed JSON, None where there is nothing."""
+    for step in path:
+        if isinstance(step, int):
+            value = value[step] if isinstance(value, list) and len(value) > step else None
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _tokens_of(body: dict[str, Any]) -> int:
+    letters = sum(len(message["content"]) for message in body["messages"])
+    return round(letters / _LETTERS_PER_TOKEN) + int(body["max_tokens"])

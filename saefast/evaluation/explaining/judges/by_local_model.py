@@ -1,0 +1,104 @@
+"""Let a language model on this machine judge by the log-odds of yes against no."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from saefast import checks
+from saefast.evaluation.explaining.judges.prompts import shown
+from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.lm.model import LanguageModel, check_model
+from saefast.progress import ProgressBar
+
+_HEAD = {
+    False: "Does the text contain what is described? Answer Yes or No.\n\n"
+    'Described: the token "dog"\nText: the dog sleeps in the sun\nAnswer: Yes\n\n'
+    "Described: a number\nText: nothing but words stands here\nAnswer: No\n\n",
+    True: "Are the marked tokens what is described? Answer Yes or No.\n\n"
+    'Described: the token "dog"\nText: the \u27e6dog\u27e7 sleeps in the sun\nAnswer: Yes\n\n'
+    "Described: a number\nText: it costs 12 coins \u27e6here\u27e7\nAnswer: No\n\n",
+}
+_NOTHING = "anything"
+"""Description whose log-odds are subtracted: what the window alone makes likely"""
+
+
+class LocalJudge:
+    """Rates by how much an explanation raises the log-odds of yes against no after a window.
+
+    Small models are no judges: see `calibrate`.
+
+    Args:
+        model: from `saefast.lm.load_model`.
+        batch_size: prompts in a forward pass.
+        progress: show a progress bar on stderr.
+    """
+
+    explains = False
+    graded = False
+
+    def __init__(
+        self, model: LanguageModel, *, batch_size: int = 16, progress: bool = True
+    ) -> None:
+        check_model(model)
+        checks.whole("batch_size", batch_size)
+        checks.at_least("batch_size", batch_size, 1)
+        self._model, self._batch_size, self._progress = model, batch_size, progress
+        self.name = f"local:{model.name}"
+        self._known: dict[str, float] = {}
+        yes, no = (
+            model.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
+            for answer in (" Yes", " No")
+        )
+        if yes == no:
+            # The blank is a token of its own.
+            yes, no = (
+                model.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
+                for answer in ("Yes", "No")
+            )
+        self._answers = [yes, no]
+
+    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
+        """Return no explanations: those of rules are judged."""
+        return [""] * len(examples)
+
+    def rate(self, questions: Sequence[Question]) -> Floats:
+        """[questions] Return probabilities; NaN where the explanation is empty."""
+        prompts = [_prompt(question, question.explanation.text) for question in questions]
+        neutral = [_prompt(question, _NOTHING) for question in questions]
+        self._learn([*prompts, *neutral])
+        ratings = np.full(len(questions), np.nan)
+        for place, (prompt, without) in enumerate(zip(prompts, neutral, strict=True)):
+            if questions[place].explanation.text.strip():
+                odds = self._known[prompt] - self._known[without]
+                ratings[place] = 1 / (1 + np.exp(-odds))
+        return ratings.round(4)  # last digits depend on the number of threads
+
+    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
+        """Return that nothing is paid."""
+        return FREE
+
+    @torch.no_grad()
+    def _learn(self, prompts: Sequence[str]) -> None:
+        tokenizer, model = self._model.tokenizer, self._model.model
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        ids = [tokenizer(prompt)["input_ids"] for prompt in new]
+        order = sorted(range(len(new)), key=lambda place: len(ids[place]))
+        with ProgressBar("judging", total=len(new), unit="prompts", progress=self._progress) as bar:
+            for first in range(0, len(order), self._batch_size):
+                places = order[first : first + self._batch_size]
+                longest = max(len(ids[place]) for place in places)
+                batch = torch.zeros(len(places), longest, dtype=torch.int64)
+                for row, place in enumerate(places):
+                    batch[row, : len(ids[place])] = torch.tensor(ids[place])
+                # In a causal model no token sees what fills up on its right.
+                logits = model(batch.to(self._model.device)).logits.float().cpu()
+                for row, place in enumerate(places):
+                    yes, no = logits[row, len(ids[place]) - 1, self._answers].tolist()
+                    self._known[new[place]] = yes - no
+                bar.update(len(places))
+
+
+def _prompt(question: Question, described: str) -> str:
+    text = " ".join(shown(question.window, question.marks).split())
+    return f"{_HEAD[question.marks is not None]}Described: {described}\nText: {text}\nAnswer:"

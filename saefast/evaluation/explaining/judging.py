@@ -1,0 +1,289 @@
+"""Put the explanations of sampled latents to a judge, beside the explanations of other latents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saefast.evaluation.explaining.contexts import Booleans, Integers, TokenText
+from saefast.evaluation.explaining.examples import SILENT_KINDS, Examples, ScoringWindows
+from saefast.evaluation.explaining.explained import Explained
+from saefast.evaluation.explaining.judges import Explanation, Judge, Question, Window
+from saefast.evaluation.explaining.judges.calibration import known_questions
+from saefast.evaluation.explaining.judges.scoring import score
+from saefast.evaluation.explaining.predicates import Rule
+from saefast.evaluation.explaining.sample import FeatureSample
+from saefast.evaluation.intervals import Floats
+from saefast.types import brief
+
+WELL_EXPLAINED = 0.7
+"""Detection above which a latent counts as interpretable in arXiv:2602.14111"""
+
+MEASURES = (
+    *("specificity", "detection", f"detection above {WELL_EXPLAINED}", "detection shuffled"),
+    *(f"detection, silent: {kind}" for kind in SILENT_KINDS),
+    *("fuzzing", "unparsed"),
+)
+"""Measures of a judged latent"""
+
+_ALIKE = 6  # sampled latents of similar firing rate among which explanations are exchanged
+_ORDER = 0x0DE5  # tells its random numbers from those of other uses of a latent's number
+_TYPICAL = "a description of about twenty words " * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Scores of sampled latents of one SAE."""
+
+    latents: Integers
+    """[sampled] ascending"""
+    explanations: list[Explanation]
+    """[sampled]"""
+    values: dict[str, Floats]
+    """by measure [sampled]; NaN where it could not be taken"""
+
+    __repr__ = brief
+
+    def of(self, measure: str, latents: Integers) -> Floats:
+        """Return a measure of some of the latents."""
+        return self.values[measure][np.searchsorted(self.latents, latents)]
+
+
+class _Asked(NamedTuple):
+    """Questions on one latent: their places in the list of all questions."""
+
+    detection: slice
+    shuffled: slice
+    """of the same windows"""
+    fuzzing: slice
+    kinds: NDArray[np.str_]
+    """[windows] kind of each silent window, "" for firing ones"""
+    marks: Booleans
+    """[questions of fuzzing] whether the marks are right"""
+
+
+class Examination:
+    """Questions on sampled latents of one SAE.
+
+    Args:
+        latents: [sampled] ascending.
+        fired: [m] rows on which each latent fires.
+        examples: of the SAE.
+    """
+
+    def __init__(self, latents: Integers, fired: Integers, examples: Examples) -> None:
+        self.latents, self._fired, self._examples = latents, fired, examples
+        self._windows = [examples.scoring(latent) for latent in latents.tolist()]
+
+    def explaining(self) -> list[list[Window]]:
+        """Return the windows that explain each latent."""
+        return [self._examples.explaining(latent) for latent in self.latents.tolist()]
+
+    def questions(
+        self, explanations: Sequence[Explanation], questions: list[Question]
+    ) -> list[_Asked]:
+        """Append questions whether each latent's explanation, and another's, fit its windows.
+
+        Args:
+            explanations: [sampled].
+            questions: the list that grows.
+
+        Returns:
+            For each latent the places of its questions.
+        """
+        others = self._others(explanations)
+        return [
+            _ask(windows, own, other, questions, np.random.default_rng([_ORDER, latent]))
+            for windows, own, other, latent in zip(
+                self._windows, explanations, others, self.latents.tolist(), strict=True
+            )
+        ]
+
+    def judged(
+        self,
+        judge: Judge,
+        explanations: Sequence[Explanation],
+        asked: Sequence[_Asked],
+        ratings: Floats,
+    ) -> Judged:
+        """Turn ratings into scores."""
+        rows = [_scores(judge, each, ratings) for each in asked]
+        values = {
+            name: np.array([row[name] for row in rows], dtype=np.float64) for name in MEASURES
+        }
+        return Judged(latents=self.latents, explanations=list(explanations), values=values)
+
+    def _others(self, explanations: Sequence[Explanation]) -> list[Explanation]:
+        """For each sampled latent another explanation, of one that fires about as often.
+
+        An empty one where all of them are alike.
+        """
+        order = np.lexsort((self.latents, self._fired[self.latents]))
+        others = [Explanation("")] * len(order)
+        for part in np.array_split(order, max(len(order) // _ALIKE, 1)):
+            places = part.tolist()
+            for at, place in enumerate(places):
+                following = [explanations[its] for its in places[at + 1 :] + places[:at]]
+                own = explanations[place].text
+                others[place] = next((o for o in following if o.text != own), Explanation(""))
+        return others
+
+
+def judge_all(
+    judge: Judge,
+    subjects: Mapping[str, Sequence[Explained]],
+    text: TokenText,
+    samples: Mapping[str, Sequence[FeatureSample]],
+    seed: int,
+) -> dict[str, list[Judged]]:
+    """Put the sampled latents of all SAEs to a judge, all questions at once.
+
+    Args:
+        judge: rates explanations, and writes them if it can; else rules are rated.
+        subjects: SAEs by condition.
+        text: the text.
+        samples: latents of each SAE.
+        seed: of the choice of windows.
+    """
+    exams = _exams(subjects, text, samples, seed)
+    explanations = _explanations(judge, exams, subjects)
+    questions: list[Question] = []
+    asked = [
+        exam.questions(its, questions) for (_, exam), its in zip(exams, explanations, strict=True)
+    ]
+    ratings = judge.rate(questions)
+    judged: dict[str, list[Judged]] = {name: [] for name in subjects}
+    for (name, exam), its, places in zip(exams, explanations, asked, strict=True):
+        judged[name].append(exam.judged(judge, its, places, ratings))
+    return judged
+
+
+def judging_cost(
+    judge: Judge,
+    subjects: Mapping[str, Sequence[Explained]],
+    text: TokenText,
+    samples: Mapping[str, Sequence[FeatureSample]],
+    tokenizer: Any,
+    seed: int,
+) -> str:
+    """Tell what `judge_all` and the calibration would cost, as a sentence.
+
+    Args:
+        judge: is not asked.
+        subjects: SAEs by condition.
+        text: the text.
+        samples: latents of each SAE.
+        tokenizer: of the calibration.
+        seed: of the choice of windows.
+    """
+    exams = _exams(subjects, text, samples, seed)
+    known = known_questions(tokenizer, seed)
+    questions = [*known.right, *known.swapped]
+    for number, (_, exam) in enumerate(exams):
+        # Texts of typical length that differ from each other.
+        exam.questions(
+            [Explanation(f"{_TYPICAL}{number}.{latent}") for latent in exam.latents], questions
+        )
+    explains = judge.explains
+    windows = [its for _, exam in exams for its in exam.explaining()] if explains else []
+    cost = judge.cost(windows, questions)
+    latents = sum(len(exam.latents) for _, exam in exams)
+    return (
+        f"judge {judge.name} would get about {cost.calls} requests with {cost.tokens} tokens for "
+        f"{latents} latents of {len(exams)} SAEs and its calibration; nothing was asked"
+    )
+
+
+def _exams(
+    subjects: Mapping[str, Sequence[Explained]],
+    text: TokenText,
+    samples: Mapping[str, Sequence[FeatureSample]],
+    seed: int,
+) -> list[tuple[str, Examination]]:
+    return [
+        (name, Examination(sample.all, subject.firings.fired, subject.examples(text, seed)))
+        for name, each in subjects.items()
+        for subject, sample in zip(each, samples[name], strict=True)
+    ]
+
+
+def _explanations(
+    judge: Judge,
+    exams: Sequence[tuple[str, Examination]],
+    subjects: Mapping[str, Sequence[Explained]],
+) -> list[list[Explanation]]:
+    """For each SAE those of its sampled latents: the judge's, or rules where it writes none."""
+    if judge.explains:
+        written = iter(judge.explain([its for _, exam in exams for its in exam.explaining()]))
+        return [[Explanation(next(written)) for _ in exam.latents] for _, exam in exams]
+    rules = [subject.rules.rules for each in subjects.values() for subject in each]
+    return [
+        [_by_rule(its[latent]) for latent in exam.latents.tolist()]
+        for (_, exam), its in zip(exams, rules, strict=True)
+    ]
+
+
+def _by_rule(rule: Rule | None) -> Explanation:
+    return Explanation("" if rule is None else rule.text, rule)
+
+
+def _ask(
+    windows: ScoringWindows,
+    own: Explanation,
+    other: Explanation,
+    questions: list[Question],
+    generator: np.random.Generator,
+) -> _Asked:
+    """Append the questions on one latent to a list, in random order, and return their places.
+
+    A judge that sees several windows at once must not find all firing ones together.
+    """
+    shown = [(window, "") for window in windows.firing]
+    shown += [(window, kind) for kind, each in windows.silent.items() for window in each]
+    marked = [
+        (window, marks, label)
+        for window, right, wrong in zip(
+            windows.firing, windows.right_marks, windows.wrong_marks, strict=False
+        )
+        for marks, label in ((right, True), (wrong, False))
+        if len(wrong)
+    ]
+    shown = [shown[place] for place in generator.permutation(len(shown))]
+    marked = [marked[place] for place in generator.permutation(len(marked))]
+    first = len(questions)
+    questions += [Question(own, window) for window, _ in shown]
+    second = len(questions)
+    questions += [Question(other, window) for window, _ in shown]
+    third = len(questions)
+    questions += [Question(own, window, marks) for window, marks, _ in marked]
+    return _Asked(
+        detection=slice(first, second),
+        shuffled=slice(second, third),
+        fuzzing=slice(third, len(questions)),
+        kinds=np.array([kind for _, kind in shown]),
+        marks=np.array([label for _, _, label in marked], dtype=bool),
+    )
+
+
+def _scores(judge: Judge, asked: _Asked, ratings: Floats) -> dict[str, float]:
+    kinds, labels = asked.kinds, asked.kinds == ""
+    right, shuffled = ratings[asked.detection], ratings[asked.shuffled]
+    detection, by_chance = score(judge, labels, right), score(judge, labels, shuffled)
+    of_kinds = {
+        f"detection, silent: {kind}": score(
+            judge, labels[labels | (kinds == kind)], right[labels | (kinds == kind)]
+        )
+        for kind in SILENT_KINDS
+    }
+    every = np.concatenate([right, shuffled, ratings[asked.fuzzing]])
+    return {
+        "specificity": detection - by_chance,
+        "detection": detection,
+        "detection shuffled": by_chance,
+        f"detection above {WELL_EXPLAINED}": float(detection > WELL_EXPLAINED),
+        "fuzzing": score(judge, asked.marks, ratings[asked.fuzzing]),
+        **of_kinds,
+        "unparsed": float(np.isnan(every).mean()) if len(every) else float("nan"),
+    }

@@ -1,0 +1,11 @@
+"""Probe labelled tasks with few latents, beside random latents, rivals and the whole activation."""
+
+from saefast.evaluation.probing.evaluation import probe
+from saefast.evaluation.probing.tasks import (
+    LabelledTask,
+    labelled_task,
+    labelled_tasks,
+    table_tasks,
+)
+
+__all__ = ["LabelledTask", "labelled_task", "labelled_tasks", "probe", "table_tasks"]

@@ -1,0 +1,247 @@
+"""Turn what was probed, task by task and SAE by SAE, into scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from saefast.evaluation.intervals import Interval, gap_closed, paired_interval, two_way_interval
+from saefast.evaluation.probing.best_latents import agreement, hypergeometric_tail
+from saefast.evaluation.probing.one_task import Probed
+from saefast.evaluation.probing.rules import ProbingRule
+from saefast.evaluation.scores import TRAINED, Evaluation, Score, measured
+from saefast.linalg import one_thread
+from saefast.sae import SAE
+
+NAME = "probe"
+RANDOM, PERMUTED, TEXT, FULL = "random latents", "permuted labels", "text", "full"
+OWN_CONDITIONS = (TRAINED, RANDOM, PERMUTED, TEXT, FULL)
+"""Names of conditions that probing adds by itself"""
+IN_GROUP, MATCHED = "best latent in group", "best latents matched"
+
+_NO_RIVALS = ("permuted_decoder",)
+"""Conditions that are the trained SAEs again where only the encoder counts"""
+
+Table = NDArray[np.float64]
+
+
+def _closed(values: Table, floor: float, gaps: Sequence[tuple[float, float]]) -> list[float]:
+    """Return how much of the gap from the floor to each task's ceiling values [tasks] close."""
+    return [
+        gap_closed(value, floor, ceiling, noise)
+        for value, (ceiling, noise) in zip(values.tolist(), gaps, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResults:
+    """What one task gave."""
+
+    name: str
+    notes: tuple[str, ...]
+    trained: Sequence[Sequence[Probed]]
+    """for each SAE, one for each split"""
+    others: Mapping[str, Sequence[Probed]]
+    """by condition, one for each SAE"""
+    full: tuple[float, Interval]
+    text: tuple[float, Interval]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What all tasks gave."""
+
+    rule: ProbingRule
+    ks: Sequence[int]
+    saes: Sequence[SAE]
+    groups: Sequence[str]
+    tasks: Sequence[TaskResults]
+    seed: int
+
+    def evaluation(self) -> Evaluation:
+        """Return the scores."""
+        scores: list[Score] = []
+        noise = {}
+        for k in self.ks:
+            scores += self._of_all(k)
+            noise[self._measure(k)] = float(self._noise(k).std(ddof=1))
+        for k in self.ks:
+            for group in self.groups:
+                scores += self._of_group(k, group)
+        notes = [note for task in self.tasks for note in task.notes]
+        for group in self.groups:
+            scores += self._best_in_group(group)
+            notes += self._best_by_count(group)
+        if len(self.saes) > 1:
+            scores.append(self._best_matched())
+        return Evaluation(
+            name=NAME,
+            scores=tuple(scores),
+            noise=noise,
+            features=tuple(self._features(number) for number in range(len(self.saes))),
+            notes=tuple(notes),
+        )
+
+    def _measure(self, k: int) -> str:
+        return f"{self.rule.measure.name} at {k}"
+
+    @property
+    def _names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
+    def _of_trained(self, value: Callable[[Probed], float]) -> Table:
+        """Return a value of each trained SAE and task on the first split, [saes, tasks]."""
+        saes = range(len(self.saes))
+        return np.array([[value(task.trained[s][0]) for task in self.tasks] for s in saes])
+
+    def _of_all(self, k: int) -> list[Score]:
+        """Score every condition, and how much of the gap from floor to ceiling each closes."""
+        values = {TRAINED: self._of_trained(lambda its: its.value[k])}
+        intervals = {TRAINED: [[its[0].interval[k] for its in row] for row in self._by_sae()]}
+        for name in self.tasks[0].others:
+            rows = list(zip(*(task.others[name] for task in self.tasks), strict=True))
+            values[name] = np.array([[its.value[k] for its in row] for row in rows])
+            intervals[name] = [[its.interval[k] for its in row] for row in rows]
+        rivals = [name for name in values if name not in (TRAINED, *_NO_RIVALS)]
+        values[RANDOM] = self._of_trained(lambda its: its.random[k])
+        values[PERMUTED] = self._of_trained(lambda its: its.permuted[k])
+        for name in (TEXT, FULL):
+            found = [getattr(task, name) for task in self.tasks]
+            values[name] = np.array([[value for value, _ in found]])
+            intervals[name] = [[interval for _, interval in found]]
+        floor, ceiling = self.rule.measure.floor, values[FULL][0]
+        scores = measured(
+            NAME,
+            self._measure(k),
+            values,
+            self._names,
+            floor=floor,
+            ceiling=ceiling,
+            rivals=[*rivals, RANDOM, TEXT],
+            intervals=intervals,
+            primary=k == self.ks[0],
+            seed=self.seed,
+        )
+        scores = [self._of_one(score, intervals) for score in scores]
+        noise = self._noise(k, by_task=True).std(0, ddof=1)
+        gaps = list(zip(ceiling, noise, strict=True))
+        shown = [TRAINED, *rivals, RANDOM, TEXT]
+        closed = {name: [_closed(row, floor, gaps) for row in values[name]] for name in shown}
+        return scores + measured(
+            NAME,
+            f"gap closed at {k}",
+            closed,
+            self._names,
+            floor=0.0,
+            ceiling=1.0,
+            rivals=[*rivals, RANDOM, TEXT],
+            seed=self.seed,
+        )
+
+    def _of_one(self, score: Score, intervals: Mapping[str, Sequence[Sequence[Interval]]]) -> Score:
+        """Give the overall score of one SAE and task the interval over its examples."""
+        known = intervals.get(score.condition, ())
+        if score.task or len(self.tasks) > 1 or len(known) != 1:
+            return score
+        return replace(score, low=known[0][0].low, high=known[0][0].high)
+
+    def _by_sae(self) -> list[tuple[Sequence[Probed], ...]]:
+        return list(zip(*(task.trained for task in self.tasks), strict=True))
+
+    def _noise(self, k: int, by_task: bool = False) -> Table:
+        """Return the mean over SAEs, and tasks unless by task, of each split."""
+        every = np.array(
+            [[[its.value[k] for its in splits] for splits in row] for row in self._by_sae()]
+        )
+        table: Table = np.nanmean(every, axis=0 if by_task else (0, 1))
+        return table.T
+
+    def _of_group(self, k: int, group: str) -> list[Score]:
+        """Score a group of latents, random latents of its mass, and the difference."""
+        matched = f"{group}:mass"
+        tables = {
+            name: self._of_trained(lambda its, name=name: its.groups[name][k])  # type: ignore[misc]
+            for name in (group, matched)
+        }
+        common: dict[str, Any] = {
+            "floor": self.rule.measure.floor,
+            "ceiling": [task.full[0] for task in self.tasks],
+            "seed": self.seed,
+        }
+        scores = [
+            score
+            for name, table in tables.items()
+            for score in measured(
+                NAME, self._measure(k), {TRAINED: table}, self._names, group=name, **common
+            )
+        ]
+        difference = paired_interval(tables[group], tables[matched], seed=self.seed)
+        return [
+            *scores,
+            Score(
+                evaluation=NAME,
+                measure=self._measure(k),
+                condition=TRAINED,
+                group=f"{group} - {matched}",
+                n=len(self.tasks),
+                floor=0.0,
+                **difference._asdict(),
+            ),
+        ]
+
+    def _best_in_group(self, group: str) -> list[Score]:
+        """Score how often the best latent of a task is in a group; by mass, its share would be."""
+        hits = self._of_trained(lambda its: float(its.masks[group][its.best[0]]))
+        shares = self._of_trained(lambda its: its.shares[group]).mean(0)
+        return measured(
+            NAME, IN_GROUP, {TRAINED: hits}, self._names, group=group, floor=shares, seed=self.seed
+        )
+
+    def _best_by_count(self, group: str) -> list[str]:
+        """Say how likely the best latents hold as many of a group if all were alike."""
+        notes = []
+        for number, row in enumerate(self._by_sae()):
+            live = torch.stack([its[0].choice != 0 for its in row]).any(0)
+            mask = row[0][0].masks[group]
+            best = sorted({int(its[0].best[0]) for its in row} - {-1})
+            hits = int(mask[best].sum())
+            p = hypergeometric_tail(hits, len(best), int((mask & live).sum()), int(live.sum()))
+            notes.append(
+                f"SAE {number}: {hits} of {len(best)} best latents are {group}, as are "
+                f"{int((mask & live).sum())} of {int(live.sum())} latents that fire; as many by "
+                f"chance: p = {p:.2g}"
+            )
+        return notes
+
+    def _best_matched(self) -> Score:
+        """Score how often the best latents of a task in two SAEs are each other's nearest."""
+        rows = self._by_sae()
+        with one_thread():
+            found, chance = agreement(
+                self.saes,
+                [[int(its[0].best[0]) for its in row] for row in rows],
+                [[its[0].near for its in row] for row in rows],
+            )
+        interval = two_way_interval(found, seed=self.seed)
+        return Score(
+            evaluation=NAME,
+            measure=MATCHED,
+            condition=TRAINED,
+            n=len(self.tasks),
+            floor=float(np.nanmean(chance)),
+            **interval._asdict(),
+        )
+
+    def _features(self, number: int) -> dict[str, Any]:
+        """For each latent, the task that it tells best, and how well."""
+        choice = torch.stack([task.trained[number][0].choice for task in self.tasks])
+        best = choice.abs().argmax(0)
+        value = choice.gather(0, best[None])[0]
+        names = [
+            self._names[task] if size != 0 else ""
+            for task, size in zip(best.tolist(), value.tolist(), strict=True)
+        ]
+        return {"probe_task": names, f"probe_{self.rule.choice}": value}

@@ -1,0 +1,351 @@
+"""The evaluation "explain" on SAEs whose latents are planted, and its parts."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_lm
+from helpers.chat_server import serving
+from helpers.planted_text import WordTokenizer, planted, planted_truth, write_text
+
+import saefast
+from saefast.evaluation.conditions import Condition
+from saefast.evaluation.explaining.contexts import text_of_sequences, token_text
+from saefast.evaluation.explaining.estimates import (
+    Estimate,
+    between,
+    combined,
+    equal_rate_difference,
+    mean_of,
+)
+from saefast.evaluation.explaining.evaluation import explain
+from saefast.evaluation.explaining.examples import SILENT_KINDS, Examples
+from saefast.evaluation.explaining.judges import EndpointJudge, Explanation, Question, RulesJudge
+from saefast.evaluation.explaining.judges.calibration import KNOWN_RULES
+from saefast.evaluation.explaining.judging import Examination
+from saefast.evaluation.explaining.predicates import RuleReader, fold
+from saefast.evaluation.explaining.sample import RATE_BINS, rate_bins, sample_features
+from saefast.evaluation.scores import Evaluation
+from saefast.lm import LanguageModel
+
+CONTEXTS = 80
+TOKENS = 16  # latents that fire on a token; as many fire at random
+
+
+class World(NamedTuple):
+    """A store, SAEs whose latents are its coordinates, and what is known of them."""
+
+    model: LanguageModel
+    store: Path
+    sae: saefast.SAE
+    other: saefast.SAE
+    groups: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Latents 0 to 15 fire on a token each, 16 to 31 as often at random, 32 never."""
+    folder = tmp_path_factory.mktemp("explain")
+    text = token_text(folder / "text", write_text(folder / "text", CONTEXTS))
+    pieces = [fold(piece) for piece in text.pieces(0, text.rows)]
+    names, counts = np.unique(np.array(pieces, dtype=object), return_counts=True)
+    words = [str(names[i]) for i in np.argsort(-counts, kind="stable")[4 : 4 + TOKENS]]
+    fires = np.array([[piece == word for word in words] for piece in pieces])
+    generator = np.random.default_rng(0)
+    noise = np.stack([generator.permutation(column) for column in fires.T], axis=1)
+    planted_rows = np.concatenate([fires, noise, np.zeros((text.rows, 1), dtype=bool)], axis=1)
+    activations = planted_rows * generator.uniform(1, 2, planted_rows.shape)
+    tokenizer = write_text(
+        folder / "store",
+        CONTEXTS,
+        activations=torch.from_numpy(activations).float(),
+        site="resid.2",
+    )
+    model = LanguageModel(tiny_lm.llama().model, tokenizer)
+    groups = {"stable": torch.arange(33) >= TOKENS, "unstable": torch.arange(33) < TOKENS}
+    return World(
+        model, folder / "store", coordinates(33), coordinates(33, torch.arange(33).flip(0)), groups
+    )
+
+
+def coordinates(d: int, order: torch.Tensor | None = None) -> saefast.SAE:
+    """An SAE whose latents are the coordinates of its input, in an order."""
+    sae = saefast.SAE(d, d, variant="relu", seed=0)
+    with torch.no_grad():
+        for weight in (sae.W_enc, sae.W_dec):
+            weight.copy_(torch.eye(d) if order is None else torch.eye(d)[order])
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+    return sae
+
+
+def explained(world: World, **settings: Any) -> Evaluation:
+    return explain(
+        world.model,
+        2,
+        world.sae,
+        world.store,
+        progress=False,
+        **{"features": 32, "repeats": 1, **settings},
+    )
+
+
+def test_planted_tokens_are_explained_and_noise_is_not(world: World) -> None:
+    found = explained(world, groups=world.groups)
+    columns = found.features[0]
+    assert columns["explanation_kind"][:TOKENS] == ["surface"] * TOKENS
+    assert columns["explanation_kind"][TOKENS : 2 * TOKENS].count("unclear") >= TOKENS - 3
+    assert columns["explanation_kind"][32] == ""
+    assert columns["rule_score"][:TOKENS].tolist() == [1.0] * TOKENS
+    assert columns["detection"][:TOKENS].tolist() == [1.0] * TOKENS
+    assert columns["fuzzing"][:TOKENS].tolist() == [1.0] * TOKENS
+    assert abs(float(columns["detection"][TOKENS:32].mean()) - 0.5) < 0.1
+    assert found.overall("specificity", group="unstable").value > 0.35
+    assert abs(found.overall("specificity", group="stable").value) < 0.1
+    assert abs(found.overall("specificity", "scrambled").value) < 0.1
+
+
+def test_surface_share_of_groups_is_compared_at_equal_rate(world: World) -> None:
+    found = explained(world, groups=world.groups)
+    surface = "explained by surface"
+    assert found.overall(surface, group="unstable").value == 1.0
+    assert found.overall(surface, group="stable").value <= 3 / TOKENS
+    apart = found.overall(surface, group="unstable - stable at equal firing rate")
+    assert apart.value > 0.8
+    assert apart.low > 0.5
+    assert apart.floor == 0.0
+    random = found.overall(surface, group="stable:mass")
+    assert random.low < 0.5 < random.high
+
+
+def test_specificity_is_primary_and_every_score_has_an_interval(world: World) -> None:
+    rival = Condition(name="turned", saes=(world.other,))
+    found = explained(world, conditions=[rival], repeats=2)
+    assert {score.measure for score in found.scores if score.primary} == {"specificity"}
+    for score in found.scores:
+        if not np.isnan(score.value):
+            assert score.low <= score.value <= score.high, score
+    assert found.overall("rule balanced accuracy").rival == "turned"
+    assert found.overall("rule balanced accuracy", "trained - turned").value == pytest.approx(0)
+    assert set(found.noise) == {"specificity", "detection", "fuzzing"}
+    assert any("1 of 33 latents never fire" in note for note in found.notes)
+    assert any("features of known truth: 1.00" in note for note in found.notes)
+
+
+def test_order_of_latents_and_second_run_change_nothing(world: World) -> None:
+    first, again = explained(world), explained(world)
+    assert str(first.to_table().to_pylist()) == str(again.to_table().to_pylist())
+    turned = explained(world._replace(sae=world.other))
+    old, new = first.features[0], turned.features[0]
+    assert old["explanation"] == new["explanation"][::-1]
+    torch.testing.assert_close(old["rule_score"], new["rule_score"].flip(0), equal_nan=True)
+
+
+def answering(world: World) -> Callable[[dict[str, Any]], str]:
+    """A judge that names the commonest marked token, and knows what rules in words mean."""
+    rules = {rule.text: rule for rule in KNOWN_RULES}
+    tokenizer = WordTokenizer()
+
+    def fits(description: str, passage: str) -> bool:
+        bare = re.sub("[\u27e6\u27e7]", "", passage)
+        if description in rules:
+            text = text_of_sequences([tokenizer(bare)["input_ids"]], tokenizer)
+            return bool(RuleReader(text).holds(rules[description]).any())
+        marked = re.findall("\u27e6([^\u27e7]*)\u27e7", passage)
+        wanted = description.removeprefix("only ")
+        pieces = marked if "\u27e6" in passage else re.findall(r" ?\w+| ?[^\w\s]+|\s", bare)
+        return any(fold(piece) == wanted for piece in pieces)
+
+    def answer(body: dict[str, Any]) -> str:
+        asked = json.loads(body["messages"][-1]["content"])
+        if isinstance(asked, dict):
+            return str([int(fits(asked["description"], each)) for each in asked["passages"]])
+        marked = [fold(token) for each in asked for token, _ in each["strongest"]]
+        return f"Description: only {max(sorted(set(marked)), key=marked.count)}"
+
+    return answer
+
+
+def test_endpoint_explains_and_judges_and_is_asked_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    settings = {"progress": False, "backoff": 0.01, "per_prompt": 20}
+    with serving(answer=answering(world)) as server:
+        judge = EndpointJudge(server.url, "oracle", **settings)
+        dry = explained(world, judge=judge, features=8, out=tmp_path, dry_run=True)
+        assert len(server.bodies) == 0
+        assert dry.features[0]["detection"].isnan().all()
+        found = explained(world, judge=judge, features=8, out=tmp_path)
+        calls = len(server.bodies)
+        again = explained(
+            world, judge=EndpointJudge(server.url, "oracle", **settings), features=8, out=tmp_path
+        )
+        assert len(server.bodies) == calls
+    told = next(note for note in dry.notes if "nothing was asked" in note)
+    expected = int(re.findall(r"about (\d+) requests", told)[0])
+    assert abs(expected - calls) <= 0.1 * calls
+    assert str(found.to_table().to_pylist()) == str(again.to_table().to_pylist())
+    columns = found.features[0]
+    judged = (~columns["detection"][:TOKENS].isnan()).nonzero()[:, 0].tolist()
+    assert len(judged) >= 2
+    for latent in judged:
+        assert columns["explanation"][latent].startswith("only ")
+        assert columns["detection"][latent] == columns["fuzzing"][latent] == 1.0
+        assert columns["detection_shuffled"][latent] < 1.0
+    assert (tmp_path / "judgements.jsonl").is_file()
+
+
+def test_judge_that_cannot_tell_is_withheld(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def never(body: dict[str, Any]) -> str:
+        return str([0] * len(json.loads(body["messages"][-1]["content"])["passages"]))
+
+    with serving(answer=never) as server:
+        judge = EndpointJudge(server.url, "never", progress=False, per_prompt=20)
+        found = explained(world, judge=judge)
+        calls = len(server.bodies)
+    assert calls < 100  # those of the calibration alone
+    assert any("cannot tell, and its scores are withheld" in note for note in found.notes)
+    measures = {score.measure for score in found.scores}
+    assert "rule balanced accuracy" in measures
+    assert not measures & {"detection", "specificity", "fuzzing"}
+    assert found.features[0]["detection"].isnan().all()
+
+
+def test_windows_show_what_they_claim(tmp_path: Path) -> None:
+    text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
+    dots = np.array([piece.strip() == "." for piece in text.pieces(0, text.rows)])
+    some = dots & (np.random.default_rng(1).random(text.rows) < 0.4)
+    truth = [dots, *planted_truth(text).values(), some]
+    firings = planted(truth)
+    decoder = torch.eye(len(truth))
+    decoder[-1, 0] = 1.0  # the last latent's neighbour is the first
+    examples = Examples(text, firings, decoder, seed=0)
+    latent = len(truth) - 1
+    shown = examples.explaining(latent)
+    assert len(shown) == 20
+    assert len({window.first for window in shown}) == 20
+    assert all(text.explaining[window.first] for window in shown)
+    peaks = [float(window.strength.max()) for window in shown]
+    assert peaks[:10] == sorted(peaks[:10], reverse=True)
+    assert min(peaks[:10]) >= max(peaks[10:])
+    found = examples.scoring(latent)
+    every = [*found.firing, *(window for each in found.silent.values() for window in each)]
+    assert len({window.first for window in every}) >= len(found.firing) + 7
+    for window in every:
+        assert not text.explaining[window.first]
+        assert window.fires.tolist() == truth[latent][window.first : window.end].tolist()
+    assert all(window.fires.any() for window in found.firing)
+    assert list(found.silent) == list(SILENT_KINDS)
+    for kind, each in found.silent.items():
+        assert not any(window.fires.any() for window in each), kind
+    assert found.silent["same token"]
+    assert all("." in map(fold, window.pieces) for window in found.silent["same token"])
+    assert all(truth[0][window.first : window.end].any() for window in found.silent["neighbour"])
+    assert len(found.right_marks) == len(found.wrong_marks) > 0
+    for window, right, wrong in zip(
+        found.firing, found.right_marks, found.wrong_marks, strict=False
+    ):
+        assert window.fires[right].all()
+        assert not window.fires[wrong].any()
+        assert len(right) == len(wrong)
+
+
+def test_explanations_are_exchanged_among_latents_of_like_rates(tmp_path: Path) -> None:
+    text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
+    dots = np.array([piece.strip() == "." for piece in text.pieces(0, text.rows)])
+    firings = planted([dots] * 13)
+    fired = np.arange(13)[::-1]
+    exam = Examination(np.arange(13), fired, Examples(text, firings, None, seed=0))
+    explanations = [Explanation(f"latent {latent // 2}") for latent in range(13)]
+    questions: list[Question] = []
+    asked = exam.questions(explanations, questions)
+    assert [its.detection.start for its in asked[1:]] == [its.fuzzing.stop for its in asked[:-1]]
+    for latent, its in enumerate(asked):
+        own = {question.explanation.text for question in questions[its.detection]}
+        other = {question.explanation.text for question in questions[its.shuffled]}
+        assert own == {f"latent {latent // 2}"}
+        assert len(other) == 1
+        (number,) = (int(text.split()[1]) for text in other)
+        assert number != latent // 2
+        assert abs(number - latent // 2) <= 3
+        windows = [question.window for question in questions[its.shuffled]]
+        assert windows == [question.window for question in questions[its.detection]]
+    orders = [tuple(its.kinds.tolist()) for its in asked]
+    assert len(set(orders)) > 5
+    assert not any(all(kind == "" for kind in order[:20]) for order in orders)
+    assert len({tuple(its.marks.tolist()) for its in asked}) > 5
+    alike = exam.questions([Explanation("same")] * 13, questions)
+    assert all(question.explanation.text == "" for question in questions[alike[0].shuffled])
+    nothing = Examination(np.arange(0), fired, Examples(text, firings, None, seed=0))
+    empty = nothing.judged(RulesJudge(), [], [], np.zeros(0))
+    assert all(len(values) == 0 for values in empty.values.values())
+
+
+def test_groups_are_sampled_at_equal_rates() -> None:
+    generator = np.random.default_rng(2)
+    fired = generator.integers(1, 1000, 3000)
+    likely = generator.random(3000) < fired / 1000
+    groups = {"often": likely, "seldom": ~likely}
+    sample = sample_features(np.ones(3000, dtype=bool), fired, groups, 100, seed=0)
+    assert len(sample.overall) == 100
+    bins = rate_bins(fired)
+    each = [np.bincount(bins[its], minlength=RATE_BINS) for its in sample.groups.values()]
+    assert (each[0] == each[1]).all()
+    assert each[0].sum() == 50
+    for name, mask in groups.items():
+        assert mask[sample.groups[name]].all()
+    counts = np.bincount(bins[sample.overall], minlength=RATE_BINS)
+    assert counts.min() >= 9
+    silent = sample_features(fired > 500, fired, {}, 100, seed=0)
+    assert fired[silent.overall].min() > 500
+
+
+def test_difference_at_equal_rate_by_hand() -> None:
+    """Simpson's paradox: b is better in both bins, a has more of the good bin."""
+    a, b = np.array([1.0] * 6 + [0.0] * 2 + [0.0] * 2), np.array([1.0, 1.0, 1.0, 0, 0, 0, 0, 0])
+    bins_a, bins_b = np.array([1] * 8 + [0] * 2), np.array([1] * 2 + [0] * 6)
+    found = equal_rate_difference(a, b, bins_a, bins_b)
+    weights = [8 * 2 / 10, 2 * 6 / 8]
+    by_hand = (weights[0] * (6 / 8 - 1) + weights[1] * (0 - 1 / 6)) / sum(weights)
+    assert found.value == pytest.approx(by_hand)
+    assert found.value < 0 < a.mean() - b.mean()
+    nothing = equal_rate_difference(a, b, bins_a, bins_b + 5)
+    assert nothing.n == 0
+    assert np.isnan(combined([nothing]).value)
+
+
+def test_intervals_of_estimates_cover() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        each = [mean_of(generator.normal(0.3, 1, 50)) for _ in range(3)]
+        interval = combined(each)
+        covered += interval.low <= 0.3 <= interval.high
+    assert covered >= 0.93 * 400
+    assert combined([Estimate(0.99, 0.1, 5)], most=1.0).high == 1.0
+    pairs = between([Estimate(1.0, 0.3, 5), Estimate(3.0, 0.3, 5)], [Estimate(0.0, 0.4, 5)] * 2)
+    assert [its.value for its in pairs] == [1.0, 3.0]
+    assert pairs[0].error == pytest.approx(0.5)
+
+
+def test_bad_input_is_named(world: World) -> None:
+    with pytest.raises(ValueError, match=r"of the site resid\.1, got those of resid\.2"):
+        explain(world.model, 1, world.sae, world.store)
+    with pytest.raises(TypeError, match="activations must be a store with tokens or its path"):
+        explain(world.model, 2, world.sae, torch.zeros(3, 33))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must take the activations, whose width is 33"):
+        explain(world.model, 2, saefast.SAE(4, 8, k=2), world.store)
+    with pytest.raises(ValueError, match="got 'trained' twice"):
+        explained(world, conditions=[Condition(name="trained", saes=(world.sae,))])
+    with pytest.raises(ValueError, match="features must be at least 2"):
+        explained(world, features=0)
+    with pytest.raises(ValueError, match=r"mass\[0\] must have shape"):
+        explained(world, mass=torch.ones(3))
