@@ -4,12 +4,11 @@ import json
 import re
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 Answer = Callable[[dict[str, Any]], str]
@@ -43,6 +42,8 @@ class ChatServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
+    released: Event = field(default_factory=Event)
+    """ends the silence of requests that hang"""
 
 
 @contextmanager
@@ -66,14 +67,14 @@ def serving(**settings: Any) -> Iterator[ChatServer]:
                 )
                 self.close_connection = True
             elif fault == "silent":
-                time.sleep(1.5)
+                state.released.wait(20)
                 self.close_connection = True
             elif fault == "broken":
                 self._send(200, b'{"choices": [{"mess')
             elif fault == "list":
                 self._send(200, b"[1, 0]")
             elif fault == "redirect":
-                self.send_response(307)
+                self.send_response(302)  # which urllib would follow
                 self.send_header("Location", state.url + "/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -105,6 +106,7 @@ def serving(**settings: Any) -> Iterator[ChatServer]:
     try:
         yield state
     finally:
+        state.released.set()
         server.shutdown()
         server.server_close()
         thread.join()
