@@ -45,6 +45,9 @@ class SentenceEncoder:
                 max_length=_LONGEST,
                 return_tensors="pt",
             ).to(device)
+            if batch["input_ids"].shape[1] == 0:  # nothing but texts without tokens
+                vectors.append(torch.zeros(len(batch["input_ids"]), self.model.config.hidden_size))
+                continue
             hidden = self.model(**batch).last_hidden_state.float()
             real = batch["attention_mask"][:, :, None].float()
             means = (hidden * real).sum(1) / real.sum(1).clamp(min=1)  # 0 for an empty text
