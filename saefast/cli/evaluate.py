@@ -130,6 +130,7 @@ def _of_run(
     from saefast.pipeline.job import Job
     from saefast.pipeline.subject import subject_of_run
     from saefast.report import findings_of, printed, write_report
+    from saefast.report.findings.evaluations import TITLES
     from saefast.run_folder import EVALUATIONS
 
     settings = settings_of(run)
@@ -150,8 +151,9 @@ def _of_run(
             lines.append(printed(found) or "evaluate is finished")
         else:
             evaluation = kept_evaluation(run / EVALUATIONS, name)
-            facts[name] = _told(evaluation)
-            lines.append("\n".join(evaluation.lines()))
+            found = [each for each in findings_of(run) if each.topic == TITLES[name]]
+            facts[name] = {**_told(evaluation), "findings": [each._asdict() for each in found]}
+            lines.append("\n".join([*evaluation.lines(), printed(found)]).rstrip())
     written = [*outcomes[-1].written]
     if names != [WORTH]:
         written += write_report(run)

@@ -102,6 +102,28 @@ def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Pa
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.parametrize("name", ["explain", "steer", "edit", "absorb"])
+def test_every_evaluation_of_a_run_is_kept(probed: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(probed, tmp_path / "run")
+    assert main(["evaluate", str(run), name]) == 0
+    summary = read_json(run / EVALUATIONS / f"{name}.json")
+    measured = {row["evaluation"] for row in read_table(run / SCORES).to_pylist()}
+    # A model of random weights knows no facts and no letters: the notes say so.
+    assert "probe" in measured
+    assert name in measured or summary["notes"]
+    assert (run / "report.html").is_file()
+
+
+def test_a_dry_run_counts_what_a_judge_would_be_asked(
+    probed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ["--judge", "http://localhost:9/v1#none", "--dry-run"]
+    assert main(["evaluate", str(probed), "explain", *judge, "--json"]) == 0
+    (note,) = [each for each in json.loads(capsys.readouterr().out)["notes"] if "calls" in each]
+    assert "tokens" in note
+    assert not (probed / EVALUATIONS / "explain.json").exists()
+
+
 def test_saes_alone_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> None:
     saes = [str(place / "run" / f"seed-{seed}") for seed in (0, 1)]
     out = tmp_path / "out"

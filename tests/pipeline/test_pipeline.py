@@ -18,6 +18,7 @@ from saefast import activation_covariance, fit_subspaces, load_sae
 from saefast.cli import COMMANDS
 from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.pipeline import (
+    EVALUATIONS,
     NAMES,
     PRESETS,
     HarvestSettings,
@@ -54,7 +55,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
         if name != "report":
             module = import_module(f"saefast.pipeline.stages.{name}")
             assert getattr(module, name).__module__ == module.__name__
-        assert name == "statistics" or name in COMMANDS
+        assert name == "statistics" or name in COMMANDS or name in EVALUATIONS
     kinds = get_type_hints(RunSettings)
     tables = SOURCES | {name: kinds[name] for name in kinds if name not in ("data", "train")}
     for name, kind in tables.items():

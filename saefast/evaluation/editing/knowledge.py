@@ -34,7 +34,7 @@ NOT_ASKED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFacts:
-    """What a model knows about entities of one kind."""
+    """Facts about entities of one kind that a model knows."""
 
     facts: Facts
     rank: Mapping[str, Tensor]
@@ -55,7 +55,7 @@ class KnownFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """What a model knows."""
+    """Facts that a model knows."""
 
     model: str
     kinds: tuple[KnownFacts, ...]
