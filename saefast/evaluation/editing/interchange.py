@@ -186,17 +186,18 @@ class Interchange:
         base = torch.tensor([pairs[number].base for number in numbers])
         source = torch.tensor([pairs[number].source for number in numbers])
         which, where, new = [], [], []
-        for number, change in enumerate(changes):
-            rows = change(base, source, h)
+        for number, apply in enumerate(changes):
+            rows = apply(base, source, h)
             differ = (rows != h).any(1).nonzero()[:, 0]
             which.append(torch.full((len(differ),), number))
             where.append(differ.cpu())
             new.append(rows[differ])
         every, row, rows = torch.cat(which), torch.cat(where), torch.cat(new)
-        for some in torch.split(torch.arange(len(every)), self._batch_size) if len(every) else ():
+        for first in range(0, len(every), self._batch_size):
+            some = slice(first, first + self._batch_size)
             logits = self.logits(context, contexts[row[some]], rows[some])
-            for place, number in enumerate(some.tolist()):
-                yield int(every[number]), place, int(row[number]), logits
+            for place, (change, its_row) in enumerate(zip(every[some], row[some], strict=True)):
+                yield int(change), place, int(its_row), logits
 
     def _hit(self, pair: Pair, logits: Tensor) -> bool:
         base, source = self.questions[pair.base], self.questions[pair.source]
