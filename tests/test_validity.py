@@ -11,14 +11,13 @@ import torch
 
 import saefast
 from saefast.studies import validity
+from saefast.studies.rank_correlation import kendall, spearman
 from saefast.studies.validity import (
     MEASURES,
     SIZES,
     TRUTHS,
     ValidityRow,
-    kendall,
     run_validity,
-    spearman,
 )
 from saefast.synthetic import nested_world
 from saefast.train.config import TrainConfig
@@ -37,13 +36,14 @@ def test_longer_trainings_hold_more_of_the_truth_and_measures_say_so(tmp_path: P
     )
     for name in ("f1", "mcc", "explained_variance", "probing", "stability"):
         assert long[name] > short[name]
-    ranks = {(rank.measure, rank.truth): rank for rank in result.ranks}
+    ranks = {(rank.measure, rank.truth): rank for rank in result.ranks.rows}
     assert set(ranks) == {(m, t) for m in MEASURES for t in (*TRUTHS, "tokens")}
     assert ranks["explained_variance", "tokens"].correlation == 1
     assert ranks["explained_variance", "f1"].saes == 4
     assert pq.read_table(tmp_path / "validity.parquet").num_rows == len(result.rows)
-    assert pq.read_table(tmp_path / "validity_ranks.parquet").num_rows == len(result.ranks)
-    assert result.table().count("\n") == len(result.rows) + len(result.ranks) + 2
+    assert pq.read_table(tmp_path / "validity_ranks.parquet").num_rows == len(result.ranks.rows)
+    assert result.as_text().count("\n") == len(result.rows) + len(result.ranks.rows) + 2
+    assert [file.name for file in result.written] == ["validity.parquet", "validity_ranks.parquet"]
 
 
 FIELDS = ("f1", "mcc", *MEASURES)

@@ -1,7 +1,6 @@
 """Reconstruction, sparsity and geometry of SAEs at a site, and what a model loses by them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.evaluation.conditions import Condition
+from saefast.evaluation.geometry import Geometry, geometry_of
 from saefast.evaluation.intervals import Interval, proportion_interval, two_way_interval
 from saefast.evaluation.item_scores import ratio_values, scores_of_items
+from saefast.evaluation.row_sums import RowSums, sums_of_mean, sums_of_sae
 from saefast.evaluation.scores import TRAINED, Evaluation, Score
 from saefast.linalg import one_thread
 from saefast.lm.corpus import Texts
@@ -21,7 +22,7 @@ from saefast.lm.patch import check_sae, held_out_batches, patched_losses
 from saefast.lm.sites import Site, capture, find_site
 from saefast.nulls.cosines import BestOfRandom
 from saefast.progress import ProgressBar
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import SAE, as_saes
 
 NAME = "core"
 PRIMARY = "cross entropy score"
@@ -53,9 +54,8 @@ _RATIOS = {
     "relative bias": ("squares", "products"),
     "L0": ("active", "number"),
 }
-"""For each measure the sums, see `_OfRows`, whose ratio it is"""
+"""For each measure the sums, see `RowSums`, whose ratio it is"""
 _DENSE = 0.1
-_BLOCK = 1024
 _NORMAL = 1.959963984540054
 
 Floats = NDArray[np.float64]
@@ -104,16 +104,16 @@ def core_scores(
             check_sae(sae)
     mean = _mean(texts)
     total = sum(map(len, everything.values()))
-    measured_rows: dict[str, list[_OfRows]] = {MEAN: [_of_mean(texts, mean)]}
+    measured_rows: dict[str, list[RowSums]] = {MEAN: [sums_of_mean(texts, mean)]}
     with ProgressBar("reconstruct", total=total, unit="SAEs", progress=progress) as bar:
         for name, its in everything.items():
             measured_rows[name] = []
             for sae in its:
-                measured_rows[name].append(_of_sae(sae, texts, mean))
+                measured_rows[name].append(sums_of_sae(sae, texts, mean))
                 bar.update()
     losses = _losses(model, site, everything, mean, batches, progress)
     rivals = [name for name in (*everything, MEAN) if name != TRAINED]
-    latents = {name: [_geometry(sae) for sae in its] for name, its in everything.items()}
+    latents = {name: [geometry_of(sae) for sae in its] for name, its in everything.items()}
     rates = {
         name: [of.fired.double() / of.rows for of in measured_rows[name]] for name in everything
     }
@@ -149,68 +149,6 @@ def _mean(texts: Sequence[Tensor]) -> Tensor:
         total = torch.stack([x.double().sum(0) for x in texts]).sum(0)
     mean: Tensor = total / sum(map(len, texts))
     return mean.to(texts[0])
-
-
-class _OfRows(NamedTuple):
-    """Sums over the rows of each context [contexts] in float64, and firings [m]."""
-
-    errors: Tensor
-    distances: Tensor
-    ratios: Tensor
-    squares: Tensor
-    products: Tensor
-    cosines: Tensor
-    active: Tensor
-    number: Tensor
-    fired: Tensor
-
-    @property
-    def rows(self) -> int:
-        return int(self.number.sum())
-
-    @property
-    def explained(self) -> Tensor:
-        return self.distances - self.errors
-
-
-def _of_contexts(sums: Sequence[Tensor], fired: Tensor) -> _OfRows:
-    return _OfRows(*torch.stack(list(sums), 1), fired)
-
-
-def _of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> _OfRows:
-    fired = torch.zeros(sae.m, dtype=torch.int64)
-    parts = []
-    with torch.no_grad():
-        for x in texts:
-            code = code_of(sae, x)
-            made = sae.decode(code, x.to(sae.W_dec)).to(x)
-            active = code.indices[code.values > 0].cpu()
-            fired += torch.bincount(active, minlength=sae.m)
-            parts.append(_sums(x, made, mean, len(active)))
-    return _of_contexts(parts, fired)
-
-
-def _of_mean(texts: Sequence[Tensor], mean: Tensor) -> _OfRows:
-    parts = [_sums(x, mean.expand_as(x), mean, 0) for x in texts]
-    return _of_contexts(parts, torch.zeros(0, dtype=torch.int64))
-
-
-def _sums(x: Tensor, made: Tensor, mean: Tensor, active: int) -> Tensor:
-    """[8] float64: of one context, in the order of `_OfRows`."""
-    with one_thread():
-        x, made = x.double(), made.double()
-        own, its = (torch.linalg.vector_norm(rows, dim=1) for rows in (x, made))
-        products = (x * made).sum(1)
-        lengths = (own * its).clamp(min=torch.finfo(own.dtype).tiny)
-        sums = [
-            (x - made).square().sum(),
-            (x - mean.double()).square().sum(),
-            (its / own.clamp(min=torch.finfo(own.dtype).tiny)).sum(),
-            its.square().sum(),
-            products.sum(),
-            (products / lengths).sum(),
-        ]
-    return torch.tensor([*map(float, sums), active, len(x)], dtype=torch.float64)
 
 
 def _losses(
@@ -282,7 +220,7 @@ def _trained_first(values: Mapping[str, Floats]) -> dict[str, Floats]:
 
 
 def _scores_of_rows(
-    measured_rows: Mapping[str, Sequence[_OfRows]], rivals: Sequence[str], seed: int
+    measured_rows: Mapping[str, Sequence[RowSums]], rivals: Sequence[str], seed: int
 ) -> list[Score]:
     better = ("explained variance", "cosine")
     scores: list[Score] = []
@@ -304,34 +242,9 @@ def _scores_of_rows(
     return scores
 
 
-class _Geometry(NamedTuple):
-    encoder_decoder: Tensor
-    """[m] float64, NaN where a row is zero or the widths differ"""
-    nearest: Tensor
-    """[m] float64"""
-
-
-@torch.no_grad()
-def _geometry(sae: SAE) -> _Geometry:
-    with one_thread():
-        encoder, decoder = (
-            rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            for rows in (sae.W_enc.float().cpu(), sae.W_dec.float().cpu())
-        )
-        products = (encoder * decoder).sum(1).double()
-        nearest = torch.full((sae.m,), torch.nan, dtype=torch.float64)
-        for first in range(0, sae.m, _BLOCK):
-            block = decoder[first : first + _BLOCK] @ decoder.T
-            itself = torch.arange(len(block))
-            block[itself, first + itself] = -torch.inf
-            block[block.isnan()] = -torch.inf
-            nearest[first : first + _BLOCK] = block.amax(1).double()
-    return _Geometry(products, nearest)
-
-
 def _scores_of_latents(
     everything: Mapping[str, Sequence[SAE]],
-    latents: Mapping[str, Sequence[_Geometry]],
+    latents: Mapping[str, Sequence[Geometry]],
     rates: Mapping[str, Sequence[Tensor]],
     seed: int,
 ) -> list[Score]:

@@ -4,26 +4,25 @@ The second lens of the audit arXiv:2605.18229, on worlds whose features are know
 k, variant and length of training are ranked by each measure that needs no truth, and by the truth.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.tables import write_rows
-from saefast.evaluation.absorption.evaluation import MAIN_F1, PRIMARY, absorb_rows
+from saefast.evaluation.absorption.classes import absorbed_classes, split_words
 from saefast.evaluation.intervals import auroc
 from saefast.match.features import match_features
 from saefast.nulls.permutations import generator_of
 from saefast.ops.latent_sum import latent_sum
 from saefast.progress import tracked
 from saefast.sae import SAE, VARIANTS, code_of
-from saefast.studies.table import as_text
+from saefast.studies.rank_correlation import kendall, spearman_interval
+from saefast.studies.result import StudyResult
 from saefast.synthetic.nested import nested_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import Drawn, World
@@ -45,10 +44,6 @@ latents to their partners in an SAE of another seed; share of latents that fire"
 TRUTHS = ("f1", "mcc")
 """Truths to be ranked by: how well latents tell when their true feature fires; mean cosine of
 one-to-one pairs of latents and true features"""
-
-_DRAWS = 2000
-_UNKNOWN = (float("nan"), float("nan"), float("nan"))
-_TAIL = 0.025
 
 
 @dataclass(frozen=True)
@@ -143,19 +138,15 @@ class ValidityRank:
     saes: int
 
 
-@dataclass(frozen=True)
-class ValidityResult:
-    """The SAEs and the rankings of `run_validity`."""
+@dataclass(frozen=True, kw_only=True)
+class ValidityResult(StudyResult[ValidityRow]):
+    """The SAEs of `run_validity`, and how well measures rank them."""
 
-    rows: tuple[ValidityRow, ...]
-    ranks: tuple[ValidityRank, ...]
-    written: tuple[Path, ...] = ()
+    ranks: StudyResult[ValidityRank]
 
-    def table(self) -> str:
-        """Format both as text."""
-        return "\n\n".join(
-            as_text([asdict(row) for row in part]) for part in (self.rows, self.ranks)
-        )
+    def as_text(self) -> str:
+        """Format the SAEs, then the ranks, as `StudyResult.as_text` does."""
+        return f"{super().as_text()}\n\n{self.ranks.as_text()}"
 
 
 def run_validity(
@@ -193,13 +184,9 @@ def run_validity(
         saes = [sae.cpu() for sae in train_saes(world, configs, progress=progress, device=device)]
         for place, config in enumerate(configs):
             rows.append(look.row(series, config, *saes[2 * place : 2 * place + 2]))
-    ranks = _ranks(rows, seed)
-    if out is None:
-        return ValidityResult(tuple(rows), ranks)
-    files = (Path(out) / "validity.parquet", Path(out) / "validity_ranks.parquet")
-    write_rows(files[0], [asdict(row) for row in rows])
-    write_rows(files[1], [asdict(rank) for rank in ranks])
-    return ValidityResult(tuple(rows), ranks, files)
+    table = StudyResult.of(rows, out, "validity.parquet")
+    ranks = StudyResult.of(_ranks(rows, seed), out, "validity_ranks.parquet")
+    return ValidityResult(rows=table.rows, ranks=ranks, written=(*table.written, *ranks.written))
 
 
 def _size(size: str | ValiditySize) -> ValiditySize:
@@ -250,13 +237,16 @@ class _Look:
         known = often.nonzero()[:, 0]
         order = torch.randperm(len(known), generator=generator)
         self._tasks = known[order[: size.tasks]]
-        self._families = _families(world, self._fires)
+        rows, labels, classes = _families(world, self._fires)
+        self._words = split_words(
+            self._drawn.x[rows], labels, classes, torch.arange(len(rows)), seed
+        )
 
     def row(self, series: str, config: TrainConfig, sae: SAE, twin: SAE) -> ValidityRow:
         """Measure one SAE."""
         seen = explain(sae, self._world, rows=self._size.rows, seed=self._seed + 1)
         features = Dictionary(sae.W_dec.detach(), firing_rate=seen.firing_rate)
-        absorbed = self._absorbed(sae)
+        absorbed, main_f1 = self._absorbed(sae)
         return ValidityRow(
             series=series,
             variant=config.variant,
@@ -266,8 +256,8 @@ class _Look:
             mcc=recovery(features, self._world).mcc,
             explained_variance=seen.explained_variance,
             probing=self._probed(sae),
-            no_absorption=1 - absorbed[PRIMARY],
-            main_f1=absorbed[MAIN_F1],
+            no_absorption=1 - absorbed,
+            main_f1=main_f1,
             stability=_stability(features, twin),
             alive=float((seen.firing_rate > 0).double().mean()),
         )
@@ -298,14 +288,14 @@ class _Look:
             areas.append(auroc(labels[half:, task].numpy(), fired.numpy()))
         return float(np.mean(areas))
 
-    def _absorbed(self, sae: SAE) -> Mapping[str, float]:
-        rows, labels, classes = self._families
-        found = absorb_rows(
-            self._drawn.x[rows], labels, classes, sae, seed=self._seed, progress=False
-        )
-        if not found.scores:
-            return {PRIMARY: float("nan"), MAIN_F1: float("nan")}
-        return {name: found.overall(name).value for name in (PRIMARY, MAIN_F1)}
+    def _absorbed(self, sae: SAE) -> tuple[float, float]:
+        """Absorption fraction of the roots of families, and F1 of their main latents."""
+        if not self._words.words:
+            return float("nan"), float("nan")
+        with torch.no_grad():
+            code = code_of(sae, self._words.rows)
+        found = absorbed_classes(sae, code, self._words)
+        return float(found.fraction.mean()), float(found.main_f1.mean())
 
 
 def _firing(drawn: Drawn, m: int) -> Tensor:
@@ -316,14 +306,14 @@ def _firing(drawn: Drawn, m: int) -> Tensor:
     return fires
 
 
-def _families(world: World, fires: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-    """Rows in which one root of a family fires at most, and which: -1 for none."""
+def _families(world: World, fires: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Rows in which one root of a family fires at most, which, -1 for none, and how many are."""
     parent = world.parent if world.parent is not None else torch.full((world.m,), -1)
     roots = torch.unique(parent[parent >= 0])
     of_roots = fires[:, roots]
     rows = (of_roots.sum(1) <= 1).nonzero()[:, 0]
     labels = torch.where(of_roots[rows].any(1), of_roots[rows].int().argmax(1), -1)
-    return rows, labels, [f"root {root}" for root in roots.tolist()]
+    return rows, labels, len(roots)
 
 
 def _stability(features: Dictionary, twin: SAE) -> float:
@@ -335,9 +325,6 @@ def _stability(features: Dictionary, twin: SAE) -> float:
     return float(found.similarity.double()[alive].mean())
 
 
-Floats = NDArray[np.float64]
-
-
 def _ranks(rows: Sequence[ValidityRow], seed: int) -> tuple[ValidityRank, ...]:
     grid, points = ([row for row in rows if row.series == name] for name in ("grid", "checkpoint"))
     found = []
@@ -345,7 +332,7 @@ def _ranks(rows: Sequence[ValidityRow], seed: int) -> tuple[ValidityRank, ...]:
         for truth in TRUTHS:
             pairs = np.array([[getattr(row, measure), getattr(row, truth)] for row in grid])
             pairs = pairs[~np.isnan(pairs).any(1)]
-            value, low, high = _spearman_interval(pairs, seed)
+            value, low, high = spearman_interval(pairs, seed)
             found.append(ValidityRank(measure, truth, value, low, high, len(pairs)))
         values = np.array([[getattr(row, measure), row.tokens] for row in points], dtype=np.float64)
         values = values[~np.isnan(values).any(1)]
@@ -354,40 +341,3 @@ def _ranks(rows: Sequence[ValidityRow], seed: int) -> tuple[ValidityRank, ...]:
             ValidityRank(measure, "tokens", kendall(values), nothing, nothing, len(values))
         )
     return tuple(found)
-
-
-def _spearman_interval(pairs: Floats, seed: int) -> tuple[float, float, float]:
-    """Spearman's correlation of pairs [n, 2], and the ends of its bootstrap interval."""
-    generator = np.random.default_rng(seed)
-    if not len(pairs):
-        return _UNKNOWN
-    chosen = generator.integers(len(pairs), size=(_DRAWS, len(pairs)))
-    drawn = np.array([spearman(pairs[its]) for its in chosen])
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return _UNKNOWN
-    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
-    return spearman(pairs), float(low), float(high)
-
-
-def spearman(pairs: Floats) -> float:
-    """Return Spearman's rank correlation of pairs [n, 2]; NaN where one side is constant."""
-    ranks = np.stack([_ranked(side) for side in pairs.T])
-    ranks -= ranks.mean(1, keepdims=True)
-    scale = np.sqrt((ranks**2).sum(1).prod())
-    return float(ranks.prod(0).sum() / scale) if scale > 0 else float("nan")
-
-
-def _ranked(values: Floats) -> Floats:
-    """Ranks [n] from 0; equal values have the mean of theirs."""
-    below = (values[None] < values[:, None]).sum(1)
-    same = (values[None] == values[:, None]).sum(1)
-    ranks: Floats = below + (same - 1) / 2
-    return ranks
-
-
-def kendall(pairs: Floats) -> float:
-    """Return Kendall's tau-b of pairs [n, 2]; NaN where one side is constant."""
-    signs = [np.sign(side[:, None] - side[None]) for side in pairs.T]
-    scale = np.sqrt((signs[0] ** 2).sum() * (signs[1] ** 2).sum())
-    return float((signs[0] * signs[1]).sum() / scale) if scale > 0 else float("nan")

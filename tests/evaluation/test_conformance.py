@@ -62,6 +62,23 @@ def test_ablation_takes_the_latents_and_keeps_the_error() -> None:
     assert torch.equal(found.tokens, torch.tensor([2, 3] * 4))
 
 
+def test_what_is_no_token_is_not_encoded() -> None:
+    sae = coordinates()
+    with torch.no_grad():
+        sae.b_enc += 0.2  # a row of zeros would have every latent
+    short = texts(0, 1)[::2]
+    mask = torch.arange(D) < 4
+    assert (short[:, 2] == 0).all()
+    torch.testing.assert_close(
+        ablated_means(sae, encode_texts(sae, short), mask),
+        ablated_means(sae, encode_texts(sae, short[:, :2].contiguous()), mask),
+    )
+    data = labelled(short, texts(1, 2)[1::2])
+    found = encode_texts(sae, data.texts)
+    effects = latent_effects(sae, reads(0), found, data.labels, absolute=True)
+    assert effects.tolist() == pytest.approx([1, 0, 0, 0, 0, 0])
+
+
 def test_effects_are_differences_of_means_along_the_probe() -> None:
     sae = coordinates()
     data = labelled(texts(0, 1), texts(1, 2))

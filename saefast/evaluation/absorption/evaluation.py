@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast import checks
@@ -18,40 +15,27 @@ from saefast.evaluation.absorption.classes import (
     absorbed_classes,
     split_words,
 )
+from saefast.evaluation.absorption.scores import (
+    NAME,
+    feature_columns,
+    noise_of_splits,
+    scores_of_classes,
+    scores_of_groups,
+    scores_of_words,
+)
 from saefast.evaluation.absorption.word_tasks import FIRST_LETTER, prefix_of, words_of
 from saefast.evaluation.conditions import Condition
-from saefast.evaluation.intervals import two_way_interval
-from saefast.evaluation.item_scores import scores_of_items
-from saefast.evaluation.scores import TRAINED, Evaluation, Score, measured
+from saefast.evaluation.scores import TRAINED, Evaluation
 from saefast.lm.after_prefix import capture_after
 from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.patch import check_sae
 from saefast.lm.sites import find_site
-from saefast.nulls.draws import mass_matched
 from saefast.progress import ProgressBar
 from saefast.sae import SAE, as_saes, code_of
 from saefast.stability.groups import Groups, as_groups
 from saefast.types import SparseCode
 
-NAME = "absorb"
-PRIMARY = "absorption fraction"
-CENTRED = "absorption fraction, centred"
-FULL = "full absorption"
-MAIN_F1 = "F1 of main latents"
-MAIN_COUNT = "main latents"
-
-CONVENTIONS = {
-    PRIMARY: "mean over held-out words whose class a probe reads from the activation, of what "
-    "other latents contribute to that reading beside the main latents of the class; less is "
-    "better. floor: with the main latents of another class; ceiling: 0",
-    CENTRED: "the same with the mean taken from the activation, which no latent explains",
-    FULL: "share of those words in which no main latent fires and another contributes most",
-    MAIN_F1: "of a logistic regression on the main latents, on held-out words. floor: taking "
-    "every word for one of the class; ceiling: the probe on the activation",
-    MAIN_COUNT: "how many latents stand for a class",
-}
-
 _LEAST_CLASSES = {FIRST_LETTER: 20}
-_DRAWS = 20
 _BATCH = 4096
 
 
@@ -100,8 +84,7 @@ def absorb(
     check_model(model)
     site = find_site(model.model, layer)
     for name, value, least in (("examples", examples, 0), ("repeats", repeats, 1)):
-        checks.whole(name, value)
-        checks.at_least(name, value, least)
+        checks.whole(name, value, least)
     found = words_of(task, model.tokenizer)
     prefix, used = prefix_of(
         found, task, model.tokenizer, examples=examples, template=template, seed=seed
@@ -109,8 +92,7 @@ def absorb(
     order = torch.from_numpy(permutation(len(found.words), seed, 1))
     order = order[~torch.isin(order, used)]
     if words is not None:
-        checks.whole("words", words)
-        checks.at_least("words", words, 2)
+        checks.whole("words", words, 2)
         order = order[:words]
     chosen = found.chosen(order.sort().values)
     rows = capture_after(model, site, prefix, chosen.tokens, progress=progress)
@@ -172,8 +154,16 @@ def absorb_rows(
     checks.floating("rows", rows, "[n, d]")
     checks.indices("labels", labels, "[n]")
     checks.size("labels", labels, 0, len(rows), "one for each row")
-    checks.whole("least_classes", least_classes)
+    checks.whole("least_classes", least_classes, 1)
+    checks.whole("repeats", repeats, 1)
     trained = as_saes(saes, rows.shape[1])
+    for sae in [*trained, *(sae for each in conditions for sae in each.saes)]:
+        check_sae(sae)
+        if sae.normalise != "none":
+            raise ValueError(
+                "saes must take rows as they are, so that latents add up to a reconstruction, got "
+                f"one with normalise={sae.normalise!r}"
+            )
     masks = as_groups(groups, [sae.m for sae in trained]) if groups is not None else []
     rows, labels = rows.detach(), labels.to(rows.device)
     if families is None:
@@ -214,12 +204,12 @@ def absorb_rows(
     return Evaluation(
         name=NAME,
         scores=(
-            *_scores_of_words(found, splits[0], classes, seed),
-            *_scores_of_groups(found[TRAINED], splits[0], masks, mass, seed),
-            *_scores_of_classes(found, splits[0], classes, seed),
+            *scores_of_words(found, splits[0], classes, seed),
+            *scores_of_groups(found[TRAINED], splits[0], masks, mass, seed),
+            *scores_of_classes(found, splits[0], classes, seed),
         ),
-        noise=_noise(found[TRAINED], again),
-        features=tuple(_columns(its, splits[0], classes) for its in found[TRAINED]),
+        noise=noise_of_splits(found[TRAINED], again),
+        features=tuple(feature_columns(its, splits[0], classes) for its in found[TRAINED]),
         notes=tuple(notes),
     )
 
@@ -239,11 +229,11 @@ def _code(sae: SAE, rows: Tensor) -> SparseCode:
 def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
     """Why there is no result; "" where there is one."""
     told = len(split.told)
-    if told >= max(least, 1) and split.words:
+    if told >= least and split.words:
         return ""
     return (
         f"absorption is not measured: probes tell {told} of {len(classes)} classes from the "
-        f"activations (F1 above {LEAST_F1}), and {max(least, 1)} are needed"
+        f"activations (F1 above {LEAST_F1}), and {least} are needed"
     )
 
 
@@ -262,155 +252,3 @@ def _reach(trained: Sequence[Absorbed], split: Split) -> str:
         f"{float(split.f1[split.told].mean()):.2f}: where no latent stands for a class, little "
         f"absorption says nothing"
     )
-
-
-Values = NDArray[np.float64]
-
-
-def _stacked(parts: Sequence[Tensor]) -> Values:
-    """[SAEs, items]"""
-    return np.stack([part.double().cpu().numpy() for part in parts])
-
-
-def _scores_of_words(
-    found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
-) -> list[Score]:
-    """Scores whose items are words: over all, and for each class."""
-    floor = _stacked([each.mismatched for each in found[TRAINED]]).mean(0)
-    scores: list[Score] = []
-    for measure in (PRIMARY, CENTRED, FULL):
-        values = {
-            name: _stacked([_of(each, measure) for each in its]) for name, its in found.items()
-        }
-        its_floor = floor if measure == PRIMARY else np.full_like(floor, np.nan)
-        scores += scores_of_items(
-            NAME,
-            measure,
-            values,
-            floor=its_floor,
-            ceiling=0.0,
-            primary=measure == PRIMARY,
-            seed=seed,
-        )
-        for name, table in values.items():
-            scores += _by_class(measure, name, table, its_floor, split, classes, seed)
-    return scores
-
-
-def _of(each: Absorbed, measure: str) -> Tensor:
-    return {PRIMARY: each.fraction, CENTRED: each.centred, FULL: each.full}[measure]
-
-
-def _by_class(
-    measure: str,
-    condition: str,
-    table: Values,
-    floor: Values,
-    split: Split,
-    classes: Sequence[str],
-    seed: int,
-) -> list[Score]:
-    ends = list(accumulate(map(len, split.places)))
-    scores = []
-    for c, places, end in zip(split.told.tolist(), split.places, ends, strict=True):
-        if not len(places):
-            continue
-        its = slice(end - len(places), end)
-        scores.append(
-            Score(
-                evaluation=NAME,
-                measure=measure,
-                condition=condition,
-                **two_way_interval(table[:, its], seed=seed)._asdict(),
-                n=len(places),
-                task=classes[c],
-                floor=float(floor[its].mean()),
-                ceiling=0.0,
-            )
-        )
-    return scores
-
-
-def _scores_of_groups(
-    trained: Sequence[Absorbed],
-    split: Split,
-    masks: Sequence[Mapping[str, Tensor]],
-    mass: Sequence[Tensor] | None,
-    seed: int,
-) -> list[Score]:
-    """What latents of each group absorb: their part of the fraction, beside random ones'."""
-    scores = []
-    for group in masks[0] if masks else ():
-        values = {
-            group: _stacked(
-                [each.by_group(m[group]) for each, m in zip(trained, masks, strict=True)]
-            )
-        }
-        if mass is not None:
-            values[f"{group}:mass"] = _stacked(
-                [
-                    _of_random_latents(each, its[group], weight, seed)
-                    for each, its, weight in zip(trained, masks, mass, strict=True)
-                ]
-            )
-        for name, table in values.items():
-            scores.append(
-                Score(
-                    evaluation=NAME,
-                    measure=PRIMARY,
-                    condition=TRAINED,
-                    **two_way_interval(table, seed=seed)._asdict(),
-                    n=split.words,
-                    group=name,
-                    ceiling=0.0,
-                )
-            )
-    return scores
-
-
-def _of_random_latents(each: Absorbed, mask: Tensor, mass: Tensor, seed: int) -> Tensor:
-    """[words] float64 mean over draws of latents with the activation mass of a group."""
-    drawn = [
-        each.by_group(mass_matched(mask.cpu(), mass.cpu(), seed, draw)) for draw in range(_DRAWS)
-    ]
-    return torch.stack(drawn).mean(0)
-
-
-def _scores_of_classes(
-    found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
-) -> list[Score]:
-    """Scores whose items are classes: what the main latents are worth, and how many there are."""
-    names = [classes[c] for c in split.told.tolist()]
-    share = split.positive[split.test].double().mean(0)[split.told].cpu().numpy()
-    scores = measured(
-        NAME,
-        MAIN_F1,
-        {name: _stacked([each.main_f1 for each in its]) for name, its in found.items()},
-        names,
-        floor=2 * share / (1 + share),
-        ceiling=split.f1[split.told].cpu().numpy(),
-        rivals=[name for name in found if name != TRAINED],
-        seed=seed,
-    )
-    counts = {
-        name: np.array([[float(len(latents)) for latents in each.main] for each in its])
-        for name, its in found.items()
-    }
-    return [*scores, *measured(NAME, MAIN_COUNT, counts, names, floor=1.0, seed=seed)]
-
-
-def _noise(trained: Sequence[Absorbed], again: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Standard deviation of the mean over SAEs, from split to split."""
-    values = [
-        [float(each.fraction.mean()), *more] for each, more in zip(trained, again, strict=True)
-    ]
-    repeated = np.array(values).mean(0)
-    return {PRIMARY: float(repeated.std(ddof=1))} if len(repeated) > 1 else {}
-
-
-def _columns(each: Absorbed, split: Split, classes: Sequence[str]) -> dict[str, Tensor | list[str]]:
-    main_of = [""] * each.m
-    for c, latents in zip(split.told.tolist(), each.main, strict=True):
-        for latent in latents.tolist():
-            main_of[latent] = classes[c]
-    return {"absorbed_words": each.by_latent(), "main_of": main_of}

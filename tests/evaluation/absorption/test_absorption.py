@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 import saefast
+from saefast.evaluation import absorption
 from saefast.evaluation.absorption.classes import split_words
-from saefast.evaluation.absorption.evaluation import (
+from saefast.evaluation.absorption.evaluation import absorb, absorb_rows
+from saefast.evaluation.absorption.scores import (
     CENTRED,
     FULL,
     MAIN_COUNT,
     MAIN_F1,
     PRIMARY,
-    absorb,
-    absorb_rows,
 )
 from saefast.evaluation.absorption.word_tasks import prefix_of, words_of
 from saefast.evaluation.absorption.words import absorbed_words
@@ -267,6 +267,10 @@ def test_single_words(
         ({"families": torch.zeros(3, dtype=torch.int64)}, ValueError, "families"),
         ({"rows": torch.zeros(400, 3)}, ValueError, "saes"),
         ({"groups": {"a": torch.zeros(3)}}, TypeError, "groups"),
+        ({"least_classes": 0}, ValueError, "least_classes"),
+        ({"repeats": 0}, ValueError, "repeats"),
+        ({"saes": saefast.SAE(404, 8, k=2, d_out=3)}, ValueError, "transcoder"),
+        ({"saes": saefast.SAE(404, 8, k=2, normalise="norm")}, ValueError, "normalise"),
     ],
 )
 def test_what_does_not_fit_is_named(change: Any, error: type, words: str) -> None:
@@ -302,6 +306,27 @@ def test_a_model_is_asked_for_words_of_one_token() -> None:
     again = absorb(model, 0, sae, task={**asked, "ab": "vowel"}, examples=2, progress=False)
     assert str(found) == str(again)
     assert str(found.scores) == str(again.scores)
+
+
+def test_words_that_serve_as_examples_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_lm = pytest.importorskip("helpers.tiny_lm")
+    seen = {}
+
+    def capture_after(_model: Any, _site: Any, prefix: Tensor, tokens: Tensor, **_: Any) -> Tensor:
+        seen.update(prefix=prefix, tokens=tokens)
+        return torch.zeros(len(tokens), tiny_lm.D)
+
+    monkeypatch.setattr(absorption, "capture_after", capture_after)
+    model = tiny_lm.llama()
+    for words, left in ((None, 52 - 7), (10, 10)):
+        found = absorb(model, 1, tiny_lm.random_sae(), examples=7, words=words, progress=False)
+        assert len(seen["tokens"]) == left
+        lines = model.tokenizer.decode(seen["prefix"]).splitlines()
+        shown = [model.tokenizer(line[0])["input_ids"][0] for line in lines]
+        assert len(shown) == 7
+        assert not set(shown) & set(seen["tokens"].tolist())
+    # Zeros tell no class.
+    assert found.scores == ()
 
 
 def test_first_letters_need_twenty_classes() -> None:
