@@ -130,7 +130,7 @@ def _of_run(
     from saefast.pipeline.job import Job
     from saefast.pipeline.subject import subject_of_run
     from saefast.report import findings_of, printed, write_report
-    from saefast.report.findings.evaluations import TITLES
+    from saefast.report.score_rows import TITLES
     from saefast.run_folder import EVALUATIONS
 
     settings = settings_of(run)

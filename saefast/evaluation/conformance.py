@@ -101,8 +101,9 @@ def latent_effects(
     means = latent_sum(values, texts.code.indices, weight.reshape(n, 2), sae.m)
     difference = means[:, 0] - means[:, 1]
     with one_thread():
-        aligned: Tensor = sae.W_dec @ probe.weight.to(sae.W_dec)
-    return (difference * aligned).abs() if absolute else difference.clamp(min=0) * aligned
+        aligned = sae.W_dec @ probe.weight.to(sae.W_dec)
+    effects: Tensor = (difference if absolute else difference.clamp(min=0)) * aligned
+    return effects.abs() if absolute else effects
 
 
 def largest_effects(effects: Tensor, count: int) -> Tensor:

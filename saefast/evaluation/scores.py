@@ -5,12 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from saefast.disk.tables import table_of
 from saefast.evaluation.intervals import (
     NOWHERE,
     Floats,
@@ -61,6 +60,13 @@ class Score:
     """whether the measure is the primary one of its evaluation"""
 
 
+_TYPES = {"str": "string", "float": "double", "int": "int64", "bool": "bool"}
+_COLUMNS = {
+    name: _TYPES[getattr(hint, "__name__", "int")] for name, hint in get_type_hints(Score).items()
+}
+"""Type of each column of the table of scores"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of one evaluation, in the order in which they are shown."""
@@ -79,7 +85,11 @@ class Evaluation:
 
     def to_table(self) -> "pa.Table":
         """Return a table with a row for each score."""
-        return table_of([dataclasses.asdict(score) for score in self.scores])
+        import pyarrow as pa
+
+        rows = [dataclasses.asdict(score) for score in self.scores]
+        # Typed, so that tables without scores, or without a seed, have the columns of all others.
+        return pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items())))
 
     def overall(self, measure: str, condition: str = TRAINED, group: str = "") -> Score:
         """Return the score over all tasks and seeds.

@@ -73,7 +73,7 @@ def _keep_scores(path: Path, found: Evaluation) -> None:
     before = read_table(path)
     if before is not None:
         others = before.filter(pc.not_equal(before["evaluation"], found.name))
-        table = pa.concat_tables([others, table.cast(others.schema)])
+        table = pa.concat_tables([others, table])
     write_table(path, table)
 
 

@@ -119,8 +119,9 @@ def test_a_dry_run_counts_what_a_judge_would_be_asked(
 ) -> None:
     judge = ["--judge", "http://localhost:9/v1#none", "--dry-run"]
     assert main(["evaluate", str(probed), "explain", *judge, "--json"]) == 0
-    (note,) = [each for each in json.loads(capsys.readouterr().out)["notes"] if "calls" in each]
-    assert "tokens" in note
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert "requests" in notes[-1]
+    assert "tokens" in notes[-1]
     assert not (probed / EVALUATIONS / "explain.json").exists()
 
 

@@ -34,6 +34,7 @@ class TaskRows:
     """example and token, both [n] int64, of the surface that the examples show: all tokens of a
     text; of a span its token, and as another kind of token the one before"""
 
+    @torch.no_grad()
     def pooled(self, sae: SAE, pool: str) -> Tensor:
         """Return the latents of each example, pooled over its rows: [examples, m] float32.
 

@@ -64,6 +64,7 @@ Rules = Sequence[Mapping[int, Rule]]
 """For each SAE, {latent: explanation that can be executed}"""
 
 
+@torch.no_grad()
 def steer(
     model: LanguageModel,
     layer: int | str,

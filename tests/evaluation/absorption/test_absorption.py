@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import saefast
-from saefast.evaluation import absorption
+from saefast.evaluation.absorption import evaluation as absorption
 from saefast.evaluation.absorption.classes import split_words
 from saefast.evaluation.absorption.evaluation import absorb, absorb_rows
 from saefast.evaluation.absorption.scores import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.planted_text import WordTokenizer, planted, planted_truth, write_text
 
-from saefast.evaluation import syntax
+from saefast.evaluation.explaining import syntax
 from saefast.evaluation.explaining.contexts import TokenText, text_of_sequences, token_text
 from saefast.evaluation.explaining.predicates import FAMILIES, Rule, RuleReader
 from saefast.evaluation.explaining.rule_search import RuleSearch
