@@ -5,6 +5,10 @@ BIN := .venv/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
 	'llamascopium; python_version < "3.13"'
+# What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
+# NumPy, pyarrow and torchvision; the packages after them are those that the comparison imports.
+EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2
+EVALUATORS_NEED := beartype einops jaxtyping joblib openai tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
 DEVELOPMENT := saefast[test,dev]
@@ -80,7 +84,8 @@ bench: .venv/peers .venv/demo
 	touch $@
 
 .venv/peers: .venv/installed
-	$(PIP_INSTALL) $(PEERS)
+	$(PIP_INSTALL) $(PEERS) $(EVALUATORS_NEED)
+	$(PIP_INSTALL) --no-deps $(EVALUATORS)
 	# Some peer asks for torchvision, whose CUDA build breaks transformers beside a CPU torch.
 	$(BIN)/pip uninstall --quiet --yes torchvision
 	touch $@
