@@ -1,5 +1,8 @@
 """Gather what evaluations are of: a model, SAEs with their groups, held-out rows and rivals."""
 
+import hashlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,7 +92,7 @@ def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
         str(job.train_rows),
         job.settings.train,
         baselines,
-        out=out / _BASELINES,
+        out=_folder_of_baselines(job, baselines, out / _BASELINES),
         resume=True,
         progress=job.progress,
     )
@@ -107,6 +110,17 @@ def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
         out=out,
         progress=job.progress,
     )
+
+
+def _folder_of_baselines(job: Job, baselines: Sequence[str], parent: Path) -> Path:
+    """Return the folder for these baselines; those of other settings are removed."""
+    told = job.settings.to_dict()
+    asked = json.dumps([told["train"], told["harvest"], list(baselines)], sort_keys=True)
+    folder = parent / hashlib.sha256(asked.encode()).hexdigest()[:16]
+    for other in parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
 
 
 def subject_of_saes(

@@ -93,6 +93,20 @@ def test_the_same_settings_give_the_same_bytes(place: Path, probed: Path, tmp_pa
     assert (again / SCORES).read_bytes() == (probed / SCORES).read_bytes()
 
 
+def test_baselines_follow_the_settings_of_the_run(place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    command = ["evaluate", str(run), "probe", "--tasks", str(place / "labelled.csv")]
+    other = tmp_path / "run" / EVALUATIONS / "baselines" / "of-other-settings"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text("{}")
+    assert main(command) == 0
+    (kept,) = other.parent.iterdir()
+    assert kept != other
+    assert {path.name for path in kept.glob("frozen-decoder-seed-*")} == {
+        f"frozen-decoder-seed-{seed}" for seed in (0, 1, 2)
+    }
+
+
 def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
     assert main(["evaluate", str(run), "--tokens", "100", "--draws", "2"]) == 0
