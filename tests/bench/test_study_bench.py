@@ -16,7 +16,7 @@ class Row:
 class Result:
     rows: tuple[Row, ...]
 
-    def table(self) -> str:
+    def as_text(self) -> str:
         return "a table"
 
 
