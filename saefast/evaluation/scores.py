@@ -91,6 +91,12 @@ class Evaluation:
         # Typed, so that tables without scores, or without a seed, have the columns of all others.
         return pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items())))
 
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the conditions that stand beside the trained SAEs."""
+        names = dict.fromkeys(score.condition for score in self.scores)
+        return [name for name in names if name != TRAINED and not name.startswith(f"{TRAINED} - ")]
+
     def overall(self, measure: str, condition: str = TRAINED, group: str = "") -> Score:
         """Return the score over all tasks and seeds.
 

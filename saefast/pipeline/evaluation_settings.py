@@ -1,17 +1,17 @@
-"""Settings of evaluations: what a run's [evaluate] and the command line say of each.
+"""Settings of evaluations, which a run's [evaluate] and the command line give.
 
-A number that is None is the budget's: `quick` takes about four minutes for all evaluations of the
-demo's run on two cores, `full` about fifteen.
+A number that is None is that of the budget; that of `quick` is the smaller one.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Budget = Literal["quick", "full"]
+T = TypeVar("T")
 
 
-def of_budget(budget: Budget, given: int | None, quick: int, full: int) -> int:
-    """Return a number that was given, else that of the budget."""
+def of_budget(budget: Budget, given: T | None, quick: T, full: T) -> T:
+    """Return a value that was given, else that of the budget."""
     if given is not None:
         return given
     return quick if budget == "quick" else full
@@ -53,7 +53,9 @@ class SteerSettings:
 
     features: int | None = None
     """latents of each SAE"""
-    strengths: tuple[float, ...] = (0.4, 0.8, 1.6, 3.2)
+    openers: int | None = None
+    """prompts to continue, half of which choose strengths; 8 at most"""
+    strengths: tuple[float, ...] = (0.8, 1.6, 3.2)
     """multiples of the 99 % quantile of a latent's activation"""
     new_tokens: int = 30
     """tokens of each text"""
@@ -69,6 +71,8 @@ class EditSettings:
     """how latents are chosen: by their first-order effect, or by a trained mask"""
     pairs: int | None = None
     """pairs of entities of each kind"""
+    saes: int | None = None
+    """number of the SAEs, and of those of each condition, that are edited with; the first ones"""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,10 @@ from saefast.evaluation.scores import Evaluation, Score
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject, subject_of_run
-from saefast.run_folder import EVALUATIONS as FOLDER
+from saefast.run_folder import SCORES
 from saefast.run_records import EvaluationSummary, read_record, write_record
 
-DONE = f"{FOLDER}/{{}}.json"
-"""File that an evaluation leaves in a run when it has finished"""
-_SCORES = "scores.parquet"
-
+_SCORES = Path(SCORES).name
 
 Measure = Callable[[Subject, EvaluateSettings], Evaluation]
 """An evaluation of a subject"""
@@ -42,7 +39,7 @@ def evaluated(name: str, measure: Measure, subject: Subject, how: EvaluateSettin
             noise=dict(found.noise),
             notes=list(found.notes),
             budget=how.budget,
-            conditions=[condition.name for condition in subject.conditions],
+            conditions=found.conditions,
             seconds=round(time.perf_counter() - begun, 1),
         ),
     )

@@ -13,7 +13,7 @@ from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
-from saefast.pipeline.evaluations import DONE, Measure
+from saefast.pipeline.evaluations import Measure
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
 from saefast.pipeline.stages import absorb, edit, explain, probe, steer
@@ -38,6 +38,7 @@ from saefast.run_folder import (
     STAGES,
     SUBSPACES,
     UNFINISHED,
+    evaluation_file,
 )
 from saefast.run_records import StageRecord, read_record, write_record
 from saefast.train.checkpoint import RUN, RunFile
@@ -84,6 +85,7 @@ def _part(*names: str) -> Callable[[Job], Any]:
 
 
 def _worth(job: Job) -> Any:
+    """Return the settings of stage evaluate itself, without those of evaluations by name."""
     told = job.settings.to_dict()["evaluate"]
     return [{name: told[name] for name in ("draws", "tokens", "contexts")}]
 
@@ -95,7 +97,7 @@ def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
         told = job.settings.to_dict()["evaluate"]
         return [told["budget"], told["baselines"], told[name], _data(job)]
 
-    return Stage(name, ("stability",), work, depends, (DONE.format(name),), title)
+    return Stage(name, ("stability",), work, depends, (evaluation_file(name),), title)
 
 
 def _training(job: Job) -> Any:

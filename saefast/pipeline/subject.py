@@ -1,10 +1,10 @@
-"""Gather what evaluations are of: a model, SAEs with their groups, held-out rows and rivals."""
+"""Gather the model, SAEs, groups, held-out rows and rivals that evaluations are of."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ HELD_OUT_TOKENS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What an evaluation is of."""
+    """SAEs to evaluate, and everything that an evaluation of them needs."""
 
     model: "LanguageModel"
     site: int | str
@@ -74,8 +74,21 @@ class Subject:
 
     @property
     def sparse_conditions(self) -> tuple[Condition, ...]:
-        """Those whose latents fire on some rows only, so that it can be explained when."""
+        """Conditions whose latents fire on some rows only; others cannot be explained."""
         return tuple(each for each in self.conditions if each.name not in COORDINATES)
+
+    def first(self, number: int) -> "Subject":
+        """Return a subject of the first SAEs of each kind; it knows of no stability or matches."""
+        baselines = (replace(each, saes=each.saes[:number]) for each in self.baselines)
+        return replace(
+            self,
+            saes=self.saes[:number],
+            stability=None,
+            matches=None,
+            groups=None if self.groups is None else self.groups[:number],
+            mass=self.mass[:number],
+            baselines=tuple(baselines),
+        )
 
 
 def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
@@ -114,11 +127,12 @@ def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
 
 def _folder_of_baselines(job: Job, baselines: Sequence[str], parent: Path) -> Path:
     """Return the folder for these baselines; those of other settings are removed."""
-    told = job.settings.to_dict()
-    asked = json.dumps([told["train"], told["harvest"], list(baselines)], sort_keys=True)
-    folder = parent / hashlib.sha256(asked.encode()).hexdigest()[:16]
+    settings = job.settings.to_dict()
+    decisive = [settings["train"], settings["harvest"], list(baselines)]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    folder = parent / digest[:16]
     for other in parent.glob("*"):
-        if other != folder:
+        if other.is_dir() and other != folder:
             shutil.rmtree(other)
     return folder
 

@@ -110,6 +110,10 @@ def test_the_table_has_a_row_for_each_score(evaluation):
     )
 
 
+def test_conditions_are_named_once_without_differences(evaluation):
+    assert evaluation.conditions == ["untrained", "residual"]
+
+
 def test_an_unknown_score_is_a_key_error(evaluation):
     with pytest.raises(KeyError, match="no 'f1' of 'trained'"):
         evaluation.overall("f1")

@@ -1,5 +1,6 @@
 """Stage absorb: classes of words that a latent should stand for and does not."""
 
+from saefast.evaluation.absorption import absorb as absorb_saes
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
@@ -15,9 +16,7 @@ def absorb(job: Job) -> None:
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     """Measure absorption in a subject: first letters of words of one token."""
-    from saefast.evaluation.absorption.evaluation import absorb
-
-    return absorb(
+    return absorb_saes(
         subject.model,
         subject.site,
         subject.saes,

@@ -1,5 +1,9 @@
 """Stage edit: change one attribute of entities by interchanging latents."""
 
+from collections.abc import Sequence
+
+from saefast.evaluation.editing import Facts, known_facts, places, ravel_facts
+from saefast.evaluation.editing import edit as edit_with
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
@@ -14,22 +18,32 @@ def edit(job: Job) -> None:
 
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Edit with a subject; what the model knows is kept in its folder."""
-    from saefast.evaluation.editing.evaluation import edit
-    from saefast.evaluation.editing.facts import places, ravel_facts
-    from saefast.evaluation.editing.knowledge import known_facts
-
+    """Edit with the first SAEs of a subject; what the model knows is kept in its folder."""
     settings = how.edit
-    facts = ravel_facts(settings.facts) if settings.facts else places()
-    return edit(
-        subject.model,
-        subject.site,
-        subject.saes,
-        known_facts(subject.model, facts, out=subject.out / "knowledge", progress=subject.progress),
-        selector=settings.selector,
-        pairs=of_budget(how.budget, settings.pairs, 50, 100),
-        conditions=subject.conditions,
-        groups=subject.groups,
-        mass=subject.mass,
-        progress=subject.progress,
+    some = subject.first(of_budget(how.budget, settings.saes, 1, 2))
+    knowledge = known_facts(
+        some.model, _facts(how), out=some.out / "knowledge", progress=some.progress
     )
+    return edit_with(
+        some.model,
+        some.site,
+        some.saes,
+        knowledge,
+        selector=settings.selector,
+        pairs=of_budget(how.budget, settings.pairs, 24, 48),
+        conditions=some.conditions,
+        groups=some.groups,
+        mass=some.mass,
+        progress=some.progress,
+    )
+
+
+def _facts(how: EvaluateSettings) -> Sequence[Facts]:
+    """Return the facts of a folder, or built-in ones: of countries alone for a quick budget."""
+    if how.edit.facts:
+        return ravel_facts(how.edit.facts)
+    cities, countries = places()
+    if how.budget == "full":
+        names = ("country", "continent", "language"), ("capital", "continent", "language")
+        return [cities.select(attributes=names[0]), countries.select(attributes=names[1])]
+    return [countries.select(attributes=("capital", "continent"))]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from saefast.evaluation.explaining import explain as explain_saes
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import ExplainSettings, of_budget
 from saefast.pipeline.evaluations import evaluate_run
@@ -28,9 +29,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         how: settings; of `explain` and the budget.
         dry_run: count what a judge would be asked, and ask nothing.
     """
-    from saefast.evaluation.explaining.evaluation import explain
-
-    return explain(
+    return explain_saes(
         subject.model,
         subject.site,
         subject.saes,

@@ -1,16 +1,13 @@
 """Stage probe: how well a few latents tell the classes of labelled tasks apart."""
 
-from typing import TYPE_CHECKING
-
+from saefast.evaluation.probing import LabelledTask, labelled_tasks, table_tasks
+from saefast.evaluation.probing import probe as probe_saes
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject
-
-if TYPE_CHECKING:
-    from saefast.evaluation.probing.tasks import LabelledTask
 
 
 def probe(job: Job) -> None:
@@ -20,10 +17,8 @@ def probe(job: Job) -> None:
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     """Probe a subject."""
-    from saefast.evaluation.probing.evaluation import probe
-
     settings = how.probe
-    return probe(
+    return probe_saes(
         subject.model,
         subject.site,
         subject.saes,
@@ -37,9 +32,8 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
     )
 
 
-def _tasks(how: EvaluateSettings) -> "list[LabelledTask]":
-    from saefast.evaluation.probing.tasks import labelled_tasks, table_tasks
-
+def _tasks(how: EvaluateSettings) -> list[LabelledTask]:
+    """Return the tasks of a table, or as many of the package's as the budget has."""
     settings = how.probe
     if settings.tasks:
         return table_tasks(settings.tasks)

@@ -12,6 +12,7 @@ from saefast.evaluation.explaining.firings import firings
 from saefast.evaluation.explaining.predicates import UNCLEAR, Rule, RuleReader
 from saefast.evaluation.explaining.rules import FeatureRules, find_rules
 from saefast.evaluation.scores import TRAINED, Evaluation
+from saefast.evaluation.steering import CONTROLS, OPENERS
 from saefast.evaluation.steering import steer as steer_saes
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
@@ -26,9 +27,9 @@ def steer(job: Job) -> None:
 
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Steer with a subject; rules explain its latents, and those of its baselines."""
+    """Steer with a subject, whose latents rules explain; a quick one has no other conditions."""
     settings = how.steer
-    conditions = subject.sparse_conditions
+    conditions = of_budget(how.budget, None, (), subject.sparse_conditions)
     text = token_text(subject.held_out, subject.model.tokenizer)
     found: dict[str, list[FeatureRules]] = {}
     for name, saes in ((TRAINED, subject.saes), *((each.name, each.saes) for each in conditions)):
@@ -48,7 +49,9 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
             name: [_callables(its, subject.model.tokenizer) for its in each]
             for name, each in found.items()
         },
-        features=of_budget(how.budget, settings.features, 30, 60),
+        features=of_budget(how.budget, settings.features, 8, 16),
+        openers=OPENERS[: of_budget(how.budget, settings.openers, 4, 8)],
+        controls=of_budget(how.budget, None, CONTROLS[:2], CONTROLS),
         strengths=settings.strengths,
         new_tokens=settings.new_tokens,
         matches=subject.matches,
