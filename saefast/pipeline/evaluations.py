@@ -77,9 +77,10 @@ def _keep_scores(path: Path, found: Evaluation) -> None:
 def _columns(
     features: Sequence[Mapping[str, Any]], sizes: Sequence[int]
 ) -> dict[str, Sequence[Any]]:
-    """Return the columns of all SAEs; of one without a column all values are missing."""
+    """Return the columns of all SAEs; those of an SAE that was not evaluated have no values."""
+    every = [*features, *({} for _ in sizes[len(features) :])]
     names = dict.fromkeys(name for each in features for name in each)
     return {
-        name: [each.get(name, [None] * size) for each, size in zip(features, sizes, strict=True)]
+        name: [each.get(name, [None] * size) for each, size in zip(every, sizes, strict=True)]
         for name in names
     }

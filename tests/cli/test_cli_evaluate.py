@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from helpers.tiny_run import SETTINGS, as_toml
 
 from saefast.cli import main
 from saefast.disk.tables import read_json, read_table
-from saefast.pipeline import NAMES
-from saefast.run_folder import EVALUATIONS, SCORES
+from saefast.evaluation import Evaluation
+from saefast.pipeline import NAMES, EvaluateSettings, settings_of
+from saefast.pipeline.evaluations import evaluate_run
+from saefast.pipeline.job import Job
+from saefast.pipeline.subject import Subject
+from saefast.run_folder import EVALUATIONS, FEATURES, SCORES
 
 
 def text(drawn: random.Random, letters: str) -> str:
@@ -126,6 +131,24 @@ def test_every_evaluation_of_a_run_is_kept(probed: Path, tmp_path: Path, name: s
     assert "probe" in measured
     assert name in measured or summary["notes"]
     assert (run / "report.html").is_file()
+
+
+def test_saes_that_were_not_evaluated_have_no_values_in_the_features(
+    place: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    settings = settings_of(run)
+    job = Job(run, replace(settings, evaluate=replace(settings.evaluate, baselines=())), False)
+
+    def first_only(subject: Subject, how: EvaluateSettings) -> Evaluation:
+        (sae,) = subject.first(1).saes
+        return Evaluation(name="edit", scores=(), features=({"edit_score": [0.5] * sae.m},))
+
+    evaluate_run("edit", first_only, job)
+    table = read_table(run / FEATURES)
+    values = table["edit_score"].to_pylist()
+    assert values[:48] == [0.5] * 48
+    assert values[48:] == [None] * 96
 
 
 def test_a_dry_run_counts_what_a_judge_would_be_asked(

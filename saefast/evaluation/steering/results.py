@@ -177,6 +177,7 @@ def measures(results: Results) -> Iterator[Measure]:
                 name=f"success by {name} above mismatched",
                 values=above,
                 floor=0.0,
+                lowest=-1.0,
                 ceiling=1.0,
                 primary=primary,
             )
@@ -186,6 +187,7 @@ def measures(results: Results) -> Iterator[Measure]:
             f"success by {name}",
             partial(Trials.success, outcome=name),
             floor=reported.by_chance(name),
+            lowest=0.0,
             ceiling=1.0,
             primary=primary,
             compared=True,
@@ -201,8 +203,9 @@ def measures(results: Results) -> Iterator[Measure]:
         ("divergence", Trials.kl, 0.0),
     ):
         yield from _spread(results, measure, of, floor=floor)
-    yield Measure(name="output score", values=results.output_score, floor=0.0, ceiling=1.0)
-    yield Measure(name="input score", values=results.input_score, floor=0.0, ceiling=1.0)
+    share = {"floor": 0.0, "lowest": 0.0, "ceiling": 1.0}
+    yield Measure(name="output score", values=results.output_score, **share)
+    yield Measure(name="input score", values=results.input_score, **share)
 
 
 def _spread(
@@ -211,6 +214,7 @@ def _spread(
     of: Callable[[Trials], Floats],
     *,
     floor: Floats | float = np.nan,
+    lowest: float = np.nan,
     ceiling: float = np.nan,
     primary: bool = False,
     compared: bool = False,
@@ -228,11 +232,12 @@ def _spread(
         values=values[:, 0],
         rivals=along if compared else {},
         floor=floor,
+        lowest=lowest,
         ceiling=ceiling,
         primary=primary,
     )
     for task, its in along.items():
-        yield Measure(name=name, task=task, values=its, floor=floor, ceiling=ceiling)
+        yield Measure(name=name, task=task, values=its, floor=floor, lowest=lowest, ceiling=ceiling)
     if results.choosing is not None:
         curve = of(results.choosing)
         for place, strength in enumerate(results.strengths):

@@ -51,6 +51,8 @@ class Measure:
     """"" for the direction of the latent itself at the strength that was chosen"""
     rivals: Mapping[str, Floats] = field(default_factory=dict)
     floor: Floats | float = _NAN
+    lowest: float = _NAN
+    """least value that an item can have; NaN where there is none, or none is known"""
     ceiling: float = _NAN
     primary: bool = False
 
@@ -98,22 +100,37 @@ def stratified_draws(
 ) -> Floats:
     """Return bootstrap means [draws] of items, resampled within their strata.
 
-    Resamples of n - 1 of n items have the variance of a mean (Rao and Wu 1988).
+    Resamples of n - 1 of n items have the variance of a mean (Rao and Wu 1988). Strata of a single
+    item have none to resample: together they count as one stratum, whose spread is the larger one.
 
     Args:
         values: [n], none NaN.
         stratum: [n].
-        weight: [n], equal within a stratum.
+        weight: [n].
         seed: numbers that seed the draws.
     """
     generator = np.random.default_rng(seed)
+    _, place, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
+    collapsed = np.where(sizes[place] == 1, -1, place)
     total = np.zeros(DRAWS)
-    for one in np.unique(stratum):
-        its, size = values[stratum == one], int((stratum == one).sum())
+    for one in np.unique(collapsed):
+        here = collapsed == one
+        size, share = int(here.sum()), weight[here]
         counts = generator.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=DRAWS)
-        total += (counts @ its) / counts.sum(1) * weight[stratum == one].sum()
+        total += (counts @ (values[here] * share)) / (counts @ share) * share.sum()
     means: Floats = total / weight.sum()
     return means
+
+
+def _of_equal_items(value: float, n: int, measure: Measure) -> Interval:
+    """Return the interval of a mean of n equal items, whose bootstrap has no width.
+
+    The share of items that n independent ones miss with 2.5 % may lie at either end of the range.
+    Without a range there is no interval.
+    """
+    missed = 1 - _TAIL ** (1 / n)
+    low, high = measure.lowest - value, measure.ceiling - value
+    return Interval(value, value + missed * low, value + missed * high)
 
 
 def _score(
@@ -131,6 +148,8 @@ def _score(
         stratum, weight = sample.stratum[known], sample.weight[known]
         drawn = stratified_draws(measure.values[known], stratum, weight, seed)
         interval = _interval(_mean(measure.values, sample.weight, known), drawn)
+        if np.ptp(measure.values[known]) == 0:
+            interval = _of_equal_items(interval.value, int(known.sum()), measure)
     rivals = {name: _mean(values, sample.weight, known) for name, values in measure.rivals.items()}
     rivals = {name: value for name, value in rivals.items() if not np.isnan(value)}
     best = max(rivals, key=rivals.__getitem__, default="")
