@@ -163,4 +163,7 @@ def _joined(parts: Sequence[Any]) -> Any:
             part = list(part) if part.ndim == 2 else part
         return pa.array(part)
 
-    return pa.chunked_array([array(part) for part in parts])
+    arrays = [array(part) for part in parts]
+    # Parts without a value take the type of the others.
+    types = [each.type for each in arrays if not pa.types.is_null(each.type)]
+    return pa.chunked_array([each.cast(types[0]) if types else each for each in arrays])

@@ -175,6 +175,9 @@ def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> 
     interval = NOWHERE
     if len(first) == len(second) > 1:
         interval = _interval(trained.value - other.value, first - second)
+        if interval.low == interval.high:  # all items are equal, see `_of_equal_items`
+            ends = trained.low - other.high, trained.high - other.low
+            interval = Interval(interval.value, *ends)
     return replace(
         trained,
         **interval._asdict(),
