@@ -1,4 +1,4 @@
-"""Activations at single tokens that all follow the same text, which is read once."""
+"""Capture activations at single tokens that all follow the same text, which is read once."""
 
 import copy
 from typing import Any
@@ -28,8 +28,8 @@ def capture_after(
 ) -> Tensor:
     """Capture the activation at each of several tokens, each right after the same prefix.
 
-    In a causal model nothing that follows a token matters to it, and what the model knows of the
-    prefix is the same for all tokens: it is computed once and kept, up to the site. The tokens of a
+    In a causal model no token depends on those behind it, and keys and values of the prefix are the
+    same for all tokens: they are computed once, up to the site. The tokens of a
     batch stand side by side in one context, each of which sees the prefix and itself. Where a model
     does not give the same in this way for the first few tokens, all contexts are run whole.
 
@@ -37,8 +37,8 @@ def capture_after(
         model: its attention must look back only.
         site: from `find_site`.
         prefix: [length] int64 tokens, at least one.
-        tokens: [n] int64
-        batch_size: how many tokens are computed at once.
+        tokens: [n] int64.
+        batch_size: tokens in a forward pass.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -81,7 +81,7 @@ class _SideBySide:
 
     @classmethod
     def of(cls, model: LanguageModel, site: Site, prefix: Tensor) -> "_SideBySide | None":
-        """Read the prefix; None where a model keeps what it knows in another form."""
+        """Read the prefix; return None where a model keeps no keys and values."""
         cache = needed("transformers").DynamicCache()
         try:
             capture(model.model, [site], prefix[None], past_key_values=cache, use_cache=True)

@@ -1,4 +1,4 @@
-"""Continue a prompt with a language model whose activations at a site are edited as it writes."""
+"""Continue prompts with a language model whose activations at a site are edited."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -13,8 +13,8 @@ from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""Returns what takes the place of activations [r, d]; the second argument [r] int64 says to which
-sequence each row belongs"""
+"""Takes activations [r, d] and the number [r] int64 of each one's sequence; returns replacements
+[r, d]"""
 
 _CANDIDATES = 64  # most probable tokens that are looked at first
 _LOGITS = 1 << 25  # logits that are held at once where texts are read again
@@ -35,9 +35,8 @@ class Opening:
     """A prompt that any number of sequences continue, each with edited activations at a site.
 
     Activations are edited at the last position of the prompt and at every new one. The rest of the
-    prompt is read once, for all sequences. Every forward pass over new tokens has `batch_size`
-    rows, fillings where fewer sequences are left: what a sequence becomes does not depend on the
-    others.
+    prompt is read once, for all sequences. Every forward pass that writes tokens has `batch_size`
+    rows, fillings where fewer sequences are left, so that no sequence depends on the others.
 
     Args:
         model: from `load_model`. One that keeps no keys and values from step to step reads the
@@ -202,7 +201,7 @@ class _Run:
             self._memory.batch_repeat_interleave(len(numbers))
 
     def advance(self, ids: Tensor) -> Tensor:
-        """Take more tokens [b, t]; the logits [b, positions that were run, vocabulary] behind."""
+        """Append tokens [b, t], and return the logits [b, t, vocabulary] behind each."""
         before = self._ids.shape[1]
         self._ids = torch.cat([self._ids, ids], 1)
         opening = self._opening

@@ -1,4 +1,4 @@
-"""Logits of a language model where they are wanted, and after what it has read before."""
+"""Compute logits of a language model at some positions, and behind text that is read once."""
 
 import copy
 import inspect
@@ -31,7 +31,7 @@ def logits_at(
 def logits_and_cache(
     model: nn.Module, ids: Tensor, positions: Tensor | None = None
 ) -> tuple[Tensor, Any]:
-    """Return the same, and the keys and values; None where the model keeps something else."""
+    """Return the logits of `logits_at` and the keys and values; None for other memories."""
     logits, output = _run(model, ids, positions, use_cache=True)
     cache = getattr(output, "past_key_values", None)
     return logits, cache if type(cache) is needed("transformers").DynamicCache else None
@@ -75,10 +75,10 @@ class Continuations:
 
     @torch.no_grad()
     def logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Return the logits [contexts, p, vocabulary] at positions [p] of what follows the prefix.
+        """Return the logits [contexts, p, vocabulary] at positions [p] of the tokens given.
 
-        `ids` [contexts, length] are the tokens after it; the shorter ones are filled up on the
-        right.
+        `ids` [contexts, length] are the tokens after the prefix; shorter contexts are filled up on
+        the right.
         """
         ids = ids.to(self._prefix.device)
         if self._cache is None:

@@ -12,7 +12,7 @@ KINDS = {
     "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff"),
     "attn": ("self_attn", "attn", "attention", "self_attention"),
 }
-"""What a layer's part is called in the models of different families; `resid` is all of it."""
+"""Names of parts of a layer in the models of different families; `resid` is all of it"""
 
 
 class Site(NamedTuple):
@@ -25,7 +25,7 @@ class Site(NamedTuple):
 
 
 def find_site(model: nn.Module, where: int | str) -> Site:
-    """A module of a Hugging Face model.
+    """Find a module of a Hugging Face model.
 
     Args:
         model: a causal language model.
@@ -45,7 +45,7 @@ def find_site(model: nn.Module, where: int | str) -> Site:
 
 
 def find_sites(model: nn.Module, where: Sequence[int | str]) -> list[Site]:
-    """Several, none of them twice."""
+    """Find several modules, as `find_site` does; none of them twice."""
     sites = [find_site(model, one) for one in where]
     if not sites:
         raise ValueError("sites must name one module at least, got none")
@@ -56,7 +56,7 @@ def find_sites(model: nn.Module, where: Sequence[int | str]) -> list[Site]:
 
 
 def main_tensor(output: Any, site: Site, ids: Tensor) -> Tensor:
-    """The activations [contexts, length, d] in what a module returned: it, or its first item."""
+    """Return the activations [contexts, length, d] in a module's output: it, or its first item."""
     tensor = output if isinstance(output, Tensor) else output[0]
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape[:2] != ids.shape:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -68,7 +68,7 @@ def main_tensor(output: Any, site: Site, ids: Tensor) -> Tensor:
 
 
 def with_main_tensor(output: Any, tensor: Tensor) -> Any:
-    """What a module returned, with other activations in it."""
+    """Return the output of a module with other activations in it."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
@@ -128,9 +128,9 @@ class _Enough(BaseException):
 
 
 def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor, **forward: Any) -> list[Tensor]:
-    """What the modules return [contexts, length, d] for these tokens; nothing later is computed.
+    """Capture the outputs [contexts, length, d] of modules; nothing behind the last is computed.
 
-    `forward` goes to the model, such as a mask.
+    Tokens are `ids` [contexts, length]; `forward` goes to the model, such as a mask.
     """
     seen: dict[str, Tensor] = {}
 

@@ -32,7 +32,7 @@ class Suffix:
     def begin(
         self, ids: Tensor, positions: Tensor | None = None, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The activations [contexts, length, d] at the site and the logits, undisturbed.
+        """Return the activations [contexts, length, d] at the site and the logits, undisturbed.
 
         `positions` [p] says where logits are wanted, here and in `logits`, if not everywhere. None
         of them is before `first`, the first position at which activations may change: of what
@@ -62,9 +62,10 @@ class Suffix:
         return self._main(self._returned[self._site.module]), logits
 
     def logits(self, activations: Tensor, contexts: Tensor | None = None) -> Tensor:
-        """The logits [contexts, length or p, vocabulary] where these are the activations.
+        """Return the logits [n, length or p, vocabulary] for other activations at the site.
 
-        `contexts` [n] says which of them are run, in which order, if not all.
+        `contexts` [n] says which of them are run, in which order, if not all; `activations`
+        [n, length, d] are theirs.
         """
         every = torch.arange(len(self._ids)) if contexts is None else contexts
         chosen, tail = every.to(self._device), slice(self._first, None)
