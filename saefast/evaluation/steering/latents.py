@@ -1,4 +1,4 @@
-"""Choose latents to steer with, and know when and how strongly they fire."""
+"""Sample latents to steer with, and measure when and how strongly they fire."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,14 +71,15 @@ class Latents:
     @property
     def directions(self) -> Tensor:
         """Decoder rows of length 1 [f, d] float64."""
-        rows = self.sae.W_dec.detach().double().cpu()[self.numbers]
-        unit: Tensor = torch.nn.functional.normalize(rows, dim=1)
-        return unit
+        return self._unit_rows(self.numbers)
 
     @property
     def rivals(self) -> Tensor:
         """Decoder rows of the rivals at length 1 [f, d] float64."""
-        rows = self.sae.W_dec.detach().double().cpu()[self.rival]
+        return self._unit_rows(self.rival)
+
+    def _unit_rows(self, latents: Tensor) -> Tensor:
+        rows = self.sae.W_dec.detach().double().cpu()[latents]
         unit: Tensor = torch.nn.functional.normalize(rows, dim=1)
         return unit
 

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saefast.evaluation.intervals import NOWHERE, Interval, auroc_interval
+from saefast.evaluation.intervals import NOWHERE, Floats, Interval, auroc_interval
 
-Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]
 
-FEWEST = 10
-"""Latents below which nothing is said about prediction"""
+_FEWEST = 10  # latents below which nothing is said about prediction
 _RESAMPLES = 500
 _PERMUTATIONS = 999
 _FOLDS = 5
@@ -24,7 +22,7 @@ _PAIRS = 1 << 22  # that are held at once
 
 
 class Prediction(NamedTuple):
-    """How well one predictor, or several, foretell success."""
+    """Relation of one predictor, or of several together, to what steering gains."""
 
     measure: str
     by: str
@@ -42,7 +40,7 @@ def predictions(
     covariates: Mapping[str, Floats],
     seed: int,
 ) -> list[Prediction]:
-    """Relate properties of latents to what steering with them gains.
+    """Relate properties of latents to the gain of steering with them.
 
     Correlations are computed for each SAE; Fisher's transforms are combined by random effects
     (DerSimonian and Laird 1986), with variances from a bootstrap over latents. Permutations keep to
@@ -67,7 +65,7 @@ def predictions(
     known_everywhere = ~np.isnan(gain)
     for name, values in predictors.items():
         known = known_everywhere & ~np.isnan(values)
-        if known.sum() < FEWEST or np.ptp(values[known]) == 0:
+        if known.sum() < _FEWEST or np.ptp(values[known]) == 0:
             continue
         parts = [np.flatnonzero(known & (sae == one)) for one in np.unique(sae[known])]
         pairs = [(values[part], gain[part]) for part in parts]
@@ -96,7 +94,7 @@ def predictions(
         found.append(Prediction("logistic auroc", name, area, np.nan, n))
     for name, chosen in (("covariates", covariates), ("all", {**covariates, **predictors})):
         known = known_everywhere & ~np.isnan(np.stack(list(chosen.values()))).any(0)
-        if known.sum() >= FEWEST:
+        if known.sum() >= _FEWEST:
             terms = [each[known] for each in chosen.values()]
             area = _logistic_auroc(np.stack(terms, 1), success[known], seed)
             found.append(Prediction("logistic auroc", name, area, np.nan, int(known.sum())))

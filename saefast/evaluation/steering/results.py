@@ -157,11 +157,11 @@ class Results:
                 )
         if self.choosing is not None:
             counts = torch.bincount(self.best, minlength=len(self.strengths)).tolist()
-            told = ", ".join(
+            chosen_by = ", ".join(
                 f"{strength:g} for {count}"
                 for strength, count in zip(self.strengths, counts, strict=True)
             )
-            yield f"steer: strengths chosen on the other half of the openers: {told} latents"
+            yield f"steer: strengths chosen on the other half of the openers: {chosen_by} latents"
 
 
 def measures(results: Results) -> Iterator[Measure]:
