@@ -10,7 +10,13 @@ from saefast import checks
 from saefast.activations.protocol import ActivationSource
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.scores import TRAINED, Evaluation, Score
-from saefast.evaluation.steering.inputs import of_items, partners_of, primary_outcome, sampled_items
+from saefast.evaluation.steering.inputs import (
+    check_per_latent,
+    of_items,
+    partners_of,
+    primary_outcome,
+    sampled_items,
+)
 from saefast.evaluation.steering.latents import Rows
 from saefast.evaluation.steering.outcomes import (
     SELF,
@@ -21,7 +27,7 @@ from saefast.evaluation.steering.outcomes import (
     Rule,
     chosen_outcomes,
 )
-from saefast.evaluation.steering.predictors import as_score, predicted_gain, told
+from saefast.evaluation.steering.predictors import as_score, predicted_gain, prediction_notes
 from saefast.evaluation.steering.results import Results, Trials, measures
 from saefast.evaluation.steering.runs import (
     CONTROLS,
@@ -139,7 +145,7 @@ def steer(
         matches: what `match_all` found for the SAEs.
         embedding: callable that returns vectors [n, width] of texts.
         judge: its `rate(explanations, texts)` returns a probability for each pair of them; texts to
-            be compared stand next to each other.
+            be compared stand next to each other. Judges of explanations have another `rate`.
         outcome: the primary one; None: the first of rule, other seed, judge, self.
         predictors: by name, for each SAE [m] a property such as the score of its explanations.
         controls: of "mismatched" (another latent that fires as often), "random", "covariance"
@@ -183,6 +189,10 @@ def steer(
     for sae in (sae for _, each in every for sae in each):
         check_sae(sae)
     each_groups = as_groups(groups or [{} for _ in trained], [sae.m for sae in trained])
+    if mass is not None:
+        check_per_latent("mass", mass, trained)
+    for name, each in (predictors or {}).items():
+        check_per_latent(f"predictors[{name!r}]", each, trained)
     runs = []
     for repeat in range(repeats):
         settings = Settings(
@@ -223,13 +233,13 @@ def steer(
         ]
         runs.append((results, scores, _judged(outcomes)))
     results, scores, judged = runs[0]
-    predicted = predicted_gain(results, predictors, [sae.m for sae in trained], seed)
+    predicted = predicted_gain(results, predictors, seed)
     return Evaluation(
         name=NAME,
         scores=(*scores, *(as_score(one) for one in predicted)),
         noise=_noise([its_scores for _, its_scores, _ in runs]),
         features=tuple(results.columns(place, sae.m) for place, sae in enumerate(trained)),
-        notes=(*results.notes(), *judged, *told(predicted, results.primary)),
+        notes=(*results.notes(), *judged, *prediction_notes(predicted, results.primary)),
     )
 
 

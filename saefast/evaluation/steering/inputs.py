@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from saefast import checks
 from saefast.evaluation.scores import TRAINED
 from saefast.evaluation.steering.latents import Rows
 from saefast.evaluation.steering.outcomes import SELF, Member, Outcome
@@ -38,6 +39,22 @@ def sampled_items(
         for place, sae in enumerate(saes)
     ]
     return Items(parts, rows, seed)
+
+
+def check_per_latent(name: str, given: Sequence[Tensor], trained: Sequence[SAE]) -> None:
+    """Check that there is one tensor [m] for each trained SAE.
+
+    Args:
+        name: of the argument.
+        given: tensors.
+        trained: trained SAEs.
+    """
+    if len(given) != len(trained):
+        raise ValueError(
+            f"{name} must be one tensor for each SAE, {len(trained)}, got {len(given)}"
+        )
+    for place, (values, sae) in enumerate(zip(given, trained, strict=True)):
+        checks.shape(f"{name}[{place}]", values, (sae.m,))
 
 
 def of_items(

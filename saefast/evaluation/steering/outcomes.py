@@ -1,5 +1,6 @@
 """Measure whether steered texts show what a latent stands for."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +25,11 @@ SELF = "self"
 
 
 class Rater(Protocol):
-    """A judge of texts."""
+    """A judge of texts.
+
+    Those of `saefast.evaluation.explaining.judges` are no raters: their `rate` takes questions
+    about windows of a text with the activations of a latent. `saefast evaluate` passes no rater.
+    """
 
     @property
     def name(self) -> str:
@@ -95,7 +100,7 @@ class Outcome(Protocol):
         """
 
 
-class _Valued:
+class _Valued(ABC):
     """An outcome with a value for every single text."""
 
     def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,9 +109,9 @@ class _Valued:
         items, of_item = torch.unique(item, return_inverse=True)
         return value, value - self.value(texts, torch.zeros_like(items), items)[of_item]
 
+    @abstractmethod
     def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
         """Return the value [p] float64 of each text for that latent."""
-        raise NotImplementedError
 
 
 class RuleShare(_Valued):
@@ -130,8 +135,9 @@ class RuleShare(_Valued):
             assert rule is not None
             ids = texts.whole[text[mine]]
             holds = rule(ids)
-            if not isinstance(holds, Tensor) or holds.shape != ids.shape:
-                got = tuple(holds.shape) if isinstance(holds, Tensor) else type(holds).__name__
+            is_tensor = isinstance(holds, Tensor)
+            if not is_tensor or holds.shape != ids.shape or holds.dtype != torch.bool:
+                got = f"{tuple(holds.shape)} of {holds.dtype}" if is_tensor else type(holds)
                 raise ValueError(
                     f"rules must return a bool tensor {tuple(ids.shape)} for tokens of that shape, "
                     f"got {got}"

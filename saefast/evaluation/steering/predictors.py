@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from saefast import checks
 from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED, Score
 from saefast.evaluation.steering.prediction import Prediction, predictions
@@ -16,15 +15,13 @@ from saefast.evaluation.steering.scores import NAME
 def predicted_gain(
     results: Results,
     predictors: Mapping[str, Sequence[Tensor]] | None,
-    sizes: Sequence[int],
     seed: int,
 ) -> list[Prediction]:
-    """Return how well properties of trained latents foretell what steering gains.
+    """Return how well properties of trained latents predict the gain of steering.
 
     Args:
         results: what steering gained.
         predictors: by name, for each trained SAE [m].
-        sizes: m of each trained SAE.
         seed: seed of resamples, permutations and folds.
     """
     items = results.items
@@ -37,13 +34,6 @@ def predicted_gain(
     }
     given: dict[str, Floats] = {}
     for name, each in (predictors or {}).items():
-        if len(each) != len(sizes):
-            raise ValueError(
-                f"predictors[{name!r}] must be one tensor for each SAE, {len(sizes)}, got "
-                f"{len(each)}"
-            )
-        for place, (values, m) in enumerate(zip(each, sizes, strict=True)):
-            checks.shape(f"predictors[{name!r}][{place}]", values, (m,))
         columns = [values.detach().double().cpu().numpy() for values in each]
         given[name] = np.array([columns[s][j] for s, j in zip(sae, latent, strict=True)])
     given["output score"] = results.output_score[chosen]
@@ -66,7 +56,7 @@ def as_score(one: Prediction) -> Score:
     )
 
 
-def told(predicted: Sequence[Prediction], primary: str) -> Iterator[str]:
+def prediction_notes(predicted: Sequence[Prediction], primary: str) -> Iterator[str]:
     """Yield a sentence on the rank correlations of each predictor, with their tests."""
     found = {(one.measure, one.by): one for one in predicted}
     for by in dict.fromkeys(one.by for one in predicted):

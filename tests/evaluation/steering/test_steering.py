@@ -14,6 +14,7 @@ from saefast.evaluation.conditions import Condition
 from saefast.evaluation.scores import Evaluation
 from saefast.evaluation.steering import steer
 from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.outcomes import Continuations, Firing
 from saefast.evaluation.steering.runs import Items, Job, Plan, Settings, write
 from saefast.lm import LanguageModel
 from saefast.lm.generation import Opening, added
@@ -64,6 +65,9 @@ def planted_sae(first: int = 60) -> saefast.SAE:
     sae.W_enc.copy_(rows)
     sae.b_enc.fill_(-1.0)
     return sae
+
+
+GROUPS = {"all": torch.ones(40, dtype=torch.bool)}
 
 
 def writes(token: int) -> Any:
@@ -137,6 +141,25 @@ def test_matches_fire_where_the_latent_writes_their_token() -> None:
     assert found.overall("success by other seed").n == 6
     assert found.overall("success by self").n == 12
     assert any("not defined for 6 of 12" in note for note in found.notes)
+
+
+def test_firing_is_the_share_of_new_tokens_on_which_latents_fire() -> None:
+    model, sae = llama(), random_sae()
+    tokens = torch.randint(2, 250, (3, 12), generator=torch.Generator().manual_seed(2))
+    texts = Continuations(Opening(model, 1, "def add(a", batch_size=4), tokens, model.tokenizer)
+    code = sae.encode(texts.activations.flatten(0, 1))
+    fires = torch.zeros(36, 48).scatter_(1, code.indices, code.values).view(3, 12, 48) > 0
+    share = fires.double().mean(1)
+    assert 0 < float(share.mean()) < 0.5
+    text, item = torch.cartesian_prod(torch.arange(3), torch.arange(48)).T
+    both = [[(sae, j), (sae, (j + 1) % 48)] for j in range(48)]
+    for members, want in (
+        ([its[:1] for its in both], share),
+        (both, (share + share.roll(-1, 1)) / 2),
+    ):
+        value, gain = Firing("self", members).compare(texts, text, item)
+        torch.testing.assert_close(value, want.flatten(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(gain, (want - want[0]).flatten(), rtol=0, atol=1e-12)
 
 
 def test_conditions_without_what_they_need_are_counted() -> None:
@@ -295,10 +318,30 @@ def test_latents_know_how_they_fire() -> None:
         assert float(latents.rate[place]) == pytest.approx(len(values) / len(x))
         assert float(latents.mean[place]) == pytest.approx(float(values.mean()))
         assert float(latents.high[place]) == pytest.approx(float(values.quantile(0.99)))
+        cosine = torch.cosine_similarity(sae.W_enc[number], sae.W_dec[number], dim=0)
+        assert float(latents.cosine[place]) == pytest.approx(float(cosine), abs=1e-6)
         assert int(latents.rival[place]) != number
         assert bool(alive[latents.rival[place]])
     levels = Items([("trained", 0, latents)], rows, 0).levels("activation", (2.0,), rows)
     torch.testing.assert_close(levels[:, 0], 2 * latents.high * latents.norm)
+
+
+def test_peaks_are_the_most_active_token_of_each_context() -> None:
+    sae = random_sae()
+    x = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
+    # Tokens are numbers of rows; the last context, of 20 rows, follows on a longer one.
+    positions = torch.cat([torch.arange(280) % 40, torch.arange(20) + 1])
+    rows = Rows(llama(), 1, x, torch.arange(300), positions, None, 300, False)
+    dense = torch.zeros(300, 48).scatter_(1, sae.encode(x).indices, sae.encode(x).values)
+    latents = rows.latents(sae, 48, {}, 0)
+    for number, peaks in zip(latents.numbers.tolist(), latents.peaks, strict=True):
+        contexts = dense[:, number].split(40)
+        want = {40 * c + int(its.argmax()) for c, its in enumerate(contexts) if its.max() > 0}
+        assert sorted(peaks.tolist()) == sorted(want)
+        values = dense[peaks, number]
+        assert bool((values[1:] <= values[:-1]).all())
+    without = Rows(llama(), 1, x, None, None, None, 300, False).latents(sae, 48, {}, 0)
+    assert not any(len(peaks) for peaks in without.peaks)
 
 
 def test_rows_that_are_normalised_count_at_their_usual_scale() -> None:
@@ -357,12 +400,19 @@ def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
         ({"openers": ["one"]}, "openers must be at least 2 texts"),
         ({"strengths": ()}, "strengths must hold at least one number"),
         ({"features": 0}, "features must be at least 1, got 0"),
+        ({"activations": torch.zeros(20, 5)}, "activations must be those of the site 0, whose wid"),
         ({"outcome": "taste"}, "outcome must be one that is defined, rule, self, got 'taste'"),
         ({"explanations": [["x"]]}, r"explanations\[0\] must be one for each of the 40 latents"),
         (
             {"rules": [{j: lambda ids: ids[:, :2] > 0 for j in range(40)}]},
-            "rules must return a bool",
+            r"rules must return a bool tensor \(2, 11\) for .*, got \(2, 2\) of torch.bool",
         ),
+        (
+            {"rules": [{j: lambda ids: ids / 2 for j in range(40)}]},
+            r"rules must return a bool tensor .*, got \(2, 11\) of torch.float32",
+        ),
+        ({"mass": []}, r"mass must be one tensor for each SAE, 1, got 0"),
+        ({"mass": [torch.ones(41)], "groups": GROUPS}, r"mass\[0\] must have shape \(40,\)"),
         (
             {"predictors": {"p": [torch.zeros(3)]}},
             r"predictors\['p'\]\[0\] must have shape \(40,\)",
