@@ -328,7 +328,18 @@ def test_limit_of_tokens_stops_before_it_is_passed(tmp_path: Path) -> None:
     assert len(Answers(path)) == len(server.bodies)
 
 
+def test_empty_explanations_cost_nothing() -> None:
+    asked, _ = questions(explanation=" ")
+    with serving() as server:
+        judge = EndpointJudge(server.url, "m", **FAST)
+        assert judge.cost([], asked).calls == 0
+        assert np.isnan(judge.rate(asked)).all()
+        assert len(server.bodies) == 0
+
+
 def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="most_tokens must be at least 1"):
+        EndpointJudge("http://localhost", "m", most_tokens=0)
     with pytest.raises(ValueError, match="url must be that of an OpenAI-compatible endpoint"):
         EndpointJudge("localhost:8000", "m")
     with pytest.raises(ValueError, match="url must be"):

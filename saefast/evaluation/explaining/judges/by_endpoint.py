@@ -74,12 +74,11 @@ class EndpointJudge:
         most_tokens: int | None = None,
         progress: bool = True,
     ) -> None:
-        for name, value, least in (
-            *(("per_prompt", per_prompt, 1), ("parallel", parallel, 1)),
-            ("retries", retries, 0),
-        ):
-            checks.whole(name, value)
-            checks.at_least(name, value, least)
+        checks.whole("per_prompt", per_prompt, 1)
+        checks.whole("parallel", parallel, 1)
+        checks.whole("retries", retries, 0)
+        if most_tokens is not None:
+            checks.whole("most_tokens", most_tokens, 1)
         for name, seconds in (("timeout", timeout), ("backoff", backoff)):
             checks.at_least(name, seconds, 0)
         if not isinstance(model, str) or not model:
@@ -108,11 +107,7 @@ class EndpointJudge:
     def rate(self, questions: Sequence[Question]) -> Floats:
         """[questions] Return the probability of yes, NaN without an answer that can be parsed."""
         ratings = np.full(len(questions), np.nan)
-        batches = [
-            places
-            for places in self._batches(questions)
-            if questions[places[0]].explanation.text.strip()
-        ]
+        batches = self._batches(questions)
         asked = [self._rating([questions[place] for place in places]) for places in batches]
         for places, answer in zip(batches, self._ask(asked, "judging"), strict=True):
             if answer is None:
@@ -145,10 +140,15 @@ class EndpointJudge:
         return {**body, "logprobs": True, "top_logprobs": 5} if chances else body
 
     def _batches(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Places of questions that share an explanation and a kind, `per_prompt` at a time."""
+        """Group places of questions that share an explanation and a kind, `per_prompt` at a time.
+
+        Questions with an empty explanation are left out.
+        """
         groups: dict[tuple[Explanation, bool], list[int]] = {}
         for place, question in enumerate(questions):
-            groups.setdefault((question.explanation, question.marks is None), []).append(place)
+            if question.explanation.text.strip():
+                kind = question.explanation, question.marks is None
+                groups.setdefault(kind, []).append(place)
         size = self._per_prompt
         return [
             places[first : first + size]
