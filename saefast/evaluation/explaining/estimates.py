@@ -16,6 +16,7 @@ class Estimate(NamedTuple):
 
     value: float
     error: float
+    """infinite for a single latent, whose spread is unknown"""
     n: int
     """number of latents"""
 
@@ -25,7 +26,7 @@ def mean_of(values: Floats) -> Estimate:
     known = values[~np.isnan(values)]
     if not len(known):
         return Estimate(float("nan"), float("nan"), 0)
-    error = float(known.std(ddof=1)) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    error = float(known.std(ddof=1)) / len(known) ** 0.5 if len(known) > 1 else float("inf")
     return Estimate(float(known.mean()), error, len(known))
 
 
@@ -34,7 +35,8 @@ def equal_rate_difference(
 ) -> Estimate:
     """Return mean(a) - mean(b) within bins of firing rate, weighted as Mantel and Haenszel do.
 
-    Bins without latents of both have no weight. NaN where no bin has both.
+    Bins without latents of both have no weight. NaN where no bin has both. A single latent in a
+    bin counts as spread as those of its group are within the other bins.
 
     Args:
         a: [latents] values of one group; NaN are left out.
@@ -44,10 +46,9 @@ def equal_rate_difference(
     """
     total = difference = variance = 0.0
     count = 0
-    for number in np.intersect1d(bins_a, bins_b).tolist():
-        first, second = mean_of(a[bins_a == number]), mean_of(b[bins_b == number])
-        if not first.n or not second.n:
-            continue
+    firsts, seconds = _by_bin(a, bins_a), _by_bin(b, bins_b)
+    for number in sorted(firsts.keys() & seconds.keys()):
+        first, second = firsts[number], seconds[number]
         weight = first.n * second.n / (first.n + second.n)
         total += weight
         difference += weight * (first.value - second.value)
@@ -90,6 +91,21 @@ def combined(
         return NOWHERE
     half = _NORMAL * pooled.error
     return Interval(pooled.value, max(pooled.value - half, least), min(pooled.value + half, most))
+
+
+def _by_bin(values: Floats, bins: NDArray[np.int64]) -> dict[int, Estimate]:
+    """Return the mean of each bin; the error of a single latent is from the spread within bins."""
+    means = {int(number): mean_of(values[bins == number]) for number in np.unique(bins)}
+    means = {number: its for number, its in means.items() if its.n}
+    several = [its for its in means.values() if its.n > 1]
+    if several:
+        squares = sum(its.error**2 * its.n * (its.n - 1) for its in several)
+        spread = (squares / sum(its.n - 1 for its in several)) ** 0.5
+        means = {
+            number: its if its.n > 1 else its._replace(error=spread)
+            for number, its in means.items()
+        }
+    return means
 
 
 def _pooled(estimates: Sequence[Estimate]) -> Estimate:

@@ -38,7 +38,7 @@ class ScoringWindows:
     right_marks: tuple[Integers, ...]
     """places of firing tokens in the first 10 firing windows, or fewer"""
     wrong_marks: tuple[Integers, ...]
-    """as many places of silent tokens in the same windows"""
+    """as many places of silent tokens in the same windows; none of both where all tokens fire"""
 
     __repr__ = brief
 
@@ -91,7 +91,7 @@ class Examples:
             marks = window.fires.nonzero()[0]
             others = (~window.fires).nonzero()[0]
             count = min(len(marks), len(others))
-            right.append(np.sort(generator.choice(marks, max(count, 1), replace=False)))
+            right.append(np.sort(generator.choice(marks, count, replace=False)))
             wrong.append(np.sort(generator.choice(others, count, replace=False)))
         return ScoringWindows(
             firing=tuple(firing), silent=chosen, right_marks=tuple(right), wrong_marks=tuple(wrong)

@@ -277,12 +277,13 @@ def _scores(judge: Judge, asked: _Asked, ratings: Floats) -> dict[str, float]:
         )
         for kind in SILENT_KINDS
     }
+    above = float(detection > WELL_EXPLAINED) if not np.isnan(detection) else float("nan")
     every = np.concatenate([right, shuffled, ratings[asked.fuzzing]])
     return {
         "specificity": detection - by_chance,
         "detection": detection,
         "detection shuffled": by_chance,
-        f"detection above {WELL_EXPLAINED}": float(detection > WELL_EXPLAINED),
+        f"detection above {WELL_EXPLAINED}": above,
         "fuzzing": score(judge, asked.marks, ratings[asked.fuzzing]),
         **of_kinds,
         "unparsed": float(np.isnan(every).mean()) if len(every) else float("nan"),

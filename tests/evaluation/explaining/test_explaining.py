@@ -289,6 +289,21 @@ def test_explanations_are_exchanged_among_latents_of_like_rates(tmp_path: Path) 
     assert all(len(values) == 0 for values in empty.values.values())
 
 
+def test_latents_that_fire_everywhere_have_no_scores(tmp_path: Path) -> None:
+    text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
+    firings = planted([np.ones(text.rows, dtype=bool)])
+    examples = Examples(text, firings, None, seed=0)
+    found = examples.scoring(0)
+    assert [len(marks) for marks in found.right_marks] == [0] * 10
+    assert [len(marks) for marks in found.wrong_marks] == [0] * 10
+    exam = Examination(np.arange(1), firings.fired, examples)
+    questions: list[Question] = []
+    asked = exam.questions([Explanation("all")], questions)
+    judged = exam.judged(RulesJudge(), [Explanation("all")], asked, np.ones(len(questions)))
+    for measure in ("detection", "detection above 0.7", "specificity", "fuzzing"):
+        assert np.isnan(judged.values[measure]).all(), measure
+
+
 def test_groups_are_sampled_at_equal_rates() -> None:
     generator = np.random.default_rng(2)
     fired = generator.integers(1, 1000, 3000)
@@ -334,6 +349,20 @@ def test_intervals_of_estimates_cover() -> None:
     pairs = between([Estimate(1.0, 0.3, 5), Estimate(3.0, 0.3, 5)], [Estimate(0.0, 0.4, 5)] * 2)
     assert [its.value for its in pairs] == [1.0, 3.0]
     assert pairs[0].error == pytest.approx(0.5)
+
+
+def test_single_latents_do_not_narrow_intervals() -> None:
+    assert combined([mean_of(np.array([0.4]))], least=0.0, most=1.0) == (0.4, 0.0, 1.0)
+    generator = np.random.default_rng(4)
+    bins_a, bins_b = np.arange(12) // 2, np.array([0, 0, 0, 0, 1, 2, 3, 4, 5])
+    covered = 0
+    for _ in range(400):
+        a, b = generator.normal(0, 0.01, 12), generator.normal(0, 0.01, 9)
+        found = combined([equal_rate_difference(a, b, bins_a, bins_b)])
+        covered += found.low <= 0 <= found.high
+    assert covered > 0.85 * 400  # few degrees of freedom: below 0.95
+    alone = equal_rate_difference(a[:1], b[:1], bins_a[:1], bins_b[:1])
+    assert combined([alone], least=-1.0).low == -1.0
 
 
 def test_bad_input_is_named(world: World) -> None:
