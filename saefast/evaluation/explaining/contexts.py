@@ -111,8 +111,7 @@ def token_text(
             f"activations must be a store that holds tokens and positions beside its rows, and it "
             f"lacks {' and '.join(sorted(missing))}; saefast.lm.harvest writes them"
         )
-    checks.whole("window", window)
-    checks.at_least("window", window, 2)
+    checks.whole("window", window, 2)
     end = store.rows
     if rows is not None:
         checks.whole("rows", rows)

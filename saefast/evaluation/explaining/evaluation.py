@@ -83,12 +83,9 @@ def explain(
         seed: of all random choices.
         progress: show progress bars on stderr.
     """
-    for name, value, least in (
-        *(("features", features, 2), ("repeats", repeats, 1)),
-        ("seed", seed, 0),
-    ):
-        checks.whole(name, value)
-        checks.at_least(name, value, least)
+    checks.whole("features", features, 2)
+    checks.whole("repeats", repeats, 1)
+    checks.whole("seed", seed, 0)
     store, text = _read(model, layer, activations, rows, documents, window)
     trained = as_saes(saes, store.d)
     masks = _masks(groups, [sae.m for sae in trained])

@@ -81,8 +81,7 @@ def find_rules(
             raise ValueError(
                 f"firings[{number}] must be of the rows of text, {text.rows}, got {its.rows}"
             )
-    checks.whole("seed", seed)
-    checks.at_least("seed", seed, 0)
+    checks.whole("seed", seed, 0)
     search = RuleSearch(text)
     results = []
     with ProgressBar("rules", total=2 * len(each), unit="searches", progress=progress) as bar:

@@ -41,8 +41,7 @@ class LocalJudge:
         self, model: LanguageModel, *, batch_size: int = 16, progress: bool = True
     ) -> None:
         check_model(model)
-        checks.whole("batch_size", batch_size)
-        checks.at_least("batch_size", batch_size, 1)
+        checks.whole("batch_size", batch_size, 1)
         self._model, self._batch_size, self._progress = model, batch_size, progress
         self.name = f"local:{model.name}"
         self._known: dict[str, float] = {}
