@@ -11,7 +11,6 @@ import torch
 
 import saefast
 from saefast.studies import validity
-from saefast.studies.rank_correlation import kendall, spearman
 from saefast.studies.validity import (
     MEASURES,
     SIZES,
@@ -87,17 +86,6 @@ def test_ranks_are_over_saes_that_have_a_value() -> None:
     assert probing.low < probing.correlation < probing.high
     assert np.isnan(ranks["probing", "tokens"].low)
     assert ranks["probing", "tokens"].correlation == 1
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_correlations_are_scipys(seed: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    pairs = np.random.default_rng(seed).integers(0, 6, (15, 2)).astype(float)
-    assert spearman(pairs) == pytest.approx(stats.spearmanr(*pairs.T).statistic)
-    assert kendall(pairs) == pytest.approx(stats.kendalltau(*pairs.T).statistic)
-    pairs[:, 0] = 1
-    assert np.isnan(spearman(pairs))
-    assert np.isnan(kendall(pairs))
 
 
 def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:

@@ -16,12 +16,12 @@ from saefast import checks
 from saefast.dictionary import Dictionary
 from saefast.evaluation.absorption.classes import absorbed_classes, split_words
 from saefast.evaluation.intervals import auroc
+from saefast.evaluation.rank_correlation import kendall, spearman_interval
 from saefast.match.features import match_features
 from saefast.nulls.permutations import generator_of
 from saefast.ops.latent_sum import latent_sum
 from saefast.progress import tracked
 from saefast.sae import SAE, VARIANTS, code_of
-from saefast.studies.rank_correlation import kendall, spearman_interval
 from saefast.studies.result import StudyResult
 from saefast.synthetic.nested import nested_world
 from saefast.synthetic.truth import explain, recovery
@@ -332,12 +332,10 @@ def _ranks(rows: Sequence[ValidityRow], seed: int) -> tuple[ValidityRank, ...]:
         for truth in TRUTHS:
             pairs = np.array([[getattr(row, measure), getattr(row, truth)] for row in grid])
             pairs = pairs[~np.isnan(pairs).any(1)]
-            value, low, high = spearman_interval(pairs, seed)
+            value, low, high = spearman_interval(*pairs.T, seed=seed)
             found.append(ValidityRank(measure, truth, value, low, high, len(pairs)))
         values = np.array([[getattr(row, measure), row.tokens] for row in points], dtype=np.float64)
         values = values[~np.isnan(values).any(1)]
-        nothing = float("nan")
-        found.append(
-            ValidityRank(measure, "tokens", kendall(values), nothing, nothing, len(values))
-        )
+        nothing, value = float("nan"), float(kendall(*values.T))
+        found.append(ValidityRank(measure, "tokens", value, nothing, nothing, len(values)))
     return tuple(found)

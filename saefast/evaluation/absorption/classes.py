@@ -195,7 +195,7 @@ def _shared(words: AbsorbedWords) -> Tensor:
 
 
 def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor], Tensor]:
-    """The main latents of every class that is told, and their F1 scores."""
+    """Return the main latents of each class that the probe finds, and their F1 scores."""
     # Lengths of what latents add, as shares of a row's length: neither z * c with d / c nor another
     # unit of the activations makes a difference, and the penalty keeps out latents of single words.
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,12 @@ class Results:
     def _of_group(self, k: int, group: str) -> list[Score]:
         """Score a group of latents, random latents of its mass, and the difference."""
         matched = f"{group}:mass"
+
+        def value(its: Probed, name: str) -> float:
+            return its.groups[name][k]
+
         tables = {
-            name: self._of_trained(lambda its, name=name: its.groups[name][k])  # type: ignore[misc]
-            for name in (group, matched)
+            name: self._of_trained(partial(value, name=name)) for name in (group, matched)
         }
         common: dict[str, Any] = {
             "floor": self.rule.measure.floor,

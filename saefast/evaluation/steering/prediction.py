@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefast.evaluation.intervals import NOWHERE, Floats, Interval, auroc_interval
+from saefast.evaluation.rank_correlation import kendall, pearson, ranks, spearman
 
 Statistic = Callable[[Floats, Floats], Floats]
 
@@ -99,42 +100,6 @@ def predictions(
             area = _logistic_auroc(np.stack(terms, 1), success[known], seed)
             found.append(Prediction("logistic auroc", name, area, np.nan, int(known.sum())))
     return found
-
-
-def ranks(values: Floats) -> Floats:
-    """Return ranks [..., n] from 0; equal values share the mean of theirs."""
-    shared: Floats = (_signs(values).sum(-1) + values.shape[-1] - 1) / 2
-    return shared
-
-
-def pearson(a: Floats, b: Floats) -> Floats:
-    """Return the correlation of a [..., n] and b [..., n]; NaN where one of them is constant."""
-    a, b = (each - each.mean(-1, keepdims=True) for each in (a, b))
-    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return _quotient((a * b).sum(-1), scale, 1e-12 * a.shape[-1])
-
-
-def spearman(a: Floats, b: Floats) -> Floats:
-    """Return the correlation of the ranks of a [..., n] and b [..., n]."""
-    return pearson(ranks(a), ranks(b))
-
-
-def kendall(a: Floats, b: Floats) -> Floats:
-    """Return tau b of a [..., n] and b [..., n]: Kendall's correlation, corrected for ties."""
-    first, second = _signs(a), _signs(b)
-    scale = np.sqrt((first * first).sum((-2, -1)) * (second * second).sum((-2, -1)))
-    return _quotient((first * second).sum((-2, -1)), scale, 0.0)
-
-
-def _signs(values: Floats) -> Floats:
-    """[..., n, n]: whether one value is above another."""
-    signs: Floats = np.sign(values[..., :, None] - values[..., None, :])
-    return signs
-
-
-def _quotient(above: Floats, below: Floats, least: float) -> Floats:
-    known = below > least
-    return np.where(known, above / np.where(known, below, 1.0), np.nan)
 
 
 def random_effects(values: Floats, variances: Floats) -> tuple[float, float]:

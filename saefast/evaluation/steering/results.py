@@ -203,9 +203,9 @@ def measures(results: Results) -> Iterator[Measure]:
         ("divergence", Trials.kl, 0.0),
     ):
         yield from _spread(results, measure, of, floor=floor)
-    share = {"floor": 0.0, "lowest": 0.0, "ceiling": 1.0}
-    yield Measure(name="output score", values=results.output_score, **share)
-    yield Measure(name="input score", values=results.input_score, **share)
+    share = partial(Measure, floor=0.0, lowest=0.0, ceiling=1.0)
+    yield share(name="output score", values=results.output_score)
+    yield share(name="input score", values=results.input_score)
 
 
 def _spread(

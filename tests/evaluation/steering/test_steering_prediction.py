@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from saefast.evaluation.steering.prediction import (
-    kendall,
     logistic_weights,
     predictions,
     random_effects,
-    spearman,
 )
 
 COVARIATES = ("rate", "strength", "cosine")
@@ -18,25 +16,6 @@ def world(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray, dict[str, np.
     draw = np.random.default_rng(seed)
     covariates = {name: draw.normal(size=n) for name in COVARIATES}
     return draw.normal(size=n), np.arange(n) % 2, covariates
-
-
-def test_correlations_are_those_of_brute_force() -> None:
-    draw = np.random.default_rng(0)
-    a, b = draw.integers(0, 5, 30).astype(float), draw.integers(0, 4, 30).astype(float)
-    concordant = tied_a = tied_b = 0
-    for i in range(30):
-        for j in range(i):
-            concordant += int(np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]))
-            tied_a += a[i] != a[j]
-            tied_b += b[i] != b[j]
-    assert kendall(a, b) == pytest.approx(concordant / np.sqrt(tied_a * tied_b))
-    order = np.array([sorted(a.tolist()).index(x) + (np.sum(a == x) - 1) / 2 for x in a])
-    other = np.array([sorted(b.tolist()).index(x) + (np.sum(b == x) - 1) / 2 for x in b])
-    assert spearman(a, b) == pytest.approx(np.corrcoef(order, other)[0, 1])
-    assert np.isnan(spearman(a, np.zeros(30)))
-    np.testing.assert_allclose(
-        kendall(np.stack([a, b]), np.stack([b, b])), [float(kendall(a, b)), 1.0]
-    )
 
 
 def test_the_logistic_regression_stands_where_its_slope_is_zero() -> None:
