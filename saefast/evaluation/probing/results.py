@@ -167,9 +167,7 @@ class Results:
         def value(its: Probed, name: str) -> float:
             return its.groups[name][k]
 
-        tables = {
-            name: self._of_trained(partial(value, name=name)) for name in (group, matched)
-        }
+        tables = {name: self._of_trained(partial(value, name=name)) for name in (group, matched)}
         common: dict[str, Any] = {
             "floor": self.rule.measure.floor,
             "ceiling": [task.full[0] for task in self.tasks],
