@@ -41,7 +41,7 @@ def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) ->
     generator = np.random.default_rng(seed)
     tasks = _counts(generator, table.shape[1], draws)
     seeds = _counts(generator, table.shape[0], draws)
-    return _interval(_mean(table), _resampled(table, seeds, tasks))
+    return interval_of_draws(_mean(table), _resampled(table, seeds, tasks))
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
@@ -66,7 +66,7 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
     paired = len(first) == len(second)
     others = seeds if paired else _counts(generator, second.shape[0], draws)
     drawn = _resampled(first, seeds, tasks) - _resampled(second, others, tasks)
-    return _interval(_mean(first) - _mean(second), drawn)
+    return interval_of_draws(_mean(first) - _mean(second), drawn)
 
 
 def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
@@ -76,6 +76,45 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> In
     if not len(items):
         return NOWHERE
     return two_way_interval(items[None], seed=seed, draws=draws)
+
+
+def interval_of_draws(value: float, drawn: Floats) -> Interval:
+    """Return the interval that holds 95 % of bootstrap draws [draws]; NaN are left out."""
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    return Interval(value, float(low), float(high))
+
+
+def interval_of_equal_items(value: float, n: int, lowest: float, highest: float) -> Interval:
+    """Return the interval of a mean of n equal items, whose bootstrap has no width.
+
+    The share of items that n independent ones miss with 2.5 % may lie at either end of the range.
+
+    Args:
+        value: value of each item.
+        n: number of items.
+        lowest: least value that an item can have; without one (NaN) the interval has no lower end.
+        highest: largest value that an item can have, or NaN.
+    """
+    missed = 1 - _TAIL ** (1 / n)
+    return Interval(value, value + missed * (lowest - value), value + missed * (highest - value))
+
+
+def interval_of_difference(a: Interval, b: Interval, drawn: Floats) -> Interval:
+    """Return the interval of a - b.
+
+    Args:
+        a: the first value and its interval.
+        b: the second one.
+        drawn: [draws] bootstrap draws of the difference. Where they have no width, since the items
+            of both are equal, the ends are those that the two intervals allow.
+    """
+    interval = interval_of_draws(a.value - b.value, drawn)
+    if interval.low == interval.high:
+        return Interval(interval.value, a.low - b.high, a.high - b.low)
+    return interval
 
 
 def proportion_interval(hits: int, n: int) -> Interval:
@@ -170,14 +209,6 @@ def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
     means: Floats = np.full(len(total), np.nan)
     np.divide(total, number, out=means, where=number > 0)
     return means
-
-
-def _interval(value: float, drawn: Floats) -> Interval:
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return NOWHERE
-    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
-    return Interval(value, float(low), float(high))
 
 
 def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:

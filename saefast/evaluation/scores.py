@@ -59,6 +59,11 @@ class Score:
     primary: bool = False
     """whether the measure is the primary one of its evaluation"""
 
+    @property
+    def interval(self) -> Interval:
+        """The value with its 95 % interval."""
+        return Interval(self.value, self.low, self.high)
+
 
 _TYPES = {"str": "string", "float": "double", "int": "int64", "bool": "bool"}
 _COLUMNS = {

@@ -7,9 +7,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from saefast.evaluation.intervals import (
+    Interval,
     auroc,
     auroc_interval,
     gap_closed,
+    interval_of_difference,
+    interval_of_equal_items,
     mean_interval,
     paired_interval,
     proportion_interval,
@@ -118,3 +121,25 @@ def test_a_gap_hidden_by_noise_is_not_closed():
 def test_the_smallest_difference_shrinks_with_runs():
     assert smallest_difference(0.01) == pytest.approx(1.96 * math.sqrt(2) * 0.01, rel=1e-4)
     assert smallest_difference(0.01, runs=4) == pytest.approx(smallest_difference(0.01) / 2)
+
+
+def test_equal_items_may_have_missed_others():
+    """As many as n independent items miss with 2.5 % may lie at the ends of the range."""
+    interval = interval_of_equal_items(0.25, 40, 0.0, 1.0)
+    missed = 1 - 0.025 ** (1 / 40)
+    assert (1 - missed) ** 40 == pytest.approx(0.025)
+    assert interval.value == 0.25
+    assert interval.low == pytest.approx(0.25 * (1 - missed))
+    assert interval.high == pytest.approx(0.25 + 0.75 * missed)
+    assert interval_of_equal_items(1.0, 40, 0.0, 1.0).high == 1
+    without = interval_of_equal_items(0.0, 40, float("nan"), 1.0)
+    assert np.isnan(without.low)
+    assert without.high == pytest.approx(missed)
+
+
+def test_a_difference_of_equal_items_keeps_the_doubt_of_both():
+    a, b = Interval(0.5, 0.4, 0.7), Interval(0.2, 0.1, 0.25)
+    flat = interval_of_difference(a, b, np.full(10, 0.3))
+    assert flat == pytest.approx((0.3, 0.4 - 0.25, 0.7 - 0.1))
+    drawn = interval_of_difference(a, b, np.linspace(0.2, 0.4, 1001))
+    assert drawn == pytest.approx((0.3, 0.205, 0.395))

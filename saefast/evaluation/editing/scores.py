@@ -20,7 +20,15 @@ from saefast.evaluation.editing.one_attribute import (
     harmonic,
 )
 from saefast.evaluation.editing.pairs import TEMPLATES, Task
-from saefast.evaluation.intervals import DRAWS, Floats, Interval, two_way_interval
+from saefast.evaluation.intervals import (
+    DRAWS,
+    Floats,
+    Interval,
+    interval_of_difference,
+    interval_of_draws,
+    interval_of_equal_items,
+    two_way_interval,
+)
 from saefast.evaluation.scores import TRAINED, Score
 
 NAME = "edit"
@@ -106,18 +114,19 @@ class Results:
         }
         for condition, line in lines.items():
             row = partial(self._row, measure, formula, group, line)
-            rows.append(row(_interval(float(np.nanmean(line.values)), line.overall)))
-            if condition != TRAINED and TRAINED in lines:
-                rows.append(self._difference(rows[-1], lines[TRAINED], line))
+            rows.append(row(float(np.nanmean(line.values)), line.overall))
+            if condition == TRAINED:
+                trained = rows[-1]
+            elif TRAINED in lines:
+                drawn = lines[TRAINED].overall - line.overall
+                rows.append(_difference(trained, rows[-1], drawn))
             if not detailed:
                 continue
             for s, (values, draws) in enumerate(zip(line.values, line.draws, strict=True)):
                 if len(line.values) > 1:
-                    rows.append(
-                        row(_interval(float(np.nanmean(values)), np.nanmean(draws, 0)), sae=s)
-                    )
+                    rows.append(row(float(np.nanmean(values)), np.nanmean(draws, 0), sae=s))
                 for t in range(len(self.tasks)):
-                    rows.append(row(_interval(float(values[t]), draws[t]), sae=s, task=t))
+                    rows.append(row(float(values[t]), draws[t], sae=s, task=t))
         return rows
 
     def _row(
@@ -126,7 +135,8 @@ class Results:
         formula: str,
         group: str,
         line: "_Line",
-        value: Interval,
+        value: float,
+        drawn: Floats,
         *,
         sae: int | None = None,
         task: int | None = None,
@@ -138,12 +148,13 @@ class Results:
             float(MEASURES[formula](cause, np.ones_like(cause))[0])
             for cause, _ in (whole.rates() for whole in self.whole[tasks])
         ]
+        n = self._entities(None if task is None else self.tasks[task].kind)
         return Score(
             evaluation=NAME,
             measure=measure,
             condition=line.condition,
-            **value._asdict(),
-            n=self._entities(None if task is None else self.tasks[task].kind),
+            **_interval(value, drawn, n)._asdict(),
+            n=n,
             task="" if task is None else self.tasks[task].name,
             seed=sae,
             group=group,
@@ -152,20 +163,6 @@ class Results:
             rival_value=float(np.nanmean(line.rival_values[saes, tasks])),
             ceiling=float(np.mean(ceilings)),
             primary=measure == H and not group,
-        )
-
-    def _difference(self, score: Score, trained: "_Line", other: "_Line") -> Score:
-        """The row of the difference between the trained SAEs and those of a condition."""
-        value = float(np.nanmean(trained.values) - np.nanmean(other.values))
-        return dataclasses.replace(
-            score,
-            **_interval(value, trained.overall - other.overall)._asdict(),
-            condition=f"{TRAINED} - {other.condition}",
-            floor=0.0,
-            rival="",
-            rival_value=_NAN,
-            ceiling=_NAN,
-            primary=False,
         )
 
     def _line(self, condition: str, formula: str, edit: str) -> "_Line":
@@ -186,13 +183,15 @@ class Results:
             room = np.where(trivial < 1, 1 - trivial, np.nan)
             gained = (values - trivial) / room
             spread = (draws - trivial[:, :, None]) / room[:, :, None]
+            value, n = float(np.nanmean(gained)), self._entities()
+            lowest = float(np.nanmean(-trivial / room))
             rows.append(
                 Score(
                     evaluation=NAME,
                     measure="disentangle beyond trivial edits",
                     condition=condition,
-                    **_interval(float(np.nanmean(gained)), self._over_seeds(spread))._asdict(),
-                    n=self._entities(),
+                    **_interval(value, self._over_seeds(spread), n, lowest)._asdict(),
+                    n=n,
                     floor=0.0,
                     ceiling=1.0,
                 )
@@ -262,12 +261,27 @@ class Results:
         return sum(found.values()) if kind is None else found[kind]
 
 
-def _interval(value: float, drawn: Floats) -> Interval:
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return Interval(value, _NAN, _NAN)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+def _difference(trained: Score, other: Score, drawn: Floats) -> Score:
+    """The row of the difference between the trained SAEs and those of a condition."""
+    interval = interval_of_difference(trained.interval, other.interval, drawn)
+    return dataclasses.replace(
+        other,
+        **interval._asdict(),
+        condition=f"{TRAINED} - {other.condition}",
+        floor=0.0,
+        rival="",
+        rival_value=_NAN,
+        ceiling=_NAN,
+        primary=False,
+    )
+
+
+def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Interval:
+    """The interval of a rate of n entities, which is 1 at most."""
+    interval = interval_of_draws(value, drawn)
+    if interval.low == interval.high:  # no entity differs from the others
+        return interval_of_equal_items(value, n, lowest, 1.0)
+    return interval
 
 
 def features(results: Results) -> tuple[Mapping[str, list[object]], ...]:

@@ -8,14 +8,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saefast.evaluation.intervals import DRAWS, NOWHERE, Floats, Interval
+from saefast.evaluation.intervals import (
+    DRAWS,
+    NOWHERE,
+    Floats,
+    interval_of_difference,
+    interval_of_draws,
+    interval_of_equal_items,
+)
 from saefast.evaluation.scores import TRAINED, Score
 from saefast.nulls.draws import mass_matched
 
 NAME = "steer"
 """Name of the evaluation"""
 
-_TAIL = 0.025
 _NAN = float("nan")
 
 
@@ -122,17 +128,6 @@ def stratified_draws(
     return means
 
 
-def _of_equal_items(value: float, n: int, measure: Measure) -> Interval:
-    """Return the interval of a mean of n equal items, whose bootstrap has no width.
-
-    The share of items that n independent ones miss with 2.5 % may lie at either end of the range.
-    Without a range there is no interval.
-    """
-    missed = 1 - _TAIL ** (1 / n)
-    low, high = measure.lowest - value, measure.ceiling - value
-    return Interval(value, value + missed * low, value + missed * high)
-
-
 def _score(
     measure: Measure,
     sample: Sample,
@@ -147,9 +142,11 @@ def _score(
     if known.any():
         stratum, weight = sample.stratum[known], sample.weight[known]
         drawn = stratified_draws(measure.values[known], stratum, weight, seed)
-        interval = _interval(_mean(measure.values, sample.weight, known), drawn)
+        interval = interval_of_draws(_mean(measure.values, sample.weight, known), drawn)
         if np.ptp(measure.values[known]) == 0:
-            interval = _of_equal_items(interval.value, int(known.sum()), measure)
+            interval = interval_of_equal_items(
+                interval.value, int(known.sum()), measure.lowest, measure.ceiling
+            )
     rivals = {name: _mean(values, sample.weight, known) for name, values in measure.rivals.items()}
     rivals = {name: value for name, value in rivals.items() if not np.isnan(value)}
     best = max(rivals, key=rivals.__getitem__, default="")
@@ -174,10 +171,7 @@ def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> 
     """The trained SAEs' score less that of a condition, whose latents are others."""
     interval = NOWHERE
     if len(first) == len(second) > 1:
-        interval = _interval(trained.value - other.value, first - second)
-        if interval.low == interval.high:  # all items are equal, see `_of_equal_items`
-            ends = trained.low - other.high, trained.high - other.low
-            interval = Interval(interval.value, *ends)
+        interval = interval_of_difference(trained.interval, other.interval, first - second)
     return replace(
         trained,
         **interval._asdict(),
@@ -221,7 +215,7 @@ def _by_group(
             means.append(_mean(measure.values, sample.weight, known))
             sizes.append(int(known.sum()))
         if not np.isnan(means).all():
-            interval = _interval(float(np.nanmean(means)), np.array(means))
+            interval = interval_of_draws(float(np.nanmean(means)), np.array(means))
             yield replace(
                 score,
                 **interval._asdict(),
@@ -245,9 +239,3 @@ def _members(sample: Sample, masks: Sequence[Tensor | None]) -> NDArray[np.bool_
 def _mean(values: Floats, weight: Floats, chosen: NDArray[np.bool_]) -> float:
     chosen = chosen & ~np.isnan(values)
     return float(np.average(values[chosen], weights=weight[chosen])) if chosen.any() else _NAN
-
-
-def _interval(value: float, drawn: Floats) -> Interval:
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
-    return Interval(value, float(low), float(high))
