@@ -115,9 +115,24 @@ class Evaluation:
         raise KeyError(f"{self.name} has no {measure!r} of {condition!r} in group {group!r}")
 
     def lines(self) -> list[str]:
-        """Return the scores over all tasks and seeds as lines of text, then noise and notes."""
-        found = [score for score in self.scores if not score.task and score.seed is None]
+        """Return scores over all tasks and seeds as lines of text, then noise and notes.
+
+        The primary measure has all conditions and groups, other measures the trained SAEs alone;
+        `to_table` has the rest.
+        """
+        overall = [score for score in self.scores if not score.task and score.seed is None]
+        primary = {score.measure for score in overall if score.primary}
+        found = [
+            score
+            for score in overall
+            if score.measure in primary or (score.condition == TRAINED and not score.group)
+        ]
         lines = _aligned([_HEADER, *(_cells(score) for score in found)]) if found else []
+        if len(found) < len(overall):
+            lines.append(
+                f"{len(overall) - len(found)} scores of other conditions and groups are in the "
+                f"table of scores"
+            )
         for measure, noise in self.noise.items():
             lines.append(
                 f"{measure}: differences of two SAEs below {smallest_difference(noise):.3f} are "

@@ -1,5 +1,6 @@
 """Scores stand beside floor, rival, ceiling and interval."""
 
+import dataclasses
 import math
 import re
 
@@ -100,6 +101,18 @@ def test_lines_print_no_bare_mean(evaluation):
         assert part in trained
     assert any("below 0.028 are within the noise" in line for line in lines)
     assert lines[-1] == "3 texts left out"
+
+
+def test_lines_hold_all_conditions_of_the_primary_measure_only(evaluation, values):
+    other = measured("probe", "auroc at 5", values, ["a", "b", "c"])
+    lines = dataclasses.replace(evaluation, scores=(*evaluation.scores, *other)).lines()
+    of_primary = [line for line in lines if line.startswith("auroc at 1 ")]
+    assert len(of_primary) == 2 * len(values) - 1  # each condition, and differences
+    (trained,) = [line for line in lines if line.startswith("auroc at 5 ")]
+    assert " trained " in trained
+    left = 2 * len(values) - 2
+    assert f"{left} scores of other conditions and groups are in the table of scores" in lines
+    assert not any("table of scores" in line for line in evaluation.lines())
 
 
 def test_the_table_has_a_row_for_each_score(evaluation):
