@@ -137,7 +137,7 @@ def _of_run(
     settings = dataclasses.replace(settings, evaluate=_changed(settings.evaluate, given, within))
     if dry_run:
         staged(settings, run, "stability", json_output)
-        subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate.baselines)
+        subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate)
         _count(subject, settings.evaluate, json_output)
         return
     outcomes: list[Any] = []
@@ -174,7 +174,7 @@ def _of_saes(
     from saefast.pipeline.subject import subject_of_saes
 
     model, site, out = where
-    how = _changed(EvaluateSettings(baselines=()), given, within)
+    how = _changed(EvaluateSettings(), given, within)
     place = int(site) if site.isdigit() else site
     subject = subject_of_saes(paths, model, place, out, progress=not json_output)
     if dry_run:

@@ -22,7 +22,7 @@ Measure = Callable[[Subject, EvaluateSettings], Evaluation]
 def evaluate_run(name: str, measure: Measure, job: Job) -> None:
     """Evaluate the SAEs of a run and add what is known of single latents to its features."""
     how = job.settings.evaluate
-    found = evaluated(name, measure, subject_of_run(job, how.baselines), how)
+    found = evaluated(name, measure, subject_of_run(job, how), how)
     if found.features:
         job.add_features(_columns(found.features, [sae.m for sae in job.saes]))
 

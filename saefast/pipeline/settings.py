@@ -181,9 +181,10 @@ class EvaluateSettings:
     """largest activations of each feature to show with their text"""
     budget: Budget = "quick"
     """size of the evaluations by name: quick or full"""
-    baselines: tuple[str, ...] = ("frozen_decoder",)
-    """SAEs to train and to evaluate beside the run's own: frozen_decoder, soft_frozen,
-    frozen_encoder"""
+    baselines: tuple[str, ...] | None = None
+    """SAEs to train, which takes as long as the run's own, and to evaluate beside them:
+    frozen_decoder, soft_frozen, frozen_encoder; None: frozen_decoder with the full budget, none
+    with the quick one"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     explain: ExplainSettings = field(default_factory=ExplainSettings)
     steer: SteerSettings = field(default_factory=SteerSettings)
@@ -314,7 +315,11 @@ def _value(hint: Any, value: Any, name: str, default: Any = None) -> Any:
         for each in choices:
             if typing.get_origin(each) is Literal and value in typing.get_args(each):
                 return value
-        plain = [each for each in choices if each in (int, float, str)]
+        plain = [
+            each
+            for each in choices
+            if each in (int, float, str) or typing.get_origin(each) is tuple
+        ]
         return _value(plain[0], value, name) if plain else value
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, name, default)

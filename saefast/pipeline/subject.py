@@ -22,8 +22,9 @@ from saefast.evaluation.conditions import (
 from saefast.evaluation.statistics import feature_statistics
 from saefast.match.all_pairs import match_all
 from saefast.match.result import Matches
+from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import HarvestSettings
+from saefast.pipeline.settings import EvaluateSettings, HarvestSettings
 from saefast.run_folder import EVALUATIONS
 from saefast.sae import SAE
 from saefast.stability.result import Stability
@@ -91,7 +92,7 @@ class Subject:
         )
 
 
-def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
+def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
     """Gather a run's own model, SAEs, groups and rows; train the baselines that it lacks."""
     data = job.settings.data
     if not isinstance(data, HarvestSettings):
@@ -101,14 +102,7 @@ def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
             f"saefast evaluate SAE SAE --model NAME --site SITE"
         )
     out = job.run / EVALUATIONS
-    trained = train_baselines(
-        str(job.train_rows),
-        job.settings.train,
-        baselines,
-        out=_folder_of_baselines(job, baselines, out / _BASELINES),
-        resume=True,
-        progress=job.progress,
-    )
+    names = of_budget(how.budget, how.baselines, (), ("frozen_decoder",))
     return Subject(
         model=job.language_model,
         site=data.site,
@@ -119,10 +113,25 @@ def subject_of_run(job: Job, baselines: Sequence[str]) -> Subject:
         mass=job.column("mass"),
         train=job.train_rows,
         held_out=job.held_out_rows,
-        baselines=tuple(trained),
+        baselines=_trained_baselines(job, names, out / _BASELINES),
         out=out,
         progress=job.progress,
     )
+
+
+def _trained_baselines(job: Job, names: Sequence[str], parent: Path) -> tuple[Condition, ...]:
+    """Train the baselines that are not there yet."""
+    if not names:
+        return ()
+    trained = train_baselines(
+        str(job.train_rows),
+        job.settings.train,
+        names,
+        out=_folder_of_baselines(job, names, parent),
+        resume=True,
+        progress=job.progress,
+    )
+    return tuple(trained)
 
 
 def _folder_of_baselines(job: Job, baselines: Sequence[str], parent: Path) -> Path:

@@ -17,7 +17,7 @@ from saefast.evaluation import Evaluation
 from saefast.pipeline import NAMES, EvaluateSettings, settings_of
 from saefast.pipeline.evaluations import evaluate_run
 from saefast.pipeline.job import Job
-from saefast.pipeline.subject import Subject
+from saefast.pipeline.subject import Subject, subject_of_run
 from saefast.run_folder import EVALUATIONS, FEATURES, SCORES
 
 
@@ -45,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "context": 32,
         },
         "train": SETTINGS["train"] | {"latents": 48, "tokens": 10_000, "seeds": [0, 1, 2]},
+        "evaluate": {"baselines": ["frozen_decoder"]},
     }
     (folder / "tiny.toml").write_text(as_toml(settings))
     with (folder / "labelled.csv").open("w", newline="") as file:
@@ -110,6 +111,19 @@ def test_baselines_follow_the_settings_of_the_run(place: Path, tmp_path: Path) -
     assert {path.name for path in kept.glob("frozen-decoder-seed-*")} == {
         f"frozen-decoder-seed-{seed}" for seed in (0, 1, 2)
     }
+
+
+def test_a_quick_budget_trains_no_baselines_and_keeps_those_of_a_full_one(
+    place: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    settings = settings_of(run)
+    job, how = Job(run, settings, False), replace(settings.evaluate, baselines=None)
+    full = subject_of_run(job, replace(how, budget="full"))
+    assert [each.name for each in full.baselines] == ["frozen_decoder"]
+    trained = sorted((run / EVALUATIONS / "baselines").rglob("*"))
+    assert subject_of_run(job, replace(how, budget="quick")).baselines == ()
+    assert sorted((run / EVALUATIONS / "baselines").rglob("*")) == trained
 
 
 def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Path) -> None:
