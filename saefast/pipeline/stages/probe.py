@@ -28,6 +28,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         conditions=subject.conditions,
         groups=subject.groups,
         mass=subject.mass,
+        repeats=of_budget(how.budget, None, 3, 5),
         progress=subject.progress,
     )
 
@@ -37,5 +38,5 @@ def _tasks(how: EvaluateSettings) -> list[LabelledTask]:
     settings = how.probe
     if settings.tasks:
         return table_tasks(settings.tasks)
-    limit = of_budget(how.budget, settings.limit, 6, 12)
+    limit = of_budget(how.budget, settings.limit, 4, 12)
     return labelled_tasks(names=settings.names or None, limit=limit)
