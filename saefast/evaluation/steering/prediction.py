@@ -59,7 +59,7 @@ def predictions(
     Returns:
         Of each predictor "spearman", "kendall tau b", "partial spearman", "auroc" and
         "logistic auroc", which has the covariates beside it; then that of the covariates alone
-        and that of all.
+        and that of all. Correlations are left out where no SAE has enough latents.
     """
     found: list[Prediction] = []
     fixed = np.stack([ranks(each) for each in covariates.values()], 1)
@@ -80,13 +80,17 @@ def predictions(
             for part in parts
         ]
         n = int(known.sum())
-        for measure, statistic, samples in (
-            ("spearman", spearman, pairs),
-            ("kendall tau b", kendall, pairs),
-            ("partial spearman", pearson, partial),
+        for measure, statistic, samples, held in (
+            ("spearman", spearman, pairs, 0),
+            ("kendall tau b", kendall, pairs, 0),
+            ("partial spearman", pearson, partial, len(columns)),
         ):
-            value, p = _combined(statistic, samples, seed)
-            found.append(Prediction(measure, name, value, p, n))
+            # Fisher's transform of a correlation has the variance 1 / (n - held - 3).
+            value, p = _combined(
+                statistic, [its for its in samples if len(its[0]) > held + 3], seed
+            )
+            if not np.isnan(value.value):
+                found.append(Prediction(measure, name, value, p, n))
         found.append(
             Prediction("auroc", name, auroc_interval(success[known], values[known]), np.nan, n)
         )
@@ -148,7 +152,7 @@ def _combined(
     draw = np.random.default_rng(seed)
     values, variances, used = [], [], []
     for a, b in samples:
-        value = _fisher(statistic(a, b)) if len(a) > 3 else np.nan
+        value = _fisher(statistic(a, b))
         if np.isnan(value):
             continue
         picked = draw.integers(0, len(a), (_RESAMPLES, len(a)))

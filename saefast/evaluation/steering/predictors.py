@@ -61,11 +61,13 @@ def prediction_notes(predicted: Sequence[Prediction], primary: str) -> Iterator[
     found = {(one.measure, one.by): one for one in predicted}
     for by in dict.fromkeys(one.by for one in predicted):
         plain, partial = (found.get((kind, by)) for kind in ("spearman", "partial spearman"))
-        if plain is not None and partial is not None:
-            yield (
-                f"steer: rank correlation of {by} with the gain by {primary}: {_number(plain)}; "
-                f"rate, mean activation and encoder-decoder cosine held fixed: {_number(partial)}"
-            )
+        if plain is None:
+            continue
+        sentence = f"steer: rank correlation of {by} with the gain by {primary}: {_number(plain)}"
+        if partial is not None:
+            held = "rate, mean activation and encoder-decoder cosine held fixed"
+            sentence += f"; {held}: {_number(partial)}"
+        yield sentence
 
 
 def _number(one: Prediction) -> str:

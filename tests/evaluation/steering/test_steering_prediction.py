@@ -72,6 +72,24 @@ def test_partial_correlations_hold_the_covariates_fixed() -> None:
     assert abs(found["partial spearman"].value.value) < 0.3
 
 
+def test_too_few_latents_of_an_sae_have_no_partial_correlation() -> None:
+    """Three covariates leave nothing of four latents: residuals would correlate by rounding."""
+    noise, _, covariates = world(4, 24)
+    for latents, expected in ((4, False), (6, False), (8, True)):
+        n = 24 // latents * latents
+        found = predictions(
+            noise[:n],
+            noise[:n] > 0,
+            np.arange(n) % (n // latents),
+            {"signal": noise[::-1][:n].copy()},
+            {name: values[:n] for name, values in covariates.items()},
+            0,
+        )
+        measures = {one.measure for one in found if one.by == "signal"}
+        assert ("partial spearman" in measures) == expected
+        assert "spearman" in measures
+
+
 def test_permutation_tests_are_right_under_the_null() -> None:
     low = 0
     for seed in range(40):
