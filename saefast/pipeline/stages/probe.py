@@ -2,6 +2,7 @@
 
 from saefast.evaluation.probing import LabelledTask, labelled_tasks, table_tasks
 from saefast.evaluation.probing import probe as probe_saes
+from saefast.evaluation.probing.tasks import EXAMPLES
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
@@ -39,4 +40,5 @@ def _tasks(how: EvaluateSettings) -> list[LabelledTask]:
     if settings.tasks:
         return table_tasks(settings.tasks)
     limit = of_budget(how.budget, settings.limit, 4, 12)
-    return labelled_tasks(names=settings.names or None, limit=limit)
+    examples = of_budget(how.budget, None, EXAMPLES // 2, EXAMPLES)
+    return labelled_tasks(names=settings.names or None, limit=limit, examples=examples)
