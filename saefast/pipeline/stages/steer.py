@@ -49,7 +49,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
             name: [_callables(its, subject.model.tokenizer) for its in each]
             for name, each in found.items()
         },
-        features=of_budget(how.budget, settings.features, 4, 16),
+        features=of_budget(how.budget, settings.features, 8, 16),
         openers=OPENERS[: of_budget(how.budget, settings.openers, 4, 8)],
         controls=of_budget(how.budget, None, CONTROLS[:2], CONTROLS),
         strengths=settings.strengths,
