@@ -152,12 +152,12 @@ def _combined(
     draw = np.random.default_rng(seed)
     values, variances, used = [], [], []
     for a, b in samples:
-        value = _fisher(statistic(a, b))
+        value = float(_fisher(statistic(a, b)))
         if np.isnan(value):
             continue
         picked = draw.integers(0, len(a), (_RESAMPLES, len(a)))
         again = _fisher(_in_blocks(statistic, a[picked], b[picked]))
-        values.append(float(value))
+        values.append(value)
         variances.append(max(float(np.nanvar(again)), 1e-4 / len(a)))
         used.append((a, b))
     if not values:
@@ -165,11 +165,11 @@ def _combined(
     mean, error = random_effects(np.array(values), np.array(variances))
     interval = Interval(*(float(np.tanh(mean + sign * _NORMAL * error)) for sign in (0, -1, 1)))
     observed, by_chance = 0.0, np.zeros(_PERMUTATIONS)
-    for (a, b), value in zip(used, values, strict=True):
+    for (a, b), its in zip(used, values, strict=True):
         permuted = draw.permuted(np.tile(b, (_PERMUTATIONS, 1)), axis=1)
         drawn = _in_blocks(statistic, np.broadcast_to(a, permuted.shape), permuted)
         by_chance += len(a) * _fisher(drawn)
-        observed += len(a) * value
+        observed += len(a) * its
     beyond = int((np.abs(by_chance) >= abs(observed) - 1e-12).sum())
     return interval, (1 + beyond) / (1 + _PERMUTATIONS)
 

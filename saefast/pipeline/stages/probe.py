@@ -2,7 +2,7 @@
 
 from saefast.evaluation.probing import LabelledTask, labelled_tasks, table_tasks
 from saefast.evaluation.probing import probe as probe_saes
-from saefast.evaluation.probing.tasks import EXAMPLES
+from saefast.evaluation.probing.tasks.labelled import EXAMPLES
 from saefast.evaluation.scores import Evaluation
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
