@@ -64,6 +64,19 @@ class Score:
         """The value with its 95 % interval."""
         return Interval(self.value, self.low, self.high)
 
+    def difference_to_trained(self, difference: Interval) -> "Score":
+        """Return the row that says how far the trained SAEs lead over this row's condition."""
+        return dataclasses.replace(
+            self,
+            **difference._asdict(),
+            condition=f"{TRAINED} - {self.condition}",
+            floor=0.0,
+            rival="",
+            rival_value=_NAN,
+            ceiling=_NAN,
+            primary=False,
+        )
+
 
 _TYPES = {"str": "string", "float": "double", "int": "int64", "bool": "bool"}
 _COLUMNS = {
@@ -209,18 +222,7 @@ def measured(
         scores.append(row(two_way_interval(table, seed=seed), int((~np.isnan(table)).any(0).sum())))
         if name != TRAINED and TRAINED in tables:
             difference = paired_interval(tables[TRAINED], table, seed=seed)
-            scores.append(
-                dataclasses.replace(
-                    scores[-1],
-                    **difference._asdict(),
-                    condition=f"{TRAINED} - {name}",
-                    floor=0.0,
-                    rival="",
-                    rival_value=_NAN,
-                    ceiling=_NAN,
-                    primary=False,
-                )
-            )
+            scores.append(scores[-1].difference_to_trained(difference))
         if len(table) > 1:
             scores += [
                 row(two_way_interval(its[None], seed=seed), len(tasks), sae=s)

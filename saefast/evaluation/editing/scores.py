@@ -1,6 +1,5 @@
 """Scores of edits, with intervals by a bootstrap over entities and seeds."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +42,6 @@ MEASURES: dict[str, Measure] = {
     "disentangle": lambda cause, isolation: (cause + isolation) / 2,
 }
 
-_NAN = float("nan")
 _RIVALS = (NONE, ALL, RANDOM)
 _FLOORS = {H: 0.0, "cause": 0.0, "isolation": 0.0, "disentangle": 0.5}
 """What both trivial edits, none and all, bring in the ideal case"""
@@ -119,7 +117,8 @@ class Results:
                 trained = rows[-1]
             elif TRAINED in lines:
                 drawn = lines[TRAINED].overall - line.overall
-                rows.append(_difference(trained, rows[-1], drawn))
+                lead = interval_of_difference(trained.interval, rows[-1].interval, drawn)
+                rows.append(rows[-1].difference_to_trained(lead))
             if not detailed:
                 continue
             for s, (values, draws) in enumerate(zip(line.values, line.draws, strict=True)):
@@ -259,21 +258,6 @@ class Results:
         for task, whole in zip(self.tasks, self.whole, strict=True):
             found[task.kind] = max(found.get(task.kind, 0), whole.entities)
         return sum(found.values()) if kind is None else found[kind]
-
-
-def _difference(trained: Score, other: Score, drawn: Floats) -> Score:
-    """The row of the difference between the trained SAEs and those of a condition."""
-    interval = interval_of_difference(trained.interval, other.interval, drawn)
-    return dataclasses.replace(
-        other,
-        **interval._asdict(),
-        condition=f"{TRAINED} - {other.condition}",
-        floor=0.0,
-        rival="",
-        rival_value=_NAN,
-        ceiling=_NAN,
-        primary=False,
-    )
 
 
 def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Interval:

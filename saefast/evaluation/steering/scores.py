@@ -172,17 +172,7 @@ def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> 
     interval = NOWHERE
     if len(first) == len(second) > 1:
         interval = interval_of_difference(trained.interval, other.interval, first - second)
-    return replace(
-        trained,
-        **interval._asdict(),
-        condition=f"{TRAINED} - {other.condition}",
-        n=min(trained.n, other.n),
-        floor=0.0,
-        rival="",
-        rival_value=_NAN,
-        ceiling=_NAN,
-        primary=False,
-    )
+    return replace(other.difference_to_trained(interval), n=min(trained.n, other.n))
 
 
 def _by_group(
