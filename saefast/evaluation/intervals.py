@@ -82,7 +82,7 @@ def interval_of_draws(value: float, drawn: Floats) -> Interval:
     """Return the interval that holds 95 % of bootstrap draws [draws]; NaN are left out."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
-        return Interval(value, float("nan"), float("nan"))
+        return NOWHERE if np.isnan(value) else NOWHERE._replace(value=value)
     low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
     return Interval(value, float(low), float(high))
 
