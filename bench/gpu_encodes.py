@@ -33,7 +33,7 @@ def encodes(contest: Contest) -> Iterator[Contestant]:
                     x, weights.w_enc, weights.b_enc, k=shape.k, precision=precision
                 ).values
             left = gpu.launch("round_rows.rounded_rows", x, screen.product)
-            right = gpu.launch("round_rows.rounded_rows", weights.w_enc, screen.product)
+            right = gpu.launch("round_rows.rounded_columns", weights.w_enc, screen.product)
             operands = (x, weights.w_enc, weights.b_enc, None, shape.k)
             return encode_rounded(*operands, is_exact, screen, left, right, impl).values
 
@@ -46,7 +46,7 @@ def encodes(contest: Contest) -> Iterator[Contestant]:
     yield entry("bf16", rounded, ours("bf16", None))
     for screen in CANDIDATES:
         yield entry(f"exact {screen}", exact, ours("exact", screen))
-    # By these `suggested` in saefast/ops/encode_gpu.py is set.
+    # By these `untimed` in saefast/ops/gpu_screens.py is set.
     for engine in ("fused", "chunked"):
         screen = GpuScreen(engine, "bfloat16")
         yield entry(f"bf16 {engine}", rounded, ours("bf16", screen))

@@ -3,11 +3,15 @@
 import triton
 import triton.language as tl
 
+from .round_rows import inverse_of
+
 
 @triton.jit
 def hot_groups(
     x,
     weight,
+    row_multiplier,
+    column_multiplier,
     shift,
     norm,
     lost,
@@ -23,6 +27,7 @@ def hot_groups(
     width,
     d,
     PRECISION: tl.constexpr,
+    MULTIPLIED: tl.constexpr,
     BOUNDED: tl.constexpr,
     TMA: tl.constexpr,
     GROUP: tl.constexpr,
@@ -35,7 +40,8 @@ def hot_groups(
 
     `maxima` [rows, width / GROUP] gets the largest score of every group of columns, `scores`
     [rows, width] only the groups whose maximum lies above the row's `floor`. Width is `columns`
-    rounded up to tiles. TMA: `x` and `weight` are descriptors instead of addresses.
+    rounded up to tiles. TMA: `x` and `weight` are descriptors instead of addresses. MULTIPLIED: a row
+    of `x` was multiplied by its `row_multiplier` [rows], `weight` by `column_multiplier` [1].
     """
     # Neighbouring programs share tiles of both operands, so that these stay in the L2 cache.
     tiles_down, tiles_across = tl.cdiv(rows, BLOCK_ROWS), width // BLOCK_COLUMNS
@@ -66,6 +72,9 @@ def hot_groups(
             right = tl.load(right_at + i, mask=(depth < d - i)[:, None], other=0.0)
             products = tl.dot(left, right, products, input_precision=PRECISION)
 
+    if MULTIPLIED:
+        multiplier = tl.load(row_multiplier + row, row < rows, other=1.0)
+        products *= inverse_of(multiplier * tl.load(column_multiplier))[:, None]
     # The bias is -infinity where a latent is masked, and beyond the last column.
     bias = tl.load(shift + first + column, column < columns, other=float("-inf"))
     products = tl.reshape(products + bias[None, :], (BLOCK_ROWS, BLOCK_COLUMNS // GROUP, GROUP))

@@ -7,7 +7,7 @@ from .lists import block
 
 LONGEST = 8192
 """The longest list: what the shared memory of a block holds, MOST_CAPACITY in csrc/cuda/select.h"""
-_LOST = {"bfloat16": 1.6e-3, "tfloat32": 2e-4, "float32": 0.0}
+_LOST = {"bfloat16": 1.6e-3, "float16": 2e-4, "tfloat32": 2e-4, "float32": 0.0}
 """What rounding takes of the length of a row of Gaussian numbers, a little more than is measured"""
 _DEVIATIONS = 4.3
 """How far above its expectation a count is allowed for: exceeded in one row of 100,000"""

@@ -80,9 +80,14 @@ class Screening:
             if tma
             else (left, right)
         )
+        multipliers = [
+            self.floor if rows.multiplier is None else rows.multiplier
+            for rows in (self.left, self.right)
+        ]
         for (begin, end), width in zip(ranges, widths, strict=True):
             hot_groups[(-(-n // tile.rows) * (width // tile.columns),)](
                 *operands,
+                *multipliers,
                 *bounds,
                 self.floor,
                 scores,
@@ -94,6 +99,7 @@ class Screening:
                 width,
                 left.shape[1],
                 PRECISION="tf32" if self.left.product == "tfloat32" else "ieee",
+                MULTIPLIED=self.left.multiplier is not None,
                 BOUNDED=self.bounded,
                 TMA=tma,
                 GROUP=GROUP,

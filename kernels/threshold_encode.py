@@ -52,11 +52,10 @@ def encode(
     rows = max(1, _LIST_BYTES // (8 * capacity_of(width)))
     for first in range(0, n, rows):
         part = slice(first, first + rows)
-        some = RoundedRows(left.product, left.units[part], left.norm[part], left.lost[part])
         _encode_rows(
             (x[part], weight, bias, scale, threshold),
             (values[part], indices[part], counts[part]),
-            some,
+            left.part(part),
             right,
             engine,
         )

@@ -22,19 +22,23 @@ class Tile(NamedTuple):
         the epilogue; and some barriers. Where products run without wgmma the compiler keeps one
         stage less.
         """
-        operand = 2 if product == "bfloat16" else 4
+        operand = 2 if product in ("bfloat16", "float16") else 4
         stages = self.stages * (self.rows + self.columns) * self.depth * operand
         return max(stages, 4 * self.rows * self.columns) + 128
 
 
+_NARROW_BY_DESCRIPTOR = (
+    Tile(128, 256, 64, 8, 3),
+    Tile(128, 128, 64, 8, 3),
+    Tile(128, 128, 64, 4, 3),
+    Tile(128, 256, 64, 8, 4),
+)
+_NARROW = (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3))
 _TILES = {
-    ("bfloat16", True): (
-        Tile(128, 256, 64, 8, 3),
-        Tile(128, 128, 64, 8, 3),
-        Tile(128, 128, 64, 4, 3),
-        Tile(128, 256, 64, 8, 4),
-    ),
-    ("bfloat16", False): (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
+    ("bfloat16", True): _NARROW_BY_DESCRIPTOR,
+    ("bfloat16", False): _NARROW,
+    ("float16", True): _NARROW_BY_DESCRIPTOR,
+    ("float16", False): _NARROW,
     ("tfloat32", True): (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 4, 3)),
     ("tfloat32", False): (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 4, 3)),
     ("float32", True): (Tile(64, 64, 16, 8, 2),),

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .latent_sum import group_of, sum_of_latent
-from .round_rows import length_of, rounded_to, square_of
+from .round_rows import half_of, inverse_of, length_of, rounded_to, square_of
 from .update_biases import adam
 
 
@@ -82,6 +82,7 @@ def update_rows(
     units,
     norm,
     lost,
+    multipliers,
     latents,
     groups,
     n,
@@ -103,6 +104,7 @@ def update_rows(
     UNIT_NORM: tl.constexpr,
     PACK: tl.constexpr,
     DROP: tl.constexpr,
+    HALF: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     TOGETHER: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -115,7 +117,7 @@ def update_rows(
     part along the row, and `factor` multiplies what is left. TASK says what becomes of it:
 
     - "update": a step of Adam. UNIT_NORM restores norm one of the row, PACK rounds it for the
-      screen, as `round_rows` does.
+      screen, as `round_rows` does; HALF: to float16, times `multipliers` [1].
     - "squares": its squared length is added to `squares` [latents].
     - "share": nothing; only the share of the inputs' gradient is wanted.
 
@@ -133,6 +135,8 @@ def update_rows(
         multiplier = tl.load(factor).to(tl.float32)
     if TASK == "update":
         step_size, root = tl.load(rates).to(tl.float32), tl.load(rates + 1).to(tl.float32)
+    if HALF:
+        pack_multiplier = tl.load(multipliers)
     share = tl.zeros((BLOCK_D,), tl.float32)
     for latent in range(begin, tl.minimum(begin + TOGETHER, latents)):
         if ENCODER or PROJECT == "inferred":
@@ -239,9 +243,14 @@ def update_rows(
                 tl.store(first + place, mean, at < d)
                 tl.store(second + place, square, at < d)
                 if PACK:
-                    kept = rounded_to(row, DROP)
+                    if HALF:
+                        unit = half_of(row, pack_multiplier)
+                        kept = unit * inverse_of(pack_multiplier)
+                    else:
+                        unit = rounded_to(row, DROP)
+                        kept = unit
                     packed_at = units + latent * padded + at
-                    tl.store(packed_at, kept.to(units.dtype.element_ty), at < d)
+                    tl.store(packed_at, unit.to(units.dtype.element_ty), at < d)
                     length_squares += square_of(row)
                     lost_squares += square_of(row - kept)
                 else:

@@ -167,6 +167,8 @@ class Update(NamedTuple):
     """[] float64 multiplies every gradient"""
     group_ends: Tensor | None = None
     """[g] latents below group_ends[i], and not below the end before, learn from residual[i]"""
+    multiplier: Tensor | None = None
+    """[1] float32: the power of two that multiplies rows before they are packed as float16"""
 
     @property
     def encoder(self) -> Learned:

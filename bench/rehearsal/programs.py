@@ -16,7 +16,7 @@ from bench.rehearsal.pretended_gpu import DEVICE
 from bench.shapes import GPU_SHAPES
 from saefast import FusedStep, Penalty, Rules, TrainConfig
 from saefast.match.engines import Encode
-from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, suggested
+from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT, SCREENS, untimed
 from saefast.sae import SAE
 from saefast.train.objectives import objective_of
 from saefast.train.settings import STEP_PRECISIONS
@@ -125,7 +125,7 @@ def train(
     )
     x = torch.empty(shape.n, shape.d, device=DEVICE)
     target = None if d_out is None else torch.empty(shape.n, d_out, device=DEVICE)
-    for screen in screens or (suggested(shape.d),):
+    for screen in screens or (untimed(exact=config.precision == "exact"),):
         with torch.device(DEVICE):  # so that not even first weights are drawn
             sae = SAE(shape.d, shape.m, k=shape.k, variant=variant, d_out=d_out, device=DEVICE)
         step = FusedStep(
@@ -142,7 +142,7 @@ def train(
 
 def encode(shape: Shape) -> None:
     """Encode and decode rows in both dtypes, with the fastest screen and with each."""
-    for dtype, screen in product((torch.float32, torch.bfloat16), ("auto", *CANDIDATES)):
+    for dtype, screen in product((torch.float32, torch.bfloat16), ("auto", *SCREENS)):
         with torch.device(DEVICE):
             sae = SAE(shape.d, shape.m, k=shape.k, dtype=dtype, device=DEVICE)
         x = torch.empty(shape.n, shape.d, dtype=dtype, device=DEVICE)

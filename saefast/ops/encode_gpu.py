@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast import checks, reference
 from saefast.ops import gpu
-from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, suggested
+from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, untimed
 from saefast.types import SparseCode, ThresholdCode
 
 _measured: dict[tuple[object, ...], GpuScreen] = {}
@@ -75,7 +75,7 @@ def threshold_on_gpu(
         room, counts = (torch.empty(s, dtype=torch.int64, device=x.device) for s in ((0, width), 0))
         return ThresholdCode(x.new_empty(0, width), room, counts)
     # The result is the same whoever screens, so there is no need to find the fastest first.
-    screen = asked_for() or suggested(x.shape[1])
+    screen = untimed(exact=precision == "exact")
     left, right = _rounded(x, weight, bias, scale, screen)
     return threshold_rounded(
         x, weight, bias, scale, threshold, width, precision, screen, left, right
@@ -141,22 +141,18 @@ def encode_rounded(
 
 
 def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
-    """The environment's choice, the fastest one measured, or what the shape suggests."""
+    """Return the environment's choice, or the fastest for the shape: measured, if it is exact."""
     (n, d), m = x.shape, weight.shape[0]
-    chosen = asked_for()
-    if chosen is not None:
-        return chosen
-    if not exact:
-        return suggested(d)
+    if not exact or asked_for() is not None:
+        return untimed(exact=exact)
     candidates = candidates_for(lambda product: gpu.kernels("list_length").fits(m, d, k, product))
-    unmeasured = suggested(d) if suggested(d) in candidates else candidates[0]
     if not x.is_cuda:
-        return unmeasured
+        return candidates[0]
     # Batches of similar size share a measurement.
     key = (x.get_device(), x.dtype, n.bit_length(), d, m, k)
     if key not in _measured:
         if gpu.capturing(x):
-            return unmeasured
+            return candidates[0]
         _measured[key] = _fastest(x, weight, k, candidates)
     return _measured[key]
 
@@ -168,7 +164,7 @@ def _fastest(x: Tensor, weight: Tensor, k: int, candidates: tuple[GpuScreen, ...
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         left = gpu.launch("round_rows.rounded_rows", x, screen.product)
-        right = gpu.launch("round_rows.rounded_rows", weight, screen.product)
+        right = gpu.launch("round_rows.rounded_columns", weight, screen.product)
         encode_rounded(x, weight, None, None, k, True, screen, left, right)
         end.record()
         end.synchronize()
@@ -184,7 +180,7 @@ def _rounded(
 ) -> tuple[Any, Any]:
     """x and weight * scale as the screen multiplies them; raises where anything is not finite."""
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)
-    right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
+    right = gpu.launch("round_rows.rounded_columns", weight, screen.product, scale)
     check_rounded(x, weight, bias, scale, left, right)
     return left, right
 

@@ -23,6 +23,8 @@ class Packed(NamedTuple):
     """the instruction set of a CPU's panels"""
     arrays: tuple[Tensor, Tensor, Tensor]
     """units, norm and lost, which `latent_update` refreshes"""
+    multiplier: Tensor | None = None
+    """[1] the power of two that the rows of a GPU were multiplied by where units are float16"""
 
     @property
     def product(self) -> str:
@@ -50,8 +52,9 @@ def repacked(
             return None
         screen = packed.screen if packed else screen_for(x, weight, k, exact=exact)
         if packed is None or not fresh:
-            rounded = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
-            packed = Packed(screen, "", (rounded.units, rounded.norm, rounded.lost))
+            rounded = gpu.launch("round_rows.rounded_columns", weight, screen.product, scale)
+            arrays = (rounded.units, rounded.norm, rounded.lost)
+            packed = Packed(screen, "", arrays, rounded.multiplier)
         return packed
     screen = screen_at(precision)
     if screen.engine == "torch":
@@ -104,7 +107,7 @@ def encode_scaled(
     exact = precision == "exact"
     screen = screen_for(x, weight, k, exact=exact)
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)
-    right = gpu.launch("round_rows.rounded_rows", weight, screen.product, scale)
+    right = gpu.launch("round_rows.rounded_columns", weight, screen.product, scale)
     return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right)
 
 
@@ -138,7 +141,8 @@ def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, Any, Any]:
     """A screen, and the operands of its product."""
     assert isinstance(packed.screen, GpuScreen)
     left = gpu.launch("round_rows.rounded_rows", x, packed.product)
-    right = gpu.kernels("round_rows").RoundedRows(packed.product, *packed.arrays)
+    rounded_rows = gpu.kernels("round_rows").RoundedRows
+    right = rounded_rows(packed.product, *packed.arrays, packed.multiplier)
     return packed.screen, left, right
 
 

@@ -161,6 +161,7 @@ class Learner:
             shrink_dec=decay.shrink_dec,
             sign=decay.sign,
             group_ends=forward.group_ends,
+            multiplier=packed.multiplier if packed else None,
         )
 
     def _decay(self, forward: Forward) -> Decay:

@@ -21,7 +21,7 @@ from saefast.ops import gpu
 from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
 from saefast.ops.gather_dots import gather_dots
-from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
+from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS
 from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.latent_update import gradient_squares, latent_update
@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.fixture(params=[str(screen) for screen in CANDIDATES])
+@pytest.fixture(params=[str(screen) for screen in SCREENS[:-1]])
 def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every engine and product of the GPU's encode, in turn."""
     monkeypatch.setenv(ENVIRONMENT, request.param)

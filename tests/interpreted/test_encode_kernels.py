@@ -13,7 +13,7 @@ from saefast import reference
 from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
 from saefast.kernels.tiles import Tile, measuring
 from saefast.ops.encode_gpu import encode_rounded
-from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
+from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS, GpuScreen
 
 
 @st.composite
@@ -54,7 +54,7 @@ def test_exact_is_the_top_k_of_full_precision_whoever_screens(
     weight = as_laid_out(data((m, d), seed + 1, torch.float32), layout)
     bias, scale = (normal((m,), seed + i, torch.float32) for i in (2, 3))
     codes = []
-    for screen in CANDIDATES:
+    for screen in SCREENS:
         monkeypatch.setenv(ENVIRONMENT, str(screen))
         codes.append(saefast.topk_encode(x, weight, bias, k=k, scale=scale))
     assert_top_k(codes[0], x, weight, bias, scale)
@@ -143,10 +143,12 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("product", "exact"), [("float16", True), ("bfloat16", True), ("bfloat16", False)]
+)
 @pytest.mark.parametrize("place", ["weight", "bias", "x", "infinite weight"])
 def test_nothing_is_scored_in_full_beside_nan(
-    place: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+    place: str, product: str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = scratch(monkeypatch)
     n, d, m, k = 3, 12, 90, 6
@@ -158,8 +160,9 @@ def test_nothing_is_scored_in_full_beside_nan(
         bias[70] = torch.nan
     else:
         weight[70, 3] = torch.inf if place == "infinite weight" else torch.nan
-    left, right = (round_rows.rounded_rows(t, "bfloat16") for t in (x, weight))
-    screen = CANDIDATES[1]
+    left = round_rows.rounded_rows(x, product)
+    right = round_rows.rounded_columns(weight, product)
+    screen = GpuScreen("fused", product)
     code = encode_rounded(x, weight, bias, None, k, exact, screen, left, right, impl="triton")
     spoilt = [1] if place == "x" else [0, 1, 2]
     assert code.values[spoilt].isnan().all()
@@ -178,6 +181,21 @@ def test_a_row_that_fails_beside_whole_ones_is_still_scored(
     x[1] *= 1e37
     saefast.topk_encode(x, weight, k=6)
     assert not (used[0] == 7).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rows_far_larger_or_smaller_than_others_are_screened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each row has a multiplier of its own, and the weight is not near one."""
+    used = scratch(monkeypatch)
+    monkeypatch.setenv(ENVIRONMENT, "fused-float16")
+    x, weight = normal((5, 32), 0, torch.float32), normal((90, 32), 1, torch.float32)
+    x *= torch.tensor([1e-6, 1e-3, 1.0, 1e6, 1e12])[:, None]
+    for size in (1e-5, 1e8):
+        code = saefast.topk_encode(x, weight * size, k=6)
+        assert_top_k(code, x, weight * size, None, None)
+    assert (used[0] == 7).all()
 
 
 def test_parts_of_a_failed_row_do_not_run_into_the_next_list(screen: str) -> None:
@@ -212,18 +230,20 @@ def test_rounding_that_all_points_one_way(screen: str, d: int, loser: str) -> No
     bias = torch.full((100,), score - 2.0**-12)
     bias[99] = 0
     assert saefast.topk_encode(x, weight, bias, k=1).indices.item() == 99
-    assert saefast.topk_encode(x, weight, bias, k=1, precision="bf16").indices.item() != 99 or (
-        screen.endswith("tfloat32")
-    )
+    assert saefast.topk_encode(x, weight, bias, k=1, precision="bf16").indices.item() != 99
 
 
 @given(seed=seeds)
 @settings(max_examples=10)
-@pytest.mark.parametrize("product", ["bfloat16", "tfloat32", "float32"])
-def test_bounds_hold_for_what_rounding_loses(product: str, seed: int) -> None:
+@pytest.mark.parametrize("product", ["float16", "bfloat16", "tfloat32", "float32"])
+@pytest.mark.parametrize("of", ["rows", "columns"])
+def test_bounds_hold_for_what_rounding_loses(of: str, product: str, seed: int) -> None:
     rows = uneven((9, 37), seed, torch.float32)
-    rounded = round_rows.rounded_rows(rows, product)
+    rounded = getattr(round_rows, f"rounded_{of}")(rows, product)
     units = rounded.units[:, :37].double()
+    if product == "float16":
+        assert_same_bits(units.half().double(), units)  # each of them is a float16
+        units /= rounded.multiplier.double()[:, None]
     assert (rounded.units[:, 37:] == 0).all()
     lost = (rows.double() - units).norm(dim=1)
     assert (lost <= rounded.lost.double()).all()
@@ -248,7 +268,8 @@ def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.Monke
     )
     x, weight = normal((17, 33), 0, torch.float32), normal((200, 33), 1, torch.float32)
     left, right = (round_rows.rounded_rows(t, "float32") for t in (x, weight))
-    code = encode_rounded(x, weight, None, None, 5, True, CANDIDATES[1], left, right, impl="triton")
+    screen = GpuScreen("fused", "float32")
+    code = encode_rounded(x, weight, None, None, 5, True, screen, left, right, impl="triton")
     assert_top_k(code, x, weight, None, None)
     assert {tma} == {seen for seen in launches if seen is not None}
 

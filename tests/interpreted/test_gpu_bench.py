@@ -25,7 +25,7 @@ from saefast.kernels import (
     sparse_decode,
     threshold_encode,
 )
-from saefast.ops.gpu_screens import CANDIDATES
+from saefast.ops.gpu_screens import SCREENS
 
 SMALL = Shape(9, 33, 3, 3)
 ON_THE_CPU = ("trainings", "defaults")
@@ -35,7 +35,7 @@ ON_THE_CPU = ("trainings", "defaults")
 def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are used, and lists by Triton."""
     monkeypatch.setattr(gpu_encode_checks.gpu, "has_cuda", lambda: False)
-    monkeypatch.setattr(gpu_encode_checks, "SCREENS", CANDIDATES)
+    monkeypatch.setattr(gpu_encode_checks, "SCREENS", SCREENS[:4])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def exact_training(*data: Any) -> Iterator[Any]:
 
 def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
     """Those that have something to say; the first screen is enough."""
-    gpu_encode_checks.SCREENS = CANDIDATES[:1]
+    gpu_encode_checks.SCREENS = SCREENS[:1]
     data = gpu_checks.drawn_on(SMALL, "cpu")
     return {
         check.__name__

@@ -19,7 +19,7 @@ from saefast.ops.encode_packed import repacked, threshold_packed
 from saefast.ops.gpu_screens import ENVIRONMENT
 
 
-@pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16"])
+@pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16", "fused-float16"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Either engine; which product it screens with does not matter to a test."""
     monkeypatch.setenv(ENVIRONMENT, request.param)

@@ -8,13 +8,15 @@ from helpers.tolerance import assert_same_bits
 from helpers.updates import Problem
 
 from saefast import SAE, AuxK, FusedStep, reference
-from saefast.kernels.round_rows import rounded_rows
+from saefast.kernels.round_rows import rounded_columns
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 @pytest.mark.parametrize("extra", [False, True])
-@pytest.mark.parametrize("d", [13, 16, 37])
-def test_several_steps_equal_the_reference(d: int, unit_norm: bool, extra: bool) -> None:
+@pytest.mark.parametrize(("d", "product"), [(13, "tfloat32"), (16, "float16"), (37, "float16")])
+def test_several_steps_equal_the_reference(
+    d: int, product: str, unit_norm: bool, extra: bool
+) -> None:
     """One block of the width and several; 19 latents are more than one program's."""
     shape = Shape(9, d, 19, 3)
     fused, plain = Problem(shape, 0, torch.float32), Problem(shape, 0, torch.float64)
@@ -26,19 +28,20 @@ def test_several_steps_equal_the_reference(d: int, unit_norm: bool, extra: bool)
     )
     for mine, its in zip(plain.parameters, fused.parameters, strict=True):
         mine.copy_(its)
-    packed = rounded_rows(fused.w_enc, "tfloat32")
+    packed = rounded_columns(fused.w_enc, product)
     for number in range(1, 4):
         asked = {"unit_norm": unit_norm, "extra": extra}
         expected = plain.plain(number, **asked)
         arrays = (packed.units, packed.norm, packed.lost)
-        actual = fused.fused(number, **asked, packed=arrays, product="tfloat32")
+        how = {"packed": arrays, "product": product, "multiplier": packed.multiplier}
+        actual = fused.fused(number, **asked, **how)
         torch.testing.assert_close(actual[0].double(), expected[0], rtol=1e-5, atol=1e-5)
         assert_same_bits(actual[1], expected[1])
         for a, e in zip(
             fused.parameters + fused.moments, plain.parameters + plain.moments, strict=True
         ):
             torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=2e-6)
-    fresh = rounded_rows(fused.w_enc, "tfloat32")
+    fresh = rounded_columns(fused.w_enc, product)
     assert_same_bits(packed.units, fresh.units)
     torch.testing.assert_close(packed.norm, fresh.norm)
     torch.testing.assert_close(packed.lost, fresh.lost, rtol=1e-3, atol=1e-9)

@@ -65,19 +65,19 @@ def test_the_first_round_only_compiles() -> None:
 )
 def test_a_screen_that_fails_is_skipped_with_one_warning(error: Exception) -> None:
     clock = Clock(a=2.0, b=error, c=1.0)
-    with pytest.warns(UserWarning, match="does not screen by fused-bfloat16 for a shape") as seen:
+    with pytest.warns(UserWarning, match="does not screen by chunked-bfloat16 for a shape") as seen:
         assert fastest(clock, CANDIDATES, "a shape") == THIRD
     assert len(seen) == 1
     assert clock.asked.count(SECOND) == 1
-    assert str(error) in gpu_screens.skipped["fused-bfloat16"]
+    assert str(error) in gpu_screens.skipped["chunked-bfloat16"]
     assert saefast.build_info()["gpu_screen"]["skipped"] == gpu_screens.skipped
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_second_failure_of_the_same_screen_is_not_told_again() -> None:
-    gpu_screens.skipped["chunked-bfloat16"] = "an earlier shape: OutOfMemoryError"
+    gpu_screens.skipped["fused-float16"] = "an earlier shape: OutOfMemoryError"
     assert fastest(Clock(a=RuntimeError(), b=1.0, c=2.0), CANDIDATES, "another shape") == SECOND
-    assert "another shape" in gpu_screens.skipped["chunked-bfloat16"]
+    assert "another shape" in gpu_screens.skipped["fused-float16"]
 
 
 @pytest.mark.filterwarnings("ignore:saefast does not screen")
@@ -99,7 +99,7 @@ def test_where_none_works_all_reasons_are_told() -> None:
     with pytest.raises(MemoryError):
         fastest(clock, CANDIDATES, "a shape")
     clock = Clock(a=RuntimeError("one"), b=OutOfResources(2, 1, "shared"), c=RuntimeError("three"))
-    with pytest.raises(RuntimeError, match=r"a shape: chunked.*one; fused.*shared.*three") as seen:
+    with pytest.raises(RuntimeError, match=r"a shape: fused.*one; chunked.*shared.*three") as seen:
         fastest(clock, CANDIDATES, "a shape")
     assert str(seen.value.__cause__) == "three"
 

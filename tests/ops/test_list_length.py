@@ -21,13 +21,14 @@ from saefast.ops import encode_gpu, gpu_screens
 from saefast.ops.gpu_screens import CANDIDATES, GpuScreen, candidates_for
 
 BLOCK = 256
-PRODUCTS = ("bfloat16", "tfloat32", "float32")
+PRODUCTS = ("float16", "bfloat16", "tfloat32", "float32")
 
 
 def rounded(rows: torch.Tensor, product: str) -> RoundedRows:
     """Rows as `round_rows` gives them, by torch."""
     bits = rows.view(torch.int32)
-    drop = {"bfloat16": 16, "tfloat32": 13, "float32": 0}[product]
+    # Normal float16 have the significant bits of a TF32.
+    drop = {"bfloat16": 16, "float16": 13, "tfloat32": 13, "float32": 0}[product]
     if drop:
         half = ((bits >> drop) & 1) + ((1 << (drop - 1)) - 1)
         units = ((bits + half) & -(1 << drop)).view(torch.float32)
@@ -60,6 +61,8 @@ def candidates(m: int, d: int, k: int, product: str, rows: int) -> torch.Tensor:
         (4096, 4096, 1, "bfloat16"),
         (4096, 4096, 200, "bfloat16"),
         (2048, 16_384, 16, "bfloat16"),
+        (2048, 16_384, 16, "float16"),
+        (4096, 512, 32, "float16"),
         (2048, 16_384, 16, "tfloat32"),
         (2048, 16_384, 16, "float32"),
     ],
@@ -101,10 +104,10 @@ def test_a_screen_that_leaves_too_much_in_doubt_is_no_candidate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert candidates_for(lambda product: True) == CANDIDATES
-    assert candidates_for(lambda product: product != "bfloat16") == (CANDIDATES[2],)
+    assert candidates_for(lambda product: product == "tfloat32") == (CANDIDATES[2],)
     assert candidates_for(lambda product: False) == (GpuScreen("chunked", "float32"),)
     monkeypatch.delenv(gpu_screens.ENVIRONMENT, raising=False)
-    for m, product in ((131_072, "tfloat32"), (2**22, "float32"), (8192, "bfloat16")):
+    for m, product in ((131_072, "float16"), (2**22, "float32"), (8192, "float16")):
         x, weight = torch.empty(9, 16_384, device="meta"), torch.empty(m, 16_384, device="meta")
         assert encode_gpu.screen_for(x, weight, 512, exact=True).product == product
         assert encode_gpu.screen_for(x, weight, 512, exact=False).product == "bfloat16"

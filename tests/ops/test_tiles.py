@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is a package of Linux only")
 from saefast.kernels import device
 from saefast.kernels.tiles import Tile, measured_tile, measuring, tile_candidates, tile_for
 
-PRODUCTS = ("bfloat16", "tfloat32", "float32")
+PRODUCTS = ("float16", "bfloat16", "tfloat32", "float32")
 SHARED = {"A100": 166_912, "RTX 3090, 4090 and 5090": 101_376, "H100 and B200": 232_448}
 """shared_memory_per_block_optin of GPUs"""
 
@@ -24,7 +24,7 @@ def test_tiles_fit_the_shared_memory_of_a_device(product: str, tma: bool, limit:
     assert fitting[0] == tile_for(product, tma, limit)
     assert len(set(fitting)) == len(fitting)
     for tile in fitting:
-        operand = 2 if product == "bfloat16" else 4
+        operand = 2 if product in ("float16", "bfloat16") else 4
         assert tile.stages * (tile.rows + tile.columns) * tile.depth * operand < limit
 
 
