@@ -40,8 +40,8 @@ def hot_groups(
 
     `maxima` [rows, width / GROUP] gets the largest score of every group of columns, `scores`
     [rows, width] only the groups whose maximum lies above the row's `floor`. Width is `columns`
-    rounded up to tiles. TMA: `x` and `weight` are descriptors instead of addresses. MULTIPLIED: a row
-    of `x` was multiplied by its `row_multiplier` [rows], `weight` by `column_multiplier` [1].
+    rounded up to tiles. TMA: `x` and `weight` are descriptors instead of addresses. MULTIPLIED: a
+    row of `x` was multiplied by its `row_multiplier` [rows], `weight` by `column_multiplier` [1].
     """
     # Neighbouring programs share tiles of both operands, so that these stay in the L2 cache.
     tiles_down, tiles_across = tl.cdiv(rows, BLOCK_ROWS), width // BLOCK_COLUMNS

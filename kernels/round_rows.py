@@ -30,7 +30,7 @@ def padded_width(d: int) -> int:
 
 
 def unit_dtype(product: str) -> torch.dtype:
-    """Return the dtype of rounded rows; in the interpreter, which cannot multiply others, float32."""
+    """Return the dtype of rounded rows: in the interpreter float32, which is all it multiplies."""
     return torch.float32 if interpreting() else _NARROW.get(product, torch.float32)
 
 
