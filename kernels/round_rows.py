@@ -206,7 +206,8 @@ def _shared_multiplier(weight: Tensor, scale: Tensor | None) -> Tensor:
     exponent = ((largest.view(torch.int32) >> 23) & 0xFF) - _BIAS
     most: int = _MOST_EXPONENT.value
     up = (_TOP_EXPONENT.value - exponent).clamp(-most, most)
-    return ((up + _BIAS) << 23).view(torch.float32).reshape(1)
+    bits: Tensor = (up + _BIAS) << 23
+    return bits.view(torch.float32).reshape(1)
 
 
 def _rounded(
