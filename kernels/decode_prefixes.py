@@ -150,7 +150,7 @@ def decode_prefixes(
     order, begins = (
         torch.empty(n, size, dtype=torch.int32, device=values.device) for size in (k, groups + 1)
     )
-    most_k, most_d, most = (4, 16, 8) if interpreting() else (8, 256, 256)
+    most_k, most_d, most = (4, 16, 8) if interpreting() else (16, 256, 256)
     if n:
         prefix_rows[(n,)](
             values,
@@ -174,7 +174,7 @@ def decode_prefixes(
             BLOCK=most,
             BLOCK_K=most_k,
             BLOCK_D=min(power_of_two(d), most_d),
-            num_warps=8,
+            num_warps=4,
             maxnreg=thread_registers(16),
             **LAUNCH,
         )

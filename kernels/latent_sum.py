@@ -51,7 +51,8 @@ def sum_entries(
         value = tl.load(values + entry, place < end, other=0.0).to(tl.float32)
         row = first_row + (entry // k).to(tl.int64)
         inside = (place < end)[:, None] & (at < d)[None, :]
-        block = tl.load(rows + row[:, None] * d + at[None, :], inside, other=0.0)
+        rows_at = rows + row[:, None] * d + at[None, :]
+        block = tl.load(rows_at, inside, other=0.0, eviction_policy="evict_last")
         sums += tl.sum(value[:, None] * block.to(tl.float32), axis=0)
     return sums
 

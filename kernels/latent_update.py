@@ -16,6 +16,7 @@ from .extra_gradients import Slots, slots_of
 from .latent_sum import Groups, entry_blocks, partial_sums
 from .round_rows import DROPPED_BITS
 from .update_biases import update_biases
+from .update_columns import add_squares, join_lengths, update_columns
 from .update_rows import update_rows
 
 _TOGETHER = 16
@@ -171,9 +172,36 @@ class LatentPass:
     def _run(self, factor: Tensor | None, squares: Tensor | None) -> None:
         """Fill `squares` [m], or update where there are none."""
         self._biases(factor, squares)
+        of_decoder = of_encoder = None
+        if squares is not None:
+            parts = self._scalars.bias_grads.new_empty(sum(self._square_parts), len(squares))
+            of_decoder, of_encoder = parts.split(self._square_parts)
         if self.operands.update_decoder:
-            self._rows(self._decoder, factor, squares, encoder=False)
-        self._rows(self._encoder, factor, squares, encoder=True)
+            if self._whole_rows(measuring=squares is not None):
+                self._rows(factor, of_decoder)
+            else:
+                self._columns(self._decoder, factor, of_decoder, encoder=False)
+        self._columns(self._encoder, factor, of_encoder, encoder=True)
+        if squares is not None:
+            block = _joined()
+            add_squares[(triton.cdiv(len(squares), block),)](
+                parts, squares, len(squares), len(parts), BLOCK=block, num_warps=4, **LAUNCH
+            )
+
+    def _whole_rows(self, *, measuring: bool) -> bool:
+        """Whether the decoder's rows cannot be worked through by columns."""
+        operands = self.operands
+        return self._projection == "measured" or (operands.unit_norm and not measuring)
+
+    @property
+    def _square_parts(self) -> list[int]:
+        """The numbers of sums of squares that the decoder's and the encoder's rows have."""
+        operands = self.operands
+        decoder = 1 if self._whole_rows(measuring=True) else _column_blocks(operands.w_dec.shape[1])
+        return [
+            decoder if operands.update_decoder else 0,
+            _column_blocks(operands.w_enc.shape[1]) if operands.update_encoder else 0,
+        ]
 
     def _biases(self, factor: Tensor | None, squares: Tensor | None) -> None:
         """Launch `update_biases`."""
@@ -203,61 +231,83 @@ class LatentPass:
             **LAUNCH,
         )
 
-    def _rows(
-        self, side: _Side, factor: Tensor | None, squares: Tensor | None, *, encoder: bool
+    def _columns(
+        self, side: _Side, factor: Tensor | None, square_parts: Tensor | None, *, encoder: bool
     ) -> None:
-        """Launch `update_rows` on one side."""
+        """Launch `update_columns` on one side, and join the lengths of what it packs."""
         operands = self.operands
-        m, d = side.learned.weight.shape
-        n, k = operands.indices.shape
-        by_latent, slots, sign = self._by_latent, self._slots, operands.sign
         some = scalars = self._scalars.bias_grads if encoder else self._scalars.along
-        updating = side.partial is not None and squares is None
+        m, d = side.learned.weight.shape
+        updating = side.partial is not None and square_parts is None
         packed = operands.packed if encoder and updating else None
         units, norm, lost = packed or (some, some, some)
-        projection = "none" if encoder else self._projection
-        block_e, block_d = _blocks(d, projection)
-        update_rows[(triton.cdiv(m, _together(m)),)](
-            side.coefficients,
-            by_latent.entry,
-            by_latent.start,
-            by_latent.piece_start,
-            side.rows,
-            some if side.partial is None else side.partial,
-            side.groups.ends if side.groups else some,
-            slots.of_latent if slots else some,
-            some if side.extra is None else side.extra,
-            some if side.shrink is None else side.shrink,
-            some if sign is None else sign,
-            some if factor is None else factor,
+        blocks, multiplier = _column_blocks(d), operands.multiplier
+        norm_parts, lost_parts = some.new_empty(2, blocks, m) if packed else (some, some)
+        arguments, switches = self._gradient(side, factor)
+        update_columns[(triton.cdiv(m, _together(m)), blocks)](
+            *arguments,
             scalars,
             self._shares if encoder else some,
-            some if squares is None else squares,
+            some if square_parts is None else square_parts,
             *side.learned,
             operands.rates,
             units,
-            norm,
-            lost,
-            some if operands.multiplier is None else operands.multiplier,
+            norm_parts,
+            lost_parts,
+            some if multiplier is None else multiplier,
             m,
             len(side.groups.ends) if side.groups else 1,
-            n,
+            len(operands.indices),
             d,
             units.shape[1] if packed else d,
-            k,
+            operands.indices.shape[1],
             *self._adam_constants,
-            GROUPED=side.groups is not None,
-            EXTRA=slots is not None,
-            SHRINK=side.shrink is not None,
-            SIGN=sign is not None,
-            PROJECT=projection,
-            FACTOR=factor is not None,
+            **switches,
+            INFERRED=not encoder and self._projection == "inferred",
             ENCODER=encoder,
             TASK="update" if updating else "share" if side.partial is None else "squares",
-            UNIT_NORM=operands.unit_norm and updating and not encoder,
             PACK=packed is not None,
             DROP=DROPPED_BITS[operands.product if packed else "float32"],
-            HALF=packed is not None and operands.multiplier is not None,
+            HALF=packed is not None and multiplier is not None,
+            TOGETHER=_together(m),
+            BLOCK_E=entry_blocks(d)[0],
+            BLOCK_D=_columns_of_block(d),
+            num_warps=2,
+            # As many warps as have registers enough; see `thread_registers`.
+            maxnreg=thread_registers(20 if packed else 24 if updating or side.groups else 32),
+            **LAUNCH,
+        )
+        if packed:
+            block = _joined()
+            join_lengths[(triton.cdiv(m, block),)](
+                *(norm_parts, lost_parts, norm, lost, m, blocks, d),
+                BLOCK=block,
+                num_warps=4,
+                **LAUNCH,
+            )
+
+    def _rows(self, factor: Tensor | None, squares: Tensor | None) -> None:
+        """Launch `update_rows` on the decoder."""
+        operands, side, some = self.operands, self._decoder, self._scalars.along
+        m, d = side.learned.weight.shape
+        block_e, block_d = _blocks(d, self._projection)
+        arguments, switches = self._gradient(side, factor)
+        update_rows[(triton.cdiv(m, _together(m)),)](
+            *arguments,
+            some,
+            some if squares is None else squares,
+            *side.learned,
+            operands.rates,
+            m,
+            len(side.groups.ends) if side.groups else 1,
+            len(operands.indices),
+            d,
+            operands.indices.shape[1],
+            *self._adam_constants,
+            **switches,
+            PROJECT=self._projection,
+            TASK="update" if squares is None else "squares",
+            UNIT_NORM=operands.unit_norm and squares is None,
             ONE_BLOCK=d <= block_d,
             TOGETHER=_together(m),
             BLOCK_E=block_e,
@@ -267,6 +317,50 @@ class LatentPass:
             maxnreg=thread_registers(16 if has_tma(some) else 12),
             **LAUNCH,
         )
+
+    def _gradient(self, side: _Side, factor: Tensor | None) -> tuple[list[Tensor], dict[str, bool]]:
+        """The arguments and switches of `gradient_of_row`, and the factor."""
+        by_latent, slots, sign = self._by_latent, self._slots, self.operands.sign
+        some = self._scalars.bias_grads
+        optional = (
+            side.partial,
+            side.groups.ends if side.groups else None,
+            slots.of_latent if slots else None,
+            side.extra,
+            side.shrink,
+            sign,
+            factor,
+        )
+        arguments = [
+            side.coefficients,
+            by_latent.entry,
+            by_latent.start,
+            by_latent.piece_start,
+            side.rows,
+            *(some if tensor is None else tensor for tensor in optional),
+        ]
+        switches = {
+            "GROUPED": side.groups is not None,
+            "EXTRA": slots is not None,
+            "SHRINK": side.shrink is not None,
+            "SIGN": sign is not None,
+            "FACTOR": factor is not None,
+        }
+        return arguments, switches
+
+
+def _columns_of_block(d: int) -> int:
+    """How many columns a program of `update_columns` works on."""
+    return min(power_of_two(d), 16 if interpreting() else 256)
+
+
+def _column_blocks(d: int) -> int:
+    return triton.cdiv(d, _columns_of_block(d))
+
+
+def _joined() -> int:
+    """Latents whose parts a program joins."""
+    return 8 if interpreting() else 256
 
 
 def _blocks(d: int, projection: str) -> tuple[int, int]:

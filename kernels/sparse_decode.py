@@ -182,7 +182,8 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
             BLOCK_K=block_k,
             BLOCK_D=block_d,
             WIDE=_wide(weight),
-            num_warps=4,
+            # More of them would exchange their sums through shared memory, block by block.
+            num_warps=1,
             **LAUNCH,
         )
     return out
