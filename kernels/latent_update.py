@@ -274,7 +274,7 @@ class LatentPass:
             BLOCK_D=_columns_of_block(d),
             num_warps=2,
             # As many warps as have registers enough; see `thread_registers`.
-            maxnreg=thread_registers(20 if packed else 24 if updating or side.groups else 32),
+            maxnreg=thread_registers(16 if packed else 24 if updating or side.groups else 32),
             **LAUNCH,
         )
         if packed:
