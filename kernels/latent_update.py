@@ -355,7 +355,7 @@ def _columns_of_block(d: int) -> int:
 
 
 def _column_blocks(d: int) -> int:
-    return triton.cdiv(d, _columns_of_block(d))
+    return -(-d // _columns_of_block(d))
 
 
 def _joined() -> int:
