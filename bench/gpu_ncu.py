@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.gpu_worker import Item
 
-KERNELS = ("hot_groups", "update_rows", "score_candidates", "residual_rows")
+KERNELS = ("hot_groups", "update_columns", "score_candidates", "residual_rows")
 METRICS = {
     "gpu__time_duration.sum": "ns",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram_percent",

@@ -34,7 +34,7 @@ WORK: dict[str, Work] = {
     r"^score_candidates": lambda s: (4.0 * s.n * s.k * s.d, 2.0 * s.n * s.k * s.d),
     r"^residual_rows": lambda s: (4.0 * s.n * s.k * s.d, 4.0 * s.n * s.k * s.d),
     # Both sides: weights and moments read and written; rows of e and x gathered.
-    r"^update_rows": lambda s: (52.0 * s.m * s.d + 8.0 * s.n * s.k * s.d, 4.0 * s.n * s.k * s.d),
+    r"^update_columns": lambda s: (52.0 * s.m * s.d + 8.0 * s.n * s.k * s.d, 4.0 * s.n * s.k * s.d),
     r"^round_rows": lambda s: (6.0 * s.n * s.d, 0.0),
 }
 """By a pattern of the kernel's name: the least work, from the sizes alone."""

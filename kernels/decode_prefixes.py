@@ -174,7 +174,7 @@ def decode_prefixes(
             BLOCK=most,
             BLOCK_K=most_k,
             BLOCK_D=min(power_of_two(d), most_d),
-            num_warps=4,
+            num_warps=2 if d <= 1024 else 4,  # measured on an H100
             maxnreg=thread_registers(16),
             **LAUNCH,
         )

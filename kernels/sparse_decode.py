@@ -167,7 +167,8 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
     n, k = indices.shape
     m, d = weight.shape
     out = weight.new_empty(n, d)
-    block_k, block_d = _blocks(k, d, 8, 256)
+    # 256 bytes of a row: at (4096, 131072, 64) a piece of all rows that stays in the L2 cache.
+    block_k, block_d = _blocks(k, d, 16, 256 // weight.itemsize)
     if n:
         decode_rows[(n, triton.cdiv(d, block_d))](
             values,
@@ -198,7 +199,7 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     n, k = indices.shape
     m, d = weight.shape
     out = rows.new_empty(n, k)
-    block_k, block_d = _blocks(8 if rows.dtype == torch.float64 else k, d, 8, 256)
+    block_k, block_d = _blocks(8, d, 8, 256) if rows.itemsize == 8 else _blocks(k, d, 16, 256)
     if out.numel():
         dot_rows[(n, triton.cdiv(k, block_k))](
             rows,
@@ -211,7 +212,7 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
             BLOCK_K=block_k,
             BLOCK_D=block_d,
             WIDE=_wide(weight),
-            num_warps=4,
+            num_warps=2,
             **LAUNCH,
         )
     return out
@@ -231,8 +232,7 @@ def decode_residual(
     residual, value_grads = target.new_empty(n, d), values.new_empty(n, k)
     squares = target.new_empty(n)
     block_k = min(power_of_two(k), 4 if interpreting() else _WIDEST_CODE)
-    # Eight thousand elements: 32 registers of a thread.
-    block_d = min(power_of_two(d), 16 if interpreting() else max(64, 8192 // block_k))
+    block_d = min(power_of_two(d), 16 if interpreting() else min(64, 4096 // block_k))
     if n:
         residual_rows[(n,)](
             values,
@@ -250,8 +250,8 @@ def decode_residual(
             BIASED=bias is not None,
             ONE_BLOCK=k <= block_k,
             BLOCK_K=block_k,
-            BLOCK_D=min(block_d, 1024),
-            num_warps=8,
+            BLOCK_D=block_d,
+            num_warps=2,
             **LAUNCH,
         )
     return residual, value_grads, squares.sum(dtype=torch.float64)

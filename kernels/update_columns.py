@@ -2,15 +2,84 @@
 
 Programs work through all latents for one block of columns before they begin the next one: that much
 of the gathered rows stays in the L2 cache. What needs a whole row is summed up by block, and joined
-by the kernels at the end of this file.
+by `join_parts`.
 """
 
 import triton
 import triton.language as tl
 
-from .latent_sum import group_of
-from .round_rows import half_of, inverse_of, length_of, rounded_to, square_of
-from .update_rows import adam_at, gradient_of_row
+from .latent_sum import group_of, sum_of_latent
+from .round_rows import half_of, inverse_of, rounded_to, square_of
+from .update_biases import adam
+
+
+@triton.jit
+def gradient_of_row(
+    coefficients,
+    entries,
+    start,
+    piece_start,
+    rows,
+    partial,
+    extra,
+    latent,
+    first_row,
+    slot,
+    multiple,
+    sign,
+    old,
+    at,
+    d,
+    k,
+    EXTRA: tl.constexpr,
+    SHRINK: tl.constexpr,
+    SIGN: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A latent's gradient at the columns `at`, where its row is `old`, before it is projected."""
+    gradient = sum_of_latent(
+        coefficients,
+        entries,
+        start,
+        piece_start,
+        rows,
+        partial,
+        latent,
+        first_row,
+        at,
+        d,
+        k,
+        BLOCK_E,
+        BLOCK_D,
+    )
+    if EXTRA:
+        gradient += tl.load(extra + slot * d + at, at < tl.where(slot >= 0, d, 0), other=0.0)
+    if SHRINK:
+        gradient += multiple * old
+    if SIGN:
+        gradient += sign * ((old > 0.0).to(tl.float32) - (old < 0.0).to(tl.float32))
+    return gradient
+
+
+@triton.jit
+def adam_at(place, old, first, second, gradient, inside, step_size, root, rest1, beta2, rest2, eps):
+    """The row `old` after a step of Adam, whose moments at `place` are updated."""
+    row, mean, square = adam(
+        old,
+        tl.load(first + place, inside, other=0.0, eviction_policy="evict_first"),
+        tl.load(second + place, inside, other=0.0, eviction_policy="evict_first"),
+        gradient,
+        step_size,
+        root,
+        rest1,
+        beta2,
+        rest2,
+        eps,
+    )
+    tl.store(first + place, mean, inside, eviction_policy="evict_first")
+    tl.store(second + place, square, inside, eviction_policy="evict_first")
+    return row
 
 
 # For these sizes neither 1 nor a multiple of 16 is worth code of its own.
@@ -30,13 +99,12 @@ def update_columns(
     factor,
     scalars,
     inputs_share,
-    square_parts,
+    parts,
     weight,
     first,
     second,
     rates,
     units,
-    norm_parts,
     lost_parts,
     multipliers,
     latents,
@@ -53,11 +121,12 @@ def update_columns(
     EXTRA: tl.constexpr,
     SHRINK: tl.constexpr,
     SIGN: tl.constexpr,
-    INFERRED: tl.constexpr,
+    PROJECT: tl.constexpr,
     FACTOR: tl.constexpr,
     ENCODER: tl.constexpr,
     TASK: tl.constexpr,
     PACK: tl.constexpr,
+    MEASURE: tl.constexpr,
     DROP: tl.constexpr,
     HALF: tl.constexpr,
     TOGETHER: tl.constexpr,
@@ -66,13 +135,14 @@ def update_columns(
 ):
     """BLOCK_D columns of TOGETHER latents' rows of one matrix [latents, d].
 
-    Gradients are those of `gradient_of_row`; then INFERRED removes the part along the row, which
-    `scalars` [latents] tell, and `factor` multiplies what is left. TASK says what becomes of it:
+    Gradients are those of `gradient_of_row`; then PROJECT removes the part along the row, which
+    `scalars` [latents] hold, and `factor` multiplies what is left. TASK says what becomes of it:
 
     - "update": a step of Adam. PACK rounds the row for the screen, as `round_rows` does; HALF: to
-      float16, times `multipliers` [1]. Squares of these columns, and of what rounding took from
-      them, go to `norm_parts` and `lost_parts` [blocks, latents].
-    - "squares": the square of these columns goes to `square_parts` [blocks, latents].
+      float16, times `multipliers` [1]. MEASURE: the square of these columns as they are then goes
+      to `parts` [blocks, latents], and that of what rounding took from them to `lost_parts`.
+    - "squares": the square of these columns of the gradient goes to `parts`.
+    - "along": the product of these columns of the gradient and the row goes to `parts`.
     - "share": nothing; only the share of the inputs' gradient is wanted.
 
     ENCODER: `scalars` are the gradients of the biases; their products with the rows as they were
@@ -91,7 +161,7 @@ def update_columns(
         pack_multiplier = tl.load(multipliers)
     share = tl.zeros((BLOCK_D,), tl.float32)
     for latent in range(begin, tl.minimum(begin + TOGETHER, latents)):
-        if ENCODER or INFERRED:
+        if ENCODER or PROJECT:
             scalar = tl.load(scalars + latent)
         if EXTRA:
             slot = tl.load(slots + latent)
@@ -131,12 +201,14 @@ def update_columns(
                 BLOCK_E,
                 BLOCK_D,
             )
-            if INFERRED:
+            if PROJECT:
                 gradient -= scalar * old
             if FACTOR:
                 gradient *= multiplier
         if TASK == "squares":
-            tl.store(square_parts + part, tl.sum(gradient * gradient))
+            tl.store(parts + part, tl.sum(gradient * gradient))
+        if TASK == "along":
+            tl.store(parts + part, tl.sum(gradient * old))
         if TASK == "update":
             row = adam_at(
                 place,
@@ -153,8 +225,8 @@ def update_columns(
                 eps,
             )
             tl.store(weight + place, row, at < d, eviction_policy="evict_first")
+            row = tl.where(at < d, row, 0.0)
             if PACK:
-                row = tl.where(at < d, row, 0.0)
                 if HALF:
                     unit = half_of(row, pack_multiplier)
                     kept = unit * inverse_of(pack_multiplier)
@@ -163,34 +235,9 @@ def update_columns(
                     kept = unit
                 packed_at = units + latent * padded + at
                 tl.store(packed_at, unit.to(units.dtype.element_ty), at < d)
-                tl.store(norm_parts + part, tl.sum(square_of(row)))
+                tl.store(parts + part, tl.sum(square_of(row)))
                 tl.store(lost_parts + part, tl.sum(square_of(row - kept)))
+            elif MEASURE:
+                tl.store(parts + part, tl.sum(row * row))
     if ENCODER:
         tl.store(inputs_share + program * d + at, share, at < d)
-
-
-@triton.jit(do_not_specialize=["latents", "parts"])
-def add_squares(square_parts, squares, latents, parts, BLOCK: tl.constexpr):
-    """Add `square_parts` [parts, latents], in their order, to float64 `squares` [latents]."""
-    latent = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.load(squares + latent, latent < latents, other=0.0)
-    at = latent
-    for _ in range(parts):
-        total += tl.load(square_parts + at, latent < latents, other=0.0).to(tl.float64)
-        at += latents
-    tl.store(squares + latent, total, latent < latents)
-
-
-@triton.jit(do_not_specialize=["latents", "parts"])
-def join_lengths(norm_parts, lost_parts, norm, lost, latents, parts, d, BLOCK: tl.constexpr):
-    """Turn sums of squares [parts, latents] of packed rows into bounds on lengths [latents]."""
-    latent = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    lost_squares = tl.zeros((BLOCK,), tl.float32)
-    at = latent
-    for _ in range(parts):
-        squares += tl.load(norm_parts + at, latent < latents, other=0.0)
-        lost_squares += tl.load(lost_parts + at, latent < latents, other=0.0)
-        at += latents
-    tl.store(norm + latent, length_of(squares, d), latent < latents)
-    tl.store(lost + latent, length_of(lost_squares, d), latent < latents)

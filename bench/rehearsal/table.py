@@ -10,6 +10,9 @@ from bench.rehearsal.pretended_gpu import GPUS
 from bench.rehearsal.recording import Launched
 from saefast.kernels.device import thread_registers
 
+MAY_SPILL = {"update_columns": 96}
+"""Bytes of a thread's stack that a kernel may use, since more warps with fewer registers are faster"""
+
 
 class Row(NamedTuple):
     """One specialisation on one architecture."""
@@ -32,7 +35,7 @@ def faults(rows: Iterable[Row]) -> Iterator[str]:
             continue
         figures, source = row.compiled
         limit = GPUS[row.architecture].shared_bytes
-        if figures.stack_bytes:
+        if figures.stack_bytes > MAY_SPILL.get(described["kernel"], 0):
             yield f"{where} spills {figures.stack_bytes} bytes ({figures.spills} instructions)"
         registers = thread_registers(described["warps"])
         if figures.registers > registers:

@@ -371,9 +371,9 @@ def test_a_matching_that_is_wrong_is_no_row() -> None:
 
 def test_kernels_are_rated_by_what_they_must_do() -> None:
     shape = GPU_SHAPES["C2"]
-    launches = [("hot_groups", 100.0)] * 6 + [("update_rows", 900.0)] * 6 + [("other", 1.0)] * 3
+    launches = [("hot_groups", 100.0)] * 6 + [("update_columns", 900.0)] * 6 + [("other", 1.0)] * 3
     update, product, other = gpu_profile.rows_of(launches, "C2", shape, H100)
-    assert (update["kernel"], update["calls"], update["ms"]) == ("update_rows", 2, 1.8)
+    assert (update["kernel"], update["calls"], update["ms"]) == ("update_columns", 2, 1.8)
     assert product["flops_per_second"] == pytest.approx(shape.gemm_flops / 200e-6)
     assert product["floor_share"] == pytest.approx(shape.gemm_flops / 8e14 / 200e-6, abs=1e-3)
     assert set(other) == {"profile", "kernel", "calls", "ms"}

@@ -297,7 +297,7 @@ def test_the_script_asks_the_tools(tmp_path: Path, tools: Callable[..., None]) -
     measured = [row for row in result["ncu"] if "ns" in row]
     assert [row["ns"] for row in measured] == [1234.5, 1000.0]
     assert [row.get("l2_hit_percent") for row in measured] == [61.25, None]
-    assert raised(result["ncu"])["ncu update_rows"].startswith(
+    assert raised(result["ncu"])["ncu update_columns"].startswith(
         "RuntimeError: no launch was measured: ==ERROR== no permission"
     )
     assert len(result["failures"]) == 4

