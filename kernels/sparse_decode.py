@@ -251,7 +251,7 @@ def decode_residual(
             ONE_BLOCK=k <= block_k,
             BLOCK_K=block_k,
             BLOCK_D=block_d,
-            num_warps=2,
+            num_warps=max(2, block_k * block_d // 1024),
             **LAUNCH,
         )
     return residual, value_grads, squares.sum(dtype=torch.float64)
