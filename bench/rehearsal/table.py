@@ -11,7 +11,7 @@ from bench.rehearsal.recording import Launched
 from saefast.kernels.device import thread_registers
 
 MAY_SPILL = {"update_columns": 96}
-"""Bytes of a thread's stack that a kernel may use, where more warps are worth more than registers"""
+"""Bytes of a stack that a thread of a kernel may use, where more warps are worth more"""
 
 
 class Row(NamedTuple):
