@@ -7,23 +7,20 @@ from .round_rows import length_of
 
 
 @triton.jit(do_not_specialize=["latents", "count"])
-def join_parts(parts, joined, latents, count, WHAT: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up `parts` [count, latents], in their order and in float64.
+def join_parts(parts, joined, latents, count, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum `parts` [count, latents], in their order and in float64, into `joined` [latents].
 
-    WHAT becomes of the sums: "add" adds them to `joined` [latents], "store" stores them there,
-    "length" their roots.
+    ADD: add the sums to what is there.
     """
     latent = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = latent < latents
     total = tl.zeros((BLOCK,), tl.float64)
-    if WHAT == "add":
+    if ADD:
         total += tl.load(joined + latent, real, other=0.0)
     at = latent
     for _ in range(count):
         total += tl.load(parts + at, real, other=0.0).to(tl.float64)
         at += latents
-    if WHAT == "length":
-        total = tl.sqrt_rn(total.to(tl.float32))
     tl.store(joined + latent, total.to(joined.dtype.element_ty), real)
 
 
@@ -42,13 +39,22 @@ def join_lengths(norm_parts, lost_parts, norm, lost, latents, count, d, BLOCK: t
     tl.store(lost + latent, length_of(lost_squares, d), latent < latents)
 
 
-@triton.jit(do_not_specialize=["latents"])
-def restore_norms(weight, lengths, latents, d, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Divide ROWS rows of `weight` [latents, d], BLOCK_D columns, by `lengths` [latents]."""
+@triton.jit(do_not_specialize=["latents", "count"])
+def restore_norms(weight, parts, latents, count, d, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Divide BLOCK_D columns of ROWS rows of `weight` [latents, d] by the lengths of the rows.
+
+    `parts` [count, latents] are their squared lengths by block of columns. Zeros stay zeros.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    length = tl.load(lengths + row, row < latents, other=1.0)
+    real = row < latents
+    squares = tl.zeros((ROWS,), tl.float32)
+    part = row
+    for _ in range(count):
+        squares += tl.load(parts + part, real, other=0.0)
+        part += latents
+    length = tl.sqrt_rn(squares)
     divisor = tl.where(length > 0.0, length, 1.0)
+    at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     place = weight + row[:, None] * d + at[None, :]
-    inside = (row < latents)[:, None] & (at < d)[None, :]
+    inside = real[:, None] & (at < d)[None, :]
     tl.store(place, tl.load(place, inside, other=0.0) / divisor[:, None], inside)

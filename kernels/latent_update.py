@@ -190,7 +190,7 @@ class LatentPass:
             parts = self._parts(sum(counts))
             for (side, encoder), own in zip(learning, parts.split(counts), strict=True):
                 self._columns(side, "squares", factor, own, encoder=encoder)
-            self._join(parts, squares, "add")
+            self._join(parts, squares, add=True)
         if not operands.update_encoder:
             self._columns(self._encoder, "share", None, self._parts(1), encoder=True)
 
@@ -236,11 +236,9 @@ class LatentPass:
                 own, lost_parts, norm, lost, m, len(own), d, BLOCK=block, num_warps=4, **LAUNCH
             )
         if not encoder and operands.unit_norm:
-            lengths = torch.empty_like(operands.b_enc)
-            self._join(own, lengths, "length")
             rows, columns = (2, 16) if interpreting() else (4, 512)
             restore_norms[(triton.cdiv(m, rows), triton.cdiv(d, columns))](
-                weight, lengths, m, d, ROWS=rows, BLOCK_D=columns, num_warps=4, **LAUNCH
+                weight, own, m, len(own), d, ROWS=rows, BLOCK_D=columns, num_warps=4, **LAUNCH
             )
 
     @cached_property
@@ -249,19 +247,19 @@ class LatentPass:
         if self._projection == "measured":
             parts = self._parts(_column_blocks(self.operands.w_dec.shape[1]))
             self._columns(self._decoder, "along", None, parts, encoder=False)
-            self._join(parts, self._scalars.along, "store")
+            self._join(parts, self._scalars.along, add=False)
         return self._scalars.along
 
     def _parts(self, count: int) -> Tensor:
         """[count, m] memory for sums over blocks of columns."""
         return self.operands.b_enc.new_empty(count, len(self.operands.b_enc))
 
-    def _join(self, parts: Tensor, joined: Tensor, what: str) -> None:
+    def _join(self, parts: Tensor, joined: Tensor, *, add: bool) -> None:
         """Launch `join_parts`."""
         block = _joined()
         count, m = parts.shape
         join_parts[(triton.cdiv(m, block),)](
-            parts, joined, m, count, WHAT=what, BLOCK=block, num_warps=4, **LAUNCH
+            parts, joined, m, count, ADD=add, BLOCK=block, num_warps=4, **LAUNCH
         )
 
     def _columns(
