@@ -1,5 +1,6 @@
 """The checks and contests that bench/ makes on a GPU, by the CPU's kernels; their arithmetic."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -272,6 +273,68 @@ def test_trainings_see_a_latent_that_was_not_among_the_largest(
     finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=False)
     assert not finding.holds
     assert finding.figures["loss_apart"] < 1e-5 < 1.0 < finding.figures["apart"]
+
+
+def cancelling() -> tuple[Shape, Tensor, Any]:
+    """One row whose gradient of the value is a thousandth of a rounding of its terms."""
+    shape = Shape(16, 64, 1, 1)
+    x, weights = drawn_on(shape, "cpu")
+    weights.b_enc.copy_(1e-7 - weights.w_dec @ weights.b_dec)
+    return shape, x, weights
+
+
+def test_terms_that_cancel_fail_no_check() -> None:
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert finding.holds, finding
+
+
+def test_a_term_that_is_left_out_is_seen_where_terms_cancel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = gpu_training_checks.decode_residual
+
+    def without_a_column(values: Tensor, indices: Tensor, weight: Tensor, *others: Any) -> Any:
+        residual, value_grads, square = exact(values, indices, weight, *others)
+        lacking = value_grads - (residual[:, -1:] * weight[indices][..., -1])
+        return residual, lacking, square
+
+    monkeypatch.setattr(gpu_training_checks, "decode_residual", without_a_column)
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert not finding.holds
+    assert finding.figures["value_grads"] > 1e-3
+
+
+@pytest.mark.parametrize("terms", [1024, 8192])
+def test_truncated_sums_lose_less_than_is_allowed(terms: int) -> None:
+    """As tensor cores add: 16 products at once to a sum that is truncated."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(31, terms, generator=generator, dtype=torch.float64)
+    right = torch.randn(terms, 64, generator=generator, dtype=torch.float64)
+    sums = torch.zeros(31, 64, dtype=torch.float64)
+    for part, other in zip(left.split(16, dim=1), right.split(16), strict=True):
+        sums = sums + part @ other
+        nearest = sums.float()
+        away = nearest.double().abs() > sums.abs()
+        sums = torch.where(away, torch.nextafter(nearest, nearest.new_zeros(())), nearest).double()
+    lost = float(1 - sums.square().sum() / (left @ right).square().sum())
+    assert 1e-6 < lost < gpu_training_checks.lost_by_truncation(terms) < 20 * lost
+
+
+def test_trainings_see_an_auxk_loss_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by more than sums on a GPU may lose; its gradients are right."""
+    module = importlib.import_module("saefast.train.auxk")
+    gradients_of = module.sparse_gradients
+
+    def longer(inputs: Tensor, *others: Any) -> Any:
+        missed, *gradients = gradients_of(inputs, *others)
+        factor = 1 + 1e-4 if inputs.dtype == torch.float32 else 1.0
+        return missed * factor, *gradients
+
+    monkeypatch.setattr(module, "sparse_gradients", longer)
+    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
+    assert not finding.holds
+    assert finding.figures["loss_apart"] < 1e-5 < 1e-4 < finding.figures["auxk_apart"]
+    assert finding.figures["auxk_apart"] > 1e-5 + gpu_training_checks.lost_by_truncation(CHECKED.m)
 
 
 @pytest.fixture(scope="module")
