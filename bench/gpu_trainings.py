@@ -16,6 +16,7 @@ from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_steps import VARIANTS
 from bench.gpu_times import Ceilings, Unmeasured, floors_of, milliseconds
 from bench.gpu_worker import Item
+from bench.shapes import Shape
 from saefast.activations import StoreWriter
 
 _STEPS = 40
@@ -25,8 +26,10 @@ _SKIPPED = 3
 """Laps before those that count: they compile, measure and capture."""
 _BATCHES = 4
 _LARGE = 1 << 16
-"""Latents above which four SAEs are trained of the first variant only: what a run copies to begin
-and to end takes longer than its steps"""
+"""Latents above which several SAEs are trained of the first variant only: what a run copies to
+begin and to end takes longer than its steps"""
+_ROOM = 64e9
+"""Bytes for the SAEs of a run: of an H100's 79 GiB without data, contest and the steps' results"""
 
 
 class Reports:
@@ -44,9 +47,9 @@ class Reports:
 
 
 def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
-    """Yield a run for each variant, of one SAE and of four."""
+    """Yield a run for each variant, of one SAE and of several."""
     for variant in VARIANTS:
-        for saes in (1, 4):
+        for saes in (1, together(contest.shape)):
             if saes > 1 and contest.shape.m > _LARGE and variant != VARIANTS[0]:
                 continue
             facts = {
@@ -57,6 +60,16 @@ def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
             }
             run = partial(_rows, contest, ceilings, variant, saes, facts)
             yield Item(f"{facts['case']}: {facts['mode']}", run, facts)
+
+
+def together(shape: Shape) -> int:
+    """Return how many SAEs are trained side by side: four, or two where four do not fit.
+
+    A run ends with four times the weights of each SAE in float32: weights, both moments, and the
+    copy that is returned; besides it holds the encoder and the decoder in bfloat16.
+    """
+    of_one = (4 * 4 + 2) * 2 * shape.m * shape.d
+    return 4 if 4 * of_one <= _ROOM else 2
 
 
 def _rows(
@@ -99,6 +112,7 @@ def row_of(
         "tokens_per_second": round(1e3 * contest.shape.n / (ms * saes)),
         "input_wait": round(statistics.median(lap["input_wait"] for lap in laps), 4),
         "path": laps[-1]["path"],
+        "active": round(statistics.median(lap["l0"] for lap in laps), 1),
     }
 
 
@@ -140,6 +154,7 @@ def _store(contest: Contest, path: Path) -> Path:
     """A store of some batches, in bfloat16."""
     with StoreWriter(path, contest.shape.d) as writer:
         for number in range(_BATCHES):
-            rows = contest.x.roll(number, 1) * (1 + number / 8)
+            # Not scaled: of larger rows more latents of jumprelu are active than in its step.
+            rows = contest.x.roll(number, 1)
             writer.append(rows.to(torch.bfloat16).cpu())
     return path

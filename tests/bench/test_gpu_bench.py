@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -402,8 +403,32 @@ def test_trainings_are_timed_from_a_store(contest: Contest) -> None:
     assert row["tokens_per_second"] == pytest.approx(1e3 * 64 / (4 * row["ms"]), rel=0.01)
     assert 0 <= row["input_wait"] <= 1
     assert row["path"] == "fused"
+    assert row["active"] == 3.0
     large = SimpleNamespace(shape=GPU_SHAPES["C1"])
     assert len(list(gpu_trainings.trainings(large, lambda: H100))) == 5  # type: ignore[arg-type]
+
+
+def test_trainings_of_jumprelu_begin_as_sparse_as_its_step(contest: Contest) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        reports = gpu_trainings._reports(contest, Path(folder), "jumprelu", 1)
+    assert 0.5 * contest.shape.k < reports[0]["l0"] < 1.5 * contest.shape.k
+
+
+def test_as_many_saes_are_trained_as_fit() -> None:
+    counts = {name: gpu_trainings.together(shape) for name, shape in GPU_SHAPES.items()}
+    assert counts == {"C2": 4, "C1": 2, "mid": 4, "decode": 4}
+
+
+def test_a_correct_threshold_in_bfloat16_agrees_and_a_wrong_one_does_not() -> None:
+    contest = Contest(Shape(256, 4096, 8, 64), "cpu")
+    limit = float(contest.code.values[:, -1].median())
+    *_, dense = gpu_contests.CASES["threshold"](contest)
+    assert dense.name == "threshold: torch (bf16 dense)"
+    found = dense.build()()
+    assert isinstance(found, Tensor)
+    assert dense.agrees(found)
+    assert not dense.agrees(found.masked_fill(found < 1.05 * limit, 0.0))
+    assert not dense.agrees(found[:, : contest.shape.m * 9 // 10])
 
 
 def test_a_training_that_does_not_learn_is_no_row(contest: Contest) -> None:
