@@ -267,4 +267,6 @@ def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
 
     ours, again, truth = (trained(dtype) for dtype in (torch.float32,) * 2 + (torch.float64,))
     figures = _compared(ours, again, truth, lr)
-    return Finding(f"default step of {variant}", shape, _holds(figures, _close_on(x, shape.m)), figures)
+    return Finding(
+        f"default step of {variant}", shape, _holds(figures, _close_on(x, shape.m)), figures
+    )

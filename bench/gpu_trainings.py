@@ -19,7 +19,7 @@ from bench.gpu_worker import Item
 from bench.shapes import Shape
 from saefast.activations import StoreWriter
 
-_STEPS = 40
+STEPS = 40
 _LAP = 5
 """Steps between two reports; each waits for the device."""
 _SKIPPED = 3
@@ -79,8 +79,9 @@ def _rows(
         [of_unit] = milliseconds([contest.unit], 5)
     else:
         of_unit = [1.0]
-    with tempfile.TemporaryDirectory() as folder:
-        reports = _reports(contest, Path(folder), variant, saes)
+    log = Reports()
+    train(contest, log, _LAP, variant=variant, saes=saes)
+    reports = [values for values in log.values if values["seed"] == 0]
     yield row_of(reports, facts, statistics.median(of_unit), ceilings(), contest, saes)
 
 
@@ -116,16 +117,23 @@ def row_of(
     }
 
 
-def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Mapping[str, Any]]:
-    """What the first SAE of a run reports of each lap."""
+def train(
+    contest: Contest,
+    log: Reports,
+    log_every: int,
+    *,
+    steps: int = STEPS,
+    variant: str = "topk",
+    saes: int = 1,
+) -> None:
+    """Train SAEs from a store of the contest's rows, and write what they report to `log`."""
     shape = contest.shape
-    store = _store(contest, folder / "store")
     config = saefast.TrainConfig(
         latents=shape.m,
         k=shape.k,
         variant=variant,
         seeds=tuple(range(saes)),
-        tokens=_STEPS * shape.n,
+        tokens=steps * shape.n,
         batch_size=shape.n,
         auxk=saefast.AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
     )
@@ -136,18 +144,19 @@ def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Ma
     )
     # Given, since drawing large ones on the CPU takes longer than the run.
     initial = model(shape, weights, variant=variant)
-    reports = Reports()
     module = importlib.import_module("saefast.train.train")
-    with mock.patch.object(module, "loggers", return_value=[reports]):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(module, "loggers", return_value=[log]),
+    ):
         saefast.train_saes(
-            store,
+            _store(contest, Path(folder) / "store"),
             config,
             initial=[initial] * saes,
-            log_every=_LAP,
+            log_every=log_every,
             progress=False,
             device=contest.device,
         )
-    return [values for values in reports.values if values["seed"] == 0]
 
 
 def _store(contest: Contest, path: Path) -> Path:

@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -409,9 +408,9 @@ def test_trainings_are_timed_from_a_store(contest: Contest) -> None:
 
 
 def test_trainings_of_jumprelu_begin_as_sparse_as_its_step(contest: Contest) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        reports = gpu_trainings._reports(contest, Path(folder), "jumprelu", 1)
-    assert 0.5 * contest.shape.k < reports[0]["l0"] < 1.5 * contest.shape.k
+    log = gpu_trainings.Reports()
+    gpu_trainings.train(contest, log, 1, variant="jumprelu", steps=2)
+    assert 0.5 * contest.shape.k < log.values[0]["l0"] < 1.5 * contest.shape.k
 
 
 def test_as_many_saes_are_trained_as_fit() -> None:
@@ -465,6 +464,39 @@ def test_kernels_are_rated_by_what_they_must_do() -> None:
     assert product["flops_per_second"] == pytest.approx(shape.gemm_flops / 200e-6)
     assert product["floor_share"] == pytest.approx(shape.gemm_flops / 8e14 / 200e-6, abs=1e-3)
     assert set(other) == {"profile", "kernel", "calls", "ms"}
+
+
+def test_a_training_is_profiled_between_two_reports(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps, by a profiler that sees one kernel of 4 ms a step."""
+    taken = 0
+
+    class Profiler:
+        began, ended = 0, 0
+
+        def start(self) -> None:
+            self.began = taken
+
+        def stop(self) -> None:
+            self.ended = taken
+
+        def events(self) -> list[Any]:
+            kind = SimpleNamespace(name="CUDA")
+            kernel = SimpleNamespace(name="kernel", device_type=kind, device_time_total=4e3)
+            return [kernel] * (self.ended - self.began)
+
+    step = FusedStep.__call__
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return step(*arguments)
+
+    monkeypatch.setattr(gpu_profile, "_profiler", Profiler)
+    monkeypatch.setattr(FusedStep, "__call__", counted)
+    [row] = gpu_profile._trained(contest, "C1 train_saes", lambda: H100)
+    assert row == {"profile": "C1 train_saes", "kernel": "kernel", "calls": 1, "ms": 4.0}
 
 
 def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
