@@ -100,17 +100,30 @@ def thresholds(contest: Contest) -> Iterator[Contestant]:
         best = saefast.topk_encode(*operands, k=shape.k)
         return scores_are_the_same(best, found, limit)
 
+    fewest, most = (sizes.clamp(max=room).sum() for sizes in rounded_counts(contest, limit))
+
     def near(found: ThresholdCode | Tensor) -> bool:
-        kept = int((contest.code.values > limit).sum())
         sizes = found.counts if isinstance(found, ThresholdCode) else (found > 0).sum(1)
-        # The code at hand ends at k; rows with more above the threshold do not count.
-        listed = int(sizes.clamp(max=shape.k).sum())
-        return abs(listed / kept - 1) <= 1e-2
+        return bool(fewest <= sizes[contest.sample].clamp(max=room).sum() <= most)
 
     yield Contestant("threshold", "saefast", "exact", partial(ours, "exact"), same_bits)
     yield Contestant("threshold", "saefast", "bf16", partial(ours, "bf16"), near)
     halves = [t.bfloat16() for t in operands]
     yield Contestant("threshold", "torch", "bf16 dense", lambda: partial(dense, *halves), near)
+
+
+def rounded_counts(contest: Contest, limit: float) -> tuple[Tensor, Tensor]:
+    """Return [rows] how many scores of sampled rows are above a limit at least, and at most.
+
+    Score and limit may be rounded to bfloat16, each by 2^-9 of itself. Both operands of a product
+    are off by up to 2^-9, in either direction: what they leave in a sum has a standard deviation of
+    2^-9 sqrt(2 / 3) times the length of its terms, of which four times as much is allowed.
+    """
+    x, weight = contest.centred[contest.sample].double(), contest.weights.w_enc.double()
+    scores = torch.addmm(contest.weights.b_enc.double(), x, weight.T)
+    lengths = (x.square() @ weight.T.square()).sqrt()
+    slack = 2.0**-9 * (2 * abs(limit) + 4 * (2 / 3) ** 0.5 * lengths)
+    return (scores > limit + slack).sum(1), (scores > limit - slack).sum(1)
 
 
 def scores_are_the_same(best: SparseCode, found: ThresholdCode, limit: float) -> bool:

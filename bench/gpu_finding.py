@@ -1,6 +1,7 @@
-"""What a check on a GPU found, and the data of checks."""
+"""Findings of checks on a GPU, and the data of checks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -38,12 +39,26 @@ def near(
     ours: Sequence[Tensor],
     again: Sequence[Tensor],
     truth: Sequence[Tensor],
+    terms: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Finding:
     """Compare with float64: sums of a few hundred numbers are right to a few roundings.
 
     A missing term would show.
+
+    Args:
+        check: the name of the check.
+        shape: the shape that is checked.
+        names: the names of the results.
+        ours: the results of the kernels.
+        again: the same, computed a second time.
+        truth: the results in float64.
+        terms: by name, for results whose terms may cancel: of each number the sum of |terms|, which
+            its error is compared with in place of the length of the result.
     """
-    figures = {name: relative(a, e) for name, a, e in zip(names, ours, truth, strict=True)}
+    figures = {
+        name: relative_to_terms(a, e, terms[name]) if name in terms else relative(a, e)
+        for name, a, e in zip(names, ours, truth, strict=True)
+    }
     same = all(map(torch.equal, ours, again))
     holds = max(figures.values()) <= 1e-5 and same
     return Finding(check, shape, holds, {**figures, "same_bits": float(same)})
@@ -51,5 +66,13 @@ def near(
 
 def relative(actual: Tensor, truth: Tensor) -> float:
     """The length of the error by the length of the truth; infinite where anything is not finite."""
-    error = float((actual.double() - truth).norm() / truth.norm().clamp(min=1e-30))
+    return _finite(float((actual.double() - truth).norm() / truth.norm().clamp(min=1e-30)))
+
+
+def relative_to_terms(actual: Tensor, truth: Tensor, terms: Tensor) -> float:
+    """Return the largest error of a number by its sum of |terms|; infinite if any is not finite."""
+    return _finite(float(((actual.double() - truth).abs() / terms.clamp(min=1e-30)).max()))
+
+
+def _finite(error: float) -> float:
     return error if error == error else float("inf")

@@ -1,21 +1,25 @@
-"""Where the time of a default step goes: every kernel, with what it moves and multiplies."""
+"""Where the time of steps goes: every kernel, with what it moves and multiplies."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
 from bench.gpu_contest import Contest
-from bench.gpu_steps import VARIANTS, default_step
+from bench.gpu_steps import VARIANTS, default_step, repeated
 from bench.gpu_times import Ceilings, Unmeasured, ceilings_item, ceilings_of
+from bench.gpu_trainings import Reports, train
 from bench.gpu_worker import Item
 from bench.shapes import Shape, gpu_shape
 
 _WARM_UP = 4
 _REPEATS = 3
+TRAINED = 10
+"""Steps of `train_saes` between two reports: the first ones compile, measure and are captured,
+the next ones are profiled."""
 
 Work = Callable[[Shape], tuple[float, float]]
 """Bytes and operations of all launches of a kernel in one step."""
@@ -41,47 +45,91 @@ WORK: dict[str, Work] = {
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield the default step of each variant at the shape `argument`."""
+    """Yield default steps at the shape `argument`, one with dead latents, and `train_saes`."""
     ceilings = ceilings_of(facts)
     yield ceilings_item(ceilings)
     contest = Contest(gpu_shape(argument))
     for variant in VARIANTS:
         profile = argument if variant == VARIANTS[0] else f"{argument} {variant}"
-        yield Item(f"profile {profile}", partial(_profiled, contest, variant, profile, ceilings))
+        step = partial(_profiled, contest, profile, ceilings, variant=variant)
+        yield Item(f"profile {profile}", step)
+    for name, of in (("dead", partial(_profiled, dead=True)), ("train_saes", _trained)):
+        profile = f"{argument} {name}"
+        yield Item(f"profile {profile}", partial(of, contest, profile, ceilings))
 
 
 def _profiled(
-    contest: Contest, variant: str, profile: str, ceilings: Unmeasured
+    contest: Contest,
+    profile: str,
+    ceilings: Unmeasured,
+    *,
+    variant: str = "topk",
+    dead: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    step = default_step(contest, variant)
+    run = repeated(default_step(contest, variant), contest.x, graph=False, dead=dead)
     for _ in range(_WARM_UP):
-        step(contest.x)
+        run()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with _profiler() as profiler:
         for _ in range(_REPEATS):
-            step(contest.x)
+            run()
         torch.cuda.synchronize()
-    launches = [
+    yield from rows_of(_launches(profiler), profile, contest.shape, ceilings())
+
+
+class ProfiledReports(Reports):
+    """Profiles the steps between the first two reports of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profiler = _profiler()
+
+    def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep one line, and begin or end the profile; a report has waited for the device."""
+        super().write(label, step, values)
+        if len(self.values) == 1:
+            self.profiler.start()
+        elif len(self.values) == 2:
+            self.profiler.stop()
+
+
+def _trained(contest: Contest, profile: str, ceilings: Unmeasured) -> Iterator[dict[str, Any]]:
+    reports = ProfiledReports()
+    train(contest, reports, TRAINED, steps=2 * TRAINED)
+    launches = _launches(reports.profiler)
+    yield from rows_of(launches, profile, contest.shape, ceilings(), steps=TRAINED)
+
+
+def _profiler() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+
+def _launches(profiler: torch.profiler.profile) -> list[tuple[str, float]]:
+    return [
         (event.name, event.device_time_total)
         for event in profiler.events()
         if event.device_type.name == "CUDA"
     ]
-    yield from rows_of(launches, profile, contest.shape, ceilings())
 
 
 def rows_of(
-    launches: Iterable[tuple[str, float]], profile: str, shape: Shape, ceilings: Ceilings
+    launches: Iterable[tuple[str, float]],
+    profile: str,
+    shape: Shape,
+    ceilings: Ceilings,
+    *,
+    steps: int = _REPEATS,
 ) -> Iterator[dict[str, Any]]:
-    """Sum up the launches of `_REPEATS` steps, each a name and microseconds; slowest first."""
+    """Sum up the launches of some steps, each a name and microseconds; slowest first."""
     times: dict[str, list[float]] = defaultdict(list)
     for name, microseconds in launches:
         times[name].append(microseconds)
     for name, each in sorted(times.items(), key=lambda pair: -sum(pair[1])):
-        seconds = sum(each) * 1e-6 / _REPEATS
+        seconds = sum(each) * 1e-6 / steps
         row: dict[str, Any] = {
             "profile": profile,
             "kernel": name,
-            "calls": round(len(each) / _REPEATS),
+            "calls": round(len(each) / steps),
             "ms": round(seconds * 1e3, 4),
         }
         moved, done = work_of(name, shape)

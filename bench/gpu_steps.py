@@ -52,7 +52,7 @@ def steps(contest: Contest) -> Iterator[Contestant]:
 
     def ours(*, graph: bool, dead: bool = False, **settings: Any) -> Run:
         step = default_step(contest, **settings)
-        return _repeated(step, contest.x, graph=graph, dead=dead)
+        return repeated(step, contest.x, graph=graph, dead=dead)
 
     def entry(mode: str, **settings: Any) -> Contestant:
         return Contestant("step", "saefast", mode, partial(ours, **settings), near)
@@ -78,7 +78,7 @@ def variants(contest: Contest) -> Iterator[Contestant]:
         near = partial(is_near, contest, *_code_of(contest, variant))
 
         def ours(variant: str, graph: bool) -> Run:
-            return _repeated(default_step(contest, variant), contest.x, graph=graph)
+            return repeated(default_step(contest, variant), contest.x, graph=graph)
 
         for graph in (False, True):
             mode = f"exact{' graph' if graph else ''}"
@@ -88,7 +88,8 @@ def variants(contest: Contest) -> Iterator[Contestant]:
             yield Contestant(case, "torch", "bf16 dense", build, near)
 
 
-def _repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) -> Run:
+def repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) -> Run:
+    """Return what takes a step; dead: with a tenth of the latents dead before each."""
     take: Any = step
     if graph:
         # The first step of a variant whose codes may be dense is of another kind than the next.

@@ -16,17 +16,20 @@ from bench.gpu_contest import Contest, lowered, model
 from bench.gpu_steps import VARIANTS
 from bench.gpu_times import Ceilings, Unmeasured, floors_of, milliseconds
 from bench.gpu_worker import Item
+from bench.shapes import Shape
 from saefast.activations import StoreWriter
 
-_STEPS = 40
+STEPS = 40
 _LAP = 5
 """Steps between two reports; each waits for the device."""
 _SKIPPED = 3
 """Laps before those that count: they compile, measure and capture."""
 _BATCHES = 4
 _LARGE = 1 << 16
-"""Latents above which four SAEs are trained of the first variant only: what a run copies to begin
-and to end takes longer than its steps"""
+"""Latents above which several SAEs are trained of the first variant only: what a run copies to
+begin and to end takes longer than its steps"""
+_ROOM = 64e9
+"""Bytes for the SAEs of a run: of an H100's 79 GiB without data, contest and the steps' results"""
 
 
 class Reports:
@@ -44,9 +47,9 @@ class Reports:
 
 
 def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
-    """Yield a run for each variant, of one SAE and of four."""
+    """Yield a run for each variant, of one SAE and of several."""
     for variant in VARIANTS:
-        for saes in (1, 4):
+        for saes in (1, together(contest.shape)):
             if saes > 1 and contest.shape.m > _LARGE and variant != VARIANTS[0]:
                 continue
             facts = {
@@ -59,6 +62,16 @@ def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
             yield Item(f"{facts['case']}: {facts['mode']}", run, facts)
 
 
+def together(shape: Shape) -> int:
+    """Return how many SAEs are trained side by side: four, or two where four do not fit.
+
+    A run ends with four times the weights of each SAE in float32: weights, both moments, and the
+    copy that is returned; besides it holds the encoder and the decoder in bfloat16.
+    """
+    of_one = (4 * 4 + 2) * 2 * shape.m * shape.d
+    return 4 if 4 * of_one <= _ROOM else 2
+
+
 def _rows(
     contest: Contest, ceilings: Unmeasured, variant: str, saes: int, facts: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
@@ -66,8 +79,9 @@ def _rows(
         [of_unit] = milliseconds([contest.unit], 5)
     else:
         of_unit = [1.0]
-    with tempfile.TemporaryDirectory() as folder:
-        reports = _reports(contest, Path(folder), variant, saes)
+    log = Reports()
+    train(contest, log, _LAP, variant=variant, saes=saes)
+    reports = [values for values in log.values if values["seed"] == 0]
     yield row_of(reports, facts, statistics.median(of_unit), ceilings(), contest, saes)
 
 
@@ -99,19 +113,27 @@ def row_of(
         "tokens_per_second": round(1e3 * contest.shape.n / (ms * saes)),
         "input_wait": round(statistics.median(lap["input_wait"] for lap in laps), 4),
         "path": laps[-1]["path"],
+        "active": round(statistics.median(lap["l0"] for lap in laps), 1),
     }
 
 
-def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Mapping[str, Any]]:
-    """What the first SAE of a run reports of each lap."""
+def train(
+    contest: Contest,
+    log: Reports,
+    log_every: int,
+    *,
+    steps: int = STEPS,
+    variant: str = "topk",
+    saes: int = 1,
+) -> None:
+    """Train SAEs from a store of the contest's rows, and write what they report to `log`."""
     shape = contest.shape
-    store = _store(contest, folder / "store")
     config = saefast.TrainConfig(
         latents=shape.m,
         k=shape.k,
         variant=variant,
         seeds=tuple(range(saes)),
-        tokens=_STEPS * shape.n,
+        tokens=steps * shape.n,
         batch_size=shape.n,
         auxk=saefast.AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
     )
@@ -122,24 +144,26 @@ def _reports(contest: Contest, folder: Path, variant: str, saes: int) -> list[Ma
     )
     # Given, since drawing large ones on the CPU takes longer than the run.
     initial = model(shape, weights, variant=variant)
-    reports = Reports()
     module = importlib.import_module("saefast.train.train")
-    with mock.patch.object(module, "loggers", return_value=[reports]):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(module, "loggers", return_value=[log]),
+    ):
         saefast.train_saes(
-            store,
+            _store(contest, Path(folder) / "store"),
             config,
             initial=[initial] * saes,
-            log_every=_LAP,
+            log_every=log_every,
             progress=False,
             device=contest.device,
         )
-    return [values for values in reports.values if values["seed"] == 0]
 
 
 def _store(contest: Contest, path: Path) -> Path:
     """A store of some batches, in bfloat16."""
     with StoreWriter(path, contest.shape.d) as writer:
         for number in range(_BATCHES):
-            rows = contest.x.roll(number, 1) * (1 + number / 8)
+            # Not scaled: of larger rows more latents of jumprelu are active than in its step.
+            rows = contest.x.roll(number, 1)
             writer.append(rows.to(torch.bfloat16).cpu())
     return path

@@ -1,5 +1,6 @@
 """The checks and contests that bench/ makes on a GPU, by the CPU's kernels; their arithmetic."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -274,6 +275,68 @@ def test_trainings_see_a_latent_that_was_not_among_the_largest(
     assert finding.figures["loss_apart"] < 1e-5 < 1.0 < finding.figures["apart"]
 
 
+def cancelling() -> tuple[Shape, Tensor, Any]:
+    """One row whose gradient of the value is a thousandth of a rounding of its terms."""
+    shape = Shape(16, 64, 1, 1)
+    x, weights = drawn_on(shape, "cpu")
+    weights.b_enc.copy_(1e-7 - weights.w_dec @ weights.b_dec)
+    return shape, x, weights
+
+
+def test_terms_that_cancel_fail_no_check() -> None:
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert finding.holds, finding
+
+
+def test_a_term_that_is_left_out_is_seen_where_terms_cancel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = gpu_training_checks.decode_residual
+
+    def without_a_column(values: Tensor, indices: Tensor, weight: Tensor, *others: Any) -> Any:
+        residual, value_grads, square = exact(values, indices, weight, *others)
+        lacking = value_grads - (residual[:, -1:] * weight[indices][..., -1])
+        return residual, lacking, square
+
+    monkeypatch.setattr(gpu_training_checks, "decode_residual", without_a_column)
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert not finding.holds
+    assert finding.figures["value_grads"] > 1e-3
+
+
+@pytest.mark.parametrize("terms", [1024, 8192])
+def test_truncated_sums_lose_less_than_is_allowed(terms: int) -> None:
+    """As tensor cores add: 16 products at once to a sum that is truncated."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(31, terms, generator=generator, dtype=torch.float64)
+    right = torch.randn(terms, 64, generator=generator, dtype=torch.float64)
+    sums = torch.zeros(31, 64, dtype=torch.float64)
+    for part, other in zip(left.split(16, dim=1), right.split(16), strict=True):
+        sums = sums + part @ other
+        nearest = sums.float()
+        away = nearest.double().abs() > sums.abs()
+        sums = torch.where(away, torch.nextafter(nearest, nearest.new_zeros(())), nearest).double()
+    lost = float(1 - sums.square().sum() / (left @ right).square().sum())
+    assert 1e-6 < lost < gpu_training_checks.lost_by_truncation(terms) < 20 * lost
+
+
+def test_trainings_see_an_auxk_loss_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by more than sums on a GPU may lose; its gradients are right."""
+    module = importlib.import_module("saefast.train.auxk")
+    gradients_of = module.sparse_gradients
+
+    def longer(inputs: Tensor, *others: Any) -> Any:
+        missed, *gradients = gradients_of(inputs, *others)
+        factor = 1 + 1e-4 if inputs.dtype == torch.float32 else 1.0
+        return missed * factor, *gradients
+
+    monkeypatch.setattr(module, "sparse_gradients", longer)
+    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
+    assert not finding.holds
+    assert finding.figures["loss_apart"] < 1e-5 < 1e-4 < finding.figures["auxk_apart"]
+    assert finding.figures["auxk_apart"] > 1e-5 + gpu_training_checks.lost_by_truncation(CHECKED.m)
+
+
 @pytest.fixture(scope="module")
 def contest() -> Contest:
     return Contest(Shape(16, 512, 3, 64), "cpu")
@@ -339,8 +402,32 @@ def test_trainings_are_timed_from_a_store(contest: Contest) -> None:
     assert row["tokens_per_second"] == pytest.approx(1e3 * 64 / (4 * row["ms"]), rel=0.01)
     assert 0 <= row["input_wait"] <= 1
     assert row["path"] == "fused"
+    assert row["active"] == 3.0
     large = SimpleNamespace(shape=GPU_SHAPES["C1"])
     assert len(list(gpu_trainings.trainings(large, lambda: H100))) == 5  # type: ignore[arg-type]
+
+
+def test_trainings_of_jumprelu_begin_as_sparse_as_its_step(contest: Contest) -> None:
+    log = gpu_trainings.Reports()
+    gpu_trainings.train(contest, log, 1, variant="jumprelu", steps=2)
+    assert 0.5 * contest.shape.k < log.values[0]["l0"] < 1.5 * contest.shape.k
+
+
+def test_as_many_saes_are_trained_as_fit() -> None:
+    counts = {name: gpu_trainings.together(shape) for name, shape in GPU_SHAPES.items()}
+    assert counts == {"C2": 4, "C1": 2, "mid": 4, "decode": 4}
+
+
+def test_a_correct_threshold_in_bfloat16_agrees_and_a_wrong_one_does_not() -> None:
+    contest = Contest(Shape(256, 4096, 8, 64), "cpu")
+    limit = float(contest.code.values[:, -1].median())
+    *_, dense = gpu_contests.CASES["threshold"](contest)
+    assert dense.name == "threshold: torch (bf16 dense)"
+    found = dense.build()()
+    assert isinstance(found, Tensor)
+    assert dense.agrees(found)
+    assert not dense.agrees(found.masked_fill(found < 1.05 * limit, 0.0))
+    assert not dense.agrees(found[:, : contest.shape.m * 9 // 10])
 
 
 def test_a_training_that_does_not_learn_is_no_row(contest: Contest) -> None:
@@ -377,6 +464,39 @@ def test_kernels_are_rated_by_what_they_must_do() -> None:
     assert product["flops_per_second"] == pytest.approx(shape.gemm_flops / 200e-6)
     assert product["floor_share"] == pytest.approx(shape.gemm_flops / 8e14 / 200e-6, abs=1e-3)
     assert set(other) == {"profile", "kernel", "calls", "ms"}
+
+
+def test_a_training_is_profiled_between_two_reports(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps, by a profiler that sees one kernel of 4 ms a step."""
+    taken = 0
+
+    class Profiler:
+        began, ended = 0, 0
+
+        def start(self) -> None:
+            self.began = taken
+
+        def stop(self) -> None:
+            self.ended = taken
+
+        def events(self) -> list[Any]:
+            kind = SimpleNamespace(name="CUDA")
+            kernel = SimpleNamespace(name="kernel", device_type=kind, device_time_total=4e3)
+            return [kernel] * (self.ended - self.began)
+
+    step = FusedStep.__call__
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return step(*arguments)
+
+    monkeypatch.setattr(gpu_profile, "_profiler", Profiler)
+    monkeypatch.setattr(FusedStep, "__call__", counted)
+    [row] = gpu_profile._trained(contest, "C1 train_saes", lambda: H100)
+    assert row == {"profile": "C1 train_saes", "kernel": "kernel", "calls": 1, "ms": 4.0}
 
 
 def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
