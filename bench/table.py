@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import study_tables
+from bench import gpu_table, study_tables
 from bench.cases import SHAPES, Shape
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -198,6 +198,8 @@ TABLES = {
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),
     "inside": (inside, inside_caption),
+    "gpu": (gpu_table.table, gpu_table.caption),
+    "gpu_predictions": (gpu_table.predictions, gpu_table.predictions_caption),
     "demo": (study_tables.demo, study_tables.demo_caption),
     "lowrank": (study_tables.lowrank, study_tables.lowrank_caption),
     "recovery": (study_tables.recovery, study_tables.recovery_caption),

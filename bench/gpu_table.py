@@ -1,0 +1,183 @@
+"""Tables of times on a GPU, from the rows of `bench gpu`."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.shapes import GPU_SHAPES, Shape
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_CASES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "step": (
+        ("saefast", "exact graph", "**saefast**, exact"),
+        ("saefast", "exact", "**saefast**, exact, no CUDA graph"),
+        ("saefast", "bf16 graph", '**saefast**, `precision="bf16"`'),
+        ("saefast", "bf16_weights graph", '**saefast**, `precision="bf16_weights"`'),
+        ("saefast", "exact, a tenth dead", "**saefast**, exact, a tenth dead, no CUDA graph"),
+        ("saefast", "train_saes, 1 SAE", "**saefast**, `train_saes` from a store"),
+        ("torch", "bf16 dense", "torch, dense, bf16"),
+        ("torch.compile", "bf16 dense", "torch.compile, dense, bf16"),
+        ("SAELens", "autocast", "SAELens, bf16 autocast"),
+        ("sparsify", "autocast", "sparsify, bf16 autocast"),
+    ),
+    "encode": (
+        ("saefast", "exact", "**saefast**, exact"),
+        ("saefast", "bf16", '**saefast**, `precision="bf16"`'),
+        ("torch", "fp32 dense", "torch, dense, fp32"),
+        ("torch", "bf16 dense", "torch, dense, bf16"),
+        ("torch.compile", "bf16 dense", "torch.compile, dense, bf16"),
+        ("SAELens", "autocast", "SAELens, bf16 autocast"),
+        ("sparsify", "autocast", "sparsify, bf16 autocast"),
+    ),
+    "threshold": (
+        ("saefast", "exact", "**saefast**, exact"),
+        ("saefast", "bf16", '**saefast**, `precision="bf16"`'),
+        ("torch", "bf16 dense", "torch, dense, bf16"),
+    ),
+    "batch_topk": (
+        ("saefast", "exact", "**saefast**, exact"),
+        ("saefast", "bf16", '**saefast**, `precision="bf16"`'),
+        ("torch", "bf16 dense", "torch, dense, bf16"),
+    ),
+    "decode": (
+        ("saefast", "fp32", "**saefast**, fp32"),
+        ("saefast", "bf16", "**saefast**, bf16"),
+        ("torch", "fp32 embedding_bag", "torch, embedding_bag, fp32"),
+        ("torch", "bf16 embedding_bag", "torch, embedding_bag, bf16"),
+        ("torch.compile", "bf16 dense", "torch.compile, dense, bf16"),
+        ("sparsify", "fp32", "sparsify, fp32"),
+        ("sparsify", "bf16", "sparsify, bf16"),
+    ),
+    "decode+backward": (
+        ("saefast", "fp32", "**saefast**, fp32"),
+        ("saefast", "bf16", "**saefast**, bf16"),
+        ("torch", "fp32 embedding_bag", "torch, embedding_bag, fp32"),
+        ("torch.compile", "bf16 dense", "torch.compile, dense, bf16"),
+        ("sparsify", "fp32", "sparsify, fp32"),
+        ("sparsify", "bf16", "sparsify, bf16"),
+    ),
+    "update": (
+        ("saefast", "clipped", "**saefast**, clipped"),
+        ("saefast", "no clip", "**saefast**, no clip"),
+        ("torch", "fused Adam alone", "torch, fused Adam, given its gradients"),
+    ),
+}
+"""By case, rows as rival, mode and name; the first one of a case is what the others are compared
+with. Rows without any time are left out."""
+
+_Times = dict[tuple[str, Shape, str, str], dict[str, Any]]
+
+
+class Predicted(NamedTuple):
+    """Milliseconds of a step without clipping and AuxK, before any GPU had run it."""
+
+    exact: float
+    bf16: float
+
+
+PREDICTED = {
+    "C2": Predicted(3.1, 2.7),
+    "mid": Predicted(17.0, 12.5),
+    "C1": Predicted(49.0, 36.0),
+}
+
+
+def table(result: dict[str, Any] | None = None) -> str:
+    """A row per contestant of each case: milliseconds, share of the floor, ratio to saefast."""
+    times = _times(result or _load())
+    shapes = [shape for shape in GPU_SHAPES.values() if any(key[1] == shape for key in times)]
+    shapes.sort(key=lambda shape: shape.gemm_flops)
+    lines = [["", "", *map(_size, shapes)], ["---", "---", *["---:"] * len(shapes)]]
+    for case, contestants in _CASES.items():
+        head = case
+        for rival, mode, name in contestants:
+            cells = [_cell(times, case, shape, rival, mode) for shape in shapes]
+            if any(cells):
+                lines.append([head, name, *cells])
+                head = ""
+    return _rendered(lines)
+
+
+def caption(result: dict[str, Any] | None = None) -> str:
+    """Return where the numbers were taken, and what the floor is."""
+    result = result or _load()
+    machine, ceilings = result["machine"], result["ceilings"]
+    versions = machine["versions"]
+    names = [f"{name} {versions[name]}" for name in ("torch", "triton")]
+    peers = [
+        f"{name} {versions[name]}"
+        for name in ("sae-lens", "eai-sparsify")
+        if versions.get(name, "not installed") != "not installed"
+    ]
+    return (
+        "Milliseconds. Percentages are shares of a floor: the time that operations and bytes of "
+        "the case take at the speed of this GPU's own large products and copies "
+        f"({ceilings['bf16_flops'] * 1e-12:.0f} TFLOP/s in bfloat16, "
+        f"{ceilings['copy_bytes'] * 1e-12:.2f} TB/s). Multiples are of the time of the case's "
+        "first row, so what is below one is faster than it. Steps of saefast are those that "
+        "`train_saes` takes by default, with clipping, AuxK and unit norm; dense steps "
+        "have none of these. The update is a part of the step: Adam alone is given the "
+        "gradients that saefast sums up itself. (d, m, k, n) above each column. "
+        f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, "
+        f"{', '.join(names + peers)}; at commit {result['commit']}."
+    )
+
+
+def predictions(result: dict[str, Any] | None = None) -> str:
+    """A row per shape: a step as it was predicted, and as it was measured."""
+    times = _times(result or _load())
+    lines = [["step, no clipping, no AuxK", "exact", "predicted", "bf16", "predicted"]]
+    lines.append(["---"] + ["---:"] * 4)
+    for name, predicted in PREDICTED.items():
+        shape, cells = GPU_SHAPES[name], []
+        for precision, ms in zip(Predicted._fields, predicted, strict=True):
+            mode = f"{precision} graph, no clip, no AuxK"
+            row = times.get(("step", shape, "saefast", mode))
+            cells += [_ms(row["ms"]) if row else "", _ms(ms)]
+        if cells[0] or cells[2]:
+            lines.append([_size(shape), *cells])
+    return _rendered(lines)
+
+
+def predictions_caption(result: dict[str, Any] | None = None) -> str:
+    """Return the units and the machine."""
+    result = result or _load()
+    return f"Milliseconds. {result['machine']['device']}, at commit {result['commit']}."
+
+
+def _times(result: dict[str, Any]) -> _Times:
+    return {
+        (row["case"], Shape(**row["shape"]), row["rival"], row["mode"]): row
+        for row in result["rows"]
+        if "ms" in row
+    }
+
+
+def _cell(times: _Times, case: str, shape: Shape, rival: str, mode: str) -> str:
+    row = times.get((case, shape, rival, mode))
+    if row is None:
+        return ""
+    first = times.get((case, shape, *_CASES[case][0][:2]))
+    details = (
+        [f"{100 * row['floor_share']:.0f} %"] if rival == "saefast" and row["floor_share"] else []
+    )
+    if first is not None and first is not row:
+        details.append(f"{row['ms'] / first['ms']:.2f} x")
+    return ", ".join([_ms(row["ms"]), *details])
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def _size(shape: Shape) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _rendered(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _load() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / "gpu.json").read_text())
+    return result
