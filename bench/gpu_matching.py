@@ -14,6 +14,8 @@ from bench.gpu_worker import Item
 from bench.shapes import Shape
 
 NEAREST = Shape(2304, 1 << 20, 1, 1 << 20)
+"""Its products alone take 6.5 s a side at 785 TFLOP/s. saefast searches both sides, each in 400
+pieces of at most 32,768 rows. Estimated: 40 s at a third of that speed, 80 s for fp32 blocks."""
 ONE_TO_ONE = Shape(4096, 131072, 1, 131072)
 """n is the number of features of the other dictionary."""
 _MEMORY = 16.0
