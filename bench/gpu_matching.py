@@ -21,7 +21,6 @@ ONE_TO_ONE = Shape(4096, 131072, 1, 131072)
 _MEMORY = 16.0
 _SHARED = 0.9
 """cosine of a feature and what it became in the other dictionary"""
-_SEEN = 256
 _BLOCK_FLOATS = 1 << 30
 
 
