@@ -1,4 +1,4 @@
-"""Gradient, Adam and unit norm of every latent in one pass over its rows; no gradient is stored."""
+"""Gradient, Adam and unit norm of every latent, by blocks of columns; no gradient is stored."""
 
 from dataclasses import dataclass
 from functools import cached_property

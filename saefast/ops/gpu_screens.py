@@ -1,4 +1,4 @@
-"""Which engine and product screen an encode on a GPU: asked for, suggested, or found by timing.
+"""Choose the engine and product that screen an encode on a GPU: by request, rule or timing.
 
 An exact result is the same whichever engine and product screen it, so the fastest is found by
 timing them on the first batch of a shape. With `precision="bf16"` the values come from the product
