@@ -1,4 +1,4 @@
-"""What the blocks of columns of a latent's row have in common, from their parts of it."""
+"""Join the sums that `update_columns` makes of each block of columns to those of whole rows."""
 
 import triton
 import triton.language as tl

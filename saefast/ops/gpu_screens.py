@@ -2,7 +2,7 @@
 
 An exact result is the same whichever engine and product screen it, so the fastest is found by
 timing them on the first batch of a shape. With `precision="bf16"` the values come from the product
-itself; there the engine follows from the shape alone, so that runs repeat bit for bit.
+itself; there the engine is the same everywhere, so that runs repeat bit for bit.
 """
 
 import math
