@@ -91,3 +91,13 @@ def test_reference_rates_are_adams() -> None:
     ).tolist()
     assert size == pytest.approx(1e-3 / (1 - 0.9**5))
     assert root == pytest.approx((1 - 0.999**5) ** 0.5)
+
+
+def test_weights_that_outgrow_float16_count_as_lost() -> None:
+    problem = Problem(Shape(9, 16, 19, 3), 0, torch.float32)
+    packed = rounded_columns(problem.w_enc * 1e-3, "float16")
+    arrays = (packed.units, packed.norm, packed.lost)
+    problem.fused(1, packed=arrays, product="float16", multiplier=packed.multiplier)
+    assert packed.units.abs().max() == torch.finfo(torch.float16).max
+    missing = problem.w_enc.double() - packed.units.double() / packed.multiplier.double()
+    assert (missing.norm(dim=1) <= packed.lost.double()).all()
