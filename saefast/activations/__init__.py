@@ -1,4 +1,4 @@
-"""Activations to train on: from memory, from disk, or from whoever makes them."""
+"""Sources of activations: tensors, files, stores of shards, and iterators."""
 
 from saefast.activations.files import open_npy, open_pt, open_safetensors
 from saefast.activations.iterator import IteratorActivations

@@ -1,7 +1,8 @@
-"""Rows that lie on disk: which bytes of which files, and how they get into memory.
+"""Rows of activations on disk, as byte ranges of files that are read into memory.
 
-Files are read, not mapped: what is read is bounded by the window rather than by what the kernel
-keeps, and a file cut short under a running training is an error with a name, not a bus error.
+Files are read, not mapped. So the memory taken is bounded by the window and not by the pages that
+the operating system keeps, and a file truncated during training raises an error that names it,
+instead of a bus error.
 """
 
 import math
@@ -18,13 +19,13 @@ from saefast.activations.protocol import stored_dtype
 from saefast.activations.shuffled import Held, Shuffled
 
 BLOCK_BYTES = 1 << 20
-"""Consecutive bytes that are read at once: enough to be fast, few enough to mix documents well."""
+"""Bytes that are read at once: enough for fast reads, few enough to mix documents well."""
 WINDOW_BYTES = 256 << 20
-"""What is shuffled together, and with that the memory a stream takes."""
+"""Bytes of rows that are shuffled together, which is the memory that a stream takes."""
 
 
 class Span(NamedTuple):
-    """Consecutive rows in one file."""
+    """Consecutive rows in one file, beginning at byte `offset`."""
 
     path: Path
     offset: int
@@ -32,7 +33,7 @@ class Span(NamedTuple):
 
 
 class Column:
-    """An array [rows, *tail] in pieces on disk."""
+    """Array [rows, *tail] stored in pieces on disk."""
 
     def __init__(self, spans: Sequence[Span], tail: tuple[int, ...], dtype: torch.dtype):
         self._spans = spans
@@ -43,7 +44,7 @@ class Column:
         self.row_bytes = math.prod(tail) * dtype.itemsize
 
     def locate(self, row: int) -> str:
-        """The file of a row and the row's number in it."""
+        """Return the file of a row and the row's number in it."""
         span = bisect_right(self._ends, row)
         # A file can hold several spans (Arrow's batches), and rows are counted within the file.
         path = self._spans[span].path
@@ -53,11 +54,11 @@ class Column:
         return f"{path}, row {row - self._begin(first)}"
 
     def empty(self, rows: int) -> Tensor:
-        """Memory for this many rows."""
+        """Allocate memory [rows, *tail]."""
         return torch.empty(rows, *self.tail, dtype=self.dtype)
 
     def read(self, first: int, end: int, into: Tensor) -> None:
-        """Fill `into`, contiguous, with the rows [first, end)."""
+        """Fill `into`, contiguous [end - first, *tail], with the rows [first, end)."""
         memory = into.flatten().view(torch.uint8).numpy().data
         while first < end:
             span = bisect_right(self._ends, first)
@@ -75,9 +76,14 @@ class Column:
 
 
 class FileActivations(Shuffled):
-    """The rows of a column on disk, and the targets in another.
+    """Activations read from a column on disk, with targets from another one if given.
 
-    Batches come out in `dtype`; None: as they are stored, at most float32.
+    Args:
+        x: column of rows [n, d].
+        target: column of targets [n, d_out], for a transcoder; None: x is reconstructed.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
+        block_rows: consecutive rows that are read at once; None: 1 MiB of them.
+        window_rows: rows that are shuffled together in memory; None: 256 MiB of them.
     """
 
     def __init__(
@@ -109,7 +115,7 @@ class FileActivations(Shuffled):
         def read(spans: list[tuple[int, int]]) -> Held:
             rows = sum(end - first for first, end in spans)
             for number, column in enumerate(self._columns):
-                # Windows differ by a block at most; memory used once is not asked for again.
+                # Windows differ in size by a block at most, so buffers are reused between reads.
                 if len(buffers[number]) < rows:
                     buffers[number] = column.empty(rows)
                 place = 0

@@ -1,4 +1,4 @@
-"""How activations vary: which directions any dictionary of them is likely to share."""
+"""Covariance of activations."""
 
 import torch
 from torch import Tensor
@@ -17,17 +17,17 @@ def activation_covariance(
     seed: int = 0,
     progress: bool = True,
 ) -> Tensor:
-    """The covariance of activations, for the null of that name in `fit_subspaces`.
+    """Return the covariance of activations, for the null "covariance" of `fit_subspaces`.
 
     Args:
-        activations: what `train_saes` takes: a tensor [n, d], a path, a store.
-        rows: how many to read; None for all, once.
-        batch_size: how many at a time.
-        seed: of the order of the rows.
+        activations: any source that `train_saes` accepts: a tensor [n, d], a path, a store.
+        rows: number of rows to read; None reads every row once.
+        batch_size: number of rows to read at a time.
+        seed: seed of the order in which rows are read.
         progress: show a progress bar on stderr.
 
     Returns:
-        [d, d] float64, about the mean; with the same bits for any number of threads.
+        Covariance about the mean, [d, d] float64, with the same bits for any number of threads.
     """
     source = open_activations(activations)
     rows = count_rows(source, rows, 2)
@@ -46,7 +46,7 @@ def activation_covariance(
     with side_by_side() as run:
         for part in one_pass:
             block = part.x.to("cpu", torch.float64)
-            # Near the mean, so that little is subtracted from much in the end.
+            # Shift close to the mean, to lose less to cancellation in the last subtraction.
             shift = block[0].clone() if shift is None else shift
             block = block - shift
             add_products(products, block, run)

@@ -1,4 +1,4 @@
-"""Activations in one file: NumPy's .npy, torch's .pt, or safetensors."""
+"""Activations in a single file: NumPy's .npy, torch's .pt, or safetensors."""
 
 import os
 import pickle
@@ -17,7 +17,15 @@ _NUMPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float6
 
 
 def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> FileActivations:
-    """The rows of an array [n, d]; the file may be larger than memory."""
+    """Open an .npy file as activations; the file may be larger than memory.
+
+    Args:
+        path: file with an array [n, d] of float16, float32 or float64 in C order.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is float16.
+
+    Returns:
+        Activations that read rows of the file as they are needed.
+    """
     path = Path(path)
     with path.open("rb") as file:
         try:
@@ -50,7 +58,16 @@ def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> 
 def open_safetensors(
     path: str | Path, *, tensor: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> FileActivations:
-    """The rows of the one tensor [n, d] in the file, or of the one named `tensor`."""
+    """Open a tensor of a safetensors file as activations; it may be larger than memory.
+
+    Args:
+        path: file with a tensor [n, d] of float16, bfloat16, float32 or float64.
+        tensor: name of the tensor; None: the only such tensor in the file.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
+
+    Returns:
+        Activations that read rows of the file as they are needed.
+    """
     path = Path(path)
     all_places = places(path)
     fitting = {
@@ -67,23 +84,31 @@ def open_safetensors(
             f"holds {held or 'nothing'}; name one with open_safetensors(path, tensor=...)"
         )
     place = fitting[chosen[0]]
-    assert place.dtype is not None  # those of `fitting` have one
+    assert place.dtype is not None  # every entry of `fitting` has a dtype
     column = Column([Span(path, place.offset, place.shape[0])], place.shape[1:], place.dtype)
     return FileActivations(column, dtype=dtype)
 
 
 def open_pt(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> TensorActivations:
-    """The rows of the one tensor that `torch.save` put in the file, which is loaded whole."""
+    """Load the tensor [n, d] that `torch.save` wrote, whole, and open it as activations.
+
+    Args:
+        path: file with a single tensor [n, d]; code that is pickled in it is never run.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
+
+    Returns:
+        Activations in memory.
+    """
     path = Path(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} must hold one tensor, but to load it would run code stored in it, which is "
-            f"refused; where you trust it, load it yourself and torch.save the tensor alone"
+            f"{path} must hold one tensor, but loading it would run code that is stored in it; if "
+            f"you trust the file, load it yourself and torch.save the tensor alone"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or not a file of torch.save: {error}") from error
+        raise ValueError(f"{path} is truncated or not written by torch.save: {error}") from error
     if not isinstance(value, torch.Tensor):
         raise ValueError(
             f"{path} must hold one tensor [n, d], got {type(value).__name__}; torch.save the "

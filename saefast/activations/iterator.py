@@ -1,4 +1,4 @@
-"""Activations that somebody else makes as they are needed."""
+"""Activations from an iterator that produces them as they are needed."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
@@ -13,11 +13,18 @@ from saefast.activations.tensors import as_rows
 
 
 class IteratorActivations:
-    """Tensors or arrays [n, d] of any n, or pairs of them with targets, cut into even batches.
+    """Activations from an iterable of tensors or arrays [n, d], cut into batches of equal size.
 
-    Rows come in the order of the iterator, and the seed changes nothing: who makes them shuffles
-    them. An object that can be iterated again (a list, a DataLoader) is, at every epoch; an
-    iterator can be read once. Batches before `start` are made and thrown away.
+    Items may differ in n, and may be pairs (rows, targets). Rows keep the order of the iterable,
+    which must shuffle them itself: the seed has no effect. An object that can be iterated again (a
+    list, a DataLoader) is iterated again at every epoch; an iterator can be read only once. Batches
+    before `start` are produced and discarded.
+
+    Args:
+        source: iterable of rows [n, d] or of pairs of rows [n, d] and targets [n, d_out].
+        d: width of a row; None reads it from the first item, which is produced twice if `source`
+            can be iterated again.
+        dtype: dtype of the batches.
     """
 
     rows = None
@@ -30,7 +37,6 @@ class IteratorActivations:
         d: int | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        """Without `d` the first item is looked at, and made again if `source` can do that."""
         check_dtype(dtype)
         if not isinstance(source, Iterable):
             raise TypeError(f"source must be iterable, got {type(source).__name__}")
@@ -51,7 +57,7 @@ class IteratorActivations:
         return f"the iterator, row {row}"
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """See `Activations.batches`; rows are numbered on from epoch to epoch."""
+        """See `Activations.batches`; numbers of rows continue from epoch to epoch."""
         check_stream(batch_size, seed, start)
         if self._once is not None and self._started:
             raise ValueError(
@@ -72,7 +78,7 @@ class IteratorActivations:
             skip -= taken
             while taken < len(x):
                 now = slice(taken, taken + missing)
-                # A copy always: whoever made the item may use its memory for the next.
+                # Always copy: the source may reuse the memory of an item for the next one.
                 xs.append(x[now].to(self.dtype, copy=True))
                 if target is not None:
                     targets.append(target[now].to(self.dtype, copy=True))
@@ -83,7 +89,7 @@ class IteratorActivations:
                     xs, targets, missing = [], [], batch_size
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Every item as rows and targets, without end where the source can begin again."""
+        """Yield every item as rows and targets, endlessly if the source can be iterated again."""
         made = 0
         kind: tuple[int, int | None] | None = None
         while True:

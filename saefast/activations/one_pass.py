@@ -1,4 +1,4 @@
-"""Read activations once, row by row: measurements, unlike training, take no row twice."""
+"""A single pass over activations for measurements, which unlike training read no row twice."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -15,29 +15,32 @@ from saefast.progress import ProgressBar
 
 
 class Rows(NamedTuple):
-    """Some rows of a pass."""
+    """Rows read by one step of a pass."""
 
     x: Tensor
     """[n, d]"""
     target: Tensor
-    """[n, d_out] what is to be reconstructed: x itself but for a transcoder"""
+    """[n, d_out] rows to reconstruct: x itself, except for a transcoder"""
     numbers: Tensor
-    """[n] int64 the number of each row in its source"""
+    """[n] int64, number of each row in its source"""
     beside: dict[str, Tensor]
-    """[n] int64 each: what is known of them, such as "tokens" and "positions" """
+    """[n] int64 each, integers beside the rows by name, such as "tokens" and "positions"."""
 
 
 def count_rows(source: Activations, rows: int | None, least: int) -> int:
     """Return how many rows a pass reads.
 
     Args:
-        source: the activations.
-        rows: the most that are read; None: all there are.
-        least: the fewest that make sense.
+        source: activations to read.
+        rows: maximum number of rows; None: all rows of the source.
+        least: smallest value of `rows` that makes sense for the caller.
+
+    Returns:
+        The lesser of `rows` and the number of rows in the source.
     """
     if rows is None:
         if source.rows is None:
-            raise ValueError("rows must be given: activations do not say how many there are")
+            raise ValueError("rows must be given: the activations have no known number of rows")
         rows = source.rows
     checks.whole("rows", rows, least)
     return rows if source.rows is None else min(rows, source.rows)
@@ -47,16 +50,16 @@ class OnePass:
     """Read activations of any size once, in constant memory; each iteration is another pass.
 
     Args:
-        activations: what `open_activations` takes.
-        batch_size: how many rows are held at once.
-        rows: stop after this many; needed where the activations do not say how many there are.
-        seed: of the order of the rows. None: tensors and files are read in their order, all else
-            in the order of its batches.
-        beside: names of what is wanted beside the rows, each with a tensor [rows] of integers, or
-            with None: then it comes from the store, if the store keeps it. Needs the order of the
-            file: seed=None.
-        what: names the progress bar.
-        progress: show it on stderr.
+        activations: any source that `open_activations` accepts.
+        batch_size: number of rows held in memory at once.
+        rows: number of rows to read; required if the source has no known number of rows.
+        seed: seed of the order of the rows. None: tensors and files are read in their order, other
+            sources in the order of their batches.
+        beside: names of integers to yield beside the rows, each with a tensor [rows] or with None,
+            which takes them from the store if the store keeps them. Requires seed=None, since the
+            rows must come in the order of the file.
+        what: label of the progress bar.
+        progress: show a progress bar on stderr.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class OnePass:
 
     @property
     def names(self) -> list[str]:
-        """What there is beside the rows."""
+        """Names of the integers that are yielded beside the rows."""
         return [*self._given, *self._stored]
 
     def __iter__(self) -> Iterator[Rows]:
@@ -107,7 +110,7 @@ class OnePass:
         return self.source.batches(size, seed=self._seed or 0)
 
     def _rows(self, batch: Batch, left: int) -> Rows:
-        """The first `left` rows of the batch, found to be finite."""
+        """Return the first `left` rows of the batch, after checking that they are finite."""
         x = batch.x[:left]
         target = x if batch.target is None else batch.target[:left]
         numbers = torch.from_numpy(batch.rows[:left])
@@ -127,8 +130,8 @@ class OnePass:
         if rows is None:
             if known is None:
                 raise ValueError(
-                    "rows must say how many of the activations to look at, since they do not say "
-                    "how many there are, got None"
+                    "rows must be the number of rows to read, since the activations do not say how "
+                    "many there are, got None"
                 )
             return known
         checks.whole("rows", rows)

@@ -1,4 +1,4 @@
-"""One door for every source of activations."""
+"""Open any source of activations."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,13 +19,17 @@ from saefast.activations.tensors import TensorActivations, as_rows
 def open_activations(
     source: ActivationSource, *, dtype: torch.dtype | None = torch.float32
 ) -> Activations:
-    """Open `source` as activations whose batches come out in `dtype`.
+    """Open a source as activations.
 
-    None: as they are stored, at most float32; an iterator, which stores nothing, gives float32.
+    Args:
+        source: a tensor or array [n, d]; a path of a store, of an .npy, .pt or .safetensors file,
+            or of a folder that SAELens cached, recognised by its content; or an iterable of tensors
+            or arrays [n, d] or of pairs (rows, targets). `Activations` are returned unchanged.
+        dtype: dtype of the batches. None: as stored, but float32 unless that is a half precision;
+            iterables, which store nothing, give float32.
 
-    A tensor or array [n, d]; a path, whose content says what it is: a store, an .npy, .pt or
-    .safetensors file, a folder that SAELens cached; anything that yields tensors or arrays.
-    What is `Activations` already is returned as it is.
+    Returns:
+        Activations with batches [n, d] of `dtype`.
     """
     if callable(getattr(source, "batches", None)):
         return cast(Activations, source)

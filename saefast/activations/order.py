@@ -1,7 +1,7 @@
-"""In which order rows are drawn: shuffled anew in every epoch, yet read in long runs.
+"""Order in which rows are drawn: shuffled anew in every epoch, but read in long runs.
 
-The rows are cut into blocks of consecutive ones. An epoch deals the blocks out at random into
-windows, and shuffles the rows within each window, which is what must fit in memory.
+The rows are cut into blocks of consecutive rows. An epoch distributes the blocks at random over
+windows and shuffles the rows within each window, which is what must fit in memory.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ class Window(NamedTuple):
     """Rows that are held in memory together."""
 
     spans: list[tuple[int, int]]
-    """The rows [first, end) to read, ascending; neighbouring blocks are one span."""
+    """Ranges [first, end) of rows to read, ascending; adjacent blocks form one span."""
     places: NDArray[np.int64]
-    """Where the rows stand within the spans laid end to end, in the order they are drawn."""
+    """Position of each row within the concatenated spans, in the order of drawing."""
     rows: NDArray[np.int64]
-    """The numbers of the same rows in the source."""
+    """Number of each row in the source, in the same order."""
 
 
 class Order(NamedTuple):
-    """A reproducible order of `rows` rows, epoch after epoch."""
+    """Reproducible order of `rows` rows, epoch after epoch."""
 
     rows: int
     seed: int
@@ -32,9 +32,9 @@ class Order(NamedTuple):
     window_rows: int
 
     def windows(self, position: int) -> Iterator[Window]:
-        """The windows from the row numbered `position` on, counted over all epochs, without end.
+        """Yield windows endlessly, from the row numbered `position` on, counted over all epochs.
 
-        What lies before `position` is counted, not read: that costs one permutation of blocks.
+        Rows before `position` are counted, not read, at the cost of one permutation of blocks.
         """
         finished, skip = divmod(position, self.rows)
         for epoch in count(finished):
@@ -45,7 +45,7 @@ class Order(NamedTuple):
                 skip = max(0, skip - size)
 
     def _deal(self, epoch: int) -> list[NDArray[np.int64]]:
-        """The blocks of every window of an epoch; windows are even, so that none mixes poorly."""
+        """Return the blocks of every window of an epoch, of equal number, so that all mix well."""
         blocks = -(-self.rows // self.block_rows)
         blocks_per_window = max(1, self.window_rows // self.block_rows)
         windows = -(-blocks // blocks_per_window)
@@ -60,7 +60,7 @@ class Order(NamedTuple):
     ) -> Window:
         first = np.sort(blocks) * self.block_rows
         end = np.minimum(first + self.block_rows, self.rows)
-        # Only the last block of all can be short, and sorted it comes last.
+        # Only the last block of the source can be shorter, and it is the last one after sorting.
         held = (first[:, None] + np.arange(self.block_rows)).ravel()[:size]
         starts_span = np.concatenate([[True], first[1:] != end[:-1]])
         ends_span = np.concatenate([starts_span[1:], [True]])
@@ -70,10 +70,10 @@ class Order(NamedTuple):
 
 
 def permutation(n: int, seed: int, *counter: int) -> NDArray[np.int64]:
-    """The numbers below n in an order that depends on the seed and the counter alone.
+    """Return the numbers below n in an order that depends only on the seed and the counter.
 
-    NumPy promises the raw bits of a generator for good, and the methods built on them not: a
-    training resumed under another NumPy must see the same rows.
+    NumPy guarantees the raw bits of a generator for all versions, but not the methods built on
+    them, and training resumed under another version of NumPy must see the same rows.
     """
     bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=counter)).random_raw(n)
     return np.argsort(bits, kind="stable")

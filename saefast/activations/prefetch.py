@@ -1,4 +1,4 @@
-"""The next batches, prepared while the current one is trained on."""
+"""Prefetch items in a thread, such as the next batches during a training step."""
 
 import threading
 import time
@@ -15,10 +15,15 @@ _CLOSING_SECONDS = 5.0
 
 
 class Prefetcher(Generic[T]):
-    """Iterates `iterator` in a thread, up to `depth` items ahead, in the same order.
+    """Iterate over `iterator` in a thread, up to `depth` items ahead, in the same order.
 
-    `transform` is applied to every item in the thread. What fails there is raised here, in its
-    turn, with its traceback. Use it in a `with`, or call `close`.
+    Exceptions of the iterator or of `transform` are raised in the consumer at the position of their
+    item, with their traceback. Use the object in a `with` statement, or call `close`.
+
+    Args:
+        iterator: iterable to read.
+        depth: maximum number of items ready but not yet consumed.
+        transform: function applied to every item in the thread; None: items as they are.
     """
 
     def __init__(
@@ -33,9 +38,9 @@ class Prefetcher(Generic[T]):
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be callable, got {type(transform).__name__}")
         self.wait_seconds = 0.0
-        """How long the consumer has waited for items in all."""
+        """Total seconds that the consumer has waited for items."""
         self._shelf: _Shelf[T] = _Shelf(depth)
-        # The thread knows the shelf, not the prefetcher: one that is forgotten is collected.
+        # The thread refers to the shelf only, so that an unreferenced prefetcher is collected.
         self._thread = threading.Thread(
             target=_fill, args=(self._shelf, iterator, transform), name="prefetch", daemon=True
         )
@@ -53,7 +58,7 @@ class Prefetcher(Generic[T]):
             self.wait_seconds += time.perf_counter() - before
 
     def close(self) -> None:
-        """Stop the thread. One that hangs in the iterator is left behind, and ends by itself."""
+        """Stop the thread; one blocked in the iterator is left behind and ends by itself."""
         self._finalizer()
         self._thread.join(_CLOSING_SECONDS)
 
@@ -65,7 +70,7 @@ class Prefetcher(Generic[T]):
 
 
 class _Shelf(Generic[T]):
-    """Room for `depth` items between the thread and the consumer."""
+    """Buffer of up to `depth` items between the thread and the consumer."""
 
     def __init__(self, depth: int):
         self._depth = depth
@@ -76,7 +81,7 @@ class _Shelf(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Wait for room and put the item there; False where nobody wants it any more."""
+        """Wait for room and add the item; return False if the shelf is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
             if not self._closed:
@@ -85,7 +90,7 @@ class _Shelf(Generic[T]):
             return not self._closed
 
     def end(self, error: BaseException | None) -> None:
-        """Nothing more comes, because of `error` or because all is there."""
+        """Record that no items follow, because of `error` or because the iterator ended."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
@@ -118,7 +123,7 @@ def _fill(
             if not shelf.put(item if transform is None else transform(item)):
                 return
     except StopIteration as error:
-        # Raised by `transform`: to the consumer it would look like the end of the data.
+        # Raised by `transform`: the consumer would mistake it for the end of the data.
         stop = RuntimeError("transform raised StopIteration")
         stop.__cause__ = error
         shelf.end(stop)

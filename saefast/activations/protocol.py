@@ -1,4 +1,4 @@
-"""What a trainer asks of its data: an endless, reproducible stream of batches."""
+"""Protocol of activations: an endless, reproducible stream of batches."""
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
@@ -13,70 +13,81 @@ from torch import Tensor
 from saefast import checks
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What activations may be stored as, and come out as."""
+"""Dtypes in which activations may be stored and batches may be requested."""
 
 
 class Batch(NamedTuple):
-    """Rows for one step of training."""
+    """Rows for one training step."""
 
     x: Tensor
     """[n, d]"""
     target: Tensor | None
-    """[n, d_out] where the model reconstructs something else than x (a transcoder)."""
+    """[n, d_out] if something other than x is reconstructed (a transcoder)."""
     where: str
-    """The files and rows between which these rows lie, for an error message."""
+    """Files and rows between which these rows lie, for an error message."""
     rows: NDArray[np.int64]
-    """[n] the number of each row in its source; `Activations.locate` says where that is."""
+    """[n] number of each row in its source; `Activations.locate` maps it to a file."""
 
 
 class Activations(Protocol):
-    """Activations from anywhere."""
+    """Activations from any source."""
 
     @property
     def d(self) -> int:
-        """The width of a row."""
+        """Width of a row."""
 
     @property
     def rows(self) -> int | None:
-        """How many rows an epoch has; None where that is unknown."""
+        """Number of rows in an epoch; None if unknown."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the batches come out as."""
+        """Dtype of the batches."""
 
     @property
     def fingerprint(self) -> str:
-        """A short string that changes when the data changes; "unknown" for an iterator."""
+        """Short string that changes when the data changes; "unknown" for an iterator."""
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of exactly `batch_size` rows, without end, from the one numbered `start`.
+        """Yield batches of exactly `batch_size` rows, endlessly.
 
         Every row comes once per epoch, and a batch may hold the end of one epoch and the start of
-        the next. The same seed, size and start give the same bits, so training that kept the
-        number of its step goes on as if it had never stopped.
+        the next. The same seed, size and start give the same bits, so training that saved the
+        number of its step resumes exactly where it stopped.
+
+        Args:
+            batch_size: number of rows in a batch.
+            seed: seed of the order of the rows.
+            start: number of the first batch to yield.
+
+        Returns:
+            Iterator over batches of rows [batch_size, d].
         """
 
     def locate(self, row: int) -> str:
-        """Where the row of this number lies, for an error message."""
+        """Return the file and row of the row with this number, for an error message."""
 
 
 Item = Tensor | NDArray[Any]
-"""Rows [n, d]"""
+"""Rows [n, d]."""
 
 ActivationSource = Activations | Item | str | Path | Iterable[Item | tuple[Item, Item] | list[Item]]
-"""What `open_activations` takes: activations, a tensor or array [n, d], a path, or what yields
-rows or pairs (rows, targets)"""
+"""Any source that `open_activations` accepts.
+
+That is: activations, a tensor or array [n, d], a path, or an iterable of rows or of pairs (rows,
+targets).
+"""
 
 
 def check_stream(batch_size: object, seed: object, start: object) -> None:
-    """The arguments of `Activations.batches` are integers in range."""
+    """Check that the arguments of `Activations.batches` are integers in range."""
     checks.whole("batch_size", batch_size, 1)
     checks.whole("seed", seed, 0)
     checks.whole("start", start, 0)
 
 
 def check_dtype(dtype: object) -> None:
-    """`dtype` is one that activations come in."""
+    """Check that `dtype` is one of `DTYPES`."""
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {type(dtype).__name__}")
     if dtype not in DTYPES:
@@ -86,15 +97,15 @@ def check_dtype(dtype: object) -> None:
 
 
 def stored_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the dtype in which batches of columns of these dtypes reach a training.
+    """Return the dtype of batches that are made from columns of these dtypes.
 
-    It is a half precision where that holds the values of all columns, otherwise float32, in which
-    a training computes.
+    It is a half precision if that holds the values of all columns, otherwise float32, in which
+    training computes.
     """
     halves = all(dtype in (torch.float16, torch.bfloat16) for dtype in dtypes)
     return reduce(torch.promote_types, dtypes) if halves else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for `torch.bfloat16`."""
+    """Return the name of a dtype, such as `bfloat16` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Activations that SAELens cached: a folder of the `datasets` library, in Arrow."""
+"""Activations cached by SAELens: a folder of the `datasets` library, in Arrow format."""
 
 import json
 from collections.abc import Iterator
@@ -16,9 +16,16 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 def open_sae_lens(
     folder: str | Path, *, hook_name: str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> FileActivations:
-    """The rows of the one column of activations in the folder, or of the one named `hook_name`.
+    """Open the activations in a folder that SAELens cached.
 
-    The column holds arrays [context_size, d], which are taken apart into rows.
+    Args:
+        folder: folder of the `datasets` library, with a column of arrays [context_size, d], whose
+            rows become the rows of activations.
+        hook_name: name of the column; None: the only such column.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is float16.
+
+    Returns:
+        Activations that read rows of the files as they are needed.
     """
     folder = Path(folder)
     state = _json(folder / "state.json")
@@ -43,7 +50,7 @@ def open_sae_lens(
 
 
 def _feature(folder: Path, hook_name: str | None) -> tuple[str, int, int]:
-    """The name of the column, the length of its contexts and its width."""
+    """Return the name of the column, the length of its contexts and its width."""
     path = folder / "dataset_info.json"
     arrays = {
         name: feature["shape"]
@@ -64,19 +71,19 @@ def _feature(folder: Path, hook_name: str | None) -> tuple[str, int, int]:
 def _spans(
     path: Path, name: str, values_per_array: int, d: int
 ) -> Iterator[tuple[Span, torch.dtype]]:
-    """Where the numbers of every batch of the stream lie in the file, and of which dtype."""
+    """Yield the byte range of the values of every record batch in the file, and their dtype."""
     import pyarrow as pa
 
     try:
         with pa.memory_map(str(path)) as mapped:
             file = mapped.read_buffer()
             mapped.seek(0)
-            # Arrow takes a stream that ends between two batches for a whole one.
+            # Arrow accepts a stream that ends between two batches as complete.
             if file.slice(max(0, file.size - 8)).to_pybytes() != _END_OF_STREAM:
-                raise ValueError("it does not end as a stream does")
+                raise ValueError("it lacks the end marker of a stream")
             for batch in pa.ipc.open_stream(mapped):
                 column = batch.column(batch.schema.get_field_index(name))
-                if isinstance(column, pa.ExtensionArray):  # where `datasets` was imported
+                if isinstance(column, pa.ExtensionArray):  # if `datasets` was imported
                     column = column.storage
                 values = column.flatten().flatten()
                 kind = _ARROW_DTYPES.get(str(values.type))

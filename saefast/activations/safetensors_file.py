@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie, without reading them."""
+"""Positions of the tensors in a safetensors file, found without reading the tensors."""
 
 import json
 import math
@@ -19,20 +19,20 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes that are read here, under the names the format has for them."""
+"""Supported dtypes by their names in the format."""
 
 
 class Place(NamedTuple):
-    """One tensor in a file."""
+    """Dtype, shape and first byte of one tensor in a file."""
 
     dtype: torch.dtype | None
-    """None where it is none of `DTYPES`."""
+    """None if it is not among `DTYPES`."""
     shape: tuple[int, ...]
     offset: int
 
 
 def places(path: Path) -> dict[str, Place]:
-    """The tensors of the file by name; every one is known to lie within the file."""
+    """Return the tensors of the file by name, after checking that each lies within the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")

@@ -1,4 +1,4 @@
-"""Batches of rows that can be read in any order: what tensors and files have in common."""
+"""Batches of rows that can be read in any order, the common part of tensors and files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ Held = tuple[Tensor, Tensor | None]
 
 
 Memory = Callable[[str, tuple[int, int], torch.dtype], Tensor]
-"""Gives memory for the rows of the next batch: of "x" or "target", by shape and dtype"""
+"""Function that returns memory for the next batch of "x" or "target", by shape and dtype."""
 
 _HASHED_WHOLE = 64 << 20
 _SAMPLES = 64
 
 
 class Shuffled(ABC):
-    """Activations whose rows have numbers. A subclass says how to read them."""
+    """Activations whose rows are numbered; a subclass implements how they are read."""
 
     def __init__(self, *, rows: int, d: int, dtype: torch.dtype, block_rows: int, window_rows: int):
         check_dtype(dtype)
@@ -37,13 +37,13 @@ class Shuffled(ABC):
 
     @abstractmethod
     def locate(self, row: int) -> str:
-        """Where the row of this number lies, for an error message."""
+        """See `Activations.locate`."""
 
     @abstractmethod
     def _reader(self) -> Callable[[list[tuple[int, int]]], Held]:
-        """A function that gets the rows of these spans, laid end to end.
+        """Return a function that reads the rows of these spans, concatenated.
 
-        What it returns is valid until it is called again.
+        Its result is valid until the next call.
         """
 
     def batches(
@@ -51,18 +51,18 @@ class Shuffled(ABC):
     ) -> Iterator[Batch]:
         """See `Activations.batches`.
 
-        `memory` gives what batches of rows on the CPU are put into; None: new memory for each.
+        `memory` allocates the memory for batches of rows on the CPU; None: new memory for each.
         """
         check_stream(batch_size, seed, start)
         return self._batches(batch_size, seed, start, memory or _new_memory)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, from the first to the last; the last batch may be shorter."""
+        """Yield every row once, in order; the last batch may be shorter."""
         check_stream(batch_size, 0, 0)
         read = self._reader()
         for first in range(0, self.rows, batch_size):
             end = min(first + batch_size, self.rows)
-            # A copy always: what was read is valid until the next read.
+            # Always copy: what was read is valid only until the next read.
             x, target = (
                 None if held is None else held.to(self.dtype, copy=True)
                 for held in read([(first, end)])
@@ -94,7 +94,7 @@ class Shuffled(ABC):
                     numbers = numbers[:0]
 
     def _room(self, held: list[Tensor], batch_size: int, memory: Memory) -> list[Tensor]:
-        """Memory for a batch, where the rows lie."""
+        """Allocate memory for a batch, on the device of the rows."""
         room = []
         for name, rows in zip(("x", "target"), held, strict=False):
             shape = (batch_size, rows.shape[1])
@@ -110,7 +110,7 @@ class Shuffled(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hash of shape, dtype and content; of up to 64 samples of it above 64 MiB."""
+        """Hash of shape, dtype and content; above 64 MiB, of 64 samples of the content."""
         read = self._reader()
         x, target = read([(0, 1)])
         columns = [column for column in (x, target) if column is not None]
@@ -135,7 +135,7 @@ def _new_memory(_name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tenso
 
 
 def _take(rows: Tensor, places: Tensor, into: Tensor) -> None:
-    """Put the rows at `places` into memory of another dtype, perhaps."""
+    """Copy the rows at `places` to `into`, whose dtype may differ."""
     places = places.to(rows.device)
     if rows.dtype == into.dtype:
         torch.index_select(rows, 0, places, out=into)

@@ -1,4 +1,4 @@
-"""A store: activations in a folder of safetensors shards, with an index that vouches for them."""
+"""Store of activations: a folder of safetensors shards with an index of checksums."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from saefast.progress import ProgressBar
 
 INDEX = "index.json"
 ROWS = "activations"
-"""The name of the activations within a shard."""
+"""Name of the activations within a shard."""
 VERSION = 1
 
 _BY_NAME = {dtype_name(dtype): dtype for dtype in STORED_DTYPES.values()}
@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Kept:
-    """How something is kept: its dtype, and its shape beside the rows."""
+    """Dtype of a stored column, and its shape after the dimension of rows."""
 
     dtype: torch.dtype
     tail: tuple[int, ...]
@@ -44,7 +44,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Index:
-    """What a store says of itself."""
+    """Content of a store's index: columns, shards and metadata."""
 
     d: int
     dtype: torch.dtype
@@ -54,17 +54,17 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """The rows in all shards."""
+        """Number of rows in all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def columns(self) -> dict[str, Kept]:
-        """Everything a shard holds, by name."""
+        """All columns of a shard, by name."""
         return {ROWS: Kept(self.dtype, (self.d,)), **self.extras}
 
     @property
     def content(self) -> dict[str, Any]:
-        """What index.json holds."""
+        """Content of index.json."""
         return {
             "version": VERSION,
             "d": self.d,
@@ -80,7 +80,7 @@ class Index:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a store; what is wrong with it is told with its path."""
+    """Read the index of a store; ValueError names its path if it is invalid."""
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a store of activations has one")
@@ -113,11 +113,17 @@ def read_index(folder: Path) -> Index:
 
 
 class StoreActivations(FileActivations):
-    """The rows of a store, which may be larger than memory.
+    """Activations of a store, which may be larger than memory.
 
-    `target` names the extra that a transcoder reconstructs. `verify` reads every file once and
-    compares checksums; sizes, dtypes and shapes are always checked. The last two arguments, in
-    rows, set how much is read at once and what is shuffled together, which is the memory needed.
+    Sizes, dtypes and shapes of the shards are always checked.
+
+    Args:
+        path: folder of the store.
+        target: name of the extra [n, d_out] that a transcoder reconstructs; None: x itself.
+        dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
+        verify: read every file once and compare its checksum.
+        block_rows: consecutive rows that are read at once; None: 1 MiB of them.
+        window_rows: rows that are shuffled together in memory; None: 256 MiB of them.
     """
 
     def __init__(
@@ -135,7 +141,7 @@ class StoreActivations(FileActivations):
             verify_store(folder)
         self.index = read_index(folder)
         if not self.index.shards:
-            raise ValueError(f"{folder} holds no rows; whoever writes it has not finished a shard")
+            raise ValueError(f"{folder} holds no rows: its writer has not finished a shard yet")
         self._by_name = _columns(folder, self.index)
         if target is not None:
             checks.one_of("target", target, tuple(self.index.extras))
@@ -154,13 +160,22 @@ class StoreActivations(FileActivations):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of the checksums in the index: no shard is read."""
+        """Hash of the checksums in the index; no shard is read."""
         parts = [f"{self.d} {dtype_name(self.index.dtype)}"]
         parts += [f"{shard.rows} {shard.sha256}" for shard in self.index.shards]
         return f"store:{hashlib.sha256(';'.join(parts).encode()).hexdigest()[:32]}"
 
     def read(self, name: str, first: int, end: int) -> Tensor:
-        """The rows [first, end) of an extra, or of "activations", as they are stored."""
+        """Read rows of a column as they are stored.
+
+        Args:
+            name: name of an extra, or "activations".
+            first: number of the first row.
+            end: number after the last row.
+
+        Returns:
+            [end - first, ...], in the dtype of the column.
+        """
         checks.one_of("name", name, tuple(self._by_name))
         checks.between("first", first, 0, self.rows, "the rows of the store")
         checks.between("end", end, first, self.rows, "from first to the rows of the store")
@@ -171,7 +186,15 @@ class StoreActivations(FileActivations):
 
 
 def verify_store(path: str | Path, *, progress: bool = False) -> None:
-    """Read every shard and compare it with its checksum; ValueError names all that differ."""
+    """Read every shard and compare it with its checksum.
+
+    Args:
+        path: folder of the store.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: if shards are missing, truncated or changed; the message names all of them.
+    """
     folder = Path(path)
     index = read_index(folder)
     damaged = []
@@ -198,7 +221,7 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
 
 
 def _columns(folder: Path, index: Index) -> dict[str, Column]:
-    """Where everything lies, with every shard found to be what the index says."""
+    """Return every column of the store, after checking every shard against the index."""
     spans: dict[str, list[Span]] = {name: [] for name in index.columns}
     for shard in index.shards:
         path = folder / shard.name

@@ -1,4 +1,4 @@
-"""Activations that lie in memory."""
+"""Activations in memory."""
 
 import warnings
 from collections.abc import Callable
@@ -14,10 +14,15 @@ from saefast.activations.shuffled import Held, Shuffled
 
 
 class TensorActivations(Shuffled):
-    """The rows of a tensor or array, in a new permutation every epoch.
+    """Activations of a tensor or array, in a new permutation in every epoch.
 
-    `target`, as many rows, is what a transcoder reconstructs. Nothing is copied but what a batch
-    takes; batches come out on the tensor's device, in `dtype`; None: as they are, at most float32.
+    Only the rows of a batch are copied. Batches lie on the device of the tensor.
+
+    Args:
+        x: rows [n, d].
+        target: [n, d_out] rows that a transcoder reconstructs; None: x itself.
+        dtype: dtype of the batches; None: as given, but float32 unless that is a half precision.
+        name: name of the tensor in error messages.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class TensorActivations(Shuffled):
             raise ValueError(f"x must have at least one row and column, got shape {(rows, d)}")
         if self._target is not None and len(self._target) != rows:
             raise ValueError(f"target must have as many rows as x, {rows}, got {len(self._target)}")
-        # One block and one window: a row of memory is as near as any other.
+        # A single block and window: in memory, every row is equally near.
         if dtype is None:
             both = (self._x,) if self._target is None else (self._x, self._target)
             dtype = stored_dtype(*(values.dtype for values in both))
@@ -56,7 +61,7 @@ class TensorActivations(Shuffled):
 
 
 def as_rows(name: str, value: object) -> Tensor:
-    """`value`, a tensor or array [n, d] of floats, as a tensor of the same memory."""
+    """Return `value`, a tensor or array [n, d] of floats, as a tensor that shares its memory."""
     if isinstance(value, np.ndarray):
         value = _from_numpy(name, value)
     if not isinstance(value, Tensor):
@@ -86,6 +91,6 @@ def _from_numpy(name: str, value: NDArray[np.generic]) -> Tensor:
     if any(stride < 0 for stride in value.strides):
         value = np.ascontiguousarray(value)
     with warnings.catch_warnings():
-        # Torch warns that an array which may not be written to could be: nobody writes here.
+        # Torch warns that the array might be written to although it is read-only; it is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(value)

@@ -1,7 +1,7 @@
-"""Batches on their way from the reader's thread to the device of a training.
+"""Transfer of batches from the reader's thread to the device of training.
 
-Either way rows arrive as float32, finite and scaled. `ahead` runs in the reader's thread and does
-what can be done early, `take` in the trainer's thread, for one batch after the other.
+With either class rows arrive as float32, finite and scaled. `ahead` runs in the reader's thread and
+does what can be done early; `take` runs in the trainer's thread, for one batch after another.
 """
 
 from collections import deque
@@ -20,27 +20,27 @@ _Item = TypeVar("_Item")
 
 
 class Rows(NamedTuple):
-    """The rows of a batch as a training takes them."""
+    """Rows of a batch in the form that training takes."""
 
     x: Tensor
     """[n, d] float32"""
     target: Tensor | None
-    """[n, d_out] float32, if something else than x is reconstructed"""
+    """[n, d_out] float32, if something other than x is reconstructed"""
     where: str
     """files and rows between which these rows lie, for an error message"""
 
 
 class Transfer(Protocol[_Item]):
-    """What brings batches to the training."""
+    """Interface of the classes that bring batches to the device."""
 
     def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[_Item]:
-        """Call in the trainer's thread, iterate in the reader's; items are for `take`.
+        """Prepare items for `take`: call in the trainer's thread, iterate in the reader's.
 
-        `scales` are what x and target are multiplied by.
+        `scales` are the factors of x and target.
         """
 
     def take(self, item: _Item) -> Rows:
-        """Return the rows of the next item; ValueError where one of them is not finite."""
+        """Return the rows of the next item; ValueError if one of them is not finite."""
 
 
 class HostTransfer:
@@ -71,12 +71,12 @@ class HostTransfer:
 
 
 class _Slot:
-    """A place of the ring: memory for one batch, and the last use of it."""
+    """Slot of the ring: memory for one batch, and the last use of that memory."""
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
         self.used: Event | None = None
-        """after the last work on the device that reads the memory"""
+        """recorded after the last work on the device that reads the memory"""
 
     def memory(
         self,
@@ -85,7 +85,7 @@ class _Slot:
         dtype: torch.dtype,
         allocate: Callable[[Sequence[int], torch.dtype], Tensor],
     ) -> Tensor:
-        """Return the memory of that name, allocated at first and when batches change."""
+        """Return the memory of this name, allocated at first use and when batches change."""
         tensor = self._memory.get(name)
         if tensor is None or (tensor.shape, tensor.dtype) != (shape, dtype):
             tensor = self._memory[name] = allocate(shape, dtype)
@@ -97,59 +97,59 @@ class _Sent(NamedTuple):
 
     slot: _Slot
     columns: list[Tensor]
-    """x, and target if there is one, on the device in the dtype they came in"""
+    """x, and target if there is one, on the device, in the dtype of the batch"""
     extremes: list[Tensor]
-    """[2, n] of each column, in pinned memory"""
+    """[2, n] for each column, in pinned memory"""
     ready: Event
-    """after which `columns` and `extremes` are valid"""
+    """recorded after the copy and the check: then `columns` and `extremes` are valid"""
     numbers: NDArray[np.int64]
-    """[n] the number of each row in its source"""
+    """[n] number of each row in its source"""
     where: str
 
 
 class DeviceTransfer:
-    """Copies rows through a ring of pinned buffers, on a stream of copies, ahead of the training.
+    """Copies rows through a ring of pinned buffers, on a copy stream, ahead of training.
 
     Rows cross the bus in the dtype of the batches and are cast and scaled on the device. The copy
-    of a batch overlaps the steps on those before it: the reader's thread submits it as soon as the
+    of a batch overlaps the steps of earlier batches: the reader's thread submits it as soon as the
     batch is read, and the device orders it after the last use of the memory. Rows that lie on the
-    device already are used where they are.
+    device already are used in place.
 
-    A batch is checked before its step: `take` waits for the event that ends its copy and its
-    check. Since that was submitted batches ahead, and to the stream of copies, the host does not
-    wait for the steps in between, and the device has steps left to do meanwhile.
+    A batch is checked before its step: `take` waits for the event that ends its copy and its check.
+    Since these were submitted several batches earlier, on the copy stream, the host does not wait
+    for the steps in between, and the device still has steps to run in the meantime.
 
     Args:
-        streams: of the training's device.
-        locate: tells where the row of a number lies, for an error message.
-        depth: how many items of `ahead` may wait between it and `take`, as in `Prefetcher`.
+        streams: streams of the training device.
+        locate: function that maps the number of a row to its file and row, for error messages.
+        depth: maximum number of items of `ahead` that wait for `take`, as in `Prefetcher`.
     """
 
     def __init__(self, streams: Streams, locate: Callable[[int], str], depth: int) -> None:
         self._streams, self._locate = streams, locate
         self._scales: list[Tensor] = []
-        # Besides those that wait, one batch may be in the making and one in `take`.
+        # Besides the waiting items, one batch may be in preparation and one in `take`.
         self._free = deque(_Slot() for _ in range(depth + 2))
 
     def memory(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Return host memory for "x" or "target" of the next batch, for a source to fill.
 
-        Once `ahead` was called it is the pinned memory that the batch is copied from.
+        After the first call of `ahead` it is the pinned memory from which the batch is copied.
         """
         if not self._scales or stored_dtype(dtype) != dtype:
             return torch.empty(shape, dtype=dtype)
         return self._pinned(self._free[0], name, shape, dtype)
 
     def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[_Sent]:
-        """See `Transfer`. What the source computes on the device goes to the stream of copies."""
+        """See `Transfer`; work of the source on the device is submitted to the copy stream."""
         for scale in scales:
-            # With a dimension, so that it takes part in type promotion: the product is float32.
+            # A tensor with a dimension takes part in type promotion: the product is float32.
             self._scales.append(self._streams.on_device((1,), torch.float32).fill_(scale))
         return self._ahead(batches, self._streams.record())
 
     def _ahead(self, batches: Iterator[Batch], begun: Event) -> Iterator[_Sent]:
         with self._streams.copies():
-            # Batches may lie on the device that the trainer's thread made.
+            # Batches may lie on the device and have been produced by the trainer's thread.
             self._streams.wait(begun)
         while True:
             with self._streams.copies():
@@ -181,7 +181,7 @@ class DeviceTransfer:
         return there.copy_(pinned, non_blocking=True)
 
     def _pinned(self, slot: _Slot, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory that may be written: `take` waited for the copy from it to end."""
+        """Return pinned memory that may be written: `take` waited for the copy from it to end."""
         return slot.memory(f"{name} pinned", shape, dtype, self._streams.pinned)
 
     def _checked(self, slot: _Slot, name: str, rows: Tensor) -> Tensor:
@@ -204,9 +204,9 @@ class DeviceTransfer:
 
 
 def extremes(rows: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return [2, n]: the least and the greatest value of each row, NaN where it holds NaN.
+    """Return [2, n]: the minimum and maximum of each row, NaN if the row holds NaN.
 
-    They are finite if and only if the row is, and take one pass over it.
+    They are finite if and only if the row is, and take one pass over the row.
     """
     if out is None:
         out = rows.new_empty(2, len(rows))
@@ -220,9 +220,9 @@ def check_finite(
     """Raise ValueError, naming the first row, unless the extremes of every column are finite.
 
     Args:
-        columns: the `extremes` of the activations, and of the targets if there are any.
-        numbers: [n], the number of each row in its source.
-        locate: tells where the row of a number lies.
+        columns: `extremes` of the activations, and of the targets if there are any; [2, n] each.
+        numbers: [n], number of each row in its source.
+        locate: function that maps the number of a row to its file and row.
     """
     for name, its_extremes in zip(("activations", "targets"), columns, strict=False):
         bad = ~its_extremes.isfinite().all(0)

@@ -1,4 +1,4 @@
-"""Writing a store of activations, shard by shard, so that a killed process loses one at most."""
+"""Write a store of activations shard by shard, so that a killed process loses at most one."""
 
 import hashlib
 import json
@@ -23,11 +23,21 @@ _SHARD_BYTES = 256 << 20
 
 
 class StoreWriter:
-    """Writes the folder `path`. Use it in a `with`: the end of it writes the last, shorter shard.
+    """Writer of a store; leaving its `with` statement writes the last, shorter shard.
 
-    Every shard and every index is on the disk before it gets its name. Where the process is
-    killed, or the `with` is left by an exception, the store holds the shards written before, and
-    `resume=True` goes on after them: `rows` says how many rows they have.
+    Every shard and every index is on disk before it gets its name. If the process is killed, or the
+    `with` statement is left by an exception, the store holds the shards written before, and
+    `resume=True` continues after them: `rows` is the number of rows that they hold.
+
+    Args:
+        path: folder of the store.
+        d: width of a row.
+        dtype: dtype in which rows are stored.
+        rows_per_shard: number of rows in a shard, one of which is held in memory; None: 256 MiB of
+            them.
+        metadata: any JSON value that describes the origin of the activations; None: {}, or that of
+            the store that is resumed.
+        resume: continue an existing store; False: an existing one is an error.
     """
 
     def __init__(
@@ -40,11 +50,6 @@ class StoreWriter:
         metadata: dict[str, Any] | None = None,
         resume: bool = False,
     ):
-        """Shards are 256 MiB unless `rows_per_shard` says otherwise; one is held in memory.
-
-        `metadata`, anything JSON can say, tells where the activations come from; a resumed store
-        keeps its own unless new is given.
-        """
         checks.whole("d", d, 1)
         check_dtype(dtype)
         if rows_per_shard is None:
@@ -53,7 +58,7 @@ class StoreWriter:
         try:
             json.dumps(metadata)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"metadata must be what JSON can say: {error}") from error
+            raise TypeError(f"metadata must be serialisable as JSON: {error}") from error
         self.path = Path(path)
         self._rows_per_shard = rows_per_shard
         self._filling: dict[str, Tensor] = {}
@@ -68,17 +73,20 @@ class StoreWriter:
 
     @property
     def rows(self) -> int:
-        """How many rows were appended, those of a resumed store included."""
+        """Number of rows appended so far, including those of a resumed store."""
         return self._index.rows + self._filled
 
     def append(self, rows: Tensor, **extras: Tensor) -> None:
-        """Add rows [n, d], converted to the dtype of the store, and [n, ...] beside them.
+        """Append rows, and extras beside them.
 
-        Every append must give the same extras, in the same dtypes.
+        Args:
+            rows: [n, d], converted to the dtype of the store.
+            **extras: tensors [n, ...] stored beside the rows under their names. Every call must
+                give the same extras, in the same dtypes.
         """
         if not self._open:
             raise ValueError(
-                f"the writer of {self.path} is closed, or failed before; go on with "
+                f"the writer of {self.path} is closed, or failed before; continue with "
                 f"StoreWriter(path, resume=True)"
             )
         if not isinstance(rows, Tensor):
@@ -100,7 +108,7 @@ class StoreWriter:
                 self._write_shard()
 
     def close(self) -> None:
-        """Write the rows that fill no whole shard."""
+        """Write the remaining rows as a last, shorter shard, and release the folder."""
         if self._open and self._filled:
             self._write_shard()
         self._open = False
@@ -116,11 +124,11 @@ class StoreWriter:
         self._claim.release()
 
     def _begin(self) -> None:
-        """An empty store, in a folder of its own."""
+        """Write the index of an empty store to a folder that holds nothing else."""
         others = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(PART)]
         if others:
             raise FileExistsError(
-                f"{self.path} holds {others[0]} and no {INDEX}: it is no store; choose another "
+                f"{self.path} holds {others[0]} but no {INDEX}: it is not a store; choose another "
                 f"path or empty the folder"
             )
         self._write_index(self._index)
@@ -128,13 +136,13 @@ class StoreWriter:
     def _resumed(
         self, d: int, dtype: torch.dtype, metadata: dict[str, Any] | None, resume: bool
     ) -> Index:
-        """The index of the store that is there, which must be of the kind to be written."""
+        """Return the index of the existing store, after checking its d and dtype."""
         refuse_existing(self.path / INDEX, resume)
         index = read_index(self.path)
         if (index.d, index.dtype) != (d, dtype):
             raise ValueError(
-                f"{self.path} holds rows of {index.d} {dtype_name(index.dtype)}, and cannot go on "
-                f"with d={d}, dtype={dtype_name(dtype)}; choose another path"
+                f"{self.path} holds rows of {index.d} {dtype_name(index.dtype)} and cannot be "
+                f"continued with d={d}, dtype={dtype_name(dtype)}; choose another path"
             )
         for part in self.path.glob(f"*{PART}"):
             part.unlink()
@@ -146,7 +154,7 @@ class StoreWriter:
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
             if name == ROWS or values.dtype not in STORED_DTYPES.values():
                 raise ValueError(
-                    f"{name} must not be named {ROWS} and be of a dtype safetensors knows, got "
+                    f"{name} must not be named {ROWS} and must have a dtype of safetensors, got "
                     f"{dtype_name(values.dtype)}"
                 )
             if values.ndim == 0 or len(values) != n:
@@ -166,7 +174,7 @@ class StoreWriter:
             )
 
     def _check_range(self, rows: Tensor) -> None:
-        """Half precision must not make infinities of numbers that were none."""
+        """Raise ValueError if conversion to float16 would turn a finite value into infinity."""
         if self._index.dtype != torch.float16 or rows.dtype == torch.float16:
             return
         lost = rows.isfinite() & rows.to(torch.float16).isinf()
@@ -199,7 +207,7 @@ class StoreWriter:
             raise OSError(
                 error.errno,
                 f"{error.strerror} (the {number} shards before it, {self._index.rows} rows, are "
-                f"whole; go on after them with StoreWriter(path, resume=True))",
+                f"complete; continue after them with StoreWriter(path, resume=True))",
                 error.filename,
             ) from error
         self._index, self._filled = index, 0
