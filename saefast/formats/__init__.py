@@ -1,4 +1,4 @@
-"""Files of SAEs, ours and others': one module a format, and which of them a file is."""
+"""File formats of SAEs, one module each, and detection of a file's format."""
 
 from pathlib import Path
 from typing import Protocol
@@ -19,24 +19,24 @@ from saefast.formats.weights import SAEWeights
 
 
 class Format(Protocol):
-    """What the module of a format has."""
+    """Interface of a format's module."""
 
     @property
     def NAME(self) -> str:
-        """What users call it."""
+        """Name of the format, as given to `format=`."""
 
     @property
     def FILE(self) -> str | None:
-        """How its file is called in a folder, where one file is all of it."""
+        """File name within a folder if the format is a single file; None if it is a folder."""
 
     def recognises(self, found: SourceFile) -> bool:
-        """Whether the names of the tensors and the settings are its own."""
+        """Return whether the names of the tensors and the settings belong to the format."""
 
     def read(self, found: SourceFile) -> SAEWeights:
-        """The SAE; a ValueError says what cannot be read or had here, and why."""
+        """Return the SAE; ValueError names what is missing or not supported, and why."""
 
     def write(self, parts: SAEWeights, folder: Path) -> None:
-        """Its files; a ValueError says what of the SAE it has no place for."""
+        """Write the files of the SAE; ValueError names the part that the format cannot hold."""
 
 
 _MODULES: tuple[Format, ...] = (
@@ -53,7 +53,15 @@ FORMATS: dict[str, Format] = {module.NAME: module for module in _MODULES}
 
 
 def format_of(found: SourceFile, name: str = "auto") -> Format:
-    """The format of that name, or the one whose marks the file bears."""
+    """Return the format of that name, or the one that recognises the file.
+
+    Args:
+        found: opened file.
+        name: name of a format in `FORMATS`, or "auto" to detect it.
+
+    Returns:
+        Module of the format.
+    """
     checks.one_of("format", name, ("auto", *FORMATS))
     if name != "auto":
         return FORMATS[name]
@@ -65,10 +73,10 @@ def format_of(found: SourceFile, name: str = "auto") -> Format:
     )
     if fitting:
         told = " or ".join(module.NAME for module in fitting)
-        raise ValueError(f"{found.path} may be of the format {told}; say which, format=...")
+        raise ValueError(f"{found.path} may be of the format {told}; choose one with format=...")
     if found.config_path is None:
         raise FileNotFoundError(
-            f"{found.config_name} does not exist, nor another config, and the tensors of "
-            f"{found.path} ({names}) alone do not say what they are; give format=..."
+            f"{found.config_name} does not exist, nor any other config, and the tensors of "
+            f"{found.path} ({names}) alone do not determine the format; give format=..."
         )
     raise ValueError(f"{found.path} is of no known format ({', '.join(FORMATS)}); it holds {names}")

@@ -1,4 +1,4 @@
-"""The BatchTopK repository: sae.pt and config.json, with SAELens's orientation."""
+"""Files of the BatchTopK repository: sae.pt and config.json, with SAELens's orientation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,15 @@ _OWN = ("act_size", "dict_size", "top_k", "sae_type", "input_unit_norm", "tied_w
 
 
 def recognises(found: SourceFile) -> bool:
-    """Its names for the sizes."""
+    """Return whether the config has the format's names of sizes."""
     return found.has("W_enc", "b_dec") and {"act_size", "dict_size"} <= found.config.keys()
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """TopK and BatchTopK do not use b_enc, though it is there, unless the config says so."""
+    """Read an SAE; without use_encoder_bias, b_enc of TopK and BatchTopK is set to zero.
+
+    The reference code of these two classes does not add b_enc, although the file holds one.
+    """
     kind = found.config.get("sae_type")
     if not isinstance(kind, str) or kind not in _VARIANTS:
         raise ValueError(
@@ -56,15 +59,15 @@ def read(found: SourceFile) -> SAEWeights:
         return parts
     if found.threshold is None:
         raise ValueError(
-            f"{found.path} is a BatchTopK SAE without a threshold: what is active depends on the "
-            f"whole batch. Give load_sae a threshold, say the mean over batches of the smallest "
-            f"value that is kept; load_dictionaries needs none"
+            f"{found.path} is a BatchTopK SAE without a threshold, so which latents are active "
+            f"depends on the whole batch. Give load_sae a threshold, for example the mean over "
+            f"batches of the smallest value that is kept; load_dictionaries needs none"
         )
     return replace(parts, threshold=torch.tensor(max(found.threshold, 0.0), dtype=torch.float64))
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """For its TopK, ReLU and JumpReLU classes; its BatchTopK has no place for a threshold."""
+    """Write a TopK, ReLU or JumpReLU SAE; the format's BatchTopK cannot hold a threshold."""
     parts = fitted(
         parts,
         NAME,

@@ -1,7 +1,9 @@
-"""dictionary_learning: ae.pt, a state dict of one of seven classes or a backup, and config.json.
+"""Files of dictionary_learning: ae.pt and config.json.
 
-Backups are read, but not written: what is loaded here has no optimiser, and the library itself has
-no way back into a run. What is made of a backup is the file that its run would have ended with.
+ae.pt is a state dict of one of seven classes, or a backup.
+
+Backups are read but not written: a loaded SAE has no optimiser, and the library itself cannot
+resume a run. A backup becomes the file that its run would have ended with.
 """
 
 import json
@@ -35,15 +37,15 @@ _BIASES = {
     "AutoEncoderNew": "decoder.bias",
     "GatedAutoEncoder": "decoder_bias",
 }
-"""What b_dec is called where it is not b_dec"""
+"""Name of b_dec in classes that call it otherwise."""
 _UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")
 _LINEAR = ("AutoEncoderTopK", "BatchTopKSAE", "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder")
-"""Whose weights lie as those of torch.nn.Linear do: encoder [m, d], decoder [d, m]"""
+"""Classes whose weights have the layout of torch.nn.Linear: encoder [m, d], decoder [d, m]."""
 _OWN = ("dict_class", "activation_dim", "dict_size", "k", "norm_factor")
 
 
 def recognises(found: SourceFile) -> bool:
-    """A backup, a config of a trainer, or the names of one of its classes."""
+    """Return whether the file is a backup, or has a trainer's config or a class's tensor names."""
     if isinstance(found.values.get("ae"), Mapping) or isinstance(found.config.get("trainer"), dict):
         return True
     if found.kind != "torch" or found.config.keys() & {"act_size", "d_model", "d_sae"}:
@@ -53,7 +55,7 @@ def recognises(found: SourceFile) -> bool:
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """What its classes compute; a backup's factor for activations is folded in."""
+    """Read an SAE of any class; the factor by which a backup scales activations is folded in."""
     trainer = found.config.get("trainer", {})
     backup = found.values.get("ae")
     norm = None
@@ -79,12 +81,12 @@ def read(found: SourceFile) -> SAEWeights:
         parts = replace(parts, k=_k(found))
     if norm is None:
         return parts
-    # Trained on x / norm. The library's finished files have values of the size of x, too.
+    # Trained on x / norm; in files of finished runs, too, values are on the scale of x.
     return scaled_values(scaled_inputs(parts, 1 / norm), norm)
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """A finished trainer's folder."""
+    """Write the folder of a finished trainer."""
     kept = parts.metadata_of(NAME)
     parts = fitted(parts, NAME, tuple(_VARIANTS.values()), centred=_centred(parts))
     kind = next(
@@ -122,7 +124,7 @@ def write(parts: SAEWeights, folder: Path) -> None:
 
 
 def _norm(found: SourceFile) -> float | None:
-    """What activations were divided by."""
+    """Return the number by which activations were divided, if the file gives one."""
     told = found.values.get("norm_factor")
     norm = positive(told)
     if told is not None and norm is None:
@@ -131,7 +133,7 @@ def _norm(found: SourceFile) -> float | None:
 
 
 def _centred(parts: SAEWeights) -> bool | None:
-    """What its class for that variant does; for relu there are two classes."""
+    """Return whether the variant's class subtracts b_dec; None for relu, which has two classes."""
     return None if parts.variant == "relu" else parts.variant != "jumprelu"
 
 
@@ -157,7 +159,7 @@ def _class_of(found: SourceFile) -> str:
         return "JumpReluAutoEncoder"
     raise ValueError(
         f"{found.path} may be an AutoEncoderTopK or a BatchTopKSAE, which have the same tensors; "
-        f"config.json beside it says which, as trainer.dict_class"
+        f"config.json beside it must say which, as trainer.dict_class"
     )
 
 
@@ -204,12 +206,15 @@ def _stacked(found: SourceFile, kind: str) -> SAEWeights:
 
 
 def _threshold(found: SourceFile) -> Tensor:
-    """One number; -1 says that training has not come to it, and lets all pass that is positive."""
+    """Return the threshold, [] float64.
+
+    The library writes -1 if it is not set yet; then it is 0, and every positive value passes.
+    """
     value = found.scalar("threshold")
     value = found.threshold if value is None else value
     if value is None:
         raise ValueError(
-            f"{found.path}: threshold is missing, without which what is active depends on the "
+            f"{found.path}: threshold is missing, so which latents are active depends on the "
             f"whole batch; give load_sae a threshold"
         )
     if math.isnan(value):
@@ -234,6 +239,6 @@ def _metadata(found: SourceFile, parts: SAEWeights, norm: float | None) -> dict[
             raise ValueError(f"{found.path}: group_sizes must sum to {parts.m}, got {groups}")
         kept["group_sizes"] = groups
     threshold = found.scalar("threshold") if parts.variant == "topk" else None
-    if threshold is not None:  # k decides, but it is kept; below zero it is not set
+    if threshold is not None:  # k decides, but the threshold is kept; negative means not set
         kept["threshold"] = threshold if norm is None or threshold < 0 else threshold * norm
     return {NAME: kept} if kept else {}

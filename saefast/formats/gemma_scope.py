@@ -1,4 +1,7 @@
-"""Gemma Scope: params.npz or params.safetensors, a JumpReLU that does not take b_dec from x."""
+"""Files of Gemma Scope: params.npz or params.safetensors, JumpReLU with uncentred inputs.
+
+Uncentred means that b_dec is not subtracted from x.
+"""
 
 from pathlib import Path
 
@@ -16,16 +19,16 @@ _SKIP = "affine_skip_connection"
 
 
 def recognises(found: SourceFile) -> bool:
-    """Thresholds, in arrays of numpy or beside weights in small letters."""
+    """Return whether it has a threshold and NumPy arrays, or weights with lower-case names."""
     named = found.has("w_enc", "w_dec") or (found.kind == "numpy" and found.has("W_enc", "W_dec"))
     return named and found.has("threshold", "b_enc", "b_dec")
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """SAEs and, where the decoder has another width or there is a skip connection, transcoders."""
+    """Read an SAE, or a transcoder if the widths differ or there is a skip connection."""
     names = [_name(found, name) for name in ("W_enc", "W_dec")]
     found.nothing_but(*names, "b_enc", "b_dec", "threshold", "scaling_factor", _SKIP)
-    found.refuse("architecture", ("jump_relu",), "no other is known", "jump_relu")
+    found.refuse("architecture", ("jump_relu",), "no other is supported", "jump_relu")
     m, d_out = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
     w_enc = found.take(names[0], None, m)
     d = w_enc.shape[0]
@@ -34,7 +37,7 @@ def read(found: SourceFile) -> SAEWeights:
     w_dec = found.take(names[1], m, d_out)
     if scale is not None and bool((scale != 1).any()):
         w_dec = (w_dec.double() * scale[:, None]).to(w_dec.dtype)
-    # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
+    # A ReLU is applied first: values between a negative threshold and zero are zero anyway.
     return SAEWeights(
         variant="jumprelu",
         W_enc=w_enc.T,
@@ -50,7 +53,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """Its arrays; numpy has no bfloat16, so they are float32 or float64."""
+    """Write the arrays of an SAE; bfloat16, which NumPy lacks, becomes float32."""
     parts = fitted(parts, NAME, ("jumprelu",), centred=False, transcodes=True, skip=True)
     arrays: dict[str, Tensor] = {
         "W_enc": parts.W_enc.T,

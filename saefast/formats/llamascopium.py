@@ -1,4 +1,4 @@
-"""llamascopium, once lm-saes: config.json beside sae_weights, or hyperparams.json."""
+"""Files of llamascopium (formerly lm-saes): config.json beside sae_weights, or hyperparams.json."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,10 @@ _NAMES = (
     ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
 )
 _RELEASED = "jump_relu_threshold"
-"""One number for all latents: the mark of Llama Scope, whose files are folded before it counts"""
+"""Threshold shared by all latents: the mark of Llama Scope releases.
+
+The norms of their data set are folded in before the threshold applies.
+"""
 _OWN = (
     "d_model",
     "expansion_factor",
@@ -41,19 +44,19 @@ _OWN = (
 
 
 def recognises(found: SourceFile) -> bool:
-    """Its letters for the weights, or linear layers beside its config."""
+    """Return whether it has the format's names of weights, or linear layers and its config."""
     linear = found.has("encoder.weight", "decoder.weight") and "d_model" in found.config
     return linear or found.has("W_E", "W_D") or isinstance(found.values.get("sae"), dict)
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """Of raw activations: a norm measured on the data set is folded in."""
+    """Read an SAE of raw activations; a norm measured on the data set is folded in."""
     held = found.values.get("sae")
     if isinstance(held, dict):
         tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
         found = replace(found, tensors=tensors)
-    found.refuse("sae_type", ("sae",), "only plain SAEs and transcoders are read", "sae")
-    found.refuse("use_glu_encoder", (False,), "there is no such encoder here", False)
+    found.refuse("sae_type", ("sae",), "only plain SAEs and transcoders are supported", "sae")
+    found.refuse("use_glu_encoder", (False,), "gated linear encoders are not supported", False)
     older = found.has("encoder.weight")
     w_enc, b_enc, w_dec, b_dec = _NAMES[older]
     found.nothing_but(w_enc, b_enc, w_dec, b_dec, *_THRESHOLDS, prefixes=(_NORM,))
@@ -67,10 +70,10 @@ def read(found: SourceFile) -> SAEWeights:
         centred=found.setting("apply_decoder_bias_to_pre_encoder", bool, False),
         transcodes=found.config.get("hook_point_in") != found.config.get("hook_point_out"),
         metadata={NAME: {k: v for k, v in found.config.items() if k not in _OWN}},
-        dtype=torch.float32,  # what it is computed in, whatever the file holds
+        dtype=torch.float32,  # dtype of the computation, whatever dtype the file has
     )
     if parts.transcodes:
-        why = "what a transcoder reads is not what its b_dec is added to"
+        why = "a transcoder's b_dec belongs to its output, not to its input"
         found.refuse("apply_decoder_bias_to_pre_encoder", (False,), why, False)
     by_norm = found.setting("sparsity_include_decoder_norm", bool, True)
     if _RELEASED not in found.config:
@@ -80,7 +83,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """For inference: nothing is left to be normalised."""
+    """Write an SAE for inference, with no normalisation by the data set left to do."""
     variants = ("topk", "relu", "jumprelu")
     parts = fitted(parts, NAME, variants, centred=False, normalise=("none", "norm"), by_norm=True)
     tensors = {"W_E": parts.W_enc.T, "b_E": parts.b_enc, "W_D": parts.W_dec, "b_D": parts.b_dec}
@@ -106,7 +109,7 @@ def write(parts: SAEWeights, folder: Path) -> None:
 
 
 def _expansion(m: int, d: int) -> float:
-    """A factor with int(d * factor) == m, which m / d may miss by rounding."""
+    """Return a factor with int(d * factor) == m, which m / d may miss by rounding."""
     factor = m / d
     return factor if int(d * factor) == m else (m + 0.5) / d
 
@@ -128,40 +131,43 @@ def _decoder_bias(found: SourceFile, name: str, d: int) -> Tensor:
 
 
 def _activated(found: SourceFile, parts: SAEWeights, by_norm: bool) -> SAEWeights:
-    """What is active, by values times the norms of the decoder's rows where the config says so."""
+    """Return `parts` with the variant and threshold of the config.
+
+    Where `by_norm`, latents are selected by values times the norms of the decoder's rows.
+    """
     kind = str(found.config.get("act_fn", "relu")).lower()
     threshold = _threshold(found, kind, parts.m)
     if kind == "topk" and threshold is None:
         return replace(parts, variant="topk", k=found.setting("top_k", int), by_norm=by_norm)
-    if kind == "relu":  # a norm does not change what is positive
+    if kind == "relu":  # scaling by a norm does not change which values are positive
         return parts
     if threshold is None:
         raise ValueError(
             f"{found.config_name}: act_fn must be relu, jumprelu, topk or batchtopk to be loaded, "
             f"got {kind!r}"
         )
-    k = found.setting("top_k", int, None)  # of no effect, and perhaps of no meaning
+    k = found.setting("top_k", int, None)  # has no effect here, and may be out of range
     parts = replace(parts, k=k if k is not None and 1 <= k <= parts.m else None)
     if kind == "batchtopk" and not by_norm:
         return replace(parts, variant="batchtopk", threshold=threshold)
     if by_norm:  # value * norm > threshold
         norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
-        # Where the norm is zero nothing is active; the largest number says so, too.
+        # A latent with norm zero is never active, which the largest threshold expresses, too.
         never = torch.finfo(torch.float32).max
         threshold = torch.where(norms > 0, threshold / norms, never).clamp(max=never)
     return replace(parts, variant="jumprelu", threshold=threshold * torch.ones(parts.m))
 
 
 def _threshold(found: SourceFile, kind: str, m: int) -> Tensor | None:
-    """[] or [m] in float64; of topk, too, if it has been made a jumprelu since."""
+    """Return the threshold [] or [m], float64; for topk, too, if converted to jumprelu since."""
     released = positive(found.config.get(_RELEASED))
     if kind in ("jumprelu", "topk") and released is not None:
         return torch.tensor(released, dtype=torch.float64)
     if kind == "batchtopk":
         if found.threshold is None:
             raise ValueError(
-                f"{found.config_name}: act_fn is 'batchtopk', where what is active depends on the "
-                f"whole batch; give load_sae a threshold, or make it a jumprelu there"
+                f"{found.config_name}: act_fn is 'batchtopk', so which latents are active depends "
+                f"on the whole batch; give load_sae a threshold, or convert it to jumprelu there"
             )
         return torch.tensor(found.threshold, dtype=torch.float64)
     if kind != "jumprelu":
@@ -184,7 +190,7 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     if kind != "dataset-wise":
         raise ValueError(
             f"{found.config_name}: norm_activation must be inference, dataset-wise, or token-wise "
-            f"of an SAE, to be loaded, got {kind!r}; another scale depends on the batch"
+            f"of an SAE, to be loaded, got {kind!r}; other normalisations depend on the batch"
         )
     hooks = [found.config.get(key) for key in ("hook_point_in", "hook_point_out")]
     older = found.config.get("dataset_average_activation_norm")
@@ -200,5 +206,5 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
                 f"norm_activation='dataset-wise'"
             )
         scales.append(parts.d**0.5 / norm)
-    # As its own fold does: values have the size of the activations.
+    # As in the library's own folding: values are on the scale of the activations.
     return scaled_values(scaled_inputs(parts, *scales), 1 / scales[0])

@@ -1,4 +1,4 @@
-"""openai/sparse_autoencoder: one torch file; TopK goes with rows that are normalised."""
+"""Files of openai/sparse_autoencoder: one torch file; TopK implies normalised rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ _TIED = "decoder.linear.weight"
 
 
 def recognises(found: SourceFile) -> bool:
-    """Two biases with names of their own."""
+    """Return whether it has the two biases with the format's names."""
     return found.has("encoder.weight", "pre_bias", "latent_bias")
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """ReLU or TopK; of TopK the file does not say that rows are normalised: they are."""
+    """Read a ReLU or TopK SAE; rows of TopK are normalised, although the file does not say so."""
     w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
     tied = found.has(_TIED)
@@ -42,11 +42,11 @@ def read(found: SourceFile) -> SAEWeights:
     if after != "ReLU":
         raise ValueError(
             f"{found.path}: activation must be ReLU, or TopK of ReLU, to be loaded, got {after!r}; "
-            f"values below zero are not active here"
+            f"values below zero are never active here"
         )
     w_dec = found.take(decoder, m, d) if tied else found.take(decoder, d, m).T
     frequency = found.optional(_FREQUENCY, m)
-    # Ones are what it begins with.
+    # Frequencies are initialised with ones.
     counted = frequency is not None and bool((frequency != 1).any())
     return SAEWeights(
         variant=variant,
@@ -61,7 +61,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """What `Autoencoder.from_state_dict` reads."""
+    """Write a file that `Autoencoder.from_state_dict` reads."""
     normalise = "layer_norm" if parts.variant == "topk" else "none"
     parts = fitted(parts, NAME, ("topk", "relu"), centred=True, normalise=(normalise,))
     rate = parts.firing_rate

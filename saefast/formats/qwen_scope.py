@@ -1,4 +1,4 @@
-"""Qwen Scope: one torch file a layer; the encoder lies as our rows do, the decoder across."""
+"""Files of Qwen Scope: one torch file for each layer, with W_enc [m, d] and W_dec [d, m]."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILE = "layer.sae.pt"
 
 
 def recognises(found: SourceFile) -> bool:
-    """Four tensors and no settings; the biases' sizes say which way round the encoder lies."""
+    """Return whether it has four tensors and no settings; the biases' sizes fix the orientation."""
     others = found.has("threshold") or found.config.keys() & {"act_size", "d_sae", "trainer"}
     if found.kind != "torch" or not found.has("W_enc", "W_dec", "b_enc", "b_dec") or others:
         return False
@@ -20,7 +20,7 @@ def recognises(found: SourceFile) -> bool:
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """TopK that does not take b_dec from x; k stands only in the name of the repository."""
+    """Read a TopK SAE with uncentred inputs; k is given only in the name of the repository."""
     found.nothing_but("W_enc", "W_dec", "b_enc", "b_dec")
     m, d = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
     k = next((k for k in (found.values.get("k"), found.config.get("k"), found.k) if k), None)
@@ -41,7 +41,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """Its four tensors, and k, which readers of the four do not mind."""
+    """Write the four tensors, and k, which readers of the four ignore."""
     parts = fitted(parts, NAME, ("topk",), centred=False)
     contents = {
         "W_enc": parts.W_enc,

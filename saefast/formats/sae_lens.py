@@ -1,4 +1,4 @@
-"""SAELens: inference folders (our own, too), training checkpoints, and configs from before 6."""
+"""Files of SAELens: inference folders (saefast's own, too), checkpoints, and configs before v6."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,19 +28,19 @@ from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, unit_deco
 NAME = "sae_lens"
 FILE = None
 _SCALED = ("expected_average_only_in", "covariance_whitening")
-_NEVER = 1e-10  # added to firing rates before their logarithm
+_NEVER = 1e-10  # added to firing rates before taking the logarithm
 _HELD = ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold")
 _HELD_SOMETIMES = ("W_skip", "topk_threshold", "log_threshold", "scaling_factor")
 
 
 def recognises(found: SourceFile) -> bool:
-    """A cfg.json beside encoder and decoder; sparsify's has another encoder."""
+    """Return whether cfg.json lies beside W_enc and W_dec, which excludes sparsify's files."""
     named = found.config_path is not None and found.config_path.name == "cfg.json"
     return found.has("W_enc", "W_dec") and (named or {"d_in", "d_sae"} <= found.config.keys())
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """What SAELens would compute, scaling of activations included."""
+    """Read an SAE that computes what SAELens would, including the scaling of activations."""
     if found.config_path is None:
         raise FileNotFoundError(f"{found.config_name} does not exist; a SAELens folder holds it")
     missing = [key for key in ("d_in", "d_sae") if not whole(found.config.get(key))]
@@ -49,10 +49,10 @@ def read(found: SourceFile) -> SAEWeights:
     found = replace(found, config=as_of_6(found))
     variant, transcodes, skips = variant_of(found)
     ours = ours_of(found.config)
-    if ours.get("transcodes") is True:  # written under the name of an SAE, for SAELens to read
+    if ours.get("transcodes") is True:  # named as an SAE so that SAELens can read it
         transcodes = True
     normalise = _normalisation(found, transcodes)
-    found.refuse("reshape_activations", ("none", "hook_z"), "rows have one form here", "none")
+    found.refuse("reshape_activations", ("none", "hook_z"), "it is not supported", "none")
     centred = found.setting("apply_b_dec_to_input", bool, not transcodes)
     if transcodes and centred:
         raise ValueError(
@@ -65,7 +65,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """An inference folder; weights first, since cfg.json says that there is an SAE."""
+    """Write an inference folder, cfg.json last, since it marks the SAE as complete."""
     skips = parts.W_skip is not None
     parts = fitted(
         parts,
@@ -76,7 +76,7 @@ def write(parts: SAEWeights, folder: Path) -> None:
         skip=True,
         normalise=("none",) if skips else tuple(NORMALISATIONS.values()),
     )
-    # What skips is a transcoder to SAELens, if only to its own input.
+    # SAELens knows skip connections only as transcoders, even if input and output agree.
     parts = replace(parts, transcodes=parts.transcodes or skips)
     if parts.firing_rate is not None:
         sparsity = torch.log10(parts.firing_rate.float() + _NEVER)
@@ -111,8 +111,8 @@ def _tensors(found: SourceFile, variant: str, transcodes: bool, skips: bool) -> 
         threshold = found.take("threshold", m) if logged is None else logged.exp()
         one = variant in TRAINED_AS.values()
         if one and bool((threshold != threshold[0]).any()):
-            variant, one = "jumprelu", False  # somebody changed it since
-        # It is a ReLU first: what a threshold below zero lets pass is zero anyway.
+            variant, one = "jumprelu", False  # changed after training
+        # A ReLU is applied first: values between a negative threshold and zero are zero anyway.
         optional["threshold"] = (threshold[0] if one else threshold).clamp(min=0)
     parts = SAEWeights(variant, w_enc.T, w_dec, b_enc, b_dec, transcodes=transcodes, **optional)
     scale = found.optional("scaling_factor", m)
@@ -128,15 +128,16 @@ def _tensors(found: SourceFile, variant: str, transcodes: bool, skips: bool) -> 
 
 def _normalisation(found: SourceFile, transcodes: bool) -> str:
     allowed = ("none",) if transcodes else (*NORMALISATIONS, *_SCALED)
-    why = "what it would be undone with is not known" if transcodes else "that is not known"
+    why = "the output cannot be scaled back" if transcodes else "it is not supported"
     found.refuse("normalize_activations", allowed, why, "none")
     return NORMALISATIONS.get(found.config.get("normalize_activations", "none"), "none")
 
 
 def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
-    """What a checkpoint was trained on is scaled; the scale lies beside it, and is folded in.
+    """Fold the scaling of activations, read from files beside a checkpoint, into the weights.
 
-    So are the decoder's norms, where latents are chosen by their values times those.
+    The norms of the decoder's rows are folded in as well if latents are selected by their values
+    times these norms.
     """
     kind = found.config.get("normalize_activations")
     by_norm = found.setting("rescale_acts_by_decoder_norm", bool, False)
@@ -146,7 +147,7 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
             f"{parts.variant} SAE, got true"
         )
     if kind == "covariance_whitening":
-        # Norms first: whitening changes them, which must not change what is active.
+        # Norms first: whitening changes them, which must not change which latents are active.
         return _whitened(found, unit_decoder(parts) if by_norm else parts)
     if kind == "expected_average_only_in":
         path = found.path.parent / "activation_scaler.json"
@@ -155,7 +156,7 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
             raise ValueError(_not_there(found, kind, path))
         parts = scaled_inputs(parts, factor)
         if by_norm and parts.threshold is not None:
-            # It is compared with values times the decoder's norms, which have just changed.
+            # It is compared with values times the decoder's norms, which were scaled above.
             parts = replace(parts, threshold=parts.threshold.double() / factor)
     return unit_decoder(parts) if by_norm else parts
 
@@ -172,12 +173,12 @@ def _whitened(found: SourceFile, parts: SAEWeights) -> SAEWeights:
 def _not_there(found: SourceFile, kind: str, path: Path) -> str:
     return (
         f"{found.config_name}: normalize_activations is {kind!r}, which can be folded into the "
-        f"weights only with {path.name}, as SAELens's checkpoints have it; {path} does not give it"
+        f"weights only with {path.name} of a SAELens checkpoint; {path} does not give it"
     )
 
 
 def _firing_rate(found: SourceFile) -> Tensor | None:
-    """From the logarithms in sparsity.safetensors."""
+    """Return the firing rates [m] float32 from the logarithms in sparsity.safetensors."""
     path = found.path.parent / "sparsity.safetensors"
     if not path.is_file():
         return None
@@ -186,7 +187,7 @@ def _firing_rate(found: SourceFile) -> Tensor | None:
     if not bool((sparsity <= 1e-6).all()):
         raise ValueError(f"{path}: sparsity holds NaN, or more than the logarithm of one")
     rate = 10.0 ** sparsity.double() - _NEVER
-    # Rounding of the logarithm leaves a trace of a rate of zero; 1e-12 cannot be counted.
+    # Rounding of the logarithm leaves a trace of a zero rate; counted rates exceed 1e-12.
     return rate.where(rate > 1e-12, 0.0).float()
 
 

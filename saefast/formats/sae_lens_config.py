@@ -1,4 +1,4 @@
-"""What SAELens's cfg.json says, before version 6 and since."""
+"""Settings in SAELens's cfg.json, before and since version 6."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from saefast.formats.source import SourceFile
 from saefast.formats.weights import SAEWeights
 
 _NAME = "sae_lens"
-_VERSION = "6.54.12"  # whose rules for cfg.json are followed
+_VERSION = "6.54.12"  # version whose rules for cfg.json are followed
 
 ARCHITECTURES = {
     "topk": "topk",
@@ -17,10 +17,12 @@ ARCHITECTURES = {
     "relu": "standard",
     "gated": "gated",
 }
-"""What SAELens calls each variant in inference; the first of those of one name is what it is when
-nothing else says so"""
+"""SAELens's name of each variant in inference.
+
+Where variants share a name, the first is assumed unless the metadata says otherwise.
+"""
 TRAINED_AS = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
-"""What only its checkpoints hold: one threshold, `topk_threshold`"""
+"""Variants of SAELens's checkpoints only, with a single threshold, `topk_threshold`."""
 NORMALISATIONS = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "norm"}
 _RENAMED = {
     "hook_point": "hook_name",
@@ -41,11 +43,11 @@ _SETTINGS = {
     "rescale_acts_by_decoder_norm",
     "metadata",
 }
-"""What stands at the top of a config since 6"""
+"""Keys at the top level of a config since version 6."""
 
 
 def config_of(parts: SAEWeights) -> dict[str, Any]:
-    """The config of an inference folder."""
+    """Return the config of an inference folder."""
     architecture, plain = _architecture(parts)
     normalisations = {ours: theirs for theirs, ours in NORMALISATIONS.items()}
     kept = parts.metadata_of(_NAME)
@@ -75,11 +77,11 @@ def config_of(parts: SAEWeights) -> dict[str, Any]:
 
 
 def _architecture(parts: SAEWeights) -> tuple[str, bool]:
-    """What SAELens calls it, and whether that is a plain SAE's name.
+    """Return SAELens's name of the architecture, and whether it is the name of a plain SAE.
 
-    It has no name for a transcoder of other kinds than standard and jumprelu. One as wide as what
-    it reads computes what an SAE without apply_b_dec_to_input does, so that is what it is called;
-    for others we make up a name.
+    SAELens names only standard and jumprelu transcoders. Another one with d_out == d computes what
+    an SAE without apply_b_dec_to_input does, and gets the name of that; for the rest a name is made
+    up.
     """
     name, skips = ARCHITECTURES[parts.variant], parts.W_skip is not None
     nameless = name in ("topk", "gated") and parts.d_out == parts.d and not skips
@@ -90,7 +92,7 @@ def _architecture(parts: SAEWeights) -> tuple[str, bool]:
 
 
 def variant_of(found: SourceFile) -> tuple[str, bool, bool]:
-    """What SAEs of that architecture are called here, whether it transcodes, and skips."""
+    """Return the variant of the architecture, whether it transcodes, and whether it skips."""
     config = found.config
     architecture = str(config["architecture"])
     if architecture in TRAINED_AS:
@@ -120,7 +122,7 @@ def variant_of(found: SourceFile) -> tuple[str, bool, bool]:
 
 
 def k_of(found: SourceFile, variant: str, m: int) -> int | None:
-    """How many latents are active; what training aimed at where that does not decide."""
+    """Return k: the number of active latents, or the target of training if k is not decisive."""
     if variant == "topk":
         return int(found.setting("k", int))
     told: Any = ours_of(found.config).get("k")
@@ -134,7 +136,7 @@ def k_of(found: SourceFile, variant: str, m: int) -> int | None:
 
 
 def as_of_6(found: SourceFile) -> dict[str, Any]:
-    """The config in the form it has since SAELens 6."""
+    """Return the config in the form of version 6."""
     config = found.config
     metadata = config.get("metadata")
     metadata = dict(metadata) if isinstance(metadata, dict) else {}
@@ -168,11 +170,11 @@ def _since_6(config: dict[str, Any]) -> bool:
 
 
 def metadata_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What is kept: what an SAE here does not know itself."""
+    """Return the settings that a `SAE` does not represent itself."""
     kept = {key: value for key, value in config.items() if key not in _SETTINGS}
     metadata = dict(config["metadata"])
     metadata.pop("saefast", None)
-    if not _since_6(config):  # those stood at the top then
+    if not _since_6(config):  # before version 6 they were at the top level
         metadata, kept = kept | metadata, {}
         metadata.pop("sae_lens_version", None)
     if config.get("reshape_activations", "none") != "none":
@@ -184,12 +186,12 @@ def metadata_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What is added to the metadata here."""
+    """Return the settings that saefast adds to the metadata."""
     metadata = config.get("metadata")
     ours = metadata.get("saefast") if isinstance(metadata, dict) else None
     return ours if isinstance(ours, dict) else {}
 
 
 def whole(value: object) -> bool:
-    """Whether it is an integer."""
+    """Return whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""What lies at a path: tensors by name, mapped and not read, and the JSON beside them."""
+"""Source of an SAE: tensors by name, mapped into memory but not read, and their settings."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -22,7 +22,7 @@ _KNOWN = (
     "params.safetensors",
     "params.npz",
 )
-"""Which of several files of tensors is the SAE: the first of these"""
+"""File names of SAEs; the first that exists is chosen."""
 _COMPANIONS = (
     "sparsity.safetensors",
     "activation_whitening.safetensors",
@@ -33,35 +33,35 @@ _COMPANIONS = (
     "scheduler.pt",
     "state.pt",
 )
-"""What others leave beside an SAE"""
+"""Files that other libraries write beside an SAE."""
 _ENDS = ("pruned.safetensors", "pruned.pt", "final.safetensors", "final.pt")
-"""Which of several checkpoints in a folder of that name is the SAE: the first of these"""
+"""File names of SAEs in a folder "checkpoints"; the first that exists is chosen."""
 _LONGEST_CONFIG = 16 << 20
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of tensors and what belongs to it."""
+    """File of tensors and the settings that belong to it."""
 
     path: Path
     kind: str
     """safetensors, torch or numpy"""
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
-    """what the file holds that is no tensor; only torch's may"""
+    """contents of the file other than tensors; only torch files have them"""
     config_path: Path | None
     config: dict[str, Any]
     k: int | None = None
-    """what the user says where the file does not"""
+    """k given by the user, used if the file has none"""
     threshold: float | None = None
-    """the same"""
+    """threshold given by the user, used if the file has none"""
 
     def has(self, *names: str) -> bool:
-        """Whether there are tensors of these names."""
+        """Return whether there are tensors of all these names."""
         return all(name in self.tensors for name in names)
 
     def take(self, name: str, *shape: int | None) -> Tensor:
-        """The tensor, which must have that shape; None stands for any size."""
+        """Return the tensor, which must have that shape; None stands for any size."""
         where, value = f"{self.path}: {name}", self._sound(name)
         if not value.is_floating_point():
             raise ValueError(f"{where} must hold floats, got {value.dtype}")
@@ -79,11 +79,11 @@ class SourceFile:
         return value
 
     def optional(self, name: str, *shape: int | None) -> Tensor | None:
-        """The same, if it is there."""
+        """Return the tensor like `take`, or None if it is absent."""
         return self.take(name, *shape) if name in self.tensors else None
 
     def scalar(self, name: str) -> float | None:
-        """The one number that the tensor holds, if it is there."""
+        """Return the only value of the tensor, or None if it is absent."""
         if name not in self.tensors:
             return None
         value = self._sound(name)
@@ -94,14 +94,14 @@ class SourceFile:
         return float(value)
 
     def integers(self, name: str) -> list[int]:
-        """What the tensor [n] holds."""
+        """Return the values of an integer tensor [n]."""
         value = self._sound(name)
         if value.ndim != 1 or value.is_floating_point() or value.is_complex():
             raise ValueError(f"{self.path}: {name} must be integers [n], got {value.dtype}")
         return [int(number) for number in value.tolist()]
 
     def _sound(self, name: str) -> Tensor:
-        """The tensor, dense and no larger than what the file holds of it."""
+        """Return the tensor, which must be dense and no larger than its storage in the file."""
         where = f"{self.path}: {name}"
         if name not in self.tensors:
             raise ValueError(
@@ -123,12 +123,12 @@ class SourceFile:
         if unknown:
             listed = ", ".join(repr(name) for name in sorted(unknown)[:8])
             raise ValueError(
-                f"{self.path} holds tensors that its format does not have: {listed}; what they "
-                f"would change is not known"
+                f"{self.path} holds tensors that its format does not have: {listed}; their effect "
+                f"is unknown"
             )
 
     def setting(self, key: str, kind: type, default: Any = ...) -> Any:
-        """config[key], a bool, or an int of a size to compute with; `default` if absent or null."""
+        """Return config[key], a bool or a 64-bit int; `default` if it is absent or null."""
         value: Any = self.config.get(key)
         if value is None and default is not ...:
             return default
@@ -142,11 +142,11 @@ class SourceFile:
 
     @property
     def config_name(self) -> Path:
-        """The file of the settings, for errors."""
+        """File of the settings, for error messages."""
         return self.path.parent / CONFIGS[0] if self.config_path is None else self.config_path
 
     def refuse(self, key: str, supported: Collection[object], why: str, default: object) -> None:
-        """A setting that can be read only with these values."""
+        """Reject a setting with a value other than those supported."""
         value = self.config.get(key, default)
         if value not in supported:
             told = " or ".join(repr(value) for value in supported)
@@ -158,7 +158,7 @@ class SourceFile:
 def find(
     path: Path, allow_pickle: bool = False, k: int | None = None, threshold: float | None = None
 ) -> SourceFile:
-    """Open what is at `path`: a file of tensors, or a folder that holds one."""
+    """Open the file of tensors at `path`, or in the folder `path`."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist{_on_the_hub(path)}")
     weights = weights_in(path) if path.is_dir() else path
@@ -174,7 +174,7 @@ def find(
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file of tensors in a folder, if there is one."""
+    """Return the file of tensors in a folder, or None if there is none."""
     files = sorted(
         file
         for file in folder.iterdir()
@@ -189,8 +189,8 @@ def weights_in(folder: Path) -> Path | None:
         return end
     if (folder / "sae_weights.dcp").is_dir():
         raise ValueError(
-            f"{folder / 'sae_weights.dcp'} is a distributed checkpoint, which is not read; save it "
-            f"as sae_weights.safetensors with what wrote it"
+            f"{folder / 'sae_weights.dcp'} is a distributed checkpoint, which is not supported; "
+            f"save it as sae_weights.safetensors with the library that wrote it"
         )
     if len(files) > 1:
         raise ValueError(
@@ -201,13 +201,13 @@ def weights_in(folder: Path) -> Path | None:
 
 
 def beside_sae(folder: Path) -> list[str]:
-    """What a folder holds that is no part of an SAE."""
+    """Return the names in a folder that are not part of an SAE."""
     known = {*CONFIGS, *_KNOWN, *_COMPANIONS}
     return sorted(p.name for p in folder.iterdir() if p.name not in known or not p.is_file())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Return the object in a JSON file."""
     if path.stat().st_size > _LONGEST_CONFIG:
         raise ValueError(f"{path} is {path.stat().st_size} bytes long, too long to hold settings")
     try:
@@ -220,14 +220,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def positive(value: object) -> float | None:
-    """A number from a file, if it is one and above zero."""
+    """Return a value from a file as a float if it is a positive number, otherwise None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
         return None
     return float(value)
 
 
 def _on_the_hub(path: Path) -> str:
-    """How to get what may be the name of a repository there."""
+    """Return a hint for a path that may be the name of a repository on the hub."""
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""sparsify: a folder for each hookpoint and seed, sae.safetensors and cfg.json in it."""
+"""Files of sparsify: a folder for each hookpoint and seed with sae.safetensors and cfg.json."""
 
 from pathlib import Path
 
@@ -18,16 +18,19 @@ _DEFAULTS = {
 
 
 def recognises(found: SourceFile) -> bool:
-    """A linear encoder, but a decoder that lies as the encoder does."""
+    """Return whether it has a linear encoder, and a decoder with the encoder's layout."""
     return found.has("encoder.weight", "W_dec")
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """TopK; a transcoder does not take b_dec from x, whatever SAELens's reader makes of it."""
+    """Read a TopK SAE or transcoder; a transcoder's inputs are uncentred.
+
+    SAELens's reader differs in the last point.
+    """
     found.refuse(
         "activation", ("topk",), "groupmax takes the largest of each group of latents", "topk"
     )
-    found.refuse("signed", (False,), "values below zero are not active here", False)
+    found.refuse("signed", (False,), "values below zero are never active here", False)
     d = found.setting("d_in", int)
     m = found.setting("num_latents", int, 0) or d * found.setting("expansion_factor", int)
     found.nothing_but("encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip")
@@ -55,7 +58,7 @@ def read(found: SourceFile) -> SAEWeights:
 
 
 def write(parts: SAEWeights, folder: Path) -> None:
-    """As `SparseCoder.save_to_disk` does."""
+    """Write the files of `SparseCoder.save_to_disk`."""
     parts = fitted(parts, NAME, ("topk",), centred=not parts.transcodes, skip=True)
     tensors = {
         "encoder.weight": parts.W_enc,

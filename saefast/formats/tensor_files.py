@@ -1,7 +1,7 @@
 """Read and write tensors in safetensors, torch and numpy files.
 
-What is read is mapped into memory and never unpickled unless asked for; what is written is written
-whole or not at all.
+Files are mapped into memory when read, and never unpickled unless asked for; they are written
+completely or not at all.
 """
 
 import math
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from saefast.disk.atomic import write_with
 
-_LONGEST_HEADER = 100_000_000  # what the safetensors library allows
-_MOST_INFLATION = 100  # no weights are compressed better than that
+_LONGEST_HEADER = 100_000_000  # limit of the safetensors library
+_MOST_INFLATION = 100  # weights never compress better than that
 
 
 class Contents(NamedTuple):
-    """What a file holds, by name."""
+    """Contents of a file by name."""
 
     kind: str
     """safetensors, torch or numpy"""
@@ -30,10 +30,10 @@ class Contents(NamedTuple):
 
 
 def read_tensors(path: Path, allow_pickle: bool) -> Contents:
-    """The tensors of a file; which kind of file it is, its first bytes say.
+    """Return the tensors of a file, whose kind is detected from its first bytes.
 
-    Nothing is read but headers, where the file can be mapped into memory. A tensor may claim to be
-    larger than what there is of it in the file; `SourceFile.take` refuses those.
+    Only headers are read if the file can be mapped into memory. A tensor may claim to be larger
+    than its storage in the file; `SourceFile.take` rejects those.
     """
     with path.open("rb") as file:
         start = file.read(10)
@@ -72,7 +72,7 @@ def _read_zip(path: Path, allow_pickle: bool) -> Contents:
             pickles = [member for member in members if member.filename.endswith("data.pkl")]
             if small and pickles:
                 pickled = archive.read(pickles[0])
-    except Exception as error:  # zlib's errors and zipfile's have no common base
+    except Exception as error:  # the errors of zlib and zipfile have no common base
         raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
     if not small:
         raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
@@ -87,13 +87,13 @@ def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:
         name = member.filename.removesuffix(".npy")
         try:
             tensors[name] = _read_npy(path, member)
-        except Exception as error:  # nor have tokenize's, which numpy reads headers with
+        except Exception as error:  # nor have those of tokenize, with which numpy reads headers
             raise ValueError(f"{path}: {name} cannot be read: {error}") from error
     return tensors
 
 
 def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
-    """One array of the archive, mapped if it is not compressed."""
+    """Read one array of the archive, mapped if it is not compressed."""
     import numpy as np
 
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
@@ -111,7 +111,7 @@ def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
             array = np.frombuffer(bytearray(file.read()), dtype)
             return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C"))
     with path.open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # where the lengths of the name and of what follows are
+        raw.seek(member.header_offset + 26)  # lengths of the name and of the extra field
         name_size, extra_size = (int.from_bytes(raw.read(2), "little") for _ in range(2))
     begin = member.header_offset + 30 + name_size + extra_size + header
     order = "F" if fortran else "C"
@@ -121,16 +121,16 @@ def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
 
 
 def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Contents:
-    """A file of torch.save; `pickled` is what is not tensors, None of a file of the old kind."""
+    """Read a file of torch.save; `pickled` is its pickle, None if it is no zip archive."""
     mapped = pickled is not None
-    # Torch lets a pickle make a bytearray of any length. Tensors need none.
+    # A pickle may allocate a bytearray of any length in torch.load; tensors need none.
     if not allow_pickle and b"bytearray" in (path.read_bytes() if pickled is None else pickled):
         raise ValueError(_not_unasked(path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
-    except Exception as error:  # what bytes gone wrong raise in there is anything
+    except Exception as error:  # corrupt bytes may raise any exception
         told = str(error)
         objects = "add_safe_globals" in told or "unsupported global" in told.lower()
         if not (isinstance(error, pickle.UnpicklingError) and objects):
@@ -139,7 +139,7 @@ def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Conten
             raise ValueError(_not_unasked(path)) from error
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
-        except Exception as failure:  # the file's own code
+        except Exception as failure:  # raised by the file's own code
             raise ValueError(f"{path} cannot be unpickled: {failure!r}") from failure
     if isinstance(loaded, torch.nn.Module):
         loaded = loaded.state_dict()
@@ -152,8 +152,8 @@ def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Conten
 
 def _not_unasked(path: Path) -> str:
     return (
-        f"{path} holds Python objects beside tensors; reading them runs whatever code the file "
-        f"says. If you trust whoever made it, load it with allow_pickle=True"
+        f"{path} holds Python objects beside tensors; reading them runs code that is stored in the "
+        f"file. If you trust its origin, load it with allow_pickle=True"
     )
 
 
@@ -171,7 +171,7 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
     import numpy as np
 
     def write(part: Path) -> None:
-        with part.open("wb") as file:  # np.savez would add .npz to a name
+        with part.open("wb") as file:  # np.savez would append .npz to a path
             arrays: dict[str, Any] = {name: v.detach().numpy() for name, v in tensors.items()}
             np.savez(file, **arrays)
 

@@ -1,4 +1,4 @@
-"""An SAE between a file and the model: its tensors, turned our way round but not read yet."""
+"""Weights of an SAE between file and model, in saefast's orientation but not yet read."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -12,12 +12,12 @@ from saefast.sae import SAE
 
 _OURS = {"threshold": ("jump_threshold", "batch_threshold")}
 _SAME_ONCE_TRAINED = {"matryoshka": "batchtopk", "batchtopk": "jumprelu", "relu": "jumprelu"}
-"""What else computes the same, if thresholds are set accordingly"""
+"""Variant that computes the same as another one with suitable thresholds."""
 
 
 @dataclass(frozen=True)
 class SAEWeights:
-    """All of an SAE; tensors may lie in a file that is mapped into memory."""
+    """All parts of an SAE; tensors may lie in a file that is mapped into memory."""
 
     variant: str
     W_enc: Tensor
@@ -42,44 +42,51 @@ class SAEWeights:
     firing_rate: Tensor | None = None
     """[m]"""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """what the file says besides, by the name of its format"""
+    """further settings of the file, by the name of its format"""
     dtype: torch.dtype | None = None
-    """what the model will have; None: what W_dec has"""
+    """dtype of the model; None: that of W_dec"""
 
     @property
     def m(self) -> int:
-        """How many latents there are."""
+        """Number of latents."""
         return self.W_dec.shape[0]
 
     @property
     def d(self) -> int:
-        """The width of what is encoded."""
+        """Width of the input."""
         return self.W_enc.shape[1]
 
     @property
     def d_out(self) -> int:
-        """The width of what is reconstructed."""
+        """Width of the reconstruction."""
         return self.W_dec.shape[1]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Those that there are, by name."""
+        """Tensors that are not None, by name."""
         names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
         named = {name: getattr(self, name) for name in names}
         return {name: value for name, value in named.items() if value is not None}
 
     def metadata_of(self, name: str) -> dict[str, Any]:
-        """What a file of that format said besides."""
+        """Return the further settings that a file of this format gave."""
         said = self.metadata.get(name)
         return dict(said) if isinstance(said, dict) else {}
 
     def as_sae(self, path: Path) -> SAE:
-        """The model; `path` is for errors."""
+        """Return the model, after checking that every weight is finite.
+
+        Args:
+            path: path of the file, for error messages.
+
+        Returns:
+            SAE on the CPU, in the dtype of the file; float32 for float16.
+        """
         for name, value in self.tensors.items():
             low, high = value.aminmax() if value.numel() else (value.new_zeros(()),) * 2
             if not (low.isfinite() and high.isfinite()):
                 raise ValueError(f"{path}: {name} holds NaN or infinity")
-        with torch.device("meta"):  # or it would draw directions that nobody needs
+        with torch.device("meta"):  # avoids drawing random directions, which would be overwritten
             sae = SAE(
                 self.d,
                 self.m,
@@ -108,7 +115,7 @@ class SAEWeights:
 
 
 def weights_of(sae: SAE) -> SAEWeights:
-    """Those of the model; the tensors are its own."""
+    """Return the weights of a model; the tensors are shared with it."""
     threshold = None if sae.variant in ("relu", "gated") else sae.threshold
     rest = {name: getattr(sae, name, None) for name in ("r_mag", "b_mag", "W_skip")}
     optional: dict[str, Any] = {n: None if v is None else v.detach() for n, v in rest.items()}
@@ -129,9 +136,9 @@ def weights_of(sae: SAE) -> SAEWeights:
 
 
 def scaled_inputs(parts: SAEWeights, scale_in: float, scale_out: float | None = None) -> SAEWeights:
-    """The SAE of raw activations, where `parts` is one of x * scale_in and y * scale_out.
+    """Return the SAE of raw activations, given one of x * scale_in and y * scale_out.
 
-    What is active stays so, and so do the values: W_enc takes the scale.
+    Active latents and their values stay the same: W_enc takes the scale.
     """
     scale_out = scale_in if scale_out is None else scale_out
     skip = parts.W_skip
@@ -145,7 +152,7 @@ def scaled_inputs(parts: SAEWeights, scale_in: float, scale_out: float | None = 
 
 
 def scaled_values(parts: SAEWeights, factor: float) -> SAEWeights:
-    """The same SAE with all values `factor` times as large."""
+    """Return the same SAE with all values of latents multiplied by `factor`."""
     changed: dict[str, Any] = {
         name: _folded(value, 1 / factor if name == "W_dec" else factor)
         for name, value in parts.tensors.items()
@@ -155,7 +162,7 @@ def scaled_values(parts: SAEWeights, factor: float) -> SAEWeights:
 
 
 def whitened_inputs(parts: SAEWeights, mean: Tensor, matrix: Tensor, inverse: Tensor) -> SAEWeights:
-    """The SAE of raw activations, where `parts` is one of (x - mean) @ matrix."""
+    """Return the SAE of raw activations, given one of (x - mean) @ matrix."""
     mean, matrix, inverse = (value.double() for value in (mean, matrix, inverse))
     encoder = parts.W_enc.double() @ matrix.T
     moved = replace(
@@ -164,13 +171,16 @@ def whitened_inputs(parts: SAEWeights, mean: Tensor, matrix: Tensor, inverse: Te
         W_dec=(parts.W_dec.double() @ inverse).to(parts.W_dec.dtype),
         b_dec=(parts.b_dec.double() @ inverse + mean).to(parts.b_dec.dtype),
     )
-    # What is centred takes the mean off with b_dec.
+    # A centred SAE subtracts the mean with b_dec.
     return moved if parts.centred else _shifted(moved, -(encoder @ mean))
 
 
 def unit_decoder(parts: SAEWeights) -> SAEWeights:
-    """The same SAE with decoder rows of norm one, whose values have their norms: a threshold is
-    left as it is, for those who compare it with such values. Rows of zeros are never active."""
+    """Return the same SAE with decoder rows of norm one; latents' values take the norms.
+
+    Thresholds stay unchanged, for callers that compare them with values times norms. Latents with
+    decoder rows of zeros are never active.
+    """
     norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
     return replace(
         parts,
@@ -191,20 +201,26 @@ def fitted(
     normalise: Collection[str] = ("none",),
     by_norm: bool = False,
 ) -> SAEWeights:
-    """An SAE that computes the same, and that the format `name` can hold.
+    """Return an SAE that computes the same and that the format `name` can hold.
 
-    One that chooses by norm gets a decoder of norm one where that cannot be said: the same latents
-    and reconstructions, of values times the norms.
+    If the format cannot select by norm, an SAE that does gets a decoder of norm one: the same
+    active latents and reconstructions, with values multiplied by the norms.
 
     Args:
-        parts: the SAE.
-        name: of the format, for errors.
-        variants: those that it has.
-        centred: whether it takes b_dec from x; None: it may say so or not.
-        transcodes: whether what is reconstructed may have another width than x.
-        skip: whether it has skip connections.
-        normalise: in which ways it may normalise rows.
-        by_norm: whether it may choose by norm.
+        parts: SAE to fit.
+        name: name of the format, for error messages.
+        variants: variants that the format has.
+        centred: whether the format subtracts b_dec from x; None: it can express both.
+        transcodes: whether input and reconstruction may differ in width.
+        skip: whether the format has skip connections.
+        normalise: supported normalisations of rows.
+        by_norm: whether the format can select latents by values times decoder norms.
+
+    Returns:
+        Equivalent SAE.
+
+    Raises:
+        ValueError: if the format cannot express the SAE.
     """
     lacks = [
         (parts.normalise not in normalise, f"normalise={parts.normalise!r}"),
@@ -238,7 +254,7 @@ def _not_in(name: str, what: str) -> ValueError:
 
 
 def _shifted(parts: SAEWeights, shift: Tensor) -> SAEWeights:
-    """Pre-activations raised by `shift` [m] float64; a gate's values, too."""
+    """Return the SAE with pre-activations raised by `shift` [m] float64, those of a gate, too."""
     changed: dict[str, Any] = {"b_enc": (parts.b_enc.double() + shift).to(parts.b_enc.dtype)}
     if parts.b_mag is not None and parts.r_mag is not None:
         magnitude = parts.b_mag.double() + shift * parts.r_mag.double().exp()
@@ -247,10 +263,10 @@ def _shifted(parts: SAEWeights, shift: Tensor) -> SAEWeights:
 
 
 def _folded(values: Tensor, factor: Tensor | float) -> Tensor:
-    """Multiplied and rounded once."""
+    """Multiply in float64 and round once."""
     return (values.double() * factor).to(values.dtype)
 
 
 def _usable(dtype: torch.dtype) -> torch.dtype:
-    """What is computed with; float16 is not, and float32 holds all of it."""
+    """Return the dtype of computation: float32 for float16, which it represents exactly."""
     return torch.float32 if dtype == torch.float16 else dtype
