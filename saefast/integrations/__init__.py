@@ -1,4 +1,4 @@
-"""Drop-ins for other packages: each module here imports the package it is for, when it is named."""
+"""Adapters for other packages; each module imports its package when it is accessed."""
 
 from importlib import import_module
 from typing import Any

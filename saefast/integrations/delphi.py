@@ -1,4 +1,6 @@
-"""A `saefast.SAE` as delphi expects sparsify's sparse coders, to cache its latents.
+"""Adapter of `saefast.SAE` to the interface that delphi expects of sparsify's sparse coders.
+
+With it delphi caches the latents of an SAE:
 
     encode = functools.partial(delphi.sparse_coders.load_sparsify.sae_dense_latents,
                                sae=DelphiSae(saefast.load_sae(path)))
@@ -18,18 +20,18 @@ from saefast.types import SparseCode
 
 
 class EncoderOutput(NamedTuple):
-    """What sparsify's `encode` returns."""
+    """Result of `encode`, with the fields of sparsify's."""
 
     top_acts: Tensor
-    """[n, w]"""
+    """[n, w] values of the latents in `top_indices`"""
     top_indices: Tensor
-    """[n, w] no latent twice in a row, so that they can be written into a dense matrix"""
+    """[n, w] int64, distinct within a row, so that it can be scattered into a dense matrix"""
     pre_acts: Tensor
-    """[n, m] computed when it is read"""
+    """[n, m] rectified pre-activations, computed when they are read"""
 
 
 class DelphiConfig(NamedTuple):
-    """What delphi reads of a coder's config."""
+    """Fields of a coder's config that delphi reads."""
 
     k: int
     num_latents: int
@@ -39,10 +41,10 @@ class DelphiConfig(NamedTuple):
 
 
 class DelphiSae(nn.Module):
-    """encode, num_latents, cfg, device, dtype.
+    """Wrapper of an SAE with encode, decode, num_latents, d_in, cfg, device and dtype.
 
     Args:
-        sae: any SAE; a transcoder takes what goes into the layer, as sparsify's do.
+        sae: any SAE; a transcoder takes the input of its layer, as sparsify's do.
     """
 
     def __init__(self, sae: SAE) -> None:
@@ -52,16 +54,16 @@ class DelphiSae(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.sae.W_enc.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return self.sae.W_enc.dtype
 
     def encode(self, x: Tensor) -> EncoderOutput:
-        """The active latents of x [n, d]."""
+        """Return the active latents of x [n, d]."""
         x = x.to(self.dtype)
         code = _without_repeats(self.sae.encode(x), self.sae.m)
         inputs = self.sae.inputs(x)
@@ -69,28 +71,29 @@ class DelphiSae(nn.Module):
         return EncoderOutput(*code, pre_acts)
 
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
-        """The reconstruction of a code."""
+        """Return the reconstruction [n, d_out] of a code [n, w]."""
         return self.sae.decode(SparseCode(top_acts, top_indices))
 
     def forward(self, x: Tensor) -> Any:
-        """The reconstruction of x [..., d]."""
+        """Return the reconstruction of x [..., d]."""
         return self.sae(x)
 
 
 def _without_repeats(code: SparseCode, m: int) -> SparseCode:
-    """Zeros that fill up a row name latents that the row does not have, each another one."""
+    """Give the zeros that pad a row distinct latents that the row does not hold yet."""
     values, indices = code
     n, width = indices.shape
     filling = values <= 0
     if not bool(filling.any()):
         return code
-    # A row has at most `width` active latents, so as many of twice that number are not active; or
-    # all latents are looked at, and those not active are enough for what is left of the row.
+    # A row has at most `width` active latents, so among twice as many, at least `width` are
+    # inactive. If m is smaller, all latents are considered, and the inactive ones suffice for the
+    # rest of the row.
     among = min(2 * width, m)
     taken = torch.zeros(n, among, dtype=torch.bool, device=indices.device)
     active = ~filling & (indices < among)
     rows = torch.arange(n, device=indices.device)[:, None].expand_as(indices)
     taken[rows[active], indices[active]] = True
     free = taken.to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    place = filling.cumsum(1) - 1  # the how many-th that fills up
+    place = filling.cumsum(1) - 1  # position among the padding of the row
     return SparseCode(values, torch.where(filling, free.gather(1, place.clamp(min=0)), indices))

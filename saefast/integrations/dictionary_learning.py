@@ -1,12 +1,13 @@
-"""dictionary_learning with saefast inside: trainers for its `trainer_configs`, and a `Dictionary`.
+"""Trainers for dictionary_learning's `trainer_configs`, and a `Dictionary`, with saefast inside.
 
     from saefast.integrations.dictionary_learning import SaefastTopKTrainer as TopKTrainer
 
-Settings, schedules, what is logged and what is saved are those of the trainer it stands for, whose
-`loss` still serves the log. An update is one `saefast.FusedStep` on the memory of the trainer's own
-autoencoder. Moments of Adam are in `trainer.fused.state_dict()`, not in `trainer.optimizer`, which
-keeps the learning rate. A latent has fired where its activation is positive: dictionary_learning's
-TopK also counts latents that were selected to fill up a row that has fewer than k positive ones.
+Settings, schedules, logged values and saved files are those of the trainer that is replaced, whose
+`loss` is still used for logging. An update is one `saefast.FusedStep` on the memory of the
+trainer's own autoencoder. Adam's moments are in `trainer.fused.state_dict()`, not in
+`trainer.optimizer`, which keeps the learning rate. A latent fires where its activation is positive:
+dictionary_learning's TopK also counts latents that were selected to fill up a row with fewer than k
+positive ones.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ _RULES = Rules(clip=1.0)
 
 
 class _FusedTrainer:
-    """Updates by a fused step; before dictionary_learning's trainer among the bases."""
+    """Mixin that updates by a fused step; it must precede the trainer among the bases."""
 
     _variant: str
     _dictionary: type[nn.Module]
@@ -47,7 +48,7 @@ class _FusedTrainer:
             )
 
     def update(self: Any, step: int, x: Tensor) -> float:
-        """Train on x [n, d]; returns the loss."""
+        """Train on x [n, d] and return the loss."""
         if step == 0:
             self.ae.b_dec.data.copy_(geometric_median(x))
         if self.fused is None:
@@ -58,14 +59,14 @@ class _FusedTrainer:
         fused.auxk = self._auxk()
         with torch.autocast(self.ae.b_dec.device.type, enabled=False):
             result = fused(x.to(self.ae.b_dec))
-        fused.idle.sub_(len(x)).clamp_(min=0)  # the objective has counted them already
-        self.optimizer.step()  # there are no gradients: it learns that a step was taken
+        fused.idle.sub_(len(x)).clamp_(min=0)  # the objective has counted these rows already
+        self.optimizer.step()  # has no gradients to apply; the scheduler needs it to count the step
         self.scheduler.step()
         self._note(step, result)
         return float(result.loss if result.auxk is None else result.loss + result.auxk)
 
     def _begin(self: Any) -> None:
-        """Let an SAE and the autoencoder share their weights, and train the SAE."""
+        """Create an SAE that shares the autoencoder's weights, and a fused step that trains it."""
         ae = self.ae
         sae = SAE(
             ae.activation_dim,
@@ -108,7 +109,7 @@ class _FusedTrainer:
 
     @torch.no_grad()
     def _note(self: Any, step: int, result: StepResult) -> None:
-        """What the trainer logs, and the threshold of its autoencoder."""
+        """Update the values that the trainer logs, and the threshold of its autoencoder."""
         forward = self.fused.objective.last
         if step > self.threshold_start_step:
             self.update_threshold(forward.code.values)
@@ -122,24 +123,24 @@ class _FusedTrainer:
 
     @property
     def config(self: Any) -> dict[str, Any]:
-        """What is saved beside the weights; loaders go by `dict_class`."""
+        """Settings saved beside the weights; loaders go by `dict_class`."""
         return super().config | {"trainer_class": type(self).__name__}  # type: ignore[misc,no-any-return]
 
 
 class SaefastTopKTrainer(_FusedTrainer, TopKTrainer):  # type: ignore[misc]
-    """TopKTrainer, faster."""
+    """TopKTrainer with updates by saefast."""
 
     _variant, _dictionary = "topk", AutoEncoderTopK
 
 
 class SaefastBatchTopKTrainer(_FusedTrainer, BatchTopKTrainer):  # type: ignore[misc]
-    """BatchTopKTrainer, faster."""
+    """BatchTopKTrainer with updates by saefast."""
 
     _variant, _dictionary = "batchtopk", BatchTopKSAE
 
 
 class _CountingFirst:
-    """An objective that counts what fired before dead latents are looked for, unlike the step."""
+    """Objective that counts firing before dead latents are determined; the step counts it later."""
 
     def __init__(self, objective: Objective, idle: Tensor) -> None:
         self._objective, self._idle = objective, idle
@@ -188,7 +189,7 @@ def _same_memory(rows: Tensor, columns: Tensor) -> bool:
 
 
 class SaefastDictionary(Dictionary):  # type: ignore[misc]
-    """A `saefast.SAE` as dictionary_learning's evaluations expect a dictionary.
+    """`saefast.SAE` with the interface that dictionary_learning's evaluations expect.
 
     Args:
         sae: any SAE that reconstructs its input.
@@ -202,16 +203,16 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
         self.activation_dim, self.dict_size = sae.d, sae.m
 
     def encode(self, x: Tensor) -> Tensor:
-        """The features of x [..., d], dense [..., m]."""
+        """Return the values of all latents for x [..., d], dense [..., m]."""
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
         return code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
 
     def decode(self, f: Tensor) -> Tensor:
-        """The reconstruction [..., d] of dense features."""
+        """Return the reconstruction [..., d] of dense values f [..., m]."""
         return f @ self.sae.W_dec + self.sae.b_dec
 
     def forward(self, x: Tensor, output_features: bool = False) -> Any:
-        """The reconstruction of x [..., d], and the features with it if they are asked for."""
+        """Return the reconstruction of x [..., d], and the values of latents too if requested."""
         if not output_features:
             return self.sae(x)
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
@@ -220,7 +221,7 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
 
     @torch.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Make it one for activations that are `scale` times as long."""
+        """Adapt the SAE to activations that are `scale` times as long."""
         checks.at_least("scale", scale, 0)
         threshold = self.sae.threshold
         magnitudes = [self.sae.b_mag] if self.sae.variant == "gated" else []
@@ -233,5 +234,5 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
     def from_pretrained(
         cls, path: Any, device: torch.device | str | None = None, **_: Any
     ) -> "SaefastDictionary":
-        """Whatever `saefast.load_sae` reads."""
+        """Load an SAE from any path that `saefast.load_sae` reads."""
         return cls(load_sae(path).to("cpu" if device is None else device))

@@ -1,4 +1,7 @@
-"""A dense [n, m] matrix that peers pass on and hardly ever read: computed when it is looked at."""
+"""Dense matrix [n, m] of pre-activations that is computed only when it is read.
+
+Other libraries pass such a matrix on and hardly ever read it.
+"""
 
 from typing import Any
 
@@ -10,11 +13,11 @@ from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""What saefast encodes in."""
+"""Dtypes in which saefast encodes."""
 
 
 def precision_at(x: Tensor) -> str:
-    """What an encode computes in: bfloat16 where the dense product would, under autocast."""
+    """Return the precision of an encode: "bf16" if autocast would round the dense product."""
     device = x.device.type
     low = (torch.bfloat16, torch.float16)
     rounds = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in low
@@ -22,19 +25,19 @@ def precision_at(x: Tensor) -> str:
 
 
 class PreActivations(Tensor):
-    """(x @ weight.T + bias) * scale [..., m], rectified or not, as a tensor.
+    """Tensor (x @ weight.T + bias) * scale [..., m], rectified or not, that is computed lazily.
 
-    Where the largest are asked for, of all latents or of those a mask leaves, an encode finds them.
-    For anything else it becomes the dense matrix. Gradients reach x, weight, bias and scale either
-    way. It must be read before the weights change: afterwards it raises RuntimeError.
+    Its k largest values, of all latents or of those that a mask leaves, are found by an encode.
+    Every other operation computes the dense matrix. Gradients reach x, weight, bias and scale
+    either way. It must be read before the weights change: afterwards it raises RuntimeError.
 
     Args:
-        x: [..., d].
-        weight: [m, d].
-        bias: [m].
-        scale: [m].
-        rectified: negative ones are zero.
-        among: [m] bool; the others are -infinity.
+        x: [..., d] inputs.
+        weight: [m, d] encoder.
+        bias: [m] biases; None: zeros.
+        scale: [m] factors of the latents; None: ones.
+        rectified: replace negative values by zero.
+        among: [m] bool, latents to keep; the others are -infinity. None keeps all.
     """
 
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -53,7 +56,7 @@ class PreActivations(Tensor):
         rectified: bool,
         among: Tensor | None = None,
     ) -> "PreActivations":
-        """Computes nothing."""
+        """Create the tensor without computing its values."""
         made: PreActivations = Tensor._make_wrapper_subclass(
             cls, (*x.shape[:-1], len(weight)), dtype=weight.dtype, device=weight.device
         )
@@ -62,7 +65,7 @@ class PreActivations(Tensor):
         return made
 
     def dense(self) -> Tensor:
-        """The matrix itself."""
+        """Return the dense matrix [..., m]."""
         x, weight, bias, scale = self._current()
         acts = torch.nn.functional.linear(x, weight, bias)
         acts = acts if scale is None else acts * scale
@@ -70,7 +73,7 @@ class PreActivations(Tensor):
         return acts if self._among is None else torch.where(self._among, acts, -torch.inf)
 
     def largest(self, k: int) -> SparseCode:
-        """The k largest of each row, [..., k]."""
+        """Return the k largest values of each row and their latents, [..., k]."""
         x, weight, bias, scale = self._current()
         latents = None if self._among is None else self._among.nonzero().flatten()
         if latents is not None:
@@ -87,7 +90,7 @@ class PreActivations(Tensor):
         return SparseCode(values.view(shape), indices.view(shape))
 
     def only(self, among: Tensor) -> "PreActivations":
-        """The same with -infinity for latents where `among` [m] is false."""
+        """Return the same tensor with -infinity for latents where `among` [m] is false."""
         return PreActivations(*self._current(), rectified=self._rectified, among=among)
 
     def _current(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -100,7 +103,7 @@ class PreActivations(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function of such a tensor."""
+        """Handle a torch function of such a tensor; called by torch."""
         kwargs = kwargs or {}
         if func in _FACTS:
             return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
@@ -114,7 +117,7 @@ class PreActivations(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Called for what reaches such a tensor from within torch."""
+        """Handle an operation that reaches such a tensor from within torch; called by torch."""
         return _of_dense(func, args, kwargs or {})
 
 
@@ -128,7 +131,7 @@ _FACTS = {
         for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "is_sparse")
     ),
 }
-"""What can be said without computing anything."""
+"""Attributes that are known without computing the values."""
 
 
 def _version_of(weight: Tensor) -> int | None:
@@ -143,7 +146,7 @@ def _of_dense(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _masked(mask: Tensor, input: Any = None, other: Any = None, **_: Any) -> Tensor | None:
-    """torch.where, if it leaves the same latents to all rows."""
+    """Return the result of torch.where if it keeps the same latents in all rows, otherwise None."""
     if not isinstance(input, PreActivations) or input._among is not None:
         return None
     same = mask.dtype == torch.bool and mask.shape == (1, input.shape[-1])
@@ -153,7 +156,7 @@ def _masked(mask: Tensor, input: Any = None, other: Any = None, **_: Any) -> Ten
 def _topk(
     input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, **_: Any
 ) -> SparseCode | None:
-    """torch.topk, if an encode can do it."""
+    """Return the result of torch.topk if an encode can compute it, otherwise None."""
     assert isinstance(input, PreActivations)
     if dim not in (-1, input.ndim - 1) or not largest:
         return None

@@ -1,4 +1,4 @@
-"""A `saefast.SAE` as SAEBench's evaluations expect one.
+"""Adapter of `saefast.SAE` to the interface that SAEBench's evaluations expect.
 
     selected = [("mine", SaeBenchSae(saefast.load_sae(path), "pythia-70m-deduped", hook_layer=3))]
     run_evals("pythia-70m-deduped", selected, ...)
@@ -16,7 +16,7 @@ from saefast.sae import SAE
 
 
 class _Metadata(dict[str, Any]):
-    """What SAEBench reads of a config that follows SAELens 6: attributes, None where unknown."""
+    """Metadata of a config as in SAELens 6: entries as attributes, None where unknown."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -26,7 +26,7 @@ class _Metadata(dict[str, Any]):
 
 @dataclass
 class SaeBenchConfig:
-    """What SAEBench reads of an SAE's config; `dataclasses.asdict` of it goes into its results."""
+    """Config of an SAE as SAEBench reads it; its results hold `dataclasses.asdict` of it."""
 
     model_name: str
     d_in: int
@@ -54,25 +54,25 @@ class SaeBenchConfig:
 
     @property
     def metadata(self) -> _Metadata:
-        """The same in SAELens's place for it."""
+        """Same settings, where SAELens 6 keeps them."""
         return _Metadata(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the settings as a dict of plain values."""
         return asdict(self)
 
 
 class SaeBenchSae(nn.Module):
-    """encode, decode, forward, W_enc [d, m], W_dec [m, d] with rows of norm one, biases, cfg.
+    """SAE with encode, decode, forward, W_enc [d, m], W_dec [m, d], b_enc [m], b_dec [d] and cfg.
 
-    Decoder rows of another norm are scaled, and activations with them: reconstructions are the
-    SAE's. Weights are a copy, and not to be trained.
+    Rows of W_dec have norm one: other norms are moved into the values of latents, so that
+    reconstructions are those of the SAE. Weights are a copy and must not be trained.
 
     Args:
         sae: any SAE that reconstructs its input.
-        model_name: the language model, by SAEBench's name for it.
-        hook_layer: the layer whose output the SAE was trained on.
-        hook_name: where exactly; None: the residual stream after the layer.
+        model_name: SAEBench's name of the language model.
+        hook_layer: number of the layer whose output the SAE was trained on.
+        hook_name: name of the hook; None: the residual stream after the layer.
         **settings: other fields of `SaeBenchConfig`, such as context_size and training_tokens.
     """
 
@@ -120,29 +120,29 @@ class SaeBenchSae(nn.Module):
         self._note_kind()
 
     def encode(self, x: Tensor) -> Tensor:
-        """The activations of x [..., d], dense [..., m]."""
+        """Return the values of all latents for x [..., d], dense [..., m]."""
         values, indices = self.sae.encode(self._rows(x))
         dense = values.new_zeros(len(values), self.sae.m)
         dense.scatter_add_(1, indices, values * self.norms[indices])
         return dense.view(*x.shape[:-1], self.sae.m)
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """The reconstruction [..., d] of dense activations."""
+        """Return the reconstruction [..., d] of dense values [..., m]."""
         return feature_acts @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of x [..., d]."""
+        """Return the reconstruction of x [..., d]."""
         return self.sae(self._rows(x)).view(x.shape)  # type: ignore[no-any-return]
 
     def to(self, *args: Any, **kwargs: Any) -> "SaeBenchSae":
-        """As of any module; `device`, `dtype` and `cfg` follow."""
+        """Move the module; `device`, `dtype` and `cfg` follow."""
         super().to(*args, **kwargs)
         self._note_kind()
         return self
 
     @torch.no_grad()
     def check_decoder_norms(self) -> bool:
-        """Whether decoder rows have norm one, as far as the dtype can tell."""
+        """Return whether decoder rows have norm one, up to the precision of the dtype."""
         tolerance = 1e-5 if self.dtype in (torch.float32, torch.float64) else 1e-2
         norms = self.W_dec.float().norm(dim=1)
         zero = norms == 0

@@ -1,12 +1,12 @@
-"""sparsify with saefast inside: its encoder and decoder, swapped for the fused ops.
+"""Replacements of sparsify's encoder and decoder by saefast's fused ops.
 
     import saefast.integrations.sparsify
     saefast.integrations.sparsify.enable()
 
-before training, and `disable()` to go back. Whatever was or will be made of `SparseCoder` uses
-what is enabled at that moment; files stay the same. Two gradients differ from sparsify's own,
-because there they are wrong: a selected latent whose activation is zero gets none, and the losses
-of dead latents (AuxK) and of more latents (Multi-TopK) reach the encoder, too.
+Call `enable()` before training, and `disable()` to revert. Every existing and future `SparseCoder`
+uses what is enabled at that moment; files stay the same. Two gradients differ from sparsify's own,
+which are wrong: a selected latent whose activation is zero gets none, and the losses of dead
+latents (AuxK) and of more latents (Multi-TopK) reach the encoder, too.
 """
 
 from typing import Any
@@ -24,12 +24,12 @@ _own_encoder, _own_decoder = _encoders.fused_encoder, _decoders.decoder_impl
 
 
 def enable() -> None:
-    """Let sparsify encode and decode with saefast, from now on."""
+    """Make sparsify encode and decode with saefast from now on."""
     _swap(fused_encoder, decode)
 
 
 def disable() -> None:
-    """Let sparsify do it by itself again."""
+    """Restore sparsify's own encoder and decoder."""
     _swap(_own_encoder, _own_decoder)
 
 
@@ -43,7 +43,18 @@ def _swap(encoder: Any, decoder: Any) -> None:
 def fused_encoder(
     input: Tensor, weight: Tensor, bias: Tensor | None, k: int, activation: str
 ) -> EncoderOutput:
-    """What sparsify's `fused_encoder` does, with pre-activations that wait until they are read."""
+    """Replace sparsify's `fused_encoder`, with pre-activations that are computed when read.
+
+    Args:
+        input: [n, d] inputs.
+        weight: [m, d] encoder.
+        bias: [m] biases, or None.
+        k: number of latents to select in each row.
+        activation: sparsify's name of the activation; others than "topk" use sparsify's encoder.
+
+    Returns:
+        Values [n, k] and latents [n, k] of the code, and pre-activations [n, m].
+    """
     if activation != "topk" or weight.dtype not in DTYPES:
         return _own_encoder(input, weight, bias, k, activation)
     pre_acts = PreActivations(input, weight, bias, rectified=True)
@@ -51,7 +62,16 @@ def fused_encoder(
 
 
 def decode(top_indices: Tensor, top_acts: Tensor, W_dec: Tensor) -> Tensor:
-    """What sparsify's `decoder_impl` does; W_dec is [d, m]."""
+    """Replace sparsify's `decoder_impl`.
+
+    Args:
+        top_indices: [n, k] latents of the code.
+        top_acts: [n, k] their values.
+        W_dec: [d, m] decoder, transposed.
+
+    Returns:
+        [n, d] reconstruction.
+    """
     if W_dec.dtype not in DTYPES:
         return _own_decoder(top_indices, top_acts, W_dec)  # type: ignore[no-any-return]
     return sparse_decode(top_acts, top_indices, W_dec.mT)

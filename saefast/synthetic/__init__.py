@@ -1,4 +1,4 @@
-"""Worlds whose true features are known, to see whether a dictionary finds them."""
+"""Synthetic activations with known features, to measure how many of them a dictionary finds."""
 
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.synthetic.nested import nested_world

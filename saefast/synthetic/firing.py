@@ -1,4 +1,4 @@
-"""Which features fire in which rows: sparse draws whose cost is that of what fires."""
+"""Sparse draws of the features that fire in each row, at a cost proportional to their number."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _BUCKETS_PER_FEATURE = 4
 
 
 class Fired(NamedTuple):
-    """Which feature fired in which row, in the order of rows."""
+    """Pairs of a row and a feature that fires in it, in the order of rows."""
 
     row: Whole
     feature: Whole
@@ -22,21 +22,24 @@ class Firing:
     """Features that fire independently of each other, given the context of a row.
 
     A feature of rate p is an interval of length -log(1 - p) on a line. A row is a Poisson process
-    of rate one on it, and a feature fires where its interval holds a point: with probability p,
-    and independently of all others, since intervals do not overlap. The lines of all rows are
-    walked as one, by exponential steps: nothing is drawn for features that do not fire, points
-    come in order of rows and features, and those of one interval are neighbours.
+    of rate one on it, and a feature fires where its interval holds a point: with probability p, and
+    independently of all others, since intervals do not overlap. The lines of all rows are traversed
+    as one, by exponential steps: nothing is drawn for features that do not fire, points come in
+    order of rows and features, and those of one interval are adjacent.
     """
 
     def __init__(self, rates: Floats):
-        """`rates` [contexts, features], each in [0, 1); every context is as likely as the others"""
+        """Prepare draws for `rates` [contexts, features] in [0, 1).
+
+        All contexts are equally likely.
+        """
         contexts, self._features = rates.shape
         edges = np.zeros((contexts, self._features + 1))
         np.cumsum(-np.log1p(-rates), axis=1, out=edges[:, 1:])
         self._length = edges[:, -1].copy()
         self._upper = edges[:, 1:].ravel()
         self._buckets = _BUCKETS_PER_FEATURE * self._features
-        # A point's bucket says between which two features it is searched for.
+        # The bucket of a point bounds the search for its feature to a range of features.
         self._per_length = self._buckets / np.maximum(self._length, 1e-300)
         marks = np.linspace(0, 1, self._buckets + 1)
         last = self._features - 1
@@ -44,7 +47,7 @@ class Firing:
         self._guide = np.concatenate(guide)
 
     def draw(self, generator: np.random.Generator, n: int) -> Fired:
-        """What fires in n rows."""
+        """Draw the features that fire in n rows."""
         contexts = len(self._length)
         context = generator.integers(contexts, size=n) if contexts > 1 else np.zeros(n, np.int64)
         length = self._length[context]
@@ -58,9 +61,9 @@ class Firing:
         return Fired(row[fresh], feature[fresh])
 
     def _at(self, context: Whole | None, position: Floats) -> Whole:
-        """The feature at each position on the line of its context."""
+        """Return the feature at each position on the line of its context."""
         scale = self._per_length[0] if context is None else self._per_length[context]
-        # Rounding may put a point a hair outside of its line.
+        # Rounding may put a point slightly outside its line.
         bucket = np.clip((position * scale).astype(np.int64), 0, self._buckets - 1)
         if context is not None:
             bucket += context * (self._buckets + 1)
@@ -69,7 +72,7 @@ class Firing:
         base = np.zeros_like(low) if context is None else context * self._features
         several = np.flatnonzero(high - low > 1)
         low += (position >= self._upper[base + low]) & (low < high)
-        # Few buckets hold more than one edge; there, halve the span until one is left.
+        # Few buckets hold more than one edge; for these, search by bisection.
         base, position = base[several], position[several]
         left, right = low[several], high[several]
         while (left < right).any():
@@ -81,7 +84,7 @@ class Firing:
 
 
 def _walk(generator: np.random.Generator, end: float) -> Floats:
-    """The points before `end` of a Poisson process of rate one."""
+    """Return the points before `end` of a Poisson process of rate one."""
     expected = int(end + 6 * end**0.5) + 16
     points = np.cumsum(generator.standard_exponential(expected))
     while points[-1] < end:
@@ -91,10 +94,14 @@ def _walk(generator: np.random.Generator, end: float) -> Floats:
 
 
 class Children:
-    """For each feature that fires, draws which of its children fires with it, and so on down."""
+    """Draws of the children that fire with their parent, level by level."""
 
     def __init__(self, parent: NDArray[np.int64], rates: NDArray[np.float64]):
-        """`rates` [m]: how often a child fires where its parent does."""
+        """Prepare draws for a forest of features.
+
+        `parent` [m] holds the parent of each feature, or -1; `rates` [m] the probability that a
+        child fires if its parent does.
+        """
         child = np.flatnonzero(parent >= 0)
         child = child[np.argsort(parent[child], kind="stable")]
         above = parent[child]
@@ -104,12 +111,12 @@ class Children:
         self._child[above, place] = child
         share = np.zeros(self._child.shape)
         share[above, place] = rates[child]
-        # Where there is no child the sum stays, and nothing falls between.
+        # Without further children the sum stays constant, and no draw falls in between.
         self._upper = np.cumsum(share, axis=1)
         self._any = count > 0
 
     def join(self, generator: np.random.Generator, fired: Fired) -> Fired:
-        """`fired` and its descendants, in the order of rows."""
+        """Return `fired` and the drawn descendants, in the order of rows."""
         levels = [fired]
         while len(fired.row):
             above = np.flatnonzero(self._any[fired.feature])

@@ -1,4 +1,4 @@
-"""Why features may not come back one by one, and yet span the same plane in every seed."""
+"""World with features inside a subspace that seeds recover as a whole but not one by one."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from saefast.synthetic.world import World, unit_directions, world_generator
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LowRankWorld(World):
-    """A block of features of their own, and many rare ones inside a plane of few dimensions.
+    """Block of frequent features, and many rare ones in a subspace of few dimensions.
 
-    An SAE has fewer latents to spend on the plane than it holds features, so latents there are
-    mixtures that differ from seed to seed, but all of them lie in the plane.
+    An SAE has fewer latents for the subspace than there are features in it, so latents there are
+    mixtures that differ from seed to seed, but all of them lie in the subspace.
     """
 
     plane: Tensor
-    """[r, d] an orthonormal basis of the plane"""
+    """[r, d] float32, orthonormal basis of the subspace"""
     in_plane: Tensor
-    """[m] bool which features lie in it; the others are orthogonal to it"""
+    """[m] bool, features that lie in the subspace; the others are orthogonal to it"""
 
     @classmethod
     def create(
@@ -38,14 +38,17 @@ class LowRankWorld(World):
         """Draw a world.
 
         Args:
-            d: width.
-            stable: how many features there are outside of the plane.
-            stable_rate: on which share of rows each of them fires.
-            rank: dimensions of the plane. In less than 32, directions drawn at random are close to
-                each other, and look reproduced.
-            rare: how many features there are inside it.
-            rare_rate: on which share of rows each of them fires.
-            seed: of the directions, and of the rows.
+            d: width of a row.
+            stable: number of features orthogonal to the subspace.
+            stable_rate: share of rows in which each of them fires.
+            rank: dimension of the subspace. Below 32, directions drawn at random are close to each
+                other and look reproduced.
+            rare: number of features in the subspace.
+            rare_rate: share of rows in which each of them fires.
+            seed: seed of the directions and of the rows.
+
+        Returns:
+            World with `stable` + `rare` features, those in the subspace last.
         """
         for name, value in (("d", d), ("stable", stable), ("rank", rank), ("rare", rare)):
             checks.whole(name, value, 1)

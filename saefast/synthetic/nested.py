@@ -1,6 +1,6 @@
-"""A world with the habits of language: Zipf's law, families of features, features that go together.
+"""World with the statistics of language: Zipf's law, families of features, and correlations.
 
-What it plants is what SynthSAEBench (Chanin and Garriga-Alonso 2026) plants, at a size for minutes.
+It plants what SynthSAEBench (Chanin and Garriga-Alonso 2026) plants, at a size that takes minutes.
 """
 
 import torch
@@ -11,7 +11,7 @@ from saefast.linalg import one_thread
 from saefast.synthetic.world import Strength, World, unit_directions, world_generator
 
 _FULL = 0.95
-"""of its parent's rows all children of a feature together take at most this share"""
+"""Largest share of a parent's rows that all its children take together."""
 
 
 def nested_world(
@@ -28,31 +28,31 @@ def nested_world(
     contexts: int = 256,
     seed: int = 0,
 ) -> World:
-    """UnitRows uniform on the sphere that fire by Zipf's law, in families and correlated.
+    """Create a world whose features fire by Zipf's law, in families, and correlated.
 
-    Features are numbered by the rate that the law gives them, the most frequent first. Those in
-    families are as frequent as that below what their parents leave them; `World.firing_rate` says
-    how frequent they are. Roots of families and features without one are correlated by a Gaussian
-    copula: each has loadings on `rank` factors, which a row draws, and its own noise; it fires if
-    the sum is above its threshold. Factors come from a pool of `contexts` draws, over which every
-    rate is exact.
+    Directions are uniform on the sphere. Features are numbered by the rate that the law gives them,
+    the most frequent first. Children in a family fire less often than that where their siblings
+    together would exceed their parent; `World.firing_rate` holds the actual rates. Roots of
+    families and features without a family are correlated by a Gaussian copula: each has loadings on
+    `rank` factors, which are drawn for a row, and its own noise; it fires if the sum is above its
+    threshold. Factors come from a pool of `contexts` draws, over which every rate is exact.
 
     Args:
-        count: how many features.
-        d: width.
-        exponent: of Zipf's law.
-        rates: of the last and the first feature, before families thin them out.
-        trees: how many families.
-        branching: children of a feature in a family, of which one fires at a time.
-        depth: generations below the root.
-        rank: of the correlation.
-        loading: standard deviation of loadings; 0 makes roots independent.
-        contexts: how many draws of the factors there are.
-        seed: of all that is drawn.
+        count: number of features.
+        d: width of a row.
+        exponent: exponent of Zipf's law.
+        rates: rates of the last and the first feature, before families reduce them.
+        trees: number of families.
+        branching: number of children of a feature in a family, of which one fires at a time.
+        depth: number of generations below the root.
+        rank: number of factors of the correlation.
+        loading: standard deviation of the loadings; 0 makes roots independent.
+        contexts: number of draws of the factors.
+        seed: seed of the world and of its rows.
 
     Returns:
-        A world whose strengths go from 5 for the most frequent feature to 4, with spreads |z| for
-        z ~ N(0.5, 0.5), and whose bias has length 0.5.
+        World whose mean strengths go from 5 for the most frequent feature to 4, with spreads |z|
+        for z ~ N(0.5, 0.5), and whose bias has length 0.5.
     """
     _check(count, d, exponent, rates, trees, branching, depth, rank, loading, contexts)
     generator = world_generator(seed)
@@ -72,7 +72,7 @@ def nested_world(
 
 
 def _zipf(count: int, exponent: float, low: float, high: float) -> Tensor:
-    """[count] float64 from `high` to `low`."""
+    """Return the rates of the law, [count] float64 from `high` to `low`."""
     law = torch.arange(1, count + 1, dtype=torch.float64) ** -exponent
     last = law[-1]
     return low + (high - low) * (law - last) / (1 - last) if last < 1 else law * high
@@ -81,19 +81,19 @@ def _zipf(count: int, exponent: float, low: float, high: float) -> Tensor:
 def _families(
     count: int, trees: int, branching: int, depth: int, generator: torch.Generator
 ) -> Tensor:
-    """[count] int64 the parent of each; members drawn from all, those above more frequent."""
+    """Return the parent of each feature, [count] int64; parents are more frequent than children."""
     size = sum(branching**level for level in range(depth + 1))
     parent = torch.full((count,), -1)
     members = torch.randperm(count, generator=generator)[: trees * size]
     for family in members.view(trees, size).sort(dim=1).values:
-        # Breadth first: the children of member i follow those of the member before.
+        # Breadth first: the children of member i follow those of member i - 1.
         above = (torch.arange(1, size) - 1) // max(branching, 1)
         parent[family[1:]] = family[above]
     return parent
 
 
 def _shares(wanted: Tensor, parent: Tensor) -> Tensor:
-    """[count] how often a child fires where its parent does, siblings within what there is."""
+    """Return how often a child fires given its parent, [count] float64, limited for siblings."""
     above = parent.clamp(min=0)
     share = torch.where(parent >= 0, wanted / wanted[above], 0.0)
     total = torch.zeros_like(wanted).index_add_(0, above, share)
@@ -103,11 +103,11 @@ def _shares(wanted: Tensor, parent: Tensor) -> Tensor:
 def _copula(
     wanted: Tensor, rank: int, loading: float, contexts: int, generator: torch.Generator
 ) -> Tensor:
-    """[contexts, count] float64 how often each feature fires in each context."""
+    """Return how often each feature fires in each context, [contexts, count] float64."""
     if loading == 0:
         return wanted[None]
     loadings = loading * torch.randn(len(wanted), rank, generator=generator, dtype=torch.float64)
-    # Some noise of its own is left to every feature.
+    # Leave every feature some noise of its own.
     loadings /= loadings.norm(dim=1, keepdim=True).clamp(min=0.95) / 0.95
     factors = torch.randn(contexts, rank, generator=generator, dtype=torch.float64)
     with one_thread():

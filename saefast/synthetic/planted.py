@@ -1,4 +1,4 @@
-"""A small world with a fixed number of features in every row, for demonstrations and tests."""
+"""Small world with a fixed number of features in every row, for demonstrations and tests."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class PlantedWorld:
     """
 
     features: Tensor
-    """[count, d] of norm one"""
+    """[count, d] float32, rows of norm one"""
     active: int
     noise: float
     seed: int
@@ -23,13 +23,32 @@ class PlantedWorld:
     def create(
         cls, count: int, d: int, *, active: int = 8, noise: float = 0.02, seed: int = 0
     ) -> "PlantedWorld":
-        """Draw `count` directions uniformly from the sphere."""
+        """Draw a world with directions uniform on the sphere.
+
+        Args:
+            count: number of features.
+            d: width of a row.
+            active: number of features in each row.
+            noise: standard deviation of the noise of each coordinate.
+            seed: seed of the directions and of the rows.
+
+        Returns:
+            World with `count` features.
+        """
         generator = torch.Generator().manual_seed(seed)
         features = torch.randn(count, d, generator=generator)
         return cls(features / features.norm(dim=1, keepdim=True), active, noise, seed)
 
     def sample(self, n: int, batch: int) -> Tensor:
-        """The n rows of batch number `batch`; the same number gives the same rows."""
+        """Draw rows; the same batch number gives the same rows.
+
+        Args:
+            n: number of rows.
+            batch: number of the batch.
+
+        Returns:
+            [n, d] float32.
+        """
         generator = torch.Generator().manual_seed((self.seed << 32) + batch + 1)
         count, d = self.features.shape
         chosen = torch.rand(n, count, generator=generator).topk(self.active, dim=1).indices
@@ -38,7 +57,14 @@ class PlantedWorld:
         return rows + self.noise * torch.randn(n, d, generator=generator)
 
     def best_cosine(self, dictionary: Tensor) -> Tensor:
-        """For each true feature the largest cosine with a row of `dictionary`, [count]."""
+        """Return the largest cosine of each true feature with a row of a dictionary.
+
+        Args:
+            dictionary: [latents, d] directions, of any norm.
+
+        Returns:
+            [count] cosines.
+        """
         rows = dictionary.detach() / dictionary.detach().norm(dim=1, keepdim=True)
         cosines: Tensor = self.features @ rows.T
         return cosines.amax(dim=1)

@@ -1,4 +1,4 @@
-"""Far more independent features than dimensions, all of them known."""
+"""World with far more independent features than dimensions."""
 
 import torch
 
@@ -17,17 +17,22 @@ def sphere_world(
     decades: float = 4.3,
     seed: int = 0,
 ) -> World:
-    """UnitRows uniform on the sphere that fire independently, with strengths LogNormal(0, 0.25).
+    """Create a world whose features fire independently, with strengths LogNormal(0, 0.25).
+
+    Directions are uniform on the sphere.
 
     Args:
-        count: how many features.
-        d: width.
-        firing: "constant": every feature fires equally often; "log_uniform": how often is uniform
-            on a logarithmic scale.
-        l0: features per row, on average over all rows and worlds.
-        decades: by how many powers of ten rates differ where they are log-uniform. With the
-            defaults they are from 10^-5.5 to 10^-1.2.
-        seed: of directions, rates and rows.
+        count: number of features.
+        d: width of a row.
+        firing: "constant": every feature fires equally often; "log_uniform": rates are uniform on a
+            logarithmic scale.
+        l0: number of features per row, on average over all rows and worlds.
+        decades: powers of ten by which log-uniform rates differ. With the defaults they lie between
+            10^-5.5 and 10^-1.2.
+        seed: seed of directions, rates and rows.
+
+    Returns:
+        World with `count` features.
     """
     for name, value in (("count", count), ("d", d)):
         checks.whole(name, value, 1)
@@ -40,6 +45,6 @@ def sphere_world(
     if firing == "log_uniform" and decades > 0:
         drawn = torch.rand(1, count, generator=generator, dtype=torch.float64)
         shape = 10 ** (-decades * drawn)
-        # The mean of 10^-u for u uniform from 0 to `decades`.
+        # Mean of 10^-u for u uniform between 0 and `decades`.
         rates *= shape * decades * torch.tensor(10.0).double().log() / (1 - 10**-decades)
     return World(features, rates, seed=seed)

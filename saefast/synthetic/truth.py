@@ -1,4 +1,4 @@
-"""How much of a world's truth a dictionary holds, and how an SAE explains its rows."""
+"""Comparison of a dictionary and an SAE's reconstructions with the truth of a world."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,31 +20,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RECOVERED = 0.8
-"""A true feature is recovered by a latent whose cosine with it is above this."""
+"""Cosine above which a latent recovers a true feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A dictionary beside the true features; only latents that are alive count."""
+    """Comparison of a dictionary with the true features; only latents that are alive count."""
 
     best: Tensor
-    """[m] for each true feature the largest signed cosine of a latent"""
+    """[m], largest signed cosine of each true feature with a latent"""
     truth: Tensor
-    """[latents] int64 which true feature each latent is nearest to, whatever the sign; -1: dead"""
+    """[latents] int64, true feature nearest to each latent by absolute cosine; -1: dead"""
     mcc: float
     """mean absolute cosine of the best one-to-one pairs, over the smaller of both sides"""
     uniqueness: float
-    """how many different true features latents are nearest to, per latent"""
+    """number of distinct true features nearest to a latent, divided by the number of latents"""
 
     __repr__ = brief
 
     @property
     def recovered(self) -> float:
-        """The share of true features that a latent is close to."""
+        """Share of true features with a cosine above `RECOVERED` to some latent."""
         return float((self.best > RECOVERED).double().mean())
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each true feature; `latents` counts those nearest to it."""
+        """Return a table with a row for each true feature.
+
+        `latents` counts the latents nearest to it.
+        """
         import pyarrow as pa
 
         latents = torch.bincount(self.truth[self.truth >= 0], minlength=len(self.best))
@@ -67,18 +70,20 @@ class Explanation:
     shrinkage: float
     """mean length of a reconstruction over the length of its row, rows of zeros left out"""
     l0: float
-    """latents that fire, per row"""
+    """mean number of latents that fire in a row"""
     firing_rate: Tensor
-    """[latents] float64"""
+    """[latents] float64, share of rows in which the latent fires"""
     f1: Tensor
-    """[latents] float64: of "it fires" as a guess at "its true feature fires"; 0 where neither does
-    or it is dead"""
+    """[latents] float64, F1 score of firing as a prediction that the latent's true feature fires
+
+    0 where the latent is dead, or neither of the two fires
+    """
 
     __repr__ = brief
 
     @property
     def mean_f1(self) -> float:
-        """Over latents that fire."""
+        """Mean of `f1` over latents that fire."""
         fires = self.firing_rate > 0
         return float(self.f1[fires].mean()) if bool(fires.any()) else 0.0
 
@@ -96,11 +101,14 @@ class Explanation:
 
 
 def recovery(dictionary: Features, world: World) -> Recovery:
-    """Compare directions alone.
+    """Compare the directions of a dictionary with the true features.
 
     Args:
         dictionary: an SAE, a `Dictionary`, or a tensor [latents, d] of decoder rows.
-        world: the truth.
+        world: world with features [m, d].
+
+    Returns:
+        Similarities of features and latents, and summaries of them.
     """
     found = as_dictionary(dictionary)
     checks.size("dictionary.W_dec", found.W_dec, 1, world.d, "the width of the world")
@@ -121,13 +129,16 @@ def recovery(dictionary: Features, world: World) -> Recovery:
 
 @torch.no_grad()
 def explain(sae: SAE, world: World, *, rows: int = 65_536, seed: int = 1) -> Explanation:
-    """Let an SAE reconstruct rows it was not trained on.
+    """Measure how well an SAE reconstructs rows that it was not trained on.
 
     Args:
-        sae: takes activations as they come, on the CPU.
-        world: whose rows; it must have the SAE's width.
-        rows: how many.
-        seed: of their stream; it should not be the `data_seed` of the training.
+        sae: SAE of unscaled activations, on the CPU.
+        world: world to draw rows from, of the SAE's width.
+        rows: number of rows.
+        seed: seed of the stream of rows; it should differ from the `data_seed` of the training.
+
+    Returns:
+        Quality of the reconstructions and of the code.
     """
     checks.size("sae.W_dec", sae.W_dec, 1, world.d, "the width of the world")
     alive = as_dictionary(sae).alive
@@ -162,19 +173,19 @@ def explain(sae: SAE, world: World, *, rows: int = 65_536, seed: int = 1) -> Exp
 def keep_only(
     sae: SAE, world: World, masks: Mapping[str, Tensor], *, rows: int = 65_536, seed: int = 1
 ) -> dict[str, float]:
-    """The variance explained when the decoder's sum has only the latents of a mask.
+    """Return the variance explained if only the latents of a mask are decoded.
 
-    Which latents fire, and how strongly, is decided by all of them.
+    The encoder keeps all latents, so their values do not depend on the mask.
 
     Args:
-        sae: takes activations as they come, on the CPU.
-        world: whose rows.
-        masks: [latents] bool each, under a name.
-        rows: how many.
-        seed: of their stream.
+        sae: SAE of unscaled activations, on the CPU.
+        world: world to draw rows from, of the SAE's width.
+        masks: [latents] bool each, by name.
+        rows: number of rows.
+        seed: seed of the stream of rows.
 
     Returns:
-        For each name the explained variance.
+        Explained variance by name.
     """
     spread = _Spread(world.d)
     for drawn in world.blocks(rows, seed=seed):
@@ -188,7 +199,7 @@ def keep_only(
 
 
 class _Spread:
-    """Sums over rows, in float64 and in an order that threads do not change."""
+    """Sums over rows in float64, in an order that does not depend on the number of threads."""
 
     def __init__(self, d: int) -> None:
         self._rows = 0
@@ -196,7 +207,7 @@ class _Spread:
         self._errors: dict[str, float] = {}
 
     def add(self, x: Tensor, reconstructions: Mapping[str, Tensor]) -> None:
-        """Of rows and what was made of them."""
+        """Add rows and their reconstructions."""
         rows = x.double()
         self._rows += len(rows)
         self._sum += column_sum(rows)
@@ -212,7 +223,7 @@ class _Spread:
 
 
 def _lengths(made: Tensor, x: Tensor) -> Tensor:
-    """Sum of the ratios of lengths, and how many there are: float64 [2]."""
+    """Return the sum of the ratios of lengths and the number of ratios, float64 [2]."""
     of_made, of_x = (torch.linalg.vector_norm(rows.double(), dim=1) for rows in (made, x))
     there = of_x > 0
     ratios = of_made[there] / of_x[there]
@@ -220,8 +231,8 @@ def _lengths(made: Tensor, x: Tensor) -> Tensor:
 
 
 def _right(code: SparseCode, drawn: Drawn, truth: Tensor, m: int) -> Tensor:
-    """For every latent that fires, whether its true feature, one of m, fires in that row."""
-    there = torch.zeros(len(drawn.x), m + 1, dtype=torch.bool)  # in the last column nothing fires
+    """Return for every latent that fires whether its true feature, one of m, fires in that row."""
+    there = torch.zeros(len(drawn.x), m + 1, dtype=torch.bool)  # the last column stays false
     row, place = (drawn.values > 0).nonzero(as_tuple=True)
     there[row, drawn.indices[row, place]] = True
     row, place = (code.values > 0).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""Endless rows that are sparse sums of known directions, and which of them each row holds."""
+"""Endless rows that are sparse sums of known directions, with the features in each row."""
 
 import hashlib
 import itertools
@@ -20,55 +20,62 @@ from saefast.reference import normalise_rows
 from saefast.synthetic.firing import Children, Fired, Firing
 
 BLOCK = 4096
-"""Rows that are drawn with one generator; to change it is to change every world's rows"""
+"""Number of rows drawn with one generator; changing it changes the rows of every world."""
 
 
 class Strength(NamedTuple):
-    """Strength of a feature when it fires: mean + spread * z, but not below zero, or
-    mean * exp(spread * z), with z from the normal distribution."""
+    """Distribution of a feature's strength where it fires.
+
+    It is |mean + spread * z| or, if `log`, mean * exp(spread * z), for standard normal z.
+    """
 
     mean: Tensor
-    """[m], or [] for all"""
+    """[m], or [] for all features"""
     spread: Tensor
-    """[m], or [] for all"""
+    """[m], or [] for all features"""
     log: bool
 
 
 LOG_NORMAL = Strength(torch.tensor(1.0), torch.tensor(0.25), log=True)
-"""The papers' LogNormal(0, 0.25), whose second number is taken as sigma"""
+"""LogNormal(0, 0.25) of the papers, with the second number read as sigma."""
 
 
 class Drawn(NamedTuple):
-    """Rows, and the truth about each."""
+    """Rows and the features that they hold."""
 
     x: Tensor
     """[n, d]"""
     values: Tensor
-    """[n, width] how strongly the features are on that fire; zeros fill up"""
+    """[n, width], strengths of the features that fire, padded with zeros"""
     indices: Tensor
-    """[n, width] int64 which features those are, in no order"""
+    """[n, width] int64, numbers of these features, in no particular order"""
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Rows x = bias + the sum over the features that fire of strength times direction.
+    """World with rows x = bias + sum of strength times direction over the features that fire.
 
-    A world is a source of activations: `train_saes` takes it as it is. Its rows are numbered
-    without end, one stream for each seed, and a row has the same bits however it is asked for, on
-    any number of threads, as long as NumPy draws as it does (`fingerprint` would tell).
+    A world is a source of activations that `train_saes` accepts as it is. Its rows are numbered
+    without end, one stream for each seed. A row has the same bits in every access and for any
+    number of threads, as long as NumPy's generators draw the same numbers (`fingerprint` changes if
+    they do not).
     """
 
     features: Tensor
-    """[m, d] of norm one"""
+    """[m, d], rows of norm one"""
     rates: Tensor
-    """[contexts, m] float64: in which share of the rows of a context a feature fires; of one that
-    has a parent, in which share of the rows in which that fires"""
+    """[contexts, m] float64, share of the rows of a context in which a feature fires
+
+    For a feature with a parent: share of the rows in which the parent fires.
+    """
     strength: Strength = LOG_NORMAL
     parent: Tensor | None = None
-    """[m] int64, -1 for none: a feature fires only where its parent does, and never together with
-    another child of it"""
+    """[m] int64, parent of each feature, -1 for none
+
+    A feature fires only where its parent does, and never together with a sibling.
+    """
     bias: Tensor | None = None
-    """[d]"""
+    """[d], added to every row; None: zeros"""
     seed: int = 0
 
     rows = None
@@ -86,17 +93,17 @@ class World:
 
     @property
     def m(self) -> int:
-        """How many true features there are."""
+        """Number of true features."""
         return len(self.features)
 
     @property
     def d(self) -> int:
-        """The width of a row."""
+        """Width of a row."""
         return self.features.shape[1]
 
     @cached_property
     def firing_rate(self) -> Tensor:
-        """[m] float64: on which share of all rows each feature fires."""
+        """[m] float64, share of all rows in which each feature fires."""
         rate = self.rates.mean(0)
         if self.parent is None:
             return rate
@@ -107,9 +114,16 @@ class World:
         return total
 
     def sample(self, n: int, *, seed: int = 1, start: int = 0) -> Drawn:
-        """Rows `start` to `start + n` of a stream, with their truth.
+        """Draw rows of a stream, with the features that they hold.
 
-        Training reads the stream whose seed is `TrainConfig.data_seed`, 0 unless told otherwise.
+        Args:
+            n: number of rows.
+            seed: seed of the stream. Training reads the stream `TrainConfig.data_seed`, 0 by
+                default.
+            start: number of the first row.
+
+        Returns:
+            Rows `start` to `start + n` and their features.
         """
         check_stream(n, seed, start)
         first, end = start // BLOCK, -(-(start + n) // BLOCK)
@@ -121,7 +135,15 @@ class World:
         return Drawn(x[wanted], values[wanted], indices[wanted])
 
     def blocks(self, n: int, *, seed: int = 1) -> Iterator[Drawn]:
-        """The first n rows of a stream, piece by piece: what `sample` gives, in little memory."""
+        """Yield the first n rows of a stream in blocks, the rows of `sample` in bounded memory.
+
+        Args:
+            n: number of rows.
+            seed: seed of the stream.
+
+        Returns:
+            Iterator over blocks of `BLOCK` rows, the last one shorter.
+        """
         check_stream(n, seed, 0)
         count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()
         with side_by_side() as run:
@@ -132,7 +154,7 @@ class World:
                     yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
-        """See `Activations.batches`; each seed has rows of its own."""
+        """See `Activations.batches`; each seed has its own rows."""
         check_stream(batch_size, seed, start)
         return self._batches(batch_size, seed, start)
 
@@ -142,7 +164,7 @@ class World:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `Activations.fingerprint`: of what defines the world, and of some of its rows."""
+        """See `Activations.fingerprint`: hash of the world's definition and of some of its rows."""
         digest = hashlib.sha256(repr((self.seed, self.strength.log)).encode())
         parts = [self.features, self.rates, *self.strength[:2], self.parent, self.bias]
         parts.append(self.sample(64, seed=0).x)
@@ -167,7 +189,7 @@ class World:
             )
 
     def _block(self, seed: int, number: int) -> Drawn:
-        """Rows number * BLOCK and on; nothing else decides on their bits."""
+        """Return the rows from number * BLOCK on; their bits depend on nothing else."""
         sequence = np.random.SeedSequence([self.seed, seed, number])
         generator = np.random.Generator(np.random.SFC64(sequence))
         fired = self._firing.draw(generator, BLOCK)
@@ -198,21 +220,24 @@ class World:
 
 
 def world_generator(seed: int) -> torch.Generator:
-    """What worlds draw from. SAEs draw their first directions from the plain seed: a world that
-    did so, too, would give an SAE of its own seed the truth to begin with."""
+    """Return the generator of a world's directions and rates.
+
+    SAEs draw their first directions from the plain seed: a world that did so, too, would initialise
+    an SAE of the same seed with the truth.
+    """
     drawn = np.random.SeedSequence([seed, int.from_bytes(b"world")]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(drawn[0] >> 1))
 
 
 def unit_directions(count: int, d: int, generator: torch.Generator) -> Tensor:
-    """[count, d] uniform on the sphere."""
+    """Return [count, d] float32, rows uniform on the unit sphere."""
     drawn = torch.randn(count, d, generator=generator)
     normalise_rows(drawn)
     return drawn
 
 
 def _padded(fired: Fired, strengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and indices [BLOCK, width], rows with fewer filled with zeros."""
+    """Return values and indices [BLOCK, width], padded with zeros."""
     count = np.bincount(fired.row, minlength=BLOCK)
     first = np.cumsum(count) - count
     width = max(int(count.max()), 1)
