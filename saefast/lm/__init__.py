@@ -1,4 +1,4 @@
-"""Language models: harvest their activations, patch reconstructions back, read what fires."""
+"""Language models: harvesting activations, patching in reconstructions, and reading contexts."""
 
 from saefast.lm.builtin_corpus import builtin_corpus
 from saefast.lm.corpus import Corpus, Document, as_corpus, hugging_face, json_lines, text_files

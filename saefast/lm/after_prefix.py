@@ -1,4 +1,4 @@
-"""Capture activations at single tokens that all follow the same text, which is read once."""
+"""Activations at single tokens that all follow the same text, which is read once."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from saefast.progress import ProgressBar
 _TRIED = 4
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _COARSE = 5e-2
-"""Distance of two ways to compute a row, as a share of its length, in half precision"""
+"""Allowed relative distance of a row between two computations in half precision."""
 
 
 def capture_after(
@@ -28,21 +28,21 @@ def capture_after(
 ) -> Tensor:
     """Capture the activation at each of several tokens, each right after the same prefix.
 
-    In a causal model no token depends on those behind it, and keys and values of the prefix are the
-    same for all tokens: they are computed once, up to the site. The tokens of a
-    batch stand side by side in one context, each of which sees the prefix and itself. Where a model
-    does not give the same in this way for the first few tokens, all contexts are run whole.
+    In a causal model no token depends on later ones, and keys and values of the prefix are the same
+    for all tokens: they are computed once, up to the site. The tokens of a batch lie side by side
+    in one context, in which each sees the prefix and itself. If that does not give the activations
+    of separate contexts for the first few tokens, all contexts are run whole.
 
     Args:
-        model: its attention must look back only.
-        site: from `find_site`.
+        model: model with causal attention.
+        site: site from `find_site`.
         prefix: [length] int64 tokens, at least one.
         tokens: [n] int64.
         batch_size: tokens in a forward pass.
         progress: show a progress bar on stderr.
 
     Returns:
-        [n, d] float32 at least, on the model's device.
+        [n, d] float32, or float64 if the model computes in it, on the model's device.
     """
     prefix, tokens = prefix.to(model.device), tokens.to(model.device)
     whole = _Whole(model, site, prefix)
@@ -62,7 +62,7 @@ def capture_after(
 
 
 class _Whole:
-    """Every token with the prefix in a context of its own."""
+    """Each token with the prefix in its own context."""
 
     def __init__(self, model: LanguageModel, site: Site, prefix: Tensor) -> None:
         self._model, self._site, self._prefix = model, site, prefix
@@ -81,7 +81,7 @@ class _SideBySide:
 
     @classmethod
     def of(cls, model: LanguageModel, site: Site, prefix: Tensor) -> "_SideBySide | None":
-        """Read the prefix; return None where a model keeps no keys and values."""
+        """Read the prefix; return None if the model keeps no keys and values."""
         cache = needed("transformers").DynamicCache()
         try:
             capture(model.model, [site], prefix[None], past_key_values=cache, use_cache=True)
@@ -90,7 +90,7 @@ class _SideBySide:
         return cls(model, site, cache, len(prefix)) if cache.get_seq_length() else None
 
     def agrees(self, other: _Whole, tokens: Tensor) -> bool:
-        """Whether the rows of a few tokens are those that another way gives."""
+        """Return whether the rows of a few tokens agree with those of another way."""
         expected = other.rows(tokens)
         try:
             rows = self.rows(tokens)

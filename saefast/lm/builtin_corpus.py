@@ -1,8 +1,8 @@
-"""Prose and code that every Python installation carries: text to begin with, without a network.
+"""Prose and code from every Python installation, a corpus that needs no network.
 
-Prose are the docstrings of the standard library, the topics of `pydoc` and the licence; code are
-the modules of the standard library. Its tests, which hold odd text on purpose, are left out, and
-tables of characters.
+Prose is the docstrings of the standard library, the topics of `pydoc` and the licence; code is the
+modules of the standard library. Its tests, which contain unusual text on purpose, and tables of
+characters are left out.
 """
 
 import ast
@@ -19,36 +19,42 @@ from saefast.lm.corpus import Corpus, Document, Texts, as_corpus
 KINDS = ("prose", "code")
 
 _PIECE = 8192
-"""About as many characters of a module are a document: no single one may fill a small harvest."""
+"""Approximate number of characters of a document, so that no module fills a small harvest."""
 _LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 
 Read = Callable[[], str]
 
 
 def builtin_corpus(kinds: tuple[str, ...] = KINDS) -> Corpus:
-    """About 2 million characters of prose and 10 million of code, in turns of equal length.
+    """Return a corpus of about 2 million characters of prose and 10 million of code.
 
-    The same version of Python has the same documents in the same order. What is said twice comes
-    once, and all that is of one module is held out together. `kinds`: of "prose" and "code", those
-    wanted.
+    The same version of Python gives the same documents in the same order, in which the kinds have
+    equal shares while both last. Duplicates are dropped, and all documents of a module are held out
+    together.
+
+    Args:
+        kinds: kinds of documents: "prose", "code" or both.
+
+    Returns:
+        Corpus with documents of about 8192 characters.
     """
     for kind in kinds:
         checks.one_of("kinds", kind, KINDS)
     if not kinds:
-        raise ValueError(f"kinds must name one of {', '.join(KINDS)} at least")
+        raise ValueError(f"kinds must name at least one of {', '.join(KINDS)}")
     described = {"corpus": "built in", "kinds": list(kinds), "python": platform.python_version()}
     return Corpus(lambda: _documents(kinds), described)
 
 
 def or_builtin(corpus: Texts | None, *, held_out: bool = False) -> Corpus:
-    """A corpus that was given, or that part of the one built in."""
+    """Return the given corpus, or that part of the built-in one."""
     if corpus is not None:
         return as_corpus(corpus)
     return builtin_corpus().held_out() if held_out else builtin_corpus().train()
 
 
 def _documents(kinds: tuple[str, ...]) -> Iterator[Document]:
-    """From kind to kind, such that each has had as many characters, while it lasts."""
+    """Yield documents of alternating kinds with equal numbers of characters, while they last."""
     streams = {kind: _pieces(kind) for kind in kinds}
     given = dict.fromkeys(kinds, 0)
     seen = set()
@@ -64,7 +70,7 @@ def _documents(kinds: tuple[str, ...]) -> Iterator[Document]:
 
 
 def _pieces(kind: str) -> Iterator[Document]:
-    """The first piece of everything, then the second, and so on: what comes first is mixed."""
+    """Yield the first piece of every source, then the second, and so on, to mix the sources."""
     sources = _prose() if kind == "prose" else _code()
     order = sorted(sources, key=lambda name: hashlib.sha256(f"{kind} {name}".encode()).digest())
     left: dict[str, list[str]] = {}
@@ -78,7 +84,7 @@ def _pieces(kind: str) -> Iterator[Document]:
 
 
 def _cut(text: str) -> list[str]:
-    """Pieces that end with a paragraph or, where one is long, with a line."""
+    """Return pieces that end with a paragraph or, where that is too long, with a line."""
     pieces: list[str] = []
     begin = 0
     while len(text) - begin > _PIECE:
@@ -105,11 +111,11 @@ def _code() -> dict[str, Read]:
 
 
 def _modules() -> dict[str, Path]:
-    """The files of the standard library, by their path in it."""
+    """Return the files of the standard library by their paths in it."""
     library = _library()
     found = {}
     for folder, folders, files in os.walk(library):
-        # Not even looked into: site-packages can hold many times as many files.
+        # Not even listed: site-packages can hold many times as many files.
         folders[:] = [name for name in folders if not _is_left_out(name)]
         for name in files:
             if name.endswith(".py") and not _is_left_out(name):
@@ -119,7 +125,7 @@ def _modules() -> dict[str, Path]:
 
 
 def _is_left_out(name: str) -> bool:
-    # The last two are of the machine, not of the version.
+    # The last two depend on the machine, not on the version.
     return name in _LEFT_OUT or name.startswith(("config-", "_sysconfigdata"))
 
 
@@ -136,14 +142,14 @@ def _source(path: Path) -> Read:
 
 
 def _docstrings(path: Path) -> Read:
-    """All docstrings of a module, one after the other."""
+    """Return a function that reads all docstrings of a module, one after the other."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
     def read() -> str:
         try:
             tree = ast.parse(_source(path)())
         except (SyntaxError, ValueError):
-            return ""  # templates of modules
+            return ""  # templates of modules are not Python
         texts = [ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, documented)]
         return "\n\n".join(text for text in texts if text)
 

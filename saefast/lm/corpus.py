@@ -1,4 +1,4 @@
-"""Text as documents: from memory, files, JSON lines or Hugging Face; a part of it held out."""
+"""Corpora of documents from memory, files, JSON lines or Hugging Face, with a held-out part."""
 
 import hashlib
 import json
@@ -13,36 +13,55 @@ HELD_OUT_SHARE = 0.1
 
 
 class Document(NamedTuple):
-    """A text and where it comes from."""
+    """Text and its origin."""
 
     text: str
     source: str = ""
-    """For a reader: a file and a line, a module, a row of a data set."""
+    """origin in words: a file and a line, a module, a row of a data set"""
     group: str | None = None
-    """Documents of one group are held out together; of None, those of the same text."""
+    """documents of a group are held out together; None: documents with the same text are"""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that can be read again and again, in the same order.
+    """Documents that can be read repeatedly, in the same order.
 
-    `Corpus(read)` takes a function that begins anew at each call; `as_corpus` a list of strings.
+    `as_corpus` makes a corpus of a list of strings.
+
+    Args:
+        read: function that returns the documents from the first one on, at every call.
+        description: JSON values that describe the origin.
     """
 
     read: Callable[[], Iterable[Document | str]]
     description: dict[str, Any] = field(default_factory=dict)
-    """Where the text comes from, in words JSON can say; harvested activations keep it."""
+    """JSON values that describe the origin of the text; stores of activations keep them"""
 
     def __iter__(self) -> Iterator[Document]:
         for document in self.read():
             yield document if isinstance(document, Document) else Document(document)
 
     def train(self, share: float = HELD_OUT_SHARE) -> "Corpus":
-        """The documents that are not held out."""
+        """Return the corpus without the documents that are held out.
+
+        Args:
+            share: share of the groups that is held out.
+
+        Returns:
+            Complement of `held_out(share)`.
+        """
         return self._part("train", share)
 
     def held_out(self, share: float = HELD_OUT_SHARE) -> "Corpus":
-        """About this share of the groups of documents, chosen by a hash: always the same ones."""
+        """Return the corpus of the documents that are held out.
+
+        Args:
+            share: approximate share of the groups of documents; a hash decides, so that the choice
+                is always the same.
+
+        Returns:
+            Complement of `train(share)`.
+        """
         return self._part("held out", share)
 
     def _part(self, part: str, share: float) -> "Corpus":
@@ -50,7 +69,8 @@ class Corpus:
             raise ValueError(f"share must be above 0 and below 1, got {share}")
         if "part" in self.description:
             raise ValueError(
-                f"this corpus is the {self.description['part']} part of another; split the whole"
+                f"this corpus is the {self.description['part']} part of another; split the "
+                f"original corpus"
             )
 
         def read() -> Iterator[Document]:
@@ -66,7 +86,14 @@ Texts = Corpus | Sequence[Document | str]
 
 
 def as_corpus(texts: Texts) -> Corpus:
-    """A corpus, or a list of strings or documents as one."""
+    """Return a corpus, or make one of a list.
+
+    Args:
+        texts: a `Corpus`, or a list of strings or documents.
+
+    Returns:
+        Corpus of the texts.
+    """
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
@@ -76,21 +103,29 @@ def as_corpus(texts: Texts) -> Corpus:
         )
     if isinstance(texts, Iterator):
         raise TypeError(
-            "corpus must be something that can be read again, got an iterator; pass list(...) or "
-            "Corpus(function that begins anew)"
+            "corpus must be something that can be read repeatedly, got an iterator; pass list(...) "
+            "or Corpus(function), whose function starts a new iteration at each call"
         )
     return Corpus(lambda: texts, {"corpus": "given in memory"})
 
 
 def _place(document: Document) -> float:
-    """Where in [0, 1) the hash of its group falls."""
+    """Return the hash of the document's group as a number in [0, 1)."""
     group = document.text if document.group is None else document.group
     digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
 def text_files(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
-    """A file as one document, or the files in a folder that fit the pattern, in order of names."""
+    """Return a corpus of text files in UTF-8.
+
+    Args:
+        path: a file, which becomes one document, or a folder.
+        pattern: glob pattern of the files in the folder, which are read in order of their names.
+
+    Returns:
+        Corpus with a document for each file.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
@@ -109,7 +144,15 @@ def text_files(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
 
 
 def json_lines(path: str | Path, field: str = "text") -> Corpus:
-    """Each line of the file is an object of JSON whose `field` is a document."""
+    """Return a corpus of the lines of a file with JSON objects.
+
+    Args:
+        path: file with an object in each line; empty lines are skipped.
+        field: key of the text in each object.
+
+    Returns:
+        Corpus with a document for each object.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -132,9 +175,16 @@ def json_lines(path: str | Path, field: str = "text") -> Corpus:
 def hugging_face(
     dataset: Any, field: str = "text", *, split: str = "train", **options: Any
 ) -> Corpus:
-    """A data set of the hub by its name, or one that is loaded already; its rows have `field`.
+    """Return a corpus of the rows of a Hugging Face data set.
 
-    `options` go to `datasets.load_dataset`, `streaming=True` for example.
+    Args:
+        dataset: name of a data set of the hub, or a data set that is loaded already.
+        field: column of the text.
+        split: split to load.
+        **options: arguments of `datasets.load_dataset`, such as `streaming=True`.
+
+    Returns:
+        Corpus with a document for each row.
     """
     name = dataset if isinstance(dataset, str) else str(getattr(dataset, "builder_name", "rows"))
     if isinstance(dataset, str):
@@ -142,7 +192,8 @@ def hugging_face(
         dataset = load(dataset, split=split, **options)
     if not isinstance(dataset, Iterable) or isinstance(dataset, Iterator):
         raise TypeError(
-            f"dataset must be a name or rows that can be read again, got {type(dataset).__name__}"
+            f"dataset must be a name or rows that can be read repeatedly, got "
+            f"{type(dataset).__name__}"
         )
     rows: Iterable[Any] = dataset
 

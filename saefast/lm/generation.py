@@ -1,4 +1,4 @@
-"""Continue prompts with a language model whose activations at a site are edited."""
+"""Continuations of prompts by a language model whose activations at a site are edited."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -13,37 +13,40 @@ from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""Takes activations [r, d] and the number [r] int64 of each one's sequence; returns replacements
-[r, d]"""
+"""Function of activations [r, d] and the number [r] int64 of each one's sequence.
 
-_CANDIDATES = 64  # most probable tokens that are looked at first
-_LOGITS = 1 << 25  # logits that are held at once where texts are read again
+It returns replacements [r, d].
+"""
+
+_CANDIDATES = 64  # most probable tokens that are examined first
+_LOGITS = 1 << 25  # logits that are held at once when texts are read again
 
 
 class Reading(NamedTuple):
-    """Texts as the undisturbed model reads them."""
+    """Texts read by the unedited model."""
 
     sequences: Tensor
-    """[b] int64: which texts"""
+    """[b] int64, numbers of the texts"""
     loss: Tensor
-    """[b, tokens] of each token, in nats"""
+    """[b, tokens] loss of each token, in nats"""
     activations: Tensor
-    """[b, tokens, d] at the site"""
+    """[b, tokens, d] activations at the site"""
 
 
 class Opening:
-    """A prompt that any number of sequences continue, each with edited activations at a site.
+    """Prompt that any number of sequences continue, each with edited activations at a site.
 
     Activations are edited at the last position of the prompt and at every new one. The rest of the
-    prompt is read once, for all sequences. Every forward pass that writes tokens has `batch_size`
-    rows, fillings where fewer sequences are left, so that no sequence depends on the others.
+    prompt is read once, for all sequences. Every forward pass that generates tokens has
+    `batch_size` rows, padded where fewer sequences are left, so that no sequence depends on the
+    others.
 
     Args:
-        model: from `load_model`. One that keeps no keys and values from step to step reads the
-            whole text for every token.
-        site: as in `find_site`.
-        prompt: its text, or its tokens.
-        batch_size: sequences in a forward pass.
+        model: model from `load_model`. One that keeps no keys and values from step to step reads
+            the whole text for every token.
+        site: site as in `find_site`.
+        prompt: text of the prompt, or its tokens.
+        batch_size: number of sequences in a forward pass.
     """
 
     def __init__(
@@ -66,16 +69,16 @@ class Opening:
         self._batch_size, self._ends = batch_size, _ends(model)
         (seen,) = capture(self.model, [self.site], self.prompt[None])
         self.activations = seen[0]
-        """[length, d] of the prompt at the site"""
+        """[length, d] activations of the prompt at the site"""
         self.memory = self._keys_and_values()
-        """keys and values of the prompt but for its last token; None where there are none"""
+        """keys and values of the prompt without its last token; None if the model has none"""
 
     @torch.no_grad()
     def next_logits(self, edit: Edit, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the numbers [b] of sequences and the logits [b, vocabulary] of their first token.
 
         Args:
-            edit: returns what takes the place of activations.
+            edit: function that returns replacements of activations.
             sequences: number of sequences.
         """
         for numbers, count in _batches(sequences, self._batch_size, self.prompt.device):
@@ -94,17 +97,17 @@ class Opening:
     ) -> Tensor:
         """Continue the prompt, and return the new tokens [sequences, tokens].
 
-        Tokens are drawn from the most probable ones, as many as have a probability of `top_p`
-        together. Sequences with the same noise whose activations are edited alike are equal. Ends
-        of text are never drawn, so that all sequences are of one length.
+        Tokens are drawn from the smallest set of most probable tokens with a joint probability of
+        `top_p`. Sequences with the same noise and the same edits are equal. Ends of text are never
+        drawn, so that all sequences have the same length.
 
         Args:
-            edit: returns what takes the place of activations.
-            noise: [sequences, tokens] float64 in [0, 1), such as `sampling_noise` gives: where in
-                the distribution each token is drawn, with the most probable token at 0.
-            temperature: what logits are divided by.
-            top_p: above 0, at most 1.
-            on_progress: called with the number of sequences finished since the last call.
+            edit: function that returns replacements of activations.
+            noise: [sequences, tokens] float64 in [0, 1), such as from `sampling_noise`: position in
+                the distribution at which each token is drawn, with the most probable token at 0.
+            temperature: divisor of the logits.
+            top_p: probability above 0, at most 1.
+            on_progress: function called with the number of sequences finished since its last call.
         """
         if noise.ndim != 2 or not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must be [sequences, tokens] with values in [0, 1)")
@@ -126,7 +129,7 @@ class Opening:
 
     @torch.no_grad()
     def read(self, tokens: Tensor) -> Iterator[Reading]:
-        """Read texts behind the prompt with the undisturbed model.
+        """Read texts after the prompt with the unedited model.
 
         Args:
             tokens: [sequences, length] int64 that follow the prompt.
@@ -149,7 +152,7 @@ class Opening:
             yield Reading(numbers[:count], loss[:count], seen[0][:count, 1:])
 
     def _last(self, numbers: Tensor) -> Tensor:
-        """[b, 1]: the last token of the prompt, for each sequence."""
+        """Return the last token of the prompt for each sequence, [b, 1]."""
         return self.prompt[-1].expand(len(numbers), 1)
 
     @torch.no_grad()
@@ -174,7 +177,7 @@ def sampling_noise(seed: int, opening: int, sample: int, tokens: int) -> Tensor:
 
 
 def added(vectors: Tensor) -> Edit:
-    """Return the edit that adds to the activations of sequence i the vector i, of [n, d]."""
+    """Return the edit that adds vector i of `vectors` [n, d] to the activations of sequence i."""
 
     def edit(rows: Tensor, sequences: Tensor) -> Tensor:
         return rows + vectors[sequences].to(rows)
@@ -183,12 +186,12 @@ def added(vectors: Tensor) -> Edit:
 
 
 def unedited(rows: Tensor, _sequences: Tensor) -> Tensor:
-    """Return the activations as they are: the edit that changes nothing."""
+    """Return the activations unchanged."""
     return rows
 
 
 class _Run:
-    """A batch of sequences behind the prompt, token by token."""
+    """Batch of sequences that continue the prompt token by token."""
 
     def __init__(
         self, opening: Opening, numbers: Tensor, at_site: Callable[[Tensor], Tensor]
@@ -201,7 +204,7 @@ class _Run:
             self._memory.batch_repeat_interleave(len(numbers))
 
     def advance(self, ids: Tensor) -> Tensor:
-        """Append tokens [b, t], and return the logits [b, t, vocabulary] behind each."""
+        """Append tokens [b, t], and return the logits [b, t, vocabulary] after each."""
         before = self._ids.shape[1]
         self._ids = torch.cat([self._ids, ids], 1)
         opening = self._opening
@@ -216,7 +219,7 @@ class _Run:
         return logits if self._memory is not None else logits[:, before:]
 
     def _hooked(self, ids: Tensor, first: int) -> Any:
-        """Let `at_site` decide on the activations from position `first` of those that are run."""
+        """Register `at_site` as the edit of activations from position `first` on."""
         site = self._opening.site
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -237,14 +240,14 @@ def _editing(edit: Edit, numbers: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _batches(count: int, size: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
-    """The numbers [size] of sequences of each batch, and how many are no fillings."""
+    """Yield the numbers [size] of the sequences of each batch, and how many are not padding."""
     for first in range(0, count, size):
         numbers = torch.arange(first, first + size, device=device).clamp(max=count - 1)
         yield numbers, min(size, count - first)
 
 
 def _drawn(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
-    """One token [b] of each distribution, at that place [b] among its most probable tokens."""
+    """Return a token [b] of each distribution, at position `noise` [b] among the likeliest."""
     total = logits.logsumexp(1, keepdim=True)
     drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     left = torch.arange(len(logits), device=logits.device)
@@ -263,7 +266,7 @@ def _drawn(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
 
 
 def _ends(model: LanguageModel) -> Tensor:
-    """The tokens that end a text, as the tokenizer and the model's settings name them."""
+    """Return the tokens that end a text, by the tokenizer and the model's settings."""
     named = getattr(getattr(model.model, "generation_config", None), "eos_token_id", None)
     ends = {*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id}
     vocabulary = model.model.get_output_embeddings().weight.shape[0]

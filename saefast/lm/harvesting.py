@@ -1,4 +1,4 @@
-"""Activations of a language model, written to disk."""
+"""Harvest activations of a language model into stores on disk."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,10 +20,10 @@ from saefast.lm.sites import Site, capture, find_sites
 from saefast.progress import ProgressBar
 
 TOKENS, POSITIONS = "tokens", "positions"
-"""What a harvested store keeps beside the activations: a row's token, and its place in a context"""
+"""Columns that a harvested store keeps beside the activations: token and position of a row."""
 
 _SHARD_BYTES = 256 << 20
-_SHARDS = 32  # a kill costs one of them
+_SHARDS = 32  # a killed process loses at most one of them
 _FEWEST_ROWS = 8192
 
 
@@ -44,33 +44,35 @@ def harvest(
     resume: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Write the activations of one or several modules as stores, in one pass through the model.
+    """Write the activations of one or several modules as stores, in one pass of the model.
 
-    The pass ends with the last module that is needed. Beside each activation lie its token and its
-    position in the context.
+    A forward pass stops after the last module that is needed. Beside each activation the store
+    keeps its token and its position in the context.
 
     Args:
-        model: from `load_model`, or a `LanguageModel` of your own parts.
-        sites: a layer's number for the residual stream behind it, "mlp.3", "attn.3", or the name
-            of any module; see `saefast.lm.find_site`.
-        out: the store; where `sites` is a list, a folder with a store for each, named like it.
-        tokens: how many rows to write; None: all that the corpus has.
-        corpus: what to read, by default the part of `builtin_corpus()` that is not held out.
-        context: tokens that the model sees at once.
-        batch_size: contexts in one forward pass.
-        dtype: of the stores.
-        drop_bos: leave out first positions, whose activations are outliers, and BOS. Positions
-            that fill up short contexts are never written.
-        packed: fill every context, with documents parted by an empty line; otherwise a document
-            begins a context.
-        prepend_bos: begin every context with BOS; None: where the tokenizer would.
-        rows_per_shard: what a kill can cost; by default a 32nd of the tokens.
-        resume: go on with stores that are there already. The same `batch_size` gives the bits of
-            a harvest that was never stopped.
+        model: model from `load_model`, or a `LanguageModel` of your own parts.
+        sites: number of a layer for the residual stream after it, "mlp.3", "attn.3", or the name of
+            any module; see `saefast.lm.find_site`.
+        out: path of the store; if `sites` is a list, of a folder with a store for each site, named
+            after it.
+        tokens: number of rows to write; None: all tokens of the corpus.
+        corpus: text to read; None: the part of `builtin_corpus()` that is not held out.
+        context: number of tokens in a context.
+        batch_size: number of contexts in a forward pass.
+        dtype: dtype of the stores.
+        drop_bos: leave out first positions, whose activations are outliers, and BOS. Padding of
+            short contexts is never written.
+        packed: fill every context, with documents separated by an empty line; False: every document
+            begins a new context.
+        prepend_bos: begin every context with BOS; None: if the tokenizer does by default.
+        rows_per_shard: number of rows in a shard, which a killed process may lose; None: a 32nd of
+            the tokens, but at least 8192 rows and at most 256 MiB.
+        resume: continue existing stores. With the same `batch_size` the bits are those of an
+            uninterrupted harvest.
         progress: show a progress bar on stderr.
 
     Returns:
-        The path of each store, in the order of `sites`.
+        Path of each store, in the order of `sites`.
     """
     check_model(model)
     several = not isinstance(sites, int | str)
@@ -92,14 +94,14 @@ def harvest(
         written = _write(model, chosen, stores, packing.batches(source, model.tokenizer), progress)
     if tokens is not None and written < tokens:
         raise ValueError(
-            f"corpus holds {written} tokens that are kept, and {tokens} were asked for; all of "
-            f"them are written: take tokens={written}, or more text"
+            f"corpus holds only {written} tokens that are kept, but {tokens} were requested; all "
+            f"of them are written: use tokens={written}, or more text"
         )
     return paths
 
 
 class _Store:
-    """One of the stores of a harvest, and how far it is."""
+    """One store of a harvest, and its progress."""
 
     def __init__(
         self,
@@ -133,22 +135,22 @@ class _Store:
         return self._writer.rows
 
     def wants(self, end: int) -> bool:
-        """Whether rows before number `end` are missing."""
+        """Return whether rows before number `end` are missing."""
         return self._writer.rows < (end if self.tokens is None else min(end, self.tokens))
 
     def check_tokens(self, first: int, tokens: Tensor) -> None:
-        """The rows from `first` on that lie there are of these tokens."""
+        """Raise ValueError if existing rows from `first` on belong to other tokens."""
         end = min(first + len(tokens), self._old)
         if self._before is None or end <= first:
             return
         if not bool((self._before.read(TOKENS, first, end) == tokens[: end - first]).all()):
             raise ValueError(
-                f"{self._path} holds activations of other text, from row {first} on; go on with "
-                f"the corpus it was begun with, or choose another path"
+                f"{self._path} holds activations of other text, from row {first} on; continue "
+                f"with the corpus that it was started with, or choose another path"
             )
 
     def take(self, first: int, rows: Tensor, extras: dict[str, Tensor]) -> None:
-        """Append what is missing of the rows from number `first` on."""
+        """Append the missing rows among those from number `first` on."""
         begin = self._writer.rows - first
         end = len(rows) if self.tokens is None else min(len(rows), self.tokens - first)
         mine = {name: values[begin:end] for name, values in extras.items()}
@@ -168,7 +170,7 @@ def _write(
     batches: Iterator[TokenBatch],
     progress: bool,
 ) -> int:
-    """Fill the stores from the batches; how many rows there are, in the shortest."""
+    """Fill the stores from the batches, and return the number of rows in the shortest."""
     total = stores[0].tokens
     first = 0
     done = min(store.rows for store in stores)
@@ -196,18 +198,18 @@ def _write(
 
 
 def _widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
-    """How wide each activation is: a few tokens tell."""
+    """Return the width of each site's activations, from a pass over a few tokens."""
     seen = capture(model.model, sites, torch.zeros(2, 2, dtype=torch.int64))
     return [activations.shape[2] for activations in seen]
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    # The size of a batch changes bits at most, and may have to be smaller on another machine.
+    # The batch size affects bits at most, and may have to be smaller on another machine.
     differ = [name for name in differ if name != "batch_size"]
     if differ:
         told = ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in differ)
         raise ValueError(
-            f"{path} cannot be resumed, since it was begun differently: {told}; go on as it was "
-            f"begun, or choose another path"
+            f"{path} cannot be resumed, since it was started with other settings: {told}; use the "
+            f"old settings, or choose another path"
         )

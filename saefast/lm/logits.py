@@ -1,4 +1,4 @@
-"""Compute logits of a language model at some positions, and behind text that is read once."""
+"""Logits of a language model at some positions, also after text that is read once."""
 
 import copy
 import inspect
@@ -16,13 +16,13 @@ def logits_at(
 ) -> Tensor:
     """Return the logits [contexts, p, vocabulary] at some positions of all contexts.
 
-    Models of transformers leave out the product with the unembedding elsewhere.
+    Models of transformers skip the product with the unembedding elsewhere.
 
     Args:
         model: a causal language model of transformers.
         ids: [contexts, length] int64, on the device of the model.
         positions: [p] int64; None: all.
-        cache: keys and values of what stands before, from `for_contexts`; they are used up.
+        cache: keys and values of the preceding text, from `for_contexts`; they are consumed.
     """
     named = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     return _run(model, ids, positions, **named)[0]
@@ -31,7 +31,7 @@ def logits_at(
 def logits_and_cache(
     model: nn.Module, ids: Tensor, positions: Tensor | None = None
 ) -> tuple[Tensor, Any]:
-    """Return the logits of `logits_at` and the keys and values; None for other memories."""
+    """Return the logits of `logits_at`, and keys and values, or None for other kinds of caches."""
     logits, output = _run(model, ids, positions, use_cache=True)
     cache = getattr(output, "past_key_values", None)
     return logits, cache if type(cache) is needed("transformers").DynamicCache else None
@@ -49,7 +49,7 @@ def _run(
 
 
 def for_contexts(cache: Any, contexts: Tensor) -> Any:
-    """Return the part of a cache for some contexts [n], which a forward pass may use up."""
+    """Return the part of a cache for some contexts [n], which a forward pass may consume."""
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
     new.batch_select_indices(contexts)
@@ -59,11 +59,11 @@ def for_contexts(cache: Any, contexts: Tensor) -> Any:
 class Continuations:
     """Texts that begin with the same tokens, which the model reads once.
 
-    Where the model keeps something else than keys and values it reads them every time.
+    If the model's cache is of another kind than keys and values, it reads them every time.
 
     Args:
         model: a causal language model of transformers.
-        prefix: the tokens, perhaps none.
+        prefix: the tokens, possibly none.
     """
 
     @torch.no_grad()
@@ -75,10 +75,10 @@ class Continuations:
 
     @torch.no_grad()
     def logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Return the logits [contexts, p, vocabulary] at positions [p] of the tokens given.
+        """Return the logits [contexts, p, vocabulary] at positions [p] of the given tokens.
 
-        `ids` [contexts, length] are the tokens after the prefix; shorter contexts are filled up on
-        the right.
+        `ids` [contexts, length] are the tokens after the prefix; shorter contexts are padded on the
+        right.
         """
         ids = ids.to(self._prefix.device)
         if self._cache is None:

@@ -1,4 +1,4 @@
-"""How well logits predict the next token, context by context, and how sure the means are."""
+"""Losses of predicting the next token for each context, and standard errors of their means."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,41 +10,44 @@ from saefast.lm.packing import TokenBatch
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error, from leaving out one context at a time."""
+    """Number and its standard error, by the jackknife over contexts."""
 
     value: float
     error: float
 
 
 class Losses(NamedTuple):
-    """Sums over the predictions of each context, [contexts] in float64."""
+    """Sums over the predictions of each context, [contexts] float64: cross entropy and KL."""
 
     ce: Tensor
     kl: Tensor
 
     @staticmethod
     def joined(parts: "list[Losses]") -> "Losses":
-        """Those of several batches."""
+        """Concatenate the losses of several batches."""
         ce, kl = zip(*parts, strict=True)
         return Losses(torch.cat(ce), torch.cat(kl))
 
 
 def counted(batch: TokenBatch) -> Tensor:
-    """[contexts, length - 1]: whose prediction of the next token counts.
+    """Return where the prediction of the next token counts, [contexts, length - 1] bool.
 
-    Only that of a token whose activation does, too: before it nothing was replaced.
+    It does if the activation of the token counts, too: earlier ones were not replaced.
     """
     return batch.kept[:, :-1] & batch.real[:, 1:]
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """In float32 at least: of the undisturbed model they are taken once, for many losses."""
+    """Return log probabilities, in float32 at least, without gradient.
+
+    Those of the undisturbed model are computed once, for many losses.
+    """
     logits = logits.detach()
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def losses(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
-    """Cross entropy, and the divergence KL(truth || logits), of those predictions that count.
+    """Return the cross entropy and KL(truth || logits) of the predictions that count.
 
     `truth` [contexts, length, vocabulary] are log probabilities.
     """
@@ -56,7 +59,7 @@ def losses(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
 
 
 def gradients(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
-    """The derivatives of the sums of both losses by the logits [contexts, length, vocabulary]."""
+    """Return gradients of the summed losses by the logits [contexts, length, vocabulary]."""
     counts = counted(batch).to(logits.device)
     ce, kl = torch.zeros_like(logits), torch.zeros_like(logits)
     for context, (ids, predicted, true) in enumerate(_by_context(logits, truth, batch)):
@@ -71,9 +74,9 @@ def gradients(logits: Tensor, truth: Tensor, batch: TokenBatch) -> Losses:
 def _by_context(
     logits: Tensor, truth: Tensor, batch: TokenBatch
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The tokens that came, and the log probabilities of both, where predictions count.
+    """Yield next tokens and the log probabilities of both, at predictions that count.
 
-    One context after the other: log probabilities of a whole batch can fill the memory.
+    One context at a time: log probabilities of a whole batch can exhaust the memory.
     """
     for context, chosen in enumerate(counted(batch).to(logits.device)):
         ids = batch.ids[context, 1:].to(logits.device)[chosen]
@@ -82,13 +85,13 @@ def _by_context(
 
 
 def left_out(values: Tensor) -> Tensor:
-    """[contexts + 1, ...]: the sum over all contexts, then those with one of them left out."""
+    """Return the sum over all contexts, then the sums without one of them, [contexts + 1, ...]."""
     total = values.sum(0, keepdim=True)
     return torch.cat([total, total - values])
 
 
 def with_error(of_all_and_left_out: Tensor) -> tuple[Tensor, Tensor]:
-    """A statistic [contexts + 1, ...] of the sums that `left_out` gives, and its standard error."""
+    """Return a statistic [contexts + 1, ...] of the sums of `left_out` with its standard error."""
     value, others = of_all_and_left_out[0], of_all_and_left_out[1:]
     n = len(others)
     if n < 2:
@@ -97,6 +100,6 @@ def with_error(of_all_and_left_out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def estimate(of_all_and_left_out: Tensor) -> Estimate:
-    """The same of one number."""
+    """Return `with_error` of a single number as an estimate."""
     value, error = with_error(of_all_and_left_out)
     return Estimate(float(value), float(error))

@@ -1,7 +1,7 @@
-"""What a language model loses with each single feature of an SAE: by patching, and to first order.
+"""Effect of single features of an SAE on a language model's loss, by patching and to first order.
 
-Both are against the full reconstruction: the effect of feature i is what its absence,
-x_hat - z_i d_i in place of x_hat, adds to a loss, in nats a token over all tokens.
+Both are relative to the full reconstruction: the effect of feature i is the increase of a loss, in
+nats per token over all tokens, if x_hat - z_i d_i takes the place of x_hat.
 """
 
 from typing import NamedTuple
@@ -31,18 +31,21 @@ from saefast.sae import SAE
 
 
 class Marginal(NamedTuple):
-    """The effect of leaving out single features, with standard errors over contexts."""
+    """Effects of leaving out single features, with standard errors over contexts."""
 
     features: Tensor
-    """[f] int64: which"""
+    """[f] int64, numbers of the features"""
     ce: Tensor
-    """[f] float64"""
+    """[f] float64, increase of the cross entropy in nats per token"""
     ce_error: Tensor
     kl: Tensor
-    """[f] of KL(undisturbed || reconstructed)"""
+    """[f] float64, increase of KL(undisturbed || reconstructed) in nats per token"""
     kl_error: Tensor
     fired: Tensor
-    """[f] int64: on how many tokens; 0 says that nothing is known, and the rest is 0"""
+    """[f] int64, number of tokens on which the feature fires.
+
+    If 0, its effects are unknown and 0.
+    """
 
 
 def marginal_effects(
@@ -58,12 +61,24 @@ def marginal_effects(
     drop_bos: bool = True,
     progress: bool = True,
 ) -> Marginal:
-    """Leave out one feature after the other, by patching; only contexts in which it fires are run.
+    """Leave out one feature after another, by patching; only contexts where it fires are run.
+
+    The arguments not listed are those of `evaluate_patched`.
 
     Args:
-        features: [f] int64, a sample: each costs up to one pass through the layers behind the site.
+        model: model from `load_model`.
+        site: site as in `harvest`.
+        sae: SAE trained on the activations of that site.
+        features: [f] int64, a sample: each costs up to one pass of the layers after the site.
+        corpus: see `evaluate_patched`.
+        tokens: see `evaluate_patched`.
+        context: see `evaluate_patched`.
+        batch_size: see `evaluate_patched`.
+        drop_bos: see `evaluate_patched`.
+        progress: show a progress bar on stderr.
 
-    The other arguments are those of `evaluate_patched`.
+    Returns:
+        Effect of each of the f features.
     """
     check_model(model)
     found = find_site(model.model, site)
@@ -92,10 +107,24 @@ def first_order_effects(
     drop_bos: bool = True,
     progress: bool = True,
 ) -> Marginal:
-    """The derivative of the losses along the absence of each feature: all at once.
+    """Compute the derivative of the losses along the absence of each feature, for all at once.
 
-    E[dL/dx_hat . (-z_i d_i)], from one forward pass and one backward pass a loss. It is what
-    `marginal_effects` tends to for features that say little; arguments are the same.
+    It is E[dL/dx_hat . (-z_i d_i)], from one forward pass and a backward pass for each loss, and
+    the limit of `marginal_effects` for features with small effects.
+
+    Args:
+        model: model from `load_model`.
+        site: site as in `harvest`.
+        sae: SAE trained on the activations of that site.
+        corpus: see `evaluate_patched`.
+        tokens: see `evaluate_patched`.
+        context: see `evaluate_patched`.
+        batch_size: see `evaluate_patched`.
+        drop_bos: see `evaluate_patched`.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        Effect of each of the m latents.
     """
     check_model(model)
     found = find_site(model.model, site)
@@ -113,13 +142,13 @@ def first_order_effects(
 def _without_each(
     rest: Suffix, sae: SAE, features: Tensor, batch: TokenBatch, fired: Tensor
 ) -> Losses:
-    """What each absence adds to the sums of a batch, [contexts, f]; counts in `fired`."""
+    """Return the increase of a batch's sums by each absence, [contexts, f]; counts in `fired`."""
     activations, clean = rest.begin(batch.ids)
     truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)
     x = activations[kept].to(sae.W_dec.dtype)
     code = sae.encode(x)
-    # In the dtype of the SAE: an absence can be less than half precision resolves in the sum.
+    # In the dtype of the SAE: half precision may not resolve an absence in the sum.
     full = put(activations.to(x.dtype), kept, sae.decode(code))
     base = losses(rest.logits(full), truth, batch)
     strengths = full.new_zeros(len(features), *kept.shape)
@@ -141,7 +170,7 @@ def _without_each(
 
 
 def _slopes(rest: Suffix, sae: SAE, batch: TokenBatch, fired: Tensor) -> Losses:
-    """The derivatives of the sums of a batch, [contexts, m]; counts in `fired`."""
+    """Return the derivatives of a batch's sums, [contexts, m]; counts in `fired`."""
     activations, clean = rest.begin(batch.ids)
     truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)

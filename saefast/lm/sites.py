@@ -1,4 +1,4 @@
-"""Find the modules of a language model whose activations are used, and capture those."""
+"""Modules of a language model as sites, and capture of their activations."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ KINDS = {
     "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff"),
     "attn": ("self_attn", "attn", "attention", "self_attention"),
 }
-"""Names of parts of a layer in the models of different families; `resid` is all of it"""
+"""Names of the parts of a layer in different families of models; "resid" is the whole layer."""
 
 
 class Site(NamedTuple):
-    """The output of a module."""
+    """Module of a model, whose output is the activations."""
 
     name: str
     module: nn.Module
     layers: tuple[nn.Module, ...]
-    """The layers of the model up to that which holds the module, if one does; else none."""
+    """layers of the model up to the one that holds the module; empty if none does"""
 
 
 def find_site(model: nn.Module, where: int | str) -> Site:
@@ -29,9 +29,12 @@ def find_site(model: nn.Module, where: int | str) -> Site:
 
     Args:
         model: a causal language model.
-        where: a layer's number or "resid.3" for the residual stream behind it, "mlp.3" or "attn.3"
-            for what that part of it adds, or the module's name as in `model.named_modules()`.
+        where: number of a layer or "resid.3" for the residual stream after it, "mlp.3" or "attn.3"
+            for the output of that part of it, or the module's name as in `model.named_modules()`.
             Negative numbers count from the last layer.
+
+    Returns:
+        Module with its name and the layers up to it.
     """
     if isinstance(where, bool) or not isinstance(where, int | str):
         raise TypeError(
@@ -45,10 +48,10 @@ def find_site(model: nn.Module, where: int | str) -> Site:
 
 
 def find_sites(model: nn.Module, where: Sequence[int | str]) -> list[Site]:
-    """Find several modules, as `find_site` does; none of them twice."""
+    """Find several modules, as `find_site` does; all must differ."""
     sites = [find_site(model, one) for one in where]
     if not sites:
-        raise ValueError("sites must name one module at least, got none")
+        raise ValueError("sites must name at least one module, got none")
     names = [site.name for site in sites]
     if len(set(names)) < len(names):
         raise ValueError(f"sites must differ, got {', '.join(names)}")
@@ -56,7 +59,7 @@ def find_sites(model: nn.Module, where: Sequence[int | str]) -> list[Site]:
 
 
 def main_tensor(output: Any, site: Site, ids: Tensor) -> Tensor:
-    """Return the activations [contexts, length, d] in a module's output: it, or its first item."""
+    """Return the activations [contexts, length, d] of a module's output: it, or its first item."""
     tensor = output if isinstance(output, Tensor) else output[0]
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape[:2] != ids.shape:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -124,19 +127,22 @@ def layer_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
 
 
 class _Enough(BaseException):
-    """All is seen. No Exception: nothing on the way out may take it for a failure."""
+    """Raised when all outputs are captured.
+
+    No Exception, so that no handler takes it for a failure.
+    """
 
 
 def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor, **forward: Any) -> list[Tensor]:
-    """Capture the outputs [contexts, length, d] of modules; nothing behind the last is computed.
+    """Capture the outputs [contexts, length, d] of modules; later modules are not computed.
 
-    Tokens are `ids` [contexts, length]; `forward` goes to the model, such as a mask.
+    Tokens are `ids` [contexts, length]; `forward` are further arguments of the model.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(site: Site) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A copy, unless it ends here: a later module may write into what this one returned.
+            # Copy unless the pass ends here: a later module may write into this output.
             last = len(seen) == len(sites) - 1
             tensor = main_tensor(output, site, ids).detach()
             seen[site.name] = tensor if last else tensor.clone()

@@ -1,4 +1,4 @@
-"""Activations of a language model, computed as a training asks for them: nothing on disk."""
+"""Activations of a language model that are computed on demand, without a store."""
 
 import hashlib
 import json
@@ -27,24 +27,29 @@ _WINDOW_BYTES = 256 << 20
 class LMActivations(Shuffled):
     """Activations for `train_saes` without a store: every epoch runs the model again.
 
-    Rows, and their numbers, are those that `harvest` writes with the same arguments. All of the
-    text is tokenized at the beginning and kept, 5 bytes a token, so that contexts come in a new
-    order every epoch, and a resumed training computes only what it has not seen. A training of
-    many epochs, or of a thousand million tokens, is better served by a store.
+    Rows and their numbers are those that `harvest` writes with the same arguments. The whole text
+    is tokenized at the beginning and kept, 5 bytes per token, so that contexts come in a new order
+    every epoch, and a resumed training computes only rows that it has not used. For trainings of
+    many epochs, or of a billion tokens, a store is preferable.
 
-    Batches come out on the device of the model. A training on the same device uses them there, and
-    the model computes the next ones on a stream of its own, beside the steps.
+    Batches lie on the device of the model. A training on the same device uses them there, and the
+    model computes the next ones on its own stream, concurrently with the steps.
 
     Args:
-        model: from `load_model`.
-        site: as in `harvest`.
-        target: another site, which a transcoder reconstructs.
-        tokens: how many rows an epoch has; None: all that the corpus has.
-        window_rows: what is computed and shuffled together, and held in memory; by default 32768
-            rows or 256 MiB.
-        dtype: of the batches.
-
-    The other arguments are those of `harvest`.
+        model: model from `load_model`.
+        site: site as in `harvest`.
+        target: site that a transcoder reconstructs; None: `site` itself.
+        tokens: number of rows in an epoch; None: all tokens of the corpus.
+        corpus: see `harvest`.
+        context: see `harvest`.
+        batch_size: see `harvest`.
+        drop_bos: see `harvest`.
+        packed: see `harvest`.
+        prepend_bos: see `harvest`.
+        window_rows: number of rows that are computed, held in memory and shuffled together; None:
+            32768 rows, at most 256 MiB.
+        dtype: dtype of the batches.
+        progress: show a progress bar on stderr while the text is tokenized.
     """
 
     def __init__(
@@ -74,8 +79,8 @@ class LMActivations(Shuffled):
         rows = self._ends[-1] if self._ends else 0
         if rows < (tokens or 1):
             raise ValueError(
-                f"corpus holds {rows} tokens that are kept, and {tokens or 'some'} were asked "
-                f"for; take fewer, or more text"
+                f"corpus holds {rows} tokens that are kept, but {tokens or 'some'} were requested; "
+                f"request fewer, or use more text"
             )
         ids = torch.zeros(2, 2, dtype=torch.int64)
         widths = [seen.shape[2] for seen in capture(model.model, self._sites, ids)]
@@ -86,7 +91,7 @@ class LMActivations(Shuffled):
             rows=tokens or rows,
             d=widths[0],
             dtype=dtype,
-            # One forward pass is a block, so that none is run for a part of its rows.
+            # A block is one forward pass, so that none is run for a part of its rows.
             block_rows=max(1, self._ends[0]),
             window_rows=window_rows,
         )
@@ -101,7 +106,7 @@ class LMActivations(Shuffled):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hash of the tokens, and of what tells the model and the site from others."""
+        """Hash of the tokens and of the identity of the model and the sites."""
         described = [self._model.description, [site.name for site in self._sites], self.rows]
         digest = hashlib.sha256(json.dumps(described).encode())
         for batch in self._batches_of_tokens:
@@ -118,7 +123,7 @@ class LMActivations(Shuffled):
         return read
 
     def _run(self, first: int, end: int) -> list[list[Tensor]]:
-        """The rows [first, end), piece by piece: whole forward passes, as harvest runs them."""
+        """Return the rows [first, end) in pieces, from the forward passes that harvest runs."""
         pieces = []
         for number in range(bisect_right(self._ends, first), len(self._ends)):
             begin = self._begin(number)
@@ -126,7 +131,7 @@ class LMActivations(Shuffled):
                 break
             batch = self._batches_of_tokens[number]
             seen = capture(self._model.model, self._sites, batch.ids.long())
-            # The host knows which places are kept, so that it need not wait for the device.
+            # The host knows the kept positions, so it need not wait for the device.
             kept = batch.kept.flatten().nonzero().flatten()[max(0, first - begin) : end - begin]
             pieces.append([x.flatten(0, 1).index_select(0, kept.to(x.device)) for x in seen])
         return pieces
@@ -138,7 +143,7 @@ class LMActivations(Shuffled):
 def _tokenized(
     model: LanguageModel, corpus: Corpus, packing: Packing, tokens: int | None, progress: bool
 ) -> list[TokenBatch]:
-    """The batches of the corpus that hold the first `tokens` rows."""
+    """Return the batches of the corpus that hold the first `tokens` rows."""
     batches: list[TokenBatch] = []
     rows = 0
     with ProgressBar("tokenize", total=tokens, unit="tokens", progress=progress) as bar:

@@ -1,4 +1,4 @@
-"""The rest of a language model, from a site on: run again and again, the layers before it once."""
+"""Layers of a language model after a site, run repeatedly; the layers before it run once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,9 +12,9 @@ from saefast.lm.sites import Site, main_tensor, with_main_tensor
 
 
 class Suffix:
-    """Logits for other activations at a site, of the contexts that `begin` was last given.
+    """Logits for other activations at a site, of the contexts that were last passed to `begin`.
 
-    The layers before that of the site are computed by `begin`, and afterwards only answer. Where
+    `begin` computes the layers before that of the site; later calls return their stored outputs. If
     a site is in no layer, the whole model runs every time.
     """
 
@@ -34,16 +34,16 @@ class Suffix:
     ) -> tuple[Tensor, Tensor]:
         """Return the activations [contexts, length, d] at the site and the logits, undisturbed.
 
-        `positions` [p] says where logits are wanted, here and in `logits`, if not everywhere. None
-        of them is before `first`, the first position at which activations may change: of what
-        stands before, keys and values are kept, if that is all that the model keeps.
+        `positions` [p] are the positions at which logits are returned, here and by `logits`; None:
+        all. They must not lie before `first`, the first position at which activations may change:
+        for earlier ones, keys and values are kept, if the model's cache has nothing else.
         """
         self._ids, self._positions = ids.to(self._device), positions
         self._first, self._cache, self._returned = 0, None, {}
         needed = {*self._before[-1:], self._site.module}
 
         def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A copy, since later modules may write into it; of most layers the form is enough.
+            # Copy, since later modules may write into it; for most layers the structure is enough.
             main = self._main(output).clone() if module in needed else ids
             self._returned[module] = with_main_tensor(output, main)
 
@@ -57,15 +57,15 @@ class Suffix:
         if self._site.module not in self._returned:
             raise ValueError(f"the model does not run {self._site.name}; choose another module")
         if self._cache is not None:
-            self._cache.crop(first - self._ids.shape[1])  # negative: tokens to take off the end
+            self._cache.crop(first - self._ids.shape[1])  # negative: tokens to remove at the end
             self._first = first
         return self._main(self._returned[self._site.module]), logits
 
     def logits(self, activations: Tensor, contexts: Tensor | None = None) -> Tensor:
         """Return the logits [n, length or p, vocabulary] for other activations at the site.
 
-        `contexts` [n] says which of them are run, in which order, if not all; `activations`
-        [n, length, d] are theirs.
+        `contexts` [n] are the numbers of the contexts to run, in this order; None: all. Their
+        activations are `activations` [n, length, d].
         """
         every = torch.arange(len(self._ids)) if contexts is None else contexts
         chosen, tail = every.to(self._device), slice(self._first, None)
@@ -100,9 +100,9 @@ class Suffix:
 def _answering(
     module: nn.Module, returned: Any, answer: Callable[[Any, Tensor], Any]
 ) -> Iterator[None]:
-    """While it lasts, the module computes nothing, but answers from what it returned before.
+    """Replace the module's computation, inside the `with`, by an answer from its earlier output.
 
-    `answer` gets that, and what the module is called with first.
+    `answer` takes that output and the first argument of the call.
     """
 
     def forward(*inputs: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The text around tokens on which features fire, for people to read."""
+"""Text around tokens on which features fire, for human readers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from saefast import checks
 from saefast.activations import StoreActivations
 from saefast.lm.harvesting import POSITIONS, TOKENS
 
-_BROKEN = "\ufffd"  # what a tokenizer makes of a part of a letter
+_BROKEN = "\ufffd"  # decoded part of a character
 
 
 class TokenInContext(NamedTuple):
-    """A token with the text before and after it in its context."""
+    """Token with the text before and after it in its context."""
 
     before: str
     token: str
@@ -30,16 +30,18 @@ def contexts(
     before: int = 12,
     after: int = 6,
 ) -> list[TokenInContext]:
-    """The tokens at these rows of a harvested store, with their neighbours.
+    """Return the tokens at some rows of a harvested store, with their neighbours.
 
     Args:
-        store: written by `harvest`.
-        tokenizer: of the model that was harvested.
-        rows: numbers of rows in the store.
-        before, after: how many tokens to show, fewer where the context begins or ends.
+        store: store written by `harvest`, or its path.
+        tokenizer: tokenizer of the model that was harvested.
+        rows: [n] numbers of rows in the store.
+        before: maximum number of tokens to show before, within the context.
+        after: maximum number of tokens to show after, within the context.
 
     Returns:
-        As many as rows, in their order. Where a letter is several tokens, all of it is the token.
+        A token with its context for each row, in the same order. If a character is several tokens,
+        the whole of it is the token.
     """
     if not isinstance(store, StoreActivations):
         store = StoreActivations(store)
@@ -63,7 +65,7 @@ def _in_context(
     ids = store.read(TOKENS, first, end).tolist()
     positions = store.read(POSITIONS, first, end).tolist()
     here = row - first
-    # Within a context positions rise; the first row of the next has a smaller one, or the same.
+    # Positions increase within a context; the first row of the next has a smaller or equal one.
     begin = max((i for i in range(1, here + 1) if positions[i] <= positions[i - 1]), default=0)
     stop = next(
         (i for i in range(here + 1, len(ids)) if positions[i] <= positions[i - 1]), len(ids)
@@ -73,9 +75,9 @@ def _in_context(
 
 
 def _parts(tokenizer: Any, ids: list[int], here: int) -> tuple[str, str, str]:
-    """The text before, of and after the token at that place.
+    """Return the text before, of and after the token at that place.
 
-    Pieces are decoded from the first token on: alone, some would lose a space before them.
+    Pieces are decoded from the first token on: alone, some would lose a leading space.
     """
 
     def text(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Read directions of the residual stream by the model's own unembedding."""
+"""Logits of directions of the residual stream by the model's own unembedding."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ def unembed(model: LanguageModel, directions: Tensor) -> Tensor:
     """Return the logits [n, vocabulary] of directions [n, d] after the model's last norm.
 
     The last norm is the module beside the list of layers with "norm" in the name of its type, that
-    of embeddings excepted; where there is none, directions are multiplied as they are.
+    of embeddings excepted; without one, directions are multiplied as they are.
 
     Args:
-        model: from `load_model`.
-        directions: as wide as the residual stream.
+        model: model from `load_model`.
+        directions: [n, d], as wide as the residual stream.
     """
     check_model(model)
     unembedding: Any = model.model.get_output_embeddings()

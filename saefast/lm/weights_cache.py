@@ -1,7 +1,7 @@
-"""The weights of GGUF files, dequantised once: later loads take a fraction of the time.
+"""Cache of dequantised weights of GGUF files, which later loads read in a fraction of the time.
 
-They lie in `$SAEFAST_CACHE`, else `$XDG_CACHE_HOME/saefast`, else `~/.cache/saefast`, each model in
-a folder named by the hash of its file. To remove the cache is safe.
+It lies in `$SAEFAST_CACHE`, else `$XDG_CACHE_HOME/saefast`, else `~/.cache/saefast`, with a folder
+for each model, named by the hash of its file. Removing it is safe.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from saefast.disk.tables import write_json
 from saefast.lm.requirements import needed
 from saefast.progress import tracked
 
-_SIZES = "complete.json"  # the sizes of all files: written last, and looked at first
+_SIZES = "complete.json"  # sizes of all files: written last, and checked first
 
 
 def cache_folder() -> Path:
-    """Where all of it lies."""
+    """Return the folder of the cache."""
     given = os.environ.get("SAEFAST_CACHE")
     if given:
         return Path(given)
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def cached_gguf(file: Path, progress: bool = True) -> str:
-    """A folder for transformers with the weights, float32, and the tokenizer of a GGUF file."""
+    """Return a folder for transformers with the weights, float32, and tokenizer of a GGUF file."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     folder = cache_folder() / f"gguf-{digest[:32]}"
@@ -55,14 +55,14 @@ def _whole(folder: Path) -> bool:
 
 
 def _fill(folder: Path, file: Path) -> None:
-    """Load, write to a folder beside, and give it its name when all is on the disk."""
+    """Load the model, write it to a temporary folder, and rename that when all is on disk."""
     transformers = needed("transformers")
     folder.parent.mkdir(parents=True, exist_ok=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # The weights are quantised no more, but transformers would refuse to write them.
+    # The weights are no longer quantised, but transformers would refuse to write them.
     model.hf_quantizer = None
     with contextlib.suppress(AttributeError):
         del model.config.quantization_config
@@ -80,7 +80,7 @@ def _fill(folder: Path, file: Path) -> None:
         try:
             temporary.rename(folder)
         except OSError:
-            if not _whole(folder):  # else another process was faster
+            if not _whole(folder):  # otherwise another process was faster
                 raise
         flush_folder(folder.parent)
     finally:
@@ -89,12 +89,12 @@ def _fill(folder: Path, file: Path) -> None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No bar while models are loaded, downloaded or saved; then all is as its user had set it."""
+    """Hide progress bars while models are loaded, downloaded or saved; restore them after."""
     logging = needed("transformers").utils.logging
     hub = needed("huggingface_hub.utils.tqdm")
     enabled, states = logging.is_progress_bar_enabled(), dict(hub.progress_bar_states)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an environment variable may forbid to change the hub's
+        warnings.simplefilter("ignore")  # an environment variable may forbid changes
         logging.disable_progress_bar()
     try:
         yield
@@ -109,12 +109,12 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def one_bar(progress: bool) -> Iterator[None]:
-    """While a GGUF file is read: one bar of ours over its tensors, if any, in place of several."""
+    """Show a single bar over the tensors of a GGUF file, if any, in place of several."""
 
     def ours(tensors: Iterable[Any], *_: Any, **__: Any) -> Any:
         return tracked(list(tensors), "dequantise, once", unit="tensors", progress=progress)
 
-    # The one bar that transformers does not ask its own settings for.
+    # The only bar for which transformers ignores its own settings.
     reader = needed("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm
     reader.tqdm = ours

@@ -1,4 +1,4 @@
-"""Run SAELens's command line, which then knows saefast's architectures.
+"""Run SAELens's command line with saefast's architectures registered.
 
 python -m saefast.integrations.sae_lens --architecture saefast_topk ...
 """

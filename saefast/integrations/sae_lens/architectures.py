@@ -1,4 +1,4 @@
-"""Training and inference classes that are registered beside SAELens's own architectures."""
+"""Training and inference classes beside SAELens's own architectures."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ Some = TypeVar("Some")
 
 
 class _FusedTopK(FusedTraining):
-    """TopK and what SAELens derives from it."""
+    """Mixin for TopK and the architectures that SAELens derives from it."""
 
     def calculate_topk_aux_loss(
         self: Any,
@@ -40,7 +40,7 @@ class _FusedTopK(FusedTraining):
         hidden_pre: Tensor,
         dead_neuron_mask: Tensor | None,
     ) -> Tensor:
-        """What the dead latents leave of the error, by the few of them that are active in a row."""
+        """Return the AuxK loss from the latents that are active among the dead ones of each row."""
         if (
             not isinstance(hidden_pre, PreActivations)
             or hidden_pre.ndim != 2
@@ -64,29 +64,29 @@ class _FusedTopK(FusedTraining):
 
 @dataclass
 class SaefastTopKTrainingSAEConfig(TopKTrainingSAEConfig):  # type: ignore[misc]
-    """The settings of SAELens's TopK."""
+    """Settings of SAELens's TopK."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The registered name."""
+        """Return the registered name of the architecture."""
         return "saefast_topk"
 
     def get_inference_config_class(self) -> type[TopKSAEConfig]:
-        """What it is once trained: SAELens's TopK."""
+        """Return the config of the trained SAE: SAELens's TopK."""
         return TopKSAEConfig  # type: ignore[no-any-return]
 
 
 class SaefastTopKTrainingSAE(_FusedTopK, TopKTrainingSAE):  # type: ignore[misc]
-    """SAELens's TopK, faster."""
+    """SAELens's TopK with sparse codes."""
 
 
 @dataclass
 class SaefastBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):  # type: ignore[misc]
-    """The settings of SAELens's BatchTopK; `use_sparse_activations` counts here, too."""
+    """Settings of SAELens's BatchTopK; `use_sparse_activations` has an effect here, too."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The registered name."""
+        """Return the registered name of the architecture."""
         return "saefast_batchtopk"
 
 
@@ -101,18 +101,18 @@ class _FusedBatchTopK(_FusedTopK):
 
 
 class SaefastBatchTopKTrainingSAE(_FusedBatchTopK, BatchTopKTrainingSAE):  # type: ignore[misc]
-    """SAELens's BatchTopK, faster."""
+    """SAELens's BatchTopK with sparse codes."""
 
 
 @dataclass
 class SaefastMatryoshkaBatchTopKTrainingSAEConfig(
     MatryoshkaBatchTopKTrainingSAEConfig  # type: ignore[misc]
 ):
-    """The settings of SAELens's Matryoshka; `use_sparse_activations` counts here, too."""
+    """Settings of SAELens's Matryoshka; `use_sparse_activations` has an effect here, too."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The registered name."""
+        """Return the registered name of the architecture."""
         return "saefast_matryoshka_batchtopk"
 
 
@@ -120,10 +120,13 @@ class SaefastMatryoshkaBatchTopKTrainingSAE(
     _FusedBatchTopK,
     MatryoshkaBatchTopKTrainingSAE,  # type: ignore[misc]
 ):
-    """SAELens's Matryoshka, faster, if `use_matryoshka_aux_loss` is off or no latent dead."""
+    """SAELens's Matryoshka with sparse codes.
+
+    It is faster than SAELens's if `use_matryoshka_aux_loss` is off or no latent is dead.
+    """
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """See SAELens, whose own would add the inner losses to those that `_after` has added."""
+        """See SAELens, whose own pass would add inner losses to those that `_after` adds."""
         if not codes.fusible(self):
             return MatryoshkaBatchTopKTrainingSAE.training_forward_pass(self, step_input)
         return super().training_forward_pass(step_input)
@@ -142,7 +145,7 @@ class SaefastMatryoshkaBatchTopKTrainingSAE(
 
 
 class _FusedInference(Fused):
-    """The passes of a trained SAE by sparse codes, from weights that stay packed."""
+    """Passes of a trained SAE by sparse codes, with an encoder that stays packed."""
 
     _encoder: CachedEncoder
 
@@ -151,7 +154,7 @@ class _FusedInference(Fused):
 
 
 class FastTopKSAE(_FusedInference, TopKSAE):  # type: ignore[misc]
-    """A TopK SAE that was accelerated."""
+    """TopK SAE after `accelerate`."""
 
     def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
         encode = partial(self._encoder.topk, scale_source=None if norms is None else self.W_dec)
@@ -159,7 +162,7 @@ class FastTopKSAE(_FusedInference, TopKSAE):  # type: ignore[misc]
 
 
 class FastJumpReLUSAE(_FusedInference, JumpReLUSAE):  # type: ignore[misc]
-    """A JumpReLU SAE that was accelerated."""
+    """JumpReLU SAE after `accelerate`."""
 
     def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
         return codes.threshold_code(self, inputs, self._encoder.above)
@@ -170,14 +173,15 @@ _FAST = {TopKSAE: FastTopKSAE, JumpReLUSAE: FastJumpReLUSAE}
 
 @torch.no_grad()
 def accelerate(sae: Some) -> Some:
-    """Let an inference SAE of SAELens encode and reconstruct with saefast, in place.
+    """Make an inference SAE of SAELens encode and reconstruct with saefast, in place.
 
-    On a CPU, small SAEs (d_in * d_sae below 2**17) stay SAELens's own, bit for bit: there it is
-    the faster one. The encoder is kept packed from call to call, see `SAE.encode`: that takes half
-    of its memory again where bfloat16 is multiplied by the processor or GPU, else as much again.
+    On a CPU, small SAEs (d_in * d_sae below 2**17) keep SAELens's own computation, bit for bit,
+    since that is faster there. The encoder stays packed between calls, see `SAE.encode`: that takes
+    half of its memory again where bfloat16 is multiplied by the processor or GPU, else as much
+    again.
 
     Args:
-        sae: a `TopKSAE` or `JumpReLUSAE` (what BatchTopK is saved as).
+        sae: a `TopKSAE` or a `JumpReLUSAE` (the inference class of BatchTopK, too).
 
     Returns:
         The same object, still an instance of its class, with the same parameters and files.

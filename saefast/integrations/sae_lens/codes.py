@@ -1,4 +1,7 @@
-"""What SAELens's dense encode and decode are with sparse codes; `sae_lens.py` puts it into them."""
+"""Sparse codes in place of SAELens's dense encode and decode.
+
+`fused.py` builds passes from them.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,29 +18,32 @@ from saefast.ops.threshold_encode import all_above, threshold_encode
 from saefast.ops.topk_encode import topk_encode
 from saefast.types import SparseCode, ThresholdCode
 
-_SMALLEST_ENCODER = 2**17  # where sparse codes begin to be faster on one core
-_FIRST_FULLEST = 64  # latents of a row above a threshold, until more is known
+_SMALLEST_ENCODER = 2**17  # number of weights from which on sparse codes are faster on one core
+_FIRST_FULLEST = 64  # first guess of the number of latents of a row above a threshold
 
 
 class Code(NamedTuple):
-    """The active latents of rows. Places with zeros for values stand for nothing."""
+    """Active latents of rows, padded with values of zero."""
 
     weights: Tensor
-    """[n, k] what the decoder's rows are multiplied by"""
+    """[n, k] factors of the decoder's rows"""
     acts: Tensor
-    """[n, k] what SAELens calls activations: with `rescale_acts_by_decoder_norm` times the norms"""
+    """[n, k] activations as SAELens defines them
+
+    With `rescale_acts_by_decoder_norm` these are `weights` times the norms of the decoder's rows.
+    """
     indices: Tensor
-    """[n, k]"""
+    """[n, k] int64, numbers of the latents"""
     steps: Tensor | None = None
-    """[n, k] of a JumpReLU: 1 where active, with the gradient that SAELens gives to a step"""
+    """[n, k] for JumpReLU: 1 where active, with the gradient that SAELens gives to a step"""
 
     def dense(self, m: int) -> Tensor:
-        """The activations as [n, m]."""
+        """Return the activations as a dense tensor [n, m]."""
         acts = self.acts.new_zeros(len(self.acts), m)
         return acts.scatter_add_(1, self.indices, self.acts)
 
     def coo(self, m: int) -> Tensor:
-        """The activations as a sparse [n, m], what is zero left out."""
+        """Return the activations as a sparse tensor [n, m] without explicit zeros."""
         rows, places = torch.nonzero(self.acts.detach() > 0, as_tuple=True)
         at = torch.stack([rows, self.indices[rows, places]])
         shape = (len(self.acts), m)
@@ -52,7 +58,7 @@ def fusible(sae: Any) -> bool:
 
 
 def worthwhile(sae: Any, x: Tensor) -> bool:
-    """Return whether encoding x [..., d] by sparse codes takes less time than by dense matrices."""
+    """Return whether sparse codes of x [..., d] are computed faster than dense matrices."""
     return sae.W_enc.numel() >= _SMALLEST_ENCODER or x.device.type != "cpu"
 
 
@@ -62,34 +68,34 @@ def lay_out(sae: Any) -> None:
     Files and state dicts hold it as SAELens does.
     """
     if not sae.W_enc.T.is_contiguous():
-        with torch.inference_mode(sae.W_enc.is_inference()):  # or they could not be trained
+        with torch.inference_mode(sae.W_enc.is_inference()):  # otherwise they could not be trained
             sae.W_enc.data = sae.W_enc.data.T.contiguous().T
     if contiguous_encoder not in sae._state_dict_hooks.values():
         sae.register_state_dict_post_hook(contiguous_encoder)
 
 
 def contiguous_encoder(sae: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """A state dict's W_enc, as safetensors wants it."""
+    """Make a state dict's W_enc contiguous, as safetensors requires."""
     state[f"{prefix}W_enc"] = state[f"{prefix}W_enc"].contiguous()
 
 
 def norms_of(sae: Any) -> Tensor | None:
-    """[m] what activations are rescaled by, if they are."""
+    """Return the norms [m] by which activations are rescaled, or None if they are not."""
     rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
     return sae.W_dec.norm(dim=-1) if rescaled else None
 
 
 def pre_activations(sae: Any, inputs: Tensor, norms: Tensor | None) -> PreActivations:
-    """SAELens's `hidden_pre` of what the encoder multiplies."""
+    """Return SAELens's `hidden_pre` for encoder inputs [n, d]."""
     return PreActivations(inputs, sae.W_enc.T, sae.b_enc, norms, rectified=False)
 
 
 def topk_code(
     sae: Any, inputs: Tensor, norms: Tensor | None, encode: Callable[..., SparseCode] = topk_encode
 ) -> Code:
-    """Return the k largest of each row of inputs [n, d], where positive.
+    """Return the k largest values of each row of inputs [n, d], where positive.
 
-    `encode` is `topk_encode`, or does the same with a weight that stays packed.
+    `encode` is `topk_encode` or an equivalent with a packed encoder.
     """
     scale = None if norms is None else norms.detach()
     values, indices = encode(
@@ -99,7 +105,7 @@ def topk_code(
 
 
 def batch_topk_code(sae: Any, inputs: Tensor, norms: Tensor | None, guess: "Guess") -> Code:
-    """The int(k * n) largest of the batch, where positive."""
+    """Return the int(k * n) largest values of the batch [n, d], where positive."""
     weight, bias = sae.W_enc.T, sae.b_enc
     scale = None if norms is None else norms.detach()
     with torch.no_grad():
@@ -122,13 +128,13 @@ def batch_topk_code(sae: Any, inputs: Tensor, norms: Tensor | None, guess: "Gues
 
 
 class Guess:
-    """What the last batch lets expect of the next. Decides on the time alone."""
+    """Bounds for the next batch from the last one; they affect the time only."""
 
     threshold: float | None = None
     width: int | None = None
 
     def learn(self, values: Tensor) -> None:
-        """From the values [n, w] of a batch."""
+        """Update the bounds from the values [n, w] of a batch."""
         positive = values > 0
         if bool(positive.any()):
             self.threshold = SLACK * float(values[positive].amin())
@@ -136,15 +142,18 @@ class Guess:
 
 
 def largest_among(hidden_pre: PreActivations, among: Tensor, k: int) -> SparseCode:
-    """What the k largest pre-activations of these latents [m] bool multiply decoder rows by."""
+    """Return the k largest pre-activations among latents [m] bool, as factors of decoder rows."""
     x, weight, bias, norms = hidden_pre.operands
-    scale = None if norms is None else norms.detach()  # it cancels, as in `_code`
+    scale = None if norms is None else norms.detach()  # cancels, as in `_code`
     found = PreActivations(x, weight, bias, scale, rectified=False, among=among).largest(k)
     return SparseCode(unscaled(*found, scale), found.indices)
 
 
 def threshold_code(sae: Any, inputs: Tensor, encode: Callable[..., ThresholdCode]) -> Code:
-    """Return what is positive and above the latent's threshold; for `encode` see `above`."""
+    """Return the values that are positive and above the latent's threshold.
+
+    `encode` as in `above`.
+    """
     threshold = sae.threshold.detach().clamp(min=0)
     threshold = threshold.to(torch.promote_types(threshold.dtype, torch.float32))
     found = above(sae, inputs, threshold, Room(len(threshold)), encode=encode)
@@ -153,14 +162,14 @@ def threshold_code(sae: Any, inputs: Tensor, encode: Callable[..., ThresholdCode
 
 
 class Room:
-    """How many latents the fullest row of the last batch had; decides on the time alone."""
+    """Size of the fullest row of the last batch, a guess for the next; it affects the time only."""
 
     def __init__(self, latents: int) -> None:
         self._latents, self.fullest = latents, min(_FIRST_FULLEST, latents)
 
     @property
     def width(self) -> int:
-        """Room for the rows of the next batch."""
+        """Width to reserve for rows of the next batch."""
         return min(max(1, 2 * self.fullest), self._latents)
 
 
@@ -174,8 +183,8 @@ def above(
 ) -> ThresholdCode | None:
     """Return the pre-activations of inputs [n, d] above a threshold [m].
 
-    They are as wide as the fullest row; None if that has more than `most`. `encode` is
-    `threshold_encode`, or does the same with a weight that stays packed.
+    The code is as wide as the fullest row; None if that has more than `most` latents. `encode` is
+    `threshold_encode` or an equivalent with a packed encoder.
     """
 
     def encode_in(width: int) -> ThresholdCode:
@@ -194,12 +203,12 @@ def above(
 
 
 def decoded(sae: Any, weights: Tensor, indices: Tensor) -> Tensor:
-    """The decoder's rows, weighted and added up: [n, d], without b_dec."""
+    """Return the weighted sums of the decoder's rows, [n, d], without b_dec."""
     return sparse_decode(weights, indices, sae.W_dec)
 
 
 def reconstruction(sae: Any, code: Code, lead: torch.Size) -> Tensor:
-    """What SAELens's `decode` makes of the code of rows [*lead, d]."""
+    """Return the result of SAELens's `decode` for the code of rows [*lead, d]."""
     rows = decoded(sae, code.weights, code.indices) + sae.b_dec
     out = sae.hook_sae_recons(rows.view(*lead, rows.shape[-1]))
     out = sae.run_time_activation_norm_fn_out(out)
@@ -207,7 +216,7 @@ def reconstruction(sae: Any, code: Code, lead: torch.Size) -> Tensor:
 
 
 def unscaled(values: Tensor, indices: Tensor, scale: Tensor | None) -> Tensor:
-    """Values [n, k] without the scale [m] they were chosen by."""
+    """Return values [n, k] divided by the scale [m] that was applied for their selection."""
     if scale is None:
         return values
     chosen = scale[indices]
@@ -215,13 +224,13 @@ def unscaled(values: Tensor, indices: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _code(weights: Tensor, indices: Tensor, norms: Tensor | None) -> Code:
-    # Norms choose latents, but cancel in the reconstruction, so that it owes them nothing; whoever
-    # differentiates activations finds them there.
+    # Norms select latents but cancel in the reconstruction, so no gradient reaches them from it;
+    # gradients of activations do reach them.
     return Code(weights, weights if norms is None else weights * norms[indices], indices)
 
 
 def _largest(values: Tensor, wanted: int) -> Tensor:
-    """The `wanted` largest of all values that are not zero; the others become zero."""
+    """Return the `wanted` largest of all positive values, with zeros in place of the others."""
     if int((values > 0).sum()) <= wanted:
         return values
     flat = values.flatten()
@@ -230,7 +239,7 @@ def _largest(values: Tensor, wanted: int) -> Tensor:
 
 
 class _Chosen(torch.autograd.Function):
-    """The scores of latents that were chosen without autograd."""
+    """Scores of latents that were selected without autograd."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""SAELens's passes by sparse codes: what stands before its own classes among the bases of ours."""
+"""SAELens's passes by sparse codes, as mixins that precede SAELens's classes among the bases."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from saefast.integrations.sae_lens import codes
 
 
 class Fused:
-    """Encodes and reconstructs by sparse codes; before SAELens's class among the bases."""
+    """Mixin that encodes and reconstructs by sparse codes."""
 
     def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code | None:
-        """None: too much is active for sparse codes to be faster."""
+        """Return the code, or None if too many latents are active for sparse codes to be faster."""
         return codes.topk_code(self, inputs, norms)
 
     def _fuses(self, x: Tensor) -> bool:
         return codes.fusible(self)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        """The reconstruction of x [..., d]."""
+        """Return the reconstruction of x [..., d]."""
         if not self._fuses(x) or self.use_error_term:
             return super().forward(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
@@ -31,7 +31,7 @@ class Fused:
         return self.hook_sae_output(out)  # type: ignore[no-any-return]
 
     def encode(self: Any, x: Tensor) -> Tensor:
-        """The activations of x [..., d], dense."""
+        """Return the activations of x [..., d], dense [..., m]."""
         if not self._fuses(x):
             return super().encode(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
@@ -43,10 +43,10 @@ class Fused:
 
 
 class FusedTraining(Fused):
-    """The same in training."""
+    """Mixin for training."""
 
     def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations and pre-activations [..., m], the latter computed when they are read."""
+        """Return activations and pre-activations [..., m]; the latter are computed when read."""
         if not self._fuses(x) or (self._sparse and x.ndim != 2):
             return super().encode_with_hidden_pre(x)  # type: ignore[misc,no-any-return]
         inputs, norms = self.process_sae_in(x), codes.norms_of(self)
@@ -57,7 +57,7 @@ class FusedTraining(Fused):
         return acts, codes.pre_activations(self, inputs, norms)
 
     def encode(self: Any, x: Tensor) -> Tensor:
-        """The activations of x [..., d]."""
+        """Return the activations of x [..., d]."""
         return self.encode_with_hidden_pre(x)[0]  # type: ignore[no-any-return]
 
     def training_forward_pass(self: Any, step_input: TrainStepInput) -> TrainStepOutput:
@@ -65,7 +65,7 @@ class FusedTraining(Fused):
         x = step_input.sae_in
         if not self._fuses(x) or x.ndim != 2:
             return super().training_forward_pass(step_input)  # type: ignore[misc]
-        # No earlier: seeded draws like W_enc follow its layout, and loading may bring back another.
+        # Not earlier: seeded draws like W_enc follow its layout, and loading may restore another.
         codes.lay_out(self)
         inputs, norms = self.process_sae_in(x), codes.norms_of(self)
         code = self._code(inputs, norms)
@@ -98,8 +98,8 @@ class FusedTraining(Fused):
     def _other_losses(
         self, step_input: TrainStepInput, code: codes.Code, hidden_pre: PreActivations
     ) -> dict[str, Tensor] | None:
-        """What is added to the error of the reconstruction; None: what SAELens's method says."""
+        """Return the losses besides that of the reconstruction; None: those of SAELens's method."""
         return None
 
     def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:
-        """What a variant adds to the output."""
+        """Add the variant's further losses and metrics to the output."""

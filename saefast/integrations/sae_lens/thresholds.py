@@ -1,9 +1,9 @@
-"""SAELens's standard and JumpReLU training by the latents above a threshold, and near it.
+"""SAELens's standard and JumpReLU training, from the latents above or near a threshold.
 
-A pre-activation far below its threshold adds nothing to any loss, and gets no gradient from one. So
-sparse codes of what is above, or within the bandwidth of a JumpReLU, say it all. At the beginning
-of a training that is about every other latent: while a row holds more than one in eight the steps
-are SAELens's own, and so they are on a GPU, where nothing faster is known.
+A pre-activation far below its threshold contributes to no loss and gets no gradient. So sparse
+codes of the values that are above it, or within the bandwidth of a JumpReLU, are sufficient. Early
+in training that is about every other latent: while a row holds more than one in eight, steps are
+SAELens's own, and they are always on a GPU, where no faster way is known.
 """
 
 from dataclasses import dataclass
@@ -28,19 +28,19 @@ from saefast.integrations.sae_lens import codes
 from saefast.integrations.sae_lens.fused import FusedTraining
 
 _DENSEST = 1 / 8
-"""The share of latents in the fullest row from which on SAELens's dense step is the faster"""
-_MARGIN = 1e-3  # of the bandwidth: what rounding may leave out of it
+"""Share of latents in the fullest row above which SAELens's dense step is faster."""
+_MARGIN = 1e-3  # share of the bandwidth added to its edge, to allow for rounding
 
 
 class _FusedThresholds(FusedTraining):
-    """By what is above `_bar`."""
+    """Mixin for codes of the latents above `_bar`."""
 
     def _bar(self) -> Tensor:
-        """[m] what a pre-activation must exceed to matter."""
+        """Return the values [m] that pre-activations must exceed to have an effect."""
         raise NotImplementedError
 
     def _active(self, values: Tensor, indices: Tensor, counts: Tensor) -> codes.Code:
-        """The code of the pre-activations [n, k] above the bar, so many in each row."""
+        """Return the code of pre-activations [n, k], of which `counts` [n] are above the bar."""
         raise NotImplementedError
 
     @property
@@ -53,7 +53,7 @@ class _FusedThresholds(FusedTraining):
         return _DENSEST * self.cfg.d_sae  # type: ignore[no-any-return]
 
     def _fuses(self: Any, x: Tensor) -> bool:
-        # Beside weights of less precision SAELens keeps thresholds in float32, and rounds them.
+        # With weights of lower precision, SAELens keeps thresholds in float32 and rounds them.
         known = self.W_enc.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
         own = type(self).calculate_aux_loss is _FusedThresholds.calculate_aux_loss
         return known and own and self._room.fullest <= self._most and super()._fuses(x)
@@ -71,7 +71,7 @@ class _FusedThresholds(FusedTraining):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """See SAELens, whose own functions of autograd want the matrix itself."""
+        """See SAELens, whose autograd functions need the dense matrix."""
         if isinstance(hidden_pre, PreActivations):
             hidden_pre = hidden_pre.dense()
         return super().calculate_aux_loss(  # type: ignore[misc,no-any-return]
@@ -93,20 +93,20 @@ class _FusedThresholds(FusedTraining):
 
 @dataclass
 class SaefastStandardTrainingSAEConfig(StandardTrainingSAEConfig):  # type: ignore[misc]
-    """The settings of SAELens's standard SAE."""
+    """Settings of SAELens's standard SAE."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The registered name."""
+        """Return the registered name of the architecture."""
         return "saefast_standard"
 
     def get_inference_config_class(self) -> type[StandardSAEConfig]:
-        """What it is once trained: SAELens's standard SAE."""
+        """Return the config of the trained SAE: SAELens's standard SAE."""
         return StandardSAEConfig  # type: ignore[no-any-return]
 
 
 class SaefastStandardTrainingSAE(_FusedThresholds, StandardTrainingSAE):  # type: ignore[misc]
-    """SAELens's standard SAE, ReLU with a penalty, faster once it is sparse."""
+    """SAELens's standard SAE, ReLU with a penalty, with sparse codes once it is sparse."""
 
     def _bar(self: Any) -> Tensor:
         return torch.zeros_like(self.b_enc)
@@ -124,26 +124,26 @@ class SaefastStandardTrainingSAE(_FusedThresholds, StandardTrainingSAE):  # type
 
 @dataclass
 class SaefastJumpReLUTrainingSAEConfig(JumpReLUTrainingSAEConfig):  # type: ignore[misc]
-    """The settings of SAELens's JumpReLU."""
+    """Settings of SAELens's JumpReLU."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The registered name."""
+        """Return the registered name of the architecture."""
         return "saefast_jumprelu"
 
     def get_inference_config_class(self) -> type[JumpReLUSAEConfig]:
-        """What it is once trained: SAELens's JumpReLU."""
+        """Return the config of the trained SAE: SAELens's JumpReLU."""
         return JumpReLUSAEConfig  # type: ignore[no-any-return]
 
 
 class SaefastJumpReLUTrainingSAE(_FusedThresholds, JumpReLUTrainingSAE):  # type: ignore[misc]
-    """SAELens's JumpReLU, faster once it is sparse."""
+    """SAELens's JumpReLU with sparse codes once it is sparse."""
 
     def _bar(self: Any) -> Tensor:
         return self.threshold - (0.5 + _MARGIN) * self.bandwidth  # type: ignore[no-any-return]
 
     def training_forward_pass(self: Any, step_input: TrainStepInput) -> TrainStepOutput:
-        """See SAELens, which takes thresholds back to zero here."""
+        """See SAELens, which clamps thresholds to zero here."""
         with torch.no_grad():
             self.threshold.data.clamp_(min=0.0)
         return super().training_forward_pass(step_input)
@@ -182,7 +182,7 @@ class SaefastJumpReLUTrainingSAE(_FusedThresholds, JumpReLUTrainingSAE):  # type
     def _dead_below_threshold(
         self: Any, dead: Tensor | None, hidden_pre: PreActivations, norms: Tensor
     ) -> Tensor:
-        """How far dead latents are from being active, in a row on average."""
+        """Return the mean over rows of how far dead latents are below their thresholds."""
         if dead is None or not dead.any():
             return norms.new_zeros(())
         x, weight, bias, _ = hidden_pre.operands
@@ -194,5 +194,5 @@ class SaefastJumpReLUTrainingSAE(_FusedThresholds, JumpReLUTrainingSAE):  # type
 
 
 def _at(values: Tensor, indices: Tensor) -> Tensor:
-    """Those of `values` [m] at indices [n, k]."""
+    """Return the entries of `values` [m] at indices [n, k]."""
     return values.index_select(0, indices.flatten()).view_as(indices)
