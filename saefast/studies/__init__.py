@@ -1,4 +1,4 @@
-"""Experiments on data whose truth is known, end to end, each a function with a table as result."""
+"""End-to-end experiments on data with known features, each a function that returns a table."""
 
 from saefast.studies.digits import run_digits
 from saefast.studies.lowrank import run_lowrank

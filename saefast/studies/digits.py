@@ -1,4 +1,4 @@
-"""Whether weight regularisation makes features come back: SAEs on images of digits."""
+"""Effect of weight regularisation on the reproducibility of features: SAEs on images of digits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,31 +23,31 @@ from saefast.train.settings import NORMS, SIDES, Penalty, Rules
 from saefast.train.train import train_saes
 
 PAIRED = 0.7
-"""absolute cosine above which features of two seeds are a pair"""
+"""Absolute cosine above which features of two seeds are a pair."""
 EXPANSION = 2
-"""latents per pixel"""
+"""Number of latents per pixel."""
 BATCH_SIZE, LR = 512, 1e-3
 
 
 class WeightPenalty(NamedTuple):
-    """A norm of the encoder's and the decoder's weights, times a number, added to the loss."""
+    """Penalty on a norm of the encoder's and the decoder's weights."""
 
     name: str
     norm: str
-    """one of `saefast.train.settings.NORMS`"""
+    """name of the norm, one of `saefast.train.settings.NORMS`"""
     weight: float
-    """beside the squared error averaged over pixels"""
+    """factor of the norm, relative to the squared error averaged over pixels"""
 
 
 @dataclass(frozen=True)
 class DigitsSetting:
-    """How SAEs are trained: with each penalty, tied start or not, unit norms or not."""
+    """Settings of a grid of trainings: each penalty, tied start or not, unit norms or not."""
 
     penalties: tuple[WeightPenalty, ...]
     sparsity: float
-    """weight of the mean activation beside the squared error averaged over pixels"""
+    """factor of the mean activation, relative to the squared error averaged over pixels"""
     epochs: int
-    """how often every image is seen"""
+    """number of times that every image is seen"""
 
 
 BUNDLED = DigitsSetting(
@@ -59,8 +59,11 @@ BUNDLED = DigitsSetting(
     sparsity=0.4,
     epochs=400,
 )
-"""For the 1797 small digits. With MNIST's numbers half of their latents fire on every image, stay
-near where they began, and are paired with nothing"""
+"""Setting for the 1797 small digits.
+
+With the numbers of MNIST, half of their latents fire on every image, stay near their initial
+directions and have no pairs.
+"""
 MNIST = DigitsSetting(
     (
         WeightPenalty("none", "fro", 0.0),
@@ -70,12 +73,12 @@ MNIST = DigitsSetting(
     sparsity=0.1,
     epochs=100,
 )
-"""Of Jedryszek and Crook 2026"""
+"""Setting of Jedryszek and Crook 2026."""
 
 
 @dataclass(frozen=True)
 class DigitsRow:
-    """One cell of the grid; means over seeds, or over ordered pairs of them, of latents alive."""
+    """One cell of the grid: means over seeds, or over ordered pairs of seeds, for latents alive."""
 
     tied: bool
     """the encoder starts as the decoder"""
@@ -84,22 +87,22 @@ class DigitsRow:
     penalty: str
     weight: float
     explained: float
-    """of the images trained on"""
+    """variance explained on the images of the training"""
     l0: float
     alive: float
-    """latents that fire on some image"""
+    """number of latents that fire on some image"""
     mmcs: float
-    """mean largest absolute cosine to another seed's latents, of decoders and encoders"""
+    """mean largest absolute cosine to another seed's latents, over decoders and encoders"""
     mmcs_null: float
-    """that of as many random directions"""
+    """the same for as many random directions"""
     paired: float
-    """share whose decoder is that close to another seed's"""
+    """share of latents whose decoder row has an absolute cosine above `PAIRED` to another seed's"""
     shared: float
-    """share with one and the same one-to-one partner by decoder and encoder, both close"""
+    """share of latents with the same one-to-one partner by decoder and encoder, above `PAIRED`"""
     always: float
-    """share that is shared with every other seed"""
+    """share of latents that are shared with every other seed"""
     sometimes: float
-    """with some"""
+    """share of latents that are shared with some other seeds"""
     never: float
 
 
@@ -111,19 +114,20 @@ def run_digits(
     seeds: int = 3,
     progress: bool = True,
 ) -> StudyResult[DigitsRow]:
-    """Train ReLU SAEs with and without tied starts, unit norms and penalties; see what comes back.
+    """Train ReLU SAEs with and without tied starts, unit norms and penalties, and compare seeds.
 
     Args:
-        out: folder to write `digits.parquet` to. Without it nothing is written.
-        images: an IDX file of images, packed or not, or a folder with MNIST's. None takes the 1797
-            digits of 8 x 8 pixels that scikit-learn brings.
-        setting: penalties, sparsity and epochs; None: `BUNDLED` for those digits, else `MNIST`.
-        seeds: how many SAEs for each cell of the grid.
+        out: folder to write `digits.parquet` to; None writes nothing.
+        images: an IDX file of images, possibly gzipped, or a folder with MNIST's; None: the 1797
+            digits of 8 x 8 pixels from scikit-learn.
+        setting: penalties, sparsity and epochs; None: `BUNDLED` for scikit-learn's digits, else
+            `MNIST`.
+        seeds: number of SAEs for each cell of the grid.
         progress: show progress bars on stderr.
 
     Returns:
-        A row for each start, norm and penalty. SAEs this dense repeat their bits on the same number
-        of threads only.
+        A row for each start, norm and penalty. SAEs as dense as these have the same bits only for
+        the same number of threads.
     """
     checks.whole("seeds", seeds, 2)
     if setting is None:
@@ -151,7 +155,7 @@ def _check(setting: DigitsSetting) -> None:
 
 
 def bundled_digits() -> Tensor:
-    """[1797, 64] float32 from 0 to 1."""
+    """Return the digits of scikit-learn, [1797, 64] float32 from 0 to 1."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
@@ -176,7 +180,7 @@ def _config(
         ()
         if penalty.weight == 0
         else tuple(
-            # Our squared error is a sum over pixels.
+            # The squared error of saefast is a sum over pixels.
             Penalty(side, penalty.norm, pixels * penalty.weight)
             for side in SIDES
         )
@@ -215,7 +219,7 @@ def _row(
         (s, t): _compared(dictionaries[s], dictionaries[t])
         for s, t in permutations(range(len(saes)), 2)
     }
-    # Every seed is the reference once: what is counted are its own latents, in all others.
+    # Every seed is the reference once: its own latents are counted in all others.
     shares = []
     for s, mine in enumerate(alive):
         hits = torch.stack([pairs[s, t].shared for t in range(len(saes)) if t != s]).double()
@@ -247,7 +251,7 @@ class _Seen(NamedTuple):
 
 @torch.no_grad()
 def _seen(sae: SAE, images: Tensor) -> _Seen:
-    """What an SAE makes of all images."""
+    """Return the explained variance and firing rates of an SAE over all images."""
     errors, fired = 0.0, torch.zeros(sae.m, dtype=torch.int64)
     for x in torch.split(images, 4096):
         code = sae.encode(x)
@@ -259,7 +263,7 @@ def _seen(sae: SAE, images: Tensor) -> _Seen:
 
 
 class _Compared(NamedTuple):
-    """The features of one seed among those of another."""
+    """Comparison of one seed's latents with another's."""
 
     mmcs: float
     paired: float

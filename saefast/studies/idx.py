@@ -1,4 +1,4 @@
-"""Images in the IDX files that MNIST comes in."""
+"""Reader of images in IDX files, the format of MNIST."""
 
 import gzip
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("train-images-idx3-ubyte", "train-images.idx3-ubyte")
-"""What MNIST's training images are called, perhaps with .gz behind it"""
+"""Names of MNIST's training images, possibly followed by .gz."""
 
 _MAGIC = bytes((0, 0, 8, 3))  # unsigned bytes, three dimensions
 _HEADER = 16
@@ -18,10 +18,13 @@ _LARGEST = 2 << 30  # bytes; MNIST has 47 million
 
 
 def read_idx_images(path: str | Path) -> Tensor:
-    """The images of an IDX file, [n, height * width] float32 from 0 to 1.
+    """Read the images of an IDX file.
 
     Args:
-        path: the file, packed with gzip or not, or a folder that has MNIST's training images.
+        path: the file, possibly gzipped, or a folder with MNIST's training images.
+
+    Returns:
+        [n, height * width] float32 from 0 to 1.
     """
     file = _file(Path(path))
     with file.open("rb") as raw:
@@ -41,7 +44,7 @@ def read_idx_images(path: str | Path) -> Tensor:
                     f"{file} must hold from 1 to {_LARGEST} bytes of images, but its header says "
                     f"{count} images of {height} x {width}"
                 )
-            # One more than there should be: a file that goes on is not what its header says.
+            # One byte more than expected, to detect a file that is longer than its header says.
             pixels = stream.read(size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{file} is truncated or damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""Rare features in a plane: no seed finds the same ones, every seed finds the plane."""
+"""Rare features in a subspace: the subspace recurs in every seed, single features do not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,27 +26,27 @@ from saefast.train.settings import AuxK
 from saefast.train.train import train_saes
 
 SIMILAR, CLOSE = 0.7, 0.9
-"""cosines from which a feature of one seed counts as back in another"""
+"""Cosines above which a feature of one seed counts as found in another."""
 
 DEAD_AFTER = 25_000
-"""rows without firing after which a latent gets the auxiliary loss"""
+"""Rows without firing after which a latent gets the auxiliary loss."""
 DRAWS = 20
-"""of the null that knows the covariance"""
+"""Number of draws of the covariance null."""
 COVARIANCE_ROWS = 32_768
-"""from which the covariance is estimated"""
+"""Number of rows from which the covariance is estimated."""
 
 
 @dataclass(frozen=True)
 class LowRankDesign:
-    """A world and how it is trained on."""
+    """World and training of one run of the study."""
 
     rare: int = 1024
-    """true features in the plane"""
+    """number of true features in the subspace"""
     rare_rate: float = 0.001
     rank: int = 32
     d: int = 128
     stable: int = 128
-    """true features outside of the plane"""
+    """number of true features orthogonal to the subspace"""
     stable_rate: float = 0.03
     latents: int = 384
     k: int = 6
@@ -57,44 +57,44 @@ class LowRankDesign:
 
 
 SWEEP = tuple(LowRankDesign(rare=rare, rare_rate=1.024 / rare) for rare in (64, 256, 1024))
-"""More and more features in the plane, of which each row holds one on average"""
+"""Designs with more and more features in the subspace, of which a row holds one on average."""
 
 
 @dataclass(frozen=True)
 class LowRankRow:
-    """What came of one design; means over seeds, and over pairs of them."""
+    """Measures of one design: means over seeds, or over pairs of seeds."""
 
     least_rate: float
-    """on which share of rows a latent fires that counts; 0: every one that fires at all"""
+    """share of rows on which a latent must fire to count; 0: at least one row"""
     rare: int
     rare_rate: float
     rank: int
     latents: int
     k: int
     alive: float
-    """latents that count; the others are in none of the figures below"""
+    """number of latents that count; the others enter none of the measures"""
     in_plane: float
-    """those of them that lie in the plane rather than outside"""
+    """number of these latents that lie in the subspace rather than outside"""
     explained: float
     stable_back: float
-    """share of the latents outside of the plane, per other seed, with a similar one there"""
+    """share of latents outside the subspace with a similar one in another seed, mean over seeds"""
     plane_back: float
-    """the same of those in the plane"""
+    """the same for latents in the subspace"""
     plane_back_close: float
     """the same at the higher cosine"""
     stable_recovered: float
-    """share of the true features outside of the plane that a latent is close to"""
+    """share of true features outside the subspace that a latent is close to"""
     plane_recovered: float
     unstable: float
-    """latents that come back in few other seeds, or none"""
+    """number of latents that are found in few other seeds, or none"""
     overlap: float | None
-    """of the planes that two seeds' unstable latents fill most; None where too few are unstable"""
+    """overlap of two seeds' subspaces of unstable latents; None if too few are unstable"""
     overlap_truth: float | None
-    """of that plane and the true one"""
+    """overlap of these subspaces with the true one"""
     overlap_null: float
-    """of two random planes"""
+    """expected overlap of two random subspaces"""
     overlap_covariance: float | None
-    """of planes of as many directions drawn from the covariance of the rows"""
+    """overlap of the subspaces of as many directions drawn from the covariance of the rows"""
     keep_stable: float
     """variance explained by stable latents alone"""
     keep_unstable: float
@@ -109,23 +109,24 @@ def run_lowrank(
     seed: int = 0,
     progress: bool = True,
 ) -> StudyResult[LowRankRow]:
-    """Show that unstable features can be one reproducible plane in different bases.
+    """Show that unstable features can span a reproducible subspace in different bases.
 
-    Each design plants frequent features outside of a plane and rare ones in it, trains SAEs that
-    differ in their seed only, and looks at which latents come back, what they explain, and how far
-    the planes of those that do not come back agree with each other and with the true one.
+    Each design plants frequent features outside a subspace and rare ones in it, and trains SAEs
+    that differ only in their seed. The study measures which latents recur, what they explain, and
+    how far the subspaces of those that do not recur agree with each other and with the true one.
 
     Args:
-        out: folder to write `lowrank.parquet` to. Without it nothing is written.
-        designs: what to try.
-        rows: how many rows that no SAE was trained on are looked at.
-        least_rates: on which share of these rows a latent must fire to count, one row each. Among
-            those that fire at all are some that training left over: where they point says little.
-        seed: of the worlds.
+        out: folder to write `lowrank.parquet` to; None writes nothing.
+        designs: designs to run.
+        rows: number of rows for the measures, on which no SAE was trained.
+        least_rates: shares of these rows on which a latent must fire to count, with a row of the
+            result for each. Latents that fire at all include some that training left unused, whose
+            directions mean little.
+        seed: seed of the worlds.
         progress: show progress bars on stderr.
 
     Returns:
-        A row for each design and least rate. The same arguments give the same bits on any number
+        A row for each design and least rate. The same arguments give the same bits for any number
         of threads.
     """
     checks.whole("rows", rows, 1)
@@ -203,7 +204,7 @@ def _often(seen: Explanation, least: float) -> Tensor:
 
 
 class _Blocks(NamedTuple):
-    """These and the next are fields of `LowRankRow`."""
+    """Fields of `LowRankRow` that are computed for each block of features."""
 
     in_plane: float
     stable_back: float
@@ -224,7 +225,7 @@ class _Overlaps(NamedTuple):
 def _by_block(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
 ) -> _Blocks:
-    """What comes back and what is recovered, in the plane and outside."""
+    """Return what recurs and what is recovered, in the subspace and outside."""
     planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
     inside = [alive & mask for alive, mask in zip(stability.alive, planar, strict=True)]
     outside = [alive & ~mask for alive, mask in zip(stability.alive, planar, strict=True)]
@@ -242,7 +243,7 @@ def _by_block(
 
 
 def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
-    """[m] bool: more than half of a feature's square is in the plane."""
+    """Return which features have more than half of their square in the subspace, [m] bool."""
     features = features.double()
     with one_thread():
         inside = (features @ plane.double().T).square().sum(1)
@@ -252,7 +253,7 @@ def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
 def _overlaps(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld, rank: int
 ) -> _Overlaps:
-    """Of unstable features' planes with each other and with the true one, beside chance."""
+    """Return overlaps of unstable latents' subspaces with each other, the true one and nulls."""
     found = fit_subspaces(
         dictionaries,
         stability,
@@ -282,6 +283,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _mean_of(values: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
-    """Over SAEs, of the means over the features that each mask names."""
+    """Return the mean over SAEs of the means over the features of each mask."""
     means = [v[mask].double().mean() for v, mask in zip(values, masks, strict=True) if mask.any()]
     return float(torch.stack(means).mean()) if means else float("nan")

@@ -1,4 +1,4 @@
-"""Rows explained well by features that are not there: recovery of a known truth beside EV."""
+"""Explained variance beside the recovery of known features, which it does not imply."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,23 @@ BASELINES = {
     "soft-frozen decoder": Rules(clip=1.0, tether=0.8),
     "frozen encoder": Rules(clip=1.0, frozen="encoder"),
 }
-"""What may learn: everything; all but the decoder; the decoder within a cap around its first
-directions; all but the encoder"""
+"""Rules of training, by name.
+
+Everything learns; all but the decoder; the decoder within a cap around its initial directions; all
+but the encoder.
+"""
 
 
 @dataclass(frozen=True)
 class RecoverySize:
-    """How large the world is, and how long SAEs are trained on it."""
+    """Size of the world and of the trainings."""
 
     features: int
     d: int
     l0: float
     """true features per row; also the `k` of the SAEs"""
     tokens: tuple[int, ...]
-    """trained on as many rows, in a run of its own each"""
+    """numbers of rows to train on, each in a separate run"""
     batch_size: int
     lr: float
     dead_after: int
@@ -51,33 +54,36 @@ SIZES = {
         3200, 100, 20.0, (2_000_000, 20_000_000, 200_000_000), 4096, 1e-3, 1_000_000
     ),
 }
-"""small: for a CPU; paper: that of the sanity checks by Korznikov et al. 2026, for a GPU. They do
-not say how long they train"""
+"""Sizes of the study: "small" for a CPU, "paper" for a GPU.
+
+"paper" is the size of the sanity checks by Korznikov et al. 2026, who do not report the length of
+their trainings.
+"""
 
 
 @dataclass(frozen=True)
 class RecoveryRow:
-    """One SAE after one training."""
+    """One SAE after training."""
 
     firing: str
     variant: str
     rules: str
-    """a name in `BASELINES`"""
+    """name in `BASELINES`"""
     tokens: int
     explained: float
     recovered: float
     """share of true features with a latent whose cosine is above 0.8"""
     best_cosine: float
-    """mean over true features of the largest cosine of a latent"""
+    """mean over true features of the largest cosine with a latent"""
     best_cosine_null: float
-    """that of as many random directions"""
+    """the same for as many random directions"""
     mcc: float
     f1: float
     uniqueness: float
     shrinkage: float
     l0: float
     alive: float
-    """share of latents that fire on the rows that are looked at"""
+    """share of latents that fire on the rows of the measures"""
 
 
 def run_recovery(
@@ -92,24 +98,24 @@ def run_recovery(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> StudyResult[RecoveryRow]:
-    """Train on worlds whose features are known, and compare what is explained and what is found.
+    """Train on worlds with known features, and compare explained variance with recovery.
 
     All SAEs of a world start from the same directions, see the same rows in the same order, and
     have as many latents as there are true features.
 
     Args:
-        out: folder to write `recovery.parquet` to. Without it nothing is written.
-        size: one of `SIZES`, or your own.
-        firing: of which worlds; see `sphere_world`.
-        variants: which kinds of SAE are trained.
-        baselines_of: the variant that is also trained with each side frozen, and tethered.
-        rows: how many rows that no SAE was trained on are looked at.
-        seed: of worlds and SAEs.
-        device: where to train; None: a CUDA device if there is one.
+        out: folder to write `recovery.parquet` to; None writes nothing.
+        size: name in `SIZES`, or your own size.
+        firing: distributions of firing rates; see `sphere_world`.
+        variants: variants of SAEs to train.
+        baselines_of: variant that is also trained with each side frozen, and tethered.
+        rows: number of rows for the measures, on which no SAE was trained.
+        seed: seed of worlds and SAEs.
+        device: device of the training; None: a CUDA device if there is one.
         progress: show progress bars on stderr.
 
     Returns:
-        A row for each world, number of tokens, and SAE.
+        A row for each world, number of training rows, and SAE.
     """
     chosen = _size(size)
     for name, values, choices in (
@@ -153,7 +159,7 @@ def _configs(
             tokens=tokens,
             batch_size=size.batch_size,
             lr=size.lr,
-            # A frozen or tethered decoder cannot follow the auxiliary loss where it would go.
+            # A frozen or tethered decoder cannot follow the auxiliary loss.
             auxk=AuxK(dead_after=size.dead_after) if name == "trained" else None,
             rules=BASELINES[name],
             name=f"{variant} {name}",

@@ -1,4 +1,4 @@
-"""The result of a study: its rows, as a table, as text and on disk."""
+"""Result of a study: rows as a table, as text and on disk."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,11 +19,11 @@ class StudyResult(Generic[Row]):
 
     rows: tuple[Row, ...]
     written: tuple[Path, ...] = ()
-    """the files that hold them"""
+    """files with these rows"""
 
     @classmethod
     def of(cls, rows: Iterable[Row], out: str | Path | None, name: str) -> "StudyResult[Row]":
-        """Build the result and, if there is a folder `out`, write it to `out/name`."""
+        """Build the result and, unless `out` is None, write it to `out/name`."""
         result = cls(rows=tuple(rows))
         if out is None:
             return result
@@ -36,7 +36,7 @@ class StudyResult(Generic[Row]):
         return table_of(self._cells())
 
     def as_text(self) -> str:
-        """Format rows as aligned columns under their names, with three digits after the point."""
+        """Format rows as aligned columns under their names, with three decimals."""
         rows = self._cells()
         if not rows:
             return "no rows"

@@ -1,7 +1,8 @@
-"""Do measures rank SAEs by how much of a planted truth they hold, and grow as training goes on?
+"""Validity of measures: whether they rank SAEs by planted truth, and grow during training.
 
-The second lens of the audit arXiv:2605.18229, on worlds whose features are known: SAEs of different
-k, variant and length of training are ranked by each measure that needs no truth, and by the truth.
+This is the second lens of the audit arXiv:2605.18229, on worlds with known features: SAEs of
+different k, variant and length of training are ranked by each measure that needs no truth, and by
+the truth.
 """
 
 from collections.abc import Sequence
@@ -38,36 +39,42 @@ MEASURES = (
     "stability",
     "alive",
 )
-"""What ranks SAEs: variance explained; AUROC of the best latent for a planted label, chosen on
-other rows; 1 - absorption fraction of roots of families; F1 of their main latents; mean cosine of
-latents to their partners in an SAE of another seed; share of latents that fire"""
+"""Measures that rank SAEs.
+
+They are: explained variance; AUROC of the best latent for a planted label, chosen on other rows; 1
+- absorption fraction of roots of families; F1 of their main latents; mean cosine of latents with
+their partners in an SAE of another seed; share of latents that fire.
+"""
 TRUTHS = ("f1", "mcc")
-"""Truths to be ranked by: how well latents tell when their true feature fires; mean cosine of
-one-to-one pairs of latents and true features"""
+"""Truths to compare rankings with.
+
+f1: how well latents indicate that their true feature fires; mcc: mean cosine of one-to-one pairs of
+latents and true features.
+"""
 
 
 @dataclass(frozen=True)
 class ValiditySize:
-    """How large the world is, which SAEs are ranked, and on how many rows."""
+    """Size of the world, SAEs to rank, and number of rows."""
 
     features: int
     d: int
     trees: int
-    """families of features, whose roots are the classes of absorption"""
+    """number of families of features, whose roots are the classes of absorption"""
     latents: int
     widths: tuple[float, ...]
     """k of the SAEs, as shares of the true number of features per row"""
     tokens: tuple[int, ...]
-    """rows that SAEs of each width are trained on"""
+    """numbers of rows on which SAEs of each width are trained"""
     variants: tuple[str, ...]
     checkpoints: tuple[int, ...]
-    """rows seen at the checkpoints of one training"""
+    """numbers of rows seen at the checkpoints of one training"""
     batch_size: int
     lr: float
     rows: int
-    """rows that measures are taken on"""
+    """number of rows for the measures"""
     tasks: int
-    """planted labels that are probed"""
+    """number of planted labels that are probed"""
 
 
 SIZES = {
@@ -100,15 +107,15 @@ SIZES = {
         tasks=64,
     ),
 }
-"""small: for tests; full: 24 SAEs, for about ten minutes on two cores"""
+"""Sizes of the study: "small" for tests; "full", 24 SAEs, for about ten minutes on two cores."""
 
 
 @dataclass(frozen=True)
 class ValidityRow:
-    """One SAE: what is true of it, and what measures say."""
+    """Truths and measures of one SAE."""
 
     series: str
-    """grid: the SAEs that are ranked; checkpoint: those of one training"""
+    """"grid" for the ranked SAEs, "checkpoint" for those of one training"""
     variant: str
     k: int
     tokens: int
@@ -117,7 +124,7 @@ class ValidityRow:
     explained_variance: float
     probing: float
     no_absorption: float
-    """NaN where probes tell no class from the activations"""
+    """NaN if probes detect no class from the activations"""
     main_f1: float
     stability: float
     alive: float
@@ -125,12 +132,14 @@ class ValidityRow:
 
 @dataclass(frozen=True)
 class ValidityRank:
-    """How well one measure ranks."""
+    """Quality of the ranking by one measure."""
 
     measure: str
     truth: str
-    """f1 or mcc: over the SAEs of the grid, Spearman's correlation; tokens: over the checkpoints of
-    one training, Kendall's"""
+    """"f1" or "mcc": Spearman's correlation over the SAEs of the grid
+
+    For "tokens" it is Kendall's, over the checkpoints of one training.
+    """
     correlation: float
     low: float
     """ends of the 95 % interval over SAEs; NaN for checkpoints, which are no sample"""
@@ -140,7 +149,7 @@ class ValidityRank:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidityResult(StudyResult[ValidityRow]):
-    """The SAEs of `run_validity`, and how well measures rank them."""
+    """SAEs of `run_validity`, and how well measures rank them."""
 
     ranks: StudyResult[ValidityRank]
 
@@ -159,15 +168,20 @@ def run_validity(
 ) -> ValidityResult:
     """Rank planted SAEs by measures and by their truth.
 
-    Every SAE has a twin of another seed, which stability needs. The training whose checkpoints are
-    looked at has a constant learning rate, so that a shorter training is the beginning of a longer.
+    Every SAE has a twin of another seed, which the measure "stability" needs. The training with
+    checkpoints has a constant learning rate, so that a shorter training is the beginning of a
+    longer one.
 
     Args:
-        out: folder to write `validity.parquet` and `validity_ranks.parquet` to; None: nothing.
-        size: one of `SIZES`, or your own.
-        seed: seed of the world, and of all SAEs together with their number.
-        device: where to train; None: a CUDA device if there is one.
+        out: folder to write `validity.parquet` and `validity_ranks.parquet` to; None writes
+            nothing.
+        size: name in `SIZES`, or your own size.
+        seed: seed of the world; SAEs have the seeds `seed` and `seed` + 1.
+        device: device of the training; None: a CUDA device if there is one.
         progress: show progress bars on stderr.
+
+    Returns:
+        SAEs with their truths and measures, and how well each measure ranks them.
     """
     chosen = _size(size)
     checks.whole("seed", seed)
@@ -224,7 +238,7 @@ def _checkpoint(size: ValiditySize, l0: float, tokens: int, seed: int) -> TrainC
 
 
 class _Look:
-    """Rows that no SAE was trained on, and what is planted in them."""
+    """Rows on which no SAE was trained, with their planted features."""
 
     def __init__(self, world: World, size: ValiditySize, seed: int) -> None:
         self._world, self._size, self._seed = world, size, seed
@@ -263,9 +277,10 @@ class _Look:
         )
 
     def _probed(self, sae: SAE) -> float:
-        """Mean AUROC of the latent that tells a planted label best on the first half of the rows.
+        """Return the mean AUROC over planted labels of the best latent of each.
 
-        The latent is the one with the largest t statistic, which no scale of activations changes.
+        It is the one with the largest t statistic on the first half of the rows, which the scale of
+        activations does not affect; AUROC is measured on the second half.
         """
         half = len(self._drawn.x) // 2
         with torch.no_grad():
@@ -289,7 +304,7 @@ class _Look:
         return float(np.mean(areas))
 
     def _absorbed(self, sae: SAE) -> tuple[float, float]:
-        """Absorption fraction of the roots of families, and F1 of their main latents."""
+        """Return the absorption fraction of the roots of families, and F1 of their main latents."""
         if not self._words.words:
             return float("nan"), float("nan")
         with torch.no_grad():
@@ -299,7 +314,7 @@ class _Look:
 
 
 def _firing(drawn: Drawn, m: int) -> Tensor:
-    """[n, m] bool: which true features fire in which row."""
+    """Return which true features fire in which row, [n, m] bool."""
     fires = torch.zeros(len(drawn.x), m, dtype=torch.bool)
     row, place = (drawn.values > 0).nonzero(as_tuple=True)
     fires[row, drawn.indices[row, place]] = True
@@ -307,7 +322,10 @@ def _firing(drawn: Drawn, m: int) -> Tensor:
 
 
 def _families(world: World, fires: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Rows in which one root of a family fires at most, which, -1 for none, and how many are."""
+    """Return rows with at most one firing root, the numbers of these roots, and their count.
+
+    The number is -1 where no root fires.
+    """
     parent = world.parent if world.parent is not None else torch.full((world.m,), -1)
     roots = torch.unique(parent[parent >= 0])
     of_roots = fires[:, roots]
@@ -317,7 +335,7 @@ def _families(world: World, fires: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def _stability(features: Dictionary, twin: SAE) -> float:
-    """Mean over latents that fire of the cosine to their one-to-one partner in another SAE."""
+    """Return the mean cosine of firing latents with their one-to-one partners in another SAE."""
     alive = features.alive
     if not bool(alive.any()):
         return 0.0
