@@ -92,7 +92,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 def test_the_report_tells_of_the_model_and_the_text(run: Path, place: Path) -> None:
     assert any(each.topic == "Language model" for each in findings_of(run))
     report = (run / "report.html").read_text(encoding="utf-8")
-    assert "What the language model loses" in report
+    assert "Loss of the language model by group" in report
     contexts = read_table(run / "contexts.parquet").to_pydict()
     assert len(contexts["token"]) > 4 * 24
     texts = "\n\n".join(file.read_text() for file in sorted((place / "texts").iterdir()))

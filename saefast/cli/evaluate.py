@@ -14,7 +14,7 @@ WORTH = "worth"
 NAMES = (WORTH, "probe", "explain", "steer", "edit", "absorb")
 """What can be evaluated: `WORTH` is stage evaluate, others are the evaluations of `pipeline`"""
 
-_TOPICS = ("Worth", "Controls", "Language model", "At equal frequency")
+_TOPICS = ("Explained variance", "Controls", "Language model", "At equal frequency")
 """Topics of the findings of `WORTH`"""
 
 

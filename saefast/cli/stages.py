@@ -15,7 +15,7 @@ Threshold = float | Literal["null"]
 _TOPICS = {
     "match": ("Pairs",),
     "stability": ("Stability", "Dead features"),
-    "subspace": ("Planes", "Same work"),
+    "subspace": ("Subspaces", "Contributions"),
     "pool": ("Pooling",),
 }
 """What of the findings a stage is answerable for"""

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that works offline, and its figures as files."""
+"""Report of a run: one self-contained HTML file, and its figures as files."""
 
 from pathlib import Path
 
@@ -18,18 +18,19 @@ __all__ = ["Finding", "findings_of", "printed", "write_report"]
 def write_report(
     run: str | Path, *, figures: str | Path | None = None, png: bool = False
 ) -> list[Path]:
-    """Write RUN/report.html from whatever the stages of the run have left there.
+    """Write RUN/report.html from the files that the stages of a run have written.
 
     Args:
-        run: the folder of a run.
-        figures: a folder that gets every figure as an SVG file, besides.
-        png: that folder gets every figure as PNG, too; needs `pip install 'saefast[figures]'`.
+        run: folder of a run.
+        figures: folder for the figures as SVG files; None writes none.
+        png: also write each figure as a PNG file to that folder; needs `pip install
+            'saefast[figures]'`.
 
     Returns:
-        The files that were written, the report first.
+        Paths of the written files, the report first.
     """
     if png and figures is None:
-        raise ValueError("png needs figures, the folder that the files go to")
+        raise ValueError("png needs figures, the folder for the files, got figures=None")
     data = _data_of(Path(run))
     rasterised = rasteriser() if png else None
     drawn, missing = draw_all(data)
@@ -51,7 +52,14 @@ def write_report(
 
 
 def findings_of(run: str | Path) -> list[Finding]:
-    """Return the findings of a run's report, in words."""
+    """Return the findings of a run's report.
+
+    Args:
+        run: folder of a run.
+
+    Returns:
+        Findings, the most important first.
+    """
     return all_findings(_data_of(Path(run)))
 
 
@@ -59,6 +67,7 @@ def _data_of(run: Path) -> RunData:
     data = RunData(run)
     if not (data.facts or data.features or data.stability):
         raise FileNotFoundError(
-            f"{run} holds no run: neither run.json nor features.parquet; saefast run makes one"
+            f"{run} is not a run: it holds neither run.json nor features.parquet; saefast run "
+            f"makes one"
         )
     return data

@@ -1,4 +1,4 @@
-"""Figures as SVG: axes and marks, coloured by the style sheet of the page they stand in."""
+"""SVG figures with axes and marks, coloured by the style sheet of the page."""
 
 import math
 import re
@@ -15,22 +15,22 @@ _RIGHT, _TOP, _BOTTOM = 14, 30, 46
 
 @dataclass
 class Chart:
-    """A frame with axes, to which marks are added; `colour` is a class of chart.css, s0 to s5."""
+    """Frame with axes and marks; `colour` is a class of chart.css, s0 to s5."""
 
     x: Scale
     y: Scale
     x_label: str
     y_label: str
     x_names: Sequence[str] = ()
-    """categories at 0, 1, 2, ... instead of numbers"""
+    """categories at 0, 1, 2, ... in place of numbers"""
     y_names: Sequence[str] = ()
     left: int = 60
-    """room for the names or numbers of the y axis"""
+    """width reserved for the names or numbers of the y axis"""
     _marks: list[str] = field(default_factory=list)
     _legend: list[tuple[str, str, str]] = field(default_factory=list)
 
     def bar(self, left: float, right: float, value: float, colour: str, told: str = "") -> None:
-        """From the zero line to a value."""
+        """Add a bar from the zero line to a value."""
         x0, x1, y0, y1 = self._x(left), self._x(right), self._y(0.0), self._y(value)
         top, height = min(y0, y1), abs(y1 - y0)
         self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told)
@@ -45,13 +45,13 @@ class Chart:
         strength: float,
         told: str = "",
     ) -> None:
-        """A rectangle, fainter for a strength below 1."""
+        """Add a rectangle, fainter for a strength below 1."""
         left, right, bottom, top = self._x(x0), self._x(x1), self._y(y0), self._y(y1)
         shape = f'fill-opacity="{max(strength, 0.0):.3f}"'
         self._rect(left, top, right - left, bottom - top, f"f {colour}", told, shape)
 
     def whisker(self, at: float, low: float, high: float) -> None:
-        """An interval of a value."""
+        """Add a vertical interval of a value."""
         x, y0, y1 = self._x(at), self._y(low), self._y(high)
         self._marks.append(
             f'<path class="whisker" d="M{x:.1f} {y0:.1f}V{y1:.1f}M{x - 4:.1f} {y0:.1f}h8'
@@ -59,7 +59,7 @@ class Chart:
         )
 
     def interval(self, low: float, high: float, y: float) -> None:
-        """An interval of a value along the x axis."""
+        """Add an interval of a value along the x axis."""
         x0, x1, at = self._x(low), self._x(high), self._y(y)
         self._marks.append(
             f'<path class="whisker" d="M{x0:.1f} {at:.1f}H{x1:.1f}M{x0:.1f} {at - 3:.1f}v6'
@@ -67,19 +67,19 @@ class Chart:
         )
 
     def tick(self, x: float, y: float, colour: str, told: str = "") -> None:
-        """A short vertical line."""
+        """Add a short vertical line."""
         path = f"M{self._x(x):.1f} {self._y(y) - 7:.1f}v14"
         self._marks.append(f'<path class="l {colour}" d="{path}">{_title(told)}</path>')
 
     def diamond(self, x: float, y: float, colour: str, told: str = "") -> None:
-        """A square that stands on its corner."""
+        """Add a diamond."""
         path = f"M{self._x(x):.1f} {self._y(y) - 6:.1f}l6 6l-6 6l-6-6z"
         self._marks.append(f'<path class="f {colour}" d="{path}">{_title(told)}</path>')
 
     def line(
         self, xs: Sequence[float], ys: Sequence[float | None], colour: str, dashed: bool = False
     ) -> None:
-        """A polyline; it has a gap where a value is None."""
+        """Add a polyline, with a gap at every None."""
         path, pen = [], "M"
         for x, y in zip(xs, ys, strict=True):
             if y is None or not math.isfinite(y):
@@ -93,7 +93,7 @@ class Chart:
     def band(
         self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
     ) -> None:
-        """The area between two lines."""
+        """Add the area between two lines."""
         there = [f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in zip(xs, high, strict=True)]
         back = [f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in zip(xs, low, strict=True)]
         self._marks.append(
@@ -101,20 +101,20 @@ class Chart:
         )
 
     def point(self, x: float, y: float, colour: str, told: str = "") -> None:
-        """A disc."""
+        """Add a disc."""
         at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"'
         self._marks.append(f'<circle class="f {colour}" {at} r="5">{_title(told)}</circle>')
 
     def text(self, x: float, y: float, words: str) -> None:
-        """Words, centred."""
+        """Add centred text."""
         self._words(x, self._y(y) + 4, words)
 
     def above(self, x: float, words: str) -> None:
-        """Words above the frame, where there is no legend."""
+        """Add text above the frame, for charts without a legend."""
         self._words(x, _TOP - 6, words)
 
     def rule(self, *, x: float | None = None, y: float | None = None) -> None:
-        """A dashed line all across."""
+        """Add a dashed line across the frame."""
         if x is not None:
             path = f"M{self._x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"
         else:
@@ -123,11 +123,11 @@ class Chart:
         self._marks.append(f'<path class="rule" d="{path}"/>')
 
     def legend(self, words: str, colour: str, kind: str = "f") -> None:
-        """Say what a colour is; `kind` "l" for a line, "d" for a dashed one."""
+        """Add an entry to the legend; `kind` is "f" for an area, "l" a line, "d" a dashed line."""
         self._legend.append((words, colour, kind))
 
     def svg(self) -> str:
-        """The whole figure."""
+        """Return the figure as an SVG element."""
         return frame("".join([self._axes(), *self._marks, self._legends()]))
 
     def _words(self, x: float, y: float, words: str) -> None:
@@ -205,7 +205,7 @@ class Chart:
 
 
 def frame(content: str) -> str:
-    """The outermost element around a figure's marks."""
+    """Return an SVG element with the content of a figure."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'class="chart">{content}</svg>'
@@ -213,7 +213,7 @@ def frame(content: str) -> str:
 
 
 def standalone(svg: str, title: str) -> str:
-    """The same as a file of its own, which brings its colours along: light, on white."""
+    """Return a figure as an SVG file with its own colours: light, on white."""
     start, rest = svg.split(">", 1)
     size = f' width="{2 * WIDTH}" height="{2 * HEIGHT}">'
     paper = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
@@ -221,8 +221,10 @@ def standalone(svg: str, title: str) -> str:
 
 
 def _style() -> str:
-    """chart.css for programs that know neither variables nor media: colours stand where they are
-    used, and are those of the light page."""
+    """Return chart.css for programs that support neither variables nor media queries.
+
+    Variables are replaced by the colours of the light page.
+    """
     style = files("saefast.report").joinpath("chart.css").read_text(encoding="utf-8")
     style, _, _ = style.partition("@media")
     colours = dict(re.findall(r"(--\w+): ([^;]+);", style))

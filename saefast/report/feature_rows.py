@@ -1,4 +1,4 @@
-"""The rows of the table of features, packed for the page."""
+"""Rows of the table of features, packed for the page."""
 
 import base64
 import gzip
@@ -25,18 +25,18 @@ _DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
 
 
 def packed_features(data: RunData) -> str:
-    """Columns, partners and contexts of all features alive as base64 of gzipped JSON.
+    """Return the columns, partners and contexts of all features alive, packed for the page.
 
-    Compressed, a table of tens of thousands of rows with their texts is about a megabyte; nothing
-    in base64 can end the element that it stands in.
+    They are base64 of gzipped JSON. Compressed, a table of tens of thousands of rows with their
+    texts takes about a megabyte; base64 holds nothing that could end the element around it.
     """
     told = json.dumps(feature_columns(data), separators=(",", ":"), allow_nan=False)
-    # The time of day has no place in what should be the same for the same run.
+    # No time stamp, so that the same run gives the same bytes.
     return base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
 
 
 def feature_columns(data: RunData) -> dict[str, Any]:
-    """By name, a list with an entry for each feature alive; what the run lacks is left out."""
+    """Return a list with an entry for each feature alive, by column; unknown columns are absent."""
     features = data.features
     if not features:
         return {}

@@ -16,8 +16,8 @@
   try {
     columns = await unpacked();
   } catch (error) {
-    byId("count").textContent = "This browser cannot unpack the table (it needs one from 2023 " +
-      "or newer); all of it is in features.parquet.";
+    byId("count").textContent = "This browser cannot unpack the table (use one from 2023 or " +
+      "newer); its rows are in features.parquet.";
     return;
   }
   const total = columns.feature ? columns.feature.length : 0;
@@ -41,7 +41,7 @@
     kind: (i) => value("kind", i) || null,
     context: (i) => (value("contexts", i) || [[""]])[0]?.[1] || "",
   };
-  // Columns that the run knows nothing of are not shown.
+  // Hide columns that the run lacks.
   for (const head of heads) {
     const name = head.dataset.column;
     head.classList.add(`column-${name}`);
@@ -67,7 +67,7 @@
     const key = keys[sorted.name], sign = sorted.descending ? -1 : 1;
     const known = order.map((i) => [key(i), i]);
     known.sort(([a, i], [b, j]) => {
-      // What is not known stands last, whichever way.
+      // Unknown values come last in both directions.
       if (a === null || b === null) return (a === null) - (b === null) || i - j;
       return a < b ? -sign : a > b ? sign : i - j;
     });
@@ -100,7 +100,7 @@
     }
     const texts = value("contexts", i) || [];
     if (texts.length) {
-      cell.append(element("h4", "Strongest in"));
+      cell.append(element("h4", "Top contexts"));
       const list = element("ul");
       for (const one of texts) {
         const item = element("li");
@@ -120,7 +120,7 @@
       list.append(item);
     }
     cell.append(list);
-    const facts = [["fires on", "rate"], ["worth", "effect"], ["token AUROC", "auroc"]]
+    const facts = [["firing rate", "rate"], ["effect", "effect"], ["token AUROC", "auroc"]]
       .filter(([, name]) => columns[name])
       .map(([words, name]) => `${words} ${shown(value(name, i))}`);
     for (const [words, name, beside, control] of [
@@ -134,7 +134,7 @@
       facts.push(`${words} ${shown(value(name, i))}` +
         (other ? ` (${beside} ${shown(value(control, i))})` : ""));
     }
-    if (value("token", i)) facts.push(`told best by the token ${JSON.stringify(value("token", i))}`);
+    if (value("token", i)) facts.push(`best predicted by the token ${JSON.stringify(value("token", i))}`);
     cell.append(element("p", facts.join(" · "), "note"));
     row.append(cell);
     return row;
@@ -206,7 +206,7 @@
   for (const head of heads) {
     head.querySelector("button").onclick = () => {
       const name = head.dataset.column, same = sorted.name === name;
-      // Numbers are looked at from the largest down.
+      // Numbers are sorted in descending order first.
       const first = ["score", "rate", "effect", "auroc"].includes(name);
       sorted = { name, descending: same ? !sorted.descending : first };
       chosen();

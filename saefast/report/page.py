@@ -1,4 +1,4 @@
-"""Write the report as one self-contained HTML file."""
+"""HTML page of the report, one self-contained file."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from saefast.report.score_tables import score_tables
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _INTRO = (
-    "A sparse autoencoder (SAE) rewrites the activations of a model as sums of few features out of "
-    "many. Trained again from another random seed on the same data it finds other features. This "
-    "report says which features of this run come back in the other SAEs, which do not, what either "
-    "kind is worth, and whether the ones that do not come back at least span the same directions "
-    "together."
+    "A sparse autoencoder (SAE) reconstructs the activations of a model as sums of a few features "
+    "out of many. Trained again on the same data with another random seed, it finds different "
+    "features. This report shows which features of this run recur in the other SAEs and which do "
+    "not, how much each kind contributes, and whether the features that do not recur at least span "
+    "the same subspace."
 )
 _PAPERS = ("2501.16615", "2606.12138")
 _PAPERS_ON_EVALUATIONS = ("2602.14111", "2603.04198")
@@ -25,25 +25,25 @@ _HEADS = {
     "feature": "feature",
     "group": "group",
     "score": "score",
-    "rate": "fires",
-    "effect": "worth",
+    "rate": "rate",
+    "effect": "effect",
     "auroc": "token AUROC",
     "explanation": "explanation",
     "kind": "kind",
-    "context": "strongest in",
+    "context": "top context",
 }
 _ONLY_WHERE_KNOWN = {"explanation": "explanation", "kind": "explanation_kind"}
-"""Columns that have a head only if features.parquet has them, by their names there"""
+"""Columns shown only if features.parquet has them, with their names there."""
 _HINTS = {
-    "feature": "SAE (its seed) : number of the feature",
+    "feature": "seed of the SAE : number of the feature",
     "group": "stable, mixed or unstable",
-    "score": "share of the other SAEs that have it, with its 95 % interval",
-    "rate": "share of rows on which it is active",
+    "score": "stability score: share of the other SAEs that have it, with its 95 % interval",
+    "rate": "firing rate: share of rows on which it is active",
     "effect": "share of the variance that is lost without it",
-    "auroc": "how well a single token foretells it: 0.5 not at all, 1 always",
-    "explanation": "rule or words that say when it is active",
-    "kind": "kind of the explanation; unclear where it is no better than chance allows",
-    "context": "the text around its largest activation; without text, its nearest matches",
+    "auroc": "how well a single token predicts it: 0.5 not at all, 1 always",
+    "explanation": "rule or words that describe when it is active",
+    "kind": "kind of the explanation; unclear if it is no better than chance allows",
+    "context": "text around its largest activation; without text, its nearest matches",
 }
 
 
@@ -54,11 +54,22 @@ def page(
     missing: Sequence[str],
     rows: str,
 ) -> str:
-    """The whole of it."""
+    """Return the HTML of the report.
+
+    Args:
+        data: files of the run.
+        found: findings.
+        figures: figures of each section.
+        missing: reasons why figures are missing.
+        rows: rows of the table of features, from `packed_features`.
+
+    Returns:
+        HTML document.
+    """
     beside = {EVALUATIONS: score_tables(data)}
     papers = (*_PAPERS, *(_PAPERS_ON_EVALUATIONS if data.scores else ()))
     sections = [
-        _section("What was run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
+        _section("The run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
         _section("Findings", "findings", _findings(found, papers)),
         *(
             _section(
@@ -69,13 +80,13 @@ def page(
             for name, several in figures.items()
         ),
     ]
-    names = ["What was run", "Findings", *figures]
+    names = ["The run", "Findings", *figures]
     if data.features:
         sections.append(_section("All features", "features", _table(data, rows)))
         names.append("All features")
     if missing or data.skipped:
-        sections.append(_section("What is not in this report", "missing", _missing(data, missing)))
-    anchors = {"What was run": "run", "All features": "features", "Findings": "findings"}
+        sections.append(_section("Missing from this report", "missing", _missing(data, missing)))
+    anchors = {"The run": "run", "All features": "features", "Findings": "findings"}
     links = "".join(
         f'<a href="#{anchors.get(name, _anchor(name))}">{escape(name)}</a>' for name in names
     )
@@ -118,36 +129,36 @@ def _facts(data: RunData) -> str:
 
 
 def told_of_run(data: RunData) -> list[tuple[str, str]]:
-    """What was run, as far as the files say."""
+    """Return names and values of the run's facts, as far as its files hold them."""
     settings, facts = data.settings, data.facts
     found = []
     if "harvest" in settings:
         its = settings["harvest"]
-        text = its["text"] or "the text that comes with Python (prose and code)"
+        text = its["text"] or "the built-in corpus (prose and code from Python)"
         found.append(("Activations", f"{its['model']}, {its['site']}: {text}"))
     elif "planted" in settings:
         its = settings["planted"]
         found.append(
             (
                 "Activations",
-                f"made up: {its['stable']} frequent features, and {its['rare']} rare ones in a "
-                f"plane of {its['rank']} dimensions",
+                f"synthetic: {its['stable']} frequent features, and {its['rare']} rare ones in a "
+                f"subspace of {its['rank']} dimensions",
             )
         )
     elif "store" in settings:
         found.append(("Activations", str(settings["store"]["train"])))
     shown = facts.get("data", {})
     if shown:
-        rows = f"{shown['rows']:,}" if shown.get("rows") else "endless"
-        found.append(("Rows", f"{rows} to train on, {shown['d']} wide"))
+        rows = f"{shown['rows']:,}" if shown.get("rows") else "unlimited"
+        found.append(("Rows", f"{rows} for training, of width {shown['d']}"))
     for config in facts.get("configs", []):
         seeds = ", ".join(str(seed) for seed in config["seeds"])
         found.append(
             (
                 "SAEs",
                 f"{len(config['seeds'])} {config['variant']} SAEs (seeds {seeds}), "
-                f"{config['latents']:,} latents, {config['k']} active, {config['tokens']:,} rows "
-                f"each",
+                f"{config['latents']:,} latents each, k = {config['k']}, {config['tokens']:,} "
+                f"training rows each",
             )
         )
     if data.stability:
@@ -157,7 +168,7 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
             limit = f"cosine that one in a thousand random directions reaches ({rule.side})"
         found.append(("A match", f"{rule.match.replace('_', ' ')} by {rule.side} rows, {limit}"))
     if facts:
-        found.append(("Made with", f"saefast {facts.get('saefast')}, torch {facts.get('torch')}"))
+        found.append(("Versions", f"saefast {facts.get('saefast')}, torch {facts.get('torch')}"))
     times = [f"{name} {stage.seconds:.0f} s" for name, stage in data.stages.items()]
     if times:
         found.append(("Time", ", ".join(times)))
@@ -166,7 +177,7 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
 
 def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
     if not found:
-        return "<p>Nothing yet: no stage after the training is finished.</p>"
+        return "<p>Nothing yet: no stage after the training has finished.</p>"
     items = []
     for each in found:
         kind = {AGREES: "agrees", DISAGREES: "disagrees"}.get(each.verdict, "mixed")
@@ -174,8 +185,8 @@ def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
         items.append(f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge}</li>")
     return (
         f'<ul class="findings">{"".join(items)}</ul><p class="note">“As published” compares with '
-        f"what papers on stability over seeds report (arXiv {', '.join(papers)}), on other "
-        "models and at other sizes: a run of this size can neither confirm nor refute them.</p>"
+        f"papers on stability across seeds (arXiv {', '.join(papers)}). They used other models and "
+        "sizes: a run of this size can neither confirm nor refute them.</p>"
     )
 
 
@@ -202,8 +213,8 @@ def _table(data: RunData, rows: str) -> str:
     seeds = "".join(f"<option>{seed}</option>" for seed in data.seeds)
     groups = "".join(f"<option>{name}</option>" for name in ("stable", "mixed", "unstable"))
     return (
-        "<p>Search text, tokens or a number such as 0:17; choose a heading to sort; open a feature "
-        "for its contexts and its partners in the other SAEs.</p>"
+        "<p>Search for text, a token or a feature such as 0:17; click a heading to sort; open a "
+        "feature to see its contexts and its partners in the other SAEs.</p>"
         '<form class="filters" role="search">'
         '<label>Search <input type="search" id="search" autocomplete="off"></label>'
         f'<label>Group <select id="group"><option value="">all</option>{groups}</select></label>'
@@ -214,18 +225,27 @@ def _table(data: RunData, rows: str) -> str:
         '<div class="pager"><button type="button" id="previous">Previous</button>'
         '<span id="place"></span><button type="button" id="next">Next</button></div>'
         f'<script type="text/plain" id="rows">{rows}</script>'
-        "<noscript>The table needs JavaScript; all of it is in features.parquet.</noscript>"
+        "<noscript>The table needs JavaScript; its rows are in features.parquet.</noscript>"
     )
 
 
 def _missing(data: RunData, missing: Sequence[str]) -> str:
     items = [f"<li>The run lacks {escape(reason)}.</li>" for reason in missing]
-    items += [f"<li>Left out of the planes: {escape(reason)}.</li>" for reason in data.skipped]
+    items += [
+        f"<li>Left out of the subspace analysis: {escape(reason)}.</li>" for reason in data.skipped
+    ]
     return f"<ul>{''.join(items)}</ul>"
 
 
 def printed(found: Sequence[Finding]) -> str:
-    """The findings for a terminal."""
+    """Format findings for a terminal.
+
+    Args:
+        found: findings.
+
+    Returns:
+        Text with an item for each finding, wrapped at 96 columns.
+    """
     lines: list[str] = []
     for each in found:
         verdict = f" [{each.verdict}]" if each.verdict else ""

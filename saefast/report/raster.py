@@ -1,9 +1,9 @@
-"""Figures as PNG, by a renderer that is installed on request."""
+"""Conversion of figures to PNG, by an optional package."""
 
 from collections.abc import Callable
 
 _ZOOM = 2
-"""Pixels for each unit of a figure's file: wide enough for print"""
+"""Pixels for each unit of a figure's coordinates, enough for print."""
 _FONTS = (
     *("DejaVu Sans", "Liberation Sans", "Noto Sans", "Arial", "Helvetica", "Segoe UI", "Roboto"),
     *("Open Sans", "Ubuntu", "Cantarell", "FreeSans", "Verdana"),
@@ -15,20 +15,20 @@ _LETTER = (
 
 
 def rasteriser() -> Callable[[str], bytes]:
-    """A function that makes a PNG of an SVG that brings its colours along."""
+    """Return a function that converts an SVG file with its own colours to PNG."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise ImportError(
             f"figures as PNG need the package resvg-py: pip install 'saefast[figures]' ({error})"
         ) from error
-    # It leaves out what it has no font for, without a word, and does not ask the system which one
-    # stands for sans-serif.
+    # The renderer silently omits text without a font, and does not ask the system which font
+    # sans-serif is.
     empty = svg_to_bytes(_LETTER.format(""))
     for font in _FONTS:
         if svg_to_bytes(_LETTER.format("x"), sans_serif_family=font) != empty:
             return lambda svg: bytes(svg_to_bytes(svg, zoom=_ZOOM, sans_serif_family=font))
     raise OSError(
-        "figures as PNG need a font to write with, and this system has none that is known: "
-        "install DejaVu Sans (apt install fonts-dejavu-core), or leave the figures as SVG"
+        "figures as PNG need a font, and this system has none of the known ones: install DejaVu "
+        "Sans (apt install fonts-dejavu-core), or use SVG figures only"
     )

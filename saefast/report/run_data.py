@@ -1,4 +1,4 @@
-"""What the files of a run say: everything the report is made from."""
+"""Files of a run, the input of the report."""
 
 import json
 from dataclasses import dataclass
@@ -47,65 +47,65 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RunData:
-    """The files of one run, each read when it is asked for; None or empty where there is none.
+    """Files of one run, each read on first access; None or empty if absent.
 
-    Files of a stage that has to run again, since one before it did, count as not there.
+    Files of a stage that has to run again, since an earlier stage did, count as absent.
     """
 
     run: Path
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """run.json"""
+        """Content of run.json."""
         return read_json(self.run / RUN) or {}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """settings.json"""
+        """Content of settings.json."""
         return read_json(self.run / SETTINGS) or {}
 
     @cached_property
     def stages(self) -> dict[str, StageRecord]:
-        """stages.json"""
+        """Content of stages.json."""
         return read_record(self.run / STAGES, dict[str, StageRecord]) or {}
 
     def current(self, stage: str) -> bool:
-        """Whether what a stage wrote goes with what the others wrote."""
+        """Return whether the files of a stage match the latest files of earlier stages."""
         return not self.stages or stage in self.stages
 
     @cached_property
     def stability(self) -> StabilityRecord | None:
-        """stability.json"""
+        """Content of stability.json."""
         return self._record("stability", STABILITY, StabilityRecord)
 
     @cached_property
     def membership(self) -> MembershipRecord | None:
-        """membership.json"""
+        """Content of membership.json."""
         return self._record("stability", MEMBERSHIP, MembershipRecord)
 
     @cached_property
     def evaluation(self) -> EvaluationRecord | None:
-        """evaluation.json"""
+        """Content of evaluation.json."""
         return self._record("evaluate", EVALUATION, EvaluationRecord)
 
     @cached_property
     def pooling(self) -> PoolingRecord | None:
-        """pooling.json"""
+        """Content of pooling.json."""
         return self._record("pool", POOLING, PoolingRecord)
 
     @cached_property
     def skipped(self) -> list[str]:
-        """Which parts of the subspace analysis could not be computed."""
+        """Parts of the subspace analysis that could not be computed."""
         return self._record("subspace", f"{SUBSPACES}/{SKIPPED}", list[str]) or []
 
     @cached_property
     def overlap(self) -> Rows:
-        """overlap.parquet"""
+        """Rows of overlap.parquet."""
         return _rows(self.run / OVERLAP) if self.current("match") else []
 
     @cached_property
     def subspaces(self) -> dict[str, Rows]:
-        """The tables of `Subspaces`."""
+        """Tables of `Subspaces` by name."""
         known = self.current("subspace")
         return {
             name: _rows(self.run / SUBSPACES / f"{name}.parquet") if known else []
@@ -114,12 +114,12 @@ class RunData:
 
     @cached_property
     def contributions(self) -> Rows:
-        """subspaces/contributions.parquet"""
+        """Rows of subspaces/contributions.parquet."""
         return _rows(self.run / SUBSPACES / CONTRIBUTIONS) if self.current("subspace") else []
 
     @cached_property
     def features(self) -> dict[str, Any]:
-        """The columns of features.parquet, as arrays."""
+        """Columns of features.parquet, as arrays."""
         table = read_table(self.run / FEATURES)
         if table is None:
             return {}
@@ -128,23 +128,24 @@ class RunData:
 
     @cached_property
     def scores(self) -> list[Score]:
-        """evaluation/scores.parquet
+        """Rows of evaluation/scores.parquet.
 
         Raises:
-            ValueError: its columns are not those of scores.
+            ValueError: if its columns are not those of scores.
         """
         path = self.run / SCORES
         try:
             scores = [Score(**_without_nulls(row)) for row in _rows(path)]
         except TypeError as error:
             raise ValueError(
-                f"{path} is no table of scores: {error}; remove it and run saefast evaluate again"
+                f"{path} is not a table of scores: {error}; remove it and run saefast evaluate "
+                f"again"
             ) from error
         return [score for score in scores if self.current(score.evaluation)]
 
     @cached_property
     def summaries(self) -> dict[str, EvaluationSummary]:
-        """By name of the evaluation, evaluation/NAME.json."""
+        """Contents of evaluation/NAME.json, by the name of the evaluation."""
         found = {
             name: self._record(name, evaluation_file(name), EvaluationSummary)
             for name in EVALUATION_NAMES
@@ -153,7 +154,7 @@ class RunData:
 
     @cached_property
     def contexts(self) -> dict[tuple[int, int], Rows]:
-        """By seed and feature, the text around its largest activations."""
+        """Text around the largest activations, by seed and feature."""
         found: dict[tuple[int, int], Rows] = {}
         for row in _rows(self.run / CONTEXTS):
             found.setdefault((row["seed"], row["feature"]), []).append(row)
@@ -161,7 +162,7 @@ class RunData:
 
     @cached_property
     def sides(self) -> dict[str, Any] | None:
-        """Of the first pair of SAEs: cosines by decoder and encoder, and whether partners agree."""
+        """Cosines of the first pair of SAEs by decoder and encoder, and whether partners agree."""
         tables = [read_table(self.run / MATCHES / side / "0-1.parquet") for side in _SIDES]
         if any(table is None for table in tables) or not self.current("match"):
             return None
@@ -179,7 +180,7 @@ class RunData:
 
     @cached_property
     def metrics(self) -> Rows:
-        """The lines of metrics.jsonl."""
+        """Lines of metrics.jsonl."""
         path = self.run / "metrics.jsonl"
         if not path.is_file():
             return []
@@ -191,20 +192,20 @@ class RunData:
 
     @property
     def seeds(self) -> list[int]:
-        """In the order in which everything counts the SAEs."""
+        """Seeds of the SAEs, in the order of all tables."""
         if self.stability:
             return [each.seed for each in self.stability.seeds]
         return [seed for config in self.facts.get("configs", []) for seed in config["seeds"]]
 
     def alive(self, name: str) -> NDArray[Any]:
-        """A column, of features alive alone."""
+        """Return a column for features alive only."""
         values: NDArray[Any] = self.features[name][self.features["alive"]]
         return values
 
 
 _SIDES = ("decoder", "encoder")
 _SCORED = ("group", "score", "support", "low", "high", "soft", "similarity", "partner", "alive")
-"""Columns of features.parquet that the stability stage wrote"""
+"""Columns of features.parquet that the stability stage writes."""
 
 
 def _rows(path: Path) -> Rows:
@@ -213,7 +214,7 @@ def _rows(path: Path) -> Rows:
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace numbers that are not known by NaN."""
+    """Replace unknown numbers by NaN."""
     return {
         name: float("nan") if value is None and name != "seed" else value
         for name, value in row.items()
@@ -229,7 +230,7 @@ def _column(column: Any) -> Any:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """None for the last line of a process that was killed."""
+    """Return the object, or None for a line that a killed process left incomplete."""
     try:
         return dict(json.loads(line))
     except (json.JSONDecodeError, TypeError):

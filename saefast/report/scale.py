@@ -1,4 +1,4 @@
-"""Where values lie along an axis, its ticks, and how numbers are written there."""
+"""Scales of axes: positions of values, ticks, and the format of numbers."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ _TICKS = 5
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a value lies between `low` and `high`."""
+    """Map from values between `low` and `high` to positions from 0 to 1."""
 
     low: float
     high: float
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """0 at `low`, 1 at `high`; what lies beyond is put at the end."""
+        """Return the position of a value, 0 at `low`, 1 at `high`; clipped beyond."""
         low, high, value = (self._as_drawn(each) for each in (self.low, self.high, value))
         share = (value - low) / (high - low) if high > low else 0.5
         return min(max(share, 0.0), 1.0)
 
     def ticks(self) -> list[float]:
-        """Round numbers in between."""
+        """Return round numbers within the scale."""
         if self.log:
             least, most = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             every = max(1, -(-(most - least) // _TICKS))
@@ -42,7 +42,7 @@ class Scale:
 
 
 def covering(values: Sequence[float], *, zero: bool = True, log: bool = False) -> Scale:
-    """A scale for all finite values, with some air above."""
+    """Return a scale for all finite values, with a margin."""
     known = [value for value in values if math.isfinite(value) and (not log or value > 0)]
     if not known:
         return Scale(0.0, 1.0)
@@ -56,7 +56,7 @@ def covering(values: Sequence[float], *, zero: bool = True, log: bool = False) -
 
 
 def short(value: float) -> str:
-    """A number in few characters."""
+    """Format a number in few characters."""
     if value == 0:
         return "0"
     size = abs(value)

@@ -1,4 +1,4 @@
-"""Choose scores of evaluations for figures, findings and tables, and write them for a reader."""
+"""Selection and formatting of evaluation scores for figures, findings and tables."""
 
 import math
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ TITLES = {
     "absorb": "Absorption",
     "core": "Core",
 }
-"""Words for each evaluation, in the order of the report"""
+"""Titles of the evaluations, in the order of the report."""
 GROUPS = ("stable", "stable:mass", "unstable", "unstable:mass")
-"""Groups that are drawn, each above random latents of the same activation mass"""
+"""Groups that are drawn, each above random latents of the same activation mass."""
 EXPLANATION_SCORES = ("specificity", "detection", "fuzzing", "rule score")
-"""Predictors of steering that say how good the explanation of a latent is"""
+"""Predictors of steering that measure the quality of a latent's explanation."""
 _LESS = f"{TRAINED} - "
 
 
@@ -42,13 +42,13 @@ def primary(data: RunData, evaluation: str) -> list[Score]:
 
 
 def trained(data: RunData, evaluation: str) -> Score | None:
-    """Return the primary measure of the trained SAEs; None where there is none."""
+    """Return the primary measure of the trained SAEs, or None."""
     found = [score for score in primary(data, evaluation) if score.condition == TRAINED]
     return found[0] if found else None
 
 
 def differences(data: RunData, evaluation: str) -> dict[str, Score]:
-    """Return by condition how much better the trained SAEs are in the primary measure."""
+    """Return the advantage of the trained SAEs in the primary measure, by condition."""
     measures = {score.measure for score in primary(data, evaluation)}
     return {
         score.condition.removeprefix(_LESS): score
@@ -68,7 +68,7 @@ def of_groups(data: RunData, evaluation: str, measure: str) -> dict[str, Score]:
 
 
 def correlations(data: RunData) -> list[Score]:
-    """Return the rank correlations of scores of explanations with what steering gains."""
+    """Return the rank correlations of explanations' scores with the gain from steering."""
     return [
         score
         for score in data.scores
@@ -81,19 +81,19 @@ def correlations(data: RunData) -> list[Score]:
 
 
 def is_difference(score: Score) -> bool:
-    """Say whether a score is a difference to the trained SAEs."""
+    """Return whether a score is a difference to the trained SAEs."""
     return score.condition.startswith(_LESS)
 
 
 def least_difference(data: RunData, evaluation: str, measure: str) -> float | None:
-    """Return the smallest difference of two SAEs that means something; None if not known."""
+    """Return the smallest difference of two SAEs beyond the noise, or None if unknown."""
     summary = data.summaries.get(evaluation)
     noise = summary.noise.get(measure) if summary else None
     return None if noise is None else smallest_difference(noise)
 
 
 def in_words(score: Score) -> str:
-    """Return a value with its interval and everything that it is to be read beside."""
+    """Format a value with its interval, floor, rival and ceiling."""
     beside = [
         f"{words} {number(value)}"
         for words, value in (
@@ -108,19 +108,19 @@ def in_words(score: Score) -> str:
 
 
 def interval(score: Score) -> str:
-    """Return the interval of a score in words."""
+    """Format the interval of a score."""
     if not (_known(score.low) and _known(score.high)):
         return "no interval"
     return f"95 % interval {number(score.low)} to {number(score.high)}"
 
 
 def number(value: float) -> str:
-    """Return a number with three decimals, a dash where it is not known."""
+    """Format a number with three decimals, or as a dash if unknown."""
     return f"{value:z.3f}" if _known(value) else "-"
 
 
 def known(values: Sequence[float]) -> list[float]:
-    """Return the values that are finite."""
+    """Return the finite values."""
     return [value for value in values if _known(value)]
 
 

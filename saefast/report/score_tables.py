@@ -1,4 +1,4 @@
-"""Write the scores of evaluations as tables of the page, with noise and notes below."""
+"""Tables of evaluation scores on the page, with noise and notes below."""
 
 from collections.abc import Iterator
 from html import escape
@@ -29,7 +29,7 @@ _NOTES_SHOWN = 6
 
 
 def score_tables(data: RunData) -> str:
-    """Return a table of the overall scores of each evaluation that has some."""
+    """Return a table of the overall scores of each evaluation that has any."""
     return "".join(_part(data, name, scores) for name in TITLES if (scores := overall(data, name)))
 
 
@@ -76,11 +76,11 @@ def _notes(data: RunData, name: str, scores: list[Score]) -> str:
 
 
 def _noise(data: RunData, name: str, scores: list[Score]) -> Iterator[str]:
-    """Say which differences mean something."""
+    """Yield notes on the smallest differences beyond the noise."""
     for measure in dict.fromkeys(score.measure for score in scores if not is_difference(score)):
         least = least_difference(data, name, measure)
         if least is not None:
             yield (
-                f"{measure}: the smallest difference of two SAEs that means something is "
-                f"{least:.3f}; smaller ones are within the noise of the evaluation."
+                f"{measure}: the smallest meaningful difference of two SAEs is {least:.3f}; "
+                f"smaller ones are within the noise of the evaluation."
             )

@@ -1,4 +1,4 @@
-"""Numbers of a run that figures and findings share, and how they are written."""
+"""Numbers of a run that figures and findings share, and their format."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from saefast.run_records import EvaluationRecord
 
 
 def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
-    """Return the mean over SAEs of what a group explains, and of the deviation over draws."""
+    """Return a group's explained variance, mean over SAEs, and its mean deviation over draws."""
     rows = [row for row in group_lines(data) if (row.group, row.control) == (group, control)]
     rows = [row for row in rows if row.features]
     if not rows:
@@ -18,7 +18,7 @@ def group_value(data: RunData, group: str, control: str, side: str) -> tuple[flo
 
 
 def group_lines(data: RunData) -> list[Spreads]:
-    """Return the lines on groups of features of all SAEs' evaluations."""
+    """Return the records on groups of features from all SAEs' evaluations."""
     seeds = data.evaluation.seeds if data.evaluation else []
     return [line for each in seeds for line in each.groups]
 
@@ -31,7 +31,7 @@ def explained_variance(evaluation: EvaluationRecord) -> float:
 def pair_shares(
     data: RunData, threshold: float, side: str = "decoder"
 ) -> dict[tuple[int, int], float]:
-    """Return for each pair of SAEs the share of features with a match that similar."""
+    """Return the share of features with a match of at least `threshold`, by pair of SAEs."""
     found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for row in data.overlap:
         wanted = (row["name"], row["side"], row["match"], row["sign"])
@@ -45,7 +45,7 @@ def pair_shares(
 
 
 def percent(share: float) -> str:
-    """Return a share as text for a reader."""
+    """Format a share as a percentage."""
     if 0 < share < 0.0005:
         return "under 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"

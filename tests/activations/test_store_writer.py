@@ -18,9 +18,9 @@ def test_a_store_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     for resume in (False, True):
-        with pytest.raises(FileExistsError, match=r"holds thesis\.tex and no index\.json"):
+        with pytest.raises(FileExistsError, match=r"holds thesis\.tex but no index\.json"):
             write(tmp_path / "other", resume=resume)
-    with pytest.raises(ValueError, match="holds rows of 4 float32, and cannot go on with d=5"):
+    with pytest.raises(ValueError, match="holds rows of 4 float32 and cannot be continued with d=5"):
         StoreWriter(folder, 5, dtype=torch.float32, resume=True)
     with pytest.raises(ValueError, match="dtype=bfloat16"):
         StoreWriter(folder, D, resume=True)
@@ -61,7 +61,7 @@ def test_bad_rows_are_refused_and_nothing_of_them_kept(
         ({"rows_per_shard": 0}, ValueError, "rows_per_shard must be at least 1"),
         ({"dtype": torch.int8}, ValueError, "got int8"),
         ({"dtype": "bfloat16"}, TypeError, "torch.dtype, got str"),
-        ({"metadata": {"model": torch}}, TypeError, "metadata must be what JSON can say"),
+        ({"metadata": {"model": torch}}, TypeError, "metadata must be serialisable as JSON"),
     ],
 )
 def test_bad_settings_are_named(

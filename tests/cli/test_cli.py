@@ -54,7 +54,7 @@ def test_a_run_makes_a_report_and_says_what_it_found(
     )
     assert all(stage["was_finished"] for stage in told["stages"].values())
     assert list(told["stages"])[-1] == "report"
-    assert any(each["topic"] == "Worth" for each in told["findings"])
+    assert any(each["topic"] == "Explained variance" for each in told["findings"])
     assert told["written"] == [str(run / "report.html")]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
 

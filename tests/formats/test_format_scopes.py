@@ -73,5 +73,5 @@ def test_qwen_scope_lies_the_other_way_round(tmp_path: Path) -> None:
 
 def test_four_tensors_the_usual_way_round_are_not_qwen_scope(tmp_path: Path) -> None:
     torch.save(of_own_storage(LENS), tmp_path / "a.pt")
-    with pytest.raises(FileNotFoundError, match="alone do not say what they are"):
+    with pytest.raises(FileNotFoundError, match="alone do not determine the format"):
         saefast.load_sae(tmp_path / "a.pt", k=K)

@@ -183,7 +183,7 @@ class TestLoading:
                     call(wrong)
         with pytest.raises(TypeError, match="of transformers, got str; load_model takes names"):
             LanguageModel("smollm2", tiny.tokenizer)
-        with pytest.raises(ValueError, match=r"use model.eval\(\)"):
+        with pytest.raises(ValueError, match=r"call model.eval\(\)"):
             LanguageModel(tiny.model.train(), tiny.tokenizer)
 
     @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_pages_turn_and_a_keyboard_is_enough(page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.locator("tr.detail").count() == 1
     opened_one = page.inner_text("tr.detail")
-    assert "Strongest in" in opened_one
+    assert "Top contexts" in opened_one
     assert "alert(1)" in opened_one  # shown, not run
     page.keyboard.press("Enter")
     assert page.locator("tr.detail").count() == 0

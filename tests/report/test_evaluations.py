@@ -155,7 +155,7 @@ def test_tables_hold_all_overall_rows(run: Path) -> None:
             *(floor, rival, ceiling, str(row["n"])),
         ]
     least = smallest_difference(0.001)
-    assert f"difference of two SAEs that means something is {least:.3f}" in part
+    assert f"smallest meaningful difference of two SAEs is {least:.3f}" in part
 
 
 def test_texts_of_explanations_and_notes_stay_text(run: Path) -> None:
@@ -200,7 +200,7 @@ def test_an_evaluation_that_has_to_run_again_is_left_out(run: Path) -> None:
 
 def test_a_table_of_something_else_is_refused(run: Path) -> None:
     write_rows(run / SCORES, [{"evaluation": "probe", "mean": 0.5}])
-    with pytest.raises(ValueError, match=r"scores.parquet is no table of scores.*saefast evaluate"):
+    with pytest.raises(ValueError, match=r"scores.parquet is not a table of scores.*saefast evaluate"):
         write_report(run)
 
 
@@ -233,7 +233,7 @@ def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdi
     own = rows["trained"]
     assert f"{own['value']:.3f} (95 % interval {own['low']:.3f} to {own['high']:.3f}, f" in text
     if verdict == "":
-        assert "No baseline is there to compare" in text
+        assert "There is no baseline to compare with" in text
 
 
 def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) -> None:

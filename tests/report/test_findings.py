@@ -70,7 +70,7 @@ def test_the_verdict_is_what_the_numbers_say(
 ) -> None:
     """Also where stable features are worth no more than random ones."""
     set_groups(run, **keep)
-    text, verdict = finding(run, "Worth")
+    text, verdict = finding(run, "Explained variance")
     controls = [finding(run, "Controls", number) for number in (0, 1)]
     assert [verdict, *(each[1] for each in controls)] == verdicts
     assert f"stable features alone {keep['stable']:.3f}" in text
@@ -91,17 +91,17 @@ def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> Non
     for null in ("haar", "covariance", "subset"):
         say("unstable", null, 0.5)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
-    assert finding(run, "Planes")[1] == AGREES
-    assert "overlap by 0.80" in finding(run, "Planes")[0]
+    assert finding(run, "Subspaces")[1] == AGREES
+    assert "overlap by 0.80" in finding(run, "Subspaces")[0]
     say("unstable", "subset", 0.9)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
-    text, verdict = finding(run, "Planes")
+    text, verdict = finding(run, "Subspaces")
     assert verdict == "in part as published"
     assert "not beyond as many random features" in text
     for null in ("haar", "covariance"):
         say("unstable", null, 0.95)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
-    assert finding(run, "Planes")[1] == DISAGREES
+    assert finding(run, "Subspaces")[1] == DISAGREES
 
 
 def test_pooling_that_does_not_beat_its_controls_is_said_to(run: Path) -> None:
@@ -141,8 +141,8 @@ def test_medians_that_hardly_differ_are_no_verdict(
 def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
     for value, said, verdict in (
-        (-1.0, "worth less", AGREES),
-        (1.0, "worth more", DISAGREES),
+        (-1.0, "contributes less", AGREES),
+        (1.0, "contributes more", DISAGREES),
         (0.1, "as far as is known", ""),
     ):
         evaluation["regression"] = {
@@ -172,5 +172,5 @@ def test_no_group_at_all_is_no_error(run: Path) -> None:
             if line["group"] == "stable":
                 line["features"] = 0.0
     write_json(run / EVALUATION, evaluation)
-    assert "No feature is stable" in finding(run, "Worth")[0]
+    assert "No feature is stable" in finding(run, "Explained variance")[0]
     assert "fig-keep-drop" in page_of(run).ids

@@ -169,7 +169,7 @@ def test_what_is_missing_is_left_out_and_named(
     page = page_of(run)
     left = {name for name in page.ids if name.startswith("fig-")}
     assert complete - left == {f"fig-{name}" for name in lost}
-    assert said in "".join(page.text).partition("What is not in this report")[2]
+    assert said in "".join(page.text).partition("Missing from this report")[2]
 
 
 def test_what_was_made_from_old_scores_is_left_out(run: Path) -> None:

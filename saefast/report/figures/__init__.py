@@ -1,4 +1,4 @@
-"""All figures of the report, by the section they stand in."""
+"""All figures of the report by section."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Draw = Callable[[RunData], Figure]
 
 SECTIONS: dict[str, tuple[Draw, ...]] = {
     "Training": (runs.training_curves,),
-    "Which features come back": (
+    "Which features recur": (
         features.score_histogram,
         features.similarity_histogram,
         runs.membership_donut,
@@ -22,13 +22,13 @@ SECTIONS: dict[str, tuple[Draw, ...]] = {
         runs.pair_heat_map,
         features.decoder_encoder,
     ),
-    "What stable and unstable features are": (
+    "Properties of stable and unstable features": (
         features.similarity_frequency,
         features.surface_form,
         features.effect_by_rate,
     ),
-    "What the groups are worth": (groups.keep_drop, groups.keep_drop_ce),
-    "Planes": (
+    "Explained variance and loss by group": (groups.keep_drop, groups.keep_drop_ce),
+    "Subspaces": (
         groups.overlap_unstable,
         groups.overlap_stable,
         groups.contributions,
@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[Draw, ...]] = {
 
 
 def draw_all(data: RunData) -> tuple[dict[str, list[Figure]], list[str]]:
-    """The figures by section, and for each that cannot be drawn what the run lacks."""
+    """Return the figures by section, and what the run lacks for the figures that are missing."""
     drawn: dict[str, list[Figure]] = {}
     missing: list[str] = []
     for section, several in SECTIONS.items():

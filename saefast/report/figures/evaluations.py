@@ -1,4 +1,4 @@
-"""Figures of evaluations: every value with its interval, between floor, rival and ceiling."""
+"""Figures of evaluations: values with intervals, floors, rivals and ceilings."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,13 +28,13 @@ SECTION = "Evaluations"
 
 _LONGEST_NAME = 18
 _MARKS = (
-    "Points are values, with 95 % intervals; beside each of them the floor (red: no information), "
-    "the best trivial rival (orange diamond) and the ceiling (green)."
+    "Points are values, with 95 % intervals; next to each are the floor (red: no information), the "
+    "best trivial rival (orange diamond) and the ceiling (green)."
 )
 
 
 def evaluation_figures(data: RunData) -> Iterator[Figure]:
-    """Draw what the scores of a run allow."""
+    """Draw the figures that the scores of a run allow."""
     for name in TITLES:
         yield from _of_conditions(data, name)
     for name in TITLES:
@@ -43,7 +43,7 @@ def evaluation_figures(data: RunData) -> Iterator[Figure]:
 
 
 def _of_conditions(data: RunData, name: str) -> Iterator[Figure]:
-    """Draw the primary measure of an evaluation, a row for each condition."""
+    """Draw the primary measure of an evaluation, with a row for each condition."""
     rows = [
         _Row(score.condition, "s0" if score.condition == TRAINED else "s2", score)
         for score in primary(data, name)
@@ -57,8 +57,8 @@ def _of_conditions(data: RunData, name: str) -> Iterator[Figure]:
     yield Figure(
         f"evaluation-{name}",
         f"{TITLES[name]}: {rows[0].score.measure}",
-        f"A row for each kind of SAE, all evaluated by the same code. {_MARKS} The trained "
-        "SAEs are worth what sets them apart from the others.",
+        f"One row for each kind of SAE, all evaluated by the same code. {_MARKS} What matters is "
+        "how far the trained SAEs are from the others.",
         _listed(rows),
         chart.svg(),
     )
@@ -79,7 +79,7 @@ def _of_groups(data: RunData, name: str) -> Iterator[Figure]:
     yield Figure(
         f"evaluation-groups-{name}",
         f"{TITLES[name]} by stability: {rows[0].score.measure}",
-        "Trained SAEs with the latents of one group alone. Below each group: random latents with "
+        "Trained SAEs with the latents of one group only. Below each group: random latents with "
         f"the same sum of activations. {_MARKS}",
         _listed(rows),
         chart.svg(),
@@ -87,7 +87,7 @@ def _of_groups(data: RunData, name: str) -> Iterator[Figure]:
 
 
 class _Row(NamedTuple):
-    """A score that is drawn."""
+    """Score to draw, with its name and colour."""
 
     name: str
     colour: str
@@ -95,7 +95,7 @@ class _Row(NamedTuple):
 
 
 def _forest(rows: Sequence[_Row]) -> Chart:
-    """Draw scores as rows, the first on top."""
+    """Draw scores as rows, the first one at the top."""
     fields = ("value", "low", "high", "floor", "rival_value", "ceiling")
     ends = [getattr(row.score, field) for row in rows for field in fields]
     chart = Chart(
@@ -128,7 +128,7 @@ def _shortened(name: str) -> str:
 
 
 def _explain_marks(chart: Chart) -> None:
-    """Add the marks of all forests to the legend."""
+    """Add the marks of these charts to the legend."""
     chart.legend("floor", "s5")
     chart.legend("rival", "s1")
     chart.legend("ceiling", "s3")
@@ -139,7 +139,7 @@ def _listed(rows: Sequence[_Row]) -> str:
 
 
 def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
-    """Draw how specific the explanation of a latent is against what steering with it does."""
+    """Draw the specificity of latents' explanations against the success of steering with them."""
     score, words = _interpretability(data)
     success = _column(data, "steer_success")
     chosen = np.flatnonzero(np.isfinite(score) & np.isfinite(success))
@@ -167,19 +167,21 @@ def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
         f"{each.task} {each.value:.2f} ({interval(each)}, {each.n} features)"
         for each in correlations(data)
     ]
-    told = f" Rank correlation with what steering gains: {'; '.join(related)}." if related else ""
+    told = (
+        f" Rank correlation with the gain from steering: {'; '.join(related)}." if related else ""
+    )
     yield Figure(
         "explanations-steering",
-        "Does a good explanation foretell steering?",
-        f"Features that were explained and steered with, by {words} and by how often a steered "
-        f"text shows more of the explanation.{told}",
+        "Does a good explanation predict steering?",
+        f"Features with an explanation and a steering experiment, by {words} and by the share of "
+        f"steered texts that show more of the explanation.{told}",
         f"{len(chosen)} points.",
         chart.svg(),
     )
 
 
 def _interpretability(data: RunData) -> tuple[NDArray[np.float64], str]:
-    """Return how specific each explanation is [features], and what that is called."""
+    """Return the specificity of each explanation, [features], and the name of this measure."""
     specific = _column(data, "detection") - _column(data, "detection_shuffled")
     if np.isfinite(specific).any():
         return specific, "detection above that of another explanation"
@@ -187,7 +189,7 @@ def _interpretability(data: RunData) -> tuple[NDArray[np.float64], str]:
 
 
 def _column(data: RunData, name: str) -> NDArray[np.float64]:
-    """Return a column of numbers; NaN where they are not known."""
+    """Return a column of numbers, NaN where unknown."""
     values = data.features.get(name)
     count = len(data.features.get("feature", ()))
     return np.full(count, np.nan) if values is None else np.asarray(values, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Figures of single features: how stable, how alike, how frequent."""
+"""Figures of single features: stability, similarity and frequency."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ _NO_STABILITY = "the stability of features (saefast stability)"
 
 
 def similarity_histogram(data: RunData) -> Figure:
-    """How alike features and their best matches are, beside chance."""
+    """Draw a histogram of cosines to the best match, beside random directions."""
     stability = need(data.stability, _NO_STABILITY)
     edges = np.array([0.0, *(point.threshold for point in stability.curve)])
     values = np.concatenate(
@@ -42,10 +42,10 @@ def similarity_histogram(data: RunData) -> Figure:
     above = float((values >= threshold).mean())
     return Figure(
         "similarity-histogram",
-        "How alike features of two SAEs are",
-        "For each feature and each other SAE the cosine to the most similar feature there. The "
-        "dashed line is what as many random directions would give; the vertical line is the "
-        f"threshold {threshold:.2f} from which a match counts.",
+        "Similarity of features in two SAEs",
+        "Cosine of each feature to the most similar feature of each other SAE. The dashed line is "
+        "the expectation for as many random directions; the vertical line is the threshold "
+        f"{threshold:.2f} from which a match counts.",
         f"Histogram. {percent(above)} of the matches lie above the threshold {threshold:.2f}; "
         f"chance peaks near {edges[int(chance.argmax())]:.2f}.",
         chart.svg(),
@@ -53,7 +53,7 @@ def similarity_histogram(data: RunData) -> Figure:
 
 
 def score_histogram(data: RunData) -> Figure:
-    """The scores, beside what chance would give."""
+    """Draw a histogram of stability scores, beside random directions."""
     stability = need(data.stability, _NO_STABILITY)
     scores = data.alive("score")
     others = max(len(data.seeds) - 1, 1)
@@ -82,10 +82,10 @@ def score_histogram(data: RunData) -> Figure:
     chart.legend("chance", "s5", "d")
     return Figure(
         "stability-histogram",
-        "How stable features are",
-        f"The score of a feature is the share of the other SAEs in which it has a match. From "
-        f"{stable:g} on it counts as stable, up to {unstable:g} as unstable. Random "
-        f"directions: {percent(chance[0])} would be in no other SAE (dashed: the rest of them).",
+        "Stability of features",
+        f"The stability score of a feature is the share of the other SAEs in which it has a match. "
+        f"Features with a score of at least {stable:g} count as stable, of at most {unstable:g} as "
+        f"unstable. For random directions (dashed) {percent(chance[0])} would be in no other SAE.",
         f"{percent(float(shares[0]))} of the features are in no other SAE, "
         f"{percent(float(shares[-1]))} in all of them.",
         chart.svg(),
@@ -93,7 +93,7 @@ def score_histogram(data: RunData) -> Figure:
 
 
 def decoder_encoder(data: RunData) -> Figure:
-    """Both cosines of each feature of the first pair of SAEs."""
+    """Draw the density of features by decoder and encoder cosine, for the first pair of SAEs."""
     sides = need(data.sides, "matches by decoder and by encoder (saefast match)")
     low = float(min(0.0, *sides["decoder"], *sides["encoder"]))
     edges = np.linspace(low, 1, 41)
@@ -116,17 +116,17 @@ def decoder_encoder(data: RunData) -> Figure:
     agree = float(sides["same"].mean())
     return Figure(
         "decoder-encoder",
-        "Decoder and encoder agree, or do not",
-        f"Features of SAE {data.seeds[0]} by the cosines to their nearest of SAE {data.seeds[1]}: "
-        "by decoder row and by encoder row. The stronger the colour, the more features. Blue where "
-        "most have the same partner on both sides. The lines mark 0.7.",
+        "Agreement of decoder and encoder",
+        f"Features of SAE {data.seeds[0]} by their cosines to the nearest feature of SAE "
+        f"{data.seeds[1]}, by decoder row and by encoder row. Stronger colours mean more features. "
+        "Blue: most of them have the same partner on both sides. The lines mark 0.7.",
         f"{percent(agree)} of the features have the same partner by decoder and by encoder.",
         chart.svg(),
     )
 
 
 def similarity_frequency(data: RunData) -> Figure:
-    """Whether what comes back is frequent."""
+    """Draw the density of features by firing rate and similarity."""
     need(data.stability, _NO_STABILITY)
     rate, soft = data.alive("firing_rate"), data.alive("soft")
     known = rate > 0
@@ -148,8 +148,8 @@ def similarity_frequency(data: RunData) -> Figure:
     return Figure(
         "similarity-frequency",
         "Are frequent features the stable ones?",
-        "Every feature alive of every SAE by its firing rate and its mean similarity to the best "
-        "matches in the others. The stronger the colour, the more features. Rank correlation "
+        "All features alive of all SAEs by firing rate and by mean similarity to their best "
+        "matches in the other SAEs. Stronger colours mean more features. Rank correlation "
         f"{together:.2f}.",
         f"Density of features; similarity and firing rate have a rank correlation of "
         f"{together:.2f}.",
@@ -158,7 +158,7 @@ def similarity_frequency(data: RunData) -> Figure:
 
 
 def effect_by_rate(data: RunData) -> Figure:
-    """What single features are worth, among those that fire as often."""
+    """Draw the effect of single features by firing rate."""
     need(data.features.get("effect"), "marginal effects (saefast evaluate)")
     need(data.stability, _NO_STABILITY)
     rate, effect = data.alive("firing_rate"), np.abs(data.alive("effect"))
@@ -189,17 +189,17 @@ def effect_by_rate(data: RunData) -> Figure:
             chart.legend(name, GROUP_COLOURS[name])
     return Figure(
         "effect-by-rate",
-        "What a feature is worth, at equal frequency",
-        "Median share of the variance that is lost if one feature is left out, among features that "
-        "fire as often. Lines at the same height mean that being unstable is no more than being "
-        "rare. Bins with fewer than five features are left out.",
+        "Effect of a feature at equal frequency",
+        "Median share of the variance that is lost without a feature, among features with a "
+        "similar firing rate. Lines at the same height mean that unstable features differ only in "
+        "being rare. Bins with fewer than five features are left out.",
         "Lines of stable, mixed and unstable features over the firing rate.",
         chart.svg(),
     )
 
 
 def surface_form(data: RunData) -> Figure:
-    """Whether one token foretells a feature."""
+    """Draw how well a single token predicts each feature, by group."""
     need(data.features.get("token_auroc"), "tokens beside the activations")
     need(data.stability, _NO_STABILITY)
     values, group = data.alive("token_auroc"), data.alive("group")
@@ -213,7 +213,7 @@ def surface_form(data: RunData) -> Figure:
     chart = Chart(
         Scale(0.5, 1),
         covering([share for shares, _ in lines.values() for share in shares]),
-        "how well one token foretells the feature (AUROC)",
+        "how well one token predicts the feature (AUROC)",
         "share of the group",
     )
     for name, (shares, _) in lines.items():
@@ -223,16 +223,17 @@ def surface_form(data: RunData) -> Figure:
     medians = ", ".join(f"{name} {median:.2f}" for name, (_, median) in lines.items())
     return Figure(
         "surface-form",
-        "Surface form: is a feature one token?",
-        "For each feature the best area under the ROC curve of “the token is t” for “the feature "
-        f"fires”: 0.5 says no token foretells it, 1 that it is a token. Medians: {medians}.",
+        "Surface form: does one token predict a feature?",
+        "For each feature the largest area under the ROC curve of “the token is t” as a predictor "
+        f"of “the feature fires”: 0.5 means that no token predicts it, 1 that one token determines "
+        f"it. Medians: {medians}.",
         f"Histograms of both groups; medians {medians}.",
         chart.svg(),
     )
 
 
 def _own_place(data: RunData) -> np.ndarray:
-    """For each feature alive the position of its own SAE."""
+    """Return the position of its own SAE for each feature alive."""
     place = {seed: position for position, seed in enumerate(data.seeds)}
     return np.array([place[seed] for seed in data.alive("seed").tolist()])
 

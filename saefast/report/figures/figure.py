@@ -1,4 +1,4 @@
-"""What a figure is to the page it stands on."""
+"""Figures as the page takes them, and what several of them share."""
 
 from collections.abc import Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
@@ -10,31 +10,31 @@ Needed = TypeVar("Needed")
 
 
 class Figure(NamedTuple):
-    """A drawing and what it says."""
+    """Drawing with its texts."""
 
     name: str
-    """of its file"""
+    """name of the file and of the element on the page"""
     title: str
     caption: str
     """what is drawn and how to read it"""
     alt: str
-    """what is to be seen, for who does not see it"""
+    """alternative text: the content of the drawing in words"""
     svg: str
 
 
 class Missing(Exception):
-    """A figure cannot be drawn: the message says what the run lacks."""
+    """Exception for a figure that cannot be drawn; the message names what the run lacks."""
 
 
 def need(what: Needed | None, said: str) -> Needed:
-    """Return `what`, unless there is none of it."""
+    """Return `what`, or raise `Missing(said)` if it is None or empty."""
     if what is None or (isinstance(what, Sized) and len(what) == 0):
         raise Missing(said)
     return what
 
 
 def mean_by(rows: Sequence[dict[str, Any]], key: str, value: str) -> dict[Any, float]:
-    """For each value of `key` the mean of `value`, where it is known."""
+    """Return the mean of the known values of `value` for each value of `key`."""
     found: dict[Any, list[float]] = {}
     for row in rows:
         if row.get(value) is not None:
@@ -45,7 +45,7 @@ def mean_by(rows: Sequence[dict[str, Any]], key: str, value: str) -> dict[Any, f
 def binned(
     x: NDArray[Any], y: NDArray[Any], x_edges: NDArray[Any], y_edges: NDArray[Any]
 ) -> NDArray[Any]:
-    """How many points lie in each cell; those beyond count in the first and last."""
+    """Return the number of points in each cell; the outer cells include points beyond."""
     inside = [
         np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
         for values, edges in ((x, x_edges), (y, y_edges))

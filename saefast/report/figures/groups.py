@@ -1,4 +1,4 @@
-"""Figures of groups of features: what they are worth, which planes they span, pooled or not."""
+"""Figures of groups of features: contributions, subspaces, and pooling."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ NULLS = {
     "subset": ("any features", "s4"),
     "initial": ("untrained", "s5"),
 }
-"""Those drawn beside overlaps: what chance gives, ever harder to beat"""
+"""Nulls drawn beside overlaps, by name and colour, each harder to exceed than the one before."""
 METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
 _BOTH_R2 = ("r2", "r2_null")
 _NO_SUBSPACES = "subspaces (saefast subspace)"
@@ -24,7 +24,7 @@ _NO_EVALUATION = "an evaluation (saefast evaluate)"
 
 
 def keep_drop(data: RunData) -> Figure:
-    """Explained variance with some features alone, or without them."""
+    """Draw the explained variance with a group only, and without it."""
     full = explained_variance(need(data.evaluation, _NO_EVALUATION))
     chart = Chart(
         Scale(-0.6, 7.6),
@@ -46,7 +46,7 @@ def keep_drop(data: RunData) -> Figure:
             if control:
                 chart.whisker(where, mean - deviation, mean + deviation)
             else:
-                told.append(f"{group} alone {mean:.3f}")
+                told.append(f"{group} only {mean:.3f}")
         mean, _ = group_value(data, group, "", "drop")
         if mean is not None:
             chart.bar(4 * at + 2.6, 4 * at + 3.4, mean, "s4", f"without {group}: {mean:.3f}")
@@ -58,19 +58,20 @@ def keep_drop(data: RunData) -> Figure:
     chart.legend("dropped", "s4")
     return Figure(
         "keep-drop",
-        "What the groups are worth",
-        "Variance explained on held-out rows with the stable features alone (left) and the "
-        "unstable alone (right), beside random features: as many (size), or with the same sum of "
-        "activations (mass); purple: all features but the group. The dashed line is the whole SAE "
-        f"({full:.3f}), 0 the mean of the rows. Whiskers: standard deviation over draws.",
+        "Explained variance by group",
+        "Variance explained on held-out rows with only the stable features (left) and only the "
+        "unstable features (right), beside random features: as many (size), or with the same sum "
+        "of activations (mass). Purple: all features except the group. The dashed line is the "
+        f"whole SAE ({full:.3f}); 0 is the mean of the rows. Whiskers: standard deviation over "
+        "draws.",
         f"Whole SAE {full:.3f}; {', '.join(told)}.",
         chart.svg(),
     )
 
 
 def keep_drop_ce(data: RunData) -> Figure:
-    """The same for the next token's cross entropy."""
-    said = "a language model to put them back into"
+    """Draw the cross entropy of the next token with a group only, and without it."""
+    said = "a language model to patch reconstructions into"
     patched = need(need(data.evaluation, said).language_model, said)
     bars = [("whole", patched.full, "s3")]
     for group, colour in GROUPS.items():
@@ -102,11 +103,12 @@ def keep_drop_ce(data: RunData) -> Figure:
         chart.above(value, "model" if name == "clean" else name)
     return Figure(
         "keep-drop-ce",
-        "What the language model loses",
+        "Loss of the language model by group",
         f"Cross entropy with the reconstruction of SAE {patched.seed} in place of the "
         "activations: whole, from one group of features only, or without it; grey: random "
-        "features with the same sum of activations as the group above. Bars begin at the model as "
-        "it is: their length is what it loses. Lines: with the mean activation or zeros instead.",
+        "features with the same sum of activations as the group above. Bars begin at the "
+        "unmodified model, so their length is the increase. Lines: with the mean activation or "
+        "with zeros in place of activations.",
         ", ".join(f"{name} {effect.ce.value:.2f}" for name, effect, _ in bars)
         + f" nats; undisturbed {floors['clean']:.2f}.",
         chart.svg(),
@@ -114,7 +116,7 @@ def keep_drop_ce(data: RunData) -> Figure:
 
 
 def spectra(data: RunData) -> Figure:
-    """How many dimensions a group fills."""
+    """Draw the share of a group's energy over its principal directions."""
     rows = need(data.subspaces["singular_values"], _NO_SUBSPACES)
     d = max(row["index"] for row in rows)
     chart = Chart(Scale(0, d), Scale(0, 1), "principal directions", "share of the energy")
@@ -135,32 +137,33 @@ def spectra(data: RunData) -> Figure:
     chart.legend("no structure", "s2", "d")
     return Figure(
         "spectra",
-        "How many dimensions a group fills",
-        "Energy of the features' directions in their first principal directions, mean over SAEs. "
-        "A curve far above the dashed line says that the group lies in few dimensions. Effective "
-        f"ranks: {', '.join(told)} of {d}. Beware: fewer features fill fewer dimensions.",
+        "Dimensions of each group",
+        "Share of the energy of the features' directions in their first principal directions, mean "
+        "over SAEs. A curve far above the dashed line means that the group lies in few dimensions. "
+        f"Effective ranks: {', '.join(told)} of {d}. Note that fewer features span fewer "
+        "dimensions.",
         f"Rising curves; effective ranks {', '.join(told)} of {d}.",
         chart.svg(),
     )
 
 
 def overlap_stable(data: RunData) -> Figure:
-    """Whether the plane of stable features comes back."""
+    """Draw the overlap of the subspaces of stable features."""
     return _overlap(data, "stable")
 
 
 def overlap_unstable(data: RunData) -> Figure:
-    """Whether the plane of unstable features comes back."""
+    """Draw the overlap of the subspaces of unstable features."""
     return _overlap(data, "unstable")
 
 
 def _overlap(data: RunData, group: str) -> Figure:
     rows = [row for row in data.subspaces["curves"] if row["group"] == group]
-    need(rows, f"planes of {group} features in two SAEs")
+    need(rows, f"subspaces of {group} features in two SAEs")
     curve = mean_by(rows, "rank", "overlap")
     ranks = list(curve)
     chart = Chart(
-        Scale(0, max(ranks)), Scale(0, 1), "dimensions of the planes", "overlap of the planes"
+        Scale(0, max(ranks)), Scale(0, 1), "dimensions of the subspaces", "overlap of the subspaces"
     )
     for null, (words, colour) in NULLS.items():
         if f"{null}_mean" not in rows[0]:
@@ -180,20 +183,20 @@ def _overlap(data: RunData, group: str) -> Figure:
     value = curve[min(ranks, key=lambda rank: abs(rank - compared))]
     return Figure(
         f"overlap-{group}",
-        f"Does the plane of {group} features come back?",
-        f"Solid: overlap of the planes that the {group} features of two SAEs fill most (1: the "
-        "same plane), mean over pairs, at every dimension. Dashed, with bands of the draws: random "
-        "planes; as many directions drawn with the data's covariance; as many random features of "
-        "the same SAEs; the same latents before training. The vertical line is the dimension used "
-        "in the findings.",
+        f"Does the subspace of {group} features recur?",
+        f"Solid: overlap of the principal subspaces of the {group} features of two SAEs (1: the "
+        "same subspace), mean over pairs, for every dimension. Dashed, with bands of the draws: "
+        "random subspaces; as many directions drawn with the data's covariance; as many random "
+        "features of the same SAEs; the same latents before training. The vertical line is the "
+        "dimension used in the findings.",
         f"Overlap {value:.2f} at {compared:.0f} dimensions.",
         chart.svg(),
     )
 
 
 def contributions(data: RunData) -> Figure:
-    """Whether groups do the same to tokens."""
-    rows = need(data.contributions, "what groups add to tokens (saefast subspace)")
+    """Draw the correlation of groups' contributions to tokens between SAEs."""
+    rows = need(data.contributions, "contributions of groups to tokens (saefast subspace)")
     chart = Chart(
         Scale(-0.6, 1.6),
         Scale(0, 1),
@@ -208,25 +211,26 @@ def contributions(data: RunData) -> Figure:
             continue
         value, chance = (float(np.mean([row[name] for row in mine])) for name in _BOTH_R2)
         chart.bar(at - 0.4, at, value, colour, f"{group}: {value:.3f}")
-        chart.bar(at, at + 0.4, chance, "s2", f"random features as active: {chance:.3f}")
+        chart.bar(at, at + 0.4, chance, "s2", f"equally active random features: {chance:.3f}")
         told.append(f"{group} {value:.2f} (random {chance:.2f})")
-    need(told, "what groups add to tokens (saefast subspace)")
+    need(told, "contributions of groups to tokens (saefast subspace)")
     chart.legend("stable", "s0")
     chart.legend("unstable", "s1")
     chart.legend("random", "s2")
     return Figure(
         "contributions",
-        "Do the groups do the same to tokens?",
-        "What a group of features adds to the reconstruction of a token is a vector. Bars: squared "
-        "correlation of these vectors between two SAEs, mean over pairs; grey: for random features "
-        "as active in sum. Features that come back only as a plane can do the same together.",
+        "Do groups contribute the same to tokens?",
+        "The contribution of a group of features to the reconstruction of a token is a vector. "
+        "Bars: squared correlation of these vectors between two SAEs, mean over pairs; grey: for "
+        "random features with the same sum of activations. Features that recur only as a subspace "
+        "can still contribute the same together.",
         f"{', '.join(told)}.",
         chart.svg(),
     )
 
 
 def angles(data: RunData) -> Figure:
-    """Angles between the planes of two SAEs."""
+    """Draw the principal angles between the subspaces of two SAEs."""
     rows = need(data.subspaces["angles"], _NO_SUBSPACES)
     chart = Chart(
         Scale(0, 100), Scale(0, 90), "principal angles, smallest first (%)", "angle (degrees)"
@@ -246,9 +250,9 @@ def angles(data: RunData) -> Figure:
     need(told, _NO_SUBSPACES)
     return Figure(
         "angles",
-        "Angles between the planes",
-        "Principal angles between the planes of two SAEs, a line for each pair. 0 degrees: a "
-        f"direction that both planes have; 90: one that the other lacks. Medians: "
+        "Angles between the subspaces",
+        "Principal angles between the subspaces of two SAEs, one line for each pair. 0 degrees: a "
+        "direction in both subspaces; 90: a direction orthogonal to the other subspace. Medians: "
         f"{', '.join(told)}.",
         f"Rising lines; medians {', '.join(told)}.",
         chart.svg(),
@@ -256,7 +260,7 @@ def angles(data: RunData) -> Figure:
 
 
 def pooling_frontier(data: RunData) -> Figure:
-    """Whether pooling pays."""
+    """Draw matched features against explained variance for pooling and its controls."""
     said = "pooling and its controls (saefast pool)"
     methods = need(need(data.pooling, said).methods, said)
     names = [row.method for row in methods]
@@ -277,7 +281,7 @@ def pooling_frontier(data: RunData) -> Figure:
         "Does pooling pay?",
         "Each point is a pair of SAEs from disjoint seeds: pooled from several seeds, one SAE "
         "pruned to its most frequent features, trained from scratch at that width, and single. All "
-        "are cut to equally many features alive. Up and to the right is better.",
+        "are reduced to the same number of features alive. Up and to the right is better.",
         "; ".join(
             f"{n}: {x:.2f} matched, {y:.3f} explained"
             for n, x, y in zip(names, xs, ys, strict=True)

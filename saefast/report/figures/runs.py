@@ -1,4 +1,4 @@
-"""Figures of whole SAEs: training, pairs, what they have in common."""
+"""Figures of whole SAEs: training, pairs, and shared features."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ COLOURS = ("s0", "s1", "s3", "s4", "s5", "s2")
 
 
 def training_curves(data: RunData) -> Figure:
-    """Explained variance while training."""
+    """Draw the explained variance over the training."""
     rows = need(data.metrics, "the log of the training (metrics.jsonl)")
     labels = list(dict.fromkeys(row["sae"] for row in rows))
     known = [row["explained_variance"] for row in rows if row.get("explained_variance") is not None]
@@ -38,15 +38,15 @@ def training_curves(data: RunData) -> Figure:
     return Figure(
         "training",
         "Training",
-        "Explained variance of each SAE while it was trained. Curves on top of each other say that "
-        "seeds reach the same quality, whatever features they found.",
+        "Explained variance of each SAE during training. Curves on top of each other mean that "
+        "seeds reach the same quality, whatever features they find.",
         f"{len(labels)} curves that end near {last['explained_variance']:.3f}.",
         chart.svg(),
     )
 
 
 def threshold_curves(data: RunData) -> Figure:
-    """How much hangs on the threshold."""
+    """Draw stability by the threshold of a match."""
     stability = need(data.stability, "stability of features (saefast stability)")
     xs = [point.threshold for point in stability.curve]
     chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "share of features")
@@ -63,16 +63,17 @@ def threshold_curves(data: RunData) -> Figure:
     chart.rule(x=float(np.mean(stability.thresholds)))
     return Figure(
         "threshold-curves",
-        "The threshold is a convention",
-        "Mean score, stable and unstable share for every threshold from which a match could count; "
-        "“chance” is the mean score of random directions. The vertical line is the one used here.",
-        "Scores fall with the threshold; chance falls to zero well before the line used.",
+        "Dependence on the threshold",
+        "Mean score and shares of stable and unstable features for every threshold from which a "
+        "match could count; “chance” is the mean score of random directions. The vertical line is "
+        "the threshold used here.",
+        "Scores fall with the threshold; chance falls to zero well before the threshold used.",
         chart.svg(),
     )
 
 
 def shared_curves(data: RunData) -> Figure:
-    """Three criteria of what is shared by two SAEs."""
+    """Draw the share of shared features by three criteria."""
     rows = [row for row in data.overlap if row["name"] == "shared" and row["sign"] == "signed"]
     need(rows, "what pairs of SAEs have in common (saefast match)")
     chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "shared features")
@@ -94,15 +95,15 @@ def shared_curves(data: RunData) -> Figure:
         "shared-curves",
         "What two SAEs share",
         "Share of features whose partner in another SAE is at least that similar: by decoder row, "
-        "by decoder and encoder row, and by both with the same partner; mean over pairs, partners "
-        "one to one where that was computed.",
+        "by decoder and encoder row, and by both with the same partner; mean over pairs, with "
+        "one-to-one partners where these were computed.",
         f"Falling curves for {', '.join(drawn)}.",
         chart.svg(),
     )
 
 
 def pair_heat_map(data: RunData) -> Figure:
-    """Each pair of SAEs."""
+    """Draw the share of shared features for each pair of SAEs."""
     threshold = float(np.mean(data.stability.thresholds)) if data.stability else 0.7
     values = pair_shares(data, threshold)
     need(values, "what pairs of SAEs have in common (saefast match)")
@@ -113,7 +114,7 @@ def pair_heat_map(data: RunData) -> Figure:
     for (a, b), share in values.items():
         for x, y in ((a, b), (b, a)):
             told = f"SAEs {names[x]} and {names[y]}: {percent(share)}"
-            # Never so strong that the number in it, in the colour of all text, is hard to read.
+            # Faint enough that the number in the cell, in the colour of all text, stays readable.
             chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", 0.55 * share, told)
             if len(seeds) <= 8:
                 chart.text(x, y, f"{share:.2f}")
@@ -129,7 +130,7 @@ def pair_heat_map(data: RunData) -> Figure:
 
 
 def membership_donut(data: RunData) -> Figure:
-    """In how many SAEs features are."""
+    """Draw the number of SAEs that have each feature."""
     need(data.stability, "stability of features (saefast stability)")
     support = np.asarray(data.alive("support"), int)
     count = len(data.seeds)
@@ -172,7 +173,7 @@ def membership_donut(data: RunData) -> Figure:
 
 
 def only_in_one(data: RunData) -> Figure:
-    """How that goes on with more SAEs."""
+    """Draw the shares of features in one SAE and in all SAEs by the number of SAEs."""
     said = "membership over subsets of SAEs"
     points = need(need(data.membership, said).curve, said)
     xs = [point.dictionaries for point in points]
@@ -189,9 +190,9 @@ def only_in_one(data: RunData) -> Figure:
         chart.legend(words, colour)
     return Figure(
         "only-in-one",
-        "The more SAEs, the fewer loners",
-        "Share of features that no other of the compared SAEs has, and that all have, by how many "
-        "SAEs are compared; mean and standard deviation over choices of so many.",
+        "Shared features by the number of SAEs",
+        "Share of features that no other of the compared SAEs has, and share that all have, by the "
+        "number of SAEs compared; mean and standard deviation over choices of that many SAEs.",
         f"With {xs[-1]} SAEs {percent(points[-1].alone)} are in one only and "
         f"{percent(points[-1].everywhere)} in all.",
         chart.svg(),
@@ -203,7 +204,7 @@ def _best_match(rows: list[dict[str, Any]]) -> str:
 
 
 def _slice(x: float, y: float, outer: float, inner: float, start: float, end: float) -> str:
-    """A part of a ring, from one share of a turn to another."""
+    """Return the path of a part of a ring, from one share of a turn to another."""
     end = min(end, start + 0.9999)
     at = [
         (x + r * math.sin(2 * math.pi * turn), y - r * math.cos(2 * math.pi * turn))

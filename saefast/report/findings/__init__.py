@@ -1,4 +1,4 @@
-"""What the numbers of a run say, in words, also where it is not what the papers found."""
+"""Findings on a run in words, compared with published results."""
 
 from collections.abc import Callable, Iterator
 

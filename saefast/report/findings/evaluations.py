@@ -1,4 +1,4 @@
-"""Findings on what SAEs are good for, from the scores of evaluations alone."""
+"""Findings from the scores of evaluations."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,28 +19,28 @@ from saefast.report.score_rows import (
 )
 
 BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")
-"""Conditions whose directions do not learn, or hardly, as in arXiv 2602.14111"""
+"""Conditions whose directions do not learn, or hardly, as in arXiv 2602.14111."""
 _MARGIN = 0.03
-"""Lead over these baselines up to which that paper calls trained SAEs no better"""
+"""Lead over these baselines up to which that paper calls trained SAEs no better."""
 _SURFACE, _AT_EQUAL_RATE = "explained by surface", "unstable - stable at equal firing rate"
 _WEAK = 0.3
-"""Correlation below which explanations say little on steering; published: .06 to .3"""
+"""Correlation below which explanations are weak predictors of steering; published: .06 to .3."""
 
 
 def probing(data: RunData) -> Iterator[Finding]:
-    """Find whether probes of trained latents beat those of baselines."""
+    """Report whether probes of trained latents beat those of baselines."""
     yield from _beside_baselines(data, "probe", BASELINES, _MARGIN)
     yield from _by_group(data, "probe")
 
 
 def explaining(data: RunData) -> Iterator[Finding]:
-    """Find whether trained latents are explained better than those of baselines."""
+    """Report whether trained latents are explained better than those of baselines."""
     yield from _beside_baselines(data, "explain", BASELINES, _MARGIN)
     yield from _by_group(data, "explain")
 
 
 def surface_form(data: RunData) -> Iterator[Finding]:
-    """Find whether surface form explains unstable latents more often at equal rate."""
+    """Report whether surface form explains unstable latents more often at equal rate."""
     groups = of_groups(data, "explain", _SURFACE)
     difference = next(
         (
@@ -65,13 +65,13 @@ def surface_form(data: RunData) -> Iterator[Finding]:
 
 
 def steering(data: RunData) -> Iterator[Finding]:
-    """Find what steering with trained latents achieves."""
+    """Report the success of steering with trained latents."""
     yield from _beside_baselines(data, "steer", (), _MARGIN)
     yield from _by_group(data, "steer")
 
 
 def prediction(data: RunData) -> Iterator[Finding]:
-    """Find whether scores of explanations foretell steering."""
+    """Report whether scores of explanations predict steering."""
     scores = correlations(data)
     if not scores:
         return
@@ -81,7 +81,7 @@ def prediction(data: RunData) -> Iterator[Finding]:
     )
     yield Finding(
         TITLES["steer"],
-        f"Rank correlation with what steering gains: {told}. At 0 explanations say nothing on "
+        f"Rank correlation with the gain from steering: {told}. At 0, explanations do not predict "
         "steering; published values are weak, 0.06 to 0.3.",
         _joint(
             AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
@@ -91,13 +91,13 @@ def prediction(data: RunData) -> Iterator[Finding]:
 
 
 def editing(data: RunData) -> Iterator[Finding]:
-    """Find whether edits by trained latents beat those of a baseline that hardly learns."""
+    """Report whether edits by trained latents beat those of a baseline that hardly learns."""
     yield from _beside_baselines(data, "edit", ("soft_frozen",), 0.0)
     yield from _by_group(data, "edit")
 
 
 def absorption(data: RunData) -> Iterator[Finding]:
-    """Find how much other latents take over from those of a class."""
+    """Report how much other latents take over from those of a class."""
     yield from _beside_baselines(data, "absorb", (), _MARGIN)
     yield from _by_group(data, "absorb")
 
@@ -105,11 +105,11 @@ def absorption(data: RunData) -> Iterator[Finding]:
 def _beside_baselines(
     data: RunData, name: str, compared: tuple[str, ...], margin: float
 ) -> Iterator[Finding]:
-    """Say what the trained SAEs reach, and how far beyond other conditions that is.
+    """Report the primary measure of the trained SAEs and their lead over other conditions.
 
     Args:
-        data: the run.
-        name: evaluation.
+        data: files of the run.
+        name: name of the evaluation.
         compared: baselines over which papers report a lead of at most `margin`.
         margin: that lead.
     """
@@ -130,10 +130,12 @@ def _beside_baselines(
         text += f" Their difference {told}."
     least = least_difference(data, name, score.measure)
     if least is not None:
-        text += f" Differences of two SAEs below {least:.3f} are noise of the evaluation."
+        text += (
+            f" Differences of two SAEs below {least:.3f} are within the noise of the evaluation."
+        )
     published = {condition: leads[condition] for condition in compared if condition in leads}
     if compared and not published:
-        text += f" No baseline is there to compare ({', '.join(compared)})."
+        text += f" There is no baseline to compare with ({', '.join(compared)})."
     yield Finding(TITLES[name], text, _no_better(published, margin, least))
 
 
@@ -150,7 +152,7 @@ def _lead(lead: Score, margin: float, least: float | None) -> str:
 
 
 def _joint(verdicts: Iterable[str]) -> str:
-    """Return the verdict of several, empty where there is none."""
+    """Return the joint verdict of several, or an empty one if there are none."""
     different = set(verdicts)
     if len(different) <= 1:
         return "".join(different)
@@ -158,7 +160,7 @@ def _joint(verdicts: Iterable[str]) -> str:
 
 
 def _by_group(data: RunData, name: str) -> Iterator[Finding]:
-    """Say what stable and unstable latents reach alone, beside random ones."""
+    """Report the measure for stable and unstable latents only, beside random ones."""
     score = trained(data, name)
     groups = of_groups(data, name, score.measure) if score else {}
     if score is None or not {"stable", "unstable"} <= groups.keys():
@@ -166,6 +168,6 @@ def _by_group(data: RunData, name: str) -> Iterator[Finding]:
     parts = []
     for group in ("stable", "unstable"):
         random = groups.get(f"{group}:mass")
-        beside = f", random ones of equal activation mass {in_words(random)}" if random else ""
+        beside = f", random latents of equal activation mass {in_words(random)}" if random else ""
         parts.append(f"{group} latents {in_words(groups[group])}{beside}")
     yield Finding(TITLES[name], f"By stability, {score.measure}: {'; '.join(parts)}.")

@@ -1,4 +1,4 @@
-"""What a finding is: words, and how they compare with what papers report."""
+"""Findings: statements with a comparison to published results."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ UNCLEAR = "cannot tell"
 
 
 class Finding(NamedTuple):
-    """One sentence or two."""
+    """One or two sentences on a topic."""
 
     topic: str
     text: str
     verdict: str = ""
-    """how it compares with what papers report, empty where they report nothing"""
+    """comparison with published results, empty if there are none"""

@@ -1,4 +1,4 @@
-"""Findings on what comes back in other seeds: features, planes, contributions, pools."""
+"""Findings on reproducibility across seeds: features, subspaces, contributions, pooling."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from saefast.report.run_data import RunData
 from saefast.report.summary import pair_shares, percent
 
 _NULLS = {
-    "haar": "random planes",
+    "haar": "random subspaces",
     "covariance": "directions with the data's covariance",
     "subset": "as many random features of the same SAEs",
     "initial": "the same latents before training",
@@ -17,7 +17,7 @@ _NULLS = {
 
 
 def stable_share(data: RunData) -> Iterator[Finding]:
-    """Find how many features are stable, unstable and neither."""
+    """Report how many features are stable, unstable and neither."""
     if not data.stability:
         return
     told = data.stability
@@ -35,8 +35,8 @@ def stable_share(data: RunData) -> Iterator[Finding]:
     )
     if others < 5:
         text += (
-            f" With {others} other SAE{'s' if others > 1 else ''} a score is coarse: one feature's "
-            f"95 % interval after no match still reaches {_upper_of_none(data):.2f}."
+            f" With {others} other SAE{'s' if others > 1 else ''} a score is coarse: the 95 % "
+            f"interval of a feature without any match still reaches {_upper_of_none(data):.2f}."
         )
     yield Finding("Stability", text)
 
@@ -47,7 +47,7 @@ def _upper_of_none(data: RunData) -> float:
 
 
 def pairs(data: RunData) -> Iterator[Finding]:
-    """Find what two SAEs share."""
+    """Report the share of features that two SAEs share."""
     shares, both = (pair_shares(data, 0.7, side) for side in ("decoder", "both"))
     if not shares:
         return
@@ -57,9 +57,9 @@ def pairs(data: RunData) -> Iterator[Finding]:
         beside = f"; {_between(list(both.values()))} if encoder rows must match as well"
     yield Finding(
         "Pairs",
-        f"Two SAEs that differ in the seed alone share {between} of their features (nearest "
-        f"decoder row of cosine 0.7 or more{beside}). Published values run from 0.3 to 0.8: more "
-        "with fewer latents and longer training.",
+        f"Two SAEs that differ only in the seed share {between} of their features (nearest "
+        f"decoder row with a cosine of at least 0.7{beside}). Published values range from 0.3 to "
+        "0.8: higher with fewer latents and longer training.",
     )
 
 
@@ -69,7 +69,7 @@ def _between(shares: list[float]) -> str:
 
 
 def planes(data: RunData) -> Iterator[Finding]:
-    """Find whether the planes of groups of features come back."""
+    """Report whether the subspaces of groups of features recur."""
     for group in ("unstable", "stable"):
         tests = [
             row
@@ -92,35 +92,37 @@ def planes(data: RunData) -> Iterator[Finding]:
                 )
         left = [_NULLS[null] for null, yes in above.items() if not yes]
         text = (
-            f"The planes of {rank:.0f} dimensions that the {group} features of two SAEs fill "
-            f"overlap by {value:.2f} (1: the same plane); by chance: {', '.join(parts)}."
+            f"The principal subspaces of {rank:.0f} dimensions of the {group} features of two SAEs "
+            f"overlap by {value:.2f} (1: the same subspace); by chance: {', '.join(parts)}."
         )
         if left:
-            text += f" That is not beyond {' or '.join(left)}."
+            text += f" This is not beyond {' or '.join(left)}."
         verdict = ""
         if group == "unstable":
             verdict = MIXED if left == [_NULLS["subset"]] else DISAGREES if left else AGREES
-        yield Finding("Planes", text, verdict)
+        yield Finding("Subspaces", text, verdict)
 
 
 def contributions(data: RunData) -> Iterator[Finding]:
-    """Find whether groups add the same to tokens."""
+    """Report whether groups contribute the same to tokens."""
     parts = []
     for group in ("stable", "unstable"):
         rows = [row for row in data.contributions if row["group"] == group]
         if rows:
             value, chance = (np.mean([row[name] for row in rows]) for name in ("r2", "r2_null"))
-            parts.append(f"of {group} features {value:.2f} (random ones as active {chance:.2f})")
+            parts.append(
+                f"for {group} features {value:.2f} (equally active random ones {chance:.2f})"
+            )
     if parts:
         yield Finding(
-            "Same work",
-            "What a group adds to a token in one SAE and in another has a squared correlation, "
+            "Contributions",
+            "The squared correlation of a group's contributions to tokens between two SAEs is "
             f"{', '.join(parts)}.",
         )
 
 
 def pooling(data: RunData) -> Iterator[Finding]:
-    """Find whether pooling beats its controls."""
+    """Report whether pooling beats its controls."""
     study = data.pooling
     if study is None or not study.methods or study.beaten is None:
         return
@@ -137,14 +139,14 @@ def pooling(data: RunData) -> Iterator[Finding]:
         "Pooling",
         f"{head} Share of features with a match in the other SAE, mean cosine of the best pairs "
         f"(PW-MCC), and explained variance, at {own.equal_alive:.0f} features alive: "
-        f"{'; '.join(parts)}. To beat is to be better in one and worse in none, by more than "
-        f"{study.margin:g}.",
+        f"{'; '.join(parts)}. A method beats another if it is better in one of these and worse in "
+        f"none, by more than {study.margin:g}.",
         DISAGREES if lost else AGREES,
     )
 
 
 def dead(data: RunData) -> Iterator[Finding]:
-    """Find how many features are dead, and whether rows were held out."""
+    """Report how many features are dead, and whether rows were held out."""
     told = data.stability
     dead = [each.dead for each in told.seeds] if told else []
     if told and sum(dead):
@@ -153,11 +155,11 @@ def dead(data: RunData) -> Iterator[Finding]:
             "Dead features",
             f"{percent(sum(dead) / total)} of all features never fire"
             + (" often enough" if told.least_rate else "")
-            + f" ({min(dead)} to {max(dead)} of each SAE); they count nowhere.",
+            + f" ({min(dead)} to {max(dead)} of each SAE); they are not counted.",
         )
     if data.evaluation and not data.evaluation.held_out:
         yield Finding(
             "Caution",
-            "No rows were held out: what is said of explained variance holds for rows that the "
-            "SAEs were trained on.",
+            "No rows were held out: statements on explained variance hold for rows that the SAEs "
+            "were trained on.",
         )

@@ -1,4 +1,4 @@
-"""Findings on what stable and unstable features are worth, and how often they fire."""
+"""Findings on the contribution of stable and unstable features, and their frequency."""
 
 from collections.abc import Iterator
 from math import exp
@@ -11,11 +11,11 @@ from saefast.report.summary import explained_variance, group_lines, group_value
 from saefast.run_records import as_active
 
 _CLEAR = 0.02
-"""Medians of AUROC that differ by less are as good as equal"""
+"""Difference of median AUROCs below which they count as equal."""
 
 
 def asymmetry(data: RunData) -> Iterator[Finding]:
-    """Explained variance with groups alone, beside random features."""
+    """Report the explained variance with groups only, beside random features."""
     if not data.evaluation:
         return
     full = explained_variance(data.evaluation)
@@ -25,7 +25,7 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
     if stable is None or unstable is None:
         absent = "stable" if stable is None else "unstable"
         yield Finding(
-            "Worth",
+            "Explained variance",
             f"The whole SAE explains {full:.3f} of the variance on {where}. No feature is "
             f"{absent}, so the groups cannot be compared.",
         )
@@ -36,7 +36,7 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
         for group in ("stable", "unstable")
     }
     yield Finding(
-        "Worth",
+        "Explained variance",
         f"On {where} the whole SAE explains {full:.3f} of the variance, its stable features alone "
         f"{stable:.3f} ({sizes['stable']:.0f} of them), its unstable features alone "
         f"{unstable:.3f} ({sizes['unstable']:.0f}).",
@@ -63,7 +63,7 @@ def _as_said(word: str, claimed: str) -> str:
 
 
 def language_model(data: RunData) -> Iterator[Finding]:
-    """The cross entropy of the next token with groups alone."""
+    """Report the cross entropy of the next token with groups only."""
     if data.evaluation is None or data.evaluation.language_model is None:
         return
     patched = data.evaluation.language_model
@@ -100,7 +100,7 @@ def language_model(data: RunData) -> Iterator[Finding]:
 
 
 def frequency(data: RunData) -> Iterator[Finding]:
-    """How often unstable features fire, and what they are worth for that."""
+    """Report how often unstable features fire, and their effect at equal frequency."""
     medians = _medians(data, "firing_rate")
     if medians is None:
         return
@@ -108,9 +108,9 @@ def frequency(data: RunData) -> Iterator[Finding]:
     word = "more rarely" if unstable < stable else "more often"
     yield Finding(
         "Frequency",
-        f"Unstable features fire {word} than stable ones: in the median on {_rate(unstable)} of "
-        f"the rows, against {_rate(stable)}. (Papers disagree: unstable ones are called rare, but "
-        "unshared ones of one study fired more often.)",
+        f"Unstable features fire {word} than stable ones: the median firing rate is "
+        f"{_rate(unstable)} of the rows, against {_rate(stable)}. (Papers disagree: most call "
+        "unstable features rare, but in one study unshared features fired more often.)",
     )
     regression = data.evaluation and data.evaluation.regression
     if not regression or regression.coefficient is None or regression.standard_error is None:
@@ -118,25 +118,25 @@ def frequency(data: RunData) -> Iterator[Finding]:
     value, error = regression.coefficient["group"], regression.standard_error["group"]
     times = [exp(value + 1.96 * side * error) for side in (-1, 0, 1)]
     less, more = times[2] < 1, times[0] > 1
-    said = "worth less" if less else "worth more" if more else "worth as much, as far as is known"
+    said = "less" if less else "more" if more else "as much, as far as is known"
     yield Finding(
         "At equal frequency",
-        f"Among features that fire as often and as strongly, an unstable one is {said}: its effect "
-        f"on the error is {times[1]:.2f} times that of another (95 % interval {times[0]:.2f} to "
-        f"{times[2]:.2f}; {regression.features:,} features).",
+        f"Among features that fire as often and as strongly, an unstable one contributes {said}: "
+        f"its effect on the error is {times[1]:.2f} times that of another (95 % interval "
+        f"{times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
         AGREES if less else DISAGREES if more else "",
     )
 
 
 def surface_form(data: RunData) -> Iterator[Finding]:
-    """How far single tokens foretell features."""
+    """Report how well single tokens predict features."""
     medians = _medians(data, "token_auroc")
     if medians is None:
         return
     stable, unstable = medians
     yield Finding(
         "Surface form",
-        f"One token foretells a stable feature with an AUROC of {stable:.2f} in the median, an "
+        f"The best single token predicts a stable feature with a median AUROC of {stable:.2f}, an "
         f"unstable one with {unstable:.2f}.",
         AGREES if unstable > stable + _CLEAR else DISAGREES if unstable < stable - _CLEAR else "",
     )
