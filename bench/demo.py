@@ -1,6 +1,6 @@
-"""demo: what `saefast demo` finds, and how long each of its stages takes.
+"""demo: findings of `saefast demo`, and the time of each of its stages.
 
-`python -m bench demo --json FILE`; `--run DIR` takes a folder that `saefast demo` has left.
+`python -m bench demo --json FILE`; `--run DIR` takes the folder of an earlier `saefast demo`.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from saefast.report import findings_of, printed
 
 
 def main(arguments: list[str]) -> int:
-    """Run it, or go on with it, and write what it says."""
+    """Run the demo, or continue it, and write its findings."""
     parser = argparse.ArgumentParser(prog="python -m bench demo", description=__doc__)
     parser.add_argument("--json", type=Path, help="file to write machine, commit and findings to")
-    parser.add_argument("--run", type=Path, help="folder of the run (default: one thrown away)")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: a temporary one)")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         run = chosen.run or Path(folder) / "demo"

@@ -1,4 +1,4 @@
-"""encode: the k active latents of every row."""
+"""encode: k active latents of every row."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ SHAPES = (*cases.SHAPES, *cases.SWEEP)
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Every rival at the main shapes; dense torch and saefast along the sweep."""
+    """Time every rival at the main shapes, and dense torch and saefast along the sweep."""
     everybody = shape in cases.SHAPES
     x, weights = draw(shape)
     centred = x - weights.b_dec
@@ -62,7 +62,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 def _other_levels(
     centred: Tensor, weights: Weights, shape: Shape, agrees: Callable[[Tensor], bool]
 ) -> list[Contestant]:
-    """Our own kernels as a lesser processor would run them."""
+    """Return saefast's kernels as processors with fewer instruction sets run them."""
     best = native.level()
 
     def encode(level: str) -> saefast.SparseCode:
@@ -93,7 +93,7 @@ def _other_levels(
 
 
 def _true_values(centred: Tensor, weights: Weights, k: int) -> Tensor:
-    """The k largest scores in float64, after ReLU, without an [n, m] matrix in float64."""
+    """Return the k largest scores after ReLU, computed in float64 in blocks of rows."""
     chunks = [
         (rows @ weights.w_enc.double().T + weights.b_enc).topk(k).values
         for rows in centred.double().split(128)

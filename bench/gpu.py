@@ -1,9 +1,9 @@
-"""gpu: what an NVIDIA GPU says: correctness and determinism, then times against floors and rivals.
+"""gpu: correctness, determinism and times on an NVIDIA GPU, beside floors and rivals.
 
 `python -m bench gpu --json FILE [PARTS...]` on a machine with a GPU; bench/on_gpu.sh does the same
-on one that is bare. Each part runs in processes of its own. What is written is written again after
-every part and every few seconds, since machines are taken away: gpu.json, summary.txt and log.tgz.
-This process imports no torch.
+on a machine without installed packages. Each part runs in separate processes. The files gpu.json,
+summary.txt and log.tgz are written again after every part and every few seconds, since such
+machines may be taken away. This process imports no torch.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from bench.gpu_parts import DEFAULT, KINDS, Part, part
 from bench.gpu_summary import failed, line_of, summary, with_ratios
 
 _RESERVE = 8.0
-"""seconds at the end in which nothing is begun"""
+"""Seconds at the end in which nothing is started."""
 _EVERY = 10.0
-"""seconds after which the files are written again"""
+"""Seconds after which the files are written again."""
 _TOLD = 15
-"""failures of a part that are printed while it runs; all are in gpu.json"""
+"""Number of failures of a part that are printed while it runs; all are in gpu.json."""
 _LOG_BYTES = 1 << 20
-"""of each worker's output are kept"""
+"""Bytes of each worker's output that are kept."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return 2
     if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
-        print("bench.gpu needs an NVIDIA GPU; here is no NVIDIA driver", file=sys.stderr)
+        print("bench.gpu needs an NVIDIA GPU; this machine has no NVIDIA driver", file=sys.stderr)
         return 1
-    # On SIGTERM the workers must be ended and the files written.
+    # On SIGTERM, end the workers and write the files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(options, Path(folder))
@@ -75,13 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(os.environ.get("OUT", "build/gpu")),
         help="folder of gpu.json, summary.txt and log.tgz (default: $OUT or build/gpu)",
     )
-    parser.add_argument("--json", type=Path, help="a second place for gpu.json")
-    parser.add_argument("--commit", help="of a copy without .git")
+    parser.add_argument("--json", type=Path, help="additional path for gpu.json")
+    parser.add_argument("--commit", help="commit of a copy without .git")
     return parser
 
 
 class Session:
-    """Parts that are run one after another, and everything they found."""
+    """Run of several parts, one after another, and all their results."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._out, self._json, self._folder = options.out, options.json, folder
@@ -100,7 +100,7 @@ class Session:
         }
 
     def run(self, text: str, later: list[str]) -> None:
-        """Run one part within what the budget leaves, and leave the later ones their least."""
+        """Run one part within the remaining budget, reserving the least time of later ones."""
         one = part(text, self.result)
         left = self._budget - _RESERVE - (time.monotonic() - self._begin)
         seconds = min(left - sum(part(other, {}).least for other in later), one.limits.part)
@@ -128,7 +128,7 @@ class Session:
                 failures.append({"part": one.name, **row})
                 if sum(other["part"] == one.name for other in failures) <= _TOLD:
                     print("FAIL", line_of(failures[-1]), flush=True)
-            # A row of a contest that failed has no times, and is not one for those who read them.
+            # A row of a contest that failed has no times and is left out of the table.
             if not ("raised" in row and one.table == "rows"):
                 self.result.setdefault(one.table, []).append(row)
         self._unwritten = self._unwritten or bool(rows or facts)
@@ -136,7 +136,7 @@ class Session:
             self.write()
 
     def write(self) -> None:
-        """Write all files as far as the session has come."""
+        """Write all files with the results so far."""
         self._written, self._unwritten = time.monotonic(), False
         shown = {**self.result, "rows": with_ratios(self.result["rows"])}
         record.write(self._out / "gpu.json", shown)
@@ -146,7 +146,7 @@ class Session:
         self._pack(self._out / "log.tgz")
 
     def _pack(self, file: Path) -> None:
-        """What the workers wrote and printed, the end of it."""
+        """Archive the last output of each worker."""
         temporary = file.with_suffix(".part")
         with tarfile.open(temporary, "w:gz") as archive:
             for log in sorted(self._folder.iterdir()):

@@ -50,7 +50,7 @@ def _rows(found: Iterator[Finding]) -> Iterator[dict[str, Any]]:
 
 
 def findings(shape: Shape, device: str) -> Iterator[Finding]:
-    """Every check at one shape."""
+    """Yield the findings of every check at one shape."""
     data: tuple[Tensor, Weights] = drawn_on(shape, device)
     for check in CHECKS:
         yield from check(shape, *data)

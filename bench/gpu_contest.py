@@ -1,4 +1,4 @@
-"""One shape's data on a GPU and what results must come near, computed by torch alone."""
+"""Data of one shape on a GPU, and reference results computed by torch alone."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ from bench.gpu_times import Run
 from saefast import SparseCode
 
 ROUNDED = 2.0**-6
-"""Scores of operands and results in bfloat16 are off by some of its roundings, 2^-9 each."""
+"""Allowed relative error with operands and results in bfloat16: several roundings of 2^-9."""
 _SLICE_FLOATS = 1 << 28
 
 
 class Contest:
-    """Rows, one SAE, and the code that torch gives them."""
+    """Rows, one SAE, and the code that torch computes for them."""
 
     def __init__(self, shape: Shape, device: str = "cuda") -> None:
         self.shape, self.device = shape, device
@@ -26,10 +26,10 @@ class Contest:
         self.unit: Run = lambda: torch.mm(half, half_weight.T)
         self.code = dense_code(self.centred, self.weights, shape.k)
         self.sample = slice(None, None, max(1, shape.n // 64))
-        """the rows whose true results are computed in float64"""
+        """rows whose reference results are computed in float64"""
 
     def near(self, tolerance: float, truth: Tensor) -> Callable[[Tensor], bool]:
-        """Return whether the sampled rows of a result are `truth`, relative to 1 + |truth|."""
+        """Return a check that the sampled rows of a result are `truth`, relative to 1 + |truth|."""
         allowed = tolerance * (1 + truth.abs())
         return lambda out: bool(((out[self.sample] - truth).abs() <= allowed).all())
 
@@ -47,23 +47,23 @@ def dense_code(x: Tensor, weights: Weights, k: int) -> SparseCode:
 def model(
     shape: Shape, weights: Weights, dtype: torch.dtype = torch.float32, variant: str = "topk"
 ) -> saefast.SAE:
-    """An SAE that holds these weights, on their device."""
+    """Return an SAE with these weights, on their device."""
     small = saefast.SAE(1, 1, k=1, variant=variant)
-    with torch.device("meta"):  # so that large ones need not be drawn to be overwritten
+    with torch.device("meta"):  # avoids drawing large weights that are overwritten
         sae = saefast.SAE(shape.d, shape.m, k=shape.k, variant=variant, dtype=dtype, device="meta")
     sae.to_empty(device=weights.w_enc.device)
     given = dict(zip(("W_enc", "b_enc", "W_dec", "b_dec"), weights, strict=True))
     with torch.no_grad():
         for name, value in sae.state_dict().items():
-            # All other parameters begin as one number, whatever the size.
+            # All other parameters start with one value, whatever their size.
             value.copy_(given[name] if name in given else small.state_dict()[name])
     return sae
 
 
 def lowered(weights: Weights, centred: Tensor, k: int) -> Weights:
-    """The weights with biases so low that k scores of a row are positive, on average.
+    """Return the weights with biases lowered so that k scores of a row are positive on average.
 
-    No score is near zero, where rounding would decide about it.
+    No score is so close to zero that rounding would decide its sign.
     """
     some = centred[:64]
     scores = torch.addmm(weights.b_enc, some, weights.w_enc.T).flatten()

@@ -1,4 +1,4 @@
-"""Who is timed on a GPU at one shape, by case: saefast, torch and torch.compile."""
+"""Contestants that are timed on a GPU at one shape, by case: saefast, torch, torch.compile."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +24,7 @@ CASES: dict[str, Callable[[Contest], Iterator[Contestant]]] = {
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield the contestants of all cases at a shape; what matters most comes first."""
+    """Yield the contestants of all cases at a shape, the most important case first."""
     shape = gpu_shape(argument)
     ceilings = ceilings_of(facts)
     yield ceilings_item(ceilings)

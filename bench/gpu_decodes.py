@@ -1,4 +1,4 @@
-"""Contests of decoding: forward alone, and with the gradients of values and weight."""
+"""Contests of decoding: forward only, and with the gradients of values and weight."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,11 +12,11 @@ from bench.gpu_times import Contestant, Run
 from saefast import reference
 
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From indices [n, k], values [n, k] and weight [m, d] to rows [n, d]."""
+"""Function of indices [n, k], values [n, k] and weight [m, d] that returns rows [n, d]."""
 
 
 def decodes(contest: Contest) -> Iterator[Contestant]:
-    """Ours, a dense product, a bag of embeddings."""
+    """Yield saefast's decode, a dense product, and torch's embedding bag."""
     shape = contest.shape
 
     def ours(indices: Tensor, values: Tensor, weight: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def decodes(contest: Contest) -> Iterator[Contestant]:
 
 
 def decodes_by(contest: Contest, rival: str, mode: str, decode: Decode) -> Iterator[Contestant]:
-    """One way of decoding in both dtypes, without and with gradients."""
+    """Yield one implementation in both dtypes, without and with gradients."""
     values, places = (t[contest.sample] for t in contest.code)
     truth = reference.sparse_decode(values, places, contest.weights.w_dec)
     for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):

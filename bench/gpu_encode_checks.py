@@ -1,7 +1,7 @@
-"""What the GPU's kernels encode at small and odd shapes, against float64; the same bits twice.
+"""Checks of the GPU's encodes at small and odd shapes, against float64, and of their determinism.
 
-A near-tie, which two correct sums decide differently, fails no check: a choice may be off by what
-float32 sums may be off, and what follows from a choice is compared for the choice that was made.
+A near-tie, which two correct sums decide differently, fails no check: a choice may be off by the
+error bound of float32 sums, and results that depend on a choice are compared for the same choice.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ SCREENS = (
 
 
 def _selects() -> list[str]:
-    """Who can keep the lists here."""
+    """Return the implementations of lists that are available."""
     return ["triton", "cuda"] if gpu.has_cuda() else ["triton"]
 
 
@@ -57,7 +57,7 @@ def exact_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding
 
 
 def rounded_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """The top k of the product of rounded operands; tensor cores may truncate when they add."""
+    """Check the top k of products of rounded operands; tensor cores may truncate when they add."""
     scale = torch.ones_like(weights.b_enc)
     rounded = x.bfloat16().float(), weights.w_enc.bfloat16().float()
     for screen, by in product(SCREENS, _selects()):
@@ -80,11 +80,10 @@ def apart_from(
     *,
     rectified: bool = False,
 ) -> float:
-    """How far values and choices are from float64's, in units of what float32 sums may be off.
+    """Return the largest error of values and choices in units of the bound for float32 sums.
 
-    A value may differ from its score by that much, a choice from the k-th best by twice as much;
-    the float64 score of a code's entry is what its index says it is. `rectified`: values of
-    negative scores are zero.
+    A value may differ from the float64 score of its index by the bound, a choice from the k-th best
+    score by twice the bound. `rectified`: values of negative scores are zero.
     """
     values, indices = code.values.double(), code.indices
     ordered = indices.sort(dim=1).values
@@ -104,13 +103,13 @@ def apart_from(
 
 
 def _allowed(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, roundings: float) -> Tensor:
-    """[n, m] what float32 sums of float64 operands may be off."""
+    """Return the error bound [n, m] of float32 sums of float64 operands."""
     sizes: Tensor = x.norm(dim=1, keepdim=True) * (weight.norm(dim=1) * scale)
     return roundings * (x.shape[1] + 32) * UNIT * sizes + 16 * UNIT * (bias * scale).abs()
 
 
 def integer_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Where every sum is exact, ties included, the result is the reference's bit for bit."""
+    """Check that the result is the reference's bit for bit if every sum is exact, ties included."""
     generator = torch.Generator().manual_seed(1)
     x, w_enc, b_enc, scale = (
         torch.randint(-3, 4, like.shape, generator=generator).to(like)
@@ -132,7 +131,7 @@ def integer_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Findi
 def thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
     """Check the latents above a threshold against float64; every screen must give the same bits.
 
-    A code with less room is the beginning of the one with room for all.
+    A code with less room is the beginning of the code with room for all.
     """
     scale = 0.5 + weights.w_enc.norm(dim=1)
     best = saefast.topk_encode(x, weights.w_enc, weights.b_enc, k=shape.k, scale=scale).values
@@ -170,7 +169,7 @@ def _above(
 
 
 def integer_thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """As `integer_encodes`; scores that equal their threshold are not above it."""
+    """Check thresholds like `integer_encodes`; scores equal to their threshold are not above it."""
     generator = torch.Generator().manual_seed(1)
     x, w_enc, b_enc, limit = (
         torch.randint(-3, 4, like.shape, generator=generator).to(like)
@@ -187,10 +186,10 @@ def integer_thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Fi
 
 
 def same_scores(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Scores have the same bits whichever kernel computes them: below in four ways.
+    """Check that scores have the same bits from every kernel that computes them, in four ways.
 
-    Those of a top k, of rows that are scored in full since too few latents are not masked, and
-    above a threshold, from lists with room for all and from lists that run full.
+    These are: scores of a top k, of rows that are scored in full since too few latents are
+    unmasked, and above a threshold, from lists with room for all and from lists that fill up.
     """
     operands = (x, weights.w_enc)
     scale = 0.5 + weights.w_enc.norm(dim=1)

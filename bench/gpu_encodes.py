@@ -1,4 +1,4 @@
-"""Contests of encoding: the k largest of a row, of a batch, and what is above a threshold."""
+"""Contests of encoding: k largest of a row, of a batch, and values above a threshold."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,12 +19,12 @@ from saefast.ops.gpu_screens import CANDIDATES, GpuScreen
 
 
 def encodes(contest: Contest) -> Iterator[Contestant]:
-    """The k largest of each row, by every screen and by dense products."""
+    """Yield encodes of the k largest values of each row, by every screen and by dense products."""
     shape, x, weights = contest.shape, contest.centred, contest.weights
     exact, rounded = encode_agreements(contest)
 
     def ours(precision: str, screen: GpuScreen | None, impl: str = "auto") -> Callable[[], Run]:
-        """As the public op does it, but by a given screen."""
+        """Encode like the public op, but with a given screen."""
         is_exact = precision == "exact"
 
         def run() -> Tensor:
@@ -46,7 +46,7 @@ def encodes(contest: Contest) -> Iterator[Contestant]:
     yield entry("bf16", rounded, ours("bf16", None))
     for screen in CANDIDATES:
         yield entry(f"exact {screen}", exact, ours("exact", screen))
-    # By these `untimed` in saefast/ops/gpu_screens.py is set.
+    # `untimed` in saefast/ops/gpu_screens.py is set from these.
     for engine in ("fused", "chunked"):
         screen = GpuScreen(engine, "bfloat16")
         yield entry(f"bf16 {engine}", rounded, ours("bf16", screen))
@@ -74,7 +74,7 @@ def encodes(contest: Contest) -> Iterator[Contestant]:
 def encode_agreements(
     contest: Contest,
 ) -> tuple[Callable[[Tensor], bool], Callable[[Tensor], bool]]:
-    """Whether values are those of float64, for exact encodes and for rounded operands."""
+    """Return checks of values against float64, for exact encodes and for rounded operands."""
     x, weights = contest.centred, contest.weights
     operands = [t.double() for t in (x[contest.sample], weights.w_enc, weights.b_enc)]
     truth = reference.topk_encode(*operands, k=contest.shape.k).values.relu()
@@ -82,7 +82,7 @@ def encode_agreements(
 
 
 def thresholds(contest: Contest) -> Iterator[Contestant]:
-    """What is above the k-th largest of a typical row; the scores have the bits of a top k."""
+    """Yield encodes above the k-th largest value of a typical row; scores have a top k's bits."""
     shape, x, weights = contest.shape, contest.centred, contest.weights
     operands = (x, weights.w_enc, weights.b_enc)
     limit = float(contest.code.values[:, -1].median())
@@ -113,11 +113,12 @@ def thresholds(contest: Contest) -> Iterator[Contestant]:
 
 
 def rounded_counts(contest: Contest, limit: float) -> tuple[Tensor, Tensor]:
-    """Return [rows] how many scores of sampled rows are above a limit at least, and at most.
+    """Return bounds [rows] on the number of scores of sampled rows above a limit: least and most.
 
     Score and limit may be rounded to bfloat16, each by 2^-9 of itself. Both operands of a product
-    are off by up to 2^-9, in either direction: what they leave in a sum has a standard deviation of
-    2^-9 sqrt(2 / 3) times the length of its terms, of which four times as much is allowed.
+    are off by up to 2^-9, in either direction: the resulting error of a sum has a standard
+    deviation of 2^-9 sqrt(2 / 3) times the length of its terms, of which four times as much is
+    allowed.
     """
     x, weight = contest.centred[contest.sample].double(), contest.weights.w_enc.double()
     scores = torch.addmm(contest.weights.b_enc.double(), x, weight.T)
@@ -127,7 +128,7 @@ def rounded_counts(contest: Contest, limit: float) -> tuple[Tensor, Tensor]:
 
 
 def scores_are_the_same(best: SparseCode, found: ThresholdCode, limit: float) -> bool:
-    """Whether a top k and a threshold give the same latents above the limit, bit for bit.
+    """Return whether a top k and a threshold give the same latents above the limit, bit for bit.
 
     `best` may end before the limit is reached, and so may the room of `found`.
     """
@@ -140,7 +141,7 @@ def scores_are_the_same(best: SparseCode, found: ThresholdCode, limit: float) ->
 
 
 def batches(contest: Contest) -> Iterator[Contestant]:
-    """The n k largest of a batch; the threshold of the step before is known, as in training."""
+    """Yield encodes of the n k largest values of a batch, with the last step's threshold known."""
     shape, x, weights = contest.shape, contest.centred, contest.weights
     wanted = shape.n * shape.k
 

@@ -1,4 +1,4 @@
-"""Findings of checks on a GPU, and the data of checks."""
+"""Findings of checks on a GPU, and data of checks."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.cases import Shape, Weights, draw
 
 UNIT = 2.0**-24
-"""Half the distance of float32 neighbours: what one rounding takes of a number."""
+"""Half the distance of adjacent float32 numbers: relative error of one rounding."""
 
 
 class Finding(NamedTuple):
@@ -22,12 +22,12 @@ class Finding(NamedTuple):
     figures: dict[str, float]
 
     def row(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the finding as a JSON object."""
         return {**self._asdict(), "shape": self.shape._asdict()}
 
 
 def drawn_on(shape: Shape, device: str) -> tuple[Tensor, Weights]:
-    """Draw on the CPU, so that the numbers are the same on every machine, and move."""
+    """Draw on the CPU, for the same numbers on every machine, and move to the device."""
     x, weights = draw(shape)
     return x.to(device), Weights(*(weight.to(device) for weight in weights))
 
@@ -41,19 +41,19 @@ def near(
     truth: Sequence[Tensor],
     terms: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Finding:
-    """Compare with float64: sums of a few hundred numbers are right to a few roundings.
+    """Compare results with float64: sums of a few hundred terms have errors of a few roundings.
 
-    A missing term would show.
+    A missing term would exceed the tolerance.
 
     Args:
-        check: the name of the check.
-        shape: the shape that is checked.
-        names: the names of the results.
-        ours: the results of the kernels.
-        again: the same, computed a second time.
-        truth: the results in float64.
-        terms: by name, for results whose terms may cancel: of each number the sum of |terms|, which
-            its error is compared with in place of the length of the result.
+        check: name of the check.
+        shape: shape that is checked.
+        names: names of the results.
+        ours: results of the kernels.
+        again: the same results, computed a second time.
+        truth: results in float64.
+        terms: by name, for results whose terms may cancel: sum of |terms| of each number, with
+            which its error is compared in place of the length of the result.
     """
     figures = {
         name: relative_to_terms(a, e, terms[name]) if name in terms else relative(a, e)
@@ -65,7 +65,10 @@ def near(
 
 
 def relative(actual: Tensor, truth: Tensor) -> float:
-    """The length of the error by the length of the truth; infinite where anything is not finite."""
+    """Return the length of the error relative to the truth's.
+
+    Infinite if anything is not finite.
+    """
     return _finite(float((actual.double() - truth).norm() / truth.norm().clamp(min=1e-30)))
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU has: captured steps, and memory beyond 2^31 elements."""
+"""Checks that need a real GPU: captured steps, and memory beyond 2^31 elements."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield a captured step of each variant, then the far addresses."""
+    """Yield a captured step of each variant, then the checks of far addresses."""
     for variant in VARIANTS:
         yield Item(f"graph of {variant}", partial(_captured, variant), {"holds": False})
     yield Item("far addresses", far_addresses, {"holds": False})
@@ -29,13 +29,13 @@ def _captured(variant: str) -> Iterator[dict[str, Any]]:
 
 
 def captured_step(variant: str) -> Finding:
-    """See whether a captured step has the bits of the step, with settings as `TrainConfig` has."""
+    """Check that a captured step has the bits of an eager one, with settings of `TrainConfig`."""
     shape = Shape(96, 1000, 16, 128)
     x, weights = drawn_on(shape, "cuda")
     if variant in ("relu", "jumprelu"):
         weights = lowered(weights, x - weights.b_dec, shape.k)
     eager, captured = (_default(shape, weights, variant) for _ in range(2))
-    for step in (eager, captured):  # the first is of another kind where codes may be dense
+    for step in (eager, captured):  # the first step differs in kind if codes may be dense
         step(x), step(x)
     replay = captured.capture(x)
     losses = [(float(eager(x * i).loss), float(replay(x * i).loss)) for i in (1, 2, 3)]
@@ -57,7 +57,7 @@ def _default(shape: Shape, weights: Weights, variant: str) -> FusedStep:
 
 
 def far_addresses() -> Iterator[dict[str, Any]]:
-    """Yield what decodes, sums and encodes do beyond 2^31 elements."""
+    """Yield checks of decodes, sums and encodes beyond 2^31 elements."""
     return (finding.row() for finding in _far_addresses())
 
 

@@ -1,8 +1,8 @@
-"""Make saefast importable on a machine that has torch and a compiler, but no network.
+"""Installation of saefast on a machine with torch and a compiler, but no network.
 
-A wheel in .whl/ that holds the Python files of this checkout is unpacked; where there is none, an
-installed saefast is used; and otherwise the checkout is built, with its CUDA C++ kernels if nvcc is
-there. The result lies in build/on_gpu, which bench/on_gpu.sh puts on PYTHONPATH.
+A wheel in .whl/ that holds the Python files of this checkout is unpacked; otherwise an installed
+saefast is used if it has these files; otherwise the checkout is built, with its CUDA C++ kernels if
+nvcc is there. The result lies in build/on_gpu, which bench/on_gpu.sh puts on PYTHONPATH.
 """
 
 import json
@@ -34,7 +34,7 @@ def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
 
 
 def installed() -> Iterable[dict[str, Any]]:
-    """Install, and yield what was done, or raise what the last attempt said."""
+    """Install, and yield what was done, or raise the errors of all attempts."""
     begin = time.perf_counter()
     found = wheel(CHECKOUT / ".whl", CHECKOUT)
     said = []
@@ -62,7 +62,7 @@ def installed() -> Iterable[dict[str, Any]]:
 
 
 def wheel(folder: Path, checkout: Path) -> Path | None:
-    """Return the wheel in a folder whose Python files are those of the checkout."""
+    """Return the wheel in a folder whose Python files are those of the checkout, or None."""
     for file in sorted(folder.glob("saefast-*.whl")):
         with zipfile.ZipFile(file) as archive:
             held = {name: archive.read(name) for name in archive.namelist()}
@@ -73,7 +73,7 @@ def wheel(folder: Path, checkout: Path) -> Path | None:
 
 
 def differences(read: Callable[[str], bytes | None], checkout: Path) -> list[str]:
-    """The Python files of the checkout that an installation does not hold as they are."""
+    """Return the Python files of the checkout that are missing or different in an installation."""
     folders = {"saefast": checkout / "saefast", "saefast/kernels": checkout / "kernels"}
     return [
         place
@@ -87,7 +87,7 @@ def differences(read: Callable[[str], bytes | None], checkout: Path) -> list[str
 
 
 def _in_folder(installed: Path) -> Callable[[str], bytes | None]:
-    """Read the files of an installed package, by their places in a wheel."""
+    """Return a reader of an installed package's files, by their paths in a wheel."""
 
     def read(place: str) -> bytes | None:
         file = installed.parent / place
@@ -97,7 +97,7 @@ def _in_folder(installed: Path) -> Callable[[str], bytes | None]:
 
 
 def _pip(what: str, *settings: str) -> bool:
-    """Install one thing into `TARGET`, without looking anything up."""
+    """Install a package into `TARGET` without a registry."""
     shutil.rmtree(TARGET, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
     command += ["--no-index", "--target", str(TARGET), *settings, what]
@@ -106,7 +106,7 @@ def _pip(what: str, *settings: str) -> bool:
 
 
 def _cuda_settings() -> list[str]:
-    """The switches of a build with the CUDA C++ kernels, for the GPU that is here."""
+    """Return the settings of a build with the CUDA C++ kernels for the GPU of this machine."""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
     architecture = (said.split() or ["9.0"])[0].replace(".", "")
@@ -117,7 +117,7 @@ def _cuda_settings() -> list[str]:
 
 
 def _probe() -> Any:
-    """What an import of saefast in a new process says of itself."""
+    """Return the facts that an import of saefast in a new process reports."""
     said = _run([sys.executable, "-c", _PROBE.format(checkout=str(CHECKOUT))], TARGET.parent.parent)
     return json.loads(said.splitlines()[-1])
 

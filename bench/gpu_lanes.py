@@ -1,9 +1,10 @@
-"""Worker processes for a part of a GPU session: a fault ends one item, and no other.
+"""Worker processes for a part of a GPU session, so that a fault ends only one item.
 
 A lane is a list of items that one process works through. It appends a line of JSON to a file when
 an item begins, for every row, and when the item ends. If the process dies, or exits because a CUDA
-error has made its device unusable, a new one goes on at the next item; a process that is silent
-for too long is killed first. Nothing here imports torch, so that a broken one is only a failure.
+error has made its device unusable, a new one continues with the next item; a process that is silent
+for too long is killed first. Nothing here imports torch, so that a broken torch is only a failure
+of the items.
 """
 
 import contextlib
@@ -19,32 +20,32 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 POISONED = 86
-"""Exit status of a worker whose last item left the device in an error state"""
+"""Exit status of a worker whose last item left the device in an error state."""
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _POLL = 0.05
 _LINE = 300
 
 
 class Lane(NamedTuple):
-    """One command that works through items; `--rows FILE --skip COUNT` is added to it."""
+    """Command that works through items; `--rows FILE --skip COUNT` is appended to it."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = {}
-    """in addition to that of this process"""
+    """variables in addition to the environment of this process"""
 
 
 class Limits(NamedTuple):
-    """Seconds that a part may take, and how many of its lanes run side by side."""
+    """Seconds that a part may take, and number of its lanes that run side by side."""
 
     part: float
     silence: float
-    """between two lines of a lane"""
+    """seconds between two lines of a lane"""
     together: int = 1
 
 
 class _Running:
-    """The processes of one lane, one after another."""
+    """Processes of one lane, one after another."""
 
     def __init__(self, lane: Lane, folder: Path, limits: Limits) -> None:
         self.lane, self._limits = lane, limits
@@ -58,7 +59,7 @@ class _Running:
 
     def _start(self) -> None:
         self._begun_before = self._begun
-        # `timeout` ends the worker even if this process was killed meanwhile.
+        # `timeout` ends the worker even if this process is killed meanwhile.
         guard = ["timeout", "-k", "5", str(round(self._limits.part + 5))]
         where = ["--rows", str(self._file), "--skip", str(self._begun)]
         with self._log.open("ab") as log:
@@ -74,7 +75,7 @@ class _Running:
         self._heard = time.monotonic()
 
     def finished(self) -> bool:
-        """Take in what the worker wrote; restart it where that makes sense."""
+        """Collect the worker's messages; restart it if items are left."""
         status = self._process.poll()
         self._listen()
         if status is None:
@@ -83,18 +84,18 @@ class _Running:
             self._kill()
             self._fail(f"no sign of life for {self._limits.silence:.0f} s, killed")
         else:
-            self._kill()  # what the worker left behind
+            self._kill()  # kills children that the worker left behind
             if self._done:
                 return True
             if self._item is not None or self._begun == self._begun_before:
                 self._fail(f"{_ending(status)}: {self._last_line()}")
-        if self._begun == self._begun_before:  # a new process would not come further
+        if self._begun == self._begun_before:  # a new process would not get any further
             return True
         self._start()
         return False
 
     def stop(self, reason: str) -> None:
-        """End the lane, whatever it does."""
+        """End the lane, whatever its state."""
         self._kill()
         self._listen()
         if not self._done:
@@ -120,7 +121,7 @@ class _Running:
         for line in whole.splitlines():
             try:
                 message = json.loads(line)
-            except ValueError:  # a process was killed while it wrote this
+            except ValueError:  # a process was killed while it wrote this line
                 continue
             self._heard = time.monotonic()
             self._take(message)
@@ -139,7 +140,7 @@ class _Running:
             self._done = True
 
     def _last_line(self) -> str:
-        """The last line that the worker printed: of a traceback, the error."""
+        """Return the last line that the worker printed: of a traceback, the error."""
         with self._log.open("rb") as file:
             file.seek(max(0, self._log.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").split("\n")
@@ -147,7 +148,7 @@ class _Running:
 
 
 def _ending(status: int) -> str:
-    """How a process ended, from the exit status that `timeout` passes on."""
+    """Return how a process ended, by the exit status that `timeout` passes on."""
     number = -status if status < 0 else status - 128
     if number in {each.value for each in signal.Signals}:
         return f"killed by {signal.Signals(number).name}"
@@ -157,13 +158,13 @@ def _ending(status: int) -> str:
 def run_lanes(
     lanes: Sequence[Lane], folder: Path, limits: Limits, seen: Callable[[list[Row], Row], None]
 ) -> str:
-    """Run the lanes, and return "complete" or what remained undone.
+    """Run the lanes, and return "complete" or a text that names the unfinished ones.
 
     Args:
-        lanes: what to run, in the order in which they begin.
-        folder: where rows and output of the workers are kept; it exists.
-        limits: seconds, and how many lanes run side by side.
-        seen: called at every poll with the rows and facts that are new, often none.
+        lanes: lanes to run, in the order in which they begin.
+        folder: existing folder for rows and output of the workers.
+        limits: seconds, and number of lanes that run side by side.
+        seen: function called at every poll with the new rows and facts, often none.
     """
     begin = time.monotonic()
     waiting, running = list(lanes), list[_Running]()

@@ -1,4 +1,4 @@
-"""Matching on a GPU: the nearest of a million features, and one to one of a large dictionary."""
+"""Matching on a GPU: nearest of a million features, and one-to-one of a large dictionary."""
 
 import statistics
 import time
@@ -14,18 +14,21 @@ from bench.gpu_worker import Item
 from bench.shapes import Shape
 
 NEAREST = Shape(2304, 1 << 20, 1, 1 << 20)
-"""Its products alone take 6.5 s a side at 785 TFLOP/s. saefast searches both sides, each in 400
-pieces of at most 32,768 rows. Estimated: 40 s at a third of that speed, 80 s for fp32 blocks."""
+"""Size of the search for nearest features.
+
+Its products alone take 6.5 s a side at 785 TFLOP/s. saefast searches both sides, each in 400 pieces
+of at most 32,768 rows. Estimated: 40 s at a third of that speed, 80 s for fp32 blocks.
+"""
 ONE_TO_ONE = Shape(4096, 131072, 1, 131072)
-"""n is the number of features of the other dictionary."""
+"""Size of the one-to-one matching; n is the number of features of the other dictionary."""
 _MEMORY = 16.0
 _SHARED = 0.9
-"""cosine of a feature and what it became in the other dictionary"""
+"""Weight of a feature in its counterpart in the other dictionary, beside 0.1 of noise."""
 _BLOCK_FLOATS = 1 << 30
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield our matching and a blockwise product of torch."""
+    """Yield saefast's matching and torch's blockwise products."""
     yield from matchings(NEAREST, ONE_TO_ONE, "cuda", rounds=1)
 
 
@@ -77,7 +80,7 @@ def _timed(
 
 
 def dictionaries(shape: Shape, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows [m, d] and [n, d], of which every one returns in the other, turned; and where."""
+    """Return unit rows [m, d] twice, a noisy permutation of each other, and the partners [m]."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
@@ -106,7 +109,7 @@ def _nearest(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blocks(dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
-    """The nearest by products of blocks, from one side only."""
+    """Return the nearest features by products of blocks, from one side only."""
     others = b.to(dtype).T
     rows = max(1, _BLOCK_FLOATS // len(b))
     return torch.cat([(part.to(dtype) @ others).argmax(1) for part in a.split(rows)])

@@ -1,4 +1,4 @@
-"""Nsight Compute on the kernels that take most of a step: memory, L2 cache, tensor cores."""
+"""Nsight Compute on the kernels that dominate a step: memory, L2 cache, tensor cores."""
 
 import csv
 import shutil
@@ -62,7 +62,7 @@ def _measured(kernel: str, shape: str) -> Iterable[dict[str, Any]]:
 
 
 def parsed(report: str) -> list[dict[str, float]]:
-    """Read one row of metrics for every launch from the CSV that ncu writes."""
+    """Return one row of metrics for every launch from the CSV output of ncu."""
     lines = [line for line in report.splitlines() if line.startswith('"')]
     rows = []
     for line in csv.DictReader(lines):

@@ -1,4 +1,4 @@
-"""A few default steps at one shape, for tools that look at a process from outside."""
+"""A few default steps at one shape, for tools that observe a process from outside."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The parts of a GPU session: what each runs, for how long, and where its rows go."""
+"""Parts of a GPU session: lanes of each, time limits, and tables of its rows."""
 
 import json
 import math
@@ -17,20 +17,23 @@ CHECKED = (
     "768,4096,64,255",
     "1001,16385,100,31",
 )
-"""m one below, at and one above a power of two, widths that fill no vector, k = 1 and k = m."""
+"""Shapes of the checks.
+
+m is one below, at or one above a power of two, widths fill no vector, and k is 1 or m.
+"""
 PROFILED = ("C2", "C1")
 MATCHING = "matching"
 DEFAULT = ("smoke", "checks", "profile", "times:C2", "times:C1", "times:mid", "times:decode")
 
 
 class Part(NamedTuple):
-    """One part: its lanes, and the seconds that it needs."""
+    """Part of a session: its lanes, and the seconds that it needs."""
 
     name: str
     table: str
-    """under which name its rows stand in gpu.json"""
+    """name of its rows' table in gpu.json"""
     least: float
-    """seconds without which it is not worth beginning"""
+    """minimum seconds; with less time the part is skipped"""
     limits: Limits
     lanes: tuple[Lane, ...]
 
@@ -46,16 +49,16 @@ KINDS: dict[str, tuple[str, float, Limits]] = {
     "ncu": ("ncu", 20, Limits(180, 60)),
     "peers": ("rows", 30, Limits(400, 180)),
 }
-"""By the name before the colon: table, least seconds, limits."""
+"""Table, least seconds and limits by the name before the colon."""
 
 
 def part(text: str, facts: dict[str, Any]) -> Part:
     """Return the part that a word of the command line names.
 
     Args:
-        text: a name in `KINDS`, or one with an argument: times:C2, times:768,32768,32,8192,
+        text: name in `KINDS`, possibly with an argument: times:C2, times:768,32768,32,8192,
             times:matching; checks and peers take shapes, too.
-        facts: what earlier parts found out, such as the ceilings of the GPU.
+        facts: facts found by earlier parts, such as the ceilings of the GPU.
     """
     kind, _, argument = text.partition(":")
     if kind not in KINDS or (kind == "times" and not argument):

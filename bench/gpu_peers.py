@@ -1,4 +1,4 @@
-"""SAELens and sparsify on a GPU: as they come, and with saefast inside."""
+"""SAELens and sparsify on a GPU, alone and with saefast inside."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ RIVALS = ("SAELens", "sparsify")
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield what the installed peers do at the shape `argument`, or C2."""
+    """Yield the contests of the installed peers at the shape `argument`, or C2."""
     shape = gpu_shape(argument or "C2")
     for name in RIVALS:
         if name not in installed():
@@ -43,12 +43,12 @@ def _raise(said: str) -> list[dict[str, Any]]:
 
 
 def installed() -> list[str]:
-    """Which of the peers that run on a GPU are here; nothing is imported, see bench/peers.py."""
+    """Return the installed peers that run on a GPU, without importing them, see bench/peers.py."""
     return [name for name in RIVALS if find_spec(peers.PACKAGES[name])]
 
 
 def _steps(contest: Contest) -> Iterator[Contestant]:
-    """A peer's training step, under autocast and not, alone and with saefast inside."""
+    """Yield training steps of peers, with and without autocast, alone and with saefast inside."""
     for name in installed():
         # sparsify's forward pass is always under autocast.
         for autocast, ours in product(
@@ -61,7 +61,7 @@ def _steps(contest: Contest) -> Iterator[Contestant]:
 
 
 def _step(name: str, contest: Contest, *, autocast: bool, ours: bool) -> Run:
-    """A peer's own step, which returns the squared error of its reconstruction before the first."""
+    """Return a peer's own step, which returns the squared error before its first update."""
     if name == "SAELens":
         training = peers.sae_lens_training(
             contest.shape, contest.weights, LR, autocast=autocast, inside=ours
@@ -109,7 +109,7 @@ def _same_code(
 
 
 def _decodes(contest: Contest) -> Iterator[Contestant]:
-    """sparsify's Triton decoder."""
+    """Yield sparsify's Triton decoder."""
 
     def by_sparsify(indices: Tensor, values: Tensor, weight: Tensor) -> Tensor:
         utils = importlib.import_module("sparsify.utils")

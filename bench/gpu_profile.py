@@ -1,4 +1,4 @@
-"""Where the time of steps goes: every kernel, with what it moves and multiplies."""
+"""Profile of steps: time, memory traffic and operations of every kernel."""
 
 import re
 from collections import defaultdict
@@ -18,11 +18,13 @@ from bench.shapes import Shape, gpu_shape
 _WARM_UP = 4
 _REPEATS = 3
 TRAINED = 10
-"""Steps of `train_saes` between two reports: the first ones compile, measure and are captured,
-the next ones are profiled."""
+"""Number of steps of `train_saes` between two reports.
+
+The first ones compile, measure and are captured; the next ones are profiled.
+"""
 
 Work = Callable[[Shape], tuple[float, float]]
-"""Bytes and operations of all launches of a kernel in one step."""
+"""Function of the shape that returns bytes and operations of a kernel's launches in one step."""
 
 
 def _product(shape: Shape) -> tuple[float, float]:
@@ -34,14 +36,14 @@ WORK: dict[str, Work] = {
     r"^hot_groups": _product,
     # cuBLAS: the chunks of the encode, which also write their scores.
     r"gemm|nvjet|cutlass": _product,
-    # Candidates: at least k weight rows of a row, in float32.
+    # Candidates: at least k weight rows for each row, in float32.
     r"^score_candidates": lambda s: (4.0 * s.n * s.k * s.d, 2.0 * s.n * s.k * s.d),
     r"^residual_rows": lambda s: (4.0 * s.n * s.k * s.d, 4.0 * s.n * s.k * s.d),
     # Both sides: weights and moments read and written; rows of e and x gathered.
     r"^update_columns": lambda s: (52.0 * s.m * s.d + 8.0 * s.n * s.k * s.d, 4.0 * s.n * s.k * s.d),
     r"^round_rows": lambda s: (6.0 * s.n * s.d, 0.0),
 }
-"""By a pattern of the kernel's name: the least work, from the sizes alone."""
+"""Least work of kernels from the sizes alone, by a pattern of their name."""
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
@@ -78,7 +80,7 @@ def _profiled(
 
 
 class ProfiledReports(Reports):
-    """Profiles the steps between the first two reports of a run."""
+    """Reports that profile the steps between the first two reports of a run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +122,7 @@ def rows_of(
     *,
     steps: int = _REPEATS,
 ) -> Iterator[dict[str, Any]]:
-    """Sum up the launches of some steps, each a name and microseconds; slowest first."""
+    """Yield the summed launches of some steps, each a name and microseconds, the slowest first."""
     times: dict[str, list[float]] = defaultdict(list)
     for name, microseconds in launches:
         times[name].append(microseconds)
@@ -142,7 +144,7 @@ def rows_of(
 
 
 def work_of(kernel: str, shape: Shape) -> tuple[float, float]:
-    """Return bytes and operations of a kernel in a step, or zeros where they are not known."""
+    """Return bytes and operations of a kernel in a step, or zeros if unknown."""
     for pattern, work in WORK.items():
         if re.search(pattern, kernel):
             return work(shape)

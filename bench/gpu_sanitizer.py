@@ -1,8 +1,8 @@
 """compute-sanitizer on the checks at small shapes.
 
-memcheck sees every kernel. racecheck and synccheck look at shared memory only, and are known to
-report races in what Triton generates (its reductions, wgmma) that are none: they look at the CUDA
-C++ kernels alone, which are chosen by name. Captured graphs and tensors beyond 2^31 elements are
+memcheck covers every kernel. racecheck and synccheck examine shared memory only, and are known to
+report false races in code that Triton generates (its reductions, wgmma): they are run on the CUDA
+C++ kernels only, which are selected by name. Captured graphs and tensors beyond 2^31 elements are
 left out: a graph cannot be captured without torch's caching allocator, and with it an access beyond
 a tensor may still be within an allocation.
 """
@@ -23,14 +23,14 @@ from bench.gpu_worker import Item
 
 SHAPES = ("40,127,5,33", "100,1025,32,7")
 CUDA_KERNELS = ("keep_best_rows", "choose_rows")
-"""Those of csrc/cuda/select.cu"""
+"""Kernels of csrc/cuda/select.cu."""
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _ERROR = 9
 _KEPT = 2000
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield memcheck at every shape, then what looks at the CUDA C++ kernels."""
+    """Yield memcheck at every shape, then the tools for the CUDA C++ kernels."""
     for shape in SHAPES:
         yield Item(f"memcheck {shape}", partial(_checked, "memcheck", shape))
     for tool in ("racecheck", "synccheck"):
@@ -50,7 +50,7 @@ def _checked(tool: str, shape: str, kernel: str | None = None) -> Iterable[dict[
 
 
 def _verdict(command: list[str], shape: str, kernel: str | None) -> dict[str, Any]:
-    """ "clean", or what the tool reported; checks that fail without a report are not its matter."""
+    """Return "clean", or the tool's report; checks that fail without a report are ignored here."""
     command = [*command, "--error-exitcode", str(_ERROR), "--target-processes", "all"]
     if kernel is not None:
         command += ["--kernel-regex", f"kns={kernel}"]

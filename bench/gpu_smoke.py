@@ -1,4 +1,7 @@
-"""Every kernel once, at a tiny size: with CUDA_LAUNCH_BLOCKING=1 the first fault names itself."""
+"""Smoke test of every kernel at a tiny size.
+
+With CUDA_LAUNCH_BLOCKING=1 the first fault is raised where it occurs.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +24,7 @@ from saefast.train.objectives import objective_of
 
 SHAPE = Shape(48, 160, 5, 24)
 _HOT = 600
-"""rows on which one latent is active: more than a piece of a sum takes"""
+"""Rows on which one latent is active: more than one piece of a sum holds."""
 _VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
@@ -38,7 +41,7 @@ def _row(name: str, use: Callable[[], Any]) -> list[dict[str, Any]]:
 
 
 def uses(shape: Shape, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield what is done, and a function that does it and returns tensors that must be finite."""
+    """Yield names and functions that use the kernels and return tensors that must be finite."""
     x, weights = drawn_on(shape, device)
     operands = (x, weights.w_enc, weights.b_enc)
     selects = ["triton", "cuda"] if gpu.has_cuda() else ["triton"]
@@ -88,7 +91,7 @@ def _gradients(x: Tensor, weights: Weights, k: int) -> tuple[Tensor, ...]:
 
 
 def _hot_latent(weights: Weights) -> tuple[Tensor, ...]:
-    """The sum over a latent's entries, more than a piece of it takes."""
+    """Return the gradient of a latent with more entries than one piece of a sum holds."""
     weight = weights.w_dec.clone().requires_grad_()
     values = weight.new_ones(8, 80)
     out = saefast.sparse_decode(values, torch.zeros_like(values, dtype=torch.int64), weight)
@@ -104,7 +107,7 @@ def _steps(
     *,
     clip: bool = True,
 ) -> list[Tensor]:
-    """Two default steps: the first may be dense. Some latents are dead."""
+    """Run two default steps, the first of which may be dense, with some dead latents."""
     if variant in ("relu", "jumprelu"):
         weights = lowered(weights, x - weights.b_dec, shape.k)
     sae = model(shape, weights, variant=variant)

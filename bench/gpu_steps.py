@@ -1,4 +1,4 @@
-"""Contests of training steps as `TrainConfig` has them by default, and of the update in them."""
+"""Contests of training steps with the defaults of `TrainConfig`, and of the update in them."""
 
 import importlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from saefast.train.objectives import objective_of
 from saefast.train.step_result import StepResult
 
 LR = 0.0
-"""Adam does the same work, and the loss stays comparable from step to step."""
+"""Adam does the same work at any rate, and at zero losses of all steps are comparable."""
 VARIANTS = ("topk", "batchtopk", "matryoshka", "jumprelu")
 _DEAD_SHARE = 0.1
 
@@ -26,10 +26,10 @@ _DEAD_SHARE = 0.1
 def default_step(
     contest: Contest, variant: str = "topk", *, bare: bool = False, precision: str = "exact"
 ) -> FusedStep:
-    """The step that `train_saes` takes by default; bare: without clipping and AuxK."""
+    """Return the default step of `train_saes`; bare: without clipping and AuxK."""
     shape = contest.shape
     config = TrainConfig(latents=shape.m, k=shape.k, variant=variant, precision=precision)
-    # Half of the latents of an untrained jumprelu are active, which is another path.
+    # Half of the latents of an untrained jumprelu are active, which uses another path.
     weights = (
         lowered(contest.weights, contest.centred, contest.shape.k)
         if variant == "jumprelu"
@@ -47,7 +47,7 @@ def default_step(
 
 
 def steps(contest: Contest) -> Iterator[Contestant]:
-    """Steps of TopK, ours and dense ones; a result is the squared error that the step saw."""
+    """Yield steps of TopK, saefast's and dense ones, which return their squared error."""
     near = partial(is_near, contest, contest.code.values, contest.code.indices)
 
     def ours(*, graph: bool, dead: bool = False, **settings: Any) -> Run:
@@ -72,7 +72,7 @@ def steps(contest: Contest) -> Iterator[Contestant]:
 
 
 def variants(contest: Contest) -> Iterator[Contestant]:
-    """Default steps of the other variants, eager and captured, and a dense BatchTopK."""
+    """Yield default steps of the other variants, eager and captured, and a dense BatchTopK."""
     for variant in VARIANTS[1:]:
         case = f"step {variant}"
         near = partial(is_near, contest, *_code_of(contest, variant))
@@ -89,10 +89,10 @@ def variants(contest: Contest) -> Iterator[Contestant]:
 
 
 def repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) -> Run:
-    """Return what takes a step; dead: with a tenth of the latents dead before each."""
+    """Return a function that takes a step; dead: with a tenth of the latents dead before each."""
     take: Any = step
     if graph:
-        # The first step of a variant whose codes may be dense is of another kind than the next.
+        # The first step of a variant differs from the next in kind if codes may be dense.
         step(x), step(x)
         take = step.capture(x)
     asleep = int(_DEAD_SHARE * step.sae.m)
@@ -108,7 +108,7 @@ def repeated(step: FusedStep, x: Tensor, *, graph: bool, dead: bool = False) -> 
 
 
 def _code_of(contest: Contest, variant: str) -> tuple[Tensor, Tensor]:
-    """Values and indices that torch gives a batch, padded with zeros."""
+    """Return torch's values and indices for a batch, padded with zeros."""
     shape, room = contest.shape, min(32 * contest.shape.k, contest.shape.m)
     weights: Weights = (
         lowered(contest.weights, contest.centred, contest.shape.k)
@@ -125,7 +125,7 @@ def _code_of(contest: Contest, variant: str) -> tuple[Tensor, Tensor]:
 
 
 def is_near(contest: Contest, values: Tensor, indices: Tensor, squares: Tensor) -> bool:
-    """Whether the error is that of a code; rounded scores select other latents here and there."""
+    """Return whether the error is that of a code; rounded scores may select other latents."""
     weights = contest.weights
     out = torch.nn.functional.embedding_bag(
         indices, weights.w_dec, per_sample_weights=values, mode="sum"
@@ -135,7 +135,10 @@ def is_near(contest: Contest, values: Tensor, indices: Tensor, squares: Tensor) 
 
 
 def _dense_step(contest: Contest, *, compiled: bool, of_batch: bool = False) -> Run:
-    """Autocast, selection by scatter, torch's fused Adam; no clip, AuxK or unit norm."""
+    """Return a step with autocast, selection by scatter and torch's fused Adam, without extras.
+
+    It has no clipping, AuxK or unit norm.
+    """
     shape, x = contest.shape, contest.x
     sae = model(shape, contest.weights)
     optimiser = torch.optim.Adam(sae.parameters(), LR, fused=contest.device == "cuda")
@@ -165,7 +168,7 @@ def _dense_step(contest: Contest, *, compiled: bool, of_batch: bool = False) -> 
 
 
 def updates(contest: Contest) -> Iterator[Contestant]:
-    """The pass over the latents alone; torch's fused Adam is given its gradients for nothing.
+    """Yield the pass over the latents alone, and torch's fused Adam without computing gradients.
 
     Clipped: the gradients are measured before, as in a default step.
     """
@@ -175,7 +178,7 @@ def updates(contest: Contest) -> Iterator[Contestant]:
     fired.scatter_add_(0, active, torch.ones_like(active))
 
     def ours(*, bare: bool) -> Run:
-        """Repeat the pass that a step asked for, with what the step gave it."""
+        """Return a function that repeats the pass of a step with the same operands."""
         step = default_step(contest, bare=bare)
         module = importlib.import_module("saefast.train.learner")
         with mock.patch.object(module, "latent_pass", wraps=latent_pass) as spy:
@@ -192,7 +195,7 @@ def updates(contest: Contest) -> Iterator[Contestant]:
         return again
 
     def near(seen: Tensor) -> bool:
-        """A near-tie of the code may fall to another latent."""
+        """Return whether latents fired as expected; a near-tie of the code may differ."""
         return int((seen - fired).abs().sum()) <= 1e-4 * len(active)
 
     for mode, bare in (("clipped", False), ("no clip", True)):

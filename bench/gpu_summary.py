@@ -1,21 +1,21 @@
-"""What a GPU session found, on two screens: at most 9,000 characters."""
+"""Summary of a GPU session on two screens: at most 9,000 characters."""
 
 from collections.abc import Iterable
 from typing import Any
 
 LIMIT = 9000
 _FAILURES, _KERNELS = 3400, 2400
-"""characters, at most; times get what is left"""
+"""Maximum number of characters; times get the rest."""
 _SLOWEST = 20
 
 
 def failed(row: dict[str, Any]) -> bool:
-    """Whether a row says that something is wrong."""
+    """Return whether a row reports a failure."""
     return "raised" in row or row.get("holds") is False
 
 
 def line_of(failure: dict[str, Any]) -> str:
-    """One failure in one line."""
+    """Format a failure as one line."""
     known = ("part", "item", "holds", "raised", "report")
     if "raised" in failure:
         about = failure.get("item", "")
@@ -35,7 +35,7 @@ def _short(value: Any) -> str:
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add to each row of ours how many times as long every rival takes for the same."""
+    """Add the ratios of all rivals' times to each row of saefast."""
     return [
         {
             **row,
@@ -53,7 +53,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(result: dict[str, Any], limit: int = LIMIT) -> str:
-    """Render parts, failures, slowest kernels, other tables and times, in that order."""
+    """Format parts, failures, slowest kernels, other tables and times, in that order."""
     sections = [
         _section("", [_machine(result), *map(_part, result["parts"])], limit),
         _section("FAILURES", map(line_of, result["failures"]), _FAILURES),
@@ -67,7 +67,7 @@ def summary(result: dict[str, Any], limit: int = LIMIT) -> str:
 
 
 def _section(title: str, lines: Iterable[str], room: int) -> str:
-    """As many lines as there is room for, and how many were left out."""
+    """Format as many lines as there is room for, and the number of those left out."""
     lines = [line[:200] for line in lines]
     if not lines or room < 80:
         return ""
@@ -123,7 +123,7 @@ def _facts(row: dict[str, Any]) -> str:
 
 
 def _times(rows: list[dict[str, Any]]) -> list[str]:
-    """Ours with ratios, and the fastest of the others beside it."""
+    """Format saefast's times with ratios to the fastest rivals."""
     lines = []
     for row in with_ratios(rows):
         if row["rival"] != "saefast":

@@ -62,14 +62,16 @@ _CASES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("torch", "fused Adam alone", "torch, fused Adam, given its gradients"),
     ),
 }
-"""By case, rows as rival, mode and name; the first one of a case is what the others are compared
-with. Rows without any time are left out."""
+"""Rows of each case as rival, mode and name.
+
+The others are compared with the first row of a case. Rows without any time are left out.
+"""
 
 _Times = dict[tuple[str, Shape, str, str], dict[str, Any]]
 
 
 class Predicted(NamedTuple):
-    """Milliseconds of a step without clipping and AuxK, before any GPU had run it."""
+    """Predicted milliseconds of a step without clipping and AuxK, made before the first GPU run."""
 
     exact: float
     bf16: float
@@ -83,7 +85,7 @@ PREDICTED = {
 
 
 def table(result: dict[str, Any] | None = None) -> str:
-    """A row per contestant of each case: milliseconds, share of the floor, ratio to saefast."""
+    """Return the table of contestants: milliseconds, share of the floor, ratio to saefast."""
     times = _times(result or _load())
     shapes = [shape for shape in GPU_SHAPES.values() if any(key[1] == shape for key in times)]
     shapes.sort(key=lambda shape: shape.gemm_flops)
@@ -99,7 +101,7 @@ def table(result: dict[str, Any] | None = None) -> str:
 
 
 def caption(result: dict[str, Any] | None = None) -> str:
-    """Return where the numbers were taken, and what the floor is."""
+    """Return the caption: machine and commit of the numbers, and the definition of the floor."""
     result = result or _load()
     machine, ceilings = result["machine"], result["ceilings"]
     versions = machine["versions"]
@@ -124,7 +126,7 @@ def caption(result: dict[str, Any] | None = None) -> str:
 
 
 def predictions(result: dict[str, Any] | None = None) -> str:
-    """A row per shape: a step as it was predicted, and as it was measured."""
+    """Return the table of predicted and measured steps, with a row for each shape."""
     times = _times(result or _load())
     lines = [["step, no clipping, no AuxK", "exact", "predicted", "bf16", "predicted"]]
     lines.append(["---"] + ["---:"] * 4)
@@ -140,7 +142,7 @@ def predictions(result: dict[str, Any] | None = None) -> str:
 
 
 def predictions_caption(result: dict[str, Any] | None = None) -> str:
-    """Return the units and the machine."""
+    """Return the caption: units, machine and commit."""
     result = result or _load()
     return f"Milliseconds. {result['machine']['device']}, at commit {result['commit']}."
 

@@ -1,4 +1,4 @@
-"""Every candidate tile of the fused product, in an exact encode and alone."""
+"""Candidate tiles of the fused product, timed in an exact encode and alone."""
 
 import importlib
 import statistics
@@ -34,7 +34,7 @@ def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
 
 
 def candidates(product: str, contest: Contest) -> tuple[Any, ...]:
-    """The tiles worth measuring on this device."""
+    """Return the tiles that are worth measuring on this device."""
     device = importlib.import_module("saefast.kernels.device")
     tiles = importlib.import_module("saefast.kernels.tiles")
     x = contest.x

@@ -1,4 +1,4 @@
-"""Times on a GPU: its own ceilings, floors that follow from them, contestants one after another."""
+"""Times on a GPU: measured ceilings, floors that follow from them, and contestants."""
 
 import functools
 import gc
@@ -14,31 +14,31 @@ from bench.shapes import Shape
 
 Run = Callable[[], object]
 _COLD_BYTES = 256 << 20
-"""Written before each run, so that no operands are found in the L2 cache."""
+"""Bytes written before each run, so that no operands are left in the L2 cache."""
 ROUNDS = 20
 _LEAST_ROUNDS = 5
 _SECONDS = 1.5
-"""that a contestant is timed for, unless that are less than the least rounds"""
+"""Seconds for which a contestant is timed, if that is more than the least rounds."""
 
 
 class Contestant(NamedTuple):
-    """Something to time. It is built when its turn comes, since not all fit the memory at once."""
+    """Something to time, built only at its turn, since not all fit into memory at once."""
 
     case: str
     rival: str
     mode: str
     build: Callable[[], Run]
     agrees: Callable[[Any], bool]
-    """whether what the first run returned is right"""
+    """function that returns whether the result of the first run is correct"""
 
     @property
     def name(self) -> str:
-        """Case, rival and mode."""
+        """Case, rival and mode in one text."""
         return f"{self.case}: {self.rival} ({self.mode})"
 
 
 class Ceilings(NamedTuple):
-    """What this GPU does in a second when it does nothing else."""
+    """Measured maximum rates of this GPU, per second."""
 
     bf16_flops: float
     copy_bytes: float
@@ -46,11 +46,11 @@ class Ceilings(NamedTuple):
 
 
 Unmeasured = Callable[[], Ceilings]
-"""Gives the ceilings, and measures them when it is first called."""
+"""Function that returns the ceilings, measured at its first call."""
 
 
 def ceilings_of(facts: dict[str, Any]) -> Unmeasured:
-    """Return what gives the known ceilings, or measures them when it is first called."""
+    """Return a function for the ceilings, which are known or measured at its first call."""
     known = facts.get("ceilings")
     if known is not None:
         return lambda: Ceilings(**known)
@@ -58,12 +58,12 @@ def ceilings_of(facts: dict[str, Any]) -> Unmeasured:
 
 
 def ceilings_item(ceilings: Unmeasured) -> Item:
-    """Tell the ceilings to the whole session."""
+    """Return an item that reports the ceilings to the whole session."""
     return Item("ceilings", lambda: [{"ceilings": ceilings()._asdict()}], is_fact=True)
 
 
 def measured_ceilings() -> Ceilings:
-    """Time a large product, a large copy, and many copies of what stays in the L2 cache."""
+    """Time a large product, a large copy, and many copies within the L2 cache."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     large, small = (torch.empty(2, size, device="cuda") for size in (1 << 28, 1 << 21))
     copies = 100
@@ -86,14 +86,14 @@ def measured_ceilings() -> Ceilings:
 
 
 def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
-    """Return the milliseconds that operations and bytes of each case take at the ceilings.
+    """Return the milliseconds of each case's operations and bytes at the ceilings.
 
     Decoder rows are gathered as bfloat16. A share above one means that a cache held them.
     """
     n, k, d, m = shape.n, shape.k, shape.d, shape.m
     memory, near = ceilings.copy_bytes, ceilings.l2_bytes
     product = shape.gemm_flops / ceilings.bf16_flops
-    # Of every 32 columns their maximum, and the k groups that hold a row's best: written and read.
+    # Maxima of groups of 32 columns, and the k groups with a row's best: written and read.
     selection = 2 * (4 * n * m / 32 + 4 * 32 * n * k) / memory
     gather = 2 * n * k * d / memory
     sort = 3 * 16 * n * k / memory  # three passes over keys and places of 4 bytes, read and written
@@ -113,7 +113,7 @@ def floors_of(shape: Shape, ceilings: Ceilings) -> dict[str, float]:
 
 
 def milliseconds(runs: list[Run], rounds: int) -> list[list[float]]:
-    """Time each run in every round; the first two rounds do not count."""
+    """Time each run in every round, without counting the first two rounds."""
     cold = torch.empty(_COLD_BYTES, dtype=torch.int8, device="cuda")
     seen: list[list[float]] = [[] for _ in runs]
     for number in range(rounds + 2):
@@ -137,9 +137,9 @@ def raced(
     ceilings: Unmeasured,
     rounds: int = ROUNDS,
 ) -> Iterator[Item]:
-    """Yield an item for each contestant of a case; each stands for itself.
+    """Yield an item for each contestant of a case, which runs independently of the others.
 
-    Where the contestants cannot even be listed, that is an item that fails.
+    If the contestants cannot even be listed, yield an item that fails.
     """
     while True:
         try:
@@ -161,7 +161,7 @@ def _raise(error: Exception) -> list[dict[str, Any]]:
 def timed(
     one: Contestant, shape: Shape, unit: Run, ceilings: Unmeasured, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Build a contestant, see whether it agrees, and yield its row."""
+    """Build a contestant, check its result, and yield its row."""
     floor = floors_of(shape, ceilings()).get(one.case.split()[0], 0.0)
     run = one.build()
     if not one.agrees(run()):
@@ -178,7 +178,7 @@ def timed(
 def row_of(
     one: Contestant, shape: Shape, own: list[float], of_unit: list[float], floor: float
 ) -> dict[str, Any]:
-    """Summarise the times of a contestant, and of the product beside it, in milliseconds."""
+    """Return the row of a contestant: times in milliseconds, and the ratio to the product's."""
     ms = statistics.median(own)
     ordered = sorted(own)
     return {

@@ -1,7 +1,7 @@
-"""What the GPU's kernels do with a code: gradients, updates, whole steps, against float64.
+"""Checks of training on the GPU: gradients, updates and whole steps, against float64.
 
 The float64 reference is computed for the active latents that the kernels chose, so a near-tie,
-which two correct sums decide differently, is no difference here. Each choice is checked by itself.
+which two correct sums decide differently, makes no difference here. Choices are checked separately.
 """
 
 import math
@@ -29,7 +29,7 @@ VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Encode, decode and everything that their gradients are made of."""
+    """Check an encode, a decode and all their gradients."""
     scale = 0.5 + weights.w_enc.norm(dim=1)
     leaves = [x, weights.w_enc, weights.b_enc, scale, weights.w_dec, weights.b_dec]
 
@@ -57,7 +57,7 @@ def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
 
 
 def residuals(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """The step's decode, with its loss and the gradients of values."""
+    """Check the decode of a step, with its loss and the gradients of values."""
 
     def results(by: Callable[..., tuple[Tensor, ...]], dtype: torch.dtype) -> tuple[Tensor, ...]:
         values, weight, bias, target = (
@@ -86,12 +86,12 @@ def _terms_of_value_grads(code: SparseCode, x: Tensor, weights: Weights) -> Tens
 
 @dataclass
 class _Given(TopK):
-    """TopK whose active latents are given."""
+    """TopK objective with given active latents."""
 
     chosen: list[Tensor] = field(default_factory=list)
-    """[n, k] for each step to come"""
+    """[n, k] for each coming step"""
     rounded: bool = False
-    """whether scores are those of operands rounded to bfloat16"""
+    """whether scores are computed from operands rounded to bfloat16"""
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
@@ -104,17 +104,17 @@ class _Given(TopK):
 
 
 def trainings(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """By both precisions, without AuxK and with it."""
+    """Check steps in both precisions, without and with AuxK."""
     for precision, auxk in product(("exact", "bf16"), (False, True)):
         yield training(shape, x, weights, precision, auxk=auxk)
 
 
 def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk: bool) -> Finding:
-    """Three steps against the same in float64; twice the same bits.
+    """Check three steps against float64, and that two runs have the same bits.
 
-    Adam's steps are as large for the smallest gradient as for any: where one is nearly zero two
-    correct sums may differ in sign. Weights that are apart by that much are counted, not bounded.
-    All dead latents take part in AuxK, so that it has nothing to choose.
+    Adam's steps are as large for the smallest gradient as for any: where a gradient is nearly zero,
+    two correct sums may differ in sign. Weights that differ by that much are counted, not bounded.
+    All dead latents take part in AuxK, so that it selects nothing.
     """
     lr = 1e-3
     settings = AuxK(shape.m, dead_after=2 * shape.n, capacity=shape.m) if auxk else None
@@ -124,7 +124,7 @@ def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk:
     apart = [0.0]
 
     def watched(step: FusedStep, x: Tensor) -> Any:
-        """Take a step, and look at the code that it chose with the weights it had."""
+        """Take a step, and compare its code with the weights before it."""
         sae = step.sae
         inputs, w_enc, b_enc = (
             sae.inputs(x).detach(),
@@ -163,14 +163,14 @@ def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk:
 
 
 class Close(NamedTuple):
-    """How far from float64 the figures of a training may be."""
+    """Tolerances of a training against float64."""
 
     loss: float = 1e-5
     """relative difference of the losses of a step, without AuxK's"""
     auxk: float = 1e-5
     """relative difference of AuxK's losses"""
     weights: float = 1e-3
-    """share of the weights that are apart by more than a tenth of a step of Adam"""
+    """share of the weights that differ by more than a tenth of a step of Adam"""
 
 
 def lost_by_truncation(terms: int) -> float:
@@ -189,11 +189,11 @@ def _close_on(x: Tensor, latents: int) -> Close:
 
 
 class Trained(NamedTuple):
-    """What several steps left behind."""
+    """Results of several steps."""
 
     losses: list[float]
     auxk: list[float]
-    """the losses of AuxK in the same steps, if it takes part"""
+    """losses of AuxK in the same steps, if it takes part"""
     weights: list[Tensor]
 
 
@@ -230,9 +230,9 @@ def _holds(figures: dict[str, float], close: Close) -> bool:
 
 
 def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Of every variant a step with the settings of `TrainConfig`, clipped, with dead latents.
+    """Check a default step of every variant, clipped, with dead latents.
 
-    At sizes where no choice of these numbers is a near-tie; see tests/bench/test_gpu_bench.py.
+    Only at sizes where no choice of these numbers is a near-tie; see tests/bench/test_gpu_bench.py.
     """
     rows = DEFAULTS_AT.get(shape)
     if rows is not None:
@@ -241,13 +241,13 @@ def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
 
 
 DEFAULTS_AT = {Shape(40, 127, 5, 33): 33, Shape(100, 1025, 32, 70): 4}
-"""Shapes, and how many of their rows are taken."""
+"""Shapes, and the number of their rows that are used."""
 _DEAD = 8
-"""Every so many latents one is dead: fewer than take part in AuxK, which so chooses nothing"""
+"""Period of dead latents: all of them take part in AuxK, so that it selects nothing."""
 
 
 def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
-    """One step against the same in float64; twice the same bits."""
+    """Check one step against float64, and that two runs have the same bits."""
     lr = 1e-3
     if variant in ("relu", "jumprelu"):
         weights = lowered(weights, x - weights.b_dec, shape.k)

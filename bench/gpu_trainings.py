@@ -1,4 +1,4 @@
-"""`train_saes` from a store on disk, with default settings, by the clock of its own reports."""
+"""`train_saes` from a store on disk with default settings, timed by its own reports."""
 
 import importlib
 import statistics
@@ -21,19 +21,21 @@ from saefast.activations import StoreWriter
 
 STEPS = 40
 _LAP = 5
-"""Steps between two reports; each waits for the device."""
+"""Number of steps between two reports, each of which waits for the device."""
 _SKIPPED = 3
-"""Laps before those that count: they compile, measure and capture."""
+"""Number of laps that are not counted: they compile, measure and capture."""
 _BATCHES = 4
 _LARGE = 1 << 16
-"""Latents above which several SAEs are trained of the first variant only: what a run copies to
-begin and to end takes longer than its steps"""
+"""Number of latents above which only the first variant is trained with several SAEs.
+
+At its beginning and end such a run copies for longer than its steps take.
+"""
 _ROOM = 64e9
-"""Bytes for the SAEs of a run: of an H100's 79 GiB without data, contest and the steps' results"""
+"""Bytes for the SAEs of a run: an H100's 79 GiB without data, contest and steps' results."""
 
 
 class Reports:
-    """Keeps what a run reports, in place of a file."""
+    """Logger that keeps the reports of a run in memory."""
 
     def __init__(self) -> None:
         self.values: list[Mapping[str, Any]] = []
@@ -43,7 +45,7 @@ class Reports:
         self.values.append(values)
 
     def close(self) -> None:
-        """Keep what there is."""
+        """Do nothing; required of a logger."""
 
 
 def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
@@ -63,7 +65,7 @@ def trainings(contest: Contest, ceilings: Unmeasured) -> Iterator[Item]:
 
 
 def together(shape: Shape) -> int:
-    """Return how many SAEs are trained side by side: four, or two where four do not fit.
+    """Return how many SAEs are trained side by side: four, or two if four do not fit.
 
     A run ends with four times the weights of each SAE in float32: weights, both moments, and the
     copy that is returned; besides it holds the encoder and the decoder in bfloat16.
@@ -93,7 +95,7 @@ def row_of(
     contest: Contest,
     saes: int,
 ) -> dict[str, Any]:
-    """Summarise the laps of one SAE of a run; milliseconds are those of a step of each SAE."""
+    """Return the row of one SAE's laps, with milliseconds per step and SAE."""
     if not reports[-1]["mse"] < reports[0]["mse"]:
         raise RuntimeError(f"does not learn: mse {reports[0]['mse']} and then {reports[-1]['mse']}")
     laps = reports[_SKIPPED:]
@@ -126,7 +128,7 @@ def train(
     variant: str = "topk",
     saes: int = 1,
 ) -> None:
-    """Train SAEs from a store of the contest's rows, and write what they report to `log`."""
+    """Train SAEs from a store of the contest's rows, and write their reports to `log`."""
     shape = contest.shape
     config = saefast.TrainConfig(
         latents=shape.m,
@@ -135,14 +137,14 @@ def train(
         seeds=tuple(range(saes)),
         tokens=steps * shape.n,
         batch_size=shape.n,
-        auxk=saefast.AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
+        auxk=saefast.AuxK(dead_after=10_000_000),  # no latent dies in runs this short
     )
     weights = (
         lowered(contest.weights, contest.centred, contest.shape.k)
         if variant == "jumprelu"
         else contest.weights
     )
-    # Given, since drawing large ones on the CPU takes longer than the run.
+    # Given, since drawing large weights on the CPU takes longer than the run.
     initial = model(shape, weights, variant=variant)
     module = importlib.import_module("saefast.train.train")
     with (
@@ -160,10 +162,10 @@ def train(
 
 
 def _store(contest: Contest, path: Path) -> Path:
-    """A store of some batches, in bfloat16."""
+    """Write a store of some batches, in bfloat16."""
     with StoreWriter(path, contest.shape.d) as writer:
         for number in range(_BATCHES):
-            # Not scaled: of larger rows more latents of jumprelu are active than in its step.
+            # Not scaled: for larger rows more latents of jumprelu are active than in its step.
             rows = contest.x.roll(number, 1)
             writer.append(rows.to(torch.bfloat16).cpu())
     return path

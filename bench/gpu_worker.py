@@ -1,6 +1,6 @@
-"""One worker process of a GPU session: work through the items of a subject, and write rows.
+"""Worker process of a GPU session: works through the items of a subject and writes rows.
 
-`python -m bench.gpu_worker SUBJECT [ARGUMENT] --rows FILE` is what bench/gpu_lanes.py starts.
+`python -m bench.gpu_worker SUBJECT [ARGUMENT] --rows FILE` is started by bench/gpu_lanes.py.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SUBJECTS = {
     "memcheck": "gpu_sanitizer",
     "ncu": "gpu_ncu",
 }
-"""The module of bench/ whose `items(argument, facts)` yields what a worker does."""
+"""Modules of bench/ by subject; their `items(argument, facts)` yields a worker's items."""
 WITHOUT_TORCH = ("install", "memcheck", "ncu")
 _STICKY = (
     "illegal memory access",
@@ -43,15 +43,15 @@ _LINE = 300
 
 
 class Item(NamedTuple):
-    """Something to do, whose failure concerns nothing else."""
+    """Task of a worker; its failure does not affect other items."""
 
     name: str
     run: Callable[[], Iterable[dict[str, Any]]]
-    """yields rows"""
+    """function that yields rows"""
     describe: dict[str, Any] = {}  # noqa: RUF012
-    """what a row of its failure says besides"""
+    """further entries of the row of a failure"""
     is_fact: bool = False
-    """whether it yields no rows but facts for the whole session"""
+    """whether it yields facts for the whole session instead of rows"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             file.write(json.dumps(message) + "\n")
             file.flush()
 
-        file.write("\n")  # ends what a killed process may have begun
+        file.write("\n")  # ends a line that a killed process may have begun
         if options.subject not in WITHOUT_TORCH:
             facts = _machine()
             if options.skip == 0:
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _machine() -> dict[str, Any]:
-    """The GPU, its driver and the versions; ends the process where there is no GPU."""
+    """Return the GPU, its driver and the versions; exit if there is no GPU."""
     import torch
 
     from bench import record
@@ -113,7 +113,7 @@ def work(items: Iterator[Item], skip: int, write: Callable[..., None]) -> int:
 
 
 def error_line(error: Exception) -> str:
-    """The first line of an error, and where it was raised."""
+    """Return the first line of an error, and where it was raised."""
     first = (str(error).strip() or "no message").splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -121,7 +121,7 @@ def error_line(error: Exception) -> str:
 
 
 def is_sticky(error: Exception) -> bool:
-    """Whether the error makes every further CUDA call of this process fail."""
+    """Return whether the error makes every further CUDA call of this process fail."""
     if any(message in str(error).lower() for message in _STICKY):
         return True
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""inference: `SAE.encode` of one row to a few thousand, whose packed weight stays between calls."""
+"""inference: `SAE.encode` of one to a few thousand rows, with a weight packed once."""
 
 from typing import Any
 

@@ -16,12 +16,12 @@ from bench.peers import Training
 SHAPES = (Shape(576, 16384, 32, 2048),)
 LR = 1e-4
 _STEPS = 3
-"""of training whose losses are compared before anything is timed"""
+"""Number of steps whose losses are compared before anything is timed."""
 _TOLERANCE = 1e-5
 
 
 _ACTIVE = 0.01
-"""of all latents, where k does not say it"""
+"""Share of active latents where k does not determine it."""
 
 
 class Pair(NamedTuple):
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Two rows for each training of each peer, the second with its `speedup`."""
+    """Return two rows for each training of each peer, the second with its `speedup`."""
     x, weights = draw(shape)
     unit = gemm(x, weights.w_enc)
     rows: list[dict[str, Any]] = []
@@ -58,7 +58,8 @@ def _pairs(shape: Shape, weights: Weights, x: Tensor) -> Iterator[Pair]:
         lens = partial(peers.sae_lens_training, shape, weights, LR)
         for mode, variant, settings in (
             ("TopK", "TopK", {}),
-            # Alone SAELens cannot: with rescaled activations its sparse backward pass raises.
+            # SAELens cannot do this alone: with rescaled activations its sparse backward pass
+            # raises.
             ("TopK, activations sparse inside", "TopK", {"use_sparse_activations": True}),
             ("BatchTopK", "BatchTopK", {}),
         ):
@@ -86,10 +87,10 @@ def _pairs(shape: Shape, weights: Weights, x: Tensor) -> Iterator[Pair]:
 
 
 def _exceeded(x: Tensor, weights: Weights) -> float:
-    """What the share `_ACTIVE` of pre-activations exceeds, as in SAEs that have been trained."""
+    """Return the value that a share `_ACTIVE` of pre-activations exceeds, as in trained SAEs."""
     some = x[:64]
     scores = (some - weights.b_dec) @ weights.w_enc.T + weights.b_enc
-    # Between two, or rounding would decide about one of them.
+    # Halfway between two values, so that rounding decides about neither.
     return float(scores.flatten().topk(round(_ACTIVE * scores.numel()) + 1).values[-2:].mean())
 
 
@@ -104,7 +105,7 @@ def with_sparsify_enabled(training: Training, x: Tensor) -> object:
 
 
 def _same_losses(pair: Pair, x: Tensor) -> bool:
-    """A few steps of both, on batches that differ."""
+    """Return whether the losses of a few steps agree, on batches that differ."""
     for number in range(_STEPS):
         batch = x.roll(number, 1)
         alone, inside = (pair.loss_of(step(batch)) for step in (pair.alone, pair.inside))

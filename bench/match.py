@@ -1,7 +1,7 @@
-"""match: neighbours beside FAISS and a GEMM, one to one beside scipy and lapx, and large ones.
+"""match: neighbours beside FAISS and a GEMM, one to one beside scipy and lapx, and large sizes.
 
-`python -m bench match --json FILE` runs all parts, each in a process of its own; `--parts` some.
-`--dry-run --m M --d D` only says what a matching will take.
+`python -m bench match --json FILE` runs all parts, each in a separate process; `--parts` selects
+some. `--dry-run --m M --d D` only estimates what a matching will take.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from saefast.match.neighbours import nearest
 from saefast.unit_rows import UnitRows
 
 SHARED = 0.4
-"""of the features return in the other dictionary, turned a little; the others are its own"""
+"""Share of features with a noisy copy in the other dictionary; the others are independent."""
 PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {}
 
 
 def part(function: Callable[[int], list[dict[str, Any]]]) -> Callable[[int], list[dict[str, Any]]]:
-    """One that can be asked for by name."""
+    """Register a part that can be selected by name."""
     PARTS[function.__name__] = function
     return function
 
 
 def dictionaries(m: int, d: int) -> tuple[Tensor, Tensor]:
-    """Unit rows; cosines of about 0.96 between those that are shared."""
+    """Return unit rows [m, d] twice, with cosines of about 0.96 between shared features."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(m, d, generator=generator) for _ in range(2))
     shared = int(SHARED * m)
@@ -52,13 +52,13 @@ def dictionaries(m: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def shape_of(m: int, d: int, k: int) -> dict[str, int]:
-    """As other benchmarks write it: all m rows are looked up."""
+    """Return the shape as other benchmarks write it: all m rows are looked up."""
     return {"d": d, "m": m, "k": k, "n": m}
 
 
 @part
 def neighbours(rounds: int) -> list[dict[str, Any]]:
-    """The 64 nearest of each of 16384 rows: our encode, FAISS, and the bare product."""
+    """Time the 64 nearest of each of 16384 rows: saefast's encode, FAISS, and the bare product."""
     return [row for d in (64, 576, 2048) for row in _neighbours(16_384, d, 64, rounds)]
 
 
@@ -115,7 +115,7 @@ def _neighbours(m: int, d: int, k: int, rounds: int) -> list[dict[str, Any]]:
 
 @part
 def dense(rounds: int) -> list[dict[str, Any]]:
-    """16384 features of width 576: all of ours beside the dense solver of scipy alone."""
+    """Time a whole matching of 16384 features of width 576 beside scipy's dense solver alone."""
     from scipy.optimize import linear_sum_assignment
 
     m, d = 16_384, 576
@@ -163,7 +163,7 @@ def dense(rounds: int) -> list[dict[str, Any]]:
 
 @part
 def kinds(_: int) -> list[dict[str, Any]]:
-    """4096 features of every kind that is hard, square and not: scipy's optimum, and the proof."""
+    """Match 4096 features of every hard kind, square and not, and compare with scipy's optimum."""
     return [_of_kind(kind, 4096, m2) for kind in KINDS for m2 in (4096, 3072)]
 
 
@@ -198,19 +198,19 @@ def _of_kind(kind: str, m: int, m2: int) -> dict[str, Any]:
 
 @part
 def wide(_: int) -> list[dict[str, Any]]:
-    """131072 features of width 576."""
+    """Match 131072 features of width 576."""
     return _large(131_072, 576, 64, 2.0)
 
 
 @part
 def narrow(_: int) -> list[dict[str, Any]]:
-    """131072 features of width 64."""
+    """Match 131072 features of width 64."""
     return _large(131_072, 64, 64, 2.0)
 
 
 @part
 def million(_: int) -> list[dict[str, Any]]:
-    """1048576 features of width 32, as many as 2**20 have room for in lists of 16."""
+    """Match 1048576 features of width 32, the most that lists of 16 have room for."""
     return _large(2**20, 32, 16, 4.0, rivals=False)
 
 
@@ -262,7 +262,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def _product_seconds(a: Tensor, b: Tensor) -> float:
-    """The product of one direction in float32, scaled up from blocks into memory that is there."""
+    """Return the seconds of one direction's product in float32, extrapolated from blocks."""
     rows, columns = min(8192, len(a)), min(16_384, len(b))
     out = torch.empty(rows, columns)
     times = []
@@ -274,14 +274,14 @@ def _product_seconds(a: Tensor, b: Tensor) -> float:
 
 
 class Calls(list[float]):
-    """The seconds of each call of a function, and what it was last called with."""
+    """Seconds of each call of a function, and the arguments of its last call."""
 
     last: tuple[Any, ...] = ()
 
 
 @contextmanager
 def watched(module: Any, name: str, keep: bool = False) -> Iterator[Calls]:
-    """Watch a function while this lasts."""
+    """Time the calls of a function inside the `with`."""
     function, calls = getattr(module, name), Calls()
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -310,13 +310,15 @@ def _ratio(times: list[float], unit: list[float]) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """All parts, or those asked for."""
+    """Run all parts, or those selected."""
     parser = argparse.ArgumentParser(prog="python -m bench match", description=__doc__)
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--dry-run", action="store_true", help="say what --m and --d will take")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="estimate what --m and --d will take"
+    )
     parser.add_argument("--m", type=int, default=2**20)
     parser.add_argument("--d", type=int, default=32)
     parser.add_argument("--neighbours", type=int, default=16)
@@ -343,7 +345,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _in_own_process(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Its peak of memory is its own."""
+    """Run one part in a new process, so that its peak of memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "bench", "match", "--in-process", "--parts", name]

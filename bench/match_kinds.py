@@ -1,4 +1,4 @@
-"""Dictionaries that are hard to match, each in a way of its own, and what a dense solver says."""
+"""Dictionaries that are hard to match in different ways, and the optimum of a dense solver."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ KINDS = ("isotropic", "hubs", "duplicates", "ties", "dead", "opposite")
 
 
 def features(kind: str, m: int, m2: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two of that kind, with m and m2 features of width d."""
+    """Return two dictionaries of that kind, with m and m2 features of width d."""
     if kind == "ties":
         a = torch.randint(-1, 2, (m, d), generator=_generator(seed)).float()
         return a, torch.randint(-1, 2, (m2, d), generator=_generator(seed + 1)).float()
@@ -36,19 +36,19 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def cosines(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
-    """[m, m2] float64; rows of zeros have none."""
+    """Return cosines [m, m2] float64, NaN for rows of zeros."""
     a, b = a.double(), b.double()
     product: Tensor = (a @ b.T) / (a.norm(dim=1)[:, None] * b.norm(dim=1))
     return product.abs() if absolute else product
 
 
 def alive(side: Tensor) -> Tensor:
-    """The rows that are not zero."""
+    """Return the numbers of the rows that are not zero."""
     return (side != 0).any(1).nonzero()[:, 0]
 
 
 def best_value(similarity: Tensor, floor: float | None) -> float:
-    """What scipy's dense solver reaches; who declines takes a column of his own."""
+    """Return the optimum of scipy's dense solver; unmatched rows take additional columns."""
     from scipy.optimize import linear_sum_assignment
 
     if floor is not None:
@@ -61,7 +61,7 @@ def best_value(similarity: Tensor, floor: float | None) -> float:
 def assert_proven(
     matches: Matches, a: Tensor, b: Tensor, floor: float | None = None, absolute: bool = False
 ) -> None:
-    """The prices prove the matching optimal among all pairs; nothing here trusts `certified`."""
+    """Assert that the prices prove the matching optimal, without trusting `certified`."""
     rows, columns = alive(a), alive(b)
     similarity = cosines(a[rows], b[columns], absolute)
     assert matches.proof is not None

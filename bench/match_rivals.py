@@ -44,7 +44,7 @@ print(json.dumps({"ms": round(ms), "value": float(3 * size - cost)}))
 
 
 def sparse_rivals(graph: Graph) -> list[dict[str, Any]]:
-    """What they say of a graph of ours, and how long they take."""
+    """Return the value and time of each solver on a graph of saefast's."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "graph.pt"

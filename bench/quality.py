@@ -1,8 +1,8 @@
-"""quality: what SAEs of every trainer explain after the same data, tokens, k and learning rates.
+"""quality: explained variance of every trainer after the same data, tokens, k and learning rates.
 
-All start from the same weights and see the same batches in the same order. Each is otherwise at its
-own defaults. What counts is the variance they explain on rows that nobody has seen, and the share
-of latents that fire on none of these.
+All start from the same weights and see the same batches in the same order. Otherwise each has its
+own defaults. The measures are the variance explained on held-out rows, and the share of latents
+that fire on none of them.
 """
 
 import time
@@ -34,7 +34,7 @@ _STORE = Path("build/bench/smollm2-prose-layer-15")
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """A row for each trainer and variant; `rounds` seeds, at most three."""
+    """Return a row for each trainer and variant, for `rounds` seeds but at most three."""
     rows = _planted(shape) if shape == _PLANTED else activations.rows(_STORE, _HELD_OUT)
     rows *= shape.d**0.5 / rows.norm(dim=1).mean()
     train, held_out = rows[:-_HELD_OUT], rows[-_HELD_OUT:]
@@ -57,7 +57,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
 
 def _planted(shape: Shape) -> Tensor:
-    """Sums of k of eight times as many directions as there are dimensions."""
+    """Return sums of k out of eight times as many directions as there are dimensions."""
     world = PlantedWorld.create(8 * shape.d, shape.d, active=shape.k)
     return torch.cat([world.sample(10_000, batch) for batch in range(22)])
 
@@ -73,7 +73,7 @@ def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:
         lr=_LR,
         b_dec="zeros",
         activation_scaling="none",
-        auxk=AuxK(dead_after=10_000_000),  # in runs this short no latent is dead
+        auxk=AuxK(dead_after=10_000_000),  # no latent dies in runs this short
     )
 
 
@@ -89,7 +89,7 @@ def _trainings(
 
 
 def _ours(config: TrainConfig, rows: Tensor) -> Training:
-    """train_saes as a whole, in the place of all steps."""
+    """Return train_saes as a training whose only step is the whole run."""
     trained: list[saefast.SAE] = []
 
     def run(_: Tensor) -> None:
@@ -101,7 +101,7 @@ def _ours(config: TrainConfig, rows: Tensor) -> Training:
 
 
 def _train(training: Training, shape: Shape, variant: str, rows: Tensor) -> float:
-    """Seconds of all steps."""
+    """Return the seconds of all steps."""
     config = _config(shape, variant, 0)
     before = time.perf_counter()
     if training.optimiser is None:

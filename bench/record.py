@@ -1,6 +1,6 @@
-"""Where numbers come from, and the file that keeps them.
+"""Origin of results (machine, versions, commit), and the files that keep them.
 
-torch and saefast are imported when asked about: results can be written where neither imports.
+torch and saefast are imported on demand: results can be written where neither can be imported.
 """
 
 import json
@@ -16,7 +16,7 @@ _PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
 
 
 def write(file: Path, result: dict[str, Any]) -> None:
-    """Replace a JSON file as a whole: who reads it finds the old one or the new one."""
+    """Replace a JSON file atomically, so that a reader sees the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -24,7 +24,7 @@ def write(file: Path, result: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Return the facts about this machine that results depend on."""
     import torch
 
     import saefast
@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """What is installed of these."""
+    """Return the versions of these packages, "not installed" for missing ones."""
     found = {}
     for package in packages:
         try:
@@ -55,7 +55,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def gpu() -> dict[str, Any]:
-    """The current GPU, its driver, and what drives it."""
+    """Return the current GPU, its driver and the versions of its software."""
     import torch
 
     import saefast
@@ -75,7 +75,7 @@ def gpu() -> dict[str, Any]:
 
 
 def driver() -> str:
-    """What nvidia-smi says."""
+    """Return the version of the driver that nvidia-smi reports."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,7 +100,7 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, marked where files differ from it: rows of benchmarks do not."""
+    """Return the checkout's commit, marked "-dirty" if files other than bench/results differ."""
     try:
         name = _git("rev-parse", "--short", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", _NOT_RESULTS)

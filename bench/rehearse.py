@@ -1,16 +1,16 @@
-"""rehearse: what a GPU would be asked to run, recorded and compiled without a GPU.
+"""rehearse: kernels that a GPU would run, recorded and compiled without a GPU.
 
-`python -m bench.rehearse` runs every default training, every check and every contest of
-`bench gpu` on pretended GPUs, records each kernel as it would be launched, compiles it for each
-architecture, and fails where one spills, does not fit, or may read what it has not yet written.
+`python -m bench.rehearse` runs every default training, every check and every contest of `bench gpu`
+on pretended GPUs, records each kernel as it would be launched, compiles it for each architecture,
+and fails if one spills, does not fit, or may read memory that it has not yet written.
 
-`--json FILE` is written whenever the kernels of one architecture are compiled. To go on after an
-interruption, repeat the command with the same `--cache DIR`, which keeps what is compiled, and with
-the `--architectures` that FILE lacks; what FILE says of others stays.
+`--json FILE` is written whenever the kernels of one architecture are compiled. To continue after an
+interruption, repeat the command with the same `--cache DIR`, which keeps the compiled kernels, and
+with the `--architectures` that FILE lacks; its entries of other architectures stay.
 
-`--cache` serves GPUs, too. A machine with the same version of Triton, without a network
-or a compiler's time to spend, uses it: copy DIR there, run `python -m bench.rehearse --cache DIR
---relocate`, and set TRITON_CACHE_DIR=DIR.
+`--cache` serves GPUs, too. A machine with the same version of Triton, but without a network or time
+to compile, can use it: copy DIR there, run `python -m bench.rehearse --cache DIR --relocate`, and
+set TRITON_CACHE_DIR=DIR.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from bench.rehearsal.recording import Launched, recording
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record, compile, print; 1 if something is wrong."""
+    """Record, compile and print; return 1 if there are faults."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.kernels and options.json:
@@ -77,11 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         "--kernels", nargs="+", default=[], metavar="NAME", help="only of these names"
     )
     parser.add_argument("--small", action="store_true", help="one training and one encode only")
-    parser.add_argument("--cache", type=Path, help="folder to keep what is compiled in")
+    parser.add_argument("--cache", type=Path, help="folder for compiled kernels")
     parser.add_argument(
-        "--relocate", action="store_true", help="only make a copied --cache usable where it is"
+        "--relocate", action="store_true", help="only adapt a copied --cache to its new place"
     )
-    parser.add_argument("--json", type=Path, help="file to write this version's table into")
+    parser.add_argument("--json", type=Path, help="file to add this version's table to")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
     return parser
 
@@ -91,7 +91,7 @@ def rehearsed(
 ) -> Iterator[tuple[int, list[table.Row]]]:
     """Yield each architecture with its rows, as soon as all of them are compiled.
 
-    `kernels` are the names of those that are compiled; none means all.
+    `kernels` are the names of the kernels to compile; if empty, all are.
     """
     start = time.perf_counter()
     recorded = [
@@ -117,7 +117,7 @@ def rehearsed(
 
 
 def recorded_on(architecture: int, *, small: bool) -> Counter[Launched]:
-    """All that the programs launch on that architecture, and how many of them launch it."""
+    """Return all launches on an architecture, with the number of programs of each."""
     counts: Counter[Launched] = Counter()
     for program in small_programs() if small else all_programs():
         with on(GPUS[architecture]), recording() as launched:
@@ -129,7 +129,7 @@ def recorded_on(architecture: int, *, small: bool) -> Counter[Launched]:
 def _compiled_or_error(launched: Launched, architecture: int) -> Compiled | str:
     try:
         return compiled(launched, architecture)
-    # A compiler may fail in any way: what it says is a row of the table, and the next is compiled.
+    # A compiler may fail in any way: its message becomes a row, and the next kernel is compiled.
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
 

@@ -1,8 +1,8 @@
-"""score_bits: the kernels whose exact scores must have the same bits, compared with each other.
+"""score_bits: comparison of kernels whose exact scores must have the same bits.
 
 `exact_scores` is inlined in four kernels, and the order in which the products of a score are added
-follows from how the compiler lays a block out over threads. `summations` compares the layouts
-without a GPU, `scores_by_kernel` gives the scores themselves on one.
+follows from the compiler's layout of a block over threads. `summations` compares the layouts
+without a GPU, `scores_by_kernel` the scores themselves on a GPU.
 """
 
 import os
@@ -26,18 +26,18 @@ _LOWEST = -1e36  # so low that rows count as near overflow, so that all columns 
 
 
 class Summation(NamedTuple):
-    """How a compiled kernel adds the products of a score."""
+    """Order in which a compiled kernel adds the products of a score."""
 
     layouts: frozenset[str]
-    """over threads, of all blocks of the shape that is summed"""
+    """layouts over threads of all blocks with the shape that is summed"""
     products: int
-    """multiplications of two such blocks"""
+    """number of multiplications of two such blocks"""
     multiply_adds: int
-    """fused float32 ones in the kernel"""
+    """number of fused float32 multiply-adds in the kernel"""
 
 
 def summations(architecture: int, dtype: torch.dtype, d: int) -> dict[str, Summation]:
-    """Compile every kernel that scores operands of width `d` exactly; name each summation.
+    """Compile every kernel that scores operands of width `d` exactly, and return its summation.
 
     For widths that are multiples of 16 the compiler loads wider vectors.
     """
@@ -69,7 +69,7 @@ def _summation_of(launched: Launched, architecture: int) -> Summation:
 def scores_by_kernel(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, k: int
 ) -> dict[str, SparseCode]:
-    """The k largest exact scores of rows on a GPU, from every kernel that computes such scores.
+    """Return the k largest exact scores of rows on a GPU, from every kernel that computes them.
 
     All of them must be equal bit for bit.
     """
@@ -84,7 +84,7 @@ def scores_by_kernel(
 def _all_in_full(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, k: int
 ) -> SparseCode:
-    """As if the screen had failed in every row."""
+    """Return the code of rows for which the screen is made to fail."""
     encode, lists = gpu.kernels("topk_encode"), gpu.kernels("lists")
     rounded = gpu.kernels("round_rows").rounded_rows
     n, m = x.shape[0], weight.shape[0]

@@ -1,10 +1,10 @@
-"""The sizes that are timed. Nothing here imports torch."""
+"""Sizes that are timed, without importing torch."""
 
 from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """Width, latents, active latents, rows."""
+    """Width d, number of latents m, of active latents k, and of rows n."""
 
     d: int
     m: int
@@ -13,7 +13,7 @@ class Shape(NamedTuple):
 
     @property
     def gemm_flops(self) -> float:
-        """Of one dense encode."""
+        """Floating-point operations of one dense encode."""
         return 2.0 * self.n * self.d * self.m
 
 
@@ -23,8 +23,11 @@ GPU_SHAPES = {
     "mid": Shape(2304, 65536, 64, 8192),
     "decode": Shape(2304, 65536, 32, 8192),
 }
-"""What is timed on a GPU, by name; at "decode" flexsae publishes 5.58 ms for a decode with its
-gradients, so only decodes are timed there."""
+"""Shapes that are timed on a GPU, by name.
+
+flexsae publishes 5.58 ms at "decode" for a decode with its gradients, so only decodes are timed
+there.
+"""
 
 
 def gpu_shape(text: str) -> Shape:

@@ -1,10 +1,10 @@
-"""stability: scoring the features of many dictionaries, with matches at hand and from weights.
+"""stability: scores of the features of many dictionaries, from given matches and from weights.
 
-n is the number of dictionaries. With matches at hand a part of the features is planted in all of
-them. Ours reads the weights even so, for what is dead or not finite, and keeps partners; numpy's
-does neither, so the two are no race. From weights, the rival multiplies every two dictionaries
-once, in float32, and takes the largest of rows and columns: the least that a reader of the
-definition would write.
+n is the number of dictionaries. Given matches are synthetic: every feature has a counterpart of
+random similarity in each dictionary. saefast also reads the weights for latents that are dead or
+not finite, and keeps partners; numpy does neither, so the two are not a fair race. From weights,
+the rival multiplies every two dictionaries once, in float32, and takes the maxima of rows and
+columns: the least that an implementation of the definition needs.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from saefast import Matches, Stability
 SHAPES = (Shape(64, 131072, 1, 8), Shape(64, 8192, 1, 4))
 _THRESHOLD = 0.7
 _MOST_DENSE = 16_384
-_ROWS = 1024  # of the unit
+_ROWS = 1024  # rows of the unit
 
 Columns = list[NDArray[Any]]
 
 
 class PlainScores(NamedTuple):
-    """What the rival computes, for each dictionary."""
+    """Scores that the rival computes, for each dictionary."""
 
     score: Columns
     low: Columns
@@ -40,7 +40,7 @@ class PlainScores(NamedTuple):
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Ours and numpy's, and what is done with the scores afterwards."""
+    """Time saefast and numpy, and analyses of the scores."""
     generator = torch.Generator().manual_seed(0)
     dictionaries = _dictionaries(shape, generator)
     matches = _planted_matches(shape, generator)
@@ -73,7 +73,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
 
 def _dictionaries(shape: Shape, generator: torch.Generator) -> list[Tensor]:
-    """Unit rows, of which the first half are alike in all."""
+    """Return unit rows [m, d] for each dictionary, half of which are similar in all."""
     shared = torch.randn(shape.m // 2, shape.d, generator=generator)
     found = []
     for _ in range(shape.n):
@@ -85,7 +85,7 @@ def _dictionaries(shape: Shape, generator: torch.Generator) -> list[Tensor]:
 
 
 def _planted_matches(shape: Shape, generator: torch.Generator) -> dict[tuple[int, int], Matches]:
-    """Feature j of a world stands in a place of its own in each dictionary, more or less turned."""
+    """Return matches of features that lie at different places of each dictionary."""
     orders = [torch.randperm(shape.m, generator=generator) for _ in range(shape.n)]
     places = [order.argsort() for order in orders]
     matches = {}
@@ -133,7 +133,10 @@ def _plain_scores(similarity: list[Columns]) -> PlainScores:
 
 
 def _agree(ours: Stability, theirs: PlainScores) -> bool:
-    """Scores alike but for cosines that rounding puts on the other side; intervals from scores."""
+    """Return whether scores agree up to rounding of cosines at the threshold.
+
+    Intervals are compared where scores are equal.
+    """
     for s, score in enumerate(ours.score):
         same = score.numpy() == theirs.score[s]
         if same.mean() < 0.9999 or not np.allclose(ours.soft[s].numpy(), theirs.soft[s], atol=1e-5):

@@ -1,6 +1,6 @@
-"""studies: what the studies with known answers find, whole, and how long they take.
+"""studies: results and times of the studies with known answers.
 
-`python -m bench studies --json FILE` runs all, each in a process of its own; `--parts` some.
+`python -m bench studies --json FILE` runs all, each in a separate process; `--parts` selects some.
 """
 
 import argparse
@@ -23,11 +23,11 @@ PARTS: dict[str, Callable[[], Any]] = {
     "recovery": lambda: run_recovery(),
     "digits": lambda: run_digits(),
 }
-"""Each with the arguments it has by default"""
+"""Studies with their default arguments."""
 
 
 def main(arguments: list[str]) -> int:
-    """All studies, or those asked for; the others keep the rows that the file has."""
+    """Run all studies, or those selected; the others keep their rows in the file."""
     parser = argparse.ArgumentParser(prog="python -m bench studies", description=__doc__)
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))

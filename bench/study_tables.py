@@ -11,7 +11,7 @@ _SECONDS_PER_MINUTE = 60
 
 
 def lowrank() -> str:
-    """A row per world and per who counts."""
+    """Return the table of the low-rank study, with a row for each world and least firing rate."""
     heads = [
         "rare truths in the plane",
         "latents that count",
@@ -43,12 +43,12 @@ def lowrank() -> str:
 
 
 def lowrank_caption() -> str:
-    """What was run."""
+    """Return the caption of the low-rank study."""
     return f"Four seeds, 128 dimensions, a plane of 32, 384 latents, k = 6. {_where('lowrank')}"
 
 
 def recovery() -> str:
-    """A row per SAE after the longest training, and the shorter ones beside."""
+    """Return the table of the recovery study, with a row for each SAE."""
     rows = _study("recovery")["rows"]
     firings = list(dict.fromkeys(row["firing"] for row in rows))
     sizes = sorted({row["tokens"] for row in rows})
@@ -65,7 +65,7 @@ def recovery() -> str:
 
 
 def recovery_caption() -> str:
-    """What was run."""
+    """Return the caption of the recovery study."""
     return (
         "Variance explained, and the share of the 800 true features that some latent has with a "
         f"cosine above 0.8; 800 latents in 50 dimensions. {_where('recovery')}"
@@ -73,7 +73,7 @@ def recovery_caption() -> str:
 
 
 def digits() -> str:
-    """A row per start, norm and penalty."""
+    """Return the table of the study of digits, with a row for each start, norm and penalty."""
     heads = ["start", "decoder rows", "penalty", "EV", "MMCS (random)", "paired"]
     heads += ["shared by all three", "alive"]
     lines = [heads, ["---"] * 3 + ["---:"] * 5]
@@ -94,7 +94,7 @@ def digits() -> str:
 
 
 def digits_caption() -> str:
-    """What was run."""
+    """Return the caption of the study of digits."""
     return (
         "ReLU SAEs with 128 latents on the 1,797 digits of scikit-learn, three seeds; means. "
         f"{_where('digits')}"
@@ -102,13 +102,13 @@ def digits_caption() -> str:
 
 
 def demo() -> str:
-    """What it prints."""
+    """Return the findings that the demo prints."""
     found = [Finding(**each) for each in _load("demo")["findings"]]
     return f"```\n{printed(found)}\n```"
 
 
 def demo_caption() -> str:
-    """How long it took."""
+    """Return the caption of the demo: its time, stage by stage."""
     told = _load("demo")
     minutes = told["seconds"] / _SECONDS_PER_MINUTE
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["stages"].items())

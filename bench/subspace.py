@@ -1,7 +1,8 @@
-"""subspace: the principal directions of m rows in d dimensions, their time and their memory.
+"""subspace: time and memory for the principal directions of m rows in d dimensions.
 
-Ours are in float64, from the Gram matrix or by QR of blocks; the rivals are SVDs in float32 of the
-whole matrix, run where they take minutes rather than hours. k and n of a shape say nothing here.
+saefast computes them in float64, from the Gram matrix or by QR of blocks; the rivals are SVDs in
+float32 of the whole matrix, run where they take minutes rather than hours. k and n of a shape have
+no meaning here.
 """
 
 import json
@@ -23,7 +24,7 @@ from saefast.unit_rows import UnitRows
 
 SHAPES = (Shape(256, 8192, 0, 0), Shape(768, 32768, 0, 0), Shape(4096, 131072, 0, 0))
 _FEASIBLE = 1024
-"""The largest d at which rivals run, and rounds are more than one"""
+"""Largest d at which rivals run, with more than one round."""
 _PROGRAM = """
 import json, sys, time
 from bench import subspace
@@ -42,7 +43,7 @@ print(json.dumps({"once_ms": round(seconds * 1e3, 1), "peak_gb": round(peak, 3),
 
 
 def draw(d: int, m: int) -> Tensor:
-    """Rows of random directions with a spread of scales, at length 1."""
+    """Draw unit rows with a spread of scales over the dimensions, [m, d]."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.empty(m, d)
     spread = torch.logspace(0, -1, d)
@@ -53,7 +54,7 @@ def draw(d: int, m: int) -> Tensor:
 
 
 def decomposed(rows: Tensor, method: str) -> Decomposition:
-    """As `fit_subspaces` does it."""
+    """Decompose rows as `fit_subspaces` does."""
     with side_by_side() as run:
         return decompose([UnitRows.of_rows(rows, torch.arange(len(rows)))], method, run)[0]
 
@@ -68,11 +69,11 @@ RUNS: dict[str, Any] = {
     "torch svd": lambda rows: torch.linalg.svd(rows, full_matrices=False).S,
     "numpy svd": lambda rows: torch.from_numpy(np.linalg.svd(rows.numpy(), full_matrices=False)[1]),
 }
-"""Each gives the singular values [d], and finds the directions on the way"""
+"""Functions that return the singular values [d] and compute the directions on the way."""
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Memory and one time of each in a process of its own, then rounds of all in one."""
+    """Measure memory and one time of each in a separate process, then time rounds of all in one."""
     feasible = shape.d <= _FEASIBLE
     rows = [_alone(name, shape) for name in (RUNS if feasible else ["saefast gram"])]
     return rows + _timed(shape, min(rounds, 5)) if feasible else rows

@@ -1,4 +1,4 @@
-"""Tables of README and docs, from the committed rows: `python -m bench.table speed`, ..."""
+"""Tables of README and docs from the committed rows: `python -m bench.table speed`, ..."""
 
 import json
 import statistics
@@ -24,7 +24,7 @@ _NAMES = {
 
 
 def table() -> str:
-    """A row per rival: encode and training step, as multiples of one dense fp32 encode GEMM."""
+    """Return the table of encodes and training steps, in multiples of a dense fp32 encode GEMM."""
     first, *_ = SHAPES
     columns = [("encode", first), *(("train_step", shape) for shape in SHAPES)]
     cells = [_ratios(case, shape) for case, shape in columns]
@@ -36,7 +36,7 @@ def table() -> str:
 
 
 def caption() -> str:
-    """Where and when the numbers were taken."""
+    """Return the caption: machine, versions and commits of the numbers."""
     result = _load("train_step")
     machine, versions = result["machine"], result["machine"]["versions"]
     peers = ", ".join(
@@ -51,7 +51,7 @@ def caption() -> str:
 
 
 def quality() -> str:
-    """A row per trainer: explained variance, dead latents and time, for data and variant."""
+    """Return explained variance, dead latents and time of each trainer, by data and variant."""
     rows = _load("quality")["rows"]
     columns = list(dict.fromkeys((row["data"], row["mode"]) for row in rows))
     rivals = list(dict.fromkeys(row["rival"] for row in rows))
@@ -68,7 +68,7 @@ def quality() -> str:
 
 
 def _judged(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds."""
+    """Format the means over seeds."""
     if not rows:
         return ""
     explained, dead, seconds = (
@@ -79,7 +79,7 @@ def _judged(rows: list[dict[str, Any]]) -> str:
 
 
 def quality_caption() -> str:
-    """What was trained on, and where."""
+    """Return the caption: data, seeds and commits of the trainings."""
     result = _load("quality")
     first = {row["data"]: row for row in reversed(result["rows"])}
     seeds = len({row["seed"] for row in result["rows"]})
@@ -100,7 +100,7 @@ def quality_caption() -> str:
 
 
 def matching() -> str:
-    """A row per size: the whole of a certified matching, and other solvers beside it."""
+    """Return the times of certified matchings by size, and of other solvers beside them."""
     rows = [row for row in _load("match")["rows"] if row["case"] == "match one to one"]
     lines = [["features, width", "all", "its solver", "memory", "other solvers, alone"]]
     lines.append(["---:"] * 4 + ["---"])
@@ -120,7 +120,7 @@ def matching() -> str:
 
 
 def matching_caption() -> str:
-    """What was matched, and the search alone."""
+    """Return the caption: data of the matchings, and times of the search alone."""
     result = _load("match")
     found = {
         (row["shape"]["d"], row["mode"]): row
@@ -152,7 +152,7 @@ def _beside(row: dict[str, Any]) -> str:
 
 
 def inside() -> str:
-    """A row per training of a peer, alone and with saefast inside."""
+    """Return the times of peers' training steps, alone and with saefast inside."""
     lines = [["a training step of", "alone", "saefast inside", "speed-up"]]
     lines.append(["---", "---:", "---:", "---:"])
     alone: dict[str, Any] = {}
@@ -166,7 +166,7 @@ def inside() -> str:
 
 
 def inside_caption() -> str:
-    """Where and when."""
+    """Return the caption: machine and commit of the numbers."""
     result = _load("inside")
     shape = _size(Shape(**result["rows"][0]["shape"]))
     machine = result["machine"]

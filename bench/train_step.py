@@ -1,4 +1,4 @@
-"""train_step: forward, loss, backward, Adam and, where a rival has it, unit norm of the decoder."""
+"""train_step: forward, loss, backward, Adam and, if a rival has it, unit norm of the decoder."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +21,7 @@ _TOGETHER = 30_000_000
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Every rival; at large sizes in groups, each beside the exact fused step and the GEMM."""
+    """Time every rival; large ones in groups, each beside the exact fused step and the GEMM."""
     x, weights = draw(shape)
     with torch.no_grad():
         truth = _model(shape, weights)(x)
@@ -40,7 +40,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     for rival, mode, training in _trainings(shape, weights):
         with torch.no_grad():
             error = (training.reconstruct(x) - truth).abs().max()
-        training.step(x)  # compilers compile the backward pass here, before peers are imported
+        training.step(x)  # compiles the backward pass before peers are imported
         group.append(Contestant(rival, mode, partial(training.step, x), bool(error <= 1e-4)))
         del training
         if shape.m * shape.d > _TOGETHER:
@@ -76,7 +76,7 @@ def _fused(shape: Shape, weights: Weights, precision: str, x: Tensor) -> Callabl
 def _optimised(
     model: saefast.SAE, reconstruct: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], None]:
-    """Autograd, Adam, removal of the parallel gradient and unit norm, as dense code does them."""
+    """Return a step with Adam, removal of the parallel gradient and unit norm, in dense code."""
     optimiser = torch.optim.Adam(model.parameters(), LR)
 
     def step(x: Tensor) -> None:
@@ -105,19 +105,19 @@ def _dense_training(shape: Shape, weights: Weights, *, compiled: bool) -> Traini
 
 
 def _autograd_training(shape: Shape, weights: Weights) -> Training:
-    """What a user gets who keeps his own loop and puts the two ops into it."""
+    """Return the training of a user's own loop that uses saefast's two ops."""
     model = _model(shape, weights)
     return Training(model.forward, _optimised(model, model.forward))
 
 
 def _same_first_step(shape: Shape, weights: Weights, x: Tensor) -> bool:
-    """The fused step leaves the weights that autograd, Adam and the projection leave."""
+    """Check that the fused step gives the weights of autograd, Adam and the projection."""
     fused, plain = _model(shape, weights), _autograd_training(shape, weights)
     saefast.FusedStep(fused, lr=LR)(x)
     plain.step(x)
     expected = plain.reconstruct.__self__  # type: ignore[attr-defined]
-    # Adam's first step is the sign of the gradient times lr, whatever its size: where a gradient
-    # is nearly zero two correct sums may differ in sign. Count those instead of bounding them.
+    # Adam's first step is the sign of the gradient times lr, whatever its size: where a gradient is
+    # nearly zero, two correct sums may differ in sign. Count those instead of bounding them.
     apart = [
         (mine - torchs).abs() > 0.1 * LR
         for mine, torchs in zip(fused.parameters(), expected.parameters(), strict=True)

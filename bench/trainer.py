@@ -1,4 +1,4 @@
-"""trainer: what train_saes costs beside the bare step, one SAE and four, from a store on disk."""
+"""trainer: cost of train_saes beside the bare step, for one SAE and four, from a store on disk."""
 
 import json
 import statistics
@@ -15,14 +15,14 @@ from bench.measure import gemm
 from saefast.activations import StoreActivations, StoreWriter
 
 SHAPES = (Shape(576, 16384, 32, 2048),)
-_ROWS = 131_072  # of the store: 151 MB of bfloat16
-_STEPS = 16  # of a run; the first quarter is not counted
+_ROWS = 131_072  # rows of the store: 151 MB of bfloat16
+_STEPS = 16  # steps of a run; the first quarter is not counted
 _SEEDS = 4
-_AUXK = saefast.AuxK(dead_after=10_000_000)  # in runs this short no latent is dead
+_AUXK = saefast.AuxK(dead_after=10_000_000)  # no latent dies in runs this short
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of a step: bare, in a run of one SAE, and in a run of four, for each SAE."""
+    """Time a step: bare, in a run of one SAE, and in a run of four, for each SAE."""
     x, weights = draw(shape)
     unit = gemm(x, weights.w_enc)
     rounds = max(3, rounds // 3)  # a round is sixteen steps of five SAEs
@@ -72,9 +72,9 @@ def _median_ratio(seen: list[dict[str, float]], name: str, other: str) -> float:
 
 
 def _bare(shape: Shape, batches: list[torch.Tensor]) -> float:
-    """Seconds of a step, the median of as many as a run counts."""
+    """Return the median seconds of the steps that a run counts."""
     sae = saefast.SAE(shape.d, shape.m, k=shape.k, seed=0)
-    rules = saefast.Rules(clip=1.0)  # as TrainConfig has it
+    rules = saefast.Rules(clip=1.0)  # as in TrainConfig
     step = saefast.FusedStep(sae, lr=1e-4, rules=rules, auxk=_AUXK)
     times = []
     for x in batches:
@@ -85,7 +85,7 @@ def _bare(shape: Shape, batches: list[torch.Tensor]) -> float:
 
 
 def _run(shape: Shape, store: Path, seeds: int, out: Path) -> dict[str, float]:
-    """Seconds of a step of each SAE, and the share of them that went by waiting for rows."""
+    """Return the seconds of a step of each SAE, and the share of them spent waiting for rows."""
     config = saefast.TrainConfig(
         latents=shape.m,
         k=shape.k,

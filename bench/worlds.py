@@ -1,8 +1,8 @@
-"""worlds: rows that synthetic worlds make per second, beside the sum of their features alone.
+"""worlds: rows of synthetic worlds per second, beside the sum of their features alone.
 
-The floor is that sum: for every feature that fires, a row of d numbers read and added. The rival
-is PlantedWorld, which draws a number for every feature there is. On a machine that others use, rows
-per second of processor time say more than those per second.
+The floor is that sum: for every feature that fires, d numbers are read and added. The rival is
+PlantedWorld, which draws a number for every existing feature. On a shared machine, rows per second
+of processor time are more meaningful than rows per second.
 """
 
 import statistics
@@ -28,7 +28,7 @@ SHAPES = (Shape(128, 3200, 20, _BLOCKS * BLOCK),)
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """A row for each world: rows a second, the floor's, and the bytes and operations of a row."""
+    """Return a row for each world: rows per second, floor, and bytes and operations of a row."""
     planted = PlantedWorld.create(shape.m, shape.d, active=shape.k)
     rows = [_row(name, make(), rounds) for name, make in _WORLDS.items()]
     seconds = _median(lambda: planted.sample(BLOCK, 0), rounds)
@@ -72,7 +72,7 @@ def _entry(name: str, shape: dict[str, Any], rate: float, rounds: int) -> dict[s
 
 
 def _check(world: World) -> None:
-    """Features fire as often as they should, to five standard errors of their number per row."""
+    """Check the mean number of features per row to five standard errors."""
     drawn = world.sample(16 * BLOCK, seed=2)
     counts = (drawn.values > 0).sum(1).double()
     error = abs(float(counts.mean()) - float(world.firing_rate.sum()))

@@ -1,1 +1,1 @@
-"""What `bench.rehearse` is made of: a pretended GPU, programs to run on it, and the compiler."""
+"""Parts of `bench.rehearse`: a pretended GPU, programs to run on it, and the compiler."""

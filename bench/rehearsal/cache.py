@@ -1,14 +1,14 @@
-"""Triton's cache of compiled kernels as a folder that can be carried to another machine."""
+"""Triton's cache of compiled kernels as a folder that can be copied to another machine."""
 
 import json
 from pathlib import Path
 
 
 def relocate(folder: Path) -> int:
-    """Make the entries of a cache folder name the place where it lies now; return their number.
+    """Adapt the entries of a cache folder to its current path; return their number.
 
-    Triton lists the files of an entry by their absolute paths, and compiles again where one of
-    them is missing.
+    Triton lists the files of an entry by their absolute paths, and compiles again if one of them is
+    missing.
     """
     entries = list(folder.resolve().glob("*/__grp__*.json"))
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Compiling what was recorded, without a GPU, and reading what the compiler made of it."""
+"""Compilation of recorded kernels without a GPU, and figures of the result."""
 
 import importlib
 import re
@@ -19,24 +19,24 @@ _ASYNC_COPY = re.compile(r"ttg\.async_copy_global_to_local|ttng\.async_tma_copy_
 
 
 class Figures(NamedTuple):
-    """What one compiled kernel uses, and what was made of its source."""
+    """Resources of one compiled kernel, and properties of its code."""
 
     registers: int
-    """of a thread"""
+    """registers of a thread"""
     stack_bytes: int
-    """of a thread, spilled registers included"""
+    """bytes of a thread's stack, spilled registers included"""
     spills: int
     """instructions that load or store local memory"""
     shared_bytes: int
-    """of a block"""
+    """bytes of a block's shared memory"""
     tensor_core: str
-    """the instruction of tensor cores, or nothing"""
+    """tensor-core instruction, or an empty text"""
     async_copies: int
     """copies into shared memory that a pipelined loop starts ahead of their use"""
 
 
 class Source(NamedTuple):
-    """What the compiler's first representation of a kernel says, before any optimisation."""
+    """Facts from the compiler's first representation of a kernel, before any optimisation."""
 
     rereads: list[str]
     """arguments whose memory the kernel both writes and reads"""
@@ -54,17 +54,17 @@ class Compiled(NamedTuple):
 
 
 def kernel_of(launched: Launched, architecture: int) -> Any:
-    """Compile through Triton's cache: a later launch on a GPU finds the result there."""
+    """Compile through Triton's cache, where a later launch on a GPU finds the result."""
     function = getattr(importlib.import_module(launched.module), launched.kernel)
     driver = Driver(architecture)
     with triton_driver(driver):
         kernel = function.preload(launched.specialisation)
-    del function.device_caches[driver.get_current_device()]  # on the disk it stays
+    del function.device_caches[driver.get_current_device()]  # remains on disk
     return kernel
 
 
 def compiled(launched: Launched, architecture: int) -> Compiled:
-    """Compile a specialisation and read what became of it."""
+    """Compile a specialisation and return facts about the result."""
     kernel = kernel_of(launched, architecture)
     ttir = kernel.asm["ttir"]
     source = Source(rereads(ttir), narrow_products(ttir), _wants_tensor_cores(ttir))
@@ -72,13 +72,13 @@ def compiled(launched: Launched, architecture: int) -> Compiled:
 
 
 def figures_of(kernel: Any) -> Figures:
-    """Read the figures off a `CompiledKernel`."""
+    """Return the figures of a `CompiledKernel`."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = _output("cuobjdump", "-res-usage", file.name)
         stack = int(re.findall(r"STACK:(\d+)", usage)[-1])
-        # Spilled registers lie on the stack; to disassemble takes as long as to compile.
+        # Spilled registers lie on the stack; disassembling takes as long as compiling.
         code = _output("nvdisasm", "-c", file.name) if stack else ""
     tensor_core = _TENSOR_CORES.search(kernel.asm["ptx"])
     return Figures(
@@ -97,7 +97,7 @@ def _wants_tensor_cores(ttir: str) -> bool:
 
 
 def narrow_products(ttir: str) -> list[str]:
-    """Products of two sizes or positions in 32 bits: a row times a width can be more than fits.
+    """Return products of two sizes or positions in 32 bits, which may overflow.
 
     Products with a constant are those of a block's number with its size.
     """

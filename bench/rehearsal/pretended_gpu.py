@@ -1,8 +1,8 @@
-"""A pretended GPU: programs for CUDA run on it at production sizes, without memory and results.
+"""Pretended GPU, on which CUDA programs run at production sizes without memory and results.
 
 Tensors on torch's `meta` device have shapes, dtypes and alignments, but no data. Inside `on` they
-pass for CUDA tensors: the ops of saefast take their GPU path with them, and Triton, which asks a
-driver for the architecture to compile for, gets that of the pretended GPU.
+pass for CUDA tensors: the ops of saefast take their GPU path, and Triton, which asks a driver for
+the architecture to compile for, gets that of the pretended GPU.
 """
 
 import importlib
@@ -25,20 +25,20 @@ from saefast.ops import encode_gpu, gpu
 from saefast.train.step import FusedStep
 
 DEVICE = "meta"
-"""Where the tensors of a pretended GPU lie."""
+"""Device of the tensors of a pretended GPU."""
 
 
 class Gpu(NamedTuple):
-    """One architecture, as its most common GPU."""
+    """One architecture, represented by its most common GPU."""
 
     architecture: int
     """ten times the compute capability, such as 90"""
     name: str
     processors: int
     shared_bytes: int
-    """largest shared memory that a block can ask for"""
+    """largest shared memory that a block can request"""
     cache_bytes: int
-    """L2 cache"""
+    """bytes of the L2 cache"""
     memory_bytes: int
 
 
@@ -59,37 +59,37 @@ _numbers = count()
 
 
 class Driver:
-    """A driver of Triton's whose only device is a pretended GPU."""
+    """Triton driver whose only device is a pretended GPU."""
 
     def __init__(self, architecture: int) -> None:
         self._architecture = architecture
-        # Triton keeps compiled kernels by the number of their device; every launch on a new one
+        # Triton keeps compiled kernels by the number of their device; every launch on a new device
         # reaches the hook that records it.
         self._number = next(_numbers)
 
     def get_current_device(self) -> int:
-        """The number of the device."""
+        """Return the number of the device."""
         return self._number
 
     def get_current_stream(self, device: int) -> int:
-        """The default stream."""
+        """Return the default stream."""
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        """What Triton compiles for."""
+        """Return the target of Triton's compilation."""
         return GPUTarget("cuda", self._architecture, 32)
 
 
 @contextmanager
 def triton_driver(chosen: Any) -> Iterator[None]:
-    """Let Triton use the given driver."""
+    """Make Triton use the given driver."""
     with mock.patch.object(driver, "_active", chosen):
         yield
 
 
 @contextmanager
 def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
-    """Let meta tensors pass for tensors on the pretended GPU, and their kernels for launchable.
+    """Make meta tensors pass for tensors on the pretended GPU, and their kernels for launchable.
 
     `reads` is the number that the host gets wherever it reads one from the device. Truth values
     that it reads are true, masks select everything, and vectors are zero: no codes are dense.
@@ -121,7 +121,7 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
         for name, replacement in of_cuda.items():
             enter(mock.patch.object(torch.cuda, name, replacement))
         enter(mock.patch.object(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta)))
-        # The CUDA C++ kernels take addresses; there are none.
+        # The CUDA C++ kernels take addresses, of which there are none.
         enter(mock.patch.object(gpu, "has_cuda", return_value=False))
         for name in ("finite", "in_range"):  # there is no data to check
             enter(mock.patch.object(checks, name))
@@ -137,7 +137,7 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _device_forgotten() -> Iterator[None]:
-    """Ask anew, before and after, what `saefast.kernels.device` remembers of a device."""
+    """Clear the facts that `saefast.kernels.device` caches about a device, before and after."""
     module = importlib.import_module("saefast.kernels.device")
     remembering = [f for f in vars(module).values() if hasattr(f, "cache_clear")]
     for function in remembering:
@@ -150,7 +150,7 @@ def _device_forgotten() -> Iterator[None]:
 
 
 class _GpuOps(TorchDispatchMode):
-    """Runs the ops of saefast by their CUDA kernels, and answers what the host reads."""
+    """Mode that runs saefast's ops by their CUDA kernels, and answers reads by the host."""
 
     def __init__(self, reads: int) -> None:
         super().__init__()
@@ -180,28 +180,28 @@ def _host(device: torch.device | None) -> bool:
 
 
 class _Event:
-    """An event of a stream on which nothing takes time."""
+    """Event of a stream on which nothing takes time."""
 
     def __init__(self, **settings: object) -> None:
         pass
 
     def record(self, stream: object = None) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def elapsed_time(self, end: "_Event") -> float:
-        """A millisecond between any two."""
+        """Return a millisecond for any two events."""
         return 1.0
 
 
 class _Graph:
-    """A CUDA graph; its launches were recorded when it was."""
+    """CUDA graph, whose launches are recorded while it is captured."""
 
     def pool(self) -> object:
-        """Return a handle that nothing looks at."""
+        """Return a handle that is never used."""
         return None
 
     def replay(self) -> None:
-        """Nothing new is launched."""
+        """Do nothing: a replay launches no new kernels."""

@@ -1,4 +1,4 @@
-"""What users and benchmarks do on a GPU, at production sizes and at those of the checks."""
+"""Programs of users and benchmarks on a GPU, at production sizes and at those of the checks."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,28 +24,28 @@ from saefast.train.settings import STEP_PRECISIONS
 ONE = Shape(64, 4096, 1, 1)
 """One row and one active latent, which Triton compiles as constants."""
 ODD = Shape(1001, 16385, 33, 31)
-"""Nothing that is divisible by 16."""
+"""Shape with no size divisible by 16."""
 SMALL = GPU_SHAPES["C2"]
-"""The one shape of the rehearsal in CI."""
+"""Only shape of the rehearsal in CI."""
 VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
-"""Those that the fused step trains."""
+"""Variants that the fused step trains."""
 
 
 class Program(NamedTuple):
-    """Something to run on a pretended GPU."""
+    """Function to run on a pretended GPU."""
 
     name: str
     run: Callable[[], object]
 
 
 def small_programs() -> Iterator[Program]:
-    """A default training and an encode."""
+    """Yield a default training and an encode."""
     yield Program("train topk", partial(train, SMALL))
     yield Program("encode", partial(encode, SMALL))
 
 
 def all_programs() -> Iterator[Program]:
-    """Every default training, every check, every contest, and what is done with trained SAEs."""
+    """Yield default trainings, checks, contests, and uses of trained SAEs."""
     timed = [shape for name, shape in GPU_SHAPES.items() if name != "decode"]
     for shape in (*timed, ONE, ODD):
         yield from trainings(shape)
@@ -59,7 +59,7 @@ def all_programs() -> Iterator[Program]:
 
 
 def programs_at(shape: Shape) -> Iterator[Program]:
-    """Everything at one shape."""
+    """Yield all programs at one shape."""
     yield from trainings(shape)
     yield Program("encode and decode", partial(encode, shape))
     yield Program("nearest features", partial(nearest, shape))
@@ -68,7 +68,7 @@ def programs_at(shape: Shape) -> Iterator[Program]:
 
 
 def trainings(shape: Shape) -> Iterator[Program]:
-    """Each variant in each precision as `TrainConfig` has them, and topk by each rule."""
+    """Yield trainings of each variant in each precision, and of topk by each rule."""
     for variant, precision in product(VARIANTS, STEP_PRECISIONS):
         if precision == "bf16_weights" and variant in ("relu", "jumprelu"):
             continue
@@ -92,13 +92,13 @@ def trainings(shape: Shape) -> Iterator[Program]:
 
 
 def checks(shape: Shape) -> Iterator[Program]:
-    """Those of `bench gpu`."""
+    """Yield the checks of `bench gpu`."""
     for check in gpu_checks.CHECKS:
         yield Program(check.__name__, partial(_check, check, shape))
 
 
 def contests(shape: Shape) -> Iterator[Program]:
-    """Those of `bench gpu`, without the rivals."""
+    """Yield the contests of `bench gpu`, without the rivals."""
     for case in gpu_contests.CASES:
         yield Program(f"contest {case}", partial(_contest, case, shape))
 
@@ -119,14 +119,14 @@ def train(
     variant: str = "topk",
     **settings: Any,
 ) -> None:
-    """Two steps of a default training for each screen of the encode, by default the likely one."""
+    """Run two default steps for each screen of the encode; by default only the likely one."""
     config = TrainConfig(
         latents=shape.m, k=shape.k, variant=variant, batch_size=shape.n, **settings
     )
     x = torch.empty(shape.n, shape.d, device=DEVICE)
     target = None if d_out is None else torch.empty(shape.n, d_out, device=DEVICE)
     for screen in screens or (untimed(exact=config.precision == "exact"),):
-        with torch.device(DEVICE):  # so that not even first weights are drawn
+        with torch.device(DEVICE):  # avoids drawing initial weights
             sae = SAE(shape.d, shape.m, k=shape.k, variant=variant, d_out=d_out, device=DEVICE)
         step = FusedStep(
             sae,

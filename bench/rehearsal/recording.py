@@ -1,4 +1,4 @@
-"""Which kernels programs launch, each as Triton would compile it for the GPU at hand."""
+"""Recording of the kernels that programs launch, as Triton would compile them."""
 
 import json
 import re
@@ -19,12 +19,14 @@ class Launched(NamedTuple):
     module: str
     kernel: str
     specialisation: str
-    """JSON, as Triton's `JITFunction.preload` takes it: types of arguments, constants, alignments,
-    number of warps, and so on"""
+    """JSON that Triton's `JITFunction.preload` takes
+
+    It holds types of arguments, constants, alignments, number of warps, and so on.
+    """
 
     @property
     def described(self) -> dict[str, Any]:
-        """What distinguishes it from other launches of the kernel, to be read.
+        """Properties that distinguish this from other launches of the kernel, for readers.
 
         `constants` are those of the kernel's signature and arguments that equal 1, which Triton
         compiles as constants; `odd` are the integers and addresses not known to be divisible by 16.
@@ -55,7 +57,7 @@ class Launched(NamedTuple):
 
 @contextmanager
 def recording() -> Iterator[dict[Launched, None]]:
-    """Collect what would be launched, in order; nothing is compiled or run.
+    """Collect launches in order, without compiling or running anything.
 
     Triton asks its cache hook before it compiles a kernel; a hook that answers True ends the
     launch. Later launches on the same device find a kernel that does nothing, which saves time.

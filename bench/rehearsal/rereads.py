@@ -1,4 +1,4 @@
-"""Which memory a kernel both writes and reads, from the compiler's first representation of it."""
+"""Memory that a kernel both writes and reads, by the compiler's first representation of it."""
 
 import re
 from collections import defaultdict
@@ -11,16 +11,16 @@ _RESULT = re.compile(r"\s*(%\w+)(?::\d+)? = (\S+) (.*)")
 
 
 class _Region(NamedTuple):
-    """A loop or a branch."""
+    """Loop or branch."""
 
     result: str
-    """what it returns, several values under one name"""
+    """its result, several values under one name"""
     carried: list[str]
-    """the variables that a loop carries from one round to the next"""
+    """variables that a loop carries from one iteration to the next"""
 
 
 def rereads(ttir: str) -> list[str]:
-    """The pointer arguments of a kernel that reach both a load and a store.
+    """Return the pointer arguments of a kernel that reach both a load and a store.
 
     Every pointer is traced to the arguments that it was computed from: through arithmetic, through
     the variables that loops carry, and through the results of loops and branches. Several results
@@ -42,7 +42,7 @@ def rereads(ttir: str) -> list[str]:
 
 
 def _reached(start: str, sources: dict[str, set[str]]) -> set[str]:
-    """All values that `start` may be computed from, itself included."""
+    """Return all values that `start` may be computed from, itself included."""
     seen, waiting = {start}, [start]
     while waiting:
         new = sources.get(waiting.pop(), set()) - seen
@@ -52,9 +52,9 @@ def _reached(start: str, sources: dict[str, set[str]]) -> set[str]:
 
 
 def _flows(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of a value and one that it may be computed from, where pointers may be passed on."""
+    """Yield pairs of a value and one that it may be computed from, where pointers are passed on."""
     regions: list[_Region] = []
-    passed: list[str] = []  # what the condition of a `while` hands to its body
+    passed: list[str] = []  # values that the condition of a `while` passes to its body
     for line in lines:
         opened = _REGION.match(line)
         if opened:

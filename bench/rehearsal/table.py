@@ -1,4 +1,4 @@
-"""The table of a rehearsal: its rows, what is wrong with them, and its file."""
+"""Table of a rehearsal: rows, faults, and its file."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator
@@ -11,8 +11,11 @@ from bench.rehearsal.recording import Launched
 from saefast.kernels.device import thread_registers
 
 MAY_SPILL = {"update_columns": 176, "keep_best": 8}
-"""Bytes of a stack that a thread of a kernel may use: an update is faster with more warps (measured
-on an H100), and Triton 3.6 keeps two numbers of a list there"""
+"""Bytes of stack that a thread of a kernel may use.
+
+An update is faster with more warps (measured on an H100), and Triton 3.6 keeps two numbers of a
+list on the stack.
+"""
 
 
 class Row(NamedTuple):
@@ -21,13 +24,13 @@ class Row(NamedTuple):
     launched: Launched
     architecture: int
     programs: int
-    """how many of the rehearsed programs launch it"""
+    """number of rehearsed programs that launch it"""
     compiled: Compiled | str
-    """what the compiler made of it, or how it failed"""
+    """result of the compilation, or its error"""
 
 
 def faults(rows: Iterable[Row]) -> Iterator[str]:
-    """What would fail, be slow or be wrong on a GPU, a line for each fault."""
+    """Yield a line for each fault that would fail, be slow or be wrong on a GPU."""
     for row in rows:
         described = row.launched.described
         where = f"sm_{row.architecture} {described['kernel']} ({described['constants']})"
@@ -53,7 +56,7 @@ def faults(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def line(row: Row) -> str:
-    """A row to print."""
+    """Format a row."""
     described = row.launched.described
     start = f"sm_{row.architecture:<4} {described['kernel']:20} {described['warps']:2} warps "
     if isinstance(row.compiled, str):
@@ -67,7 +70,7 @@ def line(row: Row) -> str:
 
 
 def summary(rows: Iterable[Row]) -> str:
-    """How many kernels there are, and how many of them keep anything on the stack."""
+    """Format the number of kernels, and of those that use the stack."""
     stacks = [row.compiled[0].stack_bytes for row in rows if not isinstance(row.compiled, str)]
     some = [stack for stack in stacks if stack]
     most = f", at most {max(some)} bytes" if some else ""
@@ -77,10 +80,10 @@ def summary(rows: Iterable[Row]) -> str:
 def write(
     file: Path, triton_version: str, architectures: Collection[int], rows: Iterable[Row]
 ) -> None:
-    """Replace what the file says of these architectures under one version of Triton by the rows.
+    """Replace the file's entries of these architectures under one version of Triton by the rows.
 
-    A specialisation has a line of its own: what distinguishes it, and by version of Triton and
-    architecture the figures, or how the compiler failed.
+    Each specialisation has a line of its own: the properties that distinguish it, and figures or
+    the compiler's error by version of Triton and architecture.
     """
     lines: dict[str, dict[str, Any]] = {}
     for entry in json.loads(file.read_text())["kernels"] if file.exists() else []:
