@@ -63,8 +63,6 @@ def marginal_effects(
 ) -> Marginal:
     """Leave out one feature after another, by patching; only contexts where it fires are run.
 
-    The arguments not listed are those of `evaluate_patched`.
-
     Args:
         model: model from `load_model`.
         site: site as in `harvest`.

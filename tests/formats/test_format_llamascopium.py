@@ -123,7 +123,7 @@ def test_llama_scope(tmp_path: Path, by_norm: bool, centred: bool, act_fn: str) 
         ({"act_fn": "batchtopk"}, "give load_sae a threshold"),
         ({"act_fn": "topk", "sae_type": "crosscoder"}, "sae_type must be 'sae'"),
         ({"act_fn": "topk", "use_glu_encoder": True}, "use_glu_encoder must be False"),
-        ({"act_fn": "topk", "norm_activation": "batch-wise"}, "depends on the batch"),
+        ({"act_fn": "topk", "norm_activation": "batch-wise"}, "depend on the batch"),
         ({"act_fn": "topk", "norm_activation": "dataset-wise"}, "positive number"),
         ({"act_fn": "topk", "expansion_factor": 5}, "W_E must have shape"),
         ({"act_fn": "topk", "d_model": 10**400}, "must give d_model as an integer"),

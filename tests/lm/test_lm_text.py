@@ -70,7 +70,7 @@ class TestText:
         assert any(("code", group) in kinds for kind, group in kinds if kind == "prose")
         first = next(iter(builtin_corpus(("prose",)).held_out()))
         assert first.source.startswith("prose: ")
-        with pytest.raises(ValueError, match="split the whole"):
+        with pytest.raises(ValueError, match="split the original"):
             builtin_corpus().train().held_out()
 
     def test_files_lines_and_rows(self, tmp_path: Path) -> None:

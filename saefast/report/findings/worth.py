@@ -109,8 +109,8 @@ def frequency(data: RunData) -> Iterator[Finding]:
     yield Finding(
         "Frequency",
         f"Unstable features fire {word} than stable ones: the median firing rate is "
-        f"{_rate(unstable)} of the rows, against {_rate(stable)}. (Papers disagree: most call "
-        "unstable features rare, but in one study unshared features fired more often.)",
+        f"{_rate(unstable)} of the rows, against {_rate(stable)}. (Papers disagree: "
+        "unstable features are called rare, but in one study unshared ones fired more often.)",
     )
     regression = data.evaluation and data.evaluation.regression
     if not regression or regression.coefficient is None or regression.standard_error is None:
