@@ -18,7 +18,7 @@ RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.t
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers lint types portable bench clean
+.PHONY: demo test cuda peers lint types docs bench clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -51,6 +51,10 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
+# The documentation, in docs/_build/index.html; warnings are errors.
+docs: .venv/docs
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build
+
 bench: .venv/peers .venv/demo
 	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
@@ -76,6 +80,10 @@ bench: .venv/peers .venv/demo
 .venv/installed: .venv/saefast
 	$(call step,Install the tools for tests and development,$(PIP_INSTALL) '$(DEVELOPMENT)')
 	@touch $@
+
+.venv/docs: .venv/installed
+	$(PIP_INSTALL) 'saefast[docs]'
+	touch $@
 
 .venv/cuda: .venv/installed
 	rm -rf $@

@@ -1,15 +1,21 @@
-"""Tables of README and docs from the committed rows: `python -m bench.table speed`, ..."""
+"""Tables of README and documentation, made of committed rows.
+
+`python -m bench.table` rewrites what lies between `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""
 
 import json
+import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_table, study_tables
+from bench import gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
 
-RESULTS = Path(__file__).resolve().parent / "results"
+CHECKOUT = Path(__file__).resolve().parent.parent
+RESULTS = CHECKOUT / "bench" / "results"
 _NAMES = {
     ("saefast", "exact"): "**saefast**, exact",
     ("saefast", "bf16"): '**saefast**, `precision="bf16"`',
@@ -194,6 +200,7 @@ def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
 
 
 TABLES = {
+    "headline": (headline_table.table, headline_table.caption),
     "speed": (table, caption),
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),
@@ -207,6 +214,33 @@ TABLES = {
 }
 
 
+_MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end of table -->", re.DOTALL)
+
+
+def marked(page: str) -> list[str]:
+    """Return the names of the tables that a page shows."""
+    return _MARKED.findall(page)
+
+
+def filled(page: str) -> str:
+    """Return the page with its tables made again."""
+    return _MARKED.sub(lambda found: _shown(found[1]), page)
+
+
+def _shown(name: str) -> str:
+    parts = "\n\n".join(part() for part in TABLES[name])
+    return f"<!-- table: {name} -->\n{parts}\n<!-- end of table -->"
+
+
+def main(pages: Sequence[str]) -> None:
+    """Rewrite the tables of README and documentation, or of some pages."""
+    chosen = [Path(page) for page in pages] or [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")]
+    for page in chosen:
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))
+            print(page)
+
+
 if __name__ == "__main__":
-    for part in TABLES[sys.argv[1]]:
-        print(part(), end="\n\n")
+    main(sys.argv[1:])

@@ -1,6 +1,12 @@
-"""Configuration of Sphinx: `make docs` builds the site with warnings as errors."""
+"""Configuration of Sphinx. `make docs` builds the site with warnings as errors."""
 
+import importlib
 from importlib.metadata import version as _version
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
 
 project = "saefast"
 author = "The saefast developers"
@@ -21,17 +27,14 @@ templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "saefast"
-html_static_path: list[str] = []
 html_show_sphinx = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-# Single backquotes of docstrings are code, and links where the name is known.
-default_role = "py:obj"
+default_role = "py:obj"  # single backquotes: a link to a public name, else code
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -45,5 +48,21 @@ autodoc_mock_imports = [
     "sae_lens",
     "sparsify",
     "transformers",
-    "triton",
 ]
+
+_PACKAGES = ("saefast", "saefast.activations", "saefast.evaluation", "saefast.lm")
+_LINKED = {name for package in _PACKAGES for name in importlib.import_module(package).__all__}
+
+
+def _link_public_names_only(_app: Sphinx, tree: nodes.document) -> None:
+    """Print arguments and fields in backquotes as code: `m` is a field of several classes."""
+    for link in list(tree.findall(pending_xref)):
+        name = link.get("reftarget", "").removeprefix("saefast.").split(".")[0]
+        if link.get("reftype") == "obj" and name not in _LINKED:
+            link.replace_self(nodes.literal("", link.astext()))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the handler above."""
+    app.connect("doctree-read", _link_public_names_only)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

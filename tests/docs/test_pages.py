@@ -1,0 +1,54 @@
+"""The reference lists every public name, and links between pages lead somewhere."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from helpers.documentation import DOCS, PAGES, name
+
+PACKAGES = (
+    "saefast",
+    "saefast.activations",
+    "saefast.evaluation",
+    "saefast.lm",
+    "saefast.match",
+    "saefast.pipeline",
+    "saefast.pool",
+    "saefast.report",
+    "saefast.stability",
+    "saefast.studies",
+    "saefast.subspace",
+    "saefast.synthetic",
+    "saefast.train",
+)
+WITHOUT_PAGE = {
+    "__version__",
+    "ActivationSource",  # a union of types, which the protocol's page describes
+    "EVALUATIONS",
+    "NAMES",
+    "PRESETS",
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_lists_every_public_name(package: str) -> None:
+    listed = set()
+    for page in (DOCS / "reference").glob("*.md"):
+        for directive in page.read_text().split(".. currentmodule:: ")[1:]:
+            module, names = directive.split("\n", 1)
+            listed |= {(module, name) for name in re.findall(r"^   (\w+)$", names, re.MULTILINE)}
+    public = importlib.import_module(package)
+    objects = {getattr(importlib.import_module(module), name) for module, name in listed}
+    missing = {
+        each
+        for each in set(public.__all__) - WITHOUT_PAGE - {"reference"}
+        if getattr(public, each) not in objects
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -1,0 +1,43 @@
+"""Pages of the documentation, and the code blocks in them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.checkout import CHECKOUT
+
+DOCS = CHECKOUT / "docs"
+PAGES = [
+    CHECKOUT / "README.md",
+    CHECKOUT / "CONTRIBUTING.md",
+    *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
+]
+
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of code."""
+
+    language: str
+    code: str
+    reason: str | None
+    """why it is not run; None: it is"""
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    """Return the blocks of a page that are marked with this language."""
+    return [
+        Block(language, found["code"], found["reason"])
+        for found in _BLOCK.finditer(page.read_text())
+        if found["language"] == language
+    ]
+
+
+def name(page: Path) -> str:
+    """Return the path of a page within the checkout, as the name of a test."""
+    return str(page.relative_to(CHECKOUT))
