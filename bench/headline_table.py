@@ -10,8 +10,9 @@ from bench.shapes import GPU_SHAPES, Shape
 _RESULTS = Path(__file__).resolve().parent / "results"
 _ON_A_CPU = (Shape(576, 16384, 32, 2048), Shape(768, 131072, 64, 1024))
 _ON_A_GPU = (GPU_SHAPES["C2"], GPU_SHAPES["C1"])
+_SAEFAST = (("saefast", "exact"), ("saefast", "exact graph"))
 _TRAINERS = {
-    "**saefast**": (("saefast", "exact"), ("saefast", "exact graph")),
+    "**saefast**": _SAEFAST,
     "torch, dense": (("torch", "dense"), ("torch", "bf16 dense")),
     "sparsify": (("sparsify", "default"), ("sparsify", "autocast")),
     "dictionary_learning": (("dictionary_learning", "default"), None),
@@ -43,7 +44,7 @@ def _cell(
         for row in result["rows"]
         if row["case"] == case and row["shape"] == shape._asdict() and row.get("ms") is not None
     }
-    mine, key = times[_TRAINERS["**saefast**"][machine]], keys[machine]
+    mine, key = times[_SAEFAST[machine]], keys[machine]
     if key is None or key not in times:
         return ""
     ms = times[key]["ms"]

@@ -1,6 +1,7 @@
 """Tables of README and documentation, made of committed rows.
 
-`python -m bench.table` rewrites what lies between `<!-- table: NAME -->` and `<!-- end of table -->`.
+`python -m bench.table` rewrites what lies between `<!-- table: NAME -->` and
+`<!-- end of table -->`.
 """
 
 import json
@@ -234,7 +235,10 @@ def _shown(name: str) -> str:
 
 def main(pages: Sequence[str]) -> None:
     """Rewrite the tables of README and documentation, or of some pages."""
-    chosen = [Path(page) for page in pages] or [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")]
+    chosen = [Path(page) for page in pages] or [
+        *CHECKOUT.glob("*.md"),
+        *CHECKOUT.glob("docs/**/*.md"),
+    ]
     for page in chosen:
         text = page.read_text()
         if filled(text) != text:

@@ -58,7 +58,7 @@ def _link_public_names_only(_app: Sphinx, tree: nodes.document) -> None:
     """Print arguments and fields in backquotes as code: `m` is a field of several classes."""
     for link in list(tree.findall(pending_xref)):
         name = link.get("reftarget", "").removeprefix("saefast.").split(".")[0]
-        if link.get("reftype") == "obj" and name not in _LINKED:
+        if link.get("refdomain") == "py" and name not in _LINKED:
             link.replace_self(nodes.literal("", link.astext()))
 
 

@@ -119,7 +119,7 @@ def feature_function(
     """Keep or drop groups of features in the decoder's sum, in one pass for all groups and SAEs.
 
     The same pass gives the effect of every single feature: with the error e = x - x_hat, leaving
-    out feature i adds 2 z_i <e, d_i> + z_i^2 |d_i|^2 to the squared error of a row.
+    out feature i adds `2 z_i <e, d_i> + z_i^2 |d_i|^2` to the squared error of a row.
 
     Args:
         saes: those of different seeds, on the same activations.

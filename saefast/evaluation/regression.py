@@ -17,7 +17,7 @@ TERMS = ("constant", "group", "log_firing_rate", "log_mean")
 
 @dataclass(frozen=True, kw_only=True)
 class EffectRegression:
-    """Least squares of log |effect|, with standard errors that hold for unequal variances (HC3)."""
+    """Least squares of `log |effect|`, with standard errors for unequal variances (HC3)."""
 
     coefficient: dict[str, float]
     """for each of `TERMS`; exp(coefficient["group"]) is how many times as large the effect of a

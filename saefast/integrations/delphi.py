@@ -1,6 +1,6 @@
 """Adapter of `saefast.SAE` to the interface that delphi expects of sparsify's sparse coders.
 
-With it delphi caches the latents of an SAE:
+With it delphi caches the latents of an SAE::
 
     encode = functools.partial(delphi.sparse_coders.load_sparsify.sae_dense_latents,
                                sae=DelphiSae(saefast.load_sae(path)))

@@ -48,8 +48,8 @@ def score_stability(
 
     Args:
         dictionaries: two or more of one width, of different seeds: tensors [m, d] such as `W_dec`,
-            SAEs or `Dictionary`s. Their sizes may differ. Features whose `firing_rate` is known to
-            be zero are dead: they count nowhere.
+            SAEs or `Dictionary` objects. Their sizes may differ. Features whose `firing_rate` is
+            known to be zero are dead: they count nowhere.
         threshold: the least similarity of a match. "null" takes what only one in a thousand random
             directions reaches, given the width and how many features the other dictionary has
             alive; that is a null for cosines, not for correlations of activations.

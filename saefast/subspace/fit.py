@@ -49,7 +49,7 @@ def fit_subspaces(
 
     Args:
         dictionaries: of different seeds, of one width: tensors [m, d] such as `W_dec`, SAEs or
-            `Dictionary`s.
+            `Dictionary` objects.
         stability: what `score_stability` found for them. Its groups are called "stable" and
             "unstable". None, if `groups` are all there are.
         groups: more groups: for each dictionary {name: [m] bool}.

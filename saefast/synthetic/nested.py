@@ -51,7 +51,7 @@ def nested_world(
         seed: seed of the world and of its rows.
 
     Returns:
-        World whose mean strengths go from 5 for the most frequent feature to 4, with spreads |z|
+        World whose mean strengths go from 5 for the most frequent feature to 4, with spreads `|z|`
         for z ~ N(0.5, 0.5), and whose bias has length 0.5.
     """
     _check(count, d, exponent, rates, trees, branching, depth, rank, loading, contexts)

@@ -26,7 +26,7 @@ BLOCK = 4096
 class Strength(NamedTuple):
     """Distribution of a feature's strength where it fires.
 
-    It is |mean + spread * z| or, if `log`, mean * exp(spread * z), for standard normal z.
+    It is `|mean + spread * z|` or, if `log`, `mean * exp(spread * z)`, for standard normal z.
     """
 
     mean: Tensor

@@ -20,7 +20,9 @@ def test_a_store_is_not_written_over(tmp_path: Path) -> None:
     for resume in (False, True):
         with pytest.raises(FileExistsError, match=r"holds thesis\.tex but no index\.json"):
             write(tmp_path / "other", resume=resume)
-    with pytest.raises(ValueError, match="holds rows of 4 float32 and cannot be continued with d=5"):
+    with pytest.raises(
+        ValueError, match="holds rows of 4 float32 and cannot be continued with d=5"
+    ):
         StoreWriter(folder, 5, dtype=torch.float32, resume=True)
     with pytest.raises(ValueError, match="dtype=bfloat16"):
         StoreWriter(folder, D, resume=True)

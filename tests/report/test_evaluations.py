@@ -200,7 +200,9 @@ def test_an_evaluation_that_has_to_run_again_is_left_out(run: Path) -> None:
 
 def test_a_table_of_something_else_is_refused(run: Path) -> None:
     write_rows(run / SCORES, [{"evaluation": "probe", "mean": 0.5}])
-    with pytest.raises(ValueError, match=r"scores.parquet is not a table of scores.*saefast evaluate"):
+    with pytest.raises(
+        ValueError, match=r"scores.parquet is not a table of scores.*saefast evaluate"
+    ):
         write_report(run)
 
 
