@@ -3,7 +3,7 @@
 Two engines compute the product. The chunked one lets cuBLAS multiply a slice of the latents into
 memory that stays in the L2 cache, and `keep_best` reads it there. The fused one, `hot_groups`,
 compares its accumulators with the row's floor and lets only groups of columns leave that can
-matter. An exact result does not depend on the engine; CONTRIBUTING.md has the proof of the bound.
+matter. An exact result does not depend on the engine; docs/concepts/exact_screening.md proves it.
 """
 
 from types import ModuleType
