@@ -1,6 +1,6 @@
 """How far scores can be from their screening products, by column and by row.
 
-CONTRIBUTING.md derives the bound. One kernel looks at the columns, one at the rows.
+docs/concepts/exact_screening.md derives the bound. One kernel looks at the columns, one at the rows.
 """
 
 from typing import NamedTuple

@@ -18,7 +18,7 @@ def arithmetic_error(d: int) -> float:
     """How far a sum of d products can be off, in units of the lengths of its two operands.
 
     Twice the rounding of each of at most 1.1 d additions, where a tensor core truncates; see
-    CONTRIBUTING.md.
+    docs/concepts/exact_screening.md.
     """
     return 2.5 * (d + 32) * 2.0**-24
 
