@@ -1,9 +1,9 @@
 // The k largest of (x @ weight.T + bias) * scale per row, or those above a threshold, without the
 // [n, m] matrix.
 //
-// A cheap product screens all columns; a bound on its error, proven in docs/concepts/exact_screening.md, says which
-// columns could be among those wanted; they are scored again in full precision. The result is that
-// of the full-precision scores, whatever screened.
+// A cheap product screens all columns; a bound on its error, proven in
+// docs/concepts/exact_screening.md, leaves the columns that could be among those wanted, which are
+// scored again in full precision. The result is that of the full-precision scores for any screen.
 #pragma once
 #include "encode_args.h"
 #include "panels.h"
