@@ -13,12 +13,12 @@ _SECONDS_PER_MINUTE = 60
 def lowrank() -> str:
     """Return the table of the low-rank study, with a row for each world and least firing rate."""
     heads = [
-        "rare truths in the plane",
+        "rare features in the subspace",
         "latents that count",
         "EV",
-        "come back, outside / inside (.7) / inside (.9)",
-        "truths found, outside / inside",
-        "planes of two seeds overlap",
+        "recur, outside / inside (.7) / inside (.9)",
+        "true features found, outside / inside",
+        "overlap of two seeds' subspaces",
         "with the true one",
         "by chance, random / covariance",
         "EV kept, stable / unstable",
@@ -44,7 +44,7 @@ def lowrank() -> str:
 
 def lowrank_caption() -> str:
     """Return the caption of the low-rank study."""
-    return f"Four seeds, 128 dimensions, a plane of 32, 384 latents, k = 6. {_where('lowrank')}"
+    return f"Four seeds, 128 dimensions, a subspace of 32, 384 latents, k = 6. {_where('lowrank')}"
 
 
 def recovery() -> str:
