@@ -62,7 +62,20 @@ def _link_public_names_only(_app: Sphinx, tree: nodes.document) -> None:
             link.replace_self(nodes.literal("", link.astext()))
 
 
+def _keep_colons_of_fields(
+    _app: Sphinx, what: str, _name: str, _what: Any, _options: Any, lines: list[str]
+) -> None:
+    """Restore the text before a colon in a field's docstring, which napoleon takes for its type."""
+    if what in ("attribute", "property"):
+        for at, line in enumerate(lines):
+            if line.startswith(":type: "):
+                lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
+                del lines[at]
+                break
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect the handler above."""
+    """Connect the handlers above."""
     app.connect("doctree-read", _link_public_names_only)
+    app.connect("autodoc-process-docstring", _keep_colons_of_fields, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
