@@ -67,7 +67,6 @@ def _data_of(run: Path) -> RunData:
     data = RunData(run)
     if not (data.facts or data.features or data.stability):
         raise FileNotFoundError(
-            f"{run} is not a run: it holds neither run.json nor features.parquet; saefast run "
-            f"makes one"
+            f"{run} holds no run: neither run.json nor features.parquet; saefast run makes one"
         )
     return data

@@ -58,7 +58,7 @@ def test_without_a_gpu_it_says_so(module: list[str], tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr == "bench.gpu needs an NVIDIA GPU; here is no NVIDIA driver\n"
+    assert result.stderr == "bench.gpu needs an NVIDIA GPU; this machine has no NVIDIA driver\n"
     assert not file.exists()
 
 

@@ -198,7 +198,7 @@ def test_a_run_that_has_only_been_trained_has_a_report(run: Path, tmp_path: Path
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a run"):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
         write_report(tmp_path)
 
 
