@@ -232,7 +232,8 @@ def _holds(figures: dict[str, float], close: Close) -> bool:
 def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
     """Check a default step of every variant, clipped, with dead latents.
 
-    Only at sizes where no choice of these numbers is a near-tie; see tests/bench/test_gpu_bench.py.
+    Only at sizes where no choice of these numbers is a near-tie, which
+    tests/bench/test_gpu_training_checks.py checks.
     """
     rows = DEFAULTS_AT.get(shape)
     if rows is not None:

@@ -42,7 +42,7 @@ def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     "check", [one for one in gpu_checks.CHECKS if one.__name__ not in ON_THE_CPU]
 )
 def test_every_check_holds(check: Callable[..., Iterator[Any]]) -> None:
-    """Steps take too long here; tests/bench/test_gpu_bench.py has them, on the CPU's kernels."""
+    """Steps take too long here; tests/bench/test_gpu_contests.py has them, on the CPU's kernels."""
     found = list(check(SMALL, *gpu_checks.drawn_on(SMALL, "cpu")))
     assert [finding for finding in found if not finding.holds] == []
     assert len(found) == len({finding.check for finding in found}) > 0

@@ -1,0 +1,170 @@
+"""The checks of trainings that bench/ makes on a GPU, by the CPU's kernels."""
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import saefast.train.learner
+from bench import (
+    gpu_training_checks,
+)
+from bench.cases import Shape
+from bench.gpu_finding import drawn_on
+from bench.gpu_times import Ceilings
+from saefast import SAE, reference
+from saefast.ops.latent_pass import LatentPass
+from saefast.types import Update
+
+H100 = Ceilings(bf16_flops=8e14, copy_bytes=3e12, l2_bytes=5.5e12)
+
+CHECKED = Shape(40, 127, 5, 33)
+
+
+@pytest.mark.parametrize("shape", gpu_training_checks.DEFAULTS_AT)
+def test_default_steps_are_compared(shape: Shape) -> None:
+    found = list(gpu_training_checks.defaults(shape, *drawn_on(shape, "cpu")))
+    assert len(found) == len(gpu_training_checks.VARIANTS)
+    assert [finding for finding in found if not finding.holds] == []
+
+
+def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    latent_pass = saefast.train.learner.latent_pass
+
+    def without_one(update: Update) -> LatentPass:
+        if update.values.dtype == torch.float32:  # ours, not the truth
+            of_one = update.indices == update.indices[0, 0]
+            update = update._replace(
+                value_grads=update.value_grads.masked_fill(of_one, 0.0),
+                values=update.values.masked_fill(of_one, 0.0),
+            )
+        return latent_pass(update)
+
+    monkeypatch.setattr(saefast.train.learner, "latent_pass", without_one)
+    monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
+    [finding] = gpu_training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
+    assert not finding.holds
+
+
+@pytest.mark.parametrize("shape", gpu_training_checks.DEFAULTS_AT)
+def test_no_choice_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
+    """Their truth chooses for itself, so float32 must not be able to choose otherwise.
+
+    Gaps are in units of what a float32 sum in any order, twice truncated, may be off.
+    """
+    x, weights = drawn_on(shape, "cpu")
+    shape = shape._replace(n=gpu_training_checks.DEFAULTS_AT[shape])
+    x = x[: shape.n]
+    wide = x.double() - weights.b_dec.double()
+    allowed = 2.5 * (shape.d + 32) * 2.0**-24 * float(wide.norm(dim=1).max())
+
+    def scores(w: Any) -> Tensor:
+        return reference.scores(wide, w.w_enc.double(), w.b_enc.double(), None)
+
+    by_row = scores(weights).sort(dim=1, descending=True).values
+    gaps = {"topk": float((by_row[:, shape.k - 1] - by_row[:, shape.k]).min())}
+    of_batch = scores(weights).flatten().sort(descending=True).values
+    last = shape.n * shape.k
+    gaps["batchtopk"] = float(of_batch[last - 1] - of_batch[last])
+    low = scores(gpu_training_checks.lowered(weights, x - weights.b_dec, shape.k))
+    bandwidth = 0.05
+    threshold = float(SAE(1, 1, k=1, variant="jumprelu").jump_threshold.detach())
+    limits = {"relu": 0.0, "jumprelu": threshold}
+    limits |= {f"edge {s}": threshold + s * bandwidth / 2 for s in (-1, 1)}
+    gaps |= {name: float((low - limit).abs().min()) for name, limit in limits.items()}
+    assert {name for name, gap in gaps.items() if gap <= 2 * allowed} == set()
+
+
+def test_trainings_hold_though_a_choice_is_a_near_tie() -> None:
+    """Two latents that score the same: which of them is active makes no difference to the check."""
+    x, weights = drawn_on(CHECKED, "cpu")
+    for of in (weights.w_enc, weights.b_enc):
+        of[64:] = of[: len(of) - 64]
+    weights.w_enc[64:] *= 1 + 2.0**-23
+    for precision in ("exact", "bf16"):
+        for auxk in (False, True):
+            finding = gpu_training_checks.training(CHECKED, x, weights, precision, auxk=auxk)
+            assert finding.holds, finding
+    [finding] = gpu_training_checks.gradients(CHECKED, x, weights)
+    assert finding.holds, finding
+
+
+def test_trainings_see_a_latent_that_was_not_among_the_largest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Although the truth follows the choice."""
+    largest = gpu_training_checks.PackedEncoder.largest
+
+    def others(self: Any, inputs: Tensor, k: int, scale: Any = None) -> Any:
+        code = largest(self, inputs, k + 1, scale)
+        keep = [0, *range(2, k + 1)]
+        return code._replace(values=code.values[:, keep], indices=code.indices[:, keep])
+
+    monkeypatch.setattr(gpu_training_checks.PackedEncoder, "largest", others)
+    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=False)
+    assert not finding.holds
+    assert finding.figures["loss_apart"] < 1e-5 < 1.0 < finding.figures["apart"]
+
+
+def cancelling() -> tuple[Shape, Tensor, Any]:
+    """One row whose gradient of the value is a thousandth of a rounding of its terms."""
+    shape = Shape(16, 64, 1, 1)
+    x, weights = drawn_on(shape, "cpu")
+    weights.b_enc.copy_(1e-7 - weights.w_dec @ weights.b_dec)
+    return shape, x, weights
+
+
+def test_terms_that_cancel_fail_no_check() -> None:
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert finding.holds, finding
+
+
+def test_a_term_that_is_left_out_is_seen_where_terms_cancel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = gpu_training_checks.decode_residual
+
+    def without_a_column(values: Tensor, indices: Tensor, weight: Tensor, *others: Any) -> Any:
+        residual, value_grads, square = exact(values, indices, weight, *others)
+        lacking = value_grads - (residual[:, -1:] * weight[indices][..., -1])
+        return residual, lacking, square
+
+    monkeypatch.setattr(gpu_training_checks, "decode_residual", without_a_column)
+    [finding] = gpu_training_checks.residuals(*cancelling())
+    assert not finding.holds
+    assert finding.figures["value_grads"] > 1e-3
+
+
+@pytest.mark.parametrize("terms", [1024, 8192])
+def test_truncated_sums_lose_less_than_is_allowed(terms: int) -> None:
+    """As tensor cores add: 16 products at once to a sum that is truncated."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(31, terms, generator=generator, dtype=torch.float64)
+    right = torch.randn(terms, 64, generator=generator, dtype=torch.float64)
+    sums = torch.zeros(31, 64, dtype=torch.float64)
+    for part, other in zip(left.split(16, dim=1), right.split(16), strict=True):
+        sums = sums + part @ other
+        nearest = sums.float()
+        away = nearest.double().abs() > sums.abs()
+        sums = torch.where(away, torch.nextafter(nearest, nearest.new_zeros(())), nearest).double()
+    lost = float(1 - sums.square().sum() / (left @ right).square().sum())
+    assert 1e-6 < lost < gpu_training_checks.lost_by_truncation(terms) < 20 * lost
+
+
+def test_trainings_see_an_auxk_loss_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by more than sums on a GPU may lose; its gradients are right."""
+    module = importlib.import_module("saefast.train.auxk")
+    gradients_of = module.sparse_gradients
+
+    def longer(inputs: Tensor, *others: Any) -> Any:
+        missed, *gradients = gradients_of(inputs, *others)
+        factor = 1 + 1e-4 if inputs.dtype == torch.float32 else 1.0
+        return missed * factor, *gradients
+
+    monkeypatch.setattr(module, "sparse_gradients", longer)
+    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
+    assert not finding.holds
+    assert finding.figures["loss_apart"] < 1e-5 < 1e-4 < finding.figures["auxk_apart"]
+    assert finding.figures["auxk_apart"] > 1e-5 + gpu_training_checks.lost_by_truncation(CHECKED.m)
