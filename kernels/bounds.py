@@ -1,6 +1,6 @@
 """How far scores can be from their screening products, by column and by row.
 
-docs/concepts/exact_screening.md derives the bound. One kernel looks at the columns, one at the rows.
+docs/concepts/exact_screening.md derives the bound. A kernel for columns, and one for rows.
 """
 
 from typing import NamedTuple
