@@ -1,4 +1,4 @@
-"""Fast sparse autoencoders, and which of their features to trust."""
+"""Train sparse autoencoders fast, and measure which of their features are reproducible."""
 
 from importlib import import_module as _import_module
 from importlib.metadata import version as _version
@@ -46,7 +46,7 @@ from saefast.types import SparseCode, ThresholdCode
 __version__ = _version("saefast")
 
 _ROOMS = ("integrations", "lm", "pipeline", "report", "studies", "synthetic")
-"""Imported when they are named: `saefast.studies` needs no import of its own"""
+"""Subpackages imported on first access, so that `saefast.studies` needs no separate import."""
 
 __all__ = [
     "SAE",

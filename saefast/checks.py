@@ -1,4 +1,4 @@
-"""What bad input is told: the argument, what was expected, what came, and the way out."""
+"""Validate arguments; errors state the argument, the expectation, the value and a remedy."""
 
 import math
 
@@ -9,7 +9,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def floating(name: str, value: object, shape: str) -> None:
-    """`value` is a tensor of a supported float dtype with as many dimensions as `shape` names."""
+    """Raise unless `value` is a dense float tensor with as many dimensions as `shape` names."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {shape}, got {type(value).__name__}")
     if value.dtype not in DTYPES:
@@ -32,7 +32,7 @@ def dense(name: str, value: Tensor) -> None:
 
 
 def at_least_float32(name: str, value: Tensor) -> None:
-    """`value` is float32 or float64: what is trained is not kept in fewer bits."""
+    """Raise a TypeError unless `value` is float32 or float64, as trained parameters must be."""
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"{name} must be float32 or float64 to be trained, got {_dtype(value)}; use "
@@ -41,7 +41,7 @@ def at_least_float32(name: str, value: Tensor) -> None:
 
 
 def indices(name: str, value: object, shape: str) -> None:
-    """`value` is an int64 tensor."""
+    """Raise unless `value` is an int64 tensor with as many dimensions as `shape` names."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor {shape}, got {type(value).__name__}")
     if value.dtype != torch.int64:
@@ -58,7 +58,7 @@ def mask(name: str, value: object, size: int) -> None:
 
 
 def same_kind(first: str, a: Tensor, second: str, b: Tensor) -> None:
-    """Both tensors have one dtype and lie on one device."""
+    """Raise unless both tensors have the same dtype and device."""
     if a.dtype != b.dtype:
         raise TypeError(
             f"{second} must have the dtype of {first}, {_dtype(a)}, got {_dtype(b)}; convert one "
@@ -68,7 +68,7 @@ def same_kind(first: str, a: Tensor, second: str, b: Tensor) -> None:
 
 
 def same_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
-    """Both tensors lie on one device."""
+    """Raise a ValueError unless both tensors are on the same device."""
     if a.device != b.device:
         raise ValueError(
             f"{second} must be on the device of {first}, {a.device}, got {b.device}; move one of "
@@ -84,7 +84,7 @@ def dtype(name: str, value: Tensor, expected: torch.dtype) -> None:
 
 
 def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> None:
-    """`value.shape[axis]` is `expected`."""
+    """Raise a ValueError unless `value.shape[axis]` is `expected`."""
     if value.shape[axis] != expected:
         raise ValueError(
             f"{name} must have size {expected} in dimension {axis} ({because}), got shape "
@@ -93,13 +93,13 @@ def size(name: str, value: Tensor, axis: int, expected: int, because: str) -> No
 
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
-    """`value` has exactly this shape."""
+    """Raise a ValueError unless `value` has exactly this shape."""
     if tuple(value.shape) != expected:
         raise ValueError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
 
 
 def code(values: Tensor, indices_: Tensor, weight: Tensor) -> None:
-    """A sparse code and the weight its indices point into belong together."""
+    """Raise unless a sparse code and the weight that its indices refer to are compatible."""
     floating("values", values, "[n, k]")
     indices("indices", indices_, "[n, k]")
     floating("weight", weight, "[m, d]")
@@ -110,7 +110,7 @@ def code(values: Tensor, indices_: Tensor, weight: Tensor) -> None:
 
 
 def whole(name: str, value: object, least: int | None = None) -> None:
-    """Raise unless `value` is an integer, of at least `least`; True and False are none."""
+    """Raise unless `value` is an integer of at least `least`; bools are rejected."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if least is not None and value < least:
@@ -118,13 +118,13 @@ def whole(name: str, value: object, least: int | None = None) -> None:
 
 
 def between(name: str, value: int, low: int, high: int, because: str) -> None:
-    """low <= value <= high."""
+    """Raise a ValueError unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{name} must be from {low} to {high} ({because}), got {value}")
 
 
 def at_least(name: str, value: object, low: float, *, below: float = math.inf) -> None:
-    """`value` is a number with low <= value < below."""
+    """Raise unless `value` is a number with low <= value < below."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not low <= value < below:
@@ -133,13 +133,19 @@ def at_least(name: str, value: object, low: float, *, below: float = math.inf) -
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """`value` is one of `choices`."""
+    """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def finite(name: str, value: Tensor, masking: float | None = None) -> None:
-    """`value` holds no NaN and no infinity; the infinity that masks a latent passes."""
+    """Raise a ValueError if `value` holds NaN or infinity other than `masking`.
+
+    Args:
+        name: name of the argument in error messages.
+        value: tensor to check.
+        masking: infinity that marks a masked latent and is accepted; None accepts neither.
+    """
     if value.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device")
     good = value.isfinite()
@@ -152,7 +158,7 @@ def finite(name: str, value: Tensor, masking: float | None = None) -> None:
 
 
 def finite_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
-    """What an encode multiplies and adds is finite; a bias may mask its latent."""
+    """Raise a ValueError unless the operands of an encode are finite; a bias may be -infinity."""
     finite("x", x)
     finite("weight", weight)
     if bias is not None:
@@ -162,7 +168,7 @@ def finite_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tenso
 
 
 def encode_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
-    """What an encode multiplies and adds belongs together."""
+    """Raise unless the operands of an encode have compatible shapes, dtypes and devices."""
     floating("x", x, "[n, d]")
     floating("weight", weight, "[m, d]")
     same_kind("weight", weight, "x", x)
@@ -177,7 +183,7 @@ def encode_operands(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tenso
 
 
 def in_range(name: str, value: Tensor, m: int) -> None:
-    """Every entry is in [0, m)."""
+    """Raise a ValueError unless every entry is in [0, m)."""
     bad = (value < 0) | (value >= m)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])
@@ -188,7 +194,7 @@ def in_range(name: str, value: Tensor, m: int) -> None:
 
 
 def writable(name: str, value: Tensor) -> None:
-    """`value` can be updated in place: contiguous, so that no two of its elements share memory."""
+    """Raise a ValueError unless `value` is contiguous, so that no two elements share memory."""
     if not value.is_contiguous():
         raise ValueError(
             f"{name} is updated in place and must be contiguous without overlap, got shape "

@@ -1,4 +1,4 @@
-"""Define `Dictionary`, the features of one SAE, and convert what holds features into it."""
+"""Define `Dictionary`, the features of one SAE, and convert tensors and SAEs to it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from saefast.types import brief
 
 @dataclass(frozen=True)
 class Dictionary:
-    """The features of one SAE, row by row: what is matched, scored and pooled."""
+    """The features of one SAE, one per row: the input of matching, scoring and pooling."""
 
     W_dec: Tensor
-    """[m, d]"""
+    """[m, d] decoder rows"""
     W_enc: Tensor | None = None
-    """[m, d]"""
+    """[m, d] encoder rows"""
     b_enc: Tensor | None = None
-    """[m]"""
+    """[m] encoder bias"""
     b_dec: Tensor | None = None
-    """[d]"""
+    """[d] decoder bias"""
     firing_rate: Tensor | None = None
-    """[m] on which share of tokens each feature fires"""
+    """[m] share of tokens on which each feature fires"""
 
     __repr__ = brief
 
     @property
     def m(self) -> int:
-        """How many features there are, dead ones too."""
+        """Number of features, including dead ones."""
         return len(self.W_dec)
 
     @property
     def alive(self) -> Tensor:
-        """[m] bool: which have a direction on each known side, and fire as far as is known."""
-        # Not any(), which would write [m, d] of bools.
+        """[m] bool, features with a nonzero row on each known side and no known rate of zero."""
+        # Not any(), which would allocate an [m, d] bool tensor.
         alive: Tensor = vector_norm(self.W_dec, inf, dim=1) > 0
         if self.W_enc is not None:
             alive &= vector_norm(self.W_enc, inf, dim=1) > 0
@@ -53,11 +53,16 @@ class Dictionary:
 SIDES = ("decoder", "encoder", "both")
 
 Features = Tensor | SAE | Dictionary
-"""What stands for the features of an SAE; a tensor [m, d] for the rows of its decoder"""
+"""Accepted representations of an SAE's features; a tensor [m, d] holds decoder rows."""
 
 
 def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
-    """The features of an SAE, or a tensor [m, d] of decoder rows; `name` is for errors."""
+    """Convert an SAE or a tensor [m, d] of decoder rows to a `Dictionary`.
+
+    Args:
+        source: an SAE, a tensor [m, d] or a `Dictionary`, which is returned as it is.
+        name: name of the argument in error messages.
+    """
     decoder = name if isinstance(source, Tensor) else f"{name}.W_dec"
     if isinstance(source, SAE):
         source = Dictionary(
@@ -79,7 +84,7 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
 
 
 def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Dictionary]:
-    """Several of one width, at least `least` of them."""
+    """Convert several sources of one width to dictionaries; require at least `least` of them."""
     if isinstance(sources, SAE | Dictionary | str) or not isinstance(sources, Iterable):
         raise TypeError(
             f"dictionaries must be a sequence of tensors [m, d], saefast.SAEs or "
@@ -97,7 +102,7 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
 
 
 def side_of(dictionary: Dictionary, side: str, name: str = "dictionary") -> Tensor:
-    """Its rows [m, d] of the decoder or the encoder, dead ones too."""
+    """Return the decoder or encoder rows [m, d] of a dictionary, including dead ones."""
     checks.one_of("side", side, ("decoder", "encoder"))
     rows = dictionary.W_dec if side == "decoder" else dictionary.W_enc
     if rows is None:
@@ -112,14 +117,21 @@ def sae_from(
     variant: str = "topk",
     threshold: Tensor | float | None = None,
 ) -> SAE:
-    """An SAE with the features of a dictionary, such as a pooled one: to be used or fine-tuned.
+    """Build an SAE with the features of a dictionary, for inference or fine-tuning.
 
     Args:
-        dictionary: without an encoder, that is the decoder; biases it lacks are zeros.
-        k: active latents per row.
-        variant: any but "gated", whose magnitudes a dictionary does not hold.
-        threshold: what a pre-activation must exceed, one number, or [m] for "jumprelu": for
-            variants that have one. None leaves what an untrained SAE has.
+        dictionary: the features, such as a pooled dictionary. A missing encoder is replaced by the
+            decoder, missing biases by zeros.
+        k: number of active latents per row.
+        variant: any variant but "gated", whose magnitude parameters a dictionary does not hold.
+        threshold: activation threshold, a number, or [m] for "jumprelu"; only for variants that
+            have one. None keeps the value of an untrained SAE.
+
+    Returns:
+        An SAE with at least float32 parameters, on the CPU.
+
+    Raises:
+        ValueError: `variant` is "gated", or `threshold` is given for a variant without one.
     """
     source = as_dictionary(dictionary)
     if variant == "gated":
@@ -148,7 +160,7 @@ def sae_from(
 
 
 def _way_from(source: Any) -> str:
-    """How something else that holds features becomes what is wanted."""
+    """Return a hint for the error message: how to convert `source` to a supported type."""
     if isinstance(source, str | Path):
         return "; saefast.load_dictionaries reads files and folders"
     if isinstance(source, np.ndarray):
@@ -159,7 +171,7 @@ def _way_from(source: Any) -> str:
 
 
 def _exact(source: Dictionary) -> torch.dtype:
-    """What is trained is not kept in fewer bits than float32."""
+    """Return the dtype of the SAE's parameters: at least float32, so that it can be trained."""
     return torch.promote_types(source.W_dec.dtype, torch.float32)
 
 

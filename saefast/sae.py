@@ -1,4 +1,4 @@
-"""The sparse autoencoder: its parameters, and how it encodes and decodes."""
+"""Define the sparse autoencoder: its parameters, encoder and decoder."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,52 +17,54 @@ VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
 NORMALISATIONS = ("none", "layer_norm", "norm")
 
-_EPSILON = 1e-5  # added to a row's standard deviation, as those do who normalise so
-_FIRST_WIDTH = 128  # room for the active latents of a row, doubled until all fit
+_EPSILON = 1e-5  # added to a row's standard deviation, as the libraries that normalise do
+_FIRST_WIDTH = 128  # initial capacity for the active latents of a row, doubled until all fit
 
 
 class SAE(nn.Module):
     """A sparse autoencoder: x is approximately decode(encode(x)).
 
-    A row of W_enc and of W_dec is a feature. A latent's pre-activation is
-    (x - b_dec) . W_enc[j] + b_enc[j]; decode is the sum of the active rows of W_dec, weighted, plus
-    b_dec. What is active depends on the variant:
+    Row j of W_enc and of W_dec is feature j. The pre-activation of latent j is
+    (x - b_dec) . W_enc[j] + b_enc[j]; decoding sums the active rows of W_dec, weighted by their
+    values, and adds b_dec. The variant determines which latents are active:
 
     - topk: the k largest pre-activations of each row, if positive;
-    - batchtopk, matryoshka: those above `threshold`, one number, which training estimates; in
-      training, the k largest per row on average over a batch;
-    - relu: the positive ones;
-    - jumprelu: those above `threshold` [m], which is learned;
-    - gated: those that are positive, with values (pre-activation - b_enc[j]) * exp(r_mag[j]) +
-      b_mag[j] where that is positive, too.
+    - batchtopk, matryoshka: pre-activations above the scalar `threshold`, which training
+      estimates; during training, the k largest per row on average over a batch;
+    - relu: positive pre-activations;
+    - jumprelu: pre-activations above the learned `threshold` [m];
+    - gated: positive pre-activations, with values (pre-activation - b_enc[j]) * exp(r_mag[j]) +
+      b_mag[j], clamped at zero.
 
     Args:
         d: width of the activations.
         m: number of latents.
-        variant: one of those above.
-        k: active latents per row; of relu, jumprelu and gated only a target.
-        seed: of the initial decoder directions; None draws from torch's global generator.
-        d_out: width of what is reconstructed, if that is not x but something else (a transcoder);
-            then b_dec is not taken from x.
-        centred: whether b_dec is taken from x before it is encoded; None: unless d_out is given.
-        skip: whether a linear map of x, W_skip [d_out, d], is added to what is reconstructed.
-        normalise: what is done to each row before it is encoded, and undone afterwards:
-            "layer_norm" takes off its mean and divides by its standard deviation, "norm" scales it
-            to a norm of the root of d.
-        by_norm: whether topk chooses by pre-activations times the norms of the rows of W_dec: by
-            what latents add. The values are the pre-activations all the same.
+        variant: one of the variants above.
+        k: number of active latents per row; only a target for relu, jumprelu and gated.
+        seed: seed of the initial decoder directions; None draws from torch's global generator.
+        d_out: width of the output of a transcoder, which reconstructs something other than x;
+            b_dec is then not subtracted from x by default. None: an autoencoder, with width d.
+        centred: whether b_dec is subtracted from x before encoding. None: only if `d_out` is not
+            given.
+        skip: whether a linear map of x, W_skip [d_out, d], is added to the reconstruction.
+        normalise: transform of each row before encoding, inverted after decoding: "layer_norm"
+            subtracts the row's mean and divides by its standard deviation, "norm" scales the row
+            to norm sqrt(d).
+        by_norm: whether topk ranks latents by pre-activation times the norm of their row of W_dec,
+            that is, by the size of their contribution. The values remain the pre-activations.
+        dtype: dtype of the parameters.
+        device: device of the parameters.
 
-    SAEs that normalise or have a skip connection come from files of others; they are not trained
-    here.
+    SAEs that normalise or have a skip connection are loaded from files of other libraries; saefast
+    does not train them.
 
-    `encode` keeps W_enc packed for the product that screens it, from call to call: 2 more bytes for
-    each entry of W_enc where the product is one of bfloat16 or of 16-bit integers, as on most
-    processors and GPUs, else 4. The weight is packed again when it has changed. `forget` frees the
-    memory.
+    `encode` caches a packed copy of W_enc for the screening product: 2 bytes per entry of W_enc
+    where the product uses bfloat16 or 16-bit integers, as on most processors and GPUs, otherwise 4.
+    The copy is rebuilt when the weight has changed. `forget` frees the memory.
 
-    `firing_rate` [m] is on which share of tokens each latent fires, as training or a file said, or
-    None; a step of training forgets it. `metadata` is what the file said besides, by the name of
-    the file's format.
+    `firing_rate` [m] is the share of tokens on which each latent fires, from training or from a
+    file, or None; a training step resets it. `metadata` holds further contents of the file, keyed
+    by the name of its format.
     """
 
     W_enc: nn.Parameter
@@ -133,12 +135,12 @@ class SAE(nn.Module):
             zero = torch.zeros((), dtype=dtype, device=device)
             self.register_buffer("batch_threshold", zero)
         self._encoder, self._norms = CachedEncoder(), Derived[Tensor]()
-        # Known of some SAEs only, so it is no part of the state.
+        # Known for some SAEs only, so it is not part of the state dict.
         self.register_buffer("firing_rate", None, persistent=False)
 
     @property
     def threshold(self) -> Tensor | None:
-        """What a pre-activation must exceed: [m], [] for all latents, or None where k decides."""
+        """Activation threshold: [m], or [] if shared by all latents; None for topk."""
         if self.variant == "topk":
             return None
         if self.variant == "jumprelu":
@@ -148,14 +150,14 @@ class SAE(nn.Module):
         return self.b_enc.new_zeros(())
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What the encoder multiplies."""
+        """Return the encoder's inputs [n, d]: x normalised and centred as configured."""
         if self.normalise != "none":
             shift, scale = self._levels(x)
             x = (x - shift) / (scale + _EPSILON if self.normalise == "layer_norm" else scale)
         return x - self.b_dec if self.centred else x
 
     def _levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What was taken off each row, and what it was divided by."""
+        """Return the shift and the scale of each row's normalisation, [..., 1] or []."""
         if self.normalise == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
             return mean, (x - mean).std(dim=-1, keepdim=True)
@@ -163,7 +165,15 @@ class SAE(nn.Module):
         return x.new_zeros(()), norm / self.d**0.5
 
     def encode(self, x: Tensor) -> SparseCode:
-        """The active latents of x [n, d]; values are not negative."""
+        """Encode rows as their active latents.
+
+        Args:
+            x: [n, d] activations, with the dtype and device of the SAE.
+
+        Returns:
+            Code with nonnegative values [n, w] and int64 indices [n, w]; w is k for topk, otherwise
+            it is large enough for every row.
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor [n, d], got {type(x).__name__}")
         checks.dense("x", x)
@@ -187,16 +197,16 @@ class SAE(nn.Module):
         return SparseCode(torch.where(code.values > 0, magnitude, 0.0), code.indices)
 
     def forget(self) -> None:
-        """Free what `encode` keeps of the weights; the next call makes it again.
+        """Free the packed weights cached by `encode`; the next call rebuilds them.
 
-        Needed after a write through `W_enc.data` that changes some of its rows only, which neither
-        torch nor saefast can notice.
+        Required after a write through `W_enc.data` that changes only some of its rows, which
+        neither torch nor saefast can detect.
         """
         self._encoder.forget()
         self._norms.forget()
 
     def _decoder_norms(self) -> Tensor:
-        """The norms of the rows of W_dec [m], differentiable where gradients are wanted."""
+        """Return the norms of the rows of W_dec [m], differentiable if gradients are enabled."""
 
         def norms() -> Tensor:
             found: Tensor = torch.linalg.vector_norm(self.W_dec, dim=1)
@@ -217,11 +227,18 @@ class SAE(nn.Module):
         return SparseCode(found.values, found.indices)
 
     def decode(self, code: SparseCode, x: Tensor | None = None) -> Tensor:
-        """The reconstruction [n, d_out] of a code.
+        """Reconstruct rows from a code.
 
-        Where rows are normalised or skipped to the output, the code alone does not say it all: `x`
-        [n, d] are the rows that were encoded. An SAE that normalises needs them; without them, a
-        skip connection is left out.
+        Args:
+            code: values and indices [n, w], as returned by `encode`.
+            x: [n, d] the encoded rows. Required by an SAE that normalises; without them the skip
+                connection, if any, is omitted.
+
+        Returns:
+            [n, d_out] reconstruction.
+
+        Raises:
+            ValueError: the SAE normalises rows and `x` is None.
         """
         if not isinstance(code, tuple):
             raise TypeError(
@@ -238,13 +255,13 @@ class SAE(nn.Module):
         return y if x is None or not self.skip else y + x @ self.W_skip.T
 
     def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of x [..., d]."""
+        """Encode and decode x [..., d]; return the reconstruction [..., d_out]."""
         checks.dense("x", x)
         rows = x.reshape(-1, x.shape[-1])
         return self.decode(self.encode(rows), rows).reshape(*x.shape[:-1], self.d_out)
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """Return the settings shown by `print`."""
         return f"d={self.d}, m={self.m}, k={self.k}, variant={self.variant!r}"
 
 
@@ -255,12 +272,12 @@ def _directions(m: int, d: int, generator: torch.Generator | None) -> Tensor:
 
 
 def as_saes(saes: SAE | Sequence[SAE], d: int, least: int = 1) -> list[SAE]:
-    """Return one or several SAEs as a list; all must encode rows of width d.
+    """Return one or several SAEs as a list, after checking that all encode rows of width d.
 
     Args:
         saes: one SAE or several, on any device.
         d: width of the rows.
-        least: the fewest SAEs that make sense.
+        least: minimum number of SAEs.
     """
     each: list[Any] = list(saes) if isinstance(saes, Iterable) else [saes]
     if len(each) < least:
@@ -277,5 +294,5 @@ def as_saes(saes: SAE | Sequence[SAE], d: int, least: int = 1) -> list[SAE]:
 
 
 def code_of(sae: SAE, x: Tensor) -> SparseCode:
-    """Encode rows [n, d] of any device and dtype on the device and in the dtype of the SAE."""
+    """Encode rows [n, d] of any device and dtype on the SAE's device and in its dtype."""
     return sae.encode(x.to(sae.W_enc.device, sae.W_enc.dtype))

@@ -1,4 +1,4 @@
-"""Define the results of ops, and how records print."""
+"""Define the operands and results of ops, and the `__repr__` of records."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 _FEW = 6
-"""Entries of a sequence or mapping that are printed one by one."""
+"""Maximum number of entries of a sequence or mapping that are printed individually."""
 
 
 def brief(result: Any) -> str:
-    """Format a named tuple or dataclass on one line: sizes in place of tensors, no None fields.
+    """Format a named tuple or dataclass on one line.
 
-    A class uses it as its `__repr__`.
+    Tensors are shown as dtype and shape; fields that are None are omitted. Classes use it as their
+    `__repr__`.
     """
     if dataclasses.is_dataclass(result):
         names = [each.name for each in dataclasses.fields(result) if each.repr]
@@ -52,40 +53,41 @@ def _is_record(value: Any) -> bool:
 class SparseCode(NamedTuple):
     """The active latents of n rows.
 
-    Within a row values descend, and equal values stand in order of their index. Where rows have
-    different numbers of active latents, values and indices of zero fill up the shorter ones.
+    Within a row, values are in descending order; equal values are ordered by ascending index. Rows
+    with fewer active latents than others are padded with values and indices of zero.
     """
 
     values: Tensor
-    """[n, k]"""
+    """[n, k] activations"""
     indices: Tensor
-    """[n, k] int64"""
+    """[n, k] int64, latents"""
 
     def __repr__(self) -> str:
         return brief(self)
 
     def to_dense(self, latents: int) -> Tensor:
-        """The code as an [n, latents] matrix."""
+        """Return the code as a dense matrix [n, latents]."""
         dense = self.values.new_zeros(self.values.shape[0], latents)
-        # Added, not written: what fills up a row are zeros that name latent 0, perhaps again.
+        # Add instead of writing: padding has index 0, which may also be an active latent.
         return dense.scatter_add(1, self.indices, self.values)
 
 
 class Decay(NamedTuple):
-    """What the gradients of W_enc and W_dec get besides the data's."""
+    """Penalty terms added to the gradients of W_enc and W_dec."""
 
     shrink_enc: Tensor | None = None
-    """[m] what multiple of its own row each latent's gradient gets"""
+    """[m] multiple of each row of W_enc that is added to the row's gradient"""
     shrink_dec: Tensor | None = None
+    """[m] multiple of each row of W_dec that is added to the row's gradient"""
     sign: Tensor | None = None
-    """[2] float64: what multiple of the weights' signs the gradients of W_enc and W_dec get"""
+    """[2] float64, multiples of the signs of W_enc and W_dec that are added to their gradients"""
 
 
 NO_DECAY = Decay()
 
 
 class Learned(NamedTuple):
-    """A parameter and its moments of Adam, all of one shape."""
+    """A parameter and its Adam moments, all of one shape."""
 
     weight: Tensor
     first: Tensor
@@ -93,49 +95,51 @@ class Learned(NamedTuple):
 
 
 class ExtraGradients(NamedTuple):
-    """Gradients of some latents that come from elsewhere than the code."""
+    """Additional gradients of some latents, such as those of the auxiliary loss."""
 
     latents: Tensor
-    """[c] int64, each at most once; one out of range stands for none, and its gradients may be
-    unset"""
+    """[c] int64, distinct latents; an entry out of range is ignored, and its gradients may be
+    uninitialised"""
     w_enc: Tensor
-    """[c, d]"""
+    """[c, d] gradients of rows of W_enc"""
     b_enc: Tensor
-    """[c]"""
+    """[c] gradients of entries of b_enc"""
     w_dec: Tensor
-    """[c, d_out]"""
+    """[c, d_out] gradients of rows of W_dec"""
 
 
 class Update(NamedTuple):
-    """The operands of `latent_update`; parameters, their moments and the packing change in place.
+    """The operands of `latent_update`; parameters, moments and packing are updated in place.
 
-    The op takes the fields one by one, since torch's dispatcher knows no records.
+    The op takes the fields individually, since torch's dispatcher does not support records.
     """
 
     indices: Tensor
-    """[n, k] the code"""
+    """[n, k] int64, latents of the code"""
     values: Tensor
+    """[n, k] values of the code"""
     value_grads: Tensor
-    """[n, k] the loss's gradient by each value; zero where the value is not positive"""
+    """[n, k] gradient of the loss with respect to each value; zero where a value is not positive"""
     residual: Tensor
-    """[n, d_out] the loss's gradient by the reconstruction, or [g, n, d_out] with `group_ends`"""
+    """[n, d_out] gradient of the loss with respect to the reconstruction, or [g, n, d_out] with
+    `group_ends`"""
     inputs: Tensor
-    """[n, d] what the encoder multiplied"""
+    """[n, d] inputs of the encoder, see `SAE.inputs`"""
     w_enc: Tensor
-    """[m, d]"""
+    """[m, d] encoder rows"""
     b_enc: Tensor
-    """[m]"""
+    """[m] encoder bias"""
     w_dec: Tensor
-    """[m, d_out]"""
+    """[m, d_out] decoder rows"""
     w_enc_first: Tensor
-    """the moments of Adam, of the shapes of what they belong to"""
+    """first Adam moment of w_enc; each moment has the shape of its parameter"""
     w_enc_second: Tensor
     b_enc_first: Tensor
     b_enc_second: Tensor
     w_dec_first: Tensor
     w_dec_second: Tensor
     units: Tensor | None
-    """units, norm, lost: w_enc as the device screens with it, for its `product`; refreshed"""
+    """with norm and lost: w_enc packed for the screening product `product`; refreshed in place"""
     norm: Tensor | None
     lost: Tensor | None
     product: str
@@ -145,30 +149,32 @@ class Update(NamedTuple):
     extra_b_enc: Tensor | None
     extra_w_dec: Tensor | None
     rates: Tensor
-    """[2] float64: `reference.adam_rates`, on the device"""
+    """[2] float64, result of `reference.adam_rates`, on the device"""
     beta1: float
     beta2: float
     eps: float
     unit_norm: bool
-    """decoder rows have norm one"""
+    """whether decoder rows are kept at norm one"""
     remove_parallel: bool = True
-    """then their gradient's part along them is removed first"""
+    """whether, with `unit_norm`, the component of their gradient along them is removed first"""
     update_encoder: bool = True
-    """whether w_enc learns; b_enc always does"""
+    """whether w_enc is updated; b_enc always is"""
     update_decoder: bool = True
+    """whether w_dec is updated"""
     shrink_enc: Tensor | None = None
     """[m] see `Decay`"""
     shrink_dec: Tensor | None = None
-    """[m] see `Decay`. With it or `sign`, even of zero, the part of the decoder's gradient along
-    its rows is measured; without, it is inferred from `value_grads`"""
+    """[m] see `Decay`. With it or `sign`, even if zero, the component of the decoder's gradient
+    along its rows is computed; without both, it is inferred from `value_grads`"""
     sign: Tensor | None = None
-    """[2] float64: see `Decay`"""
+    """[2] float64, see `Decay`"""
     factor: Tensor | None = None
-    """[] float64 multiplies every gradient"""
+    """[] float64, factor of every gradient"""
     group_ends: Tensor | None = None
-    """[g] latents below group_ends[i], and not below the end before, learn from residual[i]"""
+    """[g] ends of the groups: latents from group_ends[i - 1] up to, not including, group_ends[i]
+    learn from residual[i]"""
     multiplier: Tensor | None = None
-    """[1] float32: the power of two that multiplies rows before they are packed as float16"""
+    """[1] float32, power of two by which rows are multiplied before they are packed as float16"""
 
     @property
     def encoder(self) -> Learned:
@@ -187,7 +193,7 @@ class Update(NamedTuple):
 
     @property
     def packed(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Units, norm and lost, if there are any."""
+        """The packed encoder (units, norm, lost), or None if it is not given."""
         parts = self.units, self.norm, self.lost
         _given_together("units, norm and lost", parts)
         units, norm, lost = parts
@@ -197,12 +203,12 @@ class Update(NamedTuple):
 
     @property
     def decay(self) -> Decay:
-        """What the gradients get besides the data's."""
+        """The penalty terms added to the gradients."""
         return Decay(self.shrink_enc, self.shrink_dec, self.sign)
 
     @property
     def extra(self) -> ExtraGradients | None:
-        """The extra latents and gradients, if there are any."""
+        """The additional gradients, or None if they are not given."""
         parts = self.extra_latents, self.extra_w_enc, self.extra_b_enc, self.extra_w_dec
         _given_together("the extra gradients", parts)
         latents, w_enc, b_enc, w_dec = parts
@@ -212,7 +218,7 @@ class Update(NamedTuple):
 
     @property
     def projects(self) -> bool:
-        """Whether the part of the decoder's gradient along its rows is removed."""
+        """Whether the component of the decoder's gradient along its rows is removed."""
         return self.unit_norm and self.remove_parallel
 
 
@@ -222,17 +228,17 @@ def _given_together(what: str, parts: Sequence[Tensor | None]) -> None:
 
 
 class ThresholdCode(NamedTuple):
-    """The latents of n rows that are above a threshold, as many of them as there was room for.
+    """The latents of n rows that are above a threshold, at most `width` of each row.
 
-    A row with fewer than `width` ends in values and indices of zero.
+    Rows with fewer active latents are padded with values and indices of zero.
     """
 
     values: Tensor
-    """[n, width]"""
+    """[n, width] activations, in the order of `SparseCode`"""
     indices: Tensor
-    """[n, width] int64"""
+    """[n, width] int64, latents"""
     counts: Tensor
-    """[n] int64 how many latents are active, which may be more than `width`"""
+    """[n] int64, number of active latents of each row, which may exceed `width`"""
 
     def __repr__(self) -> str:
         return brief(self)
