@@ -1,4 +1,4 @@
-"""`python -m saefast` is the command line."""
+"""Entry point of the command line as `python -m saefast`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What this build can do on this machine, and why not where it cannot."""
+"""Report the capabilities of this build on this machine."""
 
 import importlib.metadata
 import os
@@ -13,9 +13,13 @@ from saefast.ops.screens import ENVIRONMENT, best_screen, measure_screens
 
 
 def build_info() -> dict[str, Any]:
-    """Version, instruction sets, the chosen screening engine, and every backend with its state.
+    """Report version, instruction sets, screening engine and the state of every backend.
 
-    Measures the screening engines if no encode has done so yet: a fraction of a second, once.
+    Measures the screening engines if no encode has done so yet, which takes a fraction of a second.
+
+    Returns:
+        A dict that can be written as JSON. `backends` states for each backend whether it is usable,
+        and if not, why.
     """
     return {
         "version": importlib.metadata.version("saefast"),

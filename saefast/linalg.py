@@ -1,4 +1,4 @@
-"""Computations whose bits do not depend on how many threads torch uses."""
+"""Linear algebra whose results are bitwise independent of torch's number of threads."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ _TILE = 512
 
 
 class Run(Protocol):
-    """Calls a function for each of several items and yields the results in the items' order."""
+    """A function like `map`: call a function for each item, yield the results in order."""
 
     def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]:
         """Behave as the built-in `map`."""
@@ -21,10 +21,10 @@ class Run(Protocol):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread inside the context.
+    """Run torch with one thread inside the context.
 
-    For sums whose last bits would depend on the number of threads, and for small tensors, where
-    threads cost more than they save.
+    Used for sums whose last bits would depend on the number of threads, and for small tensors, for
+    which threads cost more than they save.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,11 +38,11 @@ def one_thread() -> Iterator[None]:
 def side_by_side(room: int = 0) -> Iterator[Run]:
     """Provide a `map` that runs its calls concurrently, each on one thread.
 
-    LAPACK's decompositions and long sums give other last digits on other numbers of threads. On one
-    thread they do not, and many of them side by side are as fast.
+    The last digits of LAPACK's decompositions and of long sums depend on the number of threads.
+    Single-threaded calls do not have this problem, and many of them in parallel are as fast.
 
     Args:
-        room: bytes that a call takes; only as many calls run at a time as fit 2 GB.
+        room: bytes that one call needs; the number of concurrent calls is limited to 2 GB in total.
     """
     threads = torch.get_num_threads()
     workers = max(1, min(threads, _ROOM_BYTES // max(room, 1)))
@@ -51,7 +51,7 @@ def side_by_side(room: int = 0) -> Iterator[Run]:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
-        # A thread's number is its own, but threads that start later take the last one given.
+        # The number of threads is set per thread, but new threads inherit the last one set.
         torch.set_num_threads(threads)
 
 
@@ -60,8 +60,8 @@ def add_products(total: Tensor, block: Tensor, run: Run = map) -> None:
 
     Args:
         total: [d, d]; its lower half is left undefined, see `mirrored`.
-        block: [rows, d].
-        run: calls a function for each tile.
+        block: [rows, d] rows.
+        run: function like `map` that processes the tiles.
     """
     starts = range(0, len(total), _TILE)
 
@@ -80,7 +80,7 @@ def covariance_root(covariance: Tensor) -> Tensor:
         covariance: [d, d] float64, symmetric.
 
     Returns:
-        [rank, d] float64: independent standard normal rows [rank] times it have this covariance.
+        [rank, d] float64 root; a standard normal row [rank] times the root has this covariance.
     """
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
@@ -89,5 +89,5 @@ def covariance_root(covariance: Tensor) -> Tensor:
 
 
 def mirrored(upper: Tensor) -> Tensor:
-    """Return the symmetric matrix [d, d] whose upper half is that of `upper`."""
+    """Return the symmetric matrix [d, d] with the upper half of `upper`."""
     return upper.triu() + upper.triu(1).T

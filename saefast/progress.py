@@ -1,4 +1,4 @@
-"""Show how far long work is: a bar on a terminal, a line a minute elsewhere, both on stderr."""
+"""Show the progress of long computations on stderr: a bar on a terminal, else a line a minute."""
 
 import sys
 from collections.abc import Collection, Iterator
@@ -9,14 +9,14 @@ from typing import Any, Self, TypeVar
 Item = TypeVar("Item")
 
 DELAY = 2.0
-"""Seconds of work before a bar appears"""
+"""Seconds before a bar appears."""
 INTERVAL = 60.0
-"""Seconds between two lines where there is no terminal"""
+"""Seconds between two lines if stderr is not a terminal."""
 
-# As tqdm's own, but rates below one a second are not inverted.
+# As in tqdm, except that rates below one per second are not inverted.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 _COUNT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"  # without a total
-_SCALED = 10_000  # totals from which numbers are shown as 10.0k
+_SCALED = 10_000  # smallest total for which numbers are shown as 10.0k
 
 
 def on_terminal() -> bool:
@@ -25,14 +25,14 @@ def on_terminal() -> bool:
 
 
 class ProgressBar:
-    """Count what is done, and show it once that takes long.
+    """Progress bar that appears once the work takes longer than `DELAY`.
 
     Args:
-        what: names the work.
-        total: how much there is to do; None where that is unknown.
-        unit: what is counted, in the plural.
-        progress: False shows nothing.
-        done: how much was done before.
+        what: name of the work.
+        total: number of units to process; None if unknown.
+        unit: name of the unit, in the plural.
+        progress: whether to show anything.
+        done: number of units that were processed earlier, such as before a resume.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class ProgressBar:
             self._bar.close()
 
     def status(self, text: str) -> None:
-        """Set what is shown beside the count from the next update on."""
+        """Set the text shown beside the count from the next update on."""
         self._status = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
     def update(self, count: int = 1) -> None:
-        """Count some more as done."""
+        """Add `count` to the number of processed units."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -99,7 +99,7 @@ def _duration(seconds: float) -> str:
 
 
 def tracked(items: Collection[Item], what: str, *, unit: str, progress: bool) -> Iterator[Item]:
-    """Yield the items, and show how many of them are done: see `ProgressBar`."""
+    """Yield the items and show a `ProgressBar` over them."""
     with ProgressBar(what, total=len(items), unit=unit, progress=progress) as bar:
         for item in items:
             yield item

@@ -1,7 +1,8 @@
-"""Every op in plain torch: the definition of correct, for any dtype and device.
+"""Reference implementation of every op in plain torch, for any dtype and device.
 
-Nothing here is fast, and nothing here hides a choice: ties, the place of the bias and the order
-of Adam's steps are what the other implementations are tested against.
+It defines the correct result and is not optimised. Every choice is explicit: the other
+implementations are tested against its handling of ties, its placement of the bias and the order of
+operations in Adam.
 """
 
 import itertools
@@ -14,12 +15,22 @@ from saefast.types import NO_DECAY, Decay, Learned, SparseCode, ThresholdCode, U
 
 
 def _computed(tensor: Tensor) -> Tensor:
-    """Half-precision tensors are computed in float32 and rounded once, at the end."""
+    """Convert half-precision tensors to float32; results are rounded once, at the end."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """(x @ weight.T + bias) * scale, an [n, m] matrix."""
+    """Compute the scores (x @ weight.T + bias) * scale.
+
+    Args:
+        x: [n, d] rows.
+        weight: [m, d] encoder rows.
+        bias: [m]; -infinity masks a latent, whatever its scale. None adds nothing.
+        scale: [m]; None multiplies by one.
+
+    Returns:
+        [n, m] scores, at least float32.
+    """
     out = _computed(x) @ _computed(weight).T
     if bias is not None:
         out = out + _computed(bias)
@@ -50,9 +61,19 @@ def topk_encode(
     scale: Tensor | None = None,
     precision: str = "exact",
 ) -> SparseCode:
-    """The k largest scores per row: value descending, equal values by lower index.
+    """Select the k largest scores of each row.
 
-    `precision="bf16"` rounds x and weight * scale to bfloat16 and nothing else.
+    Args:
+        x: [n, d] rows.
+        weight: [m, d] encoder rows.
+        bias: [m], see `scores`.
+        k: number of latents per row.
+        scale: [m], see `scores`.
+        precision: "exact", or "bf16" to round x and weight * scale to bfloat16, and nothing else.
+
+    Returns:
+        Values [n, k] in the dtype of x and int64 indices [n, k], by descending value, equal values
+        by ascending index.
     """
     all_scores = _scores_at(precision, x, weight, bias, scale)
     order = torch.sort(all_scores, dim=1, descending=True, stable=True).indices[:, :k]
@@ -69,9 +90,20 @@ def threshold_encode(
     scale: Tensor | None = None,
     precision: str = "exact",
 ) -> ThresholdCode:
-    """The scores above their latent's threshold, [m] or []; of a row's, the `width` largest.
+    """Select the scores above a threshold, at most the `width` largest of each row.
 
-    Ordered as in `topk_encode`; rows with fewer are filled with zeros.
+    Args:
+        x: [n, d] rows.
+        weight: [m, d] encoder rows.
+        bias: [m], see `scores`.
+        threshold: [m], one for each latent, or [].
+        width: maximum number of latents per row.
+        scale: [m], see `scores`.
+        precision: as for `topk_encode`.
+
+    Returns:
+        Values and int64 indices [n, width] in the order of `topk_encode`, padded with zeros, and
+        the number of active latents [n] int64, which may exceed `width`.
     """
     all_scores = _scores_at(precision, x, weight, bias, scale)
     active = all_scores > threshold
@@ -86,11 +118,16 @@ def threshold_encode(
 def keep_of_batch(
     values: Tensor, indices: Tensor, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The `wanted` largest positive values of a batch [n, w]; of equal ones the first in memory.
+    """Keep the `wanted` largest positive values of a batch; ties are broken by memory order.
 
-    Values descend within each row. Returns values and indices [n, w] with zeros for what is not
-    kept, how many of each row are kept [n] int64, and the smallest value kept [], 0 if there is
-    none.
+    Args:
+        values: [n, w], descending within each row.
+        indices: [n, w] int64.
+        wanted: number of values to keep in the whole batch.
+
+    Returns:
+        Values and indices [n, w] with zeros in place of discarded entries, the number of values
+        kept in each row [n] int64, and the smallest value kept [], 0 if none is.
     """
     flat = values.flatten()
     order = flat.sort(descending=True, stable=True).indices[:wanted]
@@ -109,7 +146,17 @@ def keep_of_batch(
 def sparse_decode(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """sum_c values[:, c] * weight[indices[:, c]] + bias, [n, d]."""
+    """Decode a sparse code: sum_c values[:, c] * weight[indices[:, c]] + bias.
+
+    Args:
+        values: [n, k] values of the code.
+        indices: [n, k] int64, rows of `weight`.
+        weight: [m, d] decoder rows.
+        bias: [d]; None adds nothing.
+
+    Returns:
+        [n, d] in the dtype of `values`.
+    """
     out = torch.einsum("nk,nkd->nd", _computed(values), _computed(weight)[indices])
     if bias is not None:
         out = out + _computed(bias)
@@ -117,13 +164,32 @@ def sparse_decode(
 
 
 def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """rows[i] . weight[indices[i, c]], [n, k]."""
+    """Compute the dot products rows[i] . weight[indices[i, c]].
+
+    Args:
+        rows: [n, d] first factors.
+        weight: [m, d] second factors.
+        indices: [n, k] int64, rows of `weight`.
+
+    Returns:
+        [n, k] in the dtype of `rows`.
+    """
     dots = torch.einsum("nd,nkd->nk", _computed(rows), _computed(weight)[indices])
     return dots.to(rows.dtype)
 
 
 def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
-    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d]."""
+    """Sum values[i, c] * rows[i] for each latent over the entries with indices[i, c] = latent.
+
+    Args:
+        values: [n, k] values of a code.
+        indices: [n, k] int64, latents.
+        rows: [n, d] rows.
+        latents: number of latents m.
+
+    Returns:
+        [m, d] in the dtype of `rows`.
+    """
     terms = _computed(values)[..., None] * _computed(rows)[:, None, :]
     sums = terms.new_zeros(latents, rows.shape[1])
     return sums.index_add(0, indices.flatten(), terms.flatten(0, 1)).to(rows.dtype)
@@ -137,10 +203,20 @@ def decode_residual(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The scaled error of a reconstruction, its products with the active rows, and its square.
+    """Decode a code and compute the error, the gradients of values and the squared error.
 
-    Returns factor * (decoded - target) [n, d]; its product with each active decoder row where the
-    value is positive, zero elsewhere, [n, k]; and the sum of squares of decoded - target.
+    Args:
+        values: [n, k] values of the code.
+        indices: [n, k] int64, rows of `weight`.
+        weight: [m, d] decoder rows.
+        bias: [d]; None adds nothing.
+        target: [n, d] rows to reconstruct.
+        factor: factor of the residual.
+
+    Returns:
+        The residual factor * (decoded - target) [n, d]; its dot product with the decoder row of
+        each positive value, zero for other values, [n, k]; and the sum of squares of
+        decoded - target, [] float64.
     """
     error = sparse_decode(values, indices, weight, bias) - target
     residual = error * factor
@@ -157,14 +233,25 @@ def decode_prefixes(
     group_ends: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The errors of the reconstructions by nested prefixes of the latents.
+    """Compute the errors of the reconstructions by nested prefixes of the latents (Matryoshka).
 
-    Prefix i holds the latents below group_ends[i]; group i is what prefix i has and prefix i - 1
-    has not. An error is what a prefix decodes to, less the target.
+    Prefix i consists of the latents below group_ends[i]; group i consists of the latents of prefix
+    i that are not in prefix i - 1. The error of a prefix is its reconstruction minus the target.
 
-    Returns for each group factor * the sum of the errors of all prefixes that hold it, [g, n, d]:
-    what its latents learn from; for each positive value the product of its decoder row with that
-    sum, zero elsewhere, [n, k]; and the sum of squares of each prefix's error, float64 [g].
+    Args:
+        values: [n, k] values of the code.
+        indices: [n, k] int64, rows of `weight`.
+        weight: [m, d] decoder rows.
+        bias: [d]; None adds nothing.
+        target: [n, d] rows to reconstruct.
+        group_ends: [g] int64, ascending.
+        factor: factor of the residuals.
+
+    Returns:
+        For each group, factor * the sum of the errors of all prefixes that contain it, [g, n, d],
+        from which its latents learn; for each positive value the dot product of its decoder row
+        with that sum, zero for other values, [n, k]; and the sum of squares of each prefix's error,
+        [g] float64.
     """
     active = values > 0
     group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
@@ -183,9 +270,17 @@ def decode_prefixes(
 
 
 def adam_rates(lr: Tensor, step: Tensor, beta1: float, beta2: float) -> Tensor:
-    """What Adam's corrections make of the learning rate at a step, counted from 1: float64 [2].
+    """Compute the bias-corrected rates of an Adam step.
 
-    The size of the step, and the root by which the square roots of second moments are divided.
+    Args:
+        lr: [] float64, learning rate.
+        step: [] number of the step, counted from 1.
+        beta1: decay rate of first moments.
+        beta2: decay rate of second moments.
+
+    Returns:
+        [2]: the step size lr / (1 - beta1^step), and sqrt(1 - beta2^step), by which the square
+        roots of second moments are divided.
     """
     return torch.stack([lr / (1 - beta1**step), (1 - beta2**step).sqrt()])
 
@@ -201,7 +296,18 @@ def adam(
     beta2: float,
     eps: float,
 ) -> None:
-    """One step of torch.optim.Adam on one tensor, in place; `rates` are those of `adam_rates`."""
+    """Apply one step of `torch.optim.Adam` to one tensor, in place.
+
+    Args:
+        parameter: the weight; updated.
+        first: first moment, of the same shape; updated.
+        second: second moment, of the same shape; updated.
+        gradient: gradient, of the same shape.
+        rates: [2] float64, from `adam_rates`.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: term added to the denominator.
+    """
     step_size, root = rates.to(parameter.dtype)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -209,16 +315,26 @@ def adam(
 
 
 def count_idle(idle: Tensor, fired: Tensor, tokens: int) -> None:
-    """Add `tokens` to the tokens since each latent fired, in place; zero where `fired` is not."""
+    """Update the number of tokens since each latent fired, in place.
+
+    Args:
+        idle: [m] int64; increased by `tokens`, or set to zero for latents that fired.
+        fired: [m] number of tokens of the batch on which each latent fired.
+        tokens: number of tokens of the batch.
+    """
     idle += tokens
     idle.masked_fill_(fired > 0, 0)
 
 
 def latent_gradients(update: Update) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """The gradients of w_enc, b_enc and w_dec from what a forward pass left.
+    """Compute the gradients of w_enc, b_enc and w_dec from the results of a forward pass.
 
-    Returns them; then the gradient of the encoder's inputs summed over tokens [d], and on how many
-    tokens each latent fired [m].
+    Args:
+        update: operands, see `Update`.
+
+    Returns:
+        The gradients of w_enc [m, d], b_enc [m] and w_dec [m, d_out]; the gradient of the encoder's
+        inputs summed over tokens [d]; and the number of tokens on which each latent fired [m].
     """
     indices, latents = update.indices, len(update.b_enc)
     active = update.values > 0
@@ -261,7 +377,15 @@ def shape_gradients(
     decay: Decay = NO_DECAY,
     factor: Tensor | None = None,
 ) -> None:
-    """What is done to the gradients of w_enc, b_enc and w_dec, in place; see `Update`."""
+    """Apply penalties, projection and scaling to the gradients, in place.
+
+    Args:
+        gradients: gradients of w_enc, b_enc and w_dec.
+        parameters: w_enc [m, d], b_enc [m] and w_dec [m, d_out].
+        project: whether to remove the component of w_dec's gradient along each row.
+        decay: penalty terms, added first.
+        factor: [] factor of all gradients, applied last; None: one.
+    """
     w_enc, _, w_dec = parameters
     signs = (0.0, 0.0) if decay.sign is None else decay.sign.to(w_enc.dtype)
     for gradient, weight, shrink, sign in zip(
@@ -279,10 +403,14 @@ def shape_gradients(
 
 
 def latent_update(update: Update) -> tuple[Tensor, Tensor]:
-    """Adam on w_enc, b_enc and w_dec from what a forward pass left, in place; see `Update`.
+    """Compute gradients and apply Adam to w_enc, b_enc and w_dec, in place.
 
-    The packed weight is left alone. Returns the gradient of the encoder's inputs summed over tokens
-    [d], and on how many tokens each latent fired [m].
+    Args:
+        update: operands, see `Update`; the packed weight is not refreshed.
+
+    Returns:
+        The gradient of the encoder's inputs summed over tokens [d], and the number of tokens on
+        which each latent fired [m].
     """
     gradients, input_grad_sum, fired = latent_gradients(update)
     beta1, beta2, eps, rates = update.beta1, update.beta2, update.eps, update.rates
@@ -294,10 +422,14 @@ def latent_update(update: Update) -> tuple[Tensor, Tensor]:
 
 
 def gradient_squares(update: Update) -> tuple[Tensor, Tensor]:
-    """The length of what `latent_update` would hand to Adam.
+    """Compute the squared norm of the gradients that `latent_update` would pass to Adam.
 
-    Returns the gradient of the encoder's inputs summed over tokens [d], and the squared length of
-    each latent's gradients, float64 [m].
+    Args:
+        update: operands, see `Update`; nothing is updated.
+
+    Returns:
+        The gradient of the encoder's inputs summed over tokens [d], and the squared norm of each
+        latent's gradients, [m] float64.
     """
     gradients, input_grad_sum, _ = latent_gradients(update)
     squares = update.b_enc.new_zeros(update.b_enc.shape, dtype=torch.float64)
@@ -307,23 +439,25 @@ def gradient_squares(update: Update) -> tuple[Tensor, Tensor]:
 
 
 def _that_learn(update: Update, gradients: Sequence[Tensor]) -> Iterator[tuple[Learned, Tensor]]:
-    """The parameters that are not frozen, with their gradients."""
+    """Return the parameters that are not frozen, with their gradients."""
     learned = (update.encoder, update.bias, update.decoder)
     learns = (update.update_encoder, True, update.update_decoder)
     return itertools.compress(zip(learned, gradients, strict=True), learns)
 
 
 def normalise_rows(weight: Tensor) -> None:
-    """Give every row norm one, in place; rows of zeros stay."""
+    """Scale every row of `weight` [m, d] to norm one, in place; rows of zeros are unchanged."""
     norm = weight.norm(dim=1, keepdim=True)
     weight.div_(torch.where(norm > 0, norm, 1.0))
 
 
 def keep_largest(scores: Tensor, k: int, *, signed: bool) -> None:
-    """Set to zero, in place, what is not among the k largest scores of its row.
+    """Set all but the k largest scores of each row to zero, in place.
 
-    Of equal scores those with lower indices stay. Unless `signed`, only positive scores stay; those
-    of -infinity never do.
+    Args:
+        scores: [n, m]; of equal scores those with lower indices are kept.
+        k: number of scores to keep per row.
+        signed: whether negative scores may be kept; scores of -infinity never are.
     """
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
     stays = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)

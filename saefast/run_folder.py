@@ -1,26 +1,26 @@
-"""The names of the files in the folder of a run.
+"""Names of the files in the folder of a run.
 
-Each stage of a run writes its own files from those of stages before it; the report reads them all.
-What a stage did not write is not there, and the report says so.
+Each stage of a run computes its files from those of earlier stages; the report reads all of them
+and states which are missing.
 
-    settings.json       what was asked for: `saefast.pipeline.RunSettings`
-    stages.json         which stages are finished, from what, and how long they took
+    settings.json       settings of the run: `saefast.pipeline.RunSettings`
+    stages.json         finished stages, with a digest of their inputs and their duration
     run.json metrics.jsonl seed-*/        written by `train_saes`
-    store/train store/held-out            activations that the run made itself
+    store/train store/held-out            activations harvested by the run itself
     features.parquet    a row for each seed and feature; see `FEATURE_COLUMNS`
-    matches/decoder matches/encoder       `match_all`: a table for each pair of SAEs
+    matches/decoder matches/encoder       results of `match_all`: a table for each pair of SAEs
     stability.json      the rule, the shares of stable and unstable features, the curve, the null
     overlap.parquet     a row for each measure of each pair of SAEs: `Measure` and a, b
-    membership.json     in how many SAEs features are, and how many are in one only
+    membership.json     in how many SAEs each feature occurs, and how many occur in one only
     subspaces/*.parquet the tables of `Subspaces`, and contributions.parquet: the rows of
-                        `Contributions`; skipped.json: what of both could not be computed
-    evaluation.json     explained variance, keep-only and drop, CE and KL where there is a model
+                        `Contributions`; skipped.json: results that could not be computed
+    evaluation.json     explained variance, keep-only and drop, and CE and KL if there is a model
     contexts.parquet    the text around the largest activations
     evaluation/         scores.parquet: a row for each `Score` of all evaluations that ran;
                         NAME.json: `EvaluationSummary` of each, by `evaluation_file`
-    pooled/ pooling.json                  the pooled SAE, and what it is worth beside its controls
+    pooled/ pooling.json                  the pooled SAE and its comparison with the controls
     report.html
-    unfinished/         what a stage that takes long keeps until it is finished, to go on from
+    unfinished/         intermediate state from which an interrupted stage resumes
 """
 
 SETTINGS = "settings.json"
@@ -48,32 +48,34 @@ EVALUATION_NAMES = ("probe", "explain", "steer", "edit", "absorb", "core")
 SUBSPACE_TABLES = ("spectra", "singular_values", "pairs", "curves", "angles", "nulls")
 
 FEATURE_COLUMNS = {
-    "seed": "the seed of its SAE",
-    "feature": "the number of the latent in it",
-    "alive": "whether it fires; the others have no score",
-    "firing_rate": "share of the rows looked at on which it is positive; with it come the other "
-    "columns of `FeatureStatistics.to_table`",
+    "seed": "seed of the SAE",
+    "feature": "index of the feature in the SAE",
+    "alive": "whether the feature fires; dead features have no score",
+    "firing_rate": "share of the evaluated rows on which the feature is active; accompanied by the "
+    "other columns of `FeatureStatistics.to_table`",
     "group": "stable, mixed, unstable or dead",
-    "score": "share of the other SAEs that have it; with it come support, low, high and soft of "
-    "`Stability`",
-    "similarity": "[SAEs] to its partner in each",
-    "partner": "[SAEs] which feature of each that is, -1 for none",
-    "effect": "share of the variance that is lost if it alone is left out",
-    "explanation": "text of its rule or of a judge, null where it was not explained",
+    "score": "share of the other SAEs that contain the feature; accompanied by support, low, high "
+    "and soft of `Stability`",
+    "similarity": "[SAEs] similarity to the partner in each SAE",
+    "partner": "[SAEs] index of the partner in each SAE, -1 for none",
+    "effect": "share of the variance that is lost if only this feature is removed",
+    "explanation": "text of the feature's rule or of a judge, null if it was not explained",
     "explanation_kind": "kind of the explanation: surface, context, syntax, topic or unclear",
-    "rule_score": "balanced accuracy of its rule on held-out text",
-    "rule_null": "rule_score that rules of scrambled features as frequent exceed in 1 of 20 cases",
-    "detection": "accuracy of telling from the explanation in which windows it fires",
-    "fuzzing": "accuracy of telling from the explanation whether the marked tokens are its own",
-    "detection_shuffled": "detection with the explanation of another feature as frequent",
-    "steer_success": "share of steered texts that show more of what the explanation says",
-    "steer_success_control": "steer_success of a direction of another feature",
-    "output_score": "how far amplifying it promotes the tokens of its decoder row",
+    "rule_score": "balanced accuracy of the rule on held-out text",
+    "rule_null": "rule_score that the rule of a scrambled feature of equal frequency exceeds with "
+    "probability 1/20",
+    "detection": "accuracy of predicting from the explanation in which windows the feature fires",
+    "fuzzing": "accuracy of judging by the explanation whether the feature fires on marked tokens",
+    "detection_shuffled": "detection with the explanation of another feature of equal frequency",
+    "steer_success": "share of steered texts that express the explanation more strongly",
+    "steer_success_control": "steer_success with the direction of another feature",
+    "output_score": "how strongly amplifying the feature promotes the tokens of its decoder row",
     "input_score": "share of its largest activations that are on tokens of its decoder row",
 }
-"""Of features.parquet; those from explanation on are null for latents that were not evaluated"""
+"""Columns of features.parquet; from `explanation` on they are null for features that were not
+evaluated."""
 
 
 def evaluation_file(name: str) -> str:
-    """Return where in a run the summary of an evaluation is."""
+    """Return the path of an evaluation's summary, relative to the folder of the run."""
     return f"{EVALUATIONS}/{name}.json"

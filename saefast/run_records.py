@@ -1,8 +1,8 @@
-"""The JSON files of a run as records: stages of the pipeline write them, the report reads them.
+"""Records of the JSON files of a run, written by the stages of the pipeline, read by the report.
 
-Where JSON can hold every value of a result, the result is part of a record. The other files are
-run.json, of `TrainConfig` and what `train_saes` adds, settings.json, of `RunSettings`, and the
-tables, whose columns are those of the results they are made from.
+A result whose values can all be represented in JSON is stored as part of a record. The other files
+are run.json (`TrainConfig` and additions of `train_saes`), settings.json (`RunSettings`), and the
+tables, whose columns are the fields of the results.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class SeedStability:
-    """Numbers of features of one SAE."""
+    """Numbers of alive, dead, stable and unstable features of one SAE."""
 
     seed: int
     alive: int
@@ -34,7 +34,7 @@ class SeedStability:
 
 @dataclass(frozen=True)
 class StabilityRecord:
-    """stability.json"""
+    """Contents of stability.json."""
 
     rule: StabilityRule
     stable_cut: float
@@ -49,17 +49,17 @@ class StabilityRecord:
 
 @dataclass(frozen=True)
 class MembershipRecord:
-    """membership.json"""
+    """Contents of membership.json."""
 
     counts: list[int]
     curve: list[SubsetPoint]
     power_law: PowerLaw | None = None
-    """absent where there are too few points"""
+    """fitted power law; None if there are too few points"""
 
 
 @dataclass(frozen=True)
 class SeedEvaluation:
-    """Explained variance of one SAE and its groups."""
+    """Explained variance of one SAE and of its groups of features."""
 
     seed: int
     explained_variance: float
@@ -68,7 +68,7 @@ class SeedEvaluation:
 
 @dataclass(frozen=True)
 class RegressionRecord:
-    """Effects at equal frequency: `EffectRegression`, or the reason why there is none."""
+    """`EffectRegression` at equal frequency, or the reason why it could not be computed."""
 
     coefficient: dict[str, float] | None = None
     standard_error: dict[str, float] | None = None
@@ -90,7 +90,7 @@ class EstimateRecord:
 
 @dataclass(frozen=True)
 class EffectRecord:
-    """Losses of a language model with something put back into it: `PatchEffect`."""
+    """Losses of a language model with patched activations: `PatchEffect`."""
 
     ce: EstimateRecord
     ce_increase: EstimateRecord | None = None
@@ -113,22 +113,22 @@ class PatchingRecord:
     mean: EffectRecord
     full: EffectRecord
     keep: dict[str, EffectRecord]
-    """by group, and by `as_active` of each"""
+    """effect of keeping only a group, by name of the group and of its `as_active` control"""
     drop: dict[str, EffectRecord]
 
 
 def as_active(group: str) -> str:
-    """Return the name of random features with the same sum of activations as a group."""
+    """Return the name of the control of random features with a group's sum of activations."""
     return f"{group}:mass"
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """evaluation.json"""
+    """Contents of evaluation.json."""
 
     rows: int
     held_out: bool
-    """whether the rows are others than those of the training"""
+    """whether the rows were not used for training"""
     seeds: list[SeedEvaluation]
     regression: RegressionRecord
     language_model: PatchingRecord | None
@@ -136,7 +136,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """A pair of SAEs of one method: `MethodResult`, as they are and cut to equally many alive."""
+    """`MethodResult` of one method: its SAEs as they are, and cut to equal numbers of latents."""
 
     method: str
     latents: int
@@ -157,7 +157,7 @@ class MethodRecord:
 
 @dataclass(frozen=True)
 class PoolingRecord:
-    """pooling.json: the pool, and its comparison or the reason why there is none."""
+    """Contents of pooling.json: the pool, and its comparison or the reason why there is none."""
 
     width: int
     unique: int
@@ -172,37 +172,40 @@ class PoolingRecord:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """evaluation/NAME.json: what belongs to the scores of one evaluation."""
+    """Contents of evaluation/NAME.json: the context of one evaluation's scores."""
 
     name: str
     """probe, explain, steer, edit, absorb or core"""
     noise: dict[str, float | None]
-    """by measure: standard deviation of the overall value when the evaluation is repeated with
-    other seeds; None where it is not known"""
+    """standard deviation of the overall value over repetitions with other seeds, by measure; None
+    if unknown"""
     notes: list[str]
-    """what was left out, with counts, and what the scores cannot say"""
+    """omissions, with counts, and limitations of the scores"""
     budget: str
     """quick or full"""
     conditions: list[str]
-    """names of the conditions beside the trained SAEs"""
+    """names of the conditions evaluated in addition to the trained SAEs"""
     seconds: float
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage in stages.json."""
+    """Entry of stages.json for a finished stage."""
 
     digest: str
     seconds: float
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Write a record as JSON; fields that are None, as they are by default, are left out."""
+    """Write a record as JSON; fields that have the default None are omitted."""
     write_json(path, _plain(record))
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Read a record from JSON; None where there is no such file.
+    """Read a record from JSON.
+
+    Returns:
+        The record, or None if the file does not exist.
 
     Raises:
         ValueError: the file is not JSON, or lacks a field.
@@ -231,7 +234,7 @@ def _plain(value: Any) -> Any:
 
 
 def _built(hint: Any, value: Any, name: str) -> Any:
-    """Return a value from JSON as what an annotation says, lists and dicts of records included."""
+    """Convert a JSON value to the type of an annotation, including lists and dicts of records."""
     inner = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)

@@ -1,4 +1,4 @@
-"""Read, write and convert SAEs on disk in any known format; map their features into memory."""
+"""Load, save and convert SAEs in any supported format, and memory-map their features."""
 
 import contextlib
 import re
@@ -30,25 +30,27 @@ def load_sae(
     k: int | None = None,
     threshold: float | None = None,
 ) -> SAE:
-    """Read an SAE that `save_sae` or one of the known libraries wrote.
+    """Load an SAE written by `save_sae` or by one of the supported libraries.
 
-    What those compute, the SAE computes: where they normalise activations or values by factors
-    that they store, the factors are folded into the weights. Where that cannot be, or what the
-    file says is not all there is to it, a ValueError tells the reason.
+    The loaded SAE computes the same function as in the library that wrote it: stored factors by
+    which that library normalises activations or values are folded into the weights.
 
     Args:
-        path: a folder with one SAE in it, or a file of tensors; settings are looked for beside it.
-        format: "auto" goes by the names and shapes of the tensors and the settings. Others:
-            sae_lens, sparsify, dictionary_learning, openai, llamascopium, batch_topk, gemma_scope,
-            qwen_scope.
-        allow_pickle: whether a file that holds more than tensors may run the code in it. Only for
-            files of people you trust.
-        k: how many latents are active, for files that do not say so (Qwen Scope).
-        threshold: what values must exceed, for BatchTopK SAEs whose files do not say so.
+        path: a folder that holds one SAE, or a file of tensors with its settings beside it.
+        format: "auto" detects the format from the names and shapes of the tensors and from the
+            settings. Others: sae_lens, sparsify, dictionary_learning, openai, llamascopium,
+            batch_topk, gemma_scope, qwen_scope.
+        allow_pickle: whether to unpickle a file that holds more than tensors, which can run
+            arbitrary code. Use it only with files from a source you trust.
+        k: number of active latents, for files that do not store it (Qwen Scope).
+        threshold: activation threshold, for BatchTopK SAEs whose files do not store it.
 
     Returns:
-        The SAE, on the CPU. What the file said besides is in its `metadata`, and `save_sae` writes
-        it again.
+        The SAE, on the CPU. Further contents of the file are kept in its `metadata`, which
+        `save_sae` writes again.
+
+    Raises:
+        ValueError: the SAE cannot be represented, or the file lacks required settings.
     """
     if not isinstance(path, str | Path):
         raise TypeError(f"path must be a str or Path, got {type(path).__name__}")
@@ -57,21 +59,29 @@ def load_sae(
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
-    """Write `sae` as the folder `path`, replacing an SAE that is there; returns the path.
+    """Save an SAE as the folder `path`, replacing an SAE that is already there.
 
-    The new folder is complete and on the disk before it gets its name, and the old one is removed
-    last. A process that is killed leaves `.NAME.part` beside it, and the next attempt clears that;
-    if it holds the old one, since the kill came between two renames, that is put back first.
-    Where another process is writing to `path`, there is a BlockingIOError.
+    The new folder is complete and flushed to disk before it is renamed to `path`, and the old one
+    is removed last. A killed process leaves `.NAME.part` beside it, which the next call removes; if
+    that folder holds the old SAE, because the process was killed between two renames, the old SAE
+    is restored first.
 
     Args:
-        sae: what to write.
-        path: the folder, a new one or one that holds an SAE and nothing else; for the formats that
-            are one file (openai, gemma_scope, qwen_scope) the file, if `path` ends as its name does
-            (.pt, .npz).
-        format: one of those of `load_sae`. If it cannot hold the SAE, the ValueError says why.
-            Only llamascopium chooses by norm; elsewhere such an SAE gets decoder rows of norm one,
-            and values that are larger by their norms.
+        sae: the SAE to save.
+        path: a folder that does not exist or that holds an SAE and nothing else. For the formats
+            that consist of one file (openai, gemma_scope, qwen_scope), the file, if `path` has its
+            suffix (.pt, .npz).
+        format: one of the formats of `load_sae`. Only llamascopium supports `by_norm`; in other
+            formats such an SAE is stored with decoder rows of norm one and with values multiplied
+            by the former norms.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the format cannot represent the SAE.
+        FileExistsError: `path` holds anything but an SAE.
+        BlockingIOError: another process is writing to `path`.
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
@@ -79,7 +89,7 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
 
 
 def save_into(folder: Path, sae: SAE) -> None:
-    """Write the files of `sae` into a folder that holds more, each whole or not at all."""
+    """Write the files of `sae` into a folder that may hold other files, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     sae_lens.write(weights_of(sae), folder)
 
@@ -94,21 +104,24 @@ def convert(
     k: int | None = None,
     threshold: float | None = None,
 ) -> Path:
-    """Read the SAE at `src` and write it at `dst` in the format `to`; returns `dst`.
+    """Convert the SAE at `src` to the format `to` and save it at `dst`.
 
-    What is written is an SAE for inference, also where `src` is a checkpoint of a training or a
-    backup: factors by which activations were scaled are folded in, since readers of such a folder
-    would not apply them, and the optimiser's state stays behind. Firing rates come along where both
-    formats have them.
+    The result is an SAE for inference, even if `src` is a training checkpoint: factors by which
+    activations were scaled are folded into the weights, since readers of the target format would
+    not apply them, and the optimiser's state is dropped. Firing rates are kept if both formats
+    store them.
 
     Args:
-        src: a folder with one SAE in it, or a file of tensors.
-        dst: where it is to be, as for `save_sae`.
-        to: the format to write, one of those of `load_sae`.
-        format: that of `src`; this and the rest as for `load_sae`.
-        allow_pickle: whether a file that holds more than tensors may run the code in it.
-        k: how many latents are active, for files that do not say so.
-        threshold: what values must exceed, for BatchTopK SAEs whose files do not say so.
+        src: a folder that holds one SAE, or a file of tensors.
+        dst: destination, as for `save_sae`.
+        to: the format to write, one of the formats of `load_sae`.
+        format: the format of `src`, as for `load_sae`.
+        allow_pickle: whether to unpickle a file that holds more than tensors, as for `load_sae`.
+        k: number of active latents, for files that do not store it.
+        threshold: activation threshold, for BatchTopK SAEs whose files do not store it.
+
+    Returns:
+        The path `dst`.
     """
     checks.one_of("to", to, tuple(FORMATS))
     parts = _read(Path(src), format, allow_pickle, k, threshold)
@@ -151,7 +164,7 @@ def _write(parts: SAEWeights, path: Path, format: str) -> Path:
 
 
 def _may_be_replaced(path: Path) -> None:
-    """All that is lost there is an older SAE: no run, no activations, nothing of the user's."""
+    """Raise a FileExistsError unless `path` is free or holds an SAE and nothing else."""
     if path.is_dir():
         own = {module.FILE for module in FORMATS.values()}
         held = ", ".join([name for name in beside_sae(path) if name not in own][:8])
@@ -166,10 +179,10 @@ def _may_be_replaced(path: Path) -> None:
 
 @contextlib.contextmanager
 def _room_beside(path: Path) -> Iterator[Path]:
-    """A folder for what is on its way to `path`; in the end it is gone, with all that is left.
+    """Provide a temporary folder beside `path`, which is removed at the end.
 
-    Its name is known, so that the next attempt clears what a killed process left; and it is
-    claimed, so that nobody clears what another process is writing.
+    Its name is fixed, so that the next call removes what a killed process left; it is locked, so
+    that no process removes files that another one is writing.
     """
     room = path.with_name(f".{path.name}{PART}")
     with Claim(room):
@@ -181,7 +194,7 @@ def _room_beside(path: Path) -> Iterator[Path]:
 
 
 def _bring_back(room: Path, path: Path) -> None:
-    """What was at `path` and made way for something that never came."""
+    """Restore the old SAE at `path` if it was moved away and not replaced."""
     if (room / _OLD).exists() and not path.exists():
         (room / _OLD).rename(path)
 
@@ -189,21 +202,25 @@ def _bring_back(room: Path, path: Path) -> None:
 def load_dictionaries(
     *paths: str | Path, encoder: bool = False, format: str = "auto", allow_pickle: bool = False
 ) -> list[Dictionary]:
-    """The features of SAEs on disk, to be matched, scored and pooled.
+    """Load the features of SAEs on disk for matching, scoring and pooling.
 
-    Their rows are views into the files, which cost no memory until they are read, and then as much
-    as the system has to spare; so are those of torch files and of arrays that are not compressed.
+    Rows are memory-mapped views of the files: they occupy memory only when they are read, and the
+    operating system can reclaim it. This holds for safetensors files, torch files and uncompressed
+    arrays.
 
     Args:
-        paths: SAEs in any of the formats of `load_sae`, or folders that hold some: a run's, with
-            seed-0, seed-1, ..., a hookpoint's with seed0, seed1, ..., a sweep's with trainer_0,
-            trainer_1, ...; those come in the order of their numbers.
-        encoder: whether the encoder's rows and biases are wanted, too.
-        format: of all of them; "auto" looks at each.
-        allow_pickle: whether files that hold more than tensors may run the code in them.
+        paths: SAEs in any of the formats of `load_sae`, or folders of SAEs: a run with seed-0,
+            seed-1, ..., a hookpoint with seed0, seed1, ..., or a sweep with trainer_0,
+            trainer_1, ...; these are loaded in numerical order.
+        encoder: whether to load the encoder's rows and biases as well.
+        format: format of all SAEs; "auto" detects the format of each.
+        allow_pickle: whether to unpickle files that hold more than tensors, as for `load_sae`.
 
     Returns:
-        A `Dictionary` for each SAE, with firing rates where the files give them.
+        A `Dictionary` for each SAE, with firing rates if the files store them.
+
+    Raises:
+        FileNotFoundError: a path holds no SAE, nor do its folders.
     """
     if not paths:
         raise ValueError("paths must name at least one SAE or folder of SAEs, got none")
@@ -221,7 +238,7 @@ def load_dictionaries(
 
 
 def _dictionary(path: Path, encoder: bool, format: str, allow_pickle: bool) -> Dictionary:
-    # What some files do not say changes what is active, but not the features.
+    # Settings that some files lack (k, threshold) decide which latents are active, not the rows.
     found = find(path, allow_pickle, k=1, threshold=0.0)
     parts = format_of(found, format).read(found)
     return Dictionary(
@@ -244,7 +261,7 @@ def _saes_at(path: Path) -> list[Path]:
     saes = [folder for folder in folders if _holds_sae(folder)]
     seeds = [folder for folder in saes if re.fullmatch(r"seed-?\d+", folder.name)]
     if seeds or saes:
-        return seeds or saes  # beside its seeds a run may hold what was made of them
+        return seeds or saes  # a run may hold SAEs derived from its seeds, such as a pooled one
     deeper = [f for f in folders if any(_holds_sae(g) for g in f.iterdir() if g.is_dir())]
     hint = f"; give one of its folders: {', '.join(f.name for f in deeper[:8])}" if deeper else ""
     raise FileNotFoundError(f"{path} holds no SAE, nor do the folders in it{hint}")
@@ -254,10 +271,10 @@ def _holds_sae(folder: Path) -> bool:
     try:
         return weights_in(folder) is not None
     except ValueError:
-        return False  # many files of tensors, such as a store of activations
+        return False  # several files of tensors, such as an activation store
 
 
 def _numbers(path: Path) -> list[tuple[int, str]]:
-    """Names in the order of the numbers in them."""
+    """Return a sort key that orders names by the numbers in them."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

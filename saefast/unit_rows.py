@@ -1,4 +1,4 @@
-"""Make features of length 1 in float64, block by block, from wherever they lie."""
+"""Normalise features to length 1 in float64, block by block."""
 
 import math
 
@@ -9,19 +9,19 @@ from saefast import checks
 from saefast.dictionary import SIDES, Features, as_dictionary, side_of
 from saefast.ops.gather_dots import gather_dots
 
-_GATHERED_BYTES = 2**26  # of rows that are gathered at a time
+_GATHERED_BYTES = 2**26  # bytes of rows that are gathered at a time
 
 
 class UnitRows:
-    """Some rows of a matrix, or of several side by side, each at length 1.
+    """Selected rows of a matrix, or of several matrices concatenated, scaled to length 1.
 
-    Nothing but the block that is asked for is in float64: dictionaries may be mapped from disk and
-    larger than memory. Products of such rows are cosines to the last digits.
+    Only the requested block is converted to float64, so that dictionaries may be mapped from disk
+    and larger than memory. Dot products of the rows are cosines, accurate to the last digits.
 
     Args:
         sides: one or more matrices [size, *].
-        place: [len] int64, which of their rows; none of these may be zero.
-        device: where blocks are computed; None: where the matrices lie.
+        place: [len] int64, the selected rows; none of them may be zero.
+        device: device on which blocks are computed; None: the device of the matrices.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class UnitRows:
     ) -> None:
         self._sides = sides
         self.place = place
-        """where they stand among all, [len] int64"""
+        """[len] int64, indices of the selected rows in the matrices"""
         self.device = device or sides[0].device
-        """where blocks are computed"""
+        """device on which blocks are computed"""
 
     @classmethod
     def of(cls, features: Features, side: str, name: str) -> "UnitRows":
-        """Take the features of a dictionary that are alive, in their order.
+        """Select the alive features of a dictionary, in their order.
 
         Args:
-            features: a tensor, an SAE or a `Dictionary`.
-            side: "decoder", "encoder", or "both": then cosines are the mean of both.
-            name: of the argument, for errors.
+            features: a tensor [m, d], an SAE or a `Dictionary`.
+            side: "decoder", "encoder", or "both", for which cosines are the mean of both sides.
+            name: name of the argument in error messages.
         """
         checks.one_of("side", side, SIDES)
         dictionary = as_dictionary(features, name)
@@ -50,7 +50,7 @@ class UnitRows:
 
     @classmethod
     def of_rows(cls, rows: Tensor, place: Tensor) -> "UnitRows":
-        """Take the rows [len] of a matrix [m, d] on any device; blocks are on the CPU."""
+        """Select the rows `place` [len] of a matrix [m, d] on any device; blocks are on the CPU."""
         return cls([rows], place, torch.device("cpu"))
 
     def __len__(self) -> int:
@@ -58,17 +58,17 @@ class UnitRows:
 
     @property
     def size(self) -> int:
-        """The number of rows of the matrices, others included."""
+        """Number of rows of the matrices, including those that are not selected."""
         return len(self._sides[0])
 
     @property
     def width(self) -> int:
-        """The length of a row."""
+        """Number of columns of all matrices together."""
         return sum(side.shape[1] for side in self._sides)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of similarities between them: that of the matrices, at least float32."""
+        """Dtype of similarities between rows: the dtype of the matrices, but at least float32."""
         return torch.promote_types(self._sides[0].dtype, torch.float32)
 
     def block(self, start: int, stop: int) -> Tensor:
@@ -76,11 +76,11 @@ class UnitRows:
         return self._at(self.place[start:stop])
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return the rows of these numbers, [*, width] float64."""
+        """Return selected rows by position, [*, width] float64."""
         return self._at(self.place[rows])
 
     def subset(self, rows: Tensor) -> "UnitRows":
-        """Keep only the rows of these numbers."""
+        """Select some of the rows by position."""
         return UnitRows(self._sides, self.place[rows], self.device)
 
     def _at(self, place: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ def _read(side: Tensor, place: Tensor) -> Tensor:
 
 
 def normalised(rows: Tensor) -> Tensor:
-    """Scale rows to length 1, in float64."""
+    """Scale rows [*, d] to length 1, in float64."""
     rows = rows.double()
-    # Squares of what is divided by the largest neither overflow nor vanish.
+    # Divide by the largest entry first, so that squares neither overflow nor underflow.
     rows = rows / torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
     unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return unit
@@ -108,7 +108,10 @@ def _ascends(place: Tensor) -> bool:
 
 
 def similarities(x: UnitRows, i: Tensor, y: UnitRows, j: Tensor, absolute: bool) -> Tensor:
-    """Of feature i[c] of `x` with feature j[c] of `y`, [pairs] float64."""
+    """Compute the cosines of feature i[c] of `x` with feature j[c] of `y`, [pairs] float64.
+
+    With `absolute`, return their absolute values.
+    """
     step = max(1, _GATHERED_BYTES // (8 * x.width))
     pieces = [
         _row_dots(x.take(i[c : c + step]), y.take(j[c : c + step])) for c in range(0, len(i), step)
