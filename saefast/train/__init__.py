@@ -1,4 +1,4 @@
-"""Train SAEs: many seeds in one pass over the activations, or a step at a time."""
+"""Train SAEs: many seeds in one pass over the activations, or one step at a time."""
 
 from saefast.train.config import TrainConfig
 from saefast.train.settings import AuxK, Penalty, Rules

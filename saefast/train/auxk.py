@@ -1,8 +1,8 @@
-"""AuxK: dead latents learn to explain what the living ones left over.
+"""AuxK: the auxiliary loss by which dead latents learn to explain the reconstruction error.
 
-The dead latents are gathered into small matrices. On a GPU products of these are dense: of the
-thousands that are active on every token, gathering rows would cost an order of magnitude more. The
-host does not wait for the number of dead latents: kernels read it and do no more than it asks for.
+The dead latents are gathered into small matrices. On a GPU their products are dense: with thousands
+of active latents on every token, gathering rows would cost an order of magnitude more. The host
+does not wait for the number of dead latents: the kernels read it and limit their work to it.
 """
 
 from typing import NamedTuple
@@ -21,30 +21,31 @@ class DeadLatents(NamedTuple):
     """The dead latents that take part in a step."""
 
     latents: Tensor
-    """int64 [c], ascending; on a GPU c is the capacity, and what no dead latent takes holds m"""
+    """[c] int64, ascending; on a GPU c is the capacity, and unused entries hold m"""
     number: Tensor
-    """int32 [1], the number of dead latents in the list, on its device"""
+    """[1] int32, number of dead latents in the list, on its device"""
 
 
 class AuxGradients(NamedTuple):
-    """The auxiliary loss, and its gradients for the latents it reached."""
+    """The auxiliary loss and its gradients for the dead latents."""
 
     loss: Tensor
+    """[] value of the loss"""
     latents: Tensor
-    """[c]; the number of latents where there are fewer dead ones: such rows of the gradients are
-    not initialised"""
+    """[c] int64, dead latents; m in unused entries, whose rows of the gradients are
+    uninitialised"""
     w_enc: Tensor
-    """[c, d]"""
+    """[c, d] gradients of rows of W_enc"""
     b_enc: Tensor
-    """[c]"""
+    """[c] gradients of entries of b_enc"""
     w_dec: Tensor
-    """[c, d_out]"""
+    """[c, d_out] gradients of rows of W_dec"""
 
 
 def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
-    """List the first dead latents by index, at most as many as the capacity.
+    """List the dead latents with the lowest indices, at most as many as the capacity.
 
-    `idle` [m] counts tokens since a latent fired. On a GPU the host does not wait for the list.
+    `idle` [m] is the number of tokens since each latent fired. On a GPU the host does not wait.
     """
     m = idle.shape[0]
     capacity = min(m, settings.capacity or max(m // 8, 1))
@@ -53,9 +54,9 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
             *gpu.launch("dead_latents.dead_latents", idle, settings.idle_limit(), capacity)
         )
     dead = (idle >= settings.idle_limit()).cumsum(0)
-    if not gpu.has(dead):  # there the host may look
+    if not gpu.has(dead):  # on the CPU the host can read the number
         capacity = min(capacity, int(dead[-1]))
-    # The i-th dead latent is where the count of dead ones first reaches i.
+    # The i-th dead latent is the index at which the cumulative count first reaches i.
     latents = torch.searchsorted(dead, torch.arange(1, capacity + 1, device=idle.device))
     return DeadLatents(latents, dead[-1:].clamp(max=capacity).int())
 
@@ -70,9 +71,9 @@ def revive(
     scale: float = 1.0,
     rounded: bool = False,
 ) -> AuxGradients | None:
-    """Compute what the dead latents of an SAE learn, by `auxk_gradients`; None without settings.
+    """Compute `auxk_gradients` for the dead latents of an SAE; return None without settings.
 
-    `idle` [m] counts tokens since a latent fired.
+    `idle` [m] is the number of tokens since each latent fired.
     """
     if settings is None:
         return None
@@ -101,27 +102,30 @@ def auxk_gradients(
     scale: float = 1.0,
     rounded: bool = False,
 ) -> AuxGradients:
-    """Compute the loss by which dead latents explain the error, and its gradients.
+    """Compute the auxiliary loss, by which dead latents explain the error, and its gradients.
 
-    The weight of the loss is zero if no latent is dead. Which latents are active on a token follows
-    from their scores; of equal scores those of lower latents.
+    The weight of the loss is zero if no latent is dead. The active latents of a token are those
+    with the largest scores; ties are broken by lower index.
 
-    On a GPU in float32 the operands of all products are split into three bfloat16 parts, which
-    leaves what float32 products leave: a product over D numbers is off by at most
-    (2.5 (D + 32) 2^-24 + 2^-23) |x| |w|, where |x| and |w| are lengths. Latents whose scores are
-    closer than that may be exchanged, as they may between any two orders of a float32 sum. On a CPU
-    products are float32 products.
+    On a GPU, float32 operands of all products are split into three bfloat16 parts, which is as
+    accurate as float32 products: the error of a product over D numbers is at most
+    (2.5 (D + 32) 2^-24 + 2^-23) |x| |w|, where |x| and |w| are norms. Latents whose scores differ
+    by less may be exchanged, as between any two orders of a float32 sum. On a CPU the products are
+    float32 products.
 
     Args:
-        inputs: [n, d], what the encoder multiplies.
-        residual: [n, d_out], of which `scale` times is the error x - reconstruction, held fixed.
-        w_enc: [m, d].
-        b_enc: [m].
-        w_dec: [m, d_out].
+        inputs: [n, d] inputs of the encoder.
+        residual: [n, d_out]; `scale` times it is the error x - reconstruction, held constant.
+        w_enc: [m, d] encoder rows.
+        b_enc: [m] encoder bias.
+        w_dec: [m, d_out] decoder rows.
         dead: the dead latents.
-        settings: the settings of the loss.
-        scale: see `residual`.
+        settings: settings of the loss.
+        scale: factor of `residual`.
         rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
+
+    Returns:
+        The loss and its gradients for the dead latents.
     """
     if gpu.has(inputs) and gpu.serves(inputs):
         found = gpu.launch(
@@ -152,7 +156,7 @@ def auxk_gradients(
 
 
 def _factor_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
-    """Return what the sum of squares is multiplied by; zero if nothing is dead."""
+    """Return the factor [] of the sum of squares; zero if no latent is dead."""
     n = error.shape[0]
     if settings.normalised:
         spread = column_sum((error - column_sum(error) / n).square()).sum()
@@ -173,10 +177,10 @@ def dense_gradients(
     weight: Tensor,
     settings: AuxK,
 ) -> tuple[Tensor, ...]:
-    """Compute what is missed of the error, and the gradients of encoder, shift and decoder.
+    """Compute the unexplained error and the gradients of encoder, shift and decoder densely.
 
-    In plain torch and without a wait for the device: for float64 on a GPU, and for GPUs on which
-    Triton cannot run.
+    Plain torch without a wait for the device: for float64 on a GPU, and for GPUs on which Triton
+    cannot run.
     """
     acts = inputs @ encoder.T + shift
     reference.keep_largest(acts, settings.actives(error.shape[1]), signed=settings.signed)
@@ -195,7 +199,7 @@ def sparse_gradients(
     weight: Tensor,
     settings: AuxK,
 ) -> tuple[Tensor, ...]:
-    """Compute the same by the sparse ops, whose bits do not depend on the number of threads."""
+    """Compute the result of `dense_gradients` by the sparse ops, bitwise equal for any threads."""
     ops, c = torch.ops.saefast, encoder.shape[0]
     if c == 0:
         return -error, encoder, shift, decoder

@@ -1,8 +1,8 @@
-"""A training step that is recorded once and replayed: CUDA graphs with at most one read between.
+"""Record a training step in CUDA graphs and replay it, with at most one read by the host.
 
-A step has two phases: the encode, and everything after it. Where the number of active latents of a
-row has no bound, the host must read between the phases whether the encode had places for all, so
-each phase is a graph of its own. Where k bounds it, one graph holds both.
+A step has two phases: the encode, and everything after it. If the number of active latents of a row
+is unbounded, the host must read between the phases whether the encode had room for all of them, so
+each phase is a graph of its own. If k bounds it, one graph holds both phases.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -18,26 +18,26 @@ _T = TypeVar("_T")
 
 
 class Graph(Protocol):
-    """What records the kernels of a function, and starts them again."""
+    """An object that records the kernels of a function and replays them."""
 
     def record(self, phase: Callable[[], _T]) -> _T:
-        """Call the function without running its kernels; what it returns is filled by `replay`."""
+        """Call the function without running its kernels; `replay` fills the tensors it returns."""
         ...
 
     def replay(self) -> None:
-        """Run the kernels, on the tensors that they were recorded with."""
+        """Run the recorded kernels on the tensors with which they were recorded."""
         ...
 
 
 class RecordingFailed(RuntimeError):
-    """A step could not be recorded; nothing of it was computed."""
+    """A step could not be recorded; no part of it was computed."""
 
 
 class CudaGraph:
     """A `torch.cuda.CUDAGraph` as a `Graph`.
 
     Args:
-        beside: a recorded graph that is replayed before this one, whose memory this one may use.
+        beside: recorded graph that is replayed before this one and whose memory pool is shared.
         pool: memory for intermediate results, from `torch.cuda.graph_pool_handle`; graphs that are
             never replayed at the same time can share one.
     """
@@ -48,7 +48,7 @@ class CudaGraph:
 
     def record(self, phase: Callable[[], _T]) -> _T:
         """See `Graph`."""
-        # Threads that read batches or write checkpoints call CUDA while this one records.
+        # Threads that read batches or write checkpoints call CUDA during the recording.
         with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
             return phase()
 
@@ -58,11 +58,11 @@ class CudaGraph:
 
 
 class Encoding(Protocol):
-    """What the first phase hands to the second."""
+    """The result of the first phase, passed to the second."""
 
     @property
     def report(self) -> Tensor | None:
-        """What the host must read in between, int64 [r]; None if nothing."""
+        """[r] int64, values that the host must read between the phases; None if there are none."""
         ...
 
 
@@ -75,16 +75,16 @@ class Phases(Generic[_E, _R]):
     """The parts of a step, each as a function."""
 
     kind: Callable[[], Hashable]
-    """returns what is fixed in a recording, or None while a step cannot be recorded: not before a
-    step of this kind has compiled its kernels. Where it has changed, the step is recorded anew"""
+    """key of the settings that a recording fixes; None while a step cannot be recorded, that is,
+    until a step of this kind has compiled its kernels. A new key requires a new recording"""
     prepare: Callable[[], None]
-    """writes what schedules say to where the kernels read it"""
+    """writes scheduled values to the memory from which the kernels read them"""
     encode: Callable[[Tensor], _E]
-    """the first phase, of x [n, d]"""
+    """first phase, of x [n, d]"""
     fits: Callable[[Sequence[int]], bool]
-    """returns whether an encode with this report is complete"""
+    """whether an encode with this report is complete"""
     train: Callable[[Tensor, Tensor, _E], _R]
-    """the second phase, of x, target [n, d_out] and what the first one returned"""
+    """second phase, of x, target [n, d_out] and the result of the first phase"""
     whole: Callable[[Tensor, Tensor | None], _R]
     """the step without a recording"""
 
@@ -95,22 +95,22 @@ class _Recording(NamedTuple):
     kind: Hashable
     first: Graph
     second: Graph | None
-    """None where one graph holds both phases"""
+    """None if one graph holds both phases"""
     report: Tensor | None
     result: Any
 
 
 class CapturedStep(Generic[_E, _R]):
-    """Takes steps by replaying them. The tensors of a result are overwritten by the next step.
+    """A step that is replayed. The tensors of a result are overwritten by the next step.
 
-    A step is taken without a recording until one of its kind can be recorded, and where an encode
-    lacked places; the next one is recorded.
+    A step is taken without a recording until one of its kind can be recorded, and when an encode
+    lacked room; the next step is recorded.
 
     Args:
         phases: the parts of the step.
-        x: [n, d] a batch of the shape of all batches.
-        target: [n, d_out] what is to be reconstructed, if it is not x.
-        graph: makes a graph; its argument is one that is replayed before, or None.
+        x: [n, d] example batch with the shape of all batches.
+        target: [n, d_out] example of the rows to reconstruct; None: x.
+        graph: constructor of a graph; its argument is the graph that is replayed before, or None.
     """
 
     def __init__(
@@ -127,26 +127,27 @@ class CapturedStep(Generic[_E, _R]):
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> _R:
-        """Train on x [n, d], and target [n, d_out] where the step was captured with one.
+        """Train on x [n, d], and on target [n, d_out] if the step was captured with one.
 
-        Raises `RecordingFailed` where a step cannot be recorded, before any of it is computed.
+        Raises:
+            RecordingFailed: the step could not be recorded; no part of it was computed.
         """
         phases, kind = self._phases, self._phases.kind()
         self._load(x, target)
         if self._recording is None or self._recording.kind != kind:
-            self._recording = None  # its memory is free for the next one
+            self._recording = None  # frees its memory for the next recording
             if kind is None:
                 return phases.whole(self._x, self._target)
             try:
                 self._recording = self._record(kind)
-            except RuntimeError as error:  # running out of memory is one, too
+            except RuntimeError as error:  # includes running out of memory
                 raise RecordingFailed(f"the step could not be recorded: {error}") from error
         phases.prepare()
         recording = self._recording
         recording.first.replay()
         if recording.second is not None:
             assert recording.report is not None
-            # The only wait of a step: what was found has no bound that the host knows.
+            # The only wait of a step: the host has no bound on the number of active latents.
             if not phases.fits(recording.report.tolist()):
                 return phases.whole(self._x, self._target)
             recording.second.replay()
@@ -154,7 +155,7 @@ class CapturedStep(Generic[_E, _R]):
         return result
 
     def _load(self, x: Tensor, target: Tensor | None) -> None:
-        """Copy a batch to where the kernels read it."""
+        """Copy a batch to the memory from which the kernels read it."""
         if (target is None) != (self._target is None):
             given = "without" if self._target is None else "with"
             raise TypeError(f"target must be as it was in capture, {given} a tensor")

@@ -1,4 +1,4 @@
-"""A training run on disk: run.json, and what a bit-exact resume needs."""
+"""Files of a training run: run.json, and the state for a bitwise identical resume."""
 
 import json
 import shutil
@@ -18,14 +18,14 @@ TRAINING = "training"
 
 @dataclass
 class RunFile:
-    """RUN/run.json: what is trained on what, and which checkpoint is the last whole one."""
+    """Contents of RUN/run.json: configs, data, and the number of the last complete checkpoint."""
 
     out: Path
     facts: dict[str, Any]
 
     @classmethod
     def read(cls, out: Path) -> "RunFile | None":
-        """That of the folder, if it holds a run."""
+        """Read the run file of a folder; return None if the folder holds no run."""
         path = out / RUN
         if not path.is_file():
             return None
@@ -38,20 +38,20 @@ class RunFile:
 
     @property
     def step(self) -> int:
-        """How many steps the checkpoint has taken."""
+        """Number of steps taken before the last checkpoint."""
         return int(self.facts["checkpoint"])
 
     @property
     def finished(self) -> bool:
-        """Whether the SAEs are trained."""
+        """Whether the training is finished."""
         return bool(self.facts["finished"])
 
     def write(self) -> None:
-        """Whole or not at all."""
+        """Write run.json atomically."""
         write_json(self.out / RUN, self.facts)
 
     def save(self, step: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """A checkpoint of all SAEs after `step` steps: it counts once run.json names it."""
+        """Write a checkpoint of all SAEs after `step` steps; it is valid once run.json names it."""
         for label, state in states.items():
             path = self._state_file(label, step)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,13 +64,13 @@ class RunFile:
             raise
         for label in states:
             for old in (self.out / label / TRAINING).iterdir():
-                if old.is_dir():  # of a process that was killed as it wrote
+                if old.is_dir():  # left by a process that was killed while writing
                     shutil.rmtree(old, ignore_errors=True)
                 elif old != self._state_file(label, step):
                     old.unlink()
 
     def load(self, label: str) -> dict[str, Tensor]:
-        """The state of one SAE at the checkpoint."""
+        """Load the state of one SAE at the last checkpoint."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -86,7 +86,7 @@ class RunFile:
             raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
     def forget(self, labels: Iterable[str]) -> None:
-        """Remove what only a resume needs."""
+        """Remove the state that only a resume needs."""
         for label in labels:
             shutil.rmtree(self.out / label / TRAINING, ignore_errors=True)
 
@@ -95,7 +95,7 @@ class RunFile:
 
 
 def differences(then: object, now: object, name: str = "") -> list[str]:
-    """What has changed between two settings, in words."""
+    """Describe the differences between two nested settings, one string for each."""
     if isinstance(then, dict) and isinstance(now, dict):
         keys = [*then, *(key for key in now if key not in then)]
         return [

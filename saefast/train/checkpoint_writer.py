@@ -1,4 +1,4 @@
-"""When the files of a checkpoint are written: beside the training where the state lies on a GPU."""
+"""Write checkpoints, concurrently with the training if the state is on a GPU."""
 
 import threading
 from collections.abc import Mapping
@@ -10,21 +10,24 @@ from saefast.ops.cuda_streams import Event, Streams
 from saefast.train.checkpoint import RunFile
 
 States = Mapping[str, Mapping[str, Tensor]]
-"""The tensors of each SAE's state, by the SAE's label"""
+"""The tensors of each SAE's state, by the SAE's label and the tensor's name."""
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time. Use it in a `with`, which waits for the last.
+    """Writer of the checkpoints of a run, one at a time.
 
-    On a GPU `save` copies the state to pinned memory and returns; a thread writes the files. The
-    copies are submitted to the stream of the steps, so they hold the state of one step for all
-    SAEs, and the next step waits for them but not for the disk. An error of the thread is raised by
-    the next call of any method. Where the host has no room for the copies, and on a CPU, whose
-    steps would change the state while it is written, `save` returns when the files are there.
+    It is a context manager, which waits for the last checkpoint at the end.
+
+    On a GPU, `save` copies the state to pinned memory and returns; a thread writes the files. The
+    copies are submitted to the stream of the steps, so that they hold the state of one step for all
+    SAEs; the next step waits for the copies but not for the disk. An error of the thread is raised
+    by the next call of any method. If the host has no memory for the copies, and on a CPU, where
+    the next step would change the state during the write, `save` returns after the files are
+    written.
 
     Args:
-        run: the file of the run, which no other thread may change from `save` to `wait`.
-        streams: of the device where the state lies; None for a CPU.
+        run: file of the run, which no other thread may change between `save` and `wait`.
+        streams: streams of the device of the state; None for a CPU.
     """
 
     def __init__(self, run: RunFile, streams: Streams | None) -> None:
@@ -34,7 +37,7 @@ class CheckpointWriter:
         self._pinned: dict[tuple[str, str], Tensor] = {}
 
     def save(self, step: int, states: States) -> None:
-        """Write the state after `step` steps, when the checkpoint before is written."""
+        """Write the state after `step` steps, after the previous checkpoint has been written."""
         self.wait()
         kept = None if self._streams is None else self._copied(self._streams, states)
         if kept is None:
@@ -46,12 +49,12 @@ class CheckpointWriter:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise the error of a checkpoint that has failed; do not wait for one in the making."""
+        """Raise the error of a failed checkpoint, without waiting for one that is being written."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the checkpoint in the making is written, and raise its error."""
+        """Wait until the current checkpoint is written, and raise its error."""
         self._join()
         error, self._error = self._error, None
         if error is not None:
@@ -61,7 +64,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Whatever happens, no thread writes into the folder of a run that has ended.
+        # In any case no thread may write to the folder after the run has ended.
         self._join()
         if error is None:
             self.wait()
@@ -74,7 +77,7 @@ class CheckpointWriter:
             self._thread = None
 
     def _copied(self, streams: Streams, states: States) -> tuple[States, Event] | None:
-        """Copies of the states in pinned memory, and when they are there; None without room."""
+        """Copy the states to pinned memory; return the copies and an event, None without memory."""
         try:
             kept = {
                 label: {

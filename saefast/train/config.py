@@ -1,4 +1,4 @@
-"""What a training run is asked for: plain frozen data, every default in one place."""
+"""Settings of a training run: frozen dataclasses that hold every default in one place."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,75 +17,79 @@ SCALINGS = ("none", "root_d")
 DECAYS = ("none", "linear", "cosine")
 
 SHARED = ("batch_size", "tokens", "data_seed", "activation_scaling")
-"""What all SAEs that are trained on one stream have in common."""
+"""Settings that must be equal for all SAEs trained on one stream."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training; SAEs of one config differ in nothing but the seed."""
+    """Settings of the training of one or more SAEs, which differ in the seed only."""
 
     latents: int
-    """features of each SAE"""
+    """number of latents of each SAE"""
     k: int = 32
-    """active latents per token"""
+    """number of active latents per token"""
     variant: str = "topk"
     """topk, batchtopk, relu, jumprelu, gated or matryoshka"""
     seeds: tuple[int, ...] = (0,)
-    """one SAE for each: the seed of its first directions"""
+    """seeds of the initial directions; one SAE is trained for each"""
     tokens: int = 10_000_000
-    """how many rows to train on; more than there are means more epochs"""
+    """number of rows to train on; if it exceeds the rows of the activations, they are repeated"""
     batch_size: int = 4096
     """rows per step"""
     lr: float | None = None
     """largest learning rate; None: 2e-4 / sqrt(latents / 16384), as in Gao et al. 2024"""
     data_seed: int = 0
-    """of the order of the activations, the same for every SAE"""
+    """seed of the order of the activations, which is the same for every SAE"""
     name: str = ""
-    """sets this config's folders apart from another's: NAME-seed-0"""
+    """prefix of the folders of this config's SAEs, as in NAME-seed-0"""
 
     lr_warmup: float = 0.01
     """share of the run in which the learning rate rises from zero"""
     lr_decay: str = "linear"
-    """how it falls to zero in the end: none, linear or cosine"""
+    """shape of the final decay of the learning rate to zero: none, linear or cosine"""
     lr_decay_share: float = 0.2
-    """share of the run in which it falls"""
+    """share of the run in which the learning rate decays"""
     k_start: int | None = None
-    """active latents at the beginning; None: as many as later"""
+    """number of active latents per token at the beginning; None: k"""
     k_anneal: float = 0.0
-    """share of the run in which their number goes to k"""
+    """share of the run in which the number of active latents goes from k_start to k"""
 
     rules: Rules = field(default_factory=lambda: Rules(clip=1.0))
-    """how weights may move; clipped, or a few tokens a hundred times as long as the others, which
-    language models have, decide on the size of all steps"""
+    """rules of the weight updates. Gradients are clipped by default: language models have a few
+    tokens with norms a hundred times those of the others, which would dominate the update"""
     auxk: AuxK | None = field(default_factory=AuxK)
-    """what revives dead latents; None: nothing"""
+    """settings of the auxiliary loss that revives dead latents; None disables it"""
     by_norm: bool = False
-    """whether topk chooses latents by their activation times the norm of their decoder row"""
+    """whether topk ranks latents by activation times the norm of their decoder row"""
     sparsity: float | None = None
-    """weight of the sparsity penalty of relu, jumprelu and gated; None: the variant's usual one"""
+    """weight of the sparsity penalty of relu, jumprelu and gated; None: the variant's default"""
     sparsity_warmup: float = 0.05
     """share of the run in which that weight rises from zero"""
     bandwidth: float = BANDWIDTH
-    """of jumprelu: how wide the step is smeared out that its thresholds learn from"""
+    """for jumprelu: width of the kernel that smooths the step function in the gradient of the
+    thresholds"""
     group_shares: tuple[float, ...] = GROUP_SHARES
-    """of matryoshka: how many of the latents the nested groups add, the last one the rest"""
+    """for matryoshka: share of the latents in each nested group; the last group has the rest"""
     loss: Callable[[SAE, Tensor, Tensor], Tensor] | None = None
-    """instead of the variant's: loss(sae, x, target) -> a scalar, which autograd differentiates"""
+    """custom loss(sae, x, target) -> scalar that replaces the variant's and is differentiated by
+    autograd; None: the variant's loss"""
     precision: str = "exact"
-    """exact; bf16: latents are chosen by products of rounded operands; bf16_weights: besides, the
-    decoder is rounded where it is multiplied. The weights that learn are float32 in any case"""
+    """exact; bf16: latents are selected by products of operands rounded to bfloat16; bf16_weights:
+    the decoder is rounded as well when it is multiplied. Trained weights are float32 in any case"""
 
     tied: bool = True
-    """the encoder starts as the decoder; otherwise with directions of its own"""
+    """whether the encoder is initialised as the decoder; otherwise with directions of its own"""
     directions: str = "iso"
-    """first directions: iso, uniform on the sphere; cov, with the covariance of the activations"""
+    """distribution of the initial directions: iso, uniform on the sphere; cov, with the covariance
+    of the activations"""
     decoder_norm: float = 1.0
-    """first norm of decoder rows where the rules do not keep it at one"""
+    """initial norm of decoder rows if the rules do not keep it at one"""
     b_dec: str = "mean"
-    """first decoder bias: zeros, mean or geometric_median of the first rows"""
+    """initial decoder bias: zeros, mean or geometric_median of the first rows"""
     activation_scaling: str = "root_d"
-    """root_d: multiplied by one number, so that their mean norm is the root of the width. The SAE
-    that comes out takes activations as they are"""
+    """none, or root_d: activations are multiplied by one factor that makes their mean norm the
+    square root of the width. The factor is folded into the trained SAE, which takes unscaled
+    activations"""
 
     def __post_init__(self) -> None:
         whole = ("latents", "k", "tokens", "batch_size", "data_seed")
@@ -138,7 +142,7 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """How many batches make up `tokens`; the last one may go beyond."""
+        """Number of steps: of batches that cover `tokens`, rounded up."""
         return -(-self.tokens // self.batch_size)
 
     @property
@@ -154,17 +158,17 @@ class TrainConfig:
         return dataclasses.replace(self, auxk=auxk)
 
     def label(self, seed: int) -> str:
-        """The folder of one SAE."""
+        """Return the name of the folder of one SAE."""
         return f"{self.name}-seed-{seed}" if self.name else f"seed-{seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a loss of the user's is told by its name."""
+        """Return the settings as a dict for JSON, with a custom loss replaced by its name."""
         name = None if self.loss is None else getattr(self.loss, "__qualname__", repr(self.loss))
         return {**dataclasses.asdict(dataclasses.replace(self, loss=None)), "loss": name}
 
 
 def check_shared(configs: Sequence[TrainConfig]) -> None:
-    """The configs can be trained on one stream, each into folders of its own."""
+    """Raise unless the configs can be trained on one stream and write to distinct folders."""
     for config in configs:
         if not isinstance(config, TrainConfig):
             raise TypeError(
@@ -186,7 +190,7 @@ def check_shared(configs: Sequence[TrainConfig]) -> None:
 
 
 def labels_of(configs: Sequence[TrainConfig]) -> list[str]:
-    """The folder of every SAE, in order."""
+    """Return the names of the folders of all SAEs, in the order of configs and seeds."""
     return [config.label(seed) for config in configs for seed in config.seeds]
 
 

@@ -1,4 +1,4 @@
-"""How an SAE begins: what the first rows of the data say, and the seed's directions."""
+"""Initialise SAEs from their seeds and from the first rows of the activations."""
 
 import copy
 from typing import NamedTuple
@@ -14,27 +14,27 @@ from saefast.sae import SAE
 from saefast.train.config import TrainConfig
 
 ROWS = 8192
-"""How many rows of the stream are looked at, at most, before training begins"""
+"""Maximum number of rows of the stream that the initialisation uses."""
 
 
 class Sample(NamedTuple):
-    """The first rows of the stream, as they come."""
+    """The first rows of the stream, unscaled."""
 
     x: Tensor
-    """[n, d]"""
+    """[n, d] activations"""
     target: Tensor | None
-    """[n, d_out] if not x but something else is reconstructed"""
+    """[n, d_out] rows to reconstruct; None: x"""
 
 
 class Scales(NamedTuple):
-    """What activations are multiplied by before an SAE sees them."""
+    """Factors by which inputs and targets are multiplied for training."""
 
     x: float
     target: float
 
 
 def scales_of(sample: Sample, scaling: str) -> Scales:
-    """Those that give rows a mean norm of the root of their width."""
+    """Return factors that give rows a mean norm of sqrt(width); one with scaling "none"."""
     if scaling == "none":
         return Scales(1.0, 1.0)
     x = _scale_of(sample.x)
@@ -44,9 +44,9 @@ def scales_of(sample: Sample, scaling: str) -> Scales:
 def begin(
     config: TrainConfig, seed: int, sample: Sample, scales: Scales, initial: SAE | None = None
 ) -> SAE:
-    """The untrained SAE of one seed; it depends on nothing else but the config and the sample.
+    """Return the untrained SAE of one seed; it depends only on the arguments.
 
-    Where there is an `initial` one, which takes activations as they come, that is what it is.
+    If `initial` is given, which takes unscaled activations, it is converted to scaled ones.
     """
     if initial is not None:
         return _taken_on(config, initial, sample, scales)
@@ -75,9 +75,10 @@ def begin(
 
 
 def folded(sae: SAE, scales: Scales) -> SAE:
-    """The SAE that does to activations as they are what `sae` does to scaled ones.
+    """Fold the scales into an SAE: it then maps unscaled activations as `sae` maps scaled ones.
 
-    Its codes are smaller by the scale; the directions stay, and so do the norms of the decoder.
+    The values of its codes are divided by `scales.x`; the directions stay, and so do the norms of
+    the decoder unless it is a transcoder with different scales.
     """
     out = copy.deepcopy(sae)
     with torch.no_grad():
@@ -90,7 +91,7 @@ def folded(sae: SAE, scales: Scales) -> SAE:
 
 
 def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales) -> SAE:
-    """The SAE that does to scaled activations what `initial` does to them as they come."""
+    """Convert `initial`, which takes unscaled activations, to an SAE of scaled activations."""
     d_out = sample.x.shape[1] if sample.target is None else sample.target.shape[1]
     for name, got, expected in (
         ("d", initial.d, sample.x.shape[1]),
@@ -104,7 +105,7 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
             raise ValueError(
                 f"initial must have {name}={expected!r}, as config and activations say, got {got!r}"
             )
-    # Of norm one here, where it counts: after what scales do to a transcoder.
+    # Norms are checked here, after the scales, which change the norms of a transcoder.
     sae = copy.deepcopy(initial).float().cpu()
     sae = folded(sae, Scales(1 / scales.x, 1 / scales.target))
     norms = sae.W_dec.detach().norm(dim=1)
@@ -125,10 +126,10 @@ def _scale_of(rows: Tensor) -> float:
 
 
 def _directions(config: TrainConfig, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """[latents, d] of norm one."""
+    """Draw directions [latents, d] of norm one."""
     if config.directions == "cov":
         covariance = activation_covariance(rows, progress=False)
-        with one_thread():  # so that the bits do not depend on how many there are
+        with one_thread():  # so that the bits do not depend on the number of threads
             root = covariance_root(covariance).float()
             drawn = torch.randn(config.latents, len(root), generator=generator) @ root
     else:
@@ -143,7 +144,7 @@ def _centre(rows: Tensor, kind: str) -> Tensor:
 
 
 def _geometric_median(rows: Tensor, start: Tensor) -> Tensor:
-    """The point with the smallest mean distance to the rows, by Weiszfeld's iteration."""
+    """Compute the point with the smallest mean distance to the rows by Weiszfeld's iteration."""
     point = start
     for _ in range(100):
         weights = 1 / torch.linalg.vector_norm(rows - point, dim=1, keepdim=True).clamp(min=1e-12)

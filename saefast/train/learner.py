@@ -1,4 +1,4 @@
-"""From the loss of a batch to other weights: by the fused pass over the latents, or by autograd."""
+"""Update weights from the loss of a batch, by the fused pass over the latents or by autograd."""
 
 from collections.abc import Mapping
 
@@ -20,15 +20,15 @@ from saefast.types import Decay, Update
 
 
 class Learner:
-    """Moves the weights of an SAE as the rules say.
+    """Updates the weights of an SAE according to the rules.
 
-    Both paths count the tokens since latents fired, `idle` [m], in place.
+    Both paths update `idle` [m], the number of tokens since each latent fired, in place.
 
     Args:
-        sae: what learns, in place.
-        rules: how weights may move.
-        lr: the learning rate of Adam.
-        encoder: packs the SAE's encoder, which an update refreshes.
+        sae: the SAE, updated in place.
+        rules: rules of the weight updates.
+        lr: learning rate of Adam.
+        encoder: packed encoder of the SAE, which an update refreshes.
         precision: one of `STEP_PRECISIONS`.
     """
 
@@ -45,13 +45,13 @@ class Learner:
     def fused(
         self, forward: Forward, inputs: Tensor, idle: Tensor, auxk: AuxK | None
     ) -> StepResult:
-        """Learn from a forward pass over `inputs` [n, d], and store no gradient of a matrix.
+        """Learn from a forward pass over `inputs` [n, d] without storing gradients of matrices.
 
         Does not wait for a GPU.
         """
         rules, n = self.rules, len(inputs)
         several = forward.group_ends is not None
-        # That of the group that is part of every reconstruction, and of the whole one.
+        # The residuals of the group that is part of every prefix, and of the whole reconstruction.
         every, whole = (
             (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
         )
@@ -76,7 +76,7 @@ class Learner:
         return StepResult(forward.loss, forward.squares, fired, loss, "fused", forward.code)
 
     def by_autograd(self, loss: Loss, x: Tensor, idle: Tensor, auxk: AuxK | None) -> StepResult:
-        """Learn from a loss of x [n, d] that autograd differentiates."""
+        """Learn from a loss of x [n, d] by autograd."""
         sae, rules = self.sae, self.rules
         gradients = optimizer.by_autograd(loss.value, sae)
         extra = self._revive(sae.inputs(x), loss.error, idle, auxk)
@@ -94,7 +94,7 @@ class Learner:
         return StepResult(loss.value.detach().double(), squares, loss.fired, revived, "autograd")
 
     def _constrain(self) -> None:
-        """Move weights back to where they may be."""
+        """Project the weights onto the constraints."""
         if "jump_threshold" in self.adam.moments:
             self.sae.jump_threshold.clamp_(min=0)  # activations are not negative
         if self.rules.tether is not None and self.rules.frozen != "decoder":
@@ -111,18 +111,18 @@ class Learner:
         *,
         scale: float = 1.0,
     ) -> AuxGradients | None:
-        """Return the loss of dead latents, which explain `scale` times `residual`."""
+        """Return the auxiliary loss, by which dead latents explain `scale` times `residual`."""
         rounded = self._precision != "exact"
         return revive(self.sae, idle, inputs, residual, auxk, scale=scale, rounded=rounded)
 
     def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
-        """Pair vectors with gradients; b_dec's reaches it through the encoder's inputs, too."""
+        """Pair vectors with gradients; that of a centred b_dec includes the encoder's inputs."""
         return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
 
     def _update(
         self, forward: Forward, inputs: Tensor, extra: AuxGradients | None, rates: Tensor
     ) -> Update:
-        """The update of the latents, whose `factor` is not known yet."""
+        """Build the update of the latents; its `factor` is set later."""
         sae, rules, packed, moments = self.sae, self.rules, self._encoder.packed, self.adam.moments
         units, norm, lost = packed.arrays if packed else (None, None, None)
         decay = self._decay(forward)
@@ -165,11 +165,11 @@ class Learner:
         )
 
     def _decay(self, forward: Forward) -> Decay:
-        """That of the rules, and what the objective adds."""
+        """Return the penalty terms of the rules and of the objective."""
         decay, more = optimizer.decay_of(self.rules, self.sae), forward.shrink_dec
         if more is None and self._precision == "bf16_weights":
-            # A decay, even of zero, makes the update measure the part of the gradient along a row:
-            # gradients of values, from which it would infer it, belong to the rounded rows.
+            # A decay, even of zero, makes the update compute the component of the gradient along a
+            # row: the value gradients, from which it would infer it, belong to the rounded rows.
             more = self.sae.b_enc.new_zeros(self.sae.m)
         if more is None:
             return decay

@@ -1,4 +1,4 @@
-"""Where reports of a training run go: lines of JSON, TensorBoard, Weights & Biases."""
+"""Loggers of a training run: JSON lines, TensorBoard, Weights & Biases."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ LOGGERS = ("tensorboard", "wandb")
 
 
 class Logger(Protocol):
-    """Where reports go."""
+    """A destination of reports."""
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
-        """The values of one SAE at one step."""
+        """Write the values of one SAE at one step."""
         ...
 
     def close(self) -> None:
-        """Nothing comes any more."""
+        """Close the logger after the last report."""
         ...
 
 
 class JsonLines:
-    """RUN/metrics.jsonl: a line for every SAE and interval."""
+    """Logger to RUN/metrics.jsonl: a line for every SAE and interval."""
 
     def __init__(self, path: Path, after: int) -> None:
-        """Lines of steps beyond `after`, which are about to be taken again, are removed."""
+        """Open the file and remove lines of steps after `after`, which will be taken again."""
         kept = []
         if path.is_file():
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
-                    continue  # the last line of a process that was killed
+                    continue  # incomplete last line of a killed process
                 if row["step"] <= after:
                     kept.append(line)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
@@ -50,10 +50,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """One tag for each SAE and value."""
+    """Logger to TensorBoard, with one tag for each SAE and value."""
 
     def __init__(self, folder: Path, after: int) -> None:
-        """What steps beyond `after` have left, which are about to be taken again, is not shown."""
+        """Open the folder and hide values of steps after `after`, which will be taken again."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -67,7 +67,7 @@ class TensorBoard:
         for name, value in values.items():
             add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
             add(f"{label}/{name}", value, step)
-        self._writer.flush()  # where TensorFlow is installed, its files wait for it
+        self._writer.flush()  # with TensorFlow installed, files are not written without it
 
     def close(self) -> None:
         """See `Logger`."""
@@ -75,7 +75,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """One run of Weights & Biases for all SAEs: the caller's if one is active, or a new one."""
+    """Logger to one run of Weights & Biases for all SAEs: the active run, or a new one."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         try:
@@ -89,8 +89,8 @@ class Wandb:
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Logger`."""
-        # wandb's own step cannot go back, and a caller's run may be ahead: ours is a value of its
-        # own, over which wandb is told to draw the others.
+        # wandb's own step cannot decrease, and the caller's run may be ahead: the step is logged as
+        # a separate metric, and wandb plots the others over it.
         if label not in self._labels:
             self._labels.add(label)
             self._run.define_metric(f"{label}/*", step_metric="step")
@@ -105,7 +105,7 @@ class Wandb:
 def loggers(
     out: Path | None, after: int, log_to: Sequence[str], settings: Mapping[str, Any]
 ) -> list[Logger]:
-    """The lines of JSON, where there is a folder, and what else was asked for."""
+    """Open the requested loggers, and the JSON lines if there is a folder."""
     found: list[Logger] = []
     if "tensorboard" in log_to:
         if out is None:

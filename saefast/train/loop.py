@@ -1,4 +1,4 @@
-"""The loop of a training run: one stream of batches, all SAEs, reports and checkpoints."""
+"""Training loop of a run: one stream of batches, all SAEs, reports and checkpoints."""
 
 import contextlib
 import itertools
@@ -37,15 +37,16 @@ from saefast.train.recorded_steps import Graphs
 from saefast.train.seed_trainer import Prepared, SeedTrainer
 
 _AHEAD = 4
-"""How many batches wait for the training, read and on their way to the device"""
+"""Number of batches that are read and transferred to the device ahead of the training."""
 
 _WORTH_THREADS = 2e8
-"""Multiplications and additions in a batch's encoding; with fewer, threads that wait for each other
-cost more than they save: measured, half of the time of a step of 5e7"""
+"""Least number of multiplications and additions of a batch's encode for which torch uses several
+threads: with fewer, synchronisation costs more than it saves (measured: half of the time of a step
+of 5e7)."""
 
 
 class TrainingLoop:
-    """All SAEs of a run, at one step of one stream."""
+    """State of a run: all SAEs, at one step of one stream."""
 
     def __init__(
         self,
@@ -89,14 +90,14 @@ class TrainingLoop:
             run.write()
 
     def _look_ahead(self) -> Sample:
-        """The first rows of the stream, which stay in it."""
+        """Return the first rows of the stream without consuming them."""
         count = -(-ROWS // self._first.batch_size)
         left = max(1, self._first.steps - self.step)
         ahead = list(itertools.islice(self._stream, min(count, left)))
         self._stream = itertools.chain(ahead, self._stream)
         xs, targets = [], []
         for batch in ahead:
-            # On the CPU, where SAEs begin, wherever the rows lie.
+            # On the CPU, where SAEs are initialised, whatever the device of the rows.
             columns = [rows.float().cpu() for rows in (batch.x, batch.target) if rows is not None]
             check_finite(map(extremes, columns), batch.rows, self._source.locate)
             xs.append(columns[0])
@@ -106,7 +107,7 @@ class TrainingLoop:
     def train(
         self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
     ) -> None:
-        """Take all the steps that are left."""
+        """Take all remaining steps."""
         steps, size = self._first.steps, self._first.batch_size
         bar = ProgressBar(
             f"training {len(self._trainers)} SAE{'s' * (len(self._trainers) > 1)}",
@@ -149,7 +150,7 @@ class TrainingLoop:
                     raise KeyboardInterrupt
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
-        """All that torch has, if there is work for them. The bits are the same."""
+        """Limit torch to one thread if batches are small; the results have the same bits."""
         latents = max(trainer.config.latents for trainer in self._trainers)
         work = 2.0 * self._first.batch_size * latents * self._source.d
         return one_thread() if work < _WORTH_THREADS else contextlib.nullcontext()
@@ -170,12 +171,12 @@ class TrainingLoop:
         bar.status(f"{mean}loss {loss:.4g} EV {explained:.3f} L0 {active:.1f} dead {dead:.1%}")
 
     def checkpoint(self) -> None:
-        """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
+        """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
         if self._checkpoints is not None:
             self._checkpoints.save(self.step, {t.label: t.state_dict() for t in self._trainers})
 
     def finish(self, keep_training: bool) -> None:
-        """Write the SAEs."""
+        """Write the last checkpoint and the trained SAEs if the run has a folder."""
         if self._run is None or self._checkpoints is None:
             return
         with self._checkpoints:
@@ -188,7 +189,7 @@ class TrainingLoop:
             self._run.forget([trainer.label for trainer in self._trainers])
 
     def results(self) -> list[SAE]:
-        """The SAEs as they are now, for activations as they come."""
+        """Return copies of the SAEs in their current state, for unscaled activations."""
         saes = []
         for trainer in self._trainers:
             sae = folded(trainer.step.sae, self.scales)
@@ -204,13 +205,13 @@ class TrainingLoop:
 
 
 class _Clock:
-    """Speed and waiting between two reports."""
+    """Measures speed and waiting time between two reports."""
 
     def __init__(self, tokens: int) -> None:
         self._time, self._waited, self._tokens = time.perf_counter(), 0.0, tokens
 
     def lap(self, waited: float, tokens: int) -> dict[str, float]:
-        """`waited` and `tokens` count from the beginning."""
+        """Return the timing since the last call; `waited` and `tokens` are totals of the run."""
         now = time.perf_counter()
         seconds = now - self._time
         timing = {
@@ -223,9 +224,9 @@ class _Clock:
 
 
 class _Interrupts:
-    """Ctrl-C, put off to the end of a step: in the middle of one, SAEs are half updated.
+    """Defers Ctrl-C to the end of a step, since SAEs are inconsistent in the middle of one.
 
-    A second one is not put off. Outside of the main thread nothing is changed.
+    A second Ctrl-C is not deferred. Outside of the main thread nothing is changed.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a training run measures of itself: sums over steps, and what the numbers mean."""
+"""Metrics of a training run: sums over steps, and the definitions of the reported numbers."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch import Tensor
 from saefast.train.step_result import StepResult
 
 CONVENTIONS = {
-    "loss": "what the variant minimises, mean over the interval, without auxk and penalties; "
-    "activations as the SAE sees them, scaled",
-    "mse": "squared error, mean over rows and width, in the units of the activations as they come",
+    "loss": "loss of the variant on scaled activations, mean over the interval, without auxk and "
+    "penalties",
+    "mse": "squared error, mean over rows and width, in the units of the unscaled activations",
     "fvu": "sum of squared errors / sum of squared distances to the mean row of the batch, both "
     "summed over the batches of the interval",
     "explained_variance": "1 - fvu",
@@ -20,7 +20,7 @@ CONVENTIONS = {
 
 
 class Meter:
-    """Sums of one SAE over the steps since the last report; they stay on the device."""
+    """Sums over the steps of one SAE since the last report, kept on the device."""
 
     NAMES = ("steps", "loss", "squares", "variance", "fired", "auxk", "rows")
 
@@ -28,7 +28,7 @@ class Meter:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
 
     def add(self, result: StepResult, variance: Tensor, rows: int) -> None:
-        """One step; `variance` is the sum of squared distances to the batch's mean row."""
+        """Add a step; `variance` [] is the sum of squared distances to the batch's mean row."""
         zero = self.sums.new_zeros(())
         auxk = zero if result.auxk is None else result.auxk
         fired = result.fired.sum()
@@ -36,7 +36,7 @@ class Meter:
         self.sums += torch.stack([part.double() for part in parts])
 
     def report(self) -> dict[str, float]:
-        """The means, and a new beginning."""
+        """Return the means and reset the sums."""
         steps, loss, squares, variance, fired, auxk, rows = self.sums.tolist()
         self.sums.zero_()
         fvu = squares / variance if variance > 0 else float("nan")

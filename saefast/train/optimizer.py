@@ -1,4 +1,4 @@
-"""How weights move: Adam, penalties, clipping and tethers, and gradients where they are stored."""
+"""Weight updates: Adam, penalties, clipping and tethers, and gradients by autograd."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,24 +16,24 @@ from saefast.train.settings import SIDES, Rules
 from saefast.types import NO_DECAY, Decay
 
 Gradients = dict[str, Tensor]
-"""By the name of the parameter"""
+"""Gradients by name of the parameter."""
 
 _OF_LATENTS = ("W_enc", "b_enc", "W_dec")
 
 
 class Vector(NamedTuple):
-    """A parameter that has no rows, its moments and its gradient; each of one size."""
+    """A parameter without rows, with its moments and gradient, all of one size."""
 
     parameter: Tensor
     first: Tensor
     second: Tensor
     gradient: Tensor
     minus: Tensor | None
-    """what is subtracted from the gradient"""
+    """term subtracted from the gradient; None: zero"""
 
     @property
     def whole_gradient(self) -> Tensor:
-        """The gradient less what is subtracted from it."""
+        """The gradient minus the subtracted term."""
         return self.gradient if self.minus is None else self.gradient - self.minus
 
 
@@ -45,9 +45,9 @@ class Moments(NamedTuple):
 
 
 class Adam:
-    """Moments of every parameter; the learning rate and the number of steps lie on the device.
+    """Adam's moments of every parameter, with learning rate and number of steps on the device.
 
-    There a captured step finds what has become of them.
+    A captured step reads their current values from the device.
     """
 
     def __init__(self, sae: SAE, lr: float, rules: Rules) -> None:
@@ -68,7 +68,7 @@ class Adam:
         return state
 
     def next_rates(self) -> Tensor:
-        """What corrections make of the learning rate at the next step, which is counted."""
+        """Count the next step and return its rates [2], see `reference.adam_rates`."""
         if self._on_gpu:
             logarithms = (math.log(beta) if beta else -math.inf for beta in self._rules.betas)
             rates: Tensor = gpu.launch("step_scalars.next_rates", self.lr, self.steps, *logarithms)
@@ -92,10 +92,10 @@ class Adam:
         ]
 
     def clip_factor(self, clip: float, vectors: Sequence[Vector], row_squares: Tensor) -> Tensor:
-        """Compute what a gradient is multiplied by so that it is not longer than `clip`.
+        """Compute the factor [] float64 that limits the norm of the gradient to `clip`.
 
-        `row_squares` [m] are the squared lengths of the parts that belong to latents, `vectors` one
-        or two with the other parts. Returns float64 [].
+        `row_squares` [m] are the squared norms of the gradients of latents; `vectors` are one or
+        two vectors with the remaining gradients.
         """
         if self._on_gpu:
             factor: Tensor = gpu.launch("step_scalars.clip_factor", clip, row_squares, *vectors)
@@ -111,15 +111,15 @@ class Adam:
         fired: Tensor,
         tokens: int,
     ) -> None:
-        """Move one or two vectors and count the tokens since latents fired; in place.
+        """Update one or two vectors and the tokens since each latent fired, in place.
 
         Args:
-            vectors: what moves, by `factor` [] times its gradient where there is one.
-            factor: float64 [].
-            rates: those of `next_rates`.
-            idle: [m], the tokens since each latent fired.
-            fired: [m], on how many of the step's tokens each latent fired.
-            tokens: the number of these.
+            vectors: vectors to update.
+            factor: [] float64 factor of their gradients; None: one.
+            rates: [2] float64, from `next_rates`.
+            idle: [m] int64, number of tokens since each latent fired; updated.
+            fired: [m] number of the step's tokens on which each latent fired.
+            tokens: number of tokens of the step.
         """
         beta1, beta2 = self._rules.betas
         if self._on_gpu:
@@ -152,12 +152,12 @@ class Adam:
 
     @property
     def _on_gpu(self) -> bool:
-        """Whether kernels serve the SAE."""
+        """Whether the GPU kernels support the SAE."""
         weight = self._sae.W_enc
         return gpu.has(weight) and gpu.serves(weight)
 
     def update(self, name: str, gradient: Tensor, rates: Tensor) -> None:
-        """Move one parameter."""
+        """Update one parameter."""
         first, second = self.moments[name]
         beta1, beta2 = self._rules.betas
         reference.adam(
@@ -173,7 +173,7 @@ class Adam:
 
 
 def by_autograd(loss: Tensor, sae: SAE) -> Gradients:
-    """Those of all parameters; zero where the loss does not depend on one."""
+    """Return the gradients of all parameters; zero if the loss does not depend on one."""
     parameters = dict(sae.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
@@ -183,9 +183,9 @@ def by_autograd(loss: Tensor, sae: SAE) -> Gradients:
 
 
 def add_auxk(gradients: Gradients, extra: AuxGradients, sae: SAE) -> None:
-    """Add the gradients of the loss of dead latents, in place, without a wait for the device.
+    """Add the gradients of the auxiliary loss, in place, without a wait for the device.
 
-    Places of the list that no dead latent takes add zero to some row, each to another one.
+    Unused entries of the list add zero, each to a different row.
     """
     real = extra.latents < sae.m
     rows = torch.where(real, extra.latents, torch.arange(len(real), device=real.device))
@@ -198,7 +198,7 @@ def add_auxk(gradients: Gradients, extra: AuxGradients, sae: SAE) -> None:
 
 
 def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:
-    """What Adam gets of `gradients`, which are overwritten; nothing of a side that is frozen."""
+    """Apply the rules to `gradients`, which are overwritten, and drop those of a frozen side."""
     reference.shape_gradients(
         [gradients[name] for name in _OF_LATENTS],
         [getattr(sae, name) for name in _OF_LATENTS],
@@ -214,7 +214,7 @@ def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:
 
 
 def decay_of(rules: Rules, sae: SAE) -> Decay:
-    """The gradients of the penalties."""
+    """Return the penalty terms of the gradients."""
     if not rules.penalties:
         return NO_DECAY
     shrink: dict[str, float | Tensor] = dict.fromkeys(SIDES, 0.0)
@@ -233,7 +233,7 @@ def decay_of(rules: Rules, sae: SAE) -> Decay:
         for side in SIDES
     )
     signs = None
-    if any(sign.values()):  # filled on the device, where a captured step must find them
+    if any(sign.values()):  # filled on the device, so that a captured step can compute them
         ones = sae.b_enc.new_ones((), dtype=torch.float64)
         signs = torch.stack([ones * sign[side] for side in SIDES])
     return Decay(encoder, decoder, signs)
@@ -242,9 +242,9 @@ def decay_of(rules: Rules, sae: SAE) -> Decay:
 def clip_factor(
     clip: float, gradients: Iterable[Tensor], row_squares: Tensor | None = None
 ) -> Tensor:
-    """What a gradient is multiplied by so that it is not longer than `clip`; float64 [].
+    """Compute the factor [] float64 that limits the norm of the gradient to `clip`.
 
-    `row_squares` [m] are the squared lengths of parts of it, `gradients` the other parts.
+    `row_squares` [m] are the squared norms of some parts of it, `gradients` the other parts.
     """
     squares = [] if row_squares is None else [vector_sum(row_squares)]
     squares += [_square_of(part.reshape(len(part), -1)) for part in gradients]
@@ -252,11 +252,11 @@ def clip_factor(
 
 
 def tethered(directions: Tensor, anchors: Tensor, cosine: float) -> Tensor:
-    """`directions`, turned back as far as needed for that cosine to `anchors`; rows of norm one."""
+    """Rotate unit rows towards `anchors` [m, d] as far as needed to reach a minimum cosine."""
     along = (directions * anchors).sum(1, keepdim=True)
     across = directions - along * anchors
     length = across.norm(dim=1, keepdim=True)
-    # A row opposite to its anchor has no direction across to keep: it goes back all the way.
+    # A row opposite to its anchor has no orthogonal component to keep: it is set to the anchor.
     across = torch.where(length > 0, across / length, 0.0)
     turned = cosine * anchors + (1 - cosine**2) ** 0.5 * across
     turned = torch.where(length > 0, turned, anchors)

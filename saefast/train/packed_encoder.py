@@ -1,4 +1,4 @@
-"""The weights of an SAE in training as its forward pass uses them, packed from step to step."""
+"""Encoder of an SAE in training, with weights that stay packed from step to step."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from saefast.types import SparseCode, ThresholdCode
 
 
 class PackedEncoder:
-    """Encode with the weights as they are, packed again where others than the step changed them."""
+    """Encoder with packed weights, which are repacked if anything but the step changed them."""
 
     def __init__(self, sae: SAE, precision: str, *, rounded_decoder: bool = False) -> None:
         self.sae, self.precision = sae, precision
@@ -29,25 +29,25 @@ class PackedEncoder:
 
     @property
     def decoder(self) -> Tensor:
-        """The decoder as the forward pass multiplies it."""
+        """The decoder [m, d_out] that the forward pass multiplies: rounded to bfloat16 or not."""
         weight = self.sae.W_dec
         return weight.bfloat16().to(weight.dtype) if self._rounded_decoder else weight
 
     @property
     def fresh(self) -> bool:
-        """Whether the packed weights are those of the SAE."""
+        """Whether the packed weights are up to date."""
         return self._version == self.sae.W_enc._version
 
     def refreshed(self) -> None:
-        """Says that an update has just packed what it wrote."""
+        """Mark the packed weights as up to date, after an update that refreshed them."""
         self._version = self.sae.W_enc._version
 
     def forget(self) -> None:
-        """Says that the weights are others now."""
+        """Mark the packed weights as outdated."""
         self._version = -1
 
     def largest(self, inputs: Tensor, k: int, scale: Tensor | None = None) -> SparseCode:
-        """The k largest pre-activations of each row, chosen by their size times `scale` [m]."""
+        """Return the k largest pre-activations of each row, ranked by size times `scale` [m]."""
         sae = self.sae
         if scale is not None:
             code = encode_scaled(inputs, sae.W_enc, sae.b_enc, scale, k, self.precision)
@@ -60,7 +60,7 @@ class PackedEncoder:
     def largest_of_batch(
         self, inputs: Tensor, k: int, guess: Tensor | None, width: int
     ) -> BatchCode:
-        """See `batch_topk`."""
+        """Return the n * k largest positive pre-activations of a batch, see `batch_topk`."""
         sae = self.sae
         self._pack(inputs, k)
         return batch_topk(
@@ -75,9 +75,9 @@ class PackedEncoder:
         )
 
     def above_in(self, width: int, inputs: Tensor, threshold: Tensor) -> ThresholdCode:
-        """All latents above their threshold, as far as there is room for `width` in a row.
+        """Return the latents above their threshold, at most the `width` largest of each row.
 
-        Does not wait for a GPU: `counts` on the device say whether there was room for all.
+        Does not wait for a GPU: `counts`, on the device, show whether there was room for all.
         """
         sae = self.sae
         self._pack(inputs, sae.k)
@@ -87,7 +87,7 @@ class PackedEncoder:
         )
 
     def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:
-        """All latents above their threshold; at first there is room for `width` in a row."""
+        """Return all latents above their threshold; `width` is the initial capacity per row."""
         return all_above(
             partial(self.above_in, inputs=inputs, threshold=threshold), width, self.sae.m
         )

@@ -1,4 +1,4 @@
-"""The steps of an SAE on a GPU: recorded in a CUDA graph where that is possible, then replayed."""
+"""Steps of an SAE on a GPU, recorded in a CUDA graph if possible, then replayed."""
 
 import warnings
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from saefast.train.step import FusedStep
 from saefast.train.step_result import StepResult
 
 WARM_UP = 3
-"""Steps of a kind that are taken before one is recorded: the first compile kernels, time the
-candidates for the encode, and allocate what stays from step to step"""
+"""Number of steps taken before one is recorded: they compile kernels, time the candidates for the
+encode, and allocate the memory that is kept from step to step."""
 
 
 class Graphs:
-    """What the recorded steps of one run share.
+    """Resources shared by the recorded steps of one run.
 
-    The SAEs of a run take their steps one after the other, so one pool of memory serves the
-    intermediate results of all: a graph of its own for each SAE would keep as many copies of them.
+    The SAEs of a run take their steps one after the other, so one memory pool can hold the
+    intermediate results of all; separate pools would keep a copy of them for each SAE.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Graphs:
         self._warned = False
 
     def graph(self, beside: CudaGraph | None) -> Graph:
-        """Make a graph in the pool, which is made with the first one; see `FusedStep.capture`."""
+        """Create a graph in the pool, which is created on first use; see `FusedStep.capture`."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         return CudaGraph(beside, self._pool)
 
     def warn(self, error: Exception) -> None:
-        """Say once in a run that a recording failed."""
+        """Warn once per run that a recording failed."""
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -48,11 +48,11 @@ class Graphs:
 
 
 class RecordedSteps:
-    """Takes steps, and from the one after `WARM_UP` on by replaying a recorded one.
+    """Takes steps, after the first `WARM_UP` ones by replaying a recorded step.
 
-    A step is recorded on a CUDA device if the objective has a fused path and its number of active
-    latents, which a graph holds fixed, stays as it is. Where a step cannot be recorded, it and all
-    further ones are taken as the first ones were.
+    A step is recorded on a CUDA device if the objective has a fused path and the number of active
+    latents, which a graph fixes, is constant. If recording fails, this step and all further ones
+    are taken without a graph.
     """
 
     def __init__(self, step: FusedStep, graphs: Graphs) -> None:
@@ -67,15 +67,17 @@ class RecordedSteps:
         return self._replay is not None
 
     def __call__(self, x: Tensor, target: Tensor | None, *, settled: bool) -> StepResult:
-        """Take a step on x [n, d] and `target` [n, d_out].
+        """Take a step on one batch.
 
         The tensors of the result may be overwritten by the next step of any SAE of the run.
 
         Args:
-            settled: whether the number of active latents is the same in all steps that follow.
+            x: [n, d] activations.
+            target: [n, d_out] rows to reconstruct; None: x.
+            settled: whether the number of active latents is constant from this step on.
         """
         if self._replay is None and self._possible and settled and gpu.has(x):
-            if self._taken == WARM_UP:  # once, whether it succeeds or not
+            if self._taken == WARM_UP:  # only once, whether recording succeeds or not
                 self._record(x, target)
             self._taken += 1
         if self._replay is not None:

@@ -1,4 +1,4 @@
-"""One SAE in training: its step, its schedules, and what it reports."""
+"""Training of one SAE: its step, schedules and reports."""
 
 import math
 from collections.abc import Mapping
@@ -18,12 +18,16 @@ from saefast.train.step import FusedStep
 
 
 class Prepared(NamedTuple):
-    """A batch as all SAEs see it."""
+    """A scaled batch on the device, shared by all SAEs."""
 
     x: Tensor
+    """[n, d] activations"""
     target: Tensor | None
+    """[n, d_out] rows to reconstruct; None: x"""
     variance: Tensor
+    """[] float64, sum of squared distances to the mean row of the reconstructed rows"""
     where: str
+    """location of the rows in the source, for error messages"""
 
 
 class SeedTrainer:
@@ -44,23 +48,23 @@ class SeedTrainer:
         )
         self._steps = RecordedSteps(self.step, graphs)
         self.meter = Meter(device)
-        # On how many rows of the last tenth of the run each latent fired.
+        # Number of rows in the last tenth of the run on which each latent fired.
         self.fired = torch.zeros(config.latents, dtype=torch.int64, device=device)
         self._tail = max(1, config.steps // 10)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that a resume needs; the tensors themselves."""
+        """Return the state needed for a resume, without copying the tensors."""
         return {**self.step.state_dict(), "meter": self.meter.sums, "fired": self.fired}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Go on where the SAE was whose `state_dict` this is."""
+        """Restore a state returned by `state_dict`."""
         of_step = dict(state_dict)
         self.meter.sums.copy_(of_step.pop("meter"))
         self.fired.copy_(of_step.pop("fired"))
         self.step.load_state_dict(of_step)
 
     def train(self, number: int, batch: Prepared) -> None:
-        """Take step number `number`."""
+        """Take step number `number`, counted from 0."""
         config, step = self.config, self.step
         step.lr = lr_at(config, number)
         step.now = Current(k_at(config, number), pressure_at(config, number))
@@ -70,17 +74,17 @@ class SeedTrainer:
             raise ValueError(
                 f"the training of {self.label} stopped at step {number}, on {batch.where}: {error}"
             ) from error
-        # On a GPU the host does not wait for the loss: there the next report finds it.
+        # On a GPU the host does not wait for the loss: the next report detects divergence.
         if result.loss.device.type == "cpu" and not bool(result.loss.isfinite()):
             raise ValueError(self.diverged(number, f"on {batch.where}"))
         self.path = "captured" if self._steps.replaying else result.path
-        # What is kept of the result is summed on the device, before the next replay overwrites it.
+        # Statistics are summed on the device before the next replay overwrites the result.
         self.meter.add(result, batch.variance, len(batch.x))
         if number >= self.config.steps - self._tail:
             self.fired += result.fired
 
     def report(self, number: int, scales: Scales) -> dict[str, float | int | str]:
-        """What the steps up to and with `number` were like."""
+        """Return the metrics of the steps since the last report, up to and including `number`."""
         means = self.meter.report()
         if not math.isfinite(means["loss"]):
             raise ValueError(self.diverged(number, "or a little earlier"))
@@ -97,7 +101,7 @@ class SeedTrainer:
         }
 
     def diverged(self, number: int, where: str) -> str:
-        """What is told of a loss that is no number."""
+        """Return the error message for a loss that is not finite."""
         return (
             f"the training of {self.label} diverged: its loss is NaN or infinite at step {number}, "
             f"{where}; a lower lr may help"
@@ -105,17 +109,17 @@ class SeedTrainer:
 
     @property
     def firing_rate(self) -> Tensor:
-        """[m] float64: on which share of the last tenth's rows each latent fired."""
+        """[m] float64, share of the rows of the run's last tenth on which each latent fired."""
         return self.fired.double() / (self._tail * self.config.batch_size)
 
 
 def lr_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of step number `step`, counted from 0."""
+    """Return the learning rate of step number `step`, counted from 0."""
     return config.largest_lr * min(_warmup(config, step), _decay(config, step))
 
 
 def k_at(config: TrainConfig, step: int) -> int:
-    """The number of active latents at that step."""
+    """Return the number of active latents per token at step number `step`."""
     if config.k_start is None or k_settled(config, step):
         return config.k
     annealed = config.k_anneal * config.steps
@@ -123,12 +127,12 @@ def k_at(config: TrainConfig, step: int) -> int:
 
 
 def k_settled(config: TrainConfig, step: int) -> bool:
-    """Tell whether the number of active latents stays the same from that step on."""
+    """Return whether the number of active latents is constant from step number `step` on."""
     return config.k_start is None or step >= config.k_anneal * config.steps
 
 
 def pressure_at(config: TrainConfig, step: int) -> float:
-    """The part of the sparsity penalty that is applied at that step."""
+    """Return the share of the sparsity penalty applied at step number `step`, from 0 to 1."""
     length = math.ceil(config.sparsity_warmup * config.steps)
     return min(1.0, (step + 1) / length) if length else 1.0
 

@@ -1,4 +1,4 @@
-"""What a training step is asked for: plain frozen data, below everything that acts by it."""
+"""Settings of a training step: frozen dataclasses without dependencies on the trainer."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,25 @@ SIDES = ("encoder", "decoder")
 NORMS = ("fro", "fro_squared", "mean_abs")
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
 BANDWIDTH = 0.05
-"""Of JumpReLU; see `TrainConfig`"""
+"""Default bandwidth of JumpReLU; see `TrainConfig.bandwidth`."""
 GROUP_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
-"""Of Matryoshka; see `TrainConfig`"""
+"""Default group shares of Matryoshka; see `TrainConfig.group_shares`."""
 
 _MOST_IDLE = 10_000_000
-"""Tokens without firing after which a latent is dead in a long training, as in Gao et al. 2024"""
+"""Tokens without firing after which a latent is dead in a long run, as in Gao et al. 2024."""
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A loss on all weights of one side: `weight` times a norm of W_enc or W_dec."""
+    """Penalty on the weights of one side: `weight` times a norm of W_enc or W_dec."""
 
     side: str
     """encoder or decoder"""
     norm: str
-    """fro: the root of the sum of squares; fro_squared: that sum; mean_abs: the mean size"""
+    """fro: root of the sum of squares; fro_squared: sum of squares; mean_abs: mean absolute
+    value"""
     weight: float
+    """factor of the norm"""
 
     def __post_init__(self) -> None:
         checks.one_of("side", self.side, SIDES)
@@ -35,24 +37,25 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Rules:
-    """Settings of what a training step does with gradients."""
+    """Rules of the weight updates of a training step."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """of Adam, with torch's meaning"""
+    """decay rates of Adam's moments, as in `torch.optim.Adam`"""
     eps: float = 1e-8
-    """what Adam adds to the root of the mean square"""
+    """term that Adam adds to the root of the second moment"""
     unit_norm: bool = True
-    """decoder rows have norm one after every step"""
+    """whether decoder rows are normalised to norm one after every step"""
     remove_parallel: bool = True
-    """and the part of their gradient along them is removed before it"""
+    """whether, with `unit_norm`, the component of their gradient along them is removed first"""
     clip: float | None = None
-    """largest length of the whole gradient; a longer one is scaled down to it"""
+    """maximum norm of the whole gradient, to which a longer one is scaled down; None: no limit"""
     penalties: tuple[Penalty, ...] = ()
-    """losses on the weights of a side: encoder or decoder; fro, fro_squared or mean_abs; weight"""
+    """penalties on the weights of a side"""
     frozen: str | None = None
-    """the side whose vectors stay as they were drawn; biases always learn"""
+    """side ("encoder" or "decoder") whose weights are not trained; biases always are. None: none"""
     tether: float | None = None
-    """smallest cosine of a decoder row to its first direction; needs unit_norm"""
+    """minimum cosine of a decoder row to its initial direction; requires `unit_norm`. None: no
+    limit"""
 
     def __post_init__(self) -> None:
         for beta in self.betas:
@@ -70,23 +73,28 @@ class Rules:
 
 @dataclass(frozen=True)
 class AuxK:
-    """Settings of the auxiliary loss; defaults are those of Gao et al. 2024, but `dead_after`."""
+    """Settings of the auxiliary loss for dead latents.
+
+    Defaults are those of Gao et al. 2024, except that of `dead_after`.
+    """
 
     k: int | None = None
-    """how many dead latents explain each token; None: half the width of the activations"""
+    """number of dead latents that explain each token; None: half the width of the activations"""
     coefficient: float = 1 / 32
-    """weight of the auxiliary loss beside the other"""
+    """weight of the auxiliary loss in the total loss"""
     dead_after: int | None = None
-    """tokens without firing after which a latent is dead; None: a tenth of the training's tokens,
-    10 million at most"""
+    """tokens without firing after which a latent is dead; None: a tenth of the tokens of the run,
+    at most 10 million"""
     capacity: int | None = None
-    """how many dead latents can take part in a step, lowest index first; None: an eighth of all.
-    On a GPU memory is set aside for that many; time depends on how many are dead"""
+    """maximum number of dead latents that take part in a step, lowest index first; None: an eighth
+    of all latents. On a GPU memory is allocated for that many; time depends on the number of dead
+    latents"""
     normalised: bool = True
-    """divide by the variance of the error over the batch; otherwise sum over the width, average
-    over tokens, and scale down while fewer than k latents are dead, as SAELens does"""
+    """whether to divide by the variance of the error over the batch; otherwise the loss is summed
+    over the width, averaged over tokens, and scaled down while fewer than k latents are dead, as in
+    SAELens"""
     signed: bool = False
-    """let negative activations count, as in SAELens"""
+    """whether negative activations are kept, as in SAELens"""
 
     def __post_init__(self) -> None:
         for name in ("k", "dead_after", "capacity"):
@@ -99,13 +107,13 @@ class AuxK:
         """Return the number of tokens without firing after which a latent is dead.
 
         Args:
-            tokens: of the training, which the default of `dead_after` depends on; None: unknown,
-                as in a `FusedStep` of its own, and the default is 10 million.
+            tokens: number of tokens of the run, which determines the default of `dead_after`.
+                None: unknown, as for a `FusedStep` outside of a run; the default is 10 million.
         """
         if self.dead_after is not None:
             return self.dead_after
         return _MOST_IDLE if tokens is None else min(_MOST_IDLE, max(tokens // 10, 1))
 
     def actives(self, d: int) -> int:
-        """How many dead latents explain a token of width d."""
+        """Return the number of dead latents that explain a token of width d."""
         return max(d // 2, 1) if self.k is None else self.k

@@ -1,4 +1,4 @@
-"""One training step of an SAE on the fused ops: forward, loss, gradient, Adam, constraints."""
+"""Training step of an SAE on the fused ops: forward pass, loss, gradients, Adam, constraints."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,45 +18,46 @@ from saefast.train.settings import STEP_PRECISIONS, AuxK, Rules
 from saefast.train.step_result import StepResult
 
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
-"""Shares of the latents that are active on a row: above the first, dense products and stored
-gradients are faster than the fused path; below the second the fused path is taken again."""
+"""Shares of active latents per row: above the first, dense products and stored gradients are faster
+than the fused path; below the second, the fused path is used again."""
 
 
 class _Started(NamedTuple):
-    """A step on the fused path after its encode."""
+    """State of a step on the fused path after its encode."""
 
     inputs: Tensor
-    """[n, d] what the encoder multiplied"""
+    """[n, d] inputs of the encoder"""
     encoded: Encoded
     report: Tensor | None
-    """int64 [r + 1] that of the encode, and whether codes were dense in the step before"""
+    """[r + 1] int64, report of the encode, and whether codes of the previous step were dense"""
 
 
 class FusedStep:
-    """Trains an SAE in place, a batch at a time.
+    """Training step that updates an SAE in place, one batch at a time.
 
-    On the fused path no weight gradient is stored: one pass over the latents sums it, removes its
-    part along the decoder row, applies Adam, restores norm one and refreshes the packed encoder
-    that the next step screens with. Results are the same bits for any number of threads.
+    The fused path does not store weight gradients: one pass over the latents sums the gradient,
+    removes its component along the decoder row, applies Adam, restores norm one and refreshes the
+    packed encoder with which the next step screens. Results are bitwise identical for any number of
+    threads.
 
-    On a GPU nothing in a TopK step waits for the device. A step of BatchTopK, Matryoshka, ReLU or
-    JumpReLU waits once, after its encode: a row's number of active latents has no bound but all of
-    them, so the host must read whether the encode had places for every one before the code is
-    used. Both kinds can be captured in CUDA graphs: see `capture`. Objectives that need it, or
-    whose codes are dense, take the path of autograd.
+    On a GPU, a TopK step never waits for the device. A step of BatchTopK, Matryoshka, ReLU or
+    JumpReLU waits once, after its encode: the number of active latents of a row is bounded only by
+    the number of latents, so the host must read whether the encode had room for all of them before
+    the code is used. Both kinds can be captured in CUDA graphs, see `capture`. Objectives without a
+    fused path, and steps with dense codes, use autograd.
 
-    On a GPU Triton kernels serve every rule, objective and precision of the fused path. Plain torch
-    computes what remains: all of an SAE in float64, encodes of k > 1024, and the products of Gated
-    SAEs and of losses of one's own, which have no fused path.
+    On a GPU, Triton kernels support every rule, objective and precision of the fused path. Plain
+    torch computes the rest: SAEs in float64, encodes with k > 1024, and Gated SAEs and custom
+    losses, which have no fused path.
 
     Args:
         sae: a float32 or float64 SAE.
-        lr: the learning rate of Adam; `step.lr = value` changes it.
-        rules: how weights may move.
-        objective: what is trained for; None: what is usual for the SAE's variant.
-        precision: "exact" or "bf16", as in `topk_encode`; "bf16_weights": besides, the decoder is
-            rounded to bfloat16 where it is multiplied. What learns are the float32 weights.
-        auxk: settings of the loss that revives dead latents; None leaves them dead.
+        lr: learning rate of Adam; assign `step.lr` to change it.
+        rules: rules of the weight updates; None: `Rules()`.
+        objective: training objective; None: the default of the SAE's variant.
+        precision: "exact" or "bf16", as in `topk_encode`; "bf16_weights" also rounds the decoder to
+            bfloat16 when it is multiplied. The trained weights are float32 in any case.
+        auxk: settings of the auxiliary loss that revives dead latents; None disables it.
     """
 
     def __init__(
@@ -78,15 +79,15 @@ class FusedStep:
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)
         self.now = Current(sae.k)
-        sae.firing_rate = None  # it is about to change
+        sae.firing_rate = None  # training invalidates it
         self.idle = torch.zeros(sae.m, dtype=torch.int64, device=sae.W_enc.device)
-        # Nothing is known of the first codes, and dense ones cost the fused path most.
+        # The density of the first codes is unknown, and dense codes cost most on the fused path.
         dense = self.objective.fused is not FusedPath.ALWAYS
         self._dense = torch.full((), dense, device=sae.W_enc.device)
-        self._was_dense = dense  # what the host has last read of it
+        self._was_dense = dense  # last value read by the host
         self._pressure = torch.ones((), dtype=torch.float64, device=sae.W_enc.device)
         self._written_pressure = 1.0
-        # The settings of the last step, if it was fused and its encode had all places it needed.
+        # Settings of the last step, if it was fused and its encode had room for all latents.
         self._compiled: tuple[object, ...] | None = None
         for name, parameter in sae.named_parameters():
             checks.writable(name, parameter)
@@ -107,7 +108,7 @@ class FusedStep:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """Learning rate of the next step."""
         return float(self.adam.lr)
 
     @lr.setter
@@ -116,11 +117,11 @@ class FusedStep:
 
     @property
     def steps(self) -> int:
-        """How many steps were taken."""
+        """Number of steps taken."""
         return int(self.adam.steps)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next step depends on, beside the settings; the tensors themselves."""
+        """Return the state on which the next step depends, apart from settings, without copying."""
         state = {name: tensor.detach() for name, tensor in self.sae.state_dict().items()}
         state |= self.adam.state | {"idle": self.idle, "dense": self._dense}
         state |= {f"objective.{name}": value for name, value in self.objective.state.items()}
@@ -130,7 +131,7 @@ class FusedStep:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Go on where the step was whose `state_dict` this is."""
+        """Restore a state returned by `state_dict`."""
         mine = self.state_dict()
         if mine.keys() != state_dict.keys():
             raise ValueError(
@@ -146,7 +147,15 @@ class FusedStep:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Tensor | None = None) -> StepResult:
-        """Train on x [n, d]; `target` [n, d_out], if something else is to be reconstructed."""
+        """Train on one batch.
+
+        Args:
+            x: [n, d] activations, with the dtype and device of the SAE.
+            target: [n, d_out] rows to reconstruct; None: x.
+
+        Returns:
+            Loss and statistics of the batch, computed before the update.
+        """
         target = self._check(x, target)
         self._prepare()
         self._compiled = None
@@ -161,27 +170,27 @@ class FusedStep:
         return self._train(x, target, complete)
 
     def _is_dense(self, x: Tensor) -> bool:
-        """Whether the path of autograd is to be taken, as far as is known before the encode."""
+        """Return whether to use autograd, as far as is known before the encode."""
         if self.objective.fused is not FusedPath.WHEN_SPARSE:
             return self.objective.fused is FusedPath.NEVER
-        # On a GPU, after a sparse step, it is read together with the report of the encode.
+        # On a GPU, after a sparse step, the flag is read together with the report of the encode.
         if self._was_dense or not gpu.has(x):
             self._was_dense = bool(self._dense)
         return self._was_dense
 
     def _prepare(self) -> None:
-        """Write to the device what schedules have changed, where a replay finds it."""
+        """Write scheduled values to the device memory from which a replay reads them."""
         if self._written_pressure != self.now.pressure:
             self._written_pressure = float(self.now.pressure)
             self._pressure.fill_(self._written_pressure)
 
     def _current(self, x: Tensor) -> Current:
-        """The settings of this step; on a GPU the pressure is read when kernels run."""
+        """Return the settings of this step; on a GPU kernels read the pressure when they run."""
         return self.now._replace(pressure=self._pressure) if gpu.has(x) else self.now
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> _Started:
-        """The first phase of a fused step; does not wait for a GPU."""
+        """Run the first phase of a fused step; does not wait for a GPU."""
         inputs = self.sae.inputs(x)
         encoded = self.objective.encode(self._encoder, inputs, self._current(x))
         if encoded.report is None:
@@ -189,8 +198,8 @@ class FusedStep:
         return _Started(inputs, encoded, torch.cat([encoded.report, self._dense.long()[None]]))
 
     def _complete(self, started: _Started) -> _Started | None:
-        """The encode with all it lacked; None if the path of autograd is to be taken instead."""
-        # The only wait of a step: see `Room` for why the host must know.
+        """Repeat the encode if it lacked room; return None if autograd is to be used instead."""
+        # The only wait of a step; `Room` explains why the host needs the report.
         if started.report is None or self._fits(started.report.tolist()):
             return started
         if self._was_dense:
@@ -200,25 +209,25 @@ class FusedStep:
         return started._replace(encoded=encoded)
 
     def _fits(self, report: Sequence[int]) -> bool:
-        """Whether the code with this report can be used."""
+        """Return whether the code with this report can be used."""
         *found, dense = report
         self._was_dense = bool(dense)
         return self.objective.fits(found) and not self._was_dense
 
     @torch.no_grad()
     def _train(self, x: Tensor, target: Tensor, started: _Started) -> StepResult:
-        """The second phase of a fused step; does not wait for a GPU."""
+        """Run the second phase of a fused step; does not wait for a GPU."""
         forward = self.objective.forward(self._encoder, started.encoded, target, self._current(x))
         return self._finish(self._learner.fused(forward, started.inputs, self.idle, self.auxk), x)
 
     def _by_autograd(self, x: Tensor, target: Tensor) -> StepResult:
-        """The step on the other path."""
+        """Take the step by autograd."""
         with torch.enable_grad():
             loss = self.objective.loss(self.sae, x, target, self.now)
         return self._finish(self._learner.by_autograd(loss, x, self.idle, self.auxk), x)
 
     def _finish(self, result: StepResult, x: Tensor) -> StepResult:
-        """See whether codes are dense, on both paths."""
+        """Update the flag of dense codes after a step on either path."""
         if self.objective.fused is FusedPath.WHEN_SPARSE:
             share = result.fired.sum().double() / (len(x) * self.sae.m)
             self._dense.copy_((share > _TOO_DENSE) | (self._dense & (share > _SPARSE_ENOUGH)))
@@ -231,21 +240,22 @@ class FusedStep:
         *,
         graph: Callable[[Any], Graph] = CudaGraph,
     ) -> CapturedStep[_Started, StepResult]:
-        """Make a step on batches shaped like x that is recorded once and then replayed.
+        """Create a step for batches shaped like x that is recorded once and then replayed.
 
-        Replays leave the host little to do. TopK is one graph, and nothing waits for it; the other
-        variants are two graphs with one read between, see `FusedStep`. `lr`, `now` and the weights
-        may change at any time. Steps are taken as usual until one like them has compiled the
-        kernels, where k has changed, where an encode lacked places, and while codes are dense.
+        Replays leave the host little to do. TopK uses one graph without a wait; the other variants
+        use two graphs with one read between them, see `FusedStep`. `lr`, `now` and the weights may
+        change at any time. Steps are taken without a graph until a step of the same kind has
+        compiled the kernels, after a change of k, when an encode lacked room, and while codes are
+        dense.
 
         Args:
-            x: [n, d] a batch, for its shape.
-            target: [n, d_out] what is to be reconstructed, if it is not x.
-            graph: makes what records and replays: see `captured_step.Graph`.
+            x: [n, d] example batch, for its shape.
+            target: [n, d_out] example of the rows to reconstruct; None: x.
+            graph: constructor of the object that records and replays, see `captured_step.Graph`.
 
         Returns:
-            what takes a step on (x) or (x, target), as the step itself does. The tensors of its
-            result are overwritten by the next step.
+            A callable that takes a step on (x) or (x, target), like the step itself. The tensors of
+            its result are overwritten by the next step.
         """
         self._check(x, target)
         if not gpu.has(x):
@@ -273,27 +283,27 @@ class FusedStep:
         return CapturedStep(phases, x, target, graph)
 
     def _served(self) -> bool:
-        """Whether the kernels of a GPU serve all of a fused step."""
+        """Return whether the GPU kernels support the whole fused step."""
         most: int = gpu.kernels("topk_encode").MOST_KEPT
         return gpu.serves(self.sae.W_enc) and self.now.k <= most
 
     def _settings(self, n: int) -> tuple[object, ...]:
-        """What decides on the kernels of a fused step on n rows."""
+        """Return the settings that determine the kernels of a fused step on n rows."""
         return n, self.now.k, self.objective.room, self.auxk
 
     def _kind(self, n: int) -> Hashable:
-        """What a recording of a step on n rows holds fixed; None while there can be none."""
+        """Return the key of a recording of a step on n rows; None if it cannot be recorded yet."""
         settings, packed = self._settings(n), self._encoder.packed
         if self._was_dense or self._compiled != settings or not self._served():
             return None
         if packed is None:
             return settings
-        # Where the packed weights are not fresh, the next step packs them anew.
+        # If the packed weights are not fresh, the next step packs them again.
         where = tuple(array.data_ptr() for array in packed.arrays)
         return (*settings, where) if self._encoder.fresh else None
 
     def _check(self, x: Tensor, target: Tensor | None) -> Tensor:
-        """What is to be reconstructed."""
+        """Check a batch and return the rows to reconstruct."""
         checks.floating("x", x, "[n, d]")
         checks.same_kind("the SAE", self.sae.W_enc, "x", x)
         checks.size("x", x, 1, self.sae.d, "the width of the SAE")

@@ -1,4 +1,4 @@
-"""What a training step tells of the batch."""
+"""Define the result of a training step."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from saefast.types import SparseCode
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw, before it changed the weights."""
+    """Loss and statistics of one batch, computed before the weights were updated."""
 
     loss: Tensor
-    """float64 [], without the loss of dead latents and without penalties on weights"""
+    """[] float64, loss without the auxiliary loss and penalties on weights"""
     squares: Tensor
-    """the squared error, summed over the batch; float64 []"""
+    """[] float64, squared error summed over the batch"""
     fired: Tensor
-    """[m] on how many rows each latent's value was positive"""
+    """[m] number of rows on which each latent was active"""
     auxk: Tensor | None
-    """the loss of the dead latents, if one was asked for"""
+    """[] auxiliary loss of the dead latents; None if it is disabled"""
     path: str
     """fused or autograd"""
     code: SparseCode | None = None
-    """what was active, on the fused path"""
+    """the code of the batch; None on the path of autograd"""

@@ -1,4 +1,4 @@
-"""train_saes: many SAEs, trained side by side on one stream of activations."""
+"""Entry point of training: many SAEs, trained in parallel on one stream of activations."""
 
 import hashlib
 import json
@@ -41,39 +41,43 @@ def train_saes(
 ) -> list[SAE]:
     """Train one SAE for each seed of the config, or of each of several configs.
 
-    The activations are read, scaled and moved once for all. An SAE has the same bits whatever
-    others are trained beside it, and on the CPU for any number of threads.
+    The activations are read, scaled and moved to the device once for all SAEs. An SAE is bitwise
+    identical whether it is trained alone or with others, and on the CPU for any number of threads.
 
-    On a CUDA device rows are copied ahead of the steps, in the dtype they are stored in (an object
-    of the protocol decides on it by its `dtype`), and cast, checked and scaled there. A step of the
-    fused path is recorded in a CUDA graph and replayed, once the number of active latents stays as
-    it is and a few steps were taken; where recording it fails, for want of memory say, a warning
-    tells so and steps go on without. Checkpoints are copied to pinned memory, as much as the state
-    of all SAEs, and written while the training goes on.
+    On a CUDA device, rows are copied ahead of the steps in the dtype in which they are stored (an
+    `Activations` object states it as its `dtype`), and are cast, checked and scaled there. A step
+    of the fused path is recorded as a CUDA graph and replayed, after a few steps and once the
+    number of active latents is constant; if recording fails, for example for lack of memory, a
+    warning is issued and steps continue without a graph. Checkpoints are copied to pinned memory,
+    which takes as much as the state of all SAEs, and written while the training continues.
 
     Args:
-        activations: what `saefast.activations.open_activations` takes: a tensor or array, a path,
-            an iterator, or an object of that protocol.
-        config: one, or several that share `batch_size`, `tokens`, `data_seed` and
+        activations: rows [n, d]: a tensor or array, a path, an iterator, or an `Activations`
+            object; see `saefast.activations.open_activations`.
+        config: one config, or several that agree in `batch_size`, `tokens`, `data_seed` and
             `activation_scaling`.
-        initial: what the SAEs begin as, one for each in the order of configs and seeds, such as
-            pooled ones to be fine-tuned; they take activations as they come and are not changed.
-            None: directions drawn from the seeds. With it a config's `tied`, `directions`,
-            `decoder_norm` and `b_dec` mean nothing.
-        out: the folder of the run. Without it nothing is written.
-        resume: go on with the run in `out` at its last checkpoint, to the bits of a run that was
-            never stopped. Where there is none, begin.
-        progress: show a progress bar on stderr.
-        device: where to train; None: a CUDA device if there is one.
-        checkpoint_minutes: time between two checkpoints. There is one at the end as well, and one
-            when the run is interrupted from the keyboard.
-        log_every: steps between two lines for each SAE in OUT/metrics.jsonl.
-        log_to: besides, "tensorboard", into OUT/tensorboard, and "wandb", into the run that is
-            active or else into a new one; such packages are the caller's to install.
-        keep_training: leave in OUT what a resume needs after the run has ended, too.
+        initial: initial SAEs, one for each SAE of the run in the order of configs and seeds, such
+            as pooled SAEs to be fine-tuned. They take unscaled activations and are not modified;
+            `tied`, `directions`, `decoder_norm` and `b_dec` of the configs are then ignored. None:
+            SAEs initialised from the seeds.
+        out: folder of the run. None: nothing is written.
+        resume: whether to continue the run in `out` from its last checkpoint, with a result
+            bitwise identical to that of an uninterrupted run. If there is none, a run is started.
+        progress: whether to show a progress bar on stderr.
+        device: device to train on; None: a CUDA device if there is one, otherwise the CPU.
+        checkpoint_minutes: minutes between two checkpoints. A checkpoint is also written at the end
+            and when the run is interrupted from the keyboard.
+        log_every: number of steps between two lines for each SAE in OUT/metrics.jsonl.
+        log_to: additional loggers: "tensorboard" writes to OUT/tensorboard, "wandb" to the active
+            run or a new one. Their packages must be installed separately.
+        keep_training: whether to keep the state needed for a resume after the run has finished.
 
     Returns:
-        The SAEs in the order of configs and seeds. They take activations as they come.
+        The SAEs in the order of configs and seeds. They take unscaled activations.
+
+    Raises:
+        FileExistsError: `out` holds a run and `resume` is False.
+        ValueError: the run in `out` has other settings or activations, or training diverged.
     """
     configs = tuple(config) if isinstance(config, Sequence) else (config,)
     check_shared(configs)
@@ -107,7 +111,7 @@ def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: flo
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    """Where to train; a GPU only where torch has one."""
+    """Return the device to train on; raise a ValueError if torch does not have it."""
     has_gpu = torch.cuda.is_available()
     if device is None:
         return torch.device("cuda" if has_gpu else "cpu")
@@ -126,7 +130,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _starts(
     initial: SAE | Sequence[SAE] | None, configs: Sequence[TrainConfig]
 ) -> Sequence[SAE | None]:
-    """What each SAE begins as, None for one that is drawn."""
+    """Return the initial SAE of each SAE of the run, None for those initialised from seeds."""
     count = len(labels_of(configs))
     if initial is None:
         return [None] * count
@@ -146,7 +150,7 @@ def _run_file(
     starts: Sequence[SAE | None],
     resume: bool,
 ) -> RunFile:
-    """That of a new run, or of the one to be resumed."""
+    """Return the run file of a new run, or of the run to be resumed."""
     facts: dict[str, Any] = {
         "saefast": version("saefast"),
         "torch": torch.__version__,
@@ -162,7 +166,7 @@ def _run_file(
     run = RunFile.read(out)
     if run is None:
         return RunFile(out, facts)
-    run.facts.setdefault("initial", [None] * len(starts))  # runs of versions that knew of none
+    run.facts.setdefault("initial", [None] * len(starts))  # absent from runs of older versions
     for key in ("configs", "data", "initial"):
         changed = differences(run.facts[key], facts[key], key)
         if changed:
@@ -174,7 +178,7 @@ def _run_file(
 
 
 def _fingerprint(sae: SAE) -> str:
-    """A short string that changes with any bit of the weights."""
+    """Return a short string that identifies the bits of the weights."""
     digest = hashlib.sha256()
     for name, values in sae.state_dict().items():
         digest.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())

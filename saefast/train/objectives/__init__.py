@@ -1,4 +1,4 @@
-"""What each variant of SAE is trained for: its forward pass and the gradients of its loss."""
+"""Training objectives of the SAE variants: forward passes and gradients of the losses."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ from saefast.train.objectives.topk import TopK
 from saefast.train.settings import BANDWIDTH, GROUP_SHARES
 
 SPARSITY = {"relu": 5.0, "gated": 5.0, "jumprelu": 100.0}
-"""Weight of the sparsity penalty of each variant that has one, for rows whose norm is about the
-root of their width"""
+"""Default weight of the sparsity penalty of each variant that has one, for rows with norms of about
+sqrt(width)."""
 
 
 def usual_objective(
@@ -30,7 +30,7 @@ def usual_objective(
     bandwidth: float = BANDWIDTH,
     group_shares: Sequence[float] = GROUP_SHARES,
 ) -> Objective:
-    """What the SAE's variant is trained for."""
+    """Return the default objective of the SAE's variant."""
     if sae.variant == "topk":
         return TopK()
     if sae.variant == "batchtopk":
@@ -44,7 +44,7 @@ def usual_objective(
 
 
 def objective_of(config: TrainConfig, sae: SAE) -> Objective:
-    """What an SAE of that config is trained for."""
+    """Return the objective that a config specifies for an SAE."""
     if config.loss is not None:
         return Custom(config.loss)
     return usual_objective(

@@ -1,4 +1,4 @@
-"""BatchTopK (Bussmann et al. 2024) and its nested form: n * k latents are shared by n rows."""
+"""BatchTopK (Bussmann et al. 2024) and Matryoshka: n rows share n * k active latents."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ from saefast.train.objectives.topk import of_listed
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
-_FORGETTING = 0.001  # of the running mean of thresholds in the end, as in the authors' code
-_YOUNG = 10.0  # at first the mean runs over a tenth of the steps so far: thresholds fall quickly
-_ROOM_PER_K = 4  # places of a row at first
+_FORGETTING = 0.001  # final weight of the running mean of thresholds, as in the authors' code
+_YOUNG = 10.0  # initially the mean covers a tenth of the steps so far: thresholds fall quickly
+_ROOM_PER_K = 4  # initial capacity of a row, in multiples of k
 
 
 class BatchTopK:
-    """Squared error of the n * k largest positive pre-activations of the batch.
+    """Squared error of the reconstruction by the batch's n * k largest positive pre-activations.
 
-    The smallest one kept, averaged over steps, becomes the SAE's threshold.
+    The smallest value kept, averaged over steps, becomes the SAE's threshold.
     """
 
     fused = FusedPath.ALWAYS
@@ -33,7 +33,7 @@ class BatchTopK:
     def __init__(self, sae: SAE) -> None:
         self._seen = torch.zeros((), dtype=torch.float64, device=sae.W_enc.device)
         self._places = Room(_ROOM_PER_K * sae.k)
-        # On the device, so that no step waits for the threshold of the step before.
+        # On the device, so that no step waits for the threshold of the previous step.
         self._guess: Tensor | None = None
 
     @property
@@ -59,10 +59,10 @@ class BatchTopK:
 
     def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
-        # A guess that a GPU has tried already was too high, or there was no room.
+        # On a GPU the guess has been tried already: it was too high, or room was lacking.
         guess = None if gpu.has(inputs) else self._guess
         found = encoder.largest_of_batch(inputs, now.k, guess, self.room)
-        # A guess that is a little too low finds more than is kept.
+        # Leave a margin: a guess that is slightly too low finds more latents than are kept.
         self._places.fits(int(found.counts.amax()) * 4 // 3)
         return Encoded(found.code, found.counts, found.threshold)
 
@@ -74,16 +74,16 @@ class BatchTopK:
         return of_listed(encoder, encoded.code, target)
 
     def _learn(self, sae: SAE, encoded: Encoded, now: Current) -> None:
-        """Let the SAE's threshold follow the batch's, and guess the next one."""
+        """Update the SAE's threshold by that of the batch, and guess the threshold of the next."""
         threshold, counts = encoded.threshold, encoded.counts
         assert threshold is not None
         assert counts is not None
         self._follow(sae, threshold)
-        # Where fewer are positive than wanted, all positive ones are wanted the next time, too.
+        # With fewer positive latents than wanted, the next batch is encoded with threshold zero.
         guess = torch.where(counts.sum() >= len(counts) * now.k, SLACK * threshold, 0.0)
         if self._guess is None:
             self._guess = guess
-        else:  # where a captured step finds it
+        else:  # in place, so that a captured step reads it
             self._guess.copy_(guess)
 
     def _follow(self, sae: SAE, threshold: Tensor) -> None:
@@ -102,7 +102,7 @@ class BatchTopK:
 
 
 class Matryoshka(BatchTopK):
-    """The mean of the squared errors of nested prefixes of the latents (Bussmann et al. 2025)."""
+    """Mean of the squared errors of nested prefixes of the latents (Bussmann et al. 2025)."""
 
     def __init__(self, sae: SAE, shares: Sequence[float]) -> None:
         super().__init__(sae)
@@ -134,7 +134,7 @@ class Matryoshka(BatchTopK):
 
 
 def group_ends(m: int, shares: Sequence[float]) -> Tensor:
-    """Where the groups of m latents end that have these shares of them, the last one the rest."""
+    """Return the ends of groups with these shares of m latents; the last group has the rest."""
     ends = [0]
     for share in shares:
         ends.append(min(m, ends[-1] + max(1, round(share * m))))
@@ -143,7 +143,7 @@ def group_ends(m: int, shares: Sequence[float]) -> Tensor:
 
 
 def largest_of_batch(scores: Tensor, k: int) -> Tensor:
-    """The n * k largest positive scores, the rest zero; of equal ones the first in memory."""
+    """Keep the n * k largest positive scores [n, m], set others to zero; ties by memory order."""
     positive = scores.relu()
     flat = positive.flatten()
     order = flat.sort(descending=True, stable=True).indices[: len(scores) * k]

@@ -1,4 +1,4 @@
-"""Codes as [n, m] matrices: what the definitions of the objectives share."""
+"""Dense [n, m] codes: helpers shared by the autograd definitions of the objectives."""
 
 from torch import Tensor
 
@@ -7,12 +7,12 @@ from saefast.train.objectives.forward import Loss
 
 
 def scores_of(sae: SAE, x: Tensor) -> Tensor:
-    """All pre-activations."""
+    """Return all pre-activations [n, m]."""
     return sae.inputs(x) @ sae.W_enc.T + sae.b_enc
 
 
 def squared_error(sae: SAE, acts: Tensor, target: Tensor, penalty: Tensor | float = 0.0) -> Loss:
-    """The squared error of what the activations decode to, per row, plus a penalty."""
+    """Return the squared error of the reconstruction per row, plus a penalty."""
     error = target - (acts @ sae.W_dec + sae.b_dec)
     squares = error.square().sum()
     value = squares / len(target) + penalty
@@ -20,5 +20,5 @@ def squared_error(sae: SAE, acts: Tensor, target: Tensor, penalty: Tensor | floa
 
 
 def fired_of(acts: Tensor) -> Tensor:
-    """On how many rows each latent is positive."""
+    """Return the number of rows on which each latent is active, [m]."""
     return (acts > 0).sum(0)

@@ -1,4 +1,4 @@
-"""What an objective hands to the step: the code, and the gradients that the update needs."""
+"""Interface between objectives and the step: the code, and the gradients that updates need."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -12,62 +12,65 @@ from saefast.types import SparseCode
 
 
 class Current(NamedTuple):
-    """What schedules make of the settings at one step."""
+    """Scheduled settings of one step."""
 
     k: int
+    """number of active latents per token"""
     pressure: float | Tensor = 1.0
-    """the part of the sparsity penalty that is applied, from 0 to 1; on a GPU a float64 scalar
-    tensor, so that a captured step reads the value of the step at which it is replayed"""
+    """share of the sparsity penalty that is applied, from 0 to 1; on a GPU a float64 scalar tensor,
+    so that a captured step reads the value at the time of its replay"""
 
 
 class Encoded(NamedTuple):
-    """What the encode of a step found: all that the rest of the step needs of it."""
+    """Result of the encode of a step, with all that the rest of the step needs."""
 
     code: SparseCode
     counts: Tensor | None = None
-    """[n] int64 how many places of each row hold a latent, where that may differ"""
+    """[n] int64, number of latents listed in each row; None if it is constant"""
     threshold: Tensor | None = None
-    """[] the smallest value kept of the batch, 0 if none was"""
+    """[] smallest value kept of the batch, 0 if none was"""
     report: Tensor | None = None
-    """int64 [r] on a GPU: what `Objective.fits` must see before the code is used; None where the
-    code is complete in any case"""
+    """[r] int64 on a GPU, values that `Objective.fits` must check before the code is used; None if
+    the code is always complete"""
 
 
 class Forward(NamedTuple):
-    """One forward pass over a batch of n rows, and the gradients of its loss."""
+    """Forward pass over a batch of n rows, and the gradients of its loss."""
 
     code: SparseCode
-    """values are not negative; those of zero stand for nothing"""
+    """values are nonnegative; zeros are padding"""
     residual: Tensor
-    """[n, d] the loss's gradient by the reconstruction; with groups [g, n, d], one for each"""
+    """[n, d_out] gradient of the loss with respect to the reconstruction, or [g, n, d_out] with
+    one for each group"""
     value_grads: Tensor
-    """its gradient by each value"""
+    """[n, w] gradient of the loss with respect to each value"""
     squares: Tensor
-    """float64 [] the squared error of the whole reconstruction"""
+    """[] float64, squared error of the whole reconstruction"""
     loss: Tensor
-    """float64 []"""
+    """[] float64, the loss"""
     group_ends: Tensor | None = None
+    """[g] ends of the groups of latents; None without groups"""
     shrink_dec: Tensor | None = None
-    """[m] what multiple of its decoder row each latent's gradient gets besides"""
+    """[m] multiple of each decoder row that is added to its gradient; None: zero"""
     threshold_gradient: Tensor | None = None
-    """[m] the loss's gradient by `jump_threshold`"""
+    """[m] gradient of the loss with respect to `jump_threshold`; None for other variants"""
 
 
 class Loss(NamedTuple):
-    """The same pass by autograd: what is differentiated, and what is reported."""
+    """Loss for autograd, with the statistics to report."""
 
     value: Tensor
-    """[]"""
+    """[] the loss, to be differentiated"""
     squares: Tensor
-    """[] the squared error of the whole reconstruction"""
+    """[] squared error of the whole reconstruction"""
     error: Tensor
-    """[n, d] target - reconstruction"""
+    """[n, d_out] target - reconstruction"""
     fired: Tensor
-    """[m] on how many rows each latent is positive"""
+    """[m] number of rows on which each latent is active"""
 
 
 class FusedPath(Enum):
-    """When the steps of an objective take the fused path, and not that of autograd."""
+    """When the steps of an objective take the fused path instead of autograd."""
 
     ALWAYS = "always"
     WHEN_SPARSE = "when codes are sparse"
@@ -75,22 +78,22 @@ class FusedPath(Enum):
 
 
 class Objective(Protocol):
-    """Turns a batch into gradients. One object serves one SAE, and may remember what it saw.
+    """Computes gradients of a batch. An object serves one SAE and may keep state between steps.
 
-    On the fused path a step calls `encode`, then `forward`. Between the two lies the only wait for
-    a GPU: where `Encoded.report` is a tensor, the host reads it, and encodes again by `encode_all`
-    where `fits` says that places lacked. Neither `encode` nor `forward` waits.
+    On the fused path a step calls `encode`, then `forward`. The only wait for a GPU is between the
+    two: if `Encoded.report` is a tensor, the host reads it, and repeats the encode by `encode_all`
+    if `fits` returns that room was lacking. Neither `encode` nor `forward` waits.
     """
 
     fused: FusedPath
 
     @property
     def room(self) -> int | None:
-        """For how many latents of a row `encode` has places on a GPU; None where k decides."""
+        """Capacity of `encode` in latents per row on a GPU; None if k determines it."""
         ...
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Encode `inputs` [n, d], what the encoder multiplies; on a GPU with `room` places."""
+        """Encode the encoder's inputs [n, d]; on a GPU with capacity `room`."""
         ...
 
     def fits(self, report: Sequence[int]) -> bool:
@@ -98,7 +101,7 @@ class Objective(Protocol):
         ...
 
     def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Encode with as many places as are needed; waits for the device."""
+        """Encode with as much capacity as needed; waits for the device."""
         ...
 
     def forward(
@@ -108,10 +111,10 @@ class Objective(Protocol):
         ...
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
-        """By dense products and autograd: the definition of what `forward` computes."""
+        """Compute the loss by dense products for autograd: the definition of `forward`."""
         ...
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What it remembers and results depend on; restored by copying into these tensors."""
+        """State that results depend on; it is restored by copying into these tensors."""
         ...

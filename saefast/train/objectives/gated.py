@@ -1,4 +1,4 @@
-"""Objectives that autograd differentiates: Gated SAEs, and losses of the user's own."""
+"""Objectives without a fused path: Gated SAEs and custom losses."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,19 +18,19 @@ class Differentiated:
     room = None
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Raise: there is no fused path."""
+        """Raise a NotImplementedError, since there is no fused path."""
         raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
 
     encode_all = encode
 
     def fits(self, report: Sequence[int]) -> bool:
-        """See `Objective`; there is never a report."""
+        """See `Objective`; there are no reports."""
         return True
 
     def forward(
         self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
-        """Raise: there is no fused path."""
+        """Raise a NotImplementedError, since there is no fused path."""
         raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
 
     @property
@@ -40,9 +40,9 @@ class Differentiated:
 
 
 class Gated(Differentiated):
-    """Squared error, an L1 penalty of the gates, and what the gates alone reconstruct.
+    """Squared error, an L1 penalty on the gates, and the squared error of the gates alone.
 
-    Rajamanoharan et al. 2024: the decoder is held fixed in the last part.
+    As in Rajamanoharan et al. 2024, the decoder is held fixed in the last term.
     """
 
     def __init__(self, sparsity: float) -> None:
@@ -64,13 +64,13 @@ class Gated(Differentiated):
 
 
 class Custom(Differentiated):
-    """A loss of the user's: loss(sae, x, target) -> a scalar, by any means that autograd knows."""
+    """Custom loss(sae, x, target) -> scalar that autograd can differentiate."""
 
     def __init__(self, function: Callable[[SAE, Tensor, Tensor], Tensor]) -> None:
         self._function = function
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
-        """See `Objective`; the code is encoded once more, for what is reported."""
+        """See `Objective`; x is encoded a second time for the reported statistics."""
         value = self._function(sae, x, target)
         with torch.no_grad():
             code = sae.encode(x)

@@ -1,28 +1,28 @@
-"""How many latents of a row a GPU has places for, before it is known how many there are."""
+"""Capacity of codes on a GPU: latents per row, chosen before their number is known."""
 
 _STEP = 32
 
 
 class Room:
-    """The number of places in every row of a list, learned from what earlier batches needed.
+    """Capacity per row of a code, adapted to the needs of earlier batches.
 
-    A list has one size for the whole batch, and the host must know it before the kernels start. A
-    row has no bound on its active latents other than all of them, so the host reads how many the
-    longest row needed, and an encode that lacked places is repeated. Results do not depend on the
-    number of places: only time and memory do.
+    The capacity is the same for all rows of a batch, and the host must know it before the kernels
+    start. The number of active latents of a row is bounded only by the number of latents, so the
+    host reads how many the longest row needed, and an encode that lacked room is repeated. Results
+    do not depend on the capacity, only time and memory do.
 
     Args:
-        places: the number of places at first.
+        places: initial capacity.
     """
 
     def __init__(self, places: int) -> None:
         self.places = places
 
     def fits(self, longest: int) -> bool:
-        """Return whether a row of `longest` latents had places, and learn how many are needed.
+        """Return whether a row of `longest` latents had room, and adapt the capacity.
 
-        The number changes rarely, since each one needs kernels and graphs of its own: it grows
-        where places lacked, and shrinks where half of them would still leave a margin of a half.
+        The capacity changes rarely, since each value needs kernels and graphs of its own: it grows
+        when room was lacking, and shrinks when half of it would still leave a margin of one half.
         """
         fits = longest <= self.places
         enough = max(-(-3 * longest // (2 * _STEP)), 1) * _STEP

@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty, JumpReLU with a target for L0: latents above a threshold are active."""
+"""ReLU with an L1 penalty and JumpReLU with a target for L0: latents active above a threshold."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ from saefast.train.objectives.topk import of_listed
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.types import SparseCode
 
-_ROOM = 128  # for the active latents of a row, at first
+_ROOM = 128  # initial capacity for the active latents of a row
 
 
 class _Listed:
-    """What the latents above a threshold have in common: nothing but it bounds their number."""
+    """Base of objectives whose number of active latents is bounded by a threshold only."""
 
     fused = FusedPath.WHEN_SPARSE
     _places: Room
@@ -31,7 +31,7 @@ class _Listed:
         return self._places.places
 
     def bar(self, sae: SAE) -> Tensor:
-        """What a pre-activation must exceed to be listed, [m] or []."""
+        """Return the threshold above which pre-activations are listed, [m] or []."""
         raise NotImplementedError
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
@@ -59,13 +59,13 @@ class _Listed:
 
 
 class ReLU(_Listed):
-    """Squared error plus `sparsity` times the sum of activations, each times its row's norm."""
+    """Squared error plus `sparsity` times the sum of activations times decoder norms."""
 
     def __init__(self, sparsity: float) -> None:
         self._sparsity, self._places = sparsity, Room(_ROOM)
 
     def bar(self, sae: SAE) -> Tensor:
-        """Zero."""
+        """Return zero, []."""
         return sae.b_enc.new_zeros(())
 
     def forward(
@@ -97,15 +97,15 @@ class ReLU(_Listed):
 class JumpReLU(_Listed):
     """Squared error plus `sparsity` * (L0 / k - 1)^2 (Rajamanoharan et al. 2024).
 
-    A step has no gradient. In its place is that of a step smeared out over `bandwidth`, for the
-    thresholds alone.
+    The step function has no useful gradient. The thresholds, and only they, get the gradient of a
+    step smoothed over `bandwidth`.
     """
 
     def __init__(self, sparsity: float, bandwidth: float) -> None:
         self._sparsity, self._bandwidth, self._places = sparsity, bandwidth, Room(_ROOM)
 
     def bar(self, sae: SAE) -> Tensor:
-        """The thresholds less half of the bandwidth: below it nothing has a gradient."""
+        """Return thresholds minus half the bandwidth, [m]: latents below have no gradient."""
         return sae.jump_threshold - self._bandwidth / 2
 
     def forward(
@@ -144,7 +144,7 @@ class JumpReLU(_Listed):
 
 
 class _Jump(torch.autograd.Function):
-    """scores where they exceed their threshold; the threshold's gradient is smeared out."""
+    """Scores above their threshold, else zero; the threshold gets a smoothed gradient."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, scores: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -162,7 +162,7 @@ class _Jump(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """1 where scores exceed their threshold; only the threshold gets a gradient."""
+    """One for scores above their threshold, else zero; only the threshold gets a gradient."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, scores: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

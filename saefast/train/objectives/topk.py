@@ -1,4 +1,4 @@
-"""TopK (Gao et al. 2024): the k largest pre-activations of every row, squared error."""
+"""TopK (Gao et al. 2024): squared error with the k largest pre-activations of every row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from saefast.types import SparseCode
 
 @dataclass
 class TopK:
-    """The loss is the squared error summed over the width and averaged over rows.
+    """Squared error summed over the width and averaged over rows.
 
-    Latents are chosen as `SAE.by_norm` says.
+    Latents are ranked according to `SAE.by_norm`.
     """
 
     fused = FusedPath.ALWAYS
@@ -61,7 +61,7 @@ class TopK:
 
 
 def of_code(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
-    """The gradients of the squared error for a code whose width is fixed by the settings."""
+    """Compute the gradients of the squared error for a code whose width the settings fix."""
     n = len(target)
     residual, value_grads, squares = decode_residual(
         *code, encoder.decoder, encoder.sae.b_dec, target, 2.0 / n
@@ -70,9 +70,9 @@ def of_code(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward
 
 
 def of_listed(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
-    """The gradients of the squared error for a code that zeros fill up to the room there was.
+    """Compute the gradients of the squared error for a code padded with zeros to the capacity.
 
-    On a GPU the bits must not depend on the room, nor the time on the zeros.
+    On a GPU the bits must not depend on the capacity, nor the time on the padding.
     """
     if not gpu.has(target):
         return of_code(encoder, code, target)
