@@ -1,7 +1,7 @@
-"""One file per op: its schema, what it does for a compiler and for autograd, and who computes it.
+"""One file per op: schema, shapes for compilers, gradients, and implementations by device.
 
-On the CPU that is C++ (`saefast._native`), elsewhere the reference, until a kernel registers.
-Gradients call other ops through the dispatcher, so all of them are registered together here.
+CPU kernels are C++ (`saefast._native`), GPU kernels Triton or CUDA C++; the reference computes the
+rest. Gradients call other ops through the dispatcher, so all ops are registered together here.
 """
 
 from saefast.ops import decode_prefixes as _decode_prefixes  # noqa: F401

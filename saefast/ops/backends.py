@@ -1,4 +1,4 @@
-"""Which implementation a caller asks for with `impl=`, and what he is told if it cannot run."""
+"""Resolve the argument `impl`, and explain why a backend is unavailable."""
 
 from torch import Tensor
 
@@ -9,9 +9,16 @@ IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 
 
 def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
-    """True for the reference, False for the dispatcher; raises if `impl` cannot serve `tensor`.
+    """Return whether to call the reference instead of the dispatcher.
 
-    `in_cuda` says whether the op has such a kernel.
+    Args:
+        impl: one of `IMPLEMENTATIONS`.
+        tensor: an operand, for device and dtype.
+        in_cuda: whether the op has a CUDA C++ kernel.
+
+    Raises:
+        ValueError: the implementation is unknown, unavailable or for another device.
+        TypeError: the implementation does not support the dtype.
     """
     checks.one_of("impl", impl, IMPLEMENTATIONS)
     if impl == "cpp" and tensor.device.type != "cpu":
@@ -30,7 +37,7 @@ def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
 
 
 def why_not_live(impl: str) -> str | None:
-    """The reason why a backend of the GPU cannot be asked for, or None."""
+    """Return the reason why a GPU backend is unavailable, or None if it is available."""
     if impl == "cuda" and not gpu.has_cuda():
         return "saefast was built without CUDA C++ (-C cmake.define.SAEFAST_CUDA=ON)"
     return gpu.why_not_live()

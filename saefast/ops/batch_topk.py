@@ -1,9 +1,9 @@
 """BatchTopK (Bussmann et al., 2412.06410): the n * k largest positive values of a whole batch.
 
-Some rows get more latents than others. What all rows share is a threshold, which changes little
-from step to step: with a guess of it, slightly too low, one pass of `threshold_encode` finds
-everything that can be kept. Without one, or where it fails, a `topk_encode` gives a bound to start
-from. The result does not depend on it.
+Rows differ in their number of latents, but share a threshold, which changes little from step to
+step: with a guess slightly below it, one pass of `threshold_encode` finds all values that may be
+kept. Without a guess, or if it fails, a `topk_encode` provides an initial bound. The result does
+not depend on the guess.
 """
 
 import math
@@ -25,15 +25,15 @@ class BatchCode(NamedTuple):
     """The active latents of a batch."""
 
     code: SparseCode
-    """as wide as the largest row; the others end in values and indices of zero"""
+    """values and indices [n, w], where w is the width of the longest row; padded with zeros"""
     threshold: Tensor
-    """[] the smallest value kept; zero if there is none"""
+    """[] smallest value kept; zero if none is"""
     counts: Tensor
-    """[n] int64 how many latents of each row are kept"""
+    """[n] int64, number of latents kept in each row"""
 
 
 SLACK = 0.9
-"""What the last threshold is multiplied by to guess the next; decides on the time alone"""
+"""Factor by which the last threshold is multiplied to guess the next; it affects time only."""
 
 
 def batch_topk(
@@ -47,20 +47,22 @@ def batch_topk(
     precision: str = "exact",
     packed: Packed | None = None,
 ) -> BatchCode:
-    """The n * k largest positive values of x @ weight.T + bias; of equal ones the first in memory.
+    """Select the n * k largest positive values of x @ weight.T + bias; ties by memory order.
 
-    Waits for a GPU once after every encode it makes, and once in the end.
+    Waits for a GPU once after every encode, and once at the end.
 
     Args:
-        x: [n, d] rows to encode; must be finite, float32 or float64.
+        x: [n, d] rows to encode; finite, float32 or float64.
         weight: [m, d] one row per latent.
         bias: [m]; -infinity masks a latent.
-        k: how many latents to keep per row, on average. If fewer are positive, all of those.
-        guess: a number or [], probably below the threshold, but not by far. Decides on the time
-            alone.
-        width: how many latents the largest row will probably have. Decides on the time alone.
+        k: average number of latents to keep per row; if fewer are positive, all of them are kept.
+        guess: a number or [], preferably slightly below the threshold. Affects time only.
+        width: expected number of latents of the longest row. Affects time only.
         precision: "exact" or "bf16", as in `topk_encode`.
-        packed: the weight as `repacked` left it.
+        packed: the weight packed by `repacked`; None: unpacked.
+
+    Returns:
+        The code, the threshold and the number of latents in each row.
     """
     _check(x, weight, bias, k, guess, width, precision)
     m = weight.shape[0]
@@ -116,12 +118,12 @@ def _check(
 
 
 def _room_for(count: int) -> int:
-    """32 times a power of two."""
+    """Return the least capacity for `count` latents that is 32 times a power of two."""
     return 32 << max(0, (count - 1).bit_length() - 5)
 
 
 def _seen(found: ThresholdCode, limit: Tensor) -> tuple[int, int, bool]:
-    """How many values are above the limit, in all and in the longest row, and whether it is > 0."""
+    """Return the number of values above the limit, in total and in the longest row; limit > 0."""
     counts = found.counts
     longest = counts.amax() if counts.numel() else counts.new_zeros(())
     total, longest, higher = torch.stack([counts.sum(), longest, (limit > 0).long()]).tolist()
@@ -129,10 +131,10 @@ def _seen(found: ThresholdCode, limit: Tensor) -> tuple[int, int, bool]:
 
 
 def _bound(listed: Tensor, wanted: int) -> Tensor:
-    """A number above which the `wanted` largest are, from some of the scores; [].
+    """Return a lower bound [] of the `wanted` largest scores, from some of the scores.
 
-    It is a little lower than it need be: on a GPU a top k of bfloat16 products is not summed in the
-    order of `threshold_encode`.
+    The bound has a margin: on a GPU a top k of bfloat16 products is not summed in the order of
+    `threshold_encode`.
     """
     if wanted == 0:
         return listed.new_zeros(())
@@ -143,7 +145,7 @@ def _bound(listed: Tensor, wanted: int) -> Tensor:
 
 
 def _cut(found: ThresholdCode, wanted: int) -> BatchCode:
-    """The `wanted` largest of what was found, or all; of equal values the first in memory."""
+    """Keep the `wanted` largest values of a code, or all; ties by memory order."""
     values, indices, counts, smallest = keep_of_batch(found.values, found.indices, wanted)
     width = max(int(counts.amax()), 1) if counts.numel() else 1
     return BatchCode(SparseCode(values[:, :width], indices[:, :width]), smallest, counts)

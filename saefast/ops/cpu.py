@@ -1,4 +1,4 @@
-"""How tensors reach the C++ kernels: contiguous, with torch's number of threads."""
+"""Access to the C++ kernels: the compiled module, contiguous tensors, number of threads."""
 
 import os
 
@@ -9,25 +9,25 @@ try:
     from saefast import _native as native
 except ImportError as error:
     raise ImportError(
-        "saefast._native, the compiled part, could not be imported. In the source tree it is not "
-        "there: install with `pip install .` and start Python in another folder, or use "
+        "the compiled module saefast._native could not be imported. The source tree does not "
+        "contain it: install with `pip install .` and start Python in another folder, or use "
         f"`pip install -e .`. The cause was: {error}"
     ) from error
 
 __all__ = ["contiguous", "native", "threads"]
 
 LEVEL_ENVIRONMENT = "SAEFAST_ISA"
-"""Names the instruction set to use instead of the best one, for tests and for comparing."""
+"""Environment variable that selects an instruction set instead of the best one, for tests."""
 
 if os.environ.get(LEVEL_ENVIRONMENT):
     native.use_level(os.environ[LEVEL_ENVIRONMENT])
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """The tensor as C++ reads it: row after row, without autograd."""
+    """Return the tensor in the form that C++ reads: contiguous and detached."""
     return tensor.detach().contiguous()
 
 
 def threads() -> int:
-    """What `torch.set_num_threads` said."""
+    """Return torch's number of threads."""
     return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What copies beside a computation need of a CUDA device: a stream, events, pinned memory."""
+"""CUDA streams, events and pinned memory for copies that overlap with computation."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,39 +16,39 @@ class Event(Protocol):
 
 
 class Streams(Protocol):
-    """The calls that order copies and computation; tests put a simulation in their place.
+    """Interface of the calls that order copies and computation; tests replace it by a simulation.
 
-    Work goes to the stream that is current in the calling thread, and starts when the host has
-    submitted it and all work before it in the same stream is done.
+    Work is submitted to the current stream of the calling thread, and starts when all earlier work
+    of that stream is done.
     """
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Allocate host memory that copies reach without the host."""
+        """Allocate page-locked host memory, which the device can copy asynchronously."""
 
     def on_device(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate device memory for the current stream."""
 
     def holds(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor lies on the device."""
+        """Return whether a tensor is on the device."""
 
     def copies(self) -> AbstractContextManager[object]:
         """Make the stream of copies the current one."""
 
     def record(self) -> Event:
-        """Mark the end of the work that the current stream has been given so far."""
+        """Record an event after the work submitted to the current stream so far."""
 
     def wait(self, event: Event) -> None:
-        """Let the current stream, not the host, wait for an event of another one."""
+        """Make the current stream, not the host, wait for an event of another stream."""
 
     def uses(self, tensor: Tensor) -> None:
-        """Keep the memory of another stream's tensor until the work so far of this one is done."""
+        """Keep a tensor of another stream allocated until this stream's work so far is done."""
 
 
 class CudaStreams:
     """`Streams` of a CUDA device, with one stream for copies."""
 
     def __init__(self, device: torch.device) -> None:
-        # A thread begins with device 0 as the current one, so the number is settled here.
+        # New threads start with device 0 as the current one, so the index is resolved here.
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
         self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -86,5 +86,5 @@ class CudaStreams:
 
 
 def streams_of(device: torch.device) -> Streams | None:
-    """Return the streams of a CUDA device; None on a CPU, which has none."""
+    """Return the streams of a CUDA device, or None for a CPU."""
     return CudaStreams(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""What a training step needs of a decoder whose latents form nested prefixes."""
+"""Decoder of a training step with nested prefixes of latents: errors and value gradients."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def decode_prefixes(
     group_ends: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.decode_prefixes`. For the fused step, so not differentiable."""
+    """See `reference.decode_prefixes`; not differentiable, since only the fused step uses it."""
     _check(values, indices, weight, bias, target, group_ends)
     checks.in_range("indices", indices, weight.shape[0])
     return reference.decode_prefixes(values, indices, weight, bias, target, group_ends, factor)
@@ -37,7 +37,7 @@ def _(
     group_ends: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the sparse ops, a group at a time; the same bits for any number of threads."""
+    """Use the sparse ops, one group at a time; bitwise equal for any number of threads."""
     _check(values, indices, weight, bias, target, group_ends)
     groups = len(group_ends)
     group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
@@ -53,7 +53,7 @@ def _(
         residual[g] += residual[g + 1]
     value_grads = torch.zeros_like(values)
     for rows, member in zip(residual, members, strict=True):
-        # Places of other groups read the first row, again and again, which costs little.
+        # Entries of other groups read row 0, which stays in cache and costs little.
         dots = gather_dots(rows, weight, torch.where(member, indices, 0))
         value_grads = torch.where(member, dots, value_grads)
     return residual, value_grads, squares

@@ -1,4 +1,4 @@
-"""What a training step needs of the decoder, in one read of its active rows."""
+"""Decoder of a training step: error and value gradients in one read of the active rows."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def decode_residual(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.decode_residual`. For the fused step, so not differentiable."""
+    """See `reference.decode_residual`; not differentiable, since only the fused step uses it."""
     checks.in_range("indices", indices, weight.shape[0])
     return reference.decode_residual(values, indices, weight, bias, target, factor)
 
@@ -63,7 +63,7 @@ def _(
 def check_decode(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 ) -> None:
-    """Raise unless a code, its decoder and the target [n, d] of a training step fit together."""
+    """Raise unless a code, its decoder and the target [n, d] of a training step are compatible."""
     checks.code(values, indices, weight)
     checks.same_kind("weight", weight, "target", target)
     checks.shape("target", target, (values.shape[0], weight.shape[1]))

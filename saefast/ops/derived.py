@@ -1,4 +1,4 @@
-"""Values that are computed from tensors and kept until one of the tensors changes."""
+"""Cache of a value computed from tensors, invalidated when one of them changes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -14,12 +14,12 @@ _SAMPLED_ROWS = 32
 
 
 class Derived(Generic[Value]):
-    """A value computed from tensors, kept until one of them changes.
+    """A value computed from tensors and cached until one of them changes.
 
-    A change is noticed by the version counter of a tensor, by its address, and by its shape. Writes
-    through `tensor.data` and torch's fused optimisers do not raise the counter, so a sample of the
-    rows is compared as well, for which the host waits on a GPU. Call `forget` after a write through
-    `tensor.data` that changes some rows only. A copy or a pickle of this object is empty.
+    A change is detected by the version counter, the address and the shape of a tensor. Writes
+    through `tensor.data` and torch's fused optimisers do not increase the counter, so a sample of
+    the rows is compared as well, for which the host waits on a GPU. Call `forget` after a write
+    through `tensor.data` that changes only some rows. Copies and pickles of this object are empty.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Derived(Generic[Value]):
 
     @staticmethod
     def tracks(*sources: Tensor | None) -> bool:
-        """Return whether changes of all `sources` can be noticed.
+        """Return whether changes of all `sources` can be detected.
 
-        Tensors that were made in inference mode have no version counter; subclasses may have no
-        memory; under `torch.compile` there are only traces.
+        Tensors created in inference mode have no version counter; subclasses of Tensor may have no
+        memory; under `torch.compile` tensors have no values.
         """
         return not torch.compiler.is_compiling() and all(
             source is None or (type(source) in (Tensor, nn.Parameter) and not source.is_inference())
@@ -38,14 +38,14 @@ class Derived(Generic[Value]):
         )
 
     def get(self, sources: Sequence[Tensor], make: Callable[[], Value], *key: object) -> Value:
-        """Return the kept value, or make it again if `sources` or `key` differ from last time."""
+        """Return the cached value, or recompute it if `sources` or `key` have changed."""
         state = (*key, *map(_state, sources))
         kept = self._kept
         if kept is not None and kept[0] == state:
             samples = zip(kept[1], map(_sample, sources), strict=True)
             if gpu.capturing(sources[0]) or all(torch.equal(*pair) for pair in samples):
                 return kept[2]
-        self._kept = None  # frees the old value before the new one takes memory
+        self._kept = None  # frees the old value before the new one is allocated
         value = make()
         self._kept = (state, [_sample(source).clone() for source in sources], value)
         return value
@@ -59,7 +59,7 @@ class Derived(Generic[Value]):
 
 
 def _state(source: Tensor) -> tuple[object, ...]:
-    """Everything about a tensor that changes when its contents are replaced or written."""
+    """Return the properties of a tensor that change when its contents are replaced or written."""
     return (
         source.data_ptr(),
         source._version,
@@ -71,5 +71,5 @@ def _state(source: Tensor) -> tuple[object, ...]:
 
 
 def _sample(source: Tensor) -> Tensor:
-    """A few rows of a tensor, as a view."""
+    """Return a sample of a tensor's rows, as a view."""
     return source.detach()[:: max(1, len(source) // _SAMPLED_ROWS)]

@@ -1,4 +1,4 @@
-"""Encodes with one weight that stays packed for the screen from call to call."""
+"""Encodes with a weight that stays packed for the screening product between calls."""
 
 from typing import Any
 
@@ -14,13 +14,12 @@ from saefast.types import SparseCode, ThresholdCode
 
 
 class CachedEncoder:
-    """Encodes rows with a weight, and packs the weight again only when it has changed.
+    """Encoder that packs its weight again only when it has changed.
 
-    Packing reads the whole weight and writes it in the form of the screening product: to encode a
-    few rows, that takes longer than the encode. The packed weight takes 2 bytes for each entry of
-    the weight where the screen multiplies bfloat16 or 16-bit integers, 4 where it multiplies
-    float32, and up to 12 bytes for each latent. `forget` frees it. See `Derived` for how a change
-    is noticed.
+    Packing reads the whole weight and writes it in the format of the screening product, which takes
+    longer than encoding a few rows. The packed weight takes 2 bytes for each entry of the weight if
+    the screen multiplies bfloat16 or 16-bit integers, 4 if it multiplies float32, and up to 12
+    bytes for each latent. `forget` frees it. See `Derived` for the detection of changes.
     """
 
     def __init__(self) -> None:
@@ -41,10 +40,10 @@ class CachedEncoder:
         scale_source: Tensor | None = None,
         precision: str = "exact",
     ) -> SparseCode:
-        """Return what `topk_encode` returns, with the same bits and gradients.
+        """Compute `topk_encode`, with the same bits and gradients.
 
-        `scale_source` is the tensor that a `scale` is computed from anew for each call; the weight
-        times `scale` is then packed again when the source has changed.
+        If `scale` is recomputed for each call, `scale_source` is the tensor from which it is
+        computed: the weight times `scale` is packed again when the source has changed.
         """
         if not Derived.tracks(x, weight, bias, scale, scale_source):
             return topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
@@ -66,7 +65,7 @@ class CachedEncoder:
         width: int,
         precision: str = "exact",
     ) -> ThresholdCode:
-        """Return what `threshold_encode` returns, with the same bits and gradients."""
+        """Compute `threshold_encode`, with the same bits and gradients."""
         if not Derived.tracks(x, weight, bias, threshold):
             return threshold_encode(
                 x, weight, bias, threshold=threshold, width=width, precision=precision

@@ -1,7 +1,7 @@
-"""One encode on the CPU by a given screen, from a weight that may be packed for it already.
+"""Encode on the CPU by a given screen, with a weight that may be packed already.
 
-The native engine is csrc/encode.cpp with the tiles of the active instruction set. The torch
-engine multiplies tiles with `torch.mm` and filters them in C++, csrc/tile_screen.cpp.
+The native engine is csrc/encode.cpp with the tiles of the active instruction set. The torch engine
+multiplies tiles with `torch.mm` and filters them in C++, csrc/tile_screen.cpp.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import Tensor
 from saefast.ops.cpu import contiguous, native, threads
 from saefast.types import SparseCode, ThresholdCode
 
-_ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, near the processor
+_ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, which fits in cache
 
 
 class Screen(NamedTuple):
@@ -24,7 +24,7 @@ class Screen(NamedTuple):
     engine: str
     """native or torch"""
     product: str
-    """bfloat16, float32 or, of the native engine, int16"""
+    """bfloat16, float32 or, for the native engine only, int16"""
 
     def __str__(self) -> str:
         return f"{self.engine}-{self.product}"
@@ -32,18 +32,21 @@ class Screen(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in the layout of the native screen, and the norms that bound its errors."""
+    """A weight in the layout of the native screen, with the norms that bound its errors."""
 
     screen: Screen
     level: str
-    """the instruction set whose tiles it fits"""
+    """instruction set of the tiles for which the weight is packed"""
     units: Tensor
+    """int32, the packed panels"""
     norm: Tensor
+    """[m] float32, norms of the rows"""
     lost: Tensor
+    """[m] float32, norms of the rounding errors of the rows"""
 
     @classmethod
     def of(cls, weight: Tensor, screen: Screen, scale: Tensor | None = None) -> "PackedWeight":
-        """Pack a contiguous [m, d] weight, each row times its entry of `scale` [m]."""
+        """Pack a contiguous weight [m, d], with each row multiplied by its entry of `scale` [m]."""
         m, d = weight.shape
         units = torch.empty(native.panel_units(screen.product, d, m), dtype=torch.int32)
         packed = cls(screen, native.level(), units, torch.empty(m), torch.empty(m))
@@ -63,7 +66,7 @@ def encode_on_cpu(
     screen: Screen,
     packed: PackedWeight | None = None,
 ) -> SparseCode:
-    """`topk_encode` of checked input. An exact result does not depend on `screen`."""
+    """Compute `topk_encode` of checked input; an exact result does not depend on `screen`."""
     values, indices, _ = _encode(x, weight, bias, scale, None, k, precision, screen, packed)
     return SparseCode(values, indices)
 
@@ -79,7 +82,7 @@ def threshold_on_cpu(
     screen: Screen,
     packed: PackedWeight | None = None,
 ) -> ThresholdCode:
-    """`threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores."""
+    """Compute `threshold_encode` of checked input, with `threshold` [m] or [] in scores' dtype."""
     threshold = contiguous(threshold.expand(weight.shape[0]))
     return _encode(x, weight, bias, scale, threshold, width, precision, screen, packed)
 
@@ -95,7 +98,7 @@ def _encode(
     screen: Screen,
     packed: PackedWeight | None,
 ) -> ThresholdCode:
-    """The k largest of a row, or those of them above the threshold; only then are there counts."""
+    """Encode the k largest scores of each row, or those above a threshold, with their counts."""
     x, weight = contiguous(x), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
     scale = scale if scale is None else contiguous(scale)
@@ -118,7 +121,7 @@ def _encode(
 
 @contextlib.contextmanager
 def _multiplying_in(product: str) -> Iterator[None]:
-    """float32 products as float32, or with operands rounded to bfloat16, whatever the user set."""
+    """Multiply float32 in float32 or with bfloat16 operands, whatever torch's settings are."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"
@@ -131,7 +134,7 @@ def _multiplying_in(product: str) -> Iterator[None]:
 def _feed_tiles(
     screening: native.TileScreen, x: Tensor, weight: Tensor, scale: Tensor | None, screen: Screen
 ) -> None:
-    """Fill a code by tiles of `torch.mm` that C++ filters while they are near."""
+    """Fill a code by tiles of `torch.mm`, which C++ filters while they are in cache."""
     n, m = x.shape[0], weight.shape[0]
     tile = torch.empty(min(_ROWS, n), min(_COLUMNS, m))
     with _multiplying_in(screen.product):

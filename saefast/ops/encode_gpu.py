@@ -1,4 +1,4 @@
-"""One encode on a GPU: what is asked of the Triton and CUDA kernels, and of plain torch."""
+"""Encode on a GPU by the Triton and CUDA kernels, or by plain torch where they cannot run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def encode_on_gpu(
     precision: str,
     impl: str = "auto",
 ) -> SparseCode:
-    """`topk_encode` of input whose shapes are checked; finds what is not finite by itself."""
+    """Compute `topk_encode` of input with checked shapes; checks that the input is finite."""
     if not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
         checks.finite_operands(x, weight, bias, scale)
         return SparseCode(
@@ -52,7 +52,7 @@ def threshold_on_gpu(
     width: int,
     precision: str,
 ) -> ThresholdCode:
-    """`threshold_encode` of input whose shapes are checked; finds what is not finite by itself."""
+    """Compute `threshold_encode` of input with checked shapes; checks that the input is finite."""
     checks.finite("threshold", threshold.reshape(-1), masking=torch.inf)
     if not gpu.serves(x):
         checks.finite_operands(x, weight, bias, scale)
@@ -74,7 +74,7 @@ def threshold_on_gpu(
     if x.shape[0] == 0:
         room, counts = (torch.empty(s, dtype=torch.int64, device=x.device) for s in ((0, width), 0))
         return ThresholdCode(x.new_empty(0, width), room, counts)
-    # The result is the same whoever screens, so there is no need to find the fastest first.
+    # The result does not depend on the screen, so the candidates need not be timed first.
     screen = untimed(exact=precision == "exact")
     left, right = _rounded(x, weight, bias, scale, screen)
     return threshold_rounded(
@@ -94,7 +94,7 @@ def threshold_rounded(
     left: object,
     right: object,
 ) -> ThresholdCode:
-    """What is above in rows with their `RoundedRows`; nothing in it waits for the GPU."""
+    """Compute `threshold_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
     code = gpu.launch(
         "threshold_encode.encode",
         x,
@@ -123,7 +123,7 @@ def encode_rounded(
     right: object,
     impl: str = "auto",
 ) -> SparseCode:
-    """The encode of rows with their `RoundedRows`; nothing in it waits for the GPU."""
+    """Compute `topk_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
     values, indices = gpu.launch(
         "topk_encode.encode",
         x,
@@ -141,7 +141,10 @@ def encode_rounded(
 
 
 def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
-    """Return the environment's choice, or the fastest for the shape: measured, if it is exact."""
+    """Return the screen chosen by the environment, or else the fastest measured for the shape.
+
+    Nothing is measured for an encode that is not exact.
+    """
     (n, d), m = x.shape, weight.shape[0]
     if not exact or asked_for() is not None:
         return untimed(exact=exact)
@@ -178,7 +181,7 @@ def _fastest(x: Tensor, weight: Tensor, k: int, candidates: tuple[GpuScreen, ...
 def _rounded(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, screen: GpuScreen
 ) -> tuple[Any, Any]:
-    """x and weight * scale as the screen multiplies them; raises where anything is not finite."""
+    """Round x and weight * scale for the screen; raise if an operand is not finite."""
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)
     right = gpu.launch("round_rows.rounded_columns", weight, screen.product, scale)
     check_rounded(x, weight, bias, scale, left, right)
@@ -193,10 +196,10 @@ def check_rounded(
     left: Any,
     right: Any,
 ) -> None:
-    """Raise ValueError if an operand is not finite; `left` and `right` are its `RoundedRows`.
+    """Raise ValueError if an operand is not finite; `left` and `right` are their `RoundedRows`.
 
-    The host waits once for one number, and looks closer only if that is not finite. Nothing is
-    checked while a CUDA graph is recorded.
+    The host waits once for one number, and inspects the operands only if it is not finite. Nothing
+    is checked while a CUDA graph is recorded.
     """
     if gpu.capturing(x):
         return
@@ -212,10 +215,10 @@ def check_rounded(
 def _in_slices(
     x: Tensor, latents: int, encode: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """What no kernel serves: the reference, some rows at a time.
+    """Call the reference on slices of rows, for operands that no kernel supports.
 
-    Scores, scores beside their masks, the sorted ones and their indices, and as much again for the
-    sort: six numbers of up to eight bytes for each latent.
+    The memory of a row is six numbers of up to eight bytes for each latent: scores, masked scores,
+    sorted scores and their indices, and as much again as the last two for the sort.
     """
     with gpu.full_precision():
         return gpu.in_slices(encode, 6 * 8 * latents, x)

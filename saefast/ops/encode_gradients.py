@@ -1,4 +1,4 @@
-"""What an encode's values owe its operands, whichever rule chose the latents."""
+"""Backward pass shared by the two encodes."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,10 @@ def encode_gradients(
     scale: Tensor | None,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias and scale, as far as `needed`, from those of the values."""
+    """Compute the gradients of x, weight, bias and scale from the gradient of the values.
+
+    `needed` states which of them to compute; the others are None.
+    """
     ops = torch.ops.saefast
     needs_x, needs_weight, needs_bias, needs_scale, *_ = needed
     m = weight.shape[0]
@@ -28,16 +31,16 @@ def encode_gradients(
     if needs_scale:
         unscaled = ops.gather_dots(x, weight, indices)
         if bias is not None:
-            # What fills a code up may name a masked latent, and zero times infinity is not zero.
+            # Padding may refer to a masked latent, and zero times infinity is not zero.
             unscaled = unscaled + bias.masked_fill(bias == -torch.inf, 0.0)[indices]
         grad_scale = ops.latent_sum(grad * unscaled, indices, ones, m).squeeze(1)
     return grad_x, grad_weight, grad_bias, grad_scale
 
 
 def of_active(grad: Tensor, counts: Tensor) -> Tensor:
-    """Return `grad` [n, width] with zeros where a row has nothing but filling.
+    """Return `grad` [n, width] with zeros for the padding of each row, which is constant.
 
-    `counts` [n] is the number of entries of each row; what fills a row up depends on nothing.
+    `counts` [n] is the number of entries of each row.
     """
     there = torch.arange(grad.shape[1], device=grad.device) < counts[:, None]
     return torch.where(there, grad, 0.0)

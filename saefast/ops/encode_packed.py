@@ -1,4 +1,4 @@
-"""An encode whose weight is kept in the form that the device screens with, from step to step."""
+"""Encode with a weight packed for the screening product of the device."""
 
 from typing import Any, NamedTuple
 
@@ -16,19 +16,19 @@ from saefast.types import SparseCode, ThresholdCode
 
 
 class Packed(NamedTuple):
-    """A weight for one screen: C++'s panels, or the rounded rows of a GPU."""
+    """A weight packed for one screen: panels of the CPU, or rounded rows of a GPU."""
 
     screen: Screen | GpuScreen
     level: str
-    """the instruction set of a CPU's panels"""
+    """instruction set of the panels of a CPU; "" on a GPU"""
     arrays: tuple[Tensor, Tensor, Tensor]
     """units, norm and lost, which `latent_update` refreshes"""
     multiplier: Tensor | None = None
-    """[1] the power of two that the rows of a GPU were multiplied by where units are float16"""
+    """[1] power of two by which rows were multiplied on a GPU, if units are float16"""
 
     @property
     def product(self) -> str:
-        """What the screen multiplies in."""
+        """Number format of the screening product."""
         return self.screen.product
 
 
@@ -41,10 +41,10 @@ def repacked(
     precision: str,
     scale: Tensor | None = None,
 ) -> Packed | None:
-    """Return `packed` if it is `fresh` and for the right screen, or a new one.
+    """Return `packed` if it is `fresh` and for the right screen, or else a new packed weight.
 
-    Rows of `weight` [m, d] are multiplied by `scale` [m] first. None where no packed weight is
-    used: by the torch engine of a CPU, and by the reference.
+    Rows of `weight` [m, d] are multiplied by `scale` [m] first. Returns None for encodes that do
+    not use a packed weight: those of the torch engine on a CPU and of the reference.
     """
     exact = precision == "exact"
     if gpu.has(x):
@@ -78,10 +78,10 @@ def encode_packed(
     *,
     check_finite: bool = False,
 ) -> SparseCode:
-    """Compute `topk_encode` of checked input; `packed` is the weight times `scale`.
+    """Compute `topk_encode` of checked input; `packed` is the packed weight times `scale`.
 
-    On a GPU the host waits to learn whether all input is finite only with `check_finite`; on a CPU
-    that costs nothing, and is always checked.
+    On a GPU, the host waits for a check that all input is finite only with `check_finite`; on a CPU
+    the check is free and always made.
     """
     exact = precision == "exact"
     if gpu.has(x) and packed is not None:
@@ -98,9 +98,9 @@ def encode_packed(
 def encode_scaled(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, k: int, precision: str
 ) -> SparseCode:
-    """`topk_encode` of checked input with a scale, which changes too often to keep a packed weight.
+    """Compute `topk_encode` of checked input with a scale that changes in every step.
 
-    On a GPU without a look at whether all of it is finite.
+    The weight is not kept packed. On a GPU the input is not checked to be finite.
     """
     if not gpu.has(x) or not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
         return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
@@ -138,7 +138,7 @@ def threshold_packed(
 
 
 def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, Any, Any]:
-    """A screen, and the operands of its product."""
+    """Return the screen of a GPU and the rounded operands of its product."""
     assert isinstance(packed.screen, GpuScreen)
     left = gpu.launch("round_rows.rounded_rows", x, packed.product)
     rounded_rows = gpu.kernels("round_rows").RoundedRows
@@ -147,7 +147,7 @@ def _on_gpu(x: Tensor, packed: Packed) -> tuple[GpuScreen, Any, Any]:
 
 
 def _screen_and_panels(packed: Packed | None, precision: str) -> tuple[Screen, PackedWeight | None]:
-    """What a CPU screens with; nothing is packed where the screen is one of torch's tiles."""
+    """Return the screen of a CPU and the packed weight, None for the torch engine."""
     if packed is None:
         return screen_at(precision), None
     assert isinstance(packed.screen, Screen)

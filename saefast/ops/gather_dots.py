@@ -1,4 +1,4 @@
-"""Products of rows with the weight rows that a sparse code names."""
+"""Dot products of rows with the weight rows selected by a sparse code."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from saefast.ops.cpu import contiguous, native, threads
 
 @torch.library.custom_op("saefast::gather_dots", mutates_args=())
 def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """rows[i] . weight[indices[i, c]], [n, k]."""
+    """Compute rows[i] . weight[indices[i, c]], [n, k]; see `reference.gather_dots`."""
     checks.in_range("indices", indices, weight.shape[0])
     return reference.gather_dots(rows, weight, indices)
 

@@ -1,4 +1,4 @@
-"""Whether and how the Triton kernels can serve a tensor; Triton is imported when they first do."""
+"""Dispatch to the Triton kernels; Triton is imported on first use."""
 
 import contextlib
 import importlib
@@ -14,14 +14,14 @@ from torch import Tensor
 from saefast.ops.cpu import contiguous
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""Of the tensors that most kernels serve"""
+"""Dtypes that most kernels support."""
 WITH_FLOAT64 = (*DTYPES, torch.float64)
-"""Of the tensors that `gather_dots` and `sparse_decode` serve"""
+"""Dtypes that `gather_dots` and `sparse_decode` support."""
 _SLICE_BYTES = 1 << 30
 
 
 def why_not_live() -> str | None:
-    """Why no kernel can run on this machine's GPUs, or None if they can."""
+    """Return the reason why no kernel can run on this machine's GPUs, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install 'saefast[gpu]'"
     if not torch.cuda.is_available():
@@ -33,7 +33,7 @@ def why_not_live() -> str | None:
 
 
 def serves(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
-    """True for the kernels, False for the reference: other dtypes, and where Triton cannot run."""
+    """Return whether the kernels support a tensor; warn if Triton cannot run on its GPU."""
     if tensor.dtype not in dtypes:
         return False
     if runs_triton(tensor):
@@ -43,47 +43,47 @@ def serves(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Return whether Triton can run where the tensor lies; on a CPU it is interpreted."""
+    """Return whether Triton can run on the tensor's device; on a CPU it is interpreted."""
     return not tensor.is_cuda or why_not_live() is None
 
 
 def kernels(name: str) -> ModuleType:
-    """A module of saefast.kernels."""
+    """Import a module of saefast.kernels."""
     return importlib.import_module(f"saefast.kernels.{name}")
 
 
 def select(impl: str) -> ModuleType:
-    """Who keeps the lists of an encode: CUDA C++ where it was built, unless Triton is asked for."""
+    """Return the module that maintains the lists of an encode: CUDA C++ if built, or Triton."""
     return kernels(
         "select_cuda" if impl == "cuda" or (impl == "auto" and has_cuda()) else "select_triton"
     )
 
 
 def has_cuda() -> bool:
-    """Whether the CUDA C++ kernels were built."""
+    """Return whether the CUDA C++ kernels were built."""
     return importlib.util.find_spec("saefast._cuda") is not None
 
 
 def full_precision() -> contextlib.AbstractContextManager[None]:
-    """Products of float32 are float32, even where the user allows TF32."""
+    """Compute float32 products in float32 inside the context, even if torch allows TF32."""
     context: contextlib.AbstractContextManager[None] = kernels("matmul").multiplying_in("float32")
     return context
 
 
 def has(tensor: Tensor) -> bool:
-    """Whether a tensor lies on a GPU."""
+    """Return whether a tensor is on a GPU."""
     return tensor.is_cuda
 
 
 def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Makes the tensor's device the current one."""
+    """Make the tensor's device the current one inside the context."""
     context: contextlib.AbstractContextManager[None]
     context = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     return context
 
 
 def launch(name: str, *arguments: object, **options: object) -> Any:
-    """Call "module.function" of saefast.kernels on its tensors' device; they become contiguous."""
+    """Call "module.function" of saefast.kernels on the device of its tensors, made contiguous."""
     module, function = name.split(".")
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     with device_of(tensors[0]):
@@ -93,17 +93,18 @@ def launch(name: str, *arguments: object, **options: object) -> Any:
 
 
 def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, so that the host may not wait for the device."""
+    """Return whether a CUDA graph is being recorded, so that the host must not wait."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def in_slices(
     compute: Callable[..., tuple[Tensor, ...]], row_bytes: int, *by_row: Tensor
 ) -> tuple[Tensor, ...]:
-    """Call the reference on slices of rows and join what it returns.
+    """Call the reference on slices of rows and concatenate its results.
 
-    `row_bytes` is what a row takes while it is computed; a slice takes a gigabyte, or one row.
-    Results are copied: a view would keep all that it was cut from.
+    `row_bytes` is the memory that a row takes during the computation; a slice takes at most a
+    gigabyte, but at least one row. Results are copied, since views would keep their base tensors
+    alive.
     """
     rows = max(1, _SLICE_BYTES // max(1, row_bytes))
     parts = zip(*(torch.split(tensor, rows) for tensor in by_row), strict=True)
@@ -114,7 +115,7 @@ def in_slices(
 def in_gathered_slices(
     compute: Callable[[Tensor, Tensor], Tensor], rows: Tensor, indices: Tensor, weight: Tensor
 ) -> Tensor:
-    """Call a reference that gathers [n, k, d] of the weight, at least in float32, by slices."""
+    """Call a reference that gathers [n, k, d] weight rows, in float32 or wider, by slices."""
     row_bytes = 2 * indices.shape[1] * weight.shape[1] * max(4, weight.itemsize)
     (out,) = in_slices(lambda *part: (compute(*part),), row_bytes, rows, indices)
     return out

@@ -1,8 +1,8 @@
 """Choose the engine and product that screen an encode on a GPU: by request, rule or timing.
 
-An exact result is the same whichever engine and product screen it, so the fastest is found by
+An exact result does not depend on the engine and product that screen it, so the fastest is found by
 timing them on the first batch of a shape. With `precision="bf16"` the values come from the product
-itself; there the engine is the same everywhere, so that runs repeat bit for bit.
+itself; there the engine is fixed, so that runs are bitwise reproducible.
 """
 
 import math
@@ -35,19 +35,21 @@ CANDIDATES = (
     GpuScreen("chunked", "tfloat32"),
 )
 """Screens that are timed for an exact encode. On an H100 the first is the fastest at all measured
-sizes; GPUs that load no tiles by descriptor may multiply faster by cuBLAS."""
+sizes; on GPUs that cannot load tiles by descriptor cuBLAS may be faster."""
 _ROUNDED = GpuScreen("fused", "bfloat16")
 _LAST = GpuScreen("chunked", "float32")
-"""For rows so wide and k so large that TF32 leaves more in doubt than a list holds."""
+"""Screen for rows so wide and k so large that TF32 leaves more columns in doubt than a list
+holds."""
 SCREENS = (*CANDIDATES, _ROUNDED, _LAST)
-"""Screens that the environment may ask for"""
+"""Screens that the environment variable may select."""
 
 skipped: dict[str, str] = {}
-"""Screens that failed when they were timed in this process, and why; `build_info` shows it."""
+"""Screens that failed when they were timed in this process, with the reasons; shown by
+`build_info`."""
 
 
 def asked_for() -> GpuScreen | None:
-    """Return the environment's choice."""
+    """Return the screen selected by the environment variable, or None for "auto"."""
     chosen = os.environ.get(ENVIRONMENT, "auto")
     by_name = {str(screen): screen for screen in SCREENS}
     if chosen not in ("auto", *by_name):
@@ -58,9 +60,9 @@ def asked_for() -> GpuScreen | None:
 
 
 def untimed(*, exact: bool) -> GpuScreen:
-    """Return the screen where none is timed: what is asked for, or what is the fastest on an H100.
+    """Return the screen to use without timing: the selected one, or the fastest on an H100.
 
-    Where the result is not exact its values come from a product in bfloat16, whichever engine
+    If the result is not exact, its values come from a product in bfloat16, whichever engine
     computes it.
     """
     chosen = asked_for()
@@ -70,9 +72,9 @@ def untimed(*, exact: bool) -> GpuScreen:
 
 
 def candidates_for(fits: Callable[[str], bool]) -> tuple[GpuScreen, ...]:
-    """The screens whose product `fits`: leaves no more columns in doubt than a list holds.
+    """Return the screens whose product `fits`: leaves no more columns in doubt than a list holds.
 
-    Where lists are too short every row is scored in full, which takes seconds.
+    If lists are too short, every row is scored in full, which takes seconds.
     """
     return tuple(screen for screen in CANDIDATES if fits(screen.product)) or (_LAST,)
 
@@ -80,10 +82,10 @@ def candidates_for(fits: Callable[[str], bool]) -> tuple[GpuScreen, ...]:
 def fastest(
     milliseconds: Callable[[GpuScreen], float], candidates: Sequence[GpuScreen], where: str
 ) -> GpuScreen:
-    """Time every candidate by `milliseconds`; the first round only compiles.
+    """Return the candidate with the least time by `milliseconds`; the first round only compiles.
 
-    A candidate that raises is skipped, with one warning in a process. If all do, RuntimeError tells
-    why. `where` says in both what was encoded.
+    A candidate that raises is skipped, with one warning per process. If all candidates raise, a
+    RuntimeError states the reasons. `where` describes the encode in both messages.
     """
     reasons: dict[GpuScreen, str] = {}
     times: dict[GpuScreen, float] = {}
@@ -96,7 +98,7 @@ def fastest(
             except gpu.kernels("device").LAUNCH_FAILURES as error:
                 reasons[screen] = f"{type(error).__name__}: {error}"
                 times.pop(screen, None)
-                # Its frames hold the tensors that may have been too large.
+                # The frames of the traceback would keep large tensors alive.
                 last = error.with_traceback(None)
             else:
                 if number > 0:

@@ -1,4 +1,4 @@
-"""The largest values of a whole batch, out of a code that holds at least those."""
+"""Selection of the largest values of a whole batch from a code that contains them."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,14 @@ from saefast.ops import gpu
 def keep_of_batch(
     values: Tensor, indices: Tensor, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.keep_of_batch`. Nothing in it waits for a GPU; not differentiable."""
+    """See `reference.keep_of_batch`; does not wait for a GPU, not differentiable."""
     _check(values, indices, wanted)
     return reference.keep_of_batch(values, indices, wanted)
 
 
 @keep_of_batch.register_kernel("cpu")
 def _(values: Tensor, indices: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By selection, which takes a fraction of the time of the reference's sort."""
+    """Use a selection, which takes a fraction of the time of the reference's sort."""
     _check(values, indices, wanted)
     positive = values > 0
     found = values[positive]

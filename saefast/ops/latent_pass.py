@@ -1,4 +1,4 @@
-"""The pass over the latents of a training step: gradients are measured, then applied."""
+"""Pass over the latents of a training step: measure gradients, then apply them."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -19,29 +19,29 @@ from saefast.types import Update
 
 
 class LatentPass(Protocol):
-    """Measures the gradients of an update, or applies them, or does first one and then the other.
+    """Measures the gradients of an update (optional), then applies them.
 
     On a GPU both share the sort of the code by latent and the sums over long runs.
     """
 
     def squares(self) -> tuple[Tensor, Tensor]:
-        """Return what `gradient_squares` does."""
+        """Compute `gradient_squares`."""
         ...
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Do what `latent_update` does with this `factor`; ends the pass."""
+        """Apply `latent_update` with this `factor`; the pass cannot be used afterwards."""
         ...
 
 
 def latent_pass(update: Update) -> LatentPass:
-    """Prepare an update by the kernels of its device, or in plain torch where none serve it."""
+    """Prepare an update by the kernels of its device, or by the reference without kernels."""
     if not gpu.has(update.w_enc):
         return _OnCpu(contiguous(update))
     return _OnGpu(update) if gpu.serves(update.w_enc) else _ByReference(update)
 
 
 class _OnCpu(NamedTuple):
-    """Runs the C++ kernel, which checks the operands, twice."""
+    """Pass on the CPU: a separate run of the C++ kernel, which checks operands, for each method."""
 
     operands: Update
 
@@ -58,7 +58,7 @@ class _OnCpu(NamedTuple):
         return updated
 
     def _run(self, operands: Update, squares: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fill `squares` [m], or update where there are none."""
+        """Fill `squares` [m] if it is given, otherwise apply the update."""
         m, d = operands.w_enc.shape
         input_grad_sum = operands.w_enc.new_empty(d)
         fired = torch.empty(m, dtype=torch.int64)
@@ -67,7 +67,7 @@ class _OnCpu(NamedTuple):
 
 
 class _OnGpu:
-    """Runs one pass of the Triton kernels."""
+    """Pass on a GPU: one pass of the Triton kernels."""
 
     def __init__(self, operands: Update) -> None:
         check(operands)
@@ -92,7 +92,7 @@ class _OnGpu:
 
 
 class _ByReference:
-    """Computes in plain torch, and shares no intermediate result."""
+    """Pass in plain torch, which shares no intermediate results."""
 
     def __init__(self, operands: Update) -> None:
         check(operands)
@@ -109,6 +109,6 @@ class _ByReference:
 
 
 def _changed(operands: Update) -> None:
-    """Tell torch that tensors were changed in place: a packed encoder compares their versions."""
+    """Increase the version counters of tensors changed in place, which caches compare."""
     changed = (getattr(operands, name) for name in MUTATED)
     torch.autograd.graph.increment_version([tensor for tensor in changed if tensor is not None])

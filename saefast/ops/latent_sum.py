@@ -1,4 +1,4 @@
-"""Sums over the tokens on which each latent is active: the weight gradients of the other ops."""
+"""Sums over the tokens on which each latent is active, such as weight gradients of other ops."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from saefast.ops.cpu import contiguous, native, threads
 
 @torch.library.custom_op("saefast::latent_sum", mutates_args=())
 def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
-    """For each latent the sum of values[i, c] * rows[i] where indices[i, c] names it, [m, d].
+    """Sum values[i, c] * rows[i] for each latent, [m, d]; see `reference.latent_sum`.
 
-    On a CPU rows whose value is zero are not read.
+    On a CPU, rows with a value of zero are not read.
     """
     checks.in_range("indices", indices, latents)
     return reference.latent_sum(values, indices, rows, latents)
@@ -70,7 +70,7 @@ def vector_sum(values: Tensor) -> Tensor:
 
 
 def column_sum(rows: Tensor) -> Tensor:
-    """The sum over rows, in an order that does not depend on the number of threads."""
+    """Sum rows [n, d] to [d], in an order that does not depend on the number of threads."""
     if gpu.has(rows):
         return rows.sum(0)
     n = rows.shape[0]

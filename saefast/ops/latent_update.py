@@ -1,4 +1,4 @@
-"""Gradient, Adam and renormalisation of every latent in one pass; no gradient is ever stored."""
+"""Gradient, Adam and renormalisation of every latent in one pass, without stored gradients."""
 
 from collections.abc import Callable
 
@@ -16,15 +16,15 @@ _DEVICES = ("cpu", "cuda")
 @torch.library.custom_op("saefast::latent_update", mutates_args=MUTATED, schema=schema(MUTATED))
 @by_fields
 def latent_update(update: Update) -> tuple[Tensor, Tensor]:
-    """Apply the update whose fields are given; see `Update` and `reference.latent_update`.
+    """Apply the update with the given fields; see `Update` and `reference.latent_update`.
 
-    The CPU's kernel and the GPU's do everything in one pass over the latents and store no gradient
-    of a matrix. On a GPU only float64 is computed by the reference. There nothing looks at the
-    order of `group_ends`, because the host would have to wait: latents beyond the last end belong
-    to the last group.
+    The kernels of CPU and GPU make one pass over the latents and store no gradient of a matrix. On
+    a GPU the reference is used for float64 only. The order of `group_ends` is not checked on a GPU,
+    since the host would have to wait: latents beyond the last end belong to the last group.
 
-    Returns the gradient of `inputs` summed over tokens [d], and on how many tokens each latent's
-    value was positive [m].
+    Returns:
+        The gradient of `inputs` summed over tokens [d], and the number of tokens on which each
+        latent was active [m].
     """
     checks.in_range("indices", update.indices, update.w_enc.shape[0])
     return reference.latent_update(update)
@@ -33,10 +33,11 @@ def latent_update(update: Update) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("saefast::gradient_squares", mutates_args=(), schema=schema(()))
 @by_fields
 def gradient_squares(update: Update) -> tuple[Tensor, Tensor]:
-    """Measure what `latent_update` with these fields would apply, without applying it.
+    """Compute the squared norms of the gradients that `latent_update` would apply.
 
-    Returns the gradient of `inputs` summed over tokens [d], and the squared length of all that
-    each latent's weights would be updated by, float64 [m].
+    Returns:
+        The gradient of `inputs` summed over tokens [d], and the squared norm of each latent's
+        gradients, [m] float64.
     """
     checks.in_range("indices", update.indices, update.w_enc.shape[0])
     return reference.gradient_squares(update)

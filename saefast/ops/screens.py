@@ -1,8 +1,8 @@
-"""Who computes the scores that screen the columns of an encode: measured once, not assumed.
+"""Choose the engine and product that screen an encode on the CPU by measuring them once.
 
-The result of an exact encode does not depend on the choice; only its speed does. The torch engine
-wins where torch has what we have not: AMX, or a vendor's library on a processor without our vector
-kernels.
+The result of an exact encode does not depend on the choice, only its speed does. The torch engine
+is faster where torch supports instructions that saefast does not: AMX, or a vendor's library on a
+processor without vector kernels of saefast.
 """
 
 import os
@@ -19,10 +19,11 @@ ENVIRONMENT = "SAEFAST_SCREEN"
 
 
 class Measured(NamedTuple):
-    """The fastest screen, and the milliseconds of a small encode with each."""
+    """The fastest screen, and the milliseconds of a small encode with each screen."""
 
     best: Screen
     milliseconds: dict[str, float]
+    """by name of the screen"""
 
 
 _measured: dict[tuple[str, int], Measured] = {}
@@ -30,7 +31,7 @@ _lock = threading.Lock()
 
 
 def usable_screens() -> list[Screen]:
-    """The screens that can run on this processor."""
+    """Return the screens that can run on this processor."""
     screens = [Screen("native", "float32"), Screen("torch", "float32")]
     if native.has_int16_products():
         screens.append(Screen("native", "int16"))
@@ -42,7 +43,7 @@ def usable_screens() -> list[Screen]:
 
 
 def best_screen() -> Screen:
-    """The screen for exact encodes: the environment's choice, or the fastest one measured."""
+    """Return the screen for exact encodes: that of the environment, or the fastest measured."""
     chosen = os.environ.get(ENVIRONMENT, "auto")
     if chosen == "auto":
         return measure_screens().best
@@ -56,12 +57,12 @@ def best_screen() -> Screen:
 
 
 def screen_at(precision: str) -> Screen:
-    """The screen for an encode: values of "bf16" come from it, so there it does not vary."""
+    """Return the screen for an encode; it is fixed for "bf16", whose values come from it."""
     return best_screen() if precision == "exact" else Screen("native", "bfloat16")
 
 
 def measure_screens() -> Measured:
-    """Time every usable screen on one small encode; once per process, level and thread count."""
+    """Time every usable screen on a small encode, once per process, level and thread count."""
     key = (native.level(), threads())
     with _lock:
         if key not in _measured:

@@ -1,4 +1,4 @@
-"""Reconstruction: per token the sum of its k active decoder rows, weighted by their values."""
+"""Sparse decode: for each token the sum of its k active decoder rows, weighted by their values."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ def sparse_decode(
     """Reconstruct n rows from their active latents, without a dense [n, m] code.
 
     Args:
-        values: [n, k] how strongly each active latent is on. On a CPU the row of a latent whose
-            value is zero is not read: it costs nothing, and even infinity in it leaves no trace.
-        indices: [n, k] int64 which latents those are.
+        values: [n, k] values of the active latents. On a CPU the row of a latent with a value of
+            zero is not read: it costs nothing, and even infinity in it has no effect.
+        indices: [n, k] int64, indices of the active latents.
         weight: [m, d] one row per latent.
-        bias: [d] added to every row.
-        impl: "auto" chooses by device; "reference", "cpp" insist on one implementation.
+        bias: [d] added to every row; None adds nothing.
+        impl: "auto" chooses by device; "reference", "cpp" and "triton" select an implementation.
 
     Returns:
         [n, d], differentiable in `values`, `weight` and `bias`.
@@ -52,7 +52,7 @@ def _check(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None)
 def sparse_decode_op(
     values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """`sparse_decode` after its checks."""
+    """Compute `sparse_decode` of checked arguments."""
     checks.in_range("indices", indices, weight.shape[0])
     return reference.sparse_decode(values, indices, weight, bias)
 

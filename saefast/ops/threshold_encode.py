@@ -1,4 +1,4 @@
-"""The latents of each row that are above a threshold, without the matrix of all pre-activations."""
+"""Encode the latents of each row above a threshold, without the matrix of all pre-activations."""
 
 import math
 from collections.abc import Callable
@@ -28,29 +28,29 @@ def threshold_encode(
     precision: str = "exact",
     impl: str = "auto",
 ) -> ThresholdCode:
-    """The scores (x @ weight.T + bias) * scale that are above a threshold, in every row.
+    """Select the scores (x @ weight.T + bias) * scale above a threshold in every row.
 
-    How many there are depends on the row. There is room for `width` of them, and `counts` tells the
-    truth: where `counts.max() > width`, call again with more.
+    Their number depends on the row. At most `width` of them are returned; if `counts.max() >
+    width`, call again with a larger width to get all of them.
 
     Args:
         x: [n, d] rows to encode; must be finite.
         weight: [m, d] one row per latent; must be finite.
-        bias: [m]; -infinity masks a latent.
+        bias: [m]; -infinity masks a latent. None adds nothing.
         threshold: [m], or one number for all latents: 0 for ReLU, the smallest value kept in
-            training for BatchTopK. A latent is active where its score is strictly above it, and
-            never where it is infinity. In the dtype of scores: that of weight, or float32 beside
-            bfloat16; a Python number is rounded to it.
-        width: room in each row, from 1 to m; filled with the largest scores.
-        scale: [m] multiplies the scores, such as the norms of the decoder's rows.
-        precision: "exact" compares scores in the dtype of x (in float32 for bfloat16). "bf16"
-            rounds x and weight to bfloat16 and compares what comes out: faster.
-        impl: "auto" chooses by device; "reference", "cpp" and "triton" insist on one.
+            training for BatchTopK. A latent is active if its score is strictly above its threshold,
+            and never if the threshold is infinity. A tensor must have the dtype of scores: that of
+            weight, or float32 for a bfloat16 weight; a Python number is rounded to it.
+        width: maximum number of latents per row, from 1 to m; the largest scores are returned.
+        scale: [m] factors of the scores, such as the norms of decoder rows. None: ones.
+        precision: "exact" compares scores in the dtype of x (float32 for bfloat16). "bf16" rounds
+            x and weight to bfloat16 and compares the resulting scores, which is faster.
+        impl: "auto" chooses by device; "reference", "cpp" and "triton" select an implementation.
 
     Returns:
-        values [n, width] and int64 indices [n, width]; values descend, equal values stand in order
-        of their index, and zeros fill what is left of a row. counts [n] int64: how many scores of
-        a row are above their threshold. Differentiable in `x`, `weight`, `bias` and `scale`.
+        Values [n, width] and int64 indices [n, width], by descending value, equal values by
+        ascending index, padded with zeros; and counts [n] int64, the number of scores of each row
+        above their threshold. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
     checks.encode_operands(x, weight, bias, scale)
     if not isinstance(threshold, Tensor):
@@ -79,16 +79,16 @@ def _dtype_of_scores(weight: Tensor) -> torch.dtype:
 def all_above(
     encode: Callable[[int], ThresholdCode], width: int, latents: int, most: float = math.inf
 ) -> ThresholdCode:
-    """Encode with more and more room until all active latents of every row fit.
+    """Encode with increasing width until all active latents of every row fit.
 
     Args:
-        encode: returns the code with a given width, such as `threshold_encode` of some rows.
-        width: room in the first call.
-        latents: their number, which is all the room there can be.
-        most: stop as soon as a row has more active latents than this; then the code is cut off.
+        encode: function that returns the code of a given width, such as a `threshold_encode`.
+        width: width of the first call.
+        latents: number of latents, which is the largest possible width.
+        most: stop as soon as a row has more active latents than this; the code is then truncated.
 
     Returns:
-        The last code, as wide as its fullest row.
+        The last code, as wide as its longest row.
     """
     width = min(width, latents)
     while True:
@@ -109,7 +109,7 @@ def check_threshold_encode(
     width: int,
     precision: str,
 ) -> None:
-    """Raise TypeError or ValueError if the arguments of `threshold_encode` do not fit together."""
+    """Raise TypeError or ValueError if the arguments of `threshold_encode` are incompatible."""
     checks.encode_operands(x, weight, bias, scale)
     for_each = threshold.expand(weight.shape[0]) if threshold.ndim == 0 else threshold
     checks.floating("threshold", for_each, "[m] or a number")
@@ -139,7 +139,7 @@ def threshold_encode_op(
     width: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`threshold_encode` after its checks."""
+    """Compute `threshold_encode` of arguments with checked shapes."""
     _check_finite(x, weight, bias, scale, threshold)
     return reference.threshold_encode(
         x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision

@@ -1,4 +1,4 @@
-"""The k most active latents of each row, without the [n, m] matrix of all pre-activations."""
+"""Encode the k most active latents of each row, without the matrix of all pre-activations."""
 
 from typing import Any
 
@@ -26,21 +26,22 @@ def topk_encode(
     precision: str = "exact",
     impl: str = "auto",
 ) -> SparseCode:
-    """The k largest of (x @ weight.T + bias) * scale in every row.
+    """Select the k largest scores (x @ weight.T + bias) * scale of every row.
 
     Args:
         x: [n, d] rows to encode; must be finite.
         weight: [m, d] one row per latent; must be finite.
-        bias: [m]; -infinity masks a latent.
-        k: how many latents to keep, from 1 to m. No ReLU is applied.
-        scale: [m] multiplies the scores, such as the norms of the decoder's rows.
-        precision: "exact" gives the top k of scores in the dtype of x (of float32 for bfloat16).
-            "bf16" rounds x and weight to bfloat16 and selects by what comes out: faster.
-        impl: "auto" chooses by device; "reference", "cpp", "triton" and "cuda" insist on one.
+        bias: [m]; -infinity masks a latent. None adds nothing.
+        k: number of latents to select per row, from 1 to m. No ReLU is applied.
+        scale: [m] factors of the scores, such as the norms of decoder rows. None: ones.
+        precision: "exact" selects by scores in the dtype of x (float32 for bfloat16). "bf16" rounds
+            x and weight to bfloat16 and selects by the resulting scores, which is faster.
+        impl: "auto" chooses by device; "reference", "cpp", "triton" and "cuda" select an
+            implementation.
 
     Returns:
-        values [n, k] and int64 indices [n, k]; values descend, equal values stand in order of
-        their index. Differentiable in `x`, `weight`, `bias` and `scale`.
+        Values [n, k] and int64 indices [n, k], by descending value, equal values by ascending
+        index. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
     check_topk_encode(x, weight, bias, scale, k, precision)
     if use_reference(impl, weight, in_cuda=True):
@@ -57,7 +58,7 @@ def check_topk_encode(
     k: int,
     precision: str,
 ) -> None:
-    """Raise TypeError or ValueError if the arguments of `topk_encode` do not fit together."""
+    """Raise TypeError or ValueError if the arguments of `topk_encode` are incompatible."""
     checks.encode_operands(x, weight, bias, scale)
     checks.whole("k", k)
     checks.between("k", k, 1, weight.shape[0], "the rows of weight")
@@ -74,7 +75,7 @@ def topk_encode_op(
     precision: str,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`topk_encode` after its checks; `impl` says who, of those on the device."""
+    """Compute `topk_encode` of arguments with checked shapes; `impl` selects a GPU kernel."""
     checks.finite_operands(x, weight, bias, scale)
     values, indices = reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
     return values, indices.clone()

@@ -1,4 +1,4 @@
-"""The operands of `latent_update` as torch's dispatcher and the kernels need them."""
+"""Operands of `latent_update`: schema for torch's dispatcher, layout and checks for kernels."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ LEARNED = (
     *("b_enc_first", "b_enc_second"),
     *("w_dec_first", "w_dec_second"),
 )
-"""The parameters and their moments"""
+"""Names of the parameters and their moments in `Update`."""
 MUTATED = (*LEARNED, "units", "norm", "lost")
 _KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", float: "float", bool: "bool"}
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 def schema(mutated: tuple[str, ...]) -> str:
-    """Write the schema of an op which takes the fields of an `Update` and changes some."""
+    """Return the schema of an op that takes the fields of an `Update` and modifies some."""
     arguments = []
     for i, (name, kind) in enumerate(Update.__annotations__.items()):
         written = _KINDS[kind]
@@ -36,7 +36,7 @@ def schema(mutated: tuple[str, ...]) -> str:
 
 
 def by_fields(function: Callable[[Update], _T]) -> Callable[..., _T]:
-    """Let torch's dispatcher, which passes fields one by one, call a function of an `Update`."""
+    """Adapt a function of an `Update` to torch's dispatcher, which passes fields individually."""
 
     @functools.wraps(function)
     def called(*fields: Any) -> _T:
@@ -46,7 +46,7 @@ def by_fields(function: Callable[[Update], _T]) -> Callable[..., _T]:
 
 
 def contiguous(update: Update) -> Update:
-    """Copy the tensors that are only read and not contiguous."""
+    """Make the tensors contiguous that are only read."""
     read: dict[str, Any] = {
         name: value.contiguous()
         for name, value in update._asdict().items()
@@ -56,7 +56,7 @@ def contiguous(update: Update) -> Update:
 
 
 def check(update: Update) -> None:
-    """Check dtypes, devices and shapes of all but the packed weight."""
+    """Raise unless all operands but the packed weight have the right dtype, device and shape."""
     checks.at_least_float32("w_enc", update.w_enc)
     checks.code(update.values, update.indices, update.w_enc)
     m, d = update.w_enc.shape
@@ -91,7 +91,7 @@ def check(update: Update) -> None:
 
 
 def check_scalars(name: str, scalars: Tensor | None, shape: tuple[int, ...], w_enc: Tensor) -> None:
-    """Check numbers that concern all latents, if they are given: float64 beside `w_enc`."""
+    """Raise unless scalars, if given, are float64 and on the device of `w_enc`."""
     if scalars is None:
         return
     checks.same_device("w_enc", w_enc, name, scalars)
@@ -100,7 +100,7 @@ def check_scalars(name: str, scalars: Tensor | None, shape: tuple[int, ...], w_e
 
 
 def check_packed(update: Update, units: tuple[int, ...]) -> None:
-    """Check the packed weight, whose units have this shape on the device at hand."""
+    """Raise unless the packed weight, if given, is writable and its units have this shape."""
     if update.packed is None:
         return
     m = update.w_enc.shape[0]
