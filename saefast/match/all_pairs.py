@@ -1,4 +1,4 @@
-"""Every pair of many dictionaries, matched; what is finished outlives an interruption."""
+"""Match every pair of many dictionaries; results on disk survive an interruption."""
 
 import dataclasses
 import zlib
@@ -16,7 +16,7 @@ from saefast.match.saved import Both, Unfinished, read_pair, write_pair
 from saefast.unit_rows import UnitRows
 
 Pairs = dict[tuple[int, int], Matches]
-"""[s, t]: the partners of dictionary s's features among those of t"""
+"""Matches by pair: [s, t] holds the partners of dictionary s's features in dictionary t."""
 
 _UNFINISHED = ".unfinished"
 
@@ -29,16 +29,21 @@ def match_all(
     progress: bool = True,
     **options: Unpack[MatchOptions],
 ) -> Pairs:
-    """Match every dictionary with every other: [s, t] has the partners of s's features among t's.
+    """Match every dictionary with every other.
 
     Args:
-        dictionaries: of different seeds, of one width. Memory-mapped tensors are read by blocks.
-        out: a folder for the results, s-t.parquet for each pair s < t, written as soon as it is
-            matched.
-        resume: keep pairs that are in `out` already, of the same dictionaries and options, and
-            match the others; a pair that was interrupted goes on where it was half a minute before.
-        progress: show a progress bar on stderr.
-        options: those of `match_features`.
+        dictionaries: two or more dictionaries of one width and different seeds. Memory-mapped
+            tensors are read by blocks.
+        out: folder for the results, s-t.parquet for each pair s < t, written as soon as the pair is
+            matched. None: nothing is written.
+        resume: whether to keep pairs in `out` that were made with the same dictionaries and
+            options, and match the others; an interrupted pair loses at most half a minute of work.
+        progress: whether to show a progress bar on stderr.
+        options: options of `match_features`.
+
+    Returns:
+        A dict in which [s, t] holds the matches of the features of dictionary s with those of
+        dictionary t.
     """
     how = Matching(**options)
     each = as_dictionaries(dictionaries, 2)
@@ -74,7 +79,7 @@ def _kept(
     how: Matching,
     report: Report,
 ) -> Both:
-    """From the folder, or into it."""
+    """Read a pair from the folder, or match it and write it there."""
     file = _file(folder, *names)
     both = read_pair(file, facts)
     # Lists are as long, and blocks as large, as memory allows.
@@ -89,25 +94,25 @@ def _kept(
 
 
 def _file(folder: Path, s: int, t: int) -> Path:
-    """Return where a pair is kept."""
+    """Return the path of a pair's file."""
     return folder / f"{s}-{t}.parquet"
 
 
 def _work(x: UnitRows, y: UnitRows) -> int:
-    """Pairs of features, each looked at from both sides."""
+    """Return the number of pairs of features, each counted from both sides."""
     return 2 * len(x) * len(y)
 
 
 def _about(how: Matching, sides: Sequence[UnitRows]) -> dict[str, Any]:
-    """All that decides the result."""
+    """Return everything that determines the result: options and checksums of the features."""
     settings = dataclasses.asdict(how)
-    if not how.one_to_one:  # which may end for want of it
+    if not how.one_to_one:  # only one-to-one results depend on memory
         del settings["memory"]
     return settings | {"content": [_checksum(side) for side in sides]}
 
 
 def _checksum(side: UnitRows) -> str:
-    """Of all that is compared, block by block."""
+    """Return a checksum of the compared rows, computed block by block."""
     value = 0
     for start in range(0, len(side), 65_536):
         rows = side.block(start, start + 65_536).cpu().contiguous()  # mapped encoders are not

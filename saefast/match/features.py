@@ -1,4 +1,4 @@
-"""Which feature of one dictionary is which of another, by cosine."""
+"""Match the features of two dictionaries by cosine similarity."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -35,32 +35,34 @@ def match_features(
     """Find a partner among the features of `b` for each feature of `a`.
 
     Args:
-        a: one dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Features that
-            are dead (rows of zeros, or a firing rate of zero) have no partner and are nobody's.
-        b: the other, with m2 features.
-        one_to_one: False gives each feature its nearest, so that two may share one. True gives the
-            pairs, each feature in at most one, whose similarities have the greatest sum.
-        side: which rows are compared: "decoder", "encoder", or "both": then similarity is the mean
+        a: first dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Dead
+            features (rows of zeros, or a firing rate of zero) are not matched.
+        b: second dictionary, with m2 features of the same width.
+        one_to_one: False matches each feature with its nearest, which several features may share.
+            True finds the one-to-one matching with the greatest sum of similarities.
+        side: rows to compare: "decoder", "encoder", or "both", for which the similarity is the mean
             of both cosines.
-        neighbours: how long the lists are that `one_to_one` begins with, where there is memory for
-            them. They save rounds; the result is the same.
-        absolute: whether opposite directions are alike.
-        floor: features less similar than this are not matched. With `one_to_one` what is maximised
-            is the sum of what similarities have above it.
-        seconds: how long `one_to_one` may look for better matchings, after the lists are made; None
-            sets no limit. What is found by then is returned, with its bound.
-        backend: who finds the nearest. "saefast" and "faiss" (all GPUs that FAISS sees, or the CPU)
-            find the same, in float64; "auto" takes what a measurement finds faster, where both are
-            installed and it matters. "ivf", "hnsw" and "cagra" are approximate indexes of FAISS:
-            a warning says how many of the true nearest they found, and they prove nothing.
-        memory: gigabytes that lists of neighbours, blocks of features and the graph of `one_to_one`
-            may take, beside the dictionaries. Where that is too little to prove the best matching,
-            a warning says so, and the best found is returned, with its bound.
-        progress: show a progress bar on stderr.
+        neighbours: length of the initial neighbour lists of `one_to_one`, if memory allows. Longer
+            lists save rounds; the result is the same.
+        absolute: whether opposite directions count as similar.
+        floor: minimum similarity of a match; None: no minimum. With `one_to_one` the sum of
+            similarities above it is maximised.
+        seconds: time limit of the search of `one_to_one`, after the lists are made; the best
+            matching found by then is returned with its bound. None: no limit.
+        backend: engine of the neighbour search. "saefast" and "faiss" (on all GPUs visible to
+            FAISS, or the CPU) are exact and return the same result, in float64; "auto" measures
+            which is faster, if both are installed and the problem is large. "ivf", "hnsw" and
+            "cagra" are approximate indexes of FAISS: a warning states their recall, and they cannot
+            be used with `one_to_one`.
+        memory: gigabytes for neighbour lists, blocks of features and the graph of `one_to_one`, in
+            addition to the dictionaries. If it is too little to certify the matching, a warning is
+            issued and the best matching found is returned with its bound.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        `Matches`, for the features of `a`. `certified` tells whether `one_to_one` is proven optimal
-        among all pairs of the two dictionaries; no matching is worth more than `upper_bound`.
+        Matches of the features of `a`. `certified` states whether a one-to-one matching is proven
+        optimal among all pairs of the two dictionaries; no matching has a value above
+        `upper_bound`.
     """
     how = Matching(one_to_one, side, neighbours, absolute, floor, seconds, backend, memory)
     x, y = UnitRows.of(a, side, "a"), UnitRows.of(b, side, "b")
@@ -89,7 +91,7 @@ class MatchOptions(SearchOptions, total=False):
 
 @dataclass(frozen=True)
 class Matching:
-    """What `match_features` was asked for."""
+    """Validated options of `match_features`."""
 
     one_to_one: bool = False
     side: str = "decoder"
@@ -117,7 +119,7 @@ class Matching:
 
 
 def check_pair(name: str, x: UnitRows, other: str, y: UnitRows) -> None:
-    """Both can be compared."""
+    """Raise a ValueError unless both dictionaries have the same width and device."""
     if x.width != y.width:
         raise ValueError(f"{other} must have the width of {name}, {x.width}, got {y.width}")
     if x.device != y.device:
@@ -136,9 +138,9 @@ def match_both(
     report: Report,
     saved: Unfinished | None = None,
 ) -> tuple[Matches, Matches]:
-    """Find the partners of x's features among y's, and of y's among x's, in one search.
+    """Match x's features with y's, and y's with x's, in one search.
 
-    It goes on from what an interrupted one has `saved`.
+    The search resumes from the state of an interrupted one in `saved`.
     """
     if not len(x) or not len(y):
         return _unmatched(x, y, how), _unmatched(y, x, how)
@@ -176,7 +178,7 @@ def match_both(
 
 
 def _unmatched(x: UnitRows, y: UnitRows, how: Matching) -> Matches:
-    """What comes of a side without a feature."""
+    """Return the matches of dictionaries of which one has no features alive."""
     matches = Matches(
         partner=torch.full((x.size,), -1, device=x.device),
         similarity=torch.zeros(x.size, dtype=x.dtype, device=x.device),

@@ -41,22 +41,22 @@ def pool_features(
 ) -> Dictionary:
     """Pool the unique features of several seeds.
 
-    Features alive are taken in the order of their support, those of equal support by their firing
-    rate, and each is kept unless it is similar to one that was kept before.
+    Alive features are processed by descending support, then by descending firing rate, and each is
+    kept unless it is similar to a feature kept before.
 
     Args:
-        dictionaries: those of different seeds.
-        stability: what `score_stability` said of the same dictionaries, in the same order.
-        width: keep that many; None: all that are unique.
-        threshold: features of this cosine (of decoder rows) or more are one.
-        firing_rates: [m] for each dictionary; None: their own. Where none is known features of
-            equal support stand by `stability.soft`.
-        progress: show a progress bar on stderr.
+        dictionaries: dictionaries of different seeds.
+        stability: result of `score_stability` for the same dictionaries, in the same order.
+        width: number of features to keep; None: all unique features.
+        threshold: cosine of decoder rows from which two features count as the same.
+        firing_rates: [m] for each dictionary; None: those of the dictionaries. If they are unknown,
+            features of equal support are ordered by `stability.soft`.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        A `Dictionary` in the order in which features were taken. `b_dec` is the mean of all, and
-        `b_enc` allows for it: every feature has the pre-activations it had in its own SAE. A part
-        that a dictionary lacks the pool lacks too. `sae_from` makes an SAE of it.
+        A `Dictionary` in the order in which features were kept. `b_dec` is the mean over the
+        dictionaries, and `b_enc` is adjusted so that every feature has the pre-activations it had
+        in its own SAE. Parts that any dictionary lacks are None. `sae_from` converts it to an SAE.
     """
     for number, source in enumerate(dictionaries):
         if isinstance(source, SAE) and source.transcodes:

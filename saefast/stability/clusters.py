@@ -1,4 +1,4 @@
-"""Features of several dictionaries that are one and the same, as far as their matches tell."""
+"""Clusters of matching features across several dictionaries."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class Clusters:
         )
 
     def by_dictionaries(self) -> list[dict[str, int]]:
-        """How many clusters are in 1, 2, ... dictionaries: complete ones and chains."""
+        """Count the complete clusters and chains that span 1, 2, ... dictionaries."""
         return [
             {
                 "dictionaries": count,
@@ -61,10 +61,16 @@ class Clusters:
 
 
 def find_clusters(stability: Stability) -> Clusters:
-    """Group the features alive of all dictionaries.
+    """Group the alive features of all dictionaries into clusters of mutual matches.
 
-    Neither the order of dictionaries nor that of features matters to who is in a cluster with whom;
-    with match="nearest" links are those between mutual nearest.
+    The clusters do not depend on the order of dictionaries or features. With match="nearest", links
+    connect mutual nearest features.
+
+    Args:
+        stability: result of `score_stability`.
+
+    Returns:
+        Cluster labels [m] for each dictionary, with size and completeness of the clusters.
     """
     sizes = [len(score) for score in stability.score]
     start = torch.tensor([0, *sizes]).cumsum(0)
@@ -94,7 +100,7 @@ def find_clusters(stability: Stability) -> Clusters:
 
 
 def _links(stability: Stability, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of features, by their numbers among all, that are each other's match."""
+    """Return the pairs of features that match each other, by their numbers among all features."""
     first, second = [], []
     for s in range(len(stability.score)):
         for t in range(s + 1, len(stability.score)):
@@ -107,12 +113,12 @@ def _links(stability: Stability, start: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _components(count: int, first: Tensor, second: Tensor) -> Tensor:
-    """[count] the least number among all that each is connected with."""
+    """Return the smallest number in the connected component of each feature, [count]."""
     label = torch.arange(count)
     while True:
         low = torch.minimum(label[first], label[second])
         new = label.clone()
-        # The labels of both ends take the lesser one, and then everybody his label's label.
+        # Take the minimum label of each link, then replace labels by their labels' labels.
         for ends in (first, second):
             new.scatter_reduce_(0, label[ends], low, "amin")
         while not torch.equal(new[new], new):

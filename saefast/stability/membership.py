@@ -1,4 +1,4 @@
-"""In how many dictionaries a feature is, and how that goes on with more of them."""
+"""Number of dictionaries in which features occur, and its extrapolation to more dictionaries."""
 
 import itertools
 import math
@@ -20,9 +20,14 @@ _MOST_DICTIONARIES = 62  # a bit of an int64 for each
 
 
 def membership_counts(stability: Stability) -> Tensor:
-    """[s, s] int64: how many features alive of each dictionary are in exactly 1, 2, ... s of them.
+    """Count the features of each dictionary that occur in exactly 1, 2, ... s dictionaries.
 
-    A feature is in its own, so the first column counts those that no other dictionary has.
+    Args:
+        stability: result of `score_stability`.
+
+    Returns:
+        [s, s] int64, a row for each dictionary. Every alive feature occurs in its own dictionary,
+        so the first column counts the features that no other dictionary has.
     """
     s = len(stability.support)
     counts = [
@@ -52,10 +57,12 @@ def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> l
     """Measure the shares of features in one dictionary only, and in all, by their number.
 
     Args:
-        stability: whose matches are counted.
-        subsets: how many choices of each number are looked at: all there are, or as many drawn
-            without repetition.
-        seed: of the choices.
+        stability: result of `score_stability`.
+        subsets: maximum number of subsets of each size: all, or as many drawn without repetition.
+        seed: seed of the drawn subsets.
+
+    Returns:
+        A `SubsetPoint` for each number of dictionaries from 2.
     """
     checks.whole("subsets", subsets, 1)
     s = len(stability.score)
@@ -90,19 +97,23 @@ class PowerLaw:
     """the root of the mean squared distance from the points"""
 
     def at(self, k: float) -> float:
-        """The value at k."""
+        """Return the value at k."""
         return float(self.a * k**self.b + self.c)
 
 
 def fit_power_law(k: Sequence[float], values: Sequence[float]) -> PowerLaw:
-    """The a * k^b + c nearest to `values`, least squares; b from -6 to 6, not 0.
+    """Fit a * k^b + c to `values` by least squares, with b from -6 to 6, not 0.
 
-    For each b, a and c solve a linear problem; b is searched on a grid and then between its best
-    point's neighbours. Three points are met exactly, and tell nothing about the fit.
+    For each b, a and c solve a linear problem; b is searched on a grid and then between the
+    neighbours of the best grid point. Three points are fitted exactly, so their residual says
+    nothing about the fit.
 
     Args:
-        k: positive numbers, at least three different ones, such as `SubsetPoint.dictionaries`.
-        values: one for each, such as `SubsetPoint.alone`.
+        k: positive numbers, at least three distinct ones, such as `SubsetPoint.dictionaries`.
+        values: a value for each k, such as `SubsetPoint.alone`.
+
+    Returns:
+        The coefficients and the residual.
     """
     x, y = np.asarray(k, np.float64), np.asarray(values, np.float64)
     if x.ndim != 1 or x.shape != y.shape:

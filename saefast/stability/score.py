@@ -41,35 +41,35 @@ def score_stability(
     progress: bool = True,
     **options: Unpack[SearchOptions],
 ) -> Stability:
-    """Estimate for every feature the probability that another seed's dictionary has it too.
+    """Estimate for every feature the probability that the dictionary of another seed has it too.
 
-    A feature is in another dictionary if its match there is similar enough. The score is the share
-    of the other dictionaries in which it is.
+    A feature counts as found in another dictionary if its match there is similar enough. The
+    stability score is the share of the other dictionaries in which the feature is found.
 
     Args:
-        dictionaries: two or more of one width, of different seeds: tensors [m, d] such as `W_dec`,
-            SAEs or `Dictionary` objects. Their sizes may differ. Features whose `firing_rate` is
-            known to be zero are dead: they count nowhere.
-        threshold: the least similarity of a match. "null" takes what only one in a thousand random
-            directions reaches, given the width and how many features the other dictionary has
-            alive; that is a null for cosines, not for correlations of activations.
-        match: "nearest" takes the most similar feature, which may be the match of several;
-            "mutual" counts it only if each is the other's nearest; "one_to_one" takes the matching
+        dictionaries: two or more dictionaries of one width and different seeds: tensors [m, d] such
+            as `W_dec`, SAEs or `Dictionary`s. Their sizes may differ. Features with a known
+            `firing_rate` of zero are dead and are ignored.
+        threshold: minimum similarity of a match. "null" uses the similarity that only one in a
+            thousand random directions reaches, given the width and the number of alive features of
+            the other dictionary; this null applies to cosines, not to correlations of activations.
+        match: "nearest" uses the most similar feature, which may be the match of several features;
+            "mutual" requires that each is the nearest of the other; "one_to_one" uses the matching
             of greatest total similarity.
-        side: "decoder" or "encoder" rows are compared; with "both" either is matched for itself,
-            and the lesser of the two cosines counts.
-        absolute: whether opposite directions are alike.
-        same_partner: with side="both", whether both sides must have found the same feature.
-        matches: what `match_all` or `activation_matches` returned for these dictionaries, so that
-            nothing is matched here; with side="both" two of them, of decoders and of encoders.
-        alive: [m] bool for each dictionary, instead of `Dictionary.alive`.
-        confidence: of the interval.
-        progress: show a progress bar on stderr while matching.
-        options: further ones of `match_features`.
+        side: rows to compare: "decoder" or "encoder"; with "both" the sides are matched separately,
+            and the smaller of the two cosines counts.
+        absolute: whether opposite directions count as similar.
+        same_partner: whether, with side="both", both sides must have the same partner.
+        matches: result of `match_all` or `activation_matches` for these dictionaries, which is used
+            instead of matching; with side="both" a pair of them, of decoders and encoders.
+        alive: [m] bool for each dictionary, in place of `Dictionary.alive`.
+        confidence: confidence level of the intervals.
+        progress: whether to show a progress bar on stderr while matching.
+        options: further options of `match_features`.
 
     Returns:
-        `Stability`, with the interval of Jeffreys: Beta(1/2 + hits, 1/2 + misses), down to 0
-        without a hit and up to 1 without a miss, so that it always holds the score.
+        Scores with Jeffreys intervals: quantiles of Beta(1/2 + hits, 1/2 + misses), extended to 0
+        without hits and to 1 without misses, so that an interval always contains the score.
     """
     _check(threshold, match, side, same_partner, confidence)
     each = as_dictionaries(dictionaries, 2)
@@ -110,11 +110,14 @@ def score_stability(
 
 
 def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> Stability:
-    """The same matches, counted from another threshold on; costs no matching.
+    """Compute the scores at another threshold from the same matches, without matching again.
 
     Args:
-        stability: what `score_stability` returned.
-        threshold: as there.
+        stability: result of `score_stability`.
+        threshold: minimum similarity of a match, or "null", as for `score_stability`.
+
+    Returns:
+        The scores at that threshold.
     """
     _check_threshold(threshold)
     rule = replace(stability.rule, threshold=threshold)
@@ -123,17 +126,18 @@ def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> St
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """What becomes of all features together at one threshold."""
+    """Summary of the scores of all features alive at one threshold."""
 
     threshold: float
+    """minimum similarity of a match"""
     score: float
-    """mean over the features alive"""
+    """mean score"""
     stable: float
-    """the share of them with a score of at least `stable`"""
+    """share of features with a score of at least `stable`"""
     unstable: float
-    """the share with a score of at most `unstable`"""
+    """share of features with a score of at most `unstable`"""
     chance: float
-    """the mean score if they were random directions"""
+    """expected mean score of random directions"""
 
 
 def stability_curve(
@@ -146,10 +150,10 @@ def stability_curve(
     """Mean score, stable and unstable share at each threshold; a convention is no argument.
 
     Args:
-        stability: what `score_stability` returned.
-        thresholds: of the match, not of the score.
-        stable: a feature is stable if at least this share of the other SAEs has it.
-        unstable: and unstable if at most this share has it.
+        stability: result of `score_stability`.
+        thresholds: thresholds of the similarity of matches, not of the score.
+        stable: minimum score of a stable feature.
+        unstable: maximum score of an unstable feature.
 
     Returns:
         A `CurvePoint` for each threshold.
