@@ -1,4 +1,4 @@
-"""The best one-to-one assignment on a sparse graph of rows and columns."""
+"""Optimal one-to-one assignment on a sparse graph of rows and columns."""
 
 import math
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Graph(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Who is matched with whom, and the prices that prove it best where it is `finished`."""
+    """Partners of the rows, with prices that prove the assignment optimal if it is `finished`."""
 
     partner: Tensor
     """[rows] int64, -1 for none"""
@@ -37,10 +37,10 @@ class Assignment(NamedTuple):
 def best_assignment(
     graph: Graph, floor: float, *, start: Assignment | None = None, seconds: float = math.inf
 ) -> Assignment:
-    """Maximises the similarities of the pairs plus `floor` for every row without one.
+    """Maximise the sum of similarities of pairs, plus `floor` for every row without a partner.
 
-    `start` is an assignment on a part of the arcs, which saves time and changes nothing else but
-    which of equal optima is found. See csrc/assignment.h for what prices promise.
+    `start` is an assignment on a subset of the arcs, which saves time and only affects which of
+    several equal optima is found. See csrc/assignment.h for the properties of the prices.
     """
     rows = len(graph.row_start) - 1
     partner = torch.empty(rows, dtype=torch.int64) if start is None else start.partner.clone()

@@ -1,4 +1,4 @@
-"""Which feature of one SAE is which of another, by when they fire rather than by their weights."""
+"""Match the features of SAEs by the correlation of their activations instead of their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,13 +79,16 @@ def activation_matches(
     60 bytes for every latent active beside it.
 
     Args:
-        saes: two or more, which encode the same activations.
-        activations: a tensor or array [n, d], a path or a source: what `train_saes` takes.
-        rows: how many to look at, at most; they are drawn without repetition.
-        least_fires: what fires on fewer rows is not matched and not alive here: two features that
-            fired once, together, correlate perfectly.
-        seed: of the draw.
-        progress: show progress bars on stderr.
+        saes: two or more SAEs of the same activations.
+        activations: a tensor or array [n, d], a path or a source, as for `train_saes`.
+        rows: maximum number of rows to use; they are drawn without repetition.
+        least_fires: features that fire on fewer rows are not matched and count as dead: two
+            features that fired once, together, would correlate perfectly.
+        seed: seed of the drawn rows.
+        progress: whether to show progress bars on stderr.
+
+    Returns:
+        The matches of all pairs of SAEs, with the alive features and firing rates of each SAE.
     """
     for name, value in (("rows", rows), ("least_fires", least_fires)):
         checks.whole(name, value, 1)

@@ -25,7 +25,7 @@ _SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
 
 
 class Division(NamedTuple):
-    """Of so many bytes."""
+    """Division of the memory of a matching."""
 
     neighbours: int
     """how long the lists are"""
@@ -48,13 +48,13 @@ def divided(memory: float, rows: int, columns: int, neighbours: int, solved: boo
 
 
 def arcs_in(memory: float) -> int:
-    """How many arcs have room."""
+    """Return the number of arcs that fit in so many bytes."""
     return int(memory / ARC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchPlan:
-    """Of two dictionaries with m features of width d each."""
+    """Estimated memory and time of matching two dictionaries with m features of width d each."""
 
     m: int
     d: int
@@ -75,14 +75,14 @@ class MatchPlan:
     pairs_per_second: float
     """measured here, now, at this width"""
     seconds: float
-    """to find the neighbours; a one-to-one matching takes a few times as long as a sort more"""
+    """time to find the neighbours; a one-to-one matching adds a few times that of a sort"""
 
     def to_table(self) -> "pa.Table":
         """Return a table with one row, to join those of several sizes."""
         return table_of([vars(self)])
 
     def sentences(self) -> str:
-        """For people."""
+        """Return the plan as readable text."""
         total = self.lists_gb + max(self.solver_gb, self.blocks_gb)
         return (
             f"{self.m:,} features of width {self.d} with as many: {self.blocks} x {self.blocks} "
@@ -106,21 +106,21 @@ def plan_matching(
     backend: str = "auto",
     memory: float = 4.0,
 ) -> MatchPlan:
-    """Estimate what matching two dictionaries of m features of width d takes on this machine.
+    """Estimate memory and time of matching two dictionaries on this machine.
 
-    The rate is that of random directions.
+    The rate is measured on random directions.
 
     Args:
-        m: features of either dictionary.
-        d: their width.
-        neighbours: how long the lists of `one_to_one` are.
-        one_to_one: whether that is wanted, or the nearest alone.
-        absolute: whether opposite directions are alike.
-        backend: who finds the nearest, as for `match_features`.
-        memory: gigabytes, as for `match_features`.
+        m: number of features of each dictionary.
+        d: width of the features.
+        neighbours: length of the neighbour lists of `one_to_one`.
+        one_to_one: whether to match one to one, or to find the nearest features only.
+        absolute: whether opposite directions count as similar.
+        backend: engine of the neighbour search, as for `match_features`.
+        memory: gigabytes of memory, as for `match_features`.
 
     Returns:
-        `MatchPlan`; its `sentences()` are for people.
+        The plan; `sentences()` formats it as text.
     """
     for name, value in (("m", m), ("d", d), ("neighbours", neighbours)):
         checks.whole(name, value, 1)

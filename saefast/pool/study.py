@@ -1,4 +1,4 @@
-"""Whether pooling is worth it: two pools of disjoint seeds beside what they must beat."""
+"""Evaluate pooling: compare two pools of disjoint seeds with controls."""
 
 import math
 from collections.abc import Sequence
@@ -85,7 +85,10 @@ class PoolingStudy:
 
     @property
     def beaten(self) -> dict[str, bool]:
-        """Of each control whether pooling is better somewhere and worse nowhere, at equal alive."""
+        """Whether pooling beats each control, at equal numbers of alive latents.
+
+        It beats a control if it is better on one metric and worse on none.
+        """
         return {
             name: bool(better) and not worse
             for name, (better, worse) in (
@@ -100,7 +103,7 @@ class PoolingStudy:
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
+        """The comparison as text."""
         lost = [name for name, beaten in self.beaten.items() if not beaten]
         head = "Pooling beats every control." if not lost else "Pooling does not beat its controls."
         pooled = self.results[0]
@@ -175,26 +178,27 @@ def evaluate_pooling(
 
     Args:
         saes: two lists of SAEs without a common seed.
-        pools: what `pool_features` made of each list, of one width.
-        activations: what to train on.
-        held_out: what to measure on, other rows. Frequencies for cutting are measured here too.
-        fine_tune: how pools and pruned SAEs are trained further: `tokens`, `lr` and the rest;
-            `latents`, `k`, `variant`, `seeds` and `name` are set here.
-        scratch: how the SAEs of the lists were trained, `tokens` each. Its first two seeds are
-            those of the SAEs trained from scratch, which get another width.
-        scratch_tokens: for how long those are trained. None: as many tokens as all training that
-            went into a pool, its seeds and the fine-tuning together.
-        threshold: from which cosine on a latent has a match.
-        margin: differences of explained variance, match share and PW-MCC up to this count as none;
-            of the last two also those up to two standard errors.
-        rows: of `held_out` to measure on; None: all.
-        out: a folder for what is trained. None: nothing is written.
-        resume: go on with trainings in `out` that were interrupted, with the same arguments.
-        progress: show progress bars on stderr.
-        device: where to train; None: a CUDA device if there is one.
+        pools: results of `pool_features` for each list, of equal width.
+        activations: activations [n, d] for training.
+        held_out: other activations for the measurements, and for the firing rates by which SAEs are
+            cut.
+        fine_tune: settings of the fine-tuning of pools and pruned SAEs; `latents`, `k`, `variant`,
+            `seeds` and `name` are overridden.
+        scratch: settings with which the SAEs of the lists were trained, for `tokens` each. Its
+            first two seeds are those of the SAEs trained from scratch at the width of the pools.
+        scratch_tokens: number of tokens for the SAEs trained from scratch. None: the tokens of all
+            training that went into a pool, that is, of its seeds and of the fine-tuning.
+        threshold: minimum cosine of a match.
+        margin: differences of explained variance, match share and PW-MCC up to this are ignored; so
+            are differences of the last two up to two standard errors.
+        rows: number of rows of `held_out` to use; None: all.
+        out: folder for the trained SAEs. None: nothing is written.
+        resume: whether to continue interrupted trainings in `out`, with the same arguments.
+        progress: whether to show progress bars on stderr.
+        device: device to train on; None: a CUDA device if there is one.
 
     Returns:
-        `PoolingStudy`; its `verdict` says in words whether pooling is better than every control.
+        The results of all methods; `verdict` states whether pooling beats every control.
     """
     width = _check(saes, pools, scratch, margin)
     tuning, anew_in = (_kept_in(out, name, resume) for name in ("fine-tuned", "scratch"))
@@ -256,7 +260,7 @@ def _kept_in(out: str | Path | None, name: str, resume: bool) -> dict[str, Any]:
 
 
 def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:
-    """The SAE with its `width` most frequent latents alone, or all if it has fewer."""
+    """Return the SAE cut to its `width` most frequent latents, or to all if it has fewer."""
     kept = firing_rate.argsort(descending=True, stable=True)[:width].sort().values
     out = SAE(
         *(sae.d, len(kept)),
@@ -310,7 +314,7 @@ def _check(
     scratch: TrainConfig,
     margin: float,
 ) -> int:
-    """The width of the pools."""
+    """Check the arguments of `evaluate_pooling` and return the width of the pools."""
     for name, values in (("saes", saes), ("pools", pools), ("scratch.seeds", scratch.seeds)):
         if len(values) < 2 or (name != "scratch.seeds" and len(values) > 2):
             raise ValueError(f"{name} must be two, of disjoint seeds, got {len(values)}")

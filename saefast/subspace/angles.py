@@ -1,4 +1,4 @@
-"""How two subspaces lie to each other: principal angles, overlaps, and what chance would give."""
+"""Principal angles and overlaps of two subspaces, and their expectations by chance."""
 
 import math
 from typing import NamedTuple
@@ -13,15 +13,16 @@ from saefast.unit_rows import UnitRows
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """The principal angles between the spans of the rows of two matrices.
+    """Compute the principal angles between the spans of the rows of two matrices.
 
     Args:
-        a: [m, d]; rows may be of any length, dependent or zero.
-        b: [m2, d].
+        a: [m, d]; rows may have any length, and may be linearly dependent or zero.
+        b: [m2, d]; likewise.
 
     Returns:
-        As many as the smaller span has dimensions, in radians, float64, ascending. Angles near 0
-        and near a right angle are accurate to about 1e-15 if the rows determine their span so well.
+        [r] float64 angles in radians, ascending, where r is the dimension of the smaller span.
+        Angles near 0 and near a right angle are accurate to about 1e-15 if the rows determine
+        their span to that accuracy.
     """
     checks.floating("a", a, "[m, d]")
     checks.floating("b", b, "[m2, d]")
@@ -36,7 +37,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def angles_between(a: Tensor, b: Tensor) -> Tensor:
-    """The principal angles of two orthonormal bases [d, r], ascending."""
+    """Compute the principal angles of two orthonormal bases [d, r], ascending."""
     if a.shape[1] > b.shape[1]:
         a, b = b, a
     along = b.T @ a
@@ -51,15 +52,15 @@ class Overlaps(NamedTuple):
     """Two sets of directions, compared through their r strongest directions, for every r."""
 
     overlap: Tensor
-    """[r] of the planes: the mean squared cosine of their principal angles"""
+    """[r] overlap of the subspaces: mean squared cosine of their principal angles"""
     capture_ab: Tensor
-    """[r] which share of a's energy lies in b's plane"""
+    """[r] share of a's energy in b's subspace"""
     capture_ba: Tensor
-    """[r] which share of b's energy lies in a's plane"""
+    """[r] share of b's energy in a's subspace"""
 
 
 def overlaps(a: Decomposition, b: Decomposition) -> Overlaps:
-    """For each r up to the smaller rank; all in [0, 1]."""
+    """Compute overlaps and captures, in [0, 1], for each r up to the smaller rank."""
     squares = (a.vectors.T @ b.vectors).square_()
     r = min(squares.shape)
     square = squares[:r, :r]
@@ -78,7 +79,7 @@ def excess(overlap: Tensor, d: int) -> Tensor:
 
 
 class Shared(NamedTuple):
-    """The plane that two sets of directions have in common, beyond chance."""
+    """Rank and dimension of the subspace shared by two sets of directions beyond chance."""
 
     rank: int
     dimensions: float

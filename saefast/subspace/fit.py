@@ -1,4 +1,4 @@
-"""Which planes stable and unstable features span, and whether they come back from seed to seed."""
+"""Compare the subspaces spanned by groups of features, such as stable ones, between seeds."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -36,47 +36,48 @@ def fit_subspaces(
     method: str = "gram",
     progress: bool = True,
 ) -> Subspaces:
-    """Compare the planes that groups of features span in different seeds.
+    """Compare the subspaces that groups of features span in different seeds.
 
-    Features count by their direction: rows are taken at length 1, dead ones left out. All is done
-    in float64, on a CPU, and has the same bits for any number of threads. Beside the dictionaries
-    it takes about 16 d^2 bytes a seed, whatever their sizes. A draw of a null costs what the
-    dictionaries themselves do: with d in the thousands, ask for fewer.
+    Features count by their direction: rows are scaled to length 1, dead features are left out. The
+    computation is in float64 on the CPU, with the same bits for any number of threads. In addition
+    to the dictionaries it takes about 16 d^2 bytes per seed, whatever their sizes. A draw of a null
+    costs as much as the dictionaries themselves: use fewer draws if d is in the thousands.
 
-    Six nulls say what overlap chance would give. For overlaps, "haar", "random" and "rotated" are
-    one and the same law: they tell directions from noise, but any directions learned from the same
-    data overlap through its covariance. "covariance", "subset" and "initial" ask for more.
+    Six nulls state the overlap expected by chance. For overlaps, "haar", "random" and "rotated"
+    have the same distribution: they distinguish directions from noise, but any directions learned
+    from the same data overlap through its covariance. "covariance", "subset" and "initial" are
+    stricter.
 
     Args:
-        dictionaries: of different seeds, of one width: tensors [m, d] such as `W_dec`, SAEs or
-            `Dictionary` objects.
-        stability: what `score_stability` found for them. Its groups are called "stable" and
-            "unstable". None, if `groups` are all there are.
-        groups: more groups: for each dictionary {name: [m] bool}.
-        stable: the least score of a stable feature.
-        unstable: the largest score of an unstable one.
-        side: which rows: "decoder" or "encoder".
-        rank: the dimension of the planes whose overlap, captures and angles are compared; None for
-            `energy_rank`, of the seed where it is smaller. It is less where a group has no more
-            directions. Curves are for every rank.
-        energy: the share of the energy that `energy_rank` principal directions hold; 0.9 for r90.
-        nulls: which are computed: "haar", formulas for uniformly distributed planes; "random", as
-            many random directions; "covariance", as many directions drawn from the activations'
-            covariance; "subset", as many features of the same seed; "rotated", the features
-            themselves, turned at random; "initial", the same latents before training. What cannot
-            be computed is named in `skipped`.
-        covariance: [d, d] of the activations, for the null of that name.
-        initial: the dictionaries before training, for the null of that name.
-        draws: how often nulls are drawn that have no formula.
-        band: which share of the draws lies between `low` and `high`.
-        seed: of the draws.
-        method: "gram", the eigenvectors of the Gram matrix; or "svd", several times slower, where
-            singular values below 1e-7 of the largest matter.
-        progress: show a progress bar on stderr.
+        dictionaries: dictionaries of one width and different seeds: tensors [m, d] such as `W_dec`,
+            SAEs or `Dictionary`s.
+        stability: result of `score_stability` for them, which defines the groups "stable" and
+            "unstable". None: only `groups` are compared.
+        groups: further groups: {name: [m] bool} for each dictionary.
+        stable: minimum score of a stable feature.
+        unstable: maximum score of an unstable feature.
+        side: rows to compare: "decoder" or "encoder".
+        rank: dimension of the subspaces whose overlap, captures and angles are compared, limited by
+            the number of directions of the group. None: the smaller `energy_rank` of both seeds.
+            Curves cover every rank.
+        energy: share of the energy that `energy_rank` principal directions hold; 0.9 for r90.
+        nulls: nulls to compute: "haar", formulas for uniformly distributed subspaces; "random",
+            equally many random directions; "covariance", equally many directions drawn from the
+            covariance of the activations; "subset", equally many features of the same seed;
+            "rotated", the features themselves after a random rotation; "initial", the same latents
+            before training. Nulls that cannot be computed are listed in `skipped`.
+        covariance: [d, d] covariance of the activations, for the null "covariance".
+        initial: the dictionaries before training, for the null "initial".
+        draws: number of draws of nulls without a formula.
+        band: share of the draws between `low` and `high`.
+        seed: seed of the draws.
+        method: "gram" uses eigenvectors of the Gram matrix; "svd", several times slower, resolves
+            singular values below 1e-7 of the largest.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
-        `Subspaces`: `spectra` for each group and seed, `pairs` for each group and two seeds, and
-        `to_table(name)` of it all.
+        `Subspaces` with `spectra` for each group and seed, `pairs` for each group and two seeds,
+        and `to_table(name)`.
     """
     known = as_dictionaries(dictionaries, 2)
     d = known[0].W_dec.shape[1]
@@ -119,7 +120,7 @@ def _members(
     initial: Sequence[Tensor] | None,
     side: str,
 ) -> list[Member]:
-    """A group in each seed."""
+    """Return the features of one group in each seed."""
     members = []
     for s, (dictionary, mask) in enumerate(zip(dictionaries, masks, strict=True)):
         rows = side_of(dictionary, side, f"dictionaries[{s}]")

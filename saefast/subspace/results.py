@@ -1,4 +1,4 @@
-"""What `fit_subspaces` found: plain fields, and tables of them."""
+"""Define the results of `fit_subspaces`, and their tables."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ class GroupSpectrum:
     energy_rank: int
     """the fewest principal directions that hold 90 % of the energy, or what `energy` says"""
     basis: Tensor
-    """[r, d] orthonormal rows: the plane of the rank that was asked for, or of `energy_rank`. The
-    rows are arbitrary where singular values are alike, the plane is not"""
+    """[r, d] orthonormal rows that span the subspace of the requested rank, or of `energy_rank`.
+    The rows are arbitrary where singular values are equal, the subspace is not"""
     tests: tuple[NullTest, ...]
     """of "effective_rank", "participation_ratio" and "energy_rank" """
 
@@ -64,22 +64,23 @@ class PairOverlap:
     a: int
     b: int
     rank: int
-    """of the planes that are compared: their smaller one"""
+    """dimension of the compared subspaces"""
     overlap: float
     """the mean squared cosine of their principal angles"""
     excess: float
     """how far that is above chance, rank / d, where 1 is all there is"""
     capture_ab: float
-    """which share of the energy of a's features lies in b's plane"""
+    """share of the energy of a's features in b's subspace"""
     capture_ba: float
+    """share of the energy of b's features in a's subspace"""
     shared_rank: int
-    """the dimension of the plane they have in common, from the whole curve: where most dimensions
-    are shared beyond chance. Where singular values are alike, `rank` may cut through that plane, in
-    each seed through other parts of it"""
+    """dimension of the shared subspace, from the whole curve: the rank at which most dimensions are
+    shared beyond chance. If singular values are equal, `rank` may truncate that subspace, and
+    differently in each seed"""
     shared_dimensions: float
-    """how many those are: shared_rank * excess there"""
+    """number of dimensions shared beyond chance: shared_rank * excess at that rank"""
     angles: Tensor
-    """[rank] between the planes, in radians, ascending"""
+    """[rank] angles between the subspaces, in radians, ascending"""
     overlap_curve: Tensor
     """[r] the overlap at each rank from 1; also of what follows"""
     excess_curve: Tensor
@@ -95,7 +96,7 @@ class PairOverlap:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspaces:
-    """Planes that groups of features span, and their overlap between seeds."""
+    """Subspaces spanned by groups of features, and their overlaps between seeds."""
 
     d: int
     spectra: tuple[GroupSpectrum, ...]
@@ -109,11 +110,11 @@ class Subspaces:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the groups."""
         return tuple(dict.fromkeys(spectrum.group for spectrum in self.spectra))
 
     def spectrum(self, group: str, seed: int) -> GroupSpectrum:
-        """The directions of one group in one seed."""
+        """Return the spectrum of one group in one seed."""
         for spectrum in self.spectra:
             if (spectrum.group, spectrum.seed) == (group, seed):
                 return spectrum
@@ -123,7 +124,7 @@ class Subspaces:
         )
 
     def pair(self, group: str, a: int, b: int) -> PairOverlap:
-        """One group in two seeds, a < b."""
+        """Return the overlap of one group between two seeds, a < b."""
         for pair in self.pairs:
             if (pair.group, pair.a, pair.b) == (group, a, b):
                 return pair
