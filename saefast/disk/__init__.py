@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and folders that have one writer at a time."""
+"""Atomic writes of files, and folders with one writer at a time."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 
 import contextlib
 import errno
@@ -10,39 +10,39 @@ from pathlib import Path
 from torch import Tensor
 
 PART = ".part"
-"""How the name ends of what is still being written, a file or a folder that holds it."""
+"""Suffix of files that are being written, and of folders that hold them."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: a killed process leaves what was there before, or all of the new.
+    """Write `content` to `path` atomically: a killed process leaves the old or the new content.
 
-    Where the disk is full or the folder not writable, the OSError names the file, and nothing of
-    the attempt stays.
+    If the disk is full or the folder is not writable, the OSError names the file, and partial files
+    are removed.
     """
     write_with(path, lambda part: part.write_bytes(content))
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """The same with whatever `write` puts at the path it is given."""
+    """Write a file atomically by a function that writes to the path it is given."""
     _replace(path, path.with_name(path.name + PART), write)
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """The same with a safetensors file, without a second copy of the tensors in memory."""
+    """Write a safetensors file atomically, without a second copy of the tensors in memory."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def write(part: Path) -> None:
-        # save_file begins with a file of a random name beside the one it is asked for. In a
-        # folder of a known name the next attempt finds what a killed process left.
+        # save_file first writes a file with a random name beside its target. In a folder with a
+        # fixed name, the next call can remove what a killed process left.
         shutil.rmtree(part.parent, ignore_errors=True)
         part.parent.mkdir()
         try:
             there = {name: value.contiguous().cpu() for name, value in tensors.items()}
             part.touch()
-            mode = part.stat().st_mode  # what others may do with files here; save_file asks nobody
+            mode = part.stat().st_mode  # permissions by umask, which save_file ignores
             save_file(there, part, metadata)
             part.chmod(mode)
         except SafetensorError as error:
@@ -72,13 +72,13 @@ def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """safetensors tells the operating system's error only in its text."""
+    """Convert a SafetensorError, which states the system's error in its text only, to OSError."""
     number = next((n for n in errno.errorcode if f"os error {n})" in str(error)), errno.EIO)
     return OSError(number, os.strerror(number))
 
 
 def flush_folder(folder: Path) -> None:
-    """Make sure that the names in `folder` outlive a power cut."""
+    """Flush the entries of `folder` to disk, so that new names survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A folder that one writer at a time may have: two at once would spoil each other's files."""
+"""Lock a folder for one writer: concurrent writers would corrupt each other's files."""
 
 import contextlib
 import errno
@@ -12,10 +12,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class Claim:
-    """Holds a folder, made if it is not there, until it is let go, forgotten, or the process ends.
+    """Lock on a folder, which is created if it does not exist.
 
-    The folder itself is locked: nothing is left in it, however the process ends. File systems that
-    know no locks keep nobody out.
+    The lock is held until it is released or garbage-collected, or the process ends. The folder
+    itself is locked, so no lock file is left behind. On file systems without locks there is no
+    protection.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +36,7 @@ class Claim:
         try:
             flock(descriptor, LOCK_EX | LOCK_NB)
             if not os.path.samestat(os.fstat(descriptor), folder.stat()):
-                raise OSError  # who had it before has removed it, and somebody made another
+                raise OSError  # the folder was removed by its previous holder and created again
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return
@@ -52,6 +53,6 @@ class Claim:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._new is not None:
-            with contextlib.suppress(OSError):  # nothing came of it, so nothing stays
+            with contextlib.suppress(OSError):  # remove the new folder if it stayed empty
                 self._new.rmdir()
         self.release()

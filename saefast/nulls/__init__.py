@@ -1,1 +1,1 @@
-"""Draw or compute what chance gives: similarities, random subsets, permutations."""
+"""Null models: similarities of random directions, random subsets, permutations."""

@@ -1,4 +1,4 @@
-"""The Beta distribution in float64: how much lies below a point, and below which point a share."""
+"""The Beta distribution in float64: cumulative distribution function and quantiles."""
 
 import math
 
@@ -15,7 +15,7 @@ _log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
 
 
 def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
-    """P(X <= x) for X ~ Beta(a, b), the regularised incomplete beta function; all broadcast.
+    """Compute P(X <= x) for X ~ Beta(a, b), the regularised incomplete beta function.
 
     Args:
         x: from 0 to 1.
@@ -41,10 +41,10 @@ def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def beta_quantile(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
-    """The x with P(X <= x) = share for X ~ Beta(a, b); all broadcast.
+    """Compute the x with P(X <= x) = share for X ~ Beta(a, b); arguments are broadcast.
 
-    Sought as x = sin(angle)^2, in which the distribution is even at both ends: right to the last
-    digits for a of at least 1/2 and shares down to a millionth.
+    The search is over the angle in x = sin(angle)^2, which resolves both ends evenly: the result is
+    accurate to the last digits for a of at least 1/2 and shares down to a millionth.
     """
     wanted, first, second = (np.asarray(value, np.float64) for value in (share, a, b))
     wanted, first, second = (v[..., None] for v in np.broadcast_arrays(wanted, first, second))
@@ -60,7 +60,7 @@ def beta_quantile(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def _tail(x: Floats, a: Floats, b: Floats, log_scale: Floats) -> Floats:
-    """beta_cdf where x is below the mean: a power of x times a continued fraction, by Lentz."""
+    """Compute `beta_cdf` for x below the mean by Lentz's method for its continued fraction."""
     with np.errstate(divide="ignore"):
         log_power = a * np.log(x) + b * np.log1p(-x) + log_scale
     c = np.ones_like(x)

@@ -1,4 +1,4 @@
-"""What two dictionaries have in common, by every usual measure, each beside what chance finds."""
+"""Measure the overlap of two dictionaries by all common measures, each with its null."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Overlap:
         return table_of([vars(measure) for measure in self.measures])
 
     def select(self, name: str, **where: str | float | None) -> list[Measure]:
-        """All measures of this name for which `where` holds: "shared" of one kind is a curve."""
+        """Return all measures with this name and these fields, such as a curve of "shared"."""
         where["name"] = name
         return [
             measure
@@ -60,7 +60,7 @@ class Overlap:
         ]
 
     def find(self, name: str, **where: str | float | None) -> Measure:
-        """The one measure of this name for which `where` holds, such as side="both"."""
+        """Return the only measure with this name and these fields, such as side="both"."""
         found = self.select(name, **where)
         if len(found) != 1:
             raise ValueError(f"where must fit one measure {name!r}, {where} fits {len(found)}")
@@ -81,15 +81,19 @@ def measure_overlap(
     """Measure what two dictionaries share: shared features, equal partners, MMCS, PW-MCC.
 
     Args:
-        a: one dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Measures of
-            encoders need an SAE or a `Dictionary` that has them, on either side.
-        b: the other.
-        thresholds: at which cosines features count as shared.
-        match: "nearest" lets features share a partner, "one_to_one" does not and takes longer.
-        signs: "signed", "absolute" or both; each is matched anew.
-        matches: what is matched already: `Overlap.matches` of an earlier call, or some of it.
-        progress: show progress bars on stderr, if it takes more than two seconds.
-        options: further ones of `match_features`.
+        a: first dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Measures of
+            encoders require that both dictionaries have encoder rows.
+        b: second dictionary, of the same width.
+        thresholds: cosines from which features count as shared.
+        match: "nearest", "one_to_one" or both; with "nearest" features may share a partner,
+            "one_to_one" takes longer.
+        signs: "signed", "absolute" or both; each requires matchings of its own.
+        matches: matchings to reuse: `Overlap.matches` of an earlier call, or a part of it.
+        progress: whether to show progress bars on stderr.
+        options: further options of `match_features`.
+
+    Returns:
+        The measures, each for a, b and both, with their nulls.
     """
     if not isinstance(thresholds, Iterable):
         raise TypeError(
@@ -148,7 +152,7 @@ def measure_overlap(
 def _views(
     found: Mapping[Key, Matches], match: str, sign: str, sides: Sequence[str], size: int
 ) -> dict[tuple[str, int], View]:
-    """What a's features found among b's, number 0, and b's among a's, number 1."""
+    """Return the partners of a's features in b, number 0, and of b's in a, number 1, by side."""
     views = {}
     for side in sides:
         forward = _view(found[Key(match, side, sign, False)])

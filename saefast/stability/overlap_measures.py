@@ -1,4 +1,4 @@
-"""Counting what two dictionaries have in common, once it is known who matches whom."""
+"""Compute the measures of overlap of two dictionaries from their matches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ class Measure:
     """One number about two dictionaries, a and b."""
 
     name: str
-    """shared: the share of features whose partner is at least `threshold` similar; mutual: whose
-    nearest has them as its nearest; equal_partner: with the same partner on both sides; mmcs: the
-    mean of the largest cosines; pw_mcc: the sum of the cosines of one-to-one pairs, over the number
-    of features of the smaller dictionary"""
+    """shared: share of features whose similarity to their partner is at least `threshold`; mutual:
+    share that are the nearest of their nearest; equal_partner: share with the same partner on both
+    sides; mmcs: mean of the largest cosines; pw_mcc: sum of the cosines of one-to-one pairs divided
+    by the number of features of the smaller dictionary"""
     match: str
     """"nearest" or "one_to_one": how partners were found"""
     side: str
-    """decoder; encoder; both: both cosines count, whosever; same: both, of the same partner"""
+    """decoder; encoder; both: on both sides, with any partner; same: with the same partner"""
     sign: str
-    """signed, or absolute: opposite directions are alike"""
+    """signed, or absolute: opposite directions count as similar"""
     of: str
-    """whose features are counted: a, b, or both (the mean of the two)"""
+    """dictionary whose features are counted: a, b, or both (the mean of the two)"""
     threshold: float | None
     value: float
     """among features alive; NaN if there are none"""
@@ -51,7 +51,7 @@ class View(NamedTuple):
     """[m] bool"""
 
     def reaching(self, threshold: float) -> Tensor:
-        """[m] bool: which have a partner that similar."""
+        """Return which features have a partner of at least this similarity, [m] bool."""
         return (self.partner >= 0) & (self.similarity >= threshold)
 
 
@@ -66,7 +66,7 @@ class Counting:
         sign: str,
         views: Mapping[tuple[str, int], View],
     ) -> None:
-        """`views` has a's, number 0, and b's, number 1, of each side."""
+        """Store the partners by side and dictionary: 0 for a, 1 for b."""
         self.match, self.sign, self.views = match, sign, views
         self.sides = tuple(dict.fromkeys(side for side, _ in views))
         self.alive = alive
@@ -77,7 +77,7 @@ class Counting:
         self.pairs = PairsOfRandom(self.counts[0], self.counts[1], width, absolute)
 
     def measures(self, thresholds: Sequence[float]) -> Iterator[Measure]:
-        """Those of decoders, of encoders where there are some, of both together."""
+        """Yield the measures of decoders, of encoders if present, and of both sides together."""
         yield from self._means()
         if self.match == "nearest":
             for side in self.sides:
@@ -103,7 +103,7 @@ class Counting:
                 yield from self._shares("shared", "same", threshold, masks, null)
 
     def _means(self) -> Iterator[Measure]:
-        """MMCS or PW-MCC of each side."""
+        """Yield MMCS or PW-MCC of each side."""
         for side in self.sides:
             sums = [float(self.views[side, i].similarity.double().sum()) for i in (0, 1)]
             if self.match == "one_to_one":
@@ -169,13 +169,13 @@ class Counting:
         return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
 
     def _paired(self, i: int) -> float:
-        """The share of features that have a partner at all."""
+        """Return the share of features that have a partner."""
         if self.match == "nearest":
             return float(self.counts[1 - i] > 0)
         return min(self.counts) / max(self.counts[i], 1)
 
     def _one_of(self, i: int) -> float:
-        """How probable any of the other's features is."""
+        """Return the probability that a random partner is a given feature of the other."""
         return 1 / max(self.counts[1 - i], 1)
 
     def _by_chance_reaching(self, i: int, threshold: float) -> float:
@@ -184,7 +184,11 @@ class Counting:
         return self._paired(i) * float(self.pairs.reaches(threshold))
 
     def _by_chance_mutual(self, i: int) -> float:
-        """The largest of a row is the largest of its column as often as of row and column."""
+        """Return the probability that the largest of a row is also the largest of its column.
+
+        For independent similarities, each of the row's `other` entries is the largest of the
+        own + other - 1 entries of row and column with equal probability.
+        """
         own, other = self.counts[i], self.counts[1 - i]
         return other / max(own + other - 1, 1) if own else 0.0
 

@@ -1,4 +1,4 @@
-"""Define the result of scoring how often features return in other dictionaries."""
+"""Define the result of scoring the stability of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CURVE = tuple(i / 50 for i in range(1, 51))
-"""The thresholds of curves, unless others are asked for"""
+"""Default thresholds of curves: 0.02, 0.04, ..., 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class StabilityRule:
     """Rule by which a feature counts as found in another dictionary."""
 
     threshold: float | str
-    """the least similarity, or "null" where chance decided it"""
+    """minimum similarity of a match, or "null" for a threshold derived from chance"""
     match: str
     """one of `stability.MATCHES`"""
     side: str
@@ -30,45 +30,47 @@ class StabilityRule:
     absolute: bool
     """whether opposite directions are alike"""
     same_partner: bool
-    """whether both sides had to find the same feature"""
+    """whether both sides must have the same partner"""
     confidence: float
-    """of the intervals"""
+    """confidence level of the intervals"""
     width: int
-    """of the dictionaries, d: together with their sizes it says what chance finds"""
+    """width d of the dictionaries, which with their sizes determines the null"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """Scores of how often the features of dictionaries return in the others.
+    """Stability scores of the features of several dictionaries.
 
-    A tensor for each dictionary, a value for each of its m features. Dead features are left out:
-    all their values are 0, and no feature has them as its partner.
+    Most fields hold a tensor for each dictionary with a value for each of its m features; s is the
+    number of dictionaries. Dead features are ignored: all their values are 0, and they are no
+    feature's partner.
     """
 
     score: tuple[Tensor, ...]
-    """[m] float64: the share of the other dictionaries in which the feature has a match"""
+    """[m] float64, share of the other dictionaries in which the feature has a match"""
     support: tuple[Tensor, ...]
-    """[m] int64: in how many dictionaries it is, its own included; 0 for dead features"""
+    """[m] int64, number of dictionaries with the feature, including its own; 0 if it is dead"""
     low: tuple[Tensor, ...]
-    """[m] float64: the probability that one more dictionary has it is at least this"""
+    """[m] float64, lower end of the Jeffreys interval, at `rule.confidence`, of the probability
+    that a further dictionary has the feature"""
     high: tuple[Tensor, ...]
-    """[m] float64: and at most this, with `rule.confidence`: Jeffreys' interval"""
+    """[m] float64, upper end of that interval"""
     soft: tuple[Tensor, ...]
-    """[m] float64: the mean of its similarities in the others: a score without a threshold"""
+    """[m] float64, mean similarity to the partners: a score without a threshold"""
     alive: tuple[Tensor, ...]
-    """[m] bool"""
+    """[m] bool, features that are not dead"""
     similarity: tuple[Tensor, ...]
-    """[m, s] to its partner in each dictionary, which `thresholds` are for; 0 where it has none"""
+    """[m, s] similarity to the partner in each dictionary; 0 without a partner"""
     partner: tuple[Tensor, ...]
-    """[m, s] int64 which feature of each dictionary that is, -1 for none and for its own"""
+    """[m, s] int64, partner in each dictionary; -1 for none and for the feature's own dictionary"""
     hit: tuple[Tensor, ...]
-    """[m, s] bool: in which other dictionaries it is: where similarity reaches `thresholds`"""
+    """[m, s] bool, dictionaries in which the similarity reaches `thresholds`"""
     thresholds: Tensor
-    """[s] float64: how similar a match must be to a feature of each dictionary"""
+    """[s] float64, minimum similarity of a match in each dictionary"""
     chance: Tensor
-    """[s] float64: the probability that a random direction is that similar to a feature of each"""
+    """[s] float64, probability that a random direction reaches the threshold in each dictionary"""
     rule: StabilityRule
-    """what counted as a match"""
+    """rule by which matches were counted"""
 
     __repr__ = brief
 
@@ -92,21 +94,21 @@ class Stability:
 
     @property
     def dead(self) -> tuple[int, ...]:
-        """How many features of each dictionary are dead."""
+        """Number of dead features of each dictionary."""
         return tuple(int((~alive).sum()) for alive in self.alive)
 
     def mean(self) -> float:
-        """The mean score of all features alive; NaN if there are none."""
+        """Return the mean score of all features alive; NaN if there are none."""
         scores = [score[alive] for score, alive in zip(self.score, self.alive, strict=True)]
         return float(torch.cat(scores).mean())
 
     def to_table(self, seeds: Sequence[int] | None = None) -> "pa.Table":
-        """A row for each dictionary and feature, as a pyarrow.Table that any dataframe reads.
+        """Return a table with a row for each dictionary and feature.
 
         Args:
-            seeds: what the dictionaries are called, in columns too: partner_7 is who the partner in
-                that of seed 7 is, similarity_7 how similar; empty where there is none. None
-                numbers them from 0.
+            seeds: seeds of the dictionaries, used in names of columns: partner_7 and similarity_7
+                are the partner in the dictionary of seed 7 and its similarity, null if there is
+                none. None: numbers from 0.
         """
         import pyarrow as pa
 
