@@ -48,7 +48,7 @@ def score_stability(
 
     Args:
         dictionaries: two or more dictionaries of one width and different seeds: tensors [m, d] such
-            as `W_dec`, SAEs or `Dictionary`s. Their sizes may differ. Features with a known
+            as `W_dec`, SAEs or `Dictionary` objects. Their sizes may differ. Features with a known
             `firing_rate` of zero are dead and are ignored.
         threshold: minimum similarity of a match. "null" uses the similarity that only one in a
             thousand random directions reaches, given the width and the number of alive features of

@@ -50,7 +50,7 @@ def fit_subspaces(
 
     Args:
         dictionaries: dictionaries of one width and different seeds: tensors [m, d] such as `W_dec`,
-            SAEs or `Dictionary`s.
+            SAEs or `Dictionary` objects.
         stability: result of `score_stability` for them, which defines the groups "stable" and
             "unstable". None: only `groups` are compared.
         groups: further groups: {name: [m] bool} for each dictionary.
