@@ -56,6 +56,18 @@ def for_contexts(cache: Any, contexts: Tensor) -> Any:
     return new
 
 
+def shared_length(texts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all texts begin with; at least one token of each is left.
+
+    Args:
+        texts: tokens of each text; none is empty.
+    """
+    fewest = min(len(text) for text in texts) - 1
+    return next(
+        (place for place in range(fewest) if len({text[place] for text in texts}) > 1), fewest
+    )
+
+
 class Continuations:
     """Texts that begin with the same tokens, which the model reads once.
 

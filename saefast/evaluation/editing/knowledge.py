@@ -21,7 +21,7 @@ from saefast.evaluation.editing.fact_prompts import (
     prompt,
 )
 from saefast.evaluation.editing.facts import PLACE, Facts
-from saefast.lm.logits import Continuations
+from saefast.lm.logits import Continuations, shared_length
 from saefast.lm.model import LanguageModel, check_model
 from saefast.progress import ProgressBar
 
@@ -203,7 +203,7 @@ def _run(
         by_template.setdefault((its.attribute, its.template), []).append(number)
     for numbers in by_template.values():
         # What stands before the entity is read once for a template.
-        shared = _shared([questions[number].prompt.ids for number in numbers])
+        shared = shared_length([questions[number].prompt.ids for number in numbers])
         reader = Continuations(model.model, questions[numbers[0]].prompt.ids[:shared])
         ends = {number: len(questions[number].prompt.ids) - 1 - shared for number in numbers}
         texts = {
@@ -227,14 +227,6 @@ def _run(
             if bar is not None:
                 bar.update(len(batch))
     return ranks, best, greedy
-
-
-def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all texts begin with; at least one token of each is left."""
-    fewest = min(len(text) for text in texts) - 1
-    return next(
-        (place for place in range(fewest) if len({text[place] for text in texts}) > 1), fewest
-    )
 
 
 def _path(folder: Path, model: LanguageModel, facts: Facts) -> Path:

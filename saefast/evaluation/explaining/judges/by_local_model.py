@@ -8,6 +8,7 @@ import torch
 from saefast import checks
 from saefast.evaluation.explaining.judges.prompts import shown
 from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.lm.logits import Continuations, shared_length
 from saefast.lm.model import LanguageModel, check_model
 from saefast.progress import ProgressBar
 
@@ -77,25 +78,33 @@ class LocalJudge:
         """Return that nothing is paid."""
         return FREE
 
-    @torch.no_grad()
     def _learn(self, prompts: Sequence[str]) -> None:
-        tokenizer, model = self._model.tokenizer, self._model.model
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
-        ids = [tokenizer(prompt)["input_ids"] for prompt in new]
-        order = sorted(range(len(new)), key=lambda place: len(ids[place]))
         with ProgressBar("judging", total=len(new), unit="prompts", progress=self._progress) as bar:
-            for first in range(0, len(order), self._batch_size):
-                places = order[first : first + self._batch_size]
-                longest = max(len(ids[place]) for place in places)
-                batch = torch.zeros(len(places), longest, dtype=torch.int64)
-                for row, place in enumerate(places):
-                    batch[row, : len(ids[place])] = torch.tensor(ids[place])
-                # In a causal model no token sees what fills up on its right.
-                logits = model(batch.to(self._model.device)).logits.float().cpu()
-                for row, place in enumerate(places):
-                    yes, no = logits[row, len(ids[place]) - 1, self._answers].tolist()
-                    self._known[new[place]] = yes - no
-                bar.update(len(places))
+            for head in _HEAD.values():
+                self._read([prompt for prompt in new if prompt.startswith(head)], bar)
+
+    def _read(self, prompts: Sequence[str], bar: ProgressBar) -> None:
+        """Compute the log-odds behind prompts that begin alike, which is read once."""
+        if not prompts:
+            return
+        ids = [self._model.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        shared = shared_length(ids)
+        reader = Continuations(self._model.model, ids[0][:shared])
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+        for first in range(0, len(order), self._batch_size):
+            places = order[first : first + self._batch_size]
+            ends = torch.tensor([len(ids[place]) - 1 - shared for place in places])
+            batch = torch.zeros(len(places), int(ends.max()) + 1, dtype=torch.int64)
+            for row, place in enumerate(places):
+                batch[row, : len(ids[place]) - shared] = torch.tensor(ids[place][shared:])
+            # In a causal model no token sees what fills up on its right.
+            positions, column = torch.unique(ends, return_inverse=True)
+            logits = reader.logits(batch, positions)[..., self._answers].float().cpu()
+            for row, place in enumerate(places):
+                yes, no = logits[row, column[row]].tolist()
+                self._known[prompts[place]] = yes - no
+            bar.update(len(places))
 
 
 def _prompt(question: Question, described: str) -> str:
