@@ -6,9 +6,10 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disab
 PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
 	'llamascopium; python_version < "3.13"'
 # What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
-# NumPy, pyarrow and torchvision; the packages after them are those that the comparison imports.
-EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2
-EVALUATORS_NEED := beartype einops jaxtyping joblib openai tabulate xgboost-cpu zstandard
+# NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
+# imports.
+EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3
+EVALUATORS_NEED := asyncer beartype einops jaxtyping joblib openai orjson tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
 DEVELOPMENT := saefast[test,dev]
