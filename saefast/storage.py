@@ -233,7 +233,7 @@ def load_dictionaries(
     return [
         _dictionary(path, encoder, format, allow_pickle)
         for given in paths
-        for path in _saes_at(Path(given))
+        for path in saes_at(Path(given))
     ]
 
 
@@ -254,7 +254,8 @@ def _usable(values: Tensor) -> Tensor:
     return values if values.dtype in checks.DTYPES else values.to(torch.float32)
 
 
-def _saes_at(path: Path) -> list[Path]:
+def saes_at(path: Path) -> list[Path]:
+    """Return the SAE at a path, or those in a folder that holds some, in the order of numbers."""
     if not path.is_dir() or _holds_sae(path):
         return [path]
     folders = sorted((p for p in path.iterdir() if p.is_dir() and p.name[0] != "."), key=_numbers)

@@ -14,6 +14,8 @@ WORTH = "worth"
 NAMES = (WORTH, "probe", "explain", "steer", "edit", "absorb")
 """What can be evaluated: `WORTH` is stage evaluate, others are the evaluations of `pipeline`"""
 
+_JUDGED = ("explain", "steer")
+"""Evaluations that a judge can take part in"""
 _TOPICS = ("Explained variance", "Controls", "Language model", "At equal frequency")
 """Topics of the findings of `WORTH`"""
 
@@ -26,6 +28,7 @@ def evaluate(
     budget: Literal["quick", "full"] | None = None,
     tasks: Path | None = None,
     judge: str | None = None,
+    beside: tuple[Path, ...] | None = None,
     dry_run: bool = False,
     model: str | None = None,
     site: str | None = None,
@@ -52,10 +55,13 @@ def evaluate(
         budget: Size of evaluations by name: quick or full. None: as the run has it, at first quick.
         tasks: A table of texts and labels (.csv, .parquet or .jsonl) to probe. None: tasks of the
             package sae-probes.
-        judge: Judge of explanations: rules, embedding, local:NAME for a language model, or
-            URL#MODEL for an endpoint that serves chat completions. None: as the run has it, at
-            first rules.
-        dry_run: Of explain: print how many calls and tokens the judge takes instead of asking it.
+        judge: Judge of explanations, and of texts that steer writes: rules, embedding, local:NAME
+            for a language model, or URL#MODEL for an endpoint that serves chat completions. None:
+            as the run has it, at first rules.
+        beside: Runs or folders of SAEs of the same model and site to evaluate beside these, such as
+            those trained with another penalty. None: as the run has it, at first none.
+        dry_run: Of explain and steer: print how many calls and tokens the judge takes instead of
+            asking it.
         model: Language model of SAEs that belong to no run: smollm2, a folder, a GGUF file, or a
             name on the Hugging Face hub.
         site: Module whose activations they encode, such as resid.12.
@@ -68,12 +74,17 @@ def evaluate(
     paths, names = _parted(sources)
     of_run = len(paths) == 1 and not (model or site)
     given = {"budget": budget, "tokens": tokens, "draws": draws}
+    if beside is not None:
+        given["beside"] = tuple(str(path.resolve()) for path in beside)
     within = {
         "probe": {"tasks": None if tasks is None else str(tasks.resolve())},
         "explain": {"judge": judge},
+        "steer": {"judge": judge},
     }
-    if dry_run and names != ["explain"]:
-        raise ValueError("dry_run counts what a judge would be asked: name explain alone")
+    if dry_run and not (names and set(names) <= set(_JUDGED)):
+        raise ValueError(
+            f"dry_run counts what a judge would be asked: name {' or '.join(_JUDGED)} alone"
+        )
     if of_run:
         _of_run(paths[0], names or [WORTH], given, within, dry_run, json_output)
         return
@@ -138,7 +149,7 @@ def _of_run(
     if dry_run:
         staged(settings, run, "stability", json_output)
         subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate)
-        _count(subject, settings.evaluate, json_output)
+        _count(names, subject, settings.evaluate, json_output)
         return
     outcomes: list[Any] = []
     lines: list[str] = []
@@ -176,9 +187,9 @@ def _of_saes(
     model, site, out = where
     how = _changed(EvaluateSettings(), given, within)
     place = int(site) if site.isdigit() else site
-    subject = subject_of_saes(paths, model, place, out, progress=not json_output)
+    subject = subject_of_saes(paths, model, place, out, beside=how.beside, progress=not json_output)
     if dry_run:
-        _count(subject, how, json_output)
+        _count(names, subject, how, json_output)
         return
     found = {name: evaluated(name, EVALUATIONS[name], subject, how) for name in names}
     tell(
@@ -189,12 +200,15 @@ def _of_saes(
     )
 
 
-def _count(subject: Any, how: Any, json_output: bool) -> None:
-    """Print what a judge of explanations would be asked."""
-    from saefast.pipeline.stages.explain import measure
+def _count(names: Sequence[str], subject: Any, how: Any, json_output: bool) -> None:
+    """Print what a judge would be asked."""
+    from saefast.pipeline.stages import explain, steer
 
-    notes = measure(subject, how, dry_run=True).notes
-    tell("\n".join(notes), {"notes": list(notes)}, [], json_output)
+    stages = {"explain": explain, "steer": steer}
+    notes = [
+        note for name in names for note in stages[name].measure(subject, how, dry_run=True).notes
+    ]
+    tell("\n".join(notes), {"notes": notes}, [], json_output)
 
 
 def _told(evaluation: Any) -> dict[str, Any]:

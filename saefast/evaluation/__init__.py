@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EndpointJudge,
         LocalJudge,
         RulesJudge,
+        TextRater,
         explain,
     )
     from saefast.evaluation.probing import (
@@ -38,7 +39,10 @@ _LATER = {
     "conditions": ("Condition", "rival_conditions", "train_baselines"),
     "core": ("core_scores",),
     "editing": ("Facts", "Knowledge", "edit", "known_facts", "places", "ravel_facts"),
-    "explaining": ("EmbeddingJudge", "EndpointJudge", "LocalJudge", "RulesJudge", "explain"),
+    "explaining": (
+        *("EmbeddingJudge", "EndpointJudge", "LocalJudge", "RulesJudge", "TextRater"),
+        "explain",
+    ),
     "probing": ("LabelledTask", "labelled_task", "labelled_tasks", "probe", "table_tasks"),
     "scores": ("Evaluation", "Score"),
     "steering": ("steer",),
@@ -60,6 +64,7 @@ __all__ = [
     "LocalJudge",
     "RulesJudge",
     "Score",
+    "TextRater",
     "absorb",
     "absorb_rows",
     "contribution_r2",

@@ -252,3 +252,6 @@ _BUILDERS: Mapping[str, Callable[[Sequence[SAE], Tensor, int], tuple[SAE, ...]]]
     "residual": _residual,
     "pca": _pca,
 }
+
+CONDITIONS = (*_BUILDERS, *_BASELINES)
+"""Names of all conditions that `rival_conditions` and `train_baselines` build"""

@@ -35,21 +35,27 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True)
-class ExplainSettings:
-    """Settings of explaining latents by rules, and of judging explanations."""
+class JudgeSettings:
+    """Settings of a judge of explanations."""
 
     judge: str = "rules"
     """rules; embedding; local:NAME, a language model; or URL#MODEL, an endpoint that serves chat
     completions"""
-    features: int | None = None
-    """latents of each SAE that are judged; rules are found for all"""
     key_env: str = "OPENAI_API_KEY"
     """environment variable that holds the key of an endpoint"""
 
 
 @dataclass(frozen=True)
-class SteerSettings:
-    """Settings of steering."""
+class ExplainSettings(JudgeSettings):
+    """Settings of explaining latents by rules, and of judging explanations."""
+
+    features: int | None = None
+    """latents of each SAE that are judged; rules are found for all"""
+
+
+@dataclass(frozen=True)
+class SteerSettings(JudgeSettings):
+    """Settings of steering; with another judge than rules, it compares texts, too."""
 
     features: int | None = None
     """latents of each SAE"""

@@ -13,6 +13,7 @@ from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
+from saefast.pipeline.beside import fingerprints
 from saefast.pipeline.evaluations import Measure
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
@@ -95,7 +96,8 @@ def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
 
     def depends(job: Job) -> Any:
         told = job.settings.to_dict()["evaluate"]
-        return [told["budget"], told["baselines"], told[name], _data(job)]
+        others = fingerprints(told["beside"])
+        return [told["budget"], told["baselines"], told["beside"], others, told[name], _data(job)]
 
     return Stage(name, ("stability",), work, depends, (evaluation_file(name),), title)
 

@@ -185,6 +185,8 @@ class EvaluateSettings:
     """SAEs to train, which takes as long as the run's own, and to evaluate beside them:
     frozen_decoder, soft_frozen, frozen_encoder; None: frozen_decoder with the full budget, none
     with the quick one"""
+    beside: tuple[str, ...] = ()
+    """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     explain: ExplainSettings = field(default_factory=ExplainSettings)
     steer: SteerSettings = field(default_factory=SteerSettings)

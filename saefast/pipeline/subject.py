@@ -22,6 +22,7 @@ from saefast.evaluation.conditions import (
 from saefast.evaluation.statistics import feature_statistics
 from saefast.match.all_pairs import match_all
 from saefast.match.result import Matches
+from saefast.pipeline.beside import conditions_beside
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings, HarvestSettings
@@ -62,16 +63,18 @@ class Subject:
     """store of held-out activations with their tokens"""
     baselines: tuple[Condition, ...] = ()
     """baselines that were trained"""
+    beside: tuple[Condition, ...] = ()
+    """SAEs of other runs or folders, by the names of those"""
     out: Path
     """folder of the results"""
     progress: bool = True
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
-        """Rivals without training, then the trained baselines."""
+        """Rivals without training, then the trained baselines, then the SAEs beside."""
         source = str(self.train or self.held_out)
         first = next(iter(OnePass(source, batch_size=_CALIBRATION_ROWS, progress=False)))
-        return (*rival_conditions(self.saes, first.x.float()), *self.baselines)
+        return (*rival_conditions(self.saes, first.x.float()), *self.baselines, *self.beside)
 
     @property
     def sparse_conditions(self) -> tuple[Condition, ...]:
@@ -80,7 +83,10 @@ class Subject:
 
     def first(self, number: int) -> "Subject":
         """Return a subject of the first SAEs of each kind; it knows of no stability or matches."""
-        baselines = (replace(each, saes=each.saes[:number]) for each in self.baselines)
+
+        def cut(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+            return tuple(replace(each, saes=each.saes[:number]) for each in conditions)
+
         return replace(
             self,
             saes=self.saes[:number],
@@ -88,7 +94,8 @@ class Subject:
             matches=None,
             groups=None if self.groups is None else self.groups[:number],
             mass=self.mass[:number],
-            baselines=tuple(baselines),
+            baselines=cut(self.baselines),
+            beside=cut(self.beside),
         )
 
 
@@ -114,6 +121,7 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
         train=job.train_rows,
         held_out=job.held_out_rows,
         baselines=_trained_baselines(job, names, out / _BASELINES),
+        beside=conditions_beside(how.beside, job.saes[0].d, (data.model, data.site)),
         out=out,
         progress=job.progress,
     )
@@ -152,6 +160,7 @@ def subject_of_saes(
     site: int | str,
     out: Path,
     *,
+    beside: Sequence[str | Path] = (),
     tokens: int = HELD_OUT_TOKENS,
     progress: bool = True,
 ) -> Subject:
@@ -164,6 +173,7 @@ def subject_of_saes(
         model: as `saefast.lm.load_model` takes it.
         site: the module whose activations the SAEs encode.
         out: folder of the results, which keeps the rows.
+        beside: runs or folders of SAEs to evaluate beside them.
         tokens: rows to harvest.
         progress: show progress bars on stderr.
     """
@@ -197,6 +207,7 @@ def subject_of_saes(
         mass=[each.mass for each in statistics],
         train=None,
         held_out=held_out,
+        beside=conditions_beside(beside, saes[0].d),
         out=out,
         progress=progress,
     )

@@ -1,15 +1,11 @@
 """`saefast evaluate`: evaluations of runs and of SAEs alone, resumed, kept and reported."""
 
-import csv
 import json
-import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.tiny_lm import saved
-from helpers.tiny_run import SETTINGS, as_toml
 
 from saefast.cli import main
 from saefast.disk.tables import read_json, read_table
@@ -19,43 +15,6 @@ from saefast.pipeline.evaluations import evaluate_run
 from saefast.pipeline.job import Job
 from saefast.pipeline.subject import Subject, subject_of_run
 from saefast.run_folder import EVALUATIONS, FEATURES, SCORES
-
-
-def text(drawn: random.Random, letters: str) -> str:
-    words = ["".join(drawn.choices(letters, k=drawn.randint(1, 6))) for _ in range(12)]
-    return " ".join(words)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, texts, a table of labelled texts and a run up to its stability."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    saved(folder / "model")
-    (folder / "texts").mkdir()
-    drawn = random.Random(0)
-    for number in range(60):
-        (folder / "texts" / f"{number:02}.txt").write_text(text(drawn, "etaoinshrdlu"))
-    settings = {
-        "harvest": {
-            "model": str(folder / "model"),
-            "site": "resid.1",
-            "text": str(folder / "texts"),
-            "tokens": 2500,
-            "held_out": 300,
-            "context": 32,
-        },
-        "train": SETTINGS["train"] | {"latents": 48, "tokens": 10_000, "seeds": [0, 1, 2]},
-        "evaluate": {"baselines": ["frozen_decoder"]},
-    }
-    (folder / "tiny.toml").write_text(as_toml(settings))
-    with (folder / "labelled.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label"])
-        for number in range(80):
-            table.writerow([text(drawn, "aeiou" if number % 2 else "bcdfg"), number % 2])
-    arguments = ["run", str(folder / "tiny.toml"), "--out", str(folder / "run")]
-    assert main([*arguments, "--until", "stability"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from saefast.evaluation.explaining.judges import (
     EndpointJudge,
     LocalJudge,
     RulesJudge,
+    TextRater,
 )
 
-__all__ = ["EmbeddingJudge", "EndpointJudge", "LocalJudge", "RulesJudge", "explain"]
+__all__ = ["EmbeddingJudge", "EndpointJudge", "LocalJudge", "RulesJudge", "TextRater", "explain"]

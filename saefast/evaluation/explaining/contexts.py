@@ -156,17 +156,35 @@ def text_of_sequences(
         tokenizer: that the numbers belong to.
         window: tokens in a window.
     """
-    lengths = [len(sequence) for sequence in sequences]
-    if not lengths or min(lengths) < 1:
+    if not sequences or not all(len(sequence) for sequence in sequences):
         raise ValueError("sequences must be one or more lists of tokens, none of them empty")
     distinct, token = np.unique(np.concatenate(sequences), return_inverse=True)
+    strings = token_strings(tokenizer, distinct.tolist())
+    return _text_of_contexts(token, strings, [len(each) for each in sequences], window)
+
+
+def text_of_pieces(texts: Sequence[Sequence[str]], *, window: int = WINDOW) -> TokenText:
+    """Treat texts that are cut into pieces as contexts, with the pieces as tokens.
+
+    Args:
+        texts: pieces of each text; none of the texts is empty.
+        window: pieces in a window.
+    """
+    numbers: dict[str, int] = {}
+    token = [numbers.setdefault(piece, len(numbers)) for text in texts for piece in text]
+    return _text_of_contexts(np.array(token), list(numbers), [len(each) for each in texts], window)
+
+
+def _text_of_contexts(
+    token: Integers, strings: Sequence[str], lengths: Sequence[int], window: int
+) -> TokenText:
+    """Text of contexts of those lengths, all rows of which count as scoring ones."""
     context = np.repeat(np.arange(len(lengths)), lengths)
-    begins = np.diff(context, prepend=-1) != 0
     return TokenText(
         token=token,
-        strings=tuple(token_strings(tokenizer, distinct.tolist())),
+        strings=tuple(strings),
         context=context,
-        after_gap=begins,
+        after_gap=np.diff(context, prepend=-1) != 0,
         explaining=np.zeros(len(token), dtype=bool),
         size=window,
     )

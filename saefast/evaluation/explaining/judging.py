@@ -30,7 +30,8 @@ MEASURES = (
 
 _ALIKE = 6  # sampled latents of similar firing rate among which explanations are exchanged
 _ORDER = 0x0DE5  # tells its random numbers from those of other uses of a latent's number
-_TYPICAL = "a description of about twenty words " * 3
+TYPICAL = "a description of about twenty words " * 3
+"""Text as long as an explanation, for estimates of costs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,7 @@ def judging_cost(
     for number, (_, exam) in enumerate(exams):
         # Texts of typical length that differ from each other.
         exam.questions(
-            [Explanation(f"{_TYPICAL}{number}.{latent}") for latent in exam.latents], questions
+            [Explanation(f"{TYPICAL}{number}.{latent}") for latent in exam.latents], questions
         )
     explains = judge.explains
     windows = [its for _, exam in exams for its in exam.explaining()] if explains else []

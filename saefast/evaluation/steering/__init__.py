@@ -1,6 +1,7 @@
 """Steer a language model along latents of SAEs, with controls, and predict where it succeeds."""
 
 from saefast.evaluation.steering.evaluation import OPENERS, STRENGTHS, Explanations, Rules, steer
+from saefast.evaluation.steering.inputs import comparisons
 from saefast.evaluation.steering.outcomes import Embedding, Rater, Rule
 from saefast.evaluation.steering.runs import CONTROLS, STRENGTH_RULES
 
@@ -14,5 +15,6 @@ __all__ = [
     "Rater",
     "Rule",
     "Rules",
+    "comparisons",
     "steer",
 ]

@@ -144,8 +144,8 @@ def steer(
             [n, length]}; those of other conditions as in `explanations`.
         matches: what `match_all` found for the SAEs.
         embedding: callable that returns vectors [n, width] of texts.
-        judge: its `rate(explanations, texts)` returns a probability for each pair of them; texts to
-            be compared stand next to each other. Judges of explanations have another `rate`.
+        judge: such as a `TextRater`: its `rate(explanations, texts)` returns a probability for each
+            pair of them; texts to be compared stand next to each other.
         outcome: the primary one; None: the first of rule, other seed, judge, self.
         predictors: by name, for each SAE [m] a property such as the score of its explanations.
         controls: of "mismatched" (another latent that fires as often), "random", "covariance"

@@ -127,3 +127,16 @@ def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
             f"needs rules, other seed matches, judge and embedding explanations"
         )
     return wanted
+
+
+def comparisons(openers: int, strengths: int, controls: int) -> int:
+    """Return how many texts `steer` compares with the unsteered one, for each latent.
+
+    Args:
+        openers: number of prompts.
+        strengths: number of strengths.
+        controls: number of other directions.
+    """
+    choosing = (openers + 1) // 2 if strengths > 1 else 0
+    # Behind each opener the second unsteered text is compared, too.
+    return choosing * strengths + (openers - choosing) * (1 + controls) + openers

@@ -25,11 +25,7 @@ SELF = "self"
 
 
 class Rater(Protocol):
-    """A judge of texts.
-
-    Those of `saefast.evaluation.explaining.judges` are no raters: their `rate` takes questions
-    about windows of a text with the activations of a latent. `saefast evaluate` passes no rater.
-    """
+    """A judge of texts; `saefast.evaluation.TextRater` makes one of a judge of explanations."""
 
     @property
     def name(self) -> str:

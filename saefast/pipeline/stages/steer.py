@@ -1,6 +1,7 @@
 """Stage steer: whether text shows a latent whose direction is added."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,27 @@ from torch import Tensor
 
 from saefast.evaluation.explaining.contexts import text_of_sequences, token_text
 from saefast.evaluation.explaining.firings import firings
+from saefast.evaluation.explaining.judges import (
+    EmbeddingJudge,
+    EndpointJudge,
+    Judge,
+    TextRater,
+    calibrate,
+)
+from saefast.evaluation.explaining.judges.answers import ANSWERS
+from saefast.evaluation.explaining.judges.calibration import known_questions
+from saefast.evaluation.explaining.judges.of_texts import PER_PROMPT
+from saefast.evaluation.explaining.judging import TYPICAL
 from saefast.evaluation.explaining.predicates import UNCLEAR, Rule, RuleReader
 from saefast.evaluation.explaining.rules import FeatureRules, find_rules
 from saefast.evaluation.scores import TRAINED, Evaluation
-from saefast.evaluation.steering import CONTROLS, OPENERS
+from saefast.evaluation.steering import CONTROLS, OPENERS, comparisons
 from saefast.evaluation.steering import steer as steer_saes
+from saefast.evaluation.steering.scores import NAME
 from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.evaluations import evaluate_run
 from saefast.pipeline.job import Job
+from saefast.pipeline.judges import judge_of
 from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject
 
@@ -26,21 +40,38 @@ def steer(job: Job) -> None:
     evaluate_run("steer", measure, job)
 
 
-def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Steer with a subject, whose latents rules explain; a quick one has no other conditions."""
+def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -> Evaluation:
+    """Steer with a subject, whose latents rules explain.
+
+    A quick budget has no conditions but those that the settings put beside the SAEs.
+
+    Args:
+        subject: the SAEs, their model and held-out rows.
+        how: settings; of `steer` and the budget.
+        dry_run: count what a judge would be asked, and steer nothing.
+    """
     settings = how.steer
-    conditions = of_budget(how.budget, None, (), subject.sparse_conditions)
+    conditions = of_budget(how.budget, None, subject.beside, subject.sparse_conditions)
+    sizes = _Sizes(how)
+    judge = judge_of(settings, per_prompt=PER_PROMPT, progress=subject.progress)
+    if isinstance(judge, EndpointJudge):
+        judge.keep_answers(subject.out / ANSWERS)
+    if dry_run:
+        saes = [*subject.saes, *(sae for each in conditions for sae in each.saes)]
+        latents = sum(min(sizes.features, sae.m) for sae in saes)
+        return Evaluation(name=NAME, scores=(), notes=(_cost(judge, latents, sizes, subject),))
+    raters, notes = _raters(judge, subject)
     text = token_text(subject.held_out, subject.model.tokenizer)
     found: dict[str, list[FeatureRules]] = {}
-    for name, saes in ((TRAINED, subject.saes), *((each.name, each.saes) for each in conditions)):
-        fired = firings(saes, str(subject.held_out), progress=subject.progress)
+    for name, each in ((TRAINED, subject.saes), *((its.name, its.saes) for its in conditions)):
+        fired = firings(each, str(subject.held_out), progress=subject.progress)
         found[name] = find_rules(text, fired, progress=subject.progress)
     predictors: dict[str, Sequence[Tensor]] = {
         "rule score": [torch.from_numpy(its.balanced_accuracy) for its in found[TRAINED]]
     }
     if subject.stability is not None:
         predictors["stability"] = subject.stability.score
-    return steer_saes(
+    steered = steer_saes(
         subject.model,
         subject.site,
         subject.saes,
@@ -49,9 +80,9 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
             name: [_callables(its, subject.model.tokenizer) for its in each]
             for name, each in found.items()
         },
-        features=of_budget(how.budget, settings.features, 8, 16),
-        openers=OPENERS[: of_budget(how.budget, settings.openers, 4, 8)],
-        controls=of_budget(how.budget, None, CONTROLS[:2], CONTROLS),
+        features=sizes.features,
+        openers=sizes.openers,
+        controls=sizes.controls,
         strengths=settings.strengths,
         new_tokens=settings.new_tokens,
         matches=subject.matches,
@@ -61,6 +92,54 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         mass=subject.mass,
         activations=str(subject.held_out),
         progress=subject.progress,
+        **raters,
+    )
+    return replace(steered, notes=(*notes, *steered.notes))
+
+
+class _Sizes:
+    """How much a budget steers."""
+
+    def __init__(self, how: EvaluateSettings) -> None:
+        self.features = of_budget(how.budget, how.steer.features, 8, 16)
+        self.openers = OPENERS[: of_budget(how.budget, how.steer.openers, 4, 8)]
+        self.controls = of_budget(how.budget, None, CONTROLS[:2], CONTROLS)
+        self.strengths = how.steer.strengths
+        self.new_tokens = how.steer.new_tokens
+
+
+def _raters(judge: Judge | None, subject: Subject) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what lets `steer` use a judge, nothing where it cannot tell; and its calibration."""
+    if judge is None:
+        return {}, ()
+    calibration = calibrate(judge, subject.model.tokenizer)
+    notes = (f"steer: {calibration.line}",)
+    if not calibration.able:
+        return {}, notes
+    if isinstance(judge, EmbeddingJudge):
+        return {"embedding": judge.encoder.encode}, notes
+    return {"judge": TextRater(judge)}, notes
+
+
+def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) -> str:
+    """Tell what the comparisons and the calibration would cost, as a sentence."""
+    if judge is None:
+        return "steer: rules are executed; no judge would be asked"
+    each = comparisons(len(sizes.openers), len(sizes.strengths), len(sizes.controls))
+    explanations, texts = [], []
+    for latent in range(latents):
+        for number in range(each):
+            # Two texts, in either order; all of typical length, and different ones.
+            pair = ["word " * sizes.new_tokens + f"{latent}.{number}", "word " * sizes.new_tokens]
+            texts += [*pair, *pair[::-1]]
+            explanations += [f"{TYPICAL}{latent}"] * 4
+    known = known_questions(subject.model.tokenizer)
+    first = judge.cost([], [*known.right, *known.swapped])
+    then = TextRater(judge).cost(explanations, texts)
+    return (
+        f"steer: judge {judge.name} would get at most about {first.calls + then.calls} requests "
+        f"with {first.tokens + then.tokens} tokens for {latents} latents and its calibration; "
+        f"nothing was asked"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import saefast
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.scores import Evaluation
-from saefast.evaluation.steering import steer
+from saefast.evaluation.steering import comparisons, steer
 from saefast.evaluation.steering.latents import Rows
 from saefast.evaluation.steering.outcomes import Continuations, Firing
 from saefast.evaluation.steering.runs import Items, Job, Plan, Settings, write
@@ -209,6 +209,26 @@ class Judge:
             text.count(explanation) / max(len(text), 1)
             for explanation, text in zip(explanations, texts, strict=True)
         ]
+
+
+@pytest.mark.parametrize("strengths", [(30.0,), (10.0, 30.0, 40.0)])
+@pytest.mark.parametrize("openers", [2, 3])
+def test_comparisons_are_counted_beforehand(strengths: tuple[float, ...], openers: int) -> None:
+    model, judge = planted_model(), Judge("letters")
+    judged = []
+    judge.rate = lambda words, texts: judged.extend(texts) or [0.0] * len(texts)
+    words = [[model.tokenizer.decode([60 + j]) for j in range(40)]]
+    controls = ("mismatched", "random")
+    planted(
+        explanations=words,
+        judge=judge,
+        strengths=strengths,
+        openers=["The quick", "def add(", "Nothing"][:openers],
+        controls=controls,
+        new_tokens=2,
+    )
+    # Both texts of a comparison, in either order.
+    assert len(judged) == 4 * 8 * comparisons(openers, len(strengths), len(controls))
 
 
 @pytest.mark.parametrize(("kind", "success"), [("letters", 1), ("first", 0), ("silent", 0)])

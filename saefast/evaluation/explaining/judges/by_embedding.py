@@ -24,7 +24,7 @@ class EmbeddingJudge:
     def __init__(self, encoder: SentenceEncoder | str | Path | None = None) -> None:
         if not isinstance(encoder, SentenceEncoder):
             encoder = load_sentence_encoder(encoder)
-        self._encoder = encoder
+        self.encoder = encoder
         self._known: dict[str, Floats] = {}
         self.name = f"embedding:{encoder.name}"
 
@@ -47,7 +47,7 @@ class EmbeddingJudge:
     def _learn(self, texts: Iterable[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            vectors = self._encoder.encode(new).double().numpy()
+            vectors = self.encoder.encode(new).double().numpy()
             self._known.update(zip(new, vectors, strict=True))
 
 

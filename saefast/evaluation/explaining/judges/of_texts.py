@@ -1,0 +1,61 @@
+"""Let judges of explanations rate whole texts, such as those that steering writes."""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from saefast.evaluation.explaining.contexts import text_of_pieces
+from saefast.evaluation.explaining.judges.protocol import (
+    Cost,
+    Explanation,
+    Floats,
+    Judge,
+    Question,
+    Window,
+)
+
+PER_PROMPT = 2
+"""Texts that an `EndpointJudge` should see at once: the two of a pair, in their order"""
+
+_WORD = re.compile(r"\s*\S+|\s+")
+
+
+class TextRater:
+    """Rates how well explanations fit texts, for the argument `judge` of `steer`.
+
+    Args:
+        judge: rates them as it rates windows; `RulesJudge` cannot, since it needs rules.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.name = judge.name
+
+    def rate(self, explanations: Sequence[str], texts: Sequence[str]) -> Floats:
+        """Return for each explanation [n] the probability that it fits its text [n], or NaN."""
+        ratings = np.full(len(texts), np.nan)
+        shown = [place for place, text in enumerate(texts) if text]
+        if shown:
+            ratings[shown] = self._judge.rate(_questions(explanations, texts, shown))
+        return ratings
+
+    def cost(self, explanations: Sequence[str], texts: Sequence[str]) -> Cost:
+        """Return what it costs to rate texts, none of which is empty."""
+        return self._judge.cost([], _questions(explanations, texts, range(len(texts))))
+
+
+def _questions(
+    explanations: Sequence[str], texts: Sequence[str], places: Sequence[int]
+) -> list[Question]:
+    """Ask whether explanations fit the texts at some places."""
+    words = [_WORD.findall(texts[place]) for place in places]
+    text = text_of_pieces(words, window=max(map(len, words)))
+    return [
+        Question(
+            Explanation(explanations[place]),
+            Window(text, first, end, np.zeros(end - first, dtype=np.float32)),
+        )
+        for place, (first, end) in zip(places, pairwise(text.context_starts.tolist()), strict=True)
+    ]

@@ -1,0 +1,40 @@
+"""Build the judge that settings name."""
+
+from typing import TYPE_CHECKING
+
+from saefast.pipeline.evaluation_settings import JudgeSettings
+
+if TYPE_CHECKING:
+    from saefast.evaluation.explaining.judges import Judge
+
+_RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
+
+
+def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> "Judge | None":
+    """Return the judge of a name; None stands for rules.
+
+    Args:
+        how: settings that name it.
+        per_prompt: texts that an endpoint sees at once.
+        progress: show progress bars on stderr.
+    """
+    from saefast.evaluation.explaining.judges import EmbeddingJudge, EndpointJudge, LocalJudge
+    from saefast.lm import load_model
+
+    name = how.judge
+    if name == _RULES:
+        return None
+    if name == _EMBEDDING:
+        return EmbeddingJudge()
+    if name.startswith(_LOCAL):
+        model = load_model(name.removeprefix(_LOCAL), progress=progress)
+        return LocalJudge(model, progress=progress)
+    url, _, model_name = name.partition("#")
+    if url.startswith(("http://", "https://")) and model_name:
+        return EndpointJudge(
+            url, model_name, key_env=how.key_env, per_prompt=per_prompt, progress=progress
+        )
+    raise ValueError(
+        f"judge must be {_RULES}, {_EMBEDDING}, {_LOCAL}NAME for a language model, or URL#MODEL "
+        f"for an endpoint, such as http://localhost:8000/v1#my-model; got {name!r}"
+    )

@@ -1,0 +1,122 @@
+"""`saefast evaluate --judge`: judges that can tell and judges that cannot, and what they cost."""
+
+import json
+import re
+import shutil
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.chat_server import serving
+
+from saefast.cli import main
+from saefast.disk.tables import read_json, read_table
+from saefast.pipeline import settings_of
+from saefast.run_folder import EVALUATIONS, SCORES
+
+FEW = ["--budget", "quick"]
+_OF_SHAPES = {
+    "a number": string.digits,
+    "a number in code": string.digits,
+    "punctuation": string.punctuation,
+    "a token that begins with a capital letter": string.ascii_uppercase,
+    "a comment in code": "#",
+    "a string in code": "\"'",
+    "an operator or bracket in code": "()[]{}=+-*/<>",
+}
+
+
+def reads(body: dict[str, Any]) -> str:
+    """Look for what a description names, as far as letters tell."""
+    asked = json.loads(body["messages"][-1]["content"])
+    if isinstance(asked, list):
+        return "Description: letters"
+    described = asked["description"]
+    letters = re.findall(r'"(.*?)"', described) or _OF_SHAPES.get(described, "")
+    passages = [
+        passage.lower() if "token" in described else passage for passage in asked["passages"]
+    ]
+    if "capital" in described:
+        passages = asked["passages"]
+    return str([int(any(each in passage for each in letters)) for passage in passages])
+
+
+def never(body: dict[str, Any]) -> str:
+    asked = json.loads(body["messages"][-1]["content"])
+    return "none" if isinstance(asked, list) else str([0] * len(asked["passages"]))
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return shutil.copytree(place / "run", tmp_path / "run")
+
+
+def measures(run: Path, evaluation: str) -> dict[str, dict[str, Any]]:
+    """Scores of trained SAEs over all latents, by measure."""
+    return {
+        row["measure"]: row
+        for row in read_table(run / SCORES).to_pylist()
+        if row["evaluation"] == evaluation
+        and row["condition"] == "trained"
+        and not (row["task"] or row["group"])
+        and row["seed"] is None
+    }
+
+
+def test_steering_is_judged_by_a_judge_that_can_tell(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(answer=reads) as server:
+        judge = ["--judge", f"{server.url}#reader"]
+        assert main(["evaluate", str(run), "steer", *judge, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert not server.bodies
+        assert main(["evaluate", str(run), "steer", *judge]) == 0
+        bodies = [json.loads(body["messages"][-1]["content"]) for body in server.bodies]
+    requests = int(re.search(r"at most about (\d+) requests", told)[1])
+    assert 0.3 * requests < len(bodies) <= requests
+    # Both texts of a pair in one request, in either order.
+    pairs = {(each["description"], *each["passages"]) for each in bodies}
+    there = [each for each in pairs if len(each) == 3]
+    assert sum((words, b, a) in pairs for words, a, b in there) > 0.9 * (len(there) - 80)
+    found = measures(run, "steer")
+    score = found["success by judge"]
+    assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    assert score["n"] > 0
+    assert score["floor"] == score["floor"]  # successes of a second unsteered text
+    notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
+    assert "features of known truth" in notes[0]
+    assert (run / EVALUATIONS / "judgements.jsonl").is_file()
+    assert settings_of(run).evaluate.steer.judge == f"{server.url}#reader"
+
+
+def test_steering_does_without_a_judge_that_cannot_tell(run: Path) -> None:
+    with serving(answer=never) as server:
+        assert main(["evaluate", str(run), "steer", "--judge", f"{server.url}#never"]) == 0
+        calls = len(server.bodies)
+    assert calls < 150  # those of the calibration alone
+    assert not any("judge" in measure for measure in measures(run, "steer"))
+    notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
+    assert "cannot tell, and its scores are withheld" in notes[0]
+
+
+def test_a_local_model_that_cannot_tell_prints_no_scores(
+    place: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ["--judge", f"local:{place / 'model'}"]
+    assert main(["evaluate", str(run), "explain", *judge]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot tell, and its scores are withheld" in printed
+    found = measures(run, "explain")
+    assert "rule balanced accuracy" in found
+    assert not {"specificity", "detection", "fuzzing"} & found.keys()
+    assert "detection" not in printed
+
+
+def test_a_dry_run_is_of_what_can_be_judged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "probe", "--dry-run"]) == 1
+    assert "name explain or steer alone" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "explain", "steer", "--dry-run"]) == 0
+    assert "no judge would be asked" in capsys.readouterr().out
