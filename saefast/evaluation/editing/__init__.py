@@ -1,7 +1,8 @@
 """Change one attribute of entities by interchanging latents."""
 
 from saefast.evaluation.editing.evaluation import edit
-from saefast.evaluation.editing.facts import Facts, places, ravel_facts
+from saefast.evaluation.editing.facts import Facts, places
 from saefast.evaluation.editing.knowledge import Knowledge, known_facts
+from saefast.evaluation.editing.ravel import ravel_facts
 
 __all__ = ["Facts", "Knowledge", "edit", "known_facts", "places", "ravel_facts"]

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from saefast import checks
-from saefast.disk.tables import read_json
 
 PLACE = "{}"
 """What stands in a template where the entity goes"""
@@ -221,80 +219,6 @@ def _rows() -> list[dict[str, str]]:
 
 def _aliases(cell: str) -> tuple[str, ...]:
     return tuple(cell.split(", ")) if cell else ()
-
-
-_RAVEL = ("entity_attributes", "attribute_to_prompts", "prompt_to_split", "entity_to_split")
-_RAVEL_SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
-
-
-def ravel_facts(folder: str | Path) -> tuple[Facts, ...]:
-    """Read the data of RAVEL: facts of each kind of entity that the folder holds.
-
-    Args:
-        folder: where the files ravel_KIND_entity_attributes.json, ravel_KIND_attribute_to_prompts
-            .json, ravel_KIND_prompt_to_split.json and ravel_KIND_entity_to_split.json lie.
-
-    Returns:
-        One record for each kind, by name. Templates of the split "val" count as ones for tests.
-    """
-    folder = Path(folder)
-    end = f"_{_RAVEL[0]}.json"
-    kinds = sorted(
-        path.name.removeprefix("ravel_").removesuffix(end) for path in folder.glob(f"ravel_*{end}")
-    )
-    if not kinds:
-        raise FileNotFoundError(
-            f"folder must hold files ravel_KIND{end} of RAVEL's data, and {folder} holds none; "
-            f"unpack data.tgz of github.com/explanare/ravel and name the folder with its files"
-        )
-    return tuple(_ravel_kind(folder, kind) for kind in kinds)
-
-
-def _ravel_kind(folder: Path, kind: str) -> Facts:
-    of_entity, prompts, prompt_split, entity_split = (
-        _ravel_file(folder / f"ravel_{kind}_{part}.json") for part in _RAVEL
-    )
-    entities = tuple(of_entity)
-    # RAVEL writes %s where the entity goes; a template that is in no split is not used.
-    templates = {
-        attribute: tuple(
-            text
-            for text in texts
-            if text in prompt_split and text.replace("%s", PLACE).count(PLACE) == 1
-        )
-        for attribute, texts in prompts.items()
-    }
-    templates = {attribute: texts for attribute, texts in templates.items() if texts}
-    return Facts(
-        kind=kind,
-        entities=entities,
-        values={
-            attribute: tuple(
-                (value,) if (value := str(of_entity[entity].get(attribute, "")).strip()) else ()
-                for entity in entities
-            )
-            for attribute in templates
-        },
-        templates={
-            attribute: tuple(text.replace("%s", PLACE) for text in texts)
-            for attribute, texts in templates.items()
-        },
-        template_splits={
-            attribute: tuple(TRAIN if prompt_split[text] == "train" else TEST for text in texts)
-            for attribute, texts in templates.items()
-        },
-        entity_splits=tuple(
-            _RAVEL_SPLITS[entity_split.get(entity, "train")] for entity in entities
-        ),
-    )
-
-
-def _ravel_file(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        problem = "is missing" if content is None else f"holds a {type(content).__name__}"
-        raise ValueError(f"{path} must hold a JSON object, as in RAVEL's data, but it {problem}")
-    return content
 
 
 def _same_length(name: str, values: Sequence[Any], like: str, others: Sequence[Any]) -> None:

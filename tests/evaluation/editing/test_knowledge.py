@@ -10,8 +10,9 @@ from helpers import linear_lm, tiny_lm
 import saefast.evaluation
 from saefast.evaluation.editing import knowledge as knowledge_module
 from saefast.evaluation.editing.fact_prompts import answers, batches, padded, prompt
-from saefast.evaluation.editing.facts import Facts, places, ravel_facts
+from saefast.evaluation.editing.facts import Facts, places
 from saefast.evaluation.editing.knowledge import NOT_ASKED, Knowledge, known_facts
+from saefast.evaluation.editing.ravel import accepted, ravel_facts
 from saefast.lm.logits import Continuations, logits_at
 
 TABLE = Path(saefast.evaluation.editing.__file__).parent / "places.tsv"
@@ -111,7 +112,10 @@ def test_facts_that_do_not_fit_are_told(changes, message):
 
 def write_ravel(folder: Path) -> None:
     parts = {
-        "entity_attributes": {"Rome": {"Country": "Italy"}, "Oslo": {"Country": "Norway", "X": ""}},
+        "entity_attributes": {
+            "Rome": {"Country": "Italy"},
+            "Oslo": {"Country": "South Korea", "X": ""},
+        },
         "attribute_to_prompts": {"Country": ["%s is in", "Say {%s}:", "unused %s"]},
         "prompt_to_split": {"%s is in": "train", "Say {%s}:": "val"},
         "entity_to_split": {"Rome": "train", "Oslo": "val"},
@@ -126,11 +130,27 @@ def test_ravel_is_read(tmp_path):
     assert facts == Facts(
         kind="city",
         entities=("Rome", "Oslo"),
-        values={"Country": (("Italy",), ("Norway",))},
+        values={"Country": (("Italy",), ("South Korea", "Korea"))},
         templates={"Country": ("{} is in", "Say {{}}:")},
         template_splits={"Country": ("train", "test")},
         entity_splits=("train", "validation"),
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "attribute", "right"),
+    [
+        ("Italy", "Country", ("Italy",)),
+        ("South Korea", "Country", ("South Korea", "Korea")),
+        ("United Kingdom", "Country", ("United Kingdom", "England")),
+        ("Mandarin Chinese", "Language", ("Mandarin Chinese", "Chinese")),
+        ("English, Malay", "Language", ("English, Malay", "English", "Malay")),
+        ("Rome, Italy", "Country", ("Rome, Italy",)),
+        ("", "Country", ()),
+    ],
+)
+def test_what_ravel_accepts_is_an_alias(value, attribute, right):
+    assert accepted(value, attribute) == right
 
 
 def test_ravel_that_is_not_there_is_told(tmp_path):
