@@ -73,7 +73,7 @@ def evaluate(
     """
     paths, names = _parted(sources)
     of_run = len(paths) == 1 and not (model or site)
-    given = {"budget": budget, "tokens": tokens, "draws": draws}
+    given: dict[str, Any] = {"budget": budget, "tokens": tokens, "draws": draws}
     if beside is not None:
         given["beside"] = tuple(str(path.resolve()) for path in beside)
     within = {

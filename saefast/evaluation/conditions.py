@@ -217,7 +217,7 @@ def _permuted_decoder(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE
 
 
 def _residual(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
-    return (_coordinates(saes[0], rows, torch.eye(saes[0].d, dtype=torch.float64)),)
+    return (coordinates(saes[0], rows, torch.eye(saes[0].d, dtype=torch.float64)),)
 
 
 def _pca(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
@@ -227,14 +227,19 @@ def _pca(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
     axes = axes.flip(1).T
     # The sign of an axis is arbitrary: its largest entry is made positive.
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    return (_coordinates(saes[0], rows, axes * largest.sign()),)
+    return (coordinates(saes[0], rows, axes * largest.sign()),)
 
 
 @torch.no_grad()
-def _coordinates(like: SAE, rows: Tensor, axes: Tensor) -> SAE:
-    """An SAE whose latents are the coordinates along orthonormal axes [d, d], all always active.
+def coordinates(like: SAE, rows: Tensor, axes: Tensor) -> SAE:
+    """Build an SAE whose latents are the coordinates along orthonormal axes, all always active.
 
     ReLU would cut coordinates at their mean. The origin is so far below that it cuts none.
+
+    Args:
+        like: has the width, dtype and device of the result.
+        rows: [n, d] activations, which say how far below that is.
+        axes: [d, d] float64 of orthonormal rows.
     """
     sae = SAE(like.d, like.d, variant="relu", k=like.d, dtype=like.W_enc.dtype)
     data = rows.double().cpu()

@@ -238,6 +238,14 @@ def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdi
         assert "There is no baseline to compare with" in text
 
 
+def test_saes_of_other_runs_are_told_of_without_a_verdict(plain: Path) -> None:
+    write_evaluations(plain, probing({"penalised": -0.05, "pca": 0.1}))
+    text, verdict = found(plain, "Probing")[0]
+    assert "to penalised -0.0" in text
+    assert "to pca" not in text
+    assert verdict == ""
+
+
 def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) -> None:
     """Differences below 1.96 * 2 ** 0.5 * noise say nothing: here 0.014 and 0.028."""
     leads = {"frozen_decoder": 0.05, "soft_frozen": 0.05}

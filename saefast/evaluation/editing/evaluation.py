@@ -13,6 +13,7 @@ from saefast.evaluation.editing.facts import TRAIN, VALIDATION
 from saefast.evaluation.editing.interchange import Interchange, Swap
 from saefast.evaluation.editing.knowledge import Knowledge
 from saefast.evaluation.editing.masks import EPOCHS
+from saefast.evaluation.editing.mean_differences import DIFFMEAN, mean_differences
 from saefast.evaluation.editing.one_attribute import (
     ATTRIBUTION,
     MASK,
@@ -54,6 +55,7 @@ def edit(
     selector: str = ATTRIBUTION,
     n: Sequence[int] = (1, 4, 16, 64, 256),
     with_error: bool = True,
+    diffmean: bool = False,
     conditions: Sequence[Condition] = (),
     groups: Groups | Mapping[str, Tensor] | None = None,
     mass: Sequence[Tensor] | Tensor | None = None,
@@ -88,6 +90,8 @@ def edit(
             validation part of the entities is reported, and all as a curve. Not used by "mask".
         with_error: keep the reconstruction error of the base; False puts the reconstruction in
             the place of the activation. The harmonic mean of the other one is reported, too.
+        diffmean: treat alike the axes along which the mean activations of the attribute's values
+            differ, a condition under that name; unlike SAEs it learns from the values.
         conditions: other SAEs to treat alike, such as `rival_conditions` returns.
         groups: for each SAE {name: [m] bool}, such as `Stability.groups` returns: only the latents
             of the group may change.
@@ -135,7 +139,7 @@ def edit(
         if not tasks:
             return Evaluation(name=NAME, scores=(), notes=tuple(notes))
         runs = Interchange(model, site, questions.listed, batch_size)
-        results = _results(runs, tasks, by_condition, allowed, its, progress)
+        results = _results(runs, tasks, by_condition, allowed, its, diffmean, progress)
         scores = results.scores(its.n, tuple(allowed[0]), with_error)
         values.append(scores[0].value)
         if repeat == 0:
@@ -157,15 +161,15 @@ def _checked(
     trained = as_saes(saes, seen.shape[2])
     for sae in trained:
         check_sae(sae)
-    names = [TRAINED]
+    names = [TRAINED, DIFFMEAN]
     for condition in conditions:
         for sae in as_saes(condition.saes, seen.shape[2]):
             check_sae(sae)
         names.append(condition.name)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"conditions must have names that differ and are not {TRAINED!r}, got "
-            f"{', '.join(names[1:])}"
+            f"conditions must have names that differ and are neither {TRAINED!r} nor {DIFFMEAN!r}, "
+            f"got {', '.join(names[2:])}"
         )
     return trained
 
@@ -229,6 +233,7 @@ def _results(
     by_condition: Mapping[str, Sequence[SAE]],
     allowed: Sequence[Mapping[str, list[Tensor]]],
     settings: Settings,
+    diffmean: bool,
     progress: bool,
 ) -> Results:
     units = [
@@ -236,18 +241,27 @@ def _results(
         for condition, its in by_condition.items()
         for place, sae in enumerate(its)
     ]
-    edited: dict[str, list[list[Edited]]] = {
-        condition: [[] for _ in its] for condition, its in by_condition.items()
-    }
+    of_tasks = [[*units, *_supervised(runs, task, units[0], diffmean)] for task in tasks]
+    edited: dict[str, list[list[Edited]]] = {}
+    for unit in of_tasks[0]:
+        edited.setdefault(unit.condition, []).append([])
     whole = []
-    total = sum(_pairs_run(task, units, settings) for task in tasks)
+    total = sum(_pairs_run(*each, settings) for each in zip(tasks, of_tasks, strict=True))
     with ProgressBar("edit", total=total, unit="pairs", progress=progress) as bar:
-        for task in tasks:
-            found, everything = edit_attribute(runs, task, units, settings, bar)
-            for unit, its in zip(units, found, strict=True):
+        for task, its_units in zip(tasks, of_tasks, strict=True):
+            found, everything = edit_attribute(runs, task, its_units, settings, bar)
+            for unit, its in zip(its_units, found, strict=True):
                 edited[unit.condition][unit.place].append(its)
             whole.append(everything)
     return Results(tasks=tasks, edited=edited, whole=whole, seed=settings.seed)
+
+
+def _supervised(runs: Interchange, task: Task, first: Unit, diffmean: bool) -> list[Unit]:
+    """Units that are built for one task."""
+    if not diffmean:
+        return []
+    axes = mean_differences(runs, task.pairs[TRAIN], first.swap.sae)
+    return [Unit(DIFFMEAN, 0, Swap(axes, runs.rows), {})]
 
 
 def _pairs_run(task: Task, units: Sequence[Unit], settings: Settings) -> int:

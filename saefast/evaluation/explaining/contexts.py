@@ -163,20 +163,19 @@ def text_of_sequences(
     return _text_of_contexts(token, strings, [len(each) for each in sequences], window)
 
 
-def text_of_pieces(texts: Sequence[Sequence[str]], *, window: int = WINDOW) -> TokenText:
+def text_of_pieces(texts: Sequence[Sequence[str]]) -> TokenText:
     """Treat texts that are cut into pieces as contexts, with the pieces as tokens.
 
     Args:
         texts: pieces of each text; none of the texts is empty.
-        window: pieces in a window.
     """
     numbers: dict[str, int] = {}
     token = [numbers.setdefault(piece, len(numbers)) for text in texts for piece in text]
-    return _text_of_contexts(np.array(token), list(numbers), [len(each) for each in texts], window)
+    return _text_of_contexts(np.array(token), list(numbers), [len(each) for each in texts])
 
 
 def _text_of_contexts(
-    token: Integers, strings: Sequence[str], lengths: Sequence[int], window: int
+    token: Integers, strings: Sequence[str], lengths: Sequence[int], window: int = WINDOW
 ) -> TokenText:
     """Text of contexts of those lengths, all rows of which count as scoring ones."""
     context = np.repeat(np.arange(len(lengths)), lengths)

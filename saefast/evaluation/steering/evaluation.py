@@ -149,7 +149,8 @@ def steer(
         outcome: the primary one; None: the first of rule, other seed, judge, self.
         predictors: by name, for each SAE [m] a property such as the score of its explanations.
         controls: of "mismatched" (another latent that fires as often), "random", "covariance"
-            (random with the covariance of the activations), "minus".
+            (random with the covariance of the activations), "minus", "diffmean" (mean activation
+            where the latent fires, less the mean of all).
         conditions: other SAEs.
         groups: for each SAE {name: [m] bool}.
         mass: for each SAE [m]; with it, random latents of the same mass stand beside groups.

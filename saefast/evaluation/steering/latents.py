@@ -52,6 +52,8 @@ class Latents:
     """[f] float64: 99 % of its activations are not above"""
     cosine: Tensor
     """[f] float64 of encoder and decoder row"""
+    difference: Tensor
+    """[f, d] float64: mean activation at the site where each fires, less the mean of all rows"""
     rival: Tensor
     """[f] int64: another latent, about as frequent"""
     stratum: Tensor
@@ -194,12 +196,22 @@ class Rows:
             mean=(total / fired)[numbers],
             high=torch.stack([value[its].double().quantile(_QUANTILE) for its in each]),
             cosine=torch.nn.functional.cosine_similarity(encoder, decoder),
+            difference=self._where_firing(row, latent, len(numbers)) - self.scale.mean,
             rival=_as_frequent(fired, numbers, generator),
             stratum=stratum,
             weight=weight,
             peaks=tuple(self._peaks(row[its], value[its]) for its in each),
             silent=int((~alive).sum()),
         )
+
+    def _where_firing(self, row: Tensor, latent: Tensor, count: int) -> Tensor:
+        """[count, d] float64: the mean of the rows [p] on which each latent [p] fires."""
+        sums = torch.zeros(count, self.d, dtype=torch.float64)
+        for part in self.one_pass:
+            here = torch.isin(row, part.numbers)
+            place = torch.searchsorted(part.numbers, row[here])
+            sums.index_add_(0, latent[here], part.x.double().cpu()[place])
+        return sums / torch.bincount(latent, minlength=count)[:, None]
 
     def _firings(self, sae: SAE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows, latents and activations [p] of all that fire, batch by batch."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED
 from saefast.evaluation.steering.runs import (
+    DIFFMEAN,
     LATENT,
     MISMATCHED,
     Compared,
@@ -222,15 +223,16 @@ def _spread(
     """A measure along the latents, then along each control, then at each strength.
 
     Strengths are compared on the openers that chose among them. Where `compared`, a control may be
-    the best rival.
+    the best rival, but not the difference of means, which is no trivial one.
     """
     values = of(results.reported)
     along = {f"along {way}": values[:, place] for place, way in enumerate(results.directions)}
     del along[f"along {LATENT}"]
+    trivial = {name: its for name, its in along.items() if name != f"along {DIFFMEAN}"}
     yield Measure(
         name=name,
         values=values[:, 0],
-        rivals=along if compared else {},
+        rivals=trivial if compared else {},
         floor=floor,
         lowest=lowest,
         ceiling=ceiling,

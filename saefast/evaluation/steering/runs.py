@@ -16,7 +16,8 @@ from saefast.sae import SAE, code_of
 
 STRENGTH_RULES = ("activation", "norm", "fixed", "clamp")
 MISMATCHED = "mismatched"
-CONTROLS = (MISMATCHED, "random", "covariance", "minus")
+DIFFMEAN = "diffmean"
+CONTROLS = (MISMATCHED, "random", "covariance", "minus", DIFFMEAN)
 LATENT = "latent"
 """Direction of the latent itself, beside those of `CONTROLS`"""
 
@@ -77,6 +78,9 @@ class Items:
             "random": torch.nn.functional.normalize(random, dim=1),
             "covariance": rows.covariance_directions(len(latent), seed),
             "minus": -latent,
+            DIFFMEAN: torch.nn.functional.normalize(
+                torch.cat([its.difference for its in each]), dim=1
+            ),
         }
         """[items, d] float64 of length 1, by name"""
 

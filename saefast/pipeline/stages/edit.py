@@ -31,6 +31,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         knowledge,
         selector=settings.selector,
         pairs=of_budget(how.budget, settings.pairs, 24, 48),
+        diffmean=of_budget(how.budget, None, False, True),
         conditions=some.conditions,
         groups=some.groups,
         mass=some.mass,

@@ -20,6 +20,11 @@ from saefast.report.score_rows import (
 
 BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")
 """Conditions whose directions do not learn, or hardly, as in arXiv 2602.14111."""
+_NOT_TOLD = (
+    *("residual", "pca", "permuted_decoder", "full", "text"),
+    *("random latents", "permuted labels", "scrambled"),
+)
+"""Conditions that are floors and ceilings rather than SAEs to choose from."""
 _MARGIN = 0.03
 """Lead over these baselines up to which that paper calls trained SAEs no better."""
 _SURFACE, _AT_EQUAL_RATE = "explained by surface", "unstable - stable at equal firing rate"
@@ -119,7 +124,7 @@ def _beside_baselines(
     leads = {
         condition: lead
         for condition, lead in differences(data, name).items()
-        if condition in (*BASELINES, "untrained") and not math.isnan(lead.value)
+        if condition not in _NOT_TOLD and not math.isnan(lead.value)
     }
     text = f"Trained SAEs, {score.measure}: {in_words(score)}."
     if leads:

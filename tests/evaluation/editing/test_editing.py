@@ -18,6 +18,7 @@ from saefast.evaluation.editing.facts import SPLITS, Facts
 from saefast.evaluation.editing.interchange import Interchange, Swap
 from saefast.evaluation.editing.knowledge import Knowledge, known_facts
 from saefast.evaluation.editing.masks import active, attribution, best, random_mask, trained_mask
+from saefast.evaluation.editing.mean_differences import mean_differences
 from saefast.evaluation.editing.one_attribute import ALL, CHOSEN, NONE, RANDOM, Outcome, harmonic
 from saefast.evaluation.editing.pairs import PARTS, TEMPLATES, Pair, Question, Questions, tasks_of
 from saefast.lm import find_site
@@ -85,6 +86,34 @@ def test_shuffled_decoder_rows_bring_it_to_the_floor(edited):
     difference = edited.overall("h", "trained - permuted_decoder")
     assert difference.value == pytest.approx(1 - score.value)
     assert 0.5 < difference.low < difference.value < difference.high
+
+
+def test_means_of_values_edit_where_entities_are_many(model, knowledge, sae):
+    found = edit(model, 0, sae, knowledge, diffmean=True, **OPTIONS | {"n": (1, VALUES - 1, D)})
+    # Means of V values differ in V - 1 directions; what the sample lends to others is little.
+    assert found.overall("h", "diffmean").value > 0.95
+    assert found.overall("latents", "diffmean").value == VALUES - 1
+    assert found.overall("h at 1", "diffmean").value < 0.6
+    difference = found.overall("h", "trained - diffmean")
+    assert difference.value == pytest.approx(1 - found.overall("h", "diffmean").value)
+    assert len(found.features) == 1
+
+
+def test_mean_differences_are_spanned_by_the_first_axes(runs, sae):
+    inside, task = runs
+    axes = mean_differences(inside, task.pairs["train"], sae)
+    pairs = [pair for pair in task.pairs["train"] if pair.cause]
+    numbers = {number for pair in pairs for number in (pair.base, pair.source)}
+    by_value: dict[int, list[Tensor]] = {}
+    for number in numbers:
+        by_value.setdefault(inside.questions[number].token, []).append(inside.rows[number])
+    means = torch.stack([torch.stack(each).mean(0) for each in by_value.values()])
+    basis = axes.W_dec.double()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(D).double(), atol=1e-6, rtol=0)
+    along = (means - means[0]).double() @ basis.T
+    assert along[:, VALUES - 1 :].abs().max() < 1e-6
+    assert along[:, : VALUES - 1].abs().max() > 0.5
+    assert axes.encode(inside.rows).to_dense(D).gt(0).all()
 
 
 def rates(runs, task, mask: Tensor, sae, part: str = "test", with_error: bool = True):

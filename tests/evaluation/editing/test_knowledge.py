@@ -13,7 +13,7 @@ from saefast.evaluation.editing.fact_prompts import answers, batches, padded, pr
 from saefast.evaluation.editing.facts import Facts, places
 from saefast.evaluation.editing.knowledge import NOT_ASKED, Knowledge, known_facts
 from saefast.evaluation.editing.ravel import accepted, ravel_facts
-from saefast.lm.logits import Continuations, logits_at
+from saefast.lm.logits import Continuations, logits_at, shared_length
 
 TABLE = Path(saefast.evaluation.editing.__file__).parent / "places.tsv"
 
@@ -333,3 +333,11 @@ def test_bad_input_is_told():
         known_facts(linear_lm.linear_lm(), ["city"])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         known_facts(linear_lm.linear_lm(), linear_lm.facts(), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "length"),
+    [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[7, 8]], 1), ([[1], [2, 1]], 0)],
+)
+def test_a_token_of_each_text_is_left_behind_the_shared_ones(texts, length):
+    assert shared_length(texts) == length

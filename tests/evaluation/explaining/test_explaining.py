@@ -319,6 +319,11 @@ def test_groups_are_sampled_at_equal_rates() -> None:
         assert mask[sample.groups[name]].all()
     counts = np.bincount(bins[sample.overall], minlength=RATE_BINS)
     assert counts.min() >= 9
+    # Where a group has few, the others get no more of that rate.
+    every = sample_features(np.ones(3000, dtype=bool), fired, groups, 6000, seed=0)
+    each = [np.bincount(bins[its], minlength=RATE_BINS) for its in every.groups.values()]
+    assert (each[0] == each[1]).all()
+    assert 0 < each[0].min() < each[0].max()
     silent = sample_features(fired > 500, fired, {}, 100, seed=0)
     assert fired[silent.overall].min() > 500
 

@@ -51,7 +51,7 @@ def _questions(
 ) -> list[Question]:
     """Ask whether explanations fit the texts at some places."""
     words = [_WORD.findall(texts[place]) for place in places]
-    text = text_of_pieces(words, window=max(map(len, words)))
+    text = text_of_pieces(words)
     return [
         Question(
             Explanation(explanations[place]),

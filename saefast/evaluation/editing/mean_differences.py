@@ -1,0 +1,42 @@
+"""Build the axes along which mean activations of values differ: a rival that knows the values."""
+
+from collections.abc import Sequence
+
+import torch
+
+from saefast.evaluation.conditions import coordinates
+from saefast.evaluation.editing.interchange import Interchange
+from saefast.evaluation.editing.pairs import Pair
+from saefast.linalg import one_thread
+from saefast.sae import SAE
+
+DIFFMEAN = "diffmean"
+"""Name of the condition"""
+
+
+def mean_differences(runs: Interchange, pairs: Sequence[Pair], like: SAE) -> SAE:
+    """Return an SAE whose latents are coordinates, first those in which means of values differ.
+
+    The means are over the prompts of cause pairs. Axes are the principal ones of the means, each
+    weighted by its number of prompts; behind them come axes in which all means are equal.
+
+    Args:
+        runs: the model with its prompts.
+        pairs: pairs for training.
+        like: has the width, dtype and device of the result.
+    """
+    prompts = sorted(
+        {number for pair in pairs if pair.cause for number in (pair.base, pair.source)}
+    )
+    tokens = torch.tensor([runs.questions[number].token for number in prompts])
+    rows = runs.rows[prompts].double().cpu()
+    _, value, count = torch.unique(tokens, return_inverse=True, return_counts=True)
+    with one_thread():
+        sums = torch.zeros(len(count), rows.shape[1], dtype=torch.float64).index_add_(
+            0, value, rows
+        )
+        weighted = (sums / count[:, None] - rows.mean(0)) * count[:, None].sqrt()
+        axes = torch.linalg.svd(weighted, full_matrices=True).Vh
+    # The sign of an axis is arbitrary: its largest entry is made positive.
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return coordinates(like, rows, axes * largest.sign())
