@@ -1,6 +1,6 @@
 """Sample latents to steer with, and measure when and how strongly they fire."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from saefast.activations import open_activations
 from saefast.activations.one_pass import OnePass, count_rows
 from saefast.activations.protocol import ActivationSource
+from saefast.evaluation.steering.sampling import as_frequent, sampled
 from saefast.lm.corpus import Texts
 from saefast.lm.model import LanguageModel
 from saefast.lm.patch import held_out_batches
@@ -20,7 +21,6 @@ from saefast.types import brief
 
 _QUANTILE = 0.99
 _CONTEXTS = 100  # contexts in which a latent fires most that are looked at
-_NEAR = 0.05  # share of the latents, in order of firing rate, that are as frequent as another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class Rows:
         label = torch.zeros(sae.m, dtype=torch.int64)
         for bit, mask in enumerate(groups.values()):
             label += mask.cpu().long() << bit
-        numbers, stratum, weight = _sampled(fired, label, wanted, generator)
+        numbers, stratum, weight = sampled(fired, label, wanted, generator)
         place = torch.full((sae.m,), -1, dtype=torch.int64)
         place[numbers] = torch.arange(len(numbers))
         kept = []
@@ -197,7 +197,7 @@ class Rows:
             high=torch.stack([value[its].double().quantile(_QUANTILE) for its in each]),
             cosine=torch.nn.functional.cosine_similarity(encoder, decoder),
             difference=self._where_firing(row, latent, len(numbers)) - self.scale.mean,
-            rival=_as_frequent(fired, numbers, generator),
+            rival=as_frequent(fired, numbers, generator),
             stratum=stratum,
             weight=weight,
             peaks=tuple(self._peaks(row[its], value[its]) for its in each),
@@ -264,48 +264,3 @@ def _captured(
         parts.append((activations, batch.ids[kept], kept.nonzero()[:, 1]))
     activations, tokens, positions = (torch.cat(part) for part in zip(*parts, strict=True))
     return activations, tokens, positions
-
-
-def _sampled(
-    fired: Tensor, label: Tensor, wanted: int, generator: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers of latents, their strata and how many latents each stands for."""
-    labels = torch.unique(label[fired > 0]).tolist()
-    members = [((fired > 0) & (label == one)).nonzero()[:, 0] for one in labels]
-    shares = _shares([len(each) for each in members], wanted)
-    chosen, strata, weights = [], [], []
-    for stratum, (each, share) in enumerate(zip(members, shares, strict=True)):
-        if not share:
-            continue
-        ordered = each[fired[each].argsort(stable=True)]
-        steps = (np.arange(share) + generator.random()) * len(each) / share
-        chosen.append(ordered[torch.from_numpy(steps.astype(np.int64))])
-        strata.append(torch.full((share,), stratum))
-        weights.append(torch.full((share,), len(each) / share, dtype=torch.float64))
-    numbers = torch.cat(chosen)
-    order = numbers.argsort()
-    return numbers[order], torch.cat(strata)[order], torch.cat(weights)[order]
-
-
-def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Divide a sample equally, as far as there are enough; the last ones get what is left over."""
-    shares = [0] * len(sizes)
-    left = min(wanted, sum(sizes))
-    for done, place in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
-        shares[place] = min(sizes[place], left // (len(sizes) - done))
-        left -= shares[place]
-    return shares
-
-
-def _as_frequent(fired: Tensor, numbers: Tensor, generator: np.random.Generator) -> Tensor:
-    """For each of these latents [f] another one that fires about as often."""
-    alive = (fired > 0).nonzero()[:, 0]
-    ordered = alive[fired[alive].argsort(stable=True)]
-    rank = torch.empty(len(fired), dtype=torch.int64)
-    rank[ordered] = torch.arange(len(ordered))
-    reach = max(1, int(_NEAR * len(ordered)))
-    away = torch.from_numpy(generator.integers(1, reach + 1, len(numbers)))
-    away *= torch.from_numpy(generator.choice([-1, 1], len(numbers)))
-    place = rank[numbers] + away
-    outside = (place < 0) | (place >= len(ordered))
-    return ordered[torch.where(outside, rank[numbers] - away, place)]
