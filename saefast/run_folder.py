@@ -25,7 +25,8 @@ and states which are missing.
 
 SETTINGS = "settings.json"
 STAGES = "stages.json"
-STORE = "store"
+TRAIN_ROWS = "store/train"
+HELD_OUT_ROWS = "store/held-out"
 FEATURES = "features.parquet"
 MATCHES = "matches"
 STABILITY = "stability.json"

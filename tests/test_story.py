@@ -166,12 +166,12 @@ def die_at_write(number, sign):
     saefast.disk.atomic._replace = replacing
 
 def die_at_end(stage, sign):
-    finish = runner._finish
+    finish = runner.finish_stage
     def finishing(job, its, seconds):
-        if its.name == stage:
+        if its == stage:
             os.kill(os.getpid(), sign)  # all its files are written, and it does not count yet
         finish(job, its, seconds)
-    runner._finish = finishing
+    runner.finish_stage = finishing
 
 def die_at_step(number, sign):
     train, left = SeedTrainer.train, [int(number)]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saefast.cli import evaluate, files, runs, stages
+from saefast.cli import evaluate, files, runs, stages, sweep
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pool": stages.pool,
     "evaluate": evaluate.evaluate,
     "report": stages.report,
+    "sweep": sweep.sweep,
     "convert": files.convert,
     "bench": files.bench,
     "info": files.info,

@@ -17,9 +17,13 @@ class Claim:
     The lock is held until it is released or garbage-collected, or the process ends. The folder
     itself is locked, so no lock file is left behind. On file systems without locks there is no
     protection.
+
+    Args:
+        folder: folder to lock.
+        shared: whether other shared locks on the folder are allowed at the same time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
         self._new = None if folder.exists() else folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -29,12 +33,12 @@ class Claim:
         self.release: Callable[[], object] = lambda: None
         if os.name == "nt":  # folders cannot be locked there
             return
-        from fcntl import LOCK_EX, LOCK_NB, flock
+        from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
         descriptor = os.open(folder, os.O_RDONLY)
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
-            flock(descriptor, LOCK_EX | LOCK_NB)
+            flock(descriptor, (LOCK_SH if shared else LOCK_EX) | LOCK_NB)
             if not os.path.samestat(os.fstat(descriptor), folder.stat()):
                 raise OSError  # the folder was removed by its previous holder and created again
         except OSError as error:

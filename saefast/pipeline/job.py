@@ -14,7 +14,7 @@ from saefast.dictionary import Dictionary
 from saefast.disk.tables import add_columns, read_table
 from saefast.match.all_pairs import Pairs, match_all
 from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSettings, TrainedSettings
-from saefast.run_folder import FEATURES, MATCHES, STORE
+from saefast.run_folder import FEATURES, HELD_OUT_ROWS, MATCHES, TRAIN_ROWS
 from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.stability.score import score_stability
@@ -49,7 +49,7 @@ class Job:
                 f"{self.run} was trained on activations that it does not name, and this stage "
                 f"needs some: begin a run with saefast train or saefast run"
             )
-        return Path(data.train) if isinstance(data, StoreSettings) else self.run / STORE / "train"
+        return Path(data.train) if isinstance(data, StoreSettings) else self.run / TRAIN_ROWS
 
     @property
     def held_out_rows(self) -> Path:
@@ -59,7 +59,7 @@ class Job:
             return Path(data.held_out or data.train)
         if not self.knows_rows:
             return self.train_rows
-        return self.run / STORE / "held-out"
+        return self.run / HELD_OUT_ROWS
 
     @property
     def folders(self) -> list[Path]:

@@ -221,25 +221,36 @@ def run_pipeline(
         refuse_existing(run / name, resume)
     job = Job(run, settings, progress)
     wanted = _needed(until)
-    _check(job, wanted)
-    run.mkdir(parents=True, exist_ok=True)
-    # Other settings than those it was trained with are refused, and must not stay in their place.
-    trained = RunFile.read(run) is not None
-    if not trained:
-        write_json(run / SETTINGS, settings.to_dict())
+    check_run(job, until)
+    trained = begin_run(job)
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
         begun = time.perf_counter()
-        skipped = _is_finished(job, stage)
+        skipped = is_finished(job, stage.name)
         if not skipped:
             tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
             stage.work(job)
-            _finish(job, stage, time.perf_counter() - begun)
+            finish_stage(job, stage.name, time.perf_counter() - begun)
         if trained and stage.name == "train":
             write_json(run / SETTINGS, settings.to_dict())
         written = tuple(run / name for name in stage.files)
         outcomes.append(Outcome(stage.name, time.perf_counter() - begun, skipped, written))
     return outcomes
+
+
+def begin_run(job: Job) -> bool:
+    """Make the folder of a run and keep its settings there; return whether SAEs were trained."""
+    job.run.mkdir(parents=True, exist_ok=True)
+    # Other settings than those it was trained with are refused, and must not stay in their place.
+    trained = RunFile.read(job.run) is not None
+    if not trained:
+        write_json(job.run / SETTINGS, job.settings.to_dict())
+    return trained
+
+
+def is_finished_until(job: Job, until: str) -> bool:
+    """Return whether nothing is left to do for a stage and those it needs."""
+    return all(is_finished(job, name) for name in _needed(until))
 
 
 def settings_of(run: str | Path) -> RunSettings:
@@ -276,8 +287,9 @@ def _settings_of_training(run: Path) -> dict[str, Any] | None:
     return {"trained": {}, "train": {k: v for k, v in configs[0].items() if k != "loss"}}
 
 
-def _check(job: Job, wanted: set[str]) -> None:
-    """What cannot be is told before anything is written or trained."""
+def check_run(job: Job, until: str) -> None:
+    """Raise an error, before anything is written or trained, if the stages up to one cannot run."""
+    wanted = _needed(until)
     if (job.run / INDEX).is_file():
         raise FileExistsError(f"out must be the folder of a run, but {job.run} holds activations")
     if "match" in wanted and len(job.seeds) < 2:
@@ -309,21 +321,26 @@ def _records(job: Job) -> dict[str, StageRecord]:
     return read_record(job.run / STAGES, dict[str, StageRecord]) or {}
 
 
-def _is_finished(job: Job, stage: Stage) -> bool:
-    record = _records(job).get(stage.name)
-    there = all((job.run / name).exists() for name in stage.files)
+def is_finished(job: Job, name: str) -> bool:
+    """Return whether what a stage wrote is there and goes with the settings."""
+    stage = _BY_NAME[name]
+    record = _records(job).get(name)
+    there = all((job.run / file).exists() for file in stage.files)
     return record is not None and there and record.digest == _digest(job, stage)
 
 
-def _finish(job: Job, stage: Stage, seconds: float) -> None:
-    """What came of later stages counts no more: it was made from what has just been replaced."""
+def finish_stage(job: Job, name: str, seconds: float) -> None:
+    """Record that a stage is finished.
+
+    What came of later stages counts no more: it was made from what has just been replaced.
+    """
     records = _records(job)
-    for name in NAMES:
+    for other in NAMES:
         # The report shows every stage.
-        if name in (stage.name, "report") or stage.name in _needed(name):
-            records.pop(name, None)
-    records[stage.name] = StageRecord(_digest(job, stage), round(seconds, 1))
+        if other in (name, "report") or name in _needed(other):
+            records.pop(other, None)
+    records[name] = StageRecord(_digest(job, _BY_NAME[name]), round(seconds, 1))
     write_record(job.run / STAGES, records)
-    shutil.rmtree(job.run / UNFINISHED / stage.name, ignore_errors=True)
+    shutil.rmtree(job.run / UNFINISHED / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is not there, or another stage's are
         (job.run / UNFINISHED).rmdir()

@@ -169,6 +169,15 @@ class TrainConfig:
 
 def check_shared(configs: Sequence[TrainConfig]) -> None:
     """Raise unless the configs can be trained on one stream and write to distinct folders."""
+    check_one_stream(configs)
+    labels = labels_of(configs)
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"two SAEs would be called {twice[0]}; give their configs another name")
+
+
+def check_one_stream(configs: Sequence[TrainConfig]) -> None:
+    """Raise unless the configs can be trained on one stream."""
     for config in configs:
         if not isinstance(config, TrainConfig):
             raise TypeError(
@@ -183,10 +192,6 @@ def check_shared(configs: Sequence[TrainConfig]) -> None:
                 f"{name} must be the same in all configs, since they train on one stream of "
                 f"batches, got {', '.join(map(repr, sorted(values)))}"
             )
-    labels = labels_of(configs)
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(f"two SAEs would be called {twice[0]}; give their configs another name")
 
 
 def labels_of(configs: Sequence[TrainConfig]) -> list[str]:

@@ -27,14 +27,10 @@ from saefast.ops.cuda_streams import streams_of
 from saefast.ops.latent_sum import column_sum
 from saefast.progress import ProgressBar
 from saefast.sae import SAE
-from saefast.storage import save_into
-from saefast.train.checkpoint import RunFile
-from saefast.train.checkpoint_writer import CheckpointWriter
-from saefast.train.config import TrainConfig
-from saefast.train.initial import ROWS, Sample, Scales, begin, folded, scales_of
-from saefast.train.loggers import Logger
+from saefast.train.initial import ROWS, Sample, Scales, begin, scales_of
 from saefast.train.recorded_steps import Graphs
 from saefast.train.seed_trainer import Prepared, SeedTrainer
+from saefast.train.trained_run import Member, TrainedRun
 
 _AHEAD = 4
 """Number of batches that are read and transferred to the device ahead of the training."""
@@ -46,20 +42,21 @@ of 5e7)."""
 
 
 class TrainingLoop:
-    """State of a run: all SAEs, at one step of one stream."""
+    """State of one or several runs: all SAEs, at one step of one stream.
+
+    Args:
+        members: runs whose configs share a stream and whose checkpoints are of one step.
+        source: activations.
+        device: device to train on.
+    """
 
     def __init__(
-        self,
-        configs: Sequence[TrainConfig],
-        source: Activations,
-        device: torch.device,
-        run: RunFile | None,
-        initial: Sequence[SAE | None],
+        self, members: Sequence[Member], source: Activations, device: torch.device
     ) -> None:
-        self._source, self._device, self._run = source, device, run
+        self._source, self._device = source, device
         self._streams = streams_of(device)
-        self._checkpoints = None if run is None else CheckpointWriter(run, self._streams)
-        self._first = configs[0]
+        self._first = members[0].configs[0]
+        run = members[0].run
         self.step = 0 if run is None else run.step
         self._transfer: Transfer[Any]
         into: dict[str, Any] = {}
@@ -76,18 +73,23 @@ class TrainingLoop:
             self.scales = Scales(*run.facts["scales"])
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
-        each = [(config, seed) for config in configs for seed in config.seeds]
         graphs = Graphs()
-        self._trainers = [
-            SeedTrainer(config, seed, begin(config, seed, sample, self.scales, its), device, graphs)
-            for (config, seed), its in zip(each, initial, strict=True)
+        self._runs = [
+            TrainedRun(
+                member,
+                [
+                    SeedTrainer(
+                        config, seed, begin(config, seed, sample, self.scales, its), device, graphs
+                    )
+                    for config, seed, its in member.saes
+                ],
+                self._streams,
+                self.step,
+                self.scales,
+            )
+            for member in members
         ]
-        if run is not None and self.step > 0:
-            for trainer in self._trainers:
-                trainer.load_state_dict(run.load(trainer.label))
-        elif run is not None:
-            run.facts["scales"] = list(self.scales)
-            run.write()
+        self._trainers = [trainer for each in self._runs for trainer in each.trainers]
 
     def _look_ahead(self) -> Sample:
         """Return the first rows of the stream without consuming them."""
@@ -104,9 +106,7 @@ class TrainingLoop:
             targets += columns[1:]
         return Sample(torch.cat(xs)[:ROWS], torch.cat(targets)[:ROWS] if targets else None)
 
-    def train(
-        self, log: list[Logger], log_every: int, checkpoint_minutes: float, progress: bool
-    ) -> None:
+    def train(self, log_every: int, checkpoint_minutes: float, progress: bool) -> None:
         """Take all remaining steps."""
         steps, size = self._first.steps, self._first.batch_size
         bar = ProgressBar(
@@ -123,10 +123,12 @@ class TrainingLoop:
         with (
             self._threads(),
             bar,
-            self._checkpoints or contextlib.nullcontext(),
+            contextlib.ExitStack() as writers,
             Prefetcher(transfer.ahead(self._stream, self.scales), depth=_AHEAD) as batches,
             _Interrupts() as interrupts,
         ):
+            for each in self._runs:
+                writers.enter_context(each.writing())
             for number in range(self.step, steps):
                 try:
                     batch = self._with_variance(transfer.take(next(batches)))
@@ -138,15 +140,15 @@ class TrainingLoop:
                 bar.update(size)
                 if self.step % log_every == 0 or self.step == steps:
                     timing = clock.lap(batches.wait_seconds, self.step * size)
-                    self._report(log, number, timing, bar)
-                if self._checkpoints is not None:
-                    self._checkpoints.check()
+                    self._report(number, timing, bar)
+                for each in self._runs:
+                    each.check()
                 if interrupts.came or time.monotonic() - saved >= 60 * checkpoint_minutes:
                     self.checkpoint()
                     saved = time.monotonic()
                 if interrupts.came:
-                    if self._checkpoints is not None:
-                        self._checkpoints.wait()
+                    for each in self._runs:
+                        each.wait()
                     raise KeyboardInterrupt
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
@@ -155,14 +157,13 @@ class TrainingLoop:
         work = 2.0 * self._first.batch_size * latents * self._source.d
         return one_thread() if work < _WORTH_THREADS else contextlib.nullcontext()
 
-    def _report(
-        self, log: list[Logger], number: int, timing: dict[str, float], bar: ProgressBar
-    ) -> None:
+    def _report(self, number: int, timing: dict[str, float], bar: ProgressBar) -> None:
         tokens = self.step * self._first.batch_size
-        reports = [trainer.report(number, self.scales) for trainer in self._trainers]
-        for trainer, report in zip(self._trainers, reports, strict=True):
-            for logger in log:
-                logger.write(trainer.label, self.step, {"tokens": tokens, **report, **timing})
+        reports = [
+            report
+            for each in self._runs
+            for report in each.report(number, {"tokens": tokens}, timing)
+        ]
         loss, explained, active, dead = (
             fmean(float(report[name]) for report in reports)
             for name in ("loss", "explained_variance", "l0", "dead_share")
@@ -171,31 +172,18 @@ class TrainingLoop:
         bar.status(f"{mean}loss {loss:.4g} EV {explained:.3f} L0 {active:.1f} dead {dead:.1%}")
 
     def checkpoint(self) -> None:
-        """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
-        if self._checkpoints is not None:
-            self._checkpoints.save(self.step, {t.label: t.state_dict() for t in self._trainers})
+        """Write a checkpoint of each run that has a folder; see `CheckpointWriter`."""
+        for each in self._runs:
+            each.checkpoint(self.step)
 
     def finish(self, keep_training: bool) -> None:
-        """Write the last checkpoint and the trained SAEs if the run has a folder."""
-        if self._run is None or self._checkpoints is None:
-            return
-        with self._checkpoints:
-            self.checkpoint()
-        for trainer, sae in zip(self._trainers, self.results(), strict=True):
-            save_into(self._run.out / trainer.label, sae)
-        self._run.facts["finished"] = True
-        self._run.write()
-        if not keep_training:
-            self._run.forget([trainer.label for trainer in self._trainers])
+        """Write the last checkpoint and the trained SAEs of each run that has a folder."""
+        for each in self._runs:
+            each.finish(self.step, keep_training)
 
-    def results(self) -> list[SAE]:
-        """Return copies of the SAEs in their current state, for unscaled activations."""
-        saes = []
-        for trainer in self._trainers:
-            sae = folded(trainer.step.sae, self.scales)
-            sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
-            saes.append(sae)
-        return saes
+    def results(self) -> list[list[SAE]]:
+        """Return for each run copies of its SAEs in their current state, for unscaled activations."""
+        return [each.results() for each in self._runs]
 
     def _with_variance(self, batch: Rows) -> Prepared:
         rows = batch.x if batch.target is None else batch.target

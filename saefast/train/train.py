@@ -4,10 +4,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,10 +19,11 @@ from saefast.disk.resume import refuse_existing
 from saefast.sae import SAE
 from saefast.storage import load_sae
 from saefast.train.checkpoint import RUN, RunFile, differences
-from saefast.train.config import TrainConfig, check_shared, labels_of
+from saefast.train.config import TrainConfig, check_one_stream, check_shared, labels_of
 from saefast.train.loggers import LOGGERS, loggers
 from saefast.train.loop import TrainingLoop
 from saefast.train.meter import CONVENTIONS
+from saefast.train.trained_run import Member
 
 
 def train_saes(
@@ -81,25 +82,91 @@ def train_saes(
     """
     configs = tuple(config) if isinstance(config, Sequence) else (config,)
     check_shared(configs)
-    configs = tuple(each.resolved() for each in configs)
+    run = Training(configs, None if out is None else Path(out), initial)
+    (saes,) = train_runs(
+        activations,
+        [run],
+        resume=resume,
+        progress=progress,
+        device=device,
+        checkpoint_minutes=checkpoint_minutes,
+        log_every=log_every,
+        log_to=log_to,
+        keep_training=keep_training,
+    )
+    return saes
+
+
+class Training(NamedTuple):
+    """A run to be trained: configs, the folder and the start, as `train_saes` takes them."""
+
+    configs: tuple[TrainConfig, ...]
+    out: Path | None
+    initial: SAE | Sequence[SAE] | None = None
+
+
+def train_runs(
+    activations: ActivationSource,
+    runs: Sequence[Training],
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    device: torch.device | str | None = None,
+    checkpoint_minutes: float = 10.0,
+    log_every: int = 50,
+    log_to: Sequence[str] = (),
+    keep_training: bool = True,
+) -> list[list[SAE]]:
+    """Train several runs on one pass over the activations, each into a folder of its own.
+
+    Every folder is what `train_saes` would have written for that run alone. Runs to be resumed that
+    stopped at different steps are trained one after another, those of the same step together.
+
+    Args:
+        activations: as in `train_saes`; where runs stopped at different steps, it is read once for
+            each step.
+        runs: runs whose configs share `batch_size`, `tokens`, `data_seed` and
+            `activation_scaling`.
+        resume: see `train_saes`, as for all other arguments.
+        progress: show a progress bar on stderr.
+        device: where to train.
+        checkpoint_minutes: time between two checkpoints.
+        log_every: steps between two lines for each SAE.
+        log_to: further loggers.
+        keep_training: leave what a resume needs.
+
+    Returns:
+        For each run its SAEs, in the order of configs and seeds.
+    """
+    check_one_stream([config for each in runs for config in each.configs])
     check_reports(log_to, log_every, checkpoint_minutes)
     where = _device(device)
     source = open_activations(activations, dtype=None)
-    starts = _starts(initial, configs)
-    with nullcontext() if out is None else Claim(Path(out)):
-        run = None if out is None else _run_file(Path(out), configs, source, starts, resume)
-        if run is not None and run.finished:
-            return [load_sae(run.out / label).to(where) for label in labels_of(configs)]
-        folder, after = (None, 0) if run is None else (run.out, run.step)
-        log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
-        try:
-            training = TrainingLoop(configs, source, where, run, starts)
-            training.train(log, log_every, checkpoint_minutes, progress)
-        finally:
+    found: dict[int, list[SAE]] = {}
+    with ExitStack() as held:
+        waiting: dict[int, dict[int, Member]] = {}
+        for number, each in enumerate(runs):
+            configs = tuple(config.resolved() for config in each.configs)
+            starts = _starts(each.initial, configs)
+            if each.out is not None:
+                held.enter_context(Claim(each.out))
+            run = None if each.out is None else _run_file(each.out, configs, source, starts, resume)
+            if run is not None and run.finished:
+                found[number] = [
+                    load_sae(run.out / label).to(where) for label in labels_of(configs)
+                ]
+                continue
+            folder, after = (None, 0) if run is None else (run.out, run.step)
+            log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
             for logger in log:
-                logger.close()
-        training.finish(keep_training)
-        return training.results()
+                held.callback(logger.close)
+            waiting.setdefault(after, {})[number] = Member(configs, run, starts, log)
+        for members in waiting.values():
+            training = TrainingLoop(list(members.values()), source, where)
+            training.train(log_every, checkpoint_minutes, progress)
+            training.finish(keep_training)
+            found.update(zip(members, training.results(), strict=True))
+    return [found[number] for number in range(len(runs))]
 
 
 def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: float) -> None:

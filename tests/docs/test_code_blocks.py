@@ -11,6 +11,7 @@ from helpers.documentation import PAGES, blocks, name
 
 from saefast.cli import COMMANDS
 from saefast.pipeline.settings import settings_from
+from saefast.sweep import sweep_from
 from saefast.synthetic import PlantedWorld
 
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
@@ -43,7 +44,8 @@ def _imports(code: str) -> ast.Module:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
 def test_settings_are_understood(page: Path) -> None:
     for block in blocks(page, "toml"):
-        settings_from(tomllib.loads(block.code))
+        told = tomllib.loads(block.code)
+        _ = sweep_from(told, page.parent) if "grid" in told else settings_from(told)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

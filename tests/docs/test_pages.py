@@ -19,6 +19,7 @@ PACKAGES = (
     "saefast.stability",
     "saefast.studies",
     "saefast.subspace",
+    "saefast.sweep",
     "saefast.synthetic",
     "saefast.train",
 )

@@ -1,5 +1,6 @@
 """Stage harvest: activations to train on, and others to evaluate on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ def harvest(job: Job) -> None:
     """Write both stores; what is there already stays."""
     data = job.settings.data
     if isinstance(data, HarvestSettings):
-        _from_model(job, data)
+        harvest_sites(data, data.site, job.train_rows, job.held_out_rows, job.progress)
     elif isinstance(data, PlantedSettings):
-        _planted(data, data.rows, 0, job.train_rows, job.progress)
-        _planted(data, data.held_out, 1, job.held_out_rows, job.progress)
+        plant(data, job.train_rows, job.held_out_rows, job.progress)
 
 
 def corpus_of(data: HarvestSettings) -> Any:
@@ -29,27 +29,51 @@ def corpus_of(data: HarvestSettings) -> Any:
     return text_files(data.text) if data.text else builtin_corpus()
 
 
-def _from_model(job: Job, data: HarvestSettings) -> None:
+def harvest_sites(
+    data: HarvestSettings, sites: str | Sequence[str], train: Path, held_out: Path, progress: bool
+) -> list[tuple[Path, Path]]:
+    """Write the rows of one or several sites, in one pass of the model for each of two parts.
+
+    Args:
+        data: settings of the harvest; its site counts for nothing.
+        sites: one site, whose stores are `train` and `held_out`, or several, which get folders in
+            these.
+        train: place of the rows to train on.
+        held_out: place of the rows to evaluate on.
+        progress: show progress bars on stderr.
+
+    Returns:
+        For each site its two stores.
+    """
     from saefast.lm import harvest as harvest_store
     from saefast.lm import load_model
 
-    model = load_model(data.model, dtype=data.model_dtype, progress=job.progress)
+    model = load_model(data.model, dtype=data.model_dtype, progress=progress)
     corpus = corpus_of(data)
     parts = (
-        (corpus.train(), data.tokens, job.train_rows),
-        (corpus.held_out(), data.held_out, job.held_out_rows),
+        (corpus.train(), data.tokens, train),
+        (corpus.held_out(), data.held_out, held_out),
     )
-    for part, tokens, path in parts:
+    written = [
         harvest_store(
             model,
-            data.site,
+            sites,
             out=path,
             tokens=tokens,
             corpus=part,
             context=data.context,
             resume=True,
-            progress=job.progress,
+            progress=progress,
         )
+        for part, tokens, path in parts
+    ]
+    return list(zip(*written, strict=True))
+
+
+def plant(data: PlantedSettings, train: Path, held_out: Path, progress: bool) -> None:
+    """Write rows of known features: those to train on, and those to evaluate on."""
+    _planted(data, data.rows, 0, train, progress)
+    _planted(data, data.held_out, 1, held_out, progress)
 
 
 def _planted(data: PlantedSettings, rows: int, stream: int, path: Path, progress: bool) -> None:

@@ -28,7 +28,7 @@ def pool(job: Job, unfinished: Path) -> None:
     most = how.width or config.latents
     everywhere = pool_features(job.dictionaries, job.stability, progress=job.progress)
     width = min(most, everywhere.m)
-    pooled = sae_from(_first(everywhere, width), k=min(config.k, width))
+    pooled = sae_from(_first(everywhere, width), k=min(config.k, width), variant=config.variant)
     (tuned,) = train_saes(
         rows,
         replace(fine_tune, latents=width, k=min(config.k, width)),

@@ -1,0 +1,87 @@
+"""Command sweep: many runs over a grid of settings."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from saefast.cli.telling import Json, called, tell
+
+
+def sweep(
+    config: Annotated[tyro.conf.Positional[Path], called("FILE")],
+    out: Path,
+    until: str = "report",
+    processes: int | None = None,
+    share: str | None = None,
+    plan: bool = False,
+    remake: bool = False,
+    json_output: Json = False,
+) -> None:
+    """Run every cell of a grid of settings: harvest once, train together, one table of all.
+
+    For example: saefast sweep sweep.toml --out sweeps/first
+
+    The file names a base and a grid, as the guide on sweeps shows. Every cell is a run of its own
+    in OUT/cells; OUT/results.parquet has a row for each cell and SAE. A cell that fails is tried
+    once more and then named, and the others go on.
+
+    Args:
+        config: File of the sweep (.toml).
+        out: Folder of the sweep. What is finished there is skipped.
+        until: Last stage of every cell, as for saefast run.
+        processes: Worker processes, which divide the threads. None: one for each GPU, or for each
+            core.
+        share: Do one of several fixed shares, such as 3/16, for jobs that cannot talk to each
+            other. None: everything.
+        plan: Only tell cells, hours, disk and memory, from speeds that are measured now; write
+            nothing.
+        remake: Make cells again whose settings in the file have changed.
+    """
+    from saefast.sweep import plan_sweep, read_sweep, run_sweep
+
+    def show(line: str) -> None:
+        if not json_output:
+            print(line, file=sys.stderr, flush=True)
+
+    cells, part = read_sweep(config), _share(share)
+    if plan:
+        planned = plan_sweep(cells, out, until=until, processes=processes, share=part, tell=show)
+        tell(planned.as_text(), dataclasses.asdict(planned), [], json_output)
+        return
+    outcome = run_sweep(
+        cells,
+        out,
+        until=until,
+        processes=processes,
+        share=part,
+        remake=remake,
+        tell=show,
+    )
+    done = outcome.cells - len(outcome.failed)
+    of = f" of share {share}" if share else ""
+    sentence = f"{done} of {outcome.cells} cells{of} are finished"
+    if outcome.skipped:
+        sentence += f", {outcome.skipped} of them were before"
+    lines = [sentence, *(f"{name} failed: {why}" for name, why in outcome.failed.items())]
+    if outcome.leftover:
+        lines.append(f"not in the file, and left as they are: {', '.join(outcome.leftover)}")
+    facts = {**dataclasses.asdict(outcome), "results": str(outcome.results)}
+    tell("\n".join(lines), facts, [outcome.results], json_output)
+    if outcome.failed:
+        raise OSError(
+            f"{len(outcome.failed)} of {outcome.cells} cells failed; {outcome.results} names the "
+            f"reasons, and the same command tries them again"
+        )
+
+
+def _share(told: str | None) -> tuple[int, int] | None:
+    """Return the number of a share and of all."""
+    if told is None:
+        return None
+    number, _, of = told.partition("/")
+    if not (number.isdigit() and of.isdigit()):
+        raise ValueError(f"share must be I/N with I from 1 to N, such as 3/16, got {told!r}")
+    return int(number), int(of)

@@ -1,0 +1,121 @@
+"""Stages harvest and train of several runs at once: one pass of the model, one of the rows.
+
+Every run ends as if it had done both stages alone, but for its rows, which are links to stores that
+the runs share.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from saefast.pipeline.job import Job
+from saefast.pipeline.runner import begin_run, finish_stage, is_finished
+from saefast.pipeline.settings import HarvestSettings, PlantedSettings, RunSettings
+from saefast.pipeline.stages.harvest import harvest_sites, plant
+from saefast.run_folder import HELD_OUT_ROWS, TRAIN_ROWS
+from saefast.train.config import SHARED
+from saefast.train.train import Training, train_runs
+
+
+def store_key(settings: RunSettings) -> str:
+    """Return a name that runs share whose rows come from one pass of one model."""
+    told = dataclasses.asdict(settings.data)
+    if isinstance(settings.data, HarvestSettings):
+        del told["site"]
+    source = type(settings.data).__name__.removesuffix("Settings").lower()
+    digest = hashlib.sha256(json.dumps([source, told], sort_keys=True).encode()).hexdigest()
+    return f"{source}-{digest[:12]}"
+
+
+def stream_key(settings: RunSettings) -> str:
+    """Return a text that runs share whose SAEs can be trained on one pass over the rows."""
+    trainer = dataclasses.asdict(settings.trainer)
+    del trainer["initial"]
+    shared = [getattr(settings.train, name) for name in SHARED]
+    return json.dumps([dataclasses.asdict(settings.data), shared, trainer])
+
+
+def harvest_together(jobs: Sequence[Job], stores: Path, *, progress: bool = True) -> None:
+    """Write the rows of runs with one `store_key`, and link them into the folder of each.
+
+    Args:
+        jobs: the runs.
+        stores: folder of all stores.
+        progress: show progress bars on stderr.
+    """
+    begun = time.perf_counter()
+    waiting = [job for job in jobs if not is_finished(job, "harvest")]
+    if not waiting:
+        return
+    data = waiting[0].settings.data
+    train, held_out = (stores / store_key(waiting[0].settings) / part for part in _PARTS)
+    places: dict[str, tuple[Path, Path]] = {}
+    if isinstance(data, HarvestSettings):
+        sites = list(dict.fromkeys(_site(job) for job in waiting))
+        found = harvest_sites(data, sites, train, held_out, progress)
+        places = dict(zip(sites, found, strict=True))
+    elif isinstance(data, PlantedSettings):
+        plant(data, train, held_out, progress)
+        places = {"": (train, held_out)}
+    seconds = (time.perf_counter() - begun) / len(waiting)
+    for job in waiting:
+        begin_run(job)
+        if places:
+            train, held_out = places[_site(job)]
+            _link(job.run / TRAIN_ROWS, train)
+            _link(job.run / HELD_OUT_ROWS, held_out)
+        finish_stage(job, "harvest", seconds)
+
+
+def train_together(jobs: Sequence[Job], *, progress: bool = True) -> None:
+    """Train the SAEs of runs with one `stream_key`, whose rows are there, on one pass over these.
+
+    Args:
+        jobs: the runs.
+        progress: show a progress bar on stderr.
+    """
+    begun = time.perf_counter()
+    waiting = [job for job in jobs if not is_finished(job, "train")]
+    if not waiting:
+        return
+    how = waiting[0].settings.trainer
+    train_runs(
+        str(waiting[0].train_rows),
+        [Training((job.settings.train,), job.run, job.initial) for job in waiting],
+        resume=True,
+        progress=progress,
+        device=how.device,
+        checkpoint_minutes=how.checkpoint_minutes,
+        log_every=how.log_every,
+        log_to=how.log_to,
+        keep_training=how.keep_training,
+    )
+    saes = sum(len(job.seeds) for job in waiting)
+    seconds = time.perf_counter() - begun
+    for job in waiting:
+        finish_stage(job, "train", seconds * len(job.seeds) / saes)
+
+
+_PARTS = (Path(TRAIN_ROWS).name, Path(HELD_OUT_ROWS).name)
+
+
+def _site(job: Job) -> str:
+    data = job.settings.data
+    return data.site if isinstance(data, HarvestSettings) else ""
+
+
+def _link(link: Path, store: Path) -> None:
+    """Make a relative link, so that the folder of all can be moved; rows of the run's own stay."""
+    target = os.path.relpath(store.resolve(), link.parent.resolve())
+    if link.is_symlink():
+        if os.readlink(link) == target:
+            return
+        link.unlink()
+    elif link.exists():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target, target_is_directory=True)

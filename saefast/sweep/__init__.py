@@ -1,0 +1,20 @@
+"""Sweeps: many runs over a grid of settings, which share rows and passes over them."""
+
+from saefast.sweep.definition import Cell, Sweep, read_sweep, sweep_from
+from saefast.sweep.driver import SweepOutcome, run_sweep
+from saefast.sweep.folder import SweepFolder
+from saefast.sweep.plan import SweepPlan, plan_sweep
+from saefast.sweep.table import write_results
+
+__all__ = [
+    "Cell",
+    "Sweep",
+    "SweepFolder",
+    "SweepOutcome",
+    "SweepPlan",
+    "plan_sweep",
+    "read_sweep",
+    "run_sweep",
+    "sweep_from",
+    "write_results",
+]

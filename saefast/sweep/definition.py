@@ -1,0 +1,190 @@
+"""Sweep files: a base, axes of settings, and the cells that these span."""
+
+import difflib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saefast.pipeline.presets import PRESETS
+from saefast.pipeline.settings import SOURCES, RunSettings, read_settings, settings_from
+from saefast.sweep.grid import (
+    MOST_CELLS,
+    Settings,
+    check_names,
+    dotted,
+    read_axes,
+    read_exclusions,
+    read_sets,
+)
+
+_TABLES = ("base", "settings", "sets", "grid", "exclude")
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str
+    """folder of the run"""
+    axes: Settings
+    """value on each axis of the grid"""
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of a sweep file, in the order of its grid: the last axis moves fastest."""
+
+    axes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        ValueError: the file is not TOML, or asks for what cannot be.
+    """
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as TOML: {error}") from error
+    try:
+        return sweep_from(told, path.parent)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
+    """Build a sweep from the tables of a sweep file.
+
+    Args:
+        told: base, settings, sets, grid and exclude.
+        folder: place that a relative path of base starts at.
+    """
+    check_names("the file", told, _TABLES)
+    base = _base(told.get("base"), folder)
+    _assign(base, dotted("settings", told.get("settings", {})))
+    sets = read_sets(told.get("sets", {}))
+    axes = read_axes(told.get("grid"), sets)
+    excluded = read_exclusions(told.get("exclude", []), axes, base)
+    number = 1
+    for values in axes.values():
+        number *= len(values)
+    if number > MOST_CELLS:
+        raise ValueError(f"grid must span at most {MOST_CELLS:,} cells, got {number:,}")
+    cells = []
+    for chosen in itertools.product(*axes.values()):
+        at = dict(zip(axes, chosen, strict=True))
+        settings = json.loads(json.dumps(base))
+        given = _given(at, sets)
+        _assign(settings, given)
+        if not any(each.leaves_out(at | given, settings) for each in excluded):
+            cells.append(_cell(at, settings))
+    for each in excluded:
+        if not each.cells:
+            raise ValueError(
+                f"exclude[{each.number}] must match a cell of the grid, got {each.told}, which "
+                f"matches none"
+            )
+    if not cells:
+        raise ValueError("exclude must leave one cell at least, got exclusions of all of them")
+    _check_names_differ(cells)
+    return Sweep(tuple(axes), tuple(cells))
+
+
+def _base(base: Any, folder: Path) -> dict[str, Any]:
+    """Return the settings that all cells begin with."""
+    if not isinstance(base, str):
+        raise ValueError(
+            f"base must be a preset ({', '.join(PRESETS)}) or the path of a run's TOML, got "
+            f"{'nothing' if base is None else repr(base)}"
+        )
+    if base in PRESETS:
+        return PRESETS[base].to_dict()
+    path = folder / base
+    if not path.is_file():
+        raise ValueError(
+            f"base must be a preset ({', '.join(PRESETS)}) or the path of a run's TOML, got "
+            f"{base!r}, and there is no file {path}"
+        )
+    return read_settings(path).to_dict()
+
+
+def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings:
+    """Return the settings that the values on the axes stand for."""
+    given: Settings = {}
+    for name, value in at.items():
+        given |= sets[name][value] if name in sets else {name: value}
+    return given
+
+
+def _assign(settings: dict[str, Any], given: Settings) -> None:
+    """Put values in place; a name that the settings do not know is refused."""
+    for name, value in given.items():
+        *parents, last = name.split(".")
+        place: Any = settings
+        for depth, part in enumerate(parents):
+            path = ".".join(parents[: depth + 1])
+            if part not in place:
+                raise ValueError(_unknown(name, path, place))
+            if place[part] is None:
+                place[part] = {}
+            place = place[part]
+            if not isinstance(place, dict):
+                raise ValueError(f"{name} must be a setting, got one inside of {path} = {place!r}")
+        known = place or {last: None}  # a table that was None has no names yet
+        if last not in known:
+            raise ValueError(_unknown(name, name, place))
+        place[last] = value
+
+
+def _unknown(name: str, part: str, place: Mapping[str, Any]) -> str:
+    last = part.rpartition(".")[2]
+    if part in SOURCES:
+        own = next(source for source in SOURCES if source in place)
+        return f"{name} must be a setting of base, whose rows are from [{own}], got [{part}]"
+    near = difflib.get_close_matches(last, place, 1)
+    before = part.removesuffix(last)
+    hint = f"did you mean {before}{near[0]}?" if near else f"known are {', '.join(place)}"
+    return f"{name} must be a setting, got no {part}; {hint}"
+
+
+def _cell(at: Settings, told: dict[str, Any]) -> Cell:
+    name = cell_name(at)
+    try:
+        settings = settings_from(told)
+        return Cell(name, at, settings)
+    except (TypeError, ValueError) as error:
+        words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in at.items())
+        raise type(error)(f"the cell with {words} cannot be: {error}") from error
+
+
+def cell_name(at: Settings) -> str:
+    """Return the folder's name of a cell: its values, with the last parts of the axes' names."""
+    short = [name.rpartition(".")[2] for name in at]
+    names = [last if short.count(last) == 1 else full for last, full in zip(short, at, strict=True)]
+    parts = [f"{name}-{_as_name(value)}" for name, value in zip(names, at.values(), strict=True)]
+    return "_".join(parts)[:_LONGEST_NAME]
+
+
+def _as_name(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.") or "empty"
+
+
+def _check_names_differ(cells: Sequence[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.name.lower(), cell)
+        if other is not cell:
+            raise ValueError(
+                f"the cells {other.axes} and {cell.axes} must have folders of different names, got "
+                f"{cell.name} for both; give their values as choices of [sets]"
+            )

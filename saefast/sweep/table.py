@@ -1,0 +1,278 @@
+"""results.parquet: a row for each SAE and each cell, made from the folders of the cells."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from saefast.disk.tables import write_rows
+from saefast.evaluation.intervals import (
+    Interval,
+    interval_of_equal_items,
+    mean_interval,
+    proportion_interval,
+)
+from saefast.evaluation.scores import TRAINED
+from saefast.report.run_data import RunData
+from saefast.run_folder import REPORT
+from saefast.sweep.folder import CELLS, SweepFolder, SweepRecord
+
+Row = dict[str, Any]
+
+_SHARED_AT = 0.7
+_GROUPS = ("stable", "unstable")
+_QUALITY = (
+    *("explained_variance", "l0", "dead_share"),
+    *(f"{group}_keep{control}" for group in _GROUPS for control in ("", "_mass")),
+)
+_TRAINING = ("lr", "tokens", "batch_size", "data_seed", "precision")
+
+
+def write_results(folder: SweepFolder) -> list[Row]:
+    """Write the table of a sweep from what its cells' folders hold, and return its rows.
+
+    Returns:
+        For each cell its own row, then those of its SAEs. Columns are
+
+        - cell, level ("cell" or "sae"), seed (of an SAE), status (finished, failed or unfinished)
+          and reason (why it failed, in one line);
+        - the value on each axis by its dotted name, lists and tables as JSON; source, model, site,
+          variant, latents, k and other settings of the training;
+        - explained_variance and, of the last report of the training, l0 and dead_share;
+        - stable_share and unstable_share of the features alive, and stability, their mean score,
+          each with the ends of a 95 % interval (_low, _high): of an SAE over its features, of a
+          cell over its SAEs; stability_null, the score of random directions;
+        - of pairs of SAEs shared (nearest decoder rows of cosine 0.7 or more), mmcs and pw_mcc,
+          each with the value of random directions (_null) and the ends of what pairs have (_min,
+          _max); the pairs of an SAE are those it is in;
+        - by group stable and unstable, the mean overlap of subspaces (GROUP_overlap), its nulls
+          (GROUP_overlap_NULL), explained variance with the group kept alone (GROUP_keep) and beside
+          it that of random features of equal mass (GROUP_keep_mass);
+        - ce_clean, ce and kl of a language model with the reconstructions of one SAE, ce_GROUP with
+          a group's alone and ce_GROUP_mass with random features of equal mass;
+        - EVALUATION.MEASURE of primary measures with _low, _high and _floor, where evaluations by
+          name have run;
+        - seconds of all stages, machine, processor, device, threads, commit, saefast and torch, and
+          digest of the settings.
+    """
+    record = folder.read()
+    rows = [row for name in record.cells for row in _rows_of_cell(folder, record, name)]
+    write_rows(folder.results, rows)
+    return rows
+
+
+def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[Row]:
+    """Return the row of a cell and those of its SAEs."""
+    data = RunData(folder.cell(name))
+    failure, done = folder.failure(name), folder.done(name)
+    status = "failed" if failure else "finished" if done else "unfinished"
+    known: Row = {
+        "cell": name,
+        "status": status,
+        "reason": failure.reason if failure else None,
+        **{axis: _plain(value) for axis, value in record.cells[name].items()},
+        **_settings(data),
+        **(vars(done) if done else {}),
+        "digest": _digest(data.settings) if data.settings else None,
+    }
+    seconds = round(sum(stage.seconds for stage in data.stages.values()), 1)
+    saes = data.seeds if data.stability or data.facts.get("finished") else []
+    overlaps = _overlaps(data)
+    last = {row["sae"]: row for row in data.metrics}
+    lines: list[Row] = [
+        {
+            **known,
+            "level": "sae",
+            "seed": seed,
+            **_quality(data, place, last.get(f"seed-{seed}", {})),
+            **_stability_of_sae(data, place),
+            **_pairs([row for row in overlaps if place in (row["a"], row["b"])]),
+            **_subspaces(data, place),
+        }
+        for place, seed in enumerate(saes)
+    ]
+    whole: Row = {
+        **known,
+        "level": "cell",
+        "seed": None,
+        **{key: _mean(line.get(key) for line in lines) for key in (_QUALITY if lines else ())},
+        **_stability_of_cell(data, lines),
+        **_pairs(overlaps),
+        **_subspaces(data, None),
+        **_language_model(data),
+        **_evaluations(data),
+        "seconds": seconds,
+        "report": f"{CELLS}/{name}/{REPORT}" if (data.run / REPORT).is_file() else None,
+    }
+    return [whole, *lines]
+
+
+def _settings(data: RunData) -> Row:
+    """Return the settings that rows are compared by."""
+    settings = data.settings
+    if not settings:
+        return {}
+    train = settings["train"]
+    source = next(name for name in ("harvest", "planted", "store", "trained") if name in settings)
+    return {
+        "source": source,
+        "model": settings[source].get("model"),
+        "site": settings[source].get("site"),
+        **{name: train[name] for name in ("variant", "latents", "k", *_TRAINING)},
+        "seeds": len(train["seeds"]),
+    }
+
+
+def _digest(settings: Row) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Return what a column of one type can hold: tables and lists as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _quality(data: RunData, place: int, last: Row) -> Row:
+    """Return what one SAE reconstructs: on held-out rows if it was evaluated, else in training."""
+    seeds = data.evaluation.seeds if data.evaluation else []
+    held_out = seeds[place].explained_variance if seeds else last.get("explained_variance")
+    found: Row = {
+        "explained_variance": held_out,
+        "l0": last.get("l0"),
+        "dead_share": last.get("dead_share"),
+    }
+    for line in seeds[place].groups if seeds else ():
+        if line.group in _GROUPS and line.control in ("", "mass") and line.features:
+            suffix = f"_{line.control}" if line.control else ""
+            found[f"{line.group}_keep{suffix}"] = line.keep
+    return found
+
+
+def _stability_of_sae(data: RunData, place: int) -> Row:
+    """Return the shares and the mean score of one SAE, with intervals over its features."""
+    if data.stability is None or not data.features:
+        return {}
+    its = data.stability.seeds[place]
+    mine = data.features["alive"] & (data.features["seed"] == its.seed)
+    return {
+        **_with_ends("stable_share", proportion_interval(its.stable, its.alive)),
+        **_with_ends("unstable_share", proportion_interval(its.unstable, its.alive)),
+        **_with_ends("stability", mean_interval(data.features["score"][mine])),
+        "stability_null": data.stability.chance[place],
+    }
+
+
+def _stability_of_cell(data: RunData, lines: list[Row]) -> Row:
+    """Return means over the SAEs of a cell, with intervals over these."""
+    if data.stability is None:
+        return {}
+    return {
+        **{
+            key: value
+            for name in ("stable_share", "unstable_share", "stability")
+            for key, value in _with_ends(name, _over_saes([line[name] for line in lines])).items()
+        },
+        "stability_null": float(np.mean(data.stability.chance)),
+    }
+
+
+def _over_saes(shares: Sequence[float | None]) -> Interval:
+    """Return the mean of shares and its interval, which has a width where all are equal, too."""
+    known = [share for share in shares if share is not None]
+    interval = mean_interval(known)
+    if interval.low == interval.high:
+        return interval_of_equal_items(interval.value, len(known), 0.0, 1.0)
+    return interval
+
+
+def _with_ends(name: str, interval: Interval) -> Row:
+    return {
+        name: _number(interval.value),
+        f"{name}_low": _number(interval.low),
+        f"{name}_high": _number(interval.high),
+    }
+
+
+def _overlaps(data: RunData) -> list[Row]:
+    """Return the measures of pairs that the table has, by decoder."""
+    wanted = {("mmcs", "nearest"), ("pw_mcc", "one_to_one"), ("shared", "nearest")}
+    return [
+        row
+        for row in data.overlap
+        if (row["name"], row["match"]) in wanted
+        and row["of"] == "both"
+        and row["side"] == "decoder"
+        and row["threshold"] in (None, _SHARED_AT)
+    ]
+
+
+def _pairs(overlaps: list[Row]) -> Row:
+    found: Row = {}
+    for name in ("shared", "mmcs", "pw_mcc"):
+        rows = [row for row in overlaps if row["name"] == name and row["value"] is not None]
+        if rows:
+            values = [row["value"] for row in rows]
+            found[name] = _mean(values)
+            found[f"{name}_null"] = _mean(row["null"] for row in rows)
+            found[f"{name}_min"], found[f"{name}_max"] = min(values), max(values)
+    return found
+
+
+def _subspaces(data: RunData, place: int | None) -> Row:
+    """Return overlaps of subspaces beside their nulls: of all pairs, or of those of one SAE."""
+    found: Row = {}
+    for group in _GROUPS:
+        rows = [
+            row
+            for row in data.subspaces["nulls"]
+            if row["group"] == group
+            and row["statistic"] == "overlap"
+            and (place is None or place in (row["a"], row["b"]))
+        ]
+        pairs = {(row["a"], row["b"]): row["value"] for row in rows}
+        if pairs:
+            found[f"{group}_overlap"] = _mean(pairs.values())
+        for null in dict.fromkeys(row["null"] for row in rows):
+            found[f"{group}_overlap_{null}"] = _mean(
+                row["mean"] for row in rows if row["null"] == null
+            )
+    return found
+
+
+def _language_model(data: RunData) -> Row:
+    """Return losses of the language model with reconstructions in it."""
+    model = data.evaluation.language_model if data.evaluation else None
+    if model is None:
+        return {}
+    found: Row = {
+        "ce_clean": model.clean.ce.value,
+        "ce": model.full.ce.value,
+        "ce_error": model.full.ce.error,
+        "kl": model.full.kl.value if model.full.kl else None,
+    }
+    for group, effect in model.keep.items():
+        found[f"ce_{group.replace(':', '_')}"] = effect.ce.value
+    return found
+
+
+def _evaluations(data: RunData) -> Row:
+    """Return the primary measures of evaluations by name, over all SAEs and tasks."""
+    found: Row = {}
+    for score in data.scores:
+        whole = score.seed is None and not score.task and not score.group
+        if whole and score.primary and score.condition == TRAINED:
+            name = f"{score.evaluation}.{score.measure}"
+            found |= _with_ends(name, score.interval)
+            found[f"{name}_floor"] = _number(score.floor)
+    return found
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

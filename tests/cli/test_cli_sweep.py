@@ -1,0 +1,87 @@
+"""saefast sweep: what it prints, and how it ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.small_sweep import InlineWorkers, sweep_file
+
+from saefast.cli import main
+from saefast.sweep import driver
+from saefast.sweep.tasks import Task
+
+pytestmark = pytest.mark.usefixtures("light")
+
+TWO = 'base = "base.toml"\n[grid]\n"train.k" = [2, 3]\n'
+
+
+class OneBad(InlineWorkers):
+    def work(self, task: Task) -> None:
+        if task.kind == "train" and "k-3" in task.cells:
+            raise ValueError("rows hold NaN")
+        super().work(task)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    file = sweep_file(tmp_path / "file", TWO)
+    return ["sweep", str(file), "--out", str(tmp_path / "out"), "--until", "train"]
+
+
+def test_it_says_what_it_did(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 0
+    told = capsys.readouterr()
+    results = str(Path(command[3]) / "results.parquet")
+    assert told.out == f"2 of 2 cells are finished\nwrote {results}\n"
+    assert told.err.splitlines() == ["harvest: k-2 and 1 more", "train: k-2 and 1 more"]
+    assert main([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert json.loads(told.out) == {
+        "cells": 2,
+        "skipped": 2,
+        "failed": {},
+        "leftover": [],
+        "results": results,
+        "written": [results],
+    }
+
+
+def test_failed_cells_are_named_and_end_it_with_1(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: OneBad())
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "1 of 2 cells are finished\nk-3 failed: ValueError: rows hold NaN\n" in told.out
+    assert told.err.splitlines()[-1].startswith("saefast: 1 of 2 cells failed; ")
+    assert main([*command, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == {"k-3": "ValueError: rows hold NaN"}
+
+
+def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--share", "2/2", "--plan", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["cells"], planned["written"]) == (1, [])
+    assert not Path(command[3]).exists()
+    assert main([*command, "--share", "2/2"]) == 0
+    assert "1 of 1 cells of share 2/2 are finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--share", "3"], "share must be I/N with I from 1 to N, such as 3/16, got '3'"),
+        (["--share", "3/2"], "share must be I/N with I from 1 to N, such as 3/16, got 3/2"),
+        (["--processes", "0"], "processes must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_fail_with_one_line(
+    command: list[str], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, *options]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not Path(command[3]).exists()

@@ -1,0 +1,213 @@
+"""Sweep files: what they span, and what is wrong with bad ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.small_sweep import base_settings, sweep_file
+
+from saefast.pipeline import PRESETS
+from saefast.pipeline.settings import settings_from
+from saefast.sweep import Sweep, read_sweep
+from saefast.sweep.grid import setting
+
+
+def read(tmp_path: Path, text: str) -> Sweep:
+    return read_sweep(sweep_file(tmp_path, text))
+
+
+def names(sweep: Sweep) -> list[str]:
+    return [cell.name for cell in sweep.cells]
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    sweep = read(
+        tmp_path,
+        'base = "quick"\n[grid]\n"train.latents" = [64, 128]\n"train.variant" = ["topk", "gated"]',
+    )
+    assert sweep.axes == ("train.latents", "train.variant")
+    assert names(sweep) == [
+        "latents-64_variant-topk",
+        "latents-64_variant-gated",
+        "latents-128_variant-topk",
+        "latents-128_variant-gated",
+    ]
+    for cell in sweep.cells:
+        told = cell.settings.to_dict()
+        assert {name: setting(told, name) for name in cell.axes} == cell.axes
+        expected = PRESETS["quick"].to_dict()
+        for name, value in cell.axes.items():
+            expected["train"][name.removeprefix("train.")] = value
+        assert told == expected
+
+
+def test_a_base_is_a_file_beside_and_settings_hold_for_all(tmp_path: Path) -> None:
+    text = 'base = "base.toml"\n[settings]\n"train.lr" = 0.5\n[grid]\n"train.k" = [2]'
+    (cell,) = read(tmp_path, text).cells
+    settings = base_settings()
+    settings["train"] |= {"lr": 0.5, "k": 2}
+    assert cell.settings == settings_from(settings)
+
+
+@pytest.mark.parametrize(
+    ("told", "values"),
+    [
+        ("{from = 8, to = 64, factor = 2}", [8, 16, 32, 64]),
+        ("{from = 8, to = 63, factor = 2}", [8, 16, 32]),
+        ("{from = 64, to = 8, factor = 0.5}", [64, 32, 16, 8]),
+        ("{from = 2, to = 8, step = 3}", [2, 5, 8]),
+        ("{from = 8, to = 2, step = -3}", [8, 5, 2]),
+        ("{from = 0.1, to = 0.3, step = 0.1}", [0.1, 0.2, pytest.approx(0.3)]),
+    ],
+)
+def test_ranges_have_both_ends(tmp_path: Path, told: str, values: list[Any]) -> None:
+    name = "train.lr" if "." in told else "train.auxk.dead_after"
+    sweep = read(tmp_path, f'base = "quick"\n[grid]\n"{name}" = {told}')
+    assert [cell.axes[name] for cell in sweep.cells] == values
+
+
+def test_sets_are_settings_that_change_together(tmp_path: Path) -> None:
+    text = """
+    base = "quick"
+    [sets.size]
+    small = {"train.latents" = 64, "train.k" = 2}
+    large = {"train.latents" = 512, "train.k" = 8}
+    [grid]
+    size = ["large", "small"]
+    [grid.train]
+    variant = ["topk", "relu"]
+    [[exclude]]
+    size = "large"
+    "train.variant" = "relu"
+    """
+    sweep = read(tmp_path, text)
+    assert names(sweep) == [
+        "size-large_variant-topk",
+        "size-small_variant-topk",
+        "size-small_variant-relu",
+    ]
+    trains = [cell.settings.train for cell in sweep.cells]
+    assert [(each.latents, each.k) for each in trains] == [(512, 8), (64, 2), (64, 2)]
+
+
+def test_exclusions_are_of_axes_of_settings_and_of_several_values(tmp_path: Path) -> None:
+    grid = 'base = "quick"\n[grid]\n"train.latents" = [64, 128]\n"train.k" = [2, 4, 8]\n'
+    text = grid + '[[exclude]]\n"train.latents" = 128\n"train.k" = [2, 8]'
+    assert names(read(tmp_path, text)) == [
+        "latents-64_k-2",
+        "latents-64_k-4",
+        "latents-64_k-8",
+        "latents-128_k-4",
+    ]
+    text = grid + '[[exclude]]\n"train.batch_size" = 512\n"train.k" = [2, 8]'
+    assert names(read(tmp_path, text)) == ["latents-64_k-4", "latents-128_k-4"]
+
+
+def test_names_are_of_folders(tmp_path: Path) -> None:
+    text = """
+    base = "demo"
+    [grid]
+    "harvest.model" = ["EleutherAI/pythia-160m"]
+    "train.seeds" = [[0, 1], [2, 3]]
+    "subspace.seed" = [1]
+    "train.data_seed" = [0]
+    """
+    assert names(read(tmp_path, text)) == [
+        "model-EleutherAI-pythia-160m_seeds-0-1_seed-1_data_seed-0",
+        "model-EleutherAI-pythia-160m_seeds-2-3_seed-1_data_seed-0",
+    ]
+    both = 'base = "quick"\n[grid]\n"subspace.seed" = [1]\n"planted.seed" = [2]'
+    assert names(read(tmp_path, both)) == ["subspace.seed-1_planted.seed-2"]
+
+
+GRID = 'base = "quick"\n[grid]\n"train.k" = [2, 4]\n'
+BAD = {
+    "cannot be read as TOML": "base = quick",
+    r"must have base, settings, sets, grid, exclude only, got 'gird'; did you mean grid\?": (
+        'base = "quick"\n[gird]\n"train.k" = [2]'
+    ),
+    r"base must be a preset \(demo, quick\) or the path of a run's TOML, got nothing": (
+        '[grid]\n"train.k" = [2]'
+    ),
+    r"got 'quik', and there is no file": 'base = "quik"\n[grid]\n"train.k" = [2]',
+    "grid must be a table with one axis at least.*got nothing": 'base = "quick"',
+    r"train.latens must be a setting, got no train.latens; did you mean train.latents\?": (
+        'base = "quick"\n[grid]\n"train.latens" = [2]'
+    ),
+    r"trian.k must be a setting, got no trian; did you mean train\?": (
+        'base = "quick"\n[grid]\n"trian.k" = [2]'
+    ),
+    r"harvest.site must be a setting of base, whose rows are from \[planted\], got \[harvest\]": (
+        'base = "quick"\n[grid]\n"harvest.site" = ["resid.3"]'
+    ),
+    "train.k.x must be a setting, got one inside of train.k = 4": (
+        'base = "quick"\n[grid]\n"train.k.x" = [2]'
+    ),
+    "grid must have dotted settings such as train.k, or names of .sets., got 'k'": (
+        'base = "quick"\n[grid]\nk = [2]'
+    ),
+    "grid.train.k must be a list of values or a range such as .*, got 2": (
+        'base = "quick"\n[grid]\n"train.k" = 2'
+    ),
+    "grid.train.k must list each value once, got 2 twice": (
+        'base = "quick"\n[grid]\n"train.k" = [2, 2]'
+    ),
+    r"the range grid.train.k must have from, to, step, factor only, got 'by'": (
+        'base = "quick"\n[grid]\n"train.k" = {from = 1, to = 2, by = 1}'
+    ),
+    "the range grid.train.k must have numbers from and to, and one of step and factor": (
+        'base = "quick"\n[grid]\n"train.k" = {from = 1, to = 2}'
+    ),
+    "the range grid.train.k must lead from 8 to 2, got step = 1": (
+        'base = "quick"\n[grid]\n"train.k" = {from = 8, to = 2, step = 1}'
+    ),
+    "the range grid.train.k must lead from 2 to 8, got factor = 1": (
+        'base = "quick"\n[grid]\n"train.k" = {from = 2, to = 8, factor = 1}'
+    ),
+    "grid must span at most 100,000 cells, got 100,001": (
+        'base = "quick"\n[grid]\n"train.data_seed" = {from = 0, to = 100000, step = 1}'
+    ),
+    r"the cell with train.k = 200 cannot be: k must be at most latents": (
+        'base = "quick"\n[grid]\n"train.k" = [2, 200]'
+    ),
+    'the cell with train.k = "two" cannot be: train.k must be of type int': (
+        'base = "quick"\n[grid]\n"train.k" = ["two"]'
+    ),
+    r"grid.size must list choices of \[sets.size\], small, got 'smal'": (
+        'base = "quick"\n[sets.size]\nsmall = {"train.k" = 2}\n[grid]\nsize = ["smal"]'
+    ),
+    "sets.size must be an axis of grid, got no size there": (
+        GRID + '[sets.size]\nsmall = {"train.latents" = 64}'
+    ),
+    "train.k must be given by one axis, got train.k and size": (
+        GRID + 'size = ["small"]\n[sets.size]\nsmall = {"train.k" = 2}'
+    ),
+    r"exclude\[0\] must match a cell of the grid, got .*which matches none": (
+        GRID + '[[exclude]]\n"train.k" = 3'
+    ),
+    r"exclude\[0\] must have axes of grid or settings, got 'train.kk'; did you mean train.k\?": (
+        GRID + '[[exclude]]\n"train.kk" = 2'
+    ),
+    "exclude must leave one cell at least": GRID + '[[exclude]]\n"train.k" = [2, 4]',
+    "exclude must be tables": 'exclude = ["train.k"]\n' + GRID,
+    "must have folders of different names, got variant-a-b for both": (
+        'base = "quick"\n[sets.variant]\n"a b" = {"train.k" = 2}\n"a/b" = {"train.k" = 3}\n'
+        '[grid]\nvariant = ["a b", "a/b"]'
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_files_say_what_is_wrong(tmp_path: Path, message: str) -> None:
+    path = sweep_file(tmp_path, BAD[message])
+    with pytest.raises((TypeError, ValueError), match=message) as told:
+        read_sweep(path)
+    assert str(told.value).startswith(str(path))
+    assert "\n" not in str(told.value)
+
+
+def test_a_base_of_nonsense_is_named(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, 'base = "bad.toml"\n[grid]\n"train.k" = [2]')
+    (tmp_path / "bad.toml").write_text("[planted]\n[train]\nlatent = 3")
+    with pytest.raises(ValueError, match=r"sweep.toml: .*bad.toml: train has nothing called"):
+        read_sweep(path)

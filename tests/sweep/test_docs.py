@@ -1,0 +1,48 @@
+"""The example of docs/guides/sweeps.md runs, and says what the guide says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.checkout import CHECKOUT
+from helpers.small_sweep import InlineWorkers
+
+from saefast.cli import main
+from saefast.disk.tables import read_table
+from saefast.sweep import driver, read_sweep
+
+GUIDE = (CHECKOUT / "docs" / "guides" / "sweeps.md").read_text()
+
+
+def test_the_example_of_the_guide_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    light: None,
+) -> None:
+    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.toml").write_text(re.search(r"```toml\n(.*?)```", GUIDE, re.S)[1])
+    commands = re.search(r"```\n(saefast sweep.*?)```", GUIDE, re.S)[1].splitlines()
+    assert len(read_sweep(Path("sweep.toml")).cells) == 6
+    for line in commands:
+        arguments = line.partition("#")[0].split()[1:]
+        if "--plan" not in arguments:
+            arguments += ["--until", "stability"]
+        assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "6 cells, 0 of them finished; 12 SAEs to train on 1 stream of rows from 1 store" in said
+    assert "6 of 6 cells are finished" in said
+    assert Path("sweeps/first/cells/latents-64_variant-topk_k-2/run.json").is_file()
+    code = re.search(r"```python\n(.*?)```", GUIDE, re.S)[1]
+    names = re.findall(r'"([a-z_.]+)"', code[code.index("cells[[") :])
+    columns = read_table(Path("sweeps/first/results.parquet")).column_names
+    assert len(names) == 8
+    assert set(names) <= set(columns)
+
+
+def test_the_sets_of_the_guide_are_read(tmp_path: Path) -> None:
+    told = re.findall(r"  ```toml\n(.*?)  ```", GUIDE, re.S)[0]
+    path = tmp_path / "sweep.toml"
+    path.write_text(re.sub(r"^  ", "", told, flags=re.M))
+    assert [cell.name for cell in read_sweep(path).cells] == ["size-small", "size-large"]
