@@ -134,7 +134,7 @@ class Interchange:
         """Return the derivatives [pairs, d] by h of logit(source's value) - logit(base's)."""
         found = torch.zeros(len(pairs), self.rows.shape[1])
         for context, contexts, numbers in self._contexts(pairs):
-            for some in torch.split(torch.arange(len(numbers)), self._batch_size):
+            for some in torch.split(torch.arange(len(numbers)), self._at_once(context)):
                 chosen = contexts[some]
                 h = context.h[chosen].requires_grad_()
                 logits = self.logits(context, chosen, h)
@@ -192,30 +192,74 @@ class Interchange:
             which.append(torch.full((len(differ),), number))
             where.append(differ.cpu())
             new.append(rows[differ])
-        every, row, rows = torch.cat(which), torch.cat(where), torch.cat(new)
-        for first in range(0, len(every), self._batch_size):
-            some = slice(first, first + self._batch_size)
-            logits = self.logits(context, contexts[row[some]], rows[some])
-            for place, (change, its_row) in enumerate(zip(every[some], row[some], strict=True)):
-                yield int(change), place, int(its_row), logits
+        every, row = torch.cat(which).tolist(), torch.cat(where)
+        rows, first, places = _different(torch.cat(new), contexts[row])
+        owners: list[list[int]] = [[] for _ in rows]
+        for place, owner in enumerate(places.tolist()):
+            owners[owner].append(place)
+        chosen = contexts[row[first]]
+        size = self._at_once(context)
+        for begin in range(0, len(rows), size):
+            some = slice(begin, begin + size)
+            logits = self.logits(context, chosen[some], rows[some])
+            for place, owned in enumerate(owners[some]):
+                for one in owned:
+                    yield every[one], place, int(row[one]), logits
+
+    def _at_once(self, context: Context) -> int:
+        """How many changed prompts have as many tokens from the change on as a whole batch."""
+        length = context.activations.shape[1]
+        return self._batch_size * length // (length - int(context.place.min()))
 
     def _hit(self, pair: Pair, logits: Tensor) -> bool:
         base, source = self.questions[pair.base], self.questions[pair.source]
         return _right(base, source if pair.cause else base, logits)
 
     def _contexts(self, pairs: Sequence[Pair]) -> Iterator[tuple[Context, Tensor, list[int]]]:
-        """Yield base prompts in batches, with context [n] and number of each of their pairs."""
-        bases = sorted({pair.base for pair in pairs})
-        # Of equal places of the entity first: what stands before it is not run again.
-        sizes = [
-            (self.questions[base].prompt.position, len(self.questions[base].prompt.ids))
-            for base in bases
-        ]
-        for batch in batches(sizes, self._batch_size):
-            prompts = [bases[place] for place in batch]
+        """Yield base prompts in batches, with context [n] and number of each of their pairs.
+
+        The prompts of a batch are of one length, with the entity at one place: tokens before it run
+        once for a prompt, and no token is run, and no logit computed, that no pair asks for.
+        """
+        alike: dict[tuple[int, int], list[int]] = {}
+        for base in sorted({pair.base for pair in pairs}):
+            asked = self.questions[base].prompt
+            alike.setdefault((asked.position, len(asked.ids)), []).append(base)
+        batches_of_prompts = (
+            bases[first : first + self._batch_size]
+            for _, bases in sorted(alike.items())
+            for first in range(0, len(bases), self._batch_size)
+        )
+        for prompts in batches_of_prompts:
             numbers = [number for number, pair in enumerate(pairs) if pair.base in set(prompts)]
             contexts = torch.tensor([prompts.index(pairs[number].base) for number in numbers])
             yield self.begin(prompts), contexts, numbers
+
+
+def _different(rows: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the activations that differ, as several changes often make the same.
+
+    Args:
+        rows: [n, d].
+        contexts: [n] where each stands; equal rows of other contexts count as different.
+
+    Returns:
+        [u, d] rows that differ; [u] the first place of each in `rows`; [n] for each of `rows` which
+        of them it equals.
+    """
+    seen: dict[tuple[int, bytes], int] = {}
+    first: list[int] = []
+    places = []
+    for place, (row, context) in enumerate(
+        zip(rows.contiguous().cpu().view(torch.uint8).numpy(), contexts.tolist(), strict=True)
+    ):
+        key = (context, row.tobytes())
+        if key not in seen:
+            seen[key] = len(seen)
+            first.append(place)
+        places.append(seen[key])
+    places_of_first = torch.tensor(first, dtype=torch.int64)
+    return rows[places_of_first], places_of_first, torch.tensor(places, dtype=torch.int64)
 
 
 def _right(asked: Question, wanted: Question, logits: Tensor) -> bool:

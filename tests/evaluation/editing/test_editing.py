@@ -341,6 +341,61 @@ def test_where_nothing_changes_nothing_is_run():
     assert torch.equal(hits[0][~cause], valid[~cause])
 
 
+def test_changes_that_make_the_same_activation_run_once(monkeypatch):
+    runs, pairs = tiny_runs(tiny_lm.llama())
+    sae = tiny_lm.random_sae()
+    run: list[tuple[int, tuple[int, ...]]] = []
+    logits = Interchange.logits
+
+    def counted(self, context, contexts, h):
+        run.append((len(contexts), context.activations.shape))
+        return logits(self, context, contexts, h)
+
+    monkeypatch.setattr(Interchange, "logits", counted)
+    swap = Swap(sae, runs.rows)
+    everything = swap.change(torch.ones(sae.m), with_error=True)
+    nothing = swap.change(torch.zeros(sae.m), with_error=True)
+    once, valid = runs.outcomes(pairs, [everything], silent())
+    rows = sum(count for count, _ in run)
+    assert 0 < rows <= len(pairs)
+    run.clear()
+    several, again = runs.outcomes(pairs, [everything, nothing, everything], silent())
+    assert sum(count for count, _ in run) == rows
+    assert torch.equal(several[0], once[0])
+    assert torch.equal(several[2], once[0])
+    assert torch.equal(several[1], runs.outcomes(pairs, [nothing], silent())[0][0])
+    assert torch.equal(again, valid)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 40])
+def test_answers_do_not_depend_on_the_batch(batch_size):
+    """Prompts of two lengths, with the entity at two places, alone and with others."""
+    model = tiny_lm.llama(dtype=torch.float64)
+    runs, pairs = tiny_runs(model)
+    site = find_site(model.model, "resid.1")
+    other = Interchange(model, site, runs.questions, batch_size)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(len(runs.questions), runs.rows.shape[1], generator=generator)
+
+    def change(_base, source, h):
+        return h + noise[source].to(h)
+
+    for mine, its in zip(
+        runs.outcomes(pairs, [runs.whole, change], silent()),
+        other.outcomes(pairs, [runs.whole, change], silent()),
+        strict=True,
+    ):
+        assert torch.equal(mine, its)
+    lengths = {
+        (context.activations.shape[1], tuple(context.place.tolist()))
+        for context, _, _ in other._contexts(pairs)
+    }
+    assert {length for length, _ in lengths} == {len(q.prompt.ids) for q in runs.questions}
+    assert all(len(set(places)) == 1 for _, places in lengths)
+    with silent() as bar:
+        torch.testing.assert_close(runs.gradients(pairs, bar), other.gradients(pairs, bar))
+
+
 def test_a_change_of_all_is_the_source():
     """The whole forward pass is done anew, with the row of the source in it."""
     model = tiny_lm.llama()
