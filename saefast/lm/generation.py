@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from saefast import checks
 from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.nucleus import drawn_tokens, ends_of_text
 from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
+from saefast.lm.suffix import Suffix
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """Function of activations [r, d] and the number [r] int64 of each one's sequence.
@@ -18,8 +20,17 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 It returns replacements [r, d].
 """
 
-_CANDIDATES = 64  # most probable tokens that are examined first
 _LOGITS = 1 << 25  # logits that are held at once when texts are read again
+
+
+class Sample(NamedTuple):
+    """New tokens after a prompt, with their activations."""
+
+    tokens: Tensor
+    """[sequences, tokens] int64"""
+    activations: Tensor | None
+    """[sequences, tokens, d] at the site, before they were edited: in a causal model those of the
+    unedited model on the same text; None if they are not known"""
 
 
 class Reading(NamedTuple):
@@ -66,12 +77,13 @@ class Opening:
         self.model, self.site = model.model, find_site(model.model, site)
         self.prompt = torch.tensor(ids, device=model.device)
         """[length] int64 tokens of the prompt"""
-        self._batch_size, self._ends = batch_size, _ends(model)
+        self._batch_size, self._ends = batch_size, ends_of_text(model)
         (seen,) = capture(self.model, [self.site], self.prompt[None])
         self.activations = seen[0]
         """[length, d] activations of the prompt at the site"""
         self.memory = self._keys_and_values()
         """keys and values of the prompt without its last token; None if the model has none"""
+        self._rest = self._behind_site()
 
     @torch.no_grad()
     def next_logits(self, edit: Edit, sequences: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,8 +106,8 @@ class Opening:
         temperature: float = 0.7,
         top_p: float = 0.9,
         on_progress: Callable[[int], object] = lambda _count: None,
-    ) -> Tensor:
-        """Continue the prompt, and return the new tokens [sequences, tokens].
+    ) -> Sample:
+        """Continue the prompt, and return the new tokens with their activations at the site.
 
         Tokens are drawn from the smallest set of most probable tokens with a joint probability of
         `top_p`. Sequences with the same noise and the same edits are equal. Ends of text are never
@@ -117,22 +129,29 @@ class Opening:
         device = self.prompt.device
         noise = noise.to(device, torch.float64)
         written = torch.zeros(noise.shape, dtype=torch.int64, device=device)
+        activations: list[Tensor] = []
         for numbers, count in _batches(len(noise), self._batch_size, device):
-            run, column = _Run(self, numbers, _editing(edit, numbers)), self._last(numbers)
+            seen: list[Tensor] = []
+            run, column = _Run(self, numbers, _editing(edit, numbers, seen)), self._last(numbers)
             for step in range(noise.shape[1]):
                 logits = run.advance(column)[:, -1].float()
                 logits[:, self._ends] = -torch.inf
-                column = _drawn(logits / temperature, noise[numbers, step], top_p)[:, None]
+                column = drawn_tokens(logits / temperature, noise[numbers, step], top_p)[:, None]
                 written[numbers[:count], step] = column[:count, 0]
+            if self._rest is not None:
+                seen.append(run.unedited(column))
+                activations.append(torch.cat(seen[1:], 1)[:count])
             on_progress(count)
-        return written
+        return Sample(written, torch.cat(activations) if activations else None)
 
     @torch.no_grad()
-    def read(self, tokens: Tensor) -> Iterator[Reading]:
+    def read(self, tokens: Tensor, activations: Tensor | None = None) -> Iterator[Reading]:
         """Read texts after the prompt with the unedited model.
 
         Args:
             tokens: [sequences, length] int64 that follow the prompt.
+            activations: what `sample` gave with them, so that only the layers behind the site run;
+                None: all layers run.
         """
         checks.indices("tokens", tokens, "[sequences, length]")
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
@@ -146,9 +165,17 @@ class Opening:
                 return activations
 
             now = tokens[numbers]
+            if activations is not None and self._rest is not None:
+                its = activations[numbers]
+                first = self.activations[-1].expand(len(numbers), 1, -1)
+                logits = self._rest.continuations(
+                    torch.cat([self._last(numbers), now[:, :-1]], 1),
+                    torch.cat([first, its[:, :-1]], 1),
+                )
+                yield Reading(numbers[:count], _losses(logits, now)[:count], its[:count])
+                continue
             logits = _Run(self, numbers, keep).advance(torch.cat([self._last(numbers), now], 1))
-            logits = logits[:, :-1].float()
-            loss = logits.logsumexp(2) - logits.gather(2, now[:, :, None])[:, :, 0]
+            loss = _losses(logits[:, :-1], now)
             yield Reading(numbers[:count], loss[:count], seen[0][:count, 1:])
 
     def _last(self, numbers: Tensor) -> Tensor:
@@ -162,6 +189,14 @@ class Opening:
         output = self.model(input_ids=self.prompt[None, :-1], use_cache=True)
         memory = getattr(output, "past_key_values", None)
         return memory if hasattr(memory, "batch_repeat_interleave") else None
+
+    def _behind_site(self) -> Suffix | None:
+        """Return the layers after the site; None if the site is no whole layer."""
+        if self.memory is None or self.site.module not in self.site.layers:
+            return None
+        rest, last = Suffix(self.model, self.site), len(self.prompt) - 1
+        rest.begin(self.prompt[None], torch.tensor([last]), first=last)
+        return rest if rest.keeps_keys else None
 
 
 def sampling_noise(seed: int, opening: int, sample: int, tokens: int) -> Tensor:
@@ -218,6 +253,12 @@ class _Run:
         logits: Tensor = output.logits
         return logits if self._memory is not None else logits[:, before:]
 
+    def unedited(self, ids: Tensor) -> Tensor:
+        """Return the activations [b, 1, d] at the site of tokens [b, 1] that end the texts."""
+        memory, site = self._memory, self._opening.site
+        (seen,) = capture(self._opening.model, [site], ids, past_key_values=memory, use_cache=True)
+        return seen
+
     def _hooked(self, ids: Tensor, first: int) -> Any:
         """Register `at_site` as the edit of activations from position `first` on."""
         site = self._opening.site
@@ -230,9 +271,15 @@ class _Run:
         return site.module.register_forward_hook(hook)
 
 
-def _editing(edit: Edit, numbers: Tensor) -> Callable[[Tensor], Tensor]:
+def _editing(
+    edit: Edit, numbers: Tensor, seen: list[Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Edit activations; `seen` gets the last position's as they were before."""
+
     def at_site(activations: Tensor) -> Tensor:
         positions, d = activations.shape[1:]
+        if seen is not None:
+            seen.append(activations[:, -1:].clone())
         rows = edit(activations.reshape(-1, d), numbers.repeat_interleave(positions))
         return rows.view_as(activations)
 
@@ -246,29 +293,7 @@ def _batches(count: int, size: int, device: torch.device) -> Iterator[tuple[Tens
         yield numbers, min(size, count - first)
 
 
-def _drawn(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
-    """Return a token [b] of each distribution, at position `noise` [b] among the likeliest."""
-    total = logits.logsumexp(1, keepdim=True)
-    drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    left = torch.arange(len(logits), device=logits.device)
-    candidates = _CANDIDATES
-    while len(left):
-        candidates = min(candidates, logits.shape[1])
-        largest, tokens = logits[left].topk(candidates, dim=1)
-        until = (largest - total[left]).double().exp().cumsum(1)
-        last = (until < top_p).sum(1).clamp(max=candidates - 1)
-        enough = (until[:, -1] >= top_p) | (candidates == logits.shape[1])
-        until, last, tokens = until[enough], last[enough, None], tokens[enough]
-        place = (until <= noise[left[enough], None] * until.gather(1, last)).sum(1, keepdim=True)
-        drawn[left[enough]] = tokens.gather(1, place.minimum(last))[:, 0]
-        left, candidates = left[~enough], candidates * 8
-    return drawn
-
-
-def _ends(model: LanguageModel) -> Tensor:
-    """Return the tokens that end a text, by the tokenizer and the model's settings."""
-    named = getattr(getattr(model.model, "generation_config", None), "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id}
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
-    known = sorted(end for end in ends if end is not None and end < vocabulary)
-    return torch.tensor(known, dtype=torch.int64, device=model.device)
+def _losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the loss [b, length] of each token in nats, from logits [b, length, vocabulary]."""
+    logits = logits.float()
+    return logits.logsumexp(2) - logits.gather(2, tokens[:, :, None])[:, :, 0]

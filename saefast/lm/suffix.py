@@ -73,24 +73,57 @@ class Suffix:
         def same(output: Any, *_inputs: Any) -> Any:
             return with_main_tensor(output, self._main(output)[chosen][:, tail].clone())
 
+        return self._run(
+            self._ids[chosen][:, tail],
+            activations[:, tail],
+            None if self._positions is None else self._positions - self._first,
+            chosen,
+            same,
+        )
+
+    def continuations(self, ids: Tensor, activations: Tensor) -> Tensor:
+        """Return the logits [n, length, vocabulary] of other tokens from position `first` on.
+
+        `begin` was given one context, whose tokens before `first` all continuations share, and
+        `keeps_keys` or a `first` of 0. The site is a whole layer, so that the activations are all
+        that the layers behind it see.
+
+        Args:
+            ids: [n, length] int64.
+            activations: [n, length, d] at the site.
+        """
+        contexts = torch.zeros(len(ids), dtype=torch.int64, device=self._device)
+        return self._run(ids.to(self._device), activations, None, contexts, with_main_tensor)
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether keys and values of what stands before `first` are kept."""
+        return self._cache is not None
+
+    def _run(
+        self,
+        ids: Tensor,
+        activations: Tensor,
+        positions: Tensor | None,
+        contexts: Tensor,
+        before: Callable[[Any, Tensor], Any],
+    ) -> Tensor:
+        """Run the rest; `before` answers for the last layer before that of the site."""
+
         def replaced(output: Any, *_inputs: Any) -> Any:
             like = self._main(output)
-            here = activations[:, tail].to(like.device, like.dtype, copy=True)
+            here = activations.to(like.device, like.dtype, copy=True)
             return with_main_tensor(output, here)
 
         with ExitStack() as stack:
             for layer in self._before[:-1]:
                 stack.enter_context(_answering(layer, self._returned[layer], with_main_tensor))
             for layer in self._before[-1:]:
-                stack.enter_context(_answering(layer, self._returned[layer], same))
+                stack.enter_context(_answering(layer, self._returned[layer], before))
             module = self._site.module
             stack.enter_context(_answering(module, self._returned[module], replaced))
-            return logits_at(
-                self._model,
-                self._ids[chosen][:, tail],
-                None if self._positions is None else self._positions - self._first,
-                None if self._cache is None else for_contexts(self._cache, chosen),
-            )
+            cache = None if self._cache is None else for_contexts(self._cache, contexts)
+            return logits_at(self._model, ids, positions, cache)
 
     def _main(self, output: Any) -> Tensor:
         return main_tensor(output, self._site, self._ids)

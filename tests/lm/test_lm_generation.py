@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saefast.lm import LanguageModel, find_site
 from saefast.lm.generation import Opening, added, sampling_noise, unedited
+from saefast.lm.sites import layer_list
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -60,27 +61,27 @@ def test_tokens_are_those_of_the_definition(make: Any, site: int | str, top_p: f
         written_slowly(model, site, its, its_noise, top_p)
         for its, its_noise in zip(change, numbers, strict=True)
     ]
-    assert got.tolist() == want
+    assert got.tokens.tolist() == want
 
 
 def test_strength_zero_writes_what_no_edit_writes() -> None:
     opening = Opening(llama(), 1, PROMPT, batch_size=4)
-    steered = opening.sample(added(0.0 * vectors(4)), noise(4))
-    assert steered.equal(opening.sample(unedited, noise(4)))
+    steered = opening.sample(added(0.0 * vectors(4)), noise(4)).tokens
+    assert steered.equal(opening.sample(unedited, noise(4)).tokens)
     (_, changed), (_, plain) = (
         next(opening.next_logits(edit, 4)) for edit in (added(0.0 * vectors(4)), unedited)
     )
     assert changed.equal(plain)
-    assert not opening.sample(unedited, noise(4, sample=1)).equal(steered)
+    assert not opening.sample(unedited, noise(4, sample=1)).tokens.equal(steered)
 
 
 def test_sequences_do_not_depend_on_their_batch() -> None:
     opening = Opening(llama(), 1, PROMPT, batch_size=4)
     change = vectors(9)
-    every = opening.sample(added(change), noise(9))
+    every = opening.sample(added(change), noise(9)).tokens
     assert len(set(map(tuple, every.tolist()))) > 1
     for chosen in ([8], [3, 1], [0, 2, 4, 6, 8]):
-        got = opening.sample(added(change[chosen]), noise(len(chosen)))
+        got = opening.sample(added(change[chosen]), noise(len(chosen))).tokens
         assert got.equal(every[chosen])
         logits = torch.cat([part for _, part in opening.next_logits(added(change), 9)])
         some = torch.cat(
@@ -93,9 +94,34 @@ def test_models_without_kept_keys_write_the_same() -> None:
     model = llama()
     kept = Opening(model, 2, PROMPT, batch_size=4)
     slow = Opening(model, 2, PROMPT, batch_size=4)
-    slow.memory = None
+    slow.memory = slow._rest = None
     change = vectors(5)
-    assert slow.sample(added(change), noise(5)).equal(kept.sample(added(change), noise(5)))
+    tokens = kept.sample(added(change), noise(5)).tokens
+    assert slow.sample(added(change), noise(5)).tokens.equal(tokens)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("site", [1, "mlp.1"])
+def test_texts_are_read_from_the_site_on_as_from_the_beginning(make: Any, site: int | str) -> None:
+    model = make(dtype=torch.float64)
+    opening = Opening(model, site, PROMPT, batch_size=3)
+    change = vectors(5, opening.activations.shape[1])
+    tokens, activations = opening.sample(added(change), noise(5))
+    whole = list(opening.read(tokens))
+    calls: list[int] = []
+    _, layers = layer_list(model.model)
+    first = next(iter(layers[0].children()))
+    hook = first.register_forward_hook(lambda *_: calls.append(1))
+    rest = list(opening.read(tokens, activations))
+    hook.remove()
+    assert bool(calls) == (site != 1)  # behind a layer, nothing before it runs again
+    assert (activations is None) == (site != 1)
+    for mine, its in zip(
+        map(torch.cat, zip(*rest, strict=True)),
+        map(torch.cat, zip(*whole, strict=True)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, its)
 
 
 def test_texts_are_read_as_the_model_reads_them() -> None:
@@ -117,7 +143,7 @@ def test_texts_are_read_as_the_model_reads_them() -> None:
 
 def test_a_prompt_of_one_token() -> None:
     opening = Opening(llama(), 0, [7], batch_size=2)
-    assert opening.sample(unedited, noise(2)).shape == (2, 6)
+    assert opening.sample(unedited, noise(2)).tokens.shape == (2, 6)
 
 
 def test_bad_input_is_named() -> None:

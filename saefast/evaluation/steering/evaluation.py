@@ -102,7 +102,7 @@ def steer(
     top_p: float = 0.9,
     least_gain: float = 0.1,
     most_loss: float = 1.0,
-    batch_size: int = 128,
+    batch_size: int = 256,
     repeats: int = 1,
     seed: int = 0,
     progress: bool = True,

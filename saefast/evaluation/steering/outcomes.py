@@ -47,10 +47,17 @@ class Continuations:
         opening: the prompt.
         tokens: [n, length] int64 new tokens.
         tokenizer: of the model.
+        activations: [n, length, d] of the new tokens, if `Opening.sample` gave them.
     """
 
-    def __init__(self, opening: Opening, tokens: Tensor, tokenizer: Any) -> None:
-        readings = list(opening.read(tokens))
+    def __init__(
+        self,
+        opening: Opening,
+        tokens: Tensor,
+        tokenizer: Any,
+        activations: Tensor | None = None,
+    ) -> None:
+        readings = list(opening.read(tokens, activations))
         self.tokens = tokens
         self.loss = torch.cat([reading.loss for reading in readings]).double().mean(1).cpu()
         """[n] float64: mean loss of a new token under the undisturbed model, in nats"""

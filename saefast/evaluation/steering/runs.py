@@ -186,14 +186,14 @@ def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object
     opening = plan.opening(number, n + UNSTEERED)
     noise = [sampling_noise(settings.seed, number, k, settings.tokens) for k in range(UNSTEERED)]
     edit = _edit(job, items, settings.rule, opening.prompt.device)
-    tokens = opening.sample(
+    written = opening.sample(
         edit,
         torch.stack([*noise, *noise[:1] * n]),
         temperature=settings.temperature,
         top_p=settings.top_p,
         on_progress=on_progress,
     )
-    texts = Continuations(opening, tokens, plan.model.tokenizer)
+    texts = Continuations(opening, written.tokens, plan.model.tokenizer, written.activations)
     steered = torch.arange(n) + UNSTEERED
     everyone = torch.arange(len(items))
     return Written(
