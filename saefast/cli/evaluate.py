@@ -151,11 +151,11 @@ def _of_run(
         subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate)
         _count(names, subject, settings.evaluate, json_output)
         return
-    outcomes: list[Any] = []
     lines: list[str] = []
     facts: dict[str, Any] = {}
+    stages = ["evaluate" if name == WORTH else name for name in names]
+    outcomes = staged(settings, run, stages, json_output)
     for name in names:
-        outcomes += staged(settings, run, "evaluate" if name == WORTH else name, json_output)
         if name == WORTH:
             found = [each for each in findings_of(run) if each.topic in _TOPICS]
             facts["findings"] = [each._asdict() for each in found]
@@ -165,7 +165,7 @@ def _of_run(
             found = [each for each in findings_of(run) if each.topic == TITLES[name]]
             facts[name] = {**_told(evaluation), "findings": [each._asdict() for each in found]}
             lines.append("\n".join([*evaluation.lines(), printed(found)]).rstrip())
-    written = [*outcomes[-1].written]
+    written = [path for each in outcomes if each.stage == stages[-1] for path in each.written]
     if names != [WORTH]:
         written += write_report(run)
     tell("\n\n".join(lines), {**facts_of(outcomes), **facts}, written, json_output)

@@ -123,8 +123,8 @@ def _whole(settings: Any, out: Path, until: str, json_output: bool) -> None:
     tell(printed(found), facts, [out / "report.html"], json_output)
 
 
-def staged(settings: Any, out: Path, until: str, json_output: bool) -> Any:
-    """The stages up to one of them, and a line on stderr as each begins."""
+def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bool) -> Any:
+    """The stages up to one of them, or up to several, and a line on stderr as each begins."""
     from saefast.pipeline import run_pipeline
 
     def show(line: str) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,30 +198,33 @@ def run_pipeline(
     settings: RunSettings,
     out: str | Path,
     *,
-    until: str = "report",
+    until: str | Sequence[str] = "report",
     resume: bool = False,
     progress: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Do every stage up to `until`.
+    """Do every stage up to `until`, with one language model for all of them.
 
     Args:
         settings: of all stages; they are kept in OUT/settings.json.
         out: the folder of the run.
-        until: the last stage; those that it does not need are left out.
+        until: the last stage, or several; those that they do not need are left out.
         resume: go on with the run in `out`: stages that are finished are skipped, one that was
             interrupted goes on, and those whose settings have changed are made again.
         progress: show progress bars on stderr.
         tell: gets a line as each stage begins.
     """
-    if until not in _BY_NAME:
-        raise ValueError(f"until must be one of {', '.join(NAMES)}, got {until!r}")
+    last = [until] if isinstance(until, str) else list(until)
+    for name in last:
+        if name not in _BY_NAME:
+            raise ValueError(f"until must be one of {', '.join(NAMES)}, got {name!r}")
     run = Path(out)
     for name in (SETTINGS, RUN):
         refuse_existing(run / name, resume)
     job = Job(run, settings, progress)
-    wanted = _needed(until)
-    check_run(job, until)
+    wanted = {each for name in last for each in _needed(name)}
+    for name in last:
+        check_run(job, name)
     trained = begin_run(job)
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):

@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import saefast.lm
 from saefast.cli import main
 from saefast.disk.tables import read_json, read_table
 from saefast.evaluation import Evaluation
@@ -92,6 +94,25 @@ def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Pa
     assert main(["evaluate", str(run), "probe", "--tasks", str(place / "labelled.csv")]) == 0
     assert read_json(run / "stages.json")["evaluate"] == before
     assert (run / "report.html").is_file()
+
+
+def test_several_evaluations_share_one_language_model(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    loaded: list[str] = []
+    load_model = saefast.lm.load_model
+
+    def counted(name: str, **settings: Any) -> Any:
+        loaded.append(name)
+        return load_model(name, **settings)
+
+    monkeypatch.setattr("saefast.lm.load_model", counted)
+    tasks = ["--tasks", str(place / "labelled.csv")]
+    assert main(["evaluate", str(run), "probe", "explain", *tasks]) == 0
+    assert len(loaded) == 1
+    for name in ("probe", "explain"):
+        assert (run / EVALUATIONS / f"{name}.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["explain", "steer", "edit", "absorb"])
