@@ -183,8 +183,7 @@ class EvaluateSettings:
     """size of the evaluations by name: quick or full"""
     baselines: tuple[str, ...] | None = None
     """SAEs to train, which takes as long as the run's own, and to evaluate beside them:
-    frozen_decoder, soft_frozen, frozen_encoder; None: frozen_decoder with the full budget, none
-    with the quick one"""
+    frozen_decoder, soft_frozen, frozen_encoder; None: none, with either budget"""
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)

@@ -23,7 +23,6 @@ from saefast.evaluation.statistics import feature_statistics
 from saefast.match.all_pairs import match_all
 from saefast.match.result import Matches
 from saefast.pipeline.beside import conditions_beside
-from saefast.pipeline.evaluation_settings import of_budget
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings, HarvestSettings
 from saefast.run_folder import EVALUATIONS
@@ -109,7 +108,6 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
             f"saefast evaluate SAE SAE --model NAME --site SITE"
         )
     out = job.run / EVALUATIONS
-    names = of_budget(how.budget, how.baselines, (), ("frozen_decoder",))
     return Subject(
         model=job.language_model,
         site=data.site,
@@ -120,7 +118,7 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
         mass=job.column("mass"),
         train=job.train_rows,
         held_out=job.held_out_rows,
-        baselines=_trained_baselines(job, names, out / _BASELINES),
+        baselines=_trained_baselines(job, how.baselines or (), out / _BASELINES),
         beside=conditions_beside(how.beside, job.saes[0].d, (data.model, data.site)),
         out=out,
         progress=job.progress,

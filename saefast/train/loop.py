@@ -182,7 +182,7 @@ class TrainingLoop:
             each.finish(self.step, keep_training)
 
     def results(self) -> list[list[SAE]]:
-        """Return for each run copies of its SAEs in their current state, for unscaled activations."""
+        """Return copies of the SAEs of each run as they are now, for unscaled activations."""
         return [each.results() for each in self._runs]
 
     def _with_variance(self, batch: Rows) -> Prepared:

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -74,16 +74,17 @@ def test_baselines_follow_the_settings_of_the_run(place: Path, tmp_path: Path) -
     }
 
 
-def test_a_quick_budget_trains_no_baselines_and_keeps_those_of_a_full_one(
-    place: Path, tmp_path: Path
+@pytest.mark.parametrize("budget", ["quick", "full"])
+def test_no_budget_trains_baselines_unasked_or_removes_those_there(
+    place: Path, tmp_path: Path, budget: Literal["quick", "full"]
 ) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
     settings = settings_of(run)
-    job, how = Job(run, settings, False), replace(settings.evaluate, baselines=None)
-    full = subject_of_run(job, replace(how, budget="full"))
-    assert [each.name for each in full.baselines] == ["frozen_decoder"]
+    job, how = Job(run, settings, False), replace(settings.evaluate, budget=budget)
+    asked = subject_of_run(job, replace(how, baselines=("frozen_decoder",)))
+    assert [each.name for each in asked.baselines] == ["frozen_decoder"]
     trained = sorted((run / EVALUATIONS / "baselines").rglob("*"))
-    assert subject_of_run(job, replace(how, budget="quick")).baselines == ()
+    assert subject_of_run(job, replace(how, baselines=None)).baselines == ()
     assert sorted((run / EVALUATIONS / "baselines").rglob("*")) == trained
 
 
