@@ -20,7 +20,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         subject.model,
         subject.site,
         subject.saes,
-        words=of_budget(how.budget, how.absorb.words, 4000, 12_000),
+        words=of_budget(how.budget, how.absorb.words, 4000, 8000),
         conditions=subject.sparse_conditions,
         groups=subject.groups,
         mass=subject.mass,

@@ -30,7 +30,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         some.saes,
         knowledge,
         selector=settings.selector,
-        pairs=of_budget(how.budget, settings.pairs, 24, 48),
+        pairs=of_budget(how.budget, settings.pairs, 24, 32),
         diffmean=of_budget(how.budget, None, False, True),
         conditions=some.conditions,
         groups=some.groups,

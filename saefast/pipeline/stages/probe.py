@@ -39,6 +39,6 @@ def _tasks(how: EvaluateSettings) -> list[LabelledTask]:
     settings = how.probe
     if settings.tasks:
         return table_tasks(settings.tasks)
-    limit = of_budget(how.budget, settings.limit, 4, 12)
+    limit = of_budget(how.budget, settings.limit, 4, 8)
     examples = of_budget(how.budget, None, EXAMPLES // 2, EXAMPLES)
     return labelled_tasks(names=settings.names or None, limit=limit, examples=examples)

@@ -101,8 +101,8 @@ class _Sizes:
     """How much a budget steers."""
 
     def __init__(self, how: EvaluateSettings) -> None:
-        self.features = of_budget(how.budget, how.steer.features, 8, 16)
-        self.openers = OPENERS[: of_budget(how.budget, how.steer.openers, 4, 8)]
+        self.features = 8 if how.steer.features is None else how.steer.features
+        self.openers = OPENERS[: of_budget(how.budget, how.steer.openers, 4, 6)]
         self.controls = of_budget(how.budget, None, CONTROLS[:2], CONTROLS)
         self.strengths = how.steer.strengths
         self.new_tokens = how.steer.new_tokens
