@@ -1,4 +1,4 @@
-// How far the scores of a screen can lie from the true ones. The proof: docs/concepts/exact_screening.md.
+// How far the scores of a screen can lie from the true ones; see docs/concepts/exact_screening.md.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -14,6 +14,7 @@ def sweep(
     config: Annotated[tyro.conf.Positional[Path], called("FILE")],
     out: Path,
     until: str = "report",
+    on: str = "local",
     processes: int | None = None,
     share: str | None = None,
     plan: bool = False,
@@ -32,6 +33,7 @@ def sweep(
         config: File of the sweep (.toml).
         out: Folder of the sweep. What is finished there is skipped.
         until: Last stage of every cell, as for saefast run.
+        on: Where cells run: local, in processes of this machine.
         processes: Worker processes, which divide the threads. None: one for each GPU, or for each
             core.
         share: Do one of several fixed shares, such as 3/16, for jobs that cannot talk to each
@@ -41,6 +43,12 @@ def sweep(
         remake: Make cells again whose settings in the file have changed.
     """
     from saefast.sweep import plan_sweep, read_sweep, run_sweep
+
+    if on != "local":
+        raise ValueError(
+            f"on must be local, got {on!r}; for several machines start a share of the cells on each, "
+            f"such as --share 3/16"
+        )
 
     def show(line: str) -> None:
         if not json_output:

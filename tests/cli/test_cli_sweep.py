@@ -65,7 +65,7 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
     planned = json.loads(capsys.readouterr().out)
     assert (planned["cells"], planned["written"]) == (1, [])
     assert not Path(command[3]).exists()
-    assert main([*command, "--share", "2/2"]) == 0
+    assert main([*command, "--share", "2/2", "--on", "local"]) == 0
     assert "1 of 1 cells of share 2/2 are finished" in capsys.readouterr().out
 
 
@@ -75,6 +75,7 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
         (["--share", "3"], "share must be I/N with I from 1 to N, such as 3/16, got '3'"),
         (["--share", "3/2"], "share must be I/N with I from 1 to N, such as 3/16, got 3/2"),
         (["--processes", "0"], "processes must be at least 1, got 0"),
+        (["--on", "ray"], "on must be local, got 'ray'"),
     ],
 )
 def test_bad_options_fail_with_one_line(
