@@ -46,8 +46,8 @@ def sweep(
 
     if on != "local":
         raise ValueError(
-            f"on must be local, got {on!r}; for several machines start a share of the cells on each, "
-            f"such as --share 3/16"
+            f"on must be local, got {on!r}; for several machines, start a share of the cells on "
+            f"each, such as --share 3/16"
         )
 
     def show(line: str) -> None:
