@@ -29,7 +29,7 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is left to do of a sweep, or of a share of it, and what it takes."""
+    """Work of a sweep, or of a share of it, that remains, with its estimated cost."""
 
     cells: int
     finished: int
