@@ -1,5 +1,6 @@
 """Where tasks are done: what a driver asks of workers, and processes of this machine."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -122,7 +123,8 @@ class LocalWorkers:
 
     def _begin(self, place: int) -> "_Process":
         process = subprocess.Popen(
-            [sys.executable, "-m", "saefast.sweep.worker", str(self._threads)],
+            # -P: what the driver imports is imported, not a checkout that is the current folder.
+            [sys.executable, "-P", "-m", "saefast.sweep.worker", str(self._threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -135,7 +137,11 @@ class LocalWorkers:
         return worker
 
     def _environment(self, place: int) -> Mapping[str, str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        }
         if self._gpus:
             seen = os.environ.get("CUDA_VISIBLE_DEVICES")
             names = seen.split(",") if seen else [str(number) for number in range(self._gpus)]
@@ -149,6 +155,9 @@ class LocalWorkers:
         assert worker.process.stdout is not None
         self._selector.unregister(worker.process.stdout)
         worker.process.stdout.close()
+        assert worker.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            worker.process.stdin.close()
         code = worker.process.wait()
         self._processes[place] = None
         if code < 0:

@@ -92,6 +92,10 @@ def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has another saefast, which the driver does not import, nor do workers."""
+    (tmp_path / "saefast").mkdir()
+    (tmp_path / "saefast" / "__init__.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(6)), raising=False)
     text = 'base = "base.toml"\n[grid]\n"train.k" = [2, 3]\n'
     sweep = small_sweep(tmp_path, text)
