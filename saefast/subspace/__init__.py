@@ -1,4 +1,4 @@
-"""Compare the subspaces that groups of features span, beside what chance gives."""
+"""Comparison of the subspaces that groups of features span, with null models."""
 
 from saefast.subspace.angles import principal_angles
 from saefast.subspace.fit import fit_subspaces

@@ -1,4 +1,4 @@
-"""Principal angles and overlaps of two subspaces, and their expectations by chance."""
+"""Principal angles and overlaps of two subspaces, and their moments by chance."""
 
 import math
 from typing import NamedTuple
@@ -37,34 +37,33 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def angles_between(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the principal angles of two orthonormal bases [d, r], ascending."""
+    """Compute the principal angles between two orthonormal bases [d, r], in ascending order."""
     if a.shape[1] > b.shape[1]:
         a, b = b, a
     along = b.T @ a
     cosine = torch.linalg.svdvals(along).clamp(max=1)
     sine = torch.linalg.svdvals(a - b @ along).flip(0).clamp(max=1)
-    # Each is accurate where its slope is not near zero: arccos would lose half of the digits of a
-    # small angle.
+    # Arccos would lose half of the digits of a small angle, arcsin of an angle near pi / 2.
     return torch.where(cosine.square() > 0.5, sine.asin(), cosine.acos())
 
 
 class Overlaps(NamedTuple):
-    """Two sets of directions, compared through their r strongest directions, for every r."""
+    """Overlap of the leading r principal directions of two sets a and b, for every rank r."""
 
     overlap: Tensor
-    """[r] overlap of the subspaces: mean squared cosine of their principal angles"""
+    """[r] float64, mean squared cosine of the principal angles between the subspaces"""
     capture_ab: Tensor
-    """[r] share of a's energy in b's subspace"""
+    """[r] float64, share of the energy of a in the subspace of b"""
     capture_ba: Tensor
-    """[r] share of b's energy in a's subspace"""
+    """[r] float64, share of the energy of b in the subspace of a"""
 
 
 def overlaps(a: Decomposition, b: Decomposition) -> Overlaps:
-    """Compute overlaps and captures, in [0, 1], for each r up to the smaller rank."""
+    """Compute overlaps and captures, in [0, 1], for each rank up to the smaller of both."""
     squares = (a.vectors.T @ b.vectors).square_()
     r = min(squares.shape)
     square = squares[:r, :r]
-    # The square of size r is that of size r - 1, and what its last row and column add.
+    # The sum over the leading r x r block is that over the block of r - 1 plus one row and column.
     added = square.tril().sum(1) + square.triu(1).sum(0)
     overlap = added.cumsum(0) / torch.arange(1, r + 1)
     capture_ab = (a.shares[: a.rank] @ squares)[:r].cumsum(0)
@@ -73,7 +72,7 @@ def overlaps(a: Decomposition, b: Decomposition) -> Overlaps:
 
 
 def excess(overlap: Tensor, d: int) -> Tensor:
-    """[r] how far overlaps are above chance, r / d, if 1 is all there is; 0 for the whole space."""
+    """Rescale overlaps [r] such that chance, r / d, is 0 and equality is 1; 0 where r = d."""
     chance = torch.arange(1, len(overlap) + 1, dtype=torch.float64) / d
     return torch.where(chance < 1, (overlap - chance) / (1 - chance).clamp(min=1 / (2 * d)), 0.0)
 
@@ -86,11 +85,11 @@ class Shared(NamedTuple):
 
 
 def shared_plane(overlap: Tensor, d: int) -> Shared:
-    """At which rank of the overlap curve [r] the most dimensions are beyond chance, and how many.
+    """Find the rank of an overlap curve [r] at which most dimensions are shared beyond chance.
 
-    Those are rank * excess: chance gives about 0 of them, within one or two. Two sets with a plane
-    of dimension q in common show all q at rank q: with fewer directions each takes another part of
-    it, and those beyond are shared by chance alone.
+    The number of these dimensions is rank * excess; for independent subspaces it is about 0, within
+    one or two. Two sets that share a subspace of dimension q show all q at rank q: at a lower rank
+    each set covers a different part of it, and further directions overlap by chance alone.
     """
     dimensions = excess(overlap, d) * torch.arange(1, len(overlap) + 1)
     return Shared(int(dimensions.argmax()) + 1, float(dimensions.amax()))
@@ -104,15 +103,18 @@ class Moments(NamedTuple):
 
 
 def haar_overlap(r: int, d: int) -> Moments:
-    """Of the overlap of two independent planes of dimension r, uniformly distributed."""
+    """Return the moments of the overlap of two independent uniform subspaces of dimension r."""
     return Moments(r / d, _haar_sd(r - r * r / d, r - r * r / d, d) / r)
 
 
 def haar_capture(shares: Tensor, r: int, d: int) -> Moments:
-    """Of what a uniformly distributed plane of dimension r captures of a spectrum's energy."""
+    """Return the moments of the energy share that a uniform subspace of dimension r captures."""
     return Moments(r / d, _haar_sd(float(shares.square().sum()) - 1 / d, r - r * r / d, d))
 
 
 def _haar_sd(a: float, b: float, d: int) -> float:
-    """Of tr(A Q B Q^T) for a uniform rotation Q; `a` is tr(A^2) - tr(A)^2 / d, so is `b`."""
+    """Return the standard deviation of tr(A Q B Q^T) for a uniformly distributed rotation Q.
+
+    `a` is tr(A^2) - tr(A)^2 / d, and `b` is tr(B^2) - tr(B)^2 / d.
+    """
     return math.sqrt(max(2 * a * b / ((d - 1) * (d + 2)), 0.0)) if d > 1 else 0.0

@@ -1,4 +1,4 @@
-"""One group of features in all seeds: its planes, compared, and set beside the nulls."""
+"""Comparison of the subspaces of one group of features between seeds and with the nulls."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,37 +25,48 @@ from saefast.unit_rows import UnitRows
 
 
 class Plan(NamedTuple):
-    """What is asked of every group."""
+    """Settings of the comparison, the same for every group; see `fit_subspaces`."""
 
     haar: bool
-    """whether the formulas are among the nulls"""
+    """whether to compute the formulas of the null "haar" as well"""
     drawn: Sequence[Null]
-    """the other nulls"""
+    """nulls that are drawn"""
     rank: int | None
+    """requested dimension of the subspaces; None for the energy rank"""
     energy: float
+    """share of the energy that defines the energy rank"""
     band: float
+    """share of the draws between the ends of a band"""
     seed: int
+    """seed of the draws"""
     method: str
+    """one of `spectra.METHODS`"""
 
     def rank_of(self, spectrum: Decomposition) -> int:
-        """The dimension of the plane that stands for a group."""
+        """Return the dimension of the subspace that represents a group in one seed."""
         if self.rank is None:
             return spectrum.energy_rank(self.energy)
         return min(self.rank, spectrum.rank)
 
 
 class Group(NamedTuple):
-    """What became of a group."""
+    """Results of one group."""
 
     spectra: list[GroupSpectrum]
+    """a spectrum for each seed"""
     pairs: list[PairOverlap]
+    """an overlap for each two seeds in which the group has features"""
     skipped: list[str]
+    """comparisons that could not be computed, with reasons"""
 
 
 def fit_group(
     name: str, members: Sequence[Member], plan: Plan, run: Run, step: Callable[[], object]
 ) -> Group:
-    """The group's planes in each seed and two seeds; `step` is called after each part of it."""
+    """Decompose a group in each seed and compare each two seeds with each other and the nulls.
+
+    `step` is called once after the decomposition and once after each draw of a null.
+    """
     directions = [UnitRows.of_rows(member.rows, member.chosen) for member in members]
     known = decompose(directions, plan.method, run)
     step()
@@ -99,7 +110,7 @@ def _spectrum(
     plan: Plan,
     samples: dict[str, list[Draw]],
 ) -> GroupSpectrum:
-    # A rotation keeps the spectrum, so that null has nothing to say about ranks.
+    # A rotation preserves the spectrum, so the null "rotated" does not test ranks.
     telling = {null: sample for null, sample in samples.items() if null != "rotated"}
     tests = [
         beside(null, rank, value, [each.ranks[seed][rank] for each in sample], plan.band, True)
@@ -165,7 +176,7 @@ def _pair(
         for statistic, value in at_rank.items():
             values = [float(getattr(each, statistic)[r - 1]) for each in sample]
             tests.append(beside(null, statistic, value, values, plan.band))
-        # Each draw may choose its rank, as the observed overlaps did.
+        # The rank is chosen for each draw, as it was for the observed overlaps.
         chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
         tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
     return PairOverlap(

@@ -1,4 +1,4 @@
-"""What subspaces would look like if seeds had nothing in common: draws to set beside them."""
+"""Draws of subspaces under null models in which seeds share nothing but a named property."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,39 +21,46 @@ class Member(NamedTuple):
     """One group of features in one seed."""
 
     rows: Tensor
-    """[m, d] of all the seed's features"""
+    """[m, d] rows of all features of the seed"""
     chosen: Tensor
-    """int64: which are in the group and alive"""
+    """[n] int64, indices of the features that are in the group and alive"""
     dead: int
-    """how many are in the group and left out"""
+    """number of features that are in the group and dead"""
     alive: Tensor
-    """int64: which are alive"""
+    """int64, indices of all alive features of the seed"""
     initial: Tensor | None
-    """[m, d] before training"""
+    """[m, d] rows before training; None if they are unknown"""
 
 
 class Draw(NamedTuple):
-    """What one draw of a null gives."""
+    """Result of one draw of a null."""
 
     ranks: list[dict[str, float]]
-    """of the seeds: `Decomposition.ranks`"""
+    """`Decomposition.ranks` for each seed"""
     pairs: dict[tuple[int, int], Overlaps]
+    """overlaps for each pair of seeds"""
 
 
 Replicate = Callable[[Member, Decomposition, torch.Generator, str], Decomposition]
-"""Other directions for a member, given its own, by one of `spectra.METHODS`"""
+"""Function that draws the principal directions which replace those of a member.
+
+It takes the member, its own decomposition, a generator and one of `spectra.METHODS`.
+"""
 
 
 class Null(NamedTuple):
-    """UnitRows that seeds might have had instead of their own."""
+    """Null model that is drawn."""
 
     name: str
+    """one of `NULLS`"""
     replicate: Replicate
+    """function that draws the directions of one group in one seed"""
     draws: int
+    """number of draws"""
 
 
 def drawn_nulls(names: Sequence[str], draws: int, covariance: Tensor | None) -> list[Null]:
-    """Those of the names that have no formula."""
+    """Return the requested nulls that are drawn: all except "haar", which has formulas."""
     known = {
         "random": (_gaussian(None), draws),
         "subset": (_subset, draws),
@@ -79,10 +86,10 @@ def draw(
     energy: float,
     number: int,
 ) -> Draw:
-    """One draw: other directions for each seed, and how they overlap.
+    """Draw directions for each seed from a null, and compute their overlaps.
 
-    What is drawn is a function of the seed, the names of null and group, the number of the draw and
-    the position of the dictionary, whatever else is asked for.
+    The drawn directions depend only on the seed, the names of null and group, the number of the
+    draw and the position of the dictionary, not on the other nulls and groups of the call.
     """
     spectra = []
     for position, (member, own) in enumerate(zip(members, known, strict=True)):
@@ -93,7 +100,7 @@ def draw(
 
 
 def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
-    """Of curves of one null, as far as all of them go, and `length`."""
+    """Return the mean and band of curves [*], up to the shortest curve and at most `length`."""
     length = min(length, *(len(curve) for curve in curves))
     drawn = torch.stack([curve[:length] for curve in curves])
     if len(drawn) < 2:
@@ -104,26 +111,35 @@ def band_of(curves: Sequence[Tensor], length: int, band: float) -> Band:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Normal vectors of a covariance root^T root, at length 1; blocks are drawn in their order."""
+    """Normal vectors with covariance root^T root, scaled to length 1.
+
+    Blocks have to be drawn in ascending order.
+    """
 
     count: int
+    """number of vectors"""
     root: Tensor | None
-    """[rank, width]; None for the identity"""
+    """[rank, width] float64; None for the identity"""
     width: int
+    """width of the vectors"""
     generator: torch.Generator
+    """source of random numbers"""
 
     def __len__(self) -> int:
         return self.count
 
     def block(self, start: int, stop: int) -> Tensor:
-        """See `UnitVectors`."""
+        """Draw vectors `start` to `stop`; see `UnitVectors`."""
         rank = self.width if self.root is None else len(self.root)
         rows = torch.randn(stop - start, rank, generator=self.generator, dtype=torch.float64)
         return normalised(rows if self.root is None else rows @ self.root)
 
 
 def _gaussian(root: Tensor | None) -> Replicate:
-    """As many normal directions as the group has, of a covariance or of none, at length 1."""
+    """Return a function that draws as many normal directions as the group has features.
+
+    Their covariance is root^T root, or the identity if `root` is None.
+    """
 
     def replicate(
         member: Member, own: Decomposition, generator: torch.Generator, method: str
@@ -137,7 +153,7 @@ def _gaussian(root: Tensor | None) -> Replicate:
 def _subset(
     member: Member, own: Decomposition, generator: torch.Generator, method: str
 ) -> Decomposition:
-    """As many features of the same seed, at random."""
+    """Draw as many alive features of the same seed as the group has."""
     chosen = torch.randperm(len(member.alive), generator=generator)[: len(member.chosen)]
     index = member.alive[chosen.sort().values]
     return decompose([UnitRows.of_rows(member.rows, index)], method)[0]
@@ -146,9 +162,9 @@ def _subset(
 def _rotated(
     member: Member, own: Decomposition, generator: torch.Generator, method: str
 ) -> Decomposition:
-    """The group's own directions, turned by a uniform rotation: their spectrum stays."""
+    """Rotate the directions of the group by a uniform random rotation, which keeps the spectrum."""
     shape = own.vectors.shape
-    # A rotation takes an orthonormal basis to a uniform one, whichever it was. Signs do not matter.
+    # A uniform rotation maps any orthonormal basis to a uniform one. Signs do not matter.
     frame = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
     return own._replace(vectors=frame)
 
@@ -156,7 +172,7 @@ def _rotated(
 def _initial(
     member: Member, own: Decomposition, generator: torch.Generator, method: str
 ) -> Decomposition:
-    """The group's latents before training."""
+    """Decompose the latents of the group as they were before training."""
     if member.initial is None:
         raise ValueError("there are no latents before training")
     alive = (member.initial[member.chosen] != 0).any(1).cpu()

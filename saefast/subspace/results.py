@@ -1,4 +1,4 @@
-"""Define the results of `fit_subspaces`, and their tables."""
+"""Results of `fit_subspaces` and their tables."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,57 +18,68 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """The overlap under a null, for each r; as far as the null's planes go."""
+    """Overlap under a null at each rank from 1, up to the smallest rank of its draws."""
 
     mean: Tensor
+    """[r] float64, mean of the draws, or the expectation by a formula"""
     low: Tensor | None = None
-    """None for fewer than two draws"""
+    """[r] float64, lower end of the band of the draws; None for fewer than two draws"""
     high: Tensor | None = None
+    """[r] float64, upper end of the band; None for fewer than two draws"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSpectrum:
-    """The directions of one group of features in one seed."""
+    """Spectrum of the directions of one group of features in one seed."""
 
     group: str
+    """name of the group"""
     seed: int
-    """the position among the dictionaries"""
+    """position of the dictionary in the list"""
     features: int
-    """in the group and alive"""
+    """number of alive features in the group"""
     dead: int
-    """in the group and left out"""
+    """number of dead features in the group, which are ignored"""
     rank: int
-    """how many dimensions they span, as far as rounding lets see"""
+    """dimension of the span of the features, up to rounding"""
     singular_values: Tensor
-    """[d] of the unit rows, descending"""
+    """[d] float64, singular values of the features as unit rows, descending"""
     effective_rank: float
-    """exp of the entropy of the shares of energy, which are the squared singular values'"""
+    """exponential of the entropy of the energy shares, which are the squared singular values
+    divided by their sum"""
     participation_ratio: float
-    """1 / the sum of the squared shares"""
+    """1 / the sum of the squared energy shares"""
     energy_rank: int
-    """the fewest principal directions that hold 90 % of the energy, or what `energy` says"""
+    """smallest number of principal directions that hold the share `energy` of the energy, by
+    default 90 %"""
     basis: Tensor
-    """[r, d] orthonormal rows that span the subspace of the requested rank, or of `energy_rank`.
-    The rows are arbitrary where singular values are equal, the subspace is not"""
+    """[r, d] float64, orthonormal rows that span the subspace of the requested rank, or of rank
+    `energy_rank`. The rows are arbitrary among equal singular values, and so is the subspace if it
+    ends between equal ones"""
     tests: tuple[NullTest, ...]
-    """of "effective_rank", "participation_ratio" and "energy_rank" """
+    """comparisons of "effective_rank", "participation_ratio" and "energy_rank" with the drawn
+    nulls except "rotated", which preserves them"""
 
     __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairOverlap:
-    """One group of features in two seeds, a and b."""
+    """Overlap of one group of features between two seeds, a and b."""
 
     group: str
+    """name of the group"""
     a: int
+    """position of the first dictionary in the list"""
     b: int
+    """position of the second dictionary in the list"""
     rank: int
     """dimension of the compared subspaces"""
     overlap: float
-    """the mean squared cosine of their principal angles"""
+    """mean squared cosine of their principal angles"""
     excess: float
-    """how far that is above chance, rank / d, where 1 is all there is"""
+    """overlap rescaled such that chance, rank / d, is 0 and equal subspaces are 1; 0 if rank is
+    d"""
     capture_ab: float
     """share of the energy of a's features in b's subspace"""
     capture_ba: float
@@ -80,16 +91,20 @@ class PairOverlap:
     shared_dimensions: float
     """number of dimensions shared beyond chance: shared_rank * excess at that rank"""
     angles: Tensor
-    """[rank] angles between the subspaces, in radians, ascending"""
+    """[rank] float64, principal angles between the subspaces, in radians, ascending"""
     overlap_curve: Tensor
-    """[r] the overlap at each rank from 1; also of what follows"""
+    """[r] float64, overlap at each rank from 1 to the smaller rank of both seeds"""
     excess_curve: Tensor
+    """[r] float64, excess at each rank"""
     capture_ab_curve: Tensor
+    """[r] float64, `capture_ab` at each rank"""
     capture_ba_curve: Tensor
+    """[r] float64, `capture_ba` at each rank"""
     bands: dict[str, Band]
-    """by null: what the overlap curve would be"""
+    """overlap curve under each null, by the name of the null"""
     tests: tuple[NullTest, ...]
-    """of "overlap", "capture_ab" and "capture_ba" at the rank, and of "shared_dimensions" """
+    """comparisons of "overlap", "capture_ab" and "capture_ba" at `rank`, and of
+    "shared_dimensions", with the nulls"""
 
     __repr__ = brief
 
@@ -99,12 +114,13 @@ class Subspaces:
     """Subspaces spanned by groups of features, and their overlaps between seeds."""
 
     d: int
+    """width of the dictionaries"""
     spectra: tuple[GroupSpectrum, ...]
-    """by group, then seed"""
+    """spectra ordered by group, then seed"""
     pairs: tuple[PairOverlap, ...]
-    """by group, then seeds; only those in which both have features"""
+    """overlaps ordered by group, then seeds, for pairs in which both seeds have features"""
     skipped: tuple[str, ...]
-    """what could not be computed, and why"""
+    """nulls and comparisons that could not be computed, with reasons"""
 
     __repr__ = brief
 
@@ -114,7 +130,18 @@ class Subspaces:
         return tuple(dict.fromkeys(spectrum.group for spectrum in self.spectra))
 
     def spectrum(self, group: str, seed: int) -> GroupSpectrum:
-        """Return the spectrum of one group in one seed."""
+        """Return the spectrum of one group in one seed.
+
+        Args:
+            group: name of the group.
+            seed: position of the dictionary in the list.
+
+        Returns:
+            The spectrum.
+
+        Raises:
+            ValueError: there is no such group or position.
+        """
         for spectrum in self.spectra:
             if (spectrum.group, spectrum.seed) == (group, seed):
                 return spectrum
@@ -124,7 +151,19 @@ class Subspaces:
         )
 
     def pair(self, group: str, a: int, b: int) -> PairOverlap:
-        """Return the overlap of one group between two seeds, a < b."""
+        """Return the overlap of one group between two seeds.
+
+        Args:
+            group: name of the group.
+            a: position of the first dictionary, less than `b`.
+            b: position of the second dictionary.
+
+        Returns:
+            The overlap.
+
+        Raises:
+            ValueError: there is no such pair, or the group has no features in one of the seeds.
+        """
         for pair in self.pairs:
             if (pair.group, pair.a, pair.b) == (group, a, b):
                 return pair
@@ -137,9 +176,12 @@ class Subspaces:
         """Return one of six tables.
 
         Args:
-            name: "pairs", a row for each group and two seeds; "spectra", for each group and seed;
-                "singular_values", for each of a spectrum; "curves", for each pair and rank;
-                "angles", for each of a pair; "nulls", for each statistic and null.
+            name: "pairs" has a row for each group and two seeds, "spectra" for each group and seed,
+                "singular_values" for each value of a spectrum, "curves" for each pair and rank,
+                "angles" for each angle of a pair, "nulls" for each statistic and null.
+
+        Returns:
+            A pyarrow table.
         """
         checks.one_of("name", name, SUBSPACE_TABLES)
         rows: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {

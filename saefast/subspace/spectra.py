@@ -1,4 +1,4 @@
-"""How the energy of many directions is spread over the space: their Gram matrix, decomposed."""
+"""Principal directions of sets of unit vectors, and the distribution of their energy."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,62 +17,63 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 
 class UnitVectors(Protocol):
-    """Vectors of length 1, made when they are needed, such as `UnitRows`."""
+    """Vectors of length 1 that are computed on demand, such as `UnitRows`."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of vectors."""
 
     @property
     def width(self) -> int:
-        """The dimension of the space."""
+        """Dimension of the space."""
 
     def block(self, start: int, stop: int) -> Tensor:
         """Return vectors `start` to `stop`, [*, width] float64; `start` is a multiple of 256."""
 
 
 class Decomposition(NamedTuple):
-    """The principal directions of some unit vectors, strongest first.
+    """Principal directions of a set of unit vectors, in descending order of their energy.
 
-    Within a cluster of equal eigenvalues the vectors are arbitrary, and so are all their signs:
-    only the planes they span mean anything.
+    Signs are arbitrary, and so are the vectors of equal eigenvalues: only the subspaces that they
+    span are meaningful.
     """
 
     size: int
-    """of how many unit vectors"""
+    """number of unit vectors"""
     eigenvalues: Tensor
-    """[d] of the Gram matrix: squared singular values; 0 beyond the rank"""
+    """[d] float64, eigenvalues of the Gram matrix, the squared singular values; 0 beyond the
+    rank"""
     vectors: Tensor
-    """[d, rank]"""
+    """[d, rank] float64, orthonormal columns"""
 
     @property
     def rank(self) -> int:
-        """How many directions are above rounding."""
+        """Number of directions whose energy is above rounding."""
         return self.vectors.shape[1]
 
     @property
     def shares(self) -> Tensor:
-        """[d] of the energy; they sum to 1."""
+        """[d] float64, share of the energy in each direction; the sum is 1."""
         return self.eigenvalues / self.eigenvalues.sum().clamp(min=_EPSILON)
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the shares of energy (Roy and Vetterli, of squares)."""
+        """Exponential of the entropy of the energy shares (Roy and Vetterli, of squares)."""
         shares = self.shares[: self.rank]
         return math.exp(-float(torch.xlogy(shares, shares).sum())) if self.rank else 0.0
 
     @property
     def participation_ratio(self) -> float:
-        """1 / the sum of the squared shares of energy."""
+        """1 / the sum of the squared energy shares."""
         return 1 / float(self.shares.square().sum()) if self.rank else 0.0
 
     def energy_rank(self, energy: float) -> int:
-        """The fewest principal directions that hold this share of the energy."""
-        # Ten equal eigenvalues reach .9 with nine of them, whatever the last digit says.
+        """Return the smallest number of principal directions that hold this share of the energy."""
+        # Nine of ten equal eigenvalues must reach 0.9 despite rounding.
         reached = self.shares[: self.rank].cumsum(0) >= energy * (1 - 1e-9)
         return int(reached.int().argmax()) + 1 if self.rank else 0
 
     def ranks(self, energy: float) -> dict[str, float]:
-        """All of them, by name."""
+        """Return the effective rank, participation ratio and energy rank by name."""
         return {
             "effective_rank": self.effective_rank,
             "participation_ratio": self.participation_ratio,
@@ -81,7 +82,7 @@ class Decomposition(NamedTuple):
 
 
 def gram(vectors: UnitVectors, run: Run = map) -> Tensor:
-    """Return the sum over all vectors v of v v^T, [d, d] float64."""
+    """Compute the sum of v v^T over all vectors v, [d, d] float64."""
     total = torch.zeros(vectors.width, vectors.width, dtype=torch.float64)
     for block in _blocks(vectors, run):
         add_products(total, block, run)
@@ -89,7 +90,7 @@ def gram(vectors: UnitVectors, run: Run = map) -> Tensor:
 
 
 def _blocks(vectors: UnitVectors, run: Run = map) -> Iterator[Tensor]:
-    """Yield all vectors, [*, d] float64 at a time, in memory that is used again."""
+    """Yield all vectors in blocks [*, d] float64, which share one buffer."""
     count, d = len(vectors), vectors.width
     size = _SLICE_ROWS * max(1, _BLOCK_BYTES // (8 * d * _SLICE_ROWS))
     block = torch.empty(min(size, count), d, dtype=torch.float64)
@@ -108,12 +109,12 @@ def _blocks(vectors: UnitVectors, run: Run = map) -> Iterator[Tensor]:
 def decompose(
     several: Sequence[UnitVectors], method: str = "gram", run: Run = map
 ) -> list[Decomposition]:
-    """The principal directions of several sets of unit vectors.
+    """Compute the principal directions of several sets of unit vectors.
 
-    "gram" takes the eigenvectors of the Gram matrix, and blurs singular values below about 1e-7 of
-    the largest, which count as zero. "svd" resolves down to 1e-12 and takes several times as long:
-    the QR decomposition of block after block, then the SVD of what is left. It also serves sets
-    much smaller than d, for which it is the faster of the two.
+    "gram" uses the eigenvectors of the Gram matrix. Singular values below about 1e-7 of the largest
+    are lost to rounding and count as zero. "svd" resolves values down to 1e-12 and takes several
+    times as long: it accumulates a QR decomposition block by block and computes the SVD of its
+    triangle. Sets of at most d / 4 vectors always use "svd", which is faster for them.
     """
     grams = [None if _prefers_svd(each, method) else gram(each, run) for each in several]
     return list(run(_decompose, zip(several, grams, strict=True)))
