@@ -1,4 +1,4 @@
-"""The Beta distribution in float64: cumulative distribution function and quantiles."""
+"""Cumulative distribution function and quantiles of the Beta distribution in float64."""
 
 import math
 
@@ -10,7 +10,7 @@ Floats = NDArray[np.float64]
 _TINY = 1e-300
 _CLOSE = 1e-15
 _MOST_TERMS = 100_000
-_PARTS, _ROUNDS = 32, 14  # of what is left of an angle: 2^-70 of it in the end
+_PARTS, _ROUNDS = 32, 14  # the search for an angle ends at 2^-70 of the initial interval
 _log_gamma = np.vectorize(math.lgamma, otypes=[np.float64])
 
 
@@ -18,17 +18,17 @@ def beta_cdf(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
     """Compute P(X <= x) for X ~ Beta(a, b), the regularised incomplete beta function.
 
     Args:
-        x: from 0 to 1.
-        a: above 0.
-        b: above 0.
+        x: numbers from 0 to 1; all arguments are broadcast.
+        a: positive numbers.
+        b: positive numbers.
 
     Returns:
-        float64. Small values have all their digits: what is lost is about 1e-15 * (a + b) of them.
+        Probabilities in float64, with a relative error of about 1e-15 * (a + b) for small values.
     """
     point, first, second = (np.asarray(value, np.float64) for value in (x, a, b))
     log_scale = _log_gamma(first + second) - _log_gamma(first) - _log_gamma(second)
     point, first, second = np.broadcast_arrays(point, first, second)
-    # The fraction converges fast only below the mean; above it the other tail is computed.
+    # The fraction converges quickly only below the mean; above it the other tail is computed.
     low = point < (first + 1) / (first + second + 2)
     tail = _tail(
         np.where(low, point, 1 - point),
@@ -45,6 +45,14 @@ def beta_quantile(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
 
     The search is over the angle in x = sin(angle)^2, which resolves both ends evenly: the result is
     accurate to the last digits for a of at least 1/2 and shares down to a millionth.
+
+    Args:
+        share: probabilities from 0 to 1.
+        a: positive numbers.
+        b: positive numbers.
+
+    Returns:
+        Quantiles in float64.
     """
     wanted, first, second = (np.asarray(value, np.float64) for value in (share, a, b))
     wanted, first, second = (v[..., None] for v in np.broadcast_arrays(wanted, first, second))
@@ -60,7 +68,7 @@ def beta_quantile(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def _tail(x: Floats, a: Floats, b: Floats, log_scale: Floats) -> Floats:
-    """Compute `beta_cdf` for x below the mean by Lentz's method for its continued fraction."""
+    """Compute `beta_cdf` for x below the mean from its continued fraction, by Lentz's method."""
     with np.errstate(divide="ignore"):
         log_power = a * np.log(x) + b * np.log1p(-x) + log_scale
     c = np.ones_like(x)

@@ -1,6 +1,6 @@
-"""Similarities that matching finds by chance: the nearest of random directions, one-to-one pairs.
+"""Null distributions of the similarities found by matching: nearest features and one-to-one pairs.
 
-Directions are drawn uniformly from the sphere.
+Random directions are drawn uniformly from the sphere.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,21 @@ from numpy.typing import ArrayLike
 from saefast import checks
 from saefast.nulls.beta import Floats, beta_cdf
 
-_PARTS, _ROUNDS = 64, 9  # of what is left of [-1, 1]: 2^-54 of it in the end
+_PARTS, _ROUNDS = 64, 9  # the search for a cosine ends at 2^-54 of the initial interval
 _NODES = 64
 
-_BINS = 256  # halving them once more changes means by less than 1e-4 of themselves
-_MOST_ABOVE, _LEAST_ABOVE = 60.0, 1e-7  # how many of a row's cosines lie above the ends of the bins
-_FULLEST = 0.998  # of the larger side: beyond it rounds grow without end, and means by 2e-4
+_BINS = 256  # halving their width changes means by a relative amount of less than 1e-4
+_MOST_ABOVE, _LEAST_ABOVE = 60.0, 1e-7  # expected cosines of a row above the first and last edge
+_FULLEST = 0.998  # largest ratio of the sides: above it rounds grow without bound, means by 2e-4
 _CLOSE = 1e-6
 _MOST_ROUNDS = 5000
 
 
 def cosine_tail(t: ArrayLike, d: int, absolute: bool = False) -> Floats:
-    """P(cos >= t) for a fixed and a random direction in d dimensions; of |cos| with `absolute`."""
+    """Compute P(cos >= t) for a fixed and a random direction in d dimensions.
+
+    With `absolute` it is the probability that the absolute value of the cosine reaches t.
+    """
     t = np.asarray(t, np.float64)
     if d == 1:  # the cosine is 1 or -1
         tail: Floats = np.where(t <= 1, np.where(t <= -1, 1.0, 0.5), 0.0)
@@ -37,41 +40,43 @@ def cosine_tail(t: ArrayLike, d: int, absolute: bool = False) -> Floats:
 
 @lru_cache
 def _gauss() -> tuple[Floats, Floats]:
-    """Where and with which weights to sum a smooth function from -1 to 1."""
+    """Return the nodes and weights of Gauss-Legendre quadrature on [-1, 1]."""
     return np.polynomial.legendre.leggauss(_NODES)
 
 
 @dataclass(frozen=True)
 class BestOfRandom:
-    """The cosine of a direction with the most similar of n random ones, drawn from the sphere.
+    """Distribution of the largest cosine between a direction and n random directions.
 
-    Whatever a dictionary has been trained on, this is what a feature finds among n others that have
-    nothing to do with it. Anisotropic dictionaries find more, since all their features lean the
-    same way: their nulls have to be drawn. Among no directions (n = 0) nothing is reached, and the
-    best similarity is 0, as it is in `Matches`.
+    This is the similarity that a feature reaches by chance among n unrelated features. Features of
+    anisotropic dictionaries reach more, since all of them lean to a common direction: their nulls
+    have to be drawn. With n = 0 no threshold is reached, and the best similarity is 0, as in
+    `Matches`.
     """
 
     n: int
+    """number of random directions"""
     d: int
+    """width of the directions"""
     absolute: bool = False
-    """whether opposite directions are alike"""
+    """whether opposite directions count as similar"""
 
     def __post_init__(self) -> None:
-        """Sizes are sizes."""
+        """Check the sizes."""
         for name, value, least in (("n", self.n, 0), ("d", self.d, 1)):
             checks.whole(name, value, least)
 
     def reaches(self, t: ArrayLike) -> Floats:
-        """P(best >= t): the share of features that find a match by chance."""
+        """Compute P(best >= t), the share of features that have a match by chance."""
         if self.n == 0:
             return np.zeros(np.shape(t))
-        with np.errstate(divide="ignore"):  # log(1 - 1) is -infinity, and then all of them reach t
+        with np.errstate(divide="ignore"):  # log(1 - 1) is -infinity, which gives a probability 1
             none = self.n * np.log1p(-cosine_tail(t, self.d, self.absolute))
         result: Floats = -np.expm1(none)
         return result
 
     def quantile(self, share: float) -> float:
-        """What the best stays below in `share` of all draws."""
+        """Compute the similarity that the best stays below in the given share of all draws."""
         checks.at_least("share", share, 0, below=1)
         if self.n == 0:
             return 0.0
@@ -83,11 +88,11 @@ class BestOfRandom:
         return float(high)
 
     def mean(self) -> float:
-        """Of the best; beside every mean of largest cosines."""
+        """Compute the expected best similarity, which is the null of means of largest cosines."""
         if self.n == 0:
             return 0.0
-        # The angle's distribution is smooth where the cosine's has infinite slopes (d = 2, 3).
-        # Between the angles that enclose all but 1e-16, Gauss's rule is exact to rounding.
+        # The angle has a smooth density where that of the cosine has infinite slopes (d = 2, 3).
+        # Between the quantiles at 1e-16 and 1 - 1e-16, Gaussian quadrature is exact to rounding.
         least, most = self.quantile(1e-16), self.quantile(1 - 1e-16)
         nodes, weights = _gauss()
         small, large = np.arccos(most), np.arccos(least)
@@ -97,20 +102,21 @@ class BestOfRandom:
 
 
 class PairsOfRandom:
-    """The similarities in the best one-to-one matching of n with n2 random directions.
+    """Distribution of the similarities in the optimal one-to-one matching of random directions.
 
-    By the cavity method: what a feature is worth is the similarity of its best partner less what
-    that partner is worth without it; a feature of the larger side may stay alone, for 0. Were all
-    cosines independent, the worths on either side would follow from those on the other, and a pair
-    would be matched if its cosine is above the sum of two such worths. Cosines of directions
-    hang together a little: from 16 dimensions and 100 features on, means are within 0.002 of those
-    drawn; in 8 dimensions they are 0.003 too high.
+    It is computed by the cavity method. The worth of a feature is the similarity of its best
+    partner minus the worth of that partner in the absence of the feature; features of the larger
+    side may stay without a partner, with worth 0. If all cosines were independent, the distribution
+    of worths on each side would follow from that on the other, and a pair would be matched if its
+    cosine exceeds the sum of two such worths. Cosines of directions are slightly dependent: for at
+    least 16 dimensions and 100 features, means are within 0.002 of those of draws; in 8 dimensions
+    they are 0.003 too high.
 
     Args:
-        n: directions on one side.
-        n2: on the other; the smaller side is matched in full.
-        d: the width.
-        absolute: whether opposite directions are alike.
+        n: number of directions on one side.
+        n2: number of directions on the other; the smaller side is matched completely.
+        d: width of the directions.
+        absolute: whether opposite directions count as similar.
     """
 
     def __init__(self, n: int, n2: int, d: int, absolute: bool = False) -> None:
@@ -127,44 +133,45 @@ class PairsOfRandom:
         self._share = matched / matched.sum()
 
     def mean(self) -> float:
-        """Of the pairs' similarities: the null of PW-MCC."""
+        """Compute the expected similarity of a pair, which is the null of PW-MCC."""
         return float(self._share @ self._similarity)
 
     def quantile(self, share: float) -> float:
-        """What the similarity stays below in `share` of the pairs, to the width of a bin."""
+        """Compute the quantile of the similarities at `share`, to the width of a bin."""
         checks.at_least("share", share, 0, below=1)
         below = np.cumsum(self._share)
         return float(self._similarity[np.searchsorted(below, share)])
 
     def reaches(self, t: ArrayLike) -> Floats:
-        """The share of pairs whose similarity is at least t."""
+        """Compute the share of pairs whose similarity is at least t."""
         above = np.append(np.cumsum(self._share[::-1])[::-1], 0.0)
         result: Floats = above[np.searchsorted(self._similarity, np.asarray(t, np.float64))]
         return result
 
 
 def _matched_share(expected: Floats, ratio: float) -> Floats:
-    """For each bin of similarity the share of its pairs that the best matching takes.
+    """Compute for each bin of similarity the share of its pairs that the optimal matching contains.
 
-    `expected` is how many of a row's cosines fall into each bin, `ratio` rows for one column. Rows
-    are the few. Everything is counted in bins: cosines are 0 to n - 1, a column's worth y is at
-    least 0, a row's worth x lies on -n to n - 1.
+    `expected` is the expected number of a row's cosines in each bin, `ratio` the number of rows
+    divided by that of columns, at most 1. The unit of cosines and worths is the width of a bin:
+    cosines are 0 to n - 1, the worth y of a column 0 to n, the worth x of a row -n to n - 1.
     """
     n = len(expected)
     bins, rows = np.arange(n), np.arange(-n, n)
     columns = np.arange(n + 1)
-    # P(a column's worth <= y), and below, with half of the lump at 0: cosines fill their bins.
+    # P(worth of a column <= y). The copy below has half of the mass at 0, since cosines are spread
+    # over their bins.
     column_at_most = np.ones(n + 1)
     for _ in range(_MOST_ROUNDS):
         column_below = column_at_most.copy()
         column_below[0] /= 2
-        # A row is worth at most x if every cosine s leaves a column worth more than s - x.
+        # The worth of a row is at most x if each cosine s is with a column worth more than s - x.
         padded = np.concatenate([np.zeros(2 * n), column_below, np.ones(2 * n)])
         row_at_most = np.exp(-np.correlate(padded, expected, "valid")[2 * n - rows])
         padded = np.concatenate([np.zeros(2 * n), row_at_most, np.ones(2 * n)])
         new = np.exp(-ratio * np.correlate(padded, expected, "valid")[3 * n - columns])
         change = np.abs(new - column_at_most).max()
-        # Half a step: what one side gains the other loses, and whole steps swing for ever.
+        # Half a step: full steps oscillate, since a gain of one side is a loss of the other.
         column_at_most = (column_at_most + new) / 2
         if change < _CLOSE:
             break

@@ -1,4 +1,4 @@
-"""Random sets of features to compare a set with: as many, or as active in sum."""
+"""Random sets of features as controls of a set, matched in size or in activation mass."""
 
 from dataclasses import dataclass
 
@@ -12,37 +12,48 @@ from saefast.activations.order import permutation
 class Spreads:
     """Explained variance with a set of features alone (keep) and with all others (drop).
 
-    Mean and standard deviation over the draws of a control; of a group itself, the value.
+    Values are means and standard deviations over the draws of a control, or those of the group.
     """
 
     group: str
+    """name of the group"""
     control: str
-    """"" for the group itself; else in what the random sets match it"""
+    """empty for the group itself, else the property that the random sets match: "size" or
+    "mass", the activation mass"""
     draws: int
+    """number of random sets; 1 for the group itself"""
     features: float
+    """mean number of features in a set"""
     keep: float
+    """mean explained variance with the features of the set alone"""
     keep_std: float
+    """standard deviation of `keep` over the draws"""
     drop: float
+    """mean explained variance without the features of the set"""
     drop_std: float
+    """standard deviation of `drop` over the draws"""
     shared: float
     """mean share of the group that is in the random sets; 1 for the group itself"""
 
 
 def size_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
-    """[m] bool: as many random features as the mask has; only those that fire count and come."""
+    """Draw as many random features as the mask selects, [m] bool.
+
+    Features with an activation mass of 0 are neither counted nor drawn.
+    """
     alive = mass > 0
     chosen = _shuffled(alive, seed, draw)[: int((mask & alive).sum())]
     return torch.zeros_like(mask).index_fill(0, chosen, True)
 
 
 def mass_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
-    """[m] bool: random features that fire as much in sum as those of the mask.
+    """Draw random features whose activation masses sum to that of the mask, [m] bool.
 
-    They are taken in random order; one that would lead beyond is left out. So the sum falls short
-    by less than the mass of any feature that was left out.
+    Features are added in random order, except those that would exceed the sum. So the sum falls
+    short by less than the mass of any feature that was left out.
     """
     out = torch.zeros_like(mask)
-    left = float(mass[mask].sum()) * (1 + 1e-12)  # the order of a sum must not decide
+    left = float(mass[mask].sum()) * (1 + 1e-12)  # rounding of the sum must not matter
     order = _shuffled(mass > 0, seed, draw)
     while len(order):
         total = mass[order].cumsum(0)

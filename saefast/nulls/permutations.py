@@ -1,4 +1,4 @@
-"""A number beside what chance gives: means, bands and p-values of draws, each from its own seed."""
+"""Comparison of values with null distributions: means, bands and p-values of draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,27 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class NullTest:
-    """A number beside what a null gives."""
+    """Comparison of an observed value with its distribution under a null."""
 
     null: str
+    """name of the null"""
     statistic: str
-    """what number it is"""
+    """name of the statistic"""
     value: float
-    """what was observed"""
+    """observed value"""
     mean: float
-    """under the null"""
+    """mean under the null"""
     sd: float | None = None
-    """under the null; None after a single draw"""
+    """standard deviation under the null; None for a single draw"""
     low: float | None = None
-    """where the band of the null's draws begins; None for fewer than two draws"""
+    """lower end of the band of the draws; None for fewer than two draws"""
     high: float | None = None
+    """upper end of the band of the draws; None for fewer than two draws"""
     p: float | None = None
-    """(1 + draws at least as extreme) / (1 + draws). Overlaps and what is explained are extreme
-    when large, ranks when small"""
+    """(1 + number of draws at least as extreme) / (1 + number of draws); None for fewer than two
+    draws. Large overlaps, captures and contributions are extreme, and small ranks"""
     draws: int
-    """0 for a formula"""
+    """number of draws; 0 for a formula"""
 
 
 def beside(
@@ -39,7 +41,19 @@ def beside(
     band: float,
     small_is_extreme: bool = False,
 ) -> NullTest:
-    """A number beside those that a null gave."""
+    """Compare an observed value with values drawn under a null.
+
+    Args:
+        null: name of the null.
+        statistic: name of the statistic.
+        value: observed value.
+        drawn: one or more values under the null.
+        band: share of the draws between `low` and `high`.
+        small_is_extreme: whether small values are extreme, instead of large ones.
+
+    Returns:
+        The comparison.
+    """
     values = torch.tensor(drawn, dtype=torch.float64)
     mean = float(values.mean())
     if len(values) < 2:
@@ -61,12 +75,12 @@ def beside(
 
 
 def ends(band: float) -> tuple[float, float]:
-    """Below and above which shares of the draws a band ends."""
+    """Return the probabilities of the quantiles at which a central band of the draws ends."""
     return (1 - band) / 2, (1 + band) / 2
 
 
 def generator_of(seed: int, *key: str | int) -> torch.Generator:
-    """Random numbers that depend on the seed and a key, and on nothing else that is drawn."""
+    """Return a generator that depends on the seed and key alone, not on other draws."""
     words = [crc32(part.encode()) if isinstance(part, str) else part for part in key]
     state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
