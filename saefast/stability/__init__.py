@@ -1,4 +1,4 @@
-"""Score which features return in SAEs of other seeds, and compare sets of features."""
+"""Stability scores of features across SAEs of different seeds, and overlaps of dictionaries."""
 
 from saefast.stability.clusters import Clusters, find_clusters
 from saefast.stability.membership import fit_power_law, membership_counts, subset_curve

@@ -15,28 +15,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
-    """Groups of features, at best one of each dictionary.
+    """Clusters of features that match each other in different dictionaries.
 
-    Two features of different dictionaries are linked if each is the other's match: see
-    `StabilityRule`. A cluster is what links connect. If all its features are linked with one
-    another it is `complete`: one feature, found again and again. If not, it is a chain, whose ends
-    may have little to do with each other, and may even be of one dictionary. How many clusters are
-    chains tells how far to trust them. A feature without links is a complete cluster of one.
+    Two features of different dictionaries are linked if each is the match of the other by the
+    `StabilityRule`. Clusters are the connected components of these links. A cluster whose features
+    are all linked with one another is `complete`: it represents one feature that several
+    dictionaries contain. Other clusters are chains, whose ends may be dissimilar or belong to the
+    same dictionary: the more chains there are, the less reliable are the clusters. A feature
+    without links is a complete cluster of size one.
     """
 
     label: tuple[Tensor, ...]
-    """[m] int64 for each dictionary: the number of the feature's cluster, -1 if it is dead"""
+    """[m] int64 for each dictionary, number of the cluster of each feature; -1 if it is dead"""
     features: Tensor
-    """[c] int64: how many features each cluster has; clusters in most dictionaries come first"""
+    """[c] int64, number of features in each cluster; clusters are ordered by descending number of
+    dictionaries, then of features"""
     dictionaries: Tensor
-    """[c] int64: of how many dictionaries they are"""
+    """[c] int64, number of dictionaries that the features of each cluster belong to"""
     complete: Tensor
-    """[c] bool: whether all of them are linked with one another"""
+    """[c] bool, clusters whose features are all linked with one another"""
 
     __repr__ = brief
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each cluster."""
+        """Return a pyarrow table with a row for each cluster."""
         import pyarrow as pa
 
         return pa.table(
@@ -49,7 +51,11 @@ class Clusters:
         )
 
     def by_dictionaries(self) -> list[dict[str, int]]:
-        """Count the complete clusters and chains that span 1, 2, ... dictionaries."""
+        """Count the complete clusters and the chains that span 1, 2, ... dictionaries.
+
+        Returns:
+            A dict with "dictionaries", "complete" and "chains" for each number of dictionaries.
+        """
         return [
             {
                 "dictionaries": count,
@@ -78,14 +84,14 @@ def find_clusters(stability: Stability) -> Clusters:
     label = _components(int(start[-1]), first, second)
     alive = torch.cat(stability.alive)
     of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    # Numbers without gaps, of those alive.
+    # Number the clusters of alive features without gaps.
     names, label_alive = torch.unique(label[alive], return_inverse=True)
     features = torch.bincount(label_alive, minlength=len(names))
     pairs = torch.unique(label_alive * len(sizes) + of[alive])
     dictionaries = torch.bincount(pairs // len(sizes), minlength=len(names))
     links = torch.bincount(torch.searchsorted(names, label[first]), minlength=len(names))
     complete = links == features * (features - 1) // 2
-    # Labels are the first member's number, so clusters alike stay in the order of these.
+    # Labels are ordered by the first member, and so are clusters of equal rank by the stable sort.
     rank = dictionaries * (len(alive) + 1) + features
     order = rank.argsort(descending=True, stable=True)
     place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)))
@@ -100,7 +106,7 @@ def find_clusters(stability: Stability) -> Clusters:
 
 
 def _links(stability: Stability, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pairs of features that match each other, by their numbers among all features."""
+    """Return the pairs of mutually matching features, by their numbers among all features."""
     first, second = [], []
     for s in range(len(stability.score)):
         for t in range(s + 1, len(stability.score)):

@@ -1,4 +1,4 @@
-"""Define groups of features: stable and unstable ones by score, others by masks."""
+"""Groups of features: stable and unstable features by score, and groups given by masks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -8,32 +8,32 @@ from torch import Tensor
 from saefast import checks
 
 Groups = Sequence[Mapping[str, Tensor]]
-"""For each SAE its groups of features, {name: [m] bool}"""
+"""Groups of features of each SAE, {name: [m] bool}"""
 
 _ROUNDING = 1e-6
-"""Least distance of a score to a cut that counts: rounding alone makes 0.1 + 0.2 more than 3 of 10,
-and scores of fewer than a million SAEs lie further apart"""
+"""Tolerance of comparisons of scores with cuts: by rounding, 0.1 + 0.2 exceeds 3 / 10. Distinct
+scores differ by more for fewer than a million SAEs"""
 
 
 class Scored(Protocol):
-    """Features with a score of their stability: `Stability` is one."""
+    """Result that assigns a stability score to each feature, such as `Stability`."""
 
     @property
     def score(self) -> Sequence[Tensor]:
-        """[m] for each dictionary, in [0, 1]"""
+        """[m] scores in [0, 1] for each dictionary."""
 
     @property
     def alive(self) -> Sequence[Tensor]:
-        """[m] bool for each dictionary"""
+        """[m] bool for each dictionary, features that are not dead."""
 
 
 def is_stable(score: Tensor, stable: float) -> Tensor:
-    """Return which scores are at least `stable`, as a bool tensor of their shape."""
+    """Return a mask of the scores that are at least `stable`, up to rounding."""
     return score >= stable - _ROUNDING
 
 
 def is_unstable(score: Tensor, unstable: float) -> Tensor:
-    """Return which scores are at most `unstable`, as a bool tensor of their shape."""
+    """Return a mask of the scores that are at most `unstable`, up to rounding."""
     return score <= unstable + _ROUNDING
 
 
@@ -46,12 +46,15 @@ def check_cuts(stable: float, unstable: float) -> None:
 
 
 def groups_by_score(scored: Scored, stable: float, unstable: float) -> list[dict[str, Tensor]]:
-    """Group the features alive of each dictionary into "stable" and "unstable" ones.
+    """Return the groups "stable" and "unstable" of the alive features of each dictionary.
 
     Args:
-        scored: the features' scores.
-        stable: the least score of a stable feature.
-        unstable: the largest score of an unstable one.
+        scored: scores of the features.
+        stable: minimum score of a stable feature.
+        unstable: maximum score of an unstable feature.
+
+    Returns:
+        {"stable": [m] bool, "unstable": [m] bool} for each dictionary.
     """
     check_cuts(stable, unstable)
     return [
@@ -66,11 +69,14 @@ def groups_by_score(scored: Scored, stable: float, unstable: float) -> list[dict
 def as_groups(
     groups: Groups | Mapping[str, Tensor], sizes: Sequence[int]
 ) -> list[dict[str, Tensor]]:
-    """Check groups of features and return them, a dict for each SAE.
+    """Check groups of features and return them as a dict for each SAE.
 
     Args:
-        groups: {name: mask} for each SAE; one mapping alone if there is one SAE.
-        sizes: m of each SAE.
+        groups: {name: [m] bool} for each SAE; a single mapping is accepted for one SAE.
+        sizes: number of latents of each SAE.
+
+    Returns:
+        {name: [m] bool} for each SAE.
     """
     each = [groups] if isinstance(groups, Mapping) else list(groups)
     for s, named in enumerate(each):
@@ -96,16 +102,19 @@ def feature_groups(
     stable: float,
     unstable: float,
 ) -> list[dict[str, Tensor]]:
-    """Return the groups to compare between SAEs, which all have the same names.
+    """Return the groups to compare between SAEs, with the same names in each SAE.
 
-    They are "stable" and "unstable" of a score, if there is one, and those given by masks.
+    The groups are "stable" and "unstable" if `stability` is given, and those of `groups`.
 
     Args:
-        sizes: m of each SAE.
-        stability: the features' scores.
-        groups: {name: mask} for each SAE.
-        stable: the least score of a stable feature.
-        unstable: the largest score of an unstable one.
+        sizes: number of latents of each SAE.
+        stability: scores of the features; None: no groups by score.
+        groups: {name: [m] bool} for each SAE; None: no groups by masks.
+        stable: minimum score of a stable feature.
+        unstable: maximum score of an unstable feature.
+
+    Returns:
+        {name: [m] bool} for each SAE.
     """
     found: list[dict[str, Tensor]] = [{} for _ in sizes]
     if stability is not None:

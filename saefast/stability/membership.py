@@ -15,8 +15,8 @@ from saefast.stability.result import Stability
 
 _STEEPEST = 6.0
 _EXPONENTS = 121
-_FLATTEST = 1e-6  # as good as a logarithm; below it a and c would cancel digits
-_MOST_DICTIONARIES = 62  # a bit of an int64 for each
+_FLATTEST = 1e-6  # equivalent to a logarithm; below it a and c would cancel digits
+_MOST_DICTIONARIES = 62  # each is a bit of an int64
 
 
 def membership_counts(stability: Stability) -> Tensor:
@@ -39,18 +39,21 @@ def membership_counts(stability: Stability) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetPoint:
-    """What a number of dictionaries have in common, over many choices of so many."""
+    """Shares of features in one or all dictionaries of a subset, over subsets of one size."""
 
     dictionaries: int
+    """number of dictionaries in a subset"""
     subsets: int
-    """how many choices were looked at"""
+    """number of subsets"""
     alone: float
-    """the share of their features that no other of the chosen has, mean over choices"""
+    """share of the features that occur in only one dictionary of the subset, mean over subsets"""
     alone_deviation: float
-    """standard deviation over choices; they overlap, so it is no error of the mean"""
+    """standard deviation of `alone` over subsets. Subsets overlap, so it is not an error of the
+    mean"""
     everywhere: float
-    """the share that all of the chosen have"""
+    """share of the features that occur in all dictionaries of the subset, mean over subsets"""
     everywhere_deviation: float
+    """standard deviation of `everywhere` over subsets"""
 
 
 def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> list[SubsetPoint]:
@@ -87,17 +90,26 @@ def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
-    """a * k^b + c."""
+    """Power law with an offset, a * k^b + c."""
 
     a: float
+    """factor of the power"""
     b: float
+    """exponent"""
     c: float
-    """what is left for many k, if b is negative"""
+    """offset, which is the limit for large k if b is negative"""
     residual: float
-    """the root of the mean squared distance from the points"""
+    """root mean squared distance from the points"""
 
     def at(self, k: float) -> float:
-        """Return the value at k."""
+        """Return the value at k.
+
+        Args:
+            k: positive number.
+
+        Returns:
+            a * k^b + c.
+        """
         return float(self.a * k**self.b + self.c)
 
 
@@ -140,9 +152,9 @@ def fit_power_law(k: Sequence[float], values: Sequence[float]) -> PowerLaw:
 
 
 def _solve(x: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]:
-    """slope and level of slope * (x^b - 1) / b + level, and the sum of squares that is left.
+    """Fit slope * (x^b - 1) / b + level and return slope, level and the residual sum of squares.
 
-    Unlike a and c, they do not run off to infinity as b goes to 0.
+    Unlike a and c, slope and level do not diverge as b goes to 0.
     """
     basis = np.log(x) if b == 0 else np.expm1(b * np.log(x)) / b
     centred, off = basis - basis.mean(), y - y.mean()
@@ -152,10 +164,12 @@ def _solve(x: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]
 
 
 class _Patterns(NamedTuple):
-    """Which others have a feature, as bits, and how many features have that pattern."""
+    """Distinct sets of other dictionaries in which features of one dictionary occur."""
 
     bits: np.ndarray
+    """int64, one bit for each dictionary"""
     counts: np.ndarray
+    """int64, number of features with each pattern"""
 
 
 def _patterns(stability: Stability, i: int) -> _Patterns:
@@ -165,7 +179,7 @@ def _patterns(stability: Stability, i: int) -> _Patterns:
 
 
 def _shares(patterns: Sequence[_Patterns], chosen: Sequence[int]) -> tuple[float, float]:
-    """Among the features of the chosen, the shares that are in no other and in every other."""
+    """Return the shares of features in no other and in every other of the chosen dictionaries."""
     alone = everywhere = features = 0
     for s in chosen:
         others = sum(1 << t for t in chosen if t != s)
@@ -177,7 +191,7 @@ def _shares(patterns: Sequence[_Patterns], chosen: Sequence[int]) -> tuple[float
 
 
 def _choices(s: int, k: int, most: int, seed: int) -> list[tuple[int, ...]]:
-    """Different choices of k out of s: all of them, or `most` at random."""
+    """Return distinct subsets of k out of s: all if there are at most `most`, else random ones."""
     if math.comb(s, k) <= most:
         return list(itertools.combinations(range(s), k))
     random = np.random.default_rng([seed, k])

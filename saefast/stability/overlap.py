@@ -1,4 +1,4 @@
-"""Measure the overlap of two dictionaries by all common measures, each with its null."""
+"""Overlap of two dictionaries by all common measures, each with its null."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +24,16 @@ KINDS = ("nearest", "one_to_one")
 
 
 class Key(NamedTuple):
-    """Which matching of a and b: see `Measure`; `turned` is that of b's features among a's."""
+    """Identification of a matching between two dictionaries a and b."""
 
     match: str
+    """one of `KINDS`"""
     side: str
+    """"decoder" or "encoder", rows that are matched"""
     sign: str
+    """one of `SIGNS`"""
     turned: bool
+    """whether the features of b are matched with those of a, instead of the reverse"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +41,30 @@ class Overlap:
     """Measures of the features that two dictionaries share."""
 
     measures: tuple[Measure, ...]
+    """all measures"""
     alive: tuple[int, int]
-    """features of a and of b that count"""
+    """numbers of alive features of a and of b"""
     dead: tuple[int, int]
-    """and that do not"""
+    """numbers of dead features of a and of b, which are not matched"""
     matches: dict[Key, Matches] = field(repr=False)
-    """what was matched"""
+    """matchings that the measures were computed from"""
 
     __repr__ = brief
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each measure."""
+        """Return a pyarrow table with a row for each measure."""
         return table_of([vars(measure) for measure in self.measures])
 
     def select(self, name: str, **where: str | float | None) -> list[Measure]:
-        """Return all measures with this name and these fields, such as a curve of "shared"."""
+        """Return all measures with a name and given fields, such as the curve of "shared".
+
+        Args:
+            name: name of the measure; see `Measure`.
+            where: values of further fields of `Measure`.
+
+        Returns:
+            The measures, in the order of `measures`.
+        """
         where["name"] = name
         return [
             measure
@@ -60,7 +73,18 @@ class Overlap:
         ]
 
     def find(self, name: str, **where: str | float | None) -> Measure:
-        """Return the only measure with this name and these fields, such as side="both"."""
+        """Return the only measure with a name and given fields, such as side="both".
+
+        Args:
+            name: name of the measure; see `Measure`.
+            where: values of further fields of `Measure`.
+
+        Returns:
+            The measure.
+
+        Raises:
+            ValueError: no measure or several measures have these fields.
+        """
         found = self.select(name, **where)
         if len(found) != 1:
             raise ValueError(f"where must fit one measure {name!r}, {where} fits {len(found)}")
@@ -152,7 +176,7 @@ def measure_overlap(
 def _views(
     found: Mapping[Key, Matches], match: str, sign: str, sides: Sequence[str], size: int
 ) -> dict[tuple[str, int], View]:
-    """Return the partners of a's features in b, number 0, and of b's in a, number 1, by side."""
+    """Return partners by side and dictionary: 0 for the features of a in b, 1 for b in a."""
     views = {}
     for side in sides:
         forward = _view(found[Key(match, side, sign, False)])
@@ -169,7 +193,7 @@ def _view(matches: Matches) -> View:
 
 
 def _turned(pairs: View, size: int) -> View:
-    """One-to-one partners, seen from the other side."""
+    """Invert a one-to-one matching."""
     row = (pairs.partner >= 0).nonzero()[:, 0]
     column = pairs.partner[row]
     return View(

@@ -1,4 +1,4 @@
-"""Compute the measures of overlap of two dictionaries from their matches."""
+"""Measures of overlap of two dictionaries, computed from their matches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,50 +13,54 @@ _HIGH = 0.999
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number about two dictionaries, a and b."""
+    """Value of one measure of the overlap of two dictionaries, a and b."""
 
     name: str
-    """shared: share of features whose similarity to their partner is at least `threshold`; mutual:
-    share that are the nearest of their nearest; equal_partner: share with the same partner on both
-    sides; mmcs: mean of the largest cosines; pw_mcc: sum of the cosines of one-to-one pairs divided
-    by the number of features of the smaller dictionary"""
+    """name of the measure. shared: share of features whose similarity to their partner is at least
+    `threshold`; mutual: share of features that are the nearest of their nearest feature;
+    equal_partner: share of features with the same partner on both sides; mmcs: mean of the largest
+    cosines; pw_mcc: sum of the cosines of one-to-one pairs divided by the number of features of the
+    smaller dictionary"""
     match: str
-    """"nearest" or "one_to_one": how partners were found"""
+    """kind of matching, "nearest" or "one_to_one" """
     side: str
-    """decoder; encoder; both: on both sides, with any partner; same: with the same partner"""
+    """rows that are compared: decoder; encoder; both, with any partner on each side; same, with the
+    same partner on both sides"""
     sign: str
-    """signed, or absolute: opposite directions count as similar"""
+    """signed; or absolute, for which opposite directions count as similar"""
     of: str
     """dictionary whose features are counted: a, b, or both (the mean of the two)"""
     threshold: float | None
+    """minimum similarity of shared features; None for other measures"""
     value: float
-    """among features alive; NaN if there are none"""
+    """value among alive features; NaN if there are none"""
     of_all: float
-    """dead features counted as lacking"""
+    """value among all features, where dead features have no partner"""
     null: float
-    """the value that random directions have in expectation, as many as are alive; encoders drawn
-    apart from decoders"""
+    """expected value of random directions, as many as are alive; directions of encoders are
+    independent of those of decoders"""
     null_high: float | None
-    """the cosine that only one in a thousand random features exceeds, beside means of cosines"""
+    """cosine that one in a thousand random features exceeds, for means of cosines; None for
+    shares"""
 
 
 class View(NamedTuple):
-    """The partners of one dictionary's features in the other, by one side."""
+    """Partners of the features of one dictionary in the other, by one side."""
 
     partner: Tensor
-    """[m] int64, -1 for none"""
+    """[m] int64, index of the partner; -1 for none"""
     similarity: Tensor
-    """[m]"""
+    """[m] similarity to the partner; 0 without a partner"""
     mutual: Tensor
-    """[m] bool"""
+    """[m] bool, features that are the nearest of their nearest feature"""
 
     def reaching(self, threshold: float) -> Tensor:
-        """Return which features have a partner of at least this similarity, [m] bool."""
+        """Return a mask [m] of the features with a partner of at least this similarity."""
         return (self.partner >= 0) & (self.similarity >= threshold)
 
 
 class Counting:
-    """All measures of one way to match."""
+    """Computation of all measures of one kind of matching."""
 
     def __init__(
         self,
@@ -184,10 +188,11 @@ class Counting:
         return self._paired(i) * float(self.pairs.reaches(threshold))
 
     def _by_chance_mutual(self, i: int) -> float:
-        """Return the probability that the largest of a row is also the largest of its column.
+        """Return the probability that a feature is the nearest of its nearest feature.
 
-        For independent similarities, each of the row's `other` entries is the largest of the
-        own + other - 1 entries of row and column with equal probability.
+        In a matrix of independent similarities this is the probability that the largest entry of a
+        row is the largest of its column. Each of the own + other - 1 entries of row and column is
+        the largest with equal probability, and `other` of these are in the row.
         """
         own, other = self.counts[i], self.counts[1 - i]
         return other / max(own + other - 1, 1) if own else 0.0
@@ -198,7 +203,7 @@ def _over(total: float, count: int) -> float:
 
 
 def _each_and_both(*numbers: Sequence[float]) -> Iterator[tuple[Any, ...]]:
-    """Numbers of a, of b, and their means."""
+    """Yield the numbers of a, of b, and the means of both."""
     for i, of in enumerate(("a", "b")):
         yield of, *(number[i] for number in numbers)
     yield "both", *(sum(number) / 2 for number in numbers)

@@ -1,4 +1,4 @@
-"""Define the result of scoring the stability of features."""
+"""Result of scoring the stability of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class StabilityRule:
     side: str
     """one of `dictionary.SIDES`"""
     absolute: bool
-    """whether opposite directions are alike"""
+    """whether opposite directions count as similar"""
     same_partner: bool
     """whether both sides must have the same partner"""
     confidence: float
@@ -75,21 +75,43 @@ class Stability:
     __repr__ = brief
 
     def stable(self, stable: float = 0.8) -> tuple[Tensor, ...]:
-        """[m] bool for each dictionary: the features alive with a score of at least `stable`."""
+        """Return masks of the alive features with a score of at least `stable`.
+
+        Args:
+            stable: minimum score.
+
+        Returns:
+            [m] bool for each dictionary.
+        """
         return tuple(
             is_stable(score, stable) & alive
             for score, alive in zip(self.score, self.alive, strict=True)
         )
 
     def unstable(self, unstable: float = 0.2) -> tuple[Tensor, ...]:
-        """[m] bool for each dictionary: the features alive with a score of at most `unstable`."""
+        """Return masks of the alive features with a score of at most `unstable`.
+
+        Args:
+            unstable: maximum score.
+
+        Returns:
+            [m] bool for each dictionary.
+        """
         return tuple(
             is_unstable(score, unstable) & alive
             for score, alive in zip(self.score, self.alive, strict=True)
         )
 
     def groups(self, stable: float = 0.8, unstable: float = 0.2) -> list[dict[str, Tensor]]:
-        """Return {"stable": mask, "unstable": mask} for each dictionary: any `groups=` takes it."""
+        """Return the groups of stable and unstable features, for arguments named `groups`.
+
+        Args:
+            stable: minimum score of a stable feature.
+            unstable: maximum score of an unstable feature.
+
+        Returns:
+            {"stable": [m] bool, "unstable": [m] bool} for each dictionary.
+        """
         return groups_by_score(self, stable, unstable)
 
     @property
@@ -98,7 +120,7 @@ class Stability:
         return tuple(int((~alive).sum()) for alive in self.alive)
 
     def mean(self) -> float:
-        """Return the mean score of all features alive; NaN if there are none."""
+        """Return the mean score of all alive features; NaN if there are none."""
         scores = [score[alive] for score, alive in zip(self.score, self.alive, strict=True)]
         return float(torch.cat(scores).mean())
 
@@ -109,6 +131,9 @@ class Stability:
             seeds: seeds of the dictionaries, used in names of columns: partner_7 and similarity_7
                 are the partner in the dictionary of seed 7 and its similarity, null if there is
                 none. None: numbers from 0.
+
+        Returns:
+            A pyarrow table.
         """
         import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""How likely a feature is to be found again by an autoencoder trained from another seed."""
+"""Stability scores: the probability that an SAE of another seed has the same feature."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from saefast.stability.result import CURVE, Stability, StabilityRule
 MATCHES = ("nearest", "mutual", "one_to_one")
 
 PairMatches = Mapping[tuple[int, int], Matches]
-"""What `match_all` returns: [s, t] are the partners of s's features among t's"""
+"""Result of `match_all`: [s, t] holds the partners of the features of s among those of t"""
 
 _NULL_SHARE = 0.999
 
@@ -126,7 +126,7 @@ def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> St
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Summary of the scores of all features alive at one threshold."""
+    """Summary of the scores of all alive features at one threshold."""
 
     threshold: float
     """minimum similarity of a match"""
@@ -147,7 +147,9 @@ def stability_curve(
     stable: float = 0.8,
     unstable: float = 0.2,
 ) -> list[CurvePoint]:
-    """Mean score, stable and unstable share at each threshold; a convention is no argument.
+    """Compute the mean score and the stable and unstable shares at each threshold.
+
+    The curve shows how much a result depends on the choice of a threshold.
 
     Args:
         stability: result of `score_stability`.
@@ -184,7 +186,7 @@ def _scored(
     alive: Sequence[Tensor],
     rule: StabilityRule,
 ) -> Stability:
-    """The counts, and what follows from them."""
+    """Compute the scores from the matches by a rule."""
     nulls = _nulls(alive, rule)
     if isinstance(rule.threshold, str):
         thresholds = [null.quantile(_NULL_SHARE) for null in nulls]
@@ -217,13 +219,13 @@ def _scored(
 
 
 def _reaching(similarity: Tensor, least: Tensor) -> Tensor:
-    """[m, s] bool; a similarity of 0 is that of no match, whatever the threshold."""
+    """Return a mask [m, s] of the matches; a similarity of 0 is none, at any threshold."""
     return (similarity >= least.to(similarity.dtype)) & (similarity > 0)
 
 
 @lru_cache
 def _jeffreys(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
-    """Both ends [trials + 1] for each number of hits."""
+    """Return the lower and upper ends [trials + 1] of the interval for each number of hits."""
     hits = torch.arange(trials + 1, dtype=torch.float64)
     a, b = (hits + 0.5).numpy(), (trials - hits + 0.5).numpy()
     low, high = (
@@ -235,17 +237,17 @@ def _jeffreys(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
 
 
 def _nulls(alive: Sequence[Tensor], rule: StabilityRule) -> list[BestOfRandom]:
-    """What chance finds in each dictionary."""
+    """Return the null distribution of the best similarity in each dictionary."""
     return [BestOfRandom(int(living.sum()), rule.width, rule.absolute) for living in alive]
 
 
 def _partners(
     found: Sequence[PairMatches], alive: Sequence[Tensor], match: str, same_partner: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """For each dictionary the similarities [m, s] that count, and the first side's partners."""
+    """Return similarities [m, s] and partners on the first side [m, s] for each dictionary."""
     similarity, partner = [], []
     for s, living in enumerate(alive):
-        # Written and added up by columns, so that is how they lie in memory.
+        # They are written and summed by columns, so columns are contiguous in memory.
         shape = len(alive), len(living)
         similar, names = torch.zeros(shape).T, torch.full(shape, -1).T
         for t in range(len(alive)):
@@ -266,7 +268,7 @@ def _partners(
 
 
 def _given(matches: Any, side: str) -> list[PairMatches]:
-    """What was matched before, for one side or both."""
+    """Check the type of the given matches and return them, for one side or both."""
     found = list(matches) if isinstance(matches, tuple | list) else [matches]
     wanted = 2 if side == "both" else 1
     if len(found) != wanted or not all(isinstance(pairs, Mapping) for pairs in found):
@@ -279,7 +281,7 @@ def _given(matches: Any, side: str) -> list[PairMatches]:
 
 
 def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> None:
-    """Every pair is there, fits its dictionaries, and was matched as `match` says."""
+    """Raise an error unless every pair is present, fits its dictionaries and fits `match`."""
     for s, t in permutations(range(len(each)), 2):
         if (s, t) not in pairs:
             raise ValueError(
@@ -303,7 +305,7 @@ def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> 
 
 
 def _with_alive(each: Sequence[Dictionary], alive: Sequence[Tensor]) -> list[Dictionary]:
-    """The dictionaries, with other features alive."""
+    """Return the dictionaries with the given features alive."""
     if len(alive) != len(each):
         raise ValueError(f"alive must have a tensor per dictionary, {len(each)}, got {len(alive)}")
     for i, (dictionary, living) in enumerate(zip(each, alive, strict=True)):
