@@ -1,4 +1,4 @@
-"""Match the features of dictionaries: nearest, certified one-to-one, or all pairs of many."""
+"""Matching of features between dictionaries: nearest, certified one-to-one, or all pairs."""
 
 from saefast.match.all_pairs import match_all
 from saefast.match.by_activations import activation_matches

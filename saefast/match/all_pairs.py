@@ -1,4 +1,4 @@
-"""Match every pair of many dictionaries; results on disk survive an interruption."""
+"""Matching of every pair of many dictionaries, with results on disk that can be resumed."""
 
 import dataclasses
 import zlib
@@ -82,7 +82,7 @@ def _kept(
     """Read a pair from the folder, or match it and write it there."""
     file = _file(folder, *names)
     both = read_pair(file, facts)
-    # Lists are as long, and blocks as large, as memory allows.
+    # Memory determines the length of lists and the size of blocks.
     unfinished = Unfinished(file.with_suffix(_UNFINISHED), facts | {"memory": how.memory})
     if both is None:
         both = match_both(x, y, how, report, unfinished)
@@ -115,7 +115,7 @@ def _checksum(side: UnitRows) -> str:
     """Return a checksum of the compared rows, computed block by block."""
     value = 0
     for start in range(0, len(side), 65_536):
-        rows = side.block(start, start + 65_536).cpu().contiguous()  # mapped encoders are not
+        rows = side.block(start, start + 65_536).cpu().contiguous()  # mapped encoders are strided
         value = zlib.crc32(rows.numpy().data, value)
     place = zlib.crc32(side.place.cpu().numpy().data)
     return f"{side.size}x{side.width}-{value:08x}-{place:08x}"

@@ -10,28 +10,29 @@ from saefast.ops.cpu import native
 
 
 class Graph(NamedTuple):
-    """Arcs between rows and columns, row after row."""
+    """Arcs between rows and columns in compressed row format."""
 
     row_start: Tensor
-    """[rows + 1] int64"""
+    """[rows + 1] int64, index of the first arc of each row"""
     column: Tensor
-    """[arcs] int32"""
+    """[arcs] int32, column of each arc"""
     similarity: Tensor
     """[arcs] float64, finite"""
     columns: int
+    """number of columns"""
 
 
 class Assignment(NamedTuple):
     """Partners of the rows, with prices that prove the assignment optimal if it is `finished`."""
 
     partner: Tensor
-    """[rows] int64, -1 for none"""
+    """[rows] int64, column of each row; -1 for none"""
     row_price: Tensor
-    """[rows] float64"""
+    """[rows] float64, dual variables of the rows"""
     column_price: Tensor
-    """[columns] float64"""
+    """[columns] float64, dual variables of the columns"""
     finished: bool
-    """whether there was time enough"""
+    """whether the solver ended within the time limit"""
 
 
 def best_assignment(

@@ -1,4 +1,4 @@
-"""Match the features of SAEs by the correlation of their activations instead of their weights."""
+"""Matching of the features of SAEs by the correlation of their activations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _BATCH = 4096
 _CELLS = 1 << 23  # sums held at once, 8 bytes each
-_PAIRS = 1 << 22  # of latents active on one token, looked at together; about 60 bytes each
-_LEAST_VARIANCE = 1e-12  # of the mean square: what is below it never changes
+_PAIRS = 1 << 22  # pairs of latents active on one row in a block, about 60 bytes each
+_LEAST_VARIANCE = 1e-12  # relative to the mean square; features of less variance are constant
 
 Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
@@ -33,21 +33,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationMatches:
-    """Matches by activations; `score_stability(saes, matches=..., alive=...)` takes them."""
+    """Matches by activations, for the arguments `matches` and `alive` of `score_stability`."""
 
     matches: dict[tuple[int, int], Matches]
-    """[s, t] are the partners of s's features among t's; similarity is the correlation"""
+    """matches by pair: [s, t] holds the partners of the features of SAE s in SAE t; the similarity
+    is the correlation"""
     alive: tuple[Tensor, ...]
-    """[m] bool for each SAE: which fired often enough to be matched, and did not stay constant"""
+    """[m] bool for each SAE, features that fired often enough to be matched and are not constant"""
     firing_rate: tuple[Tensor, ...]
-    """[m] float32: on which share of the rows each fired"""
+    """[m] float32 for each SAE, share of the rows on which each feature fired"""
     rows: int
-    """how many were looked at"""
+    """number of rows"""
 
     __repr__ = brief
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each SAE and feature."""
+        """Return a pyarrow table with a row for each SAE and feature."""
         import pyarrow as pa
 
         sizes = [len(alive) for alive in self.alive]
@@ -70,13 +71,13 @@ def activation_matches(
     seed: int = 0,
     progress: bool = True,
 ) -> ActivationMatches:
-    """Match every SAE's features with every other's by the correlation of their activations.
+    """Match the features of every two SAEs by the correlation of their activations.
 
-    The partner is the feature whose activation, zeros included, correlates most over the same
-    rows; a feature that correlates positively with none has no partner. Codes are sparse and
-    stay so: the work is rows * k * k for each pair of SAEs, and memory 20 bytes for each active
-    latent of each row and SAE, besides half a gigabyte or, if a feature fires all the time,
-    60 bytes for every latent active beside it.
+    The partner of a feature is the feature of the other SAE whose activations, zeros included,
+    correlate most with its own over the same rows; a feature without a positive correlation has no
+    partner. Codes remain sparse: the work is rows * k * k for each pair of SAEs. Memory is 20 bytes
+    for each active latent of each row and SAE, plus half a gigabyte, or, if a feature is active on
+    most rows, 60 bytes for each latent of the other SAE that is active on these.
 
     Args:
         saes: two or more SAEs of the same activations.
@@ -126,10 +127,10 @@ def activation_matches(
 
 
 class _Codes:
-    """The active latents of all tokens, by token and by feature."""
+    """Sparse codes of all rows, indexed by row (token) and by feature."""
 
     def __init__(self, token: Ints, feature: Ints, value: NDArray[np.float32], m: int) -> None:
-        """Tokens ascend."""
+        """Store active latents, in ascending order of their tokens."""
         self.m = m
         self.token, self.feature, self.value = token, feature, value
         self.fires = np.bincount(feature, minlength=m)
@@ -139,26 +140,26 @@ class _Codes:
         self.deviation = np.full(m, np.inf)
 
     def scale(self, tokens: int, least_fires: int) -> NDArray[np.bool_]:
-        """Set means and deviations over so many tokens; which can be matched."""
+        """Compute means and deviations over all tokens; return a mask of features to match."""
         wide = self.value.astype(np.float64)
         self.mean = np.bincount(self.feature, wide, self.m) / tokens
         square = np.bincount(self.feature, wide * wide, self.m) / tokens
         variance = square - self.mean**2
         alive = (self.fires >= least_fires) & (variance > _LEAST_VARIANCE * square)
-        # What cannot be matched correlates with nothing.
+        # An infinite deviation makes all correlations of the other features 0.
         self.deviation = np.sqrt(variance, where=alive, out=np.full(self.m, np.inf))
         return alive
 
 
 class _Best:
-    """The partner that correlates most, so far, for each feature of one SAE."""
+    """Partner with the largest correlation so far, for each feature of one SAE."""
 
     def __init__(self, m: int) -> None:
         self.value = np.zeros(m)
         self.partner = np.full(m, -1)
 
     def offer(self, feature: Ints, other: Ints, value: Floats) -> None:
-        """Pairs, and their correlations; of equal ones the first offered or lowest stays."""
+        """Update the partners from pairs; ties keep the earlier partner, then the lowest index."""
         before = self.value[feature]
         better = value > before
         feature, other, value = feature[better], other[better], value[better]
@@ -170,17 +171,17 @@ class _Best:
 
 
 class _Correlating:
-    """Two SAEs' codes on the same tokens, feature by feature of the first."""
+    """Correlations between the codes of two SAEs on the same tokens."""
 
     def __init__(self, first: _Codes, second: _Codes, tokens: int) -> None:
         self.first, self.second, self.tokens = first, second, tokens
         self.token_start = np.searchsorted(second.token, np.arange(tokens + 1))
-        # How many pairs each feature of the first takes part in.
+        # Number of pairs that each feature of the first SAE is in.
         beside = np.diff(self.token_start)[first.token]
         self.pairs = np.bincount(first.feature, beside, first.m).astype(np.int64)
 
     def best(self) -> tuple[_Best, _Best]:
-        """The partners of the first's features, and of the second's."""
+        """Find the partners of the features of the first SAE, and of those of the second."""
         forward, backward = _Best(self.first.m), _Best(self.second.m)
         most_rows = max(_CELLS // max(self.second.m, 1), 1)
         sums = np.zeros(most_rows * self.second.m)
@@ -195,13 +196,13 @@ class _Correlating:
         return forward, backward
 
     def _block(self, low: int, high: int, sums: Floats, forward: _Best, backward: _Best) -> None:
-        """All pairs of the first's features from `low` to `high`; `sums` is zeros again after."""
+        """Offer all pairs with features `low` to `high` of the first; `sums` is reset to zeros."""
         first, second = self.first, self.second
         entries = first.by_feature[first.feature_start[low] : first.feature_start[high]]
         token = first.token[entries]
         start = self.token_start[token]
         count = self.token_start[token + 1] - start
-        # Entry by entry, all latents of the second that are active on its token.
+        # For each entry, all latents of the second SAE that are active on its token.
         skipped = np.cumsum(count) - count
         beside = np.repeat(start - skipped, count) + np.arange(count.sum())
         row = np.repeat(first.feature[entries], count)
@@ -209,7 +210,7 @@ class _Correlating:
         product = np.repeat(first.value[entries].astype(np.float64), count) * second.value[beside]
         cell = (row - low) * second.m + column
         np.add.at(sums, cell, product)
-        # A pair met on many tokens is looked at many times, which does no harm to a maximum.
+        # Pairs occur once for each common token; the maximum is not affected by repetitions.
         covariance = sums[cell] / self.tokens - first.mean[row] * second.mean[column]
         sums[cell] = 0
         value = np.minimum(covariance / (first.deviation[row] * second.deviation[column]), 1)

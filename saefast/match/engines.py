@@ -1,4 +1,4 @@
-"""Who finds the nearest of a block of features: saefast's encode, or FAISS."""
+"""Engines that search the nearest features in a block: the encode of saefast, or FAISS."""
 
 import time
 from collections.abc import Callable
@@ -18,39 +18,43 @@ BACKENDS = ("auto", "saefast", "faiss", "ivf", "hnsw", "cagra")
 APPROXIMATE = ("ivf", "hnsw", "cagra")
 
 _SCORES_AT_ONCE = 6  # float64 numbers for each score while the reference sorts a row
-_SPARE = 16  # candidates more than are wanted, so that rounding leaves few rows in doubt
-_WORTH_MEASURING = 2e12  # multiplications, a few seconds: below, FAISS is not even imported
-_FAISS_GPU_MOST = 2048  # neighbours that FAISS finds on a GPU
+_SPARE = 16  # additional candidates, so that rounding leaves few rows undecided
+_WORTH_MEASURING = 2e12  # multiplications, a few seconds; below, FAISS is not imported
+_FAISS_GPU_MOST = 2048  # maximum number of neighbours of FAISS on a GPU
 
 Find = Callable[[Tensor, int], SparseCode]
-"""Rows [n, d] and k to the k nearest of the block, float64"""
+"""Function from rows [n, d] float64 and k to the k nearest of the block, in float64"""
 Candidates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""Float32 rows and k to scores [n, k], descending, and int64 indices"""
+"""Function from float32 rows and k to scores [n, k], descending, and int64 indices [n, k]"""
 
 
 class Engine(Protocol):
-    """Finds the nearest of blocks of unit rows."""
+    """Engine that searches the nearest of blocks of unit rows."""
 
     @property
     def exact(self) -> bool:
-        """Whether what it leaves out is proven to be further away."""
+        """Whether rows that are not returned are proven to be further away."""
 
     def prepare(self, block: Tensor, price: Tensor | None) -> Find:
-        """Those of `block` [m, d] float64, less `price` [m] if there is one."""
+        """Return a search of `block` [m, d] float64 by similarity minus `price` [m], if given."""
 
 
 class Encode(NamedTuple):
-    """Matching is top-k encoding: the others are the weight, their prices the bias."""
+    """Search by top-k encoding, with the block as the weight and negative prices as the bias."""
 
     absolute: bool
+    """whether opposite directions count as similar"""
 
     @property
     def exact(self) -> bool:
-        """What it leaves out is proven to be further away."""
+        """True: rows that are not returned are proven to be further away."""
         return True
 
     def prepare(self, block: Tensor, price: Tensor | None) -> Find:
-        """With `absolute` one of the block may stand in a list twice, under either sign."""
+        """Return a search of the block.
+
+        With `absolute` a row of the block may be in a list twice, once for each sign.
+        """
         weight = torch.cat([block, -block]) if self.absolute else block
         bias = None if price is None else -(price.repeat(2) if self.absolute else price)
         if not gpu.has(block):
@@ -67,18 +71,23 @@ class Encode(NamedTuple):
 
 
 class Faiss(NamedTuple):
-    """An index of FAISS: flat, on all GPUs it sees or on the CPU, or one of the approximate."""
+    """Search by FAISS: a flat index on all visible GPUs or the CPU, or an approximate index."""
 
     kind: str
+    """"faiss" for a flat index, or one of `APPROXIMATE`"""
     absolute: bool
+    """whether opposite directions count as similar"""
 
     @property
     def exact(self) -> bool:
-        """What no candidate is, is proven to be further away: a flat index looked at it."""
+        """Whether the index is flat, so that it compares all rows of a block."""
         return self.kind == "faiss"
 
     def prepare(self, block: Tensor, price: Tensor | None) -> Find:
-        """Its float32 scores choose candidates; float64 decides."""
+        """Return a search of the block: float32 scores select candidates, float64 orders them.
+
+        With prices it is that of `Encode`.
+        """
         if price is not None:
             return Encode(self.absolute).prepare(block, price)
         weight = torch.cat([block, -block]) if self.absolute else block
@@ -93,7 +102,7 @@ class Faiss(NamedTuple):
             scores, indices = index.search(x.cpu().numpy(), k)
             return torch.from_numpy(scores).to(x.device), torch.from_numpy(indices).to(x.device)
 
-        # On a GPU, FAISS allows TF32: operands of eleven bits.
+        # On a GPU, FAISS allows TF32, whose operands have eleven bits.
         error = _float32_error(block.shape[1], 2.0**-11 if on_gpu else 2.0**-24)
         if self.exact:
             return settled(candidates, weight, None, error, len(block))
@@ -103,11 +112,12 @@ class Faiss(NamedTuple):
 def settled(
     candidates: Candidates, weight: Tensor, bias: Tensor | None, error: float, size: int
 ) -> Find:
-    """Exact lists from scores that are off by at most `error`.
+    """Return an exact search from candidates whose scores have an error of at most `error`.
 
-    More candidates than wanted are scored again in float64. What is no candidate scores at most as
-    much as the last of them and the error: rows where that does not decide are searched in float64.
-    All values come from `gather_dots`, so that they have the same bits however they were found.
+    More candidates than requested are scored again in float64. Rows of the block that are no
+    candidates score at most as much as the last candidate plus the error. Queries for which this
+    does not decide the list are searched in float64. All values are computed by `gather_dots`, so
+    their bits do not depend on how they were found.
     """
 
     def find(x: Tensor, k: int) -> SparseCode:
@@ -116,7 +126,7 @@ def settled(
         values, indices = _rescored(x, weight, bias, indices)
         if width < len(weight):
             doubtful = _doubtful(values[:, k - 1], scores[:, -1], error)
-            # So few at a time that their scores take no more room than the block itself.
+            # So few at a time that their scores take no more memory than the block itself.
             for rows in torch.split(doubtful, max(1, x.shape[1] // _SCORES_AT_ONCE)):
                 full = topk_encode(x[rows], weight, bias, k=width)
                 values[rows], indices[rows] = _rescored(x[rows], weight, bias, full.indices)
@@ -126,7 +136,7 @@ def settled(
 
 
 def _doubtful(values: Tensor, last: Tensor, error: float) -> Tensor:
-    """The rows where what is no candidate may be larger than these values."""
+    """Return the queries for which a row that is no candidate may reach their last value."""
     return (values <= last.double() + error).nonzero()[:, 0]
 
 
@@ -143,7 +153,7 @@ def _approximate(
 def _rescored(
     x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Values in float64, descending, equal ones by lower index."""
+    """Return values in float64 and indices, by descending value, then ascending index."""
     indices = indices.sort(dim=1).values
     values: Tensor = gather_dots(x, weight, indices)
     if bias is not None:
@@ -153,17 +163,17 @@ def _rescored(
 
 
 def _folded(code: SparseCode, size: int) -> SparseCode:
-    """Opposites counted as what they are opposite to."""
-    return code._replace(indices=code.indices % size)  # of -1, none, the last: -infinity marks it
+    """Replace the indices of opposites by those of the rows they are opposite to."""
+    return code._replace(indices=code.indices % size)  # -1, none, gets a value of -infinity
 
 
 def _float32_error(d: int, operand: float) -> float:
-    """How far a product of unit rows can be off: operands rounded, d additions in any order."""
+    """Bound the error of a dot product of unit rows: rounded operands, d additions in any order."""
     return 1.1 * (2 * operand + operand**2 + (d + 8) * 2.0**-24)
 
 
 def _index(kind: str, rows: Any) -> tuple[Any, bool]:
-    """An index of these rows, and whether it is on a GPU."""
+    """Build an index of the rows and return it, with whether it is on a GPU."""
     faiss = _faiss()
     size, d = rows.shape
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
@@ -202,7 +212,18 @@ def _faiss() -> Any:
 
 
 def engine_for(backend: str, absolute: bool, x: Any, others: Any, k: int) -> Engine:
-    """The engine of that name; of "auto", what is faster on a sample of these `UnitRows`."""
+    """Return the engine of a backend; for "auto", the faster one on a sample of these `UnitRows`.
+
+    Args:
+        backend: one of `BACKENDS`.
+        absolute: whether opposite directions count as similar.
+        x: `UnitRows` whose neighbours are searched.
+        others: `UnitRows` among which they are searched.
+        k: number of neighbours.
+
+    Returns:
+        The engine.
+    """
     checks.one_of("backend", backend, BACKENDS)
     ours = Encode(absolute)
     if backend == "saefast":
@@ -226,7 +247,7 @@ def _has_faiss() -> bool:
 
 
 def _seconds(engine: Engine, sample: Tensor, block: Tensor, k: int) -> float:
-    """Of the second search: the first starts threads and fills caches."""
+    """Time the second of two searches: the first starts threads and fills caches."""
     find = engine.prepare(block, None)
     find(sample, k)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Match the features of two dictionaries by cosine similarity."""
+"""Matching of the features of two dictionaries by cosine similarity."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -72,7 +72,7 @@ def match_features(
 
 
 class SearchOptions(TypedDict, total=False):
-    """Options of `match_features` for how partners are found."""
+    """Options of `match_features` that control the search for partners."""
 
     neighbours: int
     floor: float | None
@@ -82,7 +82,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class MatchOptions(SearchOptions, total=False):
-    """Options of `match_features` but `progress`."""
+    """All options of `match_features` except `progress`."""
 
     one_to_one: bool
     side: str
@@ -127,7 +127,7 @@ def check_pair(name: str, x: UnitRows, other: str, y: UnitRows) -> None:
 
 
 def pairs_bar(pairs: int, progress: bool) -> ProgressBar:
-    """Return a progress bar over pairs of features, each looked at from both sides."""
+    """Return a progress bar over pairs of features, each counted from both sides."""
     return ProgressBar("matching", total=pairs, unit="pairs", progress=progress)
 
 
@@ -138,7 +138,7 @@ def match_both(
     report: Report,
     saved: Unfinished | None = None,
 ) -> tuple[Matches, Matches]:
-    """Match x's features with y's, and y's with x's, in one search.
+    """Match the features of x with those of y, and the reverse, in one search.
 
     The search resumes from the state of an interrupted one in `saved`.
     """
@@ -178,7 +178,7 @@ def match_both(
 
 
 def _unmatched(x: UnitRows, y: UnitRows, how: Matching) -> Matches:
-    """Return the matches of dictionaries of which one has no features alive."""
+    """Return the matches of two dictionaries if one of them has no alive features."""
     matches = Matches(
         partner=torch.full((x.size,), -1, device=x.device),
         similarity=torch.zeros(x.size, dtype=x.dtype, device=x.device),

@@ -1,4 +1,4 @@
-"""The nearest features of another dictionary, exactly, without a matrix of all similarities."""
+"""Exact search of the nearest features of another dictionary, in blocks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from saefast.match.saved import Unfinished
 from saefast.types import SparseCode
 from saefast.unit_rows import UnitRows
 
-_ROWS = 32_768  # searched for at a time: so many that preparing the others is not felt
-_BLOCK = 2**18  # features at most, so that there is something to keep every minute
-_SAMPLE = 256  # features whose true neighbours an approximate index is measured by
-_COPIES = 4  # of a block of others: float64, its opposites, and what an engine packs
+_ROWS = 32_768  # queries at a time, enough that the time to prepare a block is negligible
+_BLOCK = 2**18  # maximum number of features, so that progress can be saved every minute
+_SAMPLE = 256  # features whose true neighbours the recall of an approximate index is measured on
+_COPIES = 4  # of a block of others: float64, its opposites, and packed copies of an engine
 
 Report = Callable[[int], object]
-"""Called with the number of pairs looked at since its last call"""
+"""Function that is called with the number of pairs compared since its last call"""
 
 
 def _silent(_: int) -> None:
@@ -27,18 +27,22 @@ def _silent(_: int) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """Two dictionaries, and how pairs of their features are looked for."""
+    """Two dictionaries and the settings of a search for pairs of their features."""
 
     x: UnitRows
+    """alive features of the first dictionary"""
     y: UnitRows
+    """alive features of the second dictionary"""
     engine: Engine
+    """engine of the neighbour search"""
     absolute: bool
-    """whether opposite directions are alike"""
+    """whether opposite directions count as similar"""
     memory: float
-    """bytes for blocks, while neighbours are looked for, and for arcs afterwards"""
+    """bytes for blocks during the neighbour search, and for arcs afterwards"""
     report: Report = _silent
+    """progress callback"""
     saved: Unfinished = field(default_factory=Unfinished)
-    """what is kept of the search until it is finished"""
+    """state of the search that is kept until it is finished"""
 
 
 def nearest(
@@ -50,10 +54,21 @@ def nearest(
     price: Tensor | None = None,
     report: Report = _silent,
 ) -> SparseCode:
-    """The k of `others` that are most similar to each of `x`, or gain most after their price.
+    """Find the k of `others` most similar to each of `x`, by similarity minus price if given.
 
-    Values descend, equal values in order of their index, float64; the same for any `memory` and
-    any exact engine. `memory`: bytes that blocks may take.
+    The result is the same for any `memory` and any exact engine.
+
+    Args:
+        x: rows whose neighbours are searched.
+        others: rows among which they are searched.
+        k: number of neighbours.
+        engine: engine of the search.
+        memory: bytes that blocks may take.
+        price: [len(others)] float64; None: no prices.
+        report: progress callback.
+
+    Returns:
+        Values [len(x), k] float64 and indices, by descending value, then ascending index.
     """
     best = _Best.empty(len(x), k, x.device)
     step = block_rows(others.width, memory / 2)
@@ -71,8 +86,8 @@ def nearest(
 def nearest_both_ways(search: Search, k: int) -> tuple[SparseCode, SparseCode]:
     """Find the k of y nearest to each of x, and the k of x nearest to each of y.
 
-    Each block of either is made once for each of the other's: what is read from disk serves both.
-    It goes on from what an interrupted search has saved.
+    Both directions are searched with the same blocks, so each block of x is read only once for each
+    block of y. The search resumes from the saved state of an interrupted one.
     """
     x, y, engine, saved = search.x, search.y, search.engine, search.saved
     forward, backward = (
@@ -110,11 +125,14 @@ def nearest_both_ways(search: Search, k: int) -> tuple[SparseCode, SparseCode]:
 
 
 def recall(search: Search, found: SparseCode) -> float:
-    """Return the share of the true neighbours of a sample of x's features that lists hold.
+    """Return the recall of neighbour lists on a sample of the features of x.
 
     Args:
-        search: the search that found them.
-        found: the lists of all of x's features.
+        search: the search that found the lists.
+        found: lists of all features of x.
+
+    Returns:
+        Share of the true neighbours of the sample that are in their lists.
     """
     x, k = search.x, found.indices.shape[1]
     rows = torch.arange(0, len(x), max(1, len(x) // _SAMPLE), device=x.device)[:_SAMPLE]
@@ -124,12 +142,12 @@ def recall(search: Search, found: SparseCode) -> float:
 
 
 def block_rows(width: int, memory: float) -> int:
-    """How many features of that width a block may have."""
+    """Return the maximum number of features in a block, given their width and bytes of memory."""
     return min(_BLOCK, max(1024, int(memory / (8 * width * _COPIES))))
 
 
 class _Best:
-    """The k best of each row so far, over blocks of others that come in ascending order."""
+    """The k best of each row so far, over blocks of others in ascending order."""
 
     def __init__(self, values: Tensor, indices: Tensor) -> None:
         self._values, self._indices = values, indices
@@ -143,21 +161,21 @@ class _Best:
     def begun(
         cls, name: str, tensors: Mapping[str, Tensor], device: torch.device
     ) -> "_Best | None":
-        """What `named` gave, if it is among the tensors."""
+        """Restore the state that `named` returned; None if the tensors lack it."""
         if f"{name}.values" not in tensors:
             return None
         return cls(tensors[f"{name}.values"].to(device), tensors[f"{name}.indices"].to(device))
 
     def named(self, name: str) -> dict[str, Tensor]:
-        """For a file."""
+        """Return the state as tensors by name, to be saved."""
         return {f"{name}.values": self._values, f"{name}.indices": self._indices}
 
     def take(self, row: int, found: SparseCode, start: int) -> None:
-        """What was found for the rows from `row` in the block that begins at `start`."""
+        """Merge lists of the rows from `row` in the block that begins at `start`."""
         rows = slice(row, row + len(found.values))
         values = torch.cat([self._values[rows], found.values], 1)
         indices = torch.cat([self._indices[rows], found.indices + start], 1)
-        # Stable: of equals those of the earlier block, whose indices are lower, come first.
+        # The sort is stable: equal values of the earlier block, with lower indices, come first.
         order = values.sort(dim=1, descending=True, stable=True).indices[:, : self._values.shape[1]]
         self._values[rows] = values.gather(1, order)
         self._indices[rows] = indices.gather(1, order)

@@ -1,4 +1,4 @@
-"""The best one-to-one matching of unit rows: solved on a few arcs, proven for all pairs."""
+"""Optimal one-to-one matching of unit rows, solved on few arcs and certified for all pairs."""
 
 import math
 import time
@@ -18,9 +18,9 @@ from saefast.types import SparseCode
 from saefast.unit_rows import UnitRows, similarities
 
 TOLERANCE = 1e-10
-"""How far below the bound a certified matching may be, for every row"""
+"""Maximum difference between the bound and the value of a certified matching, per row"""
 UNMATCHED = -2.0
-"""What a row without a partner counts where nobody may decline: worse than any cosine"""
+"""Value of a row without a partner if there is no floor: less than any cosine"""
 _FOUND_PER_ROW = 8
 
 
@@ -28,30 +28,33 @@ class Arcs(NamedTuple):
     """Pairs of a row and a column, and their similarities."""
 
     row: Tensor
+    """[arcs] int64"""
     column: Tensor
+    """[arcs] int64"""
     similarity: Tensor
+    """[arcs] float64"""
 
     @classmethod
     def of_lists(cls, lists: SparseCode) -> "Arcs":
-        """Each row with the columns in its list."""
+        """Return the arcs from each row to the columns in its list."""
         indices, values = lists.indices.cpu(), lists.values.cpu()
         row = torch.arange(len(indices)).repeat_interleave(indices.shape[1])
         return cls(row, indices.flatten(), values.flatten())
 
     def only(self, those: Tensor) -> "Arcs":
-        """The arcs of this mask."""
+        """Return the arcs that a mask selects."""
         return Arcs(*(values[those] for values in self))
 
     def turned(self) -> "Arcs":
-        """Rows as columns."""
+        """Exchange rows and columns."""
         return Arcs(self.column, self.row, self.similarity)
 
     def joined(self, other: "Arcs") -> "Arcs":
-        """The arcs of both."""
+        """Return the arcs of both."""
         return Arcs(*(torch.cat(both) for both in zip(self, other, strict=True)))
 
     def graph(self, rows: int, columns: int) -> Graph:
-        """Row after row, each pair once: it has one similarity, whichever list it came from."""
+        """Return the graph of the arcs without duplicates, whose similarities are equal."""
         key, order = (self.row * columns + self.column).sort()
         first = key.diff(prepend=key.new_tensor([-1])) != 0
         key, order = key[first], order[first]
@@ -60,13 +63,14 @@ class Arcs(NamedTuple):
 
 
 class OneToOne(NamedTuple):
-    """The best one-to-one matching that was found, from both sides."""
+    """Best one-to-one matching found, from both sides."""
 
     forward: Matches
-    """of x's features with y's"""
+    """matches of the features of x with those of y"""
     backward: Matches
+    """matches of the features of y with those of x"""
     full: bool
-    """whether pairs were left out for want of memory"""
+    """whether pairs were left out for lack of memory"""
 
 
 def match_one_to_one(
@@ -76,14 +80,18 @@ def match_one_to_one(
     floor: float | None,
     seconds: float | None,
 ) -> OneToOne:
-    """Match features of x with features of y one to one, best in sum, with a proof.
+    """Find the one-to-one matching of x and y with the greatest sum of similarities, and its bound.
 
     Args:
-        search: the two dictionaries.
-        forward: the nearest of each of x's features.
-        backward: the nearest of each of y's features.
-        floor: features less similar than this are not matched, and similarity counts from it.
-        seconds: how long to look for better matchings; None sets no limit.
+        search: the two dictionaries and the settings of the search.
+        forward: neighbour lists of the features of x.
+        backward: neighbour lists of the features of y.
+        floor: minimum similarity of a match, which is subtracted from the similarity of each pair;
+            None: no minimum.
+        seconds: time limit for improving the matching; None: no limit.
+
+    Returns:
+        The matching from both sides, with its proof.
     """
     x, y = search.x, search.y
     least = UNMATCHED if floor is None else floor
@@ -91,7 +99,8 @@ def match_one_to_one(
     partner = found.partner.to(x.device)
     paired = (partner >= 0).nonzero()[:, 0]
     chosen = similarities(x, paired, y, partner[paired], search.absolute)
-    # Where rows may decline, similarity counts from the floor; otherwise the shorter side is full.
+    # With a floor, rows may stay without a partner, and the value is the sum of similarities above
+    # it. Without one, all features of the smaller side have a partner.
     declining = len(x) if floor is not None else max(len(x) - len(y), 0)
     worth = float(chosen.sum()) + least * (len(x) - len(paired)) - least * declining
     bound = float(found.row_price.sum() + found.column_price.sum()) - least * declining
@@ -110,7 +119,7 @@ def match_one_to_one(
         row_price=spread(rows, x),
         column_price=spread(columns, y),
     )
-    # A row that may stay without a partner has the price `least`, a column 0.
+    # The least price is `least` for a row, which may stay without a partner, and 0 for a column.
     back_proof = replace(
         proof, row_price=spread(columns + least, y), column_price=spread(rows - least, x)
     )
@@ -118,25 +127,32 @@ def match_one_to_one(
 
 
 class Solution(NamedTuple):
-    """A matching, and prices that no pair beats: the sum of prices bounds every matching."""
+    """Matching with prices whose sum bounds the value of every matching.
+
+    No pair of a row and a column is more similar than the sum of their prices.
+    """
 
     partner: Tensor
-    """[rows] int64, -1 for none"""
+    """[rows] int64, column of each row; -1 for none"""
     row_price: Tensor
+    """[rows] float64"""
     column_price: Tensor
+    """[columns] float64"""
     rounds: int
+    """number of times that the matching was solved and compared with all pairs"""
     full: bool
-    """whether arcs were left out for want of memory"""
+    """whether arcs were left out for lack of memory"""
 
 
 def solved(
     search: Search, forward: SparseCode, backward: SparseCode, floor: float, seconds: float
 ) -> Solution:
-    """Solve the matching whose sum is best; a row without a partner counts `floor`.
+    """Find the matching with the greatest sum, in which a row without a partner counts `floor`.
 
-    `forward` lists what is nearest to each row, `backward` to each column. The prices of a solution
-    on these arcs are compared with all other pairs, and those that beat them become arcs too, until
-    there are none, or no `seconds` or bytes of memory are left. The prices are a bound then, too.
+    The matching is solved on the arcs of the neighbour lists of rows, `forward`, and of columns,
+    `backward`. Its prices are compared with all other pairs, and pairs above the sum of their
+    prices are added as arcs, until there are none, or time or memory is used up. The prices are
+    valid bounds in these cases as well.
     """
     a, b, absolute = search.x, search.y, search.absolute
     end = time.monotonic() + seconds
@@ -144,13 +160,13 @@ def solved(
     arcs = arcs.joined(_diagonal(a, b, absolute))
     solution, added, rounds = _known(search.saved)
     arcs = arcs.joined(added)
-    # What a list leaves out is at most what it ends in.
+    # Pairs that are in no list are at most as similar as the last entry of a list.
     row_reach, column_reach = forward.values[:, -1].cpu(), backward.values[:, -1].cpu()
     while True:
         rounds += 1
         full = False
         left = end - time.monotonic()
-        # Nothing holds the graph: there is room for one at a time.
+        # No reference to the graph is kept, since memory suffices for one at a time.
         solution = best_assignment(arcs.graph(len(a), len(b)), floor, start=solution, seconds=left)
         row_price, column_price = solution.row_price, solution.column_price
         row = _suspects(row_reach, row_price, column_reach, column_price)
@@ -177,7 +193,7 @@ def solved(
 
 
 def _completed(partner: Tensor, columns: int) -> Tensor:
-    """Pair unmatched rows with free columns: the arcs alone, or too little time, may leave some."""
+    """Pair unmatched rows with free columns, if missing arcs or a time limit left any."""
     rows = (partner < 0).nonzero()[:, 0]
     free = torch.ones(columns, dtype=torch.bool).index_fill(0, partner[partner >= 0], False)
     left = free.nonzero()[: len(rows), 0]
@@ -185,7 +201,7 @@ def _completed(partner: Tensor, columns: int) -> Tensor:
 
 
 def _known(saved: Unfinished) -> tuple[Assignment | None, Arcs, int]:
-    """What `solved` kept: a solution, the arcs added to the lists, after which round."""
+    """Return the solution, added arcs and number of rounds that `solved` has saved."""
     kept = saved.tensors
     if "rounds" not in kept:
         nobody = torch.zeros(0, dtype=torch.int64)
@@ -202,7 +218,7 @@ def _named(solution: Assignment) -> dict[str, Tensor]:
 
 
 def _diagonal(a: UnitRows, b: UnitRows, absolute: bool) -> Arcs:
-    """Row i with column i, so that nobody has to stay without a partner."""
+    """Return the arcs from row i to column i, with which a complete matching exists."""
     i = torch.arange(min(len(a), len(b)))
     return _arcs(a, i, b, i, absolute)
 
@@ -213,10 +229,11 @@ def _arcs(a: UnitRows, i: Tensor, b: UnitRows, j: Tensor, absolute: bool) -> Arc
 
 
 def _suspects(reach: Tensor, price: Tensor, other_reach: Tensor, other_price: Tensor) -> Tensor:
-    """Which nodes could be in a pair that no list has and that is above the sum of its prices.
+    """Return the nodes that may be in a pair above the sum of its prices that is in no list.
 
-    A pair in no list is at most min(reach[i], other_reach[j]). So j matters to i only if
-    other_price[j] < reach[i] - price[i]: of those, sorted by price, the first few.
+    The similarity of a pair in no list is at most min(reach[i], other_reach[j]). So j is relevant
+    for i only if other_price[j] < reach[i] - price[i], which holds for the first nodes in order of
+    price.
     """
     ordered, order = other_price.sort()
     gain = (other_reach - other_price)[order].cummax(0).values
@@ -234,7 +251,7 @@ def _beating(
     b: UnitRows,
     absolute: bool,
 ) -> Arcs:
-    """The pairs found that are above the sum of their prices: none of them is an arc already."""
+    """Return the found pairs above the sum of their prices, none of which can be an arc already."""
     columns = found.indices.cpu()
     near = found.values.cpu() > solution.row_price[row, None]  # gains, after the columns' prices
     where, rank = near.nonzero(as_tuple=True)
@@ -244,7 +261,7 @@ def _beating(
 
 
 def _greatest(new: Arcs, solution: Assignment, most: int) -> Arcs:
-    """Those that are furthest above their prices, at most so many."""
+    """Return the arcs that exceed the sum of their prices most, at most `most` of them."""
     excess = new.similarity - solution.row_price[new.row] - solution.column_price[new.column]
     first = excess.argsort(descending=True, stable=True)[: max(most, 0)].sort().values
     return Arcs(*(values[first] for values in new))

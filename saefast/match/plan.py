@@ -1,4 +1,4 @@
-"""Divide the memory of a matching, and estimate what it will take before it is begun."""
+"""Division of the memory of a matching, and estimates of its time and memory."""
 
 import time
 from dataclasses import dataclass
@@ -16,29 +16,40 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LIST_ENTRY = 16
-"""Bytes that a neighbour in a list takes: a float64 and an int64"""
+"""Bytes of a neighbour in a list: a float64 and an int64"""
 ARC = 72
-"""Bytes that it takes once more as an arc, while arcs are sorted into a graph and solved"""
-_LISTS = 0.75  # of the memory, lists and their arcs; the rest is for the arcs that lists left out
+"""Additional bytes of a neighbour as an arc, while arcs are sorted into a graph and solved"""
+_LISTS = 0.75  # share of the memory for lists and their arcs; the rest is for added arcs
 
-_SAMPLE = (4096, 16_384)  # rows and others that the rate is measured on
+_SAMPLE = (4096, 16_384)  # numbers of rows and others that the rate is measured on
 
 
 class Division(NamedTuple):
     """Division of the memory of a matching."""
 
     neighbours: int
-    """how long the lists are"""
+    """length of the neighbour lists"""
     lists: int
-    """bytes of the lists of both sides, as long as the matching lasts"""
+    """bytes of the lists of both sides, which are held during the whole matching"""
     rest: float
-    """bytes for blocks, while neighbours are looked for, and for arcs afterwards"""
+    """bytes for blocks during the neighbour search, and for arcs afterwards"""
 
 
 def divided(memory: float, rows: int, columns: int, neighbours: int, solved: bool) -> Division:
-    """Lists as long as is wished, where a one-to-one matching is `solved` as long as there is room.
+    """Divide the memory of a matching between neighbour lists and the rest.
 
-    Shorter lists cost rounds. Nothing else depends on them.
+    If a one-to-one matching is `solved`, lists are shortened to fit. Shorter lists cost rounds;
+    the result is the same.
+
+    Args:
+        memory: bytes of the matching.
+        rows: number of alive features of the first dictionary.
+        columns: number of alive features of the second dictionary.
+        neighbours: requested length of the lists.
+        solved: whether a one-to-one matching is solved.
+
+    Returns:
+        The division.
     """
     k = min(neighbours, rows, columns) if solved else neighbours
     if solved:
@@ -57,32 +68,36 @@ class MatchPlan:
     """Estimated memory and time of matching two dictionaries with m features of width d each."""
 
     m: int
+    """number of features of each dictionary"""
     d: int
+    """width of the features"""
     neighbours: int
-    """in each list: those wished, or as many as there is memory for"""
+    """length of the neighbour lists: as requested, or as much as memory allows"""
     blocks: int
-    """of either dictionary; each is compared with each of the other's"""
+    """number of blocks of each dictionary; each is compared with each block of the other"""
     block_rows: int
+    """number of features in a block"""
     lists_gb: float
-    """for the lists of both"""
+    """gigabytes of the neighbour lists of both dictionaries"""
     solver_gb: float
-    """for the arcs of a one-to-one matching"""
+    """gigabytes of the arcs of a one-to-one matching, 0 for nearest features"""
     blocks_gb: float
+    """gigabytes of the blocks of both dictionaries"""
     dictionaries_gb: float
-    """of two in float32, which may stay on disk"""
+    """gigabytes of both dictionaries in float32, which may stay on disk"""
     flops: float
-    """multiplications and additions of all products, from both sides"""
+    """multiplications and additions of all dot products, from both sides"""
     pairs_per_second: float
-    """measured here, now, at this width"""
+    """rate of comparing pairs of features, measured on this machine at this width"""
     seconds: float
-    """time to find the neighbours; a one-to-one matching adds a few times that of a sort"""
+    """time of the neighbour search; a one-to-one matching adds a few times that of a sort"""
 
     def to_table(self) -> "pa.Table":
-        """Return a table with one row, to join those of several sizes."""
+        """Return the plan as a pyarrow table with one row."""
         return table_of([vars(self)])
 
     def sentences(self) -> str:
-        """Return the plan as readable text."""
+        """Return the plan as text."""
         total = self.lists_gb + max(self.solver_gb, self.blocks_gb)
         return (
             f"{self.m:,} features of width {self.d} with as many: {self.blocks} x {self.blocks} "

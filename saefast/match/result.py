@@ -1,4 +1,4 @@
-"""Define the result of matching two dictionaries."""
+"""Results of matching two dictionaries."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,62 +16,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The worth of a one-to-one matching, and the prices that bound every other."""
+    """Value of a one-to-one matching, and prices that bound the value of every other matching."""
 
     value: float
-    """sum of the similarities, less the floor each if there is one"""
+    """sum of the similarities of the pairs, each minus the floor if there is one"""
     upper_bound: float
-    """no one-to-one matching has a greater value, of all pairs"""
+    """bound on the value of every one-to-one matching of the two dictionaries"""
     certified: bool
-    """whether the value is within 1e-10 a feature of the bound, and so the greatest there is"""
+    """whether the value is within 1e-10 per feature of the bound, so that no matching is better"""
     rounds: int
-    """how often it was solved and compared with the pairs left out"""
+    """number of times that the matching was solved and compared with all other pairs"""
     row_price: Tensor
-    """[m] float64; a row's and a column's price sum to at least the similarity of their pair: that
-    is the proof. 0 for rows of zeros"""
+    """[m] float64, prices of the features of the first dictionary. The prices of a row and a column
+    sum to at least the similarity of the pair, which proves the bound. 0 for dead features"""
     column_price: Tensor
-    """[m2] float64: the price of being wanted, 0 for those that are free"""
+    """[m2] float64, prices of the features of the second dictionary; 0 for dead features and, in a
+    certified matching, for features without a partner"""
 
     __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matches:
-    """The partners of one dictionary's features among those of another."""
+    """Partners of the features of one dictionary among those of another."""
 
     partner: Tensor
-    """[m] int64 row of the other dictionary, -1 for none"""
+    """[m] int64, index of the partner in the other dictionary; -1 for none"""
     similarity: Tensor
-    """[m] similarity to the partner, 0 where there is none"""
+    """[m] similarity to the partner; 0 without a partner"""
     mutual: Tensor
-    """[m] bool: whether each of the pair is the other's nearest"""
+    """[m] bool, whether the feature and its partner are each the nearest feature of the other"""
     proof: Proof | None = None
-    """bound of every one-to-one matching; None unless the matching is one to one"""
+    """value and bound of a one-to-one matching; None for nearest features"""
 
     __repr__ = brief
 
     @property
     def value(self) -> float | None:
-        """The value of a one-to-one matching, None for others: see `Proof`."""
+        """Value of a one-to-one matching, else None; see `Proof`."""
         return None if self.proof is None else self.proof.value
 
     @property
     def upper_bound(self) -> float | None:
-        """The bound of a one-to-one matching, None for others: see `Proof`."""
+        """Upper bound of a one-to-one matching, else None; see `Proof`."""
         return None if self.proof is None else self.proof.upper_bound
 
     @property
     def certified(self) -> bool | None:
-        """Whether a one-to-one matching is proven optimal, None for others: see `Proof`."""
+        """Whether a one-to-one matching is proven optimal, else None; see `Proof`."""
         return None if self.proof is None else self.proof.certified
 
     @property
     def rounds(self) -> int | None:
-        """The rounds that a one-to-one matching took, None for others: see `Proof`."""
+        """Number of rounds of a one-to-one matching, else None; see `Proof`."""
         return None if self.proof is None else self.proof.rounds
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each feature; one without a partner has nulls there."""
+        """Return a pyarrow table with a row for each feature, and nulls for missing partners."""
         import pyarrow as pa
 
         partner = self.partner.cpu().numpy()
@@ -87,23 +88,25 @@ class Matches:
 
 
 class Pair(NamedTuple):
-    """The features alive of two dictionaries, and the nearest of each among the other's."""
+    """Alive features of two dictionaries, and the nearest feature of each in the other."""
 
     x: UnitRows
+    """alive features of the first dictionary"""
     y: UnitRows
+    """alive features of the second dictionary"""
     forward: Tensor
-    """[len(x)] int64"""
+    """[len(x)] int64, nearest of y for each of x"""
     backward: Tensor
-    """[len(y)] int64"""
+    """[len(y)] int64, nearest of x for each of y"""
     absolute: bool
-    """whether opposite directions are alike"""
+    """whether opposite directions count as similar"""
 
     def turned(self) -> "Pair":
         """Exchange the two dictionaries."""
         return Pair(self.y, self.x, self.backward, self.forward, self.absolute)
 
     def nearest(self, floor: float | None) -> Matches:
-        """Match each feature of x with its nearest, which may be shared, if that is similar."""
+        """Match each feature of x with its nearest of y, if their similarity reaches `floor`."""
         i = torch.arange(len(self.x), device=self.x.device)
         similarity = similarities(self.x, i, self.y, self.forward, self.absolute)
         near = torch.ones_like(self.forward, dtype=torch.bool)
@@ -112,11 +115,14 @@ class Pair(NamedTuple):
         return self.matches(self.forward.where(near, -1), similarity)
 
     def matches(self, partner: Tensor, similarity: Tensor) -> Matches:
-        """Return the matches of all features of x.
+        """Return the matches of all features of the first dictionary, alive and dead.
 
         Args:
-            partner: [len(x)] int64 among y, -1 for none.
-            similarity: [len(x)] to it.
+            partner: [len(x)] int64, index in y of the partner; -1 for none.
+            similarity: [len(x)] similarity to the partner.
+
+        Returns:
+            The matches, without a proof.
         """
         column, paired = partner.clamp(min=0), partner >= 0
         mutual = (self.forward == column) & paired
@@ -130,5 +136,5 @@ class Pair(NamedTuple):
 
 
 def spread(values: Tensor, alive: UnitRows, dead: int = 0) -> Tensor:
-    """Put values of the features alive at their places among all, and `dead` elsewhere."""
+    """Scatter values of the alive features to their places among all, with `dead` elsewhere."""
     return values.new_full((alive.size,), dead).index_copy(0, alive.place, values)

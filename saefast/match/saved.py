@@ -1,4 +1,4 @@
-"""The matches of two dictionaries on disk: a Parquet table, and a file to go on from before it."""
+"""Matches of two dictionaries on disk: a Parquet table, and a file for an unfinished matching."""
 
 import contextlib
 import json
@@ -17,18 +17,25 @@ from saefast.disk.tables import write_table
 from saefast.match.result import Matches, Proof
 
 Both = tuple[Matches, Matches]
-"""Of the first's features among the second's, and the other way round"""
+"""Matches of the first dictionary in the second, and of the second in the first"""
 
 _KEY = b"saefast"
 _ALWAYS = ("partner", "similarity", "mutual")
 _FACTS = ("value", "upper_bound", "certified", "rounds")
 
-_EVERY = 30.0  # seconds between two writings of what is unfinished
+_EVERY = 30.0  # seconds between two writes of an unfinished matching
 _ABOUT = "about"
 
 
 def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, Any]) -> None:
-    """`names` are the numbers of the two dictionaries; `about` says what was matched, and how."""
+    """Write the matches of two dictionaries.
+
+    Args:
+        file: path of the Parquet file.
+        both: matches in both directions.
+        names: numbers of the two dictionaries.
+        about: options and checksums that determine the result.
+    """
     sizes = [len(matches.partner) for matches in both]
     columns = {
         "dictionary": np.repeat(names, sizes),
@@ -39,7 +46,7 @@ def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, 
     there, back = both
     facts: dict[str, float] = {}
     if there.proof is not None and back.proof is not None:
-        # The price of a feature as a row, and as a column: both of the first dictionary's first.
+        # Prices of each feature as a row and as a column, the first dictionary before the second.
         rows = there.proof.row_price, back.proof.row_price
         others = back.proof.column_price, there.proof.column_price
         columns["row_price"] = torch.cat(rows).cpu().numpy()
@@ -50,9 +57,17 @@ def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, 
 
 
 def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
-    """What `write_pair` wrote; None where there is nothing, or something about other matches.
+    """Read matches written by `write_pair`.
 
-    `about` None takes whatever there is.
+    Args:
+        file: path of the Parquet file.
+        about: expected options and checksums; None: any.
+
+    Returns:
+        Matches in both directions; None if there is no file, or one with another `about`.
+
+    Raises:
+        ValueError: the file is truncated or holds no matches.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -85,19 +100,23 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
 
 
 class Unfinished:
-    """What is known of a matching that is not finished: an interrupted one goes on from it.
+    """State of an unfinished matching, from which an interrupted one resumes.
 
-    Tensors by name, written whole every half minute; without a file only remembered.
+    The state consists of named tensors. It is written to the file as a whole at most every half
+    minute; without a file it is kept in memory only.
+
+    Args:
+        file: path of the file; None: no file.
+        about: options and checksums that determine the matching; a file with others is ignored.
     """
 
     def __init__(self, file: Path | None = None, about: Mapping[str, Any] | None = None) -> None:
-        """`about` says what is matched, and how: what a file holds of anything else is not used."""
         self._file, self._about = file, json.dumps(about)
         self._written = time.monotonic()
         self.tensors: dict[str, Tensor] = {} if file is None else _read(file, self._about)
 
     def keep(self, **tensors: Tensor) -> None:
-        """Remember these, beside what is known or in place of it."""
+        """Add or replace tensors, and write the state if it is due."""
         self.tensors |= tensors
         if self._file is not None and time.monotonic() - self._written >= _EVERY:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,14 +124,14 @@ class Unfinished:
             self._written = time.monotonic()
 
     def finish(self) -> None:
-        """Remove what was kept."""
+        """Discard the state and its file."""
         self.tensors = {}
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
 
 def _read(file: Path, about: str) -> dict[str, Tensor]:
-    """Nothing where there is no such file, or nothing of use in it."""
+    """Read the tensors of a file; none if it is missing, unreadable or has another `about`."""
     from safetensors import SafetensorError, safe_open
 
     with contextlib.suppress(OSError, SafetensorError), safe_open(file, "pt") as content:
