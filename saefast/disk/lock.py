@@ -1,4 +1,4 @@
-"""Lock a folder for one writer: concurrent writers would corrupt each other's files."""
+"""Locks on folders, which prevent concurrent writers from corrupting each other's files."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ class Claim:
             reason = "is no folder, or lies below a file; choose another one"
             raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from error
         self.release: Callable[[], object] = lambda: None
-        if os.name == "nt":  # folders cannot be locked there
+        if os.name == "nt":  # Windows cannot lock folders
             return
         from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 

@@ -1,4 +1,4 @@
-"""Pool the features of many seeds into one SAE, and judge it beside its controls."""
+"""Pooling of the features of several seeds into one SAE, and its comparison with controls."""
 
 from saefast.pool.features import pool_features
 from saefast.pool.study import PoolingStudy, evaluate_pooling

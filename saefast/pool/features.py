@@ -1,4 +1,4 @@
-"""One dictionary from those of many seeds: each feature once, those that most seeds found first."""
+"""Pooling of the unique features of several dictionaries into one, by descending support."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.unit_rows import normalised
 
-_ROUNDING = 1e-6  # a copy is no other feature because its cosine is short of 1 by that
+_ROUNDING = 1e-6  # tolerance, so that copies with a cosine just below 1 count as the same feature
 _BLOCK = 4096
 _CHUNK = 1 << 16
 _FIRST_WIDTH = 8
 
 
 class Origin(NamedTuple):
-    """Where the features of a pool come from, in its order."""
+    """Origin of the features of a pool, in the order of the pool."""
 
     dictionary: Tensor
-    """int64"""
+    """[m] int64, position of the dictionary in the list"""
     feature: Tensor
-    """int64"""
+    """[m] int64, index of the feature in its dictionary"""
 
 
 def pool_features(
@@ -92,7 +92,22 @@ def pool_origin(
     firing_rates: Sequence[Tensor] | None = None,
     progress: bool = True,
 ) -> Origin:
-    """Which features `pool_features` takes; it has the same arguments."""
+    """Return the origin of the features that `pool_features` keeps for the same arguments.
+
+    Args:
+        dictionaries: dictionaries of different seeds.
+        stability: result of `score_stability` for the same dictionaries, in the same order.
+        width: number of features to keep; None: all unique features.
+        threshold: cosine of decoder rows from which two features count as the same.
+        firing_rates: [m] for each dictionary; None: those of the dictionaries.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The origin of each feature, in the order in which they were kept.
+
+    Raises:
+        ValueError: no feature is alive, or there are fewer unique features than `width`.
+    """
     each = as_dictionaries(dictionaries)
     _check(each, stability, width, threshold)
     order = _ordered(each, stability, _rates(each, firing_rates))
@@ -116,7 +131,7 @@ def pool_origin(
 
 
 class _Unique:
-    """UnitRows of which no two are more similar than a limit."""
+    """Unit rows that were kept, of which no two are more similar than a limit."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -124,7 +139,7 @@ class _Unique:
         self._chunks: list[Tensor] = []
 
     def add(self, rows: Tensor, most: int) -> Tensor:
-        """Keep the first `most` of the unit rows that are near to none kept; says which."""
+        """Keep at most `most` unit rows that are similar to no kept row; return their indices."""
         place = torch.arange(len(rows))
         for chunk in self._chunks:
             near = threshold_encode(rows[place], chunk, threshold=self._limit, width=1).counts > 0
@@ -143,7 +158,7 @@ class _Unique:
 
 
 def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
-    """Which rows are near to none of the earlier ones among them."""
+    """Return a mask of the rows that are similar to no earlier row which it contains."""
     if not len(rows):
         return torch.zeros(0, dtype=torch.bool)
     near = all_above(
@@ -155,7 +170,7 @@ def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
     earlier, place = listed.nonzero(as_tuple=True)
     later = near.indices[earlier, place]
     keep = [True] * len(rows)
-    # Ascending: when a row's turn has come, all that could have removed it have had theirs.
+    # Rows are visited in ascending order, so all rows that could remove a row come before it.
     for i, j in zip(earlier.tolist(), later.tolist(), strict=True):
         if i < j and keep[i]:
             keep[j] = False
@@ -165,11 +180,11 @@ def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
 def _ordered(
     each: Sequence[Dictionary], stability: Stability, rates: Sequence[Tensor] | None
 ) -> Origin:
-    """All features alive, most supported first."""
+    """Return the alive features of all dictionaries by descending support, then rate."""
     dictionary = torch.cat([torch.full((its.m,), s) for s, its in enumerate(each)])
     feature = torch.cat([torch.arange(its.m) for its in each])
     second = rates if rates is not None else stability.soft
-    # The last key decides first; of equal features the first seed's first stands first.
+    # The last key is the primary one; ties keep the order of dictionaries and features.
     order = np.lexsort(
         tuple(
             -torch.cat([values.detach().double().cpu() for values in key]).numpy()
@@ -194,7 +209,7 @@ def _blocks(order: Origin, progress: bool) -> Iterator[Origin]:
 
 
 def _all(each: Sequence[Dictionary], name: str) -> list[Tensor] | None:
-    """That part of every dictionary, if all have it."""
+    """Return one part of every dictionary; None if any dictionary lacks it."""
     parts = [getattr(its, name) for its in each]
     return None if any(part is None for part in parts) else parts
 
@@ -207,7 +222,7 @@ def _mean_bias(each: Sequence[Dictionary]) -> Tensor | None:
 
 
 def _shifted_bias(each: Sequence[Dictionary], b_dec: Tensor | None) -> list[Tensor] | None:
-    """b_enc of every feature for rows from which another b_dec is taken."""
+    """Return `b_enc` of every dictionary, adjusted to rows minus another `b_dec`."""
     encoders, biases = _all(each, "W_enc"), _all(each, "b_enc")
     if encoders is None or biases is None or b_dec is None:
         return biases
@@ -230,7 +245,7 @@ def _gathered(parts: Sequence[Tensor] | None, of: Origin) -> Tensor | None:
 
 
 def _picked(parts: Sequence[Tensor], of: Origin) -> Tensor:
-    """The rows of the features, from the parts of their dictionaries."""
+    """Gather the rows of features from a part of their dictionaries."""
     out = parts[0].new_empty(len(of.feature), *parts[0].shape[1:])
     for number, part in enumerate(parts):
         its = of.dictionary == number

@@ -1,4 +1,4 @@
-"""Evaluate pooling: compare two pools of disjoint seeds with controls."""
+"""Evaluation of pooling: comparison of two pools of disjoint seeds with controls."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ CONTROLS = {
     "scratch": "an SAE of that width, trained from scratch",
     "single": "one SAE as it is",
 }
-"""What pooling is compared with"""
+"""Descriptions of the controls that pooling is compared with, by name"""
 
 _COMPARED = {
     "explained_variance": "explained variance",
@@ -41,51 +41,59 @@ _COMPARED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Two SAEs of one method, from disjoint seeds, on activations held out."""
+    """Measurements of two SAEs of one method, from disjoint seeds, on held-out activations."""
 
     explained_variance: float
-    """mean of both, by `saefast.evaluation.reconstruction.CONVENTIONS`"""
+    """explained variance by `saefast.evaluation.reconstruction.CONVENTIONS`, mean of both SAEs"""
     match_share: float
-    """the share of latents alive whose nearest of the other is similar enough, mean of both"""
+    """share of the alive latents whose nearest latent of the other SAE has a cosine of at least the
+    threshold, mean of both SAEs"""
     pw_mcc: float
-    """mean cosine of the best one-to-one matching, of as many pairs as the smaller one has alive"""
+    """sum of the cosines of the best one-to-one matching divided by the number of alive latents of
+    the SAE with fewer"""
     alive: float
-    """latents that fire, mean of both"""
+    """number of latents that fire, mean of both SAEs"""
     match_share_error: float
-    """standard error of the share, from the number of latents"""
+    """standard error of `match_share`, from the number of latents"""
     pw_mcc_error: float
-    """and of the mean cosine; that of explained variance is far below any margin"""
+    """standard error of `pw_mcc`; that of explained variance is far below any margin"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
-    """What became of one method."""
+    """Results of one method."""
 
     method: str
-    """pooled, or one of `CONTROLS`"""
+    """"pooled", or one of `CONTROLS`"""
     latents: int
+    """number of latents of each SAE"""
     tokens: int
-    """how many all training that went into one SAE of it took, over all seeds"""
+    """number of tokens of all training that went into one SAE, over all seeds"""
     whole: Outcome
+    """measurements of the SAEs as they are"""
     equal: Outcome
-    """with all methods cut to the most frequent latents, as many as the least alive SAE has"""
+    """measurements after the SAEs of all methods are cut to the same number of their most frequent
+    latents, the smallest number of alive latents of any SAE"""
 
     __repr__ = brief
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingStudy:
-    """Pooling and its controls."""
+    """Comparison of pooling with its controls."""
 
     results: tuple[MethodResult, ...]
+    """results of pooling, then of the controls"""
     threshold: float
+    """minimum cosine of a match"""
     margin: float
+    """differences up to this are ignored"""
 
     __repr__ = brief
 
     @property
     def beaten(self) -> dict[str, bool]:
-        """Whether pooling beats each control, at equal numbers of alive latents.
+        """Whether pooling beats each control, by name, at equal numbers of alive latents.
 
         It beats a control if it is better on one metric and worse on none.
         """
@@ -126,7 +134,7 @@ class PoolingStudy:
         return "\n".join(lines)
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each method."""
+        """Return a pyarrow table with a row for each method."""
         return table_of(
             [
                 {
@@ -139,7 +147,7 @@ class PoolingStudy:
         )
 
     def _against(self, control: MethodResult) -> tuple[list[str], list[str]]:
-        """In which figures pooling is better than the control, and in which worse."""
+        """Return the metrics in which pooling is better and worse than a control."""
         pooled = self.results[0].equal
         better: list[str] = []
         worse: list[str] = []
@@ -148,7 +156,7 @@ class PoolingStudy:
             error = math.hypot(
                 *(getattr(its, f"{name}_error", 0.0) for its in (pooled, control.equal))
             )
-            # A few latents more or less are no gain.
+            # Ignore differences that a few latents can cause.
             if abs(gain) > max(self.margin, 2 * error):
                 (better if gain > 0 else worse).append(words)
         return better, worse
@@ -173,8 +181,8 @@ def evaluate_pooling(
 ) -> PoolingStudy:
     """Fine-tune two pools of disjoint seeds and compare them with each other, and with controls.
 
-    Two pools of the same seeds would agree because they have the same parents; these agree only
-    where different seeds do. Every control is a pair from disjoint seeds as well.
+    Pools of common seeds would agree because they share features; pools of disjoint seeds agree
+    only as far as different seeds do. Every control is a pair from disjoint seeds as well.
 
     Args:
         saes: two lists of SAEs without a common seed.
@@ -251,7 +259,7 @@ def evaluate_pooling(
 
 
 def _kept_in(out: str | Path | None, name: str, resume: bool) -> dict[str, Any]:
-    """Return the arguments by which `train_saes` keeps a training in a folder of its own."""
+    """Return the arguments of `train_saes` that keep a training in its own folder."""
     if out is None:
         return {}
     folder = Path(out) / name
@@ -260,7 +268,16 @@ def _kept_in(out: str | Path | None, name: str, resume: bool) -> dict[str, Any]:
 
 
 def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:
-    """Return the SAE cut to its `width` most frequent latents, or to all if it has fewer."""
+    """Return an SAE reduced to its most frequent latents.
+
+    Args:
+        sae: the SAE.
+        firing_rate: [m] firing rates of its latents.
+        width: number of latents to keep; all are kept if there are fewer.
+
+    Returns:
+        A new SAE with the kept latents in their order.
+    """
     kept = firing_rate.argsort(descending=True, stable=True)[:width].sort().values
     out = SAE(
         *(sae.d, len(kept)),
