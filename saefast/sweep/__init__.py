@@ -1,4 +1,4 @@
-"""Sweeps: many runs over a grid of settings, which share rows and passes over them."""
+"""Sweeps: runs over a grid of settings, which share rows of activations and passes over them."""
 
 from saefast.sweep.definition import Cell, Sweep, read_sweep, sweep_from
 from saefast.sweep.driver import SweepOutcome, run_sweep

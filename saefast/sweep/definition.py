@@ -1,4 +1,4 @@
-"""Sweep files: a base, axes of settings, and the cells that these span."""
+"""Sweep files: a base, axes of settings, and the cells of their grid."""
 
 import difflib
 import itertools
@@ -31,25 +31,35 @@ class Cell:
     """One run of a sweep."""
 
     name: str
-    """folder of the run"""
+    """name of the cell and of the folder of its run"""
     axes: Settings
-    """value on each axis of the grid"""
+    """value on each axis of the grid, by the name of the axis"""
     settings: RunSettings
+    """settings of the run"""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of a sweep file, in the order of its grid: the last axis moves fastest."""
+    """Axes and cells of a sweep file."""
 
     axes: tuple[str, ...]
+    """names of the axes, in the order of the file"""
     cells: tuple[Cell, ...]
+    """cells in the order of the grid, whose last axis varies fastest"""
 
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file.
 
+    Args:
+        path: path of a TOML file.
+
+    Returns:
+        The sweep.
+
     Raises:
-        ValueError: the file is not TOML, or asks for what cannot be.
+        ValueError: the file is not TOML, or its settings are invalid.
+        TypeError: a setting has a wrong type.
     """
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -65,8 +75,15 @@ def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
     """Build a sweep from the tables of a sweep file.
 
     Args:
-        told: base, settings, sets, grid and exclude.
-        folder: place that a relative path of base starts at.
+        told: content of the file: base, settings, sets, grid and exclude.
+        folder: folder that a relative path of `base` refers to.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        ValueError: the settings are invalid, or the grid is empty or too large.
+        TypeError: a setting has a wrong type.
     """
     check_names("the file", told, _TABLES)
     base = _base(told.get("base"), folder)
@@ -100,7 +117,7 @@ def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
 
 
 def _base(base: Any, folder: Path) -> dict[str, Any]:
-    """Return the settings that all cells begin with."""
+    """Return the settings that all cells are based on."""
     if not isinstance(base, str):
         raise ValueError(
             f"base must be a preset ({', '.join(PRESETS)}) or the path of a run's TOML, got "
@@ -118,7 +135,7 @@ def _base(base: Any, folder: Path) -> dict[str, Any]:
 
 
 def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings:
-    """Return the settings that the values on the axes stand for."""
+    """Return the settings that correspond to the values on the axes."""
     given: Settings = {}
     for name, value in at.items():
         given |= sets[name][value] if name in sets else {name: value}
@@ -126,7 +143,7 @@ def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings
 
 
 def _assign(settings: dict[str, Any], given: Settings) -> None:
-    """Put values in place; a name that the settings do not know is refused."""
+    """Assign values to nested settings; raise a ValueError for unknown names."""
     for name, value in given.items():
         *parents, last = name.split(".")
         place: Any = settings
@@ -139,7 +156,7 @@ def _assign(settings: dict[str, Any], given: Settings) -> None:
             place = place[part]
             if not isinstance(place, dict):
                 raise ValueError(f"{name} must be a setting, got one inside of {path} = {place!r}")
-        known = place or {last: None}  # a table that was None has no names yet
+        known = place or {last: None}  # a new table accepts any name
         if last not in known:
             raise ValueError(_unknown(name, name, place))
         place[last] = value
@@ -167,7 +184,14 @@ def _cell(at: Settings, told: dict[str, Any]) -> Cell:
 
 
 def cell_name(at: Settings) -> str:
-    """Return the folder's name of a cell: its values, with the last parts of the axes' names."""
+    """Return the name of a cell's folder, made of its values and the last parts of axis names.
+
+    Args:
+        at: value on each axis.
+
+    Returns:
+        The name, at most 200 characters.
+    """
     short = [name.rpartition(".")[2] for name in at]
     names = [last if short.count(last) == 1 else full for last, full in zip(short, at, strict=True)]
     parts = [f"{name}-{_as_name(value)}" for name, value in zip(names, at.values(), strict=True)]

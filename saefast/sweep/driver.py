@@ -1,4 +1,4 @@
-"""The driver of a sweep: gives tasks to workers, tries failed ones again, writes the table."""
+"""Driver of a sweep: assigns tasks to workers, retries failed ones and writes the results."""
 
 import contextlib
 from collections import deque
@@ -23,14 +23,15 @@ class SweepOutcome:
     """Outcome of a sweep, or of a share of it."""
 
     cells: int
-    """in the sweep, or in the share"""
+    """number of cells in the sweep or share"""
     skipped: int
-    """cells that were finished before"""
+    """number of cells that were already finished"""
     failed: dict[str, str]
-    """by cell: why it could not be finished, in one line"""
+    """reasons of failures, one line each, by the name of the cell"""
     leftover: tuple[str, ...]
-    """folders of cells that the sweep file does not have"""
+    """names of folders whose cells are not in the sweep file"""
     results: Path
+    """path of the table of results"""
 
 
 def run_sweep(
@@ -43,22 +44,28 @@ def run_sweep(
     remake: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> SweepOutcome:
-    """Run all cells that are not finished, and write the table of all.
+    """Run all unfinished cells and write the table of results of all cells.
 
-    A cell that fails is tried once more; then it is named in the table, and the others go on.
+    A failed cell is retried once. If it fails again, the table states the reason, and the sweep
+    continues with the other cells.
 
     Args:
-        sweep: the cells.
-        out: the folder of the sweep, a new one or one to go on with.
+        sweep: the sweep to run.
+        out: folder of the sweep; an existing sweep is resumed.
         until: last stage of every cell.
-        processes: worker processes of this machine; None: one for each GPU, or for each core.
-        share: number of a share, from 1 on, and number of all shares; None: everything.
-        remake: make cells again whose settings in the sweep file have changed.
-        tell: gets a line as each task begins or fails.
+        processes: number of worker processes; None: one for each GPU, or for each processor core if
+            there is no GPU.
+        share: number of a share, starting at 1, and number of shares; None: all cells.
+        remake: whether to run cells again whose settings in the sweep file have changed.
+        tell: function that is called with a line of text when a task begins or fails.
+
+    Returns:
+        The outcome, with the reasons of failures.
 
     Raises:
         ValueError: cells were begun with other settings, and `remake` is False.
-        BlockingIOError: another driver works in the folder.
+        FileExistsError: `out` is the folder of a run.
+        BlockingIOError: another driver uses the folder.
     """
     checks.one_of("until", until, NAMES)
     if processes is not None:
@@ -86,13 +93,17 @@ def run_sweep(
 
 
 def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
-    """Return the cells of a share of a sweep, or all.
+    """Return the cells of a share of a sweep, or all cells.
 
-    A share has as many cells as others, within one, and cells of as few streams as possible.
+    Shares differ by at most one in their number of cells, and each contains cells of as few streams
+    as possible.
 
     Args:
         sweep: the sweep.
-        share: number of the share, from 1 on, and number of all shares; None: everything.
+        share: number of the share, starting at 1, and number of shares; None: all cells.
+
+    Returns:
+        The cells, in the order of the sweep.
     """
     cells = list(sweep.cells)
     if share is None:
@@ -110,7 +121,7 @@ def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
 def _accept(
     changed: list[Changed], folder: SweepFolder, remake: bool, tell: Callable[[str], None]
 ) -> None:
-    """Refuse changed cells, or make place for them."""
+    """Raise a ValueError for changed cells, or with `remake` remove those to train again."""
     if changed and not remake:
         told = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
         raise ValueError(
@@ -127,7 +138,7 @@ def _accept(
 def _work(
     schedule: Schedule, folder: SweepFolder, workers: Workers, tell: Callable[[str], None]
 ) -> dict[str, str]:
-    """Do all tasks; return which cells failed, and why."""
+    """Perform all tasks and return the reasons of failures by cell."""
     waiting = deque(schedule.first())
     running = 0
     failed: dict[str, str] = {}
@@ -154,10 +165,10 @@ def _work(
 
 
 def _again(answer: Answer) -> list[Task]:
-    """Return what to try after a failure.
+    """Return the tasks to retry after a failure.
 
-    Where a task of several cells raised an error, one of them may be the reason, so each is tried
-    alone. Where its process died, none of them may be, so all are tried together first.
+    If a task of several cells raised an error, one cell may be the cause, so each is retried alone.
+    If its process died, the cause may be none of them, so all are first retried together.
     """
     task = answer.task
     attempts = task.attempts + 1
@@ -167,7 +178,7 @@ def _again(answer: Answer) -> list[Task]:
 
 
 def _record(folder: SweepFolder, name: str, answer: Answer) -> None:
-    with contextlib.suppress(OSError):  # the disk is full, and the outcome says why the cell failed
+    with contextlib.suppress(OSError):  # the disk may be full; the outcome has the reason as well
         folder.write_failure(name, FailureRecord(answer.reason or "", answer.task.attempts + 1))
 
 

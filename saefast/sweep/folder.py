@@ -1,13 +1,12 @@
-"""The folder of a sweep.
+"""Files in the folder of a sweep.
 
-sweep.json          axes and cells: `SweepRecord`
-cells/NAME/         an ordinary run for each cell; beside its own files sweep/:
-    done.json       where its last stage ran: `DoneRecord`
-    failure.json    why it could not be finished: `FailureRecord`
-stores/KEY/         rows, which cells share by links
-results.parquet     a row for each SAE and each cell; made from the cells' folders
-report.html
-shares/N/I/         claimed by the driver of share I of N; holds nothing
+- sweep.json: axes and cells, `SweepRecord`
+- cells/NAME/: an ordinary run for each cell, with two further files in sweep/: done.json, the
+  machine of its last stage, `DoneRecord`; and failure.json, the reason of a failure,
+  `FailureRecord`
+- stores/KEY/: rows of activations, which cells share by links
+- results.parquet: a row for each SAE and each cell, derived from the folders of the cells
+- shares/N/I/: an empty folder that is locked by the driver of share I of N
 """
 
 import shutil
@@ -38,79 +37,107 @@ _PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """sweep.json"""
+    """Content of sweep.json."""
 
     axes: list[str]
+    """names of the axes"""
     until: str
     """last stage of every cell"""
     cells: dict[str, dict[str, Any]]
-    """by name: the value on each axis"""
+    """value on each axis for each cell, by the name of the cell"""
 
 
 @dataclass(frozen=True)
 class DoneRecord:
-    """done.json: where a cell was finished."""
+    """Content of done.json, the machine and software that finished a cell."""
 
     machine: str
+    """name of the machine"""
     processor: str
+    """name of the processor"""
     device: str
+    """device of the training"""
     commit: str | None
-    """of the checkout that saefast was imported from; None for an installed package"""
+    """commit of the checkout that saefast was imported from; None for an installed package"""
     saefast: str
+    """version of saefast"""
     torch: str
+    """version of torch"""
     threads: int
+    """number of threads of the process"""
 
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """failure.json"""
+    """Content of failure.json."""
 
     reason: str
-    """one line"""
+    """reason of the failure, one line"""
     attempts: int
+    """number of attempts of the task that failed"""
 
 
 @dataclass(frozen=True)
 class Changed:
-    """A cell whose folder was begun with other settings than the sweep file has now."""
+    """Cell whose folder was begun with other settings than those in the sweep file."""
 
     cell: str
+    """name of the cell"""
     differences: tuple[str, ...]
-    """such as: train.lr was 0.1, is 0.2 now"""
+    """descriptions such as "train.lr was 0.1, is 0.2 now" """
     again: bool
-    """whether its SAEs must be trained again; else later stages run again"""
+    """whether its SAEs have to be trained again, instead of later stages alone"""
 
 
 class SweepFolder:
-    """Reads and writes what a sweep keeps beside its cells.
+    """Folder of a sweep, with the files described in the module.
 
     Args:
-        root: the folder of the sweep.
+        root: path of the folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        """path of the folder"""
 
     @property
     def stores(self) -> Path:
-        """Folder of the rows that cells share."""
+        """Folder of the stores that cells share."""
         return self.root / STORES
 
     @property
     def results(self) -> Path:
-        """The table of results."""
+        """Path of the table of results."""
         return self.root / RESULTS
 
     def cell(self, name: str) -> Path:
-        """Return the folder of a cell's run."""
+        """Return the path of the run of a cell.
+
+        Args:
+            name: name of the cell.
+
+        Returns:
+            The path, which may not exist.
+        """
         return self.root / CELLS / name
 
     def job(self, cell: Cell, progress: bool = False) -> Job:
-        """Return the run of a cell."""
+        """Return the run of a cell.
+
+        Args:
+            cell: the cell.
+            progress: whether the run shows progress bars on stderr.
+
+        Returns:
+            The run as a `Job`.
+        """
         return Job(self.cell(cell.name), cell.settings, progress)
 
     def read(self) -> SweepRecord:
         """Read sweep.json.
+
+        Returns:
+            Its content.
 
         Raises:
             FileNotFoundError: the folder holds no sweep.
@@ -124,19 +151,31 @@ class SweepFolder:
         return record
 
     def write(self, sweep: Sweep, until: str) -> None:
-        """Write sweep.json."""
+        """Write sweep.json.
+
+        Args:
+            sweep: the sweep.
+            until: last stage of every cell.
+        """
         cells = {cell.name: cell.axes for cell in sweep.cells}
         write_record(self.root / SWEEP, SweepRecord(list(sweep.axes), until, cells))
 
     def check_new(self) -> None:
-        """Raise an error if the folder holds something else than a sweep."""
+        """Raise a FileExistsError if the folder is that of a run instead of a sweep."""
         if (self.root / RUN).is_file() or (self.root / SETTINGS).is_file():
             raise FileExistsError(
                 f"out must be the folder of a sweep, but {self.root} holds a run; choose another"
             )
 
     def changed(self, sweep: Sweep) -> list[Changed]:
-        """Compare the cells that were begun with the sweep file's."""
+        """Return the cells that were begun with settings other than those of the sweep file.
+
+        Args:
+            sweep: the sweep of the file.
+
+        Returns:
+            The changed cells, with their differences.
+        """
         found = []
         for cell in sweep.cells:
             then = read_json(self.cell(cell.name) / SETTINGS)
@@ -151,43 +190,53 @@ class SweepFolder:
         return found
 
     def leftover(self, sweep: Sweep) -> list[str]:
-        """List folders of cells that the sweep file does not have."""
+        """Return the names of folders whose cells are not in the sweep file.
+
+        Args:
+            sweep: the sweep of the file.
+
+        Returns:
+            The names, sorted.
+        """
         names = {cell.name for cell in sweep.cells}
         cells = self.root / CELLS
         there = sorted(path.name for path in cells.iterdir()) if cells.is_dir() else []
         return [name for name in there if name not in names]
 
     def remove(self, name: str) -> None:
-        """Remove the folder of a cell; rows that it shares stay."""
+        """Remove the folder of a cell, but not the stores that it shares."""
         shutil.rmtree(self.cell(name))
 
     def done(self, name: str) -> DoneRecord | None:
-        """Return where a cell was finished; None if it was not."""
+        """Return the content of done.json of a cell; None if it is not finished."""
         return read_record(self.cell(name) / _DONE, DoneRecord)
 
     def write_done(self, name: str, record: DoneRecord) -> None:
-        """Record where a cell was finished, and forget that it failed before."""
+        """Write done.json of a cell and remove failure.json."""
         write_record(self.cell(name) / _DONE, record)
         (self.cell(name) / _FAILURE).unlink(missing_ok=True)
 
     def failure(self, name: str) -> FailureRecord | None:
-        """Return why a cell failed; None if it did not."""
+        """Return the content of failure.json of a cell; None if it did not fail."""
         return read_record(self.cell(name) / _FAILURE, FailureRecord)
 
     def write_failure(self, name: str, record: FailureRecord) -> None:
-        """Record why a cell failed."""
+        """Write failure.json of a cell."""
         write_record(self.cell(name) / _FAILURE, record)
 
     @contextmanager
     def claimed(self, share: tuple[int, int] | None) -> Iterator[None]:
-        """Hold the sweep, or one share of it; a second driver of the same gets an error.
+        """Lock the sweep, or one share of it, for one driver.
 
         Args:
-            share: number of the share and of all shares; None: the whole sweep, which excludes
-                drivers of shares, too.
+            share: number of the share and number of shares; None: the whole sweep, which excludes
+                drivers of shares as well.
+
+        Yields:
+            None, while the lock is held.
 
         Raises:
-            BlockingIOError: another driver works in the folder.
+            BlockingIOError: another driver uses the sweep or share.
         """
         with ExitStack() as held:
             held.enter_context(Claim(self.root, shared=share is not None))
@@ -198,14 +247,18 @@ class SweepFolder:
 
     @contextmanager
     def writing_results(self) -> Iterator[None]:
-        """Hold the table of results, so that the last of several drivers sees all cells."""
+        """Lock the table of results, so that the last of several drivers reads all cells.
+
+        Yields:
+            None, while the lock is held.
+        """
         (self.root / CELLS).mkdir(exist_ok=True)
         with claim_when_free(self.root / CELLS):
             yield
 
 
 def claim_when_free(folder: Path) -> Claim:
-    """Claim a folder, and wait while another process has it."""
+    """Lock a folder, after waiting until no other process has locked it."""
     while True:
         try:
             return Claim(folder)

@@ -1,4 +1,4 @@
-"""The grid of a sweep file: lists, ranges, sets of settings and exclusions."""
+"""Grid of a sweep file: lists, ranges, sets of settings and exclusions."""
 
 import difflib
 import json
@@ -12,11 +12,18 @@ MOST_CELLS = 100_000
 _RANGE = ("from", "to", "step", "factor")
 
 Settings = dict[str, Any]
-"""Values by dotted name, such as train.latents"""
+"""Values of settings by dotted name, such as train.latents"""
 
 
 def setting(settings: Mapping[str, Any], name: str) -> Any:
     """Return the value of a dotted name in nested settings.
+
+    Args:
+        settings: nested settings.
+        name: dotted name, such as train.latents.
+
+    Returns:
+        The value.
 
     Raises:
         KeyError: there is no such setting.
@@ -30,7 +37,7 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def read_sets(told: Any) -> dict[str, dict[str, Settings]]:
-    """Return by name of a set its choices, each with the settings that it stands for."""
+    """Read the sets of a sweep file: the settings of each choice by set and choice."""
     if not isinstance(told, Mapping):
         raise TypeError(f"sets must be tables such as [sets.size.small], got {told!r}")
     found = {}
@@ -49,7 +56,7 @@ def read_sets(told: Any) -> dict[str, dict[str, Settings]]:
 
 
 def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str, list[Any]]:
-    """Return the values of each axis."""
+    """Read the grid of a sweep file: the list of values of each axis by its name."""
     if not isinstance(grid, Mapping) or not grid:
         raise ValueError(
             f'grid must be a table with one axis at least, such as "train.k" = [4, 8], got '
@@ -84,7 +91,7 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
 
 
 def _values(name: str, told: Any) -> list[Any]:
-    """Return the values of a list or of a range; none of them twice."""
+    """Return the values of a list or a range, and raise a ValueError for duplicates."""
     if isinstance(told, Mapping):
         values = _range(name, told)
     elif isinstance(told, list) and told:
@@ -104,7 +111,7 @@ def _values(name: str, told: Any) -> list[Any]:
 
 
 def _range(name: str, told: Mapping[str, Any]) -> list[Any]:
-    """Return the values from one number to another, both included where they are met."""
+    """Return the values of a range, which includes its end if a step reaches it."""
     check_names(f"the range grid.{name}", told, _RANGE)
     numbers = {key: value for key, value in told.items() if _is_number(value)}
     by = [key for key in ("step", "factor") if key in told]
@@ -141,15 +148,25 @@ def _is_number(value: Any) -> bool:
 
 @dataclass
 class Exclusion:
-    """Settings that are left out together."""
+    """Combination of settings whose cells are excluded from the grid."""
 
     number: int
+    """position in the list of exclusions"""
     told: Mapping[str, Any]
+    """excluded value, or list of values, by the dotted name of a setting or axis"""
     cells: int = 0
-    """how many it has left out"""
+    """number of cells excluded so far"""
 
     def leaves_out(self, at: Settings, settings: Mapping[str, Any]) -> bool:
-        """Return whether a cell has all of the settings, and count it."""
+        """Return whether a cell is excluded, and count it if so.
+
+        Args:
+            at: value of the cell on each axis, and its settings by dotted name.
+            settings: nested settings of the cell.
+
+        Returns:
+            Whether the cell has all of the excluded values.
+        """
         for name, wanted in self.told.items():
             value = at[name] if name in at else setting(settings, name)
             if value != wanted and not (isinstance(wanted, list) and value in wanted):
@@ -161,6 +178,7 @@ class Exclusion:
 def read_exclusions(
     told: Any, axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]
 ) -> list[Exclusion]:
+    """Read the exclusions of a sweep file, whose names have to be axes or settings of the base."""
     if not isinstance(told, list) or not all(isinstance(each, Mapping) and each for each in told):
         raise TypeError(f"exclude must be tables [[exclude]] with settings, got {told!r}")
     found = []
@@ -184,7 +202,7 @@ def read_exclusions(
 def _flat(
     table: Mapping[str, Any], name: str, sets: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values; [grid.train] with k = [4] is "train.k" = [4]."""
+    """Yield dotted names and values: [grid.train] with k = [4] is the same as "train.k" = [4]."""
     sections = {*SOURCES, "train", "trainer", "stability", "subspace", "pool", "evaluate"}
     for key, value in table.items():
         if key in sections and key not in sets and isinstance(value, Mapping):
@@ -195,7 +213,7 @@ def _flat(
 
 
 def dotted(name: str, table: Any) -> Settings:
-    """Return a table of settings with dotted names as keys."""
+    """Flatten a table of settings to dotted names."""
     if not isinstance(table, Mapping):
         raise TypeError(f'{name} must be a table of settings such as "train.k" = 4, got {table!r}')
     found = dict(_flat(table, name, {}))
@@ -206,6 +224,7 @@ def dotted(name: str, table: Any) -> Settings:
 
 
 def check_names(name: str, told: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise a ValueError, with the closest known name, if a table has an unknown name."""
     for key in told:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)

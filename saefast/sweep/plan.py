@@ -1,4 +1,4 @@
-"""The plan of a sweep: cells, hours, disk and memory, from speeds measured now."""
+"""Plan of a sweep: number of cells, time, disk space and memory, from measured speeds."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,45 +18,54 @@ from saefast.sweep.workers import local_workers
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What one cell takes."""
+    """Cost of one cell."""
 
     cell: str
+    """name of the cell"""
     seconds: float
-    """of one worker"""
+    """time of one worker, without the harvest"""
     disk: int
     """bytes of its folder"""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Work of a sweep, or of a share of it, that remains, with its estimated cost."""
+    """Remaining work of a sweep, or of a share of it, with its cost."""
 
     cells: int
+    """number of cells in the sweep or share"""
     finished: int
+    """number of cells that are finished"""
     saes: int
-    """to be trained"""
+    """number of SAEs to be trained"""
     stores: int
-    """passes of a model, or of another source of rows"""
+    """number of stores to be written, each by one pass of a model or another source of rows"""
     streams: int
-    """passes over rows that trainings share, if one worker trains all"""
+    """number of passes over rows that trainings share, if one worker trains all"""
     workers: int
+    """number of worker processes"""
     harvest_hours: float
+    """time of all harvests by one worker"""
     train_hours: float
+    """time of all trainings by one worker"""
     later_hours: float
-    """of the stages after the training, but subspace and evaluations by name"""
+    """time of the stages after the training by one worker, without subspace and evaluations by
+    name"""
     hours: float
     """wall time with all workers"""
     disk: int
     """bytes to be written"""
     memory: int
-    """bytes of the workers, when the largest trainings run at once"""
+    """bytes of the workers when the largest trainings run at the same time"""
     free_memory: int | None
+    """bytes of free memory; None if they are unknown"""
     changed: tuple[str, ...]
-    """cells that were begun with other settings"""
+    """names of cells that were begun with other settings"""
     each: tuple[CellPlan, ...]
+    """cost of each unfinished cell"""
 
     def as_text(self) -> str:
-        """Return the plan for people."""
+        """Return the plan as text."""
         free = "" if self.free_memory is None else f" of {_size(self.free_memory)} that are free"
         lines = [
             f"{self.cells} cells, {self.finished} of them finished; {self.saes} SAEs to train on "
@@ -83,19 +92,22 @@ def plan_sweep(
     share: tuple[int, int] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> SweepPlan:
-    """Plan a sweep; nothing is written into `out`.
+    """Estimate the time, disk space and memory of a sweep, without writing into `out`.
 
-    A few rows are made and a few steps taken for each kind of cell, with the threads that a worker
-    would have. A pair of dictionaries is compared at 2,048 features at most; the time of larger
-    ones follows from the square of their size.
+    For each kind of cell a few rows are harvested and a few steps are trained, with the number of
+    threads of a worker. Two dictionaries are compared with at most 2,048 features; the time for
+    larger ones is extrapolated by the square of their size.
 
     Args:
-        sweep: the cells.
-        out: the folder of the sweep; what is finished there is left out.
+        sweep: the sweep.
+        out: folder of the sweep; cells that are finished there are not counted as work.
         until: last stage of every cell.
-        processes: worker processes; None: as `run_sweep` would choose.
-        share: number of a share and of all.
-        tell: gets a line as each measurement begins.
+        processes: number of worker processes; None: as for `run_sweep`.
+        share: number of a share, starting at 1, and number of shares; None: all cells.
+        tell: function that is called with a line of text when a measurement begins.
+
+    Returns:
+        The plan; `as_text()` formats it.
     """
     folder = SweepFolder(Path(out))
     cells = cells_of(sweep, share)
@@ -147,7 +159,7 @@ def plan_sweep(
 
 
 class _Threads:
-    """A number of threads for a while."""
+    """Context manager that sets the number of threads of torch."""
 
     def __init__(self, number: int) -> None:
         self._number, self._before = number, torch.get_num_threads()

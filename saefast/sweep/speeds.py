@@ -1,4 +1,4 @@
-"""What cells take: seconds and bytes, from a few rows and steps that are measured."""
+"""Time and disk space of cells, estimated from measurements of a few rows and steps."""
 
 import dataclasses
 import json
@@ -26,11 +26,16 @@ _FEW_ROWS = 1024
 _STEPS = 3
 _MOST_FEATURES = 2048
 _FORWARD = 1 / 3
-"""Share of a step that a pass over rows without a gradient takes"""
+"""Time of a pass over rows without gradients, as a share of a training step"""
 
 
 class Speeds:
-    """Measures each thing once, on a few rows in a folder of its own."""
+    """Estimates of the cost of cells, for which each measurement is made only once.
+
+    Args:
+        scratch: folder for the rows of measurements.
+        tell: function that is called with a line of text when a measurement begins.
+    """
 
     def __init__(self, scratch: Path, tell: Callable[[str], None]) -> None:
         self._scratch, self._tell = scratch, tell
@@ -39,11 +44,11 @@ class Speeds:
         self._pairs: dict[tuple[int, int], float] = {}
 
     def width(self, cell: Cell) -> int:
-        """Return the width of the rows."""
+        """Return the width of the rows of a cell."""
         return self._few_rows(cell)[1]
 
     def harvest(self, cells: Sequence[Cell]) -> float:
-        """Return the seconds that the rows of cells with one store take."""
+        """Return the seconds of harvesting the rows of cells that share a store."""
         data = cells[0].settings.data
         if isinstance(data, StoreSettings):
             return 0.0
@@ -51,7 +56,7 @@ class Speeds:
         return fixed + each * _rows_of(cells[0].settings)
 
     def store_bytes(self, cells: Sequence[Cell]) -> int:
-        """Return the bytes of the rows of cells with one store."""
+        """Return the bytes of the rows of cells that share a store."""
         data = cells[0].settings.data
         if isinstance(data, StoreSettings):
             return 0
@@ -63,14 +68,14 @@ class Speeds:
         return _rows_of(cells[0].settings) * 4 * width
 
     def train(self, cell: Cell) -> float:
-        """Return the seconds that the SAEs of a cell take."""
+        """Return the seconds of training the SAEs of a cell."""
         config = cell.settings.train
         return len(config.seeds) * config.steps * self._step(cell)
 
     def later(self, cell: Cell, until: str) -> float:
-        """Return the seconds of statistics, match, pool and evaluate, as far as they are asked for.
+        """Return the seconds of the stages statistics, match, pool and evaluate up to `until`.
 
-        Passes over rows count as a third of training steps, pooling as steps of its trainings.
+        A pass over rows takes a third of the time of training steps, pooling that of its trainings.
         """
         settings, config = cell.settings, cell.settings.train
         seeds = len(config.seeds)
@@ -93,7 +98,7 @@ class Speeds:
         return seconds
 
     def cell_bytes(self, cell: Cell) -> int:
-        """Return the bytes of a cell's SAEs, what a resume needs, and its tables of features."""
+        """Return the bytes of the SAEs of a cell, their training state and tables of features."""
         config = cell.settings.train
         weights = 2 * config.latents * self.width(cell) * 4
         kept = 4 if cell.settings.trainer.keep_training else 1
@@ -102,7 +107,7 @@ class Speeds:
         return seeds * weights * kept + weights + pairs + seeds * config.latents * 200
 
     def _few_rows(self, cell: Cell) -> tuple[Path, int, float, float]:
-        """Return some rows, their width, and the seconds to begin and for each row."""
+        """Return a path of some rows, their width, the seconds of the start and of each row."""
         told = dataclasses.asdict(cell.settings.data)
         key = json.dumps([store_key(cell.settings), told.get("site", "")])
         if key not in self._rows:
@@ -131,7 +136,7 @@ class Speeds:
         return job.train_rows, open_activations(str(job.train_rows)).d, fixed, each
 
     def _step(self, cell: Cell) -> float:
-        """Return the seconds of a step of one SAE."""
+        """Return the seconds of a training step of one SAE."""
         config = cell.settings.train
         few = dataclasses.replace(config, seeds=(0,), name="")
         kind = {**few.to_dict(), "lr": 0, "tokens": 0, "data_seed": 0}
@@ -146,6 +151,7 @@ class Speeds:
 
     def _pair(self, latents: int, width: int) -> float:
         """Return the seconds of comparing two SAEs."""
+        # Larger SAEs are extrapolated by the square of their size.
         size = min(latents, _MOST_FEATURES)
         if (size, width) not in self._pairs:
             self._tell(f"measuring the comparison of {size:,} features")
@@ -169,7 +175,7 @@ class Speeds:
 
 
 def _rows_of(settings: RunSettings) -> int:
-    """Return how many rows a run makes."""
+    """Return the number of rows that a run writes."""
     data = settings.data
     if isinstance(data, HarvestSettings):
         return data.tokens + data.held_out
@@ -177,7 +183,7 @@ def _rows_of(settings: RunSettings) -> int:
 
 
 def _pooling_rows(settings: RunSettings) -> int:
-    """Return how many rows pooling and its controls train on, each time for one SAE."""
+    """Return the number of training rows of pooling and its controls, summed over their SAEs."""
     how, config = settings.pool, settings.train
     tuned = how.tokens or max(config.tokens // 4, 1)
     half = len(config.seeds) // 2

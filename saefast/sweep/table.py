@@ -1,4 +1,4 @@
-"""results.parquet: a row for each SAE and each cell, made from the folders of the cells."""
+"""Table of the results of a sweep, with a row for each SAE and each cell."""
 
 import hashlib
 import json
@@ -31,31 +31,35 @@ _TRAINING = ("lr", "tokens", "batch_size", "data_seed", "precision")
 
 
 def write_results(folder: SweepFolder) -> list[Row]:
-    """Write the table of a sweep from what its cells' folders hold, and return its rows.
+    """Write results.parquet of a sweep from the folders of its cells, and return its rows.
+
+    Args:
+        folder: folder of the sweep.
 
     Returns:
-        For each cell its own row, then those of its SAEs. Columns are
+        The row of each cell, followed by the rows of its SAEs. Columns are
 
         - cell, level ("cell" or "sae"), seed (of an SAE), status (finished, failed or unfinished)
-          and reason (why it failed, in one line);
+          and reason (of a failure, one line);
         - the value on each axis by its dotted name, lists and tables as JSON; source, model, site,
           variant, latents, k and other settings of the training;
-        - explained_variance and, of the last report of the training, l0 and dead_share;
-        - stable_share and unstable_share of the features alive, and stability, their mean score,
-          each with the ends of a 95 % interval (_low, _high): of an SAE over its features, of a
-          cell over its SAEs; stability_null, the score of random directions;
-        - of pairs of SAEs shared (nearest decoder rows of cosine 0.7 or more), mmcs and pw_mcc,
-          each with the value of random directions (_null) and the ends of what pairs have (_min,
-          _max); the pairs of an SAE are those it is in;
-        - by group stable and unstable, the mean overlap of subspaces (GROUP_overlap), its nulls
-          (GROUP_overlap_NULL), explained variance with the group kept alone (GROUP_keep) and beside
-          it that of random features of equal mass (GROUP_keep_mass);
-        - ce_clean, ce and kl of a language model with the reconstructions of one SAE, ce_GROUP with
-          a group's alone and ce_GROUP_mass with random features of equal mass;
-        - EVALUATION.MEASURE of primary measures with _low, _high and _floor, where evaluations by
-          name have run;
-        - seconds of all stages, machine, processor, device, threads, commit, saefast and torch, and
-          digest of the settings.
+        - explained_variance and, from the last report of the training, l0 and dead_share;
+        - stable_share and unstable_share of the alive features, and stability, their mean score,
+          each with the ends of a 95 % interval (_low, _high): over the features of an SAE, or over
+          the SAEs of a cell; stability_null, the score of random directions;
+        - for pairs of SAEs, or pairs that contain an SAE, the means of shared (nearest decoder rows
+          with a cosine of at least 0.7), mmcs and pw_mcc, each with the value of random directions
+          (_null) and the range over pairs (_min, _max);
+        - for the groups stable and unstable, the mean overlap of subspaces (GROUP_overlap), its
+          nulls (GROUP_overlap_NULL), the explained variance with the features of the group alone
+          (GROUP_keep) and with random features of equal activation mass (GROUP_keep_mass);
+        - for cells, ce_clean, ce, ce_error and kl of a language model with the reconstructions of
+          one SAE, ce_GROUP with those of a group alone and ce_GROUP_mass with those of random
+          features of equal activation mass;
+        - for cells, EVALUATION.MEASURE of primary measures with _low, _high and _floor, if
+          evaluations by name have run;
+        - for cells, seconds of all stages and report, the path of its page; for all rows machine,
+          processor, device, threads, commit, saefast and torch, and digest of the settings.
     """
     record = folder.read()
     rows = [row for name in record.cells for row in _rows_of_cell(folder, record, name)]
@@ -110,7 +114,7 @@ def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[R
 
 
 def _settings(data: RunData) -> Row:
-    """Return the settings that rows are compared by."""
+    """Return the settings that are columns of the table."""
     settings = data.settings
     if not settings:
         return {}
@@ -130,12 +134,12 @@ def _digest(settings: Row) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return what a column of one type can hold: tables and lists as JSON."""
+    """Convert lists and tables to JSON, so that a column has one type."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _quality(data: RunData, place: int, last: Row) -> Row:
-    """Return what one SAE reconstructs: on held-out rows if it was evaluated, else in training."""
+    """Return the quality of reconstructions of an SAE, held-out if evaluated, else in training."""
     seeds = data.evaluation.seeds if data.evaluation else []
     held_out = seeds[place].explained_variance if seeds else last.get("explained_variance")
     found: Row = {
@@ -165,7 +169,7 @@ def _stability_of_sae(data: RunData, place: int) -> Row:
 
 
 def _stability_of_cell(data: RunData, lines: list[Row]) -> Row:
-    """Return means over the SAEs of a cell, with intervals over these."""
+    """Return the means over the SAEs of a cell, with intervals."""
     if data.stability is None:
         return {}
     return {
@@ -179,7 +183,7 @@ def _stability_of_cell(data: RunData, lines: list[Row]) -> Row:
 
 
 def _over_saes(shares: Sequence[float | None]) -> Interval:
-    """Return the mean of shares and its interval, which has a width where all are equal, too."""
+    """Return the mean of shares and its interval, which is not empty even for equal shares."""
     known = [share for share in shares if share is not None]
     interval = mean_interval(known)
     if interval.low == interval.high:
@@ -196,7 +200,7 @@ def _with_ends(name: str, interval: Interval) -> Row:
 
 
 def _overlaps(data: RunData) -> list[Row]:
-    """Return the measures of pairs that the table has, by decoder."""
+    """Return the measures of pairs that are columns of the table, for decoder rows."""
     wanted = {("mmcs", "nearest"), ("pw_mcc", "one_to_one"), ("shared", "nearest")}
     return [
         row
@@ -221,7 +225,7 @@ def _pairs(overlaps: list[Row]) -> Row:
 
 
 def _subspaces(data: RunData, place: int | None) -> Row:
-    """Return overlaps of subspaces beside their nulls: of all pairs, or of those of one SAE."""
+    """Return mean overlaps of subspaces and their nulls, over all pairs or those of one SAE."""
     found: Row = {}
     for group in _GROUPS:
         rows = [
@@ -242,7 +246,7 @@ def _subspaces(data: RunData, place: int | None) -> Row:
 
 
 def _language_model(data: RunData) -> Row:
-    """Return losses of the language model with reconstructions in it."""
+    """Return the losses of the language model with and without reconstructions."""
     model = data.evaluation.language_model if data.evaluation else None
     if model is None:
         return {}
@@ -258,7 +262,7 @@ def _language_model(data: RunData) -> Row:
 
 
 def _evaluations(data: RunData) -> Row:
-    """Return the primary measures of evaluations by name, over all SAEs and tasks."""
+    """Return the overall primary measures of evaluations by name for trained SAEs."""
     found: Row = {}
     for score in data.scores:
         whole = score.seed is None and not score.task and not score.group

@@ -1,6 +1,6 @@
-"""The tasks of a sweep: rows by one pass of a model, SAEs of one stream, a cell's other stages.
+"""Tasks of a sweep: harvest of a store, training on one stream, and later stages of a cell.
 
-A task is plain data, so that it can be sent to any process that sees the folder.
+A task is plain data, so that it can be sent to any process with access to the folder.
 """
 
 import platform
@@ -27,33 +27,34 @@ HARVEST, TRAIN, STAGES = "harvest", "train", "stages"
 _PATIENCE = 1.0
 _PATIENT_SECONDS = 60.0
 PROCESS_BYTES = 600_000_000
-"""Of a process that has imported everything and reads rows"""
+"""Bytes of a process that has imported all packages and reads rows"""
 _STATE_BYTES = 24
-"""Of a parameter in a training: weight, two moments, packed copies, and what is being written"""
+"""Bytes per parameter in a training: weight, two moments, packed copies and a checkpoint copy"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work on one or several cells."""
+    """Task on one or several cells."""
 
     kind: str
-    """harvest, train or stages"""
+    """"harvest", "train" or "stages" """
     root: str
-    """folder of the sweep"""
+    """path of the folder of the sweep"""
     until: str
     """last stage of every cell"""
     cells: tuple[str, ...]
+    """names of the cells"""
     settings: tuple[dict[str, Any], ...]
-    """of each cell"""
+    """settings of each cell"""
     attempts: int = 0
-    """how often it has failed"""
+    """number of failed attempts"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `task_from` takes, as JSON can hold it."""
+        """Return the task as a dict that JSON can represent, for `task_from`."""
         return asdict(self)
 
     def of_cell(self, number: int, attempts: int) -> "Task":
-        """Return the same task for one of its cells."""
+        """Return the same task for one of its cells, with a number of failed attempts."""
         return Task(
             self.kind,
             self.root,
@@ -65,13 +66,13 @@ class Task:
 
 
 def task_from(told: dict[str, Any]) -> Task:
-    """Return a task from `Task.to_dict`."""
+    """Restore a task from the result of `Task.to_dict`."""
     lists = {name: tuple(told[name]) for name in ("cells", "settings")}
     return Task(**(told | lists))
 
 
 def perform(task: Task) -> None:
-    """Do a task; what is finished stays."""
+    """Perform a task; work that is already finished is kept."""
     folder = SweepFolder(Path(task.root))
     jobs = [
         Job(folder.cell(name), settings_from(told), False)
@@ -90,7 +91,7 @@ def perform(task: Task) -> None:
 
 
 def attempt(task: Task) -> str | None:
-    """Do a task; return why it failed, in one line, or None."""
+    """Perform a task and return the reason of a failure in one line; None if it succeeded."""
     try:
         perform(task)
     except Exception as error:
@@ -99,13 +100,16 @@ def attempt(task: Task) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why something failed, in one line."""
+    """Return the type and message of an error in one line."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _patiently(work: Any, jobs: list[Job], *others: Any, seconds: float | None) -> None:
-    """Work on what another process may have: of another share, or of a driver that was killed."""
+    """Perform work, and wait while a process of another share or of a killed driver locks it.
+
+    A BlockingIOError is raised after `seconds`; None: never.
+    """
     begun = time.monotonic()
     while True:
         try:
@@ -118,7 +122,7 @@ def _patiently(work: Any, jobs: list[Job], *others: Any, seconds: float | None) 
 
 
 def _here(settings: RunSettings) -> DoneRecord:
-    """Describe this process."""
+    """Describe the machine and software of this process."""
     return DoneRecord(
         machine=platform.node(),
         processor=platform.processor() or platform.machine(),
@@ -144,12 +148,12 @@ def _commit() -> str | None:
 
 
 class Schedule:
-    """Which tasks there are, and which follow.
+    """Order of the tasks of a sweep.
 
     Args:
-        folder: of the sweep.
-        cells: those to be finished.
-        until: last stage.
+        folder: folder of the sweep.
+        cells: cells to be finished.
+        until: last stage of every cell.
     """
 
     def __init__(self, folder: SweepFolder, cells: Sequence[Cell], until: str) -> None:
@@ -159,17 +163,17 @@ class Schedule:
         self._memory: int | None = None
 
     def fit(self, groups: int, memory: int | None) -> None:
-        """Divide trainings among workers.
+        """Set how trainings are divided among workers.
 
         Args:
-            groups: number of tasks that the trainings are divided into at least, where there are so
-                many cells: more keep more workers busy, fewer read the rows less often.
-            memory: bytes for the SAEs of one training; None: no bound.
+            groups: minimum number of tasks for all trainings, if there are as many cells. More
+                tasks keep more workers busy, fewer tasks read the rows less often.
+            memory: bytes for the SAEs of one training; None: no limit.
         """
         self._groups, self._memory = groups, memory
 
     def check(self) -> None:
-        """Raise an error if a cell cannot be run."""
+        """Raise an error if the settings of a cell do not permit a run."""
         for cell in self._cells.values():
             try:
                 check_run(self._folder.job(cell), self._until)
@@ -177,7 +181,7 @@ class Schedule:
                 raise ValueError(f"the cell {cell.name} cannot be run: {error}") from error
 
     def first(self) -> list[Task]:
-        """Return the tasks that need no other."""
+        """Return the tasks that do not depend on other tasks."""
         left = [cell for cell in self._cells.values() if not self._finished(cell)]
         unharvested = [cell for cell in left if not is_finished(self._folder.job(cell), "harvest")]
         waiting = {cell.name for cell in unharvested}
@@ -188,7 +192,7 @@ class Schedule:
         return tasks + self._trainings([cell for cell in left if cell.name not in waiting])
 
     def after(self, task: Task) -> list[Task]:
-        """Return the tasks that a finished one was needed for."""
+        """Return the tasks that depend on a finished task."""
         cells = [self._cells[name] for name in task.cells]
         left = [cell for cell in cells if not self._finished(cell)]
         if task.kind == HARVEST:
@@ -200,7 +204,7 @@ class Schedule:
         return done and is_finished_until(self._folder.job(cell), self._until)
 
     def _trainings(self, cells: Sequence[Cell]) -> list[Task]:
-        """Return the trainings of cells whose rows are there, and what follows finished ones."""
+        """Return the trainings of harvested cells, and the later stages of trained cells."""
         trained = [cell for cell in cells if is_finished(self._folder.job(cell), "train")]
         names = {cell.name for cell in trained}
         untrained = [cell for cell in cells if cell.name not in names]
@@ -228,17 +232,22 @@ class Schedule:
 
 
 def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) -> list[list[Cell]]:
-    """Divide cells into groups that take about as long as each other.
+    """Divide the cells of one stream into groups of similar training cost.
+
+    Cells that log to wandb are not grouped.
 
     Args:
         cells: cells of one stream.
-        groups: number of groups at least, where there are so many cells.
-        memory: bytes for the SAEs of a group, where one cell alone does not take more; None: no
-            bound.
-        width: of the rows.
+        groups: minimum number of groups, if there are as many cells.
+        memory: bytes for the SAEs of a group, from which the number of groups is increased; None:
+            no limit. A cell may exceed it alone.
+        width: width of the rows.
+
+    Returns:
+        The groups.
     """
     if any("wandb" in cell.settings.trainer.log_to for cell in cells):
-        return [[cell] for cell in cells]  # its runs would be one
+        return [[cell] for cell in cells]  # a group would be a single run of wandb
     costs = {cell.name: training_bytes(cell.settings, width) for cell in cells}
     if memory is not None:
         groups = max(groups, -(-sum(costs.values()) // max(memory, 1)))
@@ -251,7 +260,7 @@ def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) 
 
 
 def training_bytes(settings: RunSettings, width: int) -> int:
-    """Return about how much memory the SAEs of a run take while they are trained."""
+    """Estimate the bytes of memory of the SAEs of a run during training on rows of a width."""
     train = settings.train
     return len(train.seeds) * train.latents * 2 * width * _STATE_BYTES
 

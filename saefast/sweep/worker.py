@@ -1,7 +1,7 @@
-"""A worker process: tasks on stdin, a line each, and an answer for each on stdout.
+"""Worker process, which reads a task per line from stdin and writes an answer per line to stdout.
 
-It ends when its stdin does, in the middle of a task too: its driver has ended, and the next driver
-gives the task to another.
+The process ends when its stdin is closed, even during a task: its driver has ended, and the next
+driver assigns the task to another worker.
 """
 
 import json
@@ -17,9 +17,9 @@ from saefast.sweep.tasks import attempt, task_from
 
 
 def main() -> None:
-    """Do tasks until there are none."""
+    """Perform tasks until stdin is closed."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what others print is no answer
+    os.dup2(2, 1)  # redirect other output on stdout to stderr
     torch.set_num_threads(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()

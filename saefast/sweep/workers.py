@@ -1,4 +1,4 @@
-"""Where tasks are done: what a driver asks of workers, and processes of this machine."""
+"""Interface of the workers of a sweep, and workers that are processes of this machine."""
 
 import contextlib
 import json
@@ -16,33 +16,34 @@ from saefast.sweep.tasks import Task
 
 
 class Answer(NamedTuple):
-    """The end of a task."""
+    """Outcome of a task."""
 
     task: Task
+    """the task"""
     reason: str | None
-    """why it failed, in one line; None: it did not"""
+    """reason of the failure, one line; None if the task succeeded"""
     died: bool = False
-    """whether the process ended, for whatever reason, before the task did"""
+    """whether the process ended before the task"""
 
 
 class Workers(Protocol):
-    """Does tasks, several at a time."""
+    """Workers that perform several tasks concurrently."""
 
     groups: int
     """number of trainings that keep all workers busy"""
     memory: int | None
-    """bytes for the SAEs of one training; None: no bound"""
+    """bytes for the SAEs of one training; None: no limit"""
 
     def free(self) -> bool:
-        """Return whether one more task can be started."""
+        """Return whether another task can be started."""
         ...
 
     def start(self, task: Task) -> None:
-        """Begin a task."""
+        """Start a task without waiting for it."""
         ...
 
     def wait(self) -> Answer:
-        """Wait for the end of a task that was started."""
+        """Wait until a started task ends, and return its outcome."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -51,11 +52,12 @@ class Workers(Protocol):
 
 
 class LocalWorkers:
-    """Processes of this machine, which divide its threads, or have a GPU each.
+    """Worker processes of this machine, which share its threads, or have one GPU each.
 
     Args:
-        processes: number of processes; None: one for each GPU, or for each processor core.
-        tasks: the most tasks that there can be at once.
+        processes: number of processes; None: one for each GPU, or for each processor core if there
+            is no GPU.
+        tasks: maximum number of concurrent tasks.
     """
 
     def __init__(self, processes: int | None, tasks: int) -> None:
@@ -68,15 +70,15 @@ class LocalWorkers:
 
     @property
     def pids(self) -> list[int]:
-        """Numbers of the processes that have begun."""
+        """Process numbers of the workers that are running."""
         return [each.process.pid for each in self._processes if each is not None]
 
     def free(self) -> bool:
-        """See `Workers`."""
+        """Return whether a process is idle or not started yet; see `Workers`."""
         return any(each is None or each.task is None for each in self._processes)
 
     def start(self, task: Task) -> None:
-        """See `Workers`."""
+        """Send a task to an idle process; see `Workers`."""
         place = next(i for i, each in enumerate(self._processes) if each is None or not each.task)
         worker = self._processes[place] or self._begin(place)
         worker.task = task
@@ -84,11 +86,11 @@ class LocalWorkers:
         try:
             worker.process.stdin.write(json.dumps(task.to_dict()) + "\n")
             worker.process.stdin.flush()
-        except BrokenPipeError:  # it has died, as `wait` will find
+        except BrokenPipeError:  # the process has died, which `wait` will report
             pass
 
     def wait(self) -> Answer:
-        """See `Workers`."""
+        """Wait for the answer or the end of a process; see `Workers`."""
         while True:
             for key, _ in self._selector.select():
                 place: int = key.data
@@ -129,7 +131,7 @@ class LocalWorkers:
             stdout=subprocess.PIPE,
             text=True,
             env=self._environment(place),
-            start_new_session=True,  # Ctrl-C is for the driver, which passes it on
+            start_new_session=True,  # only the driver receives Ctrl-C, and forwards it
         )
         worker = self._processes[place] = _Process(process)
         assert process.stdout is not None
@@ -149,7 +151,7 @@ class LocalWorkers:
         return environment
 
     def _end(self, place: int) -> str:
-        """Clear up after a process that has ended, and say how it ended."""
+        """Release a process that has ended, and return how it ended."""
         worker = self._processes[place]
         assert worker is not None
         assert worker.process.stdout is not None
@@ -174,11 +176,15 @@ class _Process:
 
 
 def local_workers(processes: int | None, tasks: int) -> tuple[int, int, int | None]:
-    """Return how many processes there would be, the threads of each, and the memory for all.
+    """Return the number of processes, the threads of each, and the bytes of free memory.
 
     Args:
-        processes: number of processes; None: one for each GPU, or for each processor core.
-        tasks: the most tasks that there can be at once.
+        processes: number of processes; None: one for each GPU, or for each processor core if there
+            is no GPU.
+        tasks: maximum number of concurrent tasks.
+
+    Returns:
+        The number of processes, threads of each, and free memory, None if it is unknown.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = max(1, min(processes or torch.cuda.device_count() or cores or 1, tasks))
@@ -186,7 +192,7 @@ def local_workers(processes: int | None, tasks: int) -> tuple[int, int, int | No
 
 
 def _free_memory() -> int | None:
-    """Return the bytes of memory that are free; None where the system does not say."""
+    """Return the bytes of available memory; None without /proc/meminfo."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             facts: dict[str, Any] = dict(line.split(":", 1) for line in file)
