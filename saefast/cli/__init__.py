@@ -1,4 +1,4 @@
-"""The command line: a thin door to one function for each command."""
+"""Command line, in which each command calls one function of the library."""
 
 import inspect
 import re
@@ -36,7 +36,15 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `saefast`: 0 if it did what was asked, 1 with a sentence if it could not."""
+    """Run a command of `saefast`, the entry point.
+
+    Args:
+        arguments: command line without the program's name; None: `sys.argv`.
+
+    Returns:
+        Exit code: 0 after success, 1 after an error, which is printed in one line, and
+        `INTERRUPTED` after Ctrl-C.
+    """
     import tyro
 
     for command in COMMANDS.values():
@@ -63,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flowing(doc: str) -> str:
-    """A docstring with each paragraph and each argument on one line: the terminal breaks them."""
+    """Join the lines of each paragraph and argument of a docstring; the terminal wraps them."""
     said, _, arguments = inspect.cleandoc(doc).partition("\n\nArgs:\n")
     said = re.sub(r"(?<!\n)\n(?!\n)", " ", said)
     arguments = re.sub(r"\n {8}", " ", arguments)
@@ -71,7 +79,7 @@ def _flowing(doc: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    """One line; of what nobody foresaw the kind as well, and how to learn more."""
+    """Return an error in one line; unexpected ones also show their class and mention --debug."""
     said = " ".join(str(error).split())
     if isinstance(error, ValueError | TypeError | OSError | ImportError) and said:
         return said

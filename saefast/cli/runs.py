@@ -1,4 +1,4 @@
-"""Commands that begin a run: demo, run, train."""
+"""Commands that start a run: demo, run, train."""
 
 import dataclasses
 import sys
@@ -13,16 +13,16 @@ from saefast.cli.train_options import chosen, train_options
 
 
 def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Json = False) -> None:
-    """Show all of it: train SAEs on a small language model and report which features to trust.
+    """Train SAEs on a small language model and report which of their features to trust.
 
-    Takes the activations of SmolLM2 on text that comes with Python, trains four SAEs that differ
+    Computes the activations of SmolLM2 on text that comes with Python, trains four SAEs that differ
     in their seed, and writes report.html. It needs no network, but packages for language models;
-    where one is missing, the error gives the command that installs it. Interrupted, it continues
+    if one is missing, the error states the command that installs it. An interrupted demo resumes
     when it is started again.
 
     Args:
         out: Folder of the run.
-        quick: Made-up data instead of a language model: about a minute.
+        quick: Use synthetic data instead of a language model, for about a minute.
     """
     from saefast.pipeline import PRESETS
 
@@ -35,13 +35,13 @@ def run(
     until: str = "report",
     json_output: Json = False,
 ) -> None:
-    """Do everything that a file of settings asks for, from harvest to report.
+    """Run all stages of a file of settings, from harvest to report.
 
     For example: saefast run quick --out runs/quick
 
     Args:
         config: A file (.toml, .yaml, .json); a preset: demo, quick or synthetic-lowrank; or the
-            folder of a run, to go on with it.
+            folder of a run, which is resumed.
         out: Folder of the run. None: runs/NAME, with the name of the file or preset.
         until: Last stage: harvest, train, statistics, match, stability, subspace, pool, evaluate
             or report.
@@ -77,10 +77,10 @@ def train(
     For example: saefast train store --out runs/mine --latents 4096
 
     Args:
-        activations: What saefast harvest wrote, or an .npy, .pt or .safetensors file [rows, width].
+        activations: A store of saefast harvest, or an .npy, .pt or .safetensors file [rows, width].
         out: Folder of the run. An existing run is resumed.
-        options: Settings of the training; the same as in a file for saefast run.
-        held_out: Other activations to evaluate on.
+        options: Settings of the training, as in a file for saefast run.
+        held_out: Other activations for evaluations.
     """
     from saefast.disk.tables import read_json
     from saefast.pipeline import RunSettings, StoreSettings
@@ -106,7 +106,7 @@ def train(
 
 
 def _absolute(path: str | Path) -> str:
-    """Return a path that means the same wherever the run is continued."""
+    """Return an absolute path, which stays valid if the run is resumed in another folder."""
     return str(Path(path).resolve())
 
 
@@ -124,7 +124,7 @@ def _whole(settings: Any, out: Path, until: str, json_output: bool) -> None:
 
 
 def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bool) -> Any:
-    """The stages up to one of them, or up to several, and a line on stderr as each begins."""
+    """Run the stages up to one or several of them, with a line on stderr when each begins."""
     from saefast.pipeline import run_pipeline
 
     def show(line: str) -> None:
@@ -139,7 +139,7 @@ def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bo
 
 
 def facts_of(outcomes: Sequence[Any]) -> dict[str, Any]:
-    """What --json tells of stages."""
+    """Return the facts about stages that --json prints."""
     return {
         "stages": {
             each.stage: {"seconds": round(each.seconds, 1), "was_finished": each.skipped}

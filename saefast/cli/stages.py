@@ -1,4 +1,4 @@
-"""Commands for the stages of a run; each does the stages that it needs, too."""
+"""Commands for the stages of a run, each of which runs the stages that it depends on as well."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ _TOPICS = {
     "subspace": ("Subspaces", "Contributions"),
     "pool": ("Pooling",),
 }
-"""What of the findings a stage is answerable for"""
+"""Topics of the findings that are printed after each stage"""
 
 
 def match(
@@ -30,17 +30,17 @@ def match(
     side: Literal["decoder", "encoder"] = "decoder",
     json_output: Json = False,
 ) -> None:
-    """Find which feature is which in another SAE: of all SAEs of a run, or of several files.
+    """Match the features of the SAEs of a run, or of several SAEs in files.
 
     For example: saefast match runs/mine, or saefast match sae-a sae-b --out matches
 
     Args:
-        sources: The folder of a run, or two and more SAEs in any format.
-        out: Folder for a table of each pair; what is there already is kept. A run, where this is
-            not given, keeps its own.
-        one_to_one: Pair each feature with one other at most, such that the sum of all
-            similarities is the greatest there is.
-        side: Which rows are compared.
+        sources: Folder of a run, or two or more SAEs in any format.
+        out: Folder for a table of each pair; existing tables of the same SAEs and options are kept.
+            None: a run stores its matches itself, those of other SAEs are not written.
+        one_to_one: Match each feature with at most one other, such that the sum of all
+            similarities is greatest.
+        side: Rows to compare.
     """
     if len(sources) == 1 and out is None:
         if one_to_one or side != "decoder":
@@ -81,18 +81,19 @@ def stability(
     least_rate: float | None = None,
     json_output: Json = False,
 ) -> None:
-    """Score how likely each feature is to be found again by an SAE from another seed.
+    """Score how likely each feature is to occur in an SAE of another seed.
 
-    What is not given stays as the run has it (at first: threshold 0.7, match nearest,
+    Settings that are not given remain those of the run (initially: threshold 0.7, match nearest,
     side decoder, stable 0.8, unstable 0.2).
 
     Args:
         run: Folder of the run.
-        threshold: Least cosine of a match; "null": what one in a thousand random directions has.
-        match: What counts: the nearest feature, only mutual ones, or one-to-one partners.
-        side: Which rows are compared.
-        stable: Share of the other SAEs from which on a feature is stable.
-        unstable: Share up to which it is unstable.
+        threshold: Minimum cosine of a match; "null": the cosine that one in a thousand random
+            directions reaches.
+        match: Kind of match: the nearest feature, the nearest if it is mutual, or one to one.
+        side: Rows to compare.
+        stable: Minimum score of a stable feature.
+        unstable: Maximum score of an unstable feature.
         least_rate: Features that fire on a smaller share of rows count as dead.
     """
     given = {
@@ -113,14 +114,14 @@ def subspace(
     seed: int | None = None,
     json_output: Json = False,
 ) -> None:
-    """Compare the planes that stable and unstable features span in different SAEs.
+    """Compare the subspaces that stable and unstable features span in different SAEs.
 
     Args:
         run: Folder of the run.
-        rank: Dimensions of the planes. None: as the run has it, at first as many as hold 90 % of
-            the energy.
-        draws: How often nulls are drawn. None: as the run has it.
-        seed: Of the draws. None: as the run has it.
+        rank: Dimension of the subspaces. None: as in the run, initially the number of dimensions
+            that hold 90 % of the energy.
+        draws: Number of draws of the nulls. None: as in the run.
+        seed: Seed of the draws. None: as in the run.
     """
     _stage(run, "subspace", {"rank": rank, "draws": draws, "seed": seed}, json_output)
 
@@ -133,16 +134,17 @@ def pool(
     compare: bool | None = None,
     json_output: Json = False,
 ) -> None:
-    """Pool the unique features of all SAEs into one, and compare that with its controls.
+    """Pool the unique features of all SAEs into one, and compare it with controls.
 
     Args:
         run: Folder of the run.
-        width: Features of the pooled SAE. None: as the run has it, at first as many as the others
-            have.
-        tokens: Rows of fine-tuning. None: as the run has it, at first a quarter of the training.
-        scratch_tokens: Rows for the control trained from scratch. None: as the run has it, at
-            first as many as went into a pool.
-        compare: Whether to train the controls. None: as the run has it, at first yes.
+        width: Number of latents of the pooled SAE. None: as in the run, initially that of the other
+            SAEs.
+        tokens: Number of rows of the fine-tuning. None: as in the run, initially a quarter of the
+            training.
+        scratch_tokens: Number of rows for the control trained from scratch. None: as in the run,
+            initially the number of all training that went into a pool.
+        compare: Whether to train the controls. None: as in the run, initially yes.
     """
     given = {
         "width": width,
@@ -156,12 +158,12 @@ def pool(
 def report(
     run: Run, figures: Path | None = None, png: bool = False, json_output: Json = False
 ) -> None:
-    """Write RUN/report.html from whatever the run has so far; it works offline.
+    """Write RUN/report.html, a page that works offline, from the results of the run so far.
 
     Args:
         run: Folder of the run.
-        figures: Folder that gets every figure as SVG, besides.
-        png: Write them as PNG, too; needs `pip install 'saefast[figures]'`.
+        figures: Folder to write every figure to as SVG.
+        png: Write the figures as PNG as well; needs `pip install 'saefast[figures]'`.
     """
     from saefast.report import write_report
 
@@ -170,7 +172,7 @@ def report(
 
 
 def _stage(run: Path, name: str, given: dict[str, Any], json_output: bool) -> None:
-    """One stage of a run, with what is given instead of what the run had."""
+    """Run a stage with the given settings in place of those of the run, and print its findings."""
     from saefast.pipeline import settings_of
     from saefast.report import findings_of, printed
 

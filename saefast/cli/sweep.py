@@ -1,4 +1,4 @@
-"""Command sweep: many runs over a grid of settings."""
+"""Command sweep: runs over a grid of settings."""
 
 import dataclasses
 import sys
@@ -21,26 +21,26 @@ def sweep(
     remake: bool = False,
     json_output: Json = False,
 ) -> None:
-    """Run every cell of a grid of settings: harvest once, train together, one table of all.
+    """Run all cells of a grid of settings, with shared harvests and trainings and one table.
 
     For example: saefast sweep sweep.toml --out sweeps/first
 
-    The file names a base and a grid, as the guide on sweeps shows. Every cell is a run of its own
-    in OUT/cells; OUT/results.parquet has a row for each cell and SAE. A cell that fails is tried
-    once more and then named, and the others go on.
+    The file has a base and a grid, as the guide on sweeps shows. Every cell is a run in OUT/cells;
+    OUT/results.parquet has a row for each cell and SAE. A failed cell is retried once; if it fails
+    again, its reason is reported, and the other cells continue.
 
     Args:
         config: File of the sweep (.toml).
-        out: Folder of the sweep. What is finished there is skipped.
+        out: Folder of the sweep. Cells that are finished there are skipped.
         until: Last stage of every cell, as for saefast run.
         on: Where cells run: local, in processes of this machine.
-        processes: Worker processes, which divide the threads. None: one for each GPU, or for each
-            core.
-        share: Do one of several fixed shares, such as 3/16, for jobs that cannot talk to each
-            other. None: everything.
-        plan: Only tell cells, hours, disk and memory, from speeds that are measured now; write
-            nothing.
-        remake: Make cells again whose settings in the file have changed.
+        processes: Number of worker processes, which share the threads. None: one for each GPU, or
+            for each processor core if there is no GPU.
+        share: Run one of several fixed shares of the cells, such as 3/16, for independent jobs.
+            None: all cells.
+        plan: Only print the number of cells, time, disk space and memory, from measured speeds;
+            write nothing.
+        remake: Run cells again whose settings in the file have changed.
     """
     from saefast.sweep import plan_sweep, read_sweep, run_sweep
 
@@ -86,7 +86,7 @@ def sweep(
 
 
 def _share(told: str | None) -> tuple[int, int] | None:
-    """Return the number of a share and of all."""
+    """Parse I/N into the number of a share and the number of shares."""
     if told is None:
         return None
     number, _, of = told.partition("/")

@@ -1,4 +1,4 @@
-"""What commands print: a sentence and what was written, or one JSON object."""
+"""Output of commands: text with the paths of written files, or one JSON object."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object in
 
 
 def called(name: str, default: str | None = None) -> Any:
-    """What the help calls an argument that is known by its place, and says of its default."""
+    """Return the name and the default that the help shows for a positional argument."""
     return tyro.conf.arg(metavar=name, help_behavior_hint=default)
 
 
 def tell(
     sentence: str, facts: Mapping[str, Any], written: Iterable[Path], json_output: bool
 ) -> None:
-    """The result of a command."""
+    """Print the result of a command, as text or as one JSON object."""
     paths = [str(path) for path in written]
     if json_output:
         print(json.dumps({**facts, "written": paths}))

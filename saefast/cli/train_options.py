@@ -36,7 +36,7 @@ GROUPS = {
 and `auxk` have groups of their own; `loss` is a function and can be set in Python alone."""
 
 _SEEDS = (0, 1, 2, 3)
-"""Where the command's default is not the library's: what follows a training compares seeds"""
+"""Default seeds of the command: several, unlike `TrainConfig`, since later stages compare seeds"""
 
 _PENALTY = tyro.constructors.PrimitiveConstructorSpec(
     nargs=3,
@@ -56,7 +56,7 @@ _REVIVE = Annotated[
 
 
 def train_options() -> Any:
-    """Return the dataclass that the command line fills in; `chosen` reads it."""
+    """Return the dataclass of all options, whose instances `chosen` converts to settings."""
     flat = tyro.conf.OmitArgPrefixes
     groups: list[tuple[Any, ...]] = []
     for name, (about, *names) in GROUPS.items():
@@ -74,7 +74,7 @@ def train_options() -> Any:
 
 
 def chosen(options: Any) -> tuple[TrainConfig, TrainerSettings]:
-    """Return the settings that the command line asks for."""
+    """Return the settings of the training and trainer from parsed options."""
     values: dict[str, Any] = {}
     for name in GROUPS:
         values |= vars(getattr(options, name))
@@ -94,8 +94,11 @@ def _fields(
 
     Args:
         kind: the dataclass.
-        names: which of its fields; None: all.
-        changed: defaults in place of its own.
+        names: names of the fields to return; None: all.
+        changed: defaults that replace those of the dataclass.
+
+    Returns:
+        Fields for `dataclasses.make_dataclass`.
     """
     hints, docs = typing.get_type_hints(kind), _field_docs(kind)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -111,7 +114,7 @@ def _fields(
 
 
 def _group(name: str, about: str, fields: list[tuple[Any, ...]]) -> Any:
-    """Return a dataclass, which tyro gives a box of its own in the help."""
+    """Make a dataclass, which tyro shows as a separate group in the help."""
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__doc__": about})
 
 
