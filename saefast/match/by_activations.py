@@ -146,7 +146,7 @@ class _Codes:
         square = np.bincount(self.feature, wide * wide, self.m) / tokens
         variance = square - self.mean**2
         alive = (self.fires >= least_fires) & (variance > _LEAST_VARIANCE * square)
-        # An infinite deviation makes all correlations of the other features 0.
+        # An infinite deviation makes all correlations of features outside the mask 0.
         self.deviation = np.sqrt(variance, where=alive, out=np.full(self.m, np.inf))
         return alive
 

@@ -164,7 +164,7 @@ def _rescored(
 
 def _folded(code: SparseCode, size: int) -> SparseCode:
     """Replace the indices of opposites by those of the rows they are opposite to."""
-    return code._replace(indices=code.indices % size)  # -1, none, gets a value of -infinity
+    return code._replace(indices=code.indices % size)  # -1 (none) has a value of -infinity
 
 
 def _float32_error(d: int, operand: float) -> float:
