@@ -1,6 +1,6 @@
-"""Measure what features respond to, what they do, and what they are worth and good for.
+"""Evaluations of SAEs and their features: activity, effects, reconstruction and downstream tasks.
 
-Evaluations that run a language model are imported when they are named.
+Evaluations that run a language model are imported on first access.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What groups of features, and each feature, contribute to the reconstruction."""
+"""Contributions of groups of features, and of single features, to the reconstruction."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,50 +31,50 @@ _CONTROLS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GroupFunction:
-    """What one set of features contributes; the code is always that of the whole encoder."""
+    """Contribution of one set of features; the code is always computed by the whole encoder."""
 
     group: str
     control: str
-    """"" for the group itself; "size" or "mass" for a random set that matches it in that"""
+    """"" for the group itself; "size" or "mass" for a random set of the same size or mass"""
     draw: int
-    """the number of the random set"""
+    """number of the random set"""
     features: int
     mass: float
-    """share of the activation mass, NaN where it is not known"""
+    """share of the activation mass, NaN where it is unknown"""
     shared: float
     """share of the group that is in this set; 1 for the group itself"""
     keep: float
     """explained variance with the decoder rows of this set alone"""
     drop: float
-    """explained variance with all others"""
+    """explained variance with all other decoder rows"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFunction:
     """Contributions of one SAE's features to the rows of one pass.
 
-    Explained variance is that of `saefast.evaluation.reconstruction.CONVENTIONS`.
+    Explained variance is defined in `saefast.evaluation.reconstruction.CONVENTIONS`.
     """
 
     rows: int
     explained_variance: float
-    """with all features"""
+    """explained variance with all features"""
     variance: float
     """mean squared distance of a row to the mean row"""
     groups: tuple[GroupFunction, ...]
     effect: Tensor
-    """[m] float64: how much the mean squared error of a row (summed over its width) grows if the
-    feature alone is left out of the decoder's sum; negative for one that does harm"""
+    """[m] float64: increase of the mean squared error of a row (summed over its width) if this
+    feature alone is left out of the decoder's sum; negative if the feature adds to the error"""
 
     __repr__ = brief
 
     @property
     def lost_variance(self) -> Tensor:
-        """[m] float64: how much explained variance falls if the feature is left out."""
+        """Loss of explained variance if the feature is left out, [m] float64."""
         return self.effect / self.variance
 
     def summary(self) -> list[Spreads]:
-        """A line for each group and each of its controls, over all draws."""
+        """Return a line for each group and each of its controls, over all draws."""
         lines = []
         for key in dict.fromkeys((row.group, row.control) for row in self.groups):
             found = [row for row in self.groups if (row.group, row.control) == key]
@@ -122,18 +122,18 @@ def feature_function(
     out feature i adds `2 z_i <e, d_i> + z_i^2 |d_i|^2` to the squared error of a row.
 
     Args:
-        saes: those of different seeds, on the same activations.
-        activations: what `saefast.activations.open_activations` takes; best not those that the
-            SAEs were trained on.
-        groups: for each SAE its groups {name: [m] bool}, such as `Stability.groups` returns; one
-            dict alone if there is one SAE.
-        mass: for each SAE [m], `FeatureStatistics.mass`. With it every group gets random sets of
-            as many features, and random sets of as much activation mass; both are drawn from all
-            features that fire, those of the group included.
-        draws: how many of each.
-        seed: of the draws.
-        rows: stop after this many; needed for an iterator.
-        batch_size: how many rows are encoded at once. Changes nothing but time and memory.
+        saes: SAEs of different seeds, for the same activations.
+        activations: any source that `saefast.activations.open_activations` accepts; preferably
+            not the activations that the SAEs were trained on.
+        groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`; a
+            single dict if there is one SAE.
+        mass: for each SAE its `FeatureStatistics.mass`, [m]. If given, every group is compared
+            with random sets of as many features and random sets of as much activation mass; both
+            are drawn from all features that fire, including those of the group.
+        draws: number of random sets of each kind.
+        seed: seed of the draws.
+        rows: number of rows after which to stop; required for an iterator.
+        batch_size: number of rows encoded at once; affects only time and memory.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -162,7 +162,7 @@ def feature_function(
 
 
 class _Set(NamedTuple):
-    """A set of features, and what is said of it before the pass."""
+    """A set of features with its description, as known before the pass."""
 
     group: str
     control: str
@@ -173,7 +173,7 @@ class _Set(NamedTuple):
 
 
 class _Sums:
-    """Squared errors of one SAE after some rows, and the effects of its features."""
+    """Running sums of one SAE: squared errors, and the effects of its features."""
 
     def __init__(self, sae: SAE, sets: list[_Set]) -> None:
         self._sae, self._sets = sae, sets
@@ -231,7 +231,7 @@ class _Sums:
 def _sets(
     sae: SAE, number: int, groups: dict[str, Tensor], mass: Tensor | None, draws: int, seed: int
 ) -> list[_Set]:
-    """The groups of one SAE, each followed by its controls."""
+    """Return the groups of one SAE, each followed by its controls."""
     known = None if mass is None else mass.double().cpu()
     if known is not None:
         checks.shape(f"mass[{number}]", known, (sae.m,))

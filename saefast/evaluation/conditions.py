@@ -1,4 +1,4 @@
-"""Build the rivals of trained SAEs as SAEs, so that the same code evaluates all of them."""
+"""Rivals and baselines of trained SAEs, built as SAEs so that the same code evaluates all."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +28,14 @@ BASELINES = ("frozen_decoder", "soft_frozen")
 """Conditions of `train_baselines` unless others are named"""
 
 _FAR = 100.0
-"""Distance, in standard deviations, of the origin of coordinates to the mean activation"""
+"""Distance of the origin of coordinates from the mean activation, in standard deviations"""
 _TETHER = 0.8
 """Least cosine of a soft-frozen decoder row to its first direction, as in arXiv:2602.14111"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """SAEs to evaluate beside the trained ones, under a name."""
+    """Named SAEs to evaluate beside the trained ones."""
 
     name: str
     saes: tuple[SAE, ...]
@@ -55,16 +55,20 @@ def rival_conditions(
     - untrained: for each SAE one of the same shape and variant with random directions. Variants
       with a threshold get the threshold at which as many latents are active per row.
     - permuted_decoder: each SAE with the rows of its decoder shuffled. Scores that depend on the
-      encoder alone must not change, those that need the decoder must fall to their floor.
+      encoder alone must not change; scores that need the decoder must fall to their floor.
     - residual: the coordinates of the activation, each a latent that is always active.
     - pca: its coordinates along principal axes, largest variance first.
 
     Args:
         saes: the trained SAEs, of one width.
-        rows: [n, d] activations that calibrate thresholds, means and axes; not those of the
-            evaluation.
+        rows: [n, d] activations to calibrate thresholds, means and axes on; must not be the
+            activations of the evaluation.
         names: conditions to build.
         seed: seed of random directions and permutations.
+
+    Returns:
+        The conditions in the order of `names`; residual and pca hold one SAE each, the others one
+        for each trained SAE.
     """
     checks.floating("rows", rows, "[n, d]")
     trained = as_saes(saes, rows.shape[-1])
@@ -82,7 +86,7 @@ def train_baselines(
     resume: bool = False,
     progress: bool = True,
 ) -> list[Condition]:
-    """Train SAEs whose directions cannot learn, or hardly: the baselines of arXiv:2602.14111.
+    """Train the baselines of arXiv:2602.14111: SAEs whose directions are frozen or nearly so.
 
     - frozen_decoder: decoder rows stay random, with the covariance of the activations.
     - soft_frozen: decoder rows keep a cosine of 0.8 to random directions.
@@ -91,12 +95,15 @@ def train_baselines(
     All are trained on one pass.
 
     Args:
-        activations: what the SAEs were trained on.
-        config: settings of their training; its seeds are those of the baselines.
+        activations: activations that the SAEs were trained on.
+        config: settings of their training; the baselines use the same seeds.
         names: baselines to train.
         out: folder for the training; None: nothing is written.
-        resume: go on with a training in `out`.
+        resume: continue a training in `out`.
         progress: show a progress bar on stderr.
+
+    Returns:
+        The conditions in the order of `names`, with one SAE for each seed.
     """
     for name in names:
         checks.one_of("names", name, tuple(_BASELINES))
@@ -117,11 +124,11 @@ def train_baselines(
 
 @torch.no_grad()
 def _start(config: TrainConfig, seed: int, rows: Tensor) -> SAE:
-    """Build the SAE that a training begins as; frozen decoders get codes that fit the rows best.
+    """Build the initial SAE of a training; with a frozen decoder, scale its codes to fit the rows.
 
-    Directions with the covariance of the activations are much alike where few directions hold most
-    of the variance. All active latents then reconstruct the same part of a row, many times too
-    large, and a short training does not end before codes have shrunk.
+    Directions with the covariance of the activations are nearly parallel where few directions hold
+    most of the variance. All active latents then reconstruct the same part of a row, many times
+    too large, and a short training would end before the codes have shrunk.
     """
     sample = Sample(rows, None)
     scales = scales_of(sample, config.activation_scaling)
@@ -179,14 +186,14 @@ def _redrawn(sae: SAE, rows: Tensor, seed: int, place: int) -> SAE:
 
 
 def _active(sae: SAE, rows: Tensor) -> float:
-    """Number of active latents of a row, on average."""
+    """Return the mean number of active latents per row."""
     return float((code_of(sae, rows).values > 0).sum()) / len(rows)
 
 
 def _set_threshold(sae: SAE, rows: Tensor, active: float) -> None:
-    """Let about as many latents be active per row: all get the same threshold."""
+    """Give all latents one threshold at which about `active` of them are active per row."""
     inputs = sae.inputs(rows.to(sae.W_enc))
-    # A sample of pairs of a row and a latent: all of them would be a matrix [n, m].
+    # Only a sample of the pairs of rows and latents: all pairs would be a matrix [n, m].
     generator = generator_of(0, "threshold")
     width = min(sae.m, 4096)
     chosen = torch.stack(
@@ -234,12 +241,16 @@ def _pca(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
 def coordinates(like: SAE, rows: Tensor, axes: Tensor) -> SAE:
     """Build an SAE whose latents are the coordinates along orthonormal axes, all always active.
 
-    ReLU would cut coordinates at their mean. The origin is so far below that it cuts none.
+    With the origin at the mean, ReLU would set negative coordinates to zero. The origin is so far
+    below the mean that it sets none.
 
     Args:
-        like: has the width, dtype and device of the result.
-        rows: [n, d] activations, which say how far below that is.
-        axes: [d, d] float64 of orthonormal rows.
+        like: SAE with the width, dtype and device of the result.
+        rows: [n, d] activations whose spread sets the distance of the origin.
+        axes: [d, d] float64 orthonormal rows.
+
+    Returns:
+        An SAE with d latents.
     """
     sae = SAE(like.d, like.d, variant="relu", k=like.d, dtype=like.W_enc.dtype)
     data = rows.double().cpu()
@@ -259,4 +270,4 @@ _BUILDERS: Mapping[str, Callable[[Sequence[SAE], Tensor, int], tuple[SAE, ...]]]
 }
 
 CONDITIONS = (*_BUILDERS, *_BASELINES)
-"""Names of all conditions that `rival_conditions` and `train_baselines` build"""
+"""Names of all conditions of `rival_conditions` and `train_baselines`"""

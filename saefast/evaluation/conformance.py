@@ -1,8 +1,9 @@
-"""SCR and TPP of SAEBench as it defines them, to compare numbers with published ones.
+"""SCR and TPP as SAEBench defines them, for comparison with published numbers.
 
 Neither should rank SAEs. The audit arXiv:2605.18229 found that TPP falls as training goes on, and
-that SCR at large counts of latents is negatively correlated with how much of a planted truth an SAE
-holds. saefast computes them for conformance only, and no other evaluation uses them.
+that SCR at large counts of latents is negatively correlated with the share of a planted ground
+truth that an SAE recovers. saefast computes them for conformance only; no other evaluation uses
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from saefast.sae import SAE, as_saes, code_of
 from saefast.types import SparseCode
 
 COUNTS = (2, 5, 10, 20, 50, 100, 500)
-"""Numbers of latents that are ablated"""
+"""Default numbers of ablated latents"""
 WARNING = (
     "TPP falls with longer training and SCR can correlate negatively with the truth of planted "
     "SAEs (audit arXiv:2605.18229): do not rank SAEs by them"
@@ -38,35 +39,35 @@ class Probe(NamedTuple):
     bias: float
 
     def accuracy(self, means: Tensor, labels: Tensor) -> float:
-        """Return the share of texts [n, d] that it takes for what the labels [n] bool say."""
+        """Return the share of texts with means [n, d] that it classifies as labelled [n] bool."""
         with one_thread():
             found = means @ self.weight.to(means) + self.bias > 0
         return float((found == labels).double().mean())
 
 
 class Labelled(NamedTuple):
-    """Activations of texts of two kinds."""
+    """Activations of texts of two classes."""
 
     texts: Tensor
-    """[n, length, d]; rows of zeros are no tokens"""
+    """[n, length, d] activations; rows of zeros are padding"""
     labels: Tensor
     """[n] bool"""
 
 
 class TextCode(NamedTuple):
-    """The codes of all tokens of each text, side by side."""
+    """Codes of the tokens of each text, concatenated along the text."""
 
     code: SparseCode
-    """[n, length * width]; zeros where there is no token"""
+    """[n, length * width] code; zeros at padding"""
     means: Tensor
     """[n, d] mean activation"""
     tokens: Tensor
-    """[n] how many there are"""
+    """[n] number of tokens"""
 
 
 @torch.no_grad()
 def encode_texts(sae: SAE, texts: Tensor) -> TextCode:
-    """Encode texts [n, length, d], in which rows of zeros are no tokens."""
+    """Encode texts [n, length, d], in which rows of zeros are padding."""
     checks.floating("texts", texts, "[n, length, d]")
     checks.size("texts", texts, 2, sae.d, "the width of the SAE")
     n, length, d = texts.shape
@@ -83,17 +84,21 @@ def encode_texts(sae: SAE, texts: Tensor) -> TextCode:
 def latent_effects(
     sae: SAE, probe: Probe, texts: TextCode, labels: Tensor, *, absolute: bool
 ) -> Tensor:
-    """Estimate how much each latent moves a probe: [m].
+    """Estimate the effect of each latent on a probe.
 
-    That is the difference of a latent's mean activation between both kinds of text times the dot
-    product of its decoder row and the probe.
+    The effect is the difference of a latent's mean activation between both classes of text times
+    the dot product of its decoder row and the probe.
 
     Args:
-        sae: whose latents.
-        probe: on mean activations.
-        texts: the training texts.
-        labels: [n] bool
-        absolute: SCR takes the size of the product; TPP takes differences below zero for zero.
+        sae: SAE of the latents.
+        probe: probe on mean activations.
+        texts: codes of the training texts.
+        labels: [n] bool.
+        absolute: take the absolute value of the product, as SCR does; otherwise differences below
+            zero count as zero, as in TPP.
+
+    Returns:
+        [m] effects.
     """
     n = len(texts.tokens)
     values = texts.code.values / texts.tokens.to(texts.code.values)[:, None]
@@ -107,7 +112,7 @@ def latent_effects(
 
 
 def largest_effects(effects: Tensor, count: int) -> Tensor:
-    """Return the mask [m] of the latents with the largest effects, never those of effect zero."""
+    """Return the mask [m] of the latents with the largest effects; zero effects are left out."""
     mask = torch.zeros_like(effects, dtype=torch.bool)
     there = int((effects != 0).sum())
     candidates = torch.where(effects != 0, effects, -torch.inf)
@@ -119,7 +124,7 @@ def largest_effects(effects: Tensor, count: int) -> Tensor:
 def ablated_means(sae: SAE, texts: TextCode, mask: Tensor) -> Tensor:
     """Return the mean activations [n, d] of texts without the latents of a mask [m].
 
-    What the SAE does not reconstruct is kept.
+    The reconstruction error of the SAE is kept.
     """
     code = texts.code
     removed = torch.where(mask.to(code.indices.device)[code.indices], code.values, 0.0)
@@ -144,9 +149,9 @@ def scr_score(clean: float, biased: float, changed: float) -> float:
     """Compute spurious correlation removal.
 
     Args:
-        clean: accuracy of a probe that was trained without the correlation.
-        biased: that of the probe that was trained with it.
-        changed: that of the same where latents are ablated.
+        clean: accuracy of a probe trained without the correlation.
+        biased: accuracy of a probe trained with the correlation.
+        changed: accuracy of the latter probe where latents are ablated.
     """
     gap = clean - biased
     return 0.0 if gap < _LEAST_GAP else (changed - biased) / gap
@@ -164,10 +169,13 @@ def tpp(
 
     Args:
         saes: trained SAEs of one width.
-        train: by class, texts that latents are chosen on.
-        test: by class, texts that probes are evaluated on.
-        probes: by class.
-        counts: numbers of latents that are ablated.
+        train: by class, texts to choose latents on.
+        test: by class, texts to evaluate probes on.
+        probes: by class, its probe.
+        counts: numbers of latents to ablate.
+
+    Returns:
+        For each SAE and count, the score of each class as a task.
     """
     names = list(probes)
     if len(names) < 2 or set(train) != set(names) or set(test) != set(names):
@@ -203,14 +211,14 @@ def scr(
 
     Args:
         saes: trained SAEs of one width.
-        train: "target" and "spurious": texts balanced in the other of the two.
-        test: the same.
+        train: texts under "target" and "spurious", each balanced in the other attribute.
+        test: texts under the same names, to evaluate probes on.
         probes: "target", "spurious" and "biased", the latter trained where both coincide.
-        counts: numbers of latents that are ablated.
+        counts: numbers of latents to ablate.
 
     Returns:
-        For each count the score of either direction, and without a task that of the direction in
-        which the biased probe is worse, which SAEBench reports.
+        For each count the score of either direction as tasks, and without a task the score of the
+        direction in which the biased probe is worse, which SAEBench reports.
     """
     sides = ("target", "spurious")
     if set(probes) != {*sides, "biased"} or set(train) != set(sides) or set(test) != set(sides):

@@ -1,4 +1,4 @@
-"""Whether groups of features do the same in different seeds: what they add to each token."""
+"""Agreement between seeds in the contributions of groups of features to each token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,29 +30,30 @@ BINS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class PairContribution:
-    """What one group of features adds to the reconstructions of two seeds, a and b.
+    """Contributions of one group of features to the reconstructions of two seeds, a and b.
 
-    The contribution of a group to a token is the sum of its active decoder rows, weighted.
+    The contribution of a group to a token is the sum of its decoder rows, weighted by the code.
     """
 
     group: str
     a: int
     b: int
     r2_ab: float
-    """how much of the variance of a's contribution b's explains as it stands: 1 - the sum of their
-    squared differences / that of a's distances to its mean; negative if the mean is better"""
+    """share of the variance of a's contribution that b's explains without rescaling: 1 - (sum of
+    their squared differences) / (sum of squared distances of a's to its mean); negative if the
+    mean predicts better"""
     r2_ba: float
     r2: float
-    """the same if b's may be scaled and shifted: their squared correlation, in [0, 1]"""
+    """the same where b's may be scaled and shifted: their squared correlation, in [0, 1]"""
     token_r2: float
-    """the squared cosine between the two contributions to a token, mean over tokens that get
-    something from both: the same for each token by itself"""
+    """squared cosine between the two contributions to a token, mean over tokens to which both
+    contribute"""
     both: float
-    """the share of those tokens"""
+    """share of tokens to which both contribute"""
     histogram: Tensor
-    """[20] int64: the tokens by their squared cosine, in steps of 0.05"""
+    """[20] int64: number of tokens by their squared cosine, in steps of 0.05"""
     tests: tuple[NullTest, ...]
-    """`r2_ab`, `r2_ba`, `r2` and `token_r2` beside those of random features"""
+    """tests of `r2_ab`, `r2_ba`, `r2` and `token_r2` against random features"""
 
     __repr__ = brief
 
@@ -62,16 +63,16 @@ class Contributions:
     """Contributions of groups of features to rows, compared between seeds."""
 
     rows: int
-    """how many were read"""
+    """number of rows read"""
     pairs: tuple[PairContribution, ...]
-    """by group, then seeds; only those in which both add something that varies"""
+    """results by group, then seeds; only pairs in which both contributions vary"""
     skipped: tuple[str, ...]
-    """what could not be computed, and why"""
+    """sentences on the pairs left out, with reasons"""
 
     __repr__ = brief
 
     def to_table(self) -> "pa.Table":
-        """Return a table with a row for each pair; columns such as `r2_p` are of the null."""
+        """Return a table with a row for each pair; columns such as `r2_p` describe the null."""
         rows = []
         for pair in self.pairs:
             row = vars(pair) | {"histogram": pair.histogram.tolist()}
@@ -97,30 +98,31 @@ def contribution_r2(
     seed: int = 0,
     progress: bool = True,
 ) -> Contributions:
-    """Compare what groups of features add to the reconstruction of the same tokens in each seed.
+    """Compare the contributions of groups of features to the same tokens between seeds.
 
-    Codes are those of the whole encoder; only the sum of decoder rows is restricted to the group.
-    One pass over the tokens, in constant memory; the same bits for any number of threads.
+    Codes are computed by the whole encoder; only the sum of decoder rows is restricted to the
+    group. One pass over the tokens, in constant memory; the same bits for any number of threads.
 
     Args:
-        saes: of different seeds, on any device.
-        activations: what `train_saes` takes: a tensor [n, d], a path, a store.
-        stability: what `score_stability` found for them: groups "stable" and "unstable".
-        groups: more groups: for each SAE {name: [m] bool}.
-        stable: the least score of a stable feature.
-        unstable: the largest score of an unstable one.
-        mass: for each SAE [m], `FeatureStatistics.mass`. With it random groups are as active in sum
-            as the group they stand beside; without it they have as many features. A few features
-            that are active do more than as many others, so prefer it.
-        rows: how many to read; None for all, once.
-        batch_size: how many at a time.
-        draws: how many random groups, of features alive, each group is set beside.
-        band: which share of the draws lies between `low` and `high`.
-        seed: of the draws and of the order of the rows.
+        saes: SAEs of different seeds, on any device.
+        activations: any source that `train_saes` accepts: a tensor [n, d], a path, a store.
+        stability: result of `score_stability` for them; adds the groups "stable" and "unstable".
+        groups: further groups, for each SAE {name: [m] bool}.
+        stable: least stability score of a stable feature.
+        unstable: largest stability score of an unstable feature.
+        mass: for each SAE its `FeatureStatistics.mass`, [m]. If given, random groups have the
+            activation mass of the group that they are compared with; otherwise they have as many
+            features. A few very active features contribute more than as many others, so pass it
+            where it is known.
+        rows: number of rows to read; None: all, once.
+        batch_size: number of rows per batch.
+        draws: number of random groups of live features for each group.
+        band: share of the draws between `low` and `high`.
+        seed: seed of the draws and of the order of the rows.
         progress: show a progress bar on stderr.
 
     Returns:
-        `Contributions`, for each group and two seeds.
+        Contributions for each group and pair of seeds.
     """
     source = open_activations(activations)
     saes = as_saes(saes, source.d, 2)
@@ -157,7 +159,7 @@ def contribution_r2(
 
 
 class _Variant(NamedTuple):
-    """A group, or random features beside it."""
+    """A group, or random features to compare it with."""
 
     group: str
     draw: int | None
@@ -167,27 +169,27 @@ class _Variant(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What is summed up over tokens, of one variant; everything else follows from it."""
+    """Sums over tokens for one variant, from which all results follow."""
 
     dots: Tensor
-    """[s, s] of the contributions of two SAEs to a token"""
+    """[s, s] sums of dot products of the contributions of two SAEs to a token"""
     total: Tensor
-    """[s, d] of the contributions"""
+    """[s, d] sums of the contributions"""
     tokens: Tensor
-    """[s, s] that get something from both"""
+    """[s, s] numbers of tokens to which both contribute"""
     cosines: Tensor
-    """[s, s] of squared cosines"""
+    """[s, s] sums of squared cosines"""
     histogram: Tensor
-    """[s, s, 20] of squared cosines"""
+    """[s, s, 20] numbers of tokens by squared cosine"""
 
     @classmethod
     def zero(cls, saes: int, d: int) -> "_Sums":
-        """Nothing yet."""
+        """Return sums over no tokens."""
         shapes = ((saes, saes), (saes, d), (saes, saes), (saes, saes), (saes, saes, BINS))
         return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
     def add(self, contributions: Sequence[Tensor]) -> None:
-        """A batch, [n, d] for each SAE; on one thread, so that sums have one order."""
+        """Add a batch, [n, d] for each SAE; on one thread, so that sums have one order."""
         squares = [(each * each).sum(1) for each in contributions]
         for a, one in enumerate(contributions):
             self.total[a] += one.sum(0)
@@ -204,14 +206,14 @@ class _Sums(NamedTuple):
                 self.histogram[a, b] += place.bincount(minlength=BINS)
 
     def variance(self, a: int, rows: int) -> float:
-        """The sum of the squared distances of a's contributions to their mean."""
+        """Return the sum of squared distances of a's contributions to their mean."""
         mean = self.total[a].square().sum() / rows
         spread = float(self.dots[a, a] - mean)
-        # What is left of a constant is rounding.
+        # The spread of constant contributions is rounding error.
         return spread if spread > 1e-12 * float(self.dots[a, a]) else 0.0
 
     def explained(self, a: int, b: int, rows: int) -> dict[str, float]:
-        """The four numbers of two SAEs that both have some variance."""
+        """Return the four measures of two SAEs whose contributions both vary."""
         variances = self.variance(a, rows), self.variance(b, rows)
         apart = float(self.dots[a, a] + self.dots[b, b] - 2 * self.dots[a, b])
         together = float(self.dots[a, b] - self.total[a] @ self.total[b] / rows)

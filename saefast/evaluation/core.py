@@ -1,4 +1,4 @@
-"""Reconstruction, sparsity and geometry of SAEs at a site, and what a model loses by them."""
+"""Reconstruction, sparsity and geometry of SAEs at a site, and their cost to the model's loss."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,7 +27,7 @@ from saefast.sae import SAE, as_saes
 NAME = "core"
 PRIMARY = "cross entropy score"
 MEAN = "mean ablation"
-"""Condition of the mean activation in place of each"""
+"""Name of the condition that replaces every activation by the mean activation"""
 
 CONVENTIONS = {
     "explained variance": "1 - sum of squared errors / sum of squared distances to the mean "
@@ -54,7 +54,7 @@ _RATIOS = {
     "relative bias": ("squares", "products"),
     "L0": ("active", "number"),
 }
-"""For each measure the sums, see `RowSums`, whose ratio it is"""
+"""Numerator and denominator of each measure, as names of sums of `RowSums`"""
 _DENSE = 0.1
 _NORMAL = 1.959963984540054
 
@@ -75,22 +75,27 @@ def core_scores(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure what SAEs reconstruct at a site, how sparsely, and what the model loses by it.
+    """Measure the reconstruction, sparsity and geometry of SAEs, and the model's loss with them.
 
     Intervals are over contexts and SAEs.
 
     Args:
-        model: from `load_model`.
+        model: language model, from `load_model`.
         layer: site of the SAEs, as in `harvest`.
         saes: trained SAEs of one width.
-        conditions: SAEs to evaluate beside them.
-        corpus: by default the part of `builtin_corpus()` that is held out.
-        tokens: about how many; whole batches are taken, and their activations held in memory.
-        context: tokens that the model sees at once.
-        batch_size: contexts in a forward pass.
+        conditions: rivals and baselines to evaluate in the same way.
+        corpus: texts to read; None: the held-out part of `builtin_corpus()`.
+        tokens: approximate number of tokens; whole batches are read, and their activations are
+            held in memory.
+        context: number of tokens per context.
+        batch_size: number of contexts in a forward pass.
         drop_bos: leave out first positions and BOS, as `harvest` does.
-        seed: of bootstraps.
+        seed: seed of the bootstraps.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Scores of the losses, the rows and the latents; see `CONVENTIONS`. `features` holds for each
+        trained SAE the held-out firing rate, encoder-decoder cosine and nearest cosine, [m] each.
     """
     check_model(model)
     site = find_site(model.model, layer)
@@ -136,7 +141,7 @@ def core_scores(
 
 
 def _captured(model: LanguageModel, site: Site, batches: Sequence[TokenBatch]) -> list[Tensor]:
-    """The activations [rows, d] of each context; contexts that hold none are left out."""
+    """Return the activations [rows, d] of each context, without contexts that have no rows."""
     texts = []
     for batch in batches:
         (seen,) = capture(model.model, [site], batch.ids)
@@ -159,7 +164,10 @@ def _losses(
     batches: list[TokenBatch],
     progress: bool,
 ) -> dict[str, list[tuple[Floats, Floats]]]:
-    """By condition, for each SAE cross entropy and divergence per prediction of each context."""
+    """Return by condition, for each SAE, the cross entropy and divergence of each context.
+
+    Both are per prediction; contexts without predictions are left out.
+    """
 
     def replacements(x: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "zero", torch.zeros_like(x)
@@ -286,7 +294,7 @@ def _scores_of_latents(
 
 
 def _over_latents(values: Sequence[Tensor], seed: int) -> Interval:
-    """The mean over SAEs, with an interval over them; of one SAE, over its latents."""
+    """Return the mean over SAEs with an interval over SAEs, or over latents if there is one SAE."""
     known = [its[~its.isnan()] for its in values]
     if len(known) > 1:
         return two_way_interval([[float(its.mean())] for its in known], seed=seed)

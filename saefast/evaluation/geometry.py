@@ -15,9 +15,9 @@ class Geometry(NamedTuple):
     """Cosines of each latent."""
 
     encoder_decoder: Tensor
-    """[m] float64, NaN where a row is zero or the widths differ"""
+    """[m] float64 cosine of the encoder and decoder row; NaN where a row is zero"""
     nearest: Tensor
-    """[m] float64"""
+    """[m] float64 largest cosine of the decoder row with another latent's"""
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Compute intervals of means over seeds and tasks, of AUROC and of proportions.
+"""Intervals of means over seeds and tasks, of AUROC and of proportions.
 
-All intervals hold 95 % of the probability. Bootstraps draw from generators of their own, so that
-equal arguments give equal bits; conditions that are compared draw the same tasks.
+All intervals hold 95 % of the probability. Each bootstrap uses its own generator, so that equal
+arguments give equal bits; compared conditions draw the same tasks.
 """
 
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
 
     Args:
         a: [seeds, tasks].
-        b: [seeds of its own, the same tasks].
+        b: [seeds, tasks]; the same tasks, any number of seeds.
         seed: seed of the draws.
         draws: number of resamples.
     """
@@ -90,13 +90,14 @@ def interval_of_draws(value: float, drawn: Floats) -> Interval:
 def interval_of_equal_items(value: float, n: int, lowest: float, highest: float) -> Interval:
     """Return the interval of a mean of n equal items, whose bootstrap has no width.
 
-    The share of items that n independent ones miss with 2.5 % may lie at either end of the range.
+    Each end assumes that a share of all items, which n independent draws miss with a probability
+    of 2.5 %, lies at that end of the range.
 
     Args:
         value: value of each item.
         n: number of items.
-        lowest: least value that an item can have; without one (NaN) the interval has no lower end.
-        highest: largest value that an item can have, or NaN.
+        lowest: least possible value of an item; NaN: unbounded, the interval has no lower end.
+        highest: largest possible value of an item, or NaN.
     """
     missed = 1 - _TAIL ** (1 / n)
     return Interval(value, value + missed * (lowest - value), value + missed * (highest - value))
@@ -106,10 +107,10 @@ def interval_of_difference(a: Interval, b: Interval, drawn: Floats) -> Interval:
     """Return the interval of a - b.
 
     Args:
-        a: the first value and its interval.
-        b: the second one.
-        drawn: [draws] bootstrap draws of the difference. Where they have no width, since the items
-            of both are equal, the ends are those that the two intervals allow.
+        a: first value with its interval.
+        b: second value with its interval.
+        drawn: [draws] bootstrap draws of the difference. Where they have no width, because all
+            items of both are equal, the ends follow from the ends of the two intervals.
     """
     interval = interval_of_draws(a.value - b.value, drawn)
     if interval.low == interval.high:
@@ -118,7 +119,7 @@ def interval_of_difference(a: Interval, b: Interval, drawn: Floats) -> Interval:
 
 
 def proportion_interval(hits: int, n: int) -> Interval:
-    """Return the share hits / n with Jeffreys' interval."""
+    """Return the proportion hits / n with Jeffreys' interval."""
     if n < 1:
         return NOWHERE
     ends = [_TAIL, 1 - _TAIL]
@@ -140,8 +141,9 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Interval:
     """Return AUROC with DeLong's interval on the logit scale.
 
-    Where the classes are separated without error, DeLong's variance is zero; the end of the
-    interval then is the AUROC that as many pairs of independent items miss with 2.5 %.
+    Where the classes are separated without error, DeLong's variance is zero. The inner end of the
+    interval is then 0.025 ** (1 / n) at an AUROC of 1, and one minus that at 0, with n the size of
+    the smaller class.
     """
     above, below = _placements(labels, scores)
     if not len(above):
@@ -161,17 +163,17 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Interval:
 
 
 def smallest_difference(noise: float, runs: int = 1) -> float:
-    """Return the smallest difference of two means of `runs` runs that means something.
+    """Return the smallest significant difference between two means of `runs` runs.
 
     Args:
-        noise: standard deviation of one run over other seeds of the evaluation.
+        noise: standard deviation of one run over seeds of the evaluation.
         runs: number of runs behind each mean.
     """
     return _NORMAL * float(np.sqrt(2 / runs)) * noise
 
 
 def gap_closed(value: float, floor: float, ceiling: float, noise: float = 0.0) -> float:
-    """Return the share of the way from floor to ceiling, NaN where noise hides the gap."""
+    """Return the share of the gap from floor to ceiling; NaN unless the gap exceeds 4 * noise."""
     gap = ceiling - floor
     if not gap > 4 * noise:
         return float("nan")
@@ -186,10 +188,10 @@ def _table(name: str, values: ArrayLike) -> Floats:
 
 
 def _counts(generator: np.random.Generator, n: int, draws: int) -> Floats:
-    """[draws, n]: how often each item is in a resample of n - 1 of them.
+    """Return how often each item occurs in resamples of n - 1 items, [draws, n].
 
-    Resamples of n would have less than the variance of a mean, by the factor (n - 1) / n, which
-    matters for a few seeds (Rao and Wu 1988).
+    Resamples of n items would have a variance smaller than that of the mean by the factor
+    (n - 1) / n, which matters for a few seeds (Rao and Wu 1988).
     """
     size = max(n - 1, 1)
     counts: Floats = generator.multinomial(size, np.full(n, 1 / n), size=draws).astype(np.float64)
@@ -202,7 +204,7 @@ def _mean(table: Floats) -> float:
 
 
 def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
-    """[draws]: the mean of each resample; NaN where it holds no value."""
+    """Return the mean of each resample, [draws]; NaN where it has no value."""
     known = ~np.isnan(table)
     total = ((seeds @ np.where(known, table, 0.0)) * tasks).sum(1)
     number = ((seeds @ known.astype(np.float64)) * tasks).sum(1)
@@ -212,9 +214,9 @@ def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
 
 
 def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
-    """For each positive the share of negatives below it, for each negative that of positives above.
+    """Return the share of negatives below each positive, and of positives above each negative.
 
-    Both are empty where a class is.
+    Both are empty if a class is empty.
     """
     positive: NDArray[Any] = np.asarray(labels, dtype=bool)
     values = np.asarray(scores, dtype=np.float64)

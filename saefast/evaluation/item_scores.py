@@ -1,4 +1,4 @@
-"""Scores of values that items such as words or contexts have, which are not shown one by one."""
+"""Scores of measures over items such as words or contexts, without a score for each item."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,14 +22,17 @@ def scores_of_items(
     """Build the scores of one measure: overall, of each SAE, and differences to the trained ones.
 
     Args:
-        evaluation: its name.
-        measure: its name.
-        values: by condition, [seeds, items], the same items in all.
+        evaluation: name of the evaluation.
+        measure: name of the measure.
+        values: by condition, [seeds, items] with the same items in all.
         floor: value without information, one or [items].
-        ceiling: largest value that can be hoped for.
-        rivals: conditions among which the best is named beside every other.
+        ceiling: upper bound or best attainable value.
+        rivals: conditions of which the best becomes the rival of every other.
         primary: whether the measure is the primary one of its evaluation.
-        seed: of the bootstrap over seeds and items.
+        seed: seed of the bootstrap over seeds and items.
+
+    Returns:
+        Scores as in `measured`, without those of single items.
     """
     items = np.shape(next(iter(values.values())))[1]
     scores = measured(
@@ -43,18 +46,22 @@ def scores_of_items(
         primary=primary,
         seed=seed,
     )
-    # Each item has a row of its own, which comes last and is over one item.
+    # Drop the scores of single items, which are over one item each.
     return [score for score in scores if score.n > 1 or score.seed is None]
 
 
 def ratio_values(above: ArrayLike, below: ArrayLike) -> np.ndarray:
     """Return values [..., items] whose mean is the ratio of the sums over items.
 
-    Their variance is that of the ratio to first order, so that intervals of means serve ratios.
+    Their variance equals the variance of the ratio to first order, so that intervals of means
+    apply to ratios.
 
     Args:
         above: [..., items] numerator of each item.
-        below: [..., items] its denominator.
+        below: [..., items] denominator of each item.
+
+    Returns:
+        [..., items] float64.
     """
     top, bottom = (np.asarray(part, dtype=np.float64) for part in (above, below))
     mean = bottom.mean(-1, keepdims=True)

@@ -8,25 +8,26 @@ _LEAST_PENDING = 1 << 16
 
 
 class Largest:
-    """The `count` entries of each of m features with the largest keys; of equal ones the first.
+    """Lists of the `count` entries with the largest keys for each of m features.
 
-    Entries are kept flat, sorted by feature and key. New ones wait until there are about half as
-    many as can be kept, and are then sorted in; most never wait, since they are below what a full
-    list ends in. A stream in random order is sorted about 2 + 2 ln(entries / count) times.
+    Among equal keys the first entries are kept. Entries are stored flat, sorted by feature and key.
+    New entries are buffered until the buffer holds about half as many as can be kept, and are then
+    sorted in; most are dropped at once because their key is below the last of a full list. A stream
+    in random order is sorted about 2 + 2 ln(entries / count) times.
     """
 
     def __init__(self, m: int, count: int) -> None:
         self._m, self._count = m, count
         none = torch.zeros(0, dtype=torch.int64)
-        # Feature and key in one number whose order is that of the list.
+        # Feature and key are packed into one number that sorts in the order of the lists.
         self._place, self._row, self._token = none, none, none.int()
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting = 0
-        # What a key must be above; -1 while a list is not full.
+        # Keys at or below the floor are dropped; it is -1 while a list is not full.
         self._floor = torch.full((m,), -1, dtype=torch.int32)
 
     def add(self, feature: Tensor, key: Tensor, row: Tensor, token: Tensor) -> None:
-        """Entries [e] of features int64 with keys int32, not negative, found at `row`."""
+        """Add entries [e]: features int64 with non-negative keys int32, found at `row`."""
         good = key > self._floor[feature]
         feature, key = feature[good], key[good].long()
         self._pending.append(((feature << 31) | (_KEYS - key), row[good], token[good].int()))
@@ -35,7 +36,10 @@ class Largest:
             self._sort_in()
 
     def lists(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[m, count] each, largest first: keys int32, rows int64, tokens int32; -1 fills up."""
+        """Return keys int32, rows int64 and tokens int32, [m, count] each.
+
+        Entries are in descending order of their keys; -1 pads lists that are not full.
+        """
         self._sort_in()
         feature, key, rank = self._sorted()
         lists = (
@@ -63,7 +67,7 @@ class Largest:
         self._place, self._row, self._token = self._place[kept], self._row[kept], self._token[kept]
 
     def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The feature, key and rank within the feature of every entry."""
+        """Return the feature, key and rank within the feature of every entry."""
         feature = self._place >> 31
         first = torch.searchsorted(feature, torch.arange(self._m))
         rank = torch.arange(len(feature)) - first[feature]

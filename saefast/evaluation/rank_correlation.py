@@ -1,4 +1,4 @@
-"""Correlate values by their ranks."""
+"""Rank correlations with bootstrap intervals."""
 
 import numpy as np
 
@@ -46,12 +46,12 @@ def kendall(a: Floats, b: Floats) -> Floats:
 
 
 def _signs(values: Floats) -> Floats:
-    """Return for each two values [..., n, n] whether one is above (1) or below (-1) the other."""
+    """Return the sign of the difference of each pair of values, [..., n, n]."""
     signs: Floats = np.sign(values[..., :, None] - values[..., None, :])
     return signs
 
 
 def _quotient(above: Floats, below: Floats, least: float) -> Floats:
-    """Divide, with NaN where the divisor is not above `least`."""
+    """Return the quotient, NaN where the divisor is not above `least`."""
     known = below > least
     return np.where(known, above / np.where(known, below, 1.0), np.nan)

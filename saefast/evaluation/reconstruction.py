@@ -1,4 +1,4 @@
-"""How much of the activations SAEs reconstruct, over any number of rows."""
+"""Explained variance, firing rates and L0 of SAEs over any number of rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ CONVENTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What one SAE does on the rows of a pass; see `CONVENTIONS`."""
+    """Reconstruction by one SAE on the rows of a pass; see `CONVENTIONS`."""
 
     explained_variance: float
     firing_rate: Tensor
-    """[m] float64"""
+    """[m] float64 share of rows on which each feature is positive"""
     l0: float
-    """positive latents per row"""
+    """mean number of positive latents per row"""
 
     __repr__ = brief
 
@@ -51,14 +51,17 @@ def reconstruction(
     batch_size: int = 4096,
     progress: bool = True,
 ) -> list[Reconstruction]:
-    """How well each of several SAEs reconstructs, in one pass over the activations.
+    """Measure the reconstruction by several SAEs in one pass over the activations.
 
     Args:
-        saes: for the same activations.
-        activations: what `saefast.activations.open_activations` takes.
-        rows: stop after this many; needed for an iterator.
-        batch_size: how many rows are encoded at once.
+        saes: SAEs for the same activations.
+        activations: any source that `saefast.activations.open_activations` accepts.
+        rows: number of rows after which to stop; required for an iterator.
+        batch_size: number of rows encoded at once.
         progress: show a progress bar on stderr.
+
+    Returns:
+        One result for each SAE, in their order.
     """
     one_pass = OnePass(
         activations, batch_size=batch_size, rows=rows, what="reconstruction", progress=progress
@@ -85,7 +88,7 @@ def reconstruction(
 
 
 class Spread:
-    """The sum of squared distances of rows to their mean, which is known only in the end."""
+    """Running sum of squared distances of rows to their mean, which is known only at the end."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -93,10 +96,10 @@ class Spread:
         self._squares = 0.0
 
     def add(self, rows: Tensor) -> None:
-        """Some more rows [n, d]."""
+        """Add rows [n, d]."""
         rows = rows.double().cpu()
         if self.rows == 0:
-            # Distances to something near the mean lose no digits in the difference at the end.
+            # Distances to a point near the mean avoid cancellation in the final difference.
             self._near = column_sum(rows) / len(rows)
             self._sum = torch.zeros_like(self._near)
         distance = rows - self._near
@@ -106,14 +109,14 @@ class Spread:
 
     @property
     def squares(self) -> float:
-        """The sum."""
+        """Sum of squared distances to the mean."""
         return self._squares - float(self._sum.square().sum()) / self.rows
 
     def explained(self, squared_errors: float) -> float:
-        """What is not among the errors, as a share; NaN if all rows are the same."""
+        """Return the explained share of the variance; NaN if all rows are equal."""
         return 1 - squared_errors / self.squares if self.squares > 0 else float("nan")
 
 
 def sum_of_squares(rows: Tensor) -> float:
-    """In double precision, to the same bits for any number of threads."""
+    """Return the sum of squares in double precision, the same bits for any number of threads."""
     return float(column_sum(rows.double().square()).sum())

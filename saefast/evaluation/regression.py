@@ -1,4 +1,4 @@
-"""Whether a group of features differs from the others beyond how often and strongly they fire."""
+"""Regression of features' effects on a group, adjusted for firing rate and mean activation."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,21 +17,24 @@ TERMS = ("constant", "group", "log_firing_rate", "log_mean")
 
 @dataclass(frozen=True, kw_only=True)
 class EffectRegression:
-    """Least squares of `log |effect|`, with standard errors for unequal variances (HC3)."""
+    """Least-squares fit of `log |effect|` with standard errors for unequal variances (HC3)."""
 
     coefficient: dict[str, float]
-    """for each of `TERMS`; exp(coefficient["group"]) is how many times as large the effect of a
-    feature of the group is as that of another which fires as often and as strongly"""
+    """coefficient of each of `TERMS`; exp(coefficient["group"]) is the ratio of the effect of a
+    feature in the group to the effect of one outside it that fires as often and as strongly"""
     standard_error: dict[str, float]
+    """standard error of each coefficient"""
     unadjusted: float
-    """the coefficient of the group without the other terms: what being rarer does counts as the
-    group's"""
+    """coefficient of the group without the other terms, so that differences in firing rate and
+    activation count as the group's"""
     unadjusted_error: float
+    """standard error of `unadjusted`"""
     r_squared: float
     features: int
-    """how many went in"""
+    """number of features in the fit"""
     left_out: int
-    """how many never fire or have an effect of exactly zero, which has no logarithm"""
+    """number of features that never fire or have an effect of exactly zero, which has no
+    logarithm"""
 
     __repr__ = brief
 
@@ -53,16 +56,19 @@ def regress_effect(
 ) -> EffectRegression:
     """Regress the size of features' effects on a group, their firing rate and mean activation.
 
-    All three sizes enter by their logarithm: an effect is a mean over rows, so it goes with the
-    firing rate by a factor, and what is a straight line in logarithms would otherwise be bent and
-    leave its bend to the group.
+    Effect, firing rate and mean activation enter by their logarithms. An effect is a mean over
+    rows, so it is proportional to the firing rate: linear in logarithms. Without them the relation
+    would be curved, and the curvature would be attributed to the group.
 
     Args:
-        effect: [m] such as `FeatureFunction.effect`; its sign is ignored. For several SAEs
-            concatenate theirs, and the rest alike.
+        effect: [m] effects, such as `FeatureFunction.effect`; the sign is ignored. For several
+            SAEs, concatenate each argument over the SAEs.
         group: [m] bool, such as the unstable features.
-        firing_rate: [m]
-        mean: [m] activation where a feature fires.
+        firing_rate: [m] share of rows on which each feature fires.
+        mean: [m] mean activation where a feature fires.
+
+    Returns:
+        Coefficients, standard errors and the numbers of features.
     """
     for name, values in (("group", group), ("firing_rate", firing_rate), ("mean", mean)):
         checks.size(name, values, 0, len(effect), "one entry per feature, as in effect")
@@ -95,11 +101,11 @@ def regress_effect(
 def _least_squares(
     terms: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, their HC3 standard errors, and residuals."""
-    inverse = np.linalg.pinv(terms)  # of terms that say the same each takes its share
+    """Return coefficients, their HC3 standard errors, and residuals."""
+    inverse = np.linalg.pinv(terms)  # collinear terms share their coefficient
     coefficient = inverse @ values
     residual = values - terms @ coefficient
     leverage = np.einsum("ij,ji->i", terms, inverse)
-    # A row that alone decides its own fit says nothing about the spread.
+    # A row with leverage 1 determines its own fit and carries no information on the spread.
     outside = np.where(leverage < 1 - 1e-9, residual / np.maximum(1 - leverage, 1e-9), 0.0)
     return coefficient, np.sqrt((inverse**2) @ outside**2), residual

@@ -1,4 +1,4 @@
-"""Sums over the rows of each context of what an SAE makes of them."""
+"""Sums over the rows of each context of the measures of a reconstruction."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,22 +14,23 @@ class RowSums(NamedTuple):
     """Sums over the rows of each context [contexts] in float64, and firings [m]."""
 
     errors: Tensor
-    """squared distances of reconstructions to rows"""
+    """squared distances of reconstructions from rows"""
     distances: Tensor
-    """squared distances of rows to the mean row"""
+    """squared distances of rows from the mean row"""
     ratios: Tensor
-    """lengths of reconstructions over those of rows"""
+    """lengths of reconstructions divided by lengths of rows"""
     squares: Tensor
     """squared lengths of reconstructions"""
     products: Tensor
     """dot products of rows and reconstructions"""
     cosines: Tensor
+    """cosines of rows and reconstructions"""
     active: Tensor
-    """active latents"""
+    """numbers of active latents"""
     number: Tensor
-    """rows"""
+    """numbers of rows"""
     fired: Tensor
-    """[m] int64 rows on which each latent is active"""
+    """[m] int64 number of rows on which each latent is active"""
 
     @property
     def rows(self) -> int:
@@ -38,7 +39,7 @@ class RowSums(NamedTuple):
 
     @property
     def explained(self) -> Tensor:
-        """Squared distances that the reconstructions account for."""
+        """Squared distances explained by the reconstructions, [contexts] float64."""
         return self.distances - self.errors
 
 
@@ -50,7 +51,7 @@ def _joined(sums: Sequence[Tensor], fired: Tensor) -> RowSums:
 
 
 def sums_of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> RowSums:
-    """Sum over the rows [n, d] of each context; `mean` [d] is that of all rows."""
+    """Sum the measures over the rows [n, d] of each context; `mean` [d] is the mean of all rows."""
     fired = torch.zeros(sae.m, dtype=torch.int64)
     parts = []
     with torch.no_grad():
@@ -64,13 +65,13 @@ def sums_of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> RowSums:
 
 
 def sums_of_mean(texts: Sequence[Tensor], mean: Tensor) -> RowSums:
-    """Sum where the mean row stands in place of each."""
+    """Sum the measures where the mean row replaces every row."""
     parts = [_context_sums(x, mean.expand_as(x), mean, 0) for x in texts]
     return _joined(parts, torch.zeros(0, dtype=torch.int64))
 
 
 def _context_sums(x: Tensor, made: Tensor, mean: Tensor, active: int) -> Tensor:
-    """[8] float64: of one context, in the order of `RowSums`."""
+    """Return the sums of one context in the order of `RowSums`, [8] float64."""
     with one_thread():
         x, made = x.double(), made.double()
         own, its = (torch.linalg.vector_norm(rows, dim=1) for rows in (x, made))

@@ -1,4 +1,4 @@
-"""Define the result of an evaluation: scores beside floors, rivals, ceilings and intervals."""
+"""Results of evaluations: scores with floors, rivals, ceilings and intervals."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class Score:
     """lower end of the 95 % interval; NaN where there is none"""
     high: float
     n: int
-    """number of items that the value is over"""
+    """number of items averaged"""
     task: str = ""
     """"" for all tasks together"""
     seed: int | None = None
@@ -65,7 +65,7 @@ class Score:
         return Interval(self.value, self.low, self.high)
 
     def difference_to_trained(self, difference: Interval) -> "Score":
-        """Return the row that says how far the trained SAEs lead over this row's condition."""
+        """Return the row of the difference of the trained SAEs to this row's condition."""
         return dataclasses.replace(
             self,
             **difference._asdict(),
@@ -87,17 +87,17 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of one evaluation, in the order in which they are shown."""
+    """Scores of one evaluation, in the order of display."""
 
     name: str
     scores: tuple[Score, ...]
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """by measure: standard deviation of the overall value when the evaluation is repeated with
+    """by measure, standard deviation of the overall value over repetitions of the evaluation with
     other seeds"""
     features: tuple[Mapping[str, Any], ...] = ()
     """for each trained SAE its columns of features.parquet: tensors [m] or lists of m items"""
     notes: tuple[str, ...] = ()
-    """sentences on what was left out, with counts, and on what the scores cannot say"""
+    """sentences on omissions, with counts, and on limits of the scores"""
 
     __repr__ = brief
 
@@ -106,12 +106,12 @@ class Evaluation:
         import pyarrow as pa
 
         rows = [dataclasses.asdict(score) for score in self.scores]
-        # Typed, so that tables without scores, or without a seed, have the columns of all others.
+        # The schema gives tables without scores or without a seed the same columns as all others.
         return pa.Table.from_pylist(rows, schema=pa.schema(list(_COLUMNS.items())))
 
     @property
     def conditions(self) -> list[str]:
-        """Names of the conditions that stand beside the trained SAEs."""
+        """Names of the conditions other than the trained SAEs."""
         names = dict.fromkeys(score.condition for score in self.scores)
         return [name for name in names if name != TRAINED and not name.startswith(f"{TRAINED} - ")]
 
@@ -130,8 +130,8 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Return scores over all tasks and seeds as lines of text, then noise and notes.
 
-        The primary measure has all conditions and groups, other measures the trained SAEs alone;
-        `to_table` has the rest.
+        The primary measure is shown for all conditions and groups, other measures for the trained
+        SAEs only; `to_table` contains the rest.
         """
         overall = [score for score in self.scores if not score.task and score.seed is None]
         primary = {score.measure for score in overall if score.primary}
@@ -174,21 +174,21 @@ def measured(
     tasks; scores of one SAE have them over tasks.
 
     Args:
-        evaluation: its name.
-        measure: its name.
+        evaluation: name of the evaluation.
+        measure: name of the measure.
         values: by condition, [seeds, tasks].
         tasks: name of each task.
-        group: group of latents that the values are of.
+        group: group of latents behind the values.
         floor: value without information, one or [tasks].
-        ceiling: largest value that can be hoped for, one or [tasks].
-        rivals: conditions among which the best is named beside every other.
-        intervals: by condition, those of each SAE and task, where they are known.
+        ceiling: upper bound or best attainable value, one or [tasks].
+        rivals: conditions of which the best becomes the rival of every other.
+        intervals: by condition, intervals of each SAE and task, where they are known.
         primary: whether the measure is the primary one of its evaluation.
         seed: seed of the bootstrap.
 
     Returns:
-        For each condition its overall score, its difference to `TRAINED`, its score of each SAE,
-        then that of each SAE and task.
+        For each condition its overall score, its difference to `TRAINED`, the score of each SAE,
+        then the score of each SAE and task.
     """
     tables = {name: np.asarray(table, dtype=np.float64) for name, table in values.items()}
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""When and how strongly the features of SAEs fire: one pass over activations of any size."""
+"""Firing statistics of the features of SAEs, in one pass over activations of any size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ CONVENTIONS = {
 }
 
 DENSITY_EDGES = 2.0 ** (torch.arange(-20, 29, dtype=torch.float64) / 2)
-"""[bins + 1] where the bins of `density` meet: half octaves from 2^-10 to 2^14"""
+"""[bins + 1] edges of the bins of `density`: half octaves from 2^-10 to 2^14"""
 _BINS = len(DENSITY_EDGES) - 1
 
 
@@ -43,55 +43,57 @@ _BINS = len(DENSITY_EDGES) - 1
 class FeatureStatistics:
     """Statistics of one SAE's features on the rows of one pass; see `CONVENTIONS`.
 
-    What needs tokens or positions is None where there were none. A feature that never fires has
-    zeros, and NaN where there is nothing to take a share of.
+    Fields that need tokens or positions are None where none were given. A feature that never fires
+    has zeros, and NaN for shares of its firings.
     """
 
     rows: int
-    """how many were looked at"""
+    """number of rows read"""
     fired: Tensor
-    """[m] int64 on how many of them each feature is positive"""
+    """[m] int64 number of rows on which each feature is positive"""
     mean: Tensor
-    """[m] float64 activation where it is"""
+    """[m] float64 mean activation over those rows"""
     largest: Tensor
-    """[m] the largest activation"""
+    """[m] largest activation"""
     mass: Tensor
-    """[m] float64, sums to 1"""
+    """[m] float64 share of the activation mass; sums to 1"""
     density: Tensor
-    """[m, 48] float64; its bins meet at `DENSITY_EDGES`"""
+    """[m, 48] float64 share of rows by activation; bins between `DENSITY_EDGES`"""
     encoder_decoder_cosine: Tensor
-    """[m] float64, NaN if one of them is zero or, in a transcoder, they differ in width"""
+    """[m] float64 cosine of the encoder and decoder row; NaN if one is zero or, in a transcoder,
+    they differ in width"""
     top_values: Tensor
-    """[m, top] float32 the largest activations, largest first; zeros fill up"""
+    """[m, top] float32 largest activations in descending order, padded with zeros"""
     top_rows: Tensor
-    """[m, top] int64 the rows where they are; of equal activations the first. -1 fills up"""
+    """[m, top] int64 rows of those activations, the first among equal ones; padded with -1"""
     top_tokens: Tensor | None
-    """[m, top] int64 the tokens there"""
+    """[m, top] int64 tokens of those rows"""
     modal_share: Tensor | None
-    """[m] float64"""
+    """[m] float64 share of the most frequent token among `top_tokens`"""
     token_entropy: Tensor | None
-    """[m] float64"""
+    """[m] float64 entropy in bits of the tokens of sampled firings"""
     token_auroc: Tensor | None
-    """[m] float64: .5 is a feature that no token foretells, 1 one that is a token"""
+    """[m] float64 AUROC of the token that best predicts the firings: 0.5 if no token does, 1 if
+    the feature fires exactly where one token occurs"""
     token: Tensor | None
-    """[m] int64 the token with that area, -1 if there is none"""
+    """[m] int64 token with that AUROC, -1 if there is none"""
     sampled: Tensor
-    """[m] int64 how many firings the sample holds"""
+    """[m] int64 number of sampled firings"""
     start_share: Tensor | None
-    """[m] float64"""
+    """[m] float64 share of the firings at position 0"""
     mean_position: Tensor | None
-    """[m] float64 of the firings"""
+    """[m] float64 mean position of the firings"""
 
     __repr__ = brief
 
     @property
     def firing_rate(self) -> Tensor:
-        """[m] float64 the share of rows on which each feature is positive."""
+        """Share of rows on which each feature is positive, [m] float64."""
         return self.fired.double() / self.rows
 
     @property
     def alive(self) -> Tensor:
-        """[m] bool: which fire at all."""
+        """Mask of the features that fire at all, [m] bool."""
         return self.fired > 0
 
     def to_table(self) -> "pa.Table":
@@ -146,18 +148,19 @@ def feature_statistics(
     20 * m * (1.5 * top + 1.5 * sample) bytes for each SAE.
 
     Args:
-        saes: those of different seeds, on the same activations.
-        activations: what `saefast.activations.open_activations` takes.
-        tokens: [rows] the token of each row. None: what the store keeps as "tokens", if it does.
-        positions: [rows] where in its sequence each row is, from 0. None: "positions" of the store.
-        folded: [vocabulary] which tokens count as one, see
-            `saefast.evaluation.token_ties.folded_tokens`.
-        top: how many of the largest activations to keep of every feature.
-        sample: how many firings to draw of every feature, evenly from all of them, for what is
-            said of its tokens.
-        seed: of the draw, which depends on it and the numbers of the rows alone.
-        rows: stop after this many; needed for an iterator.
-        batch_size: how many rows are encoded at once. Changes nothing but time and memory.
+        saes: SAEs of different seeds, for the same activations.
+        activations: any source that `saefast.activations.open_activations` accepts.
+        tokens: [rows] token of each row; None: the store's "tokens", if it has them.
+        positions: [rows] position of each row in its sequence, from 0; None: the store's
+            "positions", if it has them.
+        folded: [vocabulary] number that each token is counted as, see
+            `saefast.evaluation.token_ties.folded_tokens`; None: its own.
+        top: number of largest activations to keep for every feature.
+        sample: number of firings to draw uniformly for every feature, for the statistics of its
+            tokens.
+        seed: seed of the draw, which depends only on it and the numbers of the rows.
+        rows: number of rows after which to stop; required for an iterator.
+        batch_size: number of rows encoded at once; affects only time and memory.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -188,7 +191,7 @@ def feature_statistics(
 
 
 class _Sums:
-    """What is known of the features of one SAE after some rows."""
+    """Running sums of the features of one SAE."""
 
     def __init__(self, sae: SAE, top: int, sample: int, seed: int, names: list[str]) -> None:
         self._sae, self._names, self._seed = sae, names, seed
@@ -217,7 +220,7 @@ class _Sums:
             self._positions.index_add_(0, feature, position)
         number = part.numbers[row]
         token = part.beside["tokens"][row] if "tokens" in part.beside else torch.full_like(row, -1)
-        # Positive floats are in the order of their bits.
+        # Positive floats sort in the order of their bits as integers.
         self._top.add(feature, value.float().view(torch.int32), number, token)
         if "tokens" in part.beside:
             self._sample.add(feature, _priority(part.numbers, self._seed)[row], number, token)
@@ -261,13 +264,13 @@ class _Sums:
 
 
 def _bin_of(value: Tensor) -> Tensor:
-    """The last edge that is not above the value begins its bin."""
+    """Return the bin of each value: it begins at the last edge not above the value."""
     edge = torch.bucketize(value.double(), DENSITY_EDGES, right=True) - 1
     return edge.clamp(0, _BINS - 1)
 
 
 def _priority(numbers: Tensor, seed: int) -> Tensor:
-    """Hash the numbers of rows and the seed (SplitMix64) to int32 that look random, [n]."""
+    """Hash the numbers of rows and the seed (SplitMix64) to pseudo-random int32, [n]."""
     start = (seed + 1) * 0x9E3779B97F4A7C15 % 2**64
     z = numbers.numpy().astype(np.uint64) + np.uint64(start)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -284,7 +287,7 @@ def _cosines(sae: SAE) -> Tensor:
 
 
 def _checked(tokens: Tensor, folded: Tensor | None) -> Tensor:
-    """The tokens of some rows as they count."""
+    """Validate the tokens of some rows and return them folded."""
     least, most = int(tokens.min()), int(tokens.max())
     limit = 2**31 if folded is None else len(folded)
     if least < 0 or most >= limit:
@@ -301,7 +304,7 @@ def _folded(tokens: Tensor, folded: Tensor | None) -> Tensor:
 
 
 def _added(counts: Tensor, tokens: Tensor) -> Tensor:
-    """The counts of tokens, those of some more rows included."""
+    """Return the counts of tokens with those of further rows added."""
     more = torch.bincount(tokens, minlength=len(counts))
     more[: len(counts)] += counts
     return more

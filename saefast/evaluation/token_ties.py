@@ -1,4 +1,4 @@
-"""How closely the firings of features are tied to single tokens."""
+"""Measures of how well single tokens predict the firings of features."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,28 +7,32 @@ import torch
 from torch import Tensor
 
 _FEATURES_AT_ONCE = 1 << 14
-_SPACES = " \t\n\r\u0120\u010a\u2581"  # the last three: how tokenizers write space and newline
+_SPACES = " \t\n\r\u0120\u010a\u2581"  # the last three are tokenizers' space and newline
 
 
 class TokenTies(NamedTuple):
-    """Of a sample of each feature's firings."""
+    """Relation of single tokens to each feature's firings, from a sample of them."""
 
     entropy: Tensor
-    """[m] float64 in bits, of their tokens"""
+    """[m] float64 entropy in bits of the tokens of the firings"""
     token: Tensor
-    """[m] int64 which token alone tells best whether the feature fires, -1 if there is none"""
+    """[m] int64 token that alone best predicts whether the feature fires, -1 if there is none"""
     auroc: Tensor
-    """[m] float64 how well it tells"""
+    """[m] float64 AUROC of that prediction"""
 
 
 def folded_tokens(strings: Sequence[str]) -> Tensor:
-    """[vocabulary] one number for all tokens that differ in case and surrounding space only.
+    """Give one number to all tokens that differ only in case and surrounding white space.
 
-    The number is that of the first of them.
+    Args:
+        strings: text of each token of the vocabulary.
+
+    Returns:
+        [vocabulary] int64, for each token the number of the first token that counts as the same.
     """
     first: dict[str, int] = {}
     folded = [
-        # Tokens of nothing but space stay apart: a newline is not a blank.
+        # Tokens of white space alone stay apart: a newline is not a blank.
         first.setdefault(string.strip(_SPACES).casefold() or string, number)
         for number, string in enumerate(strings)
     ]
@@ -36,9 +40,13 @@ def folded_tokens(strings: Sequence[str]) -> Tensor:
 
 
 def modal_share(tokens: Tensor) -> Tensor:
-    """[m] float64: the share of the most frequent among `tokens` [m, r], where -1 is none.
+    """Return the share of the most frequent of each feature's tokens.
 
-    NaN for a feature without tokens.
+    Args:
+        tokens: [m, r] tokens, padded with -1.
+
+    Returns:
+        [m] float64; NaN for a feature without tokens.
     """
     parts = []
     for first in range(0, len(tokens), _FEATURES_AT_ONCE):
@@ -51,7 +59,7 @@ def modal_share(tokens: Tensor) -> Tensor:
 
 
 def token_ties(sample: Tensor, fired: Tensor, rows: int, token_counts: Tensor) -> TokenTies:
-    """How well single tokens tell whether features fire.
+    """Measure how well single tokens predict whether features fire.
 
     The receiver operating characteristic of "the token is t" has one corner, and the area under it
     is (1 + P(t | fires) - P(t | silent)) / 2. The first probability is the share of t in the
@@ -59,10 +67,13 @@ def token_ties(sample: Tensor, fired: Tensor, rows: int, token_counts: Tensor) -
     sample holds all firings, and an estimate otherwise.
 
     Args:
-        sample: [m, r] tokens of firings drawn evenly from all, -1 where there are fewer.
-        fired: [m] int64 on how many rows each feature fires.
-        rows: how many rows there are.
-        token_counts: [vocabulary] int64 how many of them have each token.
+        sample: [m, r] tokens of firings drawn uniformly from all, padded with -1.
+        fired: [m] int64 number of rows on which each feature fires.
+        rows: number of rows.
+        token_counts: [vocabulary] int64 number of rows with each token.
+
+    Returns:
+        Entropy, best token and its AUROC for each feature.
     """
     blocks = [slice(i, i + _FEATURES_AT_ONCE) for i in range(0, len(sample), _FEATURES_AT_ONCE)]
     parts = [
@@ -81,7 +92,7 @@ def _ties(sample: Tensor, fired: Tensor, rows: int, token_counts: Tensor) -> Tok
     among_silent = (token_counts[token] - share * fired[feature]).clamp(min=0)
     area = (1 + share - among_silent / silent[feature]) / 2
     best = (nothing - 1).scatter_reduce(0, feature, area, "amax")
-    # The least of the tokens that reach it.
+    # Among tokens that reach the maximum, the smallest is taken.
     reaches = area == best[feature]
     none = torch.iinfo(torch.int64).max
     chosen = torch.full((len(sample),), none).scatter_reduce(
@@ -92,7 +103,7 @@ def _ties(sample: Tensor, fired: Tensor, rows: int, token_counts: Tensor) -> Tok
 
 
 def _counted(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The feature, token and count of every pair in `tokens` [m, r]; -1 is none."""
+    """Return the feature, token and count of every distinct pair in `tokens` [m, r], without -1."""
     feature = torch.arange(len(tokens))[:, None].expand_as(tokens)
     there = tokens >= 0
     pair = ((feature[there] << 32) | tokens[there].long()).sort().values
