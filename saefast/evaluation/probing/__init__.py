@@ -1,4 +1,4 @@
-"""Probe labelled tasks with few latents, beside random latents, rivals and the whole activation."""
+"""Sparse probing of labelled tasks, compared with random latents, rivals and full activations."""
 
 from saefast.evaluation.probing.evaluation import probe
 from saefast.evaluation.probing.tasks import (

@@ -1,4 +1,4 @@
-"""Ask which latents are the best of their tasks: are they stable, do two seeds agree on them."""
+"""Tests on the best latents of tasks: their share in a group and their agreement between seeds."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ def agreement(
     Args:
         saes: the SAEs.
         best: for each SAE the best latent of each task.
-        random: for each SAE and task [draws] random latents that are about as active.
+        random: for each SAE and task [draws] random latents of similar activity.
 
     Returns:
-        [pairs, tasks] 0 or 1, and the same for the random latents, as a mean over draws.
+        [pairs, tasks] 0 or 1, and [pairs, tasks] means over the draws of random latents.
     """
     found, chance = [], []
     for a, b in combinations(range(len(saes)), 2):
@@ -42,7 +42,7 @@ def _unit(sae: SAE) -> Tensor:
 
 
 def _matched(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> NDArray[np.float64]:
-    """Return for each pair of latents whether each is the other's nearest: 0 or 1; NaN for none."""
+    """Return 1 for each pair of latents that are mutually nearest, else 0; NaN without a latent."""
     known = (first >= 0) & (second >= 0)
     x, y = first.clamp(min=0), second.clamp(min=0)
     forward = (a[x] @ b.T).argmax(1) == y
@@ -51,10 +51,10 @@ def _matched(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> NDArray[np.
 
 
 def hypergeometric_tail(hits: int, drawn: int, marked: int, total: int) -> float:
-    """Return the chance of at least `hits` marked items among `drawn` of `total`.
+    """Return the probability of at least `hits` marked items among `drawn` of `total`.
 
     Args:
-        hits: number of marked items that were drawn.
+        hits: number of marked items among the drawn.
         drawn: number of items drawn without replacement.
         marked: number of marked items.
         total: number of items.

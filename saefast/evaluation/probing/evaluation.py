@@ -1,4 +1,4 @@
-"""Sparse probing: how well a few latents of an SAE tell the classes of labelled tasks apart."""
+"""Sparse probing: classification of labelled tasks by a few latents of an SAE."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,45 +44,47 @@ def probe(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Choose the best k latents for each task, fit a probe on them, score it on other examples.
+    """Choose the best k latents for each task, fit a probe on them, score it on held-out examples.
 
     A third of the examples of a task is its test part. Latents are chosen, and probes fitted, on
-    the rest. Beside the SAEs stand: random latents that are about as active as those chosen;
-    probes that chose and learned from permuted labels; a probe on the bag of the text's tokens
-    ("text"); and one on all of the activation ("full"), which is the ceiling.
+    the rest. The scores are compared with random latents that are about as active as the chosen
+    ones, with probes chosen and fitted on permuted labels, with a probe on the text's bag of tokens
+    ("text"), and with a probe on the whole activation ("full"), which is the ceiling.
 
     Args:
-        model: the model whose activations the SAEs encode.
-        layer: the site, as `saefast.lm.find_site` takes it.
+        model: model whose activations the SAEs encode.
+        layer: site of the SAEs, as in `saefast.lm.find_site`.
         saes: SAEs of different seeds.
-        tasks: tasks, such as `labelled_tasks` or `table_tasks` return.
-        k: numbers of latents. The first is that of the primary measure.
+        tasks: tasks, as returned by `labelled_tasks` or `table_tasks`.
+        k: numbers of latents; the first belongs to the primary measure.
         method: "saefast" chooses by t and fits L2-penalised probes on standardised latents, with C
             chosen in five folds; one latent is scored by itself. "saebench" chooses by difference
             of means, fits with C = 1 on latents as they are and measures accuracy, as SAEBench
             does; "sae-probes" chooses by normalised difference at the last token and fits
             L1-penalised probes, as that package does.
-        pool: "mean" or "max" of a latent over the tokens of a text, or the "last" token; None: what
-            the method says.
-        select: "t", "difference" or "normalised" choice of latents; None: what the method says.
+        pool: "mean" or "max" of a latent over the tokens of a text, or the "last" token; None: the
+            method's default.
+        select: "t", "difference" or "normalised" choice of latents; None: the method's default.
         conditions: rivals and baselines, probed by the same code.
-        groups: for each SAE its groups {name: [m] bool}, as `Stability.groups` returns. The choice
-            is restricted to each of them, and to random latents of the same activation mass.
-        mass: for each SAE [m] the activation mass of its latents; None: their sum over the
-            examples of a task.
+        groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`. Probes
+            are also fitted on latents chosen from each group, and from random latents of the same
+            activation mass.
+        mass: for each SAE the activation mass of its latents, [m]; None: the sum over the examples
+            of a task.
         draws: number of random sets, of permutations, and of mass-matched sets of each group.
-        repeats: number of splits, the first of which gives the scores; the others say how much
-            scores change by the split alone.
+        repeats: number of splits; the first gives the scores, the others estimate the variation of
+            scores due to the split.
         context: largest number of tokens of a text.
-        batch_size: texts in one forward pass.
+        batch_size: number of texts in one forward pass.
         drop_bos: leave out the activations of first positions and BOS.
         seed: seed of splits, folds and draws.
         progress: show a progress bar on stderr.
 
     Returns:
-        Scores by measure, "auroc at 1" for example, of every condition; by group of latents; how
-        often the best latent of a task is in each group, and how often those of two SAEs are
-        matched. `features` holds for each SAE the task that each latent tells best, and its t.
+        Scores of every condition by measure, such as "auroc at 1", and of every group of latents;
+        how often the best latent of a task is in each group, and how often the best latents of two
+        SAEs are matched. `features` holds for each SAE the task that each latent predicts best,
+        with its t.
     """
     check_model(model)
     site = find_site(model.model, layer)

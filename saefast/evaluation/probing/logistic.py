@@ -1,8 +1,8 @@
-"""Fit logistic regressions in float64, many small ones at a time.
+"""Logistic regressions in float64, many small problems at a time.
 
-L2-penalised ones are solved by Newton's method, L1-penalised ones by proximal Newton with
-coordinate descent; neither draws random numbers, and the intercept is not penalised. The penalty is
-scikit-learn's: C times the sum of the losses, plus |w|^2 / 2 or |w|_1.
+L2-penalised problems are solved by Newton's method, L1-penalised ones by proximal Newton with
+coordinate descent. Neither draws random numbers, and the intercept is not penalised. The objective
+is scikit-learn's: C times the sum of the losses, plus `|w|^2 / 2` or `|w|_1`.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 _ITERATIONS = 100
 _HALVINGS = 30
 _EXACT, _ROUGH = 1e-10, 1e-4
-"""Largest gradient, as a share of that at zero, of a fit that is returned or only compared"""
+"""Largest gradient relative to the gradient at zero, for final fits and for fits to compare"""
 _DIRECT = 80  # largest width whose Hessians are formed
 _CG_ITERATIONS = 60
 _CG_TOLERANCE = 1e-4
@@ -50,7 +50,7 @@ def fit_l2(
         x: [b, n, p] rows of b problems; [1, n, p] for the same rows in all.
         labels: [b, n] bool or 0 and 1.
         inverse_penalty: [q] C of each variant of a problem.
-        shares: [q, n] how often each row counts in each variant, 0 to leave it out; None: once.
+        shares: [q, n] weight of each row in each variant, 0 to leave it out; None: all one.
         tolerance: largest gradient of the result, as a share of the gradient at zero.
 
     Returns:
@@ -78,7 +78,7 @@ class _Ridge:
         if self._direct:
             self._products = (x[..., :, None] * x[..., None, :]).flatten(2)
         else:
-            # Curvature of a logistic loss is at most a quarter.
+            # The curvature of a logistic loss is at most a quarter.
             bound = weights @ x[0].square() / 4 + penalised
             self._scale = 1 / bound.clamp(min=1e-12)
 
@@ -126,7 +126,7 @@ class _Ridge:
         if not self._direct:
             return self._by_conjugate_gradients(gradient, curvature)
         hessian = (curvature @ self._products).view(*curvature.shape[:2], p, p)
-        # Where all rows of a variant are far on one side, the intercept has no curvature left.
+        # Where all rows of a variant have extreme odds, the intercept has no curvature.
         hessian = hessian + torch.diag(self._penalised + 1e-12)
         step: Tensor = torch.linalg.solve(hessian, gradient)
         return step
@@ -154,16 +154,16 @@ class _Ridge:
 
 
 def choose_penalty(x: Tensor, labels: Tensor, candidates: Tensor, folds: Tensor) -> Tensor:
-    """Choose C for each problem by the loss on rows left out; ties go to the strongest penalty.
+    """Choose C for each problem by the loss on held-out rows; ties go to the strongest penalty.
 
     Args:
         x: [b, n, p] or [1, n, p] rows.
         labels: [b, n].
         candidates: [c] values of C, ascending.
-        folds: [n] int64 number of the fold in which a row is left out.
+        folds: [n] int64 number of the fold in which a row is held out.
 
     Returns:
-        [b] the chosen values.
+        [b] chosen values.
     """
     count = int(folds.max()) + 1
     inside = (folds[None] != torch.arange(count)[:, None]).double()
@@ -182,9 +182,12 @@ def fit_l1(x: Tensor, labels: Tensor, inverse_penalty: float, start: Fit | None 
         x: [n, p] rows.
         labels: [n] bool or 0 and 1.
         inverse_penalty: C.
-        start: coefficients to begin with, of a neighbouring C.
+        start: initial coefficients, such as those of a neighbouring C.
+
+    Returns:
+        Coefficients [p] and intercept.
     """
-    # Less their mean, columns do not pull at the intercept, which is not penalised.
+    # Centred columns decouple from the intercept, which is not penalised.
     columns = x.double().numpy()
     mean = columns.mean(0)
     rows = np.concatenate([columns - mean, np.ones((len(x), 1))], 1)
@@ -254,15 +257,15 @@ def _lasso_step(
 
 
 def principal_coordinates(x: Tensor, train: Tensor) -> Tensor:
-    """Rotate rows into the span of those in `train`, where an L2-penalised fit lies.
+    """Rotate rows into the span of the training rows, which contains every L2-penalised fit.
 
     Args:
         x: [n, p] rows.
-        train: [n] bool.
+        train: [n] bool, the training rows.
 
     Returns:
-        [n, r] float64 with r below the number of rows in `train`: rows less the mean of those
-        in `train`, along their principal axes.
+        [n, r] float64 with r below the number of training rows: rows minus the mean of the
+        training rows, along the principal axes of the latter.
     """
     rows = x.double()
     rows = rows - rows[train].mean(0)

@@ -1,4 +1,4 @@
-"""Probe the pooled latents of one SAE on one task, beside random latents and permuted labels."""
+"""Probes of one SAE's pooled latents on one task, with random latents and permuted labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from saefast.nulls.permutations import generator_of
 
 _WIDE_PENALTIES = torch.logspace(-1, 4, 6, dtype=torch.float64)
 _NEAR = 0.05
-"""Share of the live latents, by mass above and below, that count as equally active"""
+"""Share of the live latents above and below in mass that count as equally active"""
 _FEWEST_NEAR = 10
 
 
@@ -40,18 +40,18 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """What is probed beside the best latents of all."""
+    """Controls that are probed beside the best latents."""
 
     draws: int
     """number of random sets of latents, of permutations of the labels, and of mass-matched sets"""
     groups: Mapping[str, Tensor] = field(default_factory=dict)
-    """groups of latents [m] bool"""
+    """groups of latents, [m] bool"""
     mass: Tensor | None = None
     """[m] activation mass; None: the sum over the examples times `norms`"""
     norms: Tensor | None = None
     """[m] norms of decoder rows; None: all one"""
     number: int = 0
-    """number of the SAE: each has draws of its own"""
+    """number of the SAE; gives each SAE its own draws"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +59,23 @@ class Probed:
     """Results of one SAE on one task and split; values are by k."""
 
     best: Tensor
-    """[largest k] int64 the latents chosen, best first"""
+    """[largest k] int64 chosen latents, best first"""
     choice: Tensor
-    """[m] float64 scores of the choice, positive where a latent is larger in positive examples"""
+    """[m] float64 selection scores, positive where a latent is larger in positive examples"""
     value: Mapping[int, float]
     interval: Mapping[int, Interval]
     random: Mapping[int, float]
-    """mean over sets of random latents, each about as active as the one in its place"""
+    """mean over sets of random latents, each about as active as the chosen one in its place"""
     near: Tensor
-    """[draws] int64 the first latent of each of those sets"""
+    """[draws] int64 first latent of each of those sets"""
     permuted: Mapping[int, float]
     """mean over permutations of the training labels"""
     groups: Mapping[str, Mapping[int, float]]
-    """by group, and by "NAME:mass" the mean over mass-matched sets"""
+    """value by group, and under "NAME:mass" the mean over mass-matched sets"""
     masks: Mapping[str, Tensor]
-    """[m] bool of each group"""
+    """mask [m] bool of each group"""
     shares: Mapping[str, float]
-    """share of the activation mass that is in each group"""
+    """share of the activation mass in each group"""
 
 
 class _Pick(NamedTuple):
@@ -100,10 +100,13 @@ def probe_latents(
 
     Args:
         latents: [n, m] pooled latents of the examples.
-        split: labels, and which examples are the test part.
-        rule: how latents are chosen, and probes fitted and scored.
+        split: labels, and the mask of the test part.
+        rule: choice of latents, fit of probes, and measure.
         ks: numbers of latents.
-        controls: what is probed besides; None: nothing.
+        controls: random sets, permutations and groups to probe as well; None: none.
+
+    Returns:
+        Values of the chosen latents and of the controls, by k.
     """
     train = ~split.test
     permuted = [] if controls is None else _permutations(split, controls.draws)
@@ -167,7 +170,7 @@ def _decisions(
 ) -> Tensor:
     """Return the decisions [picks, tests] of a probe for each pick."""
     chosen = torch.stack([pick.latents[:k] for pick in picks])
-    # Where a group has too few latents, columns of zeros stand in for the missing ones.
+    # Where a group has too few latents, columns of zeros replace the missing ones.
     columns = latents[:, chosen.clamp(min=0)] * (chosen >= 0)
     columns = columns.movedim(1, 0).double()
     labels = torch.stack([pick.labels for pick in picks])
@@ -176,7 +179,7 @@ def _decisions(
 
 
 def _permutations(split: Split, draws: int) -> list[Tensor]:
-    """Permute the labels of the training part; those of the test part are left."""
+    """Return permutations of the training labels; labels of the test part are unchanged."""
     places = (~split.test).nonzero()[:, 0]
     permuted = []
     for draw in range(draws):
@@ -218,11 +221,14 @@ def probe_wide(
     """Fit an L2-penalised probe to all columns, with C chosen in five folds.
 
     Args:
-        columns: [n, p].
-        standardise: whether columns get variance 1; else their logarithms are taken, and rows get
-            norm 1.
-        split: labels, and which examples are the test part.
-        rule: rule whose measure is taken.
+        columns: [n, p] columns of the examples.
+        standardise: scale columns to variance 1; otherwise log(1 + column) is taken and rows are
+            scaled to norm 1.
+        split: labels, and the mask of the test part.
+        rule: rule whose measure is used.
+
+    Returns:
+        The value on the test part, and its interval.
     """
     train = ~split.test
     if standardise:

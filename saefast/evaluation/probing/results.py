@@ -1,4 +1,4 @@
-"""Turn what was probed, task by task and SAE by SAE, into scores."""
+"""Scores from the results of probing every SAE on every task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +24,13 @@ OWN_CONDITIONS = (TRAINED, RANDOM, PERMUTED, TEXT, FULL)
 IN_GROUP, MATCHED = "best latent in group", "best latents matched"
 
 _NO_RIVALS = ("permuted_decoder",)
-"""Conditions that are the trained SAEs again where only the encoder counts"""
+"""Conditions identical to the trained SAEs wherever only the encoder matters"""
 
 Table = NDArray[np.float64]
 
 
 def _closed(values: Table, floor: float, gaps: Sequence[tuple[float, float]]) -> list[float]:
-    """Return how much of the gap from the floor to each task's ceiling values [tasks] close."""
+    """Return the share of the gap from floor to ceiling that each task's value [tasks] closes."""
     return [
         gap_closed(value, floor, ceiling, noise)
         for value, (ceiling, noise) in zip(values.tolist(), gaps, strict=True)
@@ -39,21 +39,21 @@ def _closed(values: Table, floor: float, gaps: Sequence[tuple[float, float]]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResults:
-    """What one task gave."""
+    """Results of all SAEs on one task."""
 
     name: str
     notes: tuple[str, ...]
     trained: Sequence[Sequence[Probed]]
-    """for each SAE, one for each split"""
+    """results of each trained SAE on each split"""
     others: Mapping[str, Sequence[Probed]]
-    """by condition, one for each SAE"""
+    """by condition, results of each of its SAEs on the first split"""
     full: tuple[float, Interval]
     text: tuple[float, Interval]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What all tasks gave."""
+    """Results on all tasks."""
 
     rule: ProbingRule
     ks: Sequence[int]
@@ -99,7 +99,7 @@ class Results:
         return np.array([[value(task.trained[s][0]) for task in self.tasks] for s in saes])
 
     def _of_all(self, k: int) -> list[Score]:
-        """Score every condition, and how much of the gap from floor to ceiling each closes."""
+        """Score every condition, and the share of the gap from floor to ceiling that it closes."""
         values = {TRAINED: self._of_trained(lambda its: its.value[k])}
         intervals = {TRAINED: [[its[0].interval[k] for its in row] for row in self._by_sae()]}
         for name in self.tasks[0].others:
@@ -143,7 +143,7 @@ class Results:
         )
 
     def _of_one(self, score: Score, intervals: Mapping[str, Sequence[Sequence[Interval]]]) -> Score:
-        """Give the overall score of one SAE and task the interval over its examples."""
+        """Replace the interval of the score of one SAE and task by the interval over examples."""
         known = intervals.get(score.condition, ())
         if score.task or len(self.tasks) > 1 or len(known) != 1:
             return score
@@ -153,7 +153,7 @@ class Results:
         return list(zip(*(task.trained for task in self.tasks), strict=True))
 
     def _noise(self, k: int, by_task: bool = False) -> Table:
-        """Return the mean over SAEs, and tasks unless by task, of each split."""
+        """Return the mean of each split over SAEs, and over tasks unless `by_task`."""
         every = np.array(
             [[[its.value[k] for its in splits] for splits in row] for row in self._by_sae()]
         )
@@ -161,7 +161,7 @@ class Results:
         return table.T
 
     def _of_group(self, k: int, group: str) -> list[Score]:
-        """Score a group of latents, random latents of its mass, and the difference."""
+        """Score a group of latents, random latents of the same mass, and their difference."""
         matched = f"{group}:mass"
 
         def value(its: Probed, name: str) -> float:
@@ -195,7 +195,7 @@ class Results:
         ]
 
     def _best_in_group(self, group: str) -> list[Score]:
-        """Score how often the best latent of a task is in a group; by mass, its share would be."""
+        """Score how often the best latent of a task is in a group, with its mass share as floor."""
         hits = self._of_trained(lambda its: float(its.masks[group][its.best[0]]))
         shares = self._of_trained(lambda its: its.shares[group]).mean(0)
         return measured(
@@ -203,7 +203,7 @@ class Results:
         )
 
     def _best_by_count(self, group: str) -> list[str]:
-        """Say how likely the best latents hold as many of a group if all were alike."""
+        """Return notes with the probability of as many best latents in a group by chance."""
         notes = []
         for number, row in enumerate(self._by_sae()):
             live = torch.stack([its[0].choice != 0 for its in row]).any(0)
@@ -219,7 +219,7 @@ class Results:
         return notes
 
     def _best_matched(self) -> Score:
-        """Score how often the best latents of a task in two SAEs are each other's nearest."""
+        """Score how often the best latents of a task in two SAEs are mutually nearest."""
         rows = self._by_sae()
         with one_thread():
             found, chance = agreement(
@@ -238,7 +238,7 @@ class Results:
         )
 
     def _features(self, number: int) -> dict[str, Any]:
-        """For each latent, the task that it tells best, and how well."""
+        """Return for each latent the task that it predicts best, with its score."""
         choice = torch.stack([task.trained[number][0].choice for task in self.tasks])
         best = choice.abs().argmax(0)
         value = choice.gather(0, best[None])[0]

@@ -1,4 +1,4 @@
-"""Run the texts of tasks through a language model, and pool what an SAE makes of them."""
+"""Activations of a language model on the texts of tasks, and pooled latents of their examples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Activations of the tokens that a task's examples are judged by."""
+    """Activations of the tokens that represent a task's examples."""
 
     rows: Tensor
     """[rows, d], on the CPU"""
@@ -29,10 +29,10 @@ class TaskRows:
     labels: Tensor
     """[examples] bool"""
     used: Tensor
-    """[examples] int64 numbers of the examples in their task: some spans may hold no token"""
+    """[examples] int64 numbers of the examples in their task; spans without a token are left out"""
     bag: tuple[Tensor, Tensor]
-    """example and token, both [n] int64, of the surface that the examples show: all tokens of a
-    text; of a span its token, and as another kind of token the one before"""
+    """example and token, both [n] int64, for the bag of tokens: all tokens of a text; for a span
+    its token, and the token before as a separate kind"""
 
     @torch.no_grad()
     def pooled(self, sae: SAE, pool: str) -> Tensor:
@@ -40,7 +40,7 @@ class TaskRows:
 
         Args:
             sae: the SAE.
-            pool: "mean" or "max" over the rows of an example, or "last" of them.
+            pool: "mean" or "max" over the rows of an example, or the "last" row.
         """
         rows, example = self.rows, self.example
         if pool == "last":
@@ -71,7 +71,7 @@ class TaskRows:
         return pooled.index_add_(0, self.example, self.rows.float()) / self._counts()[:, None]
 
     def surface(self) -> Tensor:
-        """Return how often each token is in each example: [examples, tokens that occur] float32."""
+        """Return the counts of tokens in each example: [examples, tokens that occur] float32."""
         examples, tokens = self.bag
         found, column = torch.unique(tokens, return_inverse=True)
         counts = torch.zeros(len(self.labels), len(found))
@@ -95,16 +95,19 @@ def task_rows(
     batch_size: int,
     drop_bos: bool,
 ) -> list[TaskRows]:
-    """Run the texts that several tasks share through the model once.
+    """Run the texts shared by several tasks through the model once.
 
     Args:
-        model: the model.
-        site: where its activations are taken.
+        model: language model.
+        site: site of the activations.
         tasks: tasks of the same texts.
         pool: with "last" the end of a text longer than `context` is read, else its beginning.
         context: largest number of tokens of a text.
-        batch_size: texts in one forward pass; shorter ones first, so that little is filled up.
+        batch_size: number of texts in one forward pass; texts are sorted by length to save padding.
         drop_bos: leave out first positions and BOS, unless a text has nothing else.
+
+    Returns:
+        Rows of each task, in their order.
     """
     tokens, offsets = _tokens(model, tasks[0], context, from_end=pool == "last")
     order = sorted(range(len(tokens)), key=lambda text: (len(tokens[text]), text))
@@ -149,7 +152,7 @@ def _task_rows(
     if task.spans is None:
         pairs = [(number, token) for number, its in enumerate(tokens) for token in its]
     else:
-        # What stands before the token is another kind of surface: odd numbers.
+        # The token before counts as a separate kind, which has the odd numbers.
         pairs = []
         for number, (where, at) in enumerate(zip(text.tolist(), position.tolist(), strict=True)):
             pairs.append((number, 2 * tokens[where][at]))
@@ -162,7 +165,7 @@ def _task_rows(
 def _places(
     task: LabelledTask, kept: Tensor, offsets: Sequence[Sequence[tuple[int, int]]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return example, text and position of each row of a task, by example."""
+    """Return the example, text and position of each row of a task, sorted by example."""
     if task.spans is None:
         text, position = kept.nonzero().T
         return text, text, position
@@ -178,7 +181,7 @@ def _places(
 
 
 def _first_within(offsets: Sequence[tuple[int, int]], span: Span, text: str) -> int | None:
-    """Return the first token whose characters, but white space, lie within the span."""
+    """Return the first token whose characters, apart from white space, lie within the span."""
     for at, (start, end) in enumerate(offsets):
         if start >= span.end:
             return None
@@ -193,7 +196,7 @@ def _first_within(offsets: Sequence[tuple[int, int]], span: Span, text: str) -> 
 def _tokens(
     model: LanguageModel, task: LabelledTask, context: int, *, from_end: bool
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    """Return the tokens of each text, and where each stands in it where spans ask for that."""
+    """Return the tokens of each text, and their character offsets if the task has spans."""
     tokenizer: Any = model.tokenizer
     begin = beginning(tokenizer)
     spans = task.spans is not None
@@ -213,7 +216,7 @@ def _tokens(
 
 
 def sharing_texts(tasks: Sequence[LabelledTask]) -> Iterator[list[LabelledTask]]:
-    """Yield runs of tasks that follow each other and have the same texts."""
+    """Yield runs of consecutive tasks that have the same texts."""
     run: list[LabelledTask] = []
     for task in tasks:
         if run and (

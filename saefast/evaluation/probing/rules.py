@@ -1,4 +1,4 @@
-"""Choose latents for a task and fit probes on them, by the rules of saefast and of two peers."""
+"""Rules of choosing latents and fitting probes: saefast's, SAEBench's and sae-probes'."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Measure:
     name: str
     floor: float
     value: Callable[[Tensor, Tensor], float]
-    """of labels and decisions"""
+    """function of labels and decisions"""
     interval: Callable[[Tensor, Tensor], Interval]
 
 
@@ -45,12 +45,14 @@ class ProbingRule:
 
 
 def choice_scores(name: str, latents: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Score every latent for several divisions of the examples; large sizes are chosen.
+    """Score every latent for several divisions of the examples.
+
+    Latents with the largest absolute scores are chosen.
 
     Args:
-        name: "difference" of means; "normalised", the same over the latent's mean where it is
-            active; or "t", over its standard error. Multiplying a latent by a number changes
-            "difference" alone.
+        name: "difference" of means; "normalised", the difference divided by the latent's mean
+            where it is active; or "t", divided by its standard error. Only "difference" depends on
+            the scale of a latent.
         latents: [n, m].
         positive: [l, n] bool positive examples of each division.
         negative: [l, n] bool; examples in neither do not count.
@@ -78,12 +80,15 @@ def choice_scores(name: str, latents: Tensor, positive: Tensor, negative: Tensor
 
 
 def largest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
-    """Return the k latents of largest size [..., k], the first of equal ones; -1 where none is.
+    """Return the k latents with the largest absolute scores.
 
     Args:
-        scores: [..., m].
-        k: number wanted.
+        scores: [..., m] scores of latents.
+        k: number of latents.
         allowed: [m] or [..., m] bool latents to choose from; None: all.
+
+    Returns:
+        [..., k] int64, the first among equal ones; padded with -1.
     """
     size = scores.abs()
     if allowed is not None:
@@ -94,7 +99,7 @@ def largest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
 
 
 def folds_of(labels: Tensor, seed: int, count: int = _FOLDS) -> Tensor:
-    """Deal examples [n] into folds, each class evenly; return their numbers [n] int64."""
+    """Assign examples [n] to folds, each class evenly; return the numbers of folds [n] int64."""
     folds = torch.zeros(len(labels), dtype=torch.int64)
     for value in (False, True):
         places = (labels == value).nonzero()[:, 0]
@@ -104,7 +109,7 @@ def folds_of(labels: Tensor, seed: int, count: int = _FOLDS) -> Tensor:
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Give columns the mean 0 and variance 1 of the training part, both [..., n, p] float64."""
+    """Standardise columns by their mean and variance in the training part, [..., n, p] float64."""
     train, test = train.double(), test.double()
     mean = train.mean(-2, keepdim=True)
     spread = train.std(-2, keepdim=True, correction=0)
@@ -118,11 +123,11 @@ def cross_validated(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> T
     Args:
         train: [b, n, p] columns of the training part for each of b probes.
         labels: [b, n] bool.
-        test: [b, tests, p].
+        test: [b, tests, p] columns of the test part.
         seed: seed of the folds.
     """
     train, test = standardised(train, test)
-    # With one column the order of the decisions is that of the column, whatever C is.
+    # With one column, the order of the decisions does not depend on C.
     if train.shape[2] == 1:
         side = torch.where(labels[..., None], train, 0.0).mean(1, keepdim=True).sign()
         return (test * side)[..., 0]
@@ -155,15 +160,18 @@ def lasso(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> Tensor:
 
 
 def lasso_search(x: Tensor, labels: Tensor, seed: int) -> Fit:
-    """Fit an L1-penalised probe whose C gives the largest AUROC on examples left out.
+    """Fit an L1-penalised probe whose C gives the largest AUROC on held-out examples.
 
-    Those are the last fifth of the examples, at most 100, or six folds in turn where there are
-    fewer than 128; of equal ones the weakest penalty wins.
+    The last fifth of the examples, at most 100, is held out, or each of six folds in turn where
+    there are fewer than 128 examples. Ties go to the weakest penalty.
 
     Args:
         x: [n, p] rows.
         labels: [n] bool.
         seed: seed of the folds.
+
+    Returns:
+        The fit on all examples with the chosen C.
     """
     n = len(x)
     if n < _FEW:
@@ -173,7 +181,7 @@ def lasso_search(x: Tensor, labels: Tensor, seed: int) -> Fit:
         parts = [torch.arange(n) >= n - min(n // 5, _MOST_LEFT_OUT)]
     starts: list[Fit | None] = [None] * len(parts)
     values = []
-    # Neighbouring penalties have similar coefficients: each begins with those of the one before.
+    # Neighbouring penalties have similar coefficients: each fit starts from the previous one.
     for penalty in _L1_PENALTIES[::-1]:
         found = []
         for number, part in enumerate(parts):
@@ -202,4 +210,4 @@ RULES: Mapping[str, ProbingRule] = {
     "saebench": ProbingRule("mean", "difference", plain, _ACCURACY),
     "sae-probes": ProbingRule("last", "normalised", lasso, _AUROC),
 }
-"""What `method` names: ours, and what SAEBench 0.6 and sae-probes 0.4 compute on one split"""
+"""Rules by `method`: saefast's, and those of SAEBench 0.6 and sae-probes 0.4 on one split"""

@@ -1,4 +1,4 @@
-"""Labelled tasks: what a probe is to tell apart."""
+"""Labelled tasks for probes: texts or spans of texts in two classes."""
 
 from collections.abc import Sequence
 
@@ -37,16 +37,19 @@ def labelled_tasks(
     examples: int = EXAMPLES,
     seed: int = 0,
 ) -> list[LabelledTask]:
-    """Make the tasks of a source that needs no network.
+    """Build the tasks of a source that needs no network.
 
     Args:
         source: "sae-probes" reads the 113 binary tasks of that package, which must be installed
-            (`pip install --no-deps sae-probes`); some of them hold slurs, and none of the first 12
-            does. "code" are the classes of Python's tokens in the built-in corpus.
-        names: tasks wanted, in this order; None: short and varied ones first, then the others.
+            (`pip install --no-deps sae-probes`); some of them contain slurs, but none of the first
+            12 does. "code" uses the classes of Python's tokens in the built-in corpus.
+        names: names of tasks, in this order; None: short and varied ones first, then the others.
         limit: largest number of tasks; None: all.
         examples: largest number of examples of a task, half of them positive.
         seed: seed of the draw where there are more.
+
+    Returns:
+        The tasks in their order.
     """
     checks.one_of("source", source, tuple(_SOURCES))
     if isinstance(names, str):

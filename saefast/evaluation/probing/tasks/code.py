@@ -1,4 +1,4 @@
-"""Make tasks of the tokens of Python code, whose classes are exact: keywords, strings, calls ..."""
+"""Tasks on the tokens of Python code, whose classes are exact: keywords, strings, calls ..."""
 
 import ast
 import io
@@ -24,10 +24,10 @@ CLASSES = (
     "name",
     "docstring",
 )
-"""Classes of tokens; a token is in one. "name" are identifiers that are in no class before it"""
+"""Classes of tokens, which exclude each other; "name" holds identifiers that are in no other"""
 
 _WINDOW = 1200
-"""About as many characters of a module are read, from the beginning of a function or a class"""
+"""Approximate number of characters of a window, which begins with a function or a class"""
 _WINDOWS = 120
 _EACH = 2  # windows of one module
 _KINDS = {
@@ -47,9 +47,9 @@ class _Token(NamedTuple):
 def code_tasks(
     names: Sequence[str] | None, limit: int | None, examples: int, seed: int
 ) -> list[LabelledTask]:
-    """Make tasks of code, see `saefast.evaluation.probing.tasks.labelled_tasks`.
+    """Build tasks on code, see `saefast.evaluation.probing.tasks.labelled_tasks`.
 
-    The code is that of the built-in corpus which is held out from training.
+    The code is the held-out part of the built-in corpus.
     """
     names = list(CLASSES if names is None else names)
     for name in names:
@@ -64,7 +64,7 @@ def code_tasks(
         try:
             tokens, starts = _tokens(source)
         except (SyntaxError, ValueError, tokenize.TokenError):
-            continue  # a template, or a piece that the corpus leaves out is missing
+            continue  # a template, or incomplete because the corpus leaves out a piece
         for start in drawn(starts, _EACH, seed, "windows", document):
             end = min(start + _WINDOW, len(source))
             inside = [token for token in tokens if start <= token.start and token.end <= end]
@@ -84,12 +84,12 @@ def _task(
     examples: int,
     seed: int,
 ) -> LabelledTask:
-    """Draw as many tokens of the class as of all others, these evenly from their classes."""
+    """Draw equally many tokens of the class and of all others, the latter evenly by class."""
     others = [kind for kind in CLASSES if kind != name and found[kind]]
     each = min(examples // 2, len(found[name]))
     positive = drawn(found[name], each, seed, name)
     negative: list[Span] = []
-    # The rarest first: what it has too few of, the others give.
+    # Rarest class first, so that more frequent ones make up for missing tokens.
     for place, kind in enumerate(sorted(others, key=lambda kind: len(found[kind]))):
         share = -(-(each - len(negative)) // (len(others) - place))
         negative += drawn(found[kind], share, seed, name, kind)
@@ -109,7 +109,7 @@ def _task(
 
 
 def _modules() -> Iterator[str]:
-    """Yield the source of each module that is held out from training, its pieces joined."""
+    """Yield the source of each held-out module, with its pieces joined."""
     pieces: dict[str, list[str]] = defaultdict(list)
     for document in builtin_corpus(("code",)).held_out():
         pieces[document.group or ""].append(document.text)
@@ -162,7 +162,7 @@ def _kind(tokens: Sequence[tokenize.TokenInfo], place: int) -> str:
 
 
 def _pieces(text: str, start: int, kind: str) -> Iterator[_Token]:
-    """Yield what white space parts in strings and comments, else the token as a whole."""
+    """Yield the words of strings and comments; any other token as a whole."""
     if kind not in ("string", "comment", "docstring"):
         yield _Token(start, start + len(text), kind)
         return

@@ -1,4 +1,4 @@
-"""Define tasks: texts, or stretches of texts, in two classes."""
+"""Definition of labelled tasks: texts, or spans of texts, in two classes."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from saefast.types import brief
 FEWEST = 20
 """Least number of examples of each class"""
 EXAMPLES = 600
-"""Number of examples of a task unless another is asked for"""
+"""Default of the largest number of examples of a task"""
 
 _TEST_SHARE = 1 / 3
 
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 class Span(NamedTuple):
-    """A stretch of characters of a text."""
+    """A range of characters of a text."""
 
     text: int
     """number of the text"""
@@ -38,16 +38,17 @@ class LabelledTask:
 
     name: str
     texts: tuple[str, ...] = field(repr=False)
-    """what a language model reads"""
+    """texts to run through a language model"""
     labels: tuple[bool, ...] = field(repr=False)
     """class of each example"""
     spans: tuple[Span, ...] | None = field(default=None, repr=False)
-    """stretch of each example, of which the first token within is the example's row; None: each
-    text is an example"""
+    """span of each example, whose first token is the example's row; None: each text is an
+    example"""
     documents: tuple[int, ...] | None = field(default=None, repr=False)
-    """document of each example: those of one document are never split; None: each its own"""
+    """document of each example; examples of one document are never split. None: each example is
+    its own document"""
     notes: tuple[str, ...] = ()
-    """sentences on what was left out"""
+    """sentences on omissions"""
 
     __repr__ = brief
 
@@ -73,11 +74,14 @@ class LabelledTask:
             )
 
     def test_examples(self, seed: int, repeat: int = 0) -> Tensor:
-        """Choose a third of the examples, or of the documents, for the test: [examples] bool.
+        """Choose a third of the examples, or of the documents, as the test part.
 
         Args:
             seed: seed of the choice.
-            repeat: number of the split; each is another choice.
+            repeat: number of the split; splits are chosen independently.
+
+        Returns:
+            [examples] bool.
         """
         key = (_key(self.name), repeat)
         labels = np.array(self.labels, dtype=bool)
@@ -110,18 +114,21 @@ def labelled_task(
     seed: int = 0,
     notes: Sequence[str] = (),
 ) -> LabelledTask:
-    """Make a task of texts: drop repeated texts, then draw equally many of each class.
+    """Build a task from texts: drop repeated texts, then draw equally many of each class.
 
-    Texts that differ only in white space count as repeated; those that occur with both labels are
+    Texts that differ only in white space count as repeated; texts that occur with both labels are
     dropped altogether.
 
     Args:
         name: name of the task.
-        texts: the texts.
+        texts: texts of the examples.
         labels: class of each text.
-        examples: largest number of texts; fewer where there are fewer.
+        examples: largest number of texts.
         seed: seed of the draw.
-        notes: sentences to go with those on what was left out.
+        notes: further notes, beside those on omissions.
+
+    Returns:
+        The task, with as many positive as negative examples.
     """
     if len(texts) != len(labels):
         raise ValueError(
@@ -153,7 +160,7 @@ def labelled_task(
 
 
 def drawn(items: Sequence[Item], count: int, seed: int, *key: str | int) -> list[Item]:
-    """Draw up to `count` items at random; the seed and the key alone decide which."""
+    """Draw up to `count` items at random, determined by the seed and the key."""
     numbers = [_key(part) if isinstance(part, str) else part for part in key]
     return [items[place] for place in permutation(len(items), seed, *numbers)[:count]]
 
@@ -161,7 +168,7 @@ def drawn(items: Sequence[Item], count: int, seed: int, *key: str | int) -> list
 def one_against_rest(
     name: str, classes: Mapping[str, Sequence[str]], *, examples: int, seed: int
 ) -> list[LabelledTask]:
-    """Make a task of each class against equally many texts of each other class."""
+    """Build a task for each class against equally many texts of each other class."""
     tasks = []
     for positive, texts in classes.items():
         others = {other: its for other, its in classes.items() if other != positive}

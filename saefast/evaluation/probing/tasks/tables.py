@@ -1,4 +1,4 @@
-"""Read a table of texts and labels: CSV, Parquet or lines of JSON."""
+"""Labelled tasks from tables of texts and labels: CSV, Parquet or lines of JSON."""
 
 import json
 import math
@@ -24,15 +24,18 @@ def table_tasks(
     examples: int = EXAMPLES,
     seed: int = 0,
 ) -> list[LabelledTask]:
-    """Make tasks of a table: one of two classes, or one of each class against the rest.
+    """Build the tasks of a table: one task for two classes, else each class against the rest.
 
     Args:
-        path: a file .csv, .parquet, .jsonl or .ndjson with a row for each text.
+        path: file .csv, .parquet, .jsonl or .ndjson with a row for each text.
         text: name of the column of texts.
-        label: name of the column of labels: numbers, words or true and false. Of two, the one that
-            is last in order is the positive class.
+        label: name of the column of labels: numbers, words or true and false. Of two labels, the
+            one that sorts last is the positive class.
         examples: largest number of texts of a task.
         seed: seed of the draw where there are more.
+
+    Returns:
+        The tasks in the order of their classes.
     """
     path = Path(path)
     texts, labels = _columns(path, text, label)
