@@ -1,4 +1,4 @@
-"""Explain latents by rules that can be executed, and let judges use explanations."""
+"""Explanations of latents by executable rules, and scores of explanations by judges."""
 
 from saefast.evaluation.explaining.evaluation import explain
 from saefast.evaluation.explaining.judges import (

@@ -1,4 +1,4 @@
-"""Held-out text as windows of tokens that cross neither contexts nor documents, in two halves."""
+"""Held-out text in two halves, cut into windows that cross neither contexts nor documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from saefast.activations import StoreActivations
 from saefast.types import brief
 
 WINDOW = 32
-"""Tokens in a window"""
+"""Number of tokens in a window"""
 
 _STRETCHES = 8  # even: as many for explaining as for scoring
-_WORD_START = "\u2581"  # how SentencePiece writes the blank before a word
+_WORD_START = "\u2581"  # SentencePiece's blank before a word
 
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
@@ -38,11 +38,11 @@ class TokenText:
     context: Integers
     """[n] number of each row's context, ascending; no context crosses a document"""
     after_gap: Booleans
-    """[n] whether the token before the row is unknown: the first of a context, or after BOS"""
+    """[n] whether the token before the row is unknown: at the start of a context, or after BOS"""
     explaining: Booleans
-    """[n] whether the row's document is one of those for explaining"""
+    """[n] whether the row's document is in the explaining half"""
     size: int = WINDOW
-    """tokens in a full window"""
+    """number of tokens in a full window"""
 
     __repr__ = brief
 
@@ -53,28 +53,28 @@ class TokenText:
 
     @cached_property
     def offset(self) -> Integers:
-        """[n] place of each row in its context."""
+        """Place of each row in its context, [n]."""
         return np.arange(self.rows) - self.context_starts[self.context]
 
     @cached_property
     def context_starts(self) -> Integers:
-        """[contexts + 1] first row of each context, and the number of rows."""
+        """First row of each context, then the number of rows, [contexts + 1]."""
         return np.searchsorted(self.context, np.arange(int(self.context[-1]) + 2))
 
     @cached_property
     def window(self) -> Integers:
-        """[n] number of each row's window, ascending."""
+        """Number of each row's window, ascending, [n]."""
         begins = (self.offset % self.size == 0).astype(np.int64)
         return np.cumsum(begins) - 1
 
     @cached_property
     def window_starts(self) -> Integers:
-        """[windows + 1] first row of each window, and the number of rows."""
+        """First row of each window, then the number of rows, [windows + 1]."""
         return np.searchsorted(self.window, np.arange(int(self.window[-1]) + 2))
 
     @cached_property
     def full(self) -> Booleans:
-        """[windows] which are long enough to be shown: at least half of `size`."""
+        """Mask of the windows that are long enough to show, at least half of `size`, [windows]."""
         return np.diff(self.window_starts) * 2 >= self.size
 
     def pieces(self, first: int, end: int) -> list[str]:
@@ -93,15 +93,18 @@ def token_text(
     """Read the text of a harvested store.
 
     Documents are split evenly between explaining and scoring. Where the documents of the rows are
-    not known, contexts are split in eight stretches of neighbours, so that a document which spans
-    several contexts lies in both halves only if it stands at one of seven borders.
+    not known, contexts are split into eight runs of neighbours, so that a document which spans
+    several contexts lies in both halves only if it crosses one of seven borders.
 
     Args:
-        store: written by `saefast.lm.harvest`.
-        tokenizer: of the model that was harvested.
-        rows: read the first rows only.
-        documents: [rows] number of each row's document.
-        window: tokens in a window.
+        store: store written by `saefast.lm.harvest`.
+        tokenizer: tokenizer of the harvested model.
+        rows: number of rows to read, from the first; None: all.
+        documents: [rows] number of each row's document; None: unknown.
+        window: number of tokens in a window.
+
+    Returns:
+        The text of the rows that were read.
     """
     if not isinstance(store, StoreActivations):
         store = StoreActivations(store)
@@ -147,14 +150,17 @@ def token_text(
 def text_of_sequences(
     sequences: Sequence[Sequence[int]], tokenizer: Any, *, window: int = WINDOW
 ) -> TokenText:
-    """Treat sequences of tokens as contexts, such as texts that a model generated.
+    """Build a text whose contexts are given sequences of tokens, such as generated texts.
 
-    All rows count as scoring ones.
+    All rows are in the scoring half.
 
     Args:
-        sequences: numbers of tokens; none of the sequences is empty.
-        tokenizer: that the numbers belong to.
-        window: tokens in a window.
+        sequences: numbers of tokens; no sequence may be empty.
+        tokenizer: tokenizer of the numbers.
+        window: number of tokens in a window.
+
+    Returns:
+        The text, with a context for each sequence.
     """
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise ValueError("sequences must be one or more lists of tokens, none of them empty")
@@ -164,10 +170,13 @@ def text_of_sequences(
 
 
 def text_of_pieces(texts: Sequence[Sequence[str]]) -> TokenText:
-    """Treat texts that are cut into pieces as contexts, with the pieces as tokens.
+    """Build a text whose contexts are given texts, with their pieces as tokens.
 
     Args:
-        texts: pieces of each text; none of the texts is empty.
+        texts: pieces of each text; no text may be empty.
+
+    Returns:
+        The text, with a context for each of `texts`.
     """
     numbers: dict[str, int] = {}
     token = [numbers.setdefault(piece, len(numbers)) for text in texts for piece in text]
@@ -177,7 +186,7 @@ def text_of_pieces(texts: Sequence[Sequence[str]]) -> TokenText:
 def _text_of_contexts(
     token: Integers, strings: Sequence[str], lengths: Sequence[int], window: int = WINDOW
 ) -> TokenText:
-    """Text of contexts of those lengths, all rows of which count as scoring ones."""
+    """Build a text from contexts of given lengths, with all rows in the scoring half."""
     context = np.repeat(np.arange(len(lengths)), lengths)
     return TokenText(
         token=token,
@@ -190,7 +199,7 @@ def _text_of_contexts(
 
 
 def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return the text of each token by itself, with the blank before a word."""
+    """Return the text of each token on its own, with the blank before a word."""
     strings = []
     for raw in tokenizer.convert_ids_to_tokens(list(ids)):
         if raw is None:
@@ -206,7 +215,7 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _explaining(context: Integers, document: Integers | None) -> Booleans:
-    """[n] the half of each row's document."""
+    """Return whether each row's document is in the explaining half, [n]."""
     if document is not None:
         _, number = np.unique(document, return_inverse=True)
         count, stretches = int(number.max()) + 1, int(number.max()) + 1

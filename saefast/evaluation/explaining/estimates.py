@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
 
     value: float
     error: float
-    """infinite for a single latent, whose spread is unknown"""
+    """standard error; infinite for a single latent, whose spread is unknown"""
     n: int
     """number of latents"""
 
@@ -33,16 +33,16 @@ def mean_of(values: Floats) -> Estimate:
 def equal_rate_difference(
     a: Floats, b: Floats, bins_a: NDArray[np.int64], bins_b: NDArray[np.int64]
 ) -> Estimate:
-    """Return mean(a) - mean(b) within bins of firing rate, weighted as Mantel and Haenszel do.
+    """Return mean(a) - mean(b) within bins of firing rate, with Mantel-Haenszel weights.
 
-    Bins without latents of both have no weight. NaN where no bin has both. A single latent in a
-    bin counts as spread as those of its group are within the other bins.
+    Bins without latents of both groups have no weight; the value is NaN if no bin has both. The
+    spread of a single latent in a bin is taken from the spread of its group within other bins.
 
     Args:
-        a: [latents] values of one group; NaN are left out.
-        b: [latents of its own] values of another one.
-        bins_a: [latents] bin of each latent.
-        bins_b: [latents of its own].
+        a: [latents of a] values of one group; NaN are left out.
+        b: [latents of b] values of another group.
+        bins_a: [latents of a] bin of each latent.
+        bins_b: [latents of b] bin of each latent.
     """
     total = difference = variance = 0.0
     count = 0
@@ -60,7 +60,7 @@ def equal_rate_difference(
 
 
 def between(a: Sequence[Estimate], b: Sequence[Estimate]) -> list[Estimate]:
-    """Return the differences a - b of SAEs that share a seed, or of the means where none do."""
+    """Return the differences a - b by seed, or the difference of the means if no seed is shared."""
     if len(a) != len(b):
         a, b = [_pooled(a)], [_pooled(b)]
     return [
@@ -78,8 +78,8 @@ def combined(
 ) -> Interval:
     """Return the mean over SAEs with its 95 % interval.
 
-    The variance is that between SAEs or that over their latents, whichever is larger: few SAEs
-    may agree by chance.
+    The variance is the larger one of the variance between SAEs and the variance over their latents,
+    since few SAEs may agree by chance.
 
     Args:
         estimates: one for each SAE; NaN are left out.
@@ -94,7 +94,7 @@ def combined(
 
 
 def _by_bin(values: Floats, bins: NDArray[np.int64]) -> dict[int, Estimate]:
-    """Return the mean of each bin; the error of a single latent is from the spread within bins."""
+    """Return the mean of each bin; a single latent's error is the pooled spread within bins."""
     means = {int(number): mean_of(values[bins == number]) for number in np.unique(bins)}
     means = {number: its for number, its in means.items() if its.n}
     several = [its for its in means.values() if its.n > 1]

@@ -1,4 +1,4 @@
-"""Evaluate how well the latents of SAEs can be explained, by rules and by judges."""
+"""Evaluation of explanations of latents, by rules and by judges."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,33 +55,37 @@ def explain(
     """Explain latents in one half of a held-out text and score the explanations in the other.
 
     Every latent of every SAE gets the best of many rules on tokens, their context, syntax and
-    topic. For a sample of latents a judge then tells from an explanation whether the latent fires
-    in a window (detection) and on which of its tokens (fuzzing). The primary measure is
+    topic. For a sample of latents a judge then predicts from an explanation whether the latent
+    fires in a window (detection) and on which of its tokens (fuzzing). The primary measure is
     specificity: detection minus detection with the explanation of another latent that fires about
-    as often. The model itself does not run; its tokenizer is needed.
+    as often. The model itself does not run; only its tokenizer is needed.
 
-    Judges are calibrated on features of known truth first; the scores of one that cannot tell are
-    withheld.
+    Judges are first calibrated on features with known explanations; the scores of a judge that
+    fails are withheld.
 
     Args:
-        model: the model that was harvested.
+        model: harvested model.
         layer: site of the activations, see `saefast.lm.find_site`.
-        saes: trained on that site; those of different seeds.
+        saes: SAEs of different seeds, trained on that site.
         activations: store of held-out activations with tokens, from `saefast.lm.harvest`.
-        judge: rates explanations, and writes them if it can; None: `RulesJudge`.
-        features: latents of each SAE that are judged, spread evenly over the firing rates, and
-            half as many of each group.
+        judge: judge that rates explanations, and writes them if it can; None: `RulesJudge`.
+        features: number of judged latents of each SAE, spread evenly over the firing rates; each
+            group gets half as many.
         conditions: rivals, see `rival_conditions` and `train_baselines`.
-        groups: for each SAE its groups of latents, such as `Stability.groups` returns.
-        mass: for each SAE [m] `FeatureStatistics.mass`; None: it is measured here.
-        rows: read the first rows only.
+        groups: for each SAE its groups of latents, as returned by `Stability.groups`.
+        mass: for each SAE its `FeatureStatistics.mass`, [m]; None: it is measured here.
+        rows: number of rows to read, from the first; None: all.
         documents: [rows] number of each row's document, see `token_text`.
-        window: tokens in a window.
-        out: folder in which an `EndpointJudge` keeps its answers; None: in memory.
-        dry_run: return the judge's calls and tokens as notes; nothing is asked.
-        repeats: evaluations with other seeds that give the noise, if rules judge.
-        seed: of all random choices.
+        window: number of tokens in a window.
+        out: folder in which an `EndpointJudge` stores its answers; None: in memory.
+        dry_run: return the judge's calls and tokens as notes, without sending requests.
+        repeats: number of evaluations with other seeds that give the noise, if rules judge.
+        seed: seed of all random choices.
         progress: show progress bars on stderr.
+
+    Returns:
+        Scores of rules over all latents and of the judge over sampled ones, by condition and group.
+        `features` holds for each SAE the explanations and scores of its latents.
     """
     checks.whole("features", features, 2)
     checks.whole("repeats", repeats, 1)
@@ -133,7 +137,7 @@ def _read(
     documents: Tensor | None,
     window: int,
 ) -> tuple[StoreActivations, TokenText]:
-    """Open the store and its text; it must be of the model's site."""
+    """Open the store and its text; raise if it is not of the model's site."""
     check_model(model)
     if not isinstance(activations, StoreActivations | str | Path):
         raise TypeError(
@@ -156,7 +160,7 @@ def _read(
 def _masks(
     groups: Groups | Mapping[str, Tensor] | None, sizes: Sequence[int]
 ) -> list[dict[str, Booleans]]:
-    """For each SAE its groups as arrays; all must have the same names."""
+    """Return for each SAE its groups as arrays; all must have the same names."""
     if groups is None:
         return [{} for _ in sizes]
     each = as_groups(groups, sizes)
@@ -170,7 +174,7 @@ def _masks(
 
 
 def _masses(mass: Tensor | Sequence[Tensor] | None, subjects: Sequence[Explained]) -> list[Tensor]:
-    """[m] for each SAE; measured on the text where it is not given."""
+    """Return the activation mass [m] of each SAE, measured on the text unless given."""
     if mass is None:
         return [subject.mass for subject in subjects]
     given = [mass] if isinstance(mass, Tensor) else list(mass)
@@ -190,11 +194,11 @@ def _noise(
     seed: int,
     repeats: int,
 ) -> dict[str, float]:
-    """Standard deviations of overall scores over samples of latents and windows."""
+    """Return the standard deviations of overall scores over samples of latents and windows."""
     alone = {TRAINED: list(subjects)}
     means: dict[str, list[float]] = {measure: [] for measure in _NOISY}
     for repeat in range(repeats):
-        # Far apart: the seeds of SAEs that follow each other differ by 1.
+        # Seeds are far apart because the seeds of consecutive SAEs differ by 1.
         again = seed + 1000 * repeat
         samples = sample_conditions(alone, text, features, masks, again)
         (judged,) = judge_all(judge, alone, text, samples, again).values()
@@ -208,7 +212,7 @@ def _noise(
 
 
 def _rule_notes(subjects: Mapping[str, Sequence[Explained]]) -> list[str]:
-    """What the shares of rules leave out."""
+    """Return notes on latents that the scores of rules leave out."""
     notes = []
     for name, each in subjects.items():
         alive = sum(int((its.rules.fired > 0).sum()) for its in each)
@@ -224,7 +228,7 @@ def _rule_notes(subjects: Mapping[str, Sequence[Explained]]) -> list[str]:
 
 
 def _judge_notes(judge: Judge, judged: Mapping[str, Sequence[Judged]]) -> list[str]:
-    """What the judge left open."""
+    """Return notes on missing explanations and answers, and on graded judges."""
     notes = []
     if judge.graded:
         notes.append(
@@ -248,7 +252,7 @@ def _judge_notes(judge: Judge, judged: Mapping[str, Sequence[Judged]]) -> list[s
 
 
 def _columns(subject: Explained, judged: Judged | None) -> dict[str, object]:
-    """The columns of features.parquet for one SAE."""
+    """Return the columns of features.parquet for one SAE."""
     rules = subject.rules
     texts = rules.texts
     kinds = list(rules.kinds)

@@ -1,4 +1,4 @@
-"""Windows that show when a latent fires and when it does not, to explain it and to be judged."""
+"""Windows in which a latent fires or is silent, for explanations and for judges."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from saefast.evaluation.explaining.predicates import fold
 from saefast.types import brief
 
 SILENT_KINDS = ("random", "same token", "neighbour")
-"""Kinds of silent windows: any; those that hold the latent's commonest token; those in which the
-latent of the most similar decoder row fires"""
+"""Kinds of silent windows: any; windows with the latent's most frequent token; windows in which a
+latent with a similar decoder row fires"""
 
 _TOP = 10
 _SPREAD = 10  # one from each decile of strength
@@ -24,7 +24,7 @@ _SILENT = 7  # of each kind
 _MARKED = 10
 _MOST_NEIGHBOURS = 10
 _DECILES = 10
-_EXAMPLES = 0xE8A3  # tells its random numbers from those of other uses of a seed
+_EXAMPLES = 0xE8A3  # separates these random numbers from other uses of a seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,26 @@ class ScoringWindows:
     """Windows of the scoring half for one latent."""
 
     firing: tuple[Window, ...]
-    """up to 20, two from each decile of strength"""
+    """up to 20 windows, two from each decile of strength"""
     silent: dict[str, tuple[Window, ...]]
-    """up to 7 of each of `SILENT_KINDS`"""
+    """up to 7 windows of each of `SILENT_KINDS`"""
     right_marks: tuple[Integers, ...]
-    """places of firing tokens in the first 10 firing windows, or fewer"""
+    """places of firing tokens in each of up to 10 firing windows"""
     wrong_marks: tuple[Integers, ...]
-    """as many places of silent tokens in the same windows; none of both where all tokens fire"""
+    """equally many places of silent tokens in the same windows; both are empty where all tokens
+    fire"""
 
     __repr__ = brief
 
 
 class Examples:
-    """Draws windows for the latents of one SAE; each latent has random numbers of its own.
+    """Source of windows for the latents of one SAE; each latent has its own random numbers.
 
     Args:
-        text: of the rows that were encoded.
-        firings: of the SAE on them.
-        decoder: [m, d] rows that neighbours are found by; None: there are no neighbours.
-        seed: of the choice of windows.
+        text: text of the encoded rows.
+        firings: firings of the SAE on them.
+        decoder: [m, d] decoder rows to find neighbours by; None: there are no neighbours.
+        seed: seed of the choice of windows.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class Examples:
         return np.random.default_rng([_EXAMPLES, self._seed, latent, purpose])
 
     def _by_strength(self, latent: int, explaining: bool) -> tuple[Integers, Booleans]:
-        """Windows of a half in which a latent fires, strongest first; and [windows] where it does
-        in all of the text."""
+        """Return the windows of a half in which a latent fires, strongest first, and a mask.
+
+        The mask [windows] marks the windows of the whole text in which it fires.
+        """
         rows, values = self._firings.of(latent)
         window = self._text.window[rows]
         fires = np.zeros(len(self._text.full), dtype=bool)
@@ -113,7 +116,7 @@ class Examples:
         return found[np.argsort(-strength[found], kind="stable")], fires
 
     def _deciles(self, windows: Integers, count: int, generator: np.random.Generator) -> list[int]:
-        """Draw windows evenly from the deciles of a list; all of them where there are fewer."""
+        """Draw windows evenly from the deciles of a list, or return all of a shorter list."""
         if len(windows) <= count:
             return [int(number) for number in windows]
         drawn: list[int] = []
@@ -130,7 +133,7 @@ class Examples:
         return Window(self._text, first, end, strength)
 
     def _holding(self, latent: int) -> Booleans:
-        """[windows] those that hold the token on which the latent fires most often."""
+        """Return the mask [windows] of those with the token on which the latent fires most."""
         rows, _ = self._firings.of(latent)
         known = rows[self._text.explaining[rows]]
         holding = np.zeros(len(self._text.full), dtype=bool)
@@ -140,7 +143,7 @@ class Examples:
         return holding
 
     def _neighbours(self, latent: int, silent: Booleans) -> Booleans:
-        """[windows] those in which one of the latents with the most similar decoder rows fires."""
+        """Return the mask [windows] of those in which a latent with a similar decoder row fires."""
         fires = np.zeros(len(silent), dtype=bool)
         if self._directions is None:
             return fires
@@ -155,11 +158,11 @@ class Examples:
 
 
 def scorable(text: TokenText, firings: Firings) -> Booleans:
-    """[m] Tell which latents fire in windows of both halves.
+    """Return the mask [m] of latents that fire in windows of both halves.
 
     Args:
-        text: of the rows that were encoded.
-        firings: on them.
+        text: text of the encoded rows.
+        firings: firings on them.
     """
     window = text.window[firings.row]
     both: Booleans = np.ones(firings.m, dtype=bool)
@@ -170,6 +173,6 @@ def scorable(text: TokenText, firings: Firings) -> Booleans:
 
 
 def _usable(text: TokenText, explaining: bool) -> Booleans:
-    """[windows] those of a half that are long enough."""
+    """Return the mask [windows] of sufficiently long windows of a half."""
     usable: Booleans = text.full & (text.explaining[text.window_starts[:-1]] == explaining)
     return usable

@@ -1,4 +1,4 @@
-"""Encode a text with the SAEs of every condition, find rules and choose latents to be judged."""
+"""Firings, rules and samples of latents for the SAEs of every condition on one text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from saefast.evaluation.scores import TRAINED
 from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
 
-_DENSE = 2.0  # times as many active latents as the trained SAEs have
-_CALIBRATING = 256  # rows that tell whether a rival is dense
+_DENSE = 2.0  # times the active latents of the trained SAEs
+_CALIBRATING = 256  # rows that decide whether a rival is dense
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """An SAE with what the text says of its latents."""
+    """Firings and rules of one SAE's latents on the text."""
 
     firings: Firings
     rules: FeatureRules
     decoder: Tensor | None
-    """[m, d]; None for scrambled latents, which have no neighbours"""
+    """[m, d] decoder rows; None for scrambled latents, which have no neighbours"""
 
     __repr__ = brief
 
     @property
     def mass(self) -> Tensor:
-        """[m] float64: sums of activations times norms of decoder rows, as shares."""
+        """Sums of activations times norms of decoder rows, as shares, [m] float64."""
         its = self.firings
         total = torch.from_numpy(np.bincount(its.latent, its.value.astype(np.float64), its.m))
         if self.decoder is not None:
@@ -56,18 +56,21 @@ def encode_conditions(
     seed: int,
     progress: bool,
 ) -> dict[str, list[Explained]]:
-    """Encode the text and find rules, for the trained SAEs and those of every condition.
+    """Encode the text and find rules for the trained SAEs and the SAEs of every condition.
 
-    Of rivals that are dense, such as coordinates of the residual stream, as many latents count as
-    active in a row as the trained SAEs have on average.
+    For dense rivals, such as coordinates of the residual stream, only the largest latents of a row
+    count as active, as many as the trained SAEs have on average.
 
     Args:
-        trained: the SAEs that are evaluated.
+        trained: SAEs to evaluate.
         conditions: their rivals.
-        store: activations.
-        text: their tokens.
-        seed: of the scrambled latents that rules are compared with.
+        store: held-out activations.
+        text: tokens of the activations.
+        seed: seed of the scrambled latents that rules are compared with.
         progress: show progress bars on stderr.
+
+    Returns:
+        By condition, beginning with the trained SAEs, one result for each SAE.
     """
     named = {TRAINED: list(trained)}
     for condition in conditions:
@@ -103,10 +106,10 @@ def sample_conditions(
 
     Args:
         subjects: SAEs by condition.
-        text: the text.
-        features: latents of each SAE.
+        text: text of the encoded rows.
+        features: number of latents of each SAE.
         groups: for each trained SAE its groups.
-        seed: of the choice.
+        seed: seed of the choice.
     """
     return {
         name: [
@@ -126,13 +129,13 @@ def sample_conditions(
 def scramble(
     subjects: Sequence[Explained], text: TokenText, samples: Sequence[FeatureSample], seed: int
 ) -> tuple[list[Explained], list[FeatureSample]]:
-    """Move the firings of sampled latents, and explain them by rules.
+    """Scramble the firings of sampled latents within their contexts, and find rules for them.
 
     Args:
-        subjects: the trained SAEs.
-        text: the text.
-        samples: latents of each SAE.
-        seed: of the random rows.
+        subjects: trained SAEs.
+        text: text of the encoded rows.
+        samples: sampled latents of each SAE.
+        seed: seed of the random rows.
     """
     moved = [
         subject.firings.chosen(sample.overall).scrambled(text.context_starts, seed + 1)
@@ -145,5 +148,5 @@ def scramble(
 
 @torch.no_grad()
 def _active(sae: SAE, rows: Tensor) -> float:
-    """Mean number of active latents of a row."""
+    """Return the mean number of active latents of a row."""
     return float((code_of(sae, rows).values > 0).sum()) / len(rows)

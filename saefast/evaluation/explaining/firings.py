@@ -1,4 +1,4 @@
-"""Which latents fire on which rows, as sparse lists by latent."""
+"""Firings of latents on rows, as sparse lists by latent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,36 +15,36 @@ from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
 
 MOST_ACTIVE = 128
-"""Latents of a row that count as firing at most: its largest"""
+"""Largest number of latents that count as firing on a row"""
 
-_SCRAMBLING = 0x5C2A  # tells its random numbers from those of other uses of a seed
+_SCRAMBLING = 0x5C2A  # separates these random numbers from other uses of a seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Firings:
-    """The firings of one SAE's latents, in the order of latents and, within one, of rows."""
+    """Firings of one SAE's latents, sorted by latent, then by row."""
 
     m: int
     """number of latents"""
     rows: int
-    """number of rows that were encoded"""
+    """number of encoded rows"""
     starts: Integers
-    """[m + 1] where the firings of each latent begin"""
+    """[m + 1] start of each latent's firings, then the number of firings"""
     row: NDArray[np.int32]
-    """[firings] row of each"""
+    """[firings] row of each firing"""
     value: NDArray[np.float32]
-    """[firings] activation of each, positive"""
+    """[firings] activation of each firing, positive"""
 
     __repr__ = brief
 
     @cached_property
     def latent(self) -> NDArray[np.int32]:
-        """[firings] latent of each."""
+        """Latent of each firing, [firings]."""
         return np.repeat(np.arange(self.m, dtype=np.int32), self.fired)
 
     @property
     def fired(self) -> Integers:
-        """[m] rows on which each latent fires."""
+        """Number of rows on which each latent fires, [m]."""
         return np.diff(self.starts)
 
     def of(self, latent: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -53,7 +53,7 @@ class Firings:
         return self.row[part], self.value[part]
 
     def chosen(self, latents: Integers) -> "Firings":
-        """Return the firings of some latents, which get the numbers 0, 1, ..."""
+        """Return the firings of given latents, renumbered as 0, 1, ..."""
         counts = self.fired[latents]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = np.repeat(self.starts[latents], counts) + within
@@ -68,20 +68,20 @@ class Firings:
     def scrambled(self, context_starts: Integers, seed: int, copies: int = 1) -> "Firings":
         """Move the firings of each latent to random rows of their contexts.
 
-        What a latent has to do with a text as a whole remains, and so does how often it fires;
-        what it has to do with single tokens is gone.
+        The relation of a latent to a text as a whole and its firing rate are preserved; its
+        relation to single tokens is destroyed.
 
         Args:
             context_starts: [contexts + 1] `TokenText.context_starts`.
-            seed: of the random rows.
-            copies: how many latents are made of each, one after all others.
+            seed: seed of the random rows.
+            copies: number of scrambled copies of all latents, concatenated.
         """
         generator = np.random.default_rng([_SCRAMBLING, seed])
         every = np.arange(self.m * copies, dtype=np.int64)
         latent = np.repeat(every, np.tile(self.fired, copies))
         context = np.tile(np.searchsorted(context_starts, self.row, side="right") - 1, copies)
         group = latent * (len(context_starts) - 1) + context
-        # Groups of one latent and context are neighbours; `start` is where each begins.
+        # Firings of one latent in one context are contiguous; `start` is where each group begins.
         start = np.flatnonzero(np.diff(group, prepend=-1))
         count = np.diff(start, append=len(group))
         first = context_starts[context[start]]
@@ -116,13 +116,16 @@ def firings(
     """Encode rows once and list the firings of each SAE's latents.
 
     Args:
-        saes: on any device; their number does not change the number of passes.
-        activations: what `saefast.activations.open_activations` takes.
-        rows: encode the first rows only.
-        most: latents of a row that count as firing at most, the largest of it. Dense codes have
-            more, such as coordinates of the residual stream.
-        batch_size: rows that are encoded at once.
+        saes: SAEs on any device; all are encoded in one pass.
+        activations: any source that `saefast.activations.open_activations` accepts.
+        rows: number of rows to encode, from the first; None: all.
+        most: largest number of latents that count as firing on a row, those with the largest
+            activations. Dense codes, such as coordinates of the residual stream, have more.
+        batch_size: number of rows encoded at once.
         progress: show a progress bar on stderr.
+
+    Returns:
+        One result for each SAE, in their order.
     """
     one_pass = OnePass(
         activations, batch_size=batch_size, rows=rows, what="encoding", progress=progress
@@ -148,13 +151,13 @@ def _by_latent(
     parts: Sequence[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]],
 ) -> Firings:
     latent, row, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(latent, kind="stable")  # rows ascend already
+    order = np.argsort(latent, kind="stable")  # rows are already ascending
     starts = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=m))])
     return Firings(m=m, rows=rows, starts=starts, row=row[order], value=value[order])
 
 
 def _shuffled(count: Integers, length: Integers, generator: np.random.Generator) -> Integers:
-    """Draw `count` of `length` places for each group: the first of all places in random order."""
+    """Draw `count` of `length` places for each group by shuffling all places."""
     group = np.repeat(np.arange(len(length)), length)
     begins = np.cumsum(length) - length
     order = np.lexsort((generator.random(len(group)), group))
@@ -164,13 +167,13 @@ def _shuffled(count: Integers, length: Integers, generator: np.random.Generator)
 
 
 def _rejected(count: Integers, length: Integers, generator: np.random.Generator) -> Integers:
-    """Draw `count` of `length` places for each group, at most half of them: repeats once more."""
+    """Draw `count` of `length` places, at most half, for each group; repeats are drawn again."""
     group = np.repeat(np.arange(len(count)), count)
     base = (np.cumsum(length) - length)[group]
     span = length[group]
     key = base + (generator.random(len(group)) * span).astype(np.int64)
     while True:
-        key.sort()  # keys of a group stay among the places of the group
+        key.sort()  # sorting keeps the keys of a group at the places of the group
         again = np.flatnonzero(np.diff(key, prepend=-1) == 0)
         if len(again) == 0:
             return key - base

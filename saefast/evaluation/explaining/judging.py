@@ -1,4 +1,4 @@
-"""Put the explanations of sampled latents to a judge, beside the explanations of other latents."""
+"""Judgement of the explanations of sampled latents, compared with other latents' explanations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ MEASURES = (
 """Measures of a judged latent"""
 
 _ALIKE = 6  # sampled latents of similar firing rate among which explanations are exchanged
-_ORDER = 0x0DE5  # tells its random numbers from those of other uses of a latent's number
+_ORDER = 0x0DE5  # separates these random numbers from other uses of a latent's number
 TYPICAL = "a description of about twenty words " * 3
-"""Text as long as an explanation, for estimates of costs"""
+"""Text with the length of an explanation, for estimates of costs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ class Judged:
     """Scores of sampled latents of one SAE."""
 
     latents: Integers
-    """[sampled] ascending"""
+    """[sampled] numbers of the latents, ascending"""
     explanations: list[Explanation]
-    """[sampled]"""
+    """[sampled] explanation of each latent"""
     values: dict[str, Floats]
-    """by measure [sampled]; NaN where it could not be taken"""
+    """by measure, [sampled]; NaN where it could not be measured"""
 
     __repr__ = brief
 
     def of(self, measure: str, latents: Integers) -> Floats:
-        """Return a measure of some of the latents."""
+        """Return a measure of given latents, [latents]."""
         return self.values[measure][np.searchsorted(self.latents, latents)]
 
 
@@ -57,21 +57,21 @@ class _Asked(NamedTuple):
 
     detection: slice
     shuffled: slice
-    """of the same windows"""
+    """the same windows with another latent's explanation"""
     fuzzing: slice
     kinds: NDArray[np.str_]
     """[windows] kind of each silent window, "" for firing ones"""
     marks: Booleans
-    """[questions of fuzzing] whether the marks are right"""
+    """[fuzzing questions] whether the marks are right"""
 
 
 class Examination:
     """Questions on sampled latents of one SAE.
 
     Args:
-        latents: [sampled] ascending.
-        fired: [m] rows on which each latent fires.
-        examples: of the SAE.
+        latents: [sampled] numbers of the latents, ascending.
+        fired: [m] number of rows on which each latent fires.
+        examples: source of windows of the SAE's latents.
     """
 
     def __init__(self, latents: Integers, fired: Integers, examples: Examples) -> None:
@@ -79,7 +79,7 @@ class Examination:
         self._windows = [examples.scoring(latent) for latent in latents.tolist()]
 
     def explaining(self) -> list[list[Window]]:
-        """Return the windows that explain each latent."""
+        """Return the explaining windows of each latent."""
         return [self._examples.explaining(latent) for latent in self.latents.tolist()]
 
     def questions(
@@ -88,8 +88,8 @@ class Examination:
         """Append questions whether each latent's explanation, and another's, fit its windows.
 
         Args:
-            explanations: [sampled].
-            questions: the list that grows.
+            explanations: [sampled] explanation of each latent.
+            questions: list to append to.
 
         Returns:
             For each latent the places of its questions.
@@ -109,7 +109,7 @@ class Examination:
         asked: Sequence[_Asked],
         ratings: Floats,
     ) -> Judged:
-        """Turn ratings into scores."""
+        """Compute the scores of all latents from the ratings of all questions."""
         rows = [_scores(judge, each, ratings) for each in asked]
         values = {
             name: np.array([row[name] for row in rows], dtype=np.float64) for name in MEASURES
@@ -117,9 +117,9 @@ class Examination:
         return Judged(latents=self.latents, explanations=list(explanations), values=values)
 
     def _others(self, explanations: Sequence[Explanation]) -> list[Explanation]:
-        """For each sampled latent another explanation, of one that fires about as often.
+        """Return for each latent the explanation of another that fires about as often.
 
-        An empty one where all of them are alike.
+        It is empty where all candidates have the same explanation.
         """
         order = np.lexsort((self.latents, self._fired[self.latents]))
         others = [Explanation("")] * len(order)
@@ -139,14 +139,14 @@ def judge_all(
     samples: Mapping[str, Sequence[FeatureSample]],
     seed: int,
 ) -> dict[str, list[Judged]]:
-    """Put the sampled latents of all SAEs to a judge, all questions at once.
+    """Let a judge rate the sampled latents of all SAEs, with all questions in one call.
 
     Args:
-        judge: rates explanations, and writes them if it can; else rules are rated.
+        judge: judge that rates explanations, and writes them if it can; otherwise rules are rated.
         subjects: SAEs by condition.
-        text: the text.
-        samples: latents of each SAE.
-        seed: of the choice of windows.
+        text: text of the encoded rows.
+        samples: sampled latents of each SAE.
+        seed: seed of the choice of windows.
     """
     exams = _exams(subjects, text, samples, seed)
     explanations = _explanations(judge, exams, subjects)
@@ -169,21 +169,21 @@ def judging_cost(
     tokenizer: Any,
     seed: int,
 ) -> str:
-    """Tell what `judge_all` and the calibration would cost, as a sentence.
+    """Return a sentence on the cost of `judge_all` and the calibration.
 
     Args:
-        judge: is not asked.
+        judge: judge; no request is sent.
         subjects: SAEs by condition.
-        text: the text.
-        samples: latents of each SAE.
-        tokenizer: of the calibration.
-        seed: of the choice of windows.
+        text: text of the encoded rows.
+        samples: sampled latents of each SAE.
+        tokenizer: tokenizer of the calibration.
+        seed: seed of the choice of windows.
     """
     exams = _exams(subjects, text, samples, seed)
     known = known_questions(tokenizer, seed)
     questions = [*known.right, *known.swapped]
     for number, (_, exam) in enumerate(exams):
-        # Texts of typical length that differ from each other.
+        # The explanations have typical length and differ from each other.
         exam.questions(
             [Explanation(f"{TYPICAL}{number}.{latent}") for latent in exam.latents], questions
         )
@@ -215,7 +215,7 @@ def _explanations(
     exams: Sequence[tuple[str, Examination]],
     subjects: Mapping[str, Sequence[Explained]],
 ) -> list[list[Explanation]]:
-    """For each SAE those of its sampled latents: the judge's, or rules where it writes none."""
+    """Return the explanations of sampled latents of each SAE, by the judge or else by rules."""
     if judge.explains:
         written = iter(judge.explain([its for _, exam in exams for its in exam.explaining()]))
         return [[Explanation(next(written)) for _ in exam.latents] for _, exam in exams]
@@ -239,7 +239,8 @@ def _ask(
 ) -> _Asked:
     """Append the questions on one latent to a list, in random order, and return their places.
 
-    A judge that sees several windows at once must not find all firing ones together.
+    The order is random because a judge may see several windows at once, which must not all be
+    firing ones.
     """
     shown = [(window, "") for window in windows.firing]
     shown += [(window, kind) for kind, each in windows.silent.items() for window in each]

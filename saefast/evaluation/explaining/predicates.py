@@ -1,7 +1,7 @@
-"""Predicates on tokens of a text that explain when a latent fires, and words for them.
+"""Predicates on the tokens of a text that explain the firings of latents, with their wording.
 
-A family of predicates is about one attribute of a row, such as its token or its window. So which
-predicates hold is stored for each value of the attribute and not for each row.
+A family of predicates depends on one attribute of a row, such as its token or its window. The
+predicates that hold are therefore stored for each value of the attribute and not for each row.
 """
 
 import re
@@ -16,13 +16,13 @@ from saefast.evaluation.explaining.contexts import Booleans, Integers, TokenText
 from saefast.evaluation.explaining.syntax import CLASSES, classes_of, is_code
 
 KINDS = ("surface", "context", "syntax", "topic")
-"""Kinds of explanations from the simplest on"""
+"""Kinds of explanations, the simplest first"""
 
 UNCLEAR = "unclear"
-"""Kind of a latent that no rule explains"""
+"""Kind of latents that no rule explains"""
 
 MOST_PARTS = 5
-"""Predicates in a rule at most"""
+"""Largest number of predicates in a rule"""
 
 _AFFIX = range(2, 5)  # letters
 _SHAPES = (
@@ -53,7 +53,7 @@ class Rule(NamedTuple):
     family: str
     """name in `FAMILIES`"""
     arguments: tuple[str, ...]
-    """what the predicates are about, such as tokens"""
+    """argument of each predicate, such as a token"""
 
     @property
     def kind(self) -> str:
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
 
 
 class RuleReader:
-    """Executes rules on a text, whose attributes are computed once for all of them.
+    """Reader that executes rules on a text; its attributes are computed once for all rules.
 
     Args:
         text: held-out or generated text.
@@ -78,12 +78,12 @@ class RuleReader:
         self._families: dict[str, tuple[Family, dict[str, int]]] = {}
 
     def holds(self, rule: Rule, first: int = 0, end: int | None = None) -> Booleans:
-        """[end - first] Tell on which rows the rule holds.
+        """Return the mask [end - first] of the rows on which a rule holds.
 
         Args:
-            rule: the rule.
+            rule: rule to execute.
             first: first row.
-            end: the row after the last; None: the number of rows.
+            end: row after the last; None: the number of rows.
         """
         if rule.family not in self._families:
             built = FAMILIES[rule.family].build(self.text)
@@ -107,15 +107,15 @@ class Family:
     values: int
     """number of values"""
     value: Integers
-    """[pairs] values, each with a predicate that holds for it, in the order of predicates"""
+    """[pairs] values, paired with the predicates that hold for them, sorted by predicate"""
     predicate: Integers
     """[pairs] numbers of predicates, ascending"""
     arguments: tuple[str, ...]
-    """what each predicate is about"""
+    """argument of each predicate"""
 
 
 class FamilyKind(NamedTuple):
-    """How a family is built and worded."""
+    """Construction and wording of a family."""
 
     kind: str
     """one of `KINDS`"""
@@ -124,9 +124,9 @@ class FamilyKind(NamedTuple):
     union: bool = False
     """whether a rule may join several of its predicates"""
     fewest: int = 1
-    """values that a predicate must hold for to be worth considering"""
+    """least number of values for which a considered predicate holds"""
     largest: float = 1.0
-    """share of the rows on which a predicate may hold to be worth considering"""
+    """largest share of the rows on which a considered predicate holds"""
 
 
 def _tokens(text: TokenText) -> Family:
@@ -249,7 +249,7 @@ FAMILIES = {
     "topic": FamilyKind("topic", _topics, _topic_words, union=True, fewest=3, largest=0.25),
     "genre": FamilyKind("topic", _genres, lambda arguments: arguments[0]),
 }
-"""Families by name, from the simplest on"""
+"""Families by name, the simplest first"""
 
 
 def fold(string: str) -> str:
@@ -258,28 +258,28 @@ def fold(string: str) -> str:
 
 
 def _folded(strings: Sequence[str]) -> tuple[list[str], Integers]:
-    """Distinct folded texts, and which of them each text has."""
+    """Return the distinct folded texts, and the number of each text's own."""
     names: dict[str, int] = {}
     numbers = [names.setdefault(fold(string), len(names)) for string in strings]
     return list(names), np.array(numbers, dtype=np.int64)
 
 
 def _shifted(text: TokenText, values: Integers, unknown: int) -> Integers:
-    """The value of the row before, and `unknown` where there is none."""
+    """Return the value of the row before each row, `unknown` where there is none."""
     before = np.concatenate([[unknown], values[:-1]])
     before[text.after_gap] = unknown
     return before
 
 
 def _identity(attribute: Integers, names: Sequence[str]) -> Family:
-    """A predicate for each value; values beyond the names have none."""
+    """Build a family with a predicate for each named value; further values have none."""
     numbers = np.arange(len(names))
     values = max(len(names), int(attribute.max()) + 1)
     return Family(attribute, values, numbers, numbers, tuple(names))
 
 
 def _listed(attribute: Integers, values: int, holders: Iterable[tuple[str, list[int]]]) -> Family:
-    """Predicates by name with the values that each holds for."""
+    """Build a family from predicates by name with the values for which each holds."""
     each = sorted(holders)
     value = [number for _, numbers in each for number in numbers]
     counts = [len(numbers) for _, numbers in each]
@@ -293,14 +293,14 @@ def _listed(attribute: Integers, values: int, holders: Iterable[tuple[str, list[
 
 
 def _flags(attribute: Integers, names: Sequence[str]) -> Family:
-    """Predicates that each hold where their bit is set."""
+    """Build a family of predicates that hold where their bit of the value is set."""
     every = np.arange(1 << len(names))
     holders = ((name, np.flatnonzero(every >> bit & 1).tolist()) for bit, name in enumerate(names))
     return _listed(attribute, len(every), holders)
 
 
 def _shape(string: str) -> int:
-    """The bits of `_SHAPES` that a token has by itself."""
+    """Return the bits of the `_SHAPES` that depend on the token alone."""
     bare = string.strip()
     held = (
         any(letter.isdigit() for letter in bare) and not any(map(str.isalpha, bare)),

@@ -1,4 +1,4 @@
-"""Search for the rules that explain latents best: counts of all pairs by sparse products."""
+"""Search for the best rule of each latent, with counts of all pairs by sparse products."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -12,49 +12,49 @@ from saefast.evaluation.explaining.firings import Firings
 from saefast.evaluation.explaining.predicates import FAMILIES, MOST_PARTS, FamilyKind, Rule
 
 LEAST_GAIN = 0.01
-"""F1 that a rule must gain to be worth one more predicate, or a family that is less simple"""
+"""Least gain of F1 that justifies one more predicate, or a less simple family"""
 
-_FEWEST_ROWS = 3  # of the explaining half on which a predicate holds
+_FEWEST_ROWS = 3  # of the explaining half, on which a predicate must hold
 
 Floats = NDArray[np.float64]
 
 
 class FoundRules(NamedTuple):
-    """The best rule of each latent, with its counts on the rows that it was not found on."""
+    """Best rule of each latent, with its counts on the rows of the scoring half."""
 
     rules: tuple[Rule | None, ...]
-    """[m]"""
+    """[m] rules, None without one"""
     hits: Integers
-    """[m] rows where the rule holds and the latent fires"""
+    """[m] number of rows where the rule holds and the latent fires"""
     held: Integers
-    """[m] rows where the rule holds"""
+    """[m] number of rows where the rule holds"""
     fired: Integers
-    """[m] rows where the latent fires"""
+    """[m] number of rows where the latent fires"""
     rows: int
-    """number of these rows"""
+    """number of rows of the scoring half"""
 
     @property
     def precision(self) -> Floats:
-        """[m] share of the rows where the rule holds on which the latent fires."""
+        """Share of the latent's firings among rows where the rule holds, [m]."""
         return _share(self.hits, self.held)
 
     @property
     def recall(self) -> Floats:
-        """[m] share of the rows on which the latent fires where the rule holds."""
+        """Share of rows where the rule holds among the latent's firings, [m]."""
         return _share(self.hits, self.fired)
 
     @property
     def balanced_accuracy(self) -> Floats:
-        """[m] mean of recall and of the share of silent rows where the rule does not hold."""
+        """Mean of recall and the share of silent rows where the rule does not hold, [m]."""
         false = _share(self.held - self.hits, self.rows - self.fired)
         return (self.recall + 1 - false) / 2
 
 
 class RuleSearch:
-    """The predicates of all families on one text, ready to be counted with latents.
+    """Search over the predicates of all families on one text.
 
     Args:
-        text: its explaining rows choose the rules, the others count how good they are.
+        text: text whose explaining rows choose the rules and whose scoring rows evaluate them.
     """
 
     def __init__(self, text: TokenText) -> None:
@@ -90,7 +90,7 @@ class RuleSearch:
 
 
 class _Entries:
-    """Firings of some rows, in the order of latents."""
+    """Firings on a set of rows, sorted by latent."""
 
     def __init__(self, latent: Integers, row: NDArray[np.int32], m: int) -> None:
         self.latent, self.row, self.m = latent, row, m
@@ -98,7 +98,7 @@ class _Entries:
 
 
 class _Counts(NamedTuple):
-    """Rows by latent and value of an attribute, or by latent and predicate."""
+    """Numbers of rows by latent and value of an attribute, or by latent and predicate."""
 
     key: Integers
     """latent * size + value, ascending"""
@@ -106,7 +106,7 @@ class _Counts(NamedTuple):
 
 
 class _Incidence:
-    """One family's predicates that are worth considering."""
+    """Considered predicates of one family."""
 
     def __init__(self, kind: FamilyKind, text: TokenText) -> None:
         family = kind.build(text)
@@ -128,11 +128,11 @@ class _Incidence:
         self._support = support[kept]
         self._names = [name for name, its in zip(family.arguments, kept, strict=True) if its]
         self._starts = np.searchsorted(self._predicate, np.arange(len(self._names) + 1))
-        # A value with one predicate at most: then predicates exclude each other, and counts add.
+        # If every value has at most one predicate, predicates are disjoint and their counts add.
         self._disjoint = len(np.unique(self._value)) == len(self._value)
 
     def arguments(self, parts: list[int]) -> tuple[str, ...]:
-        """Return what predicates are about; -1 stands for none."""
+        """Return the arguments of predicates; -1 stands for none."""
         return tuple(self._names[part] for part in parts if part >= 0)
 
     def counts(self, entries: _Entries) -> _Counts:
@@ -141,7 +141,7 @@ class _Incidence:
         return _Counts(*np.unique(key, return_counts=True))
 
     def choose(self, entries: _Entries) -> tuple[Floats, Integers]:
-        """Return the F1 [m] of the best rule for each latent, and its predicates [m, 5]."""
+        """Return the F1 [m] of each latent's best rule, and its predicates [m, 5]; -1 for none."""
         counts = self.counts(entries)
         latent, predicate, hits = self._pairs(counts, entries.m)
         score = np.zeros(entries.m)
@@ -178,13 +178,13 @@ class _Incidence:
     def count(
         self, latents: Integers, parts: Integers, counts: _Counts, explaining: bool
     ) -> tuple[Integers, Integers]:
-        """Count rows of one half on which rules hold: those where the latents fire, and all.
+        """Count the rows of one half on which rules hold: where the latents fire, and in all.
 
         Args:
-            latents: [rules] ascending.
-            parts: [rules, 5] predicates of each, -1 for none.
-            counts: of the half.
-            explaining: which half.
+            latents: [rules] latent of each rule, ascending.
+            parts: [rules, 5] predicates of each rule, -1 for none.
+            counts: firings of the half by latent and value.
+            explaining: whether the half is the explaining one.
         """
         rule, place = (parts >= 0).nonzero()
         predicate = parts[rule, place]
@@ -192,7 +192,7 @@ class _Incidence:
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         value = self._value[np.repeat(self._starts[predicate], length) + within]
         covered = np.repeat(rule, length) * self._size + value
-        covered.sort()  # np.unique hashes, which takes several times as long
+        covered.sort()  # np.unique hashes, which is several times slower
         covered = covered[np.flatnonzero(np.diff(covered, prepend=-1))]
         rule, value = covered // self._size, covered % self._size
         held = np.bincount(rule, self._rows[explaining][value], len(latents))
@@ -203,7 +203,7 @@ class _Incidence:
         return hits.astype(np.int64), held.astype(np.int64)
 
     def _pairs(self, counts: _Counts, m: int) -> tuple[Integers, Integers, Integers]:
-        """Latents with predicates and the rows where both hold, sorted by latent."""
+        """Return latents, predicates and the numbers of rows of each pair, sorted by latent."""
         if len(self._names) == 0 or len(counts.key) == 0:
             none = np.zeros(0, dtype=np.int64)
             return none, none, none
@@ -220,16 +220,16 @@ class _Incidence:
             self._value, self._predicate, np.ones(len(self._value)), (self._size, len(self._names))
         )
         with warnings.catch_warnings():
-            # The product of COO tensors passes through CSR, which torch calls beta.
+            # The product of COO tensors uses CSR, for which torch warns that it is in beta.
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             both = torch.sparse.mm(fires, holds).coalesce()
         rows, columns = both.indices().numpy()
-        # Counts are below 2^24, which float32 holds exactly.
+        # Counts are below 2^24, so float32 represents them exactly.
         return rows, columns, both.values().numpy().astype(np.int64)
 
 
 class _LargestOf:
-    """Finds where the largest score of each latent is, the first of equal ones."""
+    """Locator of the largest score of each latent, the first among equal ones."""
 
     def __init__(self, latent: Integers) -> None:
         self._begins = np.flatnonzero(np.diff(latent, prepend=-1))
@@ -255,7 +255,7 @@ def _f1(hits: NDArray[Any], held: NDArray[Any], fired: Integers) -> Floats:
 
 
 def _share(part: Integers, whole: Integers) -> Floats:
-    """The share, NaN of nothing."""
+    """Return the share, NaN where the whole is 0."""
     share: Floats = np.full(len(part), np.nan)
     np.divide(part, whole, out=share, where=whole > 0)
     return share

@@ -1,4 +1,4 @@
-"""Explain every latent by an executable rule: a program for an explainer, counts for a judge."""
+"""Executable rules as explanations of latents, found and scored without a language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,42 @@ from saefast.evaluation.explaining.rule_search import Floats, FoundRules, RuleSe
 from saefast.progress import ProgressBar
 from saefast.types import brief
 
-_NEIGHBOURS = 201  # scrambled latents of similar firing rate that a latent is compared with
+_NEIGHBOURS = 201  # scrambled latents of similar firing rate behind each null
 _FEWEST_SCRAMBLED = 600
 
 CHANCE = 0.05
-"""Share of scrambled latents that a rule explains by chance"""
+"""Share of scrambled latents whose rule exceeds the null"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRules:
-    """The best rule of each latent of one SAE, and its scores on text that it was not found in.
+    """Best rule of each latent of one SAE, with scores on the scoring half of the text.
 
     Scores are NaN where a latent does not fire in both halves of the text.
     """
 
     rules: tuple[Rule | None, ...]
-    """[m] None where no rule holds on any row on which the latent fires"""
+    """[m] rules; None where no rule holds on any row on which the latent fires"""
     kinds: tuple[str, ...]
-    """[m] one of `KINDS`; "unclear" where the rule is no better than those of scrambled latents,
-    "" for latents that do not fire"""
+    """[m] one of `KINDS`; "unclear" where the rule does not exceed the null, "" for latents that do
+    not fire"""
     precision: Floats
-    """[m] share of the rows where the rule holds on which the latent fires"""
+    """[m] share of the latent's firings among rows where the rule holds"""
     recall: Floats
-    """[m] share of the rows on which the latent fires where the rule holds"""
+    """[m] share of rows where the rule holds among the latent's firings"""
     balanced_accuracy: Floats
-    """[m] mean of recall and of the share of silent rows where the rule does not hold"""
+    """[m] mean of recall and the share of silent rows where the rule does not hold"""
     null: Floats
-    """[m] balanced accuracy that the best rules of 95 % of the scrambled latents with a similar
-    number of firings do not exceed"""
+    """[m] 95 % quantile of the balanced accuracy of the best rules of scrambled latents with a
+    similar number of firings"""
     fired: Integers
-    """[m] rows of both halves on which each latent fires"""
+    """[m] number of rows of both halves on which each latent fires"""
 
     __repr__ = brief
 
     @property
     def texts(self) -> list[str]:
-        """[m] the rules in words, "" where there is none."""
+        """Rules in words, "" where there is none, [m]."""
         return ["" if rule is None else rule.text for rule in self.rules]
 
 
@@ -62,14 +62,14 @@ def find_rules(
     """Find the rule that explains each latent best.
 
     All predicates are tried for all latents on the explaining half of the text, chosen by F1 and
-    joined greedily. The rule is scored on the other half. The same search explains and scores
-    scrambled latents, whose firings were moved within their contexts: their scores are what the
-    size of the search gives by chance.
+    joined greedily. The rule is scored on the other half. The same search is run on scrambled
+    latents, whose firings were moved within their contexts: their scores are the null, which
+    accounts for the size of the search.
 
     Args:
-        text: of the rows that were encoded.
-        firings: of one SAE or several, see `saefast.evaluation.explaining.firings.firings`.
-        seed: of the scrambled latents.
+        text: text of the encoded rows.
+        firings: firings of one SAE or several, from `saefast.evaluation.explaining.firings`.
+        seed: seed of the scrambled latents.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -118,7 +118,7 @@ def _result(firings: Firings, found: FoundRules, scrambled: FoundRules) -> Featu
 
 
 def _null(fired: Integers, scrambled: FoundRules) -> Floats:
-    """[m] the 95 % point of scrambled latents that fire about as often in the scoring half."""
+    """Return the 95 % quantile [m] over scrambled latents that fire about as often when scored."""
     known = scrambled.fired > 0
     counts, scores = scrambled.fired[known], scrambled.balanced_accuracy[known]
     if len(scores) == 0:

@@ -1,4 +1,4 @@
-"""Choose latents to be judged: evenly from all firing rates, and groups of equal rates."""
+"""Samples of latents to judge: evenly over firing rates, and from groups at equal rates."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,31 +8,31 @@ import numpy as np
 from saefast.evaluation.explaining.contexts import Booleans, Integers
 
 RATE_BINS = 10
-"""Bins of equally many latents by firing rate"""
+"""Number of bins of firing rate, with about equally many latents each"""
 
-_SAMPLE = 0x5A3B  # tells its random numbers from those of other uses of a seed
+_SAMPLE = 0x5A3B  # separates these random numbers from other uses of a seed
 
 
 class FeatureSample(NamedTuple):
-    """Latents of one SAE that are judged."""
+    """Sampled latents of one SAE."""
 
     overall: Integers
-    """ascending; spread evenly over the firing rates"""
+    """latents spread evenly over the firing rates, ascending"""
     groups: dict[str, Integers]
-    """for each group latents, as many of each bin of firing rate as of the other groups"""
+    """latents of each group, equally many from each bin of firing rate in all groups"""
 
     @property
     def all(self) -> Integers:
-        """Every latent that is in one of them, ascending."""
+        """All sampled latents, overall or of a group, ascending."""
         return np.unique(np.concatenate([self.overall, *self.groups.values()]))
 
 
 def rate_bins(fired: Integers, edges: Integers | None = None) -> Integers:
-    """[m] Return the bin of each latent's firing rate, -1 for latents that do not fire.
+    """Return the bin of each latent's firing rate, [m]; -1 for latents that do not fire.
 
     Args:
-        fired: [m] rows on which each latent fires.
-        edges: from `rate_edges` of other latents; None: of these.
+        fired: [m] number of rows on which each latent fires.
+        edges: edges of bins from `rate_edges`; None: edges for these latents.
     """
     edges = rate_edges(fired) if edges is None else edges
     bins: Integers = np.searchsorted(edges, fired, side="right")
@@ -40,7 +40,7 @@ def rate_bins(fired: Integers, edges: Integers | None = None) -> Integers:
 
 
 def rate_edges(fired: Integers) -> Integers:
-    """[at most 9] Return the numbers of firings between bins of about equally many latents."""
+    """Return the edges [at most 9] between bins of about equally many latents by firings."""
     alive = np.sort(fired[fired > 0])
     if not len(alive):
         return np.zeros(0, dtype=np.int64)
@@ -55,14 +55,14 @@ def sample_features(
     count: int,
     seed: int,
 ) -> FeatureSample:
-    """Choose latents at random.
+    """Choose latents at random, evenly over firing rates.
 
     Args:
-        candidates: [m] latents that can be judged.
-        fired: [m] rows on which each latent fires.
-        groups: by name [m], the groups to compare.
-        count: latents to choose overall; each group gets half as many at most.
-        seed: of the choice.
+        candidates: [m] bool, latents that can be judged.
+        fired: [m] number of rows on which each latent fires.
+        groups: by name, mask [m] of each group to compare.
+        count: number of latents to choose overall; each group gets at most half as many.
+        seed: seed of the choice.
     """
     generator = np.random.default_rng([_SAMPLE, seed])
     places = np.flatnonzero(candidates)
@@ -86,7 +86,7 @@ def sample_features(
 
 
 def _spread(ordered: Integers, count: int, generator: np.random.Generator) -> Integers:
-    """One of each of `count` stretches of a list; all of a list that is shorter."""
+    """Draw one item from each of `count` equal parts of a list, or return a shorter list whole."""
     if len(ordered) <= count:
         return ordered
     if count == 0:
@@ -96,7 +96,7 @@ def _spread(ordered: Integers, count: int, generator: np.random.Generator) -> In
 
 
 def _shares(common: Integers, total: int) -> list[int]:
-    """How many to take of each bin: in proportion to what there is, `total` together at most."""
+    """Return the number to take from each bin, proportional to its size, at most `total` in sum."""
     available = int(common.sum())
     if available <= total:
         return [int(number) for number in common]

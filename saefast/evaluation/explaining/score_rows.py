@@ -1,4 +1,4 @@
-"""Rows of one measure: by condition, by group, and between groups at equal firing rate."""
+"""Scores of one measure: by condition, by group, and between groups at equal firing rate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,25 +26,25 @@ NAME = "explain"
 """Name of the evaluation"""
 
 SCRAMBLED = "scrambled"
-"""Condition of the trained SAEs' sampled latents with their firings moved within their contexts"""
+"""Condition of the trained SAEs' sampled latents with firings moved within their contexts"""
 
 DRAWS = 20
-"""Mass-matched sets of random latents beside each group"""
+"""Number of mass-matched sets of random latents for each group"""
 
 _NAN = float("nan")
 
 
 class Rows:
-    """The rows of one measure.
+    """Scores of one measure.
 
     Args:
-        measure: its name.
+        measure: name of the measure.
         floor: value without information.
-        ceiling: largest value that can be hoped for.
+        ceiling: upper bound or best attainable value.
         least: smallest possible value.
         most: largest possible value.
-        rivals: whether more is better, so that the best rival is named.
-        primary: whether it is the primary measure.
+        rivals: whether larger values are better, so that scores name the best rival.
+        primary: whether this is the primary measure.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Rows:
         """Yield overall scores, differences to the trained SAEs and scores of each SAE.
 
         Args:
-            values: by condition, for each of its SAEs: values [latents].
+            values: by condition, values [latents] of each of its SAEs.
         """
         estimates = {name: [mean_of(its) for its in each] for name, each in values.items()}
         means = {name: combined(each).value for name, each in estimates.items()}
@@ -98,10 +98,10 @@ class Rows:
         """Yield scores of groups of latents, and of random latents of the same activation mass.
 
         Args:
-            values: for each trained SAE [m], NaN for latents that do not count.
-            groups: for each SAE {name: [m]}.
-            masses: for each SAE [m].
-            seed: of the random latents.
+            values: for each trained SAE, values [m]; NaN for latents that do not count.
+            groups: for each SAE its groups {name: [m] bool}.
+            masses: for each SAE the activation mass of its latents, [m].
+            seed: seed of the random latents.
         """
         for name in groups[0]:
             masks = [its[name] for its in groups]
@@ -117,7 +117,7 @@ class Rows:
         """Yield scores of samples of groups that fire equally often, and their differences.
 
         Args:
-            values: by group, for each trained SAE: values [latents].
+            values: by group, values [latents] of each trained SAE.
         """
         estimates = {name: [mean_of(its) for its in each] for name, each in values.items()}
         for name, each in estimates.items():
@@ -136,10 +136,10 @@ class Rows:
         """Yield differences between groups among latents that fire equally often.
 
         Args:
-            values: for each trained SAE [m], NaN for latents that do not count.
-            groups: for each SAE {name: [m]}.
-            fired: for each SAE [m].
-            edges: between bins of firing rate.
+            values: for each trained SAE, values [m]; NaN for latents that do not count.
+            groups: for each SAE its groups {name: [m] bool}.
+            fired: for each SAE the number of rows on which each latent fires, [m].
+            edges: edges between bins of firing rate.
         """
         for first, second in combinations(groups[0], 2):
             each = []
@@ -187,7 +187,7 @@ class Rows:
 
 
 def _drawn(values: Floats, mask: Booleans, mass: Tensor, seed: int) -> Estimate:
-    """Mean over mass-matched sets of the mean of their values."""
+    """Return the mean over mass-matched random sets of the mean of their values."""
     chosen = torch.from_numpy(mask)
     sets = [mass_matched(chosen, mass, seed, draw).numpy() for draw in range(DRAWS)]
     means: NDArray[np.float64] = np.array([mean_of(values[each]).value for each in sets])

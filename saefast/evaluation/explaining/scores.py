@@ -1,4 +1,4 @@
-"""Scores of rules over all latents, and of a judge over sampled ones."""
+"""Scores of rules over all latents, and of a judge over sampled latents."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -38,8 +38,8 @@ def rule_scores(
     Args:
         subjects: SAEs by condition.
         groups: for each trained SAE its groups of latents.
-        masses: for each trained SAE [m].
-        seed: of random latents beside the groups.
+        masses: for each trained SAE the activation mass of its latents, [m].
+        seed: seed of the random latents that groups are compared with.
     """
     fired = [subject.firings.fired for subject in subjects[TRAINED]]
     edges = rate_edges(np.concatenate(fired))
@@ -62,11 +62,11 @@ def rule_scores(
 def judge_scores(
     judged: Mapping[str, Sequence[Judged]], samples: Mapping[str, Sequence[FeatureSample]]
 ) -> Iterator[Score]:
-    """Yield scores of the latents that were judged.
+    """Yield scores of the judged latents.
 
     Args:
-        judged: results by condition, for each SAE.
-        samples: latents of each SAE.
+        judged: by condition, results of each SAE.
+        samples: by condition, sampled latents of each SAE.
     """
     for rows in _OF_JUDGE:
         yield from rows.of_conditions(
@@ -88,7 +88,7 @@ def judge_scores(
 
 
 def _values(rules: FeatureRules) -> dict[str, Floats]:
-    """Measures by name [m]; NaN for latents that do not fire in both halves."""
+    """Return measures [m] by name; NaN for latents that do not fire in both halves."""
     silent, kinds = np.isnan(rules.balanced_accuracy), np.array(rules.kinds)
     shares = {"explained by a rule": kinds != UNCLEAR}
     shares |= {f"explained by {kind}": kinds == kind for kind in KINDS}

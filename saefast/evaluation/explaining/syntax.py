@@ -1,11 +1,11 @@
-"""Classes of Python's lexemes, also in fragments of code; the same for every version of Python."""
+"""Classes of Python's lexemes, also in fragments of code, independent of the Python version."""
 
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
 
 CLASSES = ("comment", "string", "number", "keyword", "definition", "call", "operator")
-"""What a token of code can be; a name that is neither defined nor called has no class"""
+"""Classes of tokens of code; a name that is neither defined nor called has no class"""
 
 _KEYWORDS = frozenset(
     (
@@ -36,8 +36,8 @@ _CODE_SHARE = 0.4
 
 
 def is_code(text: str) -> bool:
-    """Tell whether at least two fifths of a text's lines look like statements of Python."""
-    lines = [line for line in text.split("\n")[1:-1] if line.strip()]  # the outer ones are cut
+    """Return whether at least two fifths of a text's lines look like statements of Python."""
+    lines = [line for line in text.split("\n")[1:-1] if line.strip()]  # the outer lines may be cut
     return len(lines) >= 3 and sum(map(bool, map(_CODE_LINE.match, lines))) >= (
         _CODE_SHARE * len(lines)
     )
@@ -46,8 +46,8 @@ def is_code(text: str) -> bool:
 def classes_of(pieces: Sequence[str]) -> list[int]:
     """Return the class of each piece of a text of code, by its first letter; -1 for none.
 
-    A quotation mark that is cut off from its partner ends its string with the line, or with the
-    text where it is a triple one.
+    A string without a closing quotation mark ends with the line, or with the text if it is
+    triple-quoted.
 
     Args:
         pieces: consecutive parts of the text, such as its tokens.
@@ -69,7 +69,7 @@ def classes_of(pieces: Sequence[str]) -> list[int]:
 
 
 def _lexemes(text: str) -> list[tuple[tuple[int, int], int]]:
-    """Spans of the lexemes with their classes."""
+    """Return the spans of the lexemes with their classes."""
     lexemes = []
     before = ""
     for match in _LEXEME.finditer(text):

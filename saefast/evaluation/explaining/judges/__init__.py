@@ -1,4 +1,4 @@
-"""Judges of explanations: rules, embeddings, a local model, an endpoint."""
+"""Judges of explanations: by rules, embeddings, a local model or an endpoint."""
 
 from saefast.evaluation.explaining.judges.by_embedding import EmbeddingJudge
 from saefast.evaluation.explaining.judges.by_endpoint import EndpointJudge

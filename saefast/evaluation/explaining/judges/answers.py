@@ -1,4 +1,4 @@
-"""Answers of an endpoint, each written at once, so that no call is paid for twice."""
+"""Store of an endpoint's answers, each written at once, so that no call is paid for twice."""
 
 import hashlib
 import json
@@ -9,15 +9,15 @@ from threading import Lock
 from typing import Any
 
 ANSWERS = "judgements.jsonl"
-"""Name of the file in the folder of an evaluation"""
+"""Name of the file of answers in the folder of an evaluation"""
 
 
 class Answers:
-    """Answers by the hash of what was asked.
+    """Answers by the hash of their request.
 
     Args:
         path: file with a line of JSON for each answer, which is read first if it exists; None:
-            answers are kept in memory alone.
+            answers are kept in memory only.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -32,16 +32,16 @@ class Answers:
         return len(self._known)
 
     def get(self, key: str) -> Any:
-        """Return the answer under a key, None where there is none."""
+        """Return the answer under a key, or None."""
         return self._known.get(key)
 
     def add(self, key: str, answer: Any, **beside: Any) -> None:
-        """Keep an answer and append it to the file.
+        """Store an answer and append it to the file.
 
         Args:
-            key: from `key_of`.
-            answer: what `get` returns from now on.
-            beside: what else its line shall tell.
+            key: key from `key_of`.
+            answer: value that `get` returns for the key.
+            beside: further entries of its line.
         """
         line = json.dumps({"key": key, **beside, "answer": answer}, ensure_ascii=False)
         with self._lock:
@@ -51,7 +51,7 @@ class Answers:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             begin = "\n" if self._torn else ""
             self._torn = False
-            # One write of a whole line: a kill leaves all of it or a torn end, which is skipped.
+            # One write of a whole line: a kill leaves the line or a torn end, which is skipped.
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(descriptor, f"{begin}{line}\n".encode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""Judge explanations by the similarity of sentence embeddings."""
+"""Judge of explanations by the similarity of sentence embeddings."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,12 +10,13 @@ from saefast.lm.sentence_encoder import SentenceEncoder, load_sentence_encoder
 
 
 class EmbeddingJudge:
-    """Rates by the cosine of the explanation and the window, or its marked tokens.
+    """Judge that rates by the cosine of the explanation and the window, or its marked tokens.
 
-    Cosines have no natural threshold, so they give AUROC alone.
+    Cosines have no natural threshold, so they give AUROC only.
 
     Args:
-        encoder: from `saefast.lm.sentence_encoder.load_sentence_encoder`, or what that takes.
+        encoder: encoder from `saefast.lm.sentence_encoder.load_sentence_encoder`, or an argument
+            for that function.
     """
 
     explains = False
@@ -29,19 +30,19 @@ class EmbeddingJudge:
         self.name = f"embedding:{encoder.name}"
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return no explanations: an encoder writes no text."""
+        """Return empty explanations, since an encoder writes no text."""
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """[questions] Return cosines; NaN where the explanation is empty."""
+        """Return cosines [questions]; NaN where the explanation is empty."""
         pairs = [(question.explanation.text, _shown(question)) for question in questions]
         self._learn(text for pair in pairs for text in pair)
         cosines = [self._known[a] @ self._known[b] if a.strip() else np.nan for a, b in pairs]
-        # Last digits depend on the number of threads, and must not decide which is larger.
+        # The last digits depend on the number of threads and must not affect the order.
         return np.array(cosines, dtype=np.float64).round(4)
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return that nothing is paid."""
+        """Return a cost of zero."""
         return FREE
 
     def _learn(self, texts: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Let a model behind an OpenAI-compatible endpoint explain and judge."""
+"""Judge that asks a model behind an OpenAI-compatible endpoint to explain and to rate."""
 
 import os
 from collections.abc import Sequence
@@ -36,23 +36,24 @@ _EXPLANATION_TOKENS = 300
 
 
 class EndpointJudge:
-    """Asks a model by chat completions; answers are kept, and no question is asked twice.
+    """Judge that uses chat completions; answers are stored, and no question is asked twice.
 
-    What cannot be parsed is NaN, and so is what a request brought no answer to. Where the endpoint
-    serves log-probabilities, ratings are probabilities, else 0 or 1.
+    Ratings are NaN where the answer cannot be parsed or the request failed. They are probabilities
+    where the endpoint serves log-probabilities, else 0 or 1.
 
     Args:
-        url: such as https://api.openai.com/v1 or http://localhost:8000/v1.
-        model: its name there.
-        key_env: environment variable that holds the key, which is written nowhere; without the
-            variable no key is sent.
-        answers: file that keeps answers; `explain` sets it to its own folder where it is None.
-        per_prompt: windows in a prompt.
-        parallel: requests at once.
-        timeout: seconds that a request may take.
-        retries: repetitions after 429, 500 and the like, dropped connections and broken JSON.
-        backoff: seconds before the first repetition; each further one waits twice as long.
-        most_tokens: tokens after which no more is asked; None: no limit.
+        url: base URL, such as https://api.openai.com/v1 or http://localhost:8000/v1.
+        model: name of the model at the endpoint.
+        key_env: environment variable that holds the key, which is never written to disk; no key is
+            sent if the variable is not set.
+        answers: file of the answers; None: `explain` sets it to a file in its own folder.
+        per_prompt: number of windows in a prompt.
+        parallel: number of concurrent requests.
+        timeout: time limit of a request, in seconds.
+        retries: number of repetitions after 429, 500 and the like, dropped connections and broken
+            JSON.
+        backoff: seconds before the first repetition; doubles with each further one.
+        most_tokens: number of tokens after which no more requests are sent; None: no limit.
         progress: show progress bars on stderr.
     """
 
@@ -95,17 +96,17 @@ class EndpointJudge:
         self.calls = self.tokens = self.failed = 0
 
     def keep_answers(self, path: str | Path) -> None:
-        """Keep answers in a file from now on, and take those that lie there."""
+        """Store answers in a file from now on, and read those already in it."""
         self._answers, self.keeps = Answers(path), True
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Write an explanation for each list of windows, "" where the answer holds none."""
+        """Write an explanation for each list of windows, "" where the answer contains none."""
         asked = [self._explaining(windows) for windows in examples]
         found = self._ask(asked, "explaining")
         return ["" if answer is None else parsed_explanation(answer["content"]) for answer in found]
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """[questions] Return the probability of yes, NaN without an answer that can be parsed."""
+        """Return the probability of yes [questions]; NaN without an answer that can be parsed."""
         ratings = np.full(len(questions), np.nan)
         batches = self._batches(questions)
         asked = [self._rating([questions[place] for place in places]) for places in batches]
@@ -119,7 +120,7 @@ class EndpointJudge:
         return ratings
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return calls and tokens of what was not answered before; nothing is sent."""
+        """Return the calls and tokens of requests without a stored answer; nothing is sent."""
         asked = [self._explaining(windows) for windows in examples]
         asked += [
             self._rating([questions[place] for place in places])
@@ -157,7 +158,7 @@ class EndpointJudge:
         ]
 
     def _ask(self, asked: Sequence[dict[str, Any]], what: str) -> list[Any]:
-        """The answer to each request, None where there was none; equal ones are sent once."""
+        """Return the answer to each request, None where it failed; equal requests are sent once."""
         keys = [key_of(body) for body in asked]
         new = dict(zip(keys, asked, strict=True))
         new = {key: body for key, body in new.items() if self._answers.get(key) is None}
@@ -207,7 +208,7 @@ class EndpointJudge:
             return answer
 
     def _reserve(self, body: dict[str, Any]) -> None:
-        """Count the tokens of a request, or raise where they would pass the limit."""
+        """Add the tokens of a request to the count, or raise if they would exceed the limit."""
         tokens = _tokens_of(body)
         with self._lock:
             if self._most_tokens is not None and self.tokens + tokens > self._most_tokens:
@@ -220,7 +221,7 @@ class EndpointJudge:
 
 
 def _kept(answer: dict[str, Any]) -> dict[str, Any]:
-    """The text of an answer and its log-probabilities; an empty text where the form is another."""
+    """Return the text of an answer and its log-probabilities; no text if the form is unexpected."""
     content: Any = _at(answer, "choices", 0, "message", "content")
     chances = []
     tokens = _at(answer, "choices", 0, "logprobs", "content")
@@ -244,7 +245,7 @@ def _kept(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """What lies at a path in parsed JSON, None where there is nothing."""
+    """Return the value at a path in parsed JSON, or None."""
     for step in path:
         if isinstance(step, int):
             value = value[step] if isinstance(value, list) and len(value) > step else None

@@ -1,4 +1,4 @@
-"""Let a language model on this machine judge by the log-odds of yes against no."""
+"""Judge of explanations by a local language model's log-odds of yes against no."""
 
 from collections.abc import Sequence
 
@@ -21,17 +21,17 @@ _HEAD = {
     "Described: a number\nText: it costs 12 coins \u27e6here\u27e7\nAnswer: No\n\n",
 }
 _NOTHING = "anything"
-"""Description whose log-odds are subtracted: what the window alone makes likely"""
+"""Description whose log-odds are subtracted, as the baseline of the window alone"""
 
 
 class LocalJudge:
-    """Rates by how much an explanation raises the log-odds of yes against no after a window.
+    """Judge that rates by the rise of the log-odds of yes against no due to an explanation.
 
-    Small models are no judges: see `calibrate`.
+    Small models usually fail as judges: see `calibrate`.
 
     Args:
-        model: from `saefast.lm.load_model`.
-        batch_size: prompts in a forward pass.
+        model: language model, from `saefast.lm.load_model`.
+        batch_size: number of prompts in a forward pass.
         progress: show a progress bar on stderr.
     """
 
@@ -51,7 +51,7 @@ class LocalJudge:
             for answer in (" Yes", " No")
         )
         if yes == no:
-            # The blank is a token of its own.
+            # The blank before the word is a separate token.
             yes, no = (
                 model.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
                 for answer in ("Yes", "No")
@@ -59,11 +59,11 @@ class LocalJudge:
         self._answers = [yes, no]
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return no explanations: those of rules are judged."""
+        """Return empty explanations, since this judge rates explanations by rules."""
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """[questions] Return probabilities; NaN where the explanation is empty."""
+        """Return probabilities [questions]; NaN where the explanation is empty."""
         prompts = [_prompt(question, question.explanation.text) for question in questions]
         neutral = [_prompt(question, _NOTHING) for question in questions]
         self._learn([*prompts, *neutral])
@@ -72,10 +72,10 @@ class LocalJudge:
             if questions[place].explanation.text.strip():
                 odds = self._known[prompt] - self._known[without]
                 ratings[place] = 1 / (1 + np.exp(-odds))
-        return ratings.round(4)  # last digits depend on the number of threads
+        return ratings.round(4)  # the last digits depend on the number of threads
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return that nothing is paid."""
+        """Return a cost of zero."""
         return FREE
 
     def _learn(self, prompts: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class LocalJudge:
                 self._read([prompt for prompt in new if prompt.startswith(head)], bar)
 
     def _read(self, prompts: Sequence[str], bar: ProgressBar) -> None:
-        """Compute the log-odds behind prompts that begin alike, which is read once."""
+        """Compute the log-odds after prompts with a common prefix, which is read once."""
         if not prompts:
             return
         ids = [self._model.tokenizer(prompt)["input_ids"] for prompt in prompts]
@@ -98,7 +98,7 @@ class LocalJudge:
             batch = torch.zeros(len(places), int(ends.max()) + 1, dtype=torch.int64)
             for row, place in enumerate(places):
                 batch[row, : len(ids[place]) - shared] = torch.tensor(ids[place][shared:])
-            # In a causal model no token sees what fills up on its right.
+            # In a causal model, padding on the right does not affect the tokens before it.
             positions, column = torch.unique(ends, return_inverse=True)
             logits = reader.logits(batch, positions)[..., self._answers].float().cpu()
             for row, place in enumerate(places):

@@ -1,4 +1,4 @@
-"""Judge explanations that are rules by executing them."""
+"""Judge that executes explanations that are rules."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from saefast.evaluation.explaining.predicates import RuleReader
 
 
 class RulesJudge:
-    """Executes explanations that are rules; others it cannot rate.
+    """Judge that executes explanations that are rules, and cannot rate others.
 
-    An explanation fits a window if its rule holds on any token, and marks to the degree of the
-    marked tokens on which it holds.
+    An explanation fits a window if its rule holds on any token; its rating of marks is the share of
+    marked tokens on which the rule holds.
     """
 
     name = "rules"
@@ -23,15 +23,15 @@ class RulesJudge:
         self._reader: RuleReader | None = None
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return no explanations: those of rules come from `find_rules`."""
+        """Return empty explanations, since rules come from `find_rules`."""
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """[questions] Return 0 or 1, for marks a share; NaN for explanations without a rule."""
+        """Return ratings [questions]: 0 or 1, for marks a share; NaN without a rule."""
         return np.array([self._rating(question) for question in questions], dtype=np.float64)
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return that nothing is paid."""
+        """Return a cost of zero."""
         return FREE
 
     def _rating(self, question: Question) -> float:

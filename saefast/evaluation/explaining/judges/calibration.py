@@ -1,4 +1,4 @@
-"""Calibrate judges on features whose truth is known before their scores are believed."""
+"""Calibration of judges on features with known explanations."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,12 +16,12 @@ from saefast.lm import builtin_corpus
 from saefast.types import brief
 
 LEAST_SCORE = 0.6
-"""Score on known features below which a judge cannot tell"""
+"""Least score on known features of a judge whose scores are used"""
 
 _DOCUMENTS = 48
 _TOKENS = 256  # of each document
-_CALIBRATION = 0xCA11  # tells its random numbers from those of other uses of a seed
-_WINDOWS = 4  # of each feature that it fires in, and as many that it is silent in
+_CALIBRATION = 0xCA11  # separates these random numbers from other uses of a seed
+_WINDOWS = 4  # in which a feature fires, and as many in which it is silent
 _SHAPES = (
     *("a number", "punctuation", "white space"),
     *("a token that begins with a capital letter", "a token in capital letters"),
@@ -41,20 +41,20 @@ KNOWN_RULES = (
     *(Rule("previous", (token,)) for token in _AFTER),
     *(Rule("class", (name,)) for name in _CLASSES),
 )
-"""Rules that define the features of known truth; those too rare or too frequent are left out"""
+"""Rules that define the known features; rules that hold too rarely or too often are left out"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How well a judge tells right explanations of known features from swapped ones."""
+    """Scores of a judge with right and with swapped explanations of known features."""
 
     judge: str
     features: int
     """number of known features"""
     right: float
-    """balanced accuracy with the right explanations; AUROC of a judge without a threshold"""
+    """balanced accuracy with the right explanations; AUROC for a judge without a threshold"""
     swapped: float
-    """the same with the explanations of other features"""
+    """the same measure with the explanations of other features"""
     auroc: float
     """AUROC over all windows with the right explanations"""
     unparsed: float
@@ -64,7 +64,7 @@ class Calibration:
 
     @property
     def able(self) -> bool:
-        """Whether the judge's scores mean something."""
+        """Whether the judge's scores can be used."""
         return self.right >= LEAST_SCORE
 
     @property
@@ -83,12 +83,12 @@ class Calibration:
 
 
 class KnownQuestions(NamedTuple):
-    """Questions on features of known truth; each list is of the same windows."""
+    """Questions on known features; both lists ask about the same windows."""
 
     right: list[Question]
-    """with the right explanations"""
+    """questions with the right explanations"""
     swapped: list[Question]
-    """with those of other features"""
+    """questions with the explanations of other features"""
     labels: NDArray[np.bool_]
     """[questions] whether the feature fires in the window"""
     feature: NDArray[np.int64]
@@ -96,13 +96,18 @@ class KnownQuestions(NamedTuple):
 
 
 def calibrate(judge: Judge, tokenizer: Any, *, seed: int = 0) -> Calibration:
-    """Let a judge rate features of the built-in text that rules define.
+    """Let a judge rate explanations of features of the built-in text that rules define.
+
+    For each feature the judge rates the right explanation and the explanation of another feature,
+    on four windows in which the feature fires and four in which it is silent.
 
     Args:
-        judge: rates each feature's right explanation and that of another feature, on four windows
-            in which the feature fires and four in which it is silent.
-        tokenizer: cuts the built-in text.
-        seed: of the choice of windows.
+        judge: judge to calibrate.
+        tokenizer: tokenizer for the built-in text.
+        seed: seed of the choice of windows.
+
+    Returns:
+        The judge's scores.
     """
     known = known_questions(tokenizer, seed)
     ratings = judge.rate([*known.right, *known.swapped])
@@ -122,11 +127,14 @@ def calibrate(judge: Judge, tokenizer: Any, *, seed: int = 0) -> Calibration:
 
 
 def known_questions(tokenizer: Any, seed: int = 0) -> KnownQuestions:
-    """Ask whether features that rules define fire in windows of the built-in text.
+    """Build questions whether features that rules define fire in windows of the built-in text.
 
     Args:
-        tokenizer: cuts the text.
-        seed: of the choice of windows.
+        tokenizer: tokenizer for the text.
+        seed: seed of the choice of windows.
+
+    Returns:
+        Questions with right and with swapped explanations, with their labels.
     """
     text = _text(tokenizer)
     reader = RuleReader(text)
@@ -143,7 +151,8 @@ def known_questions(tokenizer: Any, seed: int = 0) -> KnownQuestions:
             for number in np.sort(generator.choice(side, _WINDOWS, replace=False)).tolist():
                 first, end = int(starts[number]), int(starts[number + 1])
                 windows.append(Window(text, first, end, holds[first:end].astype(np.float32)))
-        # In random order: a judge that sees several at once must not find their kinds together.
+        # The order is random because a judge may see several windows at once, which must not all
+        # be of one kind.
         order = generator.permutation(2 * _WINDOWS).tolist()
         chosen.append((rule, [windows[at] for at in order], [at < _WINDOWS for at in order]))
     rules = [Explanation(rule.text, rule) for rule, _, _ in chosen]

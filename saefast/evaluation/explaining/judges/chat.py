@@ -1,4 +1,4 @@
-"""Chat completions over HTTP: time limits, retries and no surprises with the key."""
+"""Chat completions over HTTP, with time limits, retries and safe handling of the key."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ _LONGEST_WAIT = 60.0
 
 
 class RefusedError(ValueError):
-    """An endpoint refuses requests, so that repeating them is no use."""
+    """An endpoint refuses requests, so that repeating them is useless."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -22,15 +22,15 @@ class RefusedError(ValueError):
 
 
 class ChatEndpoint:
-    """Posts requests for chat completions.
+    """Client of an endpoint for chat completions.
 
     Args:
-        url: such as http://localhost:8000/v1; "/chat/completions" is appended where it is missing.
-        key: sent as a bearer token; None: no token is sent.
+        url: base URL, such as http://localhost:8000/v1; "/chat/completions" is appended if missing.
+        key: bearer token; None: no token is sent.
         key_env: name of the environment variable of the key, for messages.
-        timeout: seconds that a request may take.
-        retries: times that a request is repeated after an error that may pass.
-        backoff: seconds before the first repetition; each further one waits twice as long.
+        timeout: time limit of a request, in seconds.
+        retries: number of repetitions of a request after a transient error.
+        backoff: seconds before the first repetition; doubles with each further one.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ChatEndpoint:
 
         Raises:
             RefusedError: the endpoint refuses the request or the key.
-            ConnectionError: it gave no answer, or no valid one, after all repetitions.
+            ConnectionError: there was no answer, or no valid one, after all repetitions.
         """
         wait = self._backoff
         for attempt in range(self._retries + 1):
@@ -115,7 +115,7 @@ class ChatEndpoint:
 
 
 class _PassingError(Exception):
-    """A failure that a repetition may mend."""
+    """A transient failure, after which a repetition may succeed."""
 
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -123,14 +123,14 @@ class _PassingError(Exception):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: it would carry the key to another host."""
+    """Handler that follows no redirection, which would send the key to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _seconds(headers: Any) -> float:
-    """What the header Retry-After asks for, where it is a number."""
+    """Return the seconds of the header Retry-After if it is a number."""
     try:
         return max(float(headers.get("Retry-After", "")), 0.0)
     except (TypeError, ValueError):

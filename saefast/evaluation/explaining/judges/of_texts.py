@@ -1,4 +1,4 @@
-"""Let judges of explanations rate whole texts, such as those that steering writes."""
+"""Ratings of whole texts, such as steered ones, by judges of explanations."""
 
 import re
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from saefast.evaluation.explaining.judges.protocol import (
 )
 
 PER_PROMPT = 2
-"""Texts that an `EndpointJudge` should see at once: the two of a pair, in their order"""
+"""Number of texts in a prompt of an `EndpointJudge`: the two of a pair, in their order"""
 
 _WORD = re.compile(r"\s*\S+|\s+")
 
 
 class TextRater:
-    """Rates how well explanations fit texts, for the argument `judge` of `steer`.
+    """Rater of texts by explanations, for the argument `judge` of `steer`.
 
     Args:
-        judge: rates them as it rates windows; `RulesJudge` cannot, since it needs rules.
+        judge: judge that rates texts as it rates windows; not `RulesJudge`, which needs rules.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -34,7 +34,7 @@ class TextRater:
         self.name = judge.name
 
     def rate(self, explanations: Sequence[str], texts: Sequence[str]) -> Floats:
-        """Return for each explanation [n] the probability that it fits its text [n], or NaN."""
+        """Return the probability [n] that each explanation [n] fits its text [n], or NaN."""
         ratings = np.full(len(texts), np.nan)
         shown = [place for place, text in enumerate(texts) if text]
         if shown:
@@ -42,14 +42,14 @@ class TextRater:
         return ratings
 
     def cost(self, explanations: Sequence[str], texts: Sequence[str]) -> Cost:
-        """Return what it costs to rate texts, none of which is empty."""
+        """Return the cost of rating texts, none of which may be empty."""
         return self._judge.cost([], _questions(explanations, texts, range(len(texts))))
 
 
 def _questions(
     explanations: Sequence[str], texts: Sequence[str], places: Sequence[int]
 ) -> list[Question]:
-    """Ask whether explanations fit the texts at some places."""
+    """Build questions whether explanations fit the texts at given places."""
     words = [_WORD.findall(texts[place]) for place in places]
     text = text_of_pieces(words)
     return [

@@ -1,7 +1,7 @@
-"""Prompts for judges that read text, and how their answers are parsed.
+"""Prompts for judges that read text, and parsers of their answers.
 
-Windows come from arbitrary text. They stand in the prompts as JSON strings, whose end no window
-can fake, and the marks are brackets that are taken out of the windows themselves.
+Windows come from arbitrary text. Prompts contain them as JSON strings, whose end no window can
+forge, and marks are brackets that are removed from the windows themselves.
 """
 
 import json
@@ -14,7 +14,7 @@ from saefast.evaluation.explaining.judges.protocol import Question, Window
 
 Message = dict[str, str]
 
-_OPEN, _CLOSE = "\u27e6", "\u27e7"  # white square brackets: hardly any text has them
+_OPEN, _CLOSE = "\u27e6", "\u27e7"  # white square brackets, which are rare in text
 _WITHOUT_MARKS = str.maketrans({_OPEN: "[", _CLOSE: "]"})
 _LONGEST_PIECE = 60  # letters of a token that are shown
 _LONGEST_EXPLANATION = 400
@@ -50,14 +50,14 @@ _LIST = re.compile(r"\[\s*[01](?:\s*,\s*[01])*\s*\]")
 
 
 class TokenChance(NamedTuple):
-    """A token of an answer with the log-probabilities of the likeliest tokens in its place."""
+    """A token of an answer with the log-probabilities of the most likely tokens in its place."""
 
     token: str
     alternatives: dict[str, float]
 
 
 def explaining_prompt(examples: Sequence[Window]) -> list[Message]:
-    """Ask for a description of what a latent fires on."""
+    """Build a prompt that asks for a description of the tokens on which a latent fires."""
     largest = max((float(window.strength.max()) for window in examples), default=1.0)
     told = []
     for window in examples:
@@ -77,7 +77,7 @@ def explaining_prompt(examples: Sequence[Window]) -> list[Message]:
 
 
 def rating_prompt(questions: Sequence[Question]) -> list[Message]:
-    """Ask whether passages fit one explanation; all questions are of one explanation and kind."""
+    """Build a prompt that asks whether passages fit an explanation; all share it and the kind."""
     task = _DETECT if questions[0].marks is None else _FUZZ
     example = [place % 2 for place in range(len(questions))]
     asked = {
@@ -102,7 +102,7 @@ def shown(window: Window, marks: Integers | None) -> str:
 
 
 def parsed_explanation(answer: str) -> str:
-    """Return the description in an answer, "" where there is none."""
+    """Return the description in an answer, or ""."""
     lines = [line.strip() for line in answer.rpartition(_TAG)[2].splitlines() if line.strip()]
     if not lines:
         return ""
@@ -113,7 +113,7 @@ def parsed_explanation(answer: str) -> str:
 def parsed_ratings(
     answer: str, count: int, chances: Sequence[TokenChance] | None = None
 ) -> list[float] | None:
-    """Return the probability of 1 for each passage; None where the answer is no list of `count`.
+    """Return the probability of 1 for each passage, None unless the answer is a list of `count`.
 
     Args:
         answer: text of the answer.
@@ -133,7 +133,7 @@ def parsed_ratings(
 
 
 def _graded(chances: Sequence[TokenChance], ratings: Sequence[float]) -> list[float] | None:
-    """The probabilities of 1 at the last tokens that are digits; None where they do not fit."""
+    """Return probabilities of 1 at the last tokens that are digits, None where they do not fit."""
     digits = [chance for chance in chances if chance.token.strip(" ,[]") in ("0", "1")]
     digits = digits[-len(ratings) :]
     said = [float(chance.token.strip(" ,[]")) for chance in digits]

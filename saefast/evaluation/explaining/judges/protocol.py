@@ -1,4 +1,4 @@
-"""Define what a judge of explanations is asked and what it answers."""
+"""Protocol of judges of explanations: windows, questions, ratings and costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Consecutive tokens of a text, with how strongly a latent fires on each."""
+    """Consecutive tokens of a text, with the activation of a latent on each."""
 
     text: TokenText
     first: int
-    """its first row in the text"""
+    """first row in the text"""
     end: int
-    """the row after its last"""
+    """row after the last"""
     strength: NDArray[np.float32]
     """[end - first] activations, 0 where the latent is silent"""
 
@@ -36,56 +36,53 @@ class Window:
 
     @property
     def fires(self) -> Booleans:
-        """[end - first] tokens on which the latent fires."""
+        """Mask of the tokens on which the latent fires, [end - first]."""
         return self.strength > 0
 
 
 class Explanation(NamedTuple):
-    """When a latent fires, in words."""
+    """Description of the firings of a latent."""
 
     text: str
     rule: Rule | None = None
-    """the same as a program, where there is one"""
+    """executable form, if there is one"""
 
 
 class Question(NamedTuple):
-    """Whether an explanation fits a window."""
+    """Question whether an explanation fits a window."""
 
     explanation: Explanation
     window: Window
     marks: Integers | None = None
-    """places of tokens of the window. None: does the latent fire anywhere in the window?
-    (detection); else: does it fire on these tokens? (fuzzing)"""
+    """places of tokens of the window; None asks whether the latent fires anywhere in the window
+    (detection), otherwise whether it fires on these tokens (fuzzing)"""
 
 
 class Cost(NamedTuple):
-    """What questions cost before they are asked."""
+    """Estimated cost of questions."""
 
     calls: int
-    """requests to an endpoint"""
+    """number of requests to an endpoint"""
     tokens: int
-    """tokens of prompts and answers, estimated"""
+    """estimated number of tokens of prompts and answers"""
 
 
 class Judge(Protocol):
-    """Rates explanations; `explains` tells whether it can also write them."""
+    """Rater of explanations; `explains` says whether it can also write them."""
 
     name: str
     explains: bool
     graded: bool
-    """whether ratings say only which window fits better, so that no threshold parts yes from no"""
+    """whether ratings only order windows, so that no threshold separates yes from no"""
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Write an explanation for each list of windows on which a latent fires.
-
-        "" where the judge gives none.
-        """
+        """Write an explanation for each list of windows on which a latent fires, or ""."""
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """[questions] Return the probability of yes, NaN where the answer cannot be parsed."""
+        """Return the probability of yes [questions]; NaN where the answer cannot be parsed."""
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return what it costs to explain the examples and to rate the questions."""
+        """Return the cost of explaining the examples and rating the questions."""
 
 
 FREE = Cost(0, 0)

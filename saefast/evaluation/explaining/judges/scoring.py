@@ -10,12 +10,12 @@ _YES = 0.5
 
 
 def balanced_accuracy(labels: ArrayLike, ratings: Floats) -> float:
-    """Return the mean of the shares of right answers among windows with yes and with no.
+    """Return the mean of the shares of correct answers among positive and negative windows.
 
     An answer that could not be parsed counts half, as a guess would. NaN where a class is empty.
 
     Args:
-        labels: [n] right answers.
+        labels: [n] correct answers.
         ratings: [n] probabilities of yes; NaN for answers that could not be parsed.
     """
     truth = np.asarray(labels, dtype=bool)
