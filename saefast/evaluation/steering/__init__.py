@@ -1,4 +1,4 @@
-"""Steer a language model along latents of SAEs, with controls, and predict where it succeeds."""
+"""Steering of language models along latents of SAEs, with controls and predictors of success."""
 
 from saefast.evaluation.steering.evaluation import OPENERS, STRENGTHS, Explanations, Rules, steer
 from saefast.evaluation.steering.inputs import comparisons

@@ -1,4 +1,4 @@
-"""Steer a language model along latents, and measure whether what it writes shows them."""
+"""Evaluation of steering: outcomes of texts written along latents and along controls."""
 
 from collections.abc import Mapping, Sequence
 
@@ -60,14 +60,14 @@ OPENERS = (
     "This part of the text explains how",
     "On the table there was a note:",
 )
-"""Prompts of `steer` unless others are given"""
+"""Default prompts of `steer`"""
 STRENGTHS = (0.4, 0.8, 1.6, 3.2)
-"""Strengths of `steer` unless others are given"""
+"""Default strengths of `steer`"""
 
 Explanations = Sequence[Sequence[str | None]]
-"""For each SAE, those of all its latents, or None"""
+"""For each SAE, the explanation of each latent, or None"""
 Rules = Sequence[Mapping[int, Rule]]
-"""For each SAE, {latent: explanation that can be executed}"""
+"""For each SAE, {latent: executable explanation}"""
 
 
 @torch.no_grad()
@@ -107,69 +107,78 @@ def steer(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Steer along a sample of latents and measure what the texts show of them.
+    """Steer along a sample of latents and measure whether the texts show them.
 
     Each text continues an opener while a latent's decoder row is added at every new position. All
-    texts behind an opener share their sampling noise with an unsteered text; a second unsteered
-    text with noise of its own gives the rate of success by chance. The strength of each latent is
-    chosen on half of the openers, and results are reported on the other half, beside those of
-    controls: directions of the same length.
+    texts of an opener share their sampling noise with an unsteered text; a second unsteered text
+    with its own noise gives the rate of success by chance. The strength of each latent is chosen on
+    half of the openers; results are reported on the other half, together with the results of
+    controls, which are directions of the same length.
 
-    Outcomes, of which those are measured that are defined:
+    Outcomes, each measured where it is defined:
 
     - rule: share of new tokens on which the latent's executable explanation holds;
-    - other seed: share on which its matches in other SAEs fire as the undisturbed model reads it;
+    - other seed: share of new tokens on which its matches in other SAEs fire when the undisturbed
+      model reads the text;
     - judge: whether a judge prefers the text to the unsteered one in both orders;
-    - self: share on which the latent itself fires as the undisturbed model reads it;
+    - self: share of new tokens on which the latent itself fires when the undisturbed model reads
+      the text;
     - embedding: cosine of the vectors of text and explanation.
 
-    A text is a success if its outcome is at least `least_gain` above that of the unsteered text,
-    and its mean loss under the undisturbed model less than `most_loss` above. The primary measure
-    is the share of successes less that along the mismatched direction.
+    A text is a success if its outcome exceeds the outcome of the unsteered text by at least
+    `least_gain`, and its mean loss under the undisturbed model exceeds the loss of the unsteered
+    text by less than `most_loss`. The primary measure is the share of successes minus the share
+    along the mismatched direction.
 
     Args:
-        model: from `load_model`.
-        layer: as in `saefast.lm.find_site`.
-        saes: those of different seeds, trained on the activations of that site.
-        explanations: for each SAE those of its latents, or None where there is none. Those of
-            other conditions are given by a dict {name of the condition: its explanations}.
+        model: language model, from `load_model`.
+        layer: site of the SAEs, as in `saefast.lm.find_site`.
+        saes: SAEs of different seeds, trained on the activations of that site.
+        explanations: for each SAE the explanation of each latent, or None. For explanations of
+            other conditions, pass a dict {name of the condition: its explanations}.
         features: number of latents of each SAE, from those that fire: equally many from each set
             of groups, and evenly over firing rates.
         openers: prompts; those at even places choose strengths, the others are reported.
-        strengths: multiples of what `rule` names; all openers are reported where there is one.
-        rule: "activation": the 99 % quantile of the latent's activation times the length of its
-            decoder row; "norm": the mean length of an activation at the site; "fixed": 1; "clamp":
-            the activation becomes that multiple of the 99 % quantile.
+        strengths: multiples of the unit of `rule`; with a single one, all openers are reported.
+        rule: unit of the strengths. "activation": the 99 % quantile of the latent's activation
+            times the length of its decoder row; "norm": the mean length of an activation at the
+            site; "fixed": 1; "clamp": the activation is set to that multiple of the 99 % quantile.
         rules: for each SAE {latent: callable that takes tokens [n, length] and returns bool
-            [n, length]}; those of other conditions as in `explanations`.
-        matches: what `match_all` found for the SAEs.
+            [n, length]}; for other conditions as in `explanations`.
+        matches: result of `match_all` for the SAEs.
         embedding: callable that returns vectors [n, width] of texts.
-        judge: such as a `TextRater`: its `rate(explanations, texts)` returns a probability for each
-            pair of them; texts to be compared stand next to each other.
-        outcome: the primary one; None: the first of rule, other seed, judge, self.
-        predictors: by name, for each SAE [m] a property such as the score of its explanations.
-        controls: of "mismatched" (another latent that fires as often), "random", "covariance"
+        judge: judge such as a `TextRater`: its `rate(explanations, texts)` returns a probability
+            for each pair; texts to compare are adjacent.
+        outcome: primary outcome; None: the first defined one of rule, other seed, judge, self.
+        predictors: by name, for each SAE a property [m] of its latents, such as the score of their
+            explanations.
+        controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
             (random with the covariance of the activations), "minus", "diffmean" (mean activation
-            where the latent fires, less the mean of all).
-        conditions: other SAEs.
-        groups: for each SAE {name: [m] bool}.
-        mass: for each SAE [m]; with it, random latents of the same mass stand beside groups.
-        draws: number of random sets beside a group.
-        activations: those of the site, which tell how strongly latents fire; None: read from text.
-        tokens: [rows] tokens of `activations`; None: what a store keeps.
-        positions: [rows] positions of `activations` in their contexts; None: likewise.
-        corpus: text to read where there are no activations; None: the held-out part of
-            `builtin_corpus()`.
-        rows: the most activations that are read.
-        new_tokens: tokens of each text.
-        temperature: of sampling.
-        top_p: of sampling.
+            where the latent fires, minus the mean of all).
+        conditions: other SAEs to evaluate.
+        groups: for each SAE its groups {name: [m] bool}.
+        mass: for each SAE the activation mass [m]; if given, groups are compared with random
+            latents of the same mass.
+        draws: number of random sets for each group.
+        activations: activations of the site, on which the firings of latents are measured; None:
+            they are read from text.
+        tokens: [rows] tokens of `activations`; None: the tokens of the store, if it has them.
+        positions: [rows] positions of `activations` in their contexts; None: as for `tokens`.
+        corpus: text to read without `activations`; None: the held-out part of `builtin_corpus()`.
+        rows: largest number of activations to read.
+        new_tokens: number of tokens of each text.
+        temperature: temperature of sampling.
+        top_p: probability mass of nucleus sampling.
         least_gain: least gain of a success.
-        most_loss: loss in nats that a success stays below.
-        batch_size: texts in a forward pass.
-        repeats: repetitions of the evaluation with other seeds, for its noise.
+        most_loss: bound on the rise of the loss of a success, in nats.
+        batch_size: number of texts in a forward pass.
+        repeats: number of repetitions with other seeds, which give the noise.
         seed: seed of the sample of latents, of random directions and of sampling noise.
         progress: show progress bars on stderr.
+
+    Returns:
+        Scores of each outcome along latents and controls, by condition and group, with notes.
+        `features` holds for each SAE the results of its sampled latents.
     """
     check_model(model)
     for name, value in (
@@ -313,7 +322,10 @@ def _steered(
 
 
 def _best(tried: Trials, primary: str) -> Tensor:
-    """The strength [items] of the largest gain, by the latent's firing where that is not known."""
+    """Return the place [items] of the strength with the largest gain.
+
+    Where the primary outcome is not defined, the gain of the latent's own firing decides.
+    """
     gain = tried.gain(primary)
     unknown = np.isnan(gain).any(1)
     gain[unknown] = tried.gain(SELF)[unknown]
@@ -331,7 +343,7 @@ def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def _noise(runs: Sequence[Sequence[Score]]) -> dict[str, float]:
-    """By measure the standard deviation of the overall value over repetitions."""
+    """Return by measure the standard deviation of the overall value over repetitions."""
     if len(runs) < 2:
         return {}
     values: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Line up what is known of latents with the sample that is steered with."""
+"""Alignment of explanations, rules and matches of latents with the sample to steer with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from saefast.match.result import Matches
 from saefast.sae import SAE
 
 _PREFERRED = ("rule", "other seed", "judge", SELF)
-"""Outcomes of which the first that is defined is the primary one"""
+"""Outcomes in order of preference; the first defined one is primary"""
 
 
 def sampled_items(
@@ -28,7 +28,7 @@ def sampled_items(
 
     Args:
         every: name and SAEs of each condition.
-        groups: of each trained SAE {name: [m] bool}.
+        groups: for each trained SAE its groups {name: [m] bool}.
         rows: activations at the site.
         features: number of latents of each SAE.
         seed: seed of the sample and of random directions.
@@ -42,10 +42,10 @@ def sampled_items(
 
 
 def check_per_latent(name: str, given: Sequence[Tensor], trained: Sequence[SAE]) -> None:
-    """Check that there is one tensor [m] for each trained SAE.
+    """Raise unless there is one tensor [m] for each trained SAE.
 
     Args:
-        name: of the argument.
+        name: name of the argument, for the error.
         given: tensors.
         trained: trained SAEs.
     """
@@ -60,12 +60,12 @@ def check_per_latent(name: str, given: Sequence[Tensor], trained: Sequence[SAE])
 def of_items(
     name: str, given: Sequence[Any] | Mapping[str, Sequence[Any]] | None, items: Items
 ) -> list[Any]:
-    """Return what was given for the latent of each item, or None.
+    """Return the given value for the latent of each item, or None.
 
     Args:
-        name: of the argument.
-        given: for each SAE a sequence or mapping of its latents; or such for each condition.
-        items: latents.
+        name: name of the argument, for errors.
+        given: for each SAE a sequence or mapping over its latents, or a dict of these by condition.
+        items: latents to steer with.
     """
     by_condition = given if isinstance(given, Mapping) else {TRAINED: given or ()}
     found: list[Any] = []
@@ -94,8 +94,8 @@ def partners_of(
     """Return the matches of each item in the other trained SAEs.
 
     Args:
-        matches: {(SAE, other SAE): matches of the first one's latents}.
-        items: latents.
+        matches: {(SAE, other SAE): matches of the first SAE's latents}.
+        items: latents to steer with.
         trained: trained SAEs.
     """
     found: list[list[Member]] = []
@@ -116,8 +116,8 @@ def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
     """Return the wanted outcome, or the first of rule, other seed, judge and self.
 
     Args:
-        wanted: name of an outcome.
-        outcomes: those that are defined.
+        wanted: name of an outcome; None: the first defined one.
+        outcomes: defined outcomes by name.
     """
     if wanted is None:
         return next(name for name in _PREFERRED if name in outcomes)
@@ -130,7 +130,7 @@ def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
 
 
 def comparisons(openers: int, strengths: int, controls: int) -> int:
-    """Return how many texts `steer` compares with the unsteered one, for each latent.
+    """Return the number of texts that `steer` compares with the unsteered one, for each latent.
 
     Args:
         openers: number of prompts.
@@ -138,5 +138,5 @@ def comparisons(openers: int, strengths: int, controls: int) -> int:
         controls: number of other directions.
     """
     choosing = (openers + 1) // 2 if strengths > 1 else 0
-    # Behind each opener the second unsteered text is compared, too.
+    # The second unsteered text of each opener is compared as well.
     return choosing * strengths + (openers - choosing) * (1 + controls) + openers

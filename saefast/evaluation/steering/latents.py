@@ -1,4 +1,4 @@
-"""Sample latents to steer with, and measure when and how strongly they fire."""
+"""Samples of latents to steer with, and statistics of their firings."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,48 +20,50 @@ from saefast.sae import SAE, code_of
 from saefast.types import brief
 
 _QUANTILE = 0.99
-_CONTEXTS = 100  # contexts in which a latent fires most that are looked at
+_CONTEXTS = 100  # contexts with the largest activations of a latent that are used
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Activations at the site over all rows."""
+    """Mean and norm of the activations at the site."""
 
     rows: int
     mean: Tensor
-    """[d] float64"""
+    """[d] float64 mean activation"""
     norm: float
     """mean length of an activation"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Latents of one SAE that are sampled for steering, in order of their numbers."""
+    """Sampled latents of one SAE, in order of their numbers."""
 
     sae: SAE
     numbers: Tensor
-    """[f] int64 among all latents of the SAE"""
+    """[f] int64 numbers of the latents in the SAE"""
     norm: Tensor
-    """[f] float64 length of what an activation of 1 adds: that of the decoder row, times the usual
-    scale of a row where the SAE normalises rows"""
+    """[f] float64 length of the vector that an activation of 1 adds: the norm of the decoder row,
+    times the typical scale of a row if the SAE normalises rows"""
     rate: Tensor
-    """[f] float64 share of rows on which each fires"""
+    """[f] float64 share of rows on which each latent fires"""
     mean: Tensor
-    """[f] float64 activation where it does"""
+    """[f] float64 mean activation on those rows"""
     high: Tensor
-    """[f] float64: 99 % of its activations are not above"""
+    """[f] float64 99 % quantile of the positive activations"""
     cosine: Tensor
-    """[f] float64 of encoder and decoder row"""
+    """[f] float64 cosine of encoder and decoder row"""
     difference: Tensor
-    """[f, d] float64: mean activation at the site where each fires, less the mean of all rows"""
+    """[f, d] float64 mean activation at the site where each latent fires, minus the mean of all
+    rows"""
     rival: Tensor
-    """[f] int64: another latent, about as frequent"""
+    """[f] int64 number of another latent that fires about as often"""
     stratum: Tensor
-    """[f] int64"""
+    """[f] int64 stratum of the sample"""
     weight: Tensor
-    """[f] float64: number of latents of the stratum that each stands for"""
+    """[f] float64 number of latents of the stratum that each represents"""
     peaks: tuple[Tensor, ...]
-    """of each, the tokens on which it fires most in up to 100 contexts; empty without tokens"""
+    """for each latent, the tokens with its largest activation in up to 100 contexts; empty without
+    tokens"""
     silent: int
     """number of latents of the SAE that never fire"""
 
@@ -72,12 +74,12 @@ class Latents:
 
     @property
     def directions(self) -> Tensor:
-        """Decoder rows of length 1 [f, d] float64."""
+        """Decoder rows at length 1, [f, d] float64."""
         return self._unit_rows(self.numbers)
 
     @property
     def rivals(self) -> Tensor:
-        """Decoder rows of the rivals at length 1 [f, d] float64."""
+        """Decoder rows of the rivals at length 1, [f, d] float64."""
         return self._unit_rows(self.rival)
 
     def _unit_rows(self, latents: Tensor) -> Tensor:
@@ -90,13 +92,13 @@ class Rows:
     """Activations at the site with their tokens, read as often as needed.
 
     Args:
-        model: from `load_model`.
-        site: as in `find_site`.
-        activations: those of the site; None: the model reads them from text.
-        tokens: [rows] tokens of the activations; None: what a store keeps.
-        positions: [rows] positions of the activations in their contexts; None: likewise.
+        model: language model, from `load_model`.
+        site: site of the activations, as in `find_site`.
+        activations: activations of the site; None: the model computes them from text.
+        tokens: [rows] tokens of the activations; None: the tokens of the store, if it has them.
+        positions: [rows] positions of the activations in their contexts; None: as for `tokens`.
         corpus: text to read; None: the held-out part of `builtin_corpus()`.
-        rows: the most that are read.
+        rows: largest number of rows to read.
         progress: show progress bars on stderr.
     """
 
@@ -121,7 +123,7 @@ class Rows:
             what="activations",
             progress=progress,
         )
-        """reads the activations, each time it is iterated over"""
+        """pass over the activations; every iteration reads them again"""
         self.d: int = source.d
         total, norm = torch.zeros(self.d, dtype=torch.float64), 0.0
         for part in self.one_pass:
@@ -139,7 +141,7 @@ class Rows:
     def covariance_directions(self, count: int, seed: int) -> Tensor:
         """Return random directions [count, d] of length 1 with the covariance of the activations.
 
-        Each is a sum of all centred activations, weighted by independent normal numbers.
+        Each direction is a sum of all centred activations with independent normal weights.
         """
         generator = torch.Generator().manual_seed(seed)
         sums = torch.zeros(count, self.d, dtype=torch.float64)
@@ -151,14 +153,14 @@ class Rows:
         return unit
 
     def latents(self, sae: SAE, wanted: int, groups: Mapping[str, Tensor], seed: int) -> Latents:
-        """Sample latents of an SAE, those alive in equal numbers from every set of groups.
+        """Sample live latents of an SAE, in equal numbers from every combination of groups.
 
-        Within a set they are taken at equal distances in the order of their firing rate.
+        Within a combination, latents are taken at equal distances in the order of firing rate.
 
         Args:
             sae: SAE for the activations.
-            wanted: number of latents; all that fire, if they are fewer.
-            groups: {name: [m] bool}.
+            wanted: number of latents; all live ones, if they are fewer.
+            groups: groups of latents {name: [m] bool}.
             seed: seed of the sample.
         """
         fired = torch.zeros(sae.m, dtype=torch.float64)
@@ -205,7 +207,7 @@ class Rows:
         )
 
     def _where_firing(self, row: Tensor, latent: Tensor, count: int) -> Tensor:
-        """[count, d] float64: the mean of the rows [p] on which each latent [p] fires."""
+        """Return the mean of the rows [p] on which each latent [p] fires, [count, d] float64."""
         sums = torch.zeros(count, self.d, dtype=torch.float64)
         for part in self.one_pass:
             here = torch.isin(row, part.numbers)
@@ -214,7 +216,7 @@ class Rows:
         return sums / torch.bincount(latent, minlength=count)[:, None]
 
     def _firings(self, sae: SAE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, latents and activations [p] of all that fire, batch by batch."""
+        """Yield rows, latents and activations [p] of all firings, batch by batch."""
         for part in self.one_pass:
             code = code_of(sae, part.x)
             values = code.values.detach().cpu()
@@ -223,7 +225,7 @@ class Rows:
             yield row, code.indices.cpu()[active], values[active].float()
 
     def _peaks(self, rows: Tensor, values: Tensor) -> Tensor:
-        """The tokens with the largest activation in each of up to 100 contexts."""
+        """Return the tokens with the largest activation in each of up to 100 contexts."""
         if not self.has_tokens:
             return torch.zeros(0, dtype=torch.int64)
         tokens, contexts = self._text
@@ -237,9 +239,9 @@ class Rows:
 
     @cached_property
     def _text(self) -> tuple[Tensor, Tensor]:
-        """The token of each row, and the number of its context; without positions that of the row.
+        """Token of each row, and number of its context.
 
-        Positions rise within a context.
+        A context begins where positions do not rise; without positions each row is its own context.
         """
         tokens, positions = [], []
         for part in self.one_pass:
@@ -254,7 +256,7 @@ class Rows:
 def _captured(
     model: LanguageModel, site: int | str, corpus: Texts | None, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations [n, d] of text with their tokens and positions; those of BOS are left out."""
+    """Return activations [n, d] of text with their tokens and positions; BOS is left out."""
     found = find_site(model.model, site)
     parts = []
     for batch in held_out_batches(model, corpus, rows, 256, 8, True):

@@ -1,4 +1,4 @@
-"""Measure whether steered texts show what a latent stands for."""
+"""Outcomes of steering: measures of whether texts show the steered latent."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from saefast.lm.generation import Opening
 from saefast.sae import SAE, code_of
 
 Rule = Callable[[Tensor], Tensor]
-"""An explanation that can be executed: takes tokens [n, length], returns bool [n, length]"""
+"""Executable explanation: takes tokens [n, length], returns bool [n, length]"""
 Embedding = Callable[[Sequence[str]], Tensor]
-"""Returns vectors [n, width] of texts"""
+"""Function that returns vectors [n, width] of texts"""
 Member = tuple[SAE, int]
-"""An SAE and the number of one of its latents"""
+"""SAE and number of one of its latents"""
 SELF = "self"
 """Name of the outcome that is defined for every latent"""
 
 
 class Rater(Protocol):
-    """A judge of texts; `saefast.evaluation.TextRater` makes one of a judge of explanations."""
+    """Judge of texts; `saefast.evaluation.TextRater` builds one from a judge of explanations."""
 
     @property
     def name(self) -> str:
@@ -34,20 +34,20 @@ class Rater(Protocol):
     def rate(
         self, explanations: Sequence[str], texts: Sequence[str]
     ) -> Sequence[float] | Tensor | NDArray[np.float64]:
-        """Return for each explanation [n] the probability that it fits its text [n], or NaN.
+        """Return the probability [n] that each explanation [n] fits its text [n], or NaN.
 
-        Texts to be compared stand next to each other.
+        Texts to compare are adjacent.
         """
 
 
 class Continuations:
-    """Texts behind one prompt; the first is unsteered.
+    """Texts that continue one prompt; the first is unsteered.
 
     Args:
-        opening: the prompt.
+        opening: prompt.
         tokens: [n, length] int64 new tokens.
-        tokenizer: of the model.
-        activations: [n, length, d] of the new tokens, if `Opening.sample` gave them.
+        tokenizer: tokenizer of the model.
+        activations: [n, length, d] activations of the new tokens, if known from `Opening.sample`.
     """
 
     def __init__(
@@ -60,51 +60,52 @@ class Continuations:
         readings = list(opening.read(tokens, activations))
         self.tokens = tokens
         self.loss = torch.cat([reading.loss for reading in readings]).double().mean(1).cpu()
-        """[n] float64: mean loss of a new token under the undisturbed model, in nats"""
+        """[n] float64 mean loss of a new token under the undisturbed model, in nats"""
         self.activations = torch.cat([reading.activations for reading in readings])
-        """[n, length, d] of the new tokens in the undisturbed model"""
+        """[n, length, d] activations of the new tokens in the undisturbed model"""
         self._prompt, self._tokenizer = opening.prompt, tokenizer
 
     @cached_property
     def whole(self) -> Tensor:
-        """[n, prompt and length] int64, on the CPU."""
+        """Tokens of the prompt and the text, [n, prompt + length] int64 on the CPU."""
         prompt = self._prompt.expand(len(self.tokens), -1)
         return torch.cat([prompt, self.tokens], 1).cpu()
 
     @cached_property
     def texts(self) -> list[str]:
-        """The new tokens as text."""
+        """New tokens as text, [n]."""
         return [str(self._tokenizer.decode(ids)) for ids in self.tokens.tolist()]
 
     @property
     def distinct_bigrams(self) -> Tensor:
-        """[n] float64: number of different pairs of neighbours, as a share of all pairs."""
+        """Number of distinct pairs of adjacent tokens, as a share of all pairs, [n] float64."""
         pairs = [list(pairwise(ids)) for ids in self.tokens.tolist()]
         return torch.tensor([len(set(each)) / max(len(each), 1) for each in pairs]).double()
 
 
 class Outcome(Protocol):
-    """What can show in a text."""
+    """Measure of whether a text shows a latent."""
 
     name: str
     known: Tensor
-    """[items] bool: for which latents it is defined"""
+    """[items] bool, the latents for which it is defined"""
 
     def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Compare texts with the unsteered one.
 
         Args:
             texts: continuations of a prompt.
-            text: [p] int64 number of a text.
-            item: [p] int64 number of the latent that it is looked at for; all known.
+            text: [p] int64 numbers of texts.
+            item: [p] int64 number of the latent to look for in each; the outcome must be defined
+                for it.
 
         Returns:
-            [p] float64 the value of each, and by how much it is above that of the unsteered text.
+            Values [p] float64, and gains [p] float64 over the value of the unsteered text.
         """
 
 
 class _Valued(ABC):
-    """An outcome with a value for every single text."""
+    """Outcome with a value for every single text."""
 
     def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Compare texts with the unsteered one, see `Outcome`."""
@@ -114,14 +115,14 @@ class _Valued(ABC):
 
     @abstractmethod
     def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
-        """Return the value [p] float64 of each text for that latent."""
+        """Return the value of each text for its latent, [p] float64."""
 
 
 class RuleShare(_Valued):
     """Share of the new tokens on which an explanation holds.
 
     Args:
-        rules: of each item, or None.
+        rules: rule of each item, or None.
     """
 
     name = "rule"
@@ -154,8 +155,8 @@ class Firing(_Valued):
     """Share of the new tokens on which latents fire when the undisturbed model reads the text.
 
     Args:
-        name: of the outcome.
-        members: for each item the latents; their shares are averaged.
+        name: name of the outcome.
+        members: latents of each item, whose shares are averaged.
     """
 
     def __init__(self, name: str, members: Sequence[Sequence[Member]]) -> None:
@@ -181,7 +182,7 @@ class Closeness(_Valued):
 
     Args:
         embedding: callable that returns vectors.
-        explanations: of each item, or None.
+        explanations: explanation of each item, or None.
     """
 
     name = "embedding"
@@ -205,14 +206,14 @@ class Closeness(_Valued):
 
 
 class Preference:
-    """Whether a judge says in both orders that an explanation fits a text better.
+    """Preference of a judge, in both orders, for a text over the unsteered one.
 
-    The value is 1 if both answers prefer the text to the unsteered one, else 0; the gain is -1 if
-    both prefer the unsteered one.
+    The value is 1 if by both answers the explanation fits the text better than the unsteered one,
+    else 0; the gain is -1 if it fits the unsteered one better by both.
 
     Args:
-        judge: rates texts.
-        explanations: of each item, or None.
+        judge: rater of texts.
+        explanations: explanation of each item, or None.
     """
 
     name = "judge"
@@ -221,7 +222,7 @@ class Preference:
         self.judge, self._explanations = judge, explanations
         self.known = torch.tensor([bool(each) for each in explanations], dtype=torch.bool)
         self.asked = self.unread = 0
-        """answers asked for, and those that are not a number"""
+        """numbers of ratings requested, and of those that were NaN"""
 
     def compare(self, texts: Continuations, text: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Compare texts with the unsteered one, see `Outcome`."""
@@ -235,7 +236,7 @@ class Preference:
         return gain.clamp(min=0), gain
 
     def _rated(self, words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """[2, p] float64: the ratings of both texts of each pair."""
+        """Return the ratings of both texts of each pair, [2, p] float64."""
         texts = [text for pair in pairs for text in pair]
         ratings = self.judge.rate([each for each in words for _ in range(2)], texts)
         found = torch.as_tensor(ratings, dtype=torch.float64).cpu()
@@ -258,15 +259,15 @@ def chosen_outcomes(
     embedding: Embedding | None,
     judge: Rater | None,
 ) -> Mapping[str, Outcome]:
-    """Return those outcomes by name that are defined for any item, the most telling one first.
+    """Return by name the outcomes that are defined for any item, the most informative first.
 
     Args:
         members: latent of each item.
-        rules: explanation that can be executed, of each item.
-        explanations: explanation in words, of each item.
+        rules: executable explanation of each item.
+        explanations: explanation of each item in words.
         partners: matches of each item in other SAEs.
         embedding: callable that returns vectors of texts.
-        judge: rates texts.
+        judge: rater of texts.
     """
     found: list[Outcome] = [RuleShare(rules), Firing("other seed", partners)]
     if judge is not None:
@@ -278,7 +279,7 @@ def chosen_outcomes(
 
 
 def _shares(sae: SAE, activations: Tensor, text: Tensor, latent: Tensor) -> Tensor:
-    """[p] float64: the share of positions of that text [t, length, d] on which the latent fires."""
+    """Return the share of each text's positions [t, length, d] where its latent fires, [p]."""
     count, length, d = activations.shape
     code = code_of(sae, activations.reshape(-1, d))
     indices = code.indices.cpu().view(count, length, -1)

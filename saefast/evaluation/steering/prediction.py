@@ -1,4 +1,4 @@
-"""Measure how well properties of latents predict whether steering with them succeeds."""
+"""Prediction of the success of steering from properties of latents."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from saefast.evaluation.rank_correlation import kendall, pearson, ranks, spearma
 
 Statistic = Callable[[Floats, Floats], Floats]
 
-_FEWEST = 10  # latents below which nothing is said about prediction
+_FEWEST = 10  # least number of latents for a prediction
 _RESAMPLES = 500
 _PERMUTATIONS = 999
 _FOLDS = 5
@@ -19,18 +19,20 @@ _RIDGE = 1.0
 _NEWTON_STEPS = 50
 _NORMAL = 1.959963984540054
 _LARGEST = 0.99999  # Fisher's transform of a correlation of 1 is infinite
-_PAIRS = 1 << 22  # that are held at once
+_PAIRS = 1 << 22  # pairs held in memory at once
 
 
 class Prediction(NamedTuple):
-    """Relation of one predictor, or of several together, to what steering gains."""
+    """Relation of one predictor, or of several together, to the gain of steering."""
 
     measure: str
     by: str
+    """name of the predictor or of the set of predictors"""
     value: Interval
     p: float
-    """of the permutation test, two-sided; NaN where there is none"""
+    """two-sided p of the permutation test; NaN where there is none"""
     n: int
+    """number of latents"""
 
 
 def predictions(
@@ -44,22 +46,22 @@ def predictions(
     """Relate properties of latents to the gain of steering with them.
 
     Correlations are computed for each SAE; Fisher's transforms are combined by random effects
-    (DerSimonian and Laird 1986), with variances from a bootstrap over latents. Permutations keep to
-    an SAE. The logistic regressions are fitted to four fifths of the latents and judged by the
-    others, in turn.
+    (DerSimonian and Laird 1986), with variances from a bootstrap over latents. Permutations are
+    within each SAE. The logistic regressions are fitted to four fifths of the latents and evaluated
+    on the others, in turn.
 
     Args:
-        gain: [n] of each latent.
+        gain: [n] gain of steering with each latent.
         success: [n] whether steering with it counts as a success.
-        sae: [n] which SAE it is of.
-        predictors: by name [n]; NaN where one is not known.
-        covariates: by name [n], held fixed in partial correlations.
+        sae: [n] number of its SAE.
+        predictors: by name, values [n]; NaN where unknown.
+        covariates: by name, values [n] that are held fixed in partial correlations.
         seed: seed of resamples, permutations and folds.
 
     Returns:
-        Of each predictor "spearman", "kendall tau b", "partial spearman", "auroc" and
-        "logistic auroc", which has the covariates beside it; then that of the covariates alone
-        and that of all. Correlations are left out where no SAE has enough latents.
+        For each predictor "spearman", "kendall tau b", "partial spearman", "auroc" and
+        "logistic auroc", whose regression includes the covariates; then "logistic auroc" of the
+        covariates alone and of all. Correlations are left out where no SAE has enough latents.
     """
     found: list[Prediction] = []
     fixed = np.stack([ranks(each) for each in covariates.values()], 1)
@@ -107,9 +109,9 @@ def predictions(
 
 
 def random_effects(values: Floats, variances: Floats) -> tuple[float, float]:
-    """Return the mean of values [k] with these variances, and its standard error.
+    """Return the mean of values [k] with given variances, and its standard error.
 
-    The variance between the values is that of DerSimonian and Laird.
+    The variance between the values is estimated as by DerSimonian and Laird.
     """
     weights = 1 / variances
     mean = (weights @ values) / weights.sum()
@@ -124,11 +126,11 @@ def logistic_weights(terms: Floats, labels: NDArray[np.bool_]) -> Floats:
     """Fit a logistic regression by Newton's method, with a penalty of half the squared weights.
 
     Args:
-        terms: [n, p].
-        labels: [n].
+        terms: [n, p] values of the terms.
+        labels: [n] classes.
 
     Returns:
-        [p + 1], the constant last; it is not penalised.
+        [p + 1] weights, the constant last; it is not penalised.
     """
     design = np.concatenate([terms, np.ones((len(terms), 1))], 1)
     penalty = np.full(design.shape[1], _RIDGE)
@@ -148,7 +150,7 @@ def logistic_weights(terms: Floats, labels: NDArray[np.bool_]) -> Floats:
 def _combined(
     statistic: Statistic, samples: list[tuple[Floats, Floats]], seed: int
 ) -> tuple[Interval, float]:
-    """A correlation over several SAEs with its interval, and the permutation p."""
+    """Return a correlation over several SAEs with its interval, and the permutation p."""
     draw = np.random.default_rng(seed)
     values, variances, used = [], [], []
     for a, b in samples:
@@ -175,7 +177,7 @@ def _combined(
 
 
 def _in_blocks(statistic: Statistic, a: Floats, b: Floats) -> Floats:
-    """The statistic [r] of rows a [r, n] and b [r, n], of as many at a time as fit the memory."""
+    """Return the statistic [r] of rows a [r, n] and b [r, n], computed in blocks of rows."""
     rows = max(1, _PAIRS // a.shape[1] ** 2)
     parts = [
         statistic(a[first : first + rows], b[first : first + rows])
@@ -190,19 +192,20 @@ def _fisher(correlation: Floats) -> Floats:
 
 
 def _residual(values: Floats, terms: Floats) -> Floats:
-    """What least squares on the terms and a constant leave."""
+    """Return the residual of a least-squares fit on the terms and a constant."""
     design = np.concatenate([terms, np.ones((len(terms), 1))], 1)
     left: Floats = values - design @ (np.linalg.pinv(design) @ values)
     return left
 
 
 def _logistic_auroc(terms: Floats, success: NDArray[np.bool_], seed: int) -> Interval:
-    """AUROC of chances that are predicted for each fifth of the latents from the others."""
+    """Return the AUROC of probabilities predicted for each fifth of the latents from the others."""
     if min(success.sum(), (~success).sum()) < _FOLDS:
         return NOWHERE
     standard = (terms - terms.mean(0)) / np.maximum(terms.std(0), 1e-12)
     order = np.random.default_rng(seed).permutation(len(success))
-    order = order[np.argsort(success[order], kind="stable")]  # each fold has its share of both
+    # Each fold gets its share of both classes.
+    order = order[np.argsort(success[order], kind="stable")]
     fold: NDArray[Any] = np.empty(len(success), dtype=np.int64)
     fold[order] = np.arange(len(success)) % _FOLDS
     score = np.zeros(len(success))

@@ -1,4 +1,4 @@
-"""Relate properties of sampled latents to what steering with them gained."""
+"""Relation of properties of sampled latents to the gain of steering with them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,11 +17,11 @@ def predicted_gain(
     predictors: Mapping[str, Sequence[Tensor]] | None,
     seed: int,
 ) -> list[Prediction]:
-    """Return how well properties of trained latents predict the gain of steering.
+    """Measure how well properties of trained latents predict the gain of steering.
 
     Args:
-        results: what steering gained.
-        predictors: by name, for each trained SAE [m].
+        results: results of steering.
+        predictors: by name, for each trained SAE a property [m] of its latents.
         seed: seed of resamples, permutations and folds.
     """
     items = results.items

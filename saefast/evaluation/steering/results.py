@@ -1,4 +1,4 @@
-"""Gather what steered texts showed, and turn it into measures, columns and notes."""
+"""Results of steering as measures, columns of features and notes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +22,26 @@ from saefast.evaluation.steering.runs import (
 from saefast.evaluation.steering.scores import Measure
 
 CLOSE = 0.45
-"""Cosine from which arXiv:2603.04198 calls a text close to an explanation"""
+"""Least cosine at which arXiv:2603.04198 counts a text as close to an explanation"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """Texts behind several openers, for every item and each of several ways to steer."""
+    """Texts after several openers, for every item and each of several ways to steer."""
 
     steered: Sequence[Compared]
-    """of each opener, [items * ways]"""
+    """for each opener, the steered texts [items * ways]"""
     unsteered: Sequence[Compared]
-    """of each opener, [items]: a second unsteered text"""
+    """for each opener, the second unsteered text compared for each of [items]"""
     divergence: Sequence[Tensor]
-    """of each opener, [items * ways]"""
+    """for each opener, [items * ways]; see `Written.divergence`"""
     ways: int
+    """number of ways to steer: directions or strengths"""
     settings: Settings
 
     @staticmethod
     def of(written: Sequence[Written], ways: int, settings: Settings) -> "Trials":
-        """Gather what was written behind several openers."""
+        """Collect the texts of several openers."""
         return Trials(
             steered=[each.steered for each in written],
             unsteered=[each.unsteered for each in written],
@@ -50,11 +51,11 @@ class Trials:
         )
 
     def success(self, outcome: str) -> Floats:
-        """Return the share of openers behind which steering succeeds [items, ways]."""
+        """Return the share of openers after which steering succeeds, [items, ways]."""
         return self._mean([each.success(self.settings)[outcome] for each in self.steered])
 
     def gain(self, outcome: str) -> Floats:
-        """Return the mean gain [items, ways]; texts that are not fluent gain nothing."""
+        """Return the mean gain, [items, ways]; the gain of a text that is not fluent is 0."""
         gains = []
         for each in self.steered:
             fluent = each.loss < self.settings.most_loss
@@ -63,7 +64,7 @@ class Trials:
         return self._mean(gains)
 
     def close(self, outcome: str) -> Floats:
-        """Return the share of openers behind which the value is at least 0.45 [items, ways]."""
+        """Return the share of openers after which the value is at least 0.45, [items, ways]."""
         values = [each.value[outcome] for each in self.steered]
         return self._mean([(each >= CLOSE).double().where(~each.isnan(), each) for each in values])
 
@@ -80,16 +81,16 @@ class Trials:
         return self._mean(self.divergence)
 
     def by_chance(self, outcome: str) -> Floats:
-        """Return the share of openers behind which an unsteered text succeeds [items]."""
+        """Return the share of openers after which the second unsteered text succeeds, [items]."""
         success = [each.success(self.settings)[outcome] for each in self.unsteered]
         return torch.stack(success).mean(0).numpy()
 
     def unsteered_loss(self) -> float:
-        """Return by how much the loss of the second unsteered text is higher, over openers."""
+        """Return the mean rise of the loss of the second unsteered text over openers."""
         return float(torch.stack([each.loss.mean() for each in self.unsteered]).mean())
 
     def unsteered_bigrams(self) -> float:
-        """Return the share of distinct bigrams of the second unsteered text, over openers."""
+        """Return the mean share of distinct bigrams of the second unsteered text over openers."""
         return float(torch.stack([each.bigrams.mean() for each in self.unsteered]).mean())
 
     def _mean(self, of_openers: Sequence[Tensor]) -> Floats:
@@ -99,26 +100,26 @@ class Trials:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that was measured in one run of the evaluation."""
+    """All measurements of one run of the evaluation."""
 
     items: Items
     outcomes: tuple[str, ...]
     primary: str
     strengths: tuple[float, ...]
     best: Tensor
-    """[items] int64: place of the strength that was chosen"""
+    """[items] int64 place of the chosen strength"""
     choosing: Trials | None
-    """a way for each strength; None where there is one strength"""
+    """texts with a way for each strength; None if there is one strength"""
     reported: Trials
-    """a way for each of `directions`"""
+    """texts with a way for each of `directions`"""
     directions: tuple[str, ...]
     input_score: Floats
-    """[items]; NaN where it is not known"""
+    """[items] see `token_scores`; NaN where unknown"""
     output_score: Floats
-    """[items]; likewise"""
+    """[items] see `token_scores`; NaN where unknown"""
 
     def columns(self, sae: int, m: int) -> Mapping[str, Tensor]:
-        """Return columns of features.parquet [m] of a trained SAE; NaN for latents not sampled."""
+        """Return columns [m] of features.parquet for a trained SAE; NaN for latents not sampled."""
         success = self.reported.success(self.primary)
         control = np.full(len(self.items), np.nan)
         if MISMATCHED in self.directions:
@@ -139,7 +140,7 @@ class Results:
         return columns
 
     def notes(self) -> Iterator[str]:
-        """Yield sentences on what was sampled, what has no score and how strengths were chosen."""
+        """Yield sentences on the samples, on missing scores and on the choice of strengths."""
         sample = self.items.sample
         for name, place, latents in self.items.parts:
             alive = latents.sae.m - latents.silent
@@ -220,10 +221,10 @@ def _spread(
     primary: bool = False,
     compared: bool = False,
 ) -> Iterator[Measure]:
-    """A measure along the latents, then along each control, then at each strength.
+    """Yield a measure along the latents, then along each control, then at each strength.
 
-    Strengths are compared on the openers that chose among them. Where `compared`, a control may be
-    the best rival, but not the difference of means, which is no trivial one.
+    Strengths are compared on the openers of the choice. With `compared`, controls are rivals,
+    except the difference of means, which is not trivial.
     """
     values = of(results.reported)
     along = {f"along {way}": values[:, place] for place, way in enumerate(results.directions)}

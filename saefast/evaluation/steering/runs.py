@@ -1,4 +1,4 @@
-"""Let a model continue prompts along directions, and compare the texts with unsteered ones."""
+"""Continuations of prompts along directions, compared with unsteered texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ MISMATCHED = "mismatched"
 DIFFMEAN = "diffmean"
 CONTROLS = (MISMATCHED, "random", "covariance", "minus", DIFFMEAN)
 LATENT = "latent"
-"""Direction of the latent itself, beside those of `CONTROLS`"""
+"""Name of the direction of the latent itself; the others are `CONTROLS`"""
 
 UNSTEERED = 2
-"""Number of texts behind each opener that are not steered"""
+"""Number of unsteered texts of each opener"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How texts are written, and what counts as success."""
+    """Settings of sampling, and criteria of success."""
 
     rule: str
     tokens: int
@@ -40,10 +40,10 @@ class Settings:
 
 
 class Items:
-    """All latents to steer with, of every condition and SAE, one after the other.
+    """All latents to steer with, of every condition and SAE, concatenated.
 
     Args:
-        parts: sampled latents of each SAE, with the name of its condition and its place there.
+        parts: name of the condition, place of the SAE in it, and sampled latents of each SAE.
         rows: activations at the site.
         seed: seed of random directions.
     """
@@ -82,19 +82,20 @@ class Items:
                 torch.cat([its.difference for its in each]), dim=1
             ),
         }
-        """[items, d] float64 of length 1, by name"""
+        """by name, directions [items, d] float64 of length 1"""
 
     def __len__(self) -> int:
         return len(self.members)
 
     def levels(self, rule: str, strengths: Sequence[float], rows: Rows) -> Tensor:
-        """Return how far steering goes for each strength [items, strengths] float64.
+        """Return the level of steering for each strength, [items, strengths] float64.
 
-        It is the length of what is added or, where activations are clamped, the activation.
+        The level is the length of the added vector or, where activations are clamped, the
+        activation.
 
         Args:
-            rule: of `STRENGTH_RULES`.
-            strengths: multiples of what the rule names.
+            rule: one of `STRENGTH_RULES`.
+            strengths: multiples of the rule's unit.
             rows: activations at the site.
         """
         unit = {
@@ -108,31 +109,31 @@ class Items:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Sequences to write behind a prompt."""
+    """Steered sequences to write after a prompt."""
 
     item: Tensor
-    """[n] int64"""
+    """[n] int64 number of the item"""
     direction: Tensor
-    """[n, d] of length 1"""
+    """[n, d] direction of length 1"""
     level: Tensor
-    """[n] see `Items.levels`"""
+    """[n] level, see `Items.levels`"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Texts compared with the unsteered text behind the same prompt."""
+    """Texts compared with the unsteered text of the same prompt."""
 
     value: Mapping[str, Tensor]
-    """by outcome [n] float64; NaN for latents for which it is not defined"""
+    """by outcome, values [n] float64; NaN for latents for which it is not defined"""
     gain: Mapping[str, Tensor]
-    """by outcome [n] float64: how much the value is above that of the unsteered text"""
+    """by outcome, differences [n] float64 of the value to the value of the unsteered text"""
     loss: Tensor
-    """[n] float64: by how much the loss of a new token under the undisturbed model is higher"""
+    """[n] float64 rise of the mean loss of a new token under the undisturbed model, in nats"""
     bigrams: Tensor
-    """[n] float64: share of different pairs of neighbours"""
+    """[n] float64 share of distinct pairs of adjacent tokens"""
 
     def success(self, settings: Settings) -> Mapping[str, Tensor]:
-        """Return by outcome [n] float64 whether the gain is enough and the text still fluent."""
+        """Return by outcome whether the gain is sufficient and the text fluent, [n] float64."""
         fluent = self.loss < settings.most_loss
         return {
             name: ((gain >= settings.least_gain - 1e-9) & fluent)
@@ -144,19 +145,19 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What became of one prompt."""
+    """Texts written after one prompt."""
 
     steered: Compared
-    """[n] the sequences of the job"""
+    """sequences [n] of the job"""
     unsteered: Compared
-    """[items] a second unsteered text, looked at for each latent"""
+    """second unsteered text, compared for each of [items]"""
     divergence: Tensor
     """[n] float64 KL(undisturbed || steered) of the first new token, in nats"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is steered with what, and what is measured."""
+    """Model, prompts, latents, outcomes and settings of a run of steering."""
 
     model: LanguageModel
     site: int | str
@@ -166,20 +167,20 @@ class Plan:
     settings: Settings
 
     def opening(self, number: int, sequences: int) -> Opening:
-        """Return an opener for so many sequences, which fill its forward passes about evenly."""
+        """Return an opener whose forward passes are about evenly filled by given sequences."""
         passes = -(-sequences // self.settings.batch_size)
         rows = -(-sequences // passes)
         return Opening(self.model, self.site, self.openers[number], batch_size=rows)
 
 
 def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object]) -> Written:
-    """Continue an opener along every direction of a job, with the same noise, and without one.
+    """Continue an opener along every direction of a job, and unsteered, with the same noise.
 
     Args:
-        plan: what is steered.
-        number: number of the opener, which decides the noise.
-        job: directions.
-        on_progress: called with the number of sequences finished since the last call.
+        plan: model, prompts and settings.
+        number: number of the opener, which determines the noise.
+        job: sequences to write.
+        on_progress: callback that gets the number of sequences finished since the last call.
     """
     items, settings = plan.items, plan.settings
     n = len(job.item)
@@ -204,7 +205,7 @@ def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object
 
 
 def _edit(job: Job, items: Items, rule: str, device: torch.device) -> Edit:
-    """The edit of all sequences, of which the first ones are not steered."""
+    """Return the edit of all sequences, which leaves the first, unsteered ones unchanged."""
     direction = torch.cat(
         [job.direction.new_zeros(UNSTEERED, job.direction.shape[1]), job.direction]
     )
@@ -216,7 +217,7 @@ def _edit(job: Job, items: Items, rule: str, device: torch.device) -> Edit:
 
 
 def _clamped(item: Tensor, direction: Tensor, level: Tensor, items: Items) -> Edit:
-    """Move along the direction as if the latent's activation became the level."""
+    """Return an edit along the direction that would change the latent's activation to the level."""
     saes: dict[int, SAE] = {
         id(items.members[one][0]): items.members[one][0] for one in item.tolist()
     }
@@ -228,7 +229,7 @@ def _clamped(item: Tensor, direction: Tensor, level: Tensor, items: Items) -> Ed
     def edit(rows: Tensor, sequences: Tensor) -> Tensor:
         now = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for place, sae in enumerate(saes.values()):
-            # All rows, so that what becomes of one does not depend on the others.
+            # All rows are encoded, so that the result of a row does not depend on the others.
             code = code_of(sae, rows)
             mine = code.indices.to(rows.device) == latent[sequences][:, None]
             active = torch.where(mine, code.values.to(rows.device), 0.0).sum(1).double()
@@ -258,7 +259,7 @@ def _compared(
 
 
 def _divergence(opening: Opening, edit: Edit, sequences: int) -> Tensor:
-    """KL [sequences] of the first new token's distribution to that of the first sequence."""
+    """Return KL(first sequence || each) of the first new token's distribution, [sequences]."""
     found, truth = [], None
     for _, logits in opening.next_logits(edit, sequences):
         predicted = logits.double().log_softmax(1)

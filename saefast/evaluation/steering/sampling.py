@@ -1,4 +1,4 @@
-"""Choose latents to steer with, and others that fire as often."""
+"""Choice of latents to steer with, and of others that fire as often."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_NEAR = 0.05  # share of the latents, in order of firing rate, that are as frequent as another
+_NEAR = 0.05  # share of the latents, in order of firing rate, that count as equally frequent
 
 
 def sampled(
     fired: Tensor, label: Tensor, wanted: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose latents that fire, equally many of each set, at equal distances of firing rate.
+    """Choose live latents, equally many of each set, at equal distances in firing rate.
 
     Args:
-        fired: [m] how often each fires.
+        fired: [m] number of firings of each latent.
         label: [m] int64 number of its set.
         wanted: number of latents.
-        generator: of the places where distances begin.
+        generator: generator of the starting places.
 
     Returns:
-        [f] their numbers, their strata and how many latents each stands for.
+        Numbers of the latents, their strata, and the numbers of latents that each represents, [f]
+        each.
     """
     labels = torch.unique(label[fired > 0]).tolist()
     members = [((fired > 0) & (label == one)).nonzero()[:, 0] for one in labels]
@@ -41,7 +42,7 @@ def sampled(
 
 
 def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Divide a sample equally, as far as there are enough; the last ones get what is left over."""
+    """Divide a sample equally over sets; the share that small sets lack goes to larger ones."""
     shares = [0] * len(sizes)
     left = min(wanted, sum(sizes))
     for done, place in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
@@ -51,12 +52,12 @@ def _shares(sizes: Sequence[int], wanted: int) -> list[int]:
 
 
 def as_frequent(fired: Tensor, numbers: Tensor, generator: np.random.Generator) -> Tensor:
-    """Return for each of some latents [f] another one that fires about as often.
+    """Return for each of given latents another one that fires about as often, [f] int64.
 
     Args:
-        fired: [m] how often each fires.
+        fired: [m] number of firings of each latent.
         numbers: [f] numbers of the latents.
-        generator: of the choice.
+        generator: generator of the choice.
     """
     alive = (fired > 0).nonzero()[:, 0]
     ordered = alive[fired[alive].argsort(stable=True)]

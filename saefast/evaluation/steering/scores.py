@@ -1,4 +1,4 @@
-"""Turn what steering with each latent did into scores with intervals."""
+"""Scores with intervals from measures of steering with each latent."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,21 +27,21 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Where each item of an evaluation, a latent, comes from."""
+    """Origin of each item of an evaluation, a sampled latent."""
 
     condition: NDArray[np.str_]
-    """[items]"""
+    """[items] name of the condition"""
     sae: NDArray[np.int64]
     """[items] position of its SAE in the condition"""
     latent: NDArray[np.int64]
     """[items] number of the latent in the SAE"""
     stratum: NDArray[np.int64]
-    """[items] of the sample; those of different SAEs differ"""
+    """[items] stratum of the sample, distinct for different SAEs"""
     weight: Floats
-    """[items] number of latents of the stratum that each stands for"""
+    """[items] number of latents of the stratum that each represents"""
 
     def of(self, condition: str, sae: int | None = None) -> NDArray[np.bool_]:
-        """Return which items [items] are of a condition, or of one of its SAEs."""
+        """Return the mask [items] of a condition, or of one of its SAEs."""
         chosen: NDArray[np.bool_] = self.condition == condition
         return chosen if sae is None else chosen & (self.sae == sae)
 
@@ -52,13 +52,13 @@ class Measure:
 
     name: str
     values: Floats
-    """[items]; NaN where it is not known"""
+    """[items] values; NaN where unknown"""
     task: str = ""
-    """"" for the direction of the latent itself at the strength that was chosen"""
+    """"" for the direction of the latent itself at the chosen strength"""
     rivals: Mapping[str, Floats] = field(default_factory=dict)
     floor: Floats | float = _NAN
     lowest: float = _NAN
-    """least value that an item can have; NaN where there is none, or none is known"""
+    """least possible value of an item; NaN if unbounded or unknown"""
     ceiling: float = _NAN
     primary: bool = False
 
@@ -74,17 +74,18 @@ def scores_of(
     """Build the scores of one measure: of each condition, SAE and group, and differences.
 
     Args:
-        measure: its values.
-        sample: where they come from.
-        groups: of each trained SAE {name: [m] bool}.
-        mass: of each trained SAE [m]; None: groups are not compared with random latents.
-        draws: number of random sets beside a group.
+        measure: measure with its values.
+        sample: origin of the items.
+        groups: for each trained SAE its groups {name: [m] bool}.
+        mass: for each trained SAE the activation mass [m]; None: groups are not compared with
+            random latents.
+        draws: number of random sets for each group.
         seed: seed of bootstraps and random sets.
     """
     scores: list[Score] = []
     whole: dict[str, Floats] = {}
     for place, condition in enumerate(dict.fromkeys(sample.condition.tolist())):
-        chosen, draw = sample.of(condition), (seed, place)  # latents of conditions are independent
+        chosen, draw = sample.of(condition), (seed, place)  # conditions are drawn independently
         score, whole[condition] = _score(measure, sample, chosen, condition, draw)
         scores.append(score)
         if condition != TRAINED and not measure.task:
@@ -107,12 +108,12 @@ def stratified_draws(
     """Return bootstrap means [draws] of items, resampled within their strata.
 
     Resamples of n - 1 of n items have the variance of a mean (Rao and Wu 1988). Strata of a single
-    item have none to resample: together they count as one stratum, whose spread is the larger one.
+    item cannot be resampled; they are merged into one stratum, which overestimates their spread.
 
     Args:
-        values: [n], none NaN.
-        stratum: [n].
-        weight: [n].
+        values: [n] values, none NaN.
+        stratum: [n] stratum of each item.
+        weight: [n] weight of each item.
         seed: numbers that seed the draws.
     """
     generator = np.random.default_rng(seed)
@@ -135,7 +136,7 @@ def _score(
     condition: str,
     seed: Sequence[int],
 ) -> tuple[Score, Floats]:
-    """The score over the chosen items, and its bootstrap means."""
+    """Return the score over the chosen items, and its bootstrap means."""
     known = chosen & ~np.isnan(measure.values)
     drawn = np.full(1, _NAN)
     interval = NOWHERE
@@ -168,7 +169,7 @@ def _score(
 
 
 def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> Score:
-    """The trained SAEs' score less that of a condition, whose latents are others."""
+    """Return the difference of the trained SAEs' score to that of a condition, as unpaired."""
     interval = NOWHERE
     if len(first) == len(second) > 1:
         interval = interval_of_difference(trained.interval, other.interval, first - second)
@@ -183,7 +184,7 @@ def _by_group(
     draws: int,
     seed: int,
 ) -> Iterator[Score]:
-    """The scores of the groups of trained latents, each with that of random latents beside it."""
+    """Yield the scores of groups of trained latents, each followed by random latents' score."""
     trained = sample.of(TRAINED)
     for name in dict.fromkeys(name for named in groups for name in named):
         inside = trained & _members(sample, [named.get(name) for named in groups])
@@ -217,7 +218,7 @@ def _by_group(
 
 
 def _members(sample: Sample, masks: Sequence[Tensor | None]) -> NDArray[np.bool_]:
-    """[items]: which trained latents are in a group."""
+    """Return the mask [items] of trained latents in a group."""
     inside = np.zeros(len(sample.sae), dtype=bool)
     for sae, mask in enumerate(masks):
         place = sample.of(TRAINED, sae)

@@ -1,6 +1,6 @@
-"""Score latents by the tokens that their decoder rows promote, without writing texts.
+"""Scores of latents by the tokens that their decoder rows promote, without generated text.
 
-Input and output score are those of arXiv:2505.20063.
+Input and output score are defined in arXiv:2505.20063.
 """
 
 import numpy as np
@@ -18,15 +18,15 @@ _AMPLIFIED = 10.0  # times the largest activation at the position
 
 
 def token_scores(plan: Plan) -> tuple[Floats, Floats]:
-    """Return the input and the output score of each latent [items]; NaN where they are not known.
+    """Return the input and the output score of each latent, [items] each; NaN where unknown.
 
-    Both look at the 20 tokens that the decoder row promotes most; where the site is not as wide as
-    the residual stream, nothing is known.
+    Both use the 20 tokens that the decoder row promotes most. They are unknown if the site is not
+    as wide as the residual stream.
 
     - The input score is the share of contexts whose most active token is promoted.
     - The output score is (1 - best rank / vocabulary) * largest probability of promoted tokens,
       after the first opener with the latent raised at its last position, by ten times the largest
-      activation there.
+      activation of any latent there.
 
     Args:
         plan: latents, model and openers.
