@@ -1,4 +1,4 @@
-"""Change one attribute of entities by interchanging latents."""
+"""Causal editing: changes of one attribute of entities by interchanging latents."""
 
 from saefast.evaluation.editing.evaluation import edit
 from saefast.evaluation.editing.facts import Facts, places

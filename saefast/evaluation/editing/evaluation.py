@@ -1,4 +1,4 @@
-"""Causal editing: interchange the latents that carry an attribute, and leave all else as it is."""
+"""Evaluation of causal editing: interchanges of the latents that carry an attribute."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, as_groups
 
 MASS_DRAWS = 5
-"""Random groups of equal activation mass beside each group"""
+"""Number of random groups of equal activation mass for each group"""
 
 
 def edit(
@@ -66,45 +66,50 @@ def edit(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Change one attribute of an entity by interchanging latents, and see what else changes.
+    """Change one attribute of an entity by interchanging latents, and measure the side effects.
 
     At the last token of an entity, such as Paris, the latents that carry an attribute, such as
-    the country, get the values that they have for another entity, such as Tokyo. Cause: the share
-    of prompts for that attribute that the model now answers with the value of the other entity.
-    Isolation: the share of prompts for other attributes that it still answers with the value of
-    the first one. No edit at all has cause 0 and isolation 1, and interchanging everything the
-    reverse; so the primary measure is the harmonic mean of both, "h", which is 0 for either.
+    the country, get the values that they have for another entity, such as Tokyo. Cause is the share
+    of prompts for that attribute that the model then answers with the value of the other entity.
+    Isolation is the share of prompts for other attributes that it still answers with the value of
+    the first entity. No edit at all has cause 0 and isolation 1, and interchanging everything the
+    reverse. The primary measure, the harmonic mean "h" of both, is 0 for either.
 
-    Latents are chosen on other entities than those of the scores. Answers are compared by first
-    tokens, among those of all values of the attribute. Prompts, entities and values are those
-    that the model knows.
+    Latents are chosen on other entities than the scored ones. Answers are compared by first tokens,
+    among the first tokens of all values of the attribute. Only prompts, entities and values that
+    the model knows are used.
 
     Args:
-        model: from `load_model`; the model that was asked for `knowledge`.
+        model: language model from `load_model`, the one of `knowledge`.
         layer: site of the SAEs, as in `harvest`.
         saes: SAEs of different seeds on the activations of that site.
-        knowledge: from `known_facts`.
-        selector: "attribution" ranks latents by their first-order effect on cause pairs, less that
-            on isolation pairs, and takes the n best; "mask" trains a mask as SAEBench does.
-        n: numbers of latents to interchange, in ascending order; the one that is best for a
-            validation part of the entities is reported, and all as a curve. Not used by "mask".
-        with_error: keep the reconstruction error of the base; False puts the reconstruction in
-            the place of the activation. The harmonic mean of the other one is reported, too.
-        diffmean: treat alike the axes along which the mean activations of the attribute's values
-            differ, a condition under that name; unlike SAEs it learns from the values.
-        conditions: other SAEs to treat alike, such as `rival_conditions` returns.
-        groups: for each SAE {name: [m] bool}, such as `Stability.groups` returns: only the latents
-            of the group may change.
-        mass: for each SAE [m], `FeatureStatistics.mass`; with it, random groups of equal mass stand
-            beside each group.
-        pairs: number of cause pairs and of isolation pairs for training, and for the test; half of
-            it for the choice of n and for held-out templates.
-        least: fewest entities for which the model must know two attributes; with fewer, there is
-            no number.
-        repeats: repetitions with other splits and pairs; from two on, they give the noise.
-        batch_size: prompts in one forward pass, and pairs in a step of a trained mask.
+        knowledge: facts that the model knows, from `known_facts`.
+        selector: "attribution" ranks latents by their first-order effect on cause pairs, minus
+            the effect on isolation pairs, and takes the n best; "mask" trains a mask as SAEBench
+            does.
+        n: numbers of latents to interchange, in ascending order; the best one on validation
+            entities is reported, and all as a curve. Not used by "mask".
+        with_error: keep the reconstruction error of the base; False replaces the activation by the
+            reconstruction. The harmonic mean of the alternative is reported as well.
+        diffmean: add a condition "diffmean", whose latents are the axes along which the mean
+            activations of the attribute's values differ; unlike SAEs it learns from the values.
+        conditions: other SAEs to evaluate in the same way, as returned by `rival_conditions`.
+        groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`; edits
+            are repeated with the latents of each group only.
+        mass: for each SAE its `FeatureStatistics.mass`, [m]; if given, each group is compared with
+            random groups of equal mass.
+        pairs: number of cause pairs and of isolation pairs for training, and for the test; half as
+            many for the choice of n and for held-out templates.
+        least: least number of entities for which the model must know two attributes; attributes
+            with fewer have no scores.
+        repeats: number of repetitions with other splits and pairs; two or more give the noise.
+        batch_size: number of prompts in one forward pass, and of pairs in a step of a trained mask.
         seed: seed of splits, pairs and random latents.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Scores of edits by condition and group, with notes on attributes without scores. `features`
+        holds for each SAE the attribute that each latent carries most.
     """
     check_model(model)
     site = find_site(model.model, layer)
@@ -156,7 +161,7 @@ def _checked(
     saes: SAE | Sequence[SAE],
     conditions: Sequence[Condition],
 ) -> list[SAE]:
-    """Return the trained SAEs, after a look at the width of the site's activations."""
+    """Check all SAEs against the width of the site's activations; return the trained ones."""
     (seen,) = capture(model.model, [site], torch.zeros(1, 2, dtype=torch.int64))
     trained = as_saes(saes, seen.shape[2])
     for sae in trained:
@@ -189,7 +194,7 @@ def _allowed(
     mass: Sequence[Tensor] | Tensor | None,
     seed: int,
 ) -> list[dict[str, list[Tensor]]]:
-    """For each SAE the masks of its groups, and of random groups of equal mass."""
+    """Return for each SAE the masks of its groups, and of random groups of equal mass."""
     if groups is None:
         return [{} for _ in saes]
     each = as_groups(groups, [sae.m for sae in saes])
@@ -257,7 +262,7 @@ def _results(
 
 
 def _supervised(runs: Interchange, task: Task, first: Unit, diffmean: bool) -> list[Unit]:
-    """Units that are built for one task."""
+    """Return the units that are built for one task only."""
     if not diffmean:
         return []
     axes = mean_differences(runs, task.pairs[TRAIN], first.swap.sae)
@@ -265,7 +270,7 @@ def _supervised(runs: Interchange, task: Task, first: Unit, diffmean: bool) -> l
 
 
 def _pairs_run(task: Task, units: Sequence[Unit], settings: Settings) -> int:
-    """How many pairs the progress bar counts for a task."""
+    """Return the number of pairs of a task for the progress bar."""
     parts = {part: len(pairs) for part, pairs in task.pairs.items()}
     if settings.selector == MASK:
         masks = sum(1 + sum(map(len, unit.groups.values())) for unit in units)

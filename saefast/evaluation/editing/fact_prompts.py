@@ -1,4 +1,4 @@
-"""Prompts that ask for facts, as tokens: where the entity ends, and how answers begin."""
+"""Tokenised prompts for facts, with the end of the entity and the first tokens of answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast.evaluation.editing.facts import PLACE, Facts
 
 _OPENINGS = ("'", '"', "(", "[", "{", "`")
-"""Ends of templates that a value follows without a space"""
+"""Ends of templates after which a value follows without a space"""
 
 
 class Prompt(NamedTuple):
@@ -23,24 +23,24 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """How the values of an attribute begin, after a template."""
+    """Tokens of the values of an attribute after a template."""
 
     tokens: Tensor
-    """[c] int64: the first tokens of all values and aliases, ascending"""
+    """[c] int64 first tokens of all values and aliases, ascending"""
     right: Tensor
-    """[entities, c] bool: whether the entity's value, or an alias, begins with the token"""
+    """[entities, c] bool whether the entity's value, or an alias, begins with the token"""
     continuations: tuple[tuple[tuple[int, ...], ...], ...]
-    """for each entity the tokens of its value and aliases"""
+    """for each entity, the tokens of its value and aliases"""
 
     def best(self, logits: Tensor) -> Tensor:
-        """Return the number in `tokens` of the likeliest answer [n] for logits [n, vocabulary]."""
+        """Return the place in `tokens` of the most likely answer [n], by logits [n, vocabulary]."""
         return logits[:, self.tokens.to(logits.device)].argmax(1).cpu()
 
 
 def prompt(tokenizer: Any, template: str, entity: str) -> Prompt:
-    """Return the prompt's tokens; the entity's last one is found by offsets of characters.
+    """Return the prompt's tokens, with the entity's last token found by character offsets.
 
-    Tokenising what follows the entity by itself would miscount wherever a tokenizer adds BOS, or
+    Tokenising the text after the entity separately would miscount where a tokenizer adds BOS or
     merges across the entity's end.
     """
     before, after = template.split(PLACE)
@@ -51,7 +51,7 @@ def prompt(tokenizer: Any, template: str, entity: str) -> Prompt:
 
 
 def answers(tokenizer: Any, facts: Facts, attribute: str, template: str) -> Answers:
-    """Return how the values of an attribute begin after this template."""
+    """Return the tokens of an attribute's values after a template."""
     opened = template.endswith(_OPENINGS)
     carrier = template[-1] if opened else "is"
     between = "" if opened else " "
@@ -78,16 +78,16 @@ def answers(tokenizer: Any, facts: Facts, attribute: str, template: str) -> Answ
 def batches(
     sizes: Sequence[int] | Sequence[tuple[int, int]], batch_size: int
 ) -> Iterator[list[int]]:
-    """Yield the numbers of texts of about one size, the smallest first."""
+    """Yield batches of the numbers of texts of similar size, the smallest first."""
     order = sorted(range(len(sizes)), key=lambda number: (sizes[number], number))
     for first in range(0, len(order), batch_size):
         yield order[first : first + batch_size]
 
 
 def padded(texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return texts as one tensor [contexts, length]; zeros on the right fill up shorter ones.
+    """Return texts as one tensor [contexts, length], padded on the right with zeros.
 
-    In a causal model no token looks to its right, so nothing is masked.
+    In a causal model no token attends to its right, so no mask is needed.
     """
     ids = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.int64)
     for row, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Facts about entities and the templates that ask for them: the built-in places, and RAVEL's."""
+"""Facts about entities with templates that ask for them, and the built-in facts about places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from saefast import checks
 
 PLACE = "{}"
-"""What stands in a template where the entity goes"""
+"""Placeholder of the entity in a template"""
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -22,13 +22,13 @@ class Facts:
     """noun for the entities, such as "city" """
     entities: tuple[str, ...]
     values: Mapping[str, tuple[tuple[str, ...], ...]]
-    """for each attribute and entity: the value, then its aliases; () where there is none"""
+    """by attribute, for each entity its value and aliases; () where there is none"""
     templates: Mapping[str, tuple[str, ...]]
-    """texts that ask for an attribute, with "{}" where the entity goes; the value follows them"""
+    """by attribute, texts that ask for it and end before the value, with "{}" for the entity"""
     template_splits: Mapping[str, tuple[str, ...]]
-    """"train" or "test" for each template"""
+    """by attribute, "train" or "test" for each template"""
     entity_splits: tuple[str, ...] = ()
-    """"train", "validation" or "test" for each entity; (): not divided yet"""
+    """"train", "validation" or "test" for each entity; (): not yet divided"""
 
     def __post_init__(self) -> None:
         if len(set(self.entities)) < len(self.entities):
@@ -65,7 +65,7 @@ class Facts:
     def select(
         self, *, entities: int | None = None, attributes: Sequence[str] | None = None
     ) -> "Facts":
-        """Return the first so many entities, or some of the attributes only.
+        """Return the facts restricted to the first entities, or to given attributes.
 
         Args:
             entities: number of entities to keep, from the first; None: all.
@@ -173,19 +173,22 @@ _TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Eight templates for each attribute: four plain ones, then four with solved examples. Every other
-one is for training, so that both halves hold both kinds."""
+template is for training, so that both halves contain both kinds."""
 
 
 def places(*, cities: int = 120, countries: int = 120) -> tuple[Facts, Facts]:
     """Return facts about large cities and about countries, the most populous first.
 
-    The attributes of cities are country, continent, language and currency, those of countries
-    capital, continent, language and currency. They come from GeoNames (CC BY 4.0), by way of a
-    table in this package; see its head.
+    The attributes of cities are country, continent, language and currency; the attributes of
+    countries are capital, continent, language and currency. They come from GeoNames (CC BY 4.0)
+    through a table in this package; see its header.
 
     Args:
         cities: number of cities, at most 600.
         countries: number of countries, at most 195.
+
+    Returns:
+        Facts about cities, and facts about countries.
     """
     numbers = {"city": cities, "country": countries}
     rows = _rows()

@@ -1,4 +1,4 @@
-"""Interchanges at the entity's last token: what an edit does to activations, and to answers."""
+"""Interchanges at the entity's last token: their effect on activations and on answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from saefast.sae import SAE, code_of
 from saefast.types import SparseCode
 
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From numbers of base and source prompts [n] and activations h [n, d] of the base: the activations
-[n, d] to put in their place"""
+"""Function from numbers of base and source prompts, [n] each, and activations h [n, d] of the base
+to the activations [n, d] that replace them"""
 
 
 class Swap:
@@ -30,14 +30,14 @@ class Swap:
             self.code = code_of(sae, self.rows)
 
     def of(self, prompts: Tensor) -> SparseCode:
-        """Return the codes of some prompts."""
+        """Return the codes of given prompts."""
         chosen = prompts.to(self.code.values.device)
         return SparseCode(self.code.values[chosen], self.code.indices[chosen])
 
     def joint(self, base: Tensor, source: Tensor) -> SparseCode:
-        """Return what an interchange of all latents adds: minus the base's code, plus the source's.
+        """Return the code that interchanges all latents: minus the base's code, plus the source's.
 
-        A latent that is active in both stands twice in its row [n, 2 width].
+        A latent that is active in both occurs twice in its row [n, 2 width].
         """
         ours, theirs = self.of(base), self.of(source)
         return SparseCode(
@@ -46,18 +46,18 @@ class Swap:
         )
 
     def decode(self, code: SparseCode, base: Tensor) -> Tensor:
-        """Return reconstructions [n, d] at the level of the base's activations."""
+        """Return reconstructions [n, d] at the scale of the base's activations."""
         return self.sae.decode(code, self.rows[base.to(self.rows.device)])
 
     def added(self, base: Tensor, source: Tensor, weights: Tensor) -> Tensor:
-        """Return what an interchange adds to h [n, d], with a weight [m] for each latent."""
+        """Return the change of h [n, d] by an interchange with a weight [m] for each latent."""
         joint = self.joint(base, source)
         values = joint.values * weights.to(joint.values)[joint.indices]
         nothing = SparseCode(torch.zeros_like(joint.values), joint.indices)
         return self.decode(SparseCode(values, joint.indices), base) - self.decode(nothing, base)
 
     def change(self, mask: Tensor, *, with_error: bool) -> Change:
-        """Return the change of latents in a mask [m]; the error of the base is kept or left out."""
+        """Return the change of latents in a mask [m], with or without the error of the base."""
 
         def change(base: Tensor, source: Tensor, h: Tensor) -> Tensor:
             added = self.added(base, source, mask)
@@ -69,20 +69,20 @@ class Swap:
 
 
 class Context(NamedTuple):
-    """Prompts after the layers up to the site, ready for changed activations."""
+    """Prompts run up to the site, ready for changed activations."""
 
     activations: Tensor
-    """[prompts, length, d]"""
+    """[prompts, length, d] activations at the site"""
     place: Tensor
-    """[prompts] where the entity's last token is"""
+    """[prompts] position of the entity's last token"""
     columns: Tensor
-    """[prompts] which of the logits' positions is the prompt's last"""
+    """[prompts] place of the prompt's last position among the positions of the logits"""
     logits: Tensor
-    """[prompts, vocabulary] after the undisturbed prompts"""
+    """[prompts, vocabulary] logits after the undisturbed prompts"""
 
     @property
     def h(self) -> Tensor:
-        """Activations [prompts, d] at the entity's last token."""
+        """Activations at the entity's last token, [prompts, d]."""
         return self.activations[torch.arange(len(self.place)), self.place]
 
 
@@ -98,7 +98,7 @@ class Interchange:
         self.rows = self._capture()
 
     def _capture(self) -> Tensor:
-        """Activations [prompts, d] at the entities' last tokens."""
+        """Return the activations at the entities' last tokens, [prompts, d]."""
         rows: list[Tensor] = [torch.empty(0)] * len(self.questions)
         lengths = [len(question.prompt.ids) for question in self.questions]
         for batch in batches(lengths, self._batch_size):
@@ -109,11 +109,11 @@ class Interchange:
         return torch.stack(rows)
 
     def whole(self, _base: Tensor, source: Tensor, h: Tensor) -> Tensor:
-        """Change all of h into that of the source: a `Change`."""
+        """Replace all of h by the source's, as a `Change`."""
         return self.rows[source].to(h)
 
     def begin(self, prompts: Sequence[int]) -> Context:
-        """Run prompts to the site and on, undisturbed."""
+        """Run undisturbed prompts to the site and on to the logits."""
         texts = [self.questions[number].prompt for number in prompts]
         last = torch.tensor([len(text.ids) - 1 for text in texts])
         positions = torch.unique(last)
@@ -125,13 +125,13 @@ class Interchange:
         return Context(activations, place, columns, at_end)
 
     def logits(self, context: Context, contexts: Tensor, h: Tensor) -> Tensor:
-        """Return the logits [n, vocabulary] of contexts [n] with other activations h [n, d]."""
+        """Return the logits [n, vocabulary] of contexts [n] with given activations h [n, d]."""
         here = torch.arange(len(contexts))
         put = context.activations[contexts].index_put((here, context.place[contexts]), h)
         return self._rest.logits(put, contexts)[here, context.columns[contexts]]
 
     def gradients(self, pairs: Sequence[Pair], bar: ProgressBar) -> Tensor:
-        """Return the derivatives [pairs, d] by h of logit(source's value) - logit(base's)."""
+        """Return the gradients [pairs, d] of logit(source's value) - logit(base's value) by h."""
         found = torch.zeros(len(pairs), self.rows.shape[1])
         for context, contexts, numbers in self._contexts(pairs):
             for some in torch.split(torch.arange(len(numbers)), self._at_once(context)):
@@ -155,8 +155,8 @@ class Interchange:
         """Apply changes to pairs and read the answers.
 
         Returns:
-            [changes, pairs] bool: whether the wanted answer came; [pairs] bool: whether the
-            undisturbed model gives the base's value here, too, without which a pair says nothing.
+            [changes, pairs] bool, whether the wanted answer was given; and [pairs] bool, whether
+            the undisturbed model gives the base's value, without which a pair is uninformative.
         """
         hits = torch.zeros(len(changes), len(pairs), dtype=torch.bool)
         valid = torch.zeros(len(pairs), dtype=torch.bool)
@@ -181,7 +181,7 @@ class Interchange:
         pairs: Sequence[Pair],
         changes: Sequence[Change],
     ) -> Iterator[tuple[int, int, int, Tensor]]:
-        """Yield change, place among the logits, row of `numbers` and logits of what changed."""
+        """Yield the change, place among the logits, row of `numbers` and logits of each result."""
         h = context.h[contexts]
         base = torch.tensor([pairs[number].base for number in numbers])
         source = torch.tensor([pairs[number].source for number in numbers])
@@ -207,7 +207,7 @@ class Interchange:
                     yield every[one], place, int(row[one]), logits
 
     def _at_once(self, context: Context) -> int:
-        """How many changed prompts have as many tokens from the change on as a whole batch."""
+        """Return the number of changed prompts with as many tokens to run as a whole batch."""
         length = context.activations.shape[1]
         return self._batch_size * length // (length - int(context.place.min()))
 
@@ -216,10 +216,10 @@ class Interchange:
         return _right(base, source if pair.cause else base, logits)
 
     def _contexts(self, pairs: Sequence[Pair]) -> Iterator[tuple[Context, Tensor, list[int]]]:
-        """Yield base prompts in batches, with context [n] and number of each of their pairs.
+        """Yield batches of base prompts, with the context [n] and number of each of their pairs.
 
-        The prompts of a batch are of one length, with the entity at one place: tokens before it run
-        once for a prompt, and no token is run, and no logit computed, that no pair asks for.
+        The prompts of a batch have one length, with the entity at one position. Tokens before it
+        are run once for each prompt, and no unused token is run or logit computed.
         """
         alike: dict[tuple[int, int], list[int]] = {}
         for base in sorted({pair.base for pair in pairs}):
@@ -237,15 +237,15 @@ class Interchange:
 
 
 def _different(rows: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the activations that differ, as several changes often make the same.
+    """Find the distinct activations, since several changes often give the same.
 
     Args:
-        rows: [n, d].
-        contexts: [n] where each stands; equal rows of other contexts count as different.
+        rows: [n, d] activations.
+        contexts: [n] context of each row; equal rows of different contexts count as different.
 
     Returns:
-        [u, d] rows that differ; [u] the first place of each in `rows`; [n] for each of `rows` which
-        of them it equals.
+        [u, d] distinct rows; [u] first place of each in `rows`; [n] number of the distinct row
+        that each of `rows` equals.
     """
     seen: dict[tuple[int, bytes], int] = {}
     first: list[int] = []
@@ -263,6 +263,6 @@ def _different(rows: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _right(asked: Question, wanted: Question, logits: Tensor) -> bool:
-    """Whether the likeliest answer to one question is the value of the other's entity."""
+    """Return whether the most likely answer to one question is the value of the other's entity."""
     best = int(asked.answers.best(logits[None])[0])
     return bool(wanted.right[best])

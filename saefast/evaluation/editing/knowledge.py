@@ -1,4 +1,4 @@
-"""Which facts a language model knows: asked by one forward pass for each prompt."""
+"""Facts that a language model knows, measured by one forward pass for each prompt."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NOT_ASKED = -1
-"""Rank of a fact that was not asked for: no value, or the entity is an example in the template"""
+"""Rank of a fact that was not asked: it has no value, or the entity is a template's example"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,18 @@ class KnownFacts:
 
     facts: Facts
     rank: Mapping[str, Tensor]
-    """for each attribute [entities, templates] int64: how many first tokens of other values are
-    likelier than that of the right one; -1 where the model was not asked"""
+    """by attribute, [entities, templates] int64 number of other values' first tokens that are more
+    likely than the correct one; -1 where the model was not asked"""
     known: Mapping[str, Tensor]
-    """for each attribute [entities, templates] bool: rank 0, and the rest of the value follows
-    greedily"""
+    """by attribute, [entities, templates] bool whether the rank is 0 and the rest of the value
+    follows greedily"""
 
     def count(self, attribute: str) -> int:
-        """Return how many entities' values are known with some template."""
+        """Return the number of entities whose value is known with some template."""
         return int(self.known[attribute].any(1).sum())
 
     def count_both(self, first: str, second: str) -> int:
-        """Return for how many entities both attributes are known, each with some template."""
+        """Return the number of entities with both attributes known, each with some template."""
         return int((self.known[first].any(1) & self.known[second].any(1)).sum())
 
 
@@ -79,7 +79,7 @@ class Knowledge:
         )
 
     def lines(self) -> list[str]:
-        """Return sentences that say how many facts are known, of each kind and attribute."""
+        """Return sentences with the number of known facts of each kind and attribute."""
         lines = []
         for its in self.kinds:
             for attribute in its.facts.attributes:
@@ -102,20 +102,23 @@ def known_facts(
     batch_size: int = 32,
     progress: bool = True,
 ) -> Knowledge:
-    """Ask a model for facts, with every template.
+    """Test which facts a model knows, with every template.
 
     A fact is known with a template if, after the prompt, the first token of its value (or of an
-    alias) is likelier than that of every other value of the attribute, and every further token of
-    the value is the likeliest of all tokens. No text is generated: the value stands behind the
-    prompt, and one forward pass reads both answers off the logits.
+    alias) is more likely than the first token of every other value of the attribute, and every
+    further token of the value is the most likely of all tokens. No text is generated: the value is
+    appended to the prompt, and the logits of one forward pass answer both questions.
 
     Args:
-        model: from `load_model`, with a fast tokenizer.
-        facts: from `places` or `ravel_facts`, or others of that form.
-        out: folder for the answers, in a file for each kind and model; what is there already is
-            read instead of asked again. None: nothing is kept.
-        batch_size: prompts in one forward pass.
+        model: language model from `load_model`, with a fast tokenizer.
+        facts: facts from `places` or `ravel_facts`, or others of that form.
+        out: folder for the answers, with a file for each kind and model; existing answers are read
+            instead of asking again. None: nothing is stored.
+        batch_size: number of prompts in one forward pass.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Ranks and known facts by kind, attribute, entity and template.
     """
     check_model(model)
     each = [facts] if isinstance(facts, Facts) else list(facts)
@@ -137,7 +140,7 @@ def known_facts(
 
 
 class _Question(NamedTuple):
-    """One prompt."""
+    """One prompt with its possible answers."""
 
     attribute: str
     entity: int
@@ -155,7 +158,7 @@ def _ask(model: LanguageModel, facts: Facts, batch_size: int, progress: bool) ->
     with ProgressBar(what, total=len(questions), unit="prompts", progress=progress) as bar:
         first = [its.answers.continuations[its.entity][0] for its in questions]
         ranks, best, greedy = _run(model, questions, first, batch_size, bar)
-        # Where another alias is the answer, that one has to follow greedily.
+        # Where another alias is the answer, that alias has to follow greedily.
         again = [
             (number, alias)
             for number, its in enumerate(questions)
@@ -196,13 +199,13 @@ def _run(
     batch_size: int,
     bar: ProgressBar | None,
 ) -> tuple[list[int], list[int], list[bool]]:
-    """Ranks of the right values, the likeliest first tokens, and which continuations are greedy."""
+    """Return ranks of correct values, most likely first tokens, and whether values are greedy."""
     ranks, best, greedy = [0] * len(questions), [0] * len(questions), [False] * len(questions)
     by_template: dict[tuple[str, int], list[int]] = {}
     for number, its in enumerate(questions):
         by_template.setdefault((its.attribute, its.template), []).append(number)
     for numbers in by_template.values():
-        # What stands before the entity is read once for a template.
+        # The tokens before the entity are run once for a template.
         shared = shared_length([questions[number].prompt.ids for number in numbers])
         reader = Continuations(model.model, questions[numbers[0]].prompt.ids[:shared])
         ends = {number: len(questions[number].prompt.ids) - 1 - shared for number in numbers}

@@ -1,4 +1,4 @@
-"""Choose the latents that carry an attribute: by attribution, by a trained mask, or at random."""
+"""Masks of the latents that carry an attribute: by attribution, by training, or at random."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from saefast.types import SparseCode
 COLDEST = 1e-4
 """Temperature of a trained mask at its last step; the first is 1"""
 STEP_SIZE = 1e-3
-"""Adam's, for a trained mask"""
+"""Adam's step size for a trained mask"""
 EPOCHS = 2
 
 
@@ -25,7 +25,7 @@ def attribution(
     """Score latents [m] by the first-order effect of their interchange on the answers.
 
     The effect of latent j on a pair is (z_s - z_b) <d_j, g>, with the gradient g of
-    logit(source's value) - logit(base's value) by h. The score is its mean over cause pairs, less
+    logit(source's value) - logit(base's value) by h. The score is its mean over cause pairs, minus
     the mean of its absolute value over isolation pairs.
 
     Args:
@@ -36,14 +36,14 @@ def attribution(
     """
     base, source = prompts_of(pairs)
     joint = swap.joint(base, source)
-    # The slope of <reconstruction, g> along each active latent: exact for SAEs that normalise, too.
+    # The slope of <reconstruction, g> along each active latent is exact for normalising SAEs too.
     values = joint.values.detach().requires_grad_()
     decoded = swap.decode(SparseCode(values, joint.indices), base)
     (slope,) = torch.autograd.grad(decoded, values, gradients.to(decoded))
     effect = (slope * joint.values).detach().double().cpu()
     latents = swap.sae.m
     row = torch.arange(len(pairs))[:, None]
-    # A latent that is active in base and source has one effect, the sum of both.
+    # The effect of a latent that is active in base and source is the sum of both.
     keys, place = torch.unique(row * latents + joint.indices.cpu(), return_inverse=True)
     summed = torch.zeros(len(keys), dtype=torch.float64)
     summed.index_add_(0, place.flatten(), effect.flatten())
@@ -59,7 +59,7 @@ def attribution(
 
 
 def best(scores: Tensor, n: int, allowed: Tensor | None = None) -> Tensor:
-    """Return a mask [m] of the n latents with the largest scores, or fewer: scores are positive."""
+    """Return a mask [m] of the n latents with the largest scores, of positive ones only."""
     known = scores if allowed is None else torch.where(allowed.cpu(), scores, 0.0)
     chosen = known.argsort(descending=True, stable=True)[:n]
     mask = torch.zeros(len(scores), dtype=torch.bool)
@@ -68,7 +68,7 @@ def best(scores: Tensor, n: int, allowed: Tensor | None = None) -> Tensor:
 
 
 def active(swap: Swap, pairs: Sequence[Pair]) -> Tensor:
-    """Return which latents [m] are active in a prompt of the pairs."""
+    """Return the mask [m] of latents that are active in a prompt of the pairs."""
     code = swap.of(torch.cat(prompts_of(pairs)))
     mask = torch.zeros(swap.sae.m, dtype=torch.bool)
     mask[code.indices[code.values > 0].cpu()] = True
@@ -76,7 +76,7 @@ def active(swap: Swap, pairs: Sequence[Pair]) -> Tensor:
 
 
 def random_mask(among: Tensor, n: int, seed: int, draw: int) -> Tensor:
-    """Return a mask [m] of n random latents among those of another mask."""
+    """Return a mask [m] of n random latents of another mask."""
     places = among.nonzero()[:, 0]
     order = torch.randperm(len(places), generator=generator_of(seed, "random mask", draw))
     mask = torch.zeros_like(among)
@@ -94,19 +94,19 @@ def trained_mask(
     bar: ProgressBar,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """Train a mask [m] as SAEBench does for RAVEL, and return where it is on.
+    """Train a mask as SAEBench does for RAVEL, and return the latents [m] that it selects.
 
     Latent j is interchanged by the share sigmoid(w_j / T). The loss is the cross entropy of the
-    wanted value's first token; the reconstruction stands in the place of h, without the error. T
-    falls from 1 to 1e-4 in equal ratios over the steps of two epochs.
+    wanted value's first token; the reconstruction replaces h, without the error. T falls from 1 to
+    1e-4 in equal ratios over the steps of two epochs.
 
     Args:
-        runs: the model with its prompts.
+        runs: model with its prompts.
         swap: interchange with the SAE.
         pairs: pairs for training.
-        batch_size: pairs in a step.
+        batch_size: number of pairs in a step.
         seed: seed of the order of pairs.
-        bar: counts pairs.
+        bar: progress bar that counts pairs.
         allowed: [m] latents that may be interchanged; None: all.
     """
     generator = generator_of(seed, "trained mask")
@@ -139,5 +139,5 @@ def _loss(runs: Interchange, swap: Swap, pairs: Sequence[Pair], weights: Tensor)
 
 
 def prompts_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the base prompts [n] and of the source prompts [n]."""
+    """Return the numbers of the base prompts and of the source prompts, [n] each."""
     return torch.tensor([pair.base for pair in pairs]), torch.tensor([p.source for p in pairs])

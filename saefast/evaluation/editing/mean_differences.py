@@ -1,4 +1,4 @@
-"""Build the axes along which mean activations of values differ: a rival that knows the values."""
+"""Supervised rival of SAEs: the axes along which mean activations of values differ."""
 
 from collections.abc import Sequence
 
@@ -15,15 +15,15 @@ DIFFMEAN = "diffmean"
 
 
 def mean_differences(runs: Interchange, pairs: Sequence[Pair], like: SAE) -> SAE:
-    """Return an SAE whose latents are coordinates, first those in which means of values differ.
+    """Return an SAE whose first latents are the coordinates in which means of values differ.
 
-    The means are over the prompts of cause pairs. Axes are the principal ones of the means, each
-    weighted by its number of prompts; behind them come axes in which all means are equal.
+    The means are over the prompts of cause pairs. The first axes are the principal axes of the
+    means, each mean weighted by its number of prompts; all means are equal along the other axes.
 
     Args:
-        runs: the model with its prompts.
+        runs: model with its prompts.
         pairs: pairs for training.
-        like: has the width, dtype and device of the result.
+        like: SAE with the width, dtype and device of the result.
     """
     prompts = sorted(
         {number for pair in pairs if pair.cause for number in (pair.base, pair.source)}

@@ -1,4 +1,4 @@
-"""Edit one attribute: choose latents on training pairs, read the answers of held-out entities."""
+"""Edits of one attribute: choice of latents on training pairs, outcomes on held-out entities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +32,16 @@ RANDOM_DRAWS = 3
 
 
 class Outcome(NamedTuple):
-    """How often the wanted answers came, by entity of the base prompt."""
+    """Numbers of wanted answers and of pairs, by entity of the base prompt."""
 
     cause_hits: Floats
-    """[entities]"""
+    """[entities] number of cause pairs with the wanted answer"""
     cause_pairs: Floats
+    """[entities] number of cause pairs"""
     isolation_hits: Floats
+    """[entities] number of isolation pairs with the wanted answer"""
     isolation_pairs: Floats
+    """[entities] number of isolation pairs"""
 
     @property
     def entities(self) -> int:
@@ -46,7 +49,7 @@ class Outcome(NamedTuple):
         return int(((self.cause_pairs + self.isolation_pairs) > 0).sum())
 
     def rates(self, counts: Floats | None = None) -> tuple[Floats, Floats]:
-        """Return cause and isolation [draws], of entities that count [draws, entities] times."""
+        """Return cause and isolation, [draws] each, with entities counted [draws, entities]."""
         weights = np.ones((1, len(self.cause_pairs))) if counts is None else counts
         hits = (weights @ self.cause_hits, weights @ self.isolation_hits)
         pairs = (weights @ self.cause_pairs, weights @ self.isolation_pairs)
@@ -68,13 +71,14 @@ def harmonic(cause: Floats, isolation: Floats) -> Floats:
 
 
 class Unit(NamedTuple):
-    """One SAE of one condition, and which of its latents may change alone."""
+    """One SAE of one condition, with the groups of its latents."""
 
     condition: str
     place: int
+    """place of the SAE in its condition"""
     swap: Swap
     groups: Mapping[str, Sequence[Tensor]]
-    """by name, "NAME:mass" for draws of equal mass: masks [m]"""
+    """by name, masks [m]; "NAME:mass" for random draws of equal mass"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +86,18 @@ class Edited:
     """Outcomes of one unit on one attribute."""
 
     outcomes: dict[str, Outcome]
-    """by edit: `CHOSEN`, rivals, `at(n)`, `TEMPLATES`, `OTHER_ERROR`, groups"""
+    """outcomes by edit: `CHOSEN`, rivals, `at(n)`, `TEMPLATES`, `OTHER_ERROR`, groups"""
     latents: int
     """number of latents that the chosen edit interchanges"""
     active: float
-    """mean share of the base's active latents that are among them"""
+    """mean share of the base's active latents among them"""
     scores: Tensor
-    """[m] scores of the selection: attribution, or 1 for latents of a trained mask"""
+    """[m] selection scores: attribution, or 1 for latents of a trained mask"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How edits are chosen and made."""
+    """Settings of the choice and execution of edits."""
 
     selector: str
     n: tuple[int, ...]
@@ -121,7 +125,7 @@ def edit_attribute(
     """Edit one attribute with every unit.
 
     Returns:
-        What came of each unit's edits; the outcome of interchanging the whole activation.
+        Outcomes of each unit's edits, and the outcome of interchanging the whole activation.
     """
     found = [_Edits() for _ in units]
     _select(runs, task, units, found, settings, bar)
@@ -174,7 +178,7 @@ def _select(
     settings: Settings,
     bar: ProgressBar,
 ) -> None:
-    """Fill in the masks of all units."""
+    """Set the masks of all units."""
     pairs = task.pairs[TRAIN]
     if settings.selector == ATTRIBUTION:
         gradients = runs.gradients(pairs, bar)
@@ -213,7 +217,7 @@ def _choose(
     settings: Settings,
     bar: ProgressBar,
 ) -> None:
-    """Take for each unit the number of latents with the largest harmonic mean on validation."""
+    """Choose for each unit the number of latents with the largest harmonic mean on validation."""
     changes = [
         unit.swap.change(its.masks[at(n)][0], with_error=settings.with_error)
         for unit, its in zip(units, found, strict=True)
@@ -223,7 +227,7 @@ def _choose(
     for number, its in enumerate(found):
         mine = outcomes[number * len(settings.n) : (number + 1) * len(settings.n)]
         values = [float(harmonic(*outcome.rates())[0]) for outcome in mine]
-        # Of equal ones the first, which has the fewest latents.
+        # Ties go to the first, which has the fewest latents.
         its.masks[CHOSEN] = its.masks[at(settings.n[int(np.argmax(np.nan_to_num(values)))])]
 
 

@@ -1,4 +1,4 @@
-"""Pairs of prompts for interchanges: known facts that an edit must change, or must not."""
+"""Pairs of prompts for interchanges: known facts that an edit must change, or must preserve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from saefast.evaluation.editing.knowledge import KnownFacts
 from saefast.nulls.permutations import generator_of
 
 LEAST_ENTITIES = 40
-"""Fewest entities with two known attributes that give a number"""
+"""Least number of entities with two known attributes for a score"""
 
 TEMPLATES = "held-out templates"
 PARTS = {
@@ -22,7 +22,7 @@ PARTS = {
     TEST: (TEST, TRAIN),
     TEMPLATES: (TEST, TEST),
 }
-"""Of each part of the pairs: split of the entities, split of the templates"""
+"""Split of the entities and split of the templates of each part of the pairs"""
 
 _SHARES = (0.5, 0.2, 0.3)  # of train, validation and test entities
 
@@ -36,12 +36,12 @@ class Question(NamedTuple):
 
     @property
     def right(self) -> Tensor:
-        """First tokens of the right value [c], as a bool tensor over those of all values."""
+        """Mask of the first tokens of the correct value, [c] bool over all first tokens."""
         return self.answers.right[self.entity]
 
     @property
     def token(self) -> int:
-        """First token of the right value."""
+        """First token of the correct value."""
         return self.answers.continuations[self.entity][0][0]
 
 
@@ -49,11 +49,12 @@ class Pair(NamedTuple):
     """A base prompt into which the entity of a source prompt is interchanged."""
 
     cause: bool
-    """whether the base asks for the edited attribute, so that the source's value is wanted; else
-    the base asks for another one, and its own value is"""
+    """whether the base asks for the edited attribute and the source's value is wanted; otherwise
+    it asks for another attribute and its own value is wanted"""
     base: int
-    """number of the prompt"""
+    """number of the base prompt"""
     source: int
+    """number of the source prompt"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Task:
     kind: str
     attribute: str
     pairs: dict[str, list[Pair]]
-    """by part, see `PARTS`"""
+    """pairs by part, see `PARTS`"""
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ class Task:
 
 
 class Questions:
-    """All prompts that pairs use, each once."""
+    """All prompts of pairs, without repetitions."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -92,7 +93,7 @@ class Questions:
         return self._numbers[key]
 
     def answers(self, its: KnownFacts, attribute: str, template: int) -> Answers:
-        """Return how values begin after a template."""
+        """Return the tokens of an attribute's values after a template."""
         key = (its.facts.kind, attribute, template)
         if key not in self._answers:
             text = its.facts.templates[attribute][template]
@@ -108,14 +109,17 @@ def tasks_of(
     least: int,
     seed: int,
 ) -> tuple[list[Task], list[str]]:
-    """Draw the pairs of all attributes of one kind, and say in sentences what cannot be measured.
+    """Draw the pairs of all attributes of one kind.
 
     Args:
-        its: what the model knows.
-        questions: gets the prompts.
+        its: facts that the model knows.
+        questions: collection to which prompts are added.
         pairs: number of cause pairs, and of isolation pairs, of each part.
-        least: fewest entities for which both attributes of a pair are known.
+        least: least number of entities for which both attributes of a pair are known.
         seed: seed of splits and draws.
+
+    Returns:
+        A task for each attribute, and sentences on attributes that cannot be measured.
     """
     kind, attributes = its.facts.kind, its.facts.attributes
     beside = {
@@ -163,7 +167,10 @@ def tasks_of(
 
 
 def _splits(its: KnownFacts, attributes: Sequence[str], seed: int) -> Tensor:
-    """[entities] int64: the split of each, by its place in `SPLITS`; -1 where nothing is known."""
+    """Return the split of each entity as place in `SPLITS`, [entities] int64.
+
+    It is -1 for entities with fewer than two known attributes.
+    """
     known = torch.zeros(len(its.facts.entities), dtype=torch.int64)
     for name in attributes:
         known += its.known[name].any(1)
@@ -211,7 +218,7 @@ def _drawn(
 ) -> list[Pair]:
     """Draw pairs that ask for one attribute with the same template, whose values differ.
 
-    Values whose first tokens are equal do not differ for a measure that reads first tokens.
+    Values with equal first tokens do not count as different, since answers are first tokens.
     """
     candidates = []
     for template, split in enumerate(its.facts.template_splits[asked]):

@@ -1,4 +1,4 @@
-"""Read the data of RAVEL, with the answers that its string rule accepts."""
+"""Facts of RAVEL, with the answers that its string rule accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,20 @@ _RAVEL_SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 
 
 def ravel_facts(folder: str | Path) -> tuple[Facts, ...]:
-    """Read the data of RAVEL: facts of each kind of entity that the folder holds.
+    """Read the data of RAVEL: facts of each kind of entity in a folder.
+
+    Texts that RAVEL's string rule accepts as the same value are aliases: "Korea" of South Korea,
+    "Chinese" of Mandarin, each language of a list. Its special cases for numbers and time zones,
+    which accept approximate answers, have no counterpart: first tokens of values are compared.
 
     Args:
-        folder: where the files ravel_KIND_entity_attributes.json, ravel_KIND_attribute_to_prompts
-            .json, ravel_KIND_prompt_to_split.json and ravel_KIND_entity_to_split.json lie.
-
-    What RAVEL's string rule takes for the same value is an alias: "Korea" of South Korea, "Chinese"
-    of Mandarin, each language of a list. Its special cases for numbers and time zones, which may be
-    about right, have no counterpart: first tokens of values are compared.
+        folder: folder with the files ravel_KIND_entity_attributes.json,
+            ravel_KIND_attribute_to_prompts.json, ravel_KIND_prompt_to_split.json and
+            ravel_KIND_entity_to_split.json.
 
     Returns:
-        One record for each kind, by name. Templates of the split "val" count as ones for tests.
+        Facts of each kind, sorted by its name. Templates of the split "val" count as test
+        templates.
     """
     folder = Path(folder)
     end = f"_{_RAVEL[0]}.json"
@@ -42,7 +44,7 @@ def _ravel_kind(folder: Path, kind: str) -> Facts:
         _ravel_file(folder / f"ravel_{kind}_{part}.json") for part in _RAVEL
     )
     entities = tuple(of_entity)
-    # RAVEL writes %s where the entity goes; a template that is in no split is not used.
+    # RAVEL's placeholder of the entity is %s; templates without a split are not used.
     templates = {
         attribute: tuple(
             text
@@ -90,15 +92,15 @@ _ALIASES = {
     "North America": ("America",),
     "Mandarin": ("Chinese",),
 }
-"""For texts in a value, what else is right"""
+"""Aliases for texts that occur in a value"""
 
 
 def accepted(value: str, attribute: str) -> tuple[str, ...]:
     """Return a value and its aliases, () for an empty one.
 
     Args:
-        value: from RAVEL's data.
-        attribute: its name there.
+        value: value from RAVEL's data.
+        attribute: name of its attribute there.
     """
     if not value:
         return ()

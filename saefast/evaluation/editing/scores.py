@@ -32,7 +32,7 @@ from saefast.evaluation.scores import TRAINED, Score
 
 NAME = "edit"
 Measure = Callable[[Floats, Floats], Floats]
-"""From cause and isolation [draws] to values [draws]"""
+"""Function from cause and isolation, [draws] each, to values [draws]"""
 
 H = "h"
 MEASURES: dict[str, Measure] = {
@@ -44,7 +44,7 @@ MEASURES: dict[str, Measure] = {
 
 _RIVALS = (NONE, ALL, RANDOM)
 _FLOORS = {H: 0.0, "cause": 0.0, "isolation": 0.0, "disentangle": 0.5}
-"""What both trivial edits, none and all, bring in the ideal case"""
+"""Values of both trivial edits, none and all, in the ideal case"""
 
 
 class _Line(NamedTuple):
@@ -52,14 +52,14 @@ class _Line(NamedTuple):
 
     condition: str
     values: Floats
-    """[SAEs, tasks]"""
+    """[SAEs, tasks] values"""
     draws: Floats
-    """[SAEs, tasks, draws] of resampled entities"""
+    """[SAEs, tasks, draws] values of resampled entities"""
     overall: Floats
-    """[draws] over tasks and SAEs"""
+    """[draws] means over tasks and resampled SAEs"""
     rival: str
     rival_values: Floats
-    """[SAEs, tasks]"""
+    """[SAEs, tasks] values of the rival"""
 
 
 @dataclass(kw_only=True)
@@ -68,9 +68,9 @@ class Results:
 
     tasks: list[Task]
     edited: dict[str, list[list[Edited]]]
-    """by condition: for each SAE and task"""
+    """by condition, for each SAE and task"""
     whole: list[Outcome]
-    """for each task: interchange of all of h"""
+    """for each task, the interchange of all of h"""
     seed: int
     _counts: dict[str, Floats] = field(default_factory=dict)
 
@@ -103,7 +103,7 @@ class Results:
         conditions: Sequence[str] | None = None,
         detailed: bool = False,
     ) -> list[Score]:
-        """Rows of one edit under all conditions, or some; with details, of each SAE and task."""
+        """Return rows of one edit under all or given conditions; detailed by SAE and task."""
         rows = []
         lines = {
             name: self._line(name, formula, edit)
@@ -140,7 +140,7 @@ class Results:
         sae: int | None = None,
         task: int | None = None,
     ) -> Score:
-        """One row, of all SAEs and tasks or of one."""
+        """Return one row over all SAEs and tasks, or for one of them."""
         saes = slice(None) if sae is None else slice(sae, sae + 1)
         tasks = slice(None) if task is None else slice(task, task + 1)
         ceilings = [
@@ -172,7 +172,7 @@ class Results:
         return _Line(condition, values, draws, self._over_seeds(draws), best, rivals[best])
 
     def _gained(self) -> list[Score]:
-        """Rows of (D - D0) / (1 - D0), with D0 the best trivial edit of an SAE and task."""
+        """Return rows of (D - D0) / (1 - D0), with D0 the best trivial edit of an SAE and task."""
         rows = []
         for condition, table in self.edited.items():
             values, draws = self._values(table, "disentangle", CHOSEN)
@@ -198,7 +198,7 @@ class Results:
         return rows
 
     def _plain(self, measure: str, of: Callable[[Edited], float]) -> list[Score]:
-        """Rows of a description of the edits."""
+        """Return rows of a descriptive property of the edits."""
         return [
             Score(
                 evaluation=NAME,
@@ -213,7 +213,7 @@ class Results:
         ]
 
     def _values(self, table: list[list[Edited]], formula: str, edit: str) -> tuple[Floats, Floats]:
-        """Values [SAEs, tasks] and their resamples [SAEs, tasks, draws]."""
+        """Return values [SAEs, tasks] and their resamples [SAEs, tasks, draws]."""
         of = MEASURES[formula]
         outcomes = [[its.outcomes[edit] for its in line] for line in table]
         values = [[of(*each.rates())[0] for each in line] for line in outcomes]
@@ -227,7 +227,7 @@ class Results:
         return np.array(values), np.array(draws)
 
     def _resampled(self, kind: str, outcome: Outcome) -> Floats:
-        """[draws, entities]: how often each entity is in a resample, the same for all edits."""
+        """Return the counts of entities in resamples [draws, entities], the same for all edits."""
         if kind not in self._counts:
             there = np.zeros(len(outcome.cause_pairs), dtype=bool)
             for task, whole in zip(self.tasks, self.whole, strict=True):
@@ -236,7 +236,7 @@ class Results:
             number = int(there.sum())
             generator = np.random.default_rng([self.seed, len(self._counts)])
             counts = np.zeros((DRAWS, len(there)))
-            # One fewer than there are, as in saefast.evaluation.intervals.
+            # Resamples have one entity fewer than there are, as in saefast.evaluation.intervals.
             counts[:, there] = generator.multinomial(
                 max(number - 1, 1), np.full(number, 1 / number), size=DRAWS
             )
@@ -244,7 +244,7 @@ class Results:
         return self._counts[kind]
 
     def _over_seeds(self, draws: Floats) -> Floats:
-        """[draws] of the mean over tasks and resampled SAEs, from [SAEs, tasks, draws]."""
+        """Return means [draws] over tasks and resampled SAEs, from [SAEs, tasks, draws]."""
         saes = len(draws)
         generator = np.random.default_rng(self.seed)
         counts = generator.multinomial(max(saes - 1, 1), np.full(saes, 1 / saes), size=DRAWS)
@@ -253,7 +253,7 @@ class Results:
         return overall
 
     def _entities(self, kind: str | None = None) -> int:
-        """Number of entities with pairs for tests, of one kind or of all."""
+        """Return the number of entities with test pairs, of one kind or of all."""
         found: dict[str, int] = {}
         for task, whole in zip(self.tasks, self.whole, strict=True):
             found[task.kind] = max(found.get(task.kind, 0), whole.entities)
@@ -261,7 +261,7 @@ class Results:
 
 
 def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Interval:
-    """The interval of a rate of n entities, which is 1 at most."""
+    """Return the interval of a rate over n entities, which is at most 1."""
     interval = interval_of_draws(value, drawn)
     if interval.low == interval.high:  # no entity differs from the others
         return interval_of_equal_items(value, n, lowest, 1.0)
@@ -269,9 +269,9 @@ def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Inter
 
 
 def features(results: Results) -> tuple[Mapping[str, list[object]], ...]:
-    """Return for each trained SAE which attribute each latent carries most, and how much of it.
+    """Return for each trained SAE the attribute that each latent carries most, with its score.
 
-    Scores are shares of the largest of the attribute; "" and 0 for latents that carry none.
+    Scores are relative to the attribute's largest; "" and 0 for latents that carry none.
     """
     columns = []
     for line in results.edited[TRAINED]:
