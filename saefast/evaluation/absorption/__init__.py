@@ -1,4 +1,4 @@
-"""Measure how much other latents carry of what the latents of a class should tell."""
+"""Feature absorption: latents of single words that replace the main latents of their class."""
 
 from saefast.evaluation.absorption.evaluation import absorb, absorb_rows
 

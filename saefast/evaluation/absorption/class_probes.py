@@ -1,4 +1,4 @@
-"""Linear probes that tell each of several classes from all others: on rows, and on codes."""
+"""Linear probes of each of several classes against all others, on rows and on codes."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from saefast.types import SparseCode
 _PENALTY = 1e-3
 _NEWTON_STEPS = 50
 _HALVINGS = 20
-_TOLERANCE = 1e-3  # of the slope, as a share of the slope at zero
+_TOLERANCE = 1e-3  # of the gradient, relative to the gradient at zero
 _CG_STEPS, _CG_TOLERANCE = 50, 0.1
 
 _EPOCHS, _BATCH = 50, 4096
@@ -28,30 +28,30 @@ class RowProbes(NamedTuple):
     """One probe for each class."""
 
     weight: Tensor
-    """[classes, d]"""
+    """[classes, d] weights"""
     bias: Tensor
-    """[classes]"""
+    """[classes] biases"""
 
     def logits(self, rows: Tensor) -> Tensor:
-        """[n, classes] positive where a probe takes a row [n, d] for one of its class."""
+        """Return the logits [n, classes] of rows [n, d], positive for predicted members."""
         with one_thread():
             return torch.addmm(self.bias, rows, self.weight.T)
 
 
 def members(labels: Tensor, classes: int) -> Tensor:
-    """[n, classes] bool: which label [n] is which class; -1 is none."""
+    """Return labels [n] as one-hot rows, [n, classes] bool; -1 is no class."""
     return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def fit_row_probes(rows: Tensor, positive: Tensor) -> RowProbes:
     """Fit a logistic regression with balanced classes for each of several classes.
 
-    Rows are centred and scaled by one number, and the penalty is that of the squared norm, so that
-    a rotation of the rows rotates the probes.
+    Rows are centred and scaled by one number, and the penalty is the squared norm, so that a
+    rotation of the rows rotates the probes.
 
     Args:
-        rows: [n, d]
-        positive: [n, classes] bool; a class needs rows on either side.
+        rows: [n, d] rows.
+        positive: [n, classes] bool; each class needs positive and negative rows.
     """
     mean = rows.mean(0)
     centred = rows - mean
@@ -64,7 +64,7 @@ def fit_row_probes(rows: Tensor, positive: Tensor) -> RowProbes:
 
 
 def _ridge(terms: Tensor, positive: Tensor) -> Tensor:
-    """Fit [p, classes] weights by Newton's method, whose steps come from conjugate gradients.
+    """Fit weights [p, classes] by Newton's method with steps by conjugate gradients.
 
     The last of the terms [n, p] is constant, and its weight is not penalised.
     """
@@ -104,7 +104,7 @@ def _ridge(terms: Tensor, positive: Tensor) -> Tensor:
 
 
 def _conjugate_gradients(terms: Tensor, curved: Tensor, penalty: Tensor, slope: Tensor) -> Tensor:
-    """[p, classes] about the Hessian's inverse times the slope, for each class by itself."""
+    """Return approximately the inverse Hessian times the gradient by class, [p, classes]."""
     step, left = torch.zeros_like(slope), slope
     direction, size = left, left.square().sum(0)
     enough = _CG_TOLERANCE**2 * size
@@ -125,18 +125,18 @@ def fit_code_probes(code: SparseCode, positive: Tensor, latents: int, seed: int)
     """Fit a logistic regression with an L1 penalty on codes for each of several classes.
 
     Args:
-        code: of n rows.
-        positive: [n, classes] bool
-        latents: m.
-        seed: of the order of the rows.
+        code: code of n rows.
+        positive: [n, classes] bool.
+        latents: number of latents m.
+        seed: seed of the order of the rows.
 
     Returns:
-        [m, classes] weights. A class's largest are those of the latents that speak for it.
+        [m, classes] weights; the largest of a class belong to the latents that indicate it.
     """
     n, classes = positive.shape
     wanted = positive.to(code.values)
     share = wanted.mean(0)
-    # Among n rows the positive ones weigh as much as the others.
+    # Positive rows are weighted to count as much in total as the negative ones.
     weight = torch.where(positive, (1 - share) / share, 1.0)
     w, bias = code.values.new_zeros(latents, classes), code.values.new_zeros(classes)
     adam = [_Adam(w), _Adam(bias)]
@@ -172,7 +172,7 @@ class _Adam:
 
 
 def columns_of(code: SparseCode, latents: Tensor, m: int) -> Tensor:
-    """[n, c] float64: the activations of a few different latents [c] in n rows."""
+    """Return the activations of distinct latents [c] in n rows, [n, c] float64."""
     place = torch.full((m,), -1, dtype=torch.int64, device=latents.device)
     place[latents] = torch.arange(len(latents), device=latents.device)
     at = place[code.indices]
@@ -186,11 +186,11 @@ def fit_columns(columns: Tensor, positive: Tensor) -> Tensor:
     """Fit one logistic regression with balanced classes, by Newton's method.
 
     Args:
-        columns: [n, k] float64
-        positive: [n] bool
+        columns: [n, k] float64 columns.
+        positive: [n] bool.
 
     Returns:
-        [k + 1] weights, the last one of the constant.
+        [k + 1] weights, the last one for the constant.
     """
     n, k = columns.shape
     terms = torch.cat([columns, columns.new_ones(n, 1)], 1)
@@ -223,12 +223,12 @@ def fit_columns(columns: Tensor, positive: Tensor) -> Tensor:
 
 
 def predicted(columns: Tensor, weights: Tensor) -> Tensor:
-    """[n] bool: which rows a fit of columns [n, k] takes for positive."""
+    """Return the mask [n] of rows that a fit predicts as positive, from columns [n, k]."""
     with one_thread():
         return columns @ weights[:-1] + weights[-1] > 0
 
 
 def f1(guess: Tensor, truth: Tensor) -> Tensor:
-    """[...] float64: the F1 score of guesses [n, ...] bool; 0 where nothing is right."""
+    """Return the F1 scores [...] float64 of predictions [n, ...] bool; 0 without a hit."""
     right = (guess & truth).sum(0).double()
     return 2 * right / (guess.sum(0) + truth.sum(0)).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Absorption in one SAE, over the words of all classes that a probe can tell."""
+"""Absorption in one SAE, over the words of all classes that probes identify."""
 
 from dataclasses import dataclass
 
@@ -21,42 +21,42 @@ from saefast.sae import SAE
 from saefast.types import SparseCode
 
 LEAST_F1 = 0.6
-"""F1 score above which a class counts as one that the activations tell"""
+"""F1 score of a probe above which its class counts as identified"""
 LEAST_RISE = 0.03
-"""Rise of the F1 score for which one more latent counts as a main one"""
+"""Rise of the F1 score above which one more latent becomes a main latent"""
 MOST_MAIN = 10
-"""Most main latents of a class"""
+"""Largest number of main latents of a class"""
 _TRAIN_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Split:
-    """Words to fit on and words to measure on, with probes on their activations."""
+    """Training and held-out words, with probes on their activations."""
 
     rows: Tensor
-    """[n, d]"""
+    """[n, d] activations of the words"""
     positive: Tensor
-    """[n, classes] bool"""
+    """[n, classes] bool, one-hot classes"""
     train: Tensor
-    """[t] int64 places of the rows to fit on"""
+    """[t] int64 places of the training rows"""
     test: Tensor
-    """[u] int64"""
+    """[u] int64 places of the held-out rows"""
     probes: RowProbes
     f1: Tensor
-    """[classes] float64 of the probes on the other words"""
+    """[classes] float64 F1 scores of the probes on the held-out words"""
     told: Tensor
-    """[c] int64 classes that the probes tell"""
+    """[c] int64 classes that the probes identify"""
     places: tuple[Tensor, ...]
-    """for each of those, [w] int64 places of the held-out words in which its probe finds it"""
+    """for each of those, [w] int64 places of the held-out words that its probe finds"""
     mean: Tensor
-    """[d] of the rows to fit on"""
+    """[d] mean of the training rows"""
     scale: float
-    """factor that gives centred rows a root mean square length of one"""
+    """factor that scales centred rows to a root mean square length of one"""
     seed: int
 
     @property
     def words(self) -> int:
-        """Number of words that absorption is measured on."""
+        """Number of words on which absorption is measured."""
         return sum(map(len, self.places))
 
 
@@ -65,11 +65,11 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
     """Split words by families, and fit a probe for each class.
 
     Args:
-        rows: [n, d]
+        rows: [n, d] activations of the words.
         labels: [n] int64 class of each word, -1 for none.
         classes: number of classes.
-        families: [n] int64: words of equal number are on one side.
-        seed: of the split.
+        families: [n] int64 family of each word; words of one family are never split.
+        seed: seed of the split.
     """
     _, family = torch.unique(families.to(rows.device), return_inverse=True)
     count = int(family.max()) + 1
@@ -78,7 +78,7 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
     in_train[order[: round(_TRAIN_SHARE * count)]] = True
     train, test = (side.nonzero()[:, 0] for side in (in_train[family], ~in_train[family]))
     positive = members(labels, classes)
-    # Where one side of a class is empty there is nothing to fit, or nothing to measure.
+    # A class without rows on one side cannot be fitted or measured.
     sides = [positive[side].sum(0) for side in (train, test)]
     usable = (sides[0] > 0) & (sides[0] < len(train)) & (sides[1] > 0)
     known = usable.nonzero()[:, 0]
@@ -111,26 +111,28 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Absorption of one SAE; words stand in the order of `Split.places`, class by class."""
+    """Absorption of one SAE; words are in the order of `Split.places`, class by class."""
 
     fraction: Tensor
-    """[words] float64"""
+    """[words] float64 fraction absorbed, see `AbsorbedWords`"""
     full: Tensor
-    """[words] float64 0 or 1"""
+    """[words] float64 1 for full absorption, else 0"""
     centred: Tensor
-    """[words] float64 fraction with the mean row taken from the activations"""
+    """[words] float64 fraction with the mean row subtracted from the activations"""
     mismatched: Tensor
     """[words] float64 fraction with the main latents of another class"""
     share: tuple[tuple[Tensor, Tensor], ...]
-    """for each class latents [words, 3], -1 for none, and the share of `fraction` that is theirs"""
+    """for each class the absorbing latents [words, 3], -1 for none, and their parts of `fraction`
+    [words, 3]"""
     main: tuple[Tensor, ...]
     """for each class its main latents, int64"""
     main_f1: Tensor
-    """[classes told] float64"""
+    """[c] float64 F1 scores of the main latents of identified classes"""
     m: int
+    """number of latents"""
 
     def by_latent(self) -> Tensor:
-        """[m] float64: how many words each latent absorbs, parts of words counted as such."""
+        """Return the number of words that each latent absorbs, parts included, [m] float64."""
         total = torch.zeros(self.m, dtype=torch.float64)
         for latents, share in self.share:
             there = latents >= 0
@@ -138,7 +140,7 @@ class Absorbed:
         return total
 
     def by_group(self, mask: Tensor) -> Tensor:
-        """[words] float64: the part of `fraction` that is of the latents of a mask [m]."""
+        """Return the part of `fraction` due to the latents of a mask [m], [words] float64."""
         parts = [
             torch.where((latents >= 0) & mask.to(latents.device)[latents], share, 0.0).sum(1)
             for latents, share in self.share
@@ -150,13 +152,13 @@ class Absorbed:
 def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
     """Choose the main latents of every class and measure absorption on the held-out words.
 
-    A class's main latents are those with the largest weights of a probe with an L1 penalty on the
-    codes, as many as make the F1 score of a regression on them rise.
+    The main latents of a class have the largest weights in a probe with an L1 penalty on the codes;
+    their number grows as long as the F1 score of a regression on them rises.
 
     Args:
-        sae: whose `code` it is.
-        code: of all rows of the split.
-        split: of the words.
+        sae: SAE to measure.
+        code: its code of all rows of the split.
+        split: split of the words.
     """
     main, main_f1 = _main_latents(sae, code, split)
     measured: list[tuple[AbsorbedWords, AbsorbedWords, AbsorbedWords]] = []
@@ -188,7 +190,7 @@ def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
 
 
 def _shared(words: AbsorbedWords) -> Tensor:
-    """[words, 3] the fraction of each word, dealt to its absorbers by what they contribute."""
+    """Return the fraction of each word divided by its absorbers' contributions, [words, 3]."""
     total = words.contributions.sum(1, keepdim=True)
     parts = words.contributions / total.clamp(min=torch.finfo(torch.float64).tiny)
     return parts * words.fraction[:, None]
@@ -196,8 +198,9 @@ def _shared(words: AbsorbedWords) -> Tensor:
 
 def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor], Tensor]:
     """Return the main latents of each class that the probe finds, and their F1 scores."""
-    # Lengths of what latents add, as shares of a row's length: neither z * c with d / c nor another
-    # unit of the activations makes a difference, and the penalty keeps out latents of single words.
+    # Values are lengths of the latents' contributions relative to a row's length. They depend
+    # neither on the norms of decoder rows (z * c with d / c) nor on the unit of the activations,
+    # and the penalty keeps out latents of single words.
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
     values = code.values * norms[code.indices] * split.scale
     sized = SparseCode(values, code.indices)
@@ -219,7 +222,7 @@ def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor
 
 
 def _grown(columns: Tensor, positive: Tensor, train: Tensor, test: Tensor) -> tuple[int, float]:
-    """How many of the columns [n, k] are worth it, from the first on, and their F1 score."""
+    """Return the number of leading columns [n, k] that raise the F1 score, and that score."""
     chosen, score = 0, -1.0
     for k in range(1, columns.shape[1] + 1):
         some = columns[:, :k]

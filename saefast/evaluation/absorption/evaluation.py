@@ -1,4 +1,4 @@
-"""Absorption: latents of single words that take over what the latent of their class should tell."""
+"""Evaluation of absorption: latents of single words that replace the latent of their class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -56,30 +56,36 @@ def absorb(
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure feature absorption on words of one token, whose class the model is asked for.
+    """Measure feature absorption on words of one token, for whose class the model is prompted.
 
-    Every word stands after the same solved examples, which are read once. SAEBench draws other
-    examples for each word.
+    Every word follows the same solved examples, which are read once. SAEBench draws other examples
+    for each word.
 
     Args:
-        model: from `load_model`.
+        model: language model, from `load_model`.
         layer: site of the SAEs, as in `harvest`.
         saes: trained SAEs of one width.
-        task: "first letter", or {word: class}; a word that is not one token is left out, and one
-            whose class is None speaks for no class.
-        conditions: SAEs to evaluate beside them. Those whose latents are always active are left
-            out: nothing can be absorbed.
-        groups: for each SAE {name: [m] bool}: how much is absorbed by latents of a group.
-        mass: [m] activation mass for each SAE, for random latents of equal mass beside the groups.
-        words: most words, drawn at random; None: all.
-        examples: solved examples before each word.
-        template: of an example, with {word} and {label}, such as "{word} has the first letter:
-            {label}"; text before {word} stands before every word.
-        least_classes: fewest classes that a probe must find for a result; None: 20 letters, or one
-            class of a task of your own.
-        repeats: number of splits of the words; all but the first measure the noise.
+        task: "first letter", or {word: class}; words that are not one token are left out, and words
+            with class None belong to no class.
+        conditions: rivals and baselines to evaluate in the same way. Conditions whose latents are
+            always active are left out, since nothing can be absorbed.
+        groups: for each SAE its groups {name: [m] bool}; absorption by the latents of each group is
+            reported.
+        mass: for each SAE the activation mass of its latents, [m], for the comparison of groups
+            with random latents of equal mass.
+        words: largest number of words, drawn at random; None: all.
+        examples: number of solved examples before each word.
+        template: template of an example with {word} and {label}, such as "{word} has the first
+            letter: {label}"; the text before {word} precedes every word. None: the task's default.
+        least_classes: least number of classes that probes must identify for a result; None: 20 for
+            "first letter", 1 for other tasks.
+        repeats: number of splits of the words; the first gives the scores, all give the noise.
         seed: seed of words, examples, splits and probes.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Scores over words and classes by condition and group, with notes. `features` holds for each
+        SAE the number of words that each latent absorbs, and the class whose main latent it is.
     """
     check_model(model)
     site = find_site(model.model, layer)
@@ -137,19 +143,22 @@ def absorb_rows(
     """Measure feature absorption on given activations; see `absorb`.
 
     Args:
-        rows: [n, d] the activation of each word.
+        rows: [n, d] activation of each word.
         labels: [n] int64 position of its class in `classes`, -1 for none.
-        classes: their names.
-        saes: trained SAEs.
-        families: [n] int64: words of equal number are on one side of every split; None: each word
-            is a family of its own.
-        conditions: SAEs to evaluate beside them.
-        groups: for each SAE {name: [m] bool}.
-        mass: [m] activation mass for each SAE.
-        least_classes: fewest classes that a probe must find for a result.
-        repeats: number of splits; all but the first measure the noise.
+        classes: names of the classes.
+        saes: trained SAEs of one width.
+        families: [n] int64 family of each word; words of one family are never split. None: each
+            word is its own family.
+        conditions: rivals and baselines to evaluate in the same way.
+        groups: for each SAE its groups {name: [m] bool}.
+        mass: for each SAE the activation mass of its latents, [m].
+        least_classes: least number of classes that probes must identify for a result.
+        repeats: number of splits; the first gives the scores, all give the noise.
         seed: seed of splits and probes.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Scores as in `absorb`.
     """
     checks.floating("rows", rows, "[n, d]")
     checks.indices("labels", labels, "[n]")
@@ -216,7 +225,7 @@ def absorb_rows(
 
 @torch.no_grad()
 def _code(sae: SAE, rows: Tensor) -> SparseCode:
-    """The code of all rows [n, width], encoded some at a time."""
+    """Return the code of all rows [n, width], encoded in batches."""
     parts = [code_of(sae, some) for some in torch.split(rows, _BATCH)]
     width = max(part.values.shape[1] for part in parts)
     padded = [
@@ -227,7 +236,7 @@ def _code(sae: SAE, rows: Tensor) -> SparseCode:
 
 
 def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
-    """Why there is no result; "" where there is one."""
+    """Return the reason why there is no result, or ""."""
     told = len(split.told)
     if told >= least and split.words:
         return ""

@@ -38,7 +38,7 @@ Values = NDArray[np.float64]
 
 
 def _stacked(parts: Sequence[Tensor]) -> Values:
-    """[SAEs, items]"""
+    """Return the values of all SAEs as one array [SAEs, items]."""
     return np.stack([part.double().cpu().numpy() for part in parts])
 
 
@@ -108,7 +108,7 @@ def scores_of_groups(
     mass: Sequence[Tensor] | None,
     seed: int,
 ) -> list[Score]:
-    """Build scores of what latents of each group absorb, beside random latents of equal mass."""
+    """Build scores of absorption by latents of each group, and by random latents of equal mass."""
     scores = []
     for group in masks[0] if masks else ():
         values = {
@@ -139,7 +139,7 @@ def scores_of_groups(
 
 
 def _of_random_latents(each: Absorbed, mask: Tensor, mass: Tensor, seed: int) -> Tensor:
-    """[words] float64 mean over draws of latents with the activation mass of a group."""
+    """Return the mean over draws of random latents with a group's mass, [words] float64."""
     drawn = [
         each.by_group(mass_matched(mask.cpu(), mass.cpu(), seed, draw)) for draw in range(_DRAWS)
     ]
@@ -149,7 +149,7 @@ def _of_random_latents(each: Absorbed, mask: Tensor, mass: Tensor, seed: int) ->
 def scores_of_classes(
     found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
 ) -> list[Score]:
-    """Build scores whose items are classes: F1 of the main latents, and how many there are."""
+    """Build scores whose items are classes: F1 score and number of the main latents."""
     names = [classes[c] for c in split.told.tolist()]
     share = split.positive[split.test].double().mean(0)[split.told].cpu().numpy()
     scores = measured(
@@ -172,7 +172,7 @@ def scores_of_classes(
 def noise_of_splits(
     trained: Sequence[Absorbed], again: Sequence[Sequence[float]]
 ) -> dict[str, float]:
-    """Standard deviation of the mean over SAEs, from split to split."""
+    """Return the standard deviation over splits of the mean over SAEs."""
     values = [
         [float(each.fraction.mean()), *more] for each, more in zip(trained, again, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Words that are one token each, their classes, and the text that asks a model for those."""
+"""Words of one token each, their classes, and the prompt that asks a model for a word's class."""
 
 import string
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ class Words:
     """Words of a task, of one token each."""
 
     words: tuple[str, ...]
-    """as the tokenizer writes them, with their leading space"""
+    """texts of the words, with their leading space"""
     tokens: Tensor
-    """[n] int64"""
+    """[n] int64 token of each word"""
     labels: Tensor
-    """[n] int64 position of each word's class in `classes`, -1 for a word of none"""
+    """[n] int64 position of each word's class in `classes`, -1 for none"""
     classes: tuple[str, ...]
     left_out: int = 0
-    """words that are not one token"""
+    """number of words that are not one token"""
 
     def families(self) -> Tensor:
-        """[n] int64 one number for all words that differ in case and space only."""
+        """Return one number for all words that differ only in case and space, [n] int64."""
         first: dict[str, int] = {}
         folded = [first.setdefault(word.strip().casefold(), len(first)) for word in self.words]
         return torch.tensor(folded, dtype=torch.int64)
@@ -47,10 +47,10 @@ def words_of(task: str | Mapping[str, str | None], tokenizer: Any) -> Words:
     """Return the words of a task.
 
     Args:
-        task: "first letter": all tokens of the vocabulary that are letters of the alphabet, with
-            one leading space or none, by their first letter; or {word: class}, where None is a word
-            of no class.
-        tokenizer: of the model.
+        task: "first letter" for all tokens of the vocabulary that consist of ASCII letters, with
+            one leading space or none, by their first letter; or {word: class}, with None for a word
+            without a class.
+        tokenizer: tokenizer of the model.
     """
     if isinstance(task, Mapping):
         return _given_words(task, tokenizer)
@@ -105,15 +105,15 @@ def _given_words(task: Mapping[str, str | None], tokenizer: Any) -> Words:
 def prefix_of(
     words: Words, task: object, tokenizer: Any, *, examples: int, template: str | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what stands before every word, and the words that it uses up.
+    """Return the text before every word, and the words used in it as examples.
 
     Args:
-        words: of the task.
-        task: as in `words_of`.
-        tokenizer: of the model.
-        examples: how many solved examples the text holds, of different classes while there are.
-        template: of an example, with {word} and {label}; None: the task's own.
-        seed: of the choice of examples.
+        words: words of the task.
+        task: task, as in `words_of`.
+        tokenizer: tokenizer of the model.
+        examples: number of solved examples in the text, of different classes as far as possible.
+        template: template of an example, with {word} and {label}; None: the task's default.
+        seed: seed of the choice of examples.
 
     Returns:
         [length] int64 tokens, and [used] int64 places of the examples among the words.

@@ -1,4 +1,4 @@
-"""How much of what a probe reads in a word other latents carry than the class's own."""
+"""Absorption of single words: parts of a probe's reading due to latents that are not main ones."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,31 +13,32 @@ from saefast.types import SparseCode, brief
 SILENT = 1e-8
 """Activation below which a latent does not fire"""
 ALIGNED = 0.025
-"""Least cosine with the probe of the latent that absorbs a word whole"""
+"""Least cosine of a latent and the probe for full absorption"""
 ABSORBING = 0.1
-"""Least cosine with the probe of a latent that absorbs a part of a word"""
+"""Least cosine of a latent and the probe for partial absorption"""
 SHARE = 0.4
 """Least share of the probe's reading that absorbing latents contribute"""
 ABSORBERS = 3
-"""Most latents that count as absorbing one word"""
+"""Largest number of latents that count as absorbing one word"""
 
 
 class AbsorbedWords(NamedTuple):
     """Absorption of each of n words."""
 
     fraction: Tensor
-    """[n] float64 in [0, 1]: what absorbing latents contribute, as a share of that and of what the
-    main latents contribute; 0 where they contribute too little"""
+    """[n] float64 in [0, 1]: contribution of absorbing latents, as a share of it and the main
+    latents' contribution; 0 where absorbing latents contribute less than `SHARE` of the reading,
+    where main latents contribute all of it, or where it is not positive"""
     full: Tensor
-    """[n] bool: no main latent fires, and one other latent carries most of the reading"""
+    """[n] bool: no main latent fires, and one other latent contributes at least `SHARE`"""
     reading: Tensor
-    """[n] float64 the row's projection on the probe's direction"""
+    """[n] float64 projection of the row on the probe's direction"""
     main: Tensor
     """[n] float64 contribution of the main latents to it"""
     absorbers: Tensor
-    """[n, 3] int64 latents that may absorb and contribute most; -1 fills up"""
+    """[n, 3] int64 absorbing latents with the largest contributions, padded with -1"""
     contributions: Tensor
-    """[n, 3] float64 theirs; 0 fills up"""
+    """[n, 3] float64 their contributions, padded with 0"""
 
     def __repr__(self) -> str:
         return brief(self)
@@ -59,13 +60,13 @@ def absorbed_words(
     A row d_j may have any norm: z_j * c with d_j / c is the same latent.
 
     Args:
-        code: of the words' rows.
+        code: code of the words' rows.
         rows: [n, d] activations at the words.
         W_dec: [m, d] rows of the decoder.
-        probe: [d] direction that tells the class from others, of any length but zero.
-        main: latents that stand for the class.
-        centre: [d] what is taken from rows before the probe reads them, such as their mean, which
-            no latent explains; None: nothing, as published.
+        probe: [d] direction that separates the class from others, of any length but zero.
+        main: main latents of the class.
+        centre: [d] vector subtracted from rows before the reading, such as their mean, which no
+            latent explains; None: zero, as published.
     """
     checks.floating("rows", rows, "[n, d]")
     checks.floating("W_dec", W_dec, "[m, d]")
@@ -117,6 +118,6 @@ def absorbed_words(
 
 
 def _projected(rows: Tensor, direction: Tensor) -> Tensor:
-    """[n] float64 <row, direction>, in an order of summation that threads do not change."""
+    """Return <row, direction>, [n] float64, summed in an order independent of threads."""
     with one_thread():
         return (rows @ direction.to(rows)).double()
