@@ -1,4 +1,4 @@
-"""A whole run, from activations to the report: settings, presets, stages."""
+"""Runs from activations to the report: settings, presets and stages."""
 
 from saefast.pipeline.presets import PRESETS
 from saefast.pipeline.runner import EVALUATIONS, NAMES, Outcome, run_pipeline, settings_of

@@ -1,4 +1,4 @@
-"""Load SAEs of other runs or folders, to be evaluated beside those of a run."""
+"""SAEs of other runs or folders as conditions of an evaluation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,11 @@ def conditions_beside(
     Args:
         paths: runs, folders of SAEs, or SAEs of any format.
         d: width of the activations that they must encode.
-        where: model and site of those activations, which must be those of runs that name theirs.
+        where: model and site of those activations, which runs with a harvest must share; None: not
+            checked.
+
+    Returns:
+        The conditions in the order of `paths`.
     """
     names = [TRAINED, *CONDITIONS]
     conditions = []
@@ -57,7 +61,7 @@ def fingerprints(paths: Sequence[str]) -> list[str]:
 
 
 def _check_run(path: Path, where: tuple[str, str] | None) -> None:
-    """Refuse a run that is not finished, or whose activations are others."""
+    """Raise if a run is not finished, or is on other activations."""
     if not path.exists():
         raise FileNotFoundError(f"beside must be folders of SAEs, and {path} is not there")
     training = RunFile.read(path)

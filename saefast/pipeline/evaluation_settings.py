@@ -1,6 +1,6 @@
-"""Settings of evaluations, which a run's [evaluate] and the command line give.
+"""Settings of evaluations, from the table [evaluate] of a run or from the command line.
 
-A number that is None is that of the budget; that of `quick` is the smaller one.
+None stands for a default, which for most numbers depends on the budget and is smaller for `quick`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def of_budget(budget: Budget, given: T | None, quick: T, full: T) -> T:
-    """Return a value that was given, else that of the budget."""
+    """Return a given value, or the budget's if it is None."""
     if given is not None:
         return given
     return quick if budget == "quick" else full
@@ -22,16 +22,16 @@ class ProbeSettings:
     """Settings of sparse probing."""
 
     tasks: str = ""
-    """a table of texts and labels (.csv, .parquet or .jsonl); empty: those of the package
+    """table of texts and labels (.csv, .parquet or .jsonl); empty: tasks of the package
     sae-probes"""
     names: tuple[str, ...] = ()
-    """which tasks of the package; none: varied and short ones"""
+    """names of tasks of the package; empty: varied and short ones"""
     k: tuple[int, ...] = (1, 5)
     """numbers of latents of a probe"""
     method: Literal["saefast", "saebench", "sae-probes"] = "saefast"
-    """rule by which latents are chosen and probes fitted"""
+    """rule of choosing latents and fitting probes"""
     limit: int | None = None
-    """number of tasks"""
+    """number of tasks; None: the budget's"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class JudgeSettings:
     """Settings of a judge of explanations."""
 
     judge: str = "rules"
-    """rules; embedding; local:NAME, a language model; or URL#MODEL, an endpoint that serves chat
+    """rules; embedding; local:NAME, a language model; or URL#MODEL, an endpoint for chat
     completions"""
     key_env: str = "OPENAI_API_KEY"
     """environment variable that holds the key of an endpoint"""
@@ -50,21 +50,22 @@ class ExplainSettings(JudgeSettings):
     """Settings of explaining latents by rules, and of judging explanations."""
 
     features: int | None = None
-    """latents of each SAE that are judged; rules are found for all"""
+    """number of judged latents of each SAE, while rules are found for all; None: the budget's"""
 
 
 @dataclass(frozen=True)
 class SteerSettings(JudgeSettings):
-    """Settings of steering; with another judge than rules, it compares texts, too."""
+    """Settings of steering; judges other than rules also compare texts."""
 
     features: int | None = None
-    """latents of each SAE"""
+    """number of latents of each SAE; None: 8"""
     openers: int | None = None
-    """prompts to continue, half of which choose strengths; 8 at most"""
+    """number of prompts to continue, at most 8, half of which choose strengths; None: the
+    budget's"""
     strengths: tuple[float, ...] = (0.8, 1.6, 3.2)
     """multiples of the 99 % quantile of a latent's activation"""
     new_tokens: int = 30
-    """tokens of each text"""
+    """number of tokens of each text"""
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ class EditSettings:
     """Settings of causal editing."""
 
     facts: str = ""
-    """a folder with the data of RAVEL; empty: cities and countries"""
+    """folder with the data of RAVEL; empty: built-in facts about countries, and about cities with
+    the full budget"""
     selector: Literal["attribution", "mask"] = "attribution"
-    """how latents are chosen: by their first-order effect, or by a trained mask"""
+    """choice of latents: by their first-order effect, or by a trained mask"""
     pairs: int | None = None
-    """pairs of entities of each kind"""
+    """number of cause pairs and of isolation pairs of each attribute; None: the budget's"""
     saes: int | None = None
-    """number of the SAEs, and of those of each condition, that are edited with; the first ones"""
+    """number of SAEs, and of SAEs of each condition, to edit with, from the first; None: the
+    budget's"""
 
 
 @dataclass(frozen=True)
@@ -86,4 +89,4 @@ class AbsorbSettings:
     """Settings of absorption."""
 
     words: int | None = None
-    """the most words"""
+    """largest number of words; None: the budget's"""

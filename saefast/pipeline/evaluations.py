@@ -1,4 +1,4 @@
-"""Run evaluations of a subject and keep their scores, a table for all of them."""
+"""Execution of evaluations of a subject, with one table for the scores of all of them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from saefast.run_records import EvaluationSummary, read_record, write_record
 _SCORES = Path(SCORES).name
 
 Measure = Callable[[Subject, EvaluateSettings], Evaluation]
-"""An evaluation of a subject"""
+"""Function that evaluates a subject"""
 
 
 def evaluate_run(name: str, measure: Measure, job: Job) -> None:
-    """Evaluate the SAEs of a run and add what is known of single latents to its features."""
+    """Evaluate the SAEs of a run and add the results on single latents to its features."""
     how = job.settings.evaluate
     found = evaluated(name, measure, subject_of_run(job, how), how)
     if found.features:
@@ -28,7 +28,7 @@ def evaluate_run(name: str, measure: Measure, job: Job) -> None:
 
 
 def evaluated(name: str, measure: Measure, subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Run an evaluation; keep its scores and its summary in the folder of the subject."""
+    """Run an evaluation; write its scores and its summary into the folder of the subject."""
     begun = time.perf_counter()
     found = measure(subject, how)
     _keep_scores(subject.out / _SCORES, found)
@@ -47,7 +47,7 @@ def evaluated(name: str, measure: Measure, subject: Subject, how: EvaluateSettin
 
 
 def kept_evaluation(out: Path, name: str) -> Evaluation:
-    """Read the scores, noise and notes of an evaluation that has finished."""
+    """Read the scores, noise and notes of a finished evaluation."""
     summary = read_record(out / f"{name}.json", EvaluationSummary)
     table = read_table(out / _SCORES)
     if summary is None or table is None:
@@ -62,7 +62,7 @@ def kept_evaluation(out: Path, name: str) -> Evaluation:
 
 
 def _keep_scores(path: Path, found: Evaluation) -> None:
-    """Write the scores in place of those that the evaluation gave before; others stay."""
+    """Replace the evaluation's former scores in the table; other evaluations' are unchanged."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -77,7 +77,7 @@ def _keep_scores(path: Path, found: Evaluation) -> None:
 def _columns(
     features: Sequence[Mapping[str, Any]], sizes: Sequence[int]
 ) -> dict[str, Sequence[Any]]:
-    """Return the columns of all SAEs; those of an SAE that was not evaluated have no values."""
+    """Return the columns for all SAEs, with nulls for SAEs that were not evaluated."""
     every = [*features, *({} for _ in sizes[len(features) :])]
     names = dict.fromkeys(name for each in features for name in each)
     return {

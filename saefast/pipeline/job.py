@@ -1,4 +1,4 @@
-"""What the stages of a run share: its folder, its settings, and what earlier stages left there."""
+"""Shared state of the stages of a run: its folder, its settings and results of earlier stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,25 +24,26 @@ from saefast.train.config import labels_of
 
 @dataclass(frozen=True)
 class Job:
-    """One run: stages read and write through it."""
+    """One run, through which stages read and write."""
 
     run: Path
+    """folder of the run"""
     settings: RunSettings
     progress: bool = True
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """In the order in which everything counts its SAEs."""
+        """Seeds of the SAEs, in the order of all results."""
         return self.settings.train.seeds
 
     @property
     def knows_rows(self) -> bool:
-        """Whether there are activations, beside SAEs."""
+        """Whether the run has activations and not SAEs alone."""
         return not isinstance(self.settings.data, TrainedSettings)
 
     @property
     def train_rows(self) -> Path:
-        """The activations to train on."""
+        """Path of the activations to train on."""
         data = self.settings.data
         if not self.knows_rows:
             raise ValueError(
@@ -53,7 +54,7 @@ class Job:
 
     @property
     def held_out_rows(self) -> Path:
-        """The activations to evaluate on; the same where there are no others."""
+        """Path of the activations to evaluate on, the training ones if there are no others."""
         data = self.settings.data
         if isinstance(data, StoreSettings):
             return Path(data.held_out or data.train)
@@ -63,22 +64,22 @@ class Job:
 
     @property
     def folders(self) -> list[Path]:
-        """Of the SAEs."""
+        """Folders of the SAEs."""
         return [self.run / label for label in labels_of([self.settings.train])]
 
     @cached_property
     def initial(self) -> list[SAE] | None:
-        """What the SAEs begin as; None where they are drawn from their seeds."""
+        """Initial SAEs of the training; None if they are drawn from their seeds."""
         return [load_sae(path) for path in self.settings.trainer.initial] or None
 
     @cached_property
     def saes(self) -> list[SAE]:
-        """As they were trained."""
+        """Trained SAEs."""
         return [load_sae(folder) for folder in self.folders]
 
     @cached_property
     def dictionaries(self) -> list[Dictionary]:
-        """Their features; those count as dead that fire more rarely than the settings ask for."""
+        """Dictionaries of the SAEs; features below the settings' least rate count as dead."""
         rates = self.column("firing_rate")
         least = self.settings.stability.least_rate
         loaded = load_dictionaries(*self.folders, encoder=True)
@@ -89,11 +90,11 @@ class Job:
 
     @cached_property
     def stability(self) -> Stability:
-        """From the matches on disk."""
+        """Stability of all SAEs, from the matches on disk."""
         return self.stability_among(range(len(self.seeds)))
 
     def stability_among(self, places: Sequence[int]) -> Stability:
-        """That of some of the SAEs, scored without the others."""
+        """Score the stability of some of the SAEs without the others."""
         rule = self.settings.stability
         sides = ("decoder", "encoder") if rule.side == "both" else (rule.side,)
         found = [
@@ -111,12 +112,12 @@ class Job:
 
     @property
     def groups(self) -> list[dict[str, Tensor]]:
-        """For each SAE the stable and the unstable features."""
+        """Stable and unstable features of each SAE, {name: [m] bool}."""
         rule = self.settings.stability
         return self.stability.groups(rule.stable, rule.unstable)
 
     def matches(self, side: str, one_to_one: bool = False) -> Pairs:
-        """Every pair, from disk as far as it is there."""
+        """Match every pair of SAEs; pairs already on disk are read."""
         name = f"{side}-one-to-one" if one_to_one else side
         out = self.run / MATCHES / name
         return match_all(
@@ -130,7 +131,7 @@ class Job:
 
     @cached_property
     def language_model(self) -> Any:
-        """The model whose activations these are, in float32; None if the run knows of none."""
+        """Language model of the activations, in float32; None if the run names none."""
         if not isinstance(self.settings.data, HarvestSettings):
             return None
         from saefast.lm import load_model
@@ -138,7 +139,7 @@ class Job:
         return load_model(self.settings.data.model, progress=self.progress)
 
     def column(self, name: str) -> list[Tensor]:
-        """A column of features.parquet, for each SAE."""
+        """Return a column of features.parquet, [m] for each SAE."""
         table = read_table(self.run / FEATURES)
         if table is None or name not in table.column_names:
             raise FileNotFoundError(
@@ -149,7 +150,7 @@ class Job:
         return list(torch.split(values, [sae.m for sae in self.saes]))
 
     def add_features(self, columns: dict[str, Sequence[Any]]) -> None:
-        """Put columns into features.parquet; each is given for each SAE."""
+        """Add columns, given for each SAE, to features.parquet."""
         joined = {name: _joined(parts) for name, parts in columns.items()}
         add_columns(self.run / FEATURES, joined)
 
@@ -164,6 +165,6 @@ def _joined(parts: Sequence[Any]) -> Any:
         return pa.array(part)
 
     arrays = [array(part) for part in parts]
-    # Parts without a value take the type of the others.
+    # Parts without values take the type of the others.
     types = [each.type for each in arrays if not pa.types.is_null(each.type)]
     return pa.chunked_array([each.cast(types[0]) if types else each for each in arrays])

@@ -1,4 +1,4 @@
-"""Build the judge that settings name."""
+"""Construction of the judge that settings name."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ _RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
 
 
 def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> "Judge | None":
-    """Return the judge of a name; None stands for rules.
+    """Build the judge that settings name; None stands for rules.
 
     Args:
-        how: settings that name it.
-        per_prompt: texts that an endpoint sees at once.
+        how: settings with the name of the judge.
+        per_prompt: number of texts in a prompt of an endpoint.
         progress: show progress bars on stderr.
     """
     from saefast.evaluation.explaining.judges import EmbeddingJudge, EndpointJudge, LocalJudge

@@ -1,4 +1,4 @@
-"""Runs that need no file of settings."""
+"""Preset settings of runs, which need no file."""
 
 from saefast.pipeline.settings import (
     EvaluateSettings,
@@ -36,7 +36,7 @@ DEMO = RunSettings(
         seeds=(0, 1, 2, 3),
         tokens=700_000,
         batch_size=1024,
-        lr=3e-3,  # in so few steps, smaller ones leave seeds where they began
+        lr=3e-3,  # smaller rates hardly move the weights in so few steps
         auxk=AuxK(dead_after=100_000),
     ),
     subspace=SubspaceSettings(draws=10),
@@ -45,4 +45,4 @@ DEMO = RunSettings(
 )
 
 PRESETS = {"demo": DEMO, "quick": QUICK}
-"""What `saefast run` takes instead of a file"""
+"""Settings that `saefast run` accepts by name instead of a file"""

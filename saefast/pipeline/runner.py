@@ -1,4 +1,4 @@
-"""Runs the stages of a run in their order."""
+"""Execution of the stages of a run in their order."""
 
 import contextlib
 import hashlib
@@ -46,15 +46,15 @@ from saefast.train.checkpoint import RUN, RunFile
 
 
 class Stage(NamedTuple):
-    """One step from files to files."""
+    """One step of a run, which reads and writes files."""
 
     name: str
     needs: tuple[str, ...]
     work: Callable[[Job], None]
     depends: Callable[[Job], Any]
-    """what of the settings decides its result"""
+    """function that returns the settings on which the result depends"""
     files: tuple[str, ...]
-    """what is there once it is finished, in the folder of the run"""
+    """files and folders that exist in the run's folder once the stage is finished"""
     title: str
 
 
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
     stage: str
     seconds: float
     skipped: bool
-    """it was finished before"""
+    """whether it had been finished before"""
     written: tuple[Path, ...]
 
 
@@ -86,13 +86,13 @@ def _part(*names: str) -> Callable[[Job], Any]:
 
 
 def _worth(job: Job) -> Any:
-    """Return the settings of stage evaluate itself, without those of evaluations by name."""
+    """Return the settings of stage evaluate itself, without settings of evaluations by name."""
     told = job.settings.to_dict()["evaluate"]
     return [{name: told[name] for name in ("draws", "tokens", "contexts")}]
 
 
 def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
-    """Build the stage of an evaluation, which no other stage needs."""
+    """Build the stage of an evaluation, on which no other stage depends."""
 
     def depends(job: Job) -> Any:
         told = job.settings.to_dict()["evaluate"]
@@ -203,16 +203,23 @@ def run_pipeline(
     progress: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Do every stage up to `until`, with one language model for all of them.
+    """Run every stage up to `until`, with one language model for all of them.
 
     Args:
-        settings: of all stages; they are kept in OUT/settings.json.
-        out: the folder of the run.
-        until: the last stage, or several; those that they do not need are left out.
-        resume: go on with the run in `out`: stages that are finished are skipped, one that was
-            interrupted goes on, and those whose settings have changed are made again.
+        settings: settings of all stages, which are written to OUT/settings.json.
+        out: folder of the run.
+        until: last stage, or several; stages on which they do not depend are left out.
+        resume: continue the run in `out`: finished stages are skipped, an interrupted stage is
+            continued, and stages whose settings have changed are repeated.
         progress: show progress bars on stderr.
-        tell: gets a line as each stage begins.
+        tell: callback that gets a line as each stage begins.
+
+    Returns:
+        Outcomes of the stages, in their order.
+
+    Raises:
+        FileExistsError: `out` contains a run and `resume` is False.
+        ValueError: `until` is unknown, or the settings do not allow its stages.
     """
     last = [until] if isinstance(until, str) else list(until)
     for name in last:
@@ -242,9 +249,9 @@ def run_pipeline(
 
 
 def begin_run(job: Job) -> bool:
-    """Make the folder of a run and keep its settings there; return whether SAEs were trained."""
+    """Create the folder of a run with its settings; return whether a training exists there."""
     job.run.mkdir(parents=True, exist_ok=True)
-    # Other settings than those it was trained with are refused, and must not stay in their place.
+    # Training refuses settings that differ from the recorded ones, so these are not overwritten.
     trained = RunFile.read(job.run) is not None
     if not trained:
         write_json(job.run / SETTINGS, job.settings.to_dict())
@@ -252,12 +259,19 @@ def begin_run(job: Job) -> bool:
 
 
 def is_finished_until(job: Job, until: str) -> bool:
-    """Return whether nothing is left to do for a stage and those it needs."""
+    """Return whether a stage and the stages on which it depends are finished."""
     return all(is_finished(job, name) for name in _needed(until))
 
 
 def settings_of(run: str | Path) -> RunSettings:
-    """Return the settings of a run."""
+    """Return the settings of a run.
+
+    Args:
+        run: folder of the run, or of a training by `train_saes`.
+
+    Returns:
+        Settings of all stages.
+    """
     path = Path(run) / SETTINGS
     told = read_json(path) or _settings_of_training(Path(run))
     if told is None:
@@ -276,7 +290,7 @@ def settings_of(run: str | Path) -> RunSettings:
 
 
 def _settings_of_training(run: Path) -> dict[str, Any] | None:
-    """Those of a folder that `train_saes` alone has written."""
+    """Return the settings of a folder written by `train_saes` alone, None if it is no such one."""
     training = RunFile.read(run)
     if training is None:
         return None
@@ -291,7 +305,7 @@ def _settings_of_training(run: Path) -> dict[str, Any] | None:
 
 
 def check_run(job: Job, until: str) -> None:
-    """Raise an error, before anything is written or trained, if the stages up to one cannot run."""
+    """Raise, before anything is written or trained, if the stages up to one cannot run."""
     wanted = _needed(until)
     if (job.run / INDEX).is_file():
         raise FileExistsError(f"out must be the folder of a run, but {job.run} holds activations")
@@ -313,19 +327,19 @@ def _needed(name: str) -> set[str]:
 
 
 def _digest(job: Job, stage: Stage) -> str:
-    """Of all that decides the stage's result: its settings and those of the stages before it."""
+    """Return a hash of the settings of a stage and of the stages on which it depends."""
     before = [_digest(job, _BY_NAME[need]) for need in stage.needs]
     told = json.dumps([stage.name, stage.depends(job), before], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _records(job: Job) -> dict[str, StageRecord]:
-    """Return what is known of finished stages."""
+    """Return the records of finished stages."""
     return read_record(job.run / STAGES, dict[str, StageRecord]) or {}
 
 
 def is_finished(job: Job, name: str) -> bool:
-    """Return whether what a stage wrote is there and goes with the settings."""
+    """Return whether the files of a stage exist and match the settings."""
     stage = _BY_NAME[name]
     record = _records(job).get(name)
     there = all((job.run / file).exists() for file in stage.files)
@@ -335,7 +349,7 @@ def is_finished(job: Job, name: str) -> bool:
 def finish_stage(job: Job, name: str, seconds: float) -> None:
     """Record that a stage is finished.
 
-    What came of later stages counts no more: it was made from what has just been replaced.
+    Records of later stages are removed, since they were computed from the replaced result.
     """
     records = _records(job)
     for other in NAMES:
@@ -345,5 +359,5 @@ def finish_stage(job: Job, name: str, seconds: float) -> None:
     records[name] = StageRecord(_digest(job, _BY_NAME[name]), round(seconds, 1))
     write_record(job.run / STAGES, records)
     shutil.rmtree(job.run / UNFINISHED / name, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it is not there, or another stage's are
+    with contextlib.suppress(OSError):  # it is missing, or holds other stages' folders
         (job.run / UNFINISHED).rmdir()

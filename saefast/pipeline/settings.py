@@ -83,8 +83,10 @@ class StoreSettings:
 
 @dataclass(frozen=True)
 class TrainedSettings:
-    """Settings of a folder written by `train_saes`, whose activations are not known: its SAEs can
-    be matched and scored, and their subspaces compared."""
+    """Settings of a folder written by `train_saes`, whose activations are not known.
+
+    Its SAEs can be matched and scored, and their subspaces compared.
+    """
 
 
 Data = HarvestSettings | PlantedSettings | StoreSettings | TrainedSettings
@@ -268,7 +270,7 @@ def _parsed(text: str, suffix: str) -> Any:
 
 
 def settings_from(told: Any) -> RunSettings:
-    """Return settings from tables: one for each part, exactly one of them a source of rows."""
+    """Build settings from tables: one for each part, exactly one of them a source of rows."""
     if not isinstance(told, dict):
         raise TypeError(f"settings must be tables such as [train], got {type(told).__name__}")
     parts = {part.name: part for part in dataclasses.fields(RunSettings) if part.name != "data"}
@@ -290,14 +292,14 @@ def settings_from(told: Any) -> RunSettings:
 
 
 def from_dict(kind: Any, told: Any, name: str, default: Any = None) -> Any:
-    """Return a dataclass from a table; keys without a field are refused by name.
+    """Build a dataclass from a table; keys without a field raise an error.
 
     Args:
-        kind: the dataclass.
-        told: the table.
-        name: of the table, for errors.
-        default: an instance with the values of fields that the table leaves out; None: each field
-            has its own default.
+        kind: dataclass to build.
+        told: table of values by name.
+        name: name of the table, for errors.
+        default: instance with the values of fields that the table leaves out; None: each field's
+            own default.
     """
     if not isinstance(told, dict):
         raise TypeError(f"{name} must be a table, got {type(told).__name__}")

@@ -1,4 +1,4 @@
-"""Gather the model, SAEs, groups, held-out rows and rivals that evaluations are of."""
+"""Subjects of evaluations: a model with SAEs, groups, held-out rows and rivals."""
 
 import hashlib
 import json
@@ -38,39 +38,39 @@ _CALIBRATION_ROWS = 4096
 _HELD_OUT = "held-out"
 _BASELINES = "baselines"
 HELD_OUT_TOKENS = 20_000
-"""Tokens to read for SAEs that belong to no run"""
+"""Number of held-out tokens to read for SAEs that belong to no run"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """SAEs to evaluate, and everything that an evaluation of them needs."""
+    """SAEs to evaluate, with all inputs of evaluations."""
 
     model: "LanguageModel"
     site: int | str
     saes: list[SAE]
     stability: Stability | None
-    """of the SAEs; None for a single one"""
+    """stability of the SAEs; None for a single one"""
     matches: Mapping[tuple[int, int], Matches] | None
-    """between every two SAEs"""
+    """matches between every two SAEs"""
     groups: list[dict[str, Tensor]] | None
     """for each SAE its stable and unstable latents, {name: [m] bool}"""
     mass: list[Tensor]
     """for each SAE [m] the activation mass of its latents"""
     train: Path | None
-    """activations to calibrate rivals on; None: those that are held out"""
+    """activations to calibrate rivals on; None: the held-out ones"""
     held_out: Path
     """store of held-out activations with their tokens"""
     baselines: tuple[Condition, ...] = ()
-    """baselines that were trained"""
+    """trained baselines"""
     beside: tuple[Condition, ...] = ()
-    """SAEs of other runs or folders, by the names of those"""
+    """SAEs of other runs or folders, named after them"""
     out: Path
     """folder of the results"""
     progress: bool = True
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
-        """Rivals without training, then the trained baselines, then the SAEs beside."""
+        """Rivals without training, then the trained baselines, then SAEs of other runs."""
         source = str(self.train or self.held_out)
         first = next(iter(OnePass(source, batch_size=_CALIBRATION_ROWS, progress=False)))
         return (*rival_conditions(self.saes, first.x.float()), *self.baselines, *self.beside)
@@ -81,7 +81,7 @@ class Subject:
         return tuple(each for each in self.conditions if each.name not in COORDINATES)
 
     def first(self, number: int) -> "Subject":
-        """Return a subject of the first SAEs of each kind; it knows of no stability or matches."""
+        """Return a subject of the first SAEs of each condition, without stability and matches."""
 
         def cut(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
             return tuple(replace(each, saes=each.saes[:number]) for each in conditions)
@@ -99,7 +99,7 @@ class Subject:
 
 
 def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
-    """Gather a run's own model, SAEs, groups and rows; train the baselines that it lacks."""
+    """Build the subject of a run's own model, SAEs, groups and rows; train missing baselines."""
     data = job.settings.data
     if not isinstance(data, HarvestSettings):
         raise ValueError(
@@ -126,7 +126,7 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
 
 
 def _trained_baselines(job: Job, names: Sequence[str], parent: Path) -> tuple[Condition, ...]:
-    """Train the baselines that are not there yet."""
+    """Return the baselines of a run; missing ones are trained."""
     if not names:
         return ()
     trained = train_baselines(
@@ -141,7 +141,7 @@ def _trained_baselines(job: Job, names: Sequence[str], parent: Path) -> tuple[Co
 
 
 def _folder_of_baselines(job: Job, baselines: Sequence[str], parent: Path) -> Path:
-    """Return the folder for these baselines; those of other settings are removed."""
+    """Return the folder for given baselines; folders of other settings are removed."""
     settings = job.settings.to_dict()
     decisive = [settings["train"], settings["harvest"], list(baselines)]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -162,17 +162,17 @@ def subject_of_saes(
     tokens: int = HELD_OUT_TOKENS,
     progress: bool = True,
 ) -> Subject:
-    """Gather SAEs of any format with a model; harvest held-out rows of the built-in corpus.
+    """Build the subject of SAEs of any format; harvest held-out rows of the built-in corpus.
 
     Two or more SAEs are matched and scored, for groups of stable and unstable latents.
 
     Args:
         paths: files or folders of the SAEs.
-        model: as `saefast.lm.load_model` takes it.
-        site: the module whose activations the SAEs encode.
-        out: folder of the results, which keeps the rows.
-        beside: runs or folders of SAEs to evaluate beside them.
-        tokens: rows to harvest.
+        model: name of the model, as in `saefast.lm.load_model`.
+        site: module whose activations the SAEs encode.
+        out: folder of the results and of the harvested rows.
+        beside: runs or folders of SAEs to evaluate in the same way.
+        tokens: number of rows to harvest.
         progress: show progress bars on stderr.
     """
     from saefast.lm import builtin_corpus, harvest, load_model

@@ -1,7 +1,7 @@
-"""Stages harvest and train of several runs at once: one pass of the model, one of the rows.
+"""Stages harvest and train of several runs at once: one pass of the model, one over the rows.
 
-Every run ends as if it had done both stages alone, but for its rows, which are links to stores that
-the runs share.
+The result of every run is the same as from both stages alone, except that its rows are links to
+stores that the runs share.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from saefast.train.train import Training, train_runs
 
 
 def store_key(settings: RunSettings) -> str:
-    """Return a name that runs share whose rows come from one pass of one model."""
+    """Return a name that is equal for runs whose rows come from one pass of one model."""
     told = dataclasses.asdict(settings.data)
     if isinstance(settings.data, HarvestSettings):
         del told["site"]
@@ -32,7 +32,7 @@ def store_key(settings: RunSettings) -> str:
 
 
 def stream_key(settings: RunSettings) -> str:
-    """Return a text that runs share whose SAEs can be trained on one pass over the rows."""
+    """Return a text that is equal for runs whose SAEs can be trained in one pass over the rows."""
     trainer = dataclasses.asdict(settings.trainer)
     del trainer["initial"]
     shared = [getattr(settings.train, name) for name in SHARED]
@@ -43,7 +43,7 @@ def harvest_together(jobs: Sequence[Job], stores: Path, *, progress: bool = True
     """Write the rows of runs with one `store_key`, and link them into the folder of each.
 
     Args:
-        jobs: the runs.
+        jobs: runs to harvest.
         stores: folder of all stores.
         progress: show progress bars on stderr.
     """
@@ -72,10 +72,10 @@ def harvest_together(jobs: Sequence[Job], stores: Path, *, progress: bool = True
 
 
 def train_together(jobs: Sequence[Job], *, progress: bool = True) -> None:
-    """Train the SAEs of runs with one `stream_key`, whose rows are there, on one pass over these.
+    """Train the SAEs of runs with one `stream_key` in one pass over their harvested rows.
 
     Args:
-        jobs: the runs.
+        jobs: runs to train.
         progress: show a progress bar on stderr.
     """
     begun = time.perf_counter()
@@ -109,7 +109,7 @@ def _site(job: Job) -> str:
 
 
 def _link(link: Path, store: Path) -> None:
-    """Make a relative link, so that the folder of all can be moved; rows of the run's own stay."""
+    """Create a relative link, so that the common folder can be moved; existing rows are kept."""
     target = os.path.relpath(store.resolve(), link.parent.resolve())
     if link.is_symlink():
         if os.readlink(link) == target:

@@ -1,1 +1,1 @@
-"""The stages of a run, a module for each: from files to files."""
+"""Stages of a run, one module for each, which read and write files."""

@@ -1,4 +1,4 @@
-"""Stage absorb: classes of words that a latent should stand for and does not."""
+"""Stage absorb: words on which the main latents of their class fail to fire."""
 
 from saefast.evaluation.absorption import absorb as absorb_saes
 from saefast.evaluation.scores import Evaluation
@@ -15,7 +15,7 @@ def absorb(job: Job) -> None:
 
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Measure absorption in a subject: first letters of words of one token."""
+    """Measure absorption in a subject, for the first letters of words of one token."""
     return absorb_saes(
         subject.model,
         subject.site,

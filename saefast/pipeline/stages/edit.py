@@ -1,4 +1,4 @@
-"""Stage edit: change one attribute of entities by interchanging latents."""
+"""Stage edit: changes of one attribute of entities by interchanging latents."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def edit(job: Job) -> None:
 
 
 def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
-    """Edit with the first SAEs of a subject; what the model knows is kept in its folder."""
+    """Edit with the first SAEs of a subject; the model's answers are stored in its folder."""
     settings = how.edit
     some = subject.first(of_budget(how.budget, settings.saes, 1, 2))
     knowledge = known_facts(
@@ -40,7 +40,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
 
 
 def _facts(how: EvaluateSettings) -> Sequence[Facts]:
-    """Return the facts of a folder, or built-in ones: of countries alone for a quick budget."""
+    """Return the facts of a folder, or built-in ones, with a quick budget only of countries."""
     if how.edit.facts:
         return ravel_facts(how.edit.facts)
     cities, countries = places()

@@ -1,4 +1,4 @@
-"""Stage evaluate: what groups of features, and single ones, are worth on held-out data."""
+"""Stage evaluate: contributions of groups and of single features on held-out data."""
 
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(job: Job) -> None:
-    """What the groups, and single features, are worth on held-out rows."""
+    """Measure the contributions of groups and of single features on held-out rows."""
     how, rows = job.settings.evaluate, str(job.held_out_rows)
     mass = job.column("mass")
     found = feature_function(
@@ -64,7 +64,7 @@ def evaluate(job: Job) -> None:
 
 
 def _patched(job: Job, mass: list[Tensor]) -> PatchingRecord | None:
-    """CE and KL with reconstructions of the first SAE, all of it and groups of features."""
+    """Measure CE and KL with reconstructions by the first SAE, whole and by groups of features."""
     how, data = job.settings.evaluate, job.settings.data
     if job.language_model is None or how.tokens == 0:
         return None

@@ -1,4 +1,4 @@
-"""Stage explain: rules for all latents, and how well a judge can use them."""
+"""Stage explain: rules for all latents, and a judge's scores of explanations."""
 
 from saefast.evaluation.explaining import explain as explain_saes
 from saefast.evaluation.scores import Evaluation
@@ -19,9 +19,9 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
     """Explain the latents of a subject.
 
     Args:
-        subject: the SAEs, their model and held-out rows.
-        how: settings; of `explain` and the budget.
-        dry_run: count what a judge would be asked, and ask nothing.
+        subject: SAEs with their model and held-out rows.
+        how: settings, of which `explain` and the budget are used.
+        dry_run: count the judge's requests without sending any.
     """
     return explain_saes(
         subject.model,

@@ -1,4 +1,4 @@
-"""Stage harvest: activations to train on, and others to evaluate on."""
+"""Stage harvest: activations to train on, and held-out activations to evaluate on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from saefast.progress import ProgressBar
 
 
 def harvest(job: Job) -> None:
-    """Write both stores; what is there already stays."""
+    """Write both stores; existing rows are kept."""
     data = job.settings.data
     if isinstance(data, HarvestSettings):
         harvest_sites(data, data.site, job.train_rows, job.held_out_rows, job.progress)
@@ -23,7 +23,7 @@ def harvest(job: Job) -> None:
 
 
 def corpus_of(data: HarvestSettings) -> Any:
-    """The text of a run, as a `saefast.lm.Corpus`."""
+    """Return the text of a run as a `saefast.lm.Corpus`."""
     from saefast.lm import builtin_corpus, text_files
 
     return text_files(data.text) if data.text else builtin_corpus()
@@ -35,15 +35,15 @@ def harvest_sites(
     """Write the rows of one or several sites, in one pass of the model for each of two parts.
 
     Args:
-        data: settings of the harvest; its site counts for nothing.
-        sites: one site, whose stores are `train` and `held_out`, or several, which get folders in
-            these.
-        train: place of the rows to train on.
-        held_out: place of the rows to evaluate on.
+        data: settings of the harvest; its site is ignored.
+        sites: one site, whose stores are `train` and `held_out`, or several, whose stores are
+            folders in these.
+        train: path of the rows to train on.
+        held_out: path of the rows to evaluate on.
         progress: show progress bars on stderr.
 
     Returns:
-        For each site its two stores.
+        For each site its stores to train and to evaluate on.
     """
     from saefast.lm import harvest as harvest_store
     from saefast.lm import load_model
@@ -71,7 +71,7 @@ def harvest_sites(
 
 
 def plant(data: PlantedSettings, train: Path, held_out: Path, progress: bool) -> None:
-    """Write rows of known features: those to train on, and those to evaluate on."""
+    """Write rows of planted features to train on and to evaluate on."""
     _planted(data, data.rows, 0, train, progress)
     _planted(data, data.held_out, 1, held_out, progress)
 

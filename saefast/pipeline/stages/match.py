@@ -1,4 +1,4 @@
-"""Stage match: every pair of SAEs, and what it has in common."""
+"""Stage match: matches between every pair of SAEs, and their overlap."""
 
 from itertools import combinations
 
@@ -11,7 +11,7 @@ _SIDES = ("decoder", "encoder")
 
 
 def match(job: Job) -> None:
-    """Every pair of SAEs, by decoder and by encoder, and what each pair has in common."""
+    """Match every pair of SAEs by decoder and by encoder, and measure the overlap of each pair."""
     by_side = {side: job.matches(side) for side in _SIDES}
     rows = []
     for a, b in combinations(range(len(job.seeds)), 2):

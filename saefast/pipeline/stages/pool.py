@@ -1,4 +1,4 @@
-"""Stage pool: one SAE of all, and whether that is worth it."""
+"""Stage pool: one SAE from the features of all, compared with its controls."""
 
 import shutil
 from dataclasses import replace
@@ -18,9 +18,9 @@ from saefast.train.train import train_saes
 
 
 def pool(job: Job, unfinished: Path) -> None:
-    """One SAE from all, and whether that beats its controls.
+    """Pool the features of all SAEs into one, and compare pools with their controls.
 
-    Trainings go on from the folder `unfinished`, which is for nothing else.
+    Trainings resume from the folder `unfinished`, which must not be used for anything else.
     """
     how, config, rows = job.settings.pool, job.settings.train, str(job.train_rows)
     tokens = how.tokens or max(config.tokens // 4, 1)
@@ -40,7 +40,7 @@ def pool(job: Job, unfinished: Path) -> None:
         device=job.settings.trainer.device,
         checkpoint_minutes=job.settings.trainer.checkpoint_minutes,
     )
-    # Where what a kill leaves of the writing goes, too, once the stage is finished.
+    # Remains of an interrupted write are in a folder that is removed when the stage is finished.
     written = save_sae(tuned, unfinished / POOLED)
     shutil.rmtree(job.run / POOLED, ignore_errors=True)
     written.rename(job.run / POOLED)
@@ -92,7 +92,7 @@ def _compared(
 
 
 def _first(pool: Dictionary, width: int) -> Dictionary:
-    """The pool cut to the features that were taken first."""
+    """Return the pool restricted to its first features."""
 
     def cut(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[:width]

@@ -1,4 +1,4 @@
-"""Stage probe: how well a few latents tell the classes of labelled tasks apart."""
+"""Stage probe: classification of labelled tasks by a few latents."""
 
 from saefast.evaluation.probing import LabelledTask, labelled_tasks, table_tasks
 from saefast.evaluation.probing import probe as probe_saes
@@ -35,7 +35,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
 
 
 def _tasks(how: EvaluateSettings) -> list[LabelledTask]:
-    """Return the tasks of a table, or as many of the package's as the budget has."""
+    """Return the tasks of a table, or the package's tasks, as many as the budget allows."""
     settings = how.probe
     if settings.tasks:
         return table_tasks(settings.tasks)

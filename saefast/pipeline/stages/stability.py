@@ -1,4 +1,4 @@
-"""Stage stability: the score of every feature, and in how many SAEs features are."""
+"""Stage stability: the stability score of every feature, and the number of SAEs that share it."""
 
 from saefast.pipeline.job import Job
 from saefast.run_folder import MEMBERSHIP, STABILITY
@@ -9,7 +9,7 @@ from saefast.stability.score import stability_curve
 
 
 def stability(job: Job) -> None:
-    """The score of every feature, and what all of them make up."""
+    """Score the stability of every feature, and summarise it over SAEs and subsets of SAEs."""
     found, rule = job.stability, job.settings.stability
     groups = job.groups
     names = []
@@ -46,8 +46,8 @@ def stability(job: Job) -> None:
 
 
 def _membership(found: Stability) -> MembershipRecord:
-    """Return in how many SAEs features are, and how that goes on."""
+    """Return the numbers of features by the number of SAEs that share them, and their curve."""
     curve, law = subset_curve(found), None
-    if len(curve) > 3:  # three points are met by any power law
+    if len(curve) > 3:  # a power law fits any three points
         law = fit_power_law([p.dictionaries for p in curve], [p.alone for p in curve])
     return MembershipRecord(membership_counts(found).tolist(), curve, law)

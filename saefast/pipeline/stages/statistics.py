@@ -1,4 +1,4 @@
-"""Stage statistics: what every feature does, and the text around it."""
+"""Stage statistics: firing statistics of every feature, and the text around its firings."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _TOP = 100
 
 
 def statistics(job: Job) -> None:
-    """What every feature does on the training rows: begins features.parquet."""
+    """Measure the firings of every feature on the training rows, and create features.parquet."""
     if not job.knows_rows:
         job.add_features(_known_of(job))
         return
@@ -49,7 +49,7 @@ def _seeds(job: Job) -> dict[str, Any]:
 
 
 def _known_of(job: Job) -> dict[str, Any]:
-    """What the files of the SAEs say themselves."""
+    """Return the columns that are known from the files of the SAEs."""
     return _seeds(job) | {
         "feature": [torch.arange(sae.m) for sae in job.saes],
         "firing_rate": [
@@ -60,13 +60,13 @@ def _known_of(job: Job) -> dict[str, Any]:
 
 
 def _token_texts(tokenizer: Any, each: FeatureStatistics) -> list[str | None]:
-    """The token that tells best whether a feature fires."""
+    """Return the text of the token that best predicts each feature's firings, or None."""
     assert each.token is not None
     return [tokenizer.decode([token]) if token >= 0 else None for token in each.token.tolist()]
 
 
 def _write_contexts(job: Job, found: list[FeatureStatistics]) -> None:
-    """The text around each feature's largest activations."""
+    """Write the text around each feature's largest activations."""
     from saefast.lm import contexts
 
     store = open_activations(str(job.train_rows))

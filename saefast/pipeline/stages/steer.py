@@ -1,4 +1,4 @@
-"""Stage steer: whether text shows a latent whose direction is added."""
+"""Stage steer: texts written along latents, and whether they show them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,14 +41,14 @@ def steer(job: Job) -> None:
 
 
 def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -> Evaluation:
-    """Steer with a subject, whose latents rules explain.
+    """Steer with the latents of a subject, which are explained by rules.
 
-    A quick budget has no conditions but those that the settings put beside the SAEs.
+    With a quick budget, the only conditions are SAEs of other runs.
 
     Args:
-        subject: the SAEs, their model and held-out rows.
-        how: settings; of `steer` and the budget.
-        dry_run: count what a judge would be asked, and steer nothing.
+        subject: SAEs with their model and held-out rows.
+        how: settings, of which `steer` and the budget are used.
+        dry_run: count the judge's requests without steering.
     """
     settings = how.steer
     conditions = of_budget(how.budget, None, subject.beside, subject.sparse_conditions)
@@ -98,7 +98,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
 
 
 class _Sizes:
-    """How much a budget steers."""
+    """Sizes of steering for a budget."""
 
     def __init__(self, how: EvaluateSettings) -> None:
         self.features = 8 if how.steer.features is None else how.steer.features
@@ -109,7 +109,7 @@ class _Sizes:
 
 
 def _raters(judge: Judge | None, subject: Subject) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what lets `steer` use a judge, nothing where it cannot tell; and its calibration."""
+    """Return the arguments that give `steer` a judge, none for a failing judge, and notes."""
     if judge is None:
         return {}, ()
     calibration = calibrate(judge, subject.model.tokenizer)
@@ -122,14 +122,14 @@ def _raters(judge: Judge | None, subject: Subject) -> tuple[dict[str, Any], tupl
 
 
 def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) -> str:
-    """Tell what the comparisons and the calibration would cost, as a sentence."""
+    """Return a sentence on the cost of the comparisons and the calibration."""
     if judge is None:
         return "steer: rules are executed; no judge would be asked"
     each = comparisons(len(sizes.openers), len(sizes.strengths), len(sizes.controls))
     explanations, texts = [], []
     for latent in range(latents):
         for number in range(each):
-            # Two texts, in either order; all of typical length, and different ones.
+            # Two texts of typical length in both orders, different for each comparison.
             pair = ["word " * sizes.new_tokens + f"{latent}.{number}", "word " * sizes.new_tokens]
             texts += [*pair, *pair[::-1]]
             explanations += [f"{TYPICAL}{latent}"] * 4
@@ -153,6 +153,6 @@ def _callables(rules: FeatureRules, tokenizer: Any) -> dict[int, Callable[[Tenso
 
 
 def _holds(rule: Rule, tokenizer: Any, tokens: Tensor) -> Tensor:
-    """[n, length] bool: where the rule holds on tokens [n, length]."""
+    """Return where the rule holds on tokens [n, length], [n, length] bool."""
     held = RuleReader(text_of_sequences(tokens.tolist(), tokenizer)).holds(rule)
     return torch.from_numpy(held).reshape(tokens.shape)

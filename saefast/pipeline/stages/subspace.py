@@ -1,4 +1,4 @@
-"""Stage subspace: the planes that groups of features span, and what groups add to tokens."""
+"""Stage subspace: the subspaces that groups of features span, and their contributions to tokens."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from saefast.train.initial import Sample, Scales, begin
 
 
 def subspace(job: Job) -> None:
-    """The planes of stable and unstable features and what they add to tokens, beside nulls."""
+    """Compare the subspaces and the contributions of stable and unstable features with nulls."""
     how = job.settings.subspace
     covariance = None
     if job.knows_rows:
@@ -52,7 +52,7 @@ def subspace(job: Job) -> None:
 
 
 def _untrained(job: Job) -> list[Tensor] | None:
-    """The decoders that training began with; None where they hang on the first rows."""
+    """Return the initial decoders of the training; None if they depend on the first rows."""
     config, given = job.settings.train, job.initial
     if given is not None:
         return [sae.W_dec.detach() for sae in given]

@@ -1,13 +1,13 @@
-"""Stage train: the SAEs."""
+"""Stage train: training of the SAEs of all seeds."""
 
 from saefast.pipeline.job import Job
 from saefast.train.train import train_saes
 
 
 def train(job: Job) -> None:
-    """The SAEs."""
+    """Train the SAEs, unless the run began with trained ones."""
     if not job.knows_rows:
-        return  # they are what the run began with
+        return  # the run began with trained SAEs
     how = job.settings.trainer
     train_saes(
         str(job.train_rows),
