@@ -53,7 +53,7 @@ def rival_conditions(
     """Build conditions that need no training.
 
     - untrained: for each SAE one of the same shape and variant with random directions. Variants
-      with a threshold get the threshold at which as many latents are active per row.
+      other than TopK get a common threshold at which about as many latents are active per row.
     - permuted_decoder: each SAE with the rows of its decoder shuffled. Scores that depend on the
       encoder alone must not change; scores that need the decoder must fall to their floor.
     - residual: the coordinates of the activation, each a latent that is always active.

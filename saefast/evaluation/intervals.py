@@ -142,8 +142,13 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Interval:
     """Return AUROC with DeLong's interval on the logit scale.
 
     Where the classes are separated without error, DeLong's variance is zero. The inner end of the
-    interval is then 0.025 ** (1 / n) at an AUROC of 1, and one minus that at 0, with n the size of
-    the smaller class.
+    interval is then `0.025 ** (1 / n)` at an AUROC of 1, with n the size of the smaller class: the
+    value that n pairs of independent items miss with a probability of 2.5 %. At 0 it is one minus
+    this value.
+
+    Args:
+        labels: [n] bool; both classes must occur, else the result is NaN.
+        scores: [n] scores; equal scores count half.
     """
     above, below = _placements(labels, scores)
     if not len(above):
@@ -190,8 +195,8 @@ def _table(name: str, values: ArrayLike) -> Floats:
 def _counts(generator: np.random.Generator, n: int, draws: int) -> Floats:
     """Return how often each item occurs in resamples of n - 1 items, [draws, n].
 
-    Resamples of n items would have a variance smaller than that of the mean by the factor
-    (n - 1) / n, which matters for a few seeds (Rao and Wu 1988).
+    The variance of resamples of n items would be smaller than the variance of the mean by the
+    factor (n - 1) / n, which matters for a few seeds (Rao and Wu 1988).
     """
     size = max(n - 1, 1)
     counts: Floats = generator.multinomial(size, np.full(n, 1 / n), size=draws).astype(np.float64)

@@ -32,7 +32,7 @@ def scores_of_items(
         seed: seed of the bootstrap over seeds and items.
 
     Returns:
-        Scores as in `measured`, without those of single items.
+        Scores as in `measured`, without scores of single items.
     """
     items = np.shape(next(iter(values.values())))[1]
     scores = measured(

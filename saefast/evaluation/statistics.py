@@ -142,7 +142,7 @@ def feature_statistics(
     batch_size: int = 4096,
     progress: bool = True,
 ) -> list[FeatureStatistics]:
-    """Measure when and how strongly the features of several SAEs fire, in one pass.
+    """Compute statistics of the firings of the features of several SAEs, in one pass.
 
     Memory does not grow with the activations: beside a batch it is about
     20 * m * (1.5 * top + 1.5 * sample) bytes for each SAE.
@@ -304,7 +304,7 @@ def _folded(tokens: Tensor, folded: Tensor | None) -> Tensor:
 
 
 def _added(counts: Tensor, tokens: Tensor) -> Tensor:
-    """Return the counts of tokens with those of further rows added."""
+    """Return the counts of tokens with the tokens of further rows added."""
     more = torch.bincount(tokens, minlength=len(counts))
     more[: len(counts)] += counts
     return more

@@ -11,7 +11,7 @@ _RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
 
 
 def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> "Judge | None":
-    """Build the judge that settings name; None stands for rules.
+    """Build the judge that settings name, or return None for rules.
 
     Args:
         how: settings with the name of the judge.

@@ -78,7 +78,7 @@ class StoreSettings:
     train: str
     """store written by `saefast harvest`, or an .npy, .pt or .safetensors file"""
     held_out: str = ""
-    """activations to evaluate on, in the same form; empty: those of the training"""
+    """activations to evaluate on, in the same form; empty: the training activations"""
 
 
 @dataclass(frozen=True)

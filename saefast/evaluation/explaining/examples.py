@@ -133,7 +133,7 @@ class Examples:
         return Window(self._text, first, end, strength)
 
     def _holding(self, latent: int) -> Booleans:
-        """Return the mask [windows] of those with the token on which the latent fires most."""
+        """Return the mask [windows] of windows with the latent's most frequent token."""
         rows, _ = self._firings.of(latent)
         known = rows[self._text.explaining[rows]]
         holding = np.zeros(len(self._text.full), dtype=bool)
@@ -143,7 +143,7 @@ class Examples:
         return holding
 
     def _neighbours(self, latent: int, silent: Booleans) -> Booleans:
-        """Return the mask [windows] of those in which a latent with a similar decoder row fires."""
+        """Return the mask [windows] of windows in which a latent with a similar row fires."""
         fires = np.zeros(len(silent), dtype=bool)
         if self._directions is None:
             return fires

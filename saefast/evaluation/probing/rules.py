@@ -210,4 +210,4 @@ RULES: Mapping[str, ProbingRule] = {
     "saebench": ProbingRule("mean", "difference", plain, _ACCURACY),
     "sae-probes": ProbingRule("last", "normalised", lasso, _AUROC),
 }
-"""Rules by `method`: saefast's, and those of SAEBench 0.6 and sae-probes 0.4 on one split"""
+"""Rules by `method`: own ones, and the rules of SAEBench 0.6 and sae-probes 0.4 on one split"""

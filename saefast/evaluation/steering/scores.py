@@ -169,7 +169,7 @@ def _score(
 
 
 def _difference(trained: Score, other: Score, first: Floats, second: Floats) -> Score:
-    """Return the difference of the trained SAEs' score to that of a condition, as unpaired."""
+    """Return the difference of the trained SAEs' score to the score of a condition, unpaired."""
     interval = NOWHERE
     if len(first) == len(second) > 1:
         interval = interval_of_difference(trained.interval, other.interval, first - second)

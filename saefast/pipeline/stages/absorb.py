@@ -1,4 +1,4 @@
-"""Stage absorb: words on which the main latents of their class fail to fire."""
+"""Stage absorb: absorption of the main latents of classes of words by other latents."""
 
 from saefast.evaluation.absorption import absorb as absorb_saes
 from saefast.evaluation.scores import Evaluation
