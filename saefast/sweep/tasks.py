@@ -24,6 +24,8 @@ from saefast.sweep.definition import Cell
 from saefast.sweep.folder import DoneRecord, SweepFolder
 
 HARVEST, TRAIN, STAGES = "harvest", "train", "stages"
+STOP = "stop"
+"""Line that asks a worker to interrupt its task and end."""
 _PATIENCE = 1.0
 _PATIENT_SECONDS = 60.0
 PROCESS_BYTES = 600_000_000

@@ -1,7 +1,8 @@
 """Worker process, which reads a task per line from stdin and writes an answer per line to stdout.
 
 The process ends when its stdin is closed, even during a task: its driver has ended, and the next
-driver assigns the task to another worker.
+driver assigns the task to another worker. The line `STOP` interrupts a task as Ctrl-C does, so that
+a training leaves a checkpoint; a signal of the driver could be lost while the process imports.
 """
 
 import json
@@ -13,30 +14,34 @@ import threading
 
 import torch
 
-from saefast.sweep.tasks import attempt, task_from
+from saefast.sweep.tasks import STOP, attempt, task_from
 
 
 def main() -> None:
-    """Perform tasks until stdin is closed."""
+    """Perform tasks until stdin is closed or says to stop."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # redirect other output on stdout to stderr
     torch.set_num_threads(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
-    while True:
-        task = task_from(json.loads(tasks.get()))
-        try:
-            reason = attempt(task)
-        except KeyboardInterrupt:
-            os._exit(130)
-        answers.write(json.dumps({"reason": reason}) + "\n")
-        answers.flush()
+    try:
+        while True:
+            reason = attempt(task_from(json.loads(tasks.get())))
+            answers.write(json.dumps({"reason": reason}) + "\n")
+            answers.flush()
+    except KeyboardInterrupt:
+        os._exit(130)
 
 
 def _read(tasks: "queue.SimpleQueue[str]") -> None:
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
     for line in sys.stdin:
-        tasks.put(line)
+        if line.strip() == STOP:
+            signal.pthread_kill(main_thread, signal.SIGINT)
+        else:
+            tasks.put(line)
     os._exit(0)
 
 

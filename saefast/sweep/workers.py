@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 
-from saefast.sweep.tasks import Task
+from saefast.sweep.tasks import STOP, Task
 
 
 class Answer(NamedTuple):
@@ -111,16 +111,21 @@ class LocalWorkers:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         running = [each for each in self._processes if each is not None]
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         for each in running:
-            if kind is not None and issubclass(kind, KeyboardInterrupt) and each.task is not None:
-                each.process.send_signal(signal.SIGINT)  # a training leaves a checkpoint
-                each.process.wait()
             assert each.process.stdin is not None
-            each.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                if interrupted:
+                    each.process.stdin.write(f"{STOP}\n")  # a training leaves a checkpoint
+                    each.process.stdin.flush()
+                else:
+                    each.process.stdin.close()
         for each in running:
             each.process.wait()
-            assert each.process.stdout is not None
-            each.process.stdout.close()
+            for pipe in (each.process.stdin, each.process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         self._selector.close()
 
     def _begin(self, place: int) -> "_Process":
