@@ -27,7 +27,10 @@ def main() -> None:
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
     try:
         while True:
-            reason = attempt(task_from(json.loads(tasks.get())))
+            line = tasks.get()
+            if line == STOP:  # the interrupt was taken for a failure of the task
+                os._exit(130)
+            reason = attempt(task_from(json.loads(line)))
             answers.write(json.dumps({"reason": reason}) + "\n")
             answers.flush()
     except KeyboardInterrupt:
@@ -39,6 +42,7 @@ def _read(tasks: "queue.SimpleQueue[str]") -> None:
     assert main_thread is not None
     for line in sys.stdin:
         if line.strip() == STOP:
+            tasks.put(STOP)
             signal.pthread_kill(main_thread, signal.SIGINT)
         else:
             tasks.put(line)
