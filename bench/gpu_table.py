@@ -1,12 +1,10 @@
 """Tables of times on a GPU, from the rows of `bench gpu`."""
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.committed import load, markdown
 from bench.shapes import GPU_SHAPES, Shape
 
-RESULTS = Path(__file__).resolve().parent / "results"
 _CASES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "step": (
         ("saefast", "exact graph", "**saefast**, exact"),
@@ -86,10 +84,10 @@ PREDICTED = {
 
 def table(result: dict[str, Any] | None = None) -> str:
     """Return the table of contestants: milliseconds, share of the floor, ratio to saefast."""
-    times = _times(result or _load())
+    times = _times(result or load("gpu"))
     shapes = [shape for shape in GPU_SHAPES.values() if any(key[1] == shape for key in times)]
     shapes.sort(key=lambda shape: shape.gemm_flops)
-    lines = [["", "", *map(_size, shapes)], ["---", "---", *["---:"] * len(shapes)]]
+    lines = [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
     for case, contestants in _CASES.items():
         head = case
         for rival, mode, name in contestants:
@@ -97,12 +95,12 @@ def table(result: dict[str, Any] | None = None) -> str:
             if any(cells):
                 lines.append([head, name, *cells])
                 head = ""
-    return _rendered(lines)
+    return markdown(lines)
 
 
 def caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: machine and commit of the numbers, and the definition of the floor."""
-    result = result or _load()
+    result = result or load("gpu")
     machine, ceilings = result["machine"], result["ceilings"]
     versions = machine["versions"]
     names = [f"{name} {versions[name]}" for name in ("torch", "triton")]
@@ -127,7 +125,7 @@ def caption(result: dict[str, Any] | None = None) -> str:
 
 def predictions(result: dict[str, Any] | None = None) -> str:
     """Return the table of predicted and measured steps, with a row for each shape."""
-    times = _times(result or _load())
+    times = _times(result or load("gpu"))
     lines = [["step, no clipping, no AuxK", "exact", "predicted", "bf16", "predicted"]]
     lines.append(["---"] + ["---:"] * 4)
     for name, predicted in PREDICTED.items():
@@ -137,13 +135,13 @@ def predictions(result: dict[str, Any] | None = None) -> str:
             row = times.get(("step", shape, "saefast", mode))
             cells += [_ms(row["ms"]) if row else "", _ms(ms)]
         if cells[0] or cells[2]:
-            lines.append([_size(shape), *cells])
-    return _rendered(lines)
+            lines.append([shape.text, *cells])
+    return markdown(lines)
 
 
 def predictions_caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: units, machine and commit."""
-    result = result or _load()
+    result = result or load("gpu")
     return f"Milliseconds. {result['machine']['device']}, at commit {result['commit']}."
 
 
@@ -170,16 +168,3 @@ def _cell(times: _Times, case: str, shape: Shape, rival: str, mode: str) -> str:
 
 def _ms(ms: float) -> str:
     return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
-
-
-def _size(shape: Shape) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
-def _rendered(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _load() -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((RESULTS / "gpu.json").read_text())
-    return result

@@ -1,13 +1,11 @@
-"""The table that README begins with: a training step of several trainers, on a CPU and on a GPU."""
+"""Table of the README: a training step of several trainers, on a CPU and on a GPU."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from bench.committed import load, markdown
 from bench.shapes import GPU_SHAPES, Shape
 
-_RESULTS = Path(__file__).resolve().parent / "results"
 _ON_A_CPU = (Shape(576, 16384, 32, 2048), Shape(768, 131072, 64, 1024))
 _ON_A_GPU = (GPU_SHAPES["C2"], GPU_SHAPES["C1"])
 _SAEFAST = (("saefast", "exact"), ("saefast", "exact graph"))
@@ -18,18 +16,18 @@ _TRAINERS = {
     "dictionary_learning": (("dictionary_learning", "default"), None),
     "SAELens": (("SAELens", "default"), ("SAELens", "autocast")),
 }
-"""By name, rival and mode of the rows of a CPU and of a GPU, where that was measured"""
+"""By name: rival and mode of the rows of a CPU, and of those of a GPU if it was measured."""
 
 
 def table() -> str:
     """Return a row per trainer: milliseconds on each machine, and multiples of saefast's."""
-    columns = [(_load("train_step"), shape, 0) for shape in _ON_A_CPU]
-    columns += [(_load("gpu"), shape, 1) for shape in _ON_A_GPU]
-    heads = [f"{('CPU', 'H100')[machine]} {_size(shape)}" for _, shape, machine in columns]
+    columns = [(load("train_step"), shape, 0) for shape in _ON_A_CPU]
+    columns += [(load("gpu"), shape, 1) for shape in _ON_A_GPU]
+    heads = [f"{('CPU', 'H100')[machine]} {shape.text}" for _, shape, machine in columns]
     lines = [["a training step", *heads], ["---"] + ["---:"] * len(heads)]
     for name, keys in _TRAINERS.items():
         lines.append([name, *(_cell(*column, keys) for column in columns)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def _cell(
@@ -58,7 +56,7 @@ def _cell(
 
 def caption() -> str:
     """Return where the numbers were taken."""
-    cpu, gpu = _load("train_step"), _load("gpu")
+    cpu, gpu = load("train_step"), load("gpu")
     versions = cpu["machine"]["versions"]
     peers = ", ".join(
         f"{name} {versions[name]}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
@@ -70,12 +68,3 @@ def caption() -> str:
         f"{cpu['machine']['cpu']}, {cpu['machine']['threads']} threads, torch "
         f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}."
     )
-
-
-def _size(shape: Shape) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
-def _load(case: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((_RESULTS / f"{case}.json").read_text())
-    return result

@@ -16,6 +16,11 @@ class Shape(NamedTuple):
         """Floating-point operations of one dense encode."""
         return 2.0 * self.n * self.d * self.m
 
+    @property
+    def text(self) -> str:
+        """Printed form, (d, m, k, n)."""
+        return f"({self.d}, {self.m}, {self.k}, {self.n})"
+
 
 GPU_SHAPES = {
     "C2": Shape(768, 32768, 32, 8192),

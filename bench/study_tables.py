@@ -1,12 +1,10 @@
-"""Tables and sentences of docs/findings.md, from the rows of `bench studies` and `bench demo`."""
+"""Tables and sentences of docs/results, from the rows of `bench studies` and `bench demo`."""
 
-import json
-from pathlib import Path
 from typing import Any
 
+from bench.committed import load, markdown
 from saefast.report import Finding, printed
 
-RESULTS = Path(__file__).resolve().parent / "results"
 _SECONDS_PER_MINUTE = 60
 
 
@@ -39,7 +37,7 @@ def lowrank() -> str:
                 _several(row, "keep_stable", "keep_unstable"),
             ]
         )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def lowrank_caption() -> str:
@@ -61,7 +59,7 @@ def recovery() -> str:
         lines.append(
             [name, *(f"{row['explained']:.2f}, {100 * row['recovered']:.1f} %" for row in each)]
         )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def recovery_caption() -> str:
@@ -90,7 +88,7 @@ def digits() -> str:
                 f"{row['alive']:.0f}",
             ]
         )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def digits_caption() -> str:
@@ -103,13 +101,13 @@ def digits_caption() -> str:
 
 def demo() -> str:
     """Return the findings that the demo prints."""
-    found = [Finding(**each) for each in _load("demo")["findings"]]
+    found = [Finding(**each) for each in load("demo")["findings"]]
     return f"```\n{printed(found)}\n```"
 
 
 def demo_caption() -> str:
     """Return the caption of the demo: its time, stage by stage."""
-    told = _load("demo")
+    told = load("demo")
     minutes = told["seconds"] / _SECONDS_PER_MINUTE
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["stages"].items())
     machine = told["machine"]
@@ -120,7 +118,7 @@ def demo_caption() -> str:
 
 
 def _study(name: str) -> dict[str, Any]:
-    study: dict[str, Any] = _load("studies")["studies"][name]
+    study: dict[str, Any] = load("studies")["studies"][name]
     return study
 
 
@@ -129,18 +127,9 @@ def _where(name: str) -> str:
     return f"{study['seconds'] / _SECONDS_PER_MINUTE:.1f} minutes; at commit {study['commit']}."
 
 
-def _load(case: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((RESULTS / f"{case}.json").read_text())
-    return result
-
-
 def _two(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
 def _several(row: dict[str, Any], *names: str) -> str:
     return " / ".join(_two(row[name]) for name in names).rstrip(" /")
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -4,7 +4,6 @@
 `<!-- end of table -->`.
 """
 
-import json
 import re
 import statistics
 import sys
@@ -14,9 +13,9 @@ from typing import Any
 
 from bench import gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
+from bench.committed import load, markdown
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-RESULTS = CHECKOUT / "bench" / "results"
 _NAMES = {
     ("saefast", "exact"): "**saefast**, exact",
     ("saefast", "bf16"): '**saefast**, `precision="bf16"`',
@@ -35,16 +34,16 @@ def table() -> str:
     first, *_ = SHAPES
     columns = [("encode", first), *(("train_step", shape) for shape in SHAPES)]
     cells = [_ratios(case, shape) for case, shape in columns]
-    heads = ["", f"encode {_size(first)}", *(f"step {_size(shape)}" for shape in SHAPES)]
+    heads = ["", f"encode {first.text}", *(f"step {shape.text}" for shape in SHAPES)]
     lines = [heads, ["---"] + ["---:"] * len(columns)]
     for rival, name in _NAMES.items():
         lines.append([name, *(cell.get(rival, "") for cell in cells)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def caption() -> str:
     """Return the caption: machine, versions and commits of the numbers."""
-    result = _load("train_step")
+    result = load("train_step")
     machine, versions = result["machine"], result["machine"]["versions"]
     peers = ", ".join(
         f"{name} {versions[name]}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
@@ -52,14 +51,14 @@ def caption() -> str:
     return (
         f"Multiples of one fp32 `torch.mm` of the encode, timed in the same rounds; (d, m, k, n) "
         f"above each column. {machine['cpu']}, {machine['threads']} threads, torch "
-        f"{versions['torch']}, {peers}; encode at commit {_load('encode')['commit']}, step at "
+        f"{versions['torch']}, {peers}; encode at commit {load('encode')['commit']}, step at "
         f"commit {result['commit']}."
     )
 
 
 def quality() -> str:
     """Return explained variance, dead latents and time of each trainer, by data and variant."""
-    rows = _load("quality")["rows"]
+    rows = load("quality")["rows"]
     columns = list(dict.fromkeys((row["data"], row["mode"]) for row in rows))
     rivals = list(dict.fromkeys(row["rival"] for row in rows))
     names = {"topk": "TopK", "batchtopk": "BatchTopK"}
@@ -71,7 +70,7 @@ def quality() -> str:
             for key in ((rival, data, mode) for data, mode in columns)
         ]
         lines.append(["**saefast**" if rival == "saefast" else rival, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def _judged(rows: list[dict[str, Any]]) -> str:
@@ -87,11 +86,11 @@ def _judged(rows: list[dict[str, Any]]) -> str:
 
 def quality_caption() -> str:
     """Return the caption: data, seeds and commits of the trainings."""
-    result = _load("quality")
+    result = load("quality")
     first = {row["data"]: row for row in reversed(result["rows"])}
     seeds = len({row["seed"] for row in result["rows"]})
     trained = "; ".join(
-        f"{data}: {_size(Shape(**row['shape']))}, {row['tokens']:,} tokens"
+        f"{data}: {Shape(**row['shape']).text}, {row['tokens']:,} tokens"
         for data, row in reversed(first.items())
     )
     commits: dict[str, list[str]] = {}
@@ -99,16 +98,16 @@ def quality_caption() -> str:
         commits.setdefault(commit, []).append(rival)
     measured = ", ".join(f"{commit} ({', '.join(rivals)})" for commit, rivals in commits.items())
     return (
-        "Variance explained on rows held out, latents that fire on none of these, wall time (one "
-        "after the other on a shared machine; the first table compares speed). The same first "
-        f"weights, batches and learning rates for all. {trained}; {seeds} seed"
+        "Variance explained on held-out rows, share of latents that fire on none of them, and wall "
+        "time (one after the other on a shared machine; the first table compares speed). All start "
+        f"from the same weights, with the same batches and learning rates. {trained}; {seeds} seed"
         f"{'s' * (seeds > 1)}. At commit {measured}."
     )
 
 
 def matching() -> str:
     """Return the times of certified matchings by size, and of other solvers beside them."""
-    rows = [row for row in _load("match")["rows"] if row["case"] == "match one to one"]
+    rows = [row for row in load("match")["rows"] if row["case"] == "match one to one"]
     lines = [["features, width", "all", "its solver", "memory", "other solvers, alone"]]
     lines.append(["---:"] * 4 + ["---"])
     for mine in (row for row in rows if row["rival"] == "saefast"):
@@ -123,12 +122,12 @@ def matching() -> str:
                 ", ".join(f"{row['rival']} {_beside(row)}" for row in others),
             ]
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def matching_caption() -> str:
     """Return the caption: data of the matchings, and times of the search alone."""
-    result = _load("match")
+    result = load("match")
     found = {
         (row["shape"]["d"], row["mode"]): row
         for row in result["rows"]
@@ -142,11 +141,12 @@ def matching_caption() -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["rows"]))
     machine = result["machine"]
     return (
-        "40 % of the features are shared, the others random; each matching is certified. Sparse "
-        "solvers got the last graph of ours; nobody else proves the pairs that it leaves out. The "
-        "64 nearest of 16,384, exact to float64, take these shares of one fp32 `torch.mm` of all "
-        f"cosines and of FAISS's IndexFlatIP: {search}. {machine['cpu']}, {machine['threads']} "
-        f"threads; at commit {commits}."
+        "Dictionaries share 40 % of their features; the others are random. All matchings are "
+        "certified. The other sparse solvers solve the last sparse graph that saefast built, and "
+        "do not bound the pairs outside of it. Finding the 64 nearest of 16,384 features, exact to "
+        "float64, takes these shares of the time of one fp32 `torch.mm` of all cosines, and of "
+        f"FAISS's IndexFlatIP: {search}. {machine['cpu']}, {machine['threads']} threads; at commit "
+        f"{commits}."
     )
 
 
@@ -163,39 +163,31 @@ def inside() -> str:
     lines = [["a training step of", "alone", "saefast inside", "speed-up"]]
     lines.append(["---", "---:", "---:", "---:"])
     alone: dict[str, Any] = {}
-    for row in _load("inside")["rows"]:
+    for row in load("inside")["rows"]:
         if "speedup" in row:
             name = f"{row['rival']} {row['mode'].removesuffix(', saefast inside')}"
             times = [_seconds(each["ms"]) for each in (alone, row)]
             lines.append([name, *times, f"{row['speedup']:.1f} x"])
         alone = row
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def inside_caption() -> str:
     """Return the caption: machine and commit of the numbers."""
-    result = _load("inside")
-    shape = _size(Shape(**result["rows"][0]["shape"]))
+    result = load("inside")
+    shape = Shape(**result["rows"][0]["shape"]).text
     machine = result["machine"]
     return (
-        f"Their own trainers, their own clipping and optimisers where they keep them; (d, m, k, n) "
-        f"{shape}. {machine['cpu']}, {machine['threads']} threads; at commit {result['commit']}."
+        "Trainers of the libraries, with their clipping and optimisers where they have their own; "
+        f"(d, m, k, n) {shape}. {machine['cpu']}, {machine['threads']} threads; at commit "
+        f"{result['commit']}."
     )
-
-
-def _size(shape: Shape) -> str:
-    return f"({shape.d}, {shape.m}, {shape.k}, {shape.n})"
-
-
-def _load(case: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((RESULTS / f"{case}.json").read_text())
-    return result
 
 
 def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
     return {
         (row["rival"], row["mode"]): f"{row['gemm_ratio']:.2f}"
-        for row in _load(case)["rows"]
+        for row in load(case)["rows"]
         if row["case"] == case and row["shape"] == shape._asdict()
     }
 

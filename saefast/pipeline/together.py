@@ -16,9 +16,9 @@ from saefast.pipeline.job import Job
 from saefast.pipeline.runner import begin_run, finish_stage, is_finished
 from saefast.pipeline.settings import HarvestSettings, PlantedSettings, RunSettings
 from saefast.pipeline.stages.harvest import harvest_sites, plant
+from saefast.pipeline.stages.train import train_jobs
 from saefast.run_folder import HELD_OUT_ROWS, TRAIN_ROWS
 from saefast.train.config import SHARED
-from saefast.train.train import Training, train_runs
 
 
 def store_key(settings: RunSettings) -> str:
@@ -82,18 +82,7 @@ def train_together(jobs: Sequence[Job], *, progress: bool = True) -> None:
     waiting = [job for job in jobs if not is_finished(job, "train")]
     if not waiting:
         return
-    how = waiting[0].settings.trainer
-    train_runs(
-        str(waiting[0].train_rows),
-        [Training((job.settings.train,), job.run, job.initial) for job in waiting],
-        resume=True,
-        progress=progress,
-        device=how.device,
-        checkpoint_minutes=how.checkpoint_minutes,
-        log_every=how.log_every,
-        log_to=how.log_to,
-        keep_training=how.keep_training,
-    )
+    train_jobs(waiting, progress)
     saes = sum(len(job.seeds) for job in waiting)
     seconds = time.perf_counter() - begun
     for job in waiting:

@@ -16,6 +16,7 @@ import saefast
 from saefast import AuxK, Penalty, Rules, TrainConfig
 from saefast.cli import main
 from saefast.pipeline.settings import TrainerSettings
+from saefast.train.train import train_runs
 
 DEFAULT = TrainConfig(latents=40, seeds=(0, 1))
 VALUES: dict[str, Any] = {
@@ -121,17 +122,18 @@ class Reached(Exception):
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
-    """What `train_saes` was asked for; it does nothing."""
-    seen: list[tuple[Any, ...]] = []
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """Arguments of trainings, which do nothing: `config` and `initial` of the run, and the rest."""
+    seen: list[dict[str, Any]] = []
 
     def recorded(*arguments: Any, **options: Any) -> None:
-        call = inspect.signature(saefast.train_saes).bind(*arguments, **options)
+        call = inspect.signature(train_runs).bind(*arguments, **options)
         call.apply_defaults()
-        seen.append(call.arguments)
+        [run] = call.arguments["runs"]
+        seen.append(call.arguments | {"config": run.configs[0], "initial": run.initial})
         raise Reached
 
-    monkeypatch.setattr("saefast.pipeline.stages.train.train_saes", recorded)
+    monkeypatch.setattr("saefast.pipeline.stages.train.train_runs", recorded)
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", np.zeros((4, 8), np.float32))
     return seen

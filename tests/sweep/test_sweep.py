@@ -148,7 +148,7 @@ def test_the_table_is_made_from_the_folders_alone(scored: tuple[Sweep, Path]) ->
 
 
 class Failing(InlineWorkers):
-    """Fails where it is told to; `times` counts down for each cell."""
+    """Workers that fail at one kind of task, as often as `times` says for each cell."""
 
     def __init__(self, times: dict[str, int], kind: str) -> None:
         super().__init__()

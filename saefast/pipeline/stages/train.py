@@ -1,21 +1,26 @@
 """Stage train: training of the SAEs of all seeds."""
 
+from collections.abc import Sequence
+
 from saefast.pipeline.job import Job
-from saefast.train.train import train_saes
+from saefast.train.train import Training, train_runs
 
 
 def train(job: Job) -> None:
     """Train the SAEs, unless the run began with trained ones."""
-    if not job.knows_rows:
-        return  # the run began with trained SAEs
-    how = job.settings.trainer
-    train_saes(
-        str(job.train_rows),
-        job.settings.train,
-        initial=job.initial,
-        out=job.run,
+    if job.knows_rows:
+        train_jobs([job], job.progress)
+
+
+def train_jobs(jobs: Sequence[Job], progress: bool) -> None:
+    """Train the SAEs of runs whose rows and `trainer` settings agree, in one pass over the rows."""
+    first = jobs[0]
+    how = first.settings.trainer
+    train_runs(
+        str(first.train_rows),
+        [Training((job.settings.train,), job.run, job.initial) for job in jobs],
         resume=True,
-        progress=job.progress,
+        progress=progress,
         device=how.device,
         checkpoint_minutes=how.checkpoint_minutes,
         log_every=how.log_every,
