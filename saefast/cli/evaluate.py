@@ -61,7 +61,7 @@ def evaluate(
         beside: Runs or folders of SAEs of the same model and site to compare with, such as SAEs
             trained with another penalty. None: as in the run, initially none.
         dry_run: For explain and steer, print the number of calls and tokens of the judge instead of
-            calling it.
+            calling it; trained baselines are not counted.
         model: Language model of SAEs without a run: smollm2, a folder, a GGUF file, or a name on
             the Hugging Face hub.
         site: Module whose activations these SAEs encode, such as resid.12.
@@ -78,9 +78,10 @@ def evaluate(
         given["beside"] = tuple(str(path.resolve()) for path in beside)
     within = {
         "probe": {"tasks": None if tasks is None else str(tasks.resolve())},
-        "explain": {"judge": judge},
-        "steer": {"judge": judge},
+        **{name: {"judge": judge} for name in _JUDGED if name in names},
     }
+    if judge is not None and not set(names) & set(_JUDGED):
+        raise ValueError(f"judge is for {' and '.join(_JUDGED)}: name one of them")
     if dry_run and not (names and set(names) <= set(_JUDGED)):
         raise ValueError(
             f"dry_run counts what a judge would be asked: name {' or '.join(_JUDGED)} alone"
@@ -144,12 +145,12 @@ def _of_run(
     from saefast.report.score_rows import TITLES
     from saefast.run_folder import EVALUATIONS
 
-    settings = settings_of(run)
-    settings = dataclasses.replace(settings, evaluate=_changed(settings.evaluate, given, within))
-    if dry_run:
-        staged(settings, run, "stability", json_output)
-        subject = subject_of_run(Job(run, settings, not json_output), settings.evaluate)
-        _count(names, subject, settings.evaluate, json_output)
+    kept = settings_of(run)
+    settings = dataclasses.replace(kept, evaluate=_changed(kept.evaluate, given, within))
+    if dry_run:  # the run keeps its settings, and no baseline is trained
+        staged(kept, run, "stability", json_output)
+        how = dataclasses.replace(settings.evaluate, baselines=())
+        _count(names, subject_of_run(Job(run, kept, not json_output), how), how, json_output)
         return
     lines: list[str] = []
     facts: dict[str, Any] = {}

@@ -24,6 +24,8 @@ UNTRAINED = ("untrained", "residual", "pca")
 """Conditions of `rival_conditions` unless others are named"""
 COORDINATES = ("residual", "pca")
 """Conditions whose latents are active on every row"""
+DIFFMEAN = "diffmean"
+"""Name of directions that are differences of mean activations, supervised rivals of latents"""
 BASELINES = ("frozen_decoder", "soft_frozen")
 """Conditions of `train_baselines` unless others are named"""
 
@@ -231,10 +233,13 @@ def _pca(saes: Sequence[SAE], rows: Tensor, seed: int) -> tuple[SAE, ...]:
     with one_thread():
         centred = rows.double().cpu() - rows.double().cpu().mean(0)
         _, axes = torch.linalg.eigh(centred.T @ centred)
-    axes = axes.flip(1).T
-    # The sign of an axis is arbitrary: its largest entry is made positive.
+    return (coordinates(saes[0], rows, signed(axes.flip(1).T)),)
+
+
+def signed(axes: Tensor) -> Tensor:
+    """Return axes [n, d], whose signs are arbitrary, with the largest entry of each positive."""
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    return (coordinates(saes[0], rows, axes * largest.sign()),)
+    return axes * largest.sign()
 
 
 @torch.no_grad()

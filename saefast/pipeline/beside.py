@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saefast.disk.tables import read_json
-from saefast.evaluation.conditions import CONDITIONS, Condition
+from saefast.evaluation.conditions import CONDITIONS, DIFFMEAN, Condition
 from saefast.evaluation.scores import TRAINED
 from saefast.run_folder import SETTINGS
 from saefast.storage import load_sae, saes_at
@@ -26,7 +26,7 @@ def conditions_beside(
     Returns:
         The conditions in the order of `paths`.
     """
-    names = [TRAINED, *CONDITIONS]
+    names = [TRAINED, *CONDITIONS, DIFFMEAN]
     conditions = []
     for path in map(Path, paths):
         name = path.resolve().name
@@ -48,14 +48,16 @@ def conditions_beside(
 
 
 def fingerprints(paths: Sequence[str]) -> list[str]:
-    """Return a hash of the weights at each path."""
+    """Return a hash of the files of the SAEs at each path."""
     found = []
     for path in paths:
         digest = hashlib.sha256()
         for each in saes_at(Path(path)):
-            for name, values in sorted(load_sae(each).state_dict().items()):
-                digest.update(name.encode())
-                digest.update(values.float().numpy().tobytes())
+            files = [each] if each.is_file() else sorted(filter(Path.is_file, each.iterdir()))
+            for file in files:
+                digest.update(file.name.encode())
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
         found.append(digest.hexdigest()[:32])
     return found
 
@@ -63,7 +65,7 @@ def fingerprints(paths: Sequence[str]) -> list[str]:
 def _check_run(path: Path, where: tuple[str, str] | None) -> None:
     """Raise if a run is not finished, or is on other activations."""
     if not path.exists():
-        raise FileNotFoundError(f"beside must be folders of SAEs, and {path} is not there")
+        raise FileNotFoundError(f"beside must be folders of SAEs, and {path} does not exist")
     training = RunFile.read(path)
     if training is not None and not training.finished:
         raise ValueError(

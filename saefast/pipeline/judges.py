@@ -1,16 +1,18 @@
 """Construction of the judge that settings name."""
 
-from typing import TYPE_CHECKING
-
+from saefast.evaluation.explaining.judges import (
+    EmbeddingJudge,
+    EndpointJudge,
+    Judge,
+    LocalJudge,
+)
+from saefast.lm import load_model
 from saefast.pipeline.evaluation_settings import JudgeSettings
-
-if TYPE_CHECKING:
-    from saefast.evaluation.explaining.judges import Judge
 
 _RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
 
 
-def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> "Judge | None":
+def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> Judge | None:
     """Build the judge that settings name, or return None for rules.
 
     Args:
@@ -18,9 +20,6 @@ def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> "Jud
         per_prompt: number of texts in a prompt of an endpoint.
         progress: show progress bars on stderr.
     """
-    from saefast.evaluation.explaining.judges import EmbeddingJudge, EndpointJudge, LocalJudge
-    from saefast.lm import load_model
-
     name = how.judge
     if name == _RULES:
         return None

@@ -189,9 +189,9 @@ class EvaluateSettings:
     """number of largest activations of each feature that the report shows with their text"""
     budget: Budget = "quick"
     """size of evaluations by name: quick or full"""
-    baselines: tuple[str, ...] | None = None
+    baselines: tuple[str, ...] = ()
     """baselines to train and evaluate beside the SAEs of the run: frozen_decoder, soft_frozen,
-    frozen_encoder. Training one takes as long as training the run; None: none"""
+    frozen_encoder. Training one takes as long as training the run"""
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)

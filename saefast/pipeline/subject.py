@@ -118,7 +118,7 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
         mass=job.column("mass"),
         train=job.train_rows,
         held_out=job.held_out_rows,
-        baselines=_trained_baselines(job, how.baselines or (), out / _BASELINES),
+        baselines=_trained_baselines(job, how.baselines, out / _BASELINES),
         beside=conditions_beside(how.beside, job.saes[0].d, (data.model, data.site)),
         out=out,
         progress=job.progress,

@@ -50,7 +50,6 @@ def test_steering_compares_runs(place: Path, penalised: Path, tmp_path: Path) ->
         assert 0 <= found["penalised"]["value"] <= 1
         difference = found["trained"]["value"] - found["penalised"]["value"]
         assert found["trained - penalised"]["value"] == pytest.approx(difference)
-    # Their own firings say how far steering goes, and their own rules what shows it.
     assert read_json(run / SETTINGS)["evaluate"]["beside"] == [str(penalised)]
     assert "penalised" in (run / "report.html").read_text()
 
@@ -76,9 +75,14 @@ def test_other_weights_beside_are_evaluated_again(
         sae.b_dec.add_(0.1)
     saefast.save_sae(sae, penalised / "seed-1")
     assert not was_finished()
+    config = read_json(penalised / "seed-1" / "cfg.json")
+    write_json(penalised / "seed-1" / "cfg.json", config | {"k": config["k"] + 1})
+    assert not was_finished()  # equal weights of which another number is active
 
 
-def test_saes_alone_stand_beside_others(place: Path, penalised: Path, tmp_path: Path) -> None:
+def test_saes_without_a_run_are_compared_with_others(
+    place: Path, penalised: Path, tmp_path: Path
+) -> None:
     sae, out = place / "run" / "seed-0", tmp_path / "out"
     where = ["--model", str(place / "model"), "--site", "resid.1", "--out", str(out)]
     beside = ["--beside", str(penalised / "seed-0"), str(penalised)]
@@ -97,16 +101,15 @@ def test_conditions_hold_the_saes_of_a_run_in_their_order(place: Path) -> None:
         assert sae.W_dec.equal(saefast.load_sae(place / "run" / f"seed-{seed}").W_dec)
 
 
-def test_what_cannot_stand_beside_is_one_sentence(
-    place: Path, penalised: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing is not there"):
+def test_unusable_folders_raise_one_sentence(place: Path, penalised: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing does not exist"):
         conditions_beside([tmp_path / "nothing"], 32)
     taken = shutil.copytree(penalised, tmp_path / "untrained")
     with pytest.raises(ValueError, match=r"names differ .* other conditions, trained, untrained"):
         conditions_beside([taken], 32)
-    with pytest.raises(ValueError, match="names differ"):
-        conditions_beside([penalised, penalised], 32)
+    for names in ([penalised, penalised], [shutil.copytree(penalised, tmp_path / "diffmean")]):
+        with pytest.raises(ValueError, match="names differ"):
+            conditions_beside(names, 32)
     with pytest.raises(ValueError, match=r"activations of width 30, and .* has d=32"):
         conditions_beside([penalised], 30)
     with pytest.raises(ValueError, match=r"beside must be SAEs of m at resid.1, and .* at resid.1"):

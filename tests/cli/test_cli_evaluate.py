@@ -84,7 +84,7 @@ def test_no_budget_trains_baselines_unasked_or_removes_those_there(
     asked = subject_of_run(job, replace(how, baselines=("frozen_decoder",)))
     assert [each.name for each in asked.baselines] == ["frozen_decoder"]
     trained = sorted((run / EVALUATIONS / "baselines").rglob("*"))
-    assert subject_of_run(job, replace(how, baselines=None)).baselines == ()
+    assert subject_of_run(job, replace(how, baselines=())).baselines == ()
     assert sorted((run / EVALUATIONS / "baselines").rglob("*")) == trained
 
 

@@ -15,7 +15,6 @@ from saefast.disk.tables import read_json, read_table
 from saefast.pipeline import settings_of
 from saefast.run_folder import EVALUATIONS, SCORES
 
-FEW = ["--budget", "quick"]
 _OF_SHAPES = {
     "a number": string.digits,
     "a number in code": string.digits,
@@ -70,9 +69,11 @@ def test_steering_is_judged_by_a_judge_that_can_tell(
 ) -> None:
     with serving(answer=reads) as server:
         judge = ["--judge", f"{server.url}#reader"]
+        before = settings_of(run)
         assert main(["evaluate", str(run), "steer", *judge, "--dry-run"]) == 0
         told = capsys.readouterr().out
         assert not server.bodies
+        assert settings_of(run) == before
         assert main(["evaluate", str(run), "steer", *judge]) == 0
         bodies = [json.loads(body["messages"][-1]["content"]) for body in server.bodies]
     requests = int(re.search(r"at most about (\d+) requests", told)[1])
@@ -85,11 +86,12 @@ def test_steering_is_judged_by_a_judge_that_can_tell(
     score = found["success by judge"]
     assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
     assert score["n"] > 0
-    assert score["floor"] == score["floor"]  # successes of a second unsteered text
+    assert 0 <= score["floor"] <= 1  # successes of a second unsteered text
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
     assert "features of known truth" in notes[0]
     assert (run / EVALUATIONS / "judgements.jsonl").is_file()
     assert settings_of(run).evaluate.steer.judge == f"{server.url}#reader"
+    assert settings_of(run).evaluate.explain == before.evaluate.explain
 
 
 def test_steering_does_without_a_judge_that_cannot_tell(run: Path) -> None:
@@ -118,5 +120,7 @@ def test_a_local_model_that_cannot_tell_prints_no_scores(
 def test_a_dry_run_is_of_what_can_be_judged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "probe", "--dry-run"]) == 1
     assert "name explain or steer alone" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "probe", "--judge", "embedding"]) == 1
+    assert "judge is for explain and steer: name one of them" in capsys.readouterr().err
     assert main(["evaluate", str(run), "explain", "steer", "--dry-run"]) == 0
     assert "no judge would be asked" in capsys.readouterr().out

@@ -127,8 +127,8 @@ def test_answers_that_cannot_be_parsed_count_as_guesses() -> None:
 
 
 @pytest.mark.parametrize(("windows", "seen"), [(500, 12), (200, 20)])
-def test_windows_that_explain_are_not_among_those_that_score(windows: int, seen: int) -> None:
-    """There both are drawn from the same windows, in part the same ones; here from halves."""
+def test_delphi_scores_with_windows_that_it_explains_with(windows: int, seen: int) -> None:
+    """Both are drawn from the same windows; saefast draws them from different documents."""
     examples = [
         ActivatingExample(tokens=torch.tensor([number]), activations=torch.ones(1))
         for number in range(windows)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.evaluation.conditions import Condition
+from saefast.evaluation.conditions import DIFFMEAN, Condition
 from saefast.evaluation.editing.facts import TRAIN, VALIDATION
 from saefast.evaluation.editing.interchange import Interchange, Swap
 from saefast.evaluation.editing.knowledge import Knowledge
 from saefast.evaluation.editing.masks import EPOCHS
-from saefast.evaluation.editing.mean_differences import DIFFMEAN, mean_differences
+from saefast.evaluation.editing.mean_differences import mean_differences
 from saefast.evaluation.editing.one_attribute import (
     ATTRIBUTION,
     MASK,
@@ -103,7 +103,8 @@ def edit(
         least: least number of entities for which the model must know two attributes; attributes
             with fewer have no scores.
         repeats: number of repetitions with other splits and pairs; two or more give the noise.
-        batch_size: number of prompts in one forward pass, and of pairs in a step of a trained mask.
+        batch_size: number of whole prompts in one forward pass, and of pairs in a step of a trained
+            mask. More prompts are run at once where tokens before the entity need not be run again.
         seed: seed of splits, pairs and random latents.
         progress: show a progress bar on stderr.
 

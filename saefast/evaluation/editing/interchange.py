@@ -207,7 +207,12 @@ class Interchange:
                     yield every[one], place, int(row[one]), logits
 
     def _at_once(self, context: Context) -> int:
-        """Return the number of changed prompts with as many tokens to run as a whole batch."""
+        """Return the number of changed prompts with as many tokens to run as a whole batch.
+
+        Tokens before the entity are not run again, if the model's cache keeps their keys.
+        """
+        if not self._rest.keeps_keys:
+            return self._batch_size
         length = context.activations.shape[1]
         return self._batch_size * length // (length - int(context.place.min()))
 

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from saefast.evaluation.conditions import coordinates
+from saefast.evaluation.conditions import coordinates, signed
 from saefast.evaluation.editing.interchange import Interchange
 from saefast.evaluation.editing.pairs import Pair
 from saefast.linalg import one_thread
 from saefast.sae import SAE
-
-DIFFMEAN = "diffmean"
-"""Name of the condition"""
 
 
 def mean_differences(runs: Interchange, pairs: Sequence[Pair], like: SAE) -> SAE:
@@ -37,6 +34,4 @@ def mean_differences(runs: Interchange, pairs: Sequence[Pair], like: SAE) -> SAE
         )
         weighted = (sums / count[:, None] - rows.mean(0)) * count[:, None].sqrt()
         axes = torch.linalg.svd(weighted, full_matrices=True).Vh
-    # The sign of an axis is arbitrary: its largest entry is made positive.
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    return coordinates(like, rows, axes * largest.sign())
+    return coordinates(like, rows, signed(axes))

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saefast.evaluation.conditions import DIFFMEAN
 from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED
 from saefast.evaluation.steering.runs import (
-    DIFFMEAN,
     LATENT,
     MISMATCHED,
     Compared,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saefast.evaluation.conditions import DIFFMEAN
 from saefast.evaluation.steering.latents import Latents, Rows
 from saefast.evaluation.steering.outcomes import Continuations, Member, Outcome
 from saefast.evaluation.steering.scores import Sample
@@ -16,7 +17,6 @@ from saefast.sae import SAE, code_of
 
 STRENGTH_RULES = ("activation", "norm", "fixed", "clamp")
 MISMATCHED = "mismatched"
-DIFFMEAN = "diffmean"
 CONTROLS = (MISMATCHED, "random", "covariance", "minus", DIFFMEAN)
 LATENT = "latent"
 """Name of the direction of the latent itself; the others are `CONTROLS`"""

@@ -185,8 +185,8 @@ class EndpointJudge:
                 down = self._lost >= _MOST_LOST
             if down:
                 raise ConnectionError(
-                    f"{error}; {len(self._answers)} answers are kept, and another run goes on "
-                    f"from there"
+                    f"{error}; {len(self._answers)} answers are kept, and a repeated run "
+                    f"continues from them"
                 ) from error
             return
         with self._lock:
@@ -214,8 +214,8 @@ class EndpointJudge:
             if self._most_tokens is not None and self.tokens + tokens > self._most_tokens:
                 raise RuntimeError(
                     f"most_tokens is {self._most_tokens} and would be passed; "
-                    f"{len(self._answers)} answers are kept, and a run with a larger limit goes on "
-                    f"from there"
+                    f"{len(self._answers)} answers are kept, and a run with a larger "
+                    f"limit continues from them"
                 )
             self.tokens += tokens
 
