@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from saefast.pipeline.presets import PRESETS
-from saefast.pipeline.settings import SOURCES, RunSettings, read_settings, settings_from
+from saefast.pipeline.settings import (
+    SOURCES,
+    RunSettings,
+    TrainedSettings,
+    read_settings,
+    settings_from,
+)
 from saefast.sweep.grid import (
     MOST_CELLS,
     Settings,
@@ -131,7 +137,10 @@ def _base(base: Any, folder: Path) -> dict[str, Any]:
             f"base must be a preset ({', '.join(PRESETS)}) or the path of a run's TOML, got "
             f"{base!r}, and there is no file {path}"
         )
-    return read_settings(path).to_dict()
+    settings = read_settings(path)
+    if isinstance(settings.data, TrainedSettings):
+        raise ValueError(f"base must be a run that trains, got {base!r} with SAEs that are trained")
+    return settings.to_dict()
 
 
 def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings:
@@ -144,6 +153,7 @@ def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings
 
 def _assign(settings: dict[str, Any], given: Settings) -> None:
     """Assign values to nested settings; raise a ValueError for unknown names."""
+    created: set[str] = set()  # tables that were none, whose settings are not known here
     for name, value in given.items():
         *parents, last = name.split(".")
         place: Any = settings
@@ -153,11 +163,11 @@ def _assign(settings: dict[str, Any], given: Settings) -> None:
                 raise ValueError(_unknown(name, path, place))
             if place[part] is None:
                 place[part] = {}
+                created.add(path)
             place = place[part]
             if not isinstance(place, dict):
                 raise ValueError(f"{name} must be a setting, got one inside of {path} = {place!r}")
-        known = place or {last: None}  # a new table accepts any name
-        if last not in known:
+        if last not in place and ".".join(parents) not in created:
             raise ValueError(_unknown(name, name, place))
         place[last] = value
 

@@ -10,7 +10,7 @@ from saefast import checks
 from saefast.pipeline.runner import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
-from saefast.sweep.folder import Changed, FailureRecord, SweepFolder
+from saefast.sweep.folder import FailureRecord, SweepFolder
 from saefast.sweep.table import write_results
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, LocalWorkers, Workers
@@ -76,16 +76,15 @@ def run_sweep(
     schedule = Schedule(folder, cells, until)
     schedule.check()
     with folder.claimed(share):
-        _accept(folder.changed(replace(sweep, cells=tuple(cells))), folder, remake, tell)
+        _accept(replace(sweep, cells=tuple(cells)), folder, remake, tell)
         folder.write(sweep, until)
-        tasks = schedule.first()
-        left = {name for task in tasks for name in task.cells}
+        left = schedule.unfinished()
         failed: dict[str, str] = {}
-        if tasks:
+        if left:
             with LocalWorkers(processes, len(left)) as hands:
                 schedule.fit(hands.groups, hands.memory)
                 failed = _work(schedule, folder, hands, tell)
-        with folder.writing_results():
+        with folder.writing():
             write_results(folder)
     return SweepOutcome(
         len(cells), len(cells) - len(left), failed, tuple(folder.leftover(sweep)), folder.results
@@ -95,8 +94,8 @@ def run_sweep(
 def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
     """Return the cells of a share of a sweep, or all cells.
 
-    Shares differ by at most one in their number of cells, and each contains cells of as few streams
-    as possible.
+    Shares differ by at most one in their number of cells. Cells of one stream are in successive
+    shares, or in one.
 
     Args:
         sweep: the sweep.
@@ -118,10 +117,10 @@ def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
     return [cell for place, cell in enumerate(cells) if place in mine]
 
 
-def _accept(
-    changed: list[Changed], folder: SweepFolder, remake: bool, tell: Callable[[str], None]
-) -> None:
-    """Raise a ValueError for changed cells, or with `remake` remove those to train again."""
+def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str], None]) -> None:
+    """Raise a ValueError for changed cells; with `remake`, prepare them for their new settings."""
+    changed = folder.changed(sweep)
+    by_name = {cell.name: cell for cell in sweep.cells}
     if changed and not remake:
         told = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
         raise ValueError(
@@ -133,6 +132,8 @@ def _accept(
         tell(f"{each.cell} is made again: {', '.join(each.differences)}")
         if each.again:
             folder.remove(each.cell)
+        else:
+            folder.rewrite_settings(by_name[each.cell])
 
 
 def _work(

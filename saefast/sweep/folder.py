@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from saefast.disk.lock import Claim
-from saefast.disk.tables import read_json
+from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
 from saefast.run_folder import SETTINGS
 from saefast.run_records import read_record, write_record
@@ -121,17 +121,9 @@ class SweepFolder:
         """
         return self.root / CELLS / name
 
-    def job(self, cell: Cell, progress: bool = False) -> Job:
-        """Return the run of a cell.
-
-        Args:
-            cell: the cell.
-            progress: whether the run shows progress bars on stderr.
-
-        Returns:
-            The run as a `Job`.
-        """
-        return Job(self.cell(cell.name), cell.settings, progress)
+    def job(self, cell: Cell) -> Job:
+        """Return the run of a cell, without progress bars."""
+        return Job(self.cell(cell.name), cell.settings, False)
 
     def read(self) -> SweepRecord:
         """Read sweep.json.
@@ -151,14 +143,15 @@ class SweepFolder:
         return record
 
     def write(self, sweep: Sweep, until: str) -> None:
-        """Write sweep.json.
+        """Write sweep.json, one of several drivers at a time.
 
         Args:
             sweep: the sweep.
             until: last stage of every cell.
         """
         cells = {cell.name: cell.axes for cell in sweep.cells}
-        write_record(self.root / SWEEP, SweepRecord(list(sweep.axes), until, cells))
+        with self.writing():
+            write_record(self.root / SWEEP, SweepRecord(list(sweep.axes), until, cells))
 
     def check_new(self) -> None:
         """Raise a FileExistsError if the folder is that of a run instead of a sweep."""
@@ -181,12 +174,12 @@ class SweepFolder:
             then = read_json(self.cell(cell.name) / SETTINGS)
             if then is None:
                 continue
-            now = cell.settings.to_dict()
-            told = differences(then, now)
-            if told:
+            then, now = _decisive(then), _decisive(cell.settings.to_dict())
+            changes = differences(then, now)
+            if changes:
                 parts = {name for name in {**then, **now} if then.get(name) != now.get(name)}
                 later = {"stability", "subspace", "pool", "evaluate"}
-                found.append(Changed(cell.name, tuple(told), not parts <= later))
+                found.append(Changed(cell.name, tuple(changes), not parts <= later))
         return found
 
     def leftover(self, sweep: Sweep) -> list[str]:
@@ -200,12 +193,22 @@ class SweepFolder:
         """
         names = {cell.name for cell in sweep.cells}
         cells = self.root / CELLS
-        there = sorted(path.name for path in cells.iterdir()) if cells.is_dir() else []
+        there = sorted(path.name for path in cells.glob("[!.]*")) if cells.is_dir() else []
         return [name for name in there if name not in names]
 
     def remove(self, name: str) -> None:
-        """Remove the folder of a cell, but not the stores that it shares."""
-        shutil.rmtree(self.cell(name))
+        """Remove the folder of a cell, but not the stores that it shares.
+
+        The folder is renamed first, so that a kill leaves no cell with a part of its files.
+        """
+        aside = self.cell(f".{name}.removed")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.cell(name).rename(aside)
+        shutil.rmtree(aside)
+
+    def rewrite_settings(self, cell: Cell) -> None:
+        """Replace the settings of a begun cell, whose later stages then run again."""
+        write_json(self.cell(cell.name) / SETTINGS, cell.settings.to_dict())
 
     def done(self, name: str) -> DoneRecord | None:
         """Return the content of done.json of a cell; None if it is not finished."""
@@ -246,15 +249,23 @@ class SweepFolder:
             yield
 
     @contextmanager
-    def writing_results(self) -> Iterator[None]:
-        """Lock the table of results, so that the last of several drivers reads all cells.
+    def writing(self) -> Iterator[None]:
+        """Lock the files that all drivers write, sweep.json and the table of results.
+
+        The last of several drivers reads all cells.
 
         Yields:
             None, while the lock is held.
         """
-        (self.root / CELLS).mkdir(exist_ok=True)
+        (self.root / CELLS).mkdir(parents=True, exist_ok=True)
         with claim_when_free(self.root / CELLS):
             yield
+
+
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without those of [trainer] that change no result."""
+    initial = (settings.get("trainer") or {}).get("initial", [])
+    return {**settings, "trainer": {"initial": list(initial)}}
 
 
 def claim_when_free(folder: Path) -> Claim:

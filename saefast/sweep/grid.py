@@ -168,7 +168,10 @@ class Exclusion:
             Whether the cell has all of the excluded values.
         """
         for name, wanted in self.told.items():
-            value = at[name] if name in at else setting(settings, name)
+            try:
+                value = at[name] if name in at else setting(settings, name)
+            except KeyError:  # in a table that is none in this cell
+                return False
             if value != wanted and not (isinstance(wanted, list) and value in wanted):
                 return False
         self.cells += 1

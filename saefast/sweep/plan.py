@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -153,7 +153,7 @@ def plan_sweep(
         disk=disk + sum(one.disk for one in each),
         memory=sum(sorted(groups)[-workers:]) + workers * PROCESS_BYTES,
         free_memory=free,
-        changed=tuple(one.cell for one in folder.changed(sweep)),
+        changed=tuple(one.cell for one in folder.changed(replace(sweep, cells=tuple(cells)))),
         each=tuple(each),
     )
 

@@ -15,9 +15,13 @@ from saefast.evaluation.intervals import (
     proportion_interval,
 )
 from saefast.evaluation.scores import TRAINED
+from saefast.pipeline.job import Job
+from saefast.pipeline.runner import is_finished_until
+from saefast.pipeline.settings import settings_from
 from saefast.report.run_data import RunData
 from saefast.run_folder import REPORT
 from saefast.sweep.folder import CELLS, SweepFolder, SweepRecord
+from saefast.train.config import labels_of
 
 Row = dict[str, Any]
 
@@ -41,8 +45,9 @@ def write_results(folder: SweepFolder) -> list[Row]:
 
         - cell, level ("cell" or "sae"), seed (of an SAE), status (finished, failed or unfinished)
           and reason (of a failure, one line);
-        - the value on each axis by its dotted name, lists and tables as JSON; source, model, site,
-          variant, latents, k and other settings of the training;
+        - the value on each axis by its dotted name, or sets.NAME, as JSON if an axis has lists,
+          tables or values of several types; source, model, site, variant, latents, k and other
+          settings of the training;
         - explained_variance and, from the last report of the training, l0 and dead_share;
         - stable_share and unstable_share of the alive features, and stability, their mean score,
           each with the ends of a 95 % interval (_low, _high): over the features of an SAE, or over
@@ -63,6 +68,8 @@ def write_results(folder: SweepFolder) -> list[Row]:
     """
     record = folder.read()
     rows = [row for name in record.cells for row in _rows_of_cell(folder, record, name)]
+    for axis in record.axes:
+        _to_one_type(rows, _column(axis))
     write_rows(folder.results, rows)
     return rows
 
@@ -70,19 +77,23 @@ def write_results(folder: SweepFolder) -> list[Row]:
 def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[Row]:
     """Return the row of a cell and those of its SAEs."""
     data = RunData(folder.cell(name))
+    settings = settings_from(data.settings) if data.settings else None
     failure, done = folder.failure(name), folder.done(name)
-    status = "failed" if failure else "finished" if done else "unfinished"
+    status = "unfinished" if failure is None else "failed"
+    if settings and is_finished_until(Job(data.run, settings, False), record.until):
+        status = "finished"
     known: Row = {
         "cell": name,
         "status": status,
-        "reason": failure.reason if failure else None,
-        **{axis: _plain(value) for axis, value in record.cells[name].items()},
+        "reason": failure.reason if failure and status == "failed" else None,
+        **{_column(axis): value for axis, value in record.cells[name].items()},
         **_settings(data),
         **(vars(done) if done else {}),
         "digest": _digest(data.settings) if data.settings else None,
     }
     seconds = round(sum(stage.seconds for stage in data.stages.values()), 1)
     saes = data.seeds if data.stability or data.facts.get("finished") else []
+    labels = labels_of([settings.train]) if settings else []
     overlaps = _overlaps(data)
     last = {row["sae"]: row for row in data.metrics}
     lines: list[Row] = [
@@ -90,7 +101,7 @@ def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[R
             **known,
             "level": "sae",
             "seed": seed,
-            **_quality(data, place, last.get(f"seed-{seed}", {})),
+            **_quality(data, place, last.get(labels[place], {})),
             **_stability_of_sae(data, place),
             **_pairs([row for row in overlaps if place in (row["a"], row["b"])]),
             **_subspaces(data, place),
@@ -133,9 +144,17 @@ def _digest(settings: Row) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
-    """Convert lists and tables to JSON, so that a column has one type."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
+def _column(axis: str) -> str:
+    """Return the name of the column of an axis; names of sets get a prefix."""
+    return axis if "." in axis else f"sets.{axis}"
+
+
+def _to_one_type(rows: list[Row], column: str) -> None:
+    """Convert a column to JSON if it has lists, tables, or values of several types."""
+    kinds = {type(row[column]) for row in rows if row[column] is not None}
+    if kinds & {list, dict} or (len(kinds) > 1 and kinds != {int, float}):
+        for row in rows:
+            row[column] = json.dumps(row[column])
 
 
 def _quality(data: RunData, place: int, last: Row) -> Row:

@@ -30,6 +30,8 @@ _PATIENCE = 1.0
 _PATIENT_SECONDS = 60.0
 PROCESS_BYTES = 600_000_000
 """Bytes of a process that has imported all packages and reads rows"""
+_MOST_TOGETHER = 200
+"""Maximum number of cells of one training, each of which holds two open files."""
 _STATE_BYTES = 24
 """Bytes per parameter in a training: weight, two moments, packed copies and a checkpoint copy"""
 
@@ -182,9 +184,13 @@ class Schedule:
             except ValueError as error:
                 raise ValueError(f"the cell {cell.name} cannot be run: {error}") from error
 
+    def unfinished(self) -> list[str]:
+        """Return the names of the cells that are not finished."""
+        return [name for name, cell in self._cells.items() if not self._finished(cell)]
+
     def first(self) -> list[Task]:
         """Return the tasks that do not depend on other tasks."""
-        left = [cell for cell in self._cells.values() if not self._finished(cell)]
+        left = [self._cells[name] for name in self.unfinished()]
         unharvested = [cell for cell in left if not is_finished(self._folder.job(cell), "harvest")]
         waiting = {cell.name for cell in unharvested}
         tasks = [
@@ -250,6 +256,7 @@ def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) 
     """
     if any("wandb" in cell.settings.trainer.log_to for cell in cells):
         return [[cell] for cell in cells]  # a group would be a single run of wandb
+    groups = max(groups, -(-len(cells) // _MOST_TOGETHER))
     costs = {cell.name: training_bytes(cell.settings, width) for cell in cells}
     if memory is not None:
         groups = max(groups, -(-sum(costs.values()) // max(memory, 1)))

@@ -68,11 +68,6 @@ class LocalWorkers:
         self._selector = selectors.DefaultSelector()
         self._processes: list[_Process | None] = [None] * count
 
-    @property
-    def pids(self) -> list[int]:
-        """Process numbers of the workers that are running."""
-        return [each.process.pid for each in self._processes if each is not None]
-
     def free(self) -> bool:
         """Return whether a process is idle or not started yet; see `Workers`."""
         return any(each is None or each.task is None for each in self._processes)

@@ -206,6 +206,28 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, message: str) -> None:
     assert "\n" not in str(told.value)
 
 
+def test_several_settings_of_a_table_that_is_none_are_given(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('[planted]\n[train]\nlatents = 64\nauxk = "none"')
+    text = 'base = "other.toml"\n[settings]\n"train.auxk.k" = 8\n"train.auxk.dead_after" = 100\n'
+    (cell,) = read(tmp_path, text + '[grid]\n"train.k" = [2]').cells
+    assert (cell.settings.train.auxk.k, cell.settings.train.auxk.dead_after) == (8, 100)
+
+
+def test_an_exclusion_skips_cells_without_its_setting(tmp_path: Path) -> None:
+    text = (
+        'base = "quick"\n[sets.auxk]\nnone = {"train.auxk" = "none"}\nfew = {"train.auxk.k" = 8}\n'
+        '[grid]\nauxk = ["none", "few"]\n"train.k" = [2, 4]\n'
+        '[[exclude]]\n"train.auxk.k" = 8\n"train.k" = 4'
+    )
+    assert names(read(tmp_path, text)) == ["auxk-none_k-2", "auxk-none_k-4", "auxk-few_k-2"]
+
+
+def test_a_base_without_training_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text("[trained]\n[train]\nlatents = 64")
+    with pytest.raises(ValueError, match=r"base must be a run that trains, got 'other.toml'"):
+        read(tmp_path, 'base = "other.toml"\n[grid]\n"train.k" = [2]')
+
+
 def test_a_base_of_nonsense_is_named(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, 'base = "bad.toml"\n[grid]\n"train.k" = [2]')
     (tmp_path / "bad.toml").write_text("[planted]\n[train]\nlatent = 3")

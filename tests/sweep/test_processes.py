@@ -15,6 +15,8 @@ from helpers.small_sweep import UNTIL, assert_same_cells, small_sweep, sweep_fil
 from saefast.disk.tables import read_table
 from saefast.sweep import run_sweep
 
+CHECKPOINT = "seed-*/training/step-*.safetensors"
+
 
 def driver(file: Path, out: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "saefast", "sweep", str(file), "--out", str(out)]
@@ -26,6 +28,10 @@ def driver(file: Path, out: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def has_content(path: Path) -> bool:
+    return path.stat().st_size > 0
 
 
 def children(pid: int) -> list[int]:
@@ -49,7 +55,8 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]") -> None
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds workers in /proc")
 def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone: Path) -> None:
     file, out = sweep_file(tmp_path / "file"), tmp_path / "out"
-    chance = random.Random(int.from_bytes(os.urandom(4)))
+    chance = random.Random(seed := int.from_bytes(os.urandom(4)))
+    print(f"times drawn from {seed}")
     running = driver(file, out)
     wait_for(lambda: any(out.glob("cells/*/run.json")), running)
     time.sleep(chance.uniform(0, 1))
@@ -77,18 +84,20 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone:
 
 
 def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
-    file, out = sweep_file(tmp_path / "file", train={"tokens": 10**8}), tmp_path / "out"
+    """Before any is due: every training is interrupted, not killed."""
+    changes = {"train": {"tokens": 10**8}, "trainer": {"checkpoint_minutes": 60}}
+    file, out = sweep_file(tmp_path / "file", **changes), tmp_path / "out"
     running = driver(file, out)
     try:
-        wait_for(lambda: any(out.glob("cells/*/run.json")), running)
-        time.sleep(0.5)
+        wait_for(lambda: sum(map(has_content, out.glob("cells/*/metrics.jsonl"))) == 12, running)
+        assert not list(out.glob(f"cells/*/{CHECKPOINT}"))
         running.send_signal(signal.SIGINT)
         said, _ = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode == 130
     assert "the same command goes on from here" in said
-    assert len(list(out.glob("cells/*/seed-*/training/step-*.safetensors"))) >= 12
+    assert len(list(out.glob(f"cells/*/{CHECKPOINT}"))) == 24
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
