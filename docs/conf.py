@@ -50,15 +50,28 @@ autodoc_mock_imports = [
     "transformers",
 ]
 
-_PACKAGES = ("saefast", "saefast.activations", "saefast.evaluation", "saefast.lm")
+_PACKAGES = (
+    "saefast",
+    "saefast.activations",
+    "saefast.evaluation",
+    "saefast.lm",
+    "saefast.match",
+    "saefast.pipeline",
+    "saefast.pool",
+    "saefast.report",
+    "saefast.stability",
+    "saefast.studies",
+    "saefast.sweep",
+    "saefast.synthetic",
+)
 _LINKED = {name for package in _PACKAGES for name in importlib.import_module(package).__all__}
 
 
 def _link_public_names_only(_app: Sphinx, tree: nodes.document) -> None:
     """Print arguments and fields in backquotes as code: `m` is a field of several classes."""
     for link in list(tree.findall(pending_xref)):
-        name = link.get("reftarget", "").removeprefix("saefast.").split(".")[0]
-        if link.get("refdomain") == "py" and name not in _LINKED:
+        parts = link.get("reftarget", "").split(".")
+        if link.get("refdomain") == "py" and not _LINKED.intersection(parts):
             link.replace_self(nodes.literal("", link.astext()))
 
 

@@ -50,7 +50,8 @@ class ExplainSettings(JudgeSettings):
     """Settings of explaining latents by rules, and of judging explanations."""
 
     features: int | None = None
-    """number of judged latents of each SAE, while rules are found for all; None: the budget's"""
+    """number of judged latents of each SAE, and of each stability group at most half as many, while
+    rules are found for all; None: the budget's"""
 
 
 @dataclass(frozen=True)
