@@ -290,7 +290,7 @@ def settings_of(run: str | Path) -> RunSettings:
 
 
 def _settings_of_training(run: Path) -> dict[str, Any] | None:
-    """Return the settings of a folder written by `train_saes` alone, None if it is no such one."""
+    """Return the settings of a folder written by `train_saes` alone; None for others."""
     training = RunFile.read(run)
     if training is None:
         return None

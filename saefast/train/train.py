@@ -98,11 +98,14 @@ def train_saes(
 
 
 class Training(NamedTuple):
-    """A run to be trained: configs, the folder and the start, as `train_saes` takes them."""
+    """Run to be trained."""
 
     configs: tuple[TrainConfig, ...]
+    """configs of the run"""
     out: Path | None
+    """folder of the run; None: nothing is written"""
     initial: SAE | Sequence[SAE] | None = None
+    """initial SAEs, as in `train_saes`"""
 
 
 def train_runs(
@@ -117,26 +120,25 @@ def train_runs(
     log_to: Sequence[str] = (),
     keep_training: bool = True,
 ) -> list[list[SAE]]:
-    """Train several runs on one pass over the activations, each into a folder of its own.
+    """Train several runs in one pass over the activations, each into a folder of its own.
 
-    Every folder is what `train_saes` would have written for that run alone. Runs to be resumed that
-    stopped at different steps are trained one after another, those of the same step together.
+    A finished folder has the bytes that `train_saes` writes for that run alone. Runs to be resumed
+    that stopped at different steps are trained one after another, those of one step together.
 
     Args:
-        activations: as in `train_saes`; where runs stopped at different steps, it is read once for
-            each step.
+        activations: rows, as in `train_saes`; read once for each step at which runs stopped.
         runs: runs whose configs share `batch_size`, `tokens`, `data_seed` and
             `activation_scaling`.
-        resume: see `train_saes`, as for all other arguments.
-        progress: show a progress bar on stderr.
-        device: where to train.
-        checkpoint_minutes: time between two checkpoints.
-        log_every: steps between two lines for each SAE.
-        log_to: further loggers.
-        keep_training: leave what a resume needs.
+        resume: whether to continue runs from their last checkpoints.
+        progress: whether to show a progress bar on stderr.
+        device: device to train on; None: a CUDA device if there is one, otherwise the CPU.
+        checkpoint_minutes: minutes between two checkpoints.
+        log_every: number of steps between two lines for each SAE.
+        log_to: additional loggers, as in `train_saes`.
+        keep_training: whether to keep the state needed for a resume after a run has finished.
 
     Returns:
-        For each run its SAEs, in the order of configs and seeds.
+        The SAEs of each run, in the order of configs and seeds.
     """
     check_one_stream([config for each in runs for config in each.configs])
     check_reports(log_to, log_every, checkpoint_minutes)

@@ -1,4 +1,4 @@
-"""One run of a training: its SAEs, its reports, its checkpoints and what it leaves."""
+"""One run of a training: SAEs, reports, checkpoints and results."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -16,32 +16,34 @@ from saefast.train.seed_trainer import SeedTrainer
 
 
 class Member(NamedTuple):
-    """A run that is trained with others on one stream."""
+    """Run that is trained with others on one stream."""
 
     configs: Sequence[TrainConfig]
+    """configs of the run"""
     run: RunFile | None
     """file of the run; None: nothing is written"""
     initial: Sequence[SAE | None]
-    """start of each SAE, None for one that is drawn"""
+    """initial SAE for each SAE of the run; None: drawn from its seed"""
     log: Sequence[Logger]
+    """loggers of the run"""
 
     @property
     def saes(self) -> list[tuple[TrainConfig, int, SAE | None]]:
-        """Config, seed and start of each SAE."""
+        """Config, seed and initial SAE of each SAE."""
         each = [(config, seed) for config in self.configs for seed in config.seeds]
         return [(*one, start) for one, start in zip(each, self.initial, strict=True)]
 
 
 class TrainedRun:
-    """The SAEs of one run, and its folder if it has one.
+    """SAEs of one run, and its folder if it has one.
 
     Args:
         member: the run.
-        trainers: of its SAEs, in the order of configs and seeds; they get the state of the
-            checkpoint.
-        streams: of the device; None for a CPU.
-        step: steps taken.
-        scales: of the activations.
+        trainers: trainers of the SAEs, in the order of configs and seeds; the state of the
+            checkpoint is loaded into them.
+        streams: streams of the device; None: a CPU.
+        step: number of steps taken.
+        scales: scales of the activations.
     """
 
     def __init__(
@@ -64,16 +66,16 @@ class TrainedRun:
             run.write()
 
     def writing(self) -> contextlib.AbstractContextManager[object]:
-        """Return a context that ends when no checkpoint is being written."""
+        """Return a context that ends once no checkpoint is being written."""
         return self._checkpoints or contextlib.nullcontext()
 
     def check(self) -> None:
-        """Raise the error of a checkpoint that has failed."""
+        """Raise the error of a failed checkpoint."""
         if self._checkpoints is not None:
             self._checkpoints.check()
 
     def wait(self) -> None:
-        """Wait until the checkpoint in the making is written."""
+        """Wait until the current checkpoint is written."""
         if self._checkpoints is not None:
             self._checkpoints.wait()
 
@@ -88,12 +90,12 @@ class TrainedRun:
         return reports
 
     def checkpoint(self, step: int) -> None:
-        """Keep all that a resume needs, if there is a folder for it; see `CheckpointWriter`."""
+        """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
         if self._checkpoints is not None:
             self._checkpoints.save(step, {t.label: t.state_dict() for t in self.trainers})
 
     def finish(self, step: int, keep_training: bool) -> None:
-        """Write the SAEs."""
+        """Write the last checkpoint and the trained SAEs if the run has a folder."""
         if self._run is None or self._checkpoints is None:
             return
         with self._checkpoints:
@@ -106,7 +108,7 @@ class TrainedRun:
             self._run.forget([trainer.label for trainer in self.trainers])
 
     def results(self) -> list[SAE]:
-        """Return the SAEs as they are now, for activations as they come."""
+        """Return copies of the SAEs in their current state, for unscaled activations."""
         saes = []
         for trainer in self.trainers:
             sae = folded(trainer.step.sae, self._scales)
