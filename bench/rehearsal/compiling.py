@@ -26,7 +26,7 @@ class Figures(NamedTuple):
     stack_bytes: int
     """bytes of a thread's stack, spilled registers included"""
     spills: int
-    """instructions that load or store local memory"""
+    """instructions that load registers back from the stack"""
     shared_bytes: int
     """bytes of a block's shared memory"""
     tensor_core: str
@@ -84,7 +84,8 @@ def figures_of(kernel: Any) -> Figures:
     return Figures(
         registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
         stack_bytes=stack,
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        # Waits for a barrier on sm_120 store zeros on the stack that nothing loads: no spills.
+        spills=len(re.findall(r"\bLDL\b", code)),
         shared_bytes=kernel.metadata.shared,
         tensor_core=tensor_core[0] if tensor_core else "",
         async_copies=len(_ASYNC_COPY.findall(kernel.asm["ttgir"])),
