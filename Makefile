@@ -57,7 +57,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build
 
 bench: .venv/peers .venv/demo
-	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo evaluations; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'

@@ -21,10 +21,10 @@ MAY_SPILL = {
 }
 """Bytes of a thread's stack that a kernel with spilled registers may use.
 
-`update_columns` is faster with more warps, each of fewer registers (measured on an H100). The others
-spill in few specialisations, on one architecture and under one version of Triton, and not on sm_90:
-`prefix_rows` with k = 1, `miss_error` although it may have all 255 registers, and the rest at most
-two registers, each loaded once or twice.
+`update_columns` is faster with more warps, each of fewer registers (measured on an H100). The
+others spill in few specialisations, on one architecture under one version of Triton, and not on
+sm_90: `prefix_rows` with k = 1, `miss_error` although it may have all 255 registers, and the rest
+at most two registers, each loaded once or twice.
 """
 
 
