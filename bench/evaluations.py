@@ -22,11 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from bench import record
-from saefast.pipeline import EVALUATIONS, PRESETS, run_pipeline
+from saefast.pipeline import PRESETS, run_pipeline
 from saefast.train import Penalty, Rules, train_saes
 
 WEIGHT = 1e-4
 """Weight of the penalty on the sum of squares of each side"""
+KEPT = {
+    "probe": ("auroc at 1", "auroc at 5"),
+    "explain": ("specificity", "explained by surface"),
+    "steer": ("success by rule above mismatched", "success by self above mismatched"),
+    "edit": ("h", "cause", "isolation"),
+    "absorb": ("absorption fraction", "F1 of main latents"),
+}
+"""By evaluation, the measures whose scores are written: the primary one first"""
 _BUDGETS = ("quick", "full")
 
 
@@ -44,7 +52,7 @@ def main(arguments: list[str]) -> int:
         budgets = {budget: _evaluated(run, beside, budget) for budget in chosen.budgets}
     for budget, found in budgets.items():
         print(f"{budget}: {found['seconds']} s, {found['peak_gb']} GB")
-        print("\n".join(found["lines"]))
+        print("\n".join(finding["text"] for finding in found["findings"]))
     if chosen.json:
         result = {"machine": record.machine(), "commit": record.commit(), "budgets": budgets}
         record.write(chosen.json, result)
@@ -67,7 +75,7 @@ def _trained_beside(run: Path, name: str, weight: float = 0.0) -> Path:
 def _evaluated(run: Path, beside: list[Path], budget: str) -> dict[str, Any]:
     """Evaluate the run anew, and return its scores, seconds and peak memory."""
     shutil.rmtree(run / "evaluation", ignore_errors=True)
-    command = [sys.executable, "-P", "-m", "saefast", "evaluate", str(run), *EVALUATIONS]
+    command = [sys.executable, "-P", "-m", "saefast", "evaluate", str(run), *KEPT]
     command += ["--budget", budget, "--json", "--beside", *map(str, beside)]
     start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
@@ -82,10 +90,25 @@ def _evaluated(run: Path, beside: list[Path], budget: str) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-        "stages": {name: told["stages"][name] for name in EVALUATIONS},
-        "lines": [line for name in EVALUATIONS for line in told[name]["notes"]],
-        "scores": [score for name in EVALUATIONS for score in told[name]["scores"]],
-        "findings": [finding for name in EVALUATIONS for finding in told[name]["findings"]],
+        **reduced(told),
+    }
+
+
+def reduced(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what the results keep of the output of `saefast evaluate --json`."""
+    return {
+        "stages": {name: told["stages"][name]["seconds"] for name in KEPT},
+        "notes": {name: told[name]["notes"] for name in KEPT},
+        "scores": [
+            {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in s.items()
+            }
+            for name, measures in KEPT.items()
+            for s in told[name]["scores"]
+            if s["measure"] in measures
+        ],
+        "findings": [finding for name in KEPT for finding in told[name]["findings"]],
     }
 
 

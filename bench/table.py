@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_table, headline_table, study_tables
+from bench import evaluation_tables, gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
 
@@ -201,6 +201,10 @@ TABLES = {
     "gpu": (gpu_table.table, gpu_table.caption),
     "gpu_predictions": (gpu_table.predictions, gpu_table.predictions_caption),
     "demo": (study_tables.demo, study_tables.demo_caption),
+    "evaluations": (evaluation_tables.by_condition, evaluation_tables.caption),
+    "evaluations_by_group": (evaluation_tables.by_group,),
+    "evaluations_surface": (evaluation_tables.surface,),
+    "evaluations_differences": (evaluation_tables.differences,),
     "lowrank": (study_tables.lowrank, study_tables.lowrank_caption),
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),

@@ -30,7 +30,7 @@ def test_penalised_saes_are_compared_with_free_ones(
     def evaluated(run: Path, beside: Sequence[Path], budget: str) -> dict[str, Any]:
         assert (run / "report.html").exists()
         compared.append(beside)
-        return {"seconds": 1.0, "peak_gb": 1.0, "lines": [], "scores": [budget]}
+        return {"seconds": 1.0, "peak_gb": 1.0, "findings": [], "scores": [budget]}
 
     monkeypatch.setattr(evaluations, "_evaluated", evaluated)
     file = tmp_path / "evaluations.json"
