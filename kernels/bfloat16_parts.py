@@ -1,11 +1,11 @@
-"""Matrices for tensor cores: numbers as bfloat16 parts, in whole tiles filled up with zeros.
+"""Split float32 matrices into bfloat16 parts for tensor cores, padded with zeros to whole tiles.
 
-A float32 has 24 significant bits and a bfloat16 has 8, so three parts, each the nearest bfloat16 to
-what the parts before left, add up to the number exactly (apart from parts below 2^-126). One part
-is the number rounded to bfloat16.
+A float32 has 24 significant bits and a bfloat16 has 8. Three parts, each the bfloat16 nearest to
+the remainder of the previous ones, add up to the number exactly (apart from parts below 2^-126). A
+single part is the number rounded to bfloat16.
 
-Of the nine products of the parts of two numbers x and w six are added. The other three are together
-at most (2^-23 + 2^-32) |x| |w|, about the rounding of one product in float32.
+The parts of two numbers x and w have nine products, of which six are added. The other three are
+together at most (2^-23 + 2^-32) |x| |w|, about the rounding error of one product in float32.
 """
 
 import triton
@@ -17,17 +17,24 @@ from .round_rows import rounded_to, unit_dtype
 
 
 def tile() -> int:
-    """Return the side of the square tiles that all matrices are made of."""
+    """Return the side of the square tiles of all matrices."""
     return 16 if interpreting() else 128
 
 
 def whole_tiles(size: int) -> int:
-    """Return a size rounded up to whole tiles."""
+    """Return `size` rounded up to a multiple of the tile."""
     return -(-size // tile()) * tile()
 
 
 def empty_parts(parts: int, rows: int, columns: int, like: Tensor) -> Tensor:
-    """Return room for a matrix of whole tiles, [parts, rows, columns]."""
+    """Return an uninitialised matrix of whole tiles, [parts, rows, columns].
+
+    Args:
+        parts: 1 or 3.
+        rows: number of rows, rounded up to whole tiles.
+        columns: number of columns, rounded up to whole tiles.
+        like: tensor on the device of the result.
+    """
     return like.new_empty(
         parts, whole_tiles(rows), whole_tiles(columns), dtype=unit_dtype("bfloat16")
     )
@@ -35,15 +42,23 @@ def empty_parts(parts: int, rows: int, columns: int, like: Tensor) -> Tensor:
 
 @triton.jit
 def wide(size):
-    """Return a size or a place in 64 bits: a row times a width can be more than 32 bits hold."""
+    """Return a size or index as int64: a row times a width may exceed 32 bits."""
     return tl.zeros((), tl.int64) + size
 
 
 @triton.jit
 def store_parts(parts, plane, place, value, mask, PARTS: tl.constexpr):
-    """Store the parts of float32 values; one part lies `plane` elements behind the other.
+    """Store float32 values as bfloat16 parts.
 
-    NaN stays NaN; rounding its bits would carry into the sign.
+    NaN is kept as it is: rounding its bits would carry into the sign.
+
+    Args:
+        parts: address of the first part.
+        plane: elements between consecutive parts.
+        place: offsets of the values from `parts`.
+        value: float32 values.
+        mask: which of them are stored; None: all.
+        PARTS: 1 or 3.
     """
     kept = tl.where(value != value, value, rounded_to(value, 16))
     tl.store(parts + place, kept.to(parts.dtype.element_ty), mask)
@@ -58,18 +73,25 @@ def store_parts(parts, plane, place, value, mask, PARTS: tl.constexpr):
 
 @triton.jit
 def tile_count(down, across):
-    """Return how many tiles there are, in 64 bits."""
+    """Return the number of tiles as int64."""
     return wide(down) * across
 
 
 @triton.jit
 def tile_corner(number, down, across, TILE: tl.constexpr, TOGETHER: tl.constexpr):
-    """Return the first row and the first column of a tile.
+    """Return the first row and the first column of tile `number`.
 
-    Numbers run down bands of TOGETHER tiles, so that neighbours share operands in the L2 cache.
-    What is loaded or stored at a tile's elements should be addressed by the corner plus an arange:
-    the distances between a thread's elements are then constants of the code. With computed columns
-    each takes registers of its own, more than there are beside the sums.
+    Numbers run down bands of TOGETHER tiles, so that neighbouring programs share operands in the L2
+    cache. Elements of a tile should be addressed by the corner plus an arange: the distances
+    between a thread's elements are then constants of the code. Computed columns would each take
+    registers of their own, more than are left beside the sums.
+
+    Args:
+        number: index of the tile, less than down * across.
+        down: number of tiles from top to bottom.
+        across: number of tiles from left to right.
+        TILE: side of a tile.
+        TOGETHER: height of a band, in tiles.
     """
     in_band = TOGETHER * wide(across)
     band = number // in_band
@@ -95,18 +117,34 @@ def product(
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
 ):
-    """Return one tile of left @ right, summed over the first `depth`, a multiple of TILE.
+    """Return one float32 tile [TILE, TILE] of left @ right, summed over the first `depth` elements.
 
-    `left_row` and so on are the strides of the two matrices; all that is read must be initialised.
-    Of three parts the five smaller products are summed before the large one, over all of `depth`:
-    tensor cores truncate when they add, and would cut the large sum once for each of them. One pair
-    of parts at a time keeps the loop as small as that of a product in bfloat16.
+    With three parts the five smaller products are summed before the largest one, each over all of
+    `depth`: tensor cores truncate when they add, and would cut the large sum once for each of them.
+    Processing one pair of parts at a time keeps the loop as small as the loop of a bfloat16
+    product. Everything that is read must be initialised.
+
+    Args:
+        left: address of the left matrix's first part.
+        left_plane: elements between its parts.
+        left_row: stride of its rows.
+        left_depth: stride of its depth.
+        right: address of the right matrix's first part.
+        right_plane: elements between its parts.
+        right_depth: stride of its depth.
+        right_column: stride of its columns.
+        row: [TILE] rows of the left matrix.
+        column: [TILE] columns of the right matrix.
+        depth: length of the sums, a multiple of TILE.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK_DEPTH: elements of the depth per iteration.
     """
     lane = tl.arange(0, BLOCK_DEPTH).to(tl.int64)
     left_0 = left + row[:, None] * left_row + lane[None, :] * left_depth
     right_0 = right + lane[:, None] * right_depth + column[None, :] * right_column
     sums = tl.zeros((TILE, TILE), tl.float32)
-    # Parts of left and right in turn: 2 and 0, 0 and 2, 1 and 1, 1 and 0, 0 and 1, 0 and 0.
+    # Parts of (left, right) in turn: (2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0).
     for pair in range(0 if PARTS == 3 else 5, 6):
         left_part = tl.where(pair == 0, 2, tl.where((pair == 2) | (pair == 3), 1, 0))
         right_part = tl.where(pair == 1, 2, tl.where((pair == 2) | (pair == 4), 1, 0))

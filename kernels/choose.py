@@ -1,4 +1,4 @@
-"""The k best of every row's list, in order."""
+"""Sort the k best entries of every row's list."""
 
 import triton
 import triton.language as tl
@@ -9,10 +9,20 @@ from .keys import EMPTY, index_of, score_of
 
 @triton.jit
 def choose(keys, counts, values, indices, k, FEW: tl.constexpr, CAPACITY: tl.constexpr):
-    """Values and indices [rows, k]; a list of more than FEW keys is cut first, in place.
+    """Write the k best entries of one row's list, in order; one program per row.
 
-    FEW is at least k + k // 4, to which a list of exact scores can always be cut: sorting all of a
-    long one would take several times as long.
+    A list of more than FEW keys is first cut, in place: sorting all of a long list would take
+    several times as long.
+
+    Args:
+        keys: [rows, CAPACITY] int64, lists of keys of exact scores.
+        counts: [rows] int32, lengths of the lists.
+        values: [rows, k] output, scores in descending order; undefined beyond the length of a list.
+        indices: [rows, k] int64 output, their columns.
+        k: number of entries.
+        FEW: power of two, at least k + k // 4, the length to which a list of exact scores can
+            always be cut.
+        CAPACITY: power of two, row stride of `keys`.
     """
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + row)

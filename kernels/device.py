@@ -1,4 +1,4 @@
-"""What the host must know of a GPU to launch kernels on it."""
+"""Query the properties of a GPU that launches of kernels depend on."""
 
 import functools
 from typing import Any
@@ -9,19 +9,19 @@ from torch import Tensor
 from triton.errors import TritonError
 
 LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
-"""Options of every launch: products are added in one rounding, whatever Triton's default is."""
+"""options of every launch; sums of products use fused multiply-add, whatever Triton's default is"""
 
 LAUNCH_FAILURES = (RuntimeError, TritonError)
-"""Errors that one way to compute something may raise where another works: torch's, which lack of
-memory is one of, and those of a kernel that does not compile or needs more shared memory than the
-device has."""
+"""errors after which another implementation may still succeed: those of torch, including lack of
+memory, and those of a kernel that does not compile or needs more shared memory than the device
+has"""
 
 _REGISTERS = 65536
-"""of a processor, of 32 bits"""
+"""32-bit registers of a multiprocessor"""
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors and in float32 only."""
+    """Return whether kernels run in Triton's interpreter, on CPU tensors and in float32 only."""
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -31,7 +31,7 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def has_tma(tensor: Tensor) -> bool:
-    """Whether tiles can be loaded by descriptor: from sm_90 on."""
+    """Return whether tiles can be loaded by descriptor: from sm_90 on, and in the interpreter."""
     return not tensor.is_cuda or _capability(tensor.get_device()) >= (9, 0)
 
 
@@ -42,7 +42,7 @@ def _shared_bytes(index: int) -> int:
 
 
 def shared_bytes(tensor: Tensor) -> int:
-    """The shared memory that a block of a kernel may ask for on the tensor's device."""
+    """Return the bytes of shared memory that a block may request on the tensor's device."""
     return _shared_bytes(tensor.get_device())
 
 
@@ -52,21 +52,22 @@ def _processors(index: int) -> int:
 
 
 def programs_at_once(tensor: Tensor) -> int:
-    """How many programs of a kernel that shares out its work are worth starting."""
+    """Return the number of programs to start for a kernel whose programs share all work."""
     return 4 * _processors(tensor.get_device()) if tensor.is_cuda else 3
 
 
 def thread_registers(warps: int) -> int:
-    """Return how many registers a thread may have where `warps` warps share a processor.
+    """Return the number of registers per thread if `warps` warps share a multiprocessor.
 
-    Launches pass it as `maxnreg` where the kernel would spill otherwise. Without a limit ptxas may
-    put the last few numbers of a thread on the stack, so that one block more fits a processor. With
-    a limit it takes what the kernel needs up to that limit. More warps hide more latency, but each
-    thread has fewer registers. All GPUs from sm_80 on have the same number of them.
+    Launches pass it as `maxnreg` if the kernel would spill otherwise: without a limit ptxas may
+    keep the last few values of a thread on the stack to fit one more block on a multiprocessor;
+    with a limit it uses the registers that the kernel needs, up to the limit. More warps hide more
+    latency, but leave each thread fewer registers. The number of registers is the same on all GPUs
+    from sm_80 on.
     """
     return min(_REGISTERS // (32 * warps) // 8 * 8, 255)
 
 
 def power_of_two(at_least: int) -> int:
-    """The smallest power of two that is not smaller."""
+    """Return the smallest power of two that is at least `at_least`."""
     return 1 << max(at_least - 1, 0).bit_length()

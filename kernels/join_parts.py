@@ -1,4 +1,4 @@
-"""Join the sums that `update_columns` makes of each block of columns to those of whole rows."""
+"""Combine sums over blocks of columns, from `update_columns`, into sums over whole rows."""
 
 import triton
 import triton.language as tl
@@ -8,9 +8,15 @@ from .round_rows import length_of
 
 @triton.jit(do_not_specialize=["latents", "count"])
 def join_parts(parts, joined, latents, count, ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum `parts` [count, latents], in their order and in float64, into `joined` [latents].
+    """Sum parts over blocks of columns, in ascending order and in float64.
 
-    ADD: add the sums to what is there.
+    Args:
+        parts: [count, latents] float32, one row per block of columns.
+        joined: [latents] output.
+        latents: number of latents.
+        count: number of parts.
+        ADD: whether the sums are added to the contents of `joined`.
+        BLOCK: latents per program.
     """
     latent = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = latent < latents
@@ -26,7 +32,18 @@ def join_parts(parts, joined, latents, count, ADD: tl.constexpr, BLOCK: tl.const
 
 @triton.jit(do_not_specialize=["latents", "count"])
 def join_lengths(norm_parts, lost_parts, norm, lost, latents, count, d, BLOCK: tl.constexpr):
-    """Turn sums of squares [count, latents] of packed rows into bounds on lengths [latents]."""
+    """Turn sums of squares of packed rows into upper bounds of norms; BLOCK latents per program.
+
+    Args:
+        norm_parts: [count, latents] float32, squared norms of the rows by block of columns.
+        lost_parts: [count, latents] float32, the same of what rounding removed.
+        norm: [latents] float32 output.
+        lost: [latents] float32 output.
+        latents: number of latents.
+        count: number of parts.
+        d: width of a row, see `length_of`.
+        BLOCK: latents per program.
+    """
     latent = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     squares = tl.zeros((BLOCK,), tl.float32)
     lost_squares = tl.zeros((BLOCK,), tl.float32)
@@ -41,9 +58,16 @@ def join_lengths(norm_parts, lost_parts, norm, lost, latents, count, d, BLOCK: t
 
 @triton.jit(do_not_specialize=["latents", "count"])
 def restore_norms(weight, parts, latents, count, d, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Divide BLOCK_D columns of ROWS rows of `weight` [latents, d] by the lengths of the rows.
+    """Divide a tile [ROWS, BLOCK_D] of `weight` by the norms of its rows; rows of zeros stay zero.
 
-    `parts` [count, latents] are their squared lengths by block of columns. Zeros stay zeros.
+    Args:
+        weight: [latents, d], updated in place.
+        parts: [count, latents] float32, squared norms of the rows by block of columns.
+        latents: number of latents.
+        count: number of parts.
+        d: width of a row.
+        ROWS: rows per program, along axis 0 of the grid.
+        BLOCK_D: columns per program, along axis 1 of the grid.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < latents

@@ -1,4 +1,4 @@
-"""Products by cuBLAS in the precision that was asked for, whatever the user set for his own."""
+"""Multiply by cuBLAS in a given precision, independently of the user's settings."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,10 @@ from .device import interpreting
 
 @contextlib.contextmanager
 def multiplying_in(product: str) -> Iterator[None]:
-    """float32 operands as float32, or as TF32 for "tfloat32"; sums are never in bfloat16."""
+    """Set the precision of float32 products: TF32 for "tfloat32", float32 otherwise.
+
+    Sums of bfloat16 products are kept in float32. The previous settings are restored at the end.
+    """
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision, settings.allow_bf16_reduced_precision_reduction
     settings.fp32_precision = "tf32" if product == "tfloat32" else "ieee"
@@ -23,9 +26,14 @@ def multiplying_in(product: str) -> Iterator[None]:
 
 
 def product_of(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, in float32 unless the operands are wider."""
+    """Return left @ right in float32, or in the operands' dtype if that is wider.
+
+    Args:
+        left: [n, d].
+        right: [d, m], of the same dtype.
+    """
     if left.dtype.itemsize >= 4:
         return torch.mm(left, right)
-    if interpreting():  # on a CPU, whose products know no other dtype for their result
+    if interpreting():  # torch's CPU products support no other dtype for their result
         return torch.mm(left.float(), right.float())
     return torch.mm(left, right, out_dtype=torch.float32)

@@ -1,4 +1,8 @@
-"""The two engines that screen the columns of an encode, for whoever keeps the rows' lists."""
+"""Run the screening product of an encode by one of two engines, a range of columns at a time.
+
+The chunked engine multiplies chunks of columns by cuBLAS into memory that stays in the L2 cache;
+the fused engine runs `hot_groups`, which stores only groups of columns that exceed a row's floor.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +20,11 @@ from .round_rows import RoundedRows
 from .tiles import Tile, measured_tile, tile_for
 
 ENGINES = ("chunked", "fused")
+"""names of the engines"""
 _PHASE_BYTES = 512 << 20
+"""maximum size of the scores of one phase of the fused engine"""
 _CHUNK_FLOATS = 1 << 22
+"""maximum number of scores in a chunk, unless 512 columns have more"""
 
 
 _INTERPRETED_TILE = Tile(16, 64, 16, 4, 1)
@@ -25,22 +32,30 @@ _INTERPRETED_TILE = Tile(16, 64, 16, 4, 1)
 
 @dataclass(frozen=True)
 class Screening:
-    """One encode's operands and bounds, and who takes the scores."""
+    """The operands and bounds of one encode, and the consumer of its scores."""
 
     left: RoundedRows
+    """x [n, d], rounded"""
     right: RoundedRows
+    """weight [m, d] times its scale, rounded for the same product"""
     columns: ColumnBounds
+    """error bounds of the columns"""
     bounds: Bounds
+    """error bounds of the rows"""
     floor: Tensor
-    """[n] what a score must at most be above to be looked at; `keep` may raise it"""
+    """[n] float32; a group is stored only if its upper bound exceeds the floor, which `keep` may
+    raise"""
     bounded: bool
-    """whether what counts is what a score can at most be, or the product itself"""
+    """whether upper bounds of scores are compared with the floor, instead of the products
+    themselves"""
     first: int
-    """columns after which the floor has risen enough to be worth a look, at least"""
+    """least number of columns in the first phase, after which the floor has risen enough to be
+    useful"""
     keep: Callable[[Screened], None]
+    """function that receives the scores of each range of columns, in ascending order"""
 
     def run(self, engine: str) -> None:
-        """Give all columns to `keep`."""
+        """Pass the scores of all columns to `keep`; `engine` is one of `ENGINES`."""
         if engine == "fused":
             self._fused()
         else:
@@ -67,7 +82,7 @@ class Screening:
         n, m = left.shape[0], right.shape[0]
         ranges = phases(m, self.first, n, tile.columns)
         widths = [-(-(end - begin) // tile.columns) * tile.columns for begin, end in ranges]
-        # Addressed densely, used sparsely: only hot groups are ever written and read.
+        # Only hot groups are ever written and read, so most of this memory stays untouched.
         scores = left.new_empty(n * max(widths), dtype=torch.float32)
         maxima = left.new_empty(n * max(widths) // GROUP, dtype=torch.float32)
         hot_list = torch.empty_like(maxima, dtype=torch.int32)
@@ -115,10 +130,10 @@ class Screening:
 
 
 def phases(m: int, first: int, n: int, step: int) -> list[tuple[int, int]]:
-    """Ranges of columns that cover m in order: `first` of them, then as many as went before.
+    """Return ranges of columns that cover m in order, each as long as all before it together.
 
-    All but the last are multiples of `step`. A phase's scores for n rows take half a gigabyte at
-    most, unless one step does not fit.
+    The first has `first` columns. All but the last are multiples of `step`. The scores of a phase
+    for n rows take at most `_PHASE_BYTES`, unless a single step takes more.
     """
     most = max(_PHASE_BYTES // (4 * n) // step, 1) * step
     size = min(-(-first // step) * step, most)

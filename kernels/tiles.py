@@ -1,4 +1,4 @@
-"""The tiles in which `hot_groups` multiplies, chosen by what a block may have of shared memory."""
+"""Choose the tile of the fused screening product by the shared memory that a block may use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,20 +7,31 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """A configuration of `hot_groups`."""
+    """A launch configuration of `hot_groups`."""
 
     rows: int
+    """rows of x per tile"""
     columns: int
+    """columns of scores (rows of the weight) per tile"""
     depth: int
+    """elements of the width that are loaded per iteration"""
     warps: int
+    """warps per block"""
     stages: int
+    """stages of the software pipeline"""
 
     def shared_bytes(self, product: str) -> int:
-        """The shared memory that a block takes at most, on any architecture.
+        """Return an upper bound of the shared memory of a block, valid on every architecture.
 
-        Either all stages of both operands, or the sums when they are given to other threads for
-        the epilogue; and some barriers. Where products run without wgmma the compiler keeps one
+        The larger of all stages of both operands and of the sums, which the epilogue redistributes
+        between threads; plus some barriers. If products run without wgmma, the compiler keeps one
         stage less.
+
+        Args:
+            product: float16, bfloat16, tfloat32 or float32.
+
+        Returns:
+            Bytes.
         """
         operand = 2 if product in ("bfloat16", "float16") else 4
         stages = self.stages * (self.rows + self.columns) * self.depth * operand
@@ -44,21 +55,25 @@ _TILES = {
     ("float32", True): (Tile(64, 64, 16, 8, 2),),
     ("float32", False): (Tile(64, 64, 16, 8, 2),),
 }
-"""By product, and by whether tiles are loaded by descriptor; none of them spills."""
+"""tiles by product and by whether they are loaded by descriptor, in order of preference; with none
+of them does the kernel spill registers"""
 
 _measured: ContextVar[Tile | None] = ContextVar("measured tile", default=None)
 
 
 def tile_candidates(product: str, tma: bool, shared_bytes: int) -> tuple[Tile, ...]:
-    """The tiles worth measuring that fit `shared_bytes` of a block; the first is the default.
+    """Return the tiles worth timing whose blocks fit into `shared_bytes`; the first is the default.
 
-    `tma`: whether tiles are loaded by descriptor.
+    Args:
+        product: float16, bfloat16, tfloat32 or float32.
+        tma: whether tiles are loaded by descriptor.
+        shared_bytes: shared memory that a block may use.
     """
     return tuple(t for t in _TILES[product, tma] if t.shared_bytes(product) <= shared_bytes)
 
 
 def tile_for(product: str, tma: bool, shared_bytes: int) -> Tile:
-    """The default tile for a device; see `tile_candidates`."""
+    """Return the default tile; raise RuntimeError if none fits. See `tile_candidates`."""
     fitting = tile_candidates(product, tma, shared_bytes)
     if not fitting:
         raise RuntimeError(
@@ -70,7 +85,7 @@ def tile_for(product: str, tma: bool, shared_bytes: int) -> Tile:
 
 @contextmanager
 def measuring(tile: Tile) -> Iterator[None]:
-    """Multiply in `tile` on any device, so that candidates can be timed."""
+    """Use `tile` for all fused products inside the context, so that candidates can be timed."""
     token = _measured.set(tile)
     try:
         yield
@@ -79,5 +94,5 @@ def measuring(tile: Tile) -> Iterator[None]:
 
 
 def measured_tile() -> Tile | None:
-    """The tile of `measuring`, inside it."""
+    """Return the tile set by `measuring`, or None outside of it."""
     return _measured.get()
