@@ -1,6 +1,6 @@
-"""How far scores can be from their screening products, by column and by row.
+"""Bound the differences between scores and their screening products, by column and by row.
 
-docs/concepts/exact_screening.md derives the bound. A kernel for columns, and one for rows.
+docs/concepts/exact_screening.md derives the bound.
 """
 
 from typing import NamedTuple
@@ -18,30 +18,30 @@ from .lists import GROUP, Bounds, Lists
 from .round_rows import RoundedRows
 
 _SAFE = tl.constexpr(1e37)
-"""What the size of a row's scores must stay below, so that no float32 on the way overflows."""
+"""bound on the size of a row's scores below which no intermediate float32 overflows"""
 
 
 class ColumnBounds(NamedTuple):
-    """The part of the bounds that depends on columns alone."""
+    """The part of the bounds that depends on columns only."""
 
     shift: Tensor
-    """[m] float32 added to the product, -infinity where a column is masked"""
+    """[m] float32, added to the screening product, see `Bounds`; -infinity if a column is masked"""
     norm: Tensor
-    """[m] and"""
+    """[m] float32, see `RoundedRows`"""
     lost: Tensor
-    """[m] of the columns, see `RoundedRows`"""
+    """[m] float32, see `RoundedRows`"""
     group_norm: Tensor
-    """[m / GROUP, rounded up] the largest `norm` of each group of columns"""
+    """[m / GROUP, rounded up] largest `norm` of each group of columns"""
     group_lost: Tensor
-    """[m / GROUP, rounded up]"""
+    """[m / GROUP, rounded up] largest `lost` of each group of columns"""
     largest: Tensor
-    """[2, blocks] the largest norm + lost, or NaN where one is, and the largest bias, of each block
-    of columns"""
+    """[2, blocks] for each block of columns the largest norm + lost, NaN if a norm is NaN, and the
+    largest |scaled bias| + |threshold|"""
 
 
 @triton.jit
 def no_nan(value):
-    """`value`, or infinity in place of NaN, which a maximum may pass over."""
+    """Replace NaN by infinity, since a maximum may ignore NaN."""
     return tl.where(value == value, value, float("inf"))
 
 
@@ -64,10 +64,28 @@ def bound_columns(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The `ColumnBounds` of BLOCK columns.
+    """Compute the `ColumnBounds` of BLOCK columns.
 
-    A column's shift is its bias times its scale, less its threshold. RAISED: by what the roundings
-    of these can take, so that a score is at most what the screen says.
+    A column's shift is its bias times its scale, less its threshold.
+
+    Args:
+        bias: [columns], -infinity for a masked column.
+        scale: [columns].
+        threshold: [columns] float32.
+        norm: [columns] float32, see `RoundedRows`.
+        lost: [columns] float32, see `RoundedRows`.
+        shift: [columns] float32 output.
+        group_norm: [columns / GROUP] float32 output, see `ColumnBounds`.
+        group_lost: [columns / GROUP] float32 output.
+        largest: [2, programs] float32 output.
+        columns: number of columns.
+        BIASED: whether there is a bias; otherwise `bias` is not read.
+        SCALED: whether there is a scale; otherwise `scale` is not read.
+        THRESHOLD: whether there is a threshold; otherwise `threshold` is not read.
+        RAISED: whether the shift is raised by a bound on the rounding errors of bias, scale and
+            threshold, so that product plus shift errs upwards only.
+        GROUP: columns per group.
+        BLOCK: columns per program, a multiple of GROUP.
     """
     block = tl.program_id(0)
     column = block * BLOCK + tl.arange(0, BLOCK)
@@ -119,11 +137,25 @@ def bound_rows(
     LISTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Reach and spread of BLOCK rows, and where their screen begins.
+    """Compute reach and spread of BLOCK rows, and the initial state of their screen.
 
-    LISTS: the state of empty lists, see `keep_best`; rows whose scores might overflow have failed.
-    Otherwise only a floor: 0, or NaN, above which everything may be, for such rows; infinity where
-    a row or any column is NaN.
+    Args:
+        norm: [rows] float32, see `RoundedRows`.
+        lost: [rows] float32, see `RoundedRows`.
+        largest: [2, blocks] float32, see `ColumnBounds`.
+        reach: [rows] float32 output, see `Bounds`.
+        spread: [rows] float32 output, see `Bounds`.
+        floor: [rows] float32 output.
+        counts: [rows] int32 output, if LISTS.
+        floor_keys: [rows] int64 output, if LISTS.
+        rows: number of rows.
+        blocks: number of blocks of columns in `largest`.
+        arithmetic: relative error of a sum, see `arithmetic_error`.
+        LISTS: whether the state is an empty list, see `keep_best`; rows whose scores might overflow
+            get the count OVERFLOW. Otherwise it is a floor only: 0; NaN, which rules out no column,
+            for rows whose scores might overflow; infinity if the row or the norm of any column is
+            NaN.
+        BLOCK: rows per program.
     """
     lane = tl.arange(0, BLOCK)
     lengths = tl.zeros((BLOCK,), tl.float32)
@@ -148,8 +180,8 @@ def bound_rows(
         tl.store(counts + row, tl.where(safe, 0, OVERFLOW), real)
         tl.store(floor_keys + row, tl.full((BLOCK,), EMPTY, tl.int64), real)
     else:
-        # Beside NaN nothing is above a threshold: to look at all columns of all rows would take
-        # seconds in every step of a training that has diverged.
+        # If anything is NaN, nothing is above a threshold: to look at all columns of all rows would
+        # take seconds in every step of a training that has diverged.
         nothing = (tl.sum(not_numbers) > 0) | (length != length)
         start = tl.where(safe, 0.0, float("nan"))
         tl.store(floor + row, tl.where(nothing, float("inf"), start), real)
@@ -163,15 +195,15 @@ def column_bounds(
     *,
     raised: bool = True,
 ) -> ColumnBounds:
-    """Bound what the columns of a screen contribute.
+    """Compute the bounds that depend on the columns of a screen.
 
     Args:
-        columns: the weight times its scale, [m, d].
-        bias: [m], -infinity where a latent is masked.
-        scale: [m].
-        threshold: float32 [m], infinity where nothing is above it.
-        raised: whether the shift is raised by what its roundings can take; otherwise it is the
-            bias times the scale, less the threshold, to the bit.
+        columns: weight [m, d] times its scale, rounded.
+        bias: [m], -infinity for a masked latent; None: no bias.
+        scale: [m]; None: no scale.
+        threshold: [m] float32, infinity if no score may be above it; None: no threshold.
+        raised: whether the shift is raised by a bound on its rounding errors; otherwise it is
+            exactly the float32 bias times scale, less the threshold.
     """
     m = columns.norm.shape[0]
     block = 64 if interpreting() else 1024
@@ -184,7 +216,7 @@ def column_bounds(
         columns.norm.new_empty(groups),
         columns.norm.new_empty(2, blocks),
     )
-    some = columns.norm  # stands in for an argument that is not looked at
+    some = columns.norm  # in place of arguments that are not read
     bound_columns[(blocks,)](
         some if bias is None else bias,
         some if scale is None else scale,
@@ -207,13 +239,13 @@ def column_bounds(
 
 
 def row_bounds(rows: RoundedRows, columns: ColumnBounds, d: int, start: Lists | Tensor) -> Bounds:
-    """Bound the scores of rows, and begin their screen.
+    """Compute the bounds of rows, and initialise their screen.
 
     Args:
-        rows: [n, d].
-        columns: the bounds of the columns.
-        d: the width.
-        start: lists of candidates, which become empty, or a floor [n]; see `bound_rows`.
+        rows: x [n, d], rounded.
+        columns: bounds of the columns.
+        d: width.
+        start: lists of candidates, which become empty, or a floor [n] float32; see `bound_rows`.
     """
     n = rows.norm.shape[0]
     bounds = Bounds(*columns[:3], torch.empty_like(rows.norm), torch.empty_like(rows.norm))

@@ -1,4 +1,7 @@
-"""Scores in float32: of columns that a screen could not decide, of whole rows where it failed."""
+"""Compute float32 scores: of columns that a screen left in doubt, of whole rows if it failed.
+
+A row has failed if its list was too short or holds fewer than k columns.
+"""
 
 import triton
 import triton.language as tl
@@ -8,11 +11,11 @@ from .keep_best import cut_list
 from .keys import EMPTY, index_of, key_of
 
 NOT_A_NUMBER = tl.constexpr(-1)
-"""The count of a part of a row that has no best columns"""
+"""count of a part of a row whose columns are not scored, because operands are NaN or infinite"""
 
 
 def dot_block(d: int) -> tuple[int, int]:
-    """Columns and width of the blocks in which exact scores are summed, the same in all kernels."""
+    """Return columns and width of the blocks in which exact scores are summed in all kernels."""
     width = min(power_of_two(d), 16 if interpreting() else 256)
     return (16, width)
 
@@ -32,10 +35,28 @@ def exact_scores(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(x[row] . weight[index] + bias) * scale; every caller must use the same shapes.
+    """Compute (x[row] . weight[index] + bias[index]) * scale[index]; -infinity if the bias is.
 
-    The order of the sum over d follows from the shapes, so that a score has the same bits whether
-    it is one of a row's candidates or one of all its columns.
+    The order of the sum over d follows from the shapes, so a score has the same bits whether it
+    belongs to one of a row's candidates or is computed with all columns. All callers must therefore
+    use the COLUMNS and BLOCK_D of `dot_block`.
+
+    Args:
+        x: [n, d] rows.
+        weight: [m, d] rows.
+        bias: [m], if BIASED.
+        scale: [m], if SCALED.
+        row: int64, row of x.
+        index: [COLUMNS] rows of the weight.
+        real: [COLUMNS] whether each is wanted; the scores of others are undefined.
+        d: width.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        COLUMNS: number of scores.
+        BLOCK_D: elements of the width per iteration.
+
+    Returns:
+        [COLUMNS] float32.
     """
     depth = tl.arange(0, BLOCK_D)
     sums = tl.zeros((COLUMNS, BLOCK_D), tl.float32)
@@ -72,7 +93,22 @@ def score_candidates(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Replace what the scores of a row's list can at most be by what they are."""
+    """Replace the upper bounds in one row's list by exact scores; one program per row.
+
+    Args:
+        x: [n, d] rows.
+        weight: [m, d] rows.
+        bias: [m], if BIASED.
+        scale: [m], if SCALED.
+        keys: [n, CAPACITY] int64, lists, updated in place.
+        counts: [n] int32, lengths of the lists.
+        d: width.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        CAPACITY: row stride of `keys`.
+        COLUMNS: see `exact_scores`.
+        BLOCK_D: see `exact_scores`.
+    """
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + row)
     lane = tl.arange(0, COLUMNS)
@@ -88,19 +124,16 @@ def score_candidates(
 
 @triton.jit
 def count_failed(counts, begin, rows, k, BLOCK: tl.constexpr):
-    """Which of BLOCK rows from `begin` on have a screen that failed, and how many rows these are.
-
-    Its list was too short, or k were not to be had.
-    """
+    """Return which of BLOCK rows from `begin` on have failed, and how many these are."""
     row = begin + tl.arange(0, BLOCK)
-    # OVERFLOW is less than any k.
+    # OVERFLOW is less than every k.
     failed = tl.load(counts + row, row < rows, other=2**31 - 1) < k
     return failed, tl.sum(failed.to(tl.int32))
 
 
 @triton.jit
 def total_failed(counts, rows, k, BLOCK: tl.constexpr):
-    """The number of rows whose screen failed."""
+    """Return the number of failed rows."""
     total = 0
     for begin in range(0, rows, BLOCK):
         _, found = count_failed(counts, begin, rows, k, BLOCK)
@@ -110,7 +143,7 @@ def total_failed(counts, rows, k, BLOCK: tl.constexpr):
 
 @triton.jit
 def failed_row(counts, number, rows, k, BLOCK: tl.constexpr):
-    """The row whose screen failed after those of `number` rows before it."""
+    """Return the index of the failed row that `number` failed rows precede."""
     before = 0
     row = 0
     for begin in range(0, rows, BLOCK):
@@ -124,7 +157,7 @@ def failed_row(counts, number, rows, k, BLOCK: tl.constexpr):
 
 @triton.jit
 def any_nan(values, size, BLOCK: tl.constexpr):
-    """Whether one of the first `size` values is NaN."""
+    """Return whether one of the first `size` values is NaN."""
     lane = tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, size, BLOCK):
@@ -133,7 +166,7 @@ def any_nan(values, size, BLOCK: tl.constexpr):
     return tl.max(found) > 0
 
 
-# For these sizes neither 1 nor a multiple of 16 is worth code of its own.
+# Code specialised to 1 or to multiples of 16 is not worth its compilation for these sizes.
 @triton.jit(do_not_specialize=["rows", "latents", "k"])
 def score_all(
     x,
@@ -161,22 +194,46 @@ def score_all(
     BLOCK_D: tl.constexpr,
     LOOK: tl.constexpr,
 ):
-    """The best k, or a few more, of each of SPLIT parts of the columns of every failed row.
+    """Score all columns of every failed row, and keep the best of each of SPLIT parts of them.
 
-    A fixed number of programs shares the work, however much there is; usually there is none. Each
-    finds the failed rows in `counts` [rows], LOOK at a time; `failed` [rows] and `total` tell them
-    to `join_parts`. `work` [programs, CAPACITY] is scratch, `parts` [rows * SPLIT, KEPT] gets the
-    keys.
+    A fixed number of programs shares the parts of all failed rows; usually there are none.
 
-    A row with NaN or infinity in it, and every row beside such a weight, has no best columns:
-    nothing is scored, and its `part_counts` are `NOT_A_NUMBER`. `row_lost` [rows] and `latent_lost`
-    [latents] are what rounding took, which is NaN there. All columns of all rows would take seconds
-    in every step of a training that has diverged.
+    If a row holds NaN or infinity, nothing is scored, and the `part_counts` of its parts are
+    NOT_A_NUMBER; the same applies to all rows if the weight holds NaN or infinity, or the bias NaN.
+    To score all columns of all rows would take seconds in every step of a training that has
+    diverged.
+
+    Args:
+        x: [rows, d] rows.
+        weight: [latents, d] rows.
+        bias: [latents], if BIASED.
+        scale: [latents], if SCALED.
+        row_lost: [rows] float32, see `RoundedRows`; NaN if the row holds NaN or infinity.
+        latent_lost: [latents] float32, the same of the weight.
+        counts: [rows] int32, lengths of the lists after the screen.
+        failed: [rows] int32 output, the failed rows in ascending order, for `join_parts`.
+        total: [] int32 output, their number.
+        work: [programs, CAPACITY] int64 scratch.
+        parts: [rows * SPLIT, KEPT] int64 output, at least the k best keys of each part, in any
+            order.
+        part_counts: [rows * SPLIT] int32 output, number of keys of each part, or NOT_A_NUMBER.
+        rows: number of rows.
+        latents: number of latents.
+        d: width.
+        k: number of columns wanted per row.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        SPLIT: parts per row.
+        CAPACITY: power of two, at least 2 k + COLUMNS.
+        KEPT: power of two, at least k + k // 4.
+        COLUMNS: see `exact_scores`.
+        BLOCK_D: see `exact_scores`.
+        LOOK: rows whose counts are read at a time.
     """
     all_failed = total_failed(counts, rows, k, LOOK)
     tl.store(total, all_failed, tl.program_id(0) == 0)
     diverged = False
-    if all_failed == rows:  # or there is a row that the weight has not spoilt
+    if all_failed == rows:  # a weight or bias that is not finite makes all rows fail
         diverged = any_nan(latent_lost, latents, LOOK)
         if BIASED:
             diverged |= any_nan(bias, latents, LOOK)
@@ -233,9 +290,21 @@ def join_parts(
     CAPACITY: tl.constexpr,
     KEPT: tl.constexpr,
 ):
-    """The lists of the failed rows, from the best of their parts.
+    """Join the parts of every failed row to its list; a fixed number of programs shares the rows.
 
-    Those of rows that are `NOT_A_NUMBER` hold the first k columns, with NaN as their scores.
+    The list of a row that is NOT_A_NUMBER gets the first k columns, with NaN as their scores.
+
+    Args:
+        failed: [rows] int32, from `score_all`.
+        total: [] int32, from `score_all`.
+        parts: [rows * SPLIT, KEPT] int64, from `score_all`.
+        part_counts: [rows * SPLIT] int32, from `score_all`.
+        keys: [rows, CAPACITY] int64 output, lists.
+        counts: [rows] int32 output, lengths of the lists.
+        k: number of columns wanted per row.
+        SPLIT: parts per row.
+        CAPACITY: power of two, at least 2 KEPT.
+        KEPT: row stride of `parts`.
     """
     place = tl.arange(0, KEPT)
     for item in range(tl.program_id(0), tl.load(total), tl.num_programs(0)):

@@ -1,4 +1,4 @@
-"""The product of rows and latents, of which only groups leave that hold a score worth a look."""
+"""Multiply rows and latents, and store only the groups of columns with a score above the floor."""
 
 import triton
 import triton.language as tl
@@ -36,14 +36,42 @@ def hot_groups(
     BLOCK_D: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """One tile of x @ weight[first : first + columns].T, raised to what a score can at most be.
+    """Compute one tile of x @ weight[first : first + columns].T + shift, and store its hot groups.
 
-    `maxima` [rows, width / GROUP] gets the largest score of every group of columns, `scores`
-    [rows, width] only the groups whose maximum lies above the row's `floor`. Width is `columns`
-    rounded up to tiles. TMA: `x` and `weight` are descriptors instead of addresses. MULTIPLIED: a
-    row of `x` was multiplied by its `row_multiplier` [rows], `weight` by `column_multiplier` [1].
+    A group is hot if its maximum, raised by the error bound if BOUNDED, exceeds the row's floor.
+
+    Args:
+        x: [rows, d] rounded rows, or a descriptor of them.
+        weight: [latents, d] rounded rows, or a descriptor of them.
+        row_multiplier: [rows] float32, powers of two by which rows of x were multiplied.
+        column_multiplier: [1] float32, power of two by which `weight` was multiplied.
+        shift: [latents] float32, see `Bounds`.
+        norm: [latents / GROUP] float32, the largest of each group.
+        lost: [latents / GROUP] float32, the largest of each group.
+        reach: [rows] float32, see `Bounds`.
+        spread: [rows] float32, see `Bounds`.
+        floor: [rows] float32.
+        scores: [rows, width] float32 output: product plus shift of the hot groups; others are not
+            written.
+        maxima: [rows, width / GROUP] float32 output: maximum of each group, raised if BOUNDED.
+        rows: number of rows.
+        latents: number of latents.
+        first: first column, a multiple of GROUP.
+        columns: number of columns.
+        width: `columns` rounded up to tiles.
+        d: padded width, a multiple of 16.
+        PRECISION: input_precision of `tl.dot`.
+        MULTIPLIED: whether there are multipliers.
+        BOUNDED: whether maxima are raised by the error bound.
+        TMA: whether `x` and `weight` are descriptors.
+        GROUP: columns per group.
+        BLOCK_ROWS: rows per tile.
+        BLOCK_COLUMNS: columns per tile.
+        BLOCK_D: elements of the width per iteration.
+        TOGETHER: height of a band of tiles, see below.
     """
-    # Neighbouring programs share tiles of both operands, so that these stay in the L2 cache.
+    # Programs run down bands of TOGETHER tiles: neighbours share tiles of both operands, so that
+    # these stay in the L2 cache.
     tiles_down, tiles_across = tl.cdiv(rows, BLOCK_ROWS), width // BLOCK_COLUMNS
     program = tl.program_id(0)
     band = program // (TOGETHER * tiles_across)
@@ -62,7 +90,7 @@ def hot_groups(
             products = tl.dot(left, right.T, products, input_precision=PRECISION)
     else:
         depth = tl.arange(0, BLOCK_D)
-        # Rows out of range are read from row 0 and thrown away; d is a multiple of 16 here.
+        # Rows out of range are read from row 0 and their results discarded.
         left_row = tl.where(row < rows, row, 0).to(tl.int64)
         right_row = tl.where(first + column < latents, first + column, 0).to(tl.int64)
         left_at = x + left_row[:, None] * d + depth[None, :]
@@ -75,7 +103,7 @@ def hot_groups(
     if MULTIPLIED:
         multiplier = tl.load(row_multiplier + row, row < rows, other=1.0)
         products *= inverse_of(multiplier * tl.load(column_multiplier))[:, None]
-    # The bias is -infinity where a latent is masked, and beyond the last column.
+    # Masked latents and columns behind the last have a shift of -infinity.
     bias = tl.load(shift + first + column, column < columns, other=float("-inf"))
     products = tl.reshape(products + bias[None, :], (BLOCK_ROWS, BLOCK_COLUMNS // GROUP, GROUP))
     largest = tl.max(products, axis=2)

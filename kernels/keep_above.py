@@ -1,8 +1,9 @@
-"""Per row, the columns whose score is above its threshold: who may be waits, who is becomes a key.
+"""Keep, for each row, the columns whose score is above their threshold.
 
-A row's list holds `held` keys of exact scores, then `waiting` columns that the screen could not
-rule out. Columns are scored when the list is full and in the end; `counts` tells how many were
-above, also where the list had no room for all and kept the best.
+A row's list holds `held` keys of exact scores above their thresholds, followed by `waiting` columns
+that the screen could not rule out. The waiting columns are scored when the list is full and at the
+end. `counts` is the number of columns above their thresholds, even if the list had no room for all
+of them and kept the best.
 """
 
 import triton
@@ -30,7 +31,27 @@ def settle(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Score the columns that wait; how many keys there are then."""
+    """Score the waiting columns of a list, and keep those above their thresholds.
+
+    Args:
+        list_at: address of the row's list.
+        held: number of keys of exact scores.
+        waiting: number of columns behind them.
+        row: int64, the row.
+        x: [n, d] rows.
+        weight: [m, d] rows.
+        bias: [m], if BIASED.
+        scale: [m], if SCALED.
+        threshold: [m] float32.
+        d: width.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        COLUMNS: see `exact_scores`.
+        BLOCK_D: see `exact_scores`.
+
+    Returns:
+        The new number of keys; no column waits.
+    """
     tl.debug_barrier()  # the list was written by other threads of this program
     lane = tl.arange(0, COLUMNS)
     end = held + waiting
@@ -42,7 +63,7 @@ def settle(
         )
         above = real & (score > tl.load(threshold + index, real, other=float("inf")))
         after = held + tl.cumsum(above.to(tl.int32), 0) - 1
-        tl.debug_barrier()  # keys take the places of columns that all threads have read
+        tl.debug_barrier()  # keys overwrite columns, which all threads must have read
         tl.store(list_at + after, key_of(score, index), mask=above)
         held += tl.sum(above.to(tl.int32))
     tl.debug_barrier()
@@ -51,7 +72,19 @@ def settle(
 
 @triton.jit
 def keep_most(list_at, held, room, BLOCK: tl.constexpr, CAPACITY: tl.constexpr, LOOK: tl.constexpr):
-    """At least the `room` best of a row's keys, and half of what the list has beyond at most."""
+    """Drop low keys of a row's list, and return how many are left.
+
+    At least the `room` best stay. Of the CAPACITY - BLOCK - room places beyond these, at most half
+    stay occupied.
+
+    Args:
+        list_at: address of the row's list.
+        held: number of keys, more than CAPACITY - BLOCK.
+        room: number of keys wanted.
+        BLOCK: columns that arrive at once.
+        CAPACITY: length of the list.
+        LOOK: keys per iteration.
+    """
     lane = tl.arange(0, LOOK)
     enough = (room + CAPACITY - BLOCK) // 2
     low = tl.full((), EMPTY, tl.int64)
@@ -73,7 +106,7 @@ def keep_most(list_at, held, room, BLOCK: tl.constexpr, CAPACITY: tl.constexpr, 
         key = tl.load(list_at + start + lane, start + lane < held, other=EMPTY)
         stays = (start + lane < held) & (key >= low)
         after = kept + tl.cumsum(stays.to(tl.int32), 0) - 1
-        tl.debug_barrier()  # keys move to places that all threads have read
+        tl.debug_barrier()  # keys move to places, which all threads must have read
         tl.store(list_at + after, key, mask=stays)
         kept += tl.sum(stays.to(tl.int32))
     tl.debug_barrier()
@@ -115,11 +148,42 @@ def keep_above(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Feed the columns first : first + columns of one row to its list.
+    """Append the columns first : first + columns of one row to its list; one program per row.
 
-    `scores` are those of `keep_best`, less the thresholds; `floor` is 0, NaN for a row all of
-    whose columns must be looked at, or infinity for a row none of whose columns is. A list keeps
-    the `room` best; CAPACITY is more than that by BLOCK at least.
+    Args:
+        scores: [rows, width] float32, see `Screened`; shifts include the thresholds.
+        maxima: [rows, width / GROUP] float32, see `Screened`, if HOT.
+        hot_list: [rows, width / GROUP] int32 scratch, if HOT.
+        shift: [m] float32, see `Bounds`.
+        norm: [m] float32, see `Bounds`.
+        lost: [m] float32, see `Bounds`.
+        reach: [rows] float32, see `Bounds`.
+        spread: [rows] float32, see `Bounds`.
+        floor: [rows] float32: 0; NaN for a row whose columns must all be scored; infinity for a row
+            of which none is.
+        x: [rows, d] rows.
+        weight: [m, d] rows.
+        bias: [m], if BIASED.
+        scale: [m], if SCALED.
+        threshold: [m] float32.
+        keys: [rows, CAPACITY] int64, lists, updated in place.
+        held: [rows] int32, updated.
+        waiting: [rows] int32, updated.
+        counts: [rows] int32, updated.
+        first: first column.
+        columns: number of columns.
+        width: row stride of `scores`.
+        d: width of x.
+        room: number of best columns that a list must keep.
+        HOT: whether only hot groups were stored, see `Screened`.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        GROUP: columns per group.
+        CAPACITY: length of a list, at least room + BLOCK.
+        BLOCK: columns per iteration.
+        LOOK: see `keep_most`.
+        COLUMNS: see `exact_scores`.
+        BLOCK_D: see `exact_scores`.
     """
     row = tl.program_id(0).to(tl.int64)
     bar = tl.load(floor + row)
@@ -132,7 +196,7 @@ def keep_above(
     if HOT:
         groups = width // GROUP
         work = list_hot(maxima, hot_list, row, groups, bar, BLOCK) * GROUP
-    if bar == float("inf"):  # NaN is not above it either
+    if bar == float("inf"):  # otherwise a score of NaN would pass
         work = 0
     for start in range(0, work, BLOCK):
         at = start + lane
@@ -197,7 +261,25 @@ def settle_lists(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Score what still waits in a row's list."""
+    """Score the waiting columns of one row's list at the end; one program per row.
+
+    Args:
+        x: [rows, d] rows.
+        weight: [m, d] rows.
+        bias: [m], if BIASED.
+        scale: [m], if SCALED.
+        threshold: [m] float32.
+        keys: [rows, CAPACITY] int64, lists, updated in place.
+        held: [rows] int32, updated.
+        waiting: [rows] int32.
+        counts: [rows] int32, updated.
+        d: width.
+        BIASED: whether there is a bias.
+        SCALED: whether there is a scale.
+        CAPACITY: length of a list.
+        COLUMNS: see `exact_scores`.
+        BLOCK_D: see `exact_scores`.
+    """
     row = tl.program_id(0).to(tl.int64)
     has = tl.load(held + row)
     settled = settle(

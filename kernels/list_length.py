@@ -68,9 +68,9 @@ def _below(m: int, above: float, width: float) -> float:
 def list_length(m: int, d: int, k: int, product: str, incoming: int) -> int:
     """Return the capacity of an exact screen's lists.
 
-    It is enough for `most_candidates` columns and for those that arrive at once; at least 8 k, or
-    3072, for scores that are not Gaussian; at most `LONGEST`. Rows whose lists are too short are
-    scored in full, so the capacity affects the time, not the result.
+    It holds `most_candidates` columns and those that arrive at once; at least the smaller of 8 k
+    and 3072, for scores that are not Gaussian; at most `LONGEST`. Rows whose lists are too short
+    are scored in full, so the capacity affects the time, not the result.
 
     Args:
         m: number of latents.

@@ -1,7 +1,7 @@
-"""Rows rounded to what a tensor core multiplies, and measured bounds on what the rounding lost.
+"""Round rows to the operands of a tensor core, and measure bounds on what the rounding removed.
 
-A float16 keeps eight times as much of a number as a bfloat16, at the same speed, but has few
-exponents: rows are multiplied by a power of two that brings their largest number below 2^14.
+A float16 keeps eight times the precision of a bfloat16 at the same speed, but has a small range:
+rows are multiplied by a power of two that brings their largest number below 2^14.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,16 @@ from torch import Tensor
 from .device import LAUNCH, interpreting, power_of_two
 
 DROPPED_BITS = {"bfloat16": 16, "float16": 13, "tfloat32": 13, "float32": 0}
-"""How many low bits of a float32 each screening product leaves out"""
+"""low bits of a float32 that each screening product omits"""
 _NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOP_EXPONENT = tl.constexpr(13)
-"""Exponent of the largest float16 of rows that are multiplied: 2^2 below the largest there is"""
+"""exponent to which the largest number of a row is brought before it is rounded to float16; the
+range of float16 ends at about four times that number"""
 _MOST_EXPONENT = tl.constexpr(60)
-"""Largest exponent of a multiplier: those of a row and of a column can be multiplied"""
+"""largest exponent of a multiplier, so that the product of a row's and a column's is a normal
+float32"""
 _BIAS = 127
-"""What a float32 adds to its exponent"""
+"""bias of a float32's exponent"""
 
 
 def padded_width(d: int) -> int:
@@ -36,21 +38,22 @@ def unit_dtype(product: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class RoundedRows:
-    """Rows as the screen multiplies them, and bounds on what they lost."""
+    """Rows rounded for the screening product, and bounds on what the rounding removed."""
 
     product: str
+    """float16, bfloat16, tfloat32 or float32"""
     units: Tensor
-    """[rows, d rounded up to 16]"""
+    """[rows, d rounded up to 16] rounded rows, padded with zeros"""
     norm: Tensor
-    """[rows] at least the length before rounding"""
+    """[rows] float32, upper bounds of the norms before rounding"""
     lost: Tensor
-    """[rows] at least the length of what rounding took"""
+    """[rows] float32, upper bounds of the norms of what rounding removed"""
     multiplier: Tensor | None = None
-    """[rows] or [1] the powers of two that rows were multiplied by before they were rounded to
-    float16; None for other products"""
+    """[rows] or [1] float32, powers of two by which rows were multiplied before they were rounded
+    to float16; None for other products"""
 
     def part(self, rows: slice) -> "RoundedRows":
-        """Return some of the rows."""
+        """Return a slice of the rows."""
         multiplier = self.multiplier
         if multiplier is not None and len(multiplier) > 1:
             multiplier = multiplier[rows]
@@ -61,9 +64,9 @@ class RoundedRows:
 
 @triton.jit
 def rounded_to(value, DROP: tl.constexpr):
-    """The nearest float32 whose lowest DROP bits are zero, ties to even; subnormals are zero.
+    """Round float32 values to the nearest whose lowest DROP bits are zero, ties to even.
 
-    Tensor cores may take subnormals for zero; so do we, and count them as lost.
+    Subnormal results become zero, since tensor cores may treat them as zero; they count as lost.
     """
     if DROP > 0:
         bits = value.to(tl.uint32, bitcast=True)
@@ -76,10 +79,10 @@ def rounded_to(value, DROP: tl.constexpr):
 
 @triton.jit
 def half_of(value, multiplier):
-    """The nearest float16 to `value` times a power of two, as a float32, ties to even.
+    """Round `value` times a power of two to the nearest float16, as float32, ties to even.
 
-    Subnormals are zero, as in `rounded_to`, and what is too large is the largest float16, while
-    infinity stays.
+    Subnormal results become zero, as in `rounded_to`. Finite values that are too large become the
+    largest float16; infinity stays.
     """
     kept = rounded_to(value * multiplier, 13)
     kept = tl.where(tl.abs(kept) < 2.0**-14, 0.0, kept)
@@ -89,7 +92,10 @@ def half_of(value, multiplier):
 
 @triton.jit
 def multiplier_of(largest):
-    """The power of two that brings `largest` between 2^13 and 2^14, if it is not extreme."""
+    """Return the power of two that brings `largest` between 2^13 and 2^14.
+
+    Its exponent is clamped to [-60, 60].
+    """
     exponent = ((largest.to(tl.uint32, bitcast=True) >> 23) & 0xFF).to(tl.int32) - 127
     up = tl.minimum(tl.maximum(_TOP_EXPONENT - exponent, -_MOST_EXPONENT), _MOST_EXPONENT)
     return ((up + 127) << 23).to(tl.float32, bitcast=True)
@@ -97,24 +103,28 @@ def multiplier_of(largest):
 
 @triton.jit
 def inverse_of(multiplier):
-    """1 / multiplier, exactly, of a power of two between 2^-120 and 2^120."""
+    """Return 1 / multiplier, exactly, for a power of two between 2^-120 and 2^120."""
     bits = (254 << 23) - multiplier.to(tl.int32, bitcast=True)
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def square_of(value):
-    """The square, and for what is not zero a little more than any underflow takes."""
+    """Return the square, increased for nonzero values by more than underflow can remove."""
     return value * value + tl.where(value == 0.0, 0.0, 2.0**-100)
 
 
 @triton.jit
 def length_of(sum_of_squares, d):
-    """At least the length of d numbers, from the float32 sum of `square_of` them in any order.
+    """Return an upper bound of the norm of d numbers.
 
-    Such a sum is off by at most d 2^-24 of itself. The 2^-40 keeps a bound on a product of two
-    lengths above all that float32 products smaller than its smallest number can lose. Zero stays
-    zero: there is nothing to lose.
+    A float32 sum is off by at most d 2^-24 of itself. The added 2^-40 keeps a bound on a product of
+    two norms above everything that underflow of float32 products can remove. Zero stays zero:
+    nothing can be lost.
+
+    Args:
+        sum_of_squares: float32 sum of `square_of` the numbers, in any order.
+        d: number of numbers.
     """
     length = tl.sqrt_rn(sum_of_squares) * (1.0 + (d + 16) * 2.0**-24) + 2.0**-40
     return tl.where(sum_of_squares == 0.0, 0.0, length)
@@ -135,12 +145,24 @@ def round_rows(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row of `source` [rows, d], times its `scale`, into `rounded` [rows, padded].
+    """Round one row per program, times its scale, and bound its norm and what rounding removed.
 
-    DROP: how many low bits of a float32 go, to the nearest even. `norm` gets a bound on the length
-    of the row, `lost` one on the length of what rounding took; both are zero only if exactly so.
-    HALF: rows become float16. "own": each row's multiplier follows from its largest number, and is
-    written to `multipliers` [rows]; "shared": all rows are multiplied by `multipliers` [1].
+    Both bounds are zero only if the norms are exactly zero.
+
+    Args:
+        source: [rows, d] rows to round.
+        scale: [rows] factors of the rows, if SCALED.
+        multipliers: [rows] float32 output if HALF is "own"; [1] input if HALF is "shared".
+        rounded: [rows, padded] output, with zeros behind column d.
+        norm: [rows] float32 output.
+        lost: [rows] float32 output.
+        d: width of `source`.
+        padded: width of `rounded`.
+        SCALED: whether rows are multiplied by `scale`.
+        DROP: low bits of a float32 that are rounded away, ties to even.
+        HALF: "none"; or, for float16, "own": each row's multiplier is computed from its largest
+            number; "shared": all rows have the multiplier that is given.
+        BLOCK: elements per iteration.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
@@ -178,7 +200,13 @@ def round_rows(
 
 
 def rounded_rows(source: Tensor, product: str, scale: Tensor | None = None) -> RoundedRows:
-    """Round contiguous rows [rows, d], each times its scale; float16 with a multiplier each."""
+    """Round contiguous rows, each times its scale; float16 rows get a multiplier each.
+
+    Args:
+        source: [rows, d] rows to round.
+        product: float16, bfloat16, tfloat32 or float32.
+        scale: [rows]; None: no scale.
+    """
     multiplier = None
     if product == "float16":
         multiplier = source.new_empty(len(source), dtype=torch.float32)
@@ -186,18 +214,24 @@ def rounded_rows(source: Tensor, product: str, scale: Tensor | None = None) -> R
 
 
 def rounded_columns(weight: Tensor, product: str, scale: Tensor | None = None) -> RoundedRows:
-    """Round a contiguous weight [m, d], each row times its scale; float16 with one multiplier.
+    """Round a contiguous weight, each row times its scale; float16 weights get a single multiplier.
 
-    A product has one number to undo for each of its rows, and none for its columns.
+    So the product is divided by one number for each of its rows, and by none for its columns.
+
+    Args:
+        weight: [m, d] rows to round; they are the columns of the product.
+        product: float16, bfloat16, tfloat32 or float32.
+        scale: [m]; None: no scale.
     """
     multiplier = _shared_multiplier(weight, scale) if product == "float16" else None
     return _rounded(weight, product, scale, multiplier, "shared")
 
 
 def _shared_multiplier(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """[1] float32: as `multiplier_of`, for the largest number of a whole weight.
+    """Return the `multiplier_of` the largest number of a whole weight, float32 [1].
 
-    Nothing here waits for a GPU. Beside NaN or infinity, and for zeros, any multiplier will do.
+    The host does not wait for the GPU. If the weight holds NaN or infinity, or only zeros, any
+    multiplier serves.
     """
     largest = torch.linalg.vector_norm(weight, torch.inf, dtype=torch.float32)
     if scale is not None:
