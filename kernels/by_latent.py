@@ -1,7 +1,7 @@
-"""The entries of a sparse code sorted by latent, with long runs cut into pieces of one length.
+"""Sort the entries of a sparse code by latent, and cut long runs into pieces.
 
-Everything has a size that is known beforehand, so that nothing waits for the GPU. A stable sort
-and a fixed cut make every sum over a latent's tokens the same sum in every run.
+All sizes are known in advance, so the host does not wait for the GPU. The sort is stable and the
+cut is fixed, so every sum over a latent's tokens has the same order in every run.
 """
 
 from typing import NamedTuple
@@ -14,31 +14,39 @@ from torch import Tensor
 from .device import LAUNCH, interpreting
 
 PIECE = 512
-"""Entries in a piece; latents with more are summed in two passes."""
+"""maximum number of entries in a piece; latents with more entries are summed in two passes"""
 
 
 class ByLatent(NamedTuple):
-    """Entries in the order of their latents, and within a latent of their tokens."""
+    """Entries of a code in the order of their latents, and of their tokens within a latent."""
 
     entry: Tensor
-    """[n k] int32 or int64: the position in the code"""
+    """[n k] int64, positions in the code; those of no latent come last"""
     start: Tensor
-    """[m + 1] int64: where the entries of each latent begin"""
+    """[m + 1] int64, where the entries of each latent begin"""
     piece_start: Tensor
-    """[m + 1] int64: where the pieces of each latent begin; only latents that are cut have any"""
+    """[m + 1] int64, where the pieces of each latent begin; a latent with at most `PIECE` entries
+    has none"""
     piece_begin: Tensor
-    """[pieces] int64: where each piece begins and ends; those that there might have been are
-    empty"""
+    """[pieces] int64, first entry of each piece; unused pieces are empty"""
     piece_end: Tensor
+    """[pieces] int64, end of the entries of each piece"""
 
 
 @triton.jit
 def latent_keys(
     indices, values, keys, entries, latents, POSITIVE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The latents of BLOCK entries as 32-bit keys.
+    """Write the latents of BLOCK entries as int32 keys.
 
-    POSITIVE: entries whose value is not positive get the key `latents`, that of no latent.
+    Args:
+        indices: [entries] int64, latents.
+        values: [entries] values, if POSITIVE.
+        keys: [entries] int32 output.
+        entries: number of entries.
+        latents: number of latents, the key of entries that belong to none.
+        POSITIVE: whether entries with values that are not positive belong to no latent.
+        BLOCK: entries per program.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(indices + at, at < entries, other=0).to(tl.int32)
@@ -49,12 +57,19 @@ def latent_keys(
 
 @triton.jit
 def first_at_least(ordered, entries, bound, steps):
-    """The number of sorted keys below each `bound`; `steps` halvings leave one place."""
+    """Return the number of sorted keys below each `bound`, by binary search.
+
+    Args:
+        ordered: [entries] int32, ascending.
+        entries: number of keys.
+        bound: tensor of bounds.
+        steps: number of halvings that leave one place.
+    """
     low = tl.zeros_like(bound).to(tl.int64)
     high = low + entries
     for _ in range(steps):
         middle = (low + high) // 2
-        # Where low and high have met, middle may be the end of the keys.
+        # If low equals high, middle may be the end of the keys.
         below = tl.load(ordered + middle, low < high, other=0) < bound
         low, high = tl.where(below & (low < high), middle + 1, low), tl.where(below, high, middle)
     return low
@@ -62,7 +77,7 @@ def first_at_least(ordered, entries, bound, steps):
 
 @triton.jit
 def pieces_of(count, PIECE: tl.constexpr):
-    """The number of pieces of a latent with `count` entries; none if one program sums them all."""
+    """Return the number of pieces of latents with `count` entries, 0 for up to PIECE entries."""
     return tl.where(count > PIECE, (count + (PIECE - 1)) // PIECE, 0)
 
 
@@ -77,7 +92,18 @@ def find_starts(
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The starts of BLOCK latents, [latents + 1] in all, and the sum of their pieces."""
+    """Find where the entries of BLOCK latents start, and count their pieces.
+
+    Args:
+        ordered: [entries] int32, sorted latents of the entries.
+        start: [latents + 1] int64 output.
+        block_pieces: [programs] int64 output, number of pieces of the program's latents.
+        entries: number of entries.
+        latents: number of latents.
+        steps: see `first_at_least`.
+        PIECE: maximum number of entries in a piece.
+        BLOCK: latents per program.
+    """
     block = tl.program_id(0)
     latent = block * BLOCK + tl.arange(0, BLOCK)
     begin = first_at_least(ordered, entries, latent, steps)
@@ -100,7 +126,20 @@ def find_pieces(
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The pieces of BLOCK latents; a share of the `room` for pieces that nothing fills is empty."""
+    """Write the pieces of BLOCK latents, and a share of the unused pieces as empty ones.
+
+    Args:
+        start: [latents + 1] int64, from `find_starts`.
+        block_pieces: [blocks] int64, from `find_starts`.
+        piece_start: [latents + 1] int64 output.
+        piece_begin: [room] int64 output.
+        piece_end: [room] int64 output.
+        latents: number of latents.
+        blocks: number of programs.
+        room: maximum number of pieces.
+        PIECE: maximum number of entries in a piece.
+        BLOCK: latents per program.
+    """
     block = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     before = tl.zeros((BLOCK,), tl.int64)
@@ -131,10 +170,15 @@ def find_pieces(
 def sort_by_latent(
     indices: Tensor, latents: int, piece: int = PIECE, *, values: Tensor | None = None
 ) -> ByLatent:
-    """Sort a code's [n, k] indices, all in [0, latents].
+    """Sort the entries of a code by latent.
 
-    Entries of index `latents` belong to no latent, nor do those whose value is not positive where
-    the code's `values` [n, k] are given. `indices` and `values` are contiguous.
+    Args:
+        indices: [n, k] contiguous latents in [0, latents]; entries of index `latents` belong to
+            none.
+        latents: number of latents.
+        piece: maximum number of entries in a piece.
+        values: [n, k] contiguous values; entries that are not positive belong to no latent. None:
+            values do not matter.
     """
     entries, device = indices.numel(), indices.device
     keys = torch.empty(entries, dtype=torch.int32, device=device)
@@ -152,7 +196,7 @@ def sort_by_latent(
             **LAUNCH,
         )
     ordered, entry = torch.sort(keys, stable=True)
-    # A latent that is cut has more than `piece` entries and at most twice entries / piece pieces.
+    # A latent that is cut has c > `piece` entries, and at most 2 c / `piece` pieces.
     room = 2 * entries // piece
     start, piece_start = (entry.new_empty(latents + 1) for _ in range(2))
     piece_begin, piece_end = (entry.new_empty(room) for _ in range(2))

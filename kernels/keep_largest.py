@@ -1,4 +1,4 @@
-"""Of every row the k largest scores, all others set to zero: which dead latents are active."""
+"""Keep the k largest scores of every row and set the others to zero, for AuxK."""
 
 import triton
 import triton.language as tl
@@ -9,12 +9,15 @@ from .device import LAUNCH, interpreting, power_of_two, programs_at_once, thread
 from .keys import ordered
 
 NOT_A_NUMBER = tl.constexpr(0x7FFFFFFE)
-"""What stands for NaN among the ordered scores: above infinity, and below the largest integer."""
+"""value of NaN among the ordered scores: above infinity, and below the largest integer"""
 
 
 @triton.jit
 def orders_at(scores, start, columns, BLOCK: tl.constexpr):
-    """Return the ordered scores of a row from `start` on; that of -infinity behind `columns`."""
+    """Return the ordered scores of a row's columns start : start + BLOCK.
+
+    Columns from `columns` on get the ordered -infinity.
+    """
     at = start + tl.arange(0, BLOCK)
     score = tl.load(scores + at, at < columns, other=float("-inf"))
     return tl.minimum(ordered(score), NOT_A_NUMBER)
@@ -22,14 +25,14 @@ def orders_at(scores, start, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def stays(order, start, lowest, end, BLOCK: tl.constexpr):
-    """Return which scores are above `lowest`, or equal to it and in a column before `end`."""
+    """Return which scores exceed `lowest`, or equal it and are in a column before `end`."""
     at = start + tl.arange(0, BLOCK)
     return (order > lowest) | ((order == lowest) & (at < end))
 
 
 @triton.jit
 def count_stays(order, scores, columns, lowest, end, LOADED: tl.constexpr, BLOCK: tl.constexpr):
-    """Return how many scores of a row stay; LOADED: `order` holds all of them."""
+    """Return how many scores of a row stay, see `stays`; LOADED: `order` holds all of them."""
     if LOADED:
         count = tl.sum(stays(order, 0, lowest, end, BLOCK).to(tl.int32))
     else:
@@ -42,9 +45,19 @@ def count_stays(order, scores, columns, lowest, end, LOADED: tl.constexpr, BLOCK
 
 @triton.jit
 def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the ordered score and the end of columns for which k scores stay, or fewer at first.
+    """Return the bar `lowest` and the column `end` for which k scores stay, see `stays`.
 
-    Scores are bisected, and if several are equal to the k-th, the columns of those.
+    The value of the bar is bisected; then, if several scores equal it, the column. Fewer than k
+    scores stay if fewer exceed the initial bar.
+
+    Args:
+        order: [BLOCK] ordered scores of the row, if LOADED.
+        scores: address of the row's scores.
+        columns: number of scores.
+        k: number of scores to keep.
+        lowest: int32 ordered score below which none stays.
+        LOADED: whether `order` holds the whole row; otherwise the row is read in every pass.
+        BLOCK: scores per iteration.
     """
     reached = count_stays(order, scores, columns, lowest, columns, LOADED, BLOCK)
     high = tl.full((), 0x7FFFFFFF, tl.int32)
@@ -73,7 +86,19 @@ def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.co
 def store_kept(
     order, start, width, kept, plane, lowest, end, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Store the scores that stay, and zeros for the others, up to `width`."""
+    """Store the scores that stay, and zeros in place of the others, up to column `width`.
+
+    Args:
+        order: [BLOCK] ordered scores.
+        start: column of the first.
+        width: number of columns to write.
+        kept: address of the row of the first part.
+        plane: elements between consecutive parts.
+        lowest: see `stays`.
+        end: see `stays`.
+        PARTS: 1 or 3.
+        BLOCK: number of scores.
+    """
     bits = order ^ ((order >> 31) & 0x7FFFFFFF)
     score = bits.to(tl.float32, bitcast=True)
     score = tl.where(stays(order, start, lowest, end, BLOCK), score, 0.0)
@@ -97,10 +122,25 @@ def keep_largest_of_row(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Keep the k largest of the first `count` scores of a row; see `keep_largest`.
+    """Keep the k largest of the first `count` scores of a row; programs share the rows.
 
-    A row of up to BLOCK scores is read once and bisected in registers. MAY_EXCEED: longer ones are
-    possible; they are read some thirty times, while they are in the L2 cache.
+    A row of up to BLOCK scores is read once and bisected in registers. A longer row is read about
+    thirty times, while it is in the L2 cache.
+
+    Args:
+        scores: [padded_rows, places] float32.
+        kept: [PARTS, padded_rows, places] output, see `keep_largest`.
+        count: [1] int32, number of scores per row.
+        rows: number of rows; zeros are stored for those behind.
+        padded_rows: rows of whole tiles.
+        places: row stride, whole tiles.
+        k: number of scores to keep.
+        SIGNED: whether negative scores may stay.
+        MAY_EXCEED: whether a row may have more than BLOCK scores.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK: maximum number of scores in registers.
+        CHUNK: scores per iteration over a longer row.
     """
     dead = tl.load(count)
     width = tl.cdiv(dead, TILE) * TILE
@@ -129,19 +169,18 @@ def keep_largest_of_row(
 def keep_largest(
     scores: Tensor, count: Tensor, n: int, k: int, *, signed: bool, parts: int
 ) -> Tensor:
-    """Return `reference.keep_largest` of the scores of dead latents, as bfloat16 parts.
+    """Keep the k largest scores of dead latents, as `reference.keep_largest`, as bfloat16 parts.
 
     Args:
-        scores: float32 of whole tiles [rows, places], of which the first n rows and the first
-            `count` columns are looked at.
-        count: int32 [1] on the device.
-        n: the number of tokens.
-        k: how many scores of a row stay.
+        scores: [rows, places] float32, whole tiles; the first n rows and `count` columns are read.
+        count: [1] int32 on the device, number of dead latents.
+        n: number of tokens.
+        k: number of scores to keep per row.
         signed: whether negative scores may stay.
-        parts: one for scores rounded to bfloat16, three for all of float32.
+        parts: 1: scores are rounded to bfloat16; 3: they keep all bits of float32.
 
     Returns:
-        [parts, rows, places] with zeros for all other scores of the tiles that hold the first
+        [parts, rows, places], with zeros in place of all other scores in the tiles of the first
         `count` columns. Columns behind these tiles are not written.
     """
     rows, places = scores.shape

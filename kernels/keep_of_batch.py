@@ -1,8 +1,8 @@
-"""The largest values of a whole batch, from rows that hold their own in descending order.
+"""Keep the largest values of a whole batch, given rows in descending order.
 
-The smallest value that is kept is found by its bits: four passes count one byte of each value, and
-each pass looks only at values that agree with it in the bytes before. Counts are integers, so the
-order of atomic additions does not matter, and nothing waits for the GPU.
+The smallest kept value is found by its bits: four passes count one byte of each value, and each
+pass looks only at values that agree with it in the previous bytes. Counts are integers, so the
+order of atomic additions does not matter. The host does not wait for the GPU.
 """
 
 import torch
@@ -18,16 +18,23 @@ _DIGITS = tl.constexpr(256)
 
 @triton.jit
 def key_at(values, place, real):
-    """The bits of values as int32, which has their order where they are positive; 0 elsewhere."""
+    """Return the bits of positive values as int32, ordered like the values; 0 for other values."""
     value = tl.load(values + place, real, other=0.0)
     return tl.where(value > 0.0, value, 0.0).to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def found_so_far(digits, wanted, BYTES: tl.constexpr):
-    """The first bytes of the `wanted`-th largest key, and its rank among keys that share them.
+    """Find the first BYTES bytes of the `wanted`-th largest key from the counts of digits.
 
-    All bytes are 0 where fewer keys are positive.
+    Args:
+        digits: [4, 256] int32, see `count_digits`.
+        wanted: rank of the key, from 1.
+        BYTES: number of bytes that have been counted.
+
+    Returns:
+        The bytes, all 0 if fewer keys are positive, and the rank of the key among those that share
+        them.
     """
     lane = tl.arange(0, _DIGITS)
     prefix = wanted * 0
@@ -43,7 +50,18 @@ def found_so_far(digits, wanted, BYTES: tl.constexpr):
 
 @triton.jit
 def count_digits(values, digits, total, wanted, BYTE: tl.constexpr, BLOCK: tl.constexpr):
-    """Count byte BYTE of the keys that agree with the wanted one in the bytes before it."""
+    """Count byte BYTE of the keys that agree with the wanted key in the previous bytes.
+
+    Programs share the values.
+
+    Args:
+        values: [total] float32.
+        digits: [4, 256] int32; row BYTE is incremented.
+        total: number of values.
+        wanted: rank of the wanted key, from 1.
+        BYTE: 0 for the most significant byte.
+        BLOCK: values per iteration.
+    """
     prefix, _ = found_so_far(digits, wanted, BYTE)
     counts = tl.zeros((_DIGITS,), tl.int32)
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -60,7 +78,19 @@ def count_digits(values, digits, total, wanted, BYTE: tl.constexpr, BLOCK: tl.co
 
 @triton.jit
 def count_row(values, digits, larger, tied, smallest, wanted, width, BLOCK: tl.constexpr):
-    """How many values of one row are larger than the wanted one, and how many are equal to it."""
+    """Count the values of one row that exceed the wanted one, and those that equal it.
+
+    Args:
+        values: [n, width] float32.
+        digits: [4, 256] int32, complete.
+        larger: [n] int32 output.
+        tied: [n] int32 output.
+        smallest: [] int32 output of row 0: bits of the smallest kept value, or infinity, to be
+            lowered by `cut_row`, if fewer values than wanted are positive.
+        wanted: rank of the wanted value, from 1.
+        width: number of values per row.
+        BLOCK: values per iteration.
+    """
     row = tl.program_id(0).to(tl.int64)
     limit, _ = found_so_far(digits, wanted, 4)
     above = tl.zeros((BLOCK,), tl.int32)
@@ -72,7 +102,7 @@ def count_row(values, digits, larger, tied, smallest, wanted, width, BLOCK: tl.c
         equal += ((key == limit) & (key > 0)).to(tl.int32)
     tl.store(larger + row, tl.sum(above, axis=0))
     tl.store(tied + row, tl.sum(equal, axis=0))
-    # Where fewer are positive than wanted, the rows themselves lower it: see `cut_row`.
+    # If fewer values than wanted are positive, `cut_row` lowers it to the smallest of them.
     infinity = 0x7F800000
     tl.store(smallest, tl.where(limit > 0, limit, infinity), mask=row == 0)
 
@@ -93,7 +123,24 @@ def cut_row(
     width,
     BLOCK: tl.constexpr,
 ):
-    """Copy the values of one row that are kept; of those equal to the smallest, the first."""
+    """Copy the kept values of one row; of those equal to the smallest, the first of the batch stay.
+
+    Args:
+        values: [n, width] float32, descending within a row.
+        indices: [n, width] int64.
+        digits: [4, 256] int32, complete.
+        larger: [n] int32, from `count_row`.
+        tied: [n] int32, from `count_row`.
+        tied_so_far: [n] cumulative sum of `tied`.
+        kept_values: [n, width] output, zeros in place of discarded values.
+        kept_indices: [n, width] int64 output, zeros in place of discarded indices.
+        kept: [n] int64 output, number of kept values.
+        smallest: [] int32, bits of the smallest kept value; lowered if fewer than wanted are
+            positive.
+        wanted: number of values to keep in the batch.
+        width: number of values per row.
+        BLOCK: values per iteration.
+    """
     row = tl.program_id(0).to(tl.int64)
     limit, rank = found_so_far(digits, wanted, 4)
     equal = tl.load(tied + row)
@@ -114,7 +161,17 @@ def cut_row(
 def keep_of_batch(
     values: Tensor, indices: Tensor, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.keep_of_batch` of checked, contiguous float32 values with fewer than 2^31."""
+    """Keep the `wanted` largest positive values of a batch, as `reference.keep_of_batch`.
+
+    Args:
+        values: [n, width] float32, contiguous, descending within a row, fewer than 2^31 in all.
+        indices: [n, width] int64, contiguous.
+        wanted: number of values to keep.
+
+    Returns:
+        Values and indices [n, width], the number of kept values per row [n] int64, and the smallest
+        of them [].
+    """
     n, width = values.shape
     kept_values, kept_indices = torch.empty_like(values), torch.empty_like(indices)
     kept = torch.empty(n, dtype=torch.int64, device=values.device)

@@ -27,12 +27,12 @@ _BIAS = 127
 
 
 def padded_width(d: int) -> int:
-    """The width of rounded rows: a multiple of 16, so that every row starts on 16 bytes."""
+    """Return d rounded up to a multiple of 16, so that rounded rows are aligned to 16 bytes."""
     return -(-d // 16) * 16
 
 
 def unit_dtype(product: str) -> torch.dtype:
-    """Return the dtype of rounded rows: in the interpreter float32, which is all it multiplies."""
+    """Return the dtype of rounded rows; in the interpreter float32, the only one it multiplies."""
     return torch.float32 if interpreting() else _NARROW.get(product, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The lists of a screening, kept and sorted by CUDA C++, where it was built."""
+"""Keep and sort the candidate lists of a screen by CUDA C++, if it was built."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from .lists import Bounds, Lists, Screened
 def keep_best(
     screened: Screened, bounds: Bounds, lists: Lists, k: int, block: int, *, bounded: bool
 ) -> None:
-    """Feed columns to every row's list."""
+    """Append screened columns to every row's list, see `kernels/keep_best.py`.
+
+    Args:
+        screened: scores of a range of columns.
+        bounds: error bounds.
+        lists: candidate lists, updated in place.
+        k: number of columns wanted per row.
+        block: columns for which every list has places left between calls.
+        bounded: whether keys contain upper bounds of scores; otherwise the screened scores.
+    """
     _cuda.keep_best(
         screened.scores.data_ptr(),
         0 if screened.maxima is None else screened.maxima.data_ptr(),
@@ -38,7 +47,14 @@ def keep_best(
 
 
 def choose(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
-    """The k best of every list, in order."""
+    """Write the k best entries of every list, in order.
+
+    Args:
+        keys: [n, capacity] int64, lists of keys of exact scores.
+        counts: [n] int32, lengths of the lists.
+        values: [n, k] float32 or bfloat16 output; NaN beyond the length of a list.
+        indices: [n, k] int64 output; undefined beyond the length of a list.
+    """
     n, k = values.shape
     _cuda.choose(
         keys.data_ptr(),

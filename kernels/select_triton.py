@@ -1,4 +1,4 @@
-"""The lists of a screening, kept and sorted by Triton."""
+"""Keep and sort the candidate lists of a screen by Triton."""
 
 from torch import Tensor
 
@@ -11,7 +11,16 @@ from .lists import GROUP, Bounds, Lists, Screened, warps_of
 def keep_best(
     screened: Screened, bounds: Bounds, lists: Lists, k: int, block: int, *, bounded: bool
 ) -> None:
-    """Feed columns to every row's list."""
+    """Append screened columns to every row's list, see `kernels/keep_best.py`.
+
+    Args:
+        screened: scores of a range of columns.
+        bounds: error bounds.
+        lists: candidate lists, updated in place.
+        k: number of columns wanted per row.
+        block: columns that are processed at a time.
+        bounded: whether keys contain upper bounds of scores; otherwise the screened scores.
+    """
     scores, maxima, hot_list, *ranges = screened
     _keep_best.keep_best[(lists.counts.shape[0],)](
         scores,
@@ -33,7 +42,14 @@ def keep_best(
 
 
 def choose(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
-    """The k best of every list, in order; nothing of worth where a list has fewer."""
+    """Write the k best entries of every list, in order; long lists are cut in place.
+
+    Args:
+        keys: [n, capacity] int64, lists of keys of exact scores.
+        counts: [n] int32, lengths of the lists.
+        values: [n, k] output; NaN beyond the length of a list.
+        indices: [n, k] int64 output; undefined beyond the length of a list.
+    """
     n, k = values.shape
     capacity = keys.shape[1]
     _choose.choose[(n,)](

@@ -1,7 +1,7 @@
-"""Sums of k decoder rows per token, the products their gradients need, and both at once.
+"""Decode sparse codes, and compute the products of rows with the decoder rows of a code.
 
-A program owns one token and walks over its k rows and their width in blocks, so that any k and any
-d fit. Indices out of range count as zero rows: nothing is read that is not there.
+Kernels loop over entries and width in blocks, so any k and d are possible. Entries whose index is
+out of range count as rows of zeros; nothing out of range is read.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from .device import LAUNCH, interpreting, power_of_two
 
 _WIDEST_CODE = 128
-"""Up to this k a block of all active rows stays in registers between its two uses."""
+"""largest k for which a block of all active rows stays in registers between its two uses"""
 
 
 @triton.jit
@@ -26,7 +26,18 @@ def entries_of(
     BLOCK_K: tl.constexpr,
     WIDE: tl.constexpr = tl.float32,
 ):
-    """The values and latents of a row's entries from `start` on, and which of them are real."""
+    """Return values and latents of a row's entries start : start + BLOCK_K, and which are real.
+
+    Args:
+        values: [n, k] values of a code.
+        indices: [n, k] int64, latents.
+        row: int64, the row.
+        start: first entry.
+        k: entries per row.
+        m: number of latents; entries with other indices are not real.
+        BLOCK_K: number of entries.
+        WIDE: dtype of the values.
+    """
     entry = start + tl.arange(0, BLOCK_K)
     real = entry < k
     latent = tl.load(indices + row * k + entry, real, other=-1)
@@ -36,7 +47,16 @@ def entries_of(
 
 @triton.jit
 def block_of(weight, latent, real, at, d, WIDE: tl.constexpr = tl.float32):
-    """weight[latent, at] in the dtype WIDE, zero where either is out of range."""
+    """Return weight[latent, at] in the dtype WIDE, zero where either is out of range.
+
+    Args:
+        weight: [m, d] rows.
+        latent: [BLOCK_K] int64 rows.
+        real: [BLOCK_K] whether each row is in range.
+        at: [BLOCK_D] columns.
+        d: width.
+        WIDE: dtype of the result [BLOCK_K, BLOCK_D].
+    """
     inside = real[:, None] & (at < d)[None, :]
     place = weight + tl.where(real, latent, 0)[:, None] * d + at[None, :]
     return tl.load(place, inside, other=0.0).to(WIDE)
@@ -57,7 +77,24 @@ def decode_rows(
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """out[row] = sum over c of values[row, c] * weight[indices[row, c]], plus bias; in WIDE."""
+    """Compute out[row] = sum_c values[row, c] * weight[indices[row, c]] + bias for BLOCK_D columns.
+
+    A program has one row and one block of columns.
+
+    Args:
+        values: [n, k] values of a code.
+        indices: [n, k] int64, latents.
+        weight: [m, d] decoder rows.
+        bias: [d], if BIASED.
+        out: [n, d] output.
+        m: number of latents.
+        d: width.
+        k: entries per row.
+        BIASED: whether there is a bias.
+        BLOCK_K: entries per iteration.
+        BLOCK_D: columns per program.
+        WIDE: dtype of products and sums.
+    """
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     sums = tl.zeros((BLOCK_D,), WIDE)
@@ -82,10 +119,22 @@ def dot_rows(
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """out[row, c] = rows[row] . weight[indices[row, c]], summed in the dtype WIDE.
+    """Compute out[row, c] = rows[row] . weight[indices[row, c]] for BLOCK_K entries of one row.
 
-    The order of a sum follows from d and the blocks, so that the product of two rows has the same
-    bits whichever of them is the weight's.
+    The order of a sum follows from d and the blocks only, so the product of two rows has the same
+    bits if they are exchanged between `rows` and `weight`.
+
+    Args:
+        rows: [n, d] rows.
+        weight: [m, d] rows.
+        indices: [n, k] int64, rows of the weight.
+        out: [n, k] output, 0 for indices out of range.
+        m: rows of the weight.
+        d: width.
+        k: entries per row.
+        BLOCK_K: entries per program.
+        BLOCK_D: elements of the width per iteration.
+        WIDE: dtype of products and sums.
     """
     row = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -119,10 +168,28 @@ def residual_rows(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One token's scaled error, its products with the active rows, and the square of the error.
+    """Compute one token's scaled error, its products with the active rows, and its squared norm.
 
-    ONE_BLOCK: all k entries fit one block, so that a piece of the active rows is read once and
-    serves both the sum and the products. Otherwise it is read again while it is near.
+    If all entries of a token fit one block, a piece of the active rows is read once and serves both
+    the sum and the products. Otherwise it is read again, while it is in a cache.
+
+    Args:
+        values: [n, k] float32 values of a code.
+        indices: [n, k] int64, latents.
+        weight: [m, d] float32 decoder rows.
+        bias: [d] float32, if BIASED.
+        target: [n, d] float32.
+        residual: [n, d] output, factor * (decoded - target).
+        value_grads: [n, k] output, residual . weight row for positive values, otherwise 0.
+        squares: [n] output, squared norm of decoded - target.
+        factor: factor of the error.
+        m: number of latents.
+        d: width.
+        k: entries per row.
+        BIASED: whether there is a bias.
+        ONE_BLOCK: whether k <= BLOCK_K.
+        BLOCK_K: entries per iteration.
+        BLOCK_D: columns per iteration.
     """
     row = tl.program_id(0).to(tl.int64)
     entry = tl.arange(0, BLOCK_K)
@@ -163,11 +230,19 @@ def residual_rows(
 
 
 def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[n, d] of a checked, contiguous code in float64, float32 or bfloat16."""
+    """Decode a code: sum_c values[:, c] * weight[indices[:, c]] + bias, as [n, d].
+
+    Args:
+        values: [n, k] float64, float32 or bfloat16, contiguous.
+        indices: [n, k] int64, contiguous.
+        weight: [m, d] decoder rows of the same dtype, contiguous.
+        bias: [d] of the same dtype; None: no bias.
+    """
     n, k = indices.shape
     m, d = weight.shape
     out = weight.new_empty(n, d)
-    # 256 bytes of a row: at (4096, 131072, 64) a piece of all rows that stays in the L2 cache.
+    # 256 bytes per row: at (d, m, k) = (4096, 131072, 64) such a piece of all rows stays in the L2
+    # cache.
     block_k, block_d = _blocks(k, d, 16, 256 // weight.itemsize)
     if n:
         decode_rows[(n, triton.cdiv(d, block_d))](
@@ -183,7 +258,7 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
             BLOCK_K=block_k,
             BLOCK_D=block_d,
             WIDE=_wide(weight),
-            # More of them would exchange their sums through shared memory, block by block.
+            # More warps would exchange their sums through shared memory, block by block.
             num_warps=1,
             **LAUNCH,
         )
@@ -191,10 +266,15 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
 
 
 def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """[n, k] products of checked, contiguous rows with the weight rows that `indices` name.
+    """Compute the products of rows with the weight rows that `indices` name, as [n, k].
 
-    In float64, float32 or bfloat16; nothing of the size [n, k, d] is stored. The bits of a product
-    in float64 do not depend on n, k and m: a matching compares those of different calls.
+    Nothing of the size [n, k, d] is stored. The bits of a float64 product do not depend on n, k and
+    m: a matching compares products of different calls.
+
+    Args:
+        rows: [n, d] float64, float32 or bfloat16, contiguous.
+        weight: [m, d] of the same dtype, contiguous.
+        indices: [n, k] int64, contiguous.
     """
     n, k = indices.shape
     m, d = weight.shape
@@ -226,7 +306,20 @@ def decode_residual(
     target: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.decode_residual` of checked, contiguous float32 tensors."""
+    """Compute the error of a reconstruction and its gradients, as `reference.decode_residual`.
+
+    Args:
+        values: [n, k] float32, contiguous, as all tensors here.
+        indices: [n, k] int64.
+        weight: [m, d] decoder rows.
+        bias: [d]; None: no bias.
+        target: [n, d] rows to reconstruct.
+        factor: factor of the residual.
+
+    Returns:
+        The residual [n, d], the gradients of the values [n, k], and the sum of squared errors, []
+        float64.
+    """
     n, k = indices.shape
     m, d = weight.shape
     residual, value_grads = target.new_empty(n, d), values.new_empty(n, k)
@@ -264,5 +357,5 @@ def _blocks(k: int, d: int, most_k: int, most_d: int) -> tuple[int, int]:
 
 
 def _wide(tensor: Tensor) -> tl.dtype:
-    """The dtype in which its elements are multiplied and added."""
+    """Return the dtype in which elements of a tensor are multiplied and added."""
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32

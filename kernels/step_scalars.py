@@ -1,7 +1,7 @@
-"""What a training step does besides its products: rates, clipping, the SAE's vectors, idle latents.
+"""Perform a training step's small parts: rates, clipping, the SAE's vectors, idle latents.
 
-Each kernel replaces a dozen operators of torch on a few numbers. Sums are float64 and in a fixed
-order: one program adds, so the same seed gives the same bits.
+Each kernel replaces a dozen operators of torch on few numbers. Sums are float64 and in a fixed
+order, by a single program, so the same seed gives the same bits.
 """
 
 import triton
@@ -12,16 +12,23 @@ from .device import LAUNCH, interpreting, thread_registers
 from .update_biases import adam
 
 Vector = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""A parameter, its moments in Adam, its gradient, and what is subtracted from that; float32 [size]
-each."""
+"""A parameter, its two Adam moments, its gradient, and a tensor subtracted from the gradient or
+None; [size] float32 each"""
 
 
 @triton.jit
 def advance_rates(lr, steps, rates, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr):
-    """Count a step and store `reference.adam_rates` of it; all float64.
+    """Increment the step, and store its `reference.adam_rates`; a single program.
 
-    A beta to the power of a step is e to the step times the beta's logarithm: as exact where it
-    matters, since an error that grows with the step is multiplied by the power, which falls.
+    A power beta^step is computed as exp(step * log(beta)). Its relative error grows with the step,
+    but the power itself falls faster, so it is exact where it matters.
+
+    Args:
+        lr: [] float64, learning rate.
+        steps: [] float64, number of steps, incremented.
+        rates: [2] float64 output.
+        LOG_BETA1: logarithm of beta1.
+        LOG_BETA2: logarithm of beta2.
     """
     step = tl.load(steps) + 1.0
     tl.store(steps, step)
@@ -33,7 +40,7 @@ def advance_rates(lr, steps, rates, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.const
 
 @triton.jit
 def gradient_at(gradient, minus, at, size, MINUS: tl.constexpr):
-    """The gradient of a vector at places below `size`, and zero elsewhere."""
+    """Return a gradient at places below `size`, zero elsewhere; if MINUS, less `minus`."""
     found = tl.load(gradient + at, at < size, other=0.0)
     if MINUS:
         found -= tl.load(minus + at, at < size, other=0.0)
@@ -55,10 +62,21 @@ def clip_gradient(
     OTHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store what a gradient is multiplied by so that it is not longer than CLIP, float64.
+    """Store the factor that limits the norm of a gradient to CLIP; a single program.
 
-    `row_squares` are float64 squared lengths of the parts that belong to latents; the rest of the
-    gradient is that of one or two vectors.
+    Args:
+        row_squares: [latents] float64, squared norms of the parts that belong to latents.
+        gradient: [size] float32, another part.
+        minus: [size] float32, subtracted from it, if MINUS.
+        other_gradient: [other_size] float32, a further part, if OTHER.
+        factor: [] float64 output, at most 1.
+        latents: number of latents.
+        size: size of `gradient`.
+        other_size: size of `other_gradient`.
+        CLIP: maximum norm.
+        MINUS: whether `minus` is given.
+        OTHER: whether `other_gradient` is given.
+        BLOCK: elements per iteration.
     """
     lane = tl.arange(0, BLOCK)
     squares = tl.zeros((BLOCK,), tl.float64)
@@ -74,7 +92,7 @@ def clip_gradient(
     length = tl.sqrt(tl.sum(squares))
     clip = tl.full((), CLIP, tl.float64)
     ratio = clip / (length + tl.full((), 1e-6, tl.float64))
-    # NaN stays NaN: the training has diverged, and its loss says so.
+    # NaN stays NaN: the training has diverged, and its loss shows it.
     tl.store(factor, tl.where(ratio > 1.0, 1.0, ratio))
 
 
@@ -96,7 +114,25 @@ def update_vector(
     MINUS: tl.constexpr,
     CLIPPED: tl.constexpr,
 ):
-    """Move a vector by Adam at places below `size`."""
+    """Update a vector and its moments by Adam, at the places `at` below `size`.
+
+    Args:
+        parameter: [size] float32, updated, like the moments.
+        first: [size] float32, first moment.
+        second: [size] float32, second moment.
+        gradient: [size] float32.
+        minus: [size] float32, subtracted from the gradient, if MINUS.
+        factor: [] float64, factor of the gradient, if CLIPPED.
+        rates: [2] float64, see `reference.adam_rates`.
+        at: places.
+        size: size of the vector.
+        rest1: 1 - beta1.
+        beta2: decay rate of second moments.
+        rest2: 1 - beta2.
+        eps: term added to the denominator.
+        MINUS: whether `minus` is given.
+        CLIPPED: whether `factor` is given.
+    """
     found = gradient_at(gradient, minus, at, size, MINUS)
     if CLIPPED:
         found *= tl.load(factor).to(tl.float32)
@@ -145,10 +181,34 @@ def update_vectors(
     CLIPPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Move BLOCK places of one or two vectors by Adam, and count on for BLOCK latents.
+    """Update BLOCK places of one or two vectors by Adam, and the idle times of BLOCK latents.
 
-    `idle` [latents] are the tokens since each latent fired, `fired` on how many of the step's
-    `tokens` it did.
+    Args:
+        parameter: see `update_vector`, as the next four.
+        first: [size] float32.
+        second: [size] float32.
+        gradient: [size] float32.
+        minus: [size] float32, if MINUS.
+        other: [other_size] float32, a second parameter, if OTHER.
+        other_first: [other_size] float32, its first moment.
+        other_second: [other_size] float32, its second moment.
+        other_gradient: [other_size] float32, its gradient.
+        factor: [] float64, if CLIPPED.
+        rates: [2] float64, see `reference.adam_rates`.
+        idle: [latents] int64, tokens since each latent fired; updated.
+        fired: [latents] int64, number of this step's tokens on which each latent fired.
+        size: size of `parameter`.
+        other_size: size of `other`.
+        latents: number of latents.
+        tokens: number of tokens of this step.
+        rest1: see `update_vector`, as the next three.
+        beta2: decay rate of second moments.
+        rest2: 1 - beta2.
+        eps: term added to the denominator.
+        MINUS: whether `minus` is given.
+        OTHER: whether there is a second vector.
+        CLIPPED: whether `factor` is given.
+        BLOCK: places per program.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     update_vector(
@@ -192,9 +252,13 @@ def update_vectors(
 
 
 def next_rates(lr: Tensor, steps: Tensor, log_beta1: float, log_beta2: float) -> Tensor:
-    """Count a step, in place, and return `reference.adam_rates` of it.
+    """Increment the step, in place, and return its `reference.adam_rates`, [2] float64.
 
-    `lr` and `steps` are float64 []; the logarithm of a beta of 0 is -infinity.
+    Args:
+        lr: [] float64, learning rate.
+        steps: [] float64, number of steps, incremented.
+        log_beta1: logarithm of beta1; -infinity for 0.
+        log_beta2: logarithm of beta2; -infinity for 0.
     """
     rates = lr.new_empty(2)
     advance_rates[(1,)](
@@ -206,17 +270,17 @@ def next_rates(lr: Tensor, steps: Tensor, log_beta1: float, log_beta2: float) ->
 def clip_factor(
     clip: float, row_squares: Tensor, vector: Vector, other: Vector | None = None
 ) -> Tensor:
-    """`rules.clip_factor` of parts of a gradient; float64 [].
+    """Compute the factor [] float64 that limits the norm of a gradient to `clip`.
 
     Args:
-        clip: the largest length.
-        row_squares: float64 [m], the squared lengths of the latents' parts.
-        vector: a vector whose gradient is another part.
-        other: one more, with nothing to subtract.
+        clip: maximum norm.
+        row_squares: [m] float64, squared norms of the parts that belong to latents.
+        vector: vector whose gradient is another part.
+        other: second such vector, with nothing to subtract; None: there is none.
     """
     factor = row_squares.new_empty(())
     *_, gradient, minus = vector
-    some = gradient  # stands in for an argument that is not looked at
+    some = gradient  # in place of arguments that are not read
     clip_gradient[(1,)](
         row_squares,
         gradient,
@@ -248,24 +312,24 @@ def finish_step(
     fired: Tensor,
     tokens: int,
 ) -> None:
-    """Move one or two vectors by Adam, and count for how long latents have been idle, in place.
+    """Update one or two vectors by Adam, and the idle times of latents, in place.
 
     Args:
-        vector: a parameter.
-        other: one more, with nothing to subtract.
-        factor: float64 [] multiplies the gradients.
-        rates: `reference.adam_rates`.
-        betas: the constants of Adam.
-        eps: another.
-        idle: int64 [m], the tokens since each latent fired.
-        fired: int64 [m], on how many of the step's tokens each latent fired.
-        tokens: the number of these.
+        vector: vector to update.
+        other: second vector, with nothing to subtract; None: there is none.
+        factor: [] float64, factor of the gradients; None: 1.
+        rates: [2] float64, see `reference.adam_rates`.
+        betas: beta1 and beta2 of Adam.
+        eps: term added to the denominator.
+        idle: [m] int64, tokens since each latent fired.
+        fired: [m] int64, number of this step's tokens on which each latent fired.
+        tokens: number of tokens of this step.
     """
     *moved, gradient, minus = vector
     size, latents = gradient.numel(), idle.numel()
     other_size = 0 if other is None else other[3].numel()
     block = 16 if interpreting() else 256
-    some = gradient  # stands in for an argument that is not looked at
+    some = gradient  # in place of arguments that are not read
     update_vectors[(triton.cdiv(max(size, other_size, latents), block),)](
         *moved,
         gradient,
