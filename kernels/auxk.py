@@ -1,8 +1,8 @@
-"""The auxiliary loss of dead latents and its gradients, without a word from the host.
+"""Compute the auxiliary loss of dead latents and its gradients without waiting for the host.
 
-Five products take four launches; their tiles end at the device-side number of dead latents, and
-with none no program does more than read that number. All matrices are bfloat16 parts in whole
-tiles, see `bfloat16_parts`; sums are float32 in a fixed order, without atomics.
+Five products take four launches. Their tiles end at the number of dead latents, which is on the
+device; if it is zero, programs only read it. All matrices are bfloat16 parts in whole tiles, see
+`bfloat16_parts`; sums are float32 in a fixed order, without atomics.
 """
 
 from typing import Any, NamedTuple
@@ -17,31 +17,36 @@ from .device import LAUNCH, interpreting, power_of_two, programs_at_once, thread
 from .keep_largest import keep_largest
 
 TOGETHER = 8
+"""height of a band of tiles, see `tile_corner`"""
 
 
 class Tiling(NamedTuple):
     """How the loop of a product is compiled."""
 
     depth: int
+    """elements of the depth per iteration"""
     warps: int
+    """warps per block"""
     stages: int
+    """stages of the software pipeline"""
 
 
 TILING = Tiling(64, 8, 3)
-"""96 KiB of shared memory, which every GPU from sm_80 on has."""
+"""tiling whose 96 KiB of shared memory every GPU from sm_80 on has"""
 _INTERPRETED_TILING = Tiling(16, 4, 1)
 
 
 class Gradients(NamedTuple):
-    """The auxiliary loss [] and its gradients; rows behind the dead latents are not initialised."""
+    """The auxiliary loss and its gradients; rows behind the dead latents are uninitialised."""
 
     loss: Tensor
+    """[] value of the loss"""
     w_enc: Tensor
-    """[c, d]"""
+    """[c, d] gradients of encoder rows"""
     b_enc: Tensor
-    """[c]"""
+    """[c] gradients of biases"""
     w_dec: Tensor
-    """[c, d_out]"""
+    """[c, d_out] gradients of decoder rows"""
 
 
 def auxk_gradients(
@@ -60,22 +65,22 @@ def auxk_gradients(
     signed: bool,
     rounded: bool,
 ) -> Gradients:
-    """Compute the loss and the gradients that `saefast.train.auxk` defines, of float32 tensors.
+    """Compute the loss and gradients that `saefast.train.auxk.auxk_gradients` defines, in float32.
 
     Args:
-        inputs: [n, d].
-        residual: [n, d_out], of which `scale` times is the error to be explained.
-        w_enc: [m, d].
-        b_enc: [m].
-        w_dec: [m, d_out].
-        latents: int64 [c], the dead latents, of which the first `count` are read.
-        count: int32 [1].
-        scale: see `residual`.
-        k: how many dead latents explain a token.
+        inputs: [n, d] inputs of the encoder.
+        residual: [n, d_out]; `scale` times it is the error to explain.
+        w_enc: [m, d] encoder rows.
+        b_enc: [m] encoder bias.
+        w_dec: [m, d_out] decoder rows.
+        latents: [c] int64, dead latents; the first `count` are read.
+        count: [1] int32, number of dead latents.
+        scale: factor of `residual`.
+        k: number of dead latents that may be active on a token.
         coefficient: see `saefast.AuxK`, as the next two.
         normalised: whether the loss is divided by the variance of the error.
-        signed: whether negative scores count.
-        rounded: whether operands are rounded to bfloat16; otherwise products are as exact as in
+        signed: whether negative scores may be active.
+        rounded: whether operands are rounded to bfloat16; otherwise products are as accurate as in
             float32, see `bfloat16_parts`.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
@@ -110,7 +115,8 @@ def auxk_gradients(
     score_dead[(programs,)](x, encoder, bias, count, scores, rows, places, width, **options)
     active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
     del scores
-    # With rows that are not aligned `miss_error` spills: each number has an address of its own.
+    # With rows that are not aligned `miss_error` spills registers, since each element has an
+    # address of its own.
     aligned = residual if d_out % 16 == 0 else pad(residual, (0, -d_out % 16))
     missed = empty_parts(parts, n, d_out, inputs)
     squares = inputs.new_empty(down, width_out)

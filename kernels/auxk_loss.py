@@ -1,4 +1,4 @@
-"""The sum of squares and the spread of the error, which make the auxiliary loss and its weight."""
+"""Compute the sum of squares and the variance of the error, which determine the auxiliary loss."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,18 @@ def error_at(
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Return a tile of the error [TILE, COLUMNS], zero outside of it; see `tile_corner`."""
+    """Return a tile [TILE, COLUMNS] of the error, zero outside of it.
+
+    Args:
+        residual: [rows, d_out] float32.
+        scale: factor of the residual.
+        first_row: first row of the tile, int64, see `tile_corner`.
+        first_column: first column of the tile, int64.
+        rows: number of rows.
+        d_out: width.
+        TILE: rows of the tile.
+        COLUMNS: columns of the tile.
+    """
     line, lane = tl.arange(0, TILE), tl.arange(0, COLUMNS)
     has_row = line < (rows - first_row).to(tl.int32)
     has_column = lane < (d_out - first_column).to(tl.int32)
@@ -38,9 +49,20 @@ def error_moments(
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Store the means of the error over the rows of a tile, and the sums of squared differences.
+    """Store the means of the error over the rows of a tile, and the sums of squared deviations.
 
-    Both are [tiles down, width_out].
+    Args:
+        residual: see `error_at`.
+        scale: see `error_at`.
+        means: [tiles down, width_out] float32 output.
+        deviations: [tiles down, width_out] float32 output.
+        first_row: see `error_at`.
+        first_column: see `error_at`.
+        rows: number of rows.
+        d_out: width.
+        width_out: padded width.
+        TILE: rows of the tile.
+        COLUMNS: columns of the tile.
     """
     error = error_at(residual, scale, first_row, first_column, rows, d_out, TILE, COLUMNS)
     row, column = first_row + tl.arange(0, TILE), first_column + tl.arange(0, COLUMNS)
@@ -66,10 +88,22 @@ def total_columns(
     TILE: tl.constexpr,
     LINES: tl.constexpr,
 ):
-    """Total one block of columns over all tiles of rows, see `miss_error` and `error_moments`.
+    """Total the columns of one block over all tiles of rows.
 
-    `totals` [2, blocks] gets the sum of squares and, if NORMALISED, the sum of squared differences
-    of the error from its mean over all rows.
+    Args:
+        squares: [down, width_out] float32, from `miss_error`.
+        means: [down, width_out] float32, from `error_moments`, if NORMALISED.
+        deviations: [down, width_out] float32, from `error_moments`, if NORMALISED.
+        totals: [2, blocks] float32 output: sum of squares, and if NORMALISED the sum of squared
+            deviations of the error from its mean over all rows.
+        block: the block of TILE columns.
+        blocks: number of blocks.
+        rows: number of rows.
+        down: number of tiles of rows.
+        width_out: padded width.
+        NORMALISED: whether the loss is divided by the variance of the error.
+        TILE: side of a tile.
+        LINES: tiles per iteration.
     """
     column = (block * TILE + tl.arange(0, TILE))[None, :]
     line = tl.arange(0, LINES)[:, None].to(tl.int64)
@@ -106,7 +140,18 @@ def loss_weight(
     NORMALISED: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Return what the sum of squares is multiplied by, see `saefast.train.auxk`."""
+    """Return the factor of the sum of squares in the loss, see `saefast.train.auxk`.
+
+    Args:
+        totals: [2, blocks] float32, from `total_columns`.
+        blocks: number of blocks of columns.
+        dead: number of dead latents, not 0.
+        rows: number of rows.
+        coefficient: coefficient of the loss.
+        k: number of dead latents that may be active on a token.
+        NORMALISED: whether the loss is divided by the variance of the error.
+        BLOCKS: power of two, at least `blocks`.
+    """
     if NORMALISED:
         lane = tl.arange(0, BLOCKS)
         spread = tl.sum(tl.load(totals + blocks + lane, lane < blocks, other=0.0))

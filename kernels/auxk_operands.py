@@ -1,4 +1,4 @@
-"""The operands of AuxK's products: the inputs and the dead latents' rows, split into parts."""
+"""Gather the operands of AuxK's products, and split them into bfloat16 parts."""
 
 from typing import NamedTuple
 
@@ -12,27 +12,41 @@ from .device import LAUNCH, power_of_two, programs_at_once
 
 
 class Operands(NamedTuple):
-    """What the products read; all of whole tiles."""
+    """The operands of the products; all consist of whole tiles."""
 
     inputs: Tensor
-    """[parts, rows, width]"""
+    """[parts, rows, width] inputs of the encoder"""
     encoder: Tensor
-    """[parts, places, width]"""
+    """[parts, places, width] encoder rows of the dead latents"""
     decoder: Tensor
-    """[parts, places, width_out]"""
+    """[parts, places, width_out] decoder rows of the dead latents"""
     bias: Tensor
-    """[places]"""
+    """[places] float32, biases of the dead latents"""
     means: Tensor
-    """[tiles of rows, width_out] of the error, if the loss is normalised"""
+    """[tiles of rows, width_out] means of the error over the rows of a tile, if the loss is
+    normalised"""
     deviations: Tensor
-    """[tiles of rows, width_out] the error's squared differences from `means`, summed"""
+    """[tiles of rows, width_out] sums of the squared deviations from `means`"""
 
 
 @triton.jit
 def split_row(
     source, source_row, real, d, parts, plane, row, width, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Store the parts of one row of `source` [., d] at `row` of `parts`; zeros unless `real`."""
+    """Store the parts of one row of `source` [., d] in row `row` of `parts`, or zeros.
+
+    Args:
+        source: [., d] float32 rows.
+        source_row: int64, row to split.
+        real: whether there is such a row; otherwise zeros are stored.
+        d: width of `source`.
+        parts: [PARTS, ., width] output.
+        plane: elements between consecutive parts.
+        row: int64, row of the output.
+        width: width of the output; zeros are stored behind column d.
+        PARTS: 1 or 3.
+        BLOCK: elements per iteration.
+    """
     lane = tl.arange(0, BLOCK)
     for i in range(0, width, BLOCK):
         at = i + lane
@@ -69,9 +83,38 @@ def split_operands(
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Split the inputs and the rows of both weights that belong to the `count` dead `latents`.
+    """Split the inputs, and the weight rows of the first `count` dead latents, into parts.
 
-    Their biases are gathered. If NORMALISED, the moments of the error are taken as well.
+    Programs share the rows and tiles. Biases are gathered; if NORMALISED, moments of the error are
+    computed.
+
+    Args:
+        inputs: [rows, d] float32.
+        w_enc: [m, d] float32.
+        b_enc: [m] float32.
+        w_dec: [m, d_out] float32.
+        residual: [rows, d_out] float32, see `error_at`.
+        scale: see `error_at`.
+        latents: [c] int64, dead latents.
+        count: [1] int32, number of dead latents.
+        input_parts: [PARTS, padded_rows, width] output, see `Operands`, as the next five.
+        encoder_parts: [PARTS, places, width] output.
+        decoder_parts: [PARTS, places, width_out] output.
+        bias: [places] output.
+        means: [padded_rows / TILE, width_out] output, if NORMALISED.
+        deviations: [padded_rows / TILE, width_out] output, if NORMALISED.
+        rows: number of tokens.
+        padded_rows: `rows` in whole tiles.
+        places: c in whole tiles.
+        d: width of the inputs.
+        width: d in whole tiles.
+        d_out: width of the error.
+        width_out: d_out in whole tiles.
+        NORMALISED: whether moments of the error are computed.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK: elements of a row per iteration.
+        COLUMNS: columns per step of the moments.
     """
     dead = tl.load(count)
     first, step = tl.program_id(0), tl.num_programs(0)
@@ -120,11 +163,23 @@ def operands(
     normalised: bool,
     parts: int,
 ) -> Operands:
-    """Read all that the products need of their arguments, see `auxk_gradients`.
+    """Gather all that the products need of the arguments of `auxk_gradients`.
 
-    Compact copies cost one read of the dead latents' rows. Products would otherwise gather float32
+    Compact copies cost one read of the dead latents' rows. Otherwise products would gather float32
     rows once for every tile of tokens, which is twice the traffic of bfloat16 rows from the L2
     cache, and round or split them every time.
+
+    Args:
+        inputs: [n, d].
+        residual: [n, d_out].
+        w_enc: [m, d].
+        b_enc: [m].
+        w_dec: [m, d_out].
+        latents: [c] int64, dead latents.
+        count: [1] int32, number of dead latents.
+        scale: factor of `residual`.
+        normalised: whether moments of the error are computed.
+        parts: 1 or 3.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     rows, width_out = whole_tiles(n), whole_tiles(d_out)

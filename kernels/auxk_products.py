@@ -1,4 +1,7 @@
-"""The products of the auxiliary loss, as kernels whose tiles end at the number of dead latents."""
+"""Compute the products of the auxiliary loss, in tiles that end at the number of dead latents.
+
+Matrices are bfloat16 parts in whole tiles, see `bfloat16_parts`; programs share the tiles.
+"""
 
 import triton
 import triton.language as tl
@@ -22,7 +25,23 @@ def score_dead(
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """Compute the scores [rows, places] of the dead latents: inputs @ encoder.T + bias."""
+    """Compute the scores of the dead latents: inputs @ encoder.T + bias.
+
+    Args:
+        input_parts: [PARTS, padded_rows, width].
+        encoder_parts: [PARTS, places, width].
+        bias: [places] float32.
+        count: [1] int32, number of dead latents.
+        scores: [padded_rows, places] float32 output; columns of tiles behind the dead latents are
+            not written.
+        padded_rows: number of tokens in whole tiles.
+        places: capacity in whole tiles.
+        width: d in whole tiles.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK_DEPTH: see `product`.
+        TOGETHER: see `tile_corner`.
+    """
     dead = tl.load(count)
     down, across = padded_rows // TILE, tl.cdiv(dead, TILE)
     input_plane = wide(padded_rows) * width
@@ -71,9 +90,25 @@ def miss_error(
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """Compute what the dead latents miss: active @ decoder - scale * residual [rows, d_out].
+    """Compute what the dead latents miss of the error: active @ decoder - scale * residual.
 
-    `squares` [tiles down, width_out] gets the sum of its squares over the rows of each tile.
+    Args:
+        active_parts: [PARTS, padded_rows, places], see `keep_largest`.
+        decoder_parts: [PARTS, places, width_out].
+        residual: [rows, d_out] float32.
+        scale: factor of `residual`.
+        count: [1] int32, number of dead latents.
+        missed_parts: [PARTS, padded_rows, width_out] output.
+        squares: [tiles down, width_out] float32 output, sums of squares over the rows of each tile.
+        rows: number of tokens.
+        padded_rows: `rows` in whole tiles.
+        places: capacity in whole tiles.
+        d_out: row stride of `residual`.
+        width_out: `d_out` in whole tiles.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK_DEPTH: see `product`.
+        TOGETHER: see `tile_corner`.
     """
     dead = tl.load(count)
     down, across = padded_rows // TILE, width_out // TILE
@@ -101,7 +136,7 @@ def miss_error(
             TILE,
             BLOCK_DEPTH,
         )
-        # Operands are zero outside of the matrices, and so are the sums.
+        # The operands are zero outside of the matrices, and so are the sums.
         sums -= error_at(residual, scale, first_row, first_column, rows, d_out, TILE, TILE)
         squares_at = squares + first_row // TILE * width_out + first_column
         tl.store(squares_at + lane, tl.sum(sums * sums, axis=0))
@@ -132,11 +167,32 @@ def score_gradients(
     TOGETHER: tl.constexpr,
     LINES: tl.constexpr,
 ):
-    """Compute missed @ decoder.T where a latent is active, zero elsewhere [rows, places].
+    """Compute missed @ decoder.T for active latents, zero for others.
 
-    That is the gradient of the scores, but for the weight of the loss and the 2 of its square.
-    `bias_sums` [tiles down, places] gets its sums over the rows of each tile. Beside the product
-    columns of squares and of the error's moments are totalled.
+    This is the gradient of the scores, except for the weight of the loss and the factor 2 of the
+    square. Beside the product, programs total the columns of squares and of the error's moments.
+
+    Args:
+        missed_parts: [PARTS, padded_rows, width_out], from `miss_error`.
+        decoder_parts: [PARTS, places, width_out].
+        active_parts: [PARTS, padded_rows, places], see `keep_largest`.
+        count: [1] int32, number of dead latents.
+        gradient_parts: [PARTS, padded_rows, places] output.
+        bias_sums: [tiles down, places] float32 output, sums over the rows of each tile.
+        squares: see `total_columns`, as the next three.
+        means: [tiles down, width_out] float32, if NORMALISED.
+        deviations: [tiles down, width_out] float32, if NORMALISED.
+        totals: [2, width_out / TILE] float32 output.
+        rows: number of tokens.
+        padded_rows: `rows` in whole tiles.
+        places: capacity in whole tiles.
+        width_out: d_out in whole tiles.
+        NORMALISED: whether the loss is divided by the variance of the error.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK_DEPTH: see `product`.
+        TOGETHER: see `tile_corner`.
+        LINES: see `total_columns`.
     """
     dead = tl.load(count)
     down, blocks = padded_rows // TILE, width_out // TILE
@@ -184,7 +240,7 @@ def score_gradients(
         sums = tl.where(active, sums, 0.0)
         bias_sums_at = bias_sums + first_row // TILE * places + first_place
         tl.store(bias_sums_at + lane, tl.sum(sums, axis=0))
-        # Last, because it needs the registers of the sums for what the parts leave of them.
+        # Stored last: splitting needs the registers of the sums for the remainders of the parts.
         gradient_at = gradient_parts + first_place + row[:, None] * places
         store_parts(gradient_at, plane, lane[None, :], sums, None, PARTS)
 
@@ -218,10 +274,37 @@ def weight_gradients(
     TOGETHER: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Compute the loss and its gradients for the dead latents' rows of the encoder [., d], their
-    biases and their rows of the decoder [., d_out].
+    """Compute the loss and its gradients for the rows and biases of the dead latents.
 
     Rows behind the dead latents are not written.
+
+    Args:
+        input_parts: [PARTS, padded_rows, width].
+        active_parts: [PARTS, padded_rows, places], see `keep_largest`.
+        missed_parts: [PARTS, padded_rows, width_out], from `miss_error`.
+        gradient_parts: [PARTS, padded_rows, places], from `score_gradients`.
+        bias_sums: [tiles down, places] float32, from `score_gradients`.
+        totals: [2, width_out / TILE] float32, from `score_gradients`.
+        count: [1] int32, number of dead latents.
+        loss: [] float32 output, 0 if no latent is dead.
+        encoder_gradient: [c, d] float32 output.
+        bias_gradient: [c] float32 output.
+        decoder_gradient: [c, d_out] float32 output.
+        coefficient: see `loss_weight`.
+        k: see `loss_weight`.
+        rows: number of tokens.
+        padded_rows: `rows` in whole tiles.
+        places: capacity c in whole tiles.
+        d: width of the encoder.
+        width: d in whole tiles.
+        d_out: width of the decoder.
+        width_out: d_out in whole tiles.
+        NORMALISED: see `loss_weight`.
+        PARTS: 1 or 3.
+        TILE: side of a tile.
+        BLOCK_DEPTH: see `product`.
+        TOGETHER: see `tile_corner`.
+        BLOCKS: see `loss_weight`.
     """
     dead = tl.load(count)
     weight = 0.0

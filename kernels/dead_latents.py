@@ -1,4 +1,4 @@
-"""The list of dead latents and their number, made on the device."""
+"""List the dead latents and count them on the device."""
 
 import torch
 import triton
@@ -10,14 +10,22 @@ from .device import LAUNCH, interpreting, power_of_two
 
 @triton.jit
 def dead_at(idle, block, m, dead_after, BLOCK: tl.constexpr):
-    """Return the latents of a block, and whether each has been idle for `dead_after` tokens."""
+    """Return the latents of a block, and which have been idle for at least `dead_after` tokens."""
     latent = block * BLOCK + tl.arange(0, BLOCK)
     return latent, tl.load(idle + latent, latent < m, other=-1) >= dead_after
 
 
 @triton.jit
 def count_dead(idle, block_counts, m, dead_after, BLOCK: tl.constexpr):
-    """Count the dead latents of one block."""
+    """Count the dead latents of one block.
+
+    Args:
+        idle: [m] int64, tokens since each latent fired.
+        block_counts: [blocks] int32 output.
+        m: number of latents.
+        dead_after: tokens after which a latent is dead.
+        BLOCK: latents per program.
+    """
     block = tl.program_id(0)
     _, dead = dead_at(idle, block, m, dead_after, BLOCK)
     tl.store(block_counts + block, tl.sum(dead.to(tl.int32)))
@@ -36,9 +44,21 @@ def list_dead(
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """List the dead latents of one block behind those of the blocks before it.
+    """List the dead latents of one block behind those of the previous blocks.
 
-    Places of the block's own range that no dead latent takes get the number of latents.
+    Places of the list without a dead latent get m; each program fills those in its own range.
+
+    Args:
+        idle: [m] int64, tokens since each latent fired.
+        block_counts: [blocks] int32, from `count_dead`.
+        latents: [capacity] int64 output.
+        count: [1] int32 output, number of latents in the list.
+        m: number of latents.
+        dead_after: tokens after which a latent is dead.
+        capacity: length of the list.
+        blocks: number of blocks.
+        BLOCK: latents per program.
+        LANES: counts per iteration.
     """
     block = tl.program_id(0)
     lane = tl.arange(0, LANES)
@@ -60,16 +80,16 @@ def list_dead(
 
 
 def dead_latents(idle: Tensor, dead_after: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """List the first latents that have been idle for `dead_after` tokens.
+    """List the dead latents with the lowest indices.
 
     Args:
-        idle: int64 [m], the tokens since each latent fired.
-        dead_after: the tokens after which a latent is dead.
-        capacity: the length of the list, at most m.
+        idle: [m] int64, tokens since each latent fired.
+        dead_after: tokens after which a latent is dead.
+        capacity: length of the list, at most m.
 
     Returns:
-        The list, int64 [capacity], ascending and filled up with m, and the number of dead latents
-        in it, int32 [1].
+        The list [capacity] int64, ascending and padded with m, and the number of dead latents in
+        it, [1] int32.
     """
     m = idle.shape[0]
     block = 16 if interpreting() else 1024

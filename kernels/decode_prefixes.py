@@ -1,8 +1,8 @@
-"""What a training step needs of a decoder whose latents form nested prefixes, in one pass.
+"""Compute the errors and gradients of nested prefixes of latents (Matryoshka) in one pass.
 
-A program owns one token. It first lists the token's active entries group by group, so that zeros
-in the code cost nothing and a sum over a group reads that group alone. Sums run over the list in
-blocks of one size: the results do not depend on how many zeros fill the code up.
+A program has one token. It first lists the token's active entries group by group, so that padding
+of the code costs nothing and a sum over a group reads that group only. Sums run over the list in
+blocks of one size, so the results do not depend on the padding.
 """
 
 import torch
@@ -26,9 +26,18 @@ def list_groups(
     groups,
     BLOCK: tl.constexpr,
 ):
-    """Write the places of a row's active entries to `order`, those of each group together.
+    """List the active entries of one row group by group, and set its value gradients to zero.
 
-    Group g has the places begins[g] : begins[g + 1]. All value gradients become zero.
+    Args:
+        values: [k] values of the row.
+        indices: [k] int64, its latents.
+        group_ends: [groups] int64, ascending ends of the groups of latents.
+        order: [k] int32 output, entries; group g has the places begins[g] : begins[g + 1].
+        begins: [groups + 1] int32 output.
+        value_grads: [k] float32 output, zeros.
+        k: entries per row.
+        groups: number of groups.
+        BLOCK: entries per iteration.
     """
     found = 0
     low = tl.full((), 0, tl.int64)
@@ -50,7 +59,23 @@ def list_groups(
 
 @triton.jit
 def listed_block(values, indices, weight, order, start, end, at, d, BLOCK_K: tl.constexpr):
-    """The entries order[start : start + BLOCK_K] before `end`, their values and decoder rows."""
+    """Return the entries order[start : start + BLOCK_K] before `end`.
+
+    Args:
+        values: [k] values of the row.
+        indices: [k] int64, its latents.
+        weight: [m, d] decoder rows.
+        order: [k] int32, from `list_groups`.
+        start: first place.
+        end: end of the places.
+        at: [BLOCK_D] columns.
+        d: width.
+        BLOCK_K: number of places.
+
+    Returns:
+        The entries, their values, which places precede `end`, and the entries' decoder rows at the
+        columns, [BLOCK_K, BLOCK_D].
+    """
     place = start + tl.arange(0, BLOCK_K)
     real = place < end
     entry = tl.load(order + place, real, other=0)
@@ -83,9 +108,31 @@ def prefix_rows(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One token's errors of all prefixes, summed from the last prefix down, and their products.
+    """Compute one token's errors of all prefixes, their sums, and the gradients of its values.
 
-    GROUPS is a power of two, not smaller than `groups`.
+    Args:
+        values: [n, k] float32 values of a code.
+        indices: [n, k] int64, latents.
+        weight: [m, d] float32 decoder rows.
+        bias: [d] float32, if BIASED.
+        target: [n, d] float32.
+        group_ends: [groups] int64, ascending ends of the groups of latents.
+        order: [n, k] int32 scratch.
+        begins: [n, groups + 1] int32 scratch.
+        residual: [groups, n, d] output: factor * the sum of the errors of prefix g and of all
+            longer ones.
+        value_grads: [n, k] output.
+        squares: [n, groups] output, squared norm of each prefix's error.
+        factor: factor of the residual.
+        tokens: n.
+        d: width.
+        k: entries per row.
+        groups: number of groups.
+        BIASED: whether there is a bias.
+        GROUPS: power of two, at least `groups`.
+        BLOCK: see `list_groups`.
+        BLOCK_K: entries per iteration.
+        BLOCK_D: columns per iteration.
     """
     row = tl.program_id(0).to(tl.int64)
     values += row * k
@@ -118,7 +165,7 @@ def prefix_rows(
             group = groups - 1 - past
             here = residual + group * pitch + row * d + at
             scaled += factor * tl.load(here, at < d, other=0.0)
-            tl.debug_barrier()  # all threads have read the error that is overwritten
+            tl.debug_barrier()  # all threads must have read the error that is overwritten
             tl.store(here, scaled, at < d)
             end = tl.load(begins + group + 1)
             for start in range(tl.load(begins + group), end, BLOCK_K):
@@ -142,7 +189,21 @@ def decode_prefixes(
     group_ends: Tensor,
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference.decode_prefixes` of checked, contiguous float32 tensors."""
+    """Compute errors and gradients of nested prefixes, as `reference.decode_prefixes`.
+
+    Args:
+        values: [n, k] float32, contiguous, as all tensors here.
+        indices: [n, k] int64, latents of the code.
+        weight: [m, d] decoder rows.
+        bias: [d]; None: no bias.
+        target: [n, d] rows to reconstruct.
+        group_ends: [g] int64, ascending ends of the groups.
+        factor: factor of the residuals.
+
+    Returns:
+        The residuals [g, n, d], the gradients of the values [n, k], and the sum of squares of each
+        prefix's error, [g] float64.
+    """
     n, k = indices.shape
     d, groups = weight.shape[1], len(group_ends)
     residual, value_grads = target.new_empty(groups, n, d), values.new_empty(n, k)

@@ -1,4 +1,4 @@
-"""Gradients of some latents that come from elsewhere, found by the latent they belong to."""
+"""Find the additional gradients of latents, such as those of AuxK, by latent."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from .device import LAUNCH, interpreting, power_of_two
 
 
 class Slots(NamedTuple):
-    """The slots of `ExtraGradients` by latent; gradients of no latent are never read."""
+    """The slots of `ExtraGradients` by latent; slots of no latent are never read."""
 
     of_latent: Tensor
-    """[m] int64: the slot of each latent, -1 for none"""
+    """[m] int64, slot of each latent, -1 for none"""
     along: Tensor
-    """[c] the product of each slot's decoder gradient with the decoder row; unset without a latent,
-    or where it was not asked for"""
+    """[c] float32, product of each slot's decoder gradient with the decoder row; uninitialised for
+    slots of no latent, or if not requested"""
 
 
 @triton.jit
@@ -36,10 +36,23 @@ def fill_slots(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Enter the slots of BLOCK latents, and -1 where a latent has none.
+    """Write the slots of BLOCK latents, -1 for a latent without one.
 
-    ALONG: besides, multiply the decoder gradient of the slot with the program's number by its
-    decoder row.
+    If ALONG, the program also multiplies the decoder gradient of the slot with its own number by
+    the decoder row.
+
+    Args:
+        extra_latents: [count] int64, latents of the slots; an entry out of range belongs to none.
+        extra_w_dec: [count, d] float32, gradients of decoder rows.
+        w_dec: [latents, d] float32, decoder rows.
+        slots: [latents] int64 output.
+        along: [count] float32 output, if ALONG.
+        latents: number of latents.
+        count: number of slots.
+        d: width.
+        ALONG: whether `along` is computed.
+        BLOCK: latents per program.
+        BLOCK_D: elements of the width per iteration.
     """
     program = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
@@ -52,7 +65,7 @@ def fill_slots(
         slot = (i + lane).to(tl.int64)
         tl.store(slots + latent, slot, (latent >= begin) & (latent < end))
     if ALONG:
-        # A slot that does not exist is that of no latent.
+        # A program without a slot of its own reads -1, which is no latent.
         latent = tl.load(extra_latents + program, program < count, other=-1)
         if (latent >= 0) & (latent < latents):
             products = tl.zeros((BLOCK_D,), tl.float32)
@@ -64,7 +77,13 @@ def fill_slots(
 
 
 def slots_of(extra: ExtraGradients, w_dec: Tensor, *, along: bool) -> Slots:
-    """Sort the slots by latent; `along`: multiply decoder gradients by the rows of w_dec [m, d]."""
+    """Find the slot of each latent.
+
+    Args:
+        extra: additional gradients.
+        w_dec: [m, d] decoder rows.
+        along: whether decoder gradients are multiplied by the decoder rows.
+    """
     m, d = w_dec.shape
     count = extra.latents.shape[0]
     slots = Slots(

@@ -1,4 +1,4 @@
-"""Sums over the tokens on which each latent is active, in the order of the tokens."""
+"""Sum rows over the tokens on which each latent is active, in the order of the tokens."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from .device import LAUNCH, interpreting, power_of_two
 
 
 class Groups(NamedTuple):
-    """Consecutive groups of latents, each of which sums over a matrix of rows of its own."""
+    """Consecutive groups of latents, each of which sums the rows of its own matrix."""
 
     ends: Tensor
-    """[g] int64: group i holds the latents from the end of the group before to below ends[i]"""
+    """[g] int64, ends of the groups: latents from ends[i - 1] up to, not including, ends[i]"""
     indices: Tensor
-    """[n, k] int64: the code's latents"""
+    """[n, k] int64, latents of the code"""
 
 
 @triton.jit
 def group_of(latent, group_ends, groups):
-    """The number of groups that end at or before `latent`; the last group where all do."""
+    """Return the group of `latent`: the first whose end exceeds it, or else the last."""
     group = tl.full((), 0, tl.int64)
     for i in range(groups - 1):
         group += (latent >= tl.load(group_ends + i)).to(tl.int64)
@@ -43,7 +43,24 @@ def sum_entries(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sum over entries begin : end of values[entry] * rows[first_row + entry // k, at]."""
+    """Sum values[entry] * rows[first_row + entry // k, at] over the sorted entries begin : end.
+
+    Args:
+        values: [n, k] values of a code.
+        entries: [n k] positions in the code, sorted by latent.
+        rows: [., d] rows.
+        begin: first of the entries.
+        end: end of the entries.
+        first_row: row of `rows` that token 0 has.
+        at: [BLOCK_D] columns.
+        d: width.
+        k: entries per token.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: number of columns.
+
+    Returns:
+        [BLOCK_D] float32.
+    """
     sums = tl.zeros((BLOCK_D,), tl.float32)
     for e in range(begin, end, BLOCK_E):
         place = e + tl.arange(0, BLOCK_E)
@@ -75,7 +92,25 @@ def sum_pieces(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sum of one piece of a latent with many entries into partial [pieces, d]."""
+    """Sum one piece of a latent with many entries, for BLOCK_D columns.
+
+    Args:
+        values: [n, k] values of a code.
+        entries: [n k] positions in the code, sorted by latent.
+        piece_begin: [pieces] int64, see `ByLatent`.
+        piece_end: [pieces] int64, see `ByLatent`.
+        rows: [n, d], or [groups, n, d] if GROUPED.
+        partial: [pieces, d] float32 output; unused pieces are not written.
+        indices: [n, k] int64, latents of the code, if GROUPED.
+        group_ends: [groups] int64, see `Groups`, if GROUPED.
+        groups: number of groups.
+        n: number of tokens.
+        d: width.
+        k: entries per token.
+        GROUPED: whether each group sums the rows of its own matrix.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: columns per program.
+    """
     piece = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(piece_begin + piece), tl.load(piece_end + piece)
     if begin < end:
@@ -104,7 +139,26 @@ def sum_of_latent(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A latent's sum at the columns `at`: over its entries, or over its pieces in their order."""
+    """Return a latent's sum at the columns `at`: over its entries, or over its pieces in order.
+
+    Args:
+        values: [n, k] values of a code.
+        entries: [n k] positions in the code, sorted by latent.
+        start: [m + 1] int64, see `ByLatent`.
+        piece_start: [m + 1] int64, see `ByLatent`.
+        rows: [., d] rows.
+        partial: [pieces, d] float32, from `sum_pieces`.
+        latent: the latent.
+        first_row: row of `rows` that token 0 has.
+        at: [BLOCK_D] columns.
+        d: width.
+        k: entries per token.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: number of columns.
+
+    Returns:
+        [BLOCK_D] float32, zero if the latent has no entries.
+    """
     first, last = tl.load(piece_start + latent), tl.load(piece_start + latent + 1)
     if first == last:
         begin, end = tl.load(start + latent), tl.load(start + latent + 1)
@@ -130,7 +184,21 @@ def sum_latents(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """sums[latent] over all entries of every latent; zero where there are none."""
+    """Sum all entries of one latent, for BLOCK_D columns.
+
+    Args:
+        values: see `sum_of_latent`, as the next five.
+        entries: [n k] int64.
+        start: [m + 1] int64.
+        piece_start: [m + 1] int64.
+        rows: [n, d].
+        partial: [pieces, d] float32.
+        sums: [m, d] output.
+        d: width.
+        k: entries per token.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: columns per program.
+    """
     latent = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = sum_of_latent(
@@ -144,7 +212,15 @@ def partial_sums(
 ) -> Tensor:
     """Sum the pieces of latents with many entries.
 
-    `rows` is [n, d], or [g, n, d] with `groups`. Returns [pieces, d].
+    Args:
+        values: [n, k] values of the code.
+        by_latent: its entries, sorted.
+        rows: [n, d], or [g, n, d] with `groups`.
+        k: entries per token.
+        groups: groups of latents; None: all latents sum the same rows.
+
+    Returns:
+        [pieces, d] float32; unused pieces are uninitialised.
     """
     pieces = by_latent.piece_begin.shape[0]
     n, d = rows.shape[-2:]
@@ -174,10 +250,17 @@ def partial_sums(
 
 
 def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
-    """[latents, d] of a checked, contiguous code in float32 or bfloat16."""
+    """Sum values[i, c] * rows[i] over the entries of each latent, as [latents, d].
+
+    Args:
+        values: [n, k] float32 or bfloat16, contiguous.
+        indices: [n, k] int64, contiguous.
+        rows: [n, d] of the same dtype, contiguous.
+        latents: number of latents.
+    """
     d, k = rows.shape[1], indices.shape[1]
     sums = rows.new_empty(latents, d)
-    # Zeros that fill a code up all name latent 0: they would be summed, piece after piece.
+    # Padding of a code has index 0: it would be summed, piece after piece.
     by_latent = sort_by_latent(torch.where(values == 0, latents, indices), latents)
     partial = partial_sums(values, by_latent, rows, k)
     block_e, block_d = entry_blocks(d)
@@ -201,5 +284,5 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
 
 
 def entry_blocks(d: int) -> tuple[int, int]:
-    """How many entries, and how much of their width, a program of these sums holds at once."""
+    """Return how many entries and how many columns a program of these sums holds at a time."""
     return (4, min(power_of_two(d), 16)) if interpreting() else (4, min(power_of_two(d), 1024))

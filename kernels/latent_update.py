@@ -1,4 +1,4 @@
-"""Gradient, Adam and unit norm of every latent, by blocks of columns; no gradient is stored."""
+"""Compute the gradient of every latent and update it, by blocks of columns; store no gradient."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,65 +20,73 @@ from .update_biases import update_biases
 from .update_columns import update_columns
 
 _TOGETHER = 16
-"""Latents of one program, which sums their shares of the inputs' gradient into one row of memory;
-a multiple of it where more than `_PROGRAMS` programs would need that many rows."""
+"""latents of one program, which sums its share of the inputs' gradient into one row of memory; a
+multiple of it if more than `_PROGRAMS` programs would need a row each"""
 _PROGRAMS = 4096
+"""maximum number of such programs"""
 
 
 class _Side(NamedTuple):
-    """One matrix, and what its gradient is made of."""
+    """One matrix and the operands of its gradient."""
 
     learned: Learned
+    """the matrix [m, d] and its moments"""
     coefficients: Tensor
-    """[n, k] multiply `rows` in the sums over tokens"""
+    """[n, k] factors of `rows` in the sums over tokens"""
     rows: Tensor
     """[n, d], or [g, n, d] with `groups`"""
     groups: Groups | None
+    """groups of latents that learn from different rows; None: one group"""
     extra: Tensor | None
-    """[c, d]"""
+    """[c, d] additional gradients, see `ExtraGradients`"""
     shrink: Tensor | None
-    """[m]"""
+    """[m] multiples of the rows that are added to their gradients, see `Decay`"""
     partial: Tensor | None
-    """[pieces, d] see `partial_sums`; None where the matrix does not learn"""
+    """[pieces, d] see `partial_sums`; None if the matrix is not updated"""
 
 
 class _Scalars(NamedTuple):
-    """One number for each latent, computed before its rows; [m] each."""
+    """Numbers of each latent, computed before its rows; [m] each."""
 
     bias_grads: Tensor
-    """the gradients of b_enc"""
+    """gradients of b_enc"""
     along: Tensor
-    """the parts of the decoder's gradient along its rows, where they are removed"""
+    """components of the decoder's gradient along its rows, if they are removed"""
     fired: Tensor
-    """int64, the number of tokens on which the latent is active"""
+    """int64, number of tokens on which the latent is active"""
 
 
 @dataclass(frozen=True)
 class LatentPass:
-    """A pass over the latents, which measures their gradients, updates by them, or does both.
+    """A pass over the latents that measures their gradients, updates by them, or does both.
 
-    The order of the entries, the sums over the pieces of long runs and the slots of extra gradients
-    are computed once for both, and so take their memory at the same time: sums over pieces are at
-    most [2 n k / 512, d] for each matrix. `squares` must precede `update`, which ends the pass.
+    The order of the entries, the sums over pieces and the slots of extra gradients are computed
+    once for both, so they occupy their memory at the same time: sums over pieces take at most [2 n
+    k / 512, d] for each matrix. `squares` must be called before `update`, which ends the pass.
     """
 
     operands: Update
-    """checked, contiguous and of float32; the weight is packed as `RoundedRows`"""
+    """operands, checked, contiguous and float32; the weight is packed as `RoundedRows`"""
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Apply `reference.latent_update` with this `factor` [] instead of that of the operands.
+        """Apply `reference.latent_update` in place.
 
-        Returns the gradient of the inputs summed over tokens [d], and the number of tokens on
-        which each latent is active, int64 [m].
+        Args:
+            factor: [] float64, factor of the gradients, instead of the operands' one; None: 1.
+
+        Returns:
+            The gradient of the inputs summed over tokens [d], and the number of tokens on which
+            each latent is active, [m] int64.
         """
         self._run(factor, None)
         return self._input_grad_sum, self._scalars.fired
 
     def squares(self) -> tuple[Tensor, Tensor]:
-        """Measure the gradients that an update by the operands would hand to Adam.
+        """Measure the gradients that an update by the operands would pass to Adam.
 
-        Returns the gradient of the inputs summed over tokens [d], and the squared length of each
-        latent's gradients, float64 [m].
+        Returns:
+            The gradient of the inputs summed over tokens [d], and the squared norm of each latent's
+            gradients, [m] float64.
         """
         squares = torch.empty_like(self.operands.b_enc, dtype=torch.float64)
         self._run(self.operands.factor, squares)
@@ -86,10 +94,11 @@ class LatentPass:
 
     @property
     def _projection(self) -> str:
-        """How the part of the decoder's gradient along its rows is found, if it is removed.
+        """How the component of the decoder's gradient along its rows is computed, if it is removed.
 
-        It can be inferred from gradients of values, unless there are decays: these they do not
-        hold, and a decay of zero says that they belong to another decoder, a rounded one.
+        It can be inferred from the gradients of values, unless there are decays: the gradients of
+        values do not contain them. A decay of zero also demands to measure it: it indicates that
+        the gradients of values belong to a rounded copy of the decoder.
         """
         operands = self.operands
         if not (operands.projects and operands.update_decoder):
@@ -99,7 +108,7 @@ class LatentPass:
 
     @property
     def _projects(self) -> bool:
-        """Whether the part of the decoder's gradient along its rows is removed."""
+        """Whether the component of the decoder's gradient along its rows is removed."""
         return self._projection != "none"
 
     @cached_property
@@ -116,11 +125,11 @@ class LatentPass:
 
     @cached_property
     def _scalars(self) -> _Scalars:
-        """Memory for what `_biases` computes."""
+        """Memory for the results of `_biases`."""
         bias_grads = torch.empty_like(self.operands.b_enc)
         return _Scalars(
             bias_grads,
-            torch.empty_like(bias_grads) if self._projects else bias_grads,  # not looked at
+            torch.empty_like(bias_grads) if self._projects else bias_grads,  # not read
             torch.empty_like(bias_grads, dtype=torch.int64),
         )
 
@@ -137,7 +146,7 @@ class LatentPass:
 
     @property
     def _adam_constants(self) -> tuple[float, float, float, float]:
-        """1 - beta1, beta2, 1 - beta2 and eps; the differences are those of float64."""
+        """1 - beta1, beta2, 1 - beta2 and eps; differences are computed in float64."""
         operands = self.operands
         return 1.0 - operands.beta1, operands.beta2, 1.0 - operands.beta2, operands.eps
 
@@ -174,7 +183,7 @@ class LatentPass:
         return partial_sums(coefficients, self._by_latent, rows, k, groups)
 
     def _run(self, factor: Tensor | None, squares: Tensor | None) -> None:
-        """Fill `squares` [m], or update where there are none."""
+        """Compute `squares` [m] if given; otherwise update."""
         operands = self.operands
         self._biases(factor, squares)
         learning = [
@@ -243,7 +252,7 @@ class LatentPass:
 
     @cached_property
     def _along(self) -> Tensor:
-        """[m] the parts of the decoder's gradient along its rows."""
+        """The components of the decoder's gradient along its rows, [m]."""
         if self._projection == "measured":
             parts = self._parts(_column_blocks(self.operands.w_dec.shape[1]))
             self._columns(self._decoder, "along", None, parts, encoder=False)
@@ -251,7 +260,7 @@ class LatentPass:
         return self._scalars.along
 
     def _parts(self, count: int) -> Tensor:
-        """[count, m] memory for sums over blocks of columns."""
+        """Return uninitialised memory for sums over blocks of columns, [count, m]."""
         return self.operands.b_enc.new_empty(count, len(self.operands.b_enc))
 
     def _join(self, parts: Tensor, joined: Tensor, *, add: bool) -> None:
@@ -308,15 +317,15 @@ class LatentPass:
             TOGETHER=_together(m),
             BLOCK_E=entry_blocks(d)[0],
             BLOCK_D=_columns_of_block(d),
-            # Measured on an H100. An update of two warps waits less, though some numbers are kept
-            # on the stack: it took 0.88 of the time that it takes with registers for all.
+            # Measured on an H100: an update with two warps has fewer stalls, although it spills a
+            # few registers; it took 0.88 of the time of one without spills.
             num_warps=2 if updating else 1,
             maxnreg=thread_registers(32 if updating else 16),
             **LAUNCH,
         )
 
     def _gradient(self, side: _Side, factor: Tensor | None) -> tuple[list[Tensor], dict[str, bool]]:
-        """The arguments and switches of `gradient_of_row`, and the factor."""
+        """Return the arguments of `update_columns` up to `factor`, and the switches for them."""
         by_latent, slots, sign = self._by_latent, self._slots, self.operands.sign
         some = self._scalars.bias_grads
         optional = (
@@ -347,7 +356,7 @@ class LatentPass:
 
 
 def _columns_of_block(d: int) -> int:
-    """How many columns a program of `update_columns` works on."""
+    """Return the number of columns of a program of `update_columns`."""
     return min(power_of_two(d), 16 if interpreting() else 256)
 
 
@@ -356,9 +365,10 @@ def _column_blocks(d: int) -> int:
 
 
 def _joined() -> int:
-    """Latents whose parts a program joins."""
+    """Return the number of latents whose parts a program joins."""
     return 8 if interpreting() else 256
 
 
 def _together(m: int) -> int:
+    """Return the number of latents of a program of `update_columns`, of m in all."""
     return _TOGETHER * -(-m // (_TOGETHER * _PROGRAMS))

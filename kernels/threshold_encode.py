@@ -1,8 +1,8 @@
-"""Encode above a threshold on the GPU: the product rules columns out, the others are scored.
+"""Encode above a threshold on a GPU: a product rules out columns, the others are scored exactly.
 
-The threshold of a column joins its bias, so that one floor, zero, serves all columns, and the
-engines of `screening` find those that may be above it. `keep_above` scores them as `topk_encode`
-scores its candidates: the bits of an exact score are the same in both.
+The threshold of a column is subtracted from its bias, so a single floor, zero, serves all columns,
+and the engines of `screening` find those that may exceed it. `keep_above` scores them as
+`topk_encode` scores its candidates: exact scores have the same bits in both.
 """
 
 import torch
@@ -19,8 +19,9 @@ from .screening import Screening
 from .select_triton import choose
 
 _LIST_BYTES = 1 << 30
+"""maximum size of the lists of the rows that are encoded at a time"""
 _SORTED_BY_ROWS = 4096
-"""The longest lists that a program sorts in its registers; longer ones are sorted by torch."""
+"""maximum length of a list that a program sorts in its registers; torch sorts longer ones"""
 
 
 def encode(
@@ -36,16 +37,32 @@ def encode(
     left: RoundedRows,
     right: RoundedRows,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and indices [n, width], counts [n] of contiguous float32 or bfloat16 rows.
+    """Encode rows above a threshold by a screen.
 
-    `threshold` is float32 [m], infinity where nothing is above it; the rest is as for
-    `topk_encode.encode`. Nothing here waits for the GPU, nor looks for NaN: nothing is above its
-    threshold in a row with NaN or infinity in it, nor in any row beside such a weight.
+    The host waits neither for the GPU nor for a check for NaN. Nothing is above its threshold in a
+    row that holds NaN or infinity, nor in any row if the weight holds NaN; if it holds infinity,
+    all columns of all rows are scored.
+
+    Args:
+        x: [n, d] float32 or bfloat16, contiguous.
+        weight: [m, d] of the same dtype, contiguous.
+        bias: [m]; -infinity masks a latent; None: no bias.
+        scale: [m]; None: no scale.
+        threshold: [m] float32, infinity if no score may be above it.
+        width: number of entries per row.
+        exact: whether values are float32 scores of the operands; otherwise of the rounded operands.
+        engine: "chunked" or "fused".
+        left: x, rounded.
+        right: weight times scale, rounded for the same product.
+
+    Returns:
+        Values and indices [n, width], the largest of each row padded with zeros, and the number of
+        scores above their thresholds [n] int64.
     """
     n = x.shape[0]
     values, indices = x.new_empty(n, width), x.new_empty(n, width, dtype=torch.int64)
     counts = x.new_zeros(n, dtype=torch.int32)
-    if not exact:  # what was multiplied is what is scored, and nothing of it is lost
+    if not exact:  # the rounded operands are scored, so the screen has lost nothing of them
         bias, scale = column_bounds(right, bias, scale, raised=False).shift, None
         left, right = _lossless(left), _lossless(right)
         x, weight = left.units, right.units
@@ -70,7 +87,7 @@ def _encode_rows(
     right: RoundedRows,
     engine: str,
 ) -> None:
-    """Rows whose lists fit the memory; values and indices beyond a row's count are anything."""
+    """Encode rows whose lists fit into memory; results beyond a row's count are undefined."""
     x, weight, bias, scale, threshold = operands
     values, indices, counts = results
     (n, d), width = x.shape, values.shape[1]
@@ -89,7 +106,7 @@ def _encode_rows(
         "COLUMNS": columns,
         "BLOCK_D": depth,
         "num_warps": 4,
-        # Rows that are not aligned are loaded number by number, which takes more registers.
+        # Rows that are not aligned are loaded element by element, which takes more registers.
         "maxnreg": thread_registers(12 if d % 16 == 0 else 8),
         **LAUNCH,
     }
@@ -127,18 +144,18 @@ def _encode_rows(
 
 
 def capacity_of(width: int) -> int:
-    """How long lists may grow: a quarter more than asked for, so that few of them are cut twice."""
+    """Return the length of a list: a quarter more than `width`, so that few lists are cut twice."""
     return power_of_two(width + width // 4 + 2 * block())
 
 
 def _lossless(rows: RoundedRows) -> RoundedRows:
-    """Rounded rows as rows of their own."""
+    """Return rounded rows as operands of their own, from which nothing was removed."""
     length = rows.norm + rows.lost
     return RoundedRows(rows.product, rows.units, length, torch.zeros_like(length))
 
 
 def _choose_by_torch(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
-    """As `choose`, for lists of any length."""
+    """Write the best entries of every list, as `choose`, for lists of any length."""
     used = torch.arange(keys.shape[1], device=keys.device) < counts[:, None]
     best = keys.masked_fill_(~used, EMPTY.value).topk(values.shape[1], dim=1).values
     bits = (best >> 32).int()

@@ -1,9 +1,9 @@
-"""TopK encode on the GPU: a cheap product screens the columns, few are scored exactly.
+"""Encode the k largest scores on a GPU: a cheap product rules out columns, few are scored exactly.
 
-Two engines compute the product. The chunked one lets cuBLAS multiply a slice of the latents into
-memory that stays in the L2 cache, and `keep_best` reads it there. The fused one, `hot_groups`,
-compares its accumulators with the row's floor and lets only groups of columns leave that can
-matter. An exact result does not depend on the engine; docs/concepts/exact_screening.md proves it.
+Two engines compute the product. The chunked engine multiplies a slice of the latents by cuBLAS into
+memory that stays in the L2 cache, where `keep_best` reads it. The fused engine, `hot_groups`,
+compares its accumulators with the row's floor and stores only groups of columns that can matter. An
+exact result does not depend on the engine; docs/concepts/exact_screening.md has the proof.
 """
 
 from types import ModuleType
@@ -26,9 +26,9 @@ from .round_rows import RoundedRows
 from .screening import Screening
 
 MOST_KEPT = 1024
-"""The largest k; beyond it a row's list would not fit the registers of a program."""
+"""largest k; with more a row's list would not fit the registers of a program"""
 _SPLIT = 8
-"""Parts into which a failed row's columns are cut, so that one such row keeps several programs."""
+"""parts of a failed row's columns, so that a single such row occupies several programs"""
 
 
 def encode(
@@ -44,12 +44,26 @@ def encode(
     right: RoundedRows,
     select: ModuleType,
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices [n, k] of contiguous float32 or bfloat16 rows, at least one.
+    """Encode the k largest scores of rows by a screen.
 
-    `left` is x and `right` is weight * scale, rounded for one product; `select` keeps the lists,
-    `select_triton` or `select_cuda`. Nothing here waits for the GPU, nor looks for NaN: a row with
-    NaN or infinity in it gets NaN as its values and 0 to k - 1 as indices, and so do all rows where
-    the weight or the bias holds NaN.
+    The host waits neither for the GPU nor for a check for NaN. A row that holds NaN or infinity
+    gets values of NaN and indices 0 to k - 1, and so do all rows if the weight holds NaN or
+    infinity, or the bias NaN.
+
+    Args:
+        x: [n, d] float32 or bfloat16, contiguous, at least one row.
+        weight: [m, d] of the same dtype, contiguous.
+        bias: [m]; -infinity masks a latent; None: no bias.
+        scale: [m]; None: no scale.
+        k: number of entries per row.
+        exact: whether values are float32 scores of the operands; otherwise of the rounded operands.
+        engine: "chunked" or "fused".
+        left: x, rounded.
+        right: weight times scale, rounded for the same product.
+        select: module that keeps the lists, `select_triton` or `select_cuda`.
+
+    Returns:
+        Values and indices [n, k], in descending order of values, ties by ascending index.
     """
     (n, d), m = x.shape, weight.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
@@ -72,14 +86,22 @@ def encode(
 
 
 def first_phase(m: int, k: int) -> int:
-    """How many columns are screened before floors are first raised."""
+    """Return the number of columns to screen before floors are raised for the first time."""
     return max(m // 16, k)
 
 
 def capacity_of(m: int, d: int, k: int, product: str | None, block: int) -> int:
-    """How long lists may grow: an exact screen by `product` keeps more than k, see `list_length`.
+    """Return the length of a list.
 
-    Two lists that were cut fit one, as they must where `join_parts` joins them.
+    Two lists that have been cut fit into one, as `join_parts` requires.
+
+    Args:
+        m: number of latents.
+        d: width.
+        k: number of entries per row.
+        product: product of an exact screen, which keeps more than k, see `list_length`; None if the
+            result is not exact.
+        block: columns that are appended at a time.
     """
     least = power_of_two(max(2 * k + block, 2 * (k + k // 4)))
     return least if product is None else max(least, list_length(m, d, k, product, block))
@@ -118,7 +140,7 @@ def _mend_failed(
     lists: Lists,
     k: int,
 ) -> None:
-    """Score the rows in full whose screen failed; on most batches there are none."""
+    """Score all columns of failed rows; most batches have none."""
     n, d = x.shape
     m, device = weight.shape[0], x.device
     columns, width = dot_block(d)

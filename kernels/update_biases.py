@@ -1,4 +1,4 @@
-"""What an update computes once for each latent: its bias, and the scalars that its rows need."""
+"""Compute an update's numbers of each latent: its bias, and the scalars that its rows need."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,20 @@ import triton.language as tl
 
 @triton.jit
 def adam(weight, first, second, gradient, step_size, root, rest1, beta2, rest2, eps):
-    """torch.optim.Adam with its corrections inside step_size and root; rest is 1 - beta."""
+    """Return a weight and its moments after a step of torch.optim.Adam.
+
+    Args:
+        weight: the weight, of any shape, as the next three.
+        first: first moment.
+        second: second moment.
+        gradient: gradient.
+        step_size: lr / (1 - beta1^step).
+        root: sqrt(1 - beta2^step).
+        rest1: 1 - beta1.
+        beta2: decay rate of the second moment.
+        rest2: 1 - beta2.
+        eps: term added to the denominator.
+    """
     first += rest1 * (gradient - first)
     second = beta2 * second + rest2 * gradient * gradient
     denominator = tl.sqrt(second) / root + eps
@@ -41,12 +54,36 @@ def update_biases(
     TASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Compute one latent's scalars, and do the TASK with its bias.
+    """Compute one latent's scalars, and perform TASK on its bias; one program per latent.
 
-    `bias_grads` [m] gets the gradient of the bias, `fired` [m] the number of tokens on which the
-    latent is active, and with ALONG `along` [m] the part of the decoder's gradient along a decoder
-    row of norm one. The TASK has the gradient times `factor`: "update" is a step of Adam, "squares"
-    stores its square.
+    Args:
+        values: [n, k] float32 values of the code.
+        value_grads: [n, k] float32, gradients of the values.
+        entries: [n k] int64, see `ByLatent`.
+        start: [m + 1] int64, see `ByLatent`.
+        slots: [m] int64, see `Slots`, if EXTRA.
+        extra_bias: [c] float32, additional gradients of biases, if EXTRA.
+        extra_along: [c] float32, see `Slots`, if EXTRA and ALONG.
+        factor: [] float64, factor of the gradient, if FACTOR.
+        bias_grads: [m] float32 output, gradient of the bias, before `factor`.
+        along: [m] float32 output, component of the decoder's gradient along a row of norm one, if
+            ALONG.
+        fired: [m] int64 output, number of tokens on which the latent is active.
+        squares: [m] float64 output, if TASK is "squares".
+        bias: [m] float32, updated if TASK is "update", as its moments.
+        first: [m] float32, first moment.
+        second: [m] float32, second moment.
+        rates: [2] float64, see `reference.adam_rates`.
+        rest1: see `adam`, as the next three.
+        beta2: decay rate of the second moment.
+        rest2: 1 - beta2.
+        eps: term added to the denominator.
+        EXTRA: whether there are extra gradients.
+        ALONG: whether `along` is computed.
+        FACTOR: whether there is a factor.
+        TASK: "update": apply a step of Adam; "squares": store the square of the gradient. Both
+            after multiplication by `factor`.
+        BLOCK: entries per iteration.
     """
     latent = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(start + latent), tl.load(start + latent + 1)

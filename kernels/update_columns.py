@@ -1,8 +1,8 @@
-"""One block of columns of every latent's row in one matrix: gradients, and what follows from them.
+"""Compute the gradients of one block of columns of one matrix for every latent, and use them.
 
-Programs work through all latents for one block of columns before they begin the next one: that much
-of the gathered rows stays in the L2 cache. What needs a whole row is summed up by block, and joined
-by `join_parts`.
+Programs process all latents for one block of columns before they begin the next block, so that this
+block of the gathered rows stays in the L2 cache. Results that need whole rows are summed by block,
+and combined by `join_parts`.
 """
 
 import triton
@@ -37,7 +37,31 @@ def gradient_of_row(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A latent's gradient at the columns `at`, where its row is `old`, before it is projected."""
+    """Return a latent's gradient at the columns `at`, before the projection.
+
+    Args:
+        coefficients: see `sum_of_latent`, as the next five.
+        entries: [n k] int64.
+        start: [m + 1] int64.
+        piece_start: [m + 1] int64.
+        rows: [., d] float32.
+        partial: [pieces, d] float32.
+        extra: [c, d] additional gradients, if EXTRA.
+        latent: the latent.
+        first_row: row of `rows` that token 0 has.
+        slot: slot of the latent in `extra`, -1 for none.
+        multiple: multiple of the row that is added, if SHRINK.
+        sign: multiple of the signs of the row that is added, if SIGN.
+        old: [BLOCK_D] the row before the update.
+        at: [BLOCK_D] columns.
+        d: width.
+        k: entries per token.
+        EXTRA: whether there are extra gradients.
+        SHRINK: whether there is a multiple.
+        SIGN: whether there is a multiple of signs.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: number of columns.
+    """
     gradient = sum_of_latent(
         coefficients,
         entries,
@@ -64,7 +88,7 @@ def gradient_of_row(
 
 @triton.jit
 def adam_at(place, old, first, second, gradient, inside, step_size, root, rest1, beta2, rest2, eps):
-    """The row `old` after a step of Adam, whose moments at `place` are updated."""
+    """Return the row `old` after a step of Adam, and update its moments at `place`; see `adam`."""
     row, mean, square = adam(
         old,
         tl.load(first + place, inside, other=0.0, eviction_policy="evict_first"),
@@ -82,7 +106,7 @@ def adam_at(place, old, first, second, gradient, inside, step_size, root, rest1,
     return row
 
 
-# For these sizes neither 1 nor a multiple of 16 is worth code of its own.
+# Code specialised to 1 or to multiples of 16 is not worth its compilation for these sizes.
 @triton.jit(do_not_specialize=["latents", "groups", "n", "k"])
 def update_columns(
     coefficients,
@@ -133,20 +157,68 @@ def update_columns(
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """BLOCK_D columns of TOGETHER latents' rows of one matrix [latents, d].
+    """Process BLOCK_D columns of the rows of TOGETHER latents in one matrix.
 
-    Gradients are those of `gradient_of_row`; then PROJECT removes the part along the row, which
-    `scalars` [latents] hold, and `factor` multiplies what is left. TASK says what becomes of it:
+    The gradient is computed by `gradient_of_row`; PROJECT then removes its component along the row,
+    and `factor` multiplies the rest. The results that TASK selects are:
 
-    - "update": a step of Adam. PACK rounds the row for the screen, as `round_rows` does; HALF: to
-      float16, times `multipliers` [1]. MEASURE: the square of these columns as they are then goes
-      to `parts` [blocks, latents], and that of what rounding took from them to `lost_parts`.
-    - "squares": the square of these columns of the gradient goes to `parts`.
-    - "along": the product of these columns of the gradient and the row goes to `parts`.
-    - "share": nothing; only the share of the inputs' gradient is wanted.
+    - "update": a step of Adam. PACK rounds the row for the screen, as `round_rows` does. MEASURE or
+      PACK: the squared norm of these columns of the new row in `parts`; PACK: that of what rounding
+      removed from them in `lost_parts`.
+    - "squares": the squared norm of these columns of the gradient in `parts`.
+    - "along": the product of these columns of the gradient and of the row in `parts`.
+    - "share": none but the share of the inputs' gradient.
 
-    ENCODER: `scalars` are the gradients of the biases; their products with the rows as they were
-    are summed into `inputs_share` [programs, d].
+    Args:
+        coefficients: [n, k] float32, factors of `rows`.
+        entries: [n k] int64, see `ByLatent`.
+        start: [latents + 1] int64, see `ByLatent`.
+        piece_start: [latents + 1] int64, see `ByLatent`.
+        rows: [n, d] float32, or [groups, n, d] if GROUPED.
+        partial: [pieces, d] float32, see `partial_sums`.
+        group_ends: [groups] int64, see `Groups`, if GROUPED.
+        slots: [latents] int64, see `Slots`, if EXTRA.
+        extra: [c, d] float32, additional gradients, if EXTRA.
+        shrink: [latents] float32, see `Decay`, if SHRINK.
+        signs: [2] float64, see `Decay.sign`, if SIGN.
+        factor: [] float64, factor of the gradient, if FACTOR.
+        scalars: [latents] float32; ENCODER: gradients of the biases; PROJECT: components of the
+            gradients along the rows.
+        inputs_share: [programs along axis 0, d] float32 output, if ENCODER: sum of scalar times row
+            before the update.
+        parts: [blocks, latents] float32 output, see above.
+        weight: [latents, d] float32, updated, as its moments.
+        first: [latents, d] float32, first moment.
+        second: [latents, d] float32, second moment.
+        rates: [2] float64, see `reference.adam_rates`.
+        units: [latents, padded] output, packed rows, if PACK.
+        lost_parts: [blocks, latents] float32 output, if PACK.
+        multipliers: [1] float32, factor of rows before they are rounded to float16, if HALF.
+        latents: number of latents.
+        groups: number of groups.
+        n: number of tokens.
+        d: width.
+        padded: width of `units`.
+        k: entries per token.
+        rest1: see `adam`, as the next three.
+        beta2: decay rate of the second moment.
+        rest2: 1 - beta2.
+        eps: term added to the denominator.
+        GROUPED: whether groups of latents have their own rows.
+        EXTRA: whether there are extra gradients.
+        SHRINK: whether multiples of rows are added.
+        SIGN: whether multiples of signs are added.
+        PROJECT: whether the component along the row is removed.
+        FACTOR: whether there is a factor.
+        ENCODER: whether the matrix is the encoder; otherwise it is the decoder.
+        TASK: see above.
+        PACK: whether rows are packed.
+        MEASURE: whether the norms of the new rows are measured.
+        DROP: see `round_rows`.
+        HALF: whether rows are packed as float16.
+        TOGETHER: latents per program, along axis 0 of the grid.
+        BLOCK_E: entries per iteration.
+        BLOCK_D: columns per program, along axis 1 of the grid.
     """
     program, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     at = block * BLOCK_D + tl.arange(0, BLOCK_D)
