@@ -180,8 +180,8 @@ def bound_rows(
         tl.store(counts + row, tl.where(safe, 0, OVERFLOW), real)
         tl.store(floor_keys + row, tl.full((BLOCK,), EMPTY, tl.int64), real)
     else:
-        # If anything is NaN, nothing is above a threshold: to look at all columns of all rows would
-        # take seconds in every step of a training that has diverged.
+        # Next to NaN nothing is above a threshold: to look at all columns of all rows would take
+        # seconds in every step of a training that has diverged.
         nothing = (tl.sum(not_numbers) > 0) | (length != length)
         start = tl.where(safe, 0.0, float("nan"))
         tl.store(floor + row, tl.where(nothing, float("inf"), start), real)

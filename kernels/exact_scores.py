@@ -233,7 +233,7 @@ def score_all(
     all_failed = total_failed(counts, rows, k, LOOK)
     tl.store(total, all_failed, tl.program_id(0) == 0)
     diverged = False
-    if all_failed == rows:  # a weight or bias that is not finite makes all rows fail
+    if all_failed == rows:  # as NaN or infinity in the weight causes, or NaN in the bias
         diverged = any_nan(latent_lost, latents, LOOK)
         if BIASED:
             diverged |= any_nan(bias, latents, LOOK)

@@ -207,7 +207,7 @@ class LatentPass:
         """Launch `update_biases`."""
         operands, by_latent, slots = self.operands, self._by_latent, self._slots
         scalars = self._scalars
-        some = scalars.bias_grads  # for arguments that are not read
+        some = scalars.bias_grads  # in place of arguments that are not read
         update_biases[(len(some),)](
             operands.values,
             operands.value_grads,
@@ -232,7 +232,7 @@ class LatentPass:
         )
 
     def _update(self, side: _Side, factor: Tensor | None, *, encoder: bool) -> None:
-        """Update one side, and do what needs its whole rows."""
+        """Update one side, and finish what needs whole rows: norms of packed rows and unit norm."""
         operands, weight = self.operands, side.learned.weight
         m, d = weight.shape
         parts = self._parts(2 * _column_blocks(d))

@@ -144,7 +144,11 @@ def _encode_rows(
 
 
 def capacity_of(width: int) -> int:
-    """Return the length of a list: a quarter more than `width`, so that few lists are cut twice."""
+    """Return the length of a list, a power of two.
+
+    A list has room for a quarter more than `width`, so that few lists are cut twice, and for two
+    blocks of columns.
+    """
     return power_of_two(width + width // 4 + 2 * block())
 
 
