@@ -1,4 +1,4 @@
-// How far the scores of a screen can lie from the true ones; see docs/concepts/exact_screening.md.
+// Error bounds of the scores of a screen, derived in docs/concepts/exact_screening.md.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -8,56 +8,61 @@
 
 namespace saefast {
 
-// What the screen knows of the columns, in groups of `width`.
+// Bounds and biases of the columns, in groups of `width`.
 struct Columns {
   int64_t width;
-  const float* norm;  // [m]
-  const float* lost;  // [m]
-  // [groups * width] what is added to screened products before they are compared: bias * scale,
-  // less the threshold where there is one; -infinity beyond m
+  const float* norm;  // [m] upper bounds of the norms of the scaled weight rows
+  const float* lost;  // [m] upper bounds of the norms of what rounding removed from them
+  // [groups * width] term that is added to screened products before they are compared: bias *
+  // scale, less the threshold if there is one; -infinity beyond m
   std::vector<float> bias;
-  // [groups * width] bias * scale, where `bias` has a threshold in it and values come from the
-  // screen; else empty
+  // [groups * width] bias * scale, if `bias` includes a threshold and values come from the screen;
+  // otherwise empty
   std::vector<float> shown;
-  std::vector<float> slack;  // [m] what the bias adds to the error
+  std::vector<float> slack;  // [m] share of the bias in the error
+  // Maxima over a group of columns.
   struct Most {
     float norm = 0.0f, lost = 0.0f, slack = 0.0f;
   };
-  std::vector<Most> most;  // [groups]
-  Most most_of_all;
-  double largest_bias = 0.0;
+  std::vector<Most> most;     // [groups] maxima of each group
+  Most most_of_all;           // maxima over all columns
+  double largest_bias = 0.0;  // largest |bias * scale| that is finite
+  // Returns the address of shown[j], or null if `shown` is empty.
   const float* shown_from(int64_t j) const { return shown.empty() ? nullptr : shown.data() + j; }
 };
 
-// How far a row's screened scores can lie from the true ones, at most:
-// by_norm * norm[j] + by_lost * lost[j] + slack[j] for column j, and `underflow` if norm[j] > 0.
+// Error bound of one row: the screened score of column j differs from the exact one by at most
+// by_norm * norm[j] + by_lost * lost[j] + slack[j], plus `underflow` if norm[j] > 0.
 struct RowBound {
   float by_norm = 0.0f;
   float by_lost = 0.0f;
   float underflow = 0.0f;
+  // Returns the bound for a column, or for all columns of a group from their maxima.
   float reach(float norm, float lost, float slack) const {
     return by_norm * norm + by_lost * lost + slack + (norm > 0.0f ? underflow : 0.0f);
   }
   float reach(const Columns::Most& most) const { return reach(most.norm, most.lost, most.slack); }
 };
 
-// One row of x as the screen sees it.
+// State of one row of x in the screen.
 struct ScreenedRow {
   RowBound bound;
-  bool screened = false;  // false: scored in full, because it is not finite or could overflow
+  bool screened = false;  // false: all columns are scored, since the row might overflow
 };
 
-// Throws std::invalid_argument where bias, scale or threshold is not finite; a bias may be
-// -infinity, a threshold infinity.
+// Checks bias, scale and threshold. Throws std::invalid_argument if an entry is not finite, except
+// that a bias may be -infinity and a threshold infinity.
 template <class Storage>
 void check_columns(const EncodeArgs<Storage>& args);
 
-// `norm` and `lost` belong to the packed weight and must outlive the result.
+// Computes the bounds of the columns, in groups of `width`. `norm` and `lost` [m] belong to the
+// packed weight and must outlive the result.
 template <class Storage>
 Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const float* norm,
                          const float* lost);
 
-// From a row's squared norm and the square of what rounding took from it.
+// Computes the bound of a row from its squared norm and the squared norm of what rounding removed
+// from it, both rounded up by the packing.
 template <class Storage>
 ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns, double squared,
                          double lost_squared);

@@ -1,18 +1,21 @@
-// The entries of a sparse code, sorted by latent: what every sum over tokens runs along.
+// Entries of a sparse code sorted by latent, in the order in which sums over tokens run.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 namespace saefast {
 
+// Entries sorted by latent.
 struct ByLatent {
-  std::vector<int64_t> start;  // [m + 1] the entries of latent j are start[j] .. start[j + 1]
-  std::vector<int64_t> row;    // the token of each entry, ascending within a latent
-  std::vector<int64_t> entry;  // its position in the [n, k] code
+  std::vector<int64_t> start;  // [m + 1] latent j has entries start[j] up to start[j + 1]
+  std::vector<int64_t> row;    // token of each entry, ascending within a latent
+  std::vector<int64_t> entry;  // position of each entry in the [n, k] code
+  // Returns the number of entries of a latent.
   int64_t count(int64_t latent) const { return start[latent + 1] - start[latent]; }
 };
 
-// A stable counting sort. Indices must be in range; entries with keep[entry] == false are left out.
+// Sorts the entries of indices [n, k] by latent: a stable counting sort. Indices must be in [0, m).
+// Entries e with keep(e) == false are left out.
 template <class Keep>
 ByLatent sort_by_latent(const int64_t* indices, int64_t n, int64_t k, int64_t m, const Keep& keep) {
   ByLatent sorted;

@@ -1,5 +1,7 @@
-// One row's candidates. Those for the k largest are kept short by a floor that only ever rises;
-// those above a threshold, which the columns' bias has in it, are all that rise above zero.
+// The candidates of one row in the screen of an encode.
+//
+// For the k largest scores the list is kept short by a floor that only rises. With a threshold,
+// which the bias of a column includes, the list holds all columns whose sum exceeds zero.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -10,9 +12,10 @@
 
 namespace saefast {
 
+// List of columns of one row that may belong to the result; used by one thread at a time.
 class Candidates {
  public:
-  // Prepares for a new row; the memory of earlier rows is used again.
+  // Empties the list for a new row; the memory of earlier rows is reused.
   template <class Storage>
   void reset(const EncodeArgs<Storage>& args, int64_t columns_at_once) {
     room_ = columns_at_once + 16;
@@ -24,15 +27,17 @@ class Candidates {
     floor_ = rises_ ? -std::numeric_limits<float>::infinity() : 0.0f;
   }
 
-  // Zero above a threshold; else at least k columns seen so far have a true score of it or more.
+  // Returns the floor: 0 with a threshold; otherwise at least k of the columns seen so far have an
+  // exact score that reaches it.
   float floor() const { return floor_; }
+  // The number of candidates, their screened scores and their columns, ascending.
   int64_t count() const { return count_; }
   const float* scores() const { return scores_.data(); }
   const int32_t* ids() const { return ids_.data(); }
 
-  // Takes the columns whose score can still beat the floor. `reach` bounds the error of every
-  // score of this row, in this tile and all others. Where `shown` is given, it replaces the bias
-  // in what is kept.
+  // Appends the columns first : first + columns of a tile whose score plus bias exceeds
+  // `threshold`. `reach` bounds the error of every score of this row, in this tile and all others.
+  // If `shown` is not null, it replaces the bias in the scores that are stored.
   void take(const SelectKernels& select, const float* scores, const float* bias, const float* shown,
             int64_t columns, float threshold, int32_t first, float reach) {
     const int64_t before = count_;
@@ -43,7 +48,7 @@ class Candidates {
         scores_[c] = scores[ids_[c] - first] + shown[ids_[c] - first];
     if (count_ + room_ <= static_cast<int64_t>(scores_.size())) return;
     if (rises_) tighten(select, reach);
-    // Nothing is ever dropped to make room: the list grows instead, and grows again.
+    // Nothing is ever dropped to make room: the list grows if tightening has freed too little.
     if (2 * (count_ + room_) > static_cast<int64_t>(scores_.size())) resize(2 * scores_.size());
   }
 

@@ -1,4 +1,6 @@
-// Which instruction set this process uses: the best the processor has, or the one it was told.
+// Selection of the instruction set: the best that the processor supports, or one chosen by name.
+//
+// All functions may be called from several threads. A change of level affects later calls only.
 #pragma once
 #include <string>
 #include <vector>
@@ -7,14 +9,15 @@
 
 namespace saefast {
 
-// Names of the levels compiled in, slowest first.
+// Returns the names of the compiled levels, slowest first.
 std::vector<std::string> compiled_levels();
-// Those of them that this processor can run.
+// Returns the names of the compiled levels that this processor can run, slowest first.
 std::vector<std::string> usable_levels();
-// Chooses a level by name; throws std::invalid_argument for one that is not usable.
+// Chooses a level by name for all threads. Throws std::invalid_argument if it is not usable.
 void use_level(const std::string& name);
-// The chosen level's name and kernels. Starts as the last usable level.
+// Returns the name of the active level, which initially is the last usable level.
 std::string active_level();
+// Returns the kernels of the active level; the reference stays valid.
 const Kernels& active_kernels();
 
 }  // namespace saefast

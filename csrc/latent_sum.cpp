@@ -1,3 +1,4 @@
+// Sums over the tokens of each latent: a task computes a fixed number of latents.
 #include "latent_sum.h"
 
 #include <algorithm>

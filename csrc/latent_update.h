@@ -6,45 +6,48 @@
 
 namespace saefast {
 
+// The Adam moments of a parameter, of its shape.
 template <class Compute>
 struct Moments {
   Compute* first;
   Compute* second;
 };
 
-// Gradients that come from elsewhere, for the rows of `count` latents, each named at most once.
-// One that is out of range stands for none.
+// Additional gradients for the rows of `count` latents, each named at most once. Latents out of
+// range are ignored.
 template <class Compute>
 struct ExtraGradients {
-  const int64_t* latents;
+  const int64_t* latents;  // [count]
   int64_t count;
   const Compute* w_enc;  // [count, d]
   const Compute* b_enc;  // [count]
-  const Compute* w_dec;  // [count, d]
+  const Compute* w_dec;  // [count, d_out]
 };
 
-// What the gradient of a weight gets besides the data's: a multiple of its row, one multiple for
-// each latent, and a multiple of the signs of the weights.
+// Penalty terms of a weight's gradient: a multiple of each row, one per latent, and a multiple of
+// the signs of the weights.
 template <class Compute>
 struct Decay {
   const Compute* shrink;  // [m] or null
   Compute sign;
+  // Returns whether there is a penalty.
   bool any() const { return shrink != nullptr || sign != 0; }
 };
 
+// The operands of `latent_update`.
 template <class Compute>
 struct UpdateArgs {
-  // What the forward pass left: indices and values [n, k], the gradients of the values [n, k]
-  // (zero where the value is not positive), the gradients of the reconstructions
-  // [groups, n, d_out], and the input of the encoder [n, d].
+  // Results of the forward pass: indices and values [n, k], the gradients of the values [n, k]
+  // (zero if the value is not positive), the gradients of the reconstructions [groups, n, d_out],
+  // and the inputs of the encoder [n, d].
   const int64_t* indices;
   const Compute* values;
   const Compute* value_grads;
   const Compute* residual;
   const Compute* inputs;
   int64_t n, k, d, m, d_out;
-  // Latents below group_ends[g], and not below the end before, learn from reconstruction g. Null:
-  // there is one reconstruction.
+  // [groups] ends of groups of latents: latents from group_ends[g - 1] up to, not including,
+  // group_ends[g] learn from reconstruction g. Null: there is one reconstruction.
   const int64_t* group_ends;
   int64_t groups;
   Compute* w_enc;  // [m, d]
@@ -55,19 +58,25 @@ struct UpdateArgs {
   double step_size;  // lr / (1 - beta1^t)
   double root;       // sqrt(1 - beta2^t)
   double beta1, beta2, eps;
-  // Decoder rows have norm one: they are renormalised after Adam, and if `remove_parallel` the
-  // gradient's part along the row is removed before it.
+  // unit_norm: decoder rows are renormalised after Adam. remove_parallel: with unit_norm, the
+  // component of the gradient along the row is removed before.
   bool unit_norm, remove_parallel;
-  bool update_encoder, update_decoder;  // false leaves w_enc or w_dec, and its moments, alone
+  bool update_encoder, update_decoder;  // false: w_enc or w_dec, and its moments, stay unchanged
   Decay<Compute> encoder_decay, decoder_decay;
-  double factor;            // multiplies every gradient
-  Compute* input_grad_sum;  // [d] the gradient of the encoder's inputs, summed over the tokens
-  int64_t* fired;           // [m] on how many tokens the latent's value was positive
-  // [m] if not null, nothing is updated: the squared length of each latent's gradient instead
+  double factor;            // factor of every gradient
+  Compute* input_grad_sum;  // [d] output: gradient of the encoder's inputs, summed over tokens
+  int64_t* fired;           // [m] output: number of tokens with a positive value of the latent
+  // [m] output: squared norm of each latent's gradients. If not null, nothing is updated.
   double* squares;
 };
 
-// `packed`, if not null, is the encoder's panels for `screen` and is refreshed.
+// Computes the gradients of all latents and updates w_enc, b_enc and w_dec by Adam, in place.
+//
+// `packed`, if not null, holds the panels of w_enc for `screen` at the active level; rows that
+// change are packed again. Indices and group_ends are checked first: std::invalid_argument is
+// thrown before anything is changed. It is also thrown if the update makes a row of `packed` NaN or
+// infinite; then the update has been applied. Results have the same bits for every number of
+// threads and instruction set. Concurrent calls must not share outputs.
 template <class Compute>
 void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels* packed,
                    int threads);

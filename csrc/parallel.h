@@ -1,7 +1,7 @@
 // Loops over tasks on the OpenMP pool that torch uses.
 //
-// Which thread takes which task is left open, so a task may only write what no other task writes:
-// that is what makes every result independent of the number of threads.
+// The assignment of tasks to threads is not fixed, so a task may write only memory that no other
+// task writes. This makes every result independent of the number of threads.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -13,7 +13,8 @@
 
 namespace saefast {
 
-// Calls body(task, worker) for every task; worker < threads. Rethrows the first exception.
+// Calls body(task, worker) for every task in [0, tasks), with worker in [0, threads). Rethrows the
+// first exception; tasks that have not started are then skipped.
 template <class Body>
 void parallel_for(int64_t tasks, int threads, const Body& body) {
   const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), tasks));
@@ -39,7 +40,7 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
 #endif
 }
 
-// Remembers the lowest index reported by any thread.
+// The lowest index that any thread has reported; independent of the order of reports.
 class Lowest {
  public:
   void report(int64_t index) {

@@ -1,4 +1,8 @@
 // Sums of k decoder rows per token, and the products that their gradients need.
+//
+// Sums have a fixed order: results have the same bits for every number of threads and instruction
+// set. All functions throw std::invalid_argument for an index out of range, before they write.
+// Concurrent calls are safe on different outputs.
 #pragma once
 #include <cstdint>
 
@@ -6,6 +10,7 @@
 
 namespace saefast {
 
+// A sparse code and its decoder.
 template <class Storage>
 struct DecodeArgs {
   const Storage* values;   // [n, k]
@@ -15,22 +20,23 @@ struct DecodeArgs {
   int64_t n, k, d, m;
 };
 
-// Throws std::invalid_argument for an index that is not in [0, m).
+// Checks indices [n, k]; throws std::invalid_argument if one is not in [0, m).
 void check_indices(const int64_t* indices, int64_t n, int64_t k, int64_t m, int threads);
 
-// out[i] = sum_c values[i, c] * weight[indices[i, c]] + bias, in the order of c. Rows whose value
-// is zero are not read.
+// Computes out[i] = sum_c values[i, c] * weight[indices[i, c]] + bias, in the order of c, as [n,
+// d]. Decoder rows whose value is zero are not read.
 template <class Storage>
 void sparse_decode(const DecodeArgs<Storage>& args, Storage* out, int threads);
 
-// out[i, c] = rows[i] . weight[indices[i, c]]
+// Computes out[i, c] = rows[i] . weight[indices[i, c]], as [n, k]; rows is [n, d], weight [m, d].
 template <class Storage>
 void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indices, int64_t n,
                  int64_t k, int64_t d, int64_t m, Storage* out, int threads);
 
-// Decodes row by row and keeps what training needs while the decoder rows are near:
-// residual = factor * (decoded - target), value_grads[i, c] = residual[i] . weight[indices[i, c]]
-// where values[i, c] > 0 and 0 elsewhere. Returns the sum of squares of decoded - target.
+// Decodes row by row, and computes what training needs while the decoder rows are in a cache:
+// residual = factor * (decoded - target) [n, d], and value_grads[i, c] = residual[i] .
+// weight[indices[i, c]] if values[i, c] > 0, otherwise 0. Returns the sum of squares of decoded -
+// target.
 template <class Compute>
 double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, Compute factor,
                        Compute* residual, Compute* value_grads, int threads);
