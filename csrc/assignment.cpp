@@ -1,3 +1,4 @@
+// An auction that finds most pairs, followed by shortest augmenting paths that settle the others.
 #include "assignment.h"
 
 #include <algorithm>
@@ -15,11 +16,12 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int32_t kNone = -1;
 
+// A time limit that reads the clock seldom.
 class Deadline {
  public:
   explicit Deadline(double seconds) : seconds_(seconds) {}
 
-  // Asks the clock at every 256th call, and stays true.
+  // Returns whether the time is over; reads the clock at every 256th call.
   bool passed() {
     if (!passed_ && calls_++ % 256 == 0)
       passed_ = std::chrono::duration<double>(Clock::now() - start_).count() >= seconds_;
@@ -34,7 +36,8 @@ class Deadline {
   bool passed_ = false;
 };
 
-// Rows or columns. A node without a partner may stay so only at the price `base`.
+// The rows or the columns of the graph. A node without a partner may stay so only at the price
+// `base`.
 struct Side {
   std::vector<int64_t> start;
   std::vector<int32_t> neighbour;
@@ -46,11 +49,12 @@ struct Side {
   int32_t size() const { return static_cast<int32_t>(partner.size()); }
 };
 
-// Similarities are multiples of a step so coarse that no sum of prices is ever rounded: whether an
-// arc is tight is then a question of equality, and no tolerance decides who is matched.
+// Returns the step of a grid on which no sum of prices is ever rounded, if similarities are
+// multiples of it: whether an arc is tight is then a question of equality, and no tolerance decides
+// about pairs.
 //
-// With `most` the greatest of similarities, floor and first prices: a row's price lies between
-// `floor` and `most`, so that of its partner is at most 2 most, and no sum in here exceeds 8 most.
+// Let `most` be the greatest of similarities, floor and first prices. A row's price lies between
+// `floor` and `most`, so its partner's price is at most 2 most, and no sum here exceeds 8 most.
 double grid_step(const AssignmentArgs& args) {
   double most = std::max(std::abs(args.floor), 1e-200);
   for (int64_t arc = 0; arc < args.row_start[args.rows]; ++arc)
@@ -75,7 +79,7 @@ Side make_rows(const AssignmentArgs& args, double step) {
   return rows;
 }
 
-// The same arcs by column, rows ascending.
+// Returns the same arcs by column, with ascending rows.
 Side make_columns(const Side& rows, int64_t columns) {
   const size_t arcs = rows.neighbour.size();
   Side side{std::vector<int64_t>(columns + 1),
@@ -96,6 +100,7 @@ Side make_columns(const Side& rows, int64_t columns) {
   return side;
 }
 
+// The state of one assignment.
 class Solver {
  public:
   Solver(const AssignmentArgs& args, double step)
@@ -106,6 +111,7 @@ class Solver {
     if (args.warm) begin_with(args);
   }
 
+  // Returns whether the assignment was finished in time.
   bool solve(bool warm) {
     if (!warm) auction_in_phases();
     release_loose_rows();
@@ -118,6 +124,7 @@ class Solver {
   const Side& columns() const { return columns_; }
 
  private:
+  // A row's best column, its profit, and the profit of the second best choice.
   struct Best {
     int32_t column = kNone;
     double profit, second;
@@ -135,7 +142,7 @@ class Solver {
     columns_.partner[column] = row;
   }
 
-  // What a row gains most from, and what it would gain without that column.
+  // Returns the column that a row profits most from, and its profit without that column.
   Best best_of(int32_t row) const {
     Best best{kNone, rows_.base, rows_.base};
     for (int64_t arc = rows_.start[row]; arc < rows_.start[row + 1]; ++arc) {
@@ -152,8 +159,9 @@ class Solver {
     return best;
   }
 
-  // Rows bid for columns, giving way by at most `eps` a time. With 0 every pair stays tight, and
-  // rows that could only tie are left to `settle`.
+  // Rows without a partner bid for columns; a bid may exceed the difference to the second best
+  // choice by `eps`. If `eps` is 0, every pair stays tight, and rows that could only tie are left
+  // to `settle`.
   void auction(double eps) {
     std::vector<int32_t> waiting;
     for (int32_t row = rows_.size(); row-- > 0;)
@@ -176,6 +184,7 @@ class Solver {
     }
   }
 
+  // Runs auctions with decreasing `eps`, each from the prices of the previous one.
   void auction_in_phases() {
     double most = 0;
     for (const double similarity : rows_.similarity) most = std::max(most, std::abs(similarity));
@@ -186,6 +195,7 @@ class Solver {
     }
   }
 
+  // Separates pairs whose arc is not tight.
   void release_loose_rows() {
     for (int32_t row = 0; row < rows_.size(); ++row) {
       const int32_t column = rows_.partner[row];
@@ -205,7 +215,8 @@ class Solver {
     for (int32_t row = 0; row < rows_.size(); ++row) rows_.price[row] = best_of(row).profit;
   }
 
-  // Every node of `own` gets a partner or comes down to its base price.
+  // Gives every node of `own` a partner, or lowers its price to the base; false if the time is
+  // over.
   bool settle(Side& own, Side& other) {
     distance_.assign(other.size(), kInfinity);
     via_.resize(other.size());
@@ -217,14 +228,14 @@ class Solver {
     return true;
   }
 
-  // Dijkstra's search, over the slack of arcs, for the cheapest way to settle `root`: to a node of
-  // `other` without a partner, or to one of `own` that may go without one. All prices stay feasible
-  // and all pairs tight.
+  // Runs Dijkstra's search, over the slack of arcs, for the cheapest way to settle `root`: to a
+  // node of `other` without a partner, or to a node of `own` that may stay without one. All prices
+  // stay feasible and all pairs tight.
   void search(Side& own, Side& other, int32_t root) {
     touched_.clear();
     reached_.clear();
     heap_ = {};
-    double bound = kInfinity;  // the cheapest way so far: to `goal`, or to leaving `single` alone
+    double bound = kInfinity;  // cheapest way so far: to `goal`, or to releasing `single`
     int32_t goal = kNone, single = kNone;
     const auto scan = [&](int32_t node, double at) {
       const double level = at + own.price[node];
@@ -262,7 +273,7 @@ class Solver {
       other.price[node] += bound - distance_[node];
       own.price[other.partner[node]] -= bound - distance_[node];
     }
-    // Along the way back each node takes the partner that the next one gives up.
+    // On the way back each node takes the partner that the next node gives up.
     int32_t given = goal != kNone ? goal : std::exchange(own.partner[single], kNone);
     while (given != kNone) {
       const int32_t node = via_[given];
@@ -292,7 +303,7 @@ bool best_assignment(const AssignmentArgs& args) {
   const bool finished = solver.solve(args.warm);
   std::copy(solver.rows().partner.begin(), solver.rows().partner.end(), args.partner);
   std::copy(solver.columns().price.begin(), solver.columns().price.end(), args.column_price);
-  // From the similarities themselves, for which the grid was a little coarse.
+  // Row prices follow from the similarities themselves, which the grid had rounded.
   for (int64_t row = 0; row < args.rows; ++row) {
     double price = args.floor;
     for (int64_t arc = args.row_start[row]; arc < args.row_start[row + 1]; ++arc)

@@ -1,29 +1,34 @@
-// The best one-to-one assignment on a sparse bipartite graph, with the prices that prove it.
+// The best one-to-one assignment on a sparse bipartite graph, with prices that prove it.
 #pragma once
 #include <cstdint>
 
 namespace saefast {
 
+// The graph, the start and the result of an assignment.
 struct AssignmentArgs {
-  // Arcs of row i are row_start[i] to row_start[i + 1]; of two arcs to one column the better
-  // counts.
+  // Row i has the arcs row_start[i] up to row_start[i + 1], of row_start [rows + 1]. Of several
+  // arcs to one column the best counts.
   const int64_t* row_start;
-  const int32_t* column;
-  const double* similarity;
+  const int32_t* column;     // [arcs] column of each arc
+  const double* similarity;  // [arcs] similarity of each arc
   int64_t rows, columns;
-  double floor;  // what an unmatched row counts
-  bool warm;     // begin with column_price and partner instead of nothing
-  double seconds;
-  int64_t* partner;      // [rows], -1 for none
-  double* row_price;     // [rows], at least `floor`
-  double* column_price;  // [columns], at least 0
+  double floor;          // value of an unmatched row
+  bool warm;             // whether to start from column_price and partner
+  double seconds;        // time limit
+  int64_t* partner;      // [rows] column of each row, -1 for none
+  double* row_price;     // [rows] at least `floor`
+  double* column_price;  // [columns] at least 0
 };
 
-// Maximises the similarities of the pairs plus `floor` for every row without one. Prices satisfy
-// row_price[i] + column_price[j] >= similarity on every arc, so their sum is at least any
-// assignment's worth. If the result is true, they are also equal to it on matched arcs, and at
-// `floor` and 0 where there is no partner, up to the rounding of the last bits: nothing is better.
-// False: `seconds` ran out, and both sides are what was reached.
+// Maximises the sum of the similarities of the pairs plus `floor` for every row without a partner,
+// and writes partners and prices.
+//
+// Prices satisfy row_price[i] + column_price[j] >= similarity on every arc, so their sum is an
+// upper bound of the value of every assignment. If the result is true, they are also equal to the
+// similarity on matched arcs, and `floor` or 0 for rows or columns without a partner, up to the
+// rounding of the last bits: no assignment is better. If it is false, `seconds` ran out, and both
+// are the state that was reached. A finished result is deterministic; concurrent calls are safe on
+// different results.
 bool best_assignment(const AssignmentArgs& args);
 
 }  // namespace saefast

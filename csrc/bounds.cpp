@@ -1,3 +1,4 @@
+// Computation of the error bounds; docs/concepts/exact_screening.md derives their constants.
 #include "bounds.h"
 
 #include <algorithm>
@@ -13,11 +14,13 @@ namespace saefast {
 
 namespace {
 
-constexpr double kRoundoff = 1.0 / (1 << 24);  // of one fp32 operation
+constexpr double kRoundoff = 1.0 / (1 << 24);  // relative rounding error of one float32 operation
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Beyond this fp32 sums may overflow and bounds mean nothing: rows are then scored in full.
+// Size of scores from which float32 sums may overflow and bounds are void: such rows are scored in
+// full.
 constexpr double kScreenable = 1e37;
 
+// Throws std::invalid_argument if an entry of values [m] is neither finite nor `also`.
 template <class T>
 void check_vector(const T* values, int64_t m, const char* name, double also,
                   const char* also_named) {
@@ -31,8 +34,8 @@ void check_vector(const T* values, int64_t m, const char* name, double also,
   }
 }
 
-// What a product must be added to in order to rise above zero where its score is above the
-// threshold: their difference, raised by all that rounding can take from either.
+// Returns the term that makes a product exceed zero if its score exceeds the threshold: bias less
+// threshold, raised by a bound on the rounding errors of both.
 float less_threshold(double bias, double threshold) {
   if (bias == -INFINITY || threshold == INFINITY) return -kInfinity;
   const double size = std::fabs(bias) + std::fabs(threshold);
@@ -44,7 +47,7 @@ float less_threshold(double bias, double threshold) {
 template <class Storage>
 double scaled_bias(const EncodeArgs<Storage>& args, int64_t j) {
   const double bias = args.bias ? widen(args.bias[j]) : 0.0;
-  // A latent masked by -infinity stays masked, whatever the sign of its scale.
+  // A bias of -infinity masks a latent, whatever the sign of its scale.
   return args.scale && bias != -INFINITY ? bias * widen(args.scale[j]) : bias;
 }
 
@@ -105,12 +108,13 @@ ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns
   row.screened =
       std::isfinite(lost) && largest < kScreenable && columns.most_of_all.lost < kInfinity;
   if (!row.screened || !args.rescore) return row;
-  // Two sums of d products, the screened and the exact one, and a few single operations.
+  // The rounding of two sums of d products, the screened and the exact one, and of a few single
+  // operations.
   const double rounding = 2 * static_cast<double>(args.d + 16) * kRoundoff;
   row.bound.by_norm = rounded_up(lost + norm * rounding);
   row.bound.by_lost = rounded_up(norm + lost);
-  // Products below the smallest normal float may count as zero. Not so where x is zero: there
-  // scores are exact, and ties need no second look.
+  // Products below the smallest normal float may count as zero. If x is zero, scores are exact, and
+  // ties need no second look.
   if (norm > 0.0) row.bound.underflow = static_cast<float>(args.d + 8) * FLT_MIN;
   return row;
 }

@@ -47,7 +47,7 @@ struct RowBound {
 // State of one row of x in the screen.
 struct ScreenedRow {
   RowBound bound;
-  bool screened = false;  // false: all columns are scored, since the row might overflow
+  bool screened = false;  // false: all columns are scored, since bounds might overflow
 };
 
 // Checks bias, scale and threshold. Throws std::invalid_argument if an entry is not finite, except

@@ -1,4 +1,4 @@
-// A large uninitialised array, on huge pages where the system has them.
+// A large uninitialised array, on huge pages if the system has them.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -11,6 +11,8 @@
 
 namespace saefast {
 
+// Memory of at least `bytes` bytes, aligned to a cache line. The largest buffer released so far, up
+// to 256 MiB, is kept and reused; construction and destruction are thread-safe.
 class Buffer {
  public:
   explicit Buffer(size_t bytes) {
@@ -25,8 +27,8 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() {
-    // A fresh array costs page faults and cleared pages, call after call, and where memory is in
-    // pieces the search for huge pages costs more than the encode. So one is kept.
+    // A fresh array costs page faults and cleared pages in every call, and if memory is fragmented,
+    // the search for huge pages costs more than the encode. So one buffer is kept.
     constexpr size_t kMostKept = size_t{256} << 20;
     if (this != &spare() && bytes_ <= kMostKept) {
       const std::lock_guard<std::mutex> lock(spare_lock());

@@ -1,3 +1,4 @@
+// The encode with the tiles of the active instruction set.
 #include "encode.h"
 
 #include <algorithm>
@@ -18,6 +19,7 @@ namespace saefast {
 
 namespace {
 
+// One encode: packs the rows of x in blocks, multiplies each block by all panels, and finishes it.
 template <class Storage>
 class NativeScreen {
  public:
@@ -39,14 +41,15 @@ class NativeScreen {
   }
 
   void run() {
-    // Enough rows that a panel is used often while it is near, few enough to stay near as well.
+    // Enough rows that a panel is used often while it is in a cache, few enough to stay in it as
+    // well.
     constexpr int64_t kRowsAtOnce = 96;
     const int64_t tile_rows = plan_.tile.rows;
     const int64_t share = (args_.n + threads_ - 1) / threads_;
     const int64_t block = (std::min(kRowsAtOnce, share) + tile_rows - 1) / tile_rows * tile_rows;
     const int64_t blocks = (args_.n + block - 1) / block;
     const int64_t panels = panel_count(plan_, args_.m);
-    // Few rows: the columns are divided instead, and a row has a list for each part.
+    // With few rows the columns are divided as well, and a row has a list for each part.
     const int64_t parts =
         blocks >= threads_ ? 1 : std::min<int64_t>(panels, (2 * threads_ + blocks - 1) / blocks);
     std::vector<Space> spaces(threads_);
@@ -68,15 +71,16 @@ class NativeScreen {
   }
 
  private:
+  // Memory that a worker reuses for every block of rows.
   struct Space {
-    std::vector<uint32_t> units, packed;  // row-major and in tiles
+    std::vector<uint32_t> units, packed;  // rows, row-major and in tiles
     std::vector<ScreenedRow> rows;
     std::vector<Candidates> lists;
     std::vector<float> thresholds, reach_of_all, scores;
     FinishSpace<Storage> finish;
   };
 
-  // Packs the rows from `first` on; returns how many there are.
+  // Packs up to `block` rows from `first` on and empties their lists; returns their number.
   int64_t begin(int64_t first, int64_t block, Space& space) {
     const int64_t rows = std::min(block, args_.n - first), units = plan_.units_of(args_.d);
     const int64_t tile_rows = plan_.tile.rows;
@@ -102,11 +106,13 @@ class NativeScreen {
     return rows;
   }
 
+  // Empties the list of every row of the block.
   void prepare(const Space& space, std::vector<Candidates>& lists) {
     lists.resize(std::max(lists.size(), space.rows.size()));
     for (size_t r = 0; r < space.rows.size(); ++r) lists[r].reset(args_, plan_.tile.columns);
   }
 
+  // Multiplies the rows of a block by a range of panels, and appends candidates to `lists`.
   void screen(Space& space, int64_t first_panel, int64_t end_panel,
               std::vector<Candidates>& lists) {
     const int64_t width = plan_.tile.columns, tile_rows = plan_.tile.rows;
@@ -131,6 +137,7 @@ class NativeScreen {
     }
   }
 
+  // Encodes one block of rows, with the panels divided between `parts` tasks.
   void run_in_parts(int64_t first, int64_t block, int64_t parts, int64_t panels,
                     std::vector<Space>& spaces) {
     Space& shared = spaces[0];

@@ -1,3 +1,4 @@
+// The levels that this build contains, and the detection of those that the processor supports.
 #include "isa.h"
 
 #include <atomic>
@@ -8,10 +9,11 @@ namespace saefast {
 
 namespace {
 
+// An instruction set and its kernels.
 struct Level {
   const char* name;
-  // Absent where this processor cannot run the level. The function that makes the table is compiled
-  // for the level like everything in its file, so it must not be called there either.
+  // Absent if this processor cannot run the level. The function that makes the table is compiled
+  // for the level like everything in its file, so it must not be called either.
   std::optional<Kernels> kernels;
 };
 

@@ -1,3 +1,4 @@
+// One pass over the latents: gradient, projection, Adam and unit norm of a latent's two rows.
 #include "latent_update.h"
 
 #include <algorithm>
@@ -22,12 +23,14 @@ AdamScalars<Compute> adam_scalars(const UpdateArgs<Compute>& args) {
           static_cast<Compute>(1.0 / args.root),  static_cast<Compute>(args.eps)};
 }
 
+// Memory that a worker reuses for every latent.
 template <class Compute>
 struct UpdateSpace {
   std::vector<Compute> values, value_grads, gradient;
   std::vector<uint32_t> panel;
 };
 
+// The update of single latents; different latents may be updated concurrently.
 template <class Compute>
 class LatentUpdate {
  public:
@@ -65,7 +68,7 @@ class LatentUpdate {
     if (slot >= 0) bias_grad += args_.extra.b_enc[slot];
     double square = 0;
     if (args_.update_decoder) square += decoder_row(j, slot, along, space);
-    // The encoder as it was is what the inputs went through.
+    // The gradient of the inputs needs the encoder before its update.
     if (count > 0 || slot >= 0)
       update_.add_scaled(input_grad_sum, args_.w_enc + j * d, bias_grad, d);
     if (args_.update_encoder) square += encoder_row(j, slot, space);
@@ -79,7 +82,8 @@ class LatentUpdate {
   }
 
  private:
-  // Each returns the squared length of the row's gradient if that is what is asked for.
+  // Each computes a row's gradient, and returns its squared norm if `squares` is wanted; otherwise
+  // it updates the row and returns 0.
   double decoder_row(int64_t j, int64_t slot, Compute along, UpdateSpace<Compute>& space) const {
     const int64_t d = args_.d_out, count = sorted_.count(j);
     const int64_t* tokens = sorted_.row.data() + sorted_.start[j];
@@ -97,7 +101,7 @@ class LatentUpdate {
       if (project) update_.add_scaled(gradient, row, -dot(gradient, row, d), d);
     } else if (project && (count > 0 || slot >= 0)) {
       // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so
-      // the part along a row of norm one costs no product of length d.
+      // the component along a row of norm one costs no product of length d.
       update_.add_scaled(gradient, row, -along, d);
     }
     const double square = finish(row, args_.w_dec_moments, j, gradient, d);
@@ -120,6 +124,7 @@ class LatentUpdate {
     return finish(row, args_.w_enc_moments, j, gradient, d);
   }
 
+  // Adds the penalty terms to the gradient of row j.
   void decay(const Decay<Compute>& of, int64_t j, const Compute* row, Compute* gradient,
              int64_t d) const {
     if (of.shrink != nullptr) update_.add_scaled(gradient, row, of.shrink[j], d);
@@ -128,7 +133,7 @@ class LatentUpdate {
       gradient[i] += row[i] > 0 ? of.sign : (row[i] < 0 ? -of.sign : Compute(0));
   }
 
-  // Adam on a row, or the square of its gradient's length.
+  // Multiplies a gradient by `factor`; then updates the row by Adam, or returns the squared norm.
   double finish(Compute* row, const Moments<Compute>& moments, int64_t j, Compute* gradient,
                 int64_t d) const {
     if (args_.factor != 1) update_.multiply(gradient, static_cast<Compute>(args_.factor), d);
@@ -144,6 +149,7 @@ class LatentUpdate {
     return product;
   }
 
+  // Returns the reconstruction gradients [n, d_out] that latent j learns from.
   const Compute* residual_of(int64_t j) const {
     const int64_t* const ends = args_.group_ends;
     if (ends == nullptr) return args_.residual;
@@ -156,9 +162,11 @@ class LatentUpdate {
   const RowKernels<Compute>& rows_;
   const UpdateKernels<Compute>& update_;
   const AdamScalars<Compute> adam_;
-  std::vector<int64_t> slots_;  // of each latent among the extra gradients, or -1
+  std::vector<int64_t>
+      slots_;  // [m] slot of each latent in the extra gradients, or -1; may be empty
 };
 
+// Throws std::invalid_argument unless group_ends ascend up to m.
 template <class Compute>
 void check_groups(const UpdateArgs<Compute>& args) {
   if (args.group_ends == nullptr) return;
@@ -185,7 +193,7 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
   const Kernels& kernels = active_kernels();
   const ScreenPlan plan = plan_screen(kernels, screen);
   // A task is a fixed number of latents, the same for every panel width, so that the sum of the
-  // inputs' gradients has one order only.
+  // inputs' gradients has a fixed order.
   constexpr int64_t kLatentsPerTask = 64;
   const int64_t tasks = (args.m + kLatentsPerTask - 1) / kLatentsPerTask;
   std::vector<Compute> partial(tasks * args.d, 0);
@@ -196,7 +204,7 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
     const int64_t first = task * kLatentsPerTask, end = std::min(args.m, first + kLatentsPerTask);
     for (int64_t j = first; j < end; ++j) update.run(j, partial.data() + task * args.d, space);
     if (packed == nullptr) return;
-    // The rows were just written and are near: packing them again reads no memory.
+    // The rows were just written and are in a cache: packing them again reads no memory.
     space.panel.resize(plan.tile.columns * plan.units_of(args.d));
     for (int64_t panel = first / plan.tile.columns; panel * plan.tile.columns < end; ++panel) {
       const int64_t row = pack_panel<Compute>(kernels, plan, args.w_enc, nullptr, args.d, args.m,

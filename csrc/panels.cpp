@@ -1,3 +1,4 @@
+// Packing of weights into panels.
 #include "panels.h"
 
 #include <algorithm>
@@ -46,7 +47,7 @@ int64_t pack_panel(const Kernels& kernels, const ScreenPlan& plan, const Storage
     double squared, lost;
     pack_row_of<Storage>(kernels)(weight + row * d, d, scale ? widen(scale[row]) : 1.0,
                                   plan.packing, scratch + r * units, &squared, &lost);
-    // An overflowing norm of finite values is no error: the caller then scores without a screen.
+    // If the norm of finite values overflows, rows are scored without a screen: this is no error.
     if (!std::isfinite(squared) && not_finite < 0 && !all_finite(weight + row * d, d))
       not_finite = row;
     out.norm[row] = rounded_up(std::sqrt(squared));

@@ -1,3 +1,4 @@
+// Exact scores of the candidates of one row, and the selection of its result.
 #include "rescore.h"
 
 #include <algorithm>
@@ -10,7 +11,7 @@ namespace saefast {
 
 namespace {
 
-// The first k of `space.scored`, then zeros.
+// Writes the k best of `space.scored` as the result of a row, followed by zeros if there are fewer.
 template <class Storage>
 void write_best(const EncodeArgs<Storage>& args, int64_t row, FinishSpace<Storage>& space) {
   auto& scored = space.scored;
@@ -26,7 +27,7 @@ void write_best(const EncodeArgs<Storage>& args, int64_t row, FinishSpace<Storag
   std::fill(indices + count, indices + args.k, 0);
 }
 
-// Scores `space.ids` in full precision.
+// Writes the exact scores of `space.ids` to `space.scored`.
 template <class Storage>
 void score_exactly(const Kernels& kernels, const EncodeArgs<Storage>& args, int64_t row,
                    FinishSpace<Storage>& space) {
@@ -49,8 +50,8 @@ void score_exactly(const Kernels& kernels, const EncodeArgs<Storage>& args, int6
   }
 }
 
-// Leaves those of `space.ids` whose score can be wanted. With each column's own bound, rather than
-// the largest, most candidates fall away.
+// Keeps those of `space.ids` whose exact score may belong to the result. With each column's own
+// bound, instead of the largest one, most candidates are dropped.
 template <class Storage>
 void keep_possible(const EncodeArgs<Storage>& args, const Columns& columns,
                    const ScreenedRow& screened, FinishSpace<Storage>& space) {
@@ -91,7 +92,7 @@ void finish_row(const Kernels& kernels, const EncodeArgs<Storage>& args, const C
     }
   }
   const int64_t count = static_cast<int64_t>(space.ids.size());
-  const bool too_few = !args.threshold && count < args.k;  // not k columns are above -infinity
+  const bool too_few = !args.threshold && count < args.k;  // fewer than k columns exceed -infinity
   if (!screened.screened || too_few) {
     space.ids.resize(args.m);
     std::iota(space.ids.begin(), space.ids.end(), 0);

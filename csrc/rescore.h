@@ -1,4 +1,5 @@
-// The end of a row: which candidates can be wanted, their exact scores, the result.
+// The end of an encode of one row: its candidates that may be wanted, their exact scores, the
+// result.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -10,11 +11,13 @@
 
 namespace saefast {
 
+// A column and its score.
 template <class Score>
 struct Scored {
   Score value;
   int64_t id;
-  // Comes first in the result. NaN, from sums that overflow, comes first of all, as in torch.
+  // Returns whether this comes before `other` in the result: by descending score, then ascending
+  // column. NaN, from sums that overflow, comes first, as in torch.
   bool operator<(const Scored& other) const {
     const bool is_nan = value != value, other_is_nan = other.value != other.value;
     if (is_nan != other_is_nan) return is_nan;
@@ -23,7 +26,7 @@ struct Scored {
   }
 };
 
-// Memory that one worker uses for row after row.
+// Memory that a worker reuses for every row.
 template <class Storage>
 struct FinishSpace {
   std::vector<int64_t> ids;
@@ -32,7 +35,9 @@ struct FinishSpace {
   std::vector<Scored<compute_t<Storage>>> scored;
 };
 
-// Writes the row's result, from what the screen let through in `lists`, by ascending column.
+// Writes the result of row `row` to args, from the candidates in `lists`, which together hold
+// ascending columns. If the screen failed, or left fewer than k candidates, all columns are scored.
+// Calls for different rows may run concurrently, each with its own `space`.
 template <class Storage>
 void finish_row(const Kernels& kernels, const EncodeArgs<Storage>& args, const Columns& columns,
                 int64_t row, const ScreenedRow& screened, const Candidates* const* lists,

@@ -1,4 +1,4 @@
-// Teams that a CPU has, for the logic in csrc/cuda/.
+// Teams on a CPU for the logic in csrc/cuda/.
 #include "row_select.h"
 
 #include <array>
@@ -13,12 +13,13 @@
 namespace saefast {
 namespace {
 
-// The lanes of a warp as threads: what one writes, another sees after they met, and only then.
+// The lanes of a warp as threads. A lane sees what others wrote only after a barrier, as on a GPU.
 class ThreadTeam {
  public:
   static constexpr int32_t SIZE = 32;
 
-  // Where the lanes meet. Two boards in turn, as in BlockTeam.
+  // Barrier and exchange of values between the lanes. Two buffers are used in turn, as in
+  // BlockTeam.
   struct Meeting {
     std::barrier<> all{SIZE};
     std::array<std::array<int64_t, SIZE>, 2> said{};
@@ -53,6 +54,7 @@ class ThreadTeam {
   }
 
  private:
+  // Passes a value to all lanes, and returns the values of all lanes.
   const std::array<int64_t, SIZE>& tell(int64_t mine) {
     turn_ ^= 1;
     meeting_.said[turn_][lane_] = mine;
@@ -65,7 +67,7 @@ class ThreadTeam {
   int32_t turn_ = 0;
 };
 
-// Calls body(team) in every lane.
+// Calls body(team) in every lane; throws std::invalid_argument unless `lanes` is 1 or 32.
 template <class Body>
 void with_team(int32_t lanes, const Body& body) {
   if (lanes == OneLane::SIZE) {
@@ -91,7 +93,7 @@ void keep(const Screened& screened, int64_t row, int32_t lanes) {
   std::vector<int64_t> certain(static_cast<size_t>(screened.capacity));
   std::vector<int32_t> hot(HOT_BATCH);
   with_team(lanes, [&]<class Team>(Team& team) {
-    // Both teams look at as many columns at once as a warp does on the GPU.
+    // Both teams process as many columns at a time as a warp on the GPU.
     constexpr int32_t VECTORS = 2 * 32 / Team::SIZE;
     RowKeeper<Hot, Bounded, VECTORS, Team>(team, screened, row, certain.data()).run(hot.data());
   });

@@ -1,3 +1,4 @@
+// Decodes and dot products, in tasks of a fixed number of rows.
 #include "sparse_decode.h"
 
 #include <algorithm>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 32;
 
+// Calls body(row, worker) for every row.
 template <class Body>
 void parallel_rows(int64_t n, int threads, const Body& body) {
   parallel_for((n + kRowsPerTask - 1) / kRowsPerTask, threads, [&](int64_t task, int worker) {
@@ -22,7 +24,7 @@ void parallel_rows(int64_t n, int threads, const Body& body) {
   });
 }
 
-// Memory that one worker uses for row after row.
+// Memory that a worker reuses for every row.
 template <class Storage>
 struct DecodeSpace {
   std::vector<int64_t> ids;
@@ -40,6 +42,7 @@ std::vector<DecodeSpace<Storage>> decode_spaces(int threads, int64_t k, int64_t 
   return spaces;
 }
 
+// Decodes one row into space.row.
 template <class Storage>
 void decode_row(const Kernels& kernels, const DecodeArgs<Storage>& args, int64_t row,
                 DecodeSpace<Storage>& space) {

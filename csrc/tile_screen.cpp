@@ -1,3 +1,4 @@
+// The screen of an encode whose product the caller computes.
 #include "tile_screen.h"
 
 #include <algorithm>
@@ -16,6 +17,7 @@ namespace saefast {
 
 namespace {
 
+// Measures the rounding of both operands as `Screen` says, without storing rounded rows.
 template <class Storage>
 class TileScreenOf final : public TileScreen {
  public:
@@ -83,7 +85,7 @@ class TileScreenOf final : public TileScreen {
   }
 
  private:
-  static constexpr int64_t kGroup = 64;  // tiles start at multiples of it
+  static constexpr int64_t kGroup = 64;  // columns of a group; tiles start at multiples of it
 
   const EncodeArgs<Storage> args_;
   const Kernels& kernels_;
