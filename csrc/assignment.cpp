@@ -130,6 +130,7 @@ class Solver {
     double profit, second;
   };
 
+  // Starts from given prices and pairs.
   void begin_with(const AssignmentArgs& args) {
     for (int32_t j = 0; j < columns_.size(); ++j)
       columns_.price[j] = std::max(0.0, on_grid(args.column_price[j], step_));
@@ -211,6 +212,7 @@ class Solver {
     }
   }
 
+  // Sets every row's price to its best profit.
   void price_rows() {
     for (int32_t row = 0; row < rows_.size(); ++row) rows_.price[row] = best_of(row).profit;
   }

@@ -62,7 +62,7 @@ Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const f
                          const float* lost);
 
 // Computes the bound of a row from its squared norm and the squared norm of what rounding removed
-// from it, both rounded up by the packing.
+// from it, as PackKernels measures them.
 template <class Storage>
 ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns, double squared,
                          double lost_squared);

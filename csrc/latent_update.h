@@ -72,9 +72,9 @@ struct UpdateArgs {
 
 // Computes the gradients of all latents and updates w_enc, b_enc and w_dec by Adam, in place.
 //
-// `packed`, if not null, holds the panels of w_enc for `screen` at the active level; rows that
-// change are packed again. Indices and group_ends are checked first: std::invalid_argument is
-// thrown before anything is changed. It is also thrown if the update makes a row of `packed` NaN or
+// `packed`, if not null, holds the panels of w_enc for `screen` at the active level; they are
+// packed again. Indices and group_ends are checked first: std::invalid_argument is thrown before
+// anything is changed. It is also thrown if the update makes a row of a packed w_enc NaN or
 // infinite; then the update has been applied. Results have the same bits for every number of
 // threads and instruction set. Concurrent calls must not share outputs.
 template <class Compute>

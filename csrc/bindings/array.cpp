@@ -1,3 +1,4 @@
+// Views of tensors by DLPack if torch offers it, otherwise by attributes of Python.
 #include "array.h"
 
 #include <pybind11/gil_safe_call_once.h>
@@ -13,15 +14,15 @@ namespace saefast {
 
 namespace {
 
-// In the order of `Dtype`.
+// Names of dtypes, in the order of `Dtype`.
 constexpr std::array<const char*, 5> kDtypeNames = {"float32", "float64", "bfloat16", "int32",
                                                     "int64"};
 
-// Objects of Python that every view needs, looked up once and kept for ever.
+// Python objects that every view needs, looked up once and kept until the process ends.
 struct Lookups {
-  py::object tensor;  // the class
+  py::object tensor;  // torch.Tensor
   std::array<py::object, kDtypeNames.size()> dtypes;
-  const dlpack::Exchange* exchange = nullptr;  // before torch 2.10
+  const dlpack::Exchange* exchange = nullptr;  // null before torch 2.10
   Lookups() {
     const py::module_ torch = py::module_::import("torch");
     tensor = torch.attr("Tensor");
@@ -56,7 +57,7 @@ Dtype dtype_of(const dlpack::Tensor& tensor) {
   return Dtype::other;
 }
 
-// As torch.Tensor.is_contiguous.
+// Returns torch.Tensor.is_contiguous().
 bool is_contiguous(const dlpack::Tensor& tensor) {
   int64_t expected = 1;
   bool contiguous = true, empty = false;
@@ -69,7 +70,7 @@ bool is_contiguous(const dlpack::Tensor& tensor) {
 }
 
 std::string shown(py::handle object) { return py::str(object); }
-// As a tuple, which torch.Size is printed unlike.
+// Formats a shape as a tuple, unlike torch.Size.
 std::string shown(Sizes shape) {
   py::list sizes;
   for (const int64_t size : shape) sizes.append(size);
@@ -92,7 +93,7 @@ bool Array::view() {
   const dlpack::Exchange* const exchange = lookups().exchange;
   dlpack::Tensor tensor;
   if (exchange == nullptr) return false;
-  if (exchange->view(tensor_.ptr(), &tensor) != 0) {  // such as one without memory
+  if (exchange->view(tensor_.ptr(), &tensor) != 0) {  // for example a tensor without memory
     PyErr_Clear();
     return false;
   }
@@ -160,7 +161,7 @@ void Array::check(const char* name, Dtype dtype, bool in_place, Sizes shape) con
 }
 
 py::object Record::field(const char* name) const {
-  // To make a str of every name takes longer than to get the fields.
+  // Creating a str of every name would take longer than reading the fields.
   static std::unordered_map<const char*, PyObject*> interned;
   PyObject*& key = interned[name];
   if (key == nullptr) key = PyUnicode_InternFromString(name);

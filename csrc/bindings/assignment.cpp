@@ -1,4 +1,4 @@
-// The solver of one-to-one matchings.
+// Binding of assignment.h. Outputs are written in place.
 #include "../assignment.h"
 #include "bindings.h"
 

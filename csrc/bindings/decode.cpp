@@ -1,4 +1,4 @@
-// Sums and products of the decoder rows of a code.
+// Bindings of sparse_decode.h.
 #include "../sparse_decode.h"
 #include "bindings.h"
 

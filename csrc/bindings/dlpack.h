@@ -1,4 +1,4 @@
-// The part of DLPack 1.3 (github.com/dmlc/dlpack) that reads a tensor without a copy or a
+// The part of DLPack 1.3 (github.com/dmlc/dlpack) by which a tensor is read without a copy or a
 // reference.
 #pragma once
 #include <cstdint>
@@ -8,6 +8,7 @@ namespace saefast::dlpack {
 enum : int32_t { kCpu = 1 };
 enum : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
 
+// DLTensor.
 struct Tensor {
   void* data;
   int32_t device_type, device_id;
@@ -19,7 +20,7 @@ struct Tensor {
   uint64_t byte_offset;
 };
 
-// What an attribute of a class of tensors points to, from torch 2.10 on.
+// DLPackExchangeAPI, to which an attribute of torch.Tensor points from torch 2.10 on.
 inline constexpr char kAttribute[] = "__dlpack_c_exchange_api__";
 inline constexpr char kCapsule[] = "dlpack_exchange_api";
 inline constexpr uint32_t kMajor = 1;
@@ -29,7 +30,8 @@ struct Exchange {
   void* allocate;
   void* from_python;
   void* to_python;
-  // Fills `out`, which is valid as long as the tensor; not 0 after an error of Python.
+  // Fills `out`, which is valid as long as the tensor; returns nonzero if Python has raised an
+  // error.
   int (*view)(void* object, Tensor* out);
 };
 

@@ -1,4 +1,4 @@
-// The encodes and the packing of their weight.
+// Bindings of encode.h, tile_screen.h and panels.h.
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -15,6 +15,7 @@ namespace saefast {
 
 namespace {
 
+// Returns the number of units of a weight packed at the active level.
 int64_t units_for(Screen screen, int64_t d, int64_t m) {
   return panel_units(plan_screen(active_kernels(), screen), d, m);
 }
@@ -51,7 +52,7 @@ Screen screen_named(const std::string& name) {
 
 Panels panels_of(const Array& units, const Array& norm, const Array& lost, Screen screen, int64_t d,
                  int64_t m) {
-  // torch calls words int32.
+  // Units are int32 in torch.
   int32_t* const words = units.as<int32_t>("units", {units_for(screen, d, m)});
   return {reinterpret_cast<uint32_t*>(words), norm.as<float>("norm", {m}),
           lost.as<float>("lost", {m})};

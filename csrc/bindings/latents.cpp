@@ -1,4 +1,4 @@
-// What is summed by latent, and the update.
+// Bindings of latent_sum.h and latent_update.h.
 #include <optional>
 #include <string>
 
@@ -13,7 +13,7 @@ namespace saefast {
 
 namespace {
 
-// `update` is a saefast.types.Update.
+// Reads the operands from a saefast.types.Update.
 template <class Compute>
 UpdateArgs<Compute> update_args(const Record& update, const Array& input_grad_sum,
                                 const Array& fired, const Array& squares) {

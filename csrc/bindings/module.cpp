@@ -1,4 +1,4 @@
-// The module `saefast._native`.
+// The module `saefast._native`: kernels for the CPU.
 #include "bindings.h"
 
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-// The logic of the CUDA selection, for tests.
+// Bindings of row_select.h: the logic of the CUDA kernels, for tests.
 #include <algorithm>
 
 #include "../row_select.h"

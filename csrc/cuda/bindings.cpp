@@ -1,4 +1,4 @@
-// The launches of select.h as `saefast._cuda`; importing it calls nothing of CUDA.
+// The module `saefast._cuda`: the launches of select.h. Importing it calls no function of CUDA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,6 +16,7 @@ using namespace py::literals;
 namespace saefast {
 namespace {
 
+// Address of device memory, as from Tensor.data_ptr().
 using Address = uintptr_t;
 
 template <class T>
@@ -23,6 +24,7 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Throws std::invalid_argument unless `capacity` is a power of two in [at_least, MOST_CAPACITY].
 void check_capacity(int32_t capacity, int32_t at_least) {
   if (capacity < at_least || capacity > MOST_CAPACITY || (capacity & (capacity - 1)) != 0) {
     throw std::invalid_argument("capacity must be a power of two from " + std::to_string(at_least) +
@@ -31,6 +33,7 @@ void check_capacity(int32_t capacity, int32_t at_least) {
   }
 }
 
+// Returns the names of the compiled architectures.
 std::vector<std::string> architectures() {
   std::vector<std::string> names;
   std::istringstream joined(SAEFAST_CUDA_ARCHITECTURES);

@@ -1,4 +1,4 @@
-// Shortening a row's list of candidates: raise its floor, drop what lies below.
+// Cutting a row's list of candidates: its floor is raised, and keys below it are dropped.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace saefast {
 
-// Memory that no kernel writes while this one runs.
+// Reads memory that no kernel writes while this one runs.
 SAEFAST_DEVICE inline float read(const float* at) {
 #if defined(__CUDA_ARCH__)
   return __ldg(at);
@@ -17,7 +17,7 @@ SAEFAST_DEVICE inline float read(const float* at) {
 #endif
 }
 
-// How far the scores of one row can be from its screening product, see kernels/keep_best.py.
+// Error bounds of the scores of one row, see kernels/keep_best.py.
 template <bool Bounded>
 struct RowBounds {
   const float* shift;
@@ -26,16 +26,17 @@ struct RowBounds {
   float reach;
   float spread;
 
+  // Returns the error bound of a column with these norms.
   SAEFAST_DEVICE float doubt(float norm_here, float lost_here) const {
     return fmaf(spread, lost_here, reach * norm_here);
   }
 
-  // The key of what a score is at least; `key` says what it is at most.
+  // Turns the key of an upper bound of a score into the key of a lower bound.
   SAEFAST_DEVICE int64_t least(int64_t key) const {
     if constexpr (Bounded) {
       const int32_t index = index_of(key);
       const float twice = 2.0f * doubt(read(norm + index), read(lost + index));
-      // Twice the 2^-20 by which `shift` was raised for the roundings of the bias, and some.
+      // More than twice the 2^-20 by which `shift` was raised for the rounding errors of the bias.
       const float doubts = fmaf(0x1p-18f, fabsf(read(shift + index)), twice);
       return key_of(score_of(key) - doubts, index);
     } else {
@@ -44,12 +45,14 @@ struct RowBounds {
   }
 };
 
+// The length of a list and its floor.
 struct Cut {
   int32_t count;
-  int64_t floor_key;  // k entries of the list are certainly at least that
+  int64_t floor_key;  // key that at least k entries certainly reach
 };
 
-// How many of a list's entries reach `floor_key`. Each lane looks at those it has written itself.
+// Returns how many of a list's entries reach `floor_key`. Each lane reads the entries it has
+// written.
 template <class Team>
 SAEFAST_DEVICE int32_t reached_by(Team& team, const int64_t* certain, int32_t count,
                                   int64_t floor_key) {
@@ -58,8 +61,9 @@ SAEFAST_DEVICE int32_t reached_by(Team& team, const int64_t* certain, int32_t co
   return team.sum(mine);
 }
 
-// Raises the floor until at most k + spare entries certainly reach it; count must be >= k.
-// `certain` has room for the list; it may be the list itself where bounds doubt nothing.
+// Raises the floor until at most k + spare entries certainly reach it, and drops the keys below it;
+// old.count must be at least k. `certain` is scratch as long as the list; it may be the list itself
+// if the bounds are exact. All lanes return the same result.
 template <class Team, class Bounds>
 SAEFAST_DEVICE Cut cut_list(Team& team, int64_t* list, int64_t* certain, Cut old,
                             const Bounds& bounds, int32_t k, int32_t spare) {
@@ -85,13 +89,13 @@ SAEFAST_DEVICE Cut cut_list(Team& team, int64_t* list, int64_t* certain, Cut old
       high = middle;
     }
   }
-  // What reaches the floor reaches the least of what does.
+  // Raise the floor to the lowest of the lower bounds that reach it: the same entries reach it.
   int64_t least = INT64_MAX;
   for (int32_t i = team.lane(); i < old.count; i += Team::SIZE) {
     if (certain[i] >= low && certain[i] < least) least = certain[i];
   }
   low = team.smallest(least);
-  // In place: what a round writes lies no further than what all lanes have read when they meet.
+  // In place: a round writes no further than what all lanes have read at its barrier.
   int32_t kept = 0;
   for (int32_t start = 0; start < old.count; start += Team::SIZE) {
     const int32_t i = start + team.lane();

@@ -10,50 +10,53 @@
 
 namespace saefast {
 
-// The count of a row whose list is too short for it: its columns are all scored exactly later.
+// Count of a row whose list was too short; all of its columns are scored exactly later.
 constexpr int32_t OVERFLOWN = -1;
 
-constexpr int32_t GROUP = 32;       // columns whose maximum `hot_groups` stores
-constexpr int32_t HOT_BATCH = 256;  // groups that are looked through before their columns are
+constexpr int32_t GROUP = 32;       // columns per group whose maximum `hot_groups` stores
+constexpr int32_t HOT_BATCH = 256;  // groups whose maxima are read before their columns are
 
-// The operands of all rows.
+// The operands of all rows; see `Bounds`, `Lists` and `Screened` in kernels/lists.py.
 struct Screened {
   const float* scores;  // [rows, width]
-  const float* maxima;  // [rows, width / GROUP], where only hot groups are looked at
-  const float* shift;   // [latents], like norm and lost
-  const float* norm;
-  const float* lost;
-  const float* reach;  // [rows], like spread
-  const float* spread;
-  int64_t* keys;  // [rows, capacity]
-  int32_t* counts;
-  int64_t* floor_keys;
-  float* floor;
-  int32_t first;    // column 0 here is latent `first`
-  int32_t columns;  // that are real, of `width`
-  int64_t width;
-  int32_t k;
-  int32_t capacity;  // of a list; at least k + block
-  int32_t block;     // free places that every list has left between calls
+  const float* maxima;  // [rows, width / GROUP], read if only hot groups were stored
+  const float* shift;   // [latents]
+  const float* norm;    // [latents]
+  const float* lost;    // [latents]
+  const float* reach;   // [rows]
+  const float* spread;  // [rows]
+  int64_t* keys;        // [rows, capacity] lists, updated, as the next three
+  int32_t* counts;      // [rows]
+  int64_t* floor_keys;  // [rows]
+  float* floor;         // [rows]
+  int32_t first;        // latent of the first column
+  int32_t columns;      // number of columns
+  int64_t width;        // row stride of `scores`
+  int32_t k;            // number of columns wanted per row
+  int32_t capacity;     // length of a list, at least k + block
+  int32_t block;        // places of every list that are free between calls
 };
 
+// Four neighbouring floats.
 struct Four {
   float of[4];
 };
 
+// Reads four floats from an address that is a multiple of 16.
 SAEFAST_DEVICE inline Four read_four(const float* aligned) {
 #if defined(__CUDA_ARCH__)
   const float4 four = __ldg(reinterpret_cast<const float4*>(aligned));
   return {{four.x, four.y, four.z, four.w}};
 #else
-  // A GPU would stop here; a CPU shows the mistake in its result.
+  // A GPU would fault here; on a CPU the result shows the mistake.
   if (reinterpret_cast<uintptr_t>(aligned) % sizeof(Four) != 0) return {{NAN, NAN, NAN, NAN}};
   return {{aligned[0], aligned[1], aligned[2], aligned[3]}};
 #endif
 }
 
-// Hot: `scores` hold the hot groups only, biased already; otherwise all columns, without the bias.
-// Each lane looks at Vectors times four columns at once.
+// The update of one row's list by a team of lanes. Hot: only hot groups are read, whose `scores`
+// include the shift; otherwise all columns are, without it. Bounded: keys contain upper bounds of
+// scores; otherwise screened scores. Each lane processes Vectors times four columns at a time.
 template <bool Hot, bool Bounded, int32_t Vectors, class Team>
 class RowKeeper {
  public:
@@ -79,7 +82,8 @@ class RowKeeper {
     aligned_ = addresses % sizeof(Four) == 0;
   }
 
-  // `hot` is scratch for HOT_BATCH groups that the team shares.
+  // Appends the columns of the row to its list. `hot` is scratch for HOT_BATCH groups that the team
+  // shares.
   SAEFAST_DEVICE void run(int32_t* hot) {
     if constexpr (Hot) {
       const int64_t groups = all_.width / GROUP;
@@ -96,6 +100,7 @@ class RowKeeper {
  private:
   static constexpr int32_t SWEEP = 4 * Vectors * Team::SIZE;
 
+  // Lists the hot groups among HOT_BATCH groups from `begin` on; returns how many there are.
   SAEFAST_DEVICE int32_t find_hot(int64_t begin, int64_t groups, int32_t* hot) {
     team_.sync();
     const float* maxima = all_.maxima + row_ * groups;
@@ -111,7 +116,7 @@ class RowKeeper {
     return found;
   }
 
-  // All columns, or those of the hot groups: `work` of them.
+  // Appends the columns that pass, of all `work` columns or of those of the hot groups.
   SAEFAST_DEVICE void feed(uint32_t work, const int32_t* hot) {
     for (uint32_t start = 0; start < work && now_.count != OVERFLOWN; start += SWEEP) {
       int32_t column[Vectors];
@@ -131,10 +136,10 @@ class RowKeeper {
     }
   }
 
-  // The place in a sweep of the first of a lane's four columns.
+  // Returns the position in a sweep of the first of a lane's four columns.
   SAEFAST_DEVICE int32_t offset_of(int32_t v) const { return 4 * (v * Team::SIZE + team_.lane()); }
 
-  // What the scores of four columns are at most, -infinity beyond the last column.
+  // Returns upper bounds of the scores of four columns, -infinity behind the last column.
   SAEFAST_DEVICE Four most_of(int32_t column) const {
     const int32_t left = all_.columns - column;
     Four most = four_at(scores_ + column, left, -INFINITY);
@@ -150,6 +155,7 @@ class RowKeeper {
     return most;
   }
 
+  // Reads four floats of which `left` exist, with `other` in place of the rest.
   SAEFAST_DEVICE Four four_at(const float* at, int32_t left, float other) const {
     if (aligned_ && left >= 4) return read_four(at);
     Four four;
@@ -157,8 +163,8 @@ class RowKeeper {
     return four;
   }
 
-  // Appends the columns of a sweep that pass: at once, or where the list may not hold them all, as
-  // many as it surely holds at a time.
+  // Appends the columns of a sweep that pass: all at once, or, if the list might not hold them all,
+  // as many at a time as it certainly holds.
   SAEFAST_DEVICE void admit(const int32_t* column, const Four* most) {
     grown_ = true;
     const int32_t piece = now_.count + SWEEP <= all_.capacity ? SWEEP : all_.block;
@@ -179,6 +185,7 @@ class RowKeeper {
     }
   }
 
+  // Cuts the list until `block` places are free, or declares it overflown.
   SAEFAST_DEVICE void make_room() {
     const int32_t longest = all_.capacity - all_.block;
     for (int32_t spare = all_.k / 4; now_.count > longest; spare = 0) {
@@ -190,12 +197,14 @@ class RowKeeper {
     }
   }
 
-  // A floor with a few more than k above it serves as well, and is found in fewer passes.
+  // Cuts the list. A floor that a few more than k keys reach serves as well, and takes fewer
+  // passes.
   SAEFAST_DEVICE void cut(int32_t spare) {
     now_ = cut_list(team_, list_, certain_, now_, bounds_, all_.k, spare);
     bar_ = score_of(now_.floor_key);
   }
 
+  // Cuts a list that is long enough once more, and writes the state of the row.
   SAEFAST_DEVICE void finish() {
     if (now_.count >= all_.k + all_.k / 4) cut(all_.k / 4);
     if (team_.lane() == 0) {

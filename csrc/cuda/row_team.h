@@ -1,13 +1,13 @@
-// What the lanes that work on one row together can do, so that its logic is written once.
+// The interface of a team: lanes that process one row together, on a GPU or a CPU.
 //
 // A team is a class with
-//   SIZE                how many lanes; all run the same code and meet in the functions below
-//   lane()              0 .. SIZE - 1
-//   sync()              what lanes wrote before, all lanes see after
+//   SIZE                the number of lanes; all run the same code and meet in the functions below
+//   lane()              the index of this lane, 0 to SIZE - 1
+//   sync()              a barrier that makes all earlier writes of lanes visible to all
 //   any(bool)           whether it holds in some lane
-//   sum(int32_t), smallest(int64_t), largest(int64_t)    over the lanes, the same in each
-//   rank(bool)          in how many lanes before this one it holds, and in how many of all; orders
-//                       reads and writes as sync() does
+//   sum(int32_t), smallest(int64_t), largest(int64_t)    over all lanes, the same in each
+//   rank(bool)          the number of previous lanes, and of all lanes, in which it holds; orders
+//   reads and writes as sync() does
 #pragma once
 #include <cstdint>
 
@@ -19,12 +19,13 @@
 
 namespace saefast {
 
+// Numbers of lanes in which a condition holds.
 struct Rank {
-  int32_t before;
-  int32_t all;
+  int32_t before;  // of the lanes before this one
+  int32_t all;     // of all lanes
 };
 
-// One lane alone, on any processor.
+// A team of one lane, on any processor.
 struct OneLane {
   static constexpr int32_t SIZE = 1;
   SAEFAST_DEVICE int32_t lane() const { return 0; }

@@ -1,4 +1,5 @@
-// CUDA kernels for what is done to every row after a screening product, over row_team.h's logic.
+// CUDA kernels that keep and sort the candidate list of every row, with the logic of keep_row.h and
+// choose_row.h.
 #include "select.h"
 
 #include <cuda_bf16.h>
@@ -14,16 +15,19 @@
 namespace saefast {
 namespace {
 
-// From here on a warp would hold so much shared memory that too few run on a multiprocessor.
+// Longest list that a warp keeps: with more shared memory per warp, too few would run on a
+// multiprocessor.
 constexpr int32_t MOST_FOR_A_WARP = 2048;
+// Bytes of dynamic shared memory that a launch may use without an attribute.
 constexpr int32_t SHARED_WITHOUT_ASKING = 48 << 10;
 
-// A lane of a warp looks at eight columns at once, to have enough loads under way.
+// Groups of four columns that a lane processes at a time; a lane of a warp has two, to have enough
+// loads in flight.
 template <class Team>
 constexpr int32_t VECTORS = Team::TOGETHER > 1 ? 2 : 1;
 
-// Calls body(team, row, keys) for a thread's row; `keys` is this row's part of the dynamic shared
-// memory, `bytes` long.
+// Calls body(team, row, keys) for the row of this thread's team; `keys` is the row's part of the
+// dynamic shared memory, `bytes` long.
 template <class Team, class Body>
 __device__ void for_row_of_team(int64_t rows, int32_t bytes, const Body& body) {
   extern __shared__ int64_t shared[];
@@ -41,13 +45,15 @@ __device__ void for_row_of_team(int64_t rows, int32_t bytes, const Body& body) {
   }
 }
 
+// Threads of a block.
 template <class Team>
 constexpr int32_t THREADS = Team::SIZE * Team::TOGETHER;
 
-// Blocks that a multiprocessor should have registers for; shared memory seldom allows more.
+// Blocks for which a multiprocessor should have registers; shared memory seldom permits more.
 template <class Team>
 constexpr int32_t BLOCKS = Team::TOGETHER > 1 ? 5 : 3;
 
+// Updates the list of one row per team, see RowKeeper.
 template <class Team, bool Hot, bool Bounded>
 __global__ __launch_bounds__(THREADS<Team>,
                              BLOCKS<Team>) void keep_best_rows(const Screened screened,
@@ -61,6 +67,7 @@ __global__ __launch_bounds__(THREADS<Team>,
 __device__ void store(float* at, float value) { *at = value; }
 __device__ void store(__nv_bfloat16* at, float value) { *at = __float2bfloat16_rn(value); }
 
+// Writes the k best of one row per team, see choose_row.
 template <class Team, class Value>
 __global__ __launch_bounds__(THREADS<Team>, BLOCKS<Team>) void choose_rows(const Chosen chosen,
                                                                            int64_t rows,
@@ -76,6 +83,7 @@ __global__ __launch_bounds__(THREADS<Team>, BLOCKS<Team>) void choose_rows(const
   });
 }
 
+// Throws std::runtime_error if a call of CUDA failed.
 void check(cudaError_t error) {
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("a CUDA kernel could not start: ") +
@@ -83,6 +91,7 @@ void check(cudaError_t error) {
   }
 }
 
+// Launches a kernel for all rows, with `bytes` of shared memory per row.
 template <class Team, class Operands>
 void launch(void (*kernel)(Operands, int64_t, int32_t), const Operands& operands, int64_t rows,
             int32_t bytes, Stream stream) {

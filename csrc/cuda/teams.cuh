@@ -1,4 +1,4 @@
-// The teams of row_team.h on a GPU: a warp, and a block of several.
+// The teams of row_team.h on a GPU: a warp, and a block of several warps.
 #pragma once
 #include <cstdint>
 
@@ -8,11 +8,13 @@ namespace saefast {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+// Returns the mask of the lanes before `lane`.
 __device__ inline unsigned lanes_before(int32_t lane) { return (1u << lane) - 1; }
 
+// A warp, for lists that fit its share of the shared memory.
 struct WarpTeam {
   static constexpr int32_t SIZE = 32;
-  // Teams in a block.
+  // Teams per block.
   static constexpr int32_t TOGETHER = 4;
 
   __device__ int32_t lane() const { return static_cast<int32_t>(threadIdx.x % SIZE); }
@@ -34,21 +36,21 @@ struct WarpTeam {
     return mine;
   }
   __device__ Rank rank(bool holds) {
-    __syncwarp();  // votes alone order no memory
+    __syncwarp();  // a vote does not order accesses to memory
     const unsigned holding = __ballot_sync(ALL_LANES, holds);
     return {__popc(holding & lanes_before(lane())), __popc(holding)};
   }
 };
 
-// For lists too long for one warp.
+// A block, for lists that are too long for one warp.
 class BlockTeam {
  public:
   static constexpr int32_t SIZE = 256;
   static constexpr int32_t TOGETHER = 1;
   static constexpr int32_t WARPS = SIZE / WarpTeam::SIZE;
 
-  // What the warps tell each other, in shared memory. Two boards in turn: who writes the next has
-  // not yet disturbed who still reads this one.
+  // Shared memory by which warps exchange values. Two buffers are used in turn: a warp that writes
+  // the next value cannot overwrite one that another warp still reads.
   struct Boards {
     int64_t said[2][WARPS];
   };
@@ -89,6 +91,7 @@ class BlockTeam {
   }
 
  private:
+  // Passes the value of this warp to all warps, and returns the values of all warps.
   __device__ const int64_t* tell(int64_t of_warp) {
     turn_ ^= 1;
     int64_t* said = boards_.said[turn_];

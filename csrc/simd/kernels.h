@@ -1,8 +1,9 @@
-// The inner loops that exist once per instruction set, behind one table of pointers.
+// The inner loops that exist once per instruction set, as a table of function pointers.
 //
-// Every level computes the same bits: sums run over a fixed number of virtual lanes (kLanes),
-// are combined in a fixed tree, and use fused multiply-add. The one exception is `ScreenKernels`,
-// whose sums may run in any order, since its results are used with an error bound.
+// Every level computes the same bits: sums run over a fixed number of virtual lanes (kLanes), are
+// combined in a fixed tree, and use fused multiply-add. `ScreenKernels` are the exception: their
+// sums may run in any order, since their results are used with an error bound. All functions are
+// safe to call concurrently on different outputs.
 #pragma once
 #include <cstdint>
 
@@ -10,6 +11,7 @@
 
 namespace saefast {
 
+// Numbers of an Adam step.
 template <class Compute>
 struct AdamScalars {
   Compute step_size;  // lr / (1 - beta1^t)
@@ -20,70 +22,79 @@ struct AdamScalars {
   Compute eps;
 };
 
+// Products and sums of rows of a matrix [., d].
 template <class Storage>
 struct RowKernels {
   using Compute = compute_t<Storage>;
-  // out[c] = row . matrix[ids[c]], every product summed in the same order whatever `count` is.
+  // out[c] = row . matrix[ids[c]] for c < count. Every product is summed in the same order,
+  // whatever `count` is.
   void (*dots)(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t count,
                int64_t d, Compute* out);
-  // out[:] = sum_c weights[c] * matrix[ids[c]], added in the order of c.
+  // out[:] = sum_c weights[c] * matrix[ids[c]], added in the order of c; zero if count is 0.
   void (*weighted_sum)(const Storage* matrix, const int64_t* ids, const Compute* weights,
                        int64_t count, int64_t d, Compute* out);
 };
 
+// Operations on one row [d].
 template <class Compute>
 struct UpdateKernels {
-  // One Adam step on a row: moments and parameter are updated from `gradient`.
+  // Updates a parameter and its moments by one Adam step.
   void (*adam)(Compute* parameter, Compute* first, Compute* second, const Compute* gradient,
                int64_t d, const AdamScalars<Compute>& scalars);
   // target[:] += factor * source[:]
   void (*add_scaled)(Compute* target, const Compute* source, Compute factor, int64_t d);
+  // target[:] *= factor
   void (*multiply)(Compute* target, Compute factor, int64_t d);
+  // Returns the squared norm.
   Compute (*squared_norm)(const Compute* row, int64_t d);
 };
 
-// How a row of the screening GEMM's operands is packed into 32-bit units. `int16_pairs` are
-// integers of 16 bits, two in a unit, and a last unit with the float that 2^15 of them are worth in
-// this row.
+// Packing of a row of the screening GEMM's operands into 32-bit units: floats; pairs of bfloat16;
+// floats rounded to bfloat16; or pairs of 16-bit integers, followed by a unit with the float that
+// 2^15 of them are worth in this row.
 enum class Packing { float32, bf16_pairs, bf16_as_float, int16_pairs };
 
 // The screening GEMM: a tile of `rows` x `columns` scores, kept in registers over all of d.
-// Operands lie as [units][rows] and [units][columns]; see `Packing` for the units.
+// Operands have the layout [units][rows] and [units][columns]; see `Packing` for the units.
 struct ScreenKernels {
   int rows = 0;
   int columns = 0;
-  // Scores plus bias against one threshold per row. Returns a bit for each row with a hit, and
-  // writes `scores` [rows][columns], still without bias, if any row has one. Only the first `used`
-  // rows count, so a tile may leave the others out: they have no hits, and any scores.
+  // Compares scores plus bias [columns] with a threshold per row. Returns a mask of the rows with a
+  // hit, a score above the threshold; if there is one, `scores` [rows][columns] is written, without
+  // the bias. Only the first `used` rows count: a tile may leave out the others, which then have no
+  // hits and undefined scores.
   uint32_t (*tile)(const uint32_t* a, const uint32_t* b, int64_t units, int64_t used,
                    const float* bias, const float* thresholds, float* scores) = nullptr;
 };
 
+// Operations on the candidate list of a row.
 struct SelectKernels {
-  // Appends (score + bias, first + column) for each column where the sum exceeds `threshold`.
-  // Both outputs need room for `columns` + 16 entries. Returns the number appended.
+  // Appends (score + bias, first + column) for each column whose sum exceeds `threshold`, and
+  // returns their number. Both outputs need room for `columns` + 16 entries.
   int64_t (*filter)(const float* scores, const float* bias, int64_t columns, float threshold,
                     int32_t first, float* out_scores, int32_t* out_ids);
-  // A value that at least k of the scores reach, at or slightly below the k-th largest.
+  // Returns a value that at least k of the scores reach, the k-th largest score or slightly less.
   float (*reached_by)(const float* scores, int64_t count, int64_t k);
-  // Moves the entries with score >= floor to the front, keeping their order; returns how many.
+  // Moves the entries with score >= floor to the front, in their order, and returns their number.
   int64_t (*keep_from)(float* scores, int32_t* ids, int64_t count, float floor);
 };
 
+// Packing of rows.
 struct PackKernels {
-  // The units of one row times `scale`, and what the error bound needs: the squared norm of the
-  // exact row and of what rounding took from it.
+  // Packs one row [d] times `scale` into `units`, and writes the squared norms of the exact row and
+  // of what rounding removed from it; float sums of these are raised by their worst rounding error.
   template <class Storage>
   using Row = void (*)(const Storage* row, int64_t d, double scale, Packing packing,
                        uint32_t* units, double* squared, double* lost);
   Row<float> f32;
   Row<double> f64;
   Row<bf16> b16;
-  // [rows][units] to [units][width]; columns from `rows` on are zero.
+  // Transposes [rows][units] to [units][width], with zeros in columns from `rows` on.
   void (*interleave)(const uint32_t* from, int64_t rows, int64_t units, int64_t width,
                      uint32_t* to);
 };
 
+// All kernels of a level.
 struct Kernels {
   RowKernels<float> f32;
   RowKernels<double> f64;
@@ -93,11 +104,12 @@ struct Kernels {
   SelectKernels select;
   PackKernels pack;
   ScreenKernels screen_f32;
-  // Their tiles are null where the instruction set has no such product, or a faster one.
+  // Null tiles: the instruction set lacks the product, or another screen is faster.
   ScreenKernels screen_bf16;
   ScreenKernels screen_int16;
 };
 
+// Returns the kernels for elements of type Storage.
 template <class Storage>
 const auto& row_kernels_of(const Kernels& kernels) {
   if constexpr (sizeof(Storage) == 2) {
@@ -129,6 +141,7 @@ auto pack_row_of(const Kernels& kernels) {
   }
 }
 
+// The tables of the levels; only those that the processor supports may be called.
 namespace portable {
 Kernels kernels();
 }

@@ -1,4 +1,4 @@
-// The inner loops for AVX2 and FMA.
+// The kernels for AVX2 and FMA.
 #define SAEFAST_LEVEL avx2
 #include "vector_avx2.h"
 // clang-format off: the vector type comes first
@@ -13,7 +13,8 @@ namespace {
 
 constexpr int kRows = 6, kColumns = 16;
 
-// The end of a tile: which of its first `kUsed` rows have a hit. See ScreenKernels::tile.
+// Compares the first `kUsed` rows of a tile with their thresholds, and stores their scores if there
+// is a hit; see ScreenKernels::tile.
 template <int kUsed>
 inline __attribute__((always_inline)) uint32_t compare(const __m256 (&score)[kUsed][2],
                                                        const float* bias, const float* thresholds,
@@ -38,7 +39,7 @@ inline __attribute__((always_inline)) uint32_t compare(const __m256 (&score)[kUs
   return hits;
 }
 
-// Twelve accumulators, two columns vectors and one broadcast: 15 of the 16 registers.
+// Twelve accumulators, two vectors of columns and one broadcast: 15 of the 16 registers.
 uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
   const float* left = reinterpret_cast<const float*>(a);
@@ -59,16 +60,16 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, cons
   return compare<kRows>(sum, bias, thresholds, scores);
 }
 
-// The first `kUsed` rows of a tile of 16-bit integers, whose products are added to their
-// neighbours' in 32 bits: twice as many in an instruction as of floats, and without rounding, since
-// the sums fit; see pack_int16.h.
+// Multiplies the first `kUsed` rows of a tile of 16-bit integers. An instruction multiplies them
+// and adds neighbouring products in 32 bits: twice as many products as an instruction for floats
+// has, and without rounding, since the sums fit; see pack_int16.h.
 template <int kUsed>
 uint32_t int16_rows(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
                     const float* thresholds, float* scores) {
   __m256i sum[kUsed][2];
 #pragma GCC unroll 6
   for (int r = 0; r < kUsed; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-  const int64_t last = units - 1;  // it holds what the integers are worth
+  const int64_t last = units - 1;  // holds the floats that the integers are worth
   for (int64_t u = 0; u < last; ++u) {
     const __m256i* w = reinterpret_cast<const __m256i*>(b + u * kColumns);
     const __m256i low = _mm256_loadu_si256(w), high = _mm256_loadu_si256(w + 1);
@@ -77,7 +78,8 @@ uint32_t int16_rows(const uint32_t* a, const uint32_t* b, int64_t units, const f
       const __m256i x = _mm256_set1_epi32(static_cast<int>(a[u * kRows + r]));
       sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(x, low));
       sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(x, high));
-      // An empty statement that orders the rows: GCC would begin all of them, and then spill.
+      // An empty statement that keeps the rows in order: GCC would start all of them, and spill
+      // registers.
       __asm__("" : "+x"(sum[r][0]), "+x"(sum[r][1]));
     }
   }

@@ -1,4 +1,4 @@
-// The inner loops for AVX-512 (F, BW, DQ, VL).
+// The kernels for AVX-512 (F, BW, DQ, VL).
 #define SAEFAST_LEVEL avx512
 #define SAEFAST_OWN_KEEP_FROM
 #include "vector_avx512.h"
@@ -20,7 +20,8 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, cons
   });
 }
 
-// Compress in a register and store the whole of it: compressing stores are microcoded on Zen 4.
+// Compresses in a register and stores the whole register: compressing stores are microcoded on Zen
+// 4.
 int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
                int32_t first, float* out_scores, int32_t* out_ids) {
   const __m512 limit = _mm512_set1_ps(threshold);

@@ -1,4 +1,5 @@
-// AVX-512 with bfloat16 products: the same loops, and a screening tile at twice the speed.
+// The kernels for AVX-512 with bfloat16 products: those of AVX-512, and a screening tile at twice
+// the speed.
 #define SAEFAST_LEVEL avx512_bf16
 #include "kernels.h"
 #include "screen_avx512.h"

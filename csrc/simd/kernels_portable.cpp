@@ -1,4 +1,4 @@
-// The inner loops in standard C++: any processor, and what the other levels are checked against.
+// The kernels in standard C++, for every processor; the reference for the other levels.
 #define SAEFAST_LEVEL portable
 #include "vector_portable.h"
 // clang-format off: the vector type comes first

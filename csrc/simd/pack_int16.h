@@ -3,34 +3,36 @@
 // A row becomes q * step, with integers q and one step for the whole row. Integer products are
 // added without rounding if their sums fit 32 bits. By Cauchy and Schwarz a sum of q_x q_w, or of
 // some of its terms, is at most |q_x| |q_w|, so |q| <= 46340 is enough: 46340^2 < 2^31. Rounding
-// adds at most sqrt(d) / 2 to the length of a row, hence the longest row that is rounded,
-// `longest_int16`, is shorter by that.
+// adds at most sqrt(d) / 2 to the norm of a row, so `longest_int16`, the largest norm before
+// rounding, is less by that.
 #include "kernels.h"
 
 namespace saefast::SAEFAST_LEVEL {
 
-// Lengths between which a row is packed. The scores of shorter rows could underflow before the last
-// multiplication: these are rounded to integers of a row of the least length, and the loss is
-// measured. Those of longer rows could overflow: they count as lost.
+// Norms between which a row is packed. The scores of shorter rows could underflow before the last
+// multiplication: such rows are rounded with the step of a row of the least norm, and the loss is
+// measured. The scores of longer rows could overflow: such rows count as lost.
 constexpr double kLeastInt16Length = 0x1p-96, kMostInt16Length = 1e37;
 
+// Returns the largest norm of a row in steps, before it is rounded.
 static inline double longest_int16(int64_t d) {
   const double longest = 46340.0 - 0.5 * __builtin_sqrt(static_cast<double>(d));
   return longest < 32767.0 ? longest : 32767.0;
 }
 
-// What one step of a row of this length is worth, raised by more than its roundings can take.
+// Returns the step of a row of this norm, raised by more than its own rounding errors.
 static inline float int16_step(double length, int64_t d) {
   const double at_least = length < kLeastInt16Length ? kLeastInt16Length : length;
   return static_cast<float>(at_least * (1.0 + 1e-6) / longest_int16(d));
 }
 
+// Pads the integers to pairs, and writes the last unit.
 static inline void finish_int16(float step, int64_t d, uint32_t* units) {
   if (d % 2 == 1) reinterpret_cast<int16_t*>(units)[d] = 0;
   reinterpret_cast<float*>(units)[(d + 1) / 2] = step * 0x1p15f;
 }
 
-// Any row: everything in double, one element at a time.
+// Packs any row: in double, one element at a time.
 template <class Storage>
 void pack_int16_carefully(const Storage* row, int64_t d, double scale, uint32_t* units,
                           double* squared, double* lost) {
@@ -54,8 +56,8 @@ void pack_int16_carefully(const Storage* row, int64_t d, double scale, uint32_t*
   finish_int16(step, d, units);
 }
 
-// A row of floats, in float. Returns false, with the units undefined, where sums of squares could
-// overflow or lose what matters to underflow.
+// Packs a row in float. Returns false, with the units undefined, if sums of squares could overflow,
+// or underflow could affect them.
 template <class Storage>
 bool pack_int16_fast(const Storage* row, int64_t d, uint32_t* units, double* squared,
                      double* lost) {
@@ -63,7 +65,7 @@ bool pack_int16_fast(const Storage* row, int64_t d, uint32_t* units, double* squ
   const auto load = [&](int64_t i) {
     return i + V::kLanes <= d ? V::load(row + i) : V::load_first(row + i, d - i);
   };
-  // Sums of d / kLanes terms and their combination, each rounded once.
+  // Bounds the rounding of the sums of d / kLanes terms and of their combination.
   const double inflate = 1.0 + static_cast<double>(d / V::kLanes + 8) / (1 << 24);
   V squares = V::zero(), more_squares = V::zero();
   for (int64_t i = 0; i < d; i += 2 * V::kLanes) {
@@ -76,7 +78,7 @@ bool pack_int16_fast(const Storage* row, int64_t d, uint32_t* units, double* squ
   *squared = (squares + more_squares).sum() * inflate;
   if (!(*squared > 1e-20 && *squared < 1e30)) return false;
   const float step = int16_step(__builtin_sqrt(*squared), d);
-  // Adding and taking off 1.5 * 2^23 rounds a smaller float to an integer.
+  // Adding and subtracting 1.5 * 2^23 rounds a smaller float to an integer.
   const V inverse = V::fill(1.0f / step), less = V::fill(-step), round = V::fill(0x1.8p23f);
   int16_t* const integers = reinterpret_cast<int16_t*>(units);
   V losses = V::zero();
@@ -100,6 +102,7 @@ bool pack_int16_fast(const Storage* row, int64_t d, uint32_t* units, double* squ
   return true;
 }
 
+// Packs one row; see PackKernels::Row.
 template <class Storage>
 void pack_int16(const Storage* row, int64_t d, double scale, uint32_t* units, double* squared,
                 double* lost) {

@@ -4,7 +4,8 @@
 
 namespace saefast::SAEFAST_LEVEL {
 
-// bfloat16 products treat subnormal inputs as zero; rounding them away here makes the loss count.
+// Rounds to bfloat16, with subnormal results as zero: bfloat16 products treat subnormal inputs as
+// zero, and so the measured loss includes them.
 static inline bf16 screened_bf16(float value) {
   const bf16 rounded = narrow_to_bf16(value);
   return (rounded.bits & 0x7f80) == 0 ? bf16{0} : rounded;
@@ -17,7 +18,7 @@ bool all_zero(const Storage* row, int64_t d) {
   return true;
 }
 
-// Any row: everything in double, one element at a time.
+// Packs any row: in double, one element at a time.
 template <class Storage>
 void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing packing,
                         uint32_t* units, double* squared, double* lost) {
@@ -39,7 +40,7 @@ void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing pac
   }
 }
 
-// The squared norm of a row, and of its difference to `kept`.
+// Bounds the squared norm of a row, and of its difference to `kept`, in float.
 template <class Storage, class Kept>
 void measure_loss(const Storage* row, const Kept* kept, int64_t d, double* squared, double* lost) {
   using V = Vector<float>;
@@ -52,12 +53,13 @@ void measure_loss(const Storage* row, const Kept* kept, int64_t d, double* squar
   int64_t i = 0;
   for (; i + V::kLanes <= d; i += V::kLanes) add(V::load(row + i), V::load(kept + i));
   if (i < d) add(V::load_first(row + i, d - i), V::load_first(kept + i, d - i));
-  // Sums of d / kLanes terms and their combination, each rounded once.
+  // Bounds the rounding of the sums of d / kLanes terms and of their combination.
   const double inflate = 1.0 + static_cast<double>(d / V::kLanes + 8) / (1 << 24);
   *squared = squares.sum() * inflate;
   *lost = losses.sum() * inflate;
 }
 
+// Packs one row; see PackKernels::Row.
 template <class Storage>
 void pack_row(const Storage* row, int64_t d, double scale, Packing packing, uint32_t* units,
               double* squared, double* lost) {
@@ -76,7 +78,7 @@ void pack_row(const Storage* row, int64_t d, double scale, Packing packing, uint
           floats[i] = round ? widen(screened_bf16(widen(row[i]))) : widen(row[i]);
         measure_loss(row, floats, d, squared, lost);
       }
-      // Where float sums can neither overflow nor lose what matters to underflow.
+      // Float sums can neither overflow nor be affected by underflow here.
       if (*squared > 1e-20 && *squared < 1e30) return;
       if (*squared == 0.0 && all_zero(row, d)) return;
     }
@@ -84,9 +86,10 @@ void pack_row(const Storage* row, int64_t d, double scale, Packing packing, uint
   pack_row_carefully(row, d, scale, packing, units, squared, lost);
 }
 
+// See PackKernels::interleave.
 static void interleave(const uint32_t* from, int64_t rows, int64_t units, int64_t width,
                        uint32_t* to) {
-  constexpr int64_t kBlock = 16;  // a cache line of units from each row, then of rows to each unit
+  constexpr int64_t kBlock = 16;  // reads and writes whole cache lines
   for (int64_t u = 0; u < units; u += kBlock) {
     const int64_t end = u + kBlock < units ? u + kBlock : units;
     for (int64_t row = 0; row < width; ++row)

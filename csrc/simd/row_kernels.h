@@ -1,10 +1,11 @@
-// Loops over rows, written once for any `Vector`; each instruction set includes this file.
-// The including file sets SAEFAST_LEVEL and has its vector header included first.
+// Loops over rows, written once for any `Vector`; each instruction set includes this file. The
+// including file defines SAEFAST_LEVEL, and includes its vector header first.
 #include "kernels.h"
 
 namespace saefast::SAEFAST_LEVEL {
 
-// Four chains of kLanes lanes: element i belongs to chain (i / kLanes) % 4, lane i % kLanes.
+// Returns a . b. Sums run in four chains of kLanes lanes: element i belongs to chain (i / kLanes) %
+// 4, lane i % kLanes. `b_next` is the next row that will be read; it is prefetched.
 template <class Storage>
 compute_t<Storage> dot(const Storage* a, const Storage* b, const Storage* b_next, int64_t d) {
   using V = Vector<compute_t<Storage>>;
@@ -30,19 +31,21 @@ compute_t<Storage> dot(const Storage* a, const Storage* b, const Storage* b_next
   return ((s0 + s1) + (s2 + s3)).sum();
 }
 
+// See RowKernels::dots.
 template <class Storage>
 void dots(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t count, int64_t d,
           compute_t<Storage>* out) {
   for (int64_t c = 0; c < count; ++c) {
-    // Candidate rows lie anywhere in memory: ask for the next one while this one is summed.
+    // Candidate rows are scattered in memory: the next one is prefetched while this one is summed.
     const Storage* next = matrix + ids[c + 1 < count ? c + 1 : c] * d;
     out[c] = dot(row, matrix + ids[c] * d, next, d);
   }
 }
 
-// out[:] (+)= the sum of kRows weighted rows, in their order. Several rows at once, so that `out`
-// is read and written once for all of them, and so that a long sum rounds once for each group more
-// than once for each row; the rows after these are asked for meanwhile, since they lie anywhere.
+// Adds the sum of kRows weighted rows, in their order, to `out`, or writes it if `first`. Several
+// rows at a time, so that `out` is read and written once for all of them; a long sum then has one
+// rounding per row and one per group of rows. The rows after these are prefetched, since they are
+// scattered in memory.
 template <int kRows, class Storage>
 void add_weighted_rows(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
                        int64_t rows_left, bool first, int64_t d, compute_t<Storage>* out) {
@@ -72,6 +75,7 @@ void add_weighted_rows(const Storage* matrix, const int64_t* ids, const compute_
   }
 }
 
+// See RowKernels::weighted_sum.
 template <class Storage>
 void weighted_sum(const Storage* matrix, const int64_t* ids, const compute_t<Storage>* weights,
                   int64_t count, int64_t d, compute_t<Storage>* out) {
@@ -84,6 +88,7 @@ void weighted_sum(const Storage* matrix, const int64_t* ids, const compute_t<Sto
     add_weighted_rows<1>(matrix, ids + c, weights + c, count - c, c == 0, d, out);
 }
 
+// See UpdateKernels for the functions below.
 template <class Compute>
 void adam(Compute* parameter, Compute* first, Compute* second, const Compute* gradient, int64_t d,
           const AdamScalars<Compute>& scalars) {

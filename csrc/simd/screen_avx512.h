@@ -1,4 +1,4 @@
-// What the two AVX-512 screening tiles share: six rows by sixty-four columns of accumulators.
+// The loop of both AVX-512 screening tiles: six rows by sixty-four columns of accumulators.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -7,8 +7,8 @@ namespace saefast::SAEFAST_LEVEL {
 
 constexpr int kTileRows = 6, kTileVectors = 4, kTileColumns = 16 * kTileVectors;
 
-// 24 accumulators, four column vectors and one broadcast: 29 of the 32 registers.
-// `multiply_add(sum, x, w)` adds the products of one unit.
+// Multiplies one tile, see ScreenKernels::tile; multiply_add(sum, x, w) adds the products of one
+// unit. 24 accumulators, four vectors of columns and one broadcast: 29 of the 32 registers.
 template <class MultiplyAdd>
 static inline __attribute__((always_inline)) uint32_t
 screen_tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,

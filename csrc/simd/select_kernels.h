@@ -1,16 +1,17 @@
-// Candidate lists of one row; each instruction set includes this file.
+// Operations on the candidate list of a row; each instruction set includes this file.
 #include "kernels.h"
 
 namespace saefast::SAEFAST_LEVEL {
 
+// Returns how many scores are at least `floor`.
 static int64_t count_from(const float* scores, int64_t count, float floor) {
   int32_t reached = 0;
   for (int64_t i = 0; i < count; ++i) reached += scores[i] >= floor ? 1 : 0;
   return reached;
 }
 
-// Bisection on the value: twelve counting passes over a list that lies in the first cache level
-// cost less than one partial sort, and any floor that k entries reach is a valid threshold.
+// Bisects the value: twelve counting passes over a list in the L1 cache take less time than one
+// partial sort, and any floor that k entries reach is valid.
 static float reached_by(const float* scores, int64_t count, int64_t k) {
   float low = scores[0], high = scores[0];
   for (int64_t i = 1; i < count; ++i) {

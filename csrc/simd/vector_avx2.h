@@ -1,4 +1,5 @@
-// Sixteen floats or eight doubles in two AVX2 registers.
+// Vectors of sixteen floats (F) or eight doubles (D) in two AVX2 registers, with the interface of
+// vector_avx512.h.
 #include <immintrin.h>
 
 #include "../storage.h"

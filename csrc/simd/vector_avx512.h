@@ -1,4 +1,7 @@
-// Sixteen floats or eight doubles in one AVX-512 register. The including file sets SAEFAST_LEVEL.
+// Vectors of sixteen floats (F) or eight doubles (D) in one AVX-512 register. The including file
+// defines SAEFAST_LEVEL.
+//
+// Operations that end in `first` access `count` elements only, fewer than kLanes; others are zero.
 #include <immintrin.h>
 
 #include "../storage.h"

@@ -1,4 +1,5 @@
-// Sixteen floats or eight doubles as plain arrays: what every instruction set must agree with.
+// Vectors of sixteen floats or eight doubles as plain arrays, with the interface of
+// vector_avx512.h: the reference for all instruction sets.
 #include <cmath>
 
 #include "../storage.h"
