@@ -172,7 +172,10 @@ void check_groups(const UpdateArgs<Compute>& args) {
   if (args.group_ends == nullptr) return;
   int64_t before = 0;
   for (int64_t g = 0; g < args.groups; ++g) {
-    if (args.group_ends[g] < before) throw std::invalid_argument("group_ends must ascend");
+    if (args.group_ends[g] < before)
+      throw std::invalid_argument("group_ends must ascend, got " +
+                                  std::to_string(args.group_ends[g]) + " after " +
+                                  std::to_string(before) + " at entry " + std::to_string(g));
     before = args.group_ends[g];
   }
   if (before != args.m)
@@ -216,8 +219,9 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
   for (int64_t task = 0; task < tasks; ++task)
     for (int64_t i = 0; i < args.d; ++i) args.input_grad_sum[i] += partial[task * args.d + i];
   if (not_finite.any())
-    throw std::invalid_argument("the update made row " + std::to_string(not_finite.value()) +
-                                " of w_enc NaN or infinite; the learning rate may be too high");
+    throw std::invalid_argument("w_enc must stay finite, but the update made row " +
+                                std::to_string(not_finite.value()) +
+                                " NaN or infinite; the learning rate may be too high");
 }
 
 template void latent_update(const UpdateArgs<float>&, Screen, const Panels*, int);

@@ -16,7 +16,9 @@ ScreenPlan plan_screen(const Kernels& kernels, Screen screen) {
   if (screen == Screen::float32) return {kernels.screen_f32, Packing::float32};
   if (screen == Screen::int16) {
     if (kernels.screen_int16.tile == nullptr)
-      throw std::invalid_argument("this instruction set has no screen in int16; use float32");
+      throw std::invalid_argument(
+          "product must be float32 or bfloat16, got int16, for which this instruction set has no "
+          "screen");
     return {kernels.screen_int16, Packing::int16_pairs};
   }
   if (kernels.screen_bf16.tile != nullptr) return {kernels.screen_bf16, Packing::bf16_pairs};

@@ -84,7 +84,7 @@ void with_team(int32_t lanes, const Body& body) {
     }
     for (std::thread& thread : threads) thread.join();
   } else {
-    throw std::invalid_argument("lanes must be 1 or 32, but is " + std::to_string(lanes));
+    throw std::invalid_argument("lanes must be 1 or 32, got " + std::to_string(lanes));
   }
 }
 

@@ -47,7 +47,7 @@ Screen screen_named(const std::string& name) {
   if (name == "float32") return Screen::float32;
   if (name == "bfloat16") return Screen::bfloat16;
   if (name == "int16") return Screen::int16;
-  throw std::invalid_argument("unknown screen " + name);
+  throw std::invalid_argument("product must be float32, bfloat16 or int16, got '" + name + "'");
 }
 
 Panels panels_of(const Array& units, const Array& norm, const Array& lost, Screen screen, int64_t d,
@@ -96,7 +96,10 @@ void bind_encode(py::module_& module) {
              int64_t columns, int threads) {
             const auto [height, stride] = scores.sizes<2>("scores");
             if (rows > height || columns > stride)
-              throw std::invalid_argument("scores must hold the rows and columns that are fed");
+              throw std::invalid_argument("scores must have at least " + std::to_string(rows) +
+                                          " rows and " + std::to_string(columns) +
+                                          " columns, got shape (" + std::to_string(height) + ", " +
+                                          std::to_string(stride) + ")");
             const float* const tile = scores.as<const float>("scores", {height, stride});
             py::gil_scoped_release release;
             self.feed(tile, stride, row, rows, column, columns, threads);

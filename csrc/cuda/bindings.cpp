@@ -28,7 +28,7 @@ T* at(Address address) {
 void check_capacity(int32_t capacity, int32_t at_least) {
   if (capacity < at_least || capacity > MOST_CAPACITY || (capacity & (capacity - 1)) != 0) {
     throw std::invalid_argument("capacity must be a power of two from " + std::to_string(at_least) +
-                                " to " + std::to_string(MOST_CAPACITY) + ", but is " +
+                                " to " + std::to_string(MOST_CAPACITY) + ", got " +
                                 std::to_string(capacity));
   }
 }

@@ -47,7 +47,7 @@ def test_a_capacity_that_no_kernel_has_is_refused(
     monkeypatch.setattr(select_cuda, "_stream", lambda: 0)
     values, indices = torch.empty(4, 2), torch.empty(4, 2, dtype=torch.int64)
     keys, counts, *_ = lists(4, capacity)
-    with pytest.raises(ValueError, match=f"capacity must be a power of two .* is {capacity}"):
+    with pytest.raises(ValueError, match=f"capacity must be a power of two .*, got {capacity}"):
         select_cuda.choose(keys, counts, values, indices)
 
 

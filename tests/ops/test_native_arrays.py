@@ -174,7 +174,17 @@ MISFITS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rows of a tile": (
         lambda: tile_screen().feed(torch.empty(2, M), 0, 3, 0, M, 1),
         ValueError,
-        "scores must hold the rows and columns",
+        r"scores must have at least 3 rows and 6 columns, got shape \(2, 6\)",
+    ),
+    "a product": (
+        lambda: native.panel_units("int8", D, M),
+        ValueError,
+        "product must be float32, bfloat16 or int16, got 'int8'",
+    ),
+    "groups out of order": (
+        lambda: run(whole_update()._replace(group_ends=torch.tensor([4, 3]))),
+        ValueError,
+        "group_ends must ascend, got 3 after 4 at entry 1",
     ),
 }
 

@@ -313,5 +313,5 @@ def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
 
 def test_an_unknown_team_is_refused() -> None:
     none = torch.empty(0, dtype=torch.int64)
-    with pytest.raises(ValueError, match="lanes must be 1 or 32, but is 2"):
+    with pytest.raises(ValueError, match="lanes must be 1 or 32, got 2"):
         native.choose_row(none, 0, torch.empty(0), none, lanes=2)
