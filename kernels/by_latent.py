@@ -21,7 +21,7 @@ class ByLatent(NamedTuple):
     """Entries of a code in the order of their latents, and of their tokens within a latent."""
 
     entry: Tensor
-    """[n k] int64, positions in the code; those of no latent come last"""
+    """[n * k] int64, positions in the code; those of no latent come last"""
     start: Tensor
     """[m + 1] int64, where the entries of each latent begin"""
     piece_start: Tensor

@@ -47,7 +47,7 @@ def sum_entries(
 
     Args:
         values: [n, k] values of a code.
-        entries: [n k] positions in the code, sorted by latent.
+        entries: [n * k] positions in the code, sorted by latent.
         rows: [., d] rows.
         begin: first of the entries.
         end: end of the entries.
@@ -96,7 +96,7 @@ def sum_pieces(
 
     Args:
         values: [n, k] values of a code.
-        entries: [n k] positions in the code, sorted by latent.
+        entries: [n * k] positions in the code, sorted by latent.
         piece_begin: [pieces] int64, see `ByLatent`.
         piece_end: [pieces] int64, see `ByLatent`.
         rows: [n, d], or [groups, n, d] if GROUPED.
@@ -143,7 +143,7 @@ def sum_of_latent(
 
     Args:
         values: [n, k] values of a code.
-        entries: [n k] positions in the code, sorted by latent.
+        entries: [n * k] positions in the code, sorted by latent.
         start: [m + 1] int64, see `ByLatent`.
         piece_start: [m + 1] int64, see `ByLatent`.
         rows: [., d] rows.
@@ -188,7 +188,7 @@ def sum_latents(
 
     Args:
         values: see `sum_of_latent`, as the next five.
-        entries: [n k] int64.
+        entries: [n * k] int64.
         start: [m + 1] int64.
         piece_start: [m + 1] int64.
         rows: [n, d].

@@ -59,7 +59,7 @@ def update_biases(
     Args:
         values: [n, k] float32 values of the code.
         value_grads: [n, k] float32, gradients of the values.
-        entries: [n k] int64, see `ByLatent`.
+        entries: [n * k] int64, see `ByLatent`.
         start: [m + 1] int64, see `ByLatent`.
         slots: [m] int64, see `Slots`, if EXTRA.
         extra_bias: [c] float32, additional gradients of biases, if EXTRA.

@@ -41,7 +41,7 @@ def gradient_of_row(
 
     Args:
         coefficients: see `sum_of_latent`, as the next five.
-        entries: [n k] int64.
+        entries: [n * k] int64.
         start: [m + 1] int64.
         piece_start: [m + 1] int64.
         rows: [., d] float32.
@@ -171,7 +171,7 @@ def update_columns(
 
     Args:
         coefficients: [n, k] float32, factors of `rows`.
-        entries: [n k] int64, see `ByLatent`.
+        entries: [n * k] int64, see `ByLatent`.
         start: [latents + 1] int64, see `ByLatent`.
         piece_start: [latents + 1] int64, see `ByLatent`.
         rows: [n, d] float32, or [groups, n, d] if GROUPED.

@@ -1,4 +1,4 @@
-"""What csrc/cuda/bindings.cpp offers, in a build with SAEFAST_CUDA=ON.
+"""Declare the functions of csrc/cuda/bindings.cpp, in a build with SAEFAST_CUDA=ON.
 
 Addresses point to contiguous memory of the current device; `stream` is one of its cudaStream_t.
 """

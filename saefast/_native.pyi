@@ -1,7 +1,7 @@
-"""The functions that csrc/bindings offers.
+"""Declare the functions of csrc/bindings, the compiled kernels for the CPU.
 
-Tensors are contiguous and on the CPU, and of the shapes, dtypes and meaning that csrc/*.h tells;
-errors name the one that is not. Outputs are written in place.
+Tensors must be contiguous and on the CPU; csrc/*.h documents their shapes, dtypes and meaning, and
+errors name the argument that does not fit. Outputs are written in place.
 """
 
 from torch import Tensor
