@@ -22,7 +22,7 @@ TARGET = CHECKOUT / "build" / "on_gpu"
 _PROBE = """
 import importlib.util, json, sys
 sys.path[:] = [entry for entry in sys.path if entry not in ("", {checkout!r})]
-import saefast, saefast._native, saefast.kernels.topk_encode
+import saefast, saefast._native, saefast.kernels.encode.topk_encode
 cuda = importlib.util.find_spec("saefast._cuda") is not None
 print(json.dumps({{"folder": saefast.__path__[0], "cuda": cuda}}))
 """

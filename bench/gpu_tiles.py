@@ -36,7 +36,7 @@ def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
 def candidates(product: str, contest: Contest) -> tuple[Any, ...]:
     """Return the tiles that are worth measuring on this device."""
     device = importlib.import_module("saefast.kernels.device")
-    tiles = importlib.import_module("saefast.kernels.tiles")
+    tiles = importlib.import_module("saefast.kernels.encode.tiles")
     x = contest.x
     found: tuple[Any, ...] = tiles.tile_candidates(
         product, device.has_tma(x), device.shared_bytes(x)
@@ -45,7 +45,7 @@ def candidates(product: str, contest: Contest) -> tuple[Any, ...]:
 
 
 def _multiplying_in(tile: Any) -> AbstractContextManager[object]:
-    tiles = importlib.import_module("saefast.kernels.tiles")
+    tiles = importlib.import_module("saefast.kernels.encode.tiles")
     context: AbstractContextManager[object] = (
         nullcontext() if tile is None else tiles.measuring(tile)
     )

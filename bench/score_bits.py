@@ -85,14 +85,14 @@ def _all_in_full(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, k: int
 ) -> SparseCode:
     """Return the code of rows for which the screen is made to fail."""
-    encode, lists = gpu.kernels("topk_encode"), gpu.kernels("lists")
+    encode, lists = gpu.kernels("encode.topk_encode"), gpu.kernels("encode.lists")
     rounded = gpu.kernels("round_rows").rounded_rows
     n, m = x.shape[0], weight.shape[0]
     capacity = encode.capacity_of(m, x.shape[1], k, "bfloat16", lists.block())
     failed = lists.Lists(
         torch.empty(n, capacity, dtype=torch.int64, device=x.device),
         torch.full(
-            (n,), gpu.kernels("keep_best").OVERFLOW.value, dtype=torch.int32, device=x.device
+            (n,), gpu.kernels("encode.keep_best").OVERFLOW.value, dtype=torch.int32, device=x.device
         ),
         torch.full((n,), gpu.kernels("keys").EMPTY.value, dtype=torch.int64, device=x.device),
         torch.full((n,), torch.inf, device=x.device),
@@ -101,5 +101,5 @@ def _all_in_full(
     rows = (rounded(t, "bfloat16") for t in operands[:2])
     encode._mend_failed(*operands, *rows, failed, k)
     code = SparseCode(x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64))
-    gpu.kernels("select_triton").choose(failed.keys, failed.counts, *code)
+    gpu.kernels("encode.select_triton").choose(failed.keys, failed.counts, *code)
     return code

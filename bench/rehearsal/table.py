@@ -108,6 +108,6 @@ def write(
         entry = lines.setdefault(json.dumps(described), {**described, "triton": {}})
         made = row.compiled if isinstance(row.compiled, str) else [*row.compiled.figures]
         entry["triton"].setdefault(triton_version, {})[str(row.architecture)] = made
-    written = ",\n".join(json.dumps(lines[key]) for key in sorted(lines))
+    written = ",\n".join(json.dumps(lines[key], separators=(",", ":")) for key in sorted(lines))
     figures = json.dumps(Figures._fields)
     file.write_text('{"figures": ' + figures + ',\n"kernels": [\n' + written + "\n]}\n")

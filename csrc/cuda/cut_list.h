@@ -17,7 +17,7 @@ SAEFAST_DEVICE inline float read(const float* at) {
 #endif
 }
 
-// Error bounds of the scores of one row, see kernels/keep_best.py.
+// Error bounds of the scores of one row, see kernels/encode/keep_best.py.
 template <bool Bounded>
 struct RowBounds {
   const float* shift;

@@ -1,5 +1,5 @@
 // One row of `keep_best`: the columns that may still be among its k best, as in
-// kernels/keep_best.py.
+// kernels/encode/keep_best.py.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -16,7 +16,7 @@ constexpr int32_t OVERFLOWN = -1;
 constexpr int32_t GROUP = 32;       // columns per group whose maximum `hot_groups` stores
 constexpr int32_t HOT_BATCH = 256;  // groups whose maxima are read before their columns are
 
-// The operands of all rows; see `Bounds`, `Lists` and `Screened` in kernels/lists.py.
+// The operands of all rows; see `Bounds`, `Lists` and `Screened` in kernels/encode/lists.py.
 struct Screened {
   const float* scores;  // [rows, width]
   const float* maxima;  // [rows, width / GROUP], read if only hot groups were stored

@@ -73,7 +73,7 @@ def _(
     if not gpu.serves(weight):
         return reference.decode_prefixes(values, indices, weight, bias, target, group_ends, factor)
     result: tuple[Tensor, Tensor, Tensor] = gpu.launch(
-        "decode_prefixes.decode_prefixes",
+        "codes.decode_prefixes.decode_prefixes",
         values,
         indices,
         weight,

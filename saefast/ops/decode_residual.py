@@ -55,7 +55,7 @@ def _(
     if not gpu.serves(weight):
         return reference.decode_residual(values, indices, weight, bias, target, factor)
     result: tuple[Tensor, Tensor, Tensor] = gpu.launch(
-        "sparse_decode.decode_residual", values, indices, weight, bias, target, factor
+        "codes.sparse_decode.decode_residual", values, indices, weight, bias, target, factor
     )
     return result
 

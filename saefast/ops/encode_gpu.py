@@ -24,7 +24,7 @@ def encode_on_gpu(
     impl: str = "auto",
 ) -> SparseCode:
     """Compute `topk_encode` of input with checked shapes; checks that the input is finite."""
-    if not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
+    if not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
         checks.finite_operands(x, weight, bias, scale)
         return SparseCode(
             *_in_slices(
@@ -96,7 +96,7 @@ def threshold_rounded(
 ) -> ThresholdCode:
     """Compute `threshold_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
     code = gpu.launch(
-        "threshold_encode.encode",
+        "encode.threshold_encode.encode",
         x,
         weight,
         bias,
@@ -125,7 +125,7 @@ def encode_rounded(
 ) -> SparseCode:
     """Compute `topk_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
     values, indices = gpu.launch(
-        "topk_encode.encode",
+        "encode.topk_encode.encode",
         x,
         weight,
         bias,
@@ -148,7 +148,9 @@ def screen_for(x: Tensor, weight: Tensor, k: int, *, exact: bool) -> GpuScreen:
     (n, d), m = x.shape, weight.shape[0]
     if not exact or asked_for() is not None:
         return untimed(exact=exact)
-    candidates = candidates_for(lambda product: gpu.kernels("list_length").fits(m, d, k, product))
+    candidates = candidates_for(
+        lambda product: gpu.kernels("encode.list_length").fits(m, d, k, product)
+    )
     if not x.is_cuda:
         return candidates[0]
     # Batches of similar size share a measurement.

@@ -48,7 +48,7 @@ def repacked(
     """
     exact = precision == "exact"
     if gpu.has(x):
-        if not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
+        if not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
             return None
         screen = packed.screen if packed else screen_for(x, weight, k, exact=exact)
         if packed is None or not fresh:
@@ -102,7 +102,7 @@ def encode_scaled(
 
     The weight is not kept packed. On a GPU the input is not checked to be finite.
     """
-    if not gpu.has(x) or not gpu.serves(x) or k > gpu.kernels("topk_encode").MOST_KEPT:
+    if not gpu.has(x) or not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
         return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
     exact = precision == "exact"
     screen = screen_for(x, weight, k, exact=exact)

@@ -33,7 +33,7 @@ def _(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
         return gpu.in_gathered_slices(
             lambda some, theirs: reference.gather_dots(some, weight, theirs), rows, indices, weight
         )
-    out: Tensor = gpu.launch("sparse_decode.gather_dots", rows, weight, indices)
+    out: Tensor = gpu.launch("codes.sparse_decode.gather_dots", rows, weight, indices)
     return out
 
 

@@ -48,14 +48,16 @@ def runs_triton(tensor: Tensor) -> bool:
 
 
 def kernels(name: str) -> ModuleType:
-    """Import a module of saefast.kernels."""
+    """Import a module of saefast.kernels, such as "encode.topk_encode"."""
     return importlib.import_module(f"saefast.kernels.{name}")
 
 
 def select(impl: str) -> ModuleType:
     """Return the module that maintains the lists of an encode: CUDA C++ if built, or Triton."""
     return kernels(
-        "select_cuda" if impl == "cuda" or (impl == "auto" and has_cuda()) else "select_triton"
+        "encode.select_cuda"
+        if impl == "cuda" or (impl == "auto" and has_cuda())
+        else "encode.select_triton"
     )
 
 
@@ -83,8 +85,17 @@ def device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
 
 
 def launch(name: str, *arguments: object, **options: object) -> Any:
-    """Call "module.function" of saefast.kernels on the device of its tensors, made contiguous."""
-    module, function = name.split(".")
+    """Call a function of saefast.kernels on the device of its tensors, made contiguous.
+
+    Args:
+        name: the function below saefast.kernels, such as "encode.topk_encode.encode".
+        arguments: its positional arguments.
+        options: its keyword arguments.
+
+    Returns:
+        The function's result.
+    """
+    module, _, function = name.rpartition(".")
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     with device_of(tensors[0]):
         return getattr(kernels(module), function)(

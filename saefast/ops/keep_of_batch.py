@@ -45,7 +45,7 @@ def _(values: Tensor, indices: Tensor, wanted: int) -> tuple[Tensor, Tensor, Ten
     if values.dtype != torch.float32 or not gpu.serves(values):
         return reference.keep_of_batch(values, indices, wanted)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = gpu.launch(
-        "keep_of_batch.keep_of_batch", values, indices, wanted
+        "encode.keep_of_batch.keep_of_batch", values, indices, wanted
     )
     return result
 

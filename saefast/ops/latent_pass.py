@@ -74,7 +74,7 @@ class _OnGpu:
         m, d = operands.w_enc.shape
         check_packed(operands, (m, gpu.kernels("round_rows").padded_width(d)))
         self._operands = operands
-        self._kernels: Any = gpu.kernels("latent_update").LatentPass(contiguous(operands))
+        self._kernels: Any = gpu.kernels("update.latent_update").LatentPass(contiguous(operands))
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""

@@ -34,7 +34,7 @@ def _(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> Tensor:
     _check(values, indices, rows)
     if not gpu.serves(rows):
         return reference.latent_sum(values, indices, rows, latents)
-    sums: Tensor = gpu.launch("latent_sum.latent_sum", values, indices, rows, latents)
+    sums: Tensor = gpu.launch("codes.latent_sum.latent_sum", values, indices, rows, latents)
     return sums
 
 

@@ -77,7 +77,7 @@ def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> T
             lambda some, theirs: reference.sparse_decode(some, theirs, weight, bias),
             *(values, indices, weight),
         )
-    out: Tensor = gpu.launch("sparse_decode.sparse_decode", values, indices, weight, bias)
+    out: Tensor = gpu.launch("codes.sparse_decode.sparse_decode", values, indices, weight, bias)
     return out
 
 

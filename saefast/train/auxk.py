@@ -51,7 +51,7 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     capacity = min(m, settings.capacity or max(m // 8, 1))
     if gpu.has(idle) and gpu.runs_triton(idle):
         return DeadLatents(
-            *gpu.launch("dead_latents.dead_latents", idle, settings.idle_limit(), capacity)
+            *gpu.launch("auxk.dead_latents.dead_latents", idle, settings.idle_limit(), capacity)
         )
     dead = (idle >= settings.idle_limit()).cumsum(0)
     if not gpu.has(dead):  # on the CPU the host can read the number
@@ -129,7 +129,7 @@ def auxk_gradients(
     """
     if gpu.has(inputs) and gpu.serves(inputs):
         found = gpu.launch(
-            "auxk.auxk_gradients",
+            "auxk.gradients.auxk_gradients",
             inputs,
             residual,
             w_enc,

@@ -71,7 +71,9 @@ class Adam:
         """Count the next step and return its rates [2], see `reference.adam_rates`."""
         if self._on_gpu:
             logarithms = (math.log(beta) if beta else -math.inf for beta in self._rules.betas)
-            rates: Tensor = gpu.launch("step_scalars.next_rates", self.lr, self.steps, *logarithms)
+            rates: Tensor = gpu.launch(
+                "update.step_scalars.next_rates", self.lr, self.steps, *logarithms
+            )
             return rates
         self.steps += 1
         return reference.adam_rates(self.lr, self.steps, *self._rules.betas)
@@ -98,7 +100,9 @@ class Adam:
         two vectors with the remaining gradients.
         """
         if self._on_gpu:
-            factor: Tensor = gpu.launch("step_scalars.clip_factor", clip, row_squares, *vectors)
+            factor: Tensor = gpu.launch(
+                "update.step_scalars.clip_factor", clip, row_squares, *vectors
+            )
             return factor
         return clip_factor(clip, [vector.whole_gradient for vector in vectors], row_squares)
 
@@ -125,7 +129,7 @@ class Adam:
         if self._on_gpu:
             first, *others = vectors
             gpu.launch(
-                "step_scalars.finish_step",
+                "update.step_scalars.finish_step",
                 first,
                 others[0] if others else None,
                 factor,

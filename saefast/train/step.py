@@ -284,7 +284,7 @@ class FusedStep:
 
     def _served(self) -> bool:
         """Return whether the GPU kernels support the whole fused step."""
-        most: int = gpu.kernels("topk_encode").MOST_KEPT
+        most: int = gpu.kernels("encode.topk_encode").MOST_KEPT
         return gpu.serves(self.sae.W_enc) and self.now.k <= most
 
     def _settings(self, n: int) -> tuple[object, ...]:

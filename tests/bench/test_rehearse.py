@@ -205,7 +205,7 @@ def test_pipelined_loops_and_tensor_cores_are_seen(small_kernels: dict[str, Comp
 
 
 LAUNCHED = Launched(
-    "saefast.kernels.choose",
+    "saefast.kernels.encode.choose",
     "choose",
     json.dumps(
         {
@@ -224,7 +224,7 @@ SOUND = Compiled(Figures(255, 0, 0, 99 << 10, "mma.sync", 3), Source([], [], Tru
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"stack_bytes": 8, "spills": 2}, "spills 8 bytes"),
+        ({"stack_bytes": 16, "spills": 1}, "spills 16 bytes"),
         ({"registers": 256}, "256 registers"),
         ({"shared_bytes": (99 << 10) + 1}, "shared memory"),
         ({"tensor_core": ""}, "without tensor cores"),
@@ -239,6 +239,11 @@ def test_a_fault_is_found(change: dict[str, Any], fault: str) -> None:
     (found,) = table.faults(rows)
     assert fault in found
     assert "sm_120 choose (FEW=64)" in found
+
+
+def test_a_stack_that_holds_no_registers_is_no_fault() -> None:
+    figures = SOUND.figures._replace(stack_bytes=16)
+    assert [*table.faults([table.Row(LAUNCHED, 120, 1, Compiled(figures, SOUND.source))])] == []
 
 
 def test_the_registers_of_a_processor_must_do_for_all_threads_of_a_block() -> None:
@@ -318,14 +323,15 @@ def committed() -> list[dict[str, Any]]:
 
 @until_there_is_a_table
 def test_the_committed_table_has_every_kernel_and_no_fault() -> None:
-    assert TABLE.stat().st_size < 500_000
+    assert TABLE.stat().st_size < 800_000
     rows = committed()
     assert {row["kernel"] for row in rows} == kernels_in_source()
     for row in rows:
         for by_sm in row["triton"].values():
             for architecture, figures in by_sm.items():
                 made = Figures(*figures)
-                assert made.stack_bytes <= table.MAY_SPILL.get(row["kernel"], 0), row
+                if made.spills:
+                    assert made.stack_bytes <= table.MAY_SPILL.get(row["kernel"], 0), row
                 assert made.registers <= thread_registers(row["warps"]), row
                 assert made.shared_bytes <= GPUS[int(architecture)].shared_bytes, row
 

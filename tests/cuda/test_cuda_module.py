@@ -9,8 +9,8 @@ import torch
 
 import saefast
 from saefast import _cuda
-from saefast.kernels import select_cuda
-from saefast.kernels.lists import Bounds, Lists, Screened
+from saefast.kernels.encode import select_cuda
+from saefast.kernels.encode.lists import Bounds, Lists, Screened
 from saefast.ops import gpu
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -13,10 +13,10 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from saefast import AuxK, reference
-from saefast.kernels import dead_latents as listing
-from saefast.kernels.auxk_operands import operands
+from saefast.kernels.auxk import dead_latents as listing
+from saefast.kernels.auxk.keep_largest import keep_largest
+from saefast.kernels.auxk.operands import operands
 from saefast.kernels.bfloat16_parts import whole_tiles
-from saefast.kernels.keep_largest import keep_largest
 from saefast.train.auxk import (
     AuxGradients,
     DeadLatents,

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saefast.kernels.bounds import column_bounds, row_bounds
-from saefast.kernels.keep_best import OVERFLOW
+from saefast.kernels.encode.bounds import column_bounds, row_bounds
+from saefast.kernels.encode.keep_best import OVERFLOW
+from saefast.kernels.encode.lists import GROUP, Lists
 from saefast.kernels.keys import EMPTY
-from saefast.kernels.lists import GROUP, Lists
 from saefast.kernels.round_rows import RoundedRows
 
 

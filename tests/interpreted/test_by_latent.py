@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saefast.kernels.by_latent import PIECE, ByLatent, sort_by_latent
+from saefast.kernels.codes.by_latent import PIECE, ByLatent, sort_by_latent
 
 
 def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import saefast
 from saefast import reference
-from saefast.kernels import by_latent, latent_sum, latent_update
+from saefast.kernels.codes import by_latent, latent_sum
+from saefast.kernels.update import latent_update
 from saefast.ops.decode_residual import decode_residual
 
 ops = torch.ops.saefast

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import saefast
 from saefast import reference
-from saefast.kernels import hot_groups, round_rows, screening, select_triton, topk_encode
-from saefast.kernels.tiles import Tile, measuring
+from saefast.kernels import round_rows
+from saefast.kernels.encode import hot_groups, screening, select_triton, topk_encode
+from saefast.kernels.encode.tiles import Tile, measuring
 from saefast.ops.encode_gpu import encode_rounded
 from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS, GpuScreen
 

@@ -18,13 +18,9 @@ from bench import (
 from bench.cases import Shape
 from bench.gpu_contest import Contest
 from bench.gpu_encodes import encodes
-from saefast.kernels import (
-    latent_sum,
-    latent_update,
-    select_triton,
-    sparse_decode,
-    threshold_encode,
-)
+from saefast.kernels.codes import latent_sum, sparse_decode
+from saefast.kernels.encode import select_triton, threshold_encode
+from saefast.kernels.update import latent_update
 from saefast.ops.gpu_screens import SCREENS, GpuScreen
 
 SMALL = Shape(9, 33, 3, 3)

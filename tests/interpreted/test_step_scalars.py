@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefast import Rules, reference
-from saefast.kernels import step_scalars
+from saefast.kernels.update import step_scalars
 from saefast.sae import SAE
 from saefast.train.optimizer import Adam, Vector, clip_factor
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import saefast
 from saefast import reference
-from saefast.kernels import threshold_encode, topk_encode
-from saefast.kernels.lists import Lists
+from saefast.kernels.encode import threshold_encode, topk_encode
+from saefast.kernels.encode.lists import Lists
 from saefast.ops import batch_topk as module
 from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_packed import repacked, threshold_packed

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saefast import reference
-from saefast.kernels import by_latent
+from saefast.kernels.codes import by_latent
 from saefast.kernels.round_rows import rounded_rows
 from saefast.ops.latent_pass import latent_pass
 from saefast.ops.latent_update import gradient_squares, latent_update

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is a package of Linux only")
 import triton
 
 from saefast import checks
-from saefast.kernels import screening
+from saefast.kernels.encode import screening
 from saefast.match import engines
 from saefast.match.engines import Encode
 from saefast.match.neighbours import Search, nearest, nearest_both_ways

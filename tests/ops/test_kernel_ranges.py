@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
-from saefast.kernels import threshold_encode
-from saefast.kernels.list_length import LONGEST
-from saefast.kernels.lists import GROUP
-from saefast.kernels.screening import phases
-from saefast.kernels.topk_encode import MOST_KEPT, capacity_of, first_phase
+from saefast.kernels.encode import threshold_encode
+from saefast.kernels.encode.list_length import LONGEST
+from saefast.kernels.encode.lists import GROUP
+from saefast.kernels.encode.screening import phases
+from saefast.kernels.encode.topk_encode import MOST_KEPT, capacity_of, first_phase
 
 _HALF_A_GIGABYTE = 512 << 20
 _LONGEST_LIST = 8192

@@ -8,15 +8,15 @@ from helpers.strategies import normal
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
-from saefast.kernels.list_length import (
+from saefast.kernels.encode.list_length import (
     LONGEST,
     arithmetic_error,
     fits,
     list_length,
     most_candidates,
 )
+from saefast.kernels.encode.topk_encode import capacity_of
 from saefast.kernels.round_rows import RoundedRows
-from saefast.kernels.topk_encode import capacity_of
 from saefast.ops import encode_gpu, gpu_screens
 from saefast.ops.gpu_screens import CANDIDATES, GpuScreen, candidates_for
 

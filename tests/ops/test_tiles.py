@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
 from saefast.kernels import device
-from saefast.kernels.tiles import Tile, measured_tile, measuring, tile_candidates, tile_for
+from saefast.kernels.encode.tiles import Tile, measured_tile, measuring, tile_candidates, tile_for
 
 PRODUCTS = ("float16", "bfloat16", "tfloat32", "float32")
 SHARED = {"A100": 166_912, "RTX 3090, 4090 and 5090": 101_376, "H100 and B200": 232_448}

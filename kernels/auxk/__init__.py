@@ -1,0 +1,1 @@
+"""Kernels of the auxiliary loss for dead latents, and of the list of them."""

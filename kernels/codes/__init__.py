@@ -1,0 +1,1 @@
+"""Kernels on sparse codes: decodes, products with their gradients, and sums by latent."""

@@ -1,0 +1,1 @@
+"""Kernels of a training step's update: clipping, Adam, biases and scalars of the schedule."""
