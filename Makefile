@@ -52,9 +52,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-# The documentation, in docs/_build/index.html; warnings are errors.
+# The documentation, in docs/_build/html/index.html; notebooks run, and warnings are errors.
 docs: .venv/docs
-	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build/html
 
 bench: .venv/peers .venv/demo
 	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo evaluations; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done

@@ -1,6 +1,7 @@
 """Configuration of Sphinx. `make docs` builds the site with warnings as errors."""
 
 import importlib
+import os
 from importlib.metadata import version as _version
 from typing import Any
 
@@ -14,14 +15,14 @@ copyright = "The saefast developers, MIT licence"
 release = version = _version("saefast")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 
@@ -31,6 +32,15 @@ html_show_sphinx = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+
+# Notebooks of the gallery run in every build. The build fails at an exception, and at anything on
+# stderr, such as a warning. Kernels run beside other processes of the build, hence one thread each.
+nb_execution_mode = "force"
+nb_execution_timeout = 120  # seconds for a cell
+nb_execution_raise_on_error = True
+nb_output_stderr = "warn"
+nb_merge_streams = True
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 default_role = "py:obj"  # single backquotes: a link to a public name, else code
 napoleon_google_docstring = True
