@@ -22,7 +22,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+# .rst first: autosummary writes its pages with the first suffix that may be reStructuredText.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 

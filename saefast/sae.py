@@ -150,7 +150,14 @@ class SAE(nn.Module):
         return self.b_enc.new_zeros(())
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Return the encoder's inputs [n, d]: x normalised and centred as configured."""
+        """Return the encoder's inputs: rows normalised and centred as configured.
+
+        Args:
+            x: [n, d] activations.
+
+        Returns:
+            [n, d].
+        """
         if self.normalise != "none":
             shift, scale = self._levels(x)
             x = (x - shift) / (scale + _EPSILON if self.normalise == "layer_norm" else scale)
@@ -255,7 +262,14 @@ class SAE(nn.Module):
         return y if x is None or not self.skip else y + x @ self.W_skip.T
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode and decode x [..., d]; return the reconstruction [..., d_out]."""
+        """Encode and decode activations.
+
+        Args:
+            x: [..., d] activations.
+
+        Returns:
+            Reconstruction [..., d_out].
+        """
         checks.dense("x", x)
         rows = x.reshape(-1, x.shape[-1])
         return self.decode(self.encode(rows), rows).reshape(*x.shape[:-1], self.d_out)

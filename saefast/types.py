@@ -66,7 +66,14 @@ class SparseCode(NamedTuple):
         return brief(self)
 
     def to_dense(self, latents: int) -> Tensor:
-        """Return the code as a dense matrix [n, latents]."""
+        """Return the code as a dense matrix.
+
+        Args:
+            latents: number of columns, the number of latents of the SAE.
+
+        Returns:
+            [n, latents], zero where a latent is not active.
+        """
         dense = self.values.new_zeros(self.values.shape[0], latents)
         # Add instead of writing: padding has index 0, which may also be an active latent.
         return dense.scatter_add(1, self.indices, self.values)

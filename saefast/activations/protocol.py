@@ -65,7 +65,14 @@ class Activations(Protocol):
         """
 
     def locate(self, row: int) -> str:
-        """Return the file and row of the row with this number, for an error message."""
+        """Return the origin of a row, for an error message.
+
+        Args:
+            row: number of the row.
+
+        Returns:
+            The file and the place in it, as text.
+        """
 
 
 Item = Tensor | NDArray[Any]

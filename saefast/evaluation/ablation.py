@@ -34,11 +34,13 @@ class GroupFunction:
     """Contribution of one set of features; the code is always computed by the whole encoder."""
 
     group: str
+    """name of the group"""
     control: str
     """"" for the group itself; "size" or "mass" for a random set of the same size or mass"""
     draw: int
     """number of the random set"""
     features: int
+    """number of features in this set"""
     mass: float
     """share of the activation mass, NaN where it is unknown"""
     shared: float
@@ -57,11 +59,13 @@ class FeatureFunction:
     """
 
     rows: int
+    """number of rows read"""
     explained_variance: float
     """explained variance with all features"""
     variance: float
     """mean squared distance of a row to the mean row"""
     groups: tuple[GroupFunction, ...]
+    """contributions of each group and of each of its random sets"""
     effect: Tensor
     """[m] float64: increase of the mean squared error of a row (summed over its width) if this
     feature alone is left out of the decoder's sum; negative if the feature adds to the error"""

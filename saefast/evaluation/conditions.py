@@ -40,7 +40,9 @@ class Condition:
     """Named SAEs to evaluate beside the trained ones."""
 
     name: str
+    """name of the condition in scores"""
     saes: tuple[SAE, ...]
+    """SAEs of the condition"""
 
     __repr__ = brief
 

@@ -30,6 +30,7 @@ class EffectRegression:
     unadjusted_error: float
     """standard error of `unadjusted`"""
     r_squared: float
+    """share of the variance of `log |effect|` that the fit explains"""
     features: int
     """number of features in the fit"""
     left_out: int

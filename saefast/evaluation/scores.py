@@ -36,12 +36,15 @@ class Score:
     evaluation: str
     """probe, explain, steer, edit, absorb or core"""
     measure: str
+    """name of the measure"""
     condition: str
     """`TRAINED`, the name of a `Condition`, or "trained - NAME" for a difference"""
     value: float
+    """mean over the items"""
     low: float
     """lower end of the 95 % interval; NaN where there is none"""
     high: float
+    """upper end of that interval"""
     n: int
     """number of items averaged"""
     task: str = ""
@@ -55,7 +58,9 @@ class Score:
     rival: str = ""
     """name of the best trivial rival"""
     rival_value: float = _NAN
+    """value of that rival"""
     ceiling: float = _NAN
+    """best attainable value; NaN where none is known"""
     primary: bool = False
     """whether the measure is the primary one of its evaluation"""
 
@@ -65,7 +70,14 @@ class Score:
         return Interval(self.value, self.low, self.high)
 
     def difference_to_trained(self, difference: Interval) -> "Score":
-        """Return the row of the difference of the trained SAEs to this row's condition."""
+        """Return the row of the difference of the trained SAEs to this row's condition.
+
+        Args:
+            difference: the difference with its interval.
+
+        Returns:
+            A row with the difference as its value, 0 as its floor and neither rival nor ceiling.
+        """
         return dataclasses.replace(
             self,
             **difference._asdict(),
@@ -90,7 +102,9 @@ class Evaluation:
     """Scores of one evaluation, in the order of display."""
 
     name: str
+    """name of the evaluation"""
     scores: tuple[Score, ...]
+    """all scores, for every measure, condition, group, SAE and task"""
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """by measure, standard deviation of the overall value over repetitions of the evaluation with
     other seeds"""
@@ -117,6 +131,14 @@ class Evaluation:
 
     def overall(self, measure: str, condition: str = TRAINED, group: str = "") -> Score:
         """Return the score over all tasks and seeds.
+
+        Args:
+            measure: name of the measure.
+            condition: name of the condition.
+            group: group of latents; "" for all.
+
+        Returns:
+            The score with these three names.
 
         Raises:
             KeyError: there is none.

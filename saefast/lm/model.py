@@ -31,7 +31,9 @@ class LanguageModel:
     model: Any
     """causal language model of transformers"""
     tokenizer: Any
+    """tokenizer of transformers that belongs to the model"""
     name: str = "model"
+    """name for records and messages"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, torch.nn.Module):

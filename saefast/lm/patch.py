@@ -52,6 +52,7 @@ class PatchEffect:
     ce_score_mean: Estimate
     """(CE_mean - CE) / (CE_mean - CE_undisturbed): 0 as with the mean activation"""
     kl_score_mean: Estimate
+    """(KL_mean - KL) / KL_mean"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Patching:
     """Effects of all replacements of `evaluate_patched`."""
 
     clean: PatchEffect
+    """the undisturbed model"""
     zero: PatchEffect
     """zeros in place of the activations"""
     mean: PatchEffect
@@ -70,7 +72,9 @@ class Patching:
     drop: dict[str, PatchEffect] = field(default_factory=dict)
     """reconstructions from all latents except those of a group"""
     contexts: int = 0
+    """number of contexts measured"""
     predictions: int = 0
+    """number of tokens predicted in them"""
 
     __repr__ = brief
 

@@ -206,12 +206,19 @@ class RunSettings:
     """Settings of all stages of a run."""
 
     data: Data
+    """source of the rows: the table `[harvest]`, `[planted]`, `[store]` or `[trained]`"""
     train: TrainConfig
+    """settings of the SAEs and of their training"""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """settings of how the training is carried out"""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
+    """rule by which a feature recurs in another SAE"""
     subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
+    """settings of the comparison of subspaces"""
     pool: PoolSettings = field(default_factory=PoolSettings)
+    """settings of the pooled SAE and its controls"""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    """settings of the worth of groups and of evaluations by name"""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as tables of a file, from which `settings_from` restores them."""

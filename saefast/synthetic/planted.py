@@ -16,8 +16,11 @@ class PlantedWorld:
     features: Tensor
     """[count, d] float32, rows of norm one"""
     active: int
+    """number of features in each row"""
     noise: float
+    """standard deviation of the noise of each coordinate"""
     seed: int
+    """seed of the rows"""
 
     @classmethod
     def create(

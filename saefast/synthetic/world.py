@@ -69,6 +69,7 @@ class World:
     For a feature with a parent: share of the rows in which the parent fires.
     """
     strength: Strength = LOG_NORMAL
+    """distribution of the strength of a feature where it fires"""
     parent: Tensor | None = None
     """[m] int64, parent of each feature, -1 for none
 
@@ -77,6 +78,7 @@ class World:
     bias: Tensor | None = None
     """[d], added to every row; None: zeros"""
     seed: int = 0
+    """seed of the rows"""
 
     rows = None
     dtype = torch.float32

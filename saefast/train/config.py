@@ -158,7 +158,14 @@ class TrainConfig:
         return dataclasses.replace(self, auxk=auxk)
 
     def label(self, seed: int) -> str:
-        """Return the name of the folder of one SAE."""
+        """Return the name of the folder of one SAE.
+
+        Args:
+            seed: seed of the SAE.
+
+        Returns:
+            NAME-seed-SEED, or seed-SEED for a config without a name.
+        """
         return f"{self.name}-seed-{seed}" if self.name else f"seed-{seed}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -58,7 +58,9 @@ class Knowledge:
     """Facts that a model knows."""
 
     model: str
+    """name of the model"""
     kinds: tuple[KnownFacts, ...]
+    """facts that the model knows, for each kind of entity"""
 
     def to_table(self) -> "pa.Table":
         """Return a table with a row for each kind, attribute and template."""

@@ -37,6 +37,7 @@ class LabelledTask:
     """Examples of two classes; `labelled_task` drops repetitions and balances the classes."""
 
     name: str
+    """name of the task in scores"""
     texts: tuple[str, ...] = field(repr=False)
     """texts to run through a language model"""
     labels: tuple[bool, ...] = field(repr=False)
