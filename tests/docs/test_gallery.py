@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.documentation import DOCS, name
+from helpers.documentation import DOCS, name, prose
 
 NOTEBOOKS = sorted(page for page in (DOCS / "gallery").glob("*.md") if page.stem != "index")
 CELL = re.compile(r"^```\{code-cell\} python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -39,8 +39,7 @@ def test_names_of_saefast_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
 def test_text_states_no_results(page: Path) -> None:
-    text = CELL.sub("", page.read_text())
-    assert not OF_A_RUN.findall(text)
+    assert not OF_A_RUN.findall(prose(page))
 
 
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=name)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.documentation import DOCS, PAGES, name
+from helpers.documentation import DOCS, PAGES, name, prose
 
 PACKAGES = (
     "saefast",
@@ -51,5 +51,5 @@ def test_the_reference_lists_every_public_name(package: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose(page)):
         assert (page.parent / target).exists(), target

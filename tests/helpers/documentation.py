@@ -38,6 +38,11 @@ def blocks(page: Path, language: str) -> list[Block]:
     ]
 
 
+def prose(page: Path) -> str:
+    """Return the text of a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def name(page: Path) -> str:
     """Return the path of a page within the checkout, as the name of a test."""
     return str(page.relative_to(CHECKOUT))
