@@ -37,7 +37,7 @@ myst_heading_anchors = 3
 # Notebooks of the gallery run in every build. The build fails at an exception, and at anything on
 # stderr, such as a warning. Kernels run beside other processes of the build, hence one thread each.
 nb_execution_mode = "force"
-nb_execution_timeout = 120  # seconds for a cell
+nb_execution_timeout = 300  # seconds for a cell
 nb_execution_raise_on_error = True
 nb_output_stderr = "warn"
 nb_merge_streams = True
