@@ -43,6 +43,9 @@ nb_output_stderr = "warn"
 nb_merge_streams = True
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+smartquotes = False  # quotes in docstrings are those of strings, such as "" for an empty one
+highlight_language = "none"  # blocks without a language are commands, folders and diagrams
+
 default_role = "py:obj"  # single backquotes: a link to a public name, else code
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -86,20 +89,27 @@ def _link_public_names_only(_app: Sphinx, tree: nodes.document) -> None:
             link.replace_self(nodes.literal("", link.astext()))
 
 
-def _keep_colons_of_fields(
-    _app: Sphinx, what: str, _name: str, _what: Any, _options: Any, lines: list[str]
+_FIELDS: dict[str, list[str]] = {}
+"""Docstring of each field before napoleon, which takes the text before a colon for a type."""
+
+
+def _save_fields(
+    _app: Sphinx, what: str, name: str, _what: Any, _options: Any, lines: list[str]
 ) -> None:
-    """Restore the text before a colon in a field's docstring, which napoleon takes for its type."""
     if what in ("attribute", "property"):
-        for at, line in enumerate(lines):
-            if line.startswith(":type: "):
-                lines[0] = f"{line.removeprefix(':type: ')}: {lines[0]}"
-                del lines[at]
-                break
+        _FIELDS[name] = lines.copy()
+
+
+def _restore_fields(
+    _app: Sphinx, what: str, name: str, _what: Any, _options: Any, lines: list[str]
+) -> None:
+    if what in ("attribute", "property"):
+        lines[:] = _FIELDS.pop(name)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers above."""
     app.connect("doctree-read", _link_public_names_only)
-    app.connect("autodoc-process-docstring", _keep_colons_of_fields, priority=600)
+    app.connect("autodoc-process-docstring", _save_fields, priority=400)
+    app.connect("autodoc-process-docstring", _restore_fields, priority=600)  # napoleon: 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}
