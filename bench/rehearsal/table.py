@@ -18,6 +18,7 @@ MAY_SPILL = {
     "join_parts": 8,
     "keep_best": 8,
     "score_candidates": 8,
+    "sum_pieces": 8,
 }
 """Bytes of a thread's stack that a kernel with spilled registers may use.
 
