@@ -12,6 +12,7 @@ from saefast.kernels.device import thread_registers
 
 MAY_SPILL = {
     "update_columns": 176,
+    "weight_gradients": 72,
     "prefix_rows": 48,
     "miss_error": 32,
     "choose": 8,
@@ -23,9 +24,9 @@ MAY_SPILL = {
 """Bytes of a thread's stack that a kernel with spilled registers may use.
 
 `update_columns` is faster with more warps, each of fewer registers (measured on an H100). The
-others spill in few specialisations, on one architecture under one version of Triton, and not on
-sm_90: `prefix_rows` with k = 1, `miss_error` although it may have all 255 registers, and the rest
-at most two registers, each loaded once or twice.
+others spill in few specialisations, most of them on one architecture under one version of Triton:
+`weight_gradients` and `miss_error` although they may have all 255 registers, `prefix_rows` with
+k = 1, and the rest at most two registers, each loaded once or twice.
 """
 
 
