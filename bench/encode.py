@@ -37,7 +37,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
 
     contestants = [
         Contestant("saefast", "exact", ours("exact"), agrees(ours("exact")().values)),
-        # operands rounded to bfloat16: each score may be off by 2^-8 of its terms
+        # operands are rounded to bfloat16, so the error of a score is up to 2^-8 of its terms
         Contestant("saefast", "bf16", ours("bf16"), agrees(ours("bf16")().values, 2.0**-7)),
         Contestant("torch", "dense", lambda: dense(centred), agrees(dense(centred).values)),
     ]

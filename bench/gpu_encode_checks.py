@@ -201,7 +201,7 @@ def same_scores(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
         )
         same = scores_are_the_same(best, found, limit)
         yield Finding(f"top k and threshold with room for {room}", shape, same, {})
-    # One latent fewer than k remains: no list can be filled, so every row is scored in full.
+    # Only k - 1 latents remain, so no list can be filled and every row is scored in full.
     if shape.k > 1:
         masked = torch.full_like(weights.b_enc, -torch.inf)
         few = best.indices[0, 1:]

@@ -89,7 +89,7 @@ class _Running:
                 return True
             if self._item is not None or self._begun == self._begun_before:
                 self._fail(f"{_ending(status)}: {self._last_line()}")
-        if self._begun == self._begun_before:  # a new process would not get any further
+        if self._begun == self._begun_before:  # a new process would fail in the same way
             return True
         self._start()
         return False

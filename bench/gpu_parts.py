@@ -84,7 +84,7 @@ def _lanes(kind: str, argument: str, facts: dict[str, Any]) -> list[Lane]:
     if kind == "smoke":
         return [lane(kind, CUDA_LAUNCH_BLOCKING="1")]
     if kind == "checks":
-        # The longest first.
+        # The longest items first.
         shapes = [argument] if argument else sorted(CHECKED, key=_work, reverse=True)
         return [*(lane("checks", shape) for shape in shapes), lane("graphs")]
     if kind == "times" and argument == MATCHING:

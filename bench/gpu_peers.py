@@ -50,7 +50,7 @@ def installed() -> list[str]:
 def _steps(contest: Contest) -> Iterator[Contestant]:
     """Yield training steps of peers, with and without autocast, alone and with saefast inside."""
     for name in installed():
-        # sparsify's forward pass is always under autocast.
+        # sparsify's forward pass always runs under autocast.
         for autocast, ours in product(
             (False, True) if name == "SAELens" else (True,), (False, True)
         ):

@@ -165,7 +165,7 @@ def _store(contest: Contest, path: Path) -> Path:
     """Write a store of some batches, in bfloat16."""
     with StoreWriter(path, contest.shape.d) as writer:
         for number in range(_BATCHES):
-            # Not scaled: for larger rows more latents of jumprelu are active than in its step.
+            # Not scaled: on larger rows, more latents of jumprelu are active than in its step.
             rows = contest.x.roll(number, 1)
             writer.append(rows.to(torch.bfloat16).cpu())
     return path

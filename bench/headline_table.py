@@ -49,7 +49,7 @@ def _cell(
     printed = f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
     if times[key] is mine:
         return printed
-    # On the CPU all were timed in the same rounds, whose ratios are steadier than medians.
+    # On the CPU all were timed in the same rounds, whose ratios vary less than medians.
     unit = ("gemm_ratio", "ms")[machine]
     return f"{printed}, {times[key][unit] / mine[unit]:.1f} x"
 

@@ -90,7 +90,7 @@ def _exceeded(x: Tensor, weights: Weights) -> float:
     """Return the value that a share `_ACTIVE` of pre-activations exceeds, as in trained SAEs."""
     some = x[:64]
     scores = (some - weights.b_dec) @ weights.w_enc.T + weights.b_enc
-    # Halfway between two values, so that rounding decides about neither.
+    # Halfway between two values, so that rounding cannot change the result.
     return float(scores.flatten().topk(round(_ACTIVE * scores.numel()) + 1).values[-2:].mean())
 
 

@@ -22,7 +22,7 @@ from saefast.ops.gpu_screens import CANDIDATES, ENVIRONMENT
 from saefast.types import SparseCode
 
 SCORERS = ("score_candidates", "score_all", "keep_above", "settle_lists")
-_LOWEST = -1e36  # so low that rows count as near overflow, so that all columns are scored
+_LOWEST = -1e36  # so low that rows count as near overflow and all columns are scored
 
 
 class Summation(NamedTuple):

@@ -93,11 +93,12 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
     dictionaries = [as_dictionary(source, f"dictionaries[{i}]") for i, source in enumerate(sources)]
     if len(dictionaries) < least:
         raise ValueError(
-            f"dictionaries must be at least {least}, of different seeds, got {len(dictionaries)}"
+            f"dictionaries must hold at least {least} dictionaries of different seeds, got "
+            f"{len(dictionaries)}"
         )
     for i, dictionary in enumerate(dictionaries):
         width = dictionaries[0].W_dec.shape[1]
-        checks.size(f"dictionaries[{i}]", dictionary.W_dec, 1, width, "the others' width")
+        checks.size(f"dictionaries[{i}]", dictionary.W_dec, 1, width, "the width of the first")
     return dictionaries
 
 
@@ -135,7 +136,9 @@ def sae_from(
     """
     source = as_dictionary(dictionary)
     if variant == "gated":
-        raise ValueError("variant 'gated' has magnitudes, which a dictionary does not hold")
+        raise ValueError(
+            "variant must not be 'gated': a dictionary does not hold the magnitudes of a gated SAE"
+        )
     sae = SAE(source.W_dec.shape[1], source.m, variant=variant, k=k, seed=0, dtype=_exact(source))
     parts: dict[str, Tensor | float | None] = {
         "W_dec": source.W_dec,
@@ -146,7 +149,9 @@ def sae_from(
     if threshold is not None:
         name = {"jumprelu": "jump_threshold"}.get(variant, "batch_threshold")
         if not hasattr(sae, name):
-            raise ValueError(f"threshold is not for variant {variant!r}, which has none")
+            raise ValueError(
+                f"threshold must be None for variant {variant!r}, which has no threshold"
+            )
         parts[name] = threshold
     with torch.no_grad():
         for name, values in parts.items():

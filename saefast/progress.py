@@ -16,7 +16,7 @@ INTERVAL = 60.0
 # As in tqdm, except that rates below one per second are not inverted.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 _COUNT = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}{postfix}]"  # without a total
-_SCALED = 10_000  # smallest total for which numbers are shown as 10.0k
+_SCALED = 10_000  # smallest total whose numbers are shown as 10.0k
 
 
 def on_terminal() -> bool:

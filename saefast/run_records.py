@@ -217,7 +217,7 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
         return typing.cast(Record, _built(kind, value, ""))
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path} is no {kind.__name__}: {error}; remove it and run its stage again"
+            f"{path} is not a valid {kind.__name__}: {error}; remove it and run its stage again"
         ) from error
 
 

@@ -296,13 +296,15 @@ def as_saes(saes: SAE | Sequence[SAE], d: int, least: int = 1) -> list[SAE]:
     each: list[Any] = list(saes) if isinstance(saes, Iterable) else [saes]
     if len(each) < least:
         kind = ", of different seeds" if least > 1 else ""
-        raise ValueError(f"saes must be at least {least}{kind}, got {len(each)}")
+        raise ValueError(
+            f"saes must hold at least {least} SAE{'s' * (least > 1)}{kind}, got {len(each)}"
+        )
     for number, sae in enumerate(each):
         if not isinstance(sae, SAE):
             raise TypeError(f"saes[{number}] must be a saefast.SAE, got {type(sae).__name__}")
         if sae.d != d:
             raise ValueError(
-                f"saes[{number}] must take the activations, whose width is {d}, got d={sae.d}"
+                f"saes[{number}] must have the width of the activations, d={d}, got d={sae.d}"
             )
     return each
 

@@ -167,13 +167,14 @@ def _may_be_replaced(path: Path) -> None:
     """Raise a FileExistsError unless `path` is free or holds an SAE and nothing else."""
     if path.is_dir():
         own = {module.FILE for module in FORMATS.values()}
-        held = ", ".join([name for name in beside_sae(path) if name not in own][:8])
+        names = ", ".join([name for name in beside_sae(path) if name not in own][:8])
+        problem = f"holds {names}" if names else ""
     else:
-        held = "a file of that name" if path.exists() else ""
-    if held:
+        problem = "is a file" if path.exists() else ""
+    if problem:
         raise FileExistsError(
-            f"path must be a new folder, or one that holds an SAE and nothing else, since it is "
-            f"replaced, but at {path} there is {held}; choose another path"
+            f"path must be a new folder or hold only an SAE, which is replaced, but {path} "
+            f"{problem}; choose another path"
         )
 
 
@@ -227,8 +228,8 @@ def load_dictionaries(
     for given in paths:
         if not isinstance(given, str | Path):
             raise TypeError(
-                f"paths must be str or Path, each an argument of its own, got "
-                f"{type(given).__name__}; load_dictionaries(*paths) takes a list"
+                f"paths must be str or Path, each as a separate argument, got "
+                f"{type(given).__name__}; pass a list as load_dictionaries(*paths)"
             )
     return [
         _dictionary(path, encoder, format, allow_pickle)

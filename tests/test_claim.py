@@ -22,7 +22,7 @@ CONFIG = TrainConfig(latents=16, k=2, tokens=512, batch_size=64)
 def test_one_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with Claim(folder):
-        with pytest.raises(BlockingIOError, match=r"somebody else.*another folder") as told:
+        with pytest.raises(BlockingIOError, match=r"another process.*another folder") as told:
             Claim(folder)
         assert told.value.filename == str(folder)
         Claim(tmp_path / "other").release()
@@ -92,14 +92,14 @@ def test_a_folder_that_its_holder_removed_is_not_taken_for_the_next(
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", after_another)
-    with pytest.raises(BlockingIOError, match="somebody else"):
+    with pytest.raises(BlockingIOError, match="another process"):
         Claim(folder)
 
 
 def test_a_store_has_one_writer(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", 8) as writer:
         writer.append(ROWS)
-        with pytest.raises(BlockingIOError, match="somebody else"):
+        with pytest.raises(BlockingIOError, match="another process"):
             StoreWriter(tmp_path / "store", 8, resume=True)
     with StoreWriter(tmp_path / "store", 8, resume=True) as writer:
         writer.append(ROWS)
@@ -107,7 +107,7 @@ def test_a_store_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
-    with Claim(tmp_path / "run"), pytest.raises(BlockingIOError, match="somebody else"):
+    with Claim(tmp_path / "run"), pytest.raises(BlockingIOError, match="another process"):
         train_saes(ROWS, CONFIG, out=tmp_path / "run", progress=False)
     assert list((tmp_path / "run").iterdir()) == []
     train_saes(ROWS, CONFIG, out=tmp_path / "run", progress=False)

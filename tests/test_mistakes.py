@@ -28,7 +28,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "config is a dict": (
         lambda: train(config={"latents": 20}),
         TypeError,
-        "config must be a saefast.TrainConfig or several, got dict",
+        "config must be a saefast.TrainConfig or a sequence of them, got dict",
     ),
     "rules are a dict": (
         lambda: TrainConfig(latents=20, k=2, rules={"clip": 1}),  # type: ignore[arg-type]
@@ -105,12 +105,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one threshold": (
         lambda: saefast.measure_overlap(*SAES, thresholds=0.7),  # type: ignore[arg-type]
         TypeError,
-        "thresholds must be a sequence of numbers, got 0.7; [0.7] is one",
+        "thresholds must be a sequence of numbers such as [0.7], got 0.7",
     ),
     "one way of matching": (
         lambda: saefast.measure_overlap(*SAES, match="nearest"),
         TypeError,
-        "match must be a sequence of str, got 'nearest'; ['nearest'] is one",
+        "match must be a sequence of str such as ['nearest'], got 'nearest'",
     ),
     "shares swapped": (
         lambda: STABILITY.groups(0.2, 0.8),
@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a list of paths": (
         lambda: saefast.load_dictionaries(["a", "b"]),  # type: ignore[arg-type]
         TypeError,
-        "got list; load_dictionaries(*paths) takes a list",
+        "got list; pass a list as load_dictionaries(*paths)",
     ),
 }
 
@@ -165,7 +165,7 @@ def test_a_mistake_is_told_with_its_way_out(mistake: str) -> None:
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        ValueError, match=r"device must be one .* has no CUDA GPU; use device='cpu'"
+        ValueError, match=r"device must be available, .* finds no CUDA GPU; use device='cpu'"
     ):
         train(device="cuda")
 
@@ -174,7 +174,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_where_the_run_should_be(tmp_path: Path, below: str) -> None:
     (tmp_path / "notes").write_text("kept")
     out = tmp_path / "notes" / below
-    with pytest.raises(NotADirectoryError, match="is no folder, or lies below a file") as raised:
+    with pytest.raises(NotADirectoryError, match="is not a folder, or is below a file") as raised:
         train(out=out)
     assert raised.value.filename == str(out)
     assert (tmp_path / "notes").read_text() == "kept"

@@ -88,7 +88,7 @@ def test_the_pool_is_that_of_the_definition(count, m, d, threshold, rated, seed)
         (s, i) for s, its in enumerate(dictionaries) for i in range(m) if bool(its.alive[i])
     ]
     if not candidates:
-        with pytest.raises(ValueError, match="must have a feature alive"):
+        with pytest.raises(ValueError, match="must have at least one feature that is alive"):
             pooled(dictionaries, stability, threshold=threshold)
         return
 
@@ -185,7 +185,7 @@ def test_what_a_dictionary_lacks_the_pool_lacks():
 def test_a_dictionary_becomes_an_sae(variant: str):
     sae = random_sae(30, 8, 0, variant)
     if variant == "gated":
-        with pytest.raises(ValueError, match="'gated' has magnitudes"):
+        with pytest.raises(ValueError, match="variant must not be 'gated'"):
             sae_from(sae, k=3, variant=variant)
         return
     threshold = sae.threshold if variant in ("batchtopk", "matryoshka", "jumprelu") else None
@@ -209,7 +209,7 @@ def test_what_bad_input_is_told():
     ):
         with pytest.raises(kind, match=words):
             pooled(sources, its, **options)
-    with pytest.raises(ValueError, match="threshold is not for variant 'topk'"):
+    with pytest.raises(ValueError, match="threshold must be None for variant 'topk'"):
         sae_from(dictionaries[0], k=2, threshold=1.0)
     with pytest.raises(ValueError, match=r"jump_threshold must have shape \(20,\)"):
         sae_from(dictionaries[0], k=2, variant="jumprelu", threshold=torch.ones(3))
@@ -377,10 +377,15 @@ def test_a_few_latents_more_are_no_gain(error, beaten):
 def test_what_a_bad_study_is_told(groups):
     pools = [pooled(group, width=30) for group in groups]
     for its, given_pools, options, words in (
-        (groups[:1], pools, {}, "saes must be two, of disjoint seeds, got 1"),
-        ([groups[0], groups[1][:1]], pools, {}, "saes must be lists of equal size, got 2 and 1"),
-        ([groups[0], groups[0]], pools, {}, "saes must be lists with no SAE in common"),
-        (groups, [pools[0], pooled(groups[1], width=29)], {}, "pools must be of one width"),
+        (groups[:1], pools, {}, "saes must have two entries, of disjoint seeds, got 1"),
+        (
+            [groups[0], groups[1][:1]],
+            pools,
+            {},
+            "saes must be two lists of equal length, got 2 and 1",
+        ),
+        ([groups[0], groups[0]], pools, {}, "saes must be two lists without a common SAE"),
+        (groups, [pools[0], pooled(groups[1], width=29)], {}, "pools must have equal width"),
         (groups, pools, {"scratch": replace(SCRATCH, seeds=(0,))}, "scratch.seeds must be two"),
     ):
         with pytest.raises(ValueError, match=words):

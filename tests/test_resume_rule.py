@@ -89,7 +89,7 @@ def test_a_function_refuses_what_is_there_unless_it_is_to_resume(name: str, tmp_
     first = work(tmp_path / "out", resume=True)  # where nothing is there, it begins
     before = content(tmp_path)
     assert before
-    with pytest.raises(FileExistsError, match="is there already; go on with resume=True"):
+    with pytest.raises(FileExistsError, match="already exists; continue with resume=True"):
         work(tmp_path / "out")
     assert content(tmp_path) == before
     assert same(work(tmp_path / "out", resume=True), first)

@@ -83,7 +83,7 @@ def test_saving_replaces_nothing_but_saes(tmp_path: Path, there: str) -> None:
         lambda: saefast.save_sae(sae, path),
         lambda: saefast.convert(saefast.save_sae(sae, tmp_path / "sae"), path, to="sparsify"),
     ):
-        with pytest.raises(FileExistsError, match="path must be a new folder, or one that holds"):
+        with pytest.raises(FileExistsError, match="path must be a new folder or hold only an SAE"):
             save()
     assert {p: p.read_bytes() for p in (path, *path.rglob("*")) if p.is_file()} == before
 

@@ -225,7 +225,7 @@ def test_however_often_it_is_killed_it_ends_with_the_same_results(
     assert ends[-1] == 0, told
     assert ends.count(-signal.SIGKILL) == 9, told
     assert ends.count(INTERRUPTED) == 3
-    assert told.count("interrupted; the same command goes on from here") == 3
+    assert told.count("interrupted; run the same command again to resume") == 3
     assert "Traceback" not in told
     mine, whole = content(out), content(run)
     assert sorted(mine) == sorted(whole)

@@ -373,7 +373,7 @@ def test_keeping_a_part_explains_that_part() -> None:
         (lambda: LowRankWorld.create(rank=128), ValueError, "rank"),
         (lambda: LowRankWorld.create(rare=1.5), TypeError, "rare"),
         (lambda: sphere_world(firing="often"), ValueError, "constant, log_uniform"),
-        (lambda: nested_world(100), ValueError, "fewer trees"),
+        (lambda: nested_world(100), ValueError, "reduce trees"),
         (lambda: nested_world(rates=(0.4, 0.1)), ValueError, "rates"),
         (lambda: sphere_world(4, 4, l0=1).sample(0), ValueError, "at least 1"),
         (lambda: recovery(torch.eye(3), sphere_world(4, 4, l0=1)), ValueError, "width"),

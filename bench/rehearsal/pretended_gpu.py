@@ -121,11 +121,11 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
         for name, replacement in of_cuda.items():
             enter(mock.patch.object(torch.cuda, name, replacement))
         enter(mock.patch.object(torch.Tensor, "is_cuda", property(lambda tensor: tensor.is_meta)))
-        # The CUDA C++ kernels take addresses, of which there are none.
+        # The CUDA C++ kernels take addresses, which meta tensors do not have.
         enter(mock.patch.object(gpu, "has_cuda", return_value=False))
         for name in ("finite", "in_range"):  # there is no data to check
             enter(mock.patch.object(checks, name))
-        # As it is once an SAE with thresholds is sparse.
+        # Take the path of an SAE with thresholds whose codes are sparse.
         enter(mock.patch.object(FusedStep, "_is_dense", return_value=False))
         enter(mock.patch.object(fx_config, "meta_nonzero_assume_all_nonzero", True))
         enter(mock.patch.dict(encode_gpu._measured, clear=True))
@@ -161,7 +161,7 @@ class _GpuOps(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "saefast":
-            with self:  # a mode is off while it answers
+            with self:  # a mode is off during its own dispatch
                 return func._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
         if func._opname in ("is_nonzero", "equal"):
             if args[0].is_meta:

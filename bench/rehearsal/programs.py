@@ -72,7 +72,7 @@ def trainings(shape: Shape) -> Iterator[Program]:
     for variant, precision in product(VARIANTS, STEP_PRECISIONS):
         if precision == "bf16_weights" and variant in ("relu", "jumprelu"):
             continue
-        # Whichever screen is the fastest may serve an exact encode.
+        # Any screen may be the fastest and serve an exact encode.
         screens = CANDIDATES if precision == "exact" and variant in ("topk", "batchtopk") else None
         yield Program(
             f"train {variant} {precision}",

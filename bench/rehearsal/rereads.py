@@ -78,6 +78,6 @@ def _flows(lines: list[str]) -> Iterator[tuple[str, str]]:
             computed = _RESULT.match(line)
             if computed and "!tt.ptr<" in line and computed[2] != "tt.load":
                 values = _VALUE.findall(computed[3])
-                # An offset is no pointer, but may have the name of one in another loop.
+                # An offset is not a pointer, but may have the name of one in another loop.
                 values = values[:1] if computed[2] == "tt.addptr" else values
                 yield from ((computed[1], value) for value in values)

@@ -135,7 +135,7 @@ def _read_exactly(path: Path, offset: int, memory: memoryview) -> None:
             got = file.readinto(memory)
             if not got:
                 raise ValueError(
-                    f"{path} ended {len(memory)} bytes early: it was cut short while it was read; "
+                    f"{path} ended {len(memory)} bytes early: it was truncated while being read; "
                     f"write it again"
                 )
             memory = memory[got:]

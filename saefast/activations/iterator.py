@@ -100,8 +100,8 @@ class IteratorActivations:
                 kind = kind or (self.d, None if target is None else target.shape[1])
                 if (x.shape[1], None if target is None else target.shape[1]) != kind:
                     raise ValueError(
-                        f"item {number} of source must be of width {kind[0]} with targets of "
-                        f"width {kind[1]}, like those before it, got {tuple(x.shape)} with "
+                        f"item {number} of source must have width {kind[0]} and targets of width "
+                        f"{kind[1]}, as earlier items have, got {tuple(x.shape)} and "
                         f"{None if target is None else tuple(target.shape)}"
                     )
                 made += len(x)

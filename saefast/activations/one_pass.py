@@ -40,7 +40,10 @@ def count_rows(source: Activations, rows: int | None, least: int) -> int:
     """
     if rows is None:
         if source.rows is None:
-            raise ValueError("rows must be given: the activations have no known number of rows")
+            raise ValueError(
+                "rows must be given, since the activations do not state how many there are, got "
+                "None"
+            )
         rows = source.rows
     checks.whole("rows", rows, least)
     return rows if source.rows is None else min(rows, source.rows)
@@ -130,8 +133,8 @@ class OnePass:
         if rows is None:
             if known is None:
                 raise ValueError(
-                    "rows must be the number of rows to read, since the activations do not say how "
-                    "many there are, got None"
+                    "rows must be given, since the activations do not state how many there are, "
+                    "got None"
                 )
             return known
         checks.whole("rows", rows)

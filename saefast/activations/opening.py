@@ -40,16 +40,16 @@ def open_activations(
     if isinstance(source, Iterable):
         return IteratorActivations(source, dtype=dtype or torch.float32)
     raise TypeError(
-        f"activations must be a tensor or array [n, d], a path or something that yields tensors, "
-        f"got {type(source).__name__}"
+        f"activations must be a tensor or array [n, d], a path or an iterable of tensors, got "
+        f"{type(source).__name__}"
     )
 
 
 def _open_path(path: Path, dtype: torch.dtype | None) -> Activations:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; activations are a store, which `saefast harvest` writes, an "
-            f".npy, .pt or .safetensors file, or a folder that SAELens cached"
+            f"{path} does not exist; give a store written by `saefast harvest`, an .npy, .pt or "
+            f".safetensors file, or a folder cached by SAELens"
         )
     if path.is_dir():
         if (path / INDEX).is_file():
@@ -58,7 +58,7 @@ def _open_path(path: Path, dtype: torch.dtype | None) -> Activations:
             return open_sae_lens(path, dtype=dtype)
         raise ValueError(
             f"{path} must be a store (with index.json) or a folder of SAELens or datasets (with "
-            f"state.json), but has neither"
+            f"state.json), but holds neither file"
         )
     with path.open("rb") as file:
         start = file.read(9)

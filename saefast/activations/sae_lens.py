@@ -31,7 +31,7 @@ def open_sae_lens(
     state = _json(folder / "state.json")
     if state.get("_indices_data_files"):
         raise ValueError(
-            f"{folder} keeps its rows in another order than its files do; load it with datasets, "
+            f"{folder} stores its rows in a different order than its files; load it with datasets, "
             f"call flatten_indices() and save it again"
         )
     name, context, d = _feature(folder, hook_name)
@@ -101,7 +101,7 @@ def _spans(
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is truncated or not a file that SAELens caches: {error}; write it again"
+            f"{path} is truncated or not a file cached by SAELens: {error}; write it again"
         ) from error
 
 

@@ -83,7 +83,7 @@ def read_index(folder: Path) -> Index:
     """Read the index of a store; ValueError names its path if it is invalid."""
     path = folder / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a store of activations has one")
+        raise FileNotFoundError(f"{path} does not exist; every store of activations has this file")
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
@@ -102,7 +102,7 @@ def read_index(folder: Path) -> Index:
         for shard in index.shards:
             _positive("rows", shard.rows)
             if Path(shard.name).name != shard.name:
-                raise ValueError(f"shard {shard.name!r} lies in another folder")
+                raise ValueError(f"shard {shard.name!r} is in another folder")
         if index.dtype not in DTYPES or index.rows != content["rows"]:
             raise ValueError(f"{content['rows']} rows of {content['dtype']} do not fit its shards")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -212,7 +212,7 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
                     digest.update(piece)
                     bar.update(len(piece))
             if digest.hexdigest() != shard.sha256:
-                damaged.append(f"{folder / shard.name} does not have the checksum the index gives")
+                damaged.append(f"{folder / shard.name} does not have the checksum in the index")
     if damaged:
         raise ValueError(
             f"{len(damaged)} of {len(index.shards)} shards are damaged and must be written again: "
@@ -246,8 +246,8 @@ def _check_size(path: Path, shard: Shard) -> None:
         raise FileNotFoundError(f"{path} is missing; the index lists it with {shard.rows} rows")
     size = path.stat().st_size
     if size != shard.bytes:
-        kind = "truncated" if size < shard.bytes else "longer than it was"
-        raise ValueError(f"{path} is {kind}: {size} bytes, where the index says {shard.bytes}")
+        kind = "truncated" if size < shard.bytes else "longer than expected"
+        raise ValueError(f"{path} is {kind}: {size} bytes, but the index says {shard.bytes}")
 
 
 def _positive(name: str, value: object) -> int:

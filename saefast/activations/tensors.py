@@ -41,7 +41,7 @@ class TensorActivations(Shuffled):
             raise ValueError(f"x must have at least one row and column, got shape {(rows, d)}")
         if self._target is not None and len(self._target) != rows:
             raise ValueError(f"target must have as many rows as x, {rows}, got {len(self._target)}")
-        # A single block and window: in memory, every row is equally near.
+        # A single block and window: in memory, all rows are equally fast to read.
         if dtype is None:
             both = (self._x,) if self._target is None else (self._x, self._target)
             dtype = stored_dtype(*(values.dtype for values in both))

@@ -86,7 +86,7 @@ class StoreWriter:
         """
         if not self._open:
             raise ValueError(
-                f"the writer of {self.path} is closed, or failed before; continue with "
+                f"the writer of {self.path} is closed or has failed; continue with "
                 f"StoreWriter(path, resume=True)"
             )
         if not isinstance(rows, Tensor):
@@ -206,8 +206,8 @@ class StoreWriter:
             self._open = False
             raise OSError(
                 error.errno,
-                f"{error.strerror} (the {number} shards before it, {self._index.rows} rows, are "
-                f"complete; continue after them with StoreWriter(path, resume=True))",
+                f"{error.strerror} (the {number} earlier shards with {self._index.rows} rows are "
+                f"complete; continue with StoreWriter(path, resume=True))",
                 error.filename,
             ) from error
         self._index, self._filled = index, 0

@@ -25,11 +25,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": files.info,
 }
 
-_DESCRIPTION = """Fast sparse autoencoders, and which of their features to trust.
+_DESCRIPTION = """Train sparse autoencoders fast, and measure which of their features to trust.
 
-Begin with `saefast demo`. Every command says what it wrote and can be interrupted with Ctrl-C;
-repeated, it resumes what is in its folder. Any command takes --debug, to see where an error came
-from."""
+Start with `saefast demo`. Every command prints the paths that it wrote. After Ctrl-C, the same
+command resumes from the files in its folder. --debug shows the traceback of an error."""
 
 
 INTERRUPTED = 130
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sort_subcommands=False,
         )
     except KeyboardInterrupt:
-        print("\nsaefast: interrupted; the same command goes on from here", file=sys.stderr)
+        print("\nsaefast: interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if debug:

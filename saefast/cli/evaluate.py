@@ -81,22 +81,23 @@ def evaluate(
         **{name: {"judge": judge} for name in _JUDGED if name in names},
     }
     if judge is not None and not set(names) & set(_JUDGED):
-        raise ValueError(f"judge is for {' and '.join(_JUDGED)}: name one of them")
+        raise ValueError(f"judge applies to {' and '.join(_JUDGED)} only; name one of them")
     if dry_run and not (names and set(names) <= set(_JUDGED)):
         raise ValueError(
-            f"dry_run counts what a judge would be asked: name {' or '.join(_JUDGED)} alone"
+            f"dry_run counts the requests to a judge; name {' or '.join(_JUDGED)} only"
         )
     if of_run:
         _of_run(paths[0], names or [WORTH], given, within, dry_run, json_output)
         return
     if not (model and site):
         raise ValueError(
-            "model and site must both be given for SAEs that belong to no run, such as --model "
-            "smollm2 --site resid.12"
+            "model and site must both be given for SAEs without a run, such as --model smollm2 "
+            "--site resid.12"
         )
     if WORTH in names or not names or tokens is not None or draws is not None:
         raise ValueError(
-            f"worth, tokens and draws are for runs; name one of {', '.join(NAMES[1:])} for SAEs"
+            f"worth, tokens and draws apply to a run only; for SAEs, name one of "
+            f"{', '.join(NAMES[1:])}"
         )
     _of_saes(paths, names, (model, site, out), given, within, dry_run, json_output)
 
@@ -108,7 +109,7 @@ def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
     while named and named[-1] in NAMES:
         names.insert(0, named.pop())
     if not named:
-        raise ValueError("sources must be a run, or SAEs of any format, got none")
+        raise ValueError("sources must be a run or at least one SAE, got none")
     paths = [Path(source) for source in named]
     for path in paths:
         if not path.exists():

@@ -111,8 +111,8 @@ def bench(
     """
     if not Path("bench/__main__.py").is_file():
         raise FileNotFoundError(
-            "bench/ is not here: benchmarks are in the repository, not in the package; run this "
-            "in a checkout"
+            "bench/ does not exist in this folder: benchmarks are part of the repository, not of "
+            "the package; run this command in a checkout"
         )
     command = [sys.executable, "-m", "bench", case]
     if json_file is not None:

@@ -134,7 +134,7 @@ def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bo
     bars = not json_output
     outcomes = run_pipeline(settings, out, until=until, resume=True, progress=bars, tell=show)
     if all(each.skipped for each in outcomes):
-        show(f"all of it was finished before: nothing in {out} has changed")
+        show(f"all stages were finished before; nothing in {out} has changed")
     return outcomes
 
 

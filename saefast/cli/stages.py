@@ -45,8 +45,8 @@ def match(
     if len(sources) == 1 and out is None:
         if one_to_one or side != "decoder":
             raise ValueError(
-                "one_to_one and side need out, a folder for their tables; a run itself keeps the "
-                "nearest of both sides, and saefast stability chooses"
+                "one_to_one and side need out, a folder for the tables: a run stores the nearest "
+                "features of both sides, from which saefast stability chooses"
             )
         _stage(sources[0], "match", {}, json_output)
         return
@@ -54,7 +54,7 @@ def match(
     from saefast.storage import load_dictionaries
 
     if not sources:
-        raise ValueError("sources must be a run, or two SAEs at least, got none")
+        raise ValueError("sources must be a run or at least two SAEs, got none")
     each = load_dictionaries(*sources, encoder=side == "encoder")
     found = match_all(
         each,

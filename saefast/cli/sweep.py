@@ -72,16 +72,16 @@ def sweep(
     of = f" of share {share}" if share else ""
     sentence = f"{done} of {outcome.cells} cells{of} are finished"
     if outcome.skipped:
-        sentence += f", {outcome.skipped} of them were before"
+        sentence += f", {outcome.skipped} of them before this call"
     lines = [sentence, *(f"{name} failed: {why}" for name, why in outcome.failed.items())]
     if outcome.leftover:
-        lines.append(f"not in the file, and left as they are: {', '.join(outcome.leftover)}")
+        lines.append(f"not in the file and left unchanged: {', '.join(outcome.leftover)}")
     facts = {**dataclasses.asdict(outcome), "results": str(outcome.results)}
     tell("\n".join(lines), facts, [outcome.results], json_output)
     if outcome.failed:
         raise OSError(
-            f"{len(outcome.failed)} of {outcome.cells} cells failed; {outcome.results} names the "
-            f"reasons, and the same command tries them again"
+            f"{len(outcome.failed)} of {outcome.cells} cells failed; {outcome.results} lists the "
+            f"reasons; run the same command again to retry them"
         )
 
 

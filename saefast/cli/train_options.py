@@ -16,19 +16,19 @@ from saefast.train.settings import AuxK, Penalty, Rules
 
 GROUPS = {
     "training": (
-        "What is trained, on how much.",
+        "Size and number of SAEs, and length of the training.",
         *("latents", "k", "variant", "seeds", "tokens", "batch_size", "lr", "data_seed", "name"),
     ),
     "objective": (
-        "What is minimised.",
+        "Objective of the variant, and precision of a step.",
         *("by_norm", "sparsity", "bandwidth", "group_shares", "precision"),
     ),
     "schedule": (
-        "What changes while training goes on.",
+        "Settings that change during training.",
         *("lr_warmup", "lr_decay", "lr_decay_share", "k_start", "k_anneal", "sparsity_warmup"),
     ),
     "start": (
-        "What SAEs begin as.",
+        "Initial weights, and scale of the activations.",
         *("tied", "directions", "decoder_norm", "b_dec", "activation_scaling"),
     ),
 }
@@ -50,7 +50,9 @@ _PENALTY = tyro.constructors.PrimitiveConstructorSpec(
 _REVIVE = Annotated[
     bool,
     tyro.conf.arg(
-        name="auxk", prefix_name=False, help="whether dead latents are revived, as --auxk.* say"
+        name="auxk",
+        prefix_name=False,
+        help="whether to revive dead latents, with the settings --auxk.*",
     ),
 ]
 

@@ -28,7 +28,7 @@ class Claim:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            reason = "is no folder, or lies below a file; choose another one"
+            reason = "is not a folder, or is below a file; choose another folder"
             raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from error
         self.release: Callable[[], object] = lambda: None
         if os.name == "nt":  # Windows cannot lock folders
@@ -47,8 +47,8 @@ class Claim:
             self.release()
             raise BlockingIOError(
                 errno.EWOULDBLOCK,
-                "is being written by somebody else; wait until that is finished, or choose another "
-                "folder",
+                "is being written by another process; wait until it has finished, or choose "
+                "another folder",
                 str(folder),
             ) from error
 

@@ -26,5 +26,5 @@ def refuse_existing(path: Path, resume: bool) -> None:
     """
     if not resume and path.exists():
         raise FileExistsError(
-            f"{path} is there already; go on with resume=True, or choose another folder"
+            f"{path} already exists; continue with resume=True, or choose another folder"
         )

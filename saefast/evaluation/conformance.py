@@ -180,8 +180,8 @@ def tpp(
     names = list(probes)
     if len(names) < 2 or set(train) != set(names) or set(test) != set(names):
         raise ValueError(
-            f"probes must be those of two classes at least, which train and test hold, too, got "
-            f"{names}, {list(train)} and {list(test)}"
+            f"probes, train and test must hold the same classes, at least two, got {names}, "
+            f"{list(train)} and {list(test)}"
         )
     scores = []
     for place, sae in enumerate(as_saes(saes, len(probes[names[0]].weight))):

@@ -277,7 +277,9 @@ def _summarise(
         ]
         count = len(variant.masks)
         still = {s for s in range(count) if not observed.variance(s, rows)}
-        skipped += [f"group {group!r} in sae {s}: adds nothing that varies" for s in sorted(still)]
+        skipped += [
+            f"group {group!r} in sae {s}: its contribution is constant" for s in sorted(still)
+        ]
         for a, b in combinations(range(count), 2):
             if still & {a, b}:
                 continue
@@ -312,7 +314,7 @@ def _check(saes: Sequence[SAE], draws: int, band: float) -> list[Dictionary]:
     for s, sae in enumerate(saes):
         if sae.d_out != saes[0].d_out:
             raise ValueError(
-                f"saes must reconstruct one width, but saes[{s}] has d_out {sae.d_out}, not "
+                f"saes must have equal d_out, but saes[{s}] has d_out {sae.d_out}, not "
                 f"{saes[0].d_out}"
             )
     checks.whole("draws", draws)

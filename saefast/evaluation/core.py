@@ -35,14 +35,15 @@ CONVENTIONS = {
     "L0": "active latents per row",
     "length ratio": "length of the reconstruction over that of the row, mean over rows",
     "relative bias": "sum of |x'|^2 / sum of <x, x'>, with x' the reconstruction of x; 1 is none",
-    "cosine": "of row and reconstruction, mean over rows",
+    "cosine": "cosine of row and reconstruction, mean over rows",
     PRIMARY: "(CE_zero - CE) / (CE_zero - CE_undisturbed), CE of the next token; floor: zeros in "
     "place of the activations",
-    "KL score": "(KL_zero - KL) / KL_zero, KL(undisturbed || replaced) in logarithms of "
-    "probabilities, so that none underflows",
+    "KL score": "(KL_zero - KL) / KL_zero, KL(undisturbed || replaced) computed from "
+    "log-probabilities, which do not underflow",
     "latents that fire": "share of latents active on some row",
     "dense latents": "share of latents active on more than a tenth of the rows",
-    "encoder-decoder cosine": "of a latent's rows of W_enc and W_dec, mean over latents that fire",
+    "encoder-decoder cosine": "cosine of a latent's rows of W_enc and W_dec, mean over latents "
+    "that fire",
     "nearest cosine": "largest cosine of a latent's row of W_dec with another's, mean over latents "
     "that fire; floor: of as many random directions",
 }

@@ -58,7 +58,8 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
     first, second = _table("a", a), _table("b", b)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"a and b must be over the same tasks, got {first.shape[1]} and {second.shape[1]}"
+            f"a and b must have the same number of tasks, got {first.shape[1]} and "
+            f"{second.shape[1]}"
         )
     generator = np.random.default_rng(seed)
     tasks = _counts(generator, first.shape[1], draws)

@@ -80,8 +80,8 @@ def regress_effect(
     member = group.cpu().numpy().astype(float)[used]
     if used.sum() <= len(TERMS) or len(set(member)) < 2:
         raise ValueError(
-            f"group must have features with an effect inside and outside, more than {len(TERMS)} "
-            f"in all, got {int(member.sum())} inside of {int(used.sum())}"
+            f"features with an effect must exist inside and outside of group, more than "
+            f"{len(TERMS)} in total, got {int(member.sum())} inside of {int(used.sum())}"
         )
     logs = np.log(size[used])
     one = np.ones_like(logs)

@@ -24,11 +24,11 @@ CONVENTIONS = {
     "firing_rate": "share of all rows on which a feature is positive",
     "mass": "sum of a feature's activations times the norm of its decoder row, as a share of the "
     "sum over all features",
-    "density": "share of all rows with an activation in each bin; the first and the last bin take "
-    "what lies beyond",
-    "modal_share": "share of the most frequent token among those of the largest activations",
-    "token_entropy": "in bits, of the tokens of a sample of firings, by the plain formula, which "
-    "is low where the sample is small beside the number of tokens",
+    "density": "share of all rows with an activation in each bin; the first and last bin include "
+    "smaller and larger values",
+    "modal_share": "share of the most frequent token among the tokens of the largest activations",
+    "token_entropy": "entropy in bits of the tokens of a sample of firings, by the plain formula, "
+    "which is too low if the sample is small relative to the number of tokens",
     "token_auroc": "largest area under the ROC of 'the token is t' for 'the feature fires', over "
     "all t; exact if the sample holds all firings (sampled == fired), else estimated from it",
     "start_share": "share of the firings that are at position 0",

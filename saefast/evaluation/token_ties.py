@@ -32,7 +32,7 @@ def folded_tokens(strings: Sequence[str]) -> Tensor:
     """
     first: dict[str, int] = {}
     folded = [
-        # Tokens of white space alone stay apart: a newline is not a blank.
+        # Keep tokens that are only white space apart: a newline is not a blank.
         first.setdefault(string.strip(_SPACES).casefold() or string, number)
         for number, string in enumerate(strings)
     ]

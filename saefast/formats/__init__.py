@@ -76,7 +76,7 @@ def format_of(found: SourceFile, name: str = "auto") -> Format:
         raise ValueError(f"{found.path} may be of the format {told}; choose one with format=...")
     if found.config_path is None:
         raise FileNotFoundError(
-            f"{found.config_name} does not exist, nor any other config, and the tensors of "
+            f"{found.config_name} does not exist, nor does another config, and the tensors of "
             f"{found.path} ({names}) alone do not determine the format; give format=..."
         )
     raise ValueError(f"{found.path} is of no known format ({', '.join(FORMATS)}); it holds {names}")

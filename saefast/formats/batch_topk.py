@@ -36,7 +36,7 @@ def read(found: SourceFile) -> SAEWeights:
         )
     variant = _VARIANTS[kind]
     d, m = found.setting("act_size", int), found.setting("dict_size", int)
-    found.refuse("activation", ("relu",), "other activations are not sparse here", "relu")
+    found.refuse("activation", ("relu",), "other activations are not supported", "relu")
     found.nothing_but("W_enc", "W_dec", "b_enc", "b_dec", "num_batches_not_active", _THRESHOLD)
     w_enc, b_enc = found.take("W_enc", d, m).T, found.take("b_enc", m)
     tied = found.setting("tied_weights", bool, False) and variant in ("topk", "batchtopk")
@@ -61,7 +61,8 @@ def read(found: SourceFile) -> SAEWeights:
         raise ValueError(
             f"{found.path} is a BatchTopK SAE without a threshold, so which latents are active "
             f"depends on the whole batch. Give load_sae a threshold, for example the mean over "
-            f"batches of the smallest value that is kept; load_dictionaries needs none"
+            f"batches of the smallest value that is kept; load_dictionaries works without a "
+            f"threshold"
         )
     return replace(parts, threshold=torch.tensor(max(found.threshold, 0.0), dtype=torch.float64))
 

@@ -81,7 +81,7 @@ def read(found: SourceFile) -> SAEWeights:
         parts = replace(parts, k=_k(found))
     if norm is None:
         return parts
-    # Trained on x / norm; in files of finished runs, too, values are on the scale of x.
+    # Backups are trained on x / norm. Rescale to values on the scale of x, as in finished runs.
     return scaled_values(scaled_inputs(parts, 1 / norm), norm)
 
 
@@ -159,7 +159,7 @@ def _class_of(found: SourceFile) -> str:
         return "JumpReluAutoEncoder"
     raise ValueError(
         f"{found.path} may be an AutoEncoderTopK or a BatchTopKSAE, which have the same tensors; "
-        f"config.json beside it must say which, as trainer.dict_class"
+        f"config.json in its folder must give the class as trainer.dict_class"
     )
 
 

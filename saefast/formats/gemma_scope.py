@@ -28,7 +28,9 @@ def read(found: SourceFile) -> SAEWeights:
     """Read an SAE, or a transcoder if the widths differ or there is a skip connection."""
     names = [_name(found, name) for name in ("W_enc", "W_dec")]
     found.nothing_but(*names, "b_enc", "b_dec", "threshold", "scaling_factor", _SKIP)
-    found.refuse("architecture", ("jump_relu",), "no other is supported", "jump_relu")
+    found.refuse(
+        "architecture", ("jump_relu",), "other architectures are not supported", "jump_relu"
+    )
     m, d_out = found.take("b_enc", None).shape[0], found.take("b_dec", None).shape[0]
     w_enc = found.take(names[0], None, m)
     d = w_enc.shape[0]

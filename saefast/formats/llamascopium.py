@@ -152,7 +152,7 @@ def _activated(found: SourceFile, parts: SAEWeights, by_norm: bool) -> SAEWeight
         return replace(parts, variant="batchtopk", threshold=threshold)
     if by_norm:  # value * norm > threshold
         norms = torch.linalg.vector_norm(parts.W_dec.double(), dim=1)
-        # A latent with norm zero is never active, which the largest threshold expresses, too.
+        # A latent with norm zero is never active: it gets the largest threshold.
         never = torch.finfo(torch.float32).max
         threshold = torch.where(norms > 0, threshold / norms, never).clamp(max=never)
     return replace(parts, variant="jumprelu", threshold=threshold * torch.ones(parts.m))
@@ -167,7 +167,8 @@ def _threshold(found: SourceFile, kind: str, m: int) -> Tensor | None:
         if found.threshold is None:
             raise ValueError(
                 f"{found.config_name}: act_fn is 'batchtopk', so which latents are active depends "
-                f"on the whole batch; give load_sae a threshold, or convert it to jumprelu there"
+                f"on the whole batch; give load_sae a threshold, or convert the SAE to jumprelu "
+                f"with llamascopium"
             )
         return torch.tensor(found.threshold, dtype=torch.float64)
     if kind != "jumprelu":
@@ -189,8 +190,9 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
         return replace(parts, normalise="norm")
     if kind != "dataset-wise":
         raise ValueError(
-            f"{found.config_name}: norm_activation must be inference, dataset-wise, or token-wise "
-            f"of an SAE, to be loaded, got {kind!r}; other normalisations depend on the batch"
+            f"{found.config_name}: norm_activation must be inference, dataset-wise or (for an SAE, "
+            f"not a transcoder) token-wise to be loaded, got {kind!r}; other normalisations depend "
+            f"on the batch"
         )
     hooks = [found.config.get(key) for key in ("hook_point_in", "hook_point_out")]
     older = found.config.get("dataset_average_activation_norm")

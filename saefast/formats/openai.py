@@ -42,7 +42,7 @@ def read(found: SourceFile) -> SAEWeights:
     if after != "ReLU":
         raise ValueError(
             f"{found.path}: activation must be ReLU, or TopK of ReLU, to be loaded, got {after!r}; "
-            f"values below zero are never active here"
+            f"negative values are never active in saefast"
         )
     w_dec = found.take(decoder, m, d) if tied else found.take(decoder, d, m).T
     frequency = found.optional(_FREQUENCY, m)

@@ -26,8 +26,8 @@ def read(found: SourceFile) -> SAEWeights:
     k = next((k for k in (found.values.get("k"), found.config.get("k"), found.k) if k), None)
     if isinstance(k, bool) or not isinstance(k, int):
         raise ValueError(
-            f"{found.path} does not say how many latents are active; give load_sae a k: the number "
-            f"after L0_ in the name of its repository"
+            f"{found.path} does not state the number of active latents; give load_sae a k: the "
+            f"number after L0_ in the name of its repository"
         )
     return SAEWeights(
         variant="topk",

@@ -42,7 +42,9 @@ def recognises(found: SourceFile) -> bool:
 def read(found: SourceFile) -> SAEWeights:
     """Read an SAE that computes what SAELens would, including the scaling of activations."""
     if found.config_path is None:
-        raise FileNotFoundError(f"{found.config_name} does not exist; a SAELens folder holds it")
+        raise FileNotFoundError(
+            f"{found.config_name} does not exist; every SAELens folder has this file"
+        )
     missing = [key for key in ("d_in", "d_sae") if not whole(found.config.get(key))]
     if missing:
         raise ValueError(f"{found.config_name} must give {', '.join(missing)} as integers")
@@ -172,8 +174,8 @@ def _whitened(found: SourceFile, parts: SAEWeights) -> SAEWeights:
 
 def _not_there(found: SourceFile, kind: str, path: Path) -> str:
     return (
-        f"{found.config_name}: normalize_activations is {kind!r}, which can be folded into the "
-        f"weights only with {path.name} of a SAELens checkpoint; {path} does not give it"
+        f"{found.config_name}: normalize_activations is {kind!r}, which needs {path.name} of a "
+        f"SAELens checkpoint to be folded into the weights; {path} does not have it"
     )
 
 
@@ -185,7 +187,9 @@ def _firing_rate(found: SourceFile) -> Tensor | None:
     beside = replace(found, path=path, tensors=read_tensors(path, False).tensors)
     sparsity = beside.take("sparsity", found.config["d_sae"])
     if not bool((sparsity <= 1e-6).all()):
-        raise ValueError(f"{path}: sparsity holds NaN, or more than the logarithm of one")
+        raise ValueError(
+            f"{path}: sparsity must hold logarithms of at most 0, but holds NaN or a larger value"
+        )
     rate = 10.0 ** sparsity.double() - _NEVER
     # Rounding of the logarithm leaves a trace of a zero rate; counted rates exceed 1e-12.
     return rate.where(rate > 1e-12, 0.0).float()

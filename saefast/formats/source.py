@@ -123,8 +123,8 @@ class SourceFile:
         if unknown:
             listed = ", ".join(repr(name) for name in sorted(unknown)[:8])
             raise ValueError(
-                f"{self.path} holds tensors that its format does not have: {listed}; their effect "
-                f"is unknown"
+                f"{self.path} holds tensors that are not part of its format: {listed}; their "
+                f"effect is unknown"
             )
 
     def setting(self, key: str, kind: type, default: Any = ...) -> Any:
@@ -195,7 +195,7 @@ def weights_in(folder: Path) -> Path | None:
     if len(files) > 1:
         raise ValueError(
             f"{folder} holds several files of tensors, {', '.join(f.name for f in files[:8])}; "
-            f"give the path of one"
+            f"give the path of one of them"
         )
     return files[0] if files else None
 
@@ -231,8 +231,8 @@ def _on_the_hub(path: Path) -> str:
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         return ""
     return (
-        f"; nothing is downloaded here: if that is a name on the Hugging Face hub, give the folder "
-        f"that huggingface_hub.snapshot_download({str(path)!r}) returns"
+        f"; files are not downloaded: for a name on the Hugging Face hub, give the folder that "
+        f"huggingface_hub.snapshot_download({str(path)!r}) returns"
     )
 
 
@@ -240,5 +240,5 @@ def _nothing_at(path: Path, config: dict[str, Any]) -> str:
     if "d_sae" in config:
         return f"{path / _KNOWN[0]} does not exist"
     inside = sorted(child.name for child in path.iterdir() if child.is_dir())[:8]
-    hint = f"; perhaps one of its folders does: {', '.join(inside)}" if inside else ""
+    hint = f"; an SAE may be in one of its folders: {', '.join(inside)}" if inside else ""
     return f"{path} holds no SAE: none of {', '.join(_KNOWN)} or another file of tensors{hint}"

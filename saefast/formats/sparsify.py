@@ -27,10 +27,8 @@ def read(found: SourceFile) -> SAEWeights:
 
     SAELens's reader differs in the last point.
     """
-    found.refuse(
-        "activation", ("topk",), "groupmax takes the largest of each group of latents", "topk"
-    )
-    found.refuse("signed", (False,), "values below zero are never active here", False)
+    found.refuse("activation", ("topk",), "groupmax is not supported", "topk")
+    found.refuse("signed", (False,), "negative values are never active in saefast", False)
     d = found.setting("d_in", int)
     m = found.setting("num_latents", int, 0) or d * found.setting("expansion_factor", int)
     found.nothing_but("encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip")

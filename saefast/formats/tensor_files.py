@@ -152,8 +152,8 @@ def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Conten
 
 def _not_unasked(path: Path) -> str:
     return (
-        f"{path} holds Python objects beside tensors; reading them runs code that is stored in the "
-        f"file. If you trust its origin, load it with allow_pickle=True"
+        f"{path} holds Python objects beside tensors; reading them runs code stored in the file. "
+        f"If you trust its origin, load it with allow_pickle=True"
     )
 
 

@@ -249,7 +249,7 @@ def fitted(
 
 def _not_in(name: str, what: str) -> ValueError:
     return ValueError(
-        f"sae cannot be stored as {name}, which does not have {what}; format='sae_lens' has it"
+        f"sae cannot be stored as {name}, which does not support {what}; use format='sae_lens'"
     )
 
 

@@ -93,8 +93,8 @@ class _FusedTrainer:
         sae, ae = self.fused.sae, self.ae
         if sae.W_enc is not ae.encoder.weight or not _same_memory(sae.W_dec, ae.decoder.weight):
             raise RuntimeError(
-                "the weights of trainer.ae were replaced or moved after the first update; copy "
-                "into them (load_state_dict does), or make a new trainer"
+                "the weights of trainer.ae were replaced or moved after the first update; copy new "
+                "values into them, as load_state_dict does, or make a new trainer"
             )
 
     def _auxk(self: Any) -> AuxK | None:

@@ -96,8 +96,8 @@ class PreActivations(Tensor):
     def _current(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         if _version_of(self.operands[1]) != self._born:
             raise RuntimeError(
-                "pre-activations were read after the weights had changed; they are computed when "
-                "they are read: read them, or call .dense(), before the optimiser's step"
+                "pre-activations were read after the weights had changed, but they are computed at "
+                "the first read; read them or call .dense() before the optimiser's step"
             )
         return self.operands
 

@@ -69,8 +69,8 @@ class Corpus:
             raise ValueError(f"share must be above 0 and below 1, got {share}")
         if "part" in self.description:
             raise ValueError(
-                f"this corpus is the {self.description['part']} part of another; split the "
-                f"original corpus"
+                f"this corpus is already the {self.description['part']} part of another corpus; "
+                f"split the original corpus"
             )
 
         def read() -> Iterator[Document]:
@@ -103,8 +103,8 @@ def as_corpus(texts: Texts) -> Corpus:
         )
     if isinstance(texts, Iterator):
         raise TypeError(
-            "corpus must be something that can be read repeatedly, got an iterator; pass list(...) "
-            "or Corpus(function), whose function starts a new iteration at each call"
+            "corpus must be readable more than once, got an iterator; pass list(...) or "
+            "Corpus(function), whose function starts a new iteration at each call"
         )
     return Corpus(lambda: texts, {"corpus": "given in memory"})
 
@@ -192,7 +192,7 @@ def hugging_face(
         dataset = load(dataset, split=split, **options)
     if not isinstance(dataset, Iterable) or isinstance(dataset, Iterator):
         raise TypeError(
-            f"dataset must be a name or rows that can be read repeatedly, got "
+            f"dataset must be a name or an iterable of rows that is readable more than once, got "
             f"{type(dataset).__name__}"
         )
     rows: Iterable[Any] = dataset

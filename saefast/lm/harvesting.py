@@ -94,8 +94,8 @@ def harvest(
         written = _write(model, chosen, stores, packing.batches(source, model.tokenizer), progress)
     if tokens is not None and written < tokens:
         raise ValueError(
-            f"corpus holds only {written} tokens that are kept, but {tokens} were requested; all "
-            f"of them are written: use tokens={written}, or more text"
+            f"corpus has only {written} of the {tokens} requested tokens, all of which are "
+            f"written; use tokens={written}, or more text"
         )
     return paths
 
@@ -145,8 +145,8 @@ class _Store:
             return
         if not bool((self._before.read(TOKENS, first, end) == tokens[: end - first]).all()):
             raise ValueError(
-                f"{self._path} holds activations of other text, from row {first} on; continue "
-                f"with the corpus that it was started with, or choose another path"
+                f"{self._path} holds activations of other text from row {first} on; continue with "
+                f"the original corpus, or choose another path"
             )
 
     def take(self, first: int, rows: Tensor, extras: dict[str, Tensor]) -> None:
@@ -208,8 +208,10 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     # The batch size affects bits at most, and may have to be smaller on another machine.
     differ = [name for name in differ if name != "batch_size"]
     if differ:
-        told = ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in differ)
+        told = ", ".join(
+            f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in differ
+        )
         raise ValueError(
             f"{path} cannot be resumed, since it was started with other settings: {told}; use the "
-            f"old settings, or choose another path"
+            f"original settings, or choose another path"
         )

@@ -39,7 +39,7 @@ class LanguageModel:
         if not isinstance(self.model, torch.nn.Module):
             raise TypeError(
                 f"model must be a causal language model of transformers, got "
-                f"{type(self.model).__name__}; load_model takes names"
+                f"{type(self.model).__name__}; use load_model for a name"
             )
         if self.model.training:
             raise ValueError(
@@ -146,8 +146,8 @@ def _place(name: str | Path) -> tuple[str, Path | None]:
         found = sorted(path.glob("*.gguf"))
         if len(found) != 1:
             raise ValueError(
-                f"{path} must hold config.json or one .gguf file, but it holds {len(found)} of "
-                f"the latter; name the file"
+                f"{path} must hold config.json or exactly one .gguf file, got {len(found)} .gguf "
+                f"files; give the path of the file"
             )
         return "", found[0]
     return str(name), None

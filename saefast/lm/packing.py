@@ -101,8 +101,7 @@ def beginning(tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
         return [bos] if bos is not None and usual[:1] == [bos] else []
     if prepend_bos and bos is None:
         raise ValueError(
-            "prepend_bos needs a tokenizer with a BOS token, and this one has none; leave "
-            "prepend_bos out"
+            "prepend_bos must not be True for a tokenizer without a BOS token; leave it out"
         )
     return [bos] if prepend_bos else []
 

@@ -218,7 +218,9 @@ def held_out_batches(
         if tokens <= 0:
             break
     if not any(bool(counted(batch).any()) for batch in batches):
-        raise ValueError("corpus must hold a text of several tokens to predict, but it has none")
+        raise ValueError(
+            "corpus must hold a text of at least two tokens, since the first one is not predicted"
+        )
     return batches
 
 
@@ -237,8 +239,7 @@ def check_sae(sae: SAE, groups: Mapping[str, Tensor] | None = None) -> None:
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
     if sae.transcodes:
         raise ValueError(
-            "sae must reconstruct what it encodes, got a transcoder, whose output belongs at "
-            "another site"
+            "sae must reconstruct its input, got a transcoder, whose output belongs to another site"
         )
     for name, mask in (groups or {}).items():
         checks.mask(f"groups[{name!r}]", mask, sae.m)

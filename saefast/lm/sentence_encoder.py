@@ -73,8 +73,8 @@ def load_sentence_encoder(
         name = Path(folder).name
         if not Path(folder).is_dir():
             raise FileNotFoundError(
-                f"{folder} is not a folder; a sentence encoder is one with config.json and a "
-                f"tokenizer, or None for the package {_PACKAGE}"
+                f"{folder} is not a folder; give a folder with config.json and a tokenizer, or "
+                f"None for the package {_PACKAGE}"
             )
     transformers = needed("transformers")
     with silenced():

@@ -65,7 +65,7 @@ def main_tensor(output: Any, site: Site, ids: Tensor) -> Tensor:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(
             f"the module {site.name} must return activations [contexts, length, d], got {got}; "
-            f"choose another one"
+            f"choose another module"
         )
     return tensor
 
@@ -90,8 +90,9 @@ def _part(model: nn.Module, kind: str, number: int) -> Site:
     found = [children[child] for child in KINDS[kind] if child in children]
     if not found:
         raise ValueError(
-            f"{kind}.{number} is not known in this model: {name}.{number} holds "
-            f"{', '.join(children)}; name one of them as '{name}.{number}.{next(iter(children))}'"
+            f"{kind}.{number} does not exist in this model: {name}.{number} holds "
+            f"{', '.join(children)}; give one of them, such as "
+            f"'{name}.{number}.{next(iter(children))}'"
         )
     return Site(f"{kind}.{number}", found[0], before)
 
@@ -163,5 +164,7 @@ def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor, **forward: Any
             hook.remove()
     missing = [site.name for site in sites if site.name not in seen]
     if missing:
-        raise ValueError(f"the model does not run {', '.join(missing)}; choose another module")
+        raise ValueError(
+            f"the forward pass does not call {', '.join(missing)}; choose another module"
+        )
     return [seen[site.name] for site in sites]

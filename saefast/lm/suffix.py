@@ -55,7 +55,9 @@ class Suffix:
             else:
                 logits = logits_at(self._model, self._ids, positions)
         if self._site.module not in self._returned:
-            raise ValueError(f"the model does not run {self._site.name}; choose another module")
+            raise ValueError(
+                f"the forward pass does not call {self._site.name}; choose another module"
+            )
         if self._cache is not None:
             self._cache.crop(first - self._ids.shape[1])  # negative: tokens to remove at the end
             self._first = first

@@ -48,7 +48,7 @@ def contexts(
     missing = {TOKENS, POSITIONS} - set(store.index.extras)
     if missing:
         raise ValueError(
-            f"store must hold tokens and positions beside its rows, and lacks "
+            f"store must have tokens and positions of its rows, but it lacks "
             f"{', '.join(sorted(missing))}; saefast.lm.harvest writes them"
         )
     for name, value in (("before", before), ("after", after)):

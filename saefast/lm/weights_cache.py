@@ -114,7 +114,7 @@ def one_bar(progress: bool) -> Iterator[None]:
     def ours(tensors: Iterable[Any], *_: Any, **__: Any) -> Any:
         return tracked(list(tensors), "dequantise, once", unit="tensors", progress=progress)
 
-    # The only bar for which transformers ignores its own settings.
+    # transformers shows this bar regardless of its own settings.
     reader = needed("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm
     reader.tqdm = ours

@@ -170,8 +170,8 @@ def match_both(
     proof = found.forward.proof
     if found.full and proof is not None and not proof.certified:
         warnings.warn(
-            f"memory={how.memory:g} GB is too little to prove the best matching: the one returned "
-            f"is at most {proof.upper_bound - proof.value:.3g} below it",
+            f"memory={how.memory:g} GB is too little to certify the matching: its value is at most "
+            f"{proof.upper_bound - proof.value:.3g} below the best",
             stacklevel=3,
         )
     return found.forward, found.backward

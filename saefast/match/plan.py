@@ -100,14 +100,13 @@ class MatchPlan:
         """Return the plan as text."""
         total = self.lists_gb + max(self.solver_gb, self.blocks_gb)
         return (
-            f"{self.m:,} features of width {self.d} with as many: {self.blocks} x {self.blocks} "
-            f"blocks of {self.block_rows:,}, lists of {self.neighbours}\n"
-            f"memory: {total:.2f} GB ({self.lists_gb:.2f} lists, with {self.blocks_gb:.2f} blocks, "
-            f"then {self.solver_gb:.2f} solver) beside {self.dictionaries_gb:.2f} GB of "
-            f"dictionaries, which may be mapped from disk\n"
-            f"work: {self.flops:.2e} FLOP; at {self.pairs_per_second:.2e} pairs/s, measured now, "
-            f"{_duration(self.seconds)} to find neighbours"
-            f"{', before the matching itself' if self.solver_gb else ''}"
+            f"{self.m:,} features of width {self.d} against as many: {self.blocks} x {self.blocks} "
+            f"blocks of {self.block_rows:,}, lists of {self.neighbours}\nmemory: {total:.2f} GB "
+            f"({self.lists_gb:.2f} lists, with {self.blocks_gb:.2f} blocks, then "
+            f"{self.solver_gb:.2f} solver) in addition to {self.dictionaries_gb:.2f} GB of "
+            f"dictionaries, which may be mapped from disk\nwork: {self.flops:.2e} FLOP; at "
+            f"{self.pairs_per_second:.2e} pairs/s, measured now, {_duration(self.seconds)} to find "
+            f"neighbours{', before the matching itself' if self.solver_gb else ''}"
         )
 
 

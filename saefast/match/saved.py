@@ -95,7 +95,9 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
             )
         same = about is None or notes["about"] == about
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is truncated or holds no matches: {error}; remove it") from error
+        raise ValueError(
+            f"{file} is truncated or not a file of matches: {error}; remove it"
+        ) from error
     return (there, back) if same else None
 
 

@@ -26,18 +26,18 @@ def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
     if impl in ("triton", "cuda"):
         reason = why_not_live(impl)
         if impl == "cuda" and not in_cuda:
-            reason = "this op has no CUDA C++ kernel, Triton serves it"
+            reason = "this op has no CUDA C++ kernel, only a Triton kernel"
         if reason is not None:
             raise ValueError(f"impl={impl!r} is not available: {reason}; use impl='auto'")
         if not tensor.is_cuda:
             raise ValueError(f"impl={impl!r} runs on CUDA tensors, got {tensor.device}")
         if tensor.dtype not in gpu.DTYPES:
-            raise TypeError(f"impl={impl!r} computes float32 and bfloat16, got {tensor.dtype}")
+            raise TypeError(f"impl={impl!r} supports float32 and bfloat16, got {tensor.dtype}")
     return impl == "reference"
 
 
 def why_not_live(impl: str) -> str | None:
     """Return the reason why a GPU backend is unavailable, or None if it is available."""
     if impl == "cuda" and not gpu.has_cuda():
-        return "saefast was built without CUDA C++ (-C cmake.define.SAEFAST_CUDA=ON)"
+        return "saefast was built without CUDA C++; build it with -C cmake.define.SAEFAST_CUDA=ON"
     return gpu.why_not_live()

@@ -9,9 +9,9 @@ try:
     from saefast import _native as native
 except ImportError as error:
     raise ImportError(
-        "the compiled module saefast._native could not be imported. The source tree does not "
-        "contain it: install with `pip install .` and start Python in another folder, or use "
-        f"`pip install -e .`. The cause was: {error}"
+        f"the compiled module saefast._native could not be imported. The source tree does not "
+        f"contain it: install with `pip install .` and start Python in another folder, or use `pip "
+        f"install -e .`. The error was: {error}"
     ) from error
 
 __all__ = ["contiguous", "native", "threads"]

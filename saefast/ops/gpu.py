@@ -23,12 +23,12 @@ _SLICE_BYTES = 1 << 30
 def why_not_live() -> str | None:
     """Return the reason why no kernel can run on this machine's GPUs, or None if they can."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; pip install 'saefast[gpu]'"
+        return "triton is not installed; run: pip install 'saefast[gpu]'"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
-        return f"the GPU has compute capability {major}.{minor}, the kernels need 8.0"
+        return f"the GPU has compute capability {major}.{minor}, but the kernels need 8.0"
     return None
 
 
@@ -38,7 +38,7 @@ def serves(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
         return False
     if runs_triton(tensor):
         return True
-    warnings.warn(f"saefast computes in plain torch on this GPU: {why_not_live()}", stacklevel=2)
+    warnings.warn(f"saefast uses plain torch on this GPU: {why_not_live()}", stacklevel=2)
     return False
 
 

@@ -106,7 +106,7 @@ def fastest(
     for screen, reason in reasons.items():
         if str(screen) not in skipped:
             warnings.warn(
-                f"saefast does not screen by {screen} for {where}: {reason}", stacklevel=2
+                f"the screen {screen} failed for {where} and is not used: {reason}", stacklevel=2
             )
         skipped[str(screen)] = f"{where}: {reason}"
     if not times:

@@ -32,15 +32,15 @@ def conditions_beside(
         name = path.resolve().name
         if name in names:
             raise ValueError(
-                f"beside must be folders whose names differ from each other and from those of "
-                f"other conditions, {', '.join(names)}; got {path}"
+                f"beside must be folders whose names differ from each other and from other "
+                f"conditions, {', '.join(names)}, got {path}"
             )
         _check_run(path, where)
         saes = tuple(load_sae(each) for each in saes_at(path))
         for sae in saes:
             if sae.d != d:
                 raise ValueError(
-                    f"beside must be SAEs of activations of width {d}, and {path} has d={sae.d}"
+                    f"beside must be SAEs of activations of width {d}, but {path} has d={sae.d}"
                 )
         names.append(name)
         conditions.append(Condition(name=name, saes=saes))
@@ -65,17 +65,15 @@ def fingerprints(paths: Sequence[str]) -> list[str]:
 def _check_run(path: Path, where: tuple[str, str] | None) -> None:
     """Raise if a run is not finished, or is on other activations."""
     if not path.exists():
-        raise FileNotFoundError(f"beside must be folders of SAEs, and {path} does not exist")
+        raise FileNotFoundError(f"beside must be folders of SAEs, but {path} does not exist")
     training = RunFile.read(path)
     if training is not None and not training.finished:
-        raise ValueError(
-            f"beside must be SAEs that are trained, and the run {path} is not finished"
-        )
+        raise ValueError(f"beside must be trained SAEs, but the run {path} is not finished")
     harvest = (read_json(path / SETTINGS) or {}).get("harvest") if path.is_dir() else None
     if where is not None and harvest is not None:
         other = (harvest["model"], harvest["site"])
         if other != where:
             raise ValueError(
-                f"beside must be SAEs of {where[0]} at {where[1]}, and {path} is a run on "
+                f"beside must be SAEs of {where[0]} at {where[1]}, but {path} is a run on "
                 f"{other[0]} at {other[1]}"
             )

@@ -51,7 +51,9 @@ def kept_evaluation(out: Path, name: str) -> Evaluation:
     summary = read_record(out / f"{name}.json", EvaluationSummary)
     table = read_table(out / _SCORES)
     if summary is None or table is None:
-        raise FileNotFoundError(f"{out} holds no scores of {name}; run saefast evaluate RUN {name}")
+        raise FileNotFoundError(
+            f"{out} holds no scores of {name}; run: saefast evaluate RUN {name}"
+        )
     noise = {key: float("nan") if value is None else value for key, value in summary.noise.items()}
     return Evaluation(
         name=name,

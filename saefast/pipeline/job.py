@@ -47,8 +47,8 @@ class Job:
         data = self.settings.data
         if not self.knows_rows:
             raise ValueError(
-                f"{self.run} was trained on activations that it does not name, and this stage "
-                f"needs some: begin a run with saefast train or saefast run"
+                f"{self.run} does not record its activations, which this stage needs; start a run "
+                f"with saefast train or saefast run"
             )
         return Path(data.train) if isinstance(data, StoreSettings) else self.run / TRAIN_ROWS
 
@@ -143,8 +143,8 @@ class Job:
         table = read_table(self.run / FEATURES)
         if table is None or name not in table.column_names:
             raise FileNotFoundError(
-                f"{self.run / FEATURES} has no {name}; run the stages before this one: "
-                f"saefast run {self.run}"
+                f"{self.run / FEATURES} has no {name}; run the earlier stages: saefast run "
+                f"{self.run}"
             )
         values = torch.from_numpy(table[name].to_numpy().copy())
         return list(torch.split(values, [sae.m for sae in self.saes]))

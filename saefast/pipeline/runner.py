@@ -126,7 +126,7 @@ STAGE_LIST = (
         statistics,
         lambda job: job.settings.evaluate.contexts,
         (FEATURES,),
-        "what features do",
+        "statistics of the features",
     ),
     Stage(
         "match",
@@ -142,7 +142,7 @@ STAGE_LIST = (
         stability,
         _part("stability"),
         (STABILITY, MEMBERSHIP),
-        "which features come back",
+        "which features recur",
     ),
     Stage(
         "subspace",
@@ -150,7 +150,7 @@ STAGE_LIST = (
         subspace,
         _part("subspace"),
         (SUBSPACES,),
-        "planes of features",
+        "subspaces of groups of features",
     ),
     Stage(
         "pool",
@@ -158,7 +158,7 @@ STAGE_LIST = (
         _pool,
         _part("pool"),
         (POOLING, POOLED),
-        "one SAE from all, beside its controls",
+        "one SAE from all, and its controls",
     ),
     Stage(
         "evaluate",
@@ -166,13 +166,13 @@ STAGE_LIST = (
         evaluate,
         _worth,
         (EVALUATION,),
-        "what groups are worth",
+        "contributions of groups of features",
     ),
-    _evaluation("probe", probe.probe, "how well single latents tell labels"),
-    _evaluation("explain", explain.explain, "what latents respond to"),
-    _evaluation("steer", steer.steer, "whether text shows a latent that is added"),
+    _evaluation("probe", probe.probe, "how well single latents predict labels"),
+    _evaluation("explain", explain.explain, "explanations of latents"),
+    _evaluation("steer", steer.steer, "whether generated text shows an amplified latent"),
     _evaluation("edit", edit.edit, "whether facts can be changed one at a time"),
-    _evaluation("absorb", absorb.absorb, "latents that stand in for others"),
+    _evaluation("absorb", absorb.absorb, "absorption of latents by others"),
     Stage(
         "report",
         ("subspace", "pool", "evaluate"),
@@ -278,10 +278,10 @@ def settings_of(run: str | Path) -> RunSettings:
         what = (
             f"holds no run: neither {SETTINGS} nor {RUN}"
             if path.parent.exists()
-            else "is not there"
+            else "does not exist"
         )
         raise FileNotFoundError(
-            f"{path.parent} {what}; a run is begun with saefast run, demo or train"
+            f"{path.parent} {what}; start a run with saefast run, demo or train"
         )
     try:
         return settings_from(told)

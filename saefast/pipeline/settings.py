@@ -268,12 +268,14 @@ def _parsed(text: str, suffix: str) -> Any:
         try:
             import yaml  # type: ignore[import-untyped]
         except ImportError as error:
-            raise ImportError("YAML needs its package: pip install pyyaml") from error
+            raise ImportError(
+                "YAML files need the package pyyaml; run: pip install pyyaml"
+            ) from error
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
-    raise ValueError(f"its name must end in .toml, .yaml or .json, got {suffix!r}")
+    raise ValueError(f"the name of the file must end in .toml, .yaml or .json, got {suffix!r}")
 
 
 def settings_from(told: Any) -> RunSettings:
@@ -285,8 +287,8 @@ def settings_from(told: Any) -> RunSettings:
     named = [name for name in SOURCES if name in told]
     if len(named) != 1:
         raise ValueError(
-            f"settings must have one of [harvest], [planted], [store] to say where activations "
-            f"come from, got {len(named)} of them"
+            f"settings must have exactly one of [harvest], [planted] and [store], the source of "
+            f"the activations, got {len(named)} of them"
         )
     if "train" not in told:
         raise ValueError("settings must have a table [train] with at least latents = ...")
@@ -362,5 +364,5 @@ def _check_names(name: str, told: dict[str, Any], known: list[str]) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 3)
             words = " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:])))
-            hint = f"did you mean {words}?" if near else f"it knows {', '.join(known)}"
-            raise ValueError(f"{name} has nothing called {key!r}; {hint}")
+            hint = f"did you mean {words}?" if near else f"known settings are {', '.join(known)}"
+            raise ValueError(f"{name} has no setting {key!r}; {hint}")

@@ -103,8 +103,8 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
     data = job.settings.data
     if not isinstance(data, HarvestSettings):
         raise ValueError(
-            f"{job.run} does not say which language model its activations are from, which this "
-            f"evaluation runs: begin a run with [harvest], or name the SAEs and the model: "
+            f"{job.run} does not record the language model of its activations, which this "
+            f"evaluation needs; start a run with [harvest], or give the SAEs and the model: "
             f"saefast evaluate SAE SAE --model NAME --site SITE"
         )
     out = job.run / EVALUATIONS

@@ -61,7 +61,8 @@ def pool_features(
     for number, source in enumerate(dictionaries):
         if isinstance(source, SAE) and source.transcodes:
             raise ValueError(
-                f"dictionaries[{number}] must not be a transcoder, whose encoder has another space"
+                f"dictionaries[{number}] must not be a transcoder, whose encoder and decoder are "
+                f"in different spaces"
             )
     each = as_dictionaries(dictionaries)
     origin = pool_origin(
@@ -112,7 +113,7 @@ def pool_origin(
     _check(each, stability, width, threshold)
     order = _ordered(each, stability, _rates(each, firing_rates))
     if not len(order.feature):
-        raise ValueError("dictionaries must have a feature alive, got none")
+        raise ValueError("dictionaries must have at least one feature that is alive, got none")
     most = len(order.feature) if width is None else width
     unique = _Unique(threshold - _ROUNDING)
     kept: list[Origin] = []

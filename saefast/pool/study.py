@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CONTROLS = {
     "pruned": "one SAE cut to its most frequent latents, with the same fine-tuning",
     "scratch": "an SAE of that width, trained from scratch",
-    "single": "one SAE as it is",
+    "single": "one SAE, unchanged",
 }
 """Descriptions of the controls that pooling is compared with, by name"""
 
@@ -334,17 +334,20 @@ def _check(
     """Check the arguments of `evaluate_pooling` and return the width of the pools."""
     for name, values in (("saes", saes), ("pools", pools), ("scratch.seeds", scratch.seeds)):
         if len(values) < 2 or (name != "scratch.seeds" and len(values) > 2):
-            raise ValueError(f"{name} must be two, of disjoint seeds, got {len(values)}")
+            raise ValueError(f"{name} must have two entries, of disjoint seeds, got {len(values)}")
     if len(saes[0]) != len(saes[1]):
-        raise ValueError(f"saes must be lists of equal size, got {len(saes[0])} and {len(saes[1])}")
+        raise ValueError(
+            f"saes must be two lists of equal length, got {len(saes[0])} and {len(saes[1])}"
+        )
     if {id(sae) for sae in saes[0]} & {id(sae) for sae in saes[1]}:
         raise ValueError(
-            "saes must be lists with no SAE in common: pools of the same seeds agree anyway"
+            "saes must be two lists without a common SAE, since pools of the same seeds agree "
+            "trivially"
         )
     if pools[0].m != pools[1].m:
         raise ValueError(
-            f"pools must be of one width, got {pools[0].m} and {pools[1].m}; give pool_features "
-            f"the same width"
+            f"pools must have equal width, got {pools[0].m} and {pools[1].m}; call pool_features "
+            f"with the same width"
         )
     checks.at_least("margin", margin, 0)
     return pools[0].m

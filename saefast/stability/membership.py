@@ -129,11 +129,11 @@ def fit_power_law(k: Sequence[float], values: Sequence[float]) -> PowerLaw:
     """
     x, y = np.asarray(k, np.float64), np.asarray(values, np.float64)
     if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"values must be as many as k, {x.shape}, got {y.shape}")
+        raise ValueError(f"values must have the shape of k, {x.shape}, got {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all()):
         raise ValueError("k must be positive, and k and values finite")
     if len(np.unique(x)) < 3:
-        raise ValueError(f"k must have at least 3 different numbers, got {k}; take more seeds")
+        raise ValueError(f"k must have at least 3 different numbers, got {k}; use more seeds")
     grid = np.linspace(-_STEEPEST, _STEEPEST, _EXPONENTS)
     best = int(np.argmin([_solve(x, y, b)[2] for b in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]

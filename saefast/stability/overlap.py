@@ -87,7 +87,9 @@ class Overlap:
         """
         found = self.select(name, **where)
         if len(found) != 1:
-            raise ValueError(f"where must fit one measure {name!r}, {where} fits {len(found)}")
+            raise ValueError(
+                f"where must select one measure {name!r}, but {where} selects {len(found)}"
+            )
         return found[0]
 
 
@@ -121,11 +123,11 @@ def measure_overlap(
     """
     if not isinstance(thresholds, Iterable):
         raise TypeError(
-            f"thresholds must be a sequence of numbers, got {thresholds!r}; [0.7] is one"
+            f"thresholds must be a sequence of numbers such as [0.7], got {thresholds!r}"
         )
     for name, given, choices in (("match", match, KINDS), ("signs", signs, SIGNS)):
         if isinstance(given, str):
-            raise TypeError(f"{name} must be a sequence of str, got {given!r}; [{given!r}] is one")
+            raise TypeError(f"{name} must be a sequence of str such as [{given!r}], got {given!r}")
         for one in given:
             checks.one_of(name, one, choices)
     for threshold in thresholds:

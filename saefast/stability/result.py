@@ -139,7 +139,10 @@ class Stability:
 
         names = range(len(self.score)) if seeds is None else list(seeds)
         if len(set(names)) != len(self.score):
-            raise ValueError(f"seeds must name {len(self.score)} dictionaries, got {seeds}")
+            raise ValueError(
+                f"seeds must have one entry for each of the {len(self.score)} dictionaries, got "
+                f"{seeds}"
+            )
         sizes = [len(score) for score in self.score]
         columns = {
             "seed": torch.tensor(names).repeat_interleave(torch.tensor(sizes)),

@@ -91,7 +91,10 @@ def score_stability(
         ]
     else:
         if options:
-            raise TypeError(f"{', '.join(options)} have no effect beside matches; leave them out")
+            raise TypeError(
+                f"{', '.join(options)} must not be given together with matches, which they do not "
+                f"affect"
+            )
         found = _given(matches, side)
         for pairs in found:
             _check_pairs(pairs, each, match)
@@ -272,9 +275,13 @@ def _given(matches: Any, side: str) -> list[PairMatches]:
     found = list(matches) if isinstance(matches, tuple | list) else [matches]
     wanted = 2 if side == "both" else 1
     if len(found) != wanted or not all(isinstance(pairs, Mapping) for pairs in found):
-        expected = "a pair of them, of decoders and of encoders" if wanted == 2 else "one of them"
+        expected = (
+            "a pair of results of match_all, of decoders and of encoders,"
+            if wanted == 2
+            else "a result of match_all"
+        )
         raise TypeError(
-            f"matches must be what match_all returned, for side={side!r} {expected}, got "
+            f"matches must be {expected} for side={side!r}, got "
             f"{[type(pairs).__name__ for pairs in found]}"
         )
     return found
@@ -301,13 +308,17 @@ def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> 
             )
         if (one.proof is not None) != (match == "one_to_one"):
             made = "nearest" if one.proof is None else "one to one"
-            raise ValueError(f"{name} is {made}, which does not go with match={match!r}")
+            raise ValueError(
+                f"{name} must be made with match={match!r}, got a matching that is {made}"
+            )
 
 
 def _with_alive(each: Sequence[Dictionary], alive: Sequence[Tensor]) -> list[Dictionary]:
     """Return the dictionaries with the given features alive."""
     if len(alive) != len(each):
-        raise ValueError(f"alive must have a tensor per dictionary, {len(each)}, got {len(alive)}")
+        raise ValueError(
+            f"alive must have one tensor per dictionary, {len(each)}, got {len(alive)}"
+        )
     for i, (dictionary, living) in enumerate(zip(each, alive, strict=True)):
         checks.mask(f"alive[{i}]", living, dictionary.m)
     return [
@@ -321,7 +332,7 @@ def _check(threshold: object, match: str, side: str, same_partner: bool, confide
     checks.one_of("match", match, MATCHES)
     checks.one_of("side", side, SIDES)
     if same_partner and side != "both":
-        raise ValueError(f"same_partner compares both sides, got side={side!r}; use side='both'")
+        raise ValueError(f"same_partner needs side='both', got side={side!r}")
     checks.at_least("confidence", confidence, 0, below=1)
 
 

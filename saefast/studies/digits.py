@@ -160,8 +160,8 @@ def bundled_digits() -> Tensor:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
-            "the bundled digits are scikit-learn's: pip install scikit-learn, or pass images, a "
-            "folder with MNIST"
+            "the default digits are part of scikit-learn, which is not installed; run pip install "
+            "scikit-learn, or give images, a folder with MNIST"
         ) from error
     return torch.from_numpy(load_digits().data / 16).float()
 

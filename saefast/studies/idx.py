@@ -68,6 +68,6 @@ def _file(path: Path) -> Path:
             if file.is_file():
                 return file
     raise FileNotFoundError(
-        f"{path} must hold {NAMES[0]} or {NAMES[0]}.gz, but holds neither; pass the file itself if "
-        f"it has another name"
+        f"{path} must hold {NAMES[0]} or {NAMES[0]}.gz, but holds neither; give the path of the "
+        f"file if it has another name"
     )

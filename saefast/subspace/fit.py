@@ -140,7 +140,8 @@ def _initial_rows(
     found = [as_dictionary(each, f"initial[{s}]") for s, each in enumerate(initial)]
     if len(found) != len(dictionaries):
         raise ValueError(
-            f"initial must hold a dictionary for each of the {len(dictionaries)}, got {len(found)}"
+            f"initial must have one dictionary for each of the {len(dictionaries)} dictionaries, "
+            f"got {len(found)}"
         )
     rows = [side_of(each, side, f"initial[{s}]") for s, each in enumerate(found)]
     for s, (each, dictionary) in enumerate(zip(rows, dictionaries, strict=True)):
@@ -178,4 +179,6 @@ def _check_covariance(covariance: Tensor, d: int) -> None:
     if not torch.allclose(covariance, covariance.T, rtol=0, atol=1e-4 * scale):
         raise ValueError("covariance must be symmetric; use (covariance + covariance.T) / 2")
     if not float(covariance.trace()) > 0:
-        raise ValueError("covariance must have a positive trace: it is of activations that vary")
+        raise ValueError(
+            "covariance must have a positive trace; the covariance of constant activations is zero"
+        )

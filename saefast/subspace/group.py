@@ -94,7 +94,7 @@ def fit_group(
         drawn = {null: [each.pairs[pair] for each in sample] for null, sample in samples.items()}
         found.append(_pair(name, pair, curves, angles, shares, plan, drawn))
         skipped += [
-            f"null {null!r} of group {name!r}, dictionaries {pair[0]} and {pair[1]}: its planes "
+            f"null {null!r} of group {name!r}, dictionaries {pair[0]} and {pair[1]}: its subspaces "
             f"have only {len(band.mean)} of {len(angles)} dimensions"
             for null, band in found[-1].bands.items()
             if len(band.mean) < len(angles)

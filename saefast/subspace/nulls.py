@@ -174,6 +174,6 @@ def _initial(
 ) -> Decomposition:
     """Decompose the latents of the group as they were before training."""
     if member.initial is None:
-        raise ValueError("there are no latents before training")
+        raise ValueError("initial must be given for the null 'initial'")
     alive = (member.initial[member.chosen] != 0).any(1).cpu()
     return decompose([UnitRows.of_rows(member.initial, member.chosen[alive])], method)[0]

@@ -146,8 +146,8 @@ class Subspaces:
             if (spectrum.group, spectrum.seed) == (group, seed):
                 return spectrum
         raise ValueError(
-            f"group must be one of {', '.join(self.groups)}, and seed the position of a "
-            f"dictionary, got {group!r} and {seed}"
+            f"group must be one of {', '.join(self.groups)} and seed the position of a dictionary, "
+            f"got {group!r} and {seed}"
         )
 
     def pair(self, group: str, a: int, b: int) -> PairOverlap:
@@ -168,8 +168,8 @@ class Subspaces:
             if (pair.group, pair.a, pair.b) == (group, a, b):
                 return pair
         raise ValueError(
-            f"there is no pair of seeds {a} and {b} in group {group!r}; a must be less than b, and "
-            f"the group must have features in both: {'; '.join(self.skipped) or 'nothing skipped'}"
+            f"a and b must be positions of two dictionaries, a < b, in which group {group!r} has "
+            f"features, got {a} and {b}; {'; '.join(self.skipped) or 'no group was skipped'}"
         )
 
     def to_table(self, name: str = "pairs") -> "pa.Table":

@@ -113,11 +113,11 @@ def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
     for each in excluded:
         if not each.cells:
             raise ValueError(
-                f"exclude[{each.number}] must match a cell of the grid, got {each.told}, which "
-                f"matches none"
+                f"exclude[{each.number}] must match at least one cell of the grid, got "
+                f"{each.told}, which matches none"
             )
     if not cells:
-        raise ValueError("exclude must leave one cell at least, got exclusions of all of them")
+        raise ValueError("exclude must leave at least one cell, but excludes all cells")
     _check_names_differ(cells)
     return Sweep(tuple(axes), tuple(cells))
 
@@ -139,7 +139,10 @@ def _base(base: Any, folder: Path) -> dict[str, Any]:
         )
     settings = read_settings(path)
     if isinstance(settings.data, TrainedSettings):
-        raise ValueError(f"base must be a run that trains, got {base!r} with SAEs that are trained")
+        raise ValueError(
+            f"base must be the settings of a run with a training, got {base!r} with SAEs that are "
+            f"trained already"
+        )
     return settings.to_dict()
 
 
@@ -153,7 +156,7 @@ def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings
 
 def _assign(settings: dict[str, Any], given: Settings) -> None:
     """Assign values to nested settings; raise a ValueError for unknown names."""
-    created: set[str] = set()  # tables that were none, whose settings are not known here
+    created: set[str] = set()  # tables that were None, so their settings are unknown
     for name, value in given.items():
         *parents, last = name.split(".")
         place: Any = settings
@@ -166,7 +169,9 @@ def _assign(settings: dict[str, Any], given: Settings) -> None:
                 created.add(path)
             place = place[part]
             if not isinstance(place, dict):
-                raise ValueError(f"{name} must be a setting, got one inside of {path} = {place!r}")
+                raise ValueError(
+                    f"{name} must be a setting, but {path} is {place!r} and has no settings"
+                )
         if last not in place and ".".join(parents) not in created:
             raise ValueError(_unknown(name, name, place))
         place[last] = value
@@ -176,11 +181,11 @@ def _unknown(name: str, part: str, place: Mapping[str, Any]) -> str:
     last = part.rpartition(".")[2]
     if part in SOURCES:
         own = next(source for source in SOURCES if source in place)
-        return f"{name} must be a setting of base, whose rows are from [{own}], got [{part}]"
+        return f"{name} must be a setting of base, whose source of rows is [{own}], got [{part}]"
     near = difflib.get_close_matches(last, place, 1)
     before = part.removesuffix(last)
-    hint = f"did you mean {before}{near[0]}?" if near else f"known are {', '.join(place)}"
-    return f"{name} must be a setting, got no {part}; {hint}"
+    hint = f"did you mean {before}{near[0]}?" if near else f"known settings are {', '.join(place)}"
+    return f"{name} must be a setting, but there is no {part}; {hint}"
 
 
 def _cell(at: Settings, told: dict[str, Any]) -> Cell:
@@ -190,7 +195,7 @@ def _cell(at: Settings, told: dict[str, Any]) -> Cell:
         return Cell(name, at, settings)
     except (TypeError, ValueError) as error:
         words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in at.items())
-        raise type(error)(f"the cell with {words} cannot be: {error}") from error
+        raise type(error)(f"the cell with {words} is not valid: {error}") from error
 
 
 def cell_name(at: Settings) -> str:
@@ -220,5 +225,5 @@ def _check_names_differ(cells: Sequence[Cell]) -> None:
         if other is not cell:
             raise ValueError(
                 f"the cells {other.axes} and {cell.axes} must have folders of different names, got "
-                f"{cell.name} for both; give their values as choices of [sets]"
+                f"{cell.name} for both; give the values names as choices of [sets]"
             )

@@ -124,12 +124,12 @@ def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str
     if changed and not remake:
         told = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
         raise ValueError(
-            f"the sweep file has changed since {folder.root} was begun, and {len(changed)} "
-            f"cell{'s' * (len(changed) > 1)} would change: {told}; --remake makes them again, or "
-            f"choose another folder"
+            f"the sweep file has changed since {folder.root} was started, which changes "
+            f"{len(changed)} cell{'s' * (len(changed) > 1)}: {told}; run them again with --remake, "
+            f"or choose another folder"
         )
     for each in changed:
-        tell(f"{each.cell} is made again: {', '.join(each.differences)}")
+        tell(f"{each.cell} is run again: {', '.join(each.differences)}")
         if each.again:
             folder.remove(each.cell)
         else:

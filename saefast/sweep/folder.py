@@ -137,8 +137,8 @@ class SweepFolder:
         record = read_record(self.root / SWEEP, SweepRecord)
         if record is None:
             raise FileNotFoundError(
-                f"{self.root} holds no sweep: {SWEEP} is not there; saefast sweep FILE --out "
-                f"{self.root} begins one"
+                f"{self.root} holds no sweep: {SWEEP} does not exist; start one with saefast sweep "
+                f"FILE --out {self.root}"
             )
         return record
 
@@ -157,7 +157,8 @@ class SweepFolder:
         """Raise a FileExistsError if the folder is that of a run instead of a sweep."""
         if (self.root / RUN).is_file() or (self.root / SETTINGS).is_file():
             raise FileExistsError(
-                f"out must be the folder of a sweep, but {self.root} holds a run; choose another"
+                f"out must be the folder of a sweep, but {self.root} holds a run; choose another "
+                f"folder"
             )
 
     def changed(self, sweep: Sweep) -> list[Changed]:

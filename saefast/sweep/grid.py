@@ -83,10 +83,10 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
         chosen = sets[name].values() if name in sets else [{name: None}]
         for key in dict.fromkeys(key for each in chosen for key in each):
             if given.setdefault(key, name) != name:
-                raise ValueError(f"{key} must be given by one axis, got {given[key]} and {name}")
+                raise ValueError(f"{key} must be set by one axis only, got {given[key]} and {name}")
     unused = [name for name in sets if name not in axes]
     if unused:
-        raise ValueError(f"sets.{unused[0]} must be an axis of grid, got no {unused[0]} there")
+        raise ValueError(f"sets.{unused[0]} must be an axis of grid, but grid has no {unused[0]}")
     return axes
 
 
@@ -137,7 +137,7 @@ def _range(name: str, told: Mapping[str, Any]) -> list[Any]:
             values.append(value)
     if not fits:
         raise ValueError(
-            f"the range grid.{name} must lead from {first} to {last}, got {by[0]} = {move}"
+            f"the range grid.{name} must reach {last} from {first}, got {by[0]} = {move}"
         )
     return values
 
@@ -170,7 +170,7 @@ class Exclusion:
         for name, wanted in self.told.items():
             try:
                 value = at[name] if name in at else setting(settings, name)
-            except KeyError:  # in a table that is none in this cell
+            except KeyError:  # in a table that is None in this cell
                 return False
             if value != wanted and not (isinstance(wanted, list) and value in wanted):
                 return False

@@ -66,7 +66,7 @@ class SweepPlan:
 
     def as_text(self) -> str:
         """Return the plan as text."""
-        free = "" if self.free_memory is None else f" of {_size(self.free_memory)} that are free"
+        free = "" if self.free_memory is None else f" ({_size(self.free_memory)} free)"
         lines = [
             f"{self.cells} cells, {self.finished} of them finished; {self.saes} SAEs to train on "
             f"{self.streams} stream{'s' * (self.streams != 1)} of rows from {self.stores} "
@@ -78,7 +78,7 @@ class SweepPlan:
         ]
         if self.changed:
             lines.append(
-                f"begun with other settings, so --remake is needed: {', '.join(self.changed)}"
+                f"started with other settings, so --remake is needed: {', '.join(self.changed)}"
             )
         return "\n".join(lines)
 

@@ -255,7 +255,7 @@ def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) 
         The groups.
     """
     if any("wandb" in cell.settings.trainer.log_to for cell in cells):
-        return [[cell] for cell in cells]  # a group would be a single run of wandb
+        return [[cell] for cell in cells]  # wandb would log a group as a single run
     groups = max(groups, -(-len(cells) // _MOST_TOGETHER))
     costs = {cell.name: training_bytes(cell.settings, width) for cell in cells}
     if memory is not None:

@@ -145,6 +145,6 @@ def _check(
     size = sum(branching**level for level in range(depth + 1))
     if trees * size > count:
         raise ValueError(
-            f"count must be at least {trees * size} to hold {trees} families of {size} features, "
-            f"got {count}; ask for fewer trees, or less depth"
+            f"count must be at least {trees * size} for {trees} families of {size} features, got "
+            f"{count}; reduce trees or depth"
         )

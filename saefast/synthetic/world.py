@@ -265,7 +265,7 @@ def _check_parents(parent: Tensor, rates: Tensor) -> None:
         raise ValueError("parent must be -1 or the number of an earlier feature")
     child = parent >= 0
     if not bool((rates[:, child] == rates[0, child]).all()):
-        raise ValueError("rates of a feature with a parent must be the same in every context")
+        raise ValueError("rates of a feature with a parent must be equal in all contexts")
     taken = torch.zeros(len(parent), dtype=torch.float64)
     taken.index_add_(0, parent[child], rates[0, child].double())
     if bool((taken > 1 + 1e-12).any()):

@@ -157,8 +157,8 @@ class CapturedStep(Generic[_E, _R]):
     def _load(self, x: Tensor, target: Tensor | None) -> None:
         """Copy a batch to the memory from which the kernels read it."""
         if (target is None) != (self._target is None):
-            given = "without" if self._target is None else "with"
-            raise TypeError(f"target must be as it was in capture, {given} a tensor")
+            given = "None" if self._target is None else "a tensor"
+            raise TypeError(f"target must be {given}, as in capture")
         for name, rows, mine in (("x", x, self._x), ("target", target, self._target)):
             if rows is not None and mine is not None:
                 checks.shape(name, rows, tuple(mine.shape))

@@ -79,8 +79,8 @@ class RunFile:
             return load_file(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{path} does not exist, though {RUN} names that checkpoint; without it the run "
-                f"cannot be resumed"
+                f"{path} does not exist, although {RUN} refers to this checkpoint; without it the "
+                f"run cannot be resumed"
             ) from error
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
@@ -111,4 +111,4 @@ def differences(then: object, now: object, name: str = "") -> list[str]:
             for i, (a, b) in enumerate(zip(then, now, strict=True))
             for difference in differences(a, b, f"{name}[{i}]")
         ]
-    return [] if then == now else [f"{name} was {then!r}, is {now!r} now"]
+    return [] if then == now else [f"{name} was {then!r} and is now {now!r}"]

@@ -113,7 +113,7 @@ class CheckpointWriter:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"the checkpoint of step {step} {error.strerror}; that of step "
-                f"{self._run.step} is intact, and resume=True goes on from it",
+                f"the checkpoint of step {step} {error.strerror}; the checkpoint of step "
+                f"{self._run.step} is intact; resume it with resume=True",
                 error.filename,
             ) from error

@@ -100,7 +100,7 @@ class TrainConfig:
         if self.k > self.latents:
             raise ValueError(
                 f"k must be at most latents, got k={self.k} and latents={self.latents}; pass a "
-                f"smaller k, which is {TrainConfig.k} unless given"
+                f"smaller k (the default is {TrainConfig.k})"
             )
         checks.at_least("k", self.k, 1)
         checks.one_of("variant", self.variant, VARIANTS)
@@ -120,7 +120,7 @@ class TrainConfig:
             share = getattr(self, name)
             checks.at_least(name, share, 0)
             if share > 1:
-                raise ValueError(f"{name} is a share of the run, from 0 to 1, got {share}")
+                raise ValueError(f"{name} must be a share of the run, from 0 to 1, got {share}")
         checks.at_least("decoder_norm", self.decoder_norm, 0)
         checks.at_least("bandwidth", self.bandwidth, 0)
         if self.sparsity is not None:
@@ -128,7 +128,9 @@ class TrainConfig:
         for share in self.group_shares:
             checks.at_least("group_shares", share, 0)
         if self.by_norm and self.variant != "topk":
-            raise ValueError(f"by_norm is for variant 'topk', got {self.variant!r}")
+            raise ValueError(
+                f"by_norm must be False unless variant is 'topk', got {self.variant!r}"
+            )
         for name, choices in (
             ("lr_decay", DECAYS),
             ("precision", STEP_PRECISIONS),
@@ -138,7 +140,10 @@ class TrainConfig:
         ):
             checks.one_of(name, getattr(self, name), choices)
         if "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name becomes part of a folder's name, got {self.name!r}")
+            raise ValueError(
+                f"name must be a valid part of a folder's name, without '/' and a leading '.', got "
+                f"{self.name!r}"
+            )
 
     @property
     def steps(self) -> int:
@@ -180,7 +185,9 @@ def check_shared(configs: Sequence[TrainConfig]) -> None:
     labels = labels_of(configs)
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise ValueError(f"two SAEs would be called {twice[0]}; give their configs another name")
+        raise ValueError(
+            f"names of SAEs must differ, got {twice[0]} twice; give their configs different names"
+        )
 
 
 def check_one_stream(configs: Sequence[TrainConfig]) -> None:
@@ -188,10 +195,11 @@ def check_one_stream(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         if not isinstance(config, TrainConfig):
             raise TypeError(
-                f"config must be a saefast.TrainConfig or several, got {type(config).__name__}"
+                f"config must be a saefast.TrainConfig or a sequence of them, got "
+                f"{type(config).__name__}"
             )
     if not configs:
-        raise ValueError("config must name at least one SAE, got an empty sequence")
+        raise ValueError("config must hold at least one TrainConfig, got an empty sequence")
     for name in SHARED:
         values = {getattr(config, name) for config in configs}
         if len(values) > 1:

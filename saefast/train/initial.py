@@ -103,7 +103,8 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
     ):
         if got != expected:
             raise ValueError(
-                f"initial must have {name}={expected!r}, as config and activations say, got {got!r}"
+                f"initial must have {name}={expected!r}, as config and activations require, got "
+                f"{got!r}"
             )
     # Norms are checked here, after the scales, which change the norms of a transcoder.
     sae = copy.deepcopy(initial).float().cpu()

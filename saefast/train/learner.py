@@ -169,7 +169,7 @@ class Learner:
         decay, more = optimizer.decay_of(self.rules, self.sae), forward.shrink_dec
         if more is None and self._precision == "bf16_weights":
             # A decay, even of zero, makes the update compute the component of the gradient along a
-            # row: the value gradients, from which it would infer it, belong to the rounded rows.
+            # row. It must not infer it from the value gradients, which belong to the rounded rows.
             more = self.sae.b_enc.new_zeros(self.sae.m)
         if more is None:
             return decay

@@ -58,7 +58,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "log_to 'tensorboard' needs its package: pip install tensorboard"
+                "log_to 'tensorboard' needs the package tensorboard; run: pip install tensorboard"
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
@@ -81,7 +81,9 @@ class Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError("log_to 'wandb' needs its package: pip install wandb") from error
+            raise ImportError(
+                "log_to 'wandb' needs the package wandb; run: pip install wandb"
+            ) from error
         self._theirs = wandb.run is not None
         self._run = wandb.run or wandb.init()
         self._run.config.update(dict(settings), allow_val_change=True)
@@ -109,7 +111,9 @@ def loggers(
     found: list[Logger] = []
     if "tensorboard" in log_to:
         if out is None:
-            raise ValueError("log_to 'tensorboard' writes into the run: give out=FOLDER")
+            raise ValueError(
+                "log_to 'tensorboard' writes to the folder of the run; give out=FOLDER"
+            )
         found.append(TensorBoard(out / "tensorboard", after))
     if "wandb" in log_to:
         found.append(Wandb(settings))

@@ -133,7 +133,7 @@ class TrainingLoop:
                 try:
                     batch = self._with_variance(transfer.take(next(batches)))
                 except ValueError as error:
-                    raise ValueError(f"step {number} cannot be taken: {error}") from error
+                    raise ValueError(f"step {number} failed: {error}") from error
                 for trainer in self._trainers:
                     trainer.train(number, batch)
                 self.step = number + 1

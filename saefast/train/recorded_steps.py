@@ -40,8 +40,8 @@ class Graphs:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"steps are taken without a CUDA graph, which costs the host's time for each "
-                f"kernel, since recording one failed: {error}",
+                f"steps run without a CUDA graph, which costs host time for each kernel, because "
+                f"recording failed: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )

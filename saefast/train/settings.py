@@ -68,7 +68,7 @@ class Rules:
         if self.tether is not None:
             checks.at_least("tether", self.tether, -1, below=1)
             if not self.unit_norm:
-                raise ValueError("tether needs unit_norm=True: it turns rows of norm one")
+                raise ValueError("tether needs unit_norm=True, since it rotates rows of norm one")
 
 
 @dataclass(frozen=True)

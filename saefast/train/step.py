@@ -94,7 +94,8 @@ class FusedStep:
         rounded = precision == "bf16_weights"
         if rounded and self.objective.fused is not FusedPath.ALWAYS:
             raise ValueError(
-                f"precision='bf16_weights' is for topk, batchtopk and matryoshka, got {sae.variant}"
+                f"precision='bf16_weights' needs variant topk, batchtopk or matryoshka, got "
+                f"{sae.variant}"
             )
         self._encoder = PackedEncoder(
             sae, "bf16" if rounded else precision, rounded_decoder=rounded
@@ -262,14 +263,14 @@ class FusedStep:
             raise ValueError(f"capture needs an SAE on a CUDA device, got {x.device}")
         if self.objective.fused is FusedPath.NEVER:
             raise ValueError(
-                f"capture records fused steps, and {type(self.objective).__name__} is trained by "
-                "autograd: call the step itself"
+                f"capture records fused steps, but {type(self.objective).__name__} is trained by "
+                "autograd; call the step instead"
             )
         if not self._served():
             raise ValueError(
                 f"capture needs the GPU kernels, which serve float32 and k up to "
                 f"{gpu.kernels('topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
-                f"{self.now.k}: call the step itself"
+                f"{self.now.k}; call the step instead"
             )
         n = len(x)
         phases = Phases(
@@ -311,9 +312,7 @@ class FusedStep:
             raise ValueError("x must have at least one row, got shape (0, ...)")
         if target is None:
             if self.sae.transcodes:
-                raise TypeError(
-                    "target is what a transcoder learns to reconstruct: step(x, target)"
-                )
+                raise TypeError("target must be given for a transcoder: step(x, target)")
             return x
         checks.same_kind("the SAE", self.sae.W_dec, "target", target)
         checks.shape("target", target, (len(x), self.sae.d_out))

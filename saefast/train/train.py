@@ -190,8 +190,8 @@ def _device(device: torch.device | str | None) -> torch.device:
         raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {device!r}") from error
     if where.type == "cuda" and not has_gpu:
         raise ValueError(
-            f"device must be one that this torch, {torch.__version__}, has, got {device!r}, but it "
-            f"has no CUDA GPU; use device='cpu' or None"
+            f"device must be available, got {device!r}, but this torch, {torch.__version__}, finds "
+            f"no CUDA GPU; use device='cpu' or None"
         )
     return where
 
@@ -240,8 +240,8 @@ def _run_file(
         changed = differences(run.facts[key], facts[key], key)
         if changed:
             raise ValueError(
-                f"{out} cannot be resumed, for {'; '.join(changed)}; give it what it was begun "
-                f"with, or choose another folder"
+                f"{out} cannot be resumed, since {'; '.join(changed)}; use the original arguments, "
+                f"or choose another folder"
             )
     return run
 

@@ -40,7 +40,7 @@ def test_an_iterator_may_use_its_memory_again() -> None:
     [
         ([], ValueError, "empty"),
         ([torch.zeros(3)], ValueError, r"item 0 of source must have shape \[n, d\]"),
-        ([torch.zeros(3, 4), torch.zeros(3, 5)], ValueError, "item 1 of source must be of width 4"),
+        ([torch.zeros(3, 4), torch.zeros(3, 5)], ValueError, "item 1 of source must have width 4"),
         ([torch.zeros(3, 4), "rows"], TypeError, "item 1 of source must be a torch.Tensor"),
         ([torch.zeros(3, 4).int()], TypeError, "got int32"),
         ([(torch.zeros(3, 4), torch.zeros(2, 4))], ValueError, "as many targets as rows, 3, got 2"),

@@ -44,7 +44,7 @@ def other_name(folder: Path) -> None:
     ("damage", "error", "message"),
     [
         (cut, ValueError, "is truncated"),
-        (longer, ValueError, "longer than it was"),
+        (longer, ValueError, "longer than expected"),
         (missing, FileNotFoundError, "is missing; the index lists it with 10 rows"),
         (other_dtype, ValueError, r"must be torch.float32 \(10, 4\).* got torch.int32 \(10, 4\)"),
         (other_shape, ValueError, r"got torch.float32 \(4, 10\)"),

@@ -12,7 +12,7 @@ from saefast.activations import StoreActivations, StoreWriter
 def test_a_store_is_not_written_over(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     with pytest.raises(
-        FileExistsError, match=r"index\.json is there already; go on with resume=True"
+        FileExistsError, match=r"index\.json already exists; continue with resume=True"
     ):
         write(folder)
     (tmp_path / "other").mkdir()

@@ -50,7 +50,7 @@ def test_a_run_makes_a_report_and_says_what_it_found(
     told = json.loads(capsys.readouterr().out)
     assert main(["run", str(settings_file), "--out", str(run)]) == 0
     assert capsys.readouterr().err == (
-        f"all of it was finished before: nothing in {run} has changed\n"
+        f"all stages were finished before; nothing in {run} has changed\n"
     )
     assert all(stage["was_finished"] for stage in told["stages"].values())
     assert list(told["stages"])[-1] == "report"
@@ -155,13 +155,13 @@ def test_what_was_trained_in_python_is_matched_and_scored(
     assert any(each["topic"] == "Stability" for each in told["findings"])
     assert main(["match", str(out)]) == 0
     assert main(["subspace", str(out), "--draws", "3"]) == 0
-    assert "names no activations" in (out / "subspaces" / "skipped.json").read_text()
+    assert "does not record its activations" in (out / "subspaces" / "skipped.json").read_text()
     assert main(["report", str(out)]) == 0
     capsys.readouterr()
     for stage in ("pool", "evaluate"):
         assert main([stage, str(out)]) == 1
         said = capsys.readouterr().err
-        assert "trained on activations that it does not name" in said
+        assert "does not record its activations" in said
         assert said.splitlines()[-1].startswith("saefast: ")
     two = [config, dataclasses.replace(config, name="b")]
     saefast.train_saes(rows, two, out=tmp_path / "two", progress=False)
@@ -206,7 +206,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
-    assert "goes on from here" in told
+    assert "again to resume" in told
     assert "Traceback" not in told
     step = json.loads((tmp_path / "a" / "run.json").read_text())["checkpoint"]
     assert 0 < step < 60_000 // 128
@@ -232,9 +232,9 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "said"),
     [
         (["run", "nothing-there"], "neither a file nor a folder"),
-        (["stability", "nothing-there"], "a run is begun with"),
+        (["stability", "nothing-there"], "start a run with"),
         (["report", "nothing-there"], "holds no run"),
-        (["match"], "two SAEs at least"),
+        (["match"], "at least two SAEs"),
         (["bench", "encode"], "in a checkout"),
         (
             ["run", "one.json"],

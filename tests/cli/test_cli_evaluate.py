@@ -173,7 +173,7 @@ def test_saes_alone_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> N
     ("arguments", "sentence"),
     [
         (["{place}/nothing", "probe"], "is neither a run nor an SAE"),
-        (["probe"], "sources must be a run, or SAEs of any format"),
+        (["probe"], "sources must be a run or at least one SAE"),
         (["{place}/run/seed-0", "probe", "--model", "{place}/model"], "model and site must both"),
         (
             ["{place}/run/seed-0", "--model", "{place}/model", "--site", "resid.1"],
@@ -197,7 +197,7 @@ def test_runs_without_a_language_model_are_refused(
 ) -> None:
     run = shutil.copytree(planted_run, tmp_path / "run")
     assert main(["evaluate", str(run), "probe"]) == 1
-    assert "does not say which language model" in capsys.readouterr().err
+    assert "does not record the language model" in capsys.readouterr().err
 
 
 def test_every_evaluation_is_a_stage_and_a_name() -> None:

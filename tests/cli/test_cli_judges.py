@@ -88,7 +88,7 @@ def test_steering_is_judged_by_a_judge_that_can_tell(
     assert score["n"] > 0
     assert 0 <= score["floor"] <= 1  # successes of a second unsteered text
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
-    assert "features of known truth" in notes[0]
+    assert "features with a known explanation" in notes[0]
     assert (run / EVALUATIONS / "judgements.jsonl").is_file()
     assert settings_of(run).evaluate.steer.judge == f"{server.url}#reader"
     assert settings_of(run).evaluate.explain == before.evaluate.explain
@@ -101,7 +101,7 @@ def test_steering_does_without_a_judge_that_cannot_tell(run: Path) -> None:
     assert calls < 150  # those of the calibration alone
     assert not any("judge" in measure for measure in measures(run, "steer"))
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
-    assert "cannot tell, and its scores are withheld" in notes[0]
+    assert "cannot tell right explanations from wrong ones, and its scores are withheld" in notes[0]
 
 
 def test_a_local_model_that_cannot_tell_prints_no_scores(
@@ -110,7 +110,7 @@ def test_a_local_model_that_cannot_tell_prints_no_scores(
     judge = ["--judge", f"local:{place / 'model'}"]
     assert main(["evaluate", str(run), "explain", *judge]) == 0
     printed = capsys.readouterr().out
-    assert "cannot tell, and its scores are withheld" in printed
+    assert "cannot tell right explanations from wrong ones, and its scores are withheld" in printed
     found = measures(run, "explain")
     assert "rule balanced accuracy" in found
     assert not {"specificity", "detection", "fuzzing"} & found.keys()
@@ -121,6 +121,6 @@ def test_a_dry_run_is_of_what_can_be_judged(run: Path, capsys: pytest.CaptureFix
     assert main(["evaluate", str(run), "probe", "--dry-run"]) == 1
     assert "name explain or steer alone" in capsys.readouterr().err
     assert main(["evaluate", str(run), "probe", "--judge", "embedding"]) == 1
-    assert "judge is for explain and steer: name one of them" in capsys.readouterr().err
+    assert "judge applies to explain and steer only; name one of them" in capsys.readouterr().err
     assert main(["evaluate", str(run), "explain", "steer", "--dry-run"]) == 0
-    assert "no judge would be asked" in capsys.readouterr().out
+    assert "no judge would be called" in capsys.readouterr().out

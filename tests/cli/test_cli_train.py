@@ -231,20 +231,20 @@ def test_an_unknown_option_names_the_nearest(
 @pytest.mark.parametrize(
     ("train", "trainer", "said"),
     [
-        ({"latent": 4}, {}, "train has nothing called 'latent'; did you mean latents"),
+        ({"latent": 4}, {}, "train has no setting 'latent'; did you mean latents"),
         ({"lr_dekay": 1}, {}, "did you mean lr_decay or lr_decay_share"),
         (
             {"rules": {"penalty": []}},
             {},
-            "train.rules has nothing called 'penalty'; did you mean pen",
+            "train.rules has no setting 'penalty'; did you mean pen",
         ),
         (
             {"auxk": {"dead_afer": 4}},
             {},
-            "train.auxk has nothing called 'dead_afer'; did you mean dead_after?",
+            "train.auxk has no setting 'dead_afer'; did you mean dead_after?",
         ),
-        ({}, {"log": 4}, "trainer has nothing called 'log'; did you mean log_to"),
-        ({"zzz": 4}, {}, "train has nothing called 'zzz'; it knows latents, k,"),
+        ({}, {"log": 4}, "trainer has no setting 'log'; did you mean log_to"),
+        ({"zzz": 4}, {}, "train has no setting 'zzz'; known settings are latents, k,"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(

@@ -230,7 +230,7 @@ def test_what_never_fires_is_left_out_of_the_regression():
     found = regress_effect(effect, group, rate, mean)
     assert (found.features, found.left_out) == (40, 10)
     assert found.coefficient == whole.coefficient
-    with pytest.raises(ValueError, match="features with an effect inside and outside"):
+    with pytest.raises(ValueError, match="features with an effect must exist inside and outside"):
         regress_effect(effect, group & False, rate, mean)
     with pytest.raises(ValueError, match="rate must have size 50"):
         regress_effect(effect, group, rate[1:], mean)

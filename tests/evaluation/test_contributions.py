@@ -165,7 +165,7 @@ def test_only_groups_that_add_something_are_compared(x):
     none = torch.zeros(M).bool()
     found = measure(saes, x, [{"none": none}, {"none": ~none}], draws=2)
     assert not found.pairs
-    assert found.skipped == ("group 'none' in sae 0: adds nothing that varies",)
+    assert found.skipped == ("group 'none' in sae 0: its contribution is constant",)
 
 
 def test_rows_are_counted_to_the_last(x):
@@ -201,7 +201,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
         (
             {"saes": [SAE(3, 4, k=2), SAE(5, 4, k=2)]},
             ValueError,
-            r"saes\[1\] must take the activations",
+            r"saes\[1\] must have the width of the activations",
         ),
         ({"activations": torch.ones(9, 5)}, ValueError, "whose width is 5, got d=3"),
         ({"groups": None}, ValueError, "stability or groups must be given"),

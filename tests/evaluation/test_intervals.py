@@ -58,7 +58,7 @@ def test_a_difference_is_paired_over_tasks():
 
 
 def test_a_difference_needs_the_same_tasks():
-    with pytest.raises(ValueError, match="same tasks, got 3 and 2"):
+    with pytest.raises(ValueError, match="same number of tasks, got 3 and 2"):
         paired_interval(np.zeros((1, 3)), np.zeros((1, 2)))
 
 

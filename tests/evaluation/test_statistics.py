@@ -169,7 +169,7 @@ def test_batches_and_sources_do_not_matter(world, tmp_path: Path):
     pieces = IteratorActivations(list(rows.split(400)))
     (found,) = statistics(saes[0], pieces, rows=3000, top=9, sample=20, batch_size=137, **kept)
     assert_same(found, expected)
-    with pytest.raises(ValueError, match="rows must be the number of rows"):
+    with pytest.raises(ValueError, match="rows must be given, since the activations"):
         statistics(saes[0], pieces)
 
 

@@ -164,7 +164,7 @@ def test_targets_are_recorded_too() -> None:
     for x, target in zip(DATA[:3], targets[:3], strict=True):
         assert_same_result(eager(x, target), replay(x, target))
     assert_same_state(eager, captured)
-    with pytest.raises(TypeError, match="target must be as it was in capture, with a tensor"):
+    with pytest.raises(TypeError, match="target must be a tensor, as in capture"):
         replay(DATA[0])
     with pytest.raises(ValueError, match="target must have shape"):
         replay(DATA[0], targets[0][1:])
@@ -177,9 +177,9 @@ def test_what_cannot_be_recorded_is_refused_before() -> None:
 
     sae = small("topk")
     own = FusedStep(sae, objective=Custom(lambda sae, x, target: (sae(x) - target).square().sum()))
-    refused(own, DATA[0], "records fused steps, and Custom is trained by autograd")
+    refused(own, DATA[0], "records fused steps, but Custom is trained by autograd")
     gated = FusedStep(sae, objective=Gated(1.0))
-    refused(gated, DATA[0], "records fused steps, and Gated is trained by autograd")
+    refused(gated, DATA[0], "records fused steps, but Gated is trained by autograd")
     wide = FusedStep(small("topk").double())
     refused(wide, DATA[0].double(), r"serve float32 and k up to 1024, got torch.float64 and 3")
 

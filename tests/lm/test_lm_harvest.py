@@ -220,11 +220,11 @@ class TestHarvest:
         model = llama()
         harvest(model, 1, tokens=60, corpus=TEXTS, **settings)
         again = {**settings, "resume": True, "tokens": 100}
-        with pytest.raises(ValueError, match="context was 16, is 8"):
+        with pytest.raises(ValueError, match="context was 16 and is now 8"):
             harvest(model, 1, corpus=TEXTS, **{**again, "context": 8})
-        with pytest.raises(ValueError, match=r"site was 'resid.1', is 'resid.2'"):
+        with pytest.raises(ValueError, match=r"site was 'resid.1' and is now 'resid.2'"):
             harvest(model, 2, corpus=TEXTS, **again)
-        with pytest.raises(ValueError, match="of other text, from row 30"):
+        with pytest.raises(ValueError, match="of other text from row 30"):
             harvest(model, 1, corpus=[TEXTS[0][:40], *TEXTS], **again)
         other = llama()
         other.model.model.norm.weight.data[3] += 1
@@ -263,7 +263,9 @@ class TestSites:
         with pytest.raises(TypeError, match="causal language model of transformers, got Linear"):
             find_site(torch.nn.Linear(2, 2), 0)
         model.model.layers[1].machine = model.model.layers[1]._modules.pop("mlp")
-        with pytest.raises(ValueError, match=r"name one of them as 'model.layers.1.self_attn'"):
+        with pytest.raises(
+            ValueError, match=r"give one of them, such as 'model.layers.1.self_attn'"
+        ):
             find_site(model, "mlp.1")
 
     def test_modules_that_do_not_run_or_return_no_rows(self) -> None:

@@ -181,7 +181,7 @@ class TestLoading:
             for wrong in ("smollm2", tiny.model):
                 with pytest.raises(TypeError, match=r"saefast.lm.LanguageModel, got .*load_model"):
                     call(wrong)
-        with pytest.raises(TypeError, match="of transformers, got str; load_model takes names"):
+        with pytest.raises(TypeError, match="of transformers, got str; use load_model for a name"):
             LanguageModel("smollm2", tiny.tokenizer)
         with pytest.raises(ValueError, match=r"call model.eval\(\)"):
             LanguageModel(tiny.model.train(), tiny.tokenizer)
@@ -207,7 +207,7 @@ class TestLoading:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(OSError, match=r"name must be 'smollm2', a folder.*got '.*/none'"):
             load_model(tmp_path / "none")
-        with pytest.raises(ValueError, match=r"config.json or one .gguf file"):
+        with pytest.raises(ValueError, match=r"config.json or exactly one .gguf file"):
             load_model(tmp_path)
         with pytest.raises(TypeError, match="name must be a str or a path, got int"):
             load_model(3)  # type: ignore[arg-type]

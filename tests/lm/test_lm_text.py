@@ -104,7 +104,7 @@ class TestText:
                 TypeError, match=r"must be a saefast.lm.Corpus or a list of strings"
             ):
                 as_corpus(wrong)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="read repeatedly, got an iterator"):
+        with pytest.raises(TypeError, match="readable more than once, got an iterator"):
             as_corpus(iter(["a"]))
         with pytest.raises(ValueError, match="kinds must be one of prose, code"):
             builtin_corpus(("poems",))

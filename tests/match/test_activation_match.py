@@ -151,7 +151,12 @@ def test_no_more_rows_than_asked(tmp_path):
     [
         ([SAE(4, 8, k=2)], {}, ValueError, "saes must be at least 2"),
         ([SAE(4, 8, k=2), torch.eye(4)], {}, TypeError, r"saes\[1\] must be a saefast.SAE"),
-        ([SAE(4, 8, k=2), SAE(5, 8, k=2)], {}, ValueError, r"saes\[1\] must take the activations"),
+        (
+            [SAE(4, 8, k=2), SAE(5, 8, k=2)],
+            {},
+            ValueError,
+            r"saes\[1\] must have the width of the activations",
+        ),
         ([SAE(4, 8, k=2)] * 2, {"rows": 0}, ValueError, "rows must be at least 1"),
         ([SAE(4, 8, k=2)] * 2, {"least_fires": 1.5}, TypeError, "least_fires must be an int"),
     ],

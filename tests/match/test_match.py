@@ -148,7 +148,7 @@ def test_without_time_the_bound_holds_and_nothing_is_certified():
 def test_without_memory_the_bound_holds_and_nothing_is_certified(kilobytes):
     """A warning tells what to change."""
     a, b = features("hubs", 500, 500, 16, 0)
-    with pytest.warns(UserWarning, match=r"memory=.* is too little to prove"):
+    with pytest.warns(UserWarning, match=r"memory=.* is too little to certify"):
         matches = saefast.match_features(a, b, one_to_one=True, memory=kilobytes * 1e-6)
     best = best_value(cosines(a, b), None)
     assert not matches.certified

@@ -103,7 +103,7 @@ def test_with_more_memory_a_pair_is_matched_again(tmp_path):
     """What ended for want of memory is not what more of it gives."""
     pair = [normal((500, 16), seed, torch.float32) for seed in (0, 1)]
     options = {"out": tmp_path, "resume": True, "one_to_one": True}
-    with pytest.warns(UserWarning, match="too little to prove"):
+    with pytest.warns(UserWarning, match="too little to certify"):
         assert not match_all(pair, memory=0, **options)[0, 1].certified
     assert not match_all(pair, memory=0, **options)[0, 1].certified  # from disk, without a warning
     assert match_all(pair, **options)[0, 1].certified

@@ -129,7 +129,7 @@ def test_sae_lens_scales_of_a_checkpoint_are_folded(
 def test_sae_lens_scale_that_is_nowhere_is_missed(tmp_path: Path) -> None:
     model = training_model("topk", normalize_activations="expected_average_only_in")
     model.save_model(tmp_path / "sae")
-    with pytest.raises(ValueError, match=r"activation_scaler.json does not give it"):
+    with pytest.raises(ValueError, match=r"activation_scaler.json does not have it"):
         saefast.load_sae(tmp_path / "sae")
 
 

@@ -152,7 +152,7 @@ def test_other_settings_of_training_are_refused(run: Path) -> None:
 def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
     train = {"latents": 64, "seeds": [0, 1]}
     settings = settings_from({"store": {"train": str(tmp_path / "nowhere")}, "train": train})
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist; activations are a store"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist; give a store"):
         run_pipeline(settings, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -296,7 +296,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "error", "said"),
     [
-        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store]"),
+        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted] and [store]"),
         ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
         ({"planted": {}}, ValueError, "a table [train]"),
         ({"planted": {}, "train": {}}, ValueError, "train must have latents"),

@@ -155,7 +155,7 @@ def test_a_logarithm_is_a_law_too():
     [
         ([2, 3], [1, 2], "at least 3 different"),
         ([2, 2, 3], [1, 2, 3], "at least 3 different"),
-        ([2, 3, 4], [1, 2], "as many as k"),
+        ([2, 3, 4], [1, 2], "the shape of k"),
         ([0, 3, 4], [1, 2, 3], "must be positive"),
         ([2, 3, 4], [1, 2, math.nan], "finite"),
     ],

@@ -235,7 +235,7 @@ def test_bad_input_is_told(options, message):
 
 
 def test_a_measure_must_be_named_fully():
-    with pytest.raises(ValueError, match=r"where must fit one measure 'mmcs', .* fits 6"):
+    with pytest.raises(ValueError, match=r"where must select one measure 'mmcs', but .* selects 6"):
         overlap(torch.eye(3), torch.eye(3)).find("mmcs")
 
 

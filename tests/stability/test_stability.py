@@ -343,18 +343,26 @@ MATCHED = saefast.match_all(ROWS, progress=False)
         ({"match": "hungarian"}, ValueError, "match must be one of nearest, mutual, one_to_one"),
         ({"side": "left"}, ValueError, "side must be one of decoder, encoder, both"),
         ({"side": "encoder"}, ValueError, "has no W_enc"),
-        ({"same_partner": True}, ValueError, "use side='both'"),
+        ({"same_partner": True}, ValueError, "needs side='both'"),
         ({"confidence": 1.0}, ValueError, "confidence must be at least 0 and below 1"),
         ({"matches": {}}, ValueError, r"\(0, 1\) is missing; make them with match_all"),
-        ({"matches": 3}, TypeError, "matches must be what match_all returned"),
-        ({"matches": (MATCHED, MATCHED)}, TypeError, "matches must be what match_all returned"),
-        ({"matches": MATCHED, "neighbours": 3}, TypeError, "neighbours have no effect"),
+        ({"matches": 3}, TypeError, "matches must be a result of match_all"),
+        ({"matches": (MATCHED, MATCHED)}, TypeError, "matches must be a result of match_all"),
+        (
+            {"matches": MATCHED, "neighbours": 3},
+            TypeError,
+            "neighbours must not be given together with matches",
+        ),
         (
             {"matches": MATCHED, "match": "one_to_one"},
             ValueError,
-            "is nearest, which does not go with match='one_to_one'",
+            "must be made with match='one_to_one', got a matching that is nearest",
         ),
-        ({"alive": [torch.ones(3).bool()]}, ValueError, "alive must have a tensor per dictionary"),
+        (
+            {"alive": [torch.ones(3).bool()]},
+            ValueError,
+            "alive must have one tensor per dictionary",
+        ),
         ({"alive": [torch.ones(3)] * 2}, TypeError, r"alive\[0\] must be a bool tensor"),
         ({"alive": [torch.ones(4).bool()] * 2}, ValueError, r"alive\[0\] must have shape \(3,\)"),
     ],
@@ -398,5 +406,7 @@ def test_the_table_has_a_row_for_every_feature():
                 s = (3, 1, 10).index(own)
                 assert partner == int(result.partner[s][columns["feature"][row], t])
     assert result.to_table()["seed"].to_pylist() == [0] * 5 + [1] * 9 + [2] * 7
-    with pytest.raises(ValueError, match="seeds must name 3 dictionaries"):
+    with pytest.raises(
+        ValueError, match="seeds must have one entry for each of the 3 dictionaries"
+    ):
         result.to_table(seeds=[0, 0, 1])

@@ -272,7 +272,7 @@ def test_groups_with_few_or_no_features_are_named():
     assert found.spectrum("none", 0).effective_rank == 0
     assert found.pair("one", 0, 1).rank == 1
     assert_finite(found)
-    with pytest.raises(ValueError, match="no pair of seeds 0 and 2 in group 'gone'"):
+    with pytest.raises(ValueError, match="in which group 'gone' has features, got 0 and 2"):
         found.pair("gone", 0, 2)
     with pytest.raises(ValueError, match="group must be one of one, none, gone"):
         found.spectrum("other", 0)
@@ -382,7 +382,7 @@ FEW = Scores([torch.ones(4)], [torch.ones(4).bool()] * 2)
         ({"covariance": torch.eye(4)}, ValueError, r"covariance must have shape \(3, 3\)"),
         ({"covariance": torch.ones(3, 3).triu()}, ValueError, "covariance must be symmetric"),
         ({"covariance": torch.zeros(3, 3)}, ValueError, "covariance must have a positive trace"),
-        ({"initial": TWO[:1]}, ValueError, "initial must hold a dictionary for each of the 2"),
+        ({"initial": TWO[:1]}, ValueError, "initial must have one dictionary for each of the 2"),
         ({"initial": [torch.ones(5, 3)] * 2}, ValueError, r"initial\[0\] must have shape \(4, 3\)"),
     ],
 )  # fmt: skip

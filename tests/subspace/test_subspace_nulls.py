@@ -127,7 +127,7 @@ def test_a_null_with_planes_too_small_is_named():
     assert not pair.tests
     assert len(pair.bands["covariance"].mean) == 1
     assert found.skipped == (
-        "null 'covariance' of group 'all', dictionaries 0 and 1: its planes have only 1 of 2 "
+        "null 'covariance' of group 'all', dictionaries 0 and 1: its subspaces have only 1 of 2 "
         "dimensions",
     )
     assert found.to_table("curves")["covariance_mean"][1].as_py() is None

@@ -48,11 +48,11 @@ def test_settings_of_later_stages_are_accepted_once(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_sweep(small_sweep(tmp_path / "one", TWO), out, until="train")
     other = small_sweep(tmp_path / "other", TWO, pool={"tokens": 700})
-    with pytest.raises(ValueError, match=r"pool.tokens was 500, is 700 now"):
+    with pytest.raises(ValueError, match=r"pool.tokens was 500 and is now 700"):
         run_sweep(other, out, until="train")
     lines: list[str] = []
     run_sweep(other, out, until="train", remake=True, tell=lines.append)
-    assert [line.split(": ")[0] for line in lines] == ["k-2 is made again", "k-3 is made again"]
+    assert [line.split(": ")[0] for line in lines] == ["k-2 is run again", "k-3 is run again"]
     run_sweep(other, out, until="train")
     assert read_json(out / "cells/k-2/settings.json")["pool"]["tokens"] == 700
 

@@ -131,18 +131,16 @@ BAD = {
     ),
     r"got 'quik', and there is no file": 'base = "quik"\n[grid]\n"train.k" = [2]',
     "grid must be a table with one axis at least.*got nothing": 'base = "quick"',
-    r"train.latens must be a setting, got no train.latens; did you mean train.latents\?": (
+    r"train.latens must be a setting, but there is no train.latens; did you mean train.latents\?": (
         'base = "quick"\n[grid]\n"train.latens" = [2]'
     ),
-    r"trian.k must be a setting, got no trian; did you mean train\?": (
+    r"trian.k must be a setting, but there is no trian; did you mean train\?": (
         'base = "quick"\n[grid]\n"trian.k" = [2]'
     ),
-    r"harvest.site must be a setting of base, whose rows are from \[planted\], got \[harvest\]": (
+    r"harvest.site must be a setting of base, whose source of rows is \[planted\], got \[harvest": (
         'base = "quick"\n[grid]\n"harvest.site" = ["resid.3"]'
     ),
-    "train.k.x must be a setting, got one inside of train.k = 4": (
-        'base = "quick"\n[grid]\n"train.k.x" = [2]'
-    ),
+    "train.k.x must be a setting, but train.k is 4": ('base = "quick"\n[grid]\n"train.k.x" = [2]'),
     "grid must have dotted settings such as train.k, or names of .sets., got 'k'": (
         'base = "quick"\n[grid]\nk = [2]'
     ),
@@ -158,10 +156,10 @@ BAD = {
     "the range grid.train.k must have numbers from and to, and one of step and factor": (
         'base = "quick"\n[grid]\n"train.k" = {from = 1, to = 2}'
     ),
-    "the range grid.train.k must lead from 8 to 2, got step = 1": (
+    "the range grid.train.k must reach 2 from 8, got step = 1": (
         'base = "quick"\n[grid]\n"train.k" = {from = 8, to = 2, step = 1}'
     ),
-    "the range grid.train.k must lead from 2 to 8, got factor = 1": (
+    "the range grid.train.k must reach 8 from 2, got factor = 1": (
         'base = "quick"\n[grid]\n"train.k" = {from = 2, to = 8, factor = 1}'
     ),
     "grid must span at most 100,000 cells, got 100,001": (
@@ -176,19 +174,19 @@ BAD = {
     r"grid.size must list choices of \[sets.size\], small, got 'smal'": (
         'base = "quick"\n[sets.size]\nsmall = {"train.k" = 2}\n[grid]\nsize = ["smal"]'
     ),
-    "sets.size must be an axis of grid, got no size there": (
+    "sets.size must be an axis of grid, but grid has no size": (
         GRID + '[sets.size]\nsmall = {"train.latents" = 64}'
     ),
-    "train.k must be given by one axis, got train.k and size": (
+    "train.k must be set by one axis only, got train.k and size": (
         GRID + 'size = ["small"]\n[sets.size]\nsmall = {"train.k" = 2}'
     ),
-    r"exclude\[0\] must match a cell of the grid, got .*which matches none": (
+    r"exclude\[0\] must match at least one cell of the grid, got .*which matches none": (
         GRID + '[[exclude]]\n"train.k" = 3'
     ),
     r"exclude\[0\] must have axes of grid or settings, got 'train.kk'; did you mean train.k\?": (
         GRID + '[[exclude]]\n"train.kk" = 2'
     ),
-    "exclude must leave one cell at least": GRID + '[[exclude]]\n"train.k" = [2, 4]',
+    "exclude must leave at least one cell": GRID + '[[exclude]]\n"train.k" = [2, 4]',
     "exclude must be tables": 'exclude = ["train.k"]\n' + GRID,
     "must have folders of different names, got variant-a-b for both": (
         'base = "quick"\n[sets.variant]\n"a b" = {"train.k" = 2}\n"a/b" = {"train.k" = 3}\n'
@@ -224,12 +222,14 @@ def test_an_exclusion_skips_cells_without_its_setting(tmp_path: Path) -> None:
 
 def test_a_base_without_training_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text("[trained]\n[train]\nlatents = 64")
-    with pytest.raises(ValueError, match=r"base must be a run that trains, got 'other.toml'"):
+    with pytest.raises(
+        ValueError, match=r"base must be the settings of a run with a training, got 'other.toml'"
+    ):
         read(tmp_path, 'base = "other.toml"\n[grid]\n"train.k" = [2]')
 
 
 def test_a_base_of_nonsense_is_named(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, 'base = "bad.toml"\n[grid]\n"train.k" = [2]')
     (tmp_path / "bad.toml").write_text("[planted]\n[train]\nlatent = 3")
-    with pytest.raises(ValueError, match=r"sweep.toml: .*bad.toml: train has nothing called"):
+    with pytest.raises(ValueError, match=r"sweep.toml: .*bad.toml: train has no setting"):
         read_sweep(path)

@@ -98,7 +98,7 @@ def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
     finally:
         running.kill()
     assert running.returncode == 130
-    assert "the same command goes on from here" in said
+    assert "run the same command again to resume" in said
     assert len(list(out.glob(f"cells/*/{CHECKPOINT}"))) == 24
 
 

@@ -241,16 +241,16 @@ def test_a_full_disk_costs_no_bytes(
 
 def test_a_second_driver_is_refused(swept: tuple[Sweep, Path]) -> None:
     sweep, out = swept
-    with Claim(out), pytest.raises(BlockingIOError, match="by somebody else"):
+    with Claim(out), pytest.raises(BlockingIOError, match="by another process"):
         drive(sweep, out)
-    with Claim(out), pytest.raises(BlockingIOError, match="by somebody else"):
+    with Claim(out), pytest.raises(BlockingIOError, match="by another process"):
         drive(sweep, out, share=(1, 2))
     folder = SweepFolder(out)
     with folder.claimed((1, 3)):
         with folder.claimed((2, 3)):
             pass
         for share in (None, (1, 3)):
-            with pytest.raises(BlockingIOError, match="by somebody else"):
+            with pytest.raises(BlockingIOError, match="by another process"):
                 drive(sweep, out, share=share)
 
 
@@ -262,11 +262,11 @@ def test_a_changed_file_names_the_cells_that_would_change(
     with pytest.raises(ValueError, match="12 cells would change") as told:
         drive(other, out)
     for cell in sweep.cells:
-        assert f"{cell.name}: train.tokens was 3000, is 4000 now" in str(told.value)
+        assert f"{cell.name}: train.tokens was 3000 and is now 4000" in str(told.value)
     one = dataclasses.replace(other, cells=other.cells[:1])
     lines: list[str] = []
     outcome, hands = drive(one, out, remake=True, tell=lines.append)
-    assert lines[0] == f"{one.cells[0].name} is made again: train.tokens was 3000, is 4000 now"
+    assert lines[0] == f"{one.cells[0].name} is run again: train.tokens was 3000 and is now 4000"
     assert [task.kind for task in hands.done] == ["harvest", "train", "stages"]
     assert len(outcome.leftover) == 11
     assert read_json(out / "cells" / one.cells[0].name / "settings.json")["train"]["tokens"] == 4000
@@ -276,7 +276,7 @@ def test_later_stages_change_without_a_training(swept: tuple[Sweep, Path], tmp_p
     sweep, out = swept
     other = small_sweep(tmp_path / "other", evaluate={"contexts": 2})
     one = dataclasses.replace(sweep, cells=other.cells[:1])
-    with pytest.raises(ValueError, match=r"evaluate.contexts was 5, is 2 now"):
+    with pytest.raises(ValueError, match=r"evaluate.contexts was 5 and is now 2"):
         drive(one, out)
     _, hands = drive(one, out, remake=True)
     assert hands.kinds == [("stages", 1)]

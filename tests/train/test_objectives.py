@@ -471,5 +471,5 @@ def test_rounded_weights_keep_the_projection() -> None:
 
 
 def test_rounded_weights_are_for_codes_that_are_sparse_by_design() -> None:
-    with pytest.raises(ValueError, match="is for topk, batchtopk and matryoshka, got relu"):
+    with pytest.raises(ValueError, match="needs variant topk, batchtopk or matryoshka, got relu"):
         FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")

@@ -152,7 +152,7 @@ def test_a_run_is_known_before_its_first_checkpoint(
     assert checkpoint_of(tmp_path) == 0
     with pytest.raises(FileExistsError, match="resume=True"):
         train(config(), out=tmp_path)
-    with pytest.raises(ValueError, match=r"lr was 0\.002, is 0\.001 now"):
+    with pytest.raises(ValueError, match=r"lr was 0\.002 and is now 0\.001"):
         train(config(lr=1e-3), out=tmp_path, resume=True)
     assert_same_sae(train(config(), out=tmp_path, resume=True)[0], train(config())[0])
 
@@ -238,8 +238,11 @@ def test_every_variant_is_trained_stored_and_resumed(
 def refused() -> dict[str, tuple[dict[str, Any], str]]:
     """Changes to a run that is resumed, and what is said of them."""
     return {
-        "lr": ({"configuration": config(lr=1e-3)}, "lr was 0.002, is 0.001 now"),
-        "rules": ({"configuration": config(rules=Rules(clip=2.0))}, "rules.clip was 1.0, is 2.0"),
+        "lr": ({"configuration": config(lr=1e-3)}, "lr was 0.002 and is now 0.001"),
+        "rules": (
+            {"configuration": config(rules=Rules(clip=2.0))},
+            "rules.clip was 1.0 and is now 2.0",
+        ),
         "data": ({"rows": ROWS + 1}, "data.fingerprint was"),
     }
 
@@ -259,7 +262,7 @@ def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "whole/run.json").read_text())
     assert facts["initial"][0].startswith("sha256:")
     for initial in (other, None):
-        with pytest.raises(ValueError, match=r"cannot be resumed, for initial\[0\] was 'sha256"):
+        with pytest.raises(ValueError, match=r"cannot be resumed, since initial\[0\] was 'sha256"):
             train(short, initial=initial, out=tmp_path / "whole", resume=True)
     step = SeedTrainer.train
 
@@ -283,12 +286,12 @@ def test_differences_are_told_where_they_are() -> None:
     then = {"a": [1, {"b": 2}], "c": [1, 2], "d": [1], "e": None, "f": 3}
     now = {"a": [1, {"b": 4}], "c": [1], "d": None, "e": [1], "g": 5}
     assert differences(then, now) == [
-        "a[1].b was 2, is 4 now",
-        "c was [1, 2], is [1] now",
-        "d was [1], is None now",
-        "e was None, is [1] now",
-        "f was 3, is None now",
-        "g was None, is 5 now",
+        "a[1].b was 2 and is now 4",
+        "c was [1, 2] and is now [1]",
+        "d was [1] and is now None",
+        "e was None and is now [1]",
+        "f was 3 and is now None",
+        "g was None and is now 5",
     ]
     assert differences(now, now) == []
 

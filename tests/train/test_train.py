@@ -189,7 +189,7 @@ def test_nan_far_into_the_data_names_the_step() -> None:
     long = torch.cat([ROWS] * 10)
     later = next(itertools.islice(TensorActivations(long).batches(128, seed=0), 90, None))
     long[int(later.rows[5]), 3] = float("inf")
-    with pytest.raises(ValueError, match=rf"step 90 cannot be taken: .*row {later.rows[5]}$"):
+    with pytest.raises(ValueError, match=rf"step 90 failed: .*row {later.rows[5]}$"):
         train(config(tokens=128 * 100), rows=long)
 
 
@@ -359,7 +359,7 @@ def test_a_loss_of_ones_own_is_trained(tmp_path: Path) -> None:
 
 
 def test_two_saes_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="two SAEs would be called seed-0"):
+    with pytest.raises(ValueError, match="names of SAEs must differ, got seed-0 twice"):
         train([config(), config(lr=1e-3)])
     with pytest.raises(ValueError, match="batch_size must be the same"):
         train([config(), config(batch_size=64, name="b")])
@@ -368,7 +368,7 @@ def test_two_saes_of_one_name_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "complaint"),
     [
-        ({"configuration": []}, ValueError, "config must name at least one SAE"),
+        ({"configuration": []}, ValueError, "config must hold at least one TrainConfig"),
         ({"log_every": 0}, ValueError, "log_every must be at least 1"),
         ({"log_every": 2.5}, TypeError, "log_every must be an int"),
         ({"checkpoint_minutes": -1}, ValueError, "checkpoint_minutes must be at least 0"),

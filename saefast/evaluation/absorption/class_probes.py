@@ -15,7 +15,7 @@ from saefast.types import SparseCode
 _PENALTY = 1e-3
 _NEWTON_STEPS = 50
 _HALVINGS = 20
-_TOLERANCE = 1e-3  # of the gradient, relative to the gradient at zero
+_TOLERANCE = 1e-3  # norm of the gradient, relative to its norm at zero
 _CG_STEPS, _CG_TOLERANCE = 50, 0.1
 
 _EPOCHS, _BATCH = 50, 4096

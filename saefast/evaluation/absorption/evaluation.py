@@ -121,7 +121,7 @@ def absorb(
     notes = []
     if found.left_out:
         total = found.left_out + len(found.words)
-        notes.append(f"{found.left_out} of {total} words are not one token, and are left out")
+        notes.append(f"{found.left_out} of {total} words are not a single token and are left out")
     return replace(result, notes=(*notes, *result.notes))
 
 
@@ -170,8 +170,8 @@ def absorb_rows(
         check_sae(sae)
         if sae.normalise != "none":
             raise ValueError(
-                "saes must take rows as they are, so that latents add up to a reconstruction, got "
-                f"one with normalise={sae.normalise!r}"
+                f"saes must not normalise rows, since the contributions of latents have to add up "
+                f"to the reconstruction, got normalise={sae.normalise!r}"
             )
     masks = as_groups(groups, [sae.m for sae in trained]) if groups is not None else []
     rows, labels = rows.detach(), labels.to(rows.device)
@@ -207,9 +207,12 @@ def absorb_rows(
                             again[-1].append(float(repeated.mean()))
                         bar.update()
     if TRAINED in always:
-        raise ValueError("saes must have latents that are silent at times, to be absorbed")
+        raise ValueError(
+            "saes must have latents that are inactive on some words, since others cannot be "
+            "absorbed"
+        )
     notes = [_summary(splits[0], classes), _reach(found[TRAINED], splits[0])]
-    notes += [f"{name}: its latents are always active, so that none is absorbed" for name in always]
+    notes += [f"{name}: its latents are always active, so none can be absorbed" for name in always]
     return Evaluation(
         name=NAME,
         scores=(
@@ -241,7 +244,7 @@ def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
     if told >= least and split.words:
         return ""
     return (
-        f"absorption is not measured: probes tell {told} of {len(classes)} classes from the "
+        f"absorption is not measured: probes recognise {told} of {len(classes)} classes in the "
         f"activations (F1 above {LEAST_F1}), and {least} are needed"
     )
 
@@ -250,14 +253,14 @@ def _summary(split: Split, classes: Sequence[str]) -> str:
     left_out = len(classes) - len(split.told)
     return (
         f"absorption is measured on {split.words} held-out words of {len(split.told)} classes; "
-        f"{left_out} classes are left out, whose probes have an F1 of at most {LEAST_F1}"
+        f"{left_out} classes are left out because their probes have an F1 of at most {LEAST_F1}"
     )
 
 
 def _reach(trained: Sequence[Absorbed], split: Split) -> str:
     main = float(torch.stack([each.main_f1 for each in trained]).mean())
     return (
-        f"main latents tell classes with an F1 of {main:.2f}, where the activations allow "
-        f"{float(split.f1[split.told].mean()):.2f}: where no latent stands for a class, little "
-        f"absorption says nothing"
+        f"main latents predict classes with an F1 of {main:.2f}, probes of the activations with "
+        f"{float(split.f1[split.told].mean()):.2f}: if no latent represents a class, low "
+        f"absorption is not informative"
     )

@@ -22,14 +22,14 @@ MAIN_F1 = "F1 of main latents"
 MAIN_COUNT = "main latents"
 
 CONVENTIONS = {
-    PRIMARY: "mean over held-out words whose class a probe reads from the activation, of what "
-    "other latents contribute to that reading beside the main latents of the class; less is "
-    "better. floor: with the main latents of another class; ceiling: 0",
+    PRIMARY: "contribution of absorbing latents to a word's projection on the probe of its class, "
+    "as a share of their and the main latents' contributions, mean over held-out words whose class "
+    "a probe recognises; less is better. floor: with the main latents of another class; ceiling: 0",
     CENTRED: "the same with the mean taken from the activation, which no latent explains",
     FULL: "share of those words in which no main latent fires and another contributes most",
-    MAIN_F1: "of a logistic regression on the main latents, on held-out words. floor: taking "
-    "every word for one of the class; ceiling: the probe on the activation",
-    MAIN_COUNT: "how many latents stand for a class",
+    MAIN_F1: "F1 of a logistic regression on the main latents, on held-out words. floor: assigning "
+    "every word to the class; ceiling: the probe of the activation",
+    MAIN_COUNT: "number of main latents of a class",
 }
 
 _DRAWS = 20

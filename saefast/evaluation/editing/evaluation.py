@@ -229,7 +229,7 @@ def _tasks(
         tasks += of_kind
         notes += why_not
     if not tasks:
-        notes.append("no attribute gives a number with this model")
+        notes.append("no attribute can be measured with this model")
     return questions, tasks, notes
 
 

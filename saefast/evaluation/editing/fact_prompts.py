@@ -101,8 +101,8 @@ def _with_spans(
     """Return the tokens of a text, and the characters [start, stop) of each."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
-            f"the model's tokenizer must be a fast one, which says where tokens lie in the text, "
-            f"got {type(tokenizer).__name__}; load it with use_fast=True"
+            f"the model's tokenizer must be a fast tokenizer, which states the place of each token "
+            f"in the text, got {type(tokenizer).__name__}; load it with use_fast=True"
         )
     found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     return list(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]

@@ -32,11 +32,11 @@ class Facts:
 
     def __post_init__(self) -> None:
         if len(set(self.entities)) < len(self.entities):
-            raise ValueError(f"entities of kind {self.kind!r} must differ, and some are repeated")
+            raise ValueError(f"entities of kind {self.kind!r} must differ, but some are repeated")
         if self.values.keys() != self.templates.keys():
             raise ValueError(
-                f"templates must be given for the attributes {', '.join(self.values)}, got them "
-                f"for {', '.join(self.templates) or 'none'}"
+                f"templates must be given for the attributes {', '.join(self.values)}, got "
+                f"templates for {', '.join(self.templates) or 'none'}"
             )
         for attribute, values in self.values.items():
             _same_length(f"values[{attribute!r}]", values, "entities", self.entities)
@@ -197,7 +197,7 @@ def places(*, cities: int = 120, countries: int = 120) -> tuple[Facts, Facts]:
         there = [row for row in rows if row["kind"] == kind]
         name = "cities" if kind == "city" else "countries"
         checks.whole(name, number)
-        checks.between(name, number, 1, len(there), "those in the table")
+        checks.between(name, number, 1, len(there), "the number in the table")
         templates = _TEMPLATES[kind]
         found.append(
             Facts(
@@ -227,5 +227,5 @@ def _aliases(cell: str) -> tuple[str, ...]:
 def _same_length(name: str, values: Sequence[Any], like: str, others: Sequence[Any]) -> None:
     if len(values) != len(others):
         raise ValueError(
-            f"{name} must be as long as {like}, {len(others)}, got {len(values)} of them"
+            f"{name} must have as many entries as {like}, {len(others)}, got {len(values)}"
         )

@@ -129,7 +129,7 @@ def tasks_of(
         for name in attributes
     }
     notes = [
-        f"{kind}: {name} gives no number: the model knows it together with another attribute for "
+        f"{kind}: {name} is not measured: the model knows it together with another attribute for "
         f"at most {max((its.count_both(name, o) for o in attributes if o != name), default=0)} "
         f"entities, and {least} are needed"
         for name in attributes
@@ -158,7 +158,7 @@ def tasks_of(
         ]
         if lacking:
             notes.append(
-                f"{kind}: {name} gives no number: too few facts are known for pairs of the part "
+                f"{kind}: {name} is not measured: too few facts are known for pairs of the part "
                 f"{lacking[0]}"
             )
         else:

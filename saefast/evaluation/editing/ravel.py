@@ -33,8 +33,8 @@ def ravel_facts(folder: str | Path) -> tuple[Facts, ...]:
     )
     if not kinds:
         raise FileNotFoundError(
-            f"folder must hold files ravel_KIND{end} of RAVEL's data, and {folder} holds none; "
-            f"unpack data.tgz of github.com/explanare/ravel and name the folder with its files"
+            f"folder must hold files ravel_KIND{end} of RAVEL's data, but {folder} holds none; "
+            f"unpack data.tgz of github.com/explanare/ravel and give the folder with its files"
         )
     return tuple(_ravel_kind(folder, kind) for kind in kinds)
 

@@ -17,7 +17,7 @@ from saefast.types import brief
 WINDOW = 32
 """Number of tokens in a window"""
 
-_STRETCHES = 8  # even: as many for explaining as for scoring
+_STRETCHES = 8  # even, so that as many are for explaining as for scoring
 _WORD_START = "\u2581"  # SentencePiece's blank before a word
 
 Integers = NDArray[np.int64]
@@ -111,8 +111,8 @@ def token_text(
     missing = {"tokens", "positions"} - set(store.index.extras)
     if missing:
         raise ValueError(
-            f"activations must be a store that holds tokens and positions beside its rows, and it "
-            f"lacks {' and '.join(sorted(missing))}; saefast.lm.harvest writes them"
+            f"activations must be a store with tokens and positions of its rows, but it lacks "
+            f"{' and '.join(sorted(missing))}; saefast.lm.harvest writes them"
         )
     checks.whole("window", window, 2)
     end = store.rows
@@ -204,8 +204,8 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     for raw in tokenizer.convert_ids_to_tokens(list(ids)):
         if raw is None:
             raise ValueError(
-                "tokens of the store must be of the model's tokenizer, and one is beyond its "
-                "vocabulary; pass the model that was harvested"
+                "tokens of the store must be tokens of the model's tokenizer, but one is outside "
+                "its vocabulary; pass the model whose activations were harvested"
             )
         if _WORD_START in raw:
             strings.append(raw.replace(_WORD_START, " "))

@@ -221,8 +221,8 @@ def _rule_notes(subjects: Mapping[str, Sequence[Explained]]) -> list[str]:
         if scored < total:
             notes.append(
                 f"{name}: {total - alive} of {total} latents never fire, {alive - scored} fire "
-                f"only in documents for explaining or only in those for scoring; scores of rules "
-                f"are over the other {scored}"
+                f"either only in explaining or only in scoring documents; scores of rules are over "
+                f"the other {scored}"
             )
     return notes
 
@@ -231,10 +231,7 @@ def _judge_notes(judge: Judge, judged: Mapping[str, Sequence[Judged]]) -> list[s
     """Return notes on missing explanations and answers, and on graded judges."""
     notes = []
     if judge.graded:
-        notes.append(
-            f"judge {judge.name} only tells which of two windows fits better: its detection and "
-            f"fuzzing are AUROC"
-        )
+        notes.append(f"judge {judge.name} only ranks windows: its detection and fuzzing are AUROC")
     for name, each in judged.items():
         silent = sum(not its.text for one in each for its in one.explanations)
         if silent:

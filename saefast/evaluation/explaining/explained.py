@@ -76,8 +76,8 @@ def encode_conditions(
     for condition in conditions:
         if condition.name in (*named, SCRAMBLED):
             raise ValueError(
-                f"conditions must have names of their own, got {condition.name!r} twice or as the "
-                f"name of another"
+                f"conditions must have different names, none of them {TRAINED!r} or {SCRAMBLED!r}, "
+                f"got {condition.name!r}"
             )
         named[condition.name] = as_saes(condition.saes, store.d)
     rows = store.read("activations", 0, min(_CALIBRATING, store.rows)).float()

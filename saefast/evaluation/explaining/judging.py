@@ -193,7 +193,7 @@ def judging_cost(
     latents = sum(len(exam.latents) for _, exam in exams)
     return (
         f"judge {judge.name} would get about {cost.calls} requests with {cost.tokens} tokens for "
-        f"{latents} latents of {len(exams)} SAEs and its calibration; nothing was asked"
+        f"{latents} latents of {len(exams)} SAEs and its calibration; it was not called"
     )
 
 

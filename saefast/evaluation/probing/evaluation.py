@@ -155,7 +155,7 @@ def _probe_all(
         ours = list(run(all_splits, range(len(trained))))
         others = {rival.name: list(run(one_split, rival.saes)) for rival in rivals}
     missing = len(task.labels) - len(rows.used)
-    lost = [f"{task.name}: {missing} of {len(task.labels)} spans hold no token of the model"]
+    lost = [f"{task.name}: {missing} of {len(task.labels)} spans contain no token of the model"]
     return TaskResults(
         name=task.name,
         notes=(*task.notes, *(lost if missing else ())),
@@ -184,7 +184,7 @@ def _numbers(k: int | Sequence[int]) -> list[int]:
         checks.whole("k", value)
         checks.at_least("k", value, 1)
     if not ks or len(set(ks)) < len(ks):
-        raise ValueError(f"k must be one or several different numbers, got {ks}")
+        raise ValueError(f"k must be a number or several different numbers, got {ks}")
     return ks
 
 
@@ -198,7 +198,7 @@ def _tasks(tasks: LabelledTask | Sequence[LabelledTask]) -> list[LabelledTask]:
             )
     names = [task.name for task in every]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"tasks must be one or several of different names, got {names}")
+        raise ValueError(f"tasks must be one or several tasks with different names, got {names}")
     return every
 
 
@@ -213,7 +213,7 @@ def _conditions(conditions: Sequence[Condition], d: int) -> list[Condition]:
     taken = {name for name in names if names.count(name) > 1 or name in OWN_CONDITIONS}
     if taken:
         raise ValueError(
-            f"conditions must have different names, and none of {', '.join(OWN_CONDITIONS)}, got "
+            f"conditions must have different names, none of them {', '.join(OWN_CONDITIONS)}, got "
             f"{', '.join(sorted(taken))}"
         )
     return list(conditions)

@@ -21,7 +21,7 @@ _DIRECT = 80  # largest width whose Hessians are formed
 _CG_ITERATIONS = 60
 _CG_TOLERANCE = 1e-4
 _SWEEPS = 100
-_ENOUGH = 1e-8  # of the first sweep's largest gain, where coordinate descent ends
+_ENOUGH = 1e-8  # share of the first sweep's largest gain at which coordinate descent stops
 
 
 class Fit(NamedTuple):

@@ -212,9 +212,9 @@ class Results:
             hits = int(mask[best].sum())
             p = hypergeometric_tail(hits, len(best), int((mask & live).sum()), int(live.sum()))
             notes.append(
-                f"SAE {number}: {hits} of {len(best)} best latents are {group}, as are "
-                f"{int((mask & live).sum())} of {int(live.sum())} latents that fire; as many by "
-                f"chance: p = {p:.2g}"
+                f"SAE {number}: {hits} of {len(best)} best latents are {group}, compared with "
+                f"{int((mask & live).sum())} of {int(live.sum())} latents that fire; probability "
+                f"of as many by chance: p = {p:.2g}"
             )
         return notes
 

@@ -175,7 +175,7 @@ def _places(
         if at is not None and kept[span.text, at]:
             found.append((number, span.text, at))
     if not found:
-        raise ValueError(f"task {task.name!r} has no span that holds a token of the model")
+        raise ValueError(f"task {task.name!r} has no span that contains a token of the model")
     example, text, position = torch.tensor(found).T
     return example, text, position
 

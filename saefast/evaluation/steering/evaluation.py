@@ -192,7 +192,8 @@ def steer(
     width = Opening(model, layer, openers[0], batch_size=1).activations.shape[1]
     if read.d != width:
         raise ValueError(
-            f"activations must be those of the site {layer!r}, whose width is {width}, got {read.d}"
+            f"activations must be from the site {layer!r}, whose width is {width}, got width "
+            f"{read.d}"
         )
     trained = as_saes(saes, width)
     every = [(TRAINED, trained), *((each.name, as_saes(each.saes, width)) for each in conditions)]
@@ -266,7 +267,7 @@ def _check_choices(
     fewest = 1 if len(strengths) == 1 else 2
     if isinstance(openers, str) or len(openers) < fewest:
         raise ValueError(
-            f"openers must be at least {fewest} texts, of which half choose the strength, got "
+            f"openers must be at least {fewest} texts, since half of them choose the strength, got "
             f"{openers!r}"
         )
 
@@ -338,7 +339,7 @@ def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:
         return []
     return [
         f"steer: the judge {judge.judge.name} gave no number in {judge.unread} of {judge.asked} "
-        f"answers, which count as no success"
+        f"answers, which do not count as success"
     ]
 
 

@@ -123,8 +123,8 @@ def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:
         return next(name for name in _PREFERRED if name in outcomes)
     if wanted not in outcomes:
         raise ValueError(
-            f"outcome must be one that is defined, {', '.join(outcomes)}, got {wanted!r}; rule "
-            f"needs rules, other seed matches, judge and embedding explanations"
+            f"outcome must be a defined outcome, {', '.join(outcomes)}, got {wanted!r}; 'rule' "
+            f"needs rules, 'other seed' needs matches, 'judge' and 'embedding' need explanations"
         )
     return wanted
 

@@ -171,8 +171,8 @@ class Rows:
         alive = fired > 0
         if int(alive.sum()) < 2:
             raise ValueError(
-                f"saes must have at least two latents that fire on the {self.scale.rows} rows, "
-                f"got {int(alive.sum())}; give activations of the site they were trained on"
+                f"saes must have at least two latents that fire on the {self.scale.rows} rows, got "
+                f"{int(alive.sum())}; give activations of the site that they were trained on"
             )
         generator = np.random.default_rng([seed, sae.m])
         label = torch.zeros(sae.m, dtype=torch.int64)

@@ -143,7 +143,7 @@ class RuleShare(_Valued):
             if not is_tensor or holds.shape != ids.shape or holds.dtype != torch.bool:
                 got = f"{tuple(holds.shape)} of {holds.dtype}" if is_tensor else type(holds)
                 raise ValueError(
-                    f"rules must return a bool tensor {tuple(ids.shape)} for tokens of that shape, "
+                    f"rules must return a bool tensor {tuple(ids.shape)}, the shape of the tokens, "
                     f"got {got}"
                 )
             new = holds[:, -texts.tokens.shape[1] :]

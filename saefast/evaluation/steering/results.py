@@ -155,7 +155,7 @@ class Results:
                 yield (
                     f"steer: the outcome {self.primary!r} is not defined for "
                     f"{int(unknown[chosen].sum())} of {int(chosen.sum())} latents of {name}, which "
-                    f"have no score of it"
+                    f"have no score for it"
                 )
         if self.choosing is not None:
             counts = torch.bincount(self.best, minlength=len(self.strengths)).tolist()

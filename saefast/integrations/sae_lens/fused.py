@@ -65,7 +65,7 @@ class FusedTraining(Fused):
         x = step_input.sae_in
         if not self._fuses(x) or x.ndim != 2:
             return super().training_forward_pass(step_input)  # type: ignore[misc]
-        # Not earlier: seeded draws like W_enc follow its layout, and loading may restore another.
+        # Only now: seeded draws like W_enc depend on its layout, and loading may change it.
         codes.lay_out(self)
         inputs, norms = self.process_sae_in(x), codes.norms_of(self)
         code = self._code(inputs, norms)

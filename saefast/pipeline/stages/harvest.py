@@ -90,7 +90,9 @@ def _planted(data: PlantedSettings, rows: int, stream: int, path: Path, progress
     )
     about = {"world": world.fingerprint, "stream": stream}
     if (path / INDEX).is_file() and read_index(path).metadata != about:
-        raise ValueError(f"{path} holds rows of another world; choose another folder for the run")
+        raise ValueError(
+            f"{path} holds rows of other [planted] settings; choose another folder for the run"
+        )
     writer = StoreWriter(path, data.d, dtype=torch.float32, metadata=about, resume=True)
     with (
         writer,

@@ -54,9 +54,9 @@ def _compared(
     """Compare pools of both halves of the seeds with their controls."""
     how, half = job.settings.pool, len(job.seeds) // 2
     if not how.compare:
-        return replace(record, reason="a comparison was not asked for")
+        return replace(record, reason="the comparison was not requested")
     if half < 2:
-        return replace(record, reason="pools of two halves need four seeds or more")
+        return replace(record, reason="pools of two halves need at least four seeds")
     pools = []
     for first in (0, half):
         places = range(first, first + half)

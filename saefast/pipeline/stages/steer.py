@@ -124,7 +124,7 @@ def _raters(judge: Judge | None, subject: Subject) -> tuple[dict[str, Any], tupl
 def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) -> str:
     """Return a sentence on the cost of the comparisons and the calibration."""
     if judge is None:
-        return "steer: rules are executed; no judge would be asked"
+        return "steer: rules are executed; no judge would be called"
     each = comparisons(len(sizes.openers), len(sizes.strengths), len(sizes.controls))
     explanations, texts = [], []
     for latent in range(latents):
@@ -138,8 +138,8 @@ def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) ->
     then = TextRater(judge).cost(explanations, texts)
     return (
         f"steer: judge {judge.name} would get at most about {first.calls + then.calls} requests "
-        f"with {first.tokens + then.tokens} tokens for {latents} latents and its calibration; "
-        f"nothing was asked"
+        f"with {first.tokens + then.tokens} tokens for {latents} latents and its calibration; it "
+        f"was not called"
     )
 
 

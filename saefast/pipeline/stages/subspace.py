@@ -33,7 +33,7 @@ def subspace(job: Job) -> None:
     for name in SUBSPACE_TABLES:
         write_table(job.run / SUBSPACES / f"{name}.parquet", found.to_table(name))
     if not job.knows_rows:
-        lacking = "what groups add to tokens, since the run names no activations"
+        lacking = "contributions of groups, since the run does not record its activations"
         write_json(job.run / SUBSPACES / SKIPPED, [*found.skipped, lacking])
         return
     added = contribution_r2(

@@ -302,7 +302,7 @@ def test_a_model_is_asked_for_words_of_one_token() -> None:
     asked = {letter: "vowel" if letter.lower() in "aeiou" else "other" for letter in letters}
     sae = tiny_lm.random_sae()
     found = absorb(model, 0, sae, task={**asked, "ab": "vowel"}, examples=2, progress=False)
-    assert "1 of 53 words are not one token, and are left out" in found.notes
+    assert "1 of 53 words are not a single token and are left out" in found.notes
     again = absorb(model, 0, sae, task={**asked, "ab": "vowel"}, examples=2, progress=False)
     assert str(found) == str(again)
     assert str(found.scores) == str(again.scores)

@@ -225,10 +225,10 @@ def test_too_few_entities_give_no_number(model, sae):
     found = edit(model, 0, sae, known_facts(model, few, progress=False), **OPTIONS)
     assert found.scores == ()
     assert found.notes[0] == (
-        "thing: colour gives no number: the model knows it together with another attribute for at "
+        "thing: colour is not measured: the model knows it together with another attribute for at "
         "most 39 entities, and 40 are needed"
     )
-    assert "no attribute gives a number" in found.lines()[-1]
+    assert "no attribute can be measured" in found.lines()[-1]
 
 
 def test_test_entities_and_templates_are_held_out(model, knowledge):

@@ -94,14 +94,20 @@ def test_facts_are_selected():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entities": ("a", "a", "b", "c")}, "must differ, and some are repeated"),
+        ({"entities": ("a", "a", "b", "c")}, "must differ, but some are repeated"),
         ({"templates": {}}, "templates must be given for the attributes country, colour"),
         (
             {"templates": {"country": ("no place", "{}"), "colour": ("{}",)}},
             r"must hold {} once, where the entity goes, got 'no place'",
         ),
-        ({"template_splits": {"country": ("train",), "colour": ("train",)}}, "must be as long as"),
-        ({"entity_splits": ("train",)}, "entity_splits must be as long as entities, 4, got 1"),
+        (
+            {"template_splits": {"country": ("train",), "colour": ("train",)}},
+            "must have as many entries as",
+        ),
+        (
+            {"entity_splits": ("train",)},
+            "entity_splits must have as many entries as entities, 4, got 1",
+        ),
         ({"entity_splits": ("train", "test", "dev", "test")}, "split must be one of train, val"),
     ],
 )
@@ -194,7 +200,7 @@ def test_answers_begin_after_a_space_unless_something_is_opened(bos):
 
 
 def test_slow_tokenizers_are_told():
-    with pytest.raises(TypeError, match="tokenizer must be a fast one"):
+    with pytest.raises(TypeError, match="tokenizer must be a fast tokenizer"):
         prompt(object(), "{}", "Rome")
 
 

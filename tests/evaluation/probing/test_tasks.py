@@ -82,7 +82,7 @@ def test_documents_are_never_split() -> None:
 @pytest.mark.parametrize(
     ("every", "labels", "message"),
     [
-        (["a"], [True, False], "labels must be one for each of 1 texts, got 2"),
+        (["a"], [True, False], "labels must have one entry for each of the 1 texts, got 2"),
         (texts(30, "a"), [True] * 30, "at least 20 examples of each class, got 0 of one"),
         (texts(3, "a"), [True, True, False], "at least 20 examples of each class"),
     ],
@@ -147,7 +147,7 @@ _TEXTS, _LABELS = two_classes()
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": _TEXTS, "label": [1] * 60}, "must hold two classes at least, got 1: 1"),
+        ({"text": _TEXTS, "label": [1] * 60}, "must hold at least two classes, got 1: 1"),
         (
             {"text": _TEXTS, "label": [float("nan"), *map(float, _LABELS[1:])]},
             "'label' must hold a label in every row, got nan in row 0",

@@ -313,8 +313,8 @@ def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
         ({"openers": ["one"]}, "openers must be at least 2 texts"),
         ({"strengths": ()}, "strengths must hold at least one number"),
         ({"features": 0}, "features must be at least 1, got 0"),
-        ({"activations": torch.zeros(20, 5)}, "activations must be those of the site 0, whose wid"),
-        ({"outcome": "taste"}, "outcome must be one that is defined, rule, self, got 'taste'"),
+        ({"activations": torch.zeros(20, 5)}, "activations must be from the site 0, whose wid"),
+        ({"outcome": "taste"}, "outcome must be a defined outcome, rule, self, got 'taste'"),
         ({"explanations": [["x"]]}, r"explanations\[0\] must be one for each of the 40 latents"),
         (
             {"rules": [{j: lambda ids: ids[:, :2] > 0 for j in range(40)}]},

@@ -185,8 +185,8 @@ class EndpointJudge:
                 down = self._lost >= _MOST_LOST
             if down:
                 raise ConnectionError(
-                    f"{error}; {len(self._answers)} answers are kept, and a repeated run "
-                    f"continues from them"
+                    f"{error}; {len(self._answers)} answers are kept, and a new run continues from "
+                    f"them"
                 ) from error
             return
         with self._lock:
@@ -213,9 +213,9 @@ class EndpointJudge:
         with self._lock:
             if self._most_tokens is not None and self.tokens + tokens > self._most_tokens:
                 raise RuntimeError(
-                    f"most_tokens is {self._most_tokens} and would be passed; "
-                    f"{len(self._answers)} answers are kept, and a run with a larger "
-                    f"limit continues from them"
+                    f"most_tokens is {self._most_tokens} and would be exceeded; "
+                    f"{len(self._answers)} answers are kept, and a run with a larger limit "
+                    f"continues from them"
                 )
             self.tokens += tokens
 

@@ -71,14 +71,15 @@ class Calibration:
     def line(self) -> str:
         """The result as a sentence."""
         measured = (
-            f"judge {self.judge} on {self.features} features of known truth: {self.right:.2f} with "
-            f"right explanations, {self.swapped:.2f} with swapped ones, AUROC {self.auroc:.2f}, "
-            f"{self.unparsed:.0%} of the answers not parsed"
+            f"judge {self.judge} on {self.features} features with a known explanation: "
+            f"{self.right:.2f} with right explanations, {self.swapped:.2f} with swapped ones, "
+            f"AUROC {self.auroc:.2f}, {self.unparsed:.0%} of the answers not parsed"
         )
         if self.able:
             return measured
         return (
-            f"{measured}; below {LEAST_SCORE} this judge cannot tell, and its scores are withheld"
+            f"{measured}; below {LEAST_SCORE} a judge cannot tell right explanations from wrong "
+            f"ones, and its scores are withheld"
         )
 
 

@@ -44,7 +44,7 @@ class ChatEndpoint:
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ValueError(
-                f"url must be that of an OpenAI-compatible endpoint, such as "
+                f"url must be the address of an OpenAI-compatible endpoint, such as "
                 f"http://localhost:8000/v1, got {url!r}"
             )
         url = url.rstrip("/")
@@ -67,7 +67,7 @@ class ChatEndpoint:
             except _PassingError as error:
                 if attempt == self._retries:
                     raise ConnectionError(
-                        f"{self.url} gave no answer in {attempt + 1} attempts; the last one: "
+                        f"{self.url} gave no answer in {attempt + 1} attempts; the last error: "
                         f"{error}"
                     ) from error
                 time.sleep(min(max(wait, error.wait), _LONGEST_WAIT))
@@ -95,9 +95,9 @@ class ChatEndpoint:
         try:
             answer = json.loads(content)
         except ValueError as error:
-            raise _PassingError(f"no JSON but {content[:40]!r}") from error
+            raise _PassingError(f"expected JSON, got {content[:40]!r}") from error
         if not isinstance(answer, dict):
-            raise _PassingError(f"no JSON object but {content[:40]!r}")
+            raise _PassingError(f"expected a JSON object, got {content[:40]!r}")
         return answer
 
     def _refusal(self, status: int, said: str) -> str:
@@ -106,11 +106,11 @@ class ChatEndpoint:
         said = " ".join(said.split())
         ways = {401: self._about_key(), 403: self._about_key(), 404: "check the url and the model"}
         way = ways.get(status, "check the url, the model and its settings")
-        return f"{self.url} refuses requests with HTTP {status}: {said!r}; {way}"
+        return f"{self.url} refused a request with HTTP {status}: {said!r}; {way}"
 
     def _about_key(self) -> str:
         if self._key_env is None:
-            return "name the environment variable of a key with key_env"
+            return "give the environment variable that holds the key as key_env"
         return f"put a valid key into the environment variable {self._key_env}"
 
 

@@ -95,7 +95,7 @@ def _task(
         negative += drawn(found[kind], share, seed, name, kind)
     if min(len(positive), len(negative)) < FEWEST:
         raise ValueError(
-            f"names must be classes with {FEWEST} tokens at least in the built-in code, got "
+            f"names must be classes with at least {FEWEST} tokens in the built-in code, got "
             f"{len(positive)} of {name!r}"
         )
     spans = (*positive, *negative)

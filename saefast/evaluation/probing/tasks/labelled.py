@@ -60,13 +60,15 @@ class LabelledTask:
         for name, values in (("labels", self.labels), ("documents", self.documents)):
             if values is not None and len(values) != expected:
                 raise ValueError(
-                    f"task {self.name!r}: {name} must be one for each of {expected} examples, got "
-                    f"{len(values)}"
+                    f"task {self.name!r}: {name} must have one entry for each of the {expected} "
+                    f"examples, got {len(values)}"
                 )
         for number, text in enumerate(self.texts):
             if not isinstance(text, str) or not text.strip():
-                got = "an empty text" if isinstance(text, str) else type(text).__name__
-                raise ValueError(f"task {self.name!r}: texts[{number}] must be a text, got {got}")
+                got = "an empty str" if isinstance(text, str) else type(text).__name__
+                raise ValueError(
+                    f"task {self.name!r}: texts[{number}] must be a str with text, got {got}"
+                )
         positive = sum(map(bool, self.labels))
         if min(positive, expected - positive) < FEWEST:
             raise ValueError(
@@ -100,8 +102,8 @@ class LabelledTask:
         for part, its in (("test", labels[test]), ("training", labels[~test])):
             if len(set(its.tolist())) < 2:
                 raise ValueError(
-                    f"task {self.name!r}: the {part} part has one class; give more documents that "
-                    f"hold both"
+                    f"task {self.name!r}: the {part} part has only one class; give more documents "
+                    f"that contain both"
                 )
         return torch.from_numpy(test)
 
@@ -133,7 +135,8 @@ def labelled_task(
     """
     if len(texts) != len(labels):
         raise ValueError(
-            f"task {name!r}: labels must be one for each of {len(texts)} texts, got {len(labels)}"
+            f"task {name!r}: labels must have one entry for each of the {len(texts)} texts, got "
+            f"{len(labels)}"
         )
     checks.whole("examples", examples)
     checks.at_least("examples", examples, 2 * FEWEST)

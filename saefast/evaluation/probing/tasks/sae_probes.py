@@ -50,7 +50,7 @@ def sae_probes_tasks(
     unknown = [name for name in names if name not in files]
     if unknown:
         raise ValueError(
-            f"names must be tasks of {PACKAGE}, got {', '.join(unknown)}; there are "
+            f"names must be tasks of {PACKAGE}, got {', '.join(unknown)}; known tasks are "
             f"{', '.join(files)}"
         )
     news: dict[str, LabelledTask] = {}
@@ -84,7 +84,7 @@ def _folder() -> Path:
         # Only the package's files are read; its dependencies serve its own evaluations.
         command = f"{shlex.quote(sys.executable)} -m pip install --no-deps {PACKAGE}"
         raise ImportError(
-            f"the tasks of {PACKAGE} need that package, which is not installed; install it with: "
+            f"the tasks of {PACKAGE} need this package, which is not installed; install it with: "
             f"{command}"
         ) from error
     if not (folder / _MASTER).is_file():

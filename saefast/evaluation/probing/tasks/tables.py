@@ -56,7 +56,7 @@ def table_tasks(
         classes[str(its)].append(value)
     if len(classes) < 2:
         raise ValueError(
-            f"{path}: column {label!r} must hold two classes at least, got {len(classes)}: "
+            f"{path}: column {label!r} must hold at least two classes, got {len(classes)}: "
             f"{', '.join(classes)}"
         )
     few = {name: len(set(its)) for name, its in classes.items() if len(set(its)) < FEWEST}
