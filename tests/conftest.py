@@ -9,16 +9,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# `python -m pytest` puts the checkout first, whose saefast/ has no compiled kernels: what is
-# tested is the installed package. `bench` is found in the checkout, after everything installed.
+# `python -m pytest` puts the checkout first, whose saefast/ has no compiled kernels: test the
+# installed package instead. `bench` is found in the checkout, after everything installed.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _CHECKOUT]
 sys.path.append(str(_CHECKOUT))
 
-# Triton's interpreter is switched on before Python starts; its tests are a run of their own.
+# Triton's interpreter is switched on before Python starts, so its tests need a separate run.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
-# SAELens and others are not installed for most runs, and importing them leaves its mark on torch;
-# the CUDA C++ kernels are in a wheel of their own.
+# SAELens and others are not installed for most runs, and importing them changes torch; the CUDA C++
+# kernels are in a separate wheel.
 for _folder in ("peers", "cuda"):
     if not any(f"tests/{_folder}" in argument for argument in sys.argv):
         collect_ignore.append(_folder)
@@ -37,7 +37,7 @@ settings.load_profile("saefast")
 
 @pytest.fixture(params=native.usable_levels())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set this processor can run, in turn."""
+    """Each instruction set that this processor supports."""
     before = native.level()
     native.use_level(request.param)
     yield request.param
@@ -46,7 +46,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of every stage but the report; who changes it takes a copy."""
+    """Return a run of all stages but the report; tests that change it take a copy."""
     from helpers.tiny_run import tiny_run
 
     return tiny_run(tmp_path_factory.mktemp("runs") / "tiny <&> run")
@@ -54,7 +54,7 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def torch_threads() -> Iterator[None]:
-    """Restores the number of threads that a test sets."""
+    """Restore the number of threads after a test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -62,6 +62,6 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch, torch_threads: None) -> None:
-    """One thread is enough for tiny models, and what a kill leaves does not hang on fsync."""
+    """Use one thread for tiny models and no fsync, which does not matter after a kill."""
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

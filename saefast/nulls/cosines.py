@@ -17,7 +17,7 @@ _NODES = 64
 
 _BINS = 256  # halving their width changes means by a relative amount of less than 1e-4
 _MOST_ABOVE, _LEAST_ABOVE = 60.0, 1e-7  # expected cosines of a row above the first and last edge
-_FULLEST = 0.998  # largest ratio of the sides; more needs unbounded rounds for 2e-4 in the means
+_FULLEST = 0.998  # largest ratio of the sides; above it rounds diverge, yet means change by 2e-4
 _CLOSE = 1e-6
 _MOST_ROUNDS = 5000
 

@@ -1,4 +1,4 @@
-"""Activations in a file: found by content, and named when they are damaged or something else."""
+"""Activations in a file: the format is detected from the content, and errors name the file."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from saefast.activations import (
 
 
 @pytest.mark.parametrize("kind", ["store", "npy", "pt", "safetensors"])
-def test_open_activations_goes_by_content(kind: str, tmp_path: Path) -> None:
+def test_format_is_detected_from_the_content(kind: str, tmp_path: Path) -> None:
     make(kind, tmp_path)
     (path,) = tmp_path.iterdir()
     unnamed = path.rename(tmp_path / "without-a-name")
@@ -27,7 +27,7 @@ def test_open_activations_goes_by_content(kind: str, tmp_path: Path) -> None:
         assert torch.equal(batch.x, numbered()[torch.from_numpy(batch.rows)].double())
 
 
-def test_open_activations_takes_what_is_in_memory() -> None:
+def test_open_activations_takes_tensors_arrays_and_activations() -> None:
     x = numbered()
     for source in (x, x.numpy(), list(x.split(17)), iter(x.split(17))):
         assert open_activations(source).d == D
@@ -36,13 +36,13 @@ def test_open_activations_takes_what_is_in_memory() -> None:
 
 
 class Runs:
-    """Unpickling it would run code."""
+    """An object whose unpickling runs code."""
 
     def __reduce__(self) -> tuple:
         return (print, ("this must not be printed",))
 
 
-def test_code_in_a_pt_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickled_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(Runs(), tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x\.pt must hold one tensor, .*run code"):
         open_activations(tmp_path / "x.pt")
@@ -57,7 +57,7 @@ def test_code_in_a_pt_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         (torch.zeros(3, 2).int(), "got int32"),
     ],
 )
-def test_a_pt_file_holds_one_tensor(content: object, message: str, tmp_path: Path) -> None:
+def test_a_pt_file_must_hold_one_tensor(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=rf"x\.pt.*{message}"):
         open_pt(tmp_path / "x.pt")
@@ -74,7 +74,7 @@ def test_a_pt_file_holds_one_tensor(content: object, message: str, tmp_path: Pat
         (np.asfortranarray(np.zeros((3, 2), "f4")), "column by column"),
     ],
 )
-def test_bad_npy_files_are_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
+def test_errors_name_bad_npy_files(array: np.ndarray, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match=rf"x\.npy .*{message}"):
         open_npy(tmp_path / "x.npy")
@@ -82,7 +82,7 @@ def test_bad_npy_files_are_named(array: np.ndarray, message: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["npy", "pt", "safetensors"])
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.02])
-def test_truncated_files_are_named(kind: str, keep: float, tmp_path: Path) -> None:
+def test_errors_name_truncated_files(kind: str, keep: float, tmp_path: Path) -> None:
     make(kind, tmp_path)
     path = tmp_path / f"x.{kind}"
     content = path.read_bytes()
@@ -91,7 +91,7 @@ def test_truncated_files_are_named(kind: str, keep: float, tmp_path: Path) -> No
         open_activations(path)
 
 
-def test_a_safetensors_file_with_a_choice_asks(tmp_path: Path) -> None:
+def test_a_file_of_several_tensors_needs_a_name(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     path = tmp_path / "x.safetensors"
@@ -104,7 +104,7 @@ def test_a_safetensors_file_with_a_choice_asks(tmp_path: Path) -> None:
     assert torch.equal(batch.x, numbered()[torch.from_numpy(batch.rows)] + 1)
 
 
-def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
+def test_unsupported_files_and_folders_raise(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=numbered().numpy())
     (tmp_path / "x.txt").write_text("1 2 3")
     for name in ("x.npz", "x.txt", "."):
@@ -112,7 +112,7 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
             open_activations(tmp_path / name)
 
 
-def test_a_file_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+def test_a_file_truncated_during_reading_raises(tmp_path: Path) -> None:
     source = make("npy", tmp_path)
     path = tmp_path / "x.npy"
     path.write_bytes(path.read_bytes()[:400])

@@ -1,4 +1,4 @@
-"""Every source of activations gives the same promises: every row once per epoch, the same bits."""
+"""Every source of activations yields each row once per epoch, with the same bits."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_every_row_comes_once_per_epoch(kind: str, batch_size: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", SHUFFLED)
-def test_rows_and_places_are_those_of_the_source(kind: str, tmp_path: Path) -> None:
+def test_batches_state_the_numbers_of_their_rows(kind: str, tmp_path: Path) -> None:
     source = make(kind, tmp_path)
     assert (source.rows, source.d, source.dtype) == (ROWS, D, torch.float32)
     batch = next(source.batches(50, seed=0))
@@ -42,7 +42,7 @@ def test_rows_and_places_are_those_of_the_source(kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("start", [0, 1, 2, 5, 9, 23])
-def test_start_skips_as_reading_would(kind: str, start: int, tmp_path: Path) -> None:
+def test_start_skips_the_same_batches_as_reading(kind: str, start: int, tmp_path: Path) -> None:
     whole = take(make(kind, tmp_path).batches(16, seed=11), start + 8)
     (tmp_path / "again").mkdir()
     resumed = take(make(kind, tmp_path / "again").batches(16, seed=11, start=start), 8)
@@ -50,7 +50,7 @@ def test_start_skips_as_reading_would(kind: str, start: int, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", SHUFFLED)
-def test_order_depends_on_seed_and_epoch_alone(kind: str, tmp_path: Path) -> None:
+def test_order_depends_on_seed_and_epoch_only(kind: str, tmp_path: Path) -> None:
     source = make(kind, tmp_path)
     torch.manual_seed(0)
     untouched = np.random.get_state()[1:3]  # noqa: NPY002 - that it is not asked is the test
@@ -64,7 +64,7 @@ def test_order_depends_on_seed_and_epoch_alone(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["tensor", "store", "npy"])
-def test_no_batch_shares_memory_with_the_next(kind: str, tmp_path: Path) -> None:
+def test_batches_do_not_share_memory(kind: str, tmp_path: Path) -> None:
     source = make(kind, tmp_path)
     kept = take(source.batches(30, seed=0), 12)
     copies = [batch.x.clone() for batch in kept]
@@ -75,7 +75,7 @@ def test_no_batch_shares_memory_with_the_next(kind: str, tmp_path: Path) -> None
     assert torch.equal(take(source.batches(30, seed=0), 1)[0].x, copies[0])
 
 
-def test_two_streams_of_one_source_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_two_streams_of_one_source_are_independent(tmp_path: Path) -> None:
     source = make("store", tmp_path)
     alone = take(source.batches(9, seed=1), 30)
     one, other = source.batches(9, seed=1), source.batches(9, seed=2)
@@ -85,7 +85,7 @@ def test_two_streams_of_one_source_do_not_disturb_each_other(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("asked", [torch.float32, torch.bfloat16])
-def test_batches_come_in_the_dtype_asked_for(
+def test_batches_have_the_requested_dtype(
     stored: torch.dtype, asked: torch.dtype, tmp_path: Path
 ) -> None:
     x = normal((ROWS, D), 0, stored)
@@ -96,7 +96,7 @@ def test_batches_come_in_the_dtype_asked_for(
         assert torch.equal(batch.x, x[torch.from_numpy(batch.rows)].to(asked))
 
 
-def test_targets_stay_with_their_rows() -> None:
+def test_targets_belong_to_their_rows() -> None:
     x, target = numbered(), numbered()[:, :3] * 5
     for source in (
         TensorActivations(x, target),
@@ -107,7 +107,7 @@ def test_targets_stay_with_their_rows() -> None:
             assert torch.equal(batch.target, batch.x[:, :3] * 5)
 
 
-def test_layout_of_memory_changes_nothing() -> None:
+def test_memory_layout_does_not_change_batches() -> None:
     x = numbered()
     wide = torch.zeros(ROWS, 2 * D)
     wide[:, ::2] = x
@@ -118,14 +118,14 @@ def test_layout_of_memory_changes_nothing() -> None:
     assert same(plain, take(TensorActivations(backwards).batches(10, seed=0), 5))
 
 
-def test_a_read_only_array_is_taken_without_a_warning() -> None:
+def test_a_read_only_array_causes_no_warning() -> None:
     array = numbered().numpy().copy()
     array.flags.writeable = False
     assert next(TensorActivations(array).batches(4, seed=0)).x.shape == (4, D)
 
 
 @pytest.mark.parametrize("kind", SHUFFLED)
-def test_fingerprint_follows_the_data(kind: str, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_data(kind: str, tmp_path: Path) -> None:
     prints = []
     for number, value in enumerate([0.0, 0.0, 1.0]):
         (tmp_path / str(number)).mkdir()
@@ -135,7 +135,7 @@ def test_fingerprint_follows_the_data(kind: str, tmp_path: Path) -> None:
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_fingerprint_of_much_data_is_sampled() -> None:
+def test_fingerprint_of_large_data_is_sampled() -> None:
     x = torch.zeros(9 << 20, 2)
     source = TensorActivations(x)
     assert source.fingerprint.startswith("sampled-sha256:")
@@ -147,7 +147,7 @@ def test_fingerprint_of_much_data_is_sampled() -> None:
     assert TensorActivations(numbered()).fingerprint.startswith("sha256:")
 
 
-def test_fingerprint_is_that_of_the_content() -> None:
+def test_fingerprint_is_equal_for_equal_content() -> None:
     x = numbered()
     assert TensorActivations(x).fingerprint == TensorActivations(x.T.contiguous().T).fingerprint
     assert TensorActivations(x).fingerprint != TensorActivations(x, x).fingerprint
@@ -166,7 +166,7 @@ def test_fingerprint_is_that_of_the_content() -> None:
         ({"start": -1}, ValueError, "start must be at least 0"),
     ],
 )
-def test_bad_arguments_are_named_before_anything_is_read(
+def test_bad_arguments_raise_before_anything_is_read(
     kind: str, arguments: dict, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
@@ -193,14 +193,14 @@ def test_bad_arguments_are_named_before_anything_is_read(
         (lambda: open_activations("no/such"), FileNotFoundError, "no/such does not exist"),
     ],
 )
-def test_bad_sources_are_named(
+def test_errors_name_bad_sources(
     build: Callable[[], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         build()
 
 
-def test_what_is_heavy_is_imported_where_it_is_used() -> None:
+def test_heavy_packages_are_imported_on_first_use() -> None:
     script = "import sys, saefast.activations; print(*sys.modules)"
     command = [sys.executable, "-P", "-c", script]
     asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

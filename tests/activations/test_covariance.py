@@ -1,4 +1,4 @@
-"""activation_covariance against numpy's, far from the origin, in any batches."""
+"""activation_covariance equals numpy's, far from the origin and for any batch size."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def measure(x, **options):
 
 
 @pytest.mark.parametrize("batch_size", [1000, 333, 7])
-def test_it_is_that_of_numpy(batch_size):
+def test_it_equals_numpy(batch_size):
     x = normal((1000, 9), 0, torch.float32) @ normal((9, 9), 1, torch.float32) + 3
     expected = torch.from_numpy(np.cov(x.double().numpy(), rowvar=False))
     found = measure(x, batch_size=batch_size)
@@ -22,7 +22,7 @@ def test_it_is_that_of_numpy(batch_size):
     assert_same_bits(found, found.T.contiguous())
 
 
-def test_a_mean_far_away_costs_no_digits():
+def test_a_large_mean_costs_no_precision():
     x = normal((500, 4), 0, torch.float64)
     far = x + 2.0**30
     expected = torch.from_numpy(np.cov((far - 2.0**30).numpy(), rowvar=False))
@@ -32,7 +32,7 @@ def test_a_mean_far_away_costs_no_digits():
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_some_of_the_rows():
+def test_only_the_given_number_of_rows_is_read():
     x = normal((500, 4), 0, torch.float32)
     assert not torch.equal(measure(x, rows=100), measure(x))
     with pytest.raises(ValueError, match="rows must be at least 2"):
@@ -51,6 +51,6 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
     assert_same_bits(found[2], found[0])
 
 
-def test_one_row_has_none():
+def test_one_row_has_no_covariance():
     with pytest.raises(ValueError, match="rows must be at least 2, got 1"):
         measure(torch.ones(1, 3))

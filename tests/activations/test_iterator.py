@@ -1,4 +1,4 @@
-"""Activations from an iterator, which is read once and believed nothing."""
+"""Activations from an iterator, which is read once and whose items are all checked."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast.activations import IteratorActivations
 
 
-def test_an_iterator_that_ends_says_how_many_rows_there_were() -> None:
+def test_the_error_at_the_end_of_an_iterator_states_its_rows() -> None:
     batches = IteratorActivations(iter(numbered().split(17))).batches(50, seed=0)
     assert len(take(batches, 2)) == 2
     with pytest.raises(ValueError, match=r"ended after 103 rows .* train on at most 103 tokens"):
@@ -24,7 +24,7 @@ def test_an_iterator_is_read_once() -> None:
         source.batches(5, seed=0)
 
 
-def test_an_iterator_may_use_its_memory_again() -> None:
+def test_an_iterator_may_reuse_memory() -> None:
     def parts() -> Iterator[Tensor]:
         room = torch.empty(10, D)
         for part in numbered(100).split(10):
@@ -48,6 +48,6 @@ def test_an_iterator_may_use_its_memory_again() -> None:
         ([torch.zeros(0, 4)], ValueError, "yielded none"),
     ],
 )
-def test_bad_items_are_named(items: list[object], error: type[Exception], message: str) -> None:
+def test_errors_name_bad_items(items: list[object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         take(IteratorActivations(items).batches(8, seed=0), 3)

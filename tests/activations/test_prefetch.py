@@ -1,4 +1,4 @@
-"""Prefetching changes when batches are made, and nothing else."""
+"""Prefetching changes only when batches are made."""
 
 import gc
 import threading
@@ -17,7 +17,7 @@ def threads() -> list[threading.Thread]:
 
 
 def gone() -> bool:
-    """Whether every thread ends soon."""
+    """Return whether all threads end soon."""
     for thread in threads():
         thread.join(10)
     return not threads()
@@ -30,7 +30,7 @@ def test_order_is_kept(depth: int) -> None:
     assert gone()
 
 
-def test_batches_are_those_of_the_source() -> None:
+def test_batches_equal_those_of_the_source() -> None:
     source = TensorActivations(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
     with Prefetcher(source.batches(7, seed=0)) as batches:
         for expected, batch in zip(source.batches(7, seed=0), range(40), strict=False):
@@ -39,7 +39,7 @@ def test_batches_are_those_of_the_source() -> None:
             assert batch.where == expected.where
 
 
-def test_no_more_than_depth_are_made_ahead() -> None:
+def test_at_most_depth_items_are_made_ahead() -> None:
     made = 0
 
     def count() -> Iterator[int]:
@@ -52,7 +52,7 @@ def test_no_more_than_depth_are_made_ahead() -> None:
         for taken in range(1, 20):
             assert next(items) == taken
             time.sleep(0.002)
-            assert made <= taken + 3 + 1  # the one more waits for room
+            assert made <= taken + 3 + 1  # one more waits for room
         deadline = time.monotonic() + 10
         while made < 19 + 3 + 1 and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -72,7 +72,7 @@ def test_items_are_made_while_the_consumer_works() -> None:
         assert asked.wait(10)
 
 
-def test_an_error_comes_in_its_turn_with_its_traceback() -> None:
+def test_an_error_is_raised_after_the_items_before_it() -> None:
     def fails_at_three() -> Iterator[int]:
         yield from (0, 1, 2)
         raise KeyError("the culprit")
@@ -87,14 +87,14 @@ def test_an_error_comes_in_its_turn_with_its_traceback() -> None:
     assert gone()
 
 
-def test_an_error_in_the_transform_reaches_the_consumer() -> None:
+def test_an_error_in_the_transform_is_raised() -> None:
     with Prefetcher(iter([1, 0]), transform=lambda i: 1 / i) as items:
         assert next(items) == 1
         with pytest.raises(ZeroDivisionError):
             next(items)
 
 
-def test_the_end_of_something_else_is_not_the_end_of_the_data() -> None:
+def test_stop_iteration_in_the_transform_is_an_error() -> None:
     with (
         Prefetcher(iter([1, 2]), transform=lambda _: next(iter(()))) as items,
         pytest.raises(RuntimeError, match="transform raised StopIteration"),
@@ -102,7 +102,7 @@ def test_the_end_of_something_else_is_not_the_end_of_the_data() -> None:
         list(items)
 
 
-def test_wait_seconds_counts_waiting_alone() -> None:
+def test_wait_seconds_counts_only_waiting() -> None:
     def slow() -> Iterator[int]:
         for i in range(5):
             time.sleep(0.05)
@@ -132,7 +132,7 @@ def test_closing_ends_a_thread_that_waits_for_room(taken: int) -> None:
         next(items)
 
 
-def test_closing_does_not_wait_for_a_source_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_a_hanging_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saefast.activations.prefetch._CLOSING_SECONDS", 0.2)
     release = threading.Event()
 
@@ -149,7 +149,7 @@ def test_closing_does_not_wait_for_a_source_that_hangs(monkeypatch: pytest.Monke
     assert gone()
 
 
-def test_one_that_is_forgotten_ends() -> None:
+def test_an_unreferenced_prefetcher_ends_its_thread() -> None:
     items = Prefetcher(TensorActivations(torch.zeros(10, 2)).batches(4, seed=0))
     next(items)
     del items
@@ -166,7 +166,7 @@ def test_one_that_is_forgotten_ends() -> None:
         ({"transform": 3}, TypeError, "transform must be callable, got int"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict, error: type[Exception], message: str) -> None:
+def test_errors_name_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Prefetcher(**{"iterator": [1], **arguments})
     assert gone()

@@ -1,4 +1,4 @@
-"""Activations as SAELens caches them, in folders of the `datasets` library."""
+"""Activations cached by SAELens in folders of the `datasets` library."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ CONTEXT = 8
 def write_arrow(
     folder: Path, shards: list[np.ndarray], name: str = "blocks.0.hook_resid_post"
 ) -> None:
-    """A folder as `datasets.Dataset.save_to_disk` lays it out, arrays [n, context, d] by shard.
+    """Write a folder like `datasets.Dataset.save_to_disk`, with arrays [n, context, d] by shard.
 
-    Compared by hand with what datasets 5.2 writes and SAELens 6 asks of it.
+    Compared by hand with the output of datasets 5.2 as SAELens 6 calls it.
     """
     import pyarrow as pa
 
@@ -60,7 +60,7 @@ def write_arrow(
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_sae_lens_folder(kind: str, shards: int, tmp_path: Path) -> None:
+def test_rows_of_a_folder_are_read(kind: str, shards: int, tmp_path: Path) -> None:
     arrays = normal((20, CONTEXT, D), 0, torch.float64).numpy().astype(kind)
     write_arrow(tmp_path / "cached", np.array_split(arrays, shards))
     source = open_activations(tmp_path / "cached")
@@ -73,8 +73,8 @@ def test_sae_lens_folder(kind: str, shards: int, tmp_path: Path) -> None:
     assert source.locate(20 * CONTEXT - 1).endswith(last)
 
 
-def test_sae_lens_folder_where_datasets_was_imported(tmp_path: Path) -> None:
-    """The `datasets` library tells pyarrow of its type, and columns then come wrapped in it."""
+def test_rows_are_read_if_datasets_was_imported(tmp_path: Path) -> None:
+    """The `datasets` library registers its type in pyarrow, which then wraps columns in it."""
     import pyarrow as pa
 
     class Array2D(pa.ExtensionType):
@@ -99,7 +99,7 @@ def test_sae_lens_folder_where_datasets_was_imported(tmp_path: Path) -> None:
         pa.unregister_extension_type("datasets.features.features.Array2DExtensionType")
 
 
-def test_bad_sae_lens_folders_are_named(tmp_path: Path) -> None:
+def test_errors_name_bad_folders(tmp_path: Path) -> None:
     arrays = normal((20, CONTEXT, D), 0, torch.float32).numpy()
     folder = tmp_path / "cached"
     write_arrow(folder, [arrays])

@@ -1,4 +1,4 @@
-"""What is written into a store is read from it: ordinary files, a window of memory at a time."""
+"""A store returns the rows written to it, from ordinary files, a window at a time."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ from saefast.activations import StoreActivations, StoreWriter, verify_store
     rows_per_shard=st.integers(1, 25),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
 )
-def test_what_is_written_is_read(
+def test_written_rows_are_read(
     appended: list[int],
     rows_per_shard: int,
     dtype: torch.dtype,
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(
         assert torch.equal(source.read(name, first, end), values[first:end])
 
 
-def test_shards_are_ordinary_safetensors_and_the_index_ordinary_json(tmp_path: Path) -> None:
+def test_shards_are_safetensors_and_the_index_is_json(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     folder = write(tmp_path / "store", metadata={"model": "gpt2"})
@@ -65,7 +65,7 @@ def test_shards_are_ordinary_safetensors_and_the_index_ordinary_json(tmp_path: P
     ]
 
 
-def test_a_target_comes_from_an_extra(tmp_path: Path) -> None:
+def test_an_extra_can_be_the_target(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", D, rows_per_shard=10) as writer:
         x = numbered(0, 25)
         writer.append(x, after=x[:, :3] * 2, tokens=torch.arange(25))
@@ -79,7 +79,7 @@ def test_a_target_comes_from_an_extra(tmp_path: Path) -> None:
         StoreActivations(tmp_path / "store", target="tokens")
 
 
-def test_where_names_the_shard(tmp_path: Path) -> None:
+def test_locate_names_the_shard(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     source = StoreActivations(folder, block_rows=1, window_rows=1)
     for batch in islice(source.batches(1, seed=0), 25):
@@ -89,16 +89,16 @@ def test_where_names_the_shard(tmp_path: Path) -> None:
         assert source.locate(int(batch.rows[0])) == place
 
 
-def test_the_fingerprint_is_that_of_the_shards(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_shards(tmp_path: Path) -> None:
     source = StoreActivations(write(tmp_path / "a"))
     assert source.fingerprint == StoreActivations(write(tmp_path / "b")).fingerprint
     assert source.fingerprint != StoreActivations(write(tmp_path / "c", rows=24)).fingerprint
     assert source.fingerprint.startswith("store:")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what is in memory is told by /proc")
-def test_reading_takes_a_window_of_memory(tmp_path: Path) -> None:
-    """An epoch of a store of 128 MiB, read 4 MiB at a time, in a process of its own."""
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured with /proc")
+def test_reading_needs_memory_for_one_window(tmp_path: Path) -> None:
+    """Read an epoch of a store of 128 MiB, 4 MiB at a time, in a separate process."""
     script = """
 import os, sys
 from itertools import islice

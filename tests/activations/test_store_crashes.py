@@ -1,4 +1,4 @@
-"""A store survives what happens to disks and processes."""
+"""Stores survive crashes, full disks and unwritable folders."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from helpers.small_store import D, contents, numbered, shard, write
 from saefast.activations import StoreWriter, verify_store
 
 
-def test_a_part_of_a_shard_is_no_harm(tmp_path: Path) -> None:
+def test_a_partial_shard_is_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path / "store", rows=20)
     part = folder / f"{shard(folder, 2).name}.part"
     part.write_bytes(b"half")
@@ -45,7 +45,7 @@ with StoreWriter(sys.argv[1], 4, dtype=torch.float32, rows_per_shard=10, resume=
 """
 
 
-def test_a_killed_writer_leaves_whole_shards_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_whole_shards_and_resumes(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     before = 0
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_an_exception_leaves_whole_shards(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_shards_before(
     works: int, culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full at the shard's content, at its name, or at the index that would list it."""
+    """The disk is full at the shard's content, at its rename, or at the index."""
     folder = tmp_path / "store"
     with StoreWriter(folder, D, dtype=torch.float32, rows_per_shard=10) as writer:
         writer.append(numbered(0, 25))
@@ -110,8 +110,8 @@ def test_a_full_disk_leaves_the_shards_before(
     assert len(contents(folder)) == 25
 
 
-def test_a_file_larger_than_allowed_is_an_error(tmp_path: Path) -> None:
-    """The same as a full disk, by the kernel's own word: a limit on the size of files."""
+def test_a_file_size_limit_is_an_error(tmp_path: Path) -> None:
+    """As for a full disk, with an error of the kernel: a limit on the size of files."""
     script = """
 import resource, signal, sys, torch
 from saefast.activations import StoreWriter
@@ -130,7 +130,7 @@ with StoreWriter(sys.argv[1], 4, dtype=torch.float32, rows_per_shard=1000) as wr
     assert len(contents(folder)) == 1000
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         StoreWriter(tmp_path / "file" / "store", D)

@@ -1,4 +1,4 @@
-"""What is damaged in a store is found and named."""
+"""Damage to a store is detected, and the error names the file."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def other_name(folder: Path) -> None:
         (other_name, ValueError, "got nothing"),
     ],
 )
-def test_damage_is_found_on_opening(
+def test_damage_is_detected_on_opening(
     damage: Callable[[Path], None], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "store")
@@ -61,7 +61,7 @@ def test_damage_is_found_on_opening(
 
 
 @pytest.mark.parametrize("place", [9, -1])
-def test_a_flipped_bit_is_found_by_verify(place: int, tmp_path: Path) -> None:
+def test_verify_detects_a_flipped_bit(place: int, tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     verify_store(folder)
     StoreActivations(folder, verify=True)
@@ -75,7 +75,7 @@ def test_a_flipped_bit_is_found_by_verify(place: int, tmp_path: Path) -> None:
         StoreActivations(folder, verify=True)
 
 
-def test_verify_shows_progress_only_when_asked(
+def test_verify_shows_progress_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("saefast.progress.DELAY", 0.0)
@@ -101,14 +101,14 @@ def test_verify_shows_progress_only_when_asked(
         ("extras", None, "AttributeError"),
     ],
 )
-def test_a_bad_index_is_named(key: str, value: object, message: str, tmp_path: Path) -> None:
+def test_errors_name_a_bad_index(key: str, value: object, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "store") / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ValueError, match=rf"index\.json is not .*{message}"):
         StoreActivations(tmp_path / "store")
 
 
-def test_an_index_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_errors_name_an_index_that_is_not_json(tmp_path: Path) -> None:
     path = write(tmp_path / "store") / "index.json"
     for text in ("", "[]", "{}", path.read_text()[:-40]):
         path.write_text(text)

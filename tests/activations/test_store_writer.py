@@ -1,4 +1,4 @@
-"""What the writer of a store is told: nothing is written over, nothing bad is kept."""
+"""The writer of a store overwrites nothing and keeps no bad rows."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from helpers.small_store import D, contents, numbered, write
 from saefast.activations import StoreActivations, StoreWriter
 
 
-def test_a_store_is_not_written_over(tmp_path: Path) -> None:
+def test_a_store_is_not_overwritten(tmp_path: Path) -> None:
     folder = write(tmp_path / "store")
     with pytest.raises(
         FileExistsError, match=r"index\.json already exists; continue with resume=True"
@@ -43,7 +43,7 @@ def test_a_store_is_not_written_over(tmp_path: Path) -> None:
         (torch.zeros(2, D), {"activations": torch.zeros(2)}, ValueError, "must not be named"),
     ],
 )
-def test_bad_rows_are_refused_and_nothing_of_them_kept(
+def test_bad_rows_are_refused_and_not_kept(
     rows: object, extras: dict, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with StoreWriter(tmp_path / "store", D, dtype=torch.float32, rows_per_shard=10) as writer:
@@ -66,7 +66,7 @@ def test_bad_rows_are_refused_and_nothing_of_them_kept(
         ({"metadata": {"model": torch}}, TypeError, "metadata must be serialisable as JSON"),
     ],
 )
-def test_bad_settings_are_named(
+def test_errors_name_bad_settings(
     arguments: dict, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=message):
@@ -74,7 +74,7 @@ def test_bad_settings_are_named(
     assert not (tmp_path / "store").exists()
 
 
-def test_half_precision_makes_no_infinity(tmp_path: Path) -> None:
+def test_values_beyond_half_precision_raise(tmp_path: Path) -> None:
     rows = torch.zeros(3, D)
     rows[1, 2] = 7e4
     with StoreWriter(tmp_path / "store", D, dtype=torch.float16) as writer:

@@ -1,4 +1,4 @@
-"""Batches reach the device through a ring of buffers, whole and checked, whenever work is done."""
+"""Batches reach the device whole and checked through a ring of buffers, for any timing of work."""
 
 import itertools
 from collections import deque
@@ -30,7 +30,7 @@ def locate(row: int) -> str:
 def made(
     count: int, dtype: torch.dtype = HALF, target: bool = False, bad: dict[int, float] | None = None
 ) -> list[Batch]:
-    """Batches [4, 3] of rows that are numbered backwards, with bad values at row 2 of some."""
+    """Make batches [4, 3] of rows numbered backwards, some with bad values in row 2."""
     batches = []
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
@@ -44,7 +44,7 @@ def made(
 
 
 def as_taken(batches: list[Batch]) -> list[Rows]:
-    """The same batches without a device."""
+    """Return the same batches without a device."""
     transfer = HostTransfer(torch.device("cpu"), locate)
     return [transfer.take(item) for item in transfer.ahead(iter(batches), SCALES)]
 
@@ -65,10 +65,10 @@ def columns(rows: Rows) -> list[Tensor]:
     lying=st.sampled_from(["host", "memory", "device"]),
     choices=st.lists(st.sampled_from(["read", "take", MAIN, COPIES]), max_size=60),
 )
-def test_every_batch_arrives_whenever_streams_go_on(
+def test_every_batch_arrives_for_any_progress_of_streams(
     depth: int, dtype: torch.dtype, target: bool, lying: str, choices: list[str]
 ) -> None:
-    """In any order of reading, taking and progress of the two streams that the loop allows."""
+    """For any order of reading, taking and progress of the two streams."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth)
     batches = made(9, dtype, target)
@@ -89,7 +89,7 @@ def test_every_batch_arrives_whenever_streams_go_on(
     for choice in itertools.chain(choices, itertools.cycle(["read", "take"])):
         if len(taken) == len(batches):
             break
-        # One more than `depth`: the one that waits for room.
+        # One more than `depth`: it waits for room.
         if choice == "read" and len(waiting) <= depth and len(taken) + len(waiting) < len(batches):
             waiting.append(next(ahead))
         elif choice == "take" and waiting:
@@ -109,7 +109,7 @@ def test_every_batch_arrives_whenever_streams_go_on(
     ("dtype", "over_the_bus"),
     [(torch.float16, torch.float16), (HALF, HALF), (FULL, FULL), (DOUBLE, FULL)],
 )
-def test_rows_cross_the_bus_in_the_dtype_they_are_stored_in(
+def test_rows_are_copied_in_the_dtype_of_the_source(
     dtype: torch.dtype, over_the_bus: torch.dtype
 ) -> None:
     device = SimulatedDevice()
@@ -120,7 +120,7 @@ def test_rows_cross_the_bus_in_the_dtype_they_are_stored_in(
     assert device.bus == [(over_the_bus, 12), (over_the_bus, 8)] * 3
 
 
-def test_rows_on_the_device_do_not_cross_the_bus() -> None:
+def test_rows_on_the_device_are_not_copied() -> None:
     device = SimulatedDevice()
     transfer = transfer_to(device)
     batches = made(3)
@@ -132,8 +132,8 @@ def test_rows_on_the_device_do_not_cross_the_bus() -> None:
     assert device.bus == []
 
 
-def test_a_source_fills_the_pinned_memory_itself() -> None:
-    """From the batch on that is made when the copies have begun."""
+def test_a_source_fills_the_pinned_memory_directly() -> None:
+    """From the batch on that is made after the copies have started."""
     device = SimulatedDevice()
     transfer = transfer_to(device)
     x, target = torch.randn(50, 3).bfloat16(), torch.randn(50, 2).bfloat16()
@@ -158,8 +158,8 @@ def test_a_source_fills_the_pinned_memory_itself() -> None:
             assert_same_bits(ours, theirs)
 
 
-def test_what_a_source_computes_on_the_device_comes_before_its_copy() -> None:
-    """Also what the trainer's thread had made of it before the reader's thread began."""
+def test_computations_of_a_source_precede_its_copy() -> None:
+    """Also computations of the trainer's thread before the reader's thread started."""
     device = SimulatedDevice()
     plain = made(3)
     (first, *others) = (device.on_device(batch.x.shape, HALF) for batch in plain)
@@ -183,7 +183,7 @@ def test_what_a_source_computes_on_the_device_comes_before_its_copy() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("target", "named"), [(False, "activations"), (True, "targets")])
 @pytest.mark.parametrize("dtype", [HALF, FULL])
-def test_a_bad_row_is_named_before_its_step(
+def test_a_bad_row_raises_before_its_step(
     value: float, target: bool, named: str, dtype: torch.dtype
 ) -> None:
     device = SimulatedDevice()
@@ -212,16 +212,16 @@ def test_values_beyond_float32_are_infinite() -> None:
         as_taken(batches)
 
 
-def test_the_host_waits_for_its_own_batch_alone() -> None:
-    """Neither for the steps before it nor for the batches behind it."""
+def test_the_host_waits_only_for_its_batch() -> None:
+    """Neither for earlier steps nor for later batches."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
     with device.main():
         items = list(transfer.ahead(iter(made(6)), SCALES))
         items[0].ready.synchronize()
-        before = device.done(MAIN)  # the scales, which are there before the copies begin
+        before = device.done(MAIN)  # the scales, which exist before the copies start
         step = device.on_device((1,), FULL)
-        step.fill_(0.0)  # work of a step that is not done yet
+        step.fill_(0.0)  # unfinished work of a step
         transfer.take(items[0])
         copies = device.done(COPIES)
         transfer.take(items[1])
@@ -229,8 +229,8 @@ def test_the_host_waits_for_its_own_batch_alone() -> None:
     assert copies < device.done(COPIES) < device.given(COPIES)
 
 
-def test_a_copy_goes_to_the_memory_that_was_used_longest_ago() -> None:
-    """Or else it would wait for the step before it instead of overlapping it."""
+def test_a_copy_goes_to_the_least_recently_used_memory() -> None:
+    """Otherwise it would wait for the previous step instead of overlapping it."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
     with device.main():
@@ -243,7 +243,7 @@ def test_a_copy_goes_to_the_memory_that_was_used_longest_ago() -> None:
     assert device.done(MAIN) == before < device.given(MAIN)
 
 
-def test_batches_of_another_kind_get_other_memory() -> None:
+def test_batches_of_another_shape_get_other_memory() -> None:
     batches = [*made(3), *made(3, FULL), *made(3, HALF, target=True)]
     device = SimulatedDevice()
     transfer = transfer_to(device)
@@ -267,7 +267,7 @@ def test_a_thread_reads_ahead_through_the_ring(depth: int) -> None:
         assert_same_bits(found.x, expected.x)
 
 
-def test_what_fails_in_the_source_comes_in_its_turn() -> None:
+def test_an_error_of_the_source_is_raised_in_order() -> None:
     def fails() -> Iterator[Batch]:
         yield from made(2)
         raise OSError("the disk is gone")
@@ -281,7 +281,7 @@ def test_what_fails_in_the_source_comes_in_its_turn() -> None:
             next(items)
 
 
-def test_sources_are_read_in_the_dtype_they_are_stored_in() -> None:
+def test_sources_are_read_in_their_own_dtype() -> None:
     x, target = torch.randn(9, 3), torch.randn(9, 2)
     for kinds, expected in (
         ((HALF, HALF), HALF),

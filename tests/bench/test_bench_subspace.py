@@ -1,4 +1,4 @@
-"""The bench of principal directions, at a small size: rivals agree, and memory is told."""
+"""The benchmark of principal directions at a small size: rivals agree, and memory is reported."""
 
 from bench import subspace
 from bench.cases import Shape

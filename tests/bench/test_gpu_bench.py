@@ -1,4 +1,4 @@
-"""Rows, floors and workers of the benchmark of GPUs."""
+"""Rows, floors and workers of the GPU benchmark."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ SHAPE = Shape(4, 8, 2, 3)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("module", [["bench", "gpu"], ["bench.gpu"]])
-def test_without_a_gpu_it_says_so(module: list[str], tmp_path: Path) -> None:
+def test_without_a_gpu_it_fails_with_a_message(module: list[str], tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     command = [sys.executable, "-m", *module, "--json", str(file)]
     result = subprocess.run(
@@ -54,10 +54,10 @@ def test_without_a_gpu_it_says_so(module: list[str], tmp_path: Path) -> None:
         (Shape(768, 32768, 32, 8192), 0.55, 0.59, 1.28),
     ],
 )
-def test_floors_are_what_bytes_and_operations_come_to(
+def test_floors_follow_from_bytes_and_operations(
     shape: Shape, encode: float, update: float, step: float
 ) -> None:
-    """At an H100's ceilings, worked out by hand from the sizes."""
+    """With the ceilings of an H100, computed by hand from the sizes."""
     floors = floors_of(shape, H100)
     assert floors["encode"] == pytest.approx(encode, rel=0.02)
     assert floors["update"] == pytest.approx(update, rel=0.02)
@@ -90,7 +90,7 @@ def test_a_row_has_medians_and_shares() -> None:
     }
 
 
-def test_who_fails_or_disagrees_is_named_and_the_next_is_timed(
+def test_a_contestant_that_fails_or_disagrees_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken() -> Any:
@@ -113,7 +113,7 @@ def test_who_fails_or_disagrees_is_named_and_the_next_is_timed(
     assert ended["raised"].startswith("ValueError: no more can be listed")
 
 
-def test_rounds_are_fewer_where_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rounds_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds_of: dict[float, int] = {}
     for ms in (0.1, 150.0, 5000.0):
         monkeypatch.setattr(
@@ -134,7 +134,7 @@ def test_rounds_are_fewer_where_they_take_long(monkeypatch: pytest.MonkeyPatch) 
         "Triton Error [CUDA]: unspecified launch failure",
     ],
 )
-def test_errors_that_stay_are_known(message: str) -> None:
+def test_persistent_device_errors_are_recognised(message: str) -> None:
     def fail() -> Any:
         raise RuntimeError(message)
 
@@ -145,7 +145,7 @@ def test_errors_that_stay_are_known(message: str) -> None:
     assert not gpu_worker.is_sticky(RuntimeError("CUDA out of memory"))
 
 
-def test_results_replace_the_file_as_a_whole(tmp_path: Path) -> None:
+def test_results_replace_the_file_atomically(tmp_path: Path) -> None:
     file = tmp_path / "new" / "rows.json"
     record.write(file, {"a": 1})
     with pytest.raises(TypeError):
@@ -155,7 +155,7 @@ def test_results_replace_the_file_as_a_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in file.parent.iterdir()) == ["other.json", "rows.json"]
 
 
-def test_every_shape_that_must_be_compared_is_timed() -> None:
+def test_every_required_shape_is_timed() -> None:
     assert GPU_SHAPES["C1"] == (4096, 131072, 64, 8192)
     assert GPU_SHAPES["C2"] == (768, 32768, 32, 8192)
     assert GPU_SHAPES["mid"] == (2304, 65536, 64, 8192)

@@ -1,4 +1,4 @@
-"""The contests that bench/ times on a GPU, by the CPU's kernels."""
+"""The GPU contests of bench/, run on the CPU's kernels."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -35,7 +35,7 @@ def contest() -> Contest:
     return Contest(Shape(16, 512, 3, 64), "cpu")
 
 
-def test_a_code_of_torch_is_the_reference(
+def test_the_code_of_torch_is_the_reference(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.gpu_contest._SLICE_FLOATS", 512 * 5)
@@ -60,7 +60,7 @@ def test_a_model_of_given_weights_is_complete(contest: Contest, variant: str) ->
 def test_every_contestant_runs_and_agrees(contest: Contest, case: str) -> None:
     seen = {}
     for one in gpu_contests.CASES[case](contest):
-        # A compiler and graphs are not here.
+        # A compiler and CUDA graphs are not available.
         if one.rival == "torch.compile" or "graph" in one.mode:
             continue
         run = one.build()
@@ -73,8 +73,8 @@ def test_every_contestant_runs_and_agrees(contest: Contest, case: str) -> None:
     assert case == "variants" or any(": torch " in name for name in seen)
 
 
-def test_steps_are_timed_as_they_are_trained() -> None:
-    """The bare step has what `TrainConfig` sets: clipping and AuxK."""
+def test_timed_steps_have_the_default_settings() -> None:
+    """The plain step has the settings of `TrainConfig`: clipping and AuxK."""
     from bench.gpu_steps import default_step
 
     contest = Contest(Shape(16, 64, 3, 8), "cpu")
@@ -100,7 +100,7 @@ def test_trainings_are_timed_from_a_store(contest: Contest) -> None:
     assert len(list(gpu_trainings.trainings(large, lambda: H100))) == 5  # type: ignore[arg-type]
 
 
-def test_trainings_of_jumprelu_begin_as_sparse_as_its_step(contest: Contest) -> None:
+def test_trainings_of_jumprelu_start_as_sparse_as_its_step(contest: Contest) -> None:
     log = gpu_trainings.Reports()
     gpu_trainings.train(contest, log, 1, variant="jumprelu", steps=2)
     assert 0.5 * contest.shape.k < log.values[0]["l0"] < 1.5 * contest.shape.k
@@ -123,13 +123,13 @@ def test_a_correct_threshold_in_bfloat16_agrees_and_a_wrong_one_does_not() -> No
     assert not dense.agrees(found[:, : contest.shape.m * 9 // 10])
 
 
-def test_a_training_that_does_not_learn_is_no_row(contest: Contest) -> None:
+def test_a_training_that_does_not_learn_gives_no_row(contest: Contest) -> None:
     reports = [{"mse": 1.0, "seconds": 1.0, "input_wait": 0.0, "path": "fused"}] * 8
     with pytest.raises(RuntimeError, match=r"does not learn: mse 1\.0"):
         gpu_trainings.row_of(reports, {}, 1.0, H100, contest, 1)
 
 
-def test_matchings_are_timed_and_agree() -> None:
+def test_timed_matchings_agree() -> None:
     items = gpu_matching.matchings(Shape(8, 64, 1, 64), Shape(8, 48, 1, 48), "cpu", rounds=1)
     rows = worked(items)
     assert [(row["case"], row["rival"]) for row in rows] == [
@@ -141,7 +141,7 @@ def test_matchings_are_timed_and_agree() -> None:
     assert all("raised" not in row for row in rows), rows
 
 
-def test_a_matching_that_is_wrong_is_no_row() -> None:
+def test_a_wrong_matching_gives_no_row() -> None:
     timed = gpu_matching._timed(
         SHAPE._replace(m=8, n=8), "cpu", lambda a, b: torch.zeros(8), {}, 1, exact=True
     )
@@ -149,7 +149,7 @@ def test_a_matching_that_is_wrong_is_no_row() -> None:
         list(timed)
 
 
-def test_kernels_are_rated_by_what_they_must_do() -> None:
+def test_kernels_are_compared_with_their_floors() -> None:
     shape = GPU_SHAPES["C2"]
     launches = [("hot_groups", 100.0)] * 6 + [("update_columns", 900.0)] * 6 + [("other", 1.0)] * 3
     update, product, other = gpu_profile.rows_of(launches, "C2", shape, H100)
@@ -159,10 +159,10 @@ def test_kernels_are_rated_by_what_they_must_do() -> None:
     assert set(other) == {"profile", "kernel", "calls", "ms"}
 
 
-def test_a_training_is_profiled_between_two_reports(
+def test_a_profile_covers_the_steps_between_two_reports(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten steps, by a profiler that sees one kernel of 4 ms a step."""
+    """Ten steps, with a profiler that records one kernel of 4 ms in each."""
     taken = 0
 
     class Profiler:
@@ -192,7 +192,7 @@ def test_a_training_is_profiled_between_two_reports(
     assert row == {"profile": "C1 train_saes", "kernel": "kernel", "calls": 1, "ms": 4.0}
 
 
-def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_peers, "find_spec", lambda name: None)
     rows = worked(gpu_peers.items("", {}))
     assert [(row["rival"], row["raised"].split(" (")[0]) for row in rows] == [
@@ -201,10 +201,10 @@ def test_a_missing_peer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_peers_run_as_they_come_and_with_saefast_inside(
+def test_peers_run_alone_and_with_saefast_inside(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By stand-ins, which reconstruct as the peers do."""
+    """With stand-ins that reconstruct like the peers."""
     seen: list[tuple[str, object]] = []
 
     def training(name: str, shape: Shape, weights: Any, lr: float, **settings: Any) -> Any:
@@ -248,7 +248,7 @@ def test_peers_run_as_they_come_and_with_saefast_inside(
     assert len(names) == len(set(names)) == 6 + 4
 
 
-def test_tiles_are_timed_by_the_names_of_candidates(
+def test_tiles_are_timed_under_the_names_of_candidates(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Any] = []
@@ -263,7 +263,7 @@ def test_tiles_are_timed_by_the_names_of_candidates(
     assert used == [(1, 2), (3, 4)] + [tile for tile in ((1, 2), (3, 4), None) for _ in range(2)]
 
 
-def test_data_on_a_device_is_as_on_the_cpu() -> None:
+def test_data_on_a_device_equals_data_on_the_cpu() -> None:
     x, weights = draw(SHAPE, "cpu")
     again, _ = draw(SHAPE)
     assert torch.equal(x, again)

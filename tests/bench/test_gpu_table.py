@@ -1,4 +1,4 @@
-"""Tables of times on a GPU, whichever rows there are."""
+"""Tables of times on a GPU from any set of rows."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def result() -> dict[str, Any]:
     }
 
 
-def test_a_table_has_the_rows_and_shapes_that_were_timed(result: dict[str, Any]) -> None:
+def test_a_table_has_the_timed_rows_and_shapes(result: dict[str, Any]) -> None:
     assert gpu_table.table(result).splitlines() == [
         "|  |  | (768, 32768, 32, 8192) | (2304, 65536, 64, 8192) | (4096, 131072, 64, 8192) |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -51,7 +51,7 @@ def test_a_table_has_the_rows_and_shapes_that_were_timed(result: dict[str, Any])
     ]
 
 
-def test_predictions_stand_beside_what_was_measured(result: dict[str, Any]) -> None:
+def test_predictions_are_shown_with_measured_times(result: dict[str, Any]) -> None:
     assert gpu_table.predictions(result).splitlines()[2:] == [
         "| (768, 32768, 32, 8192) | 3.00 | 3.10 |  | 2.70 |",
         "| (4096, 131072, 64, 8192) |  | 49.0 | 38.0 | 36.0 |",

@@ -1,4 +1,4 @@
-"""The checks of trainings that bench/ makes on a GPU, by the CPU's kernels."""
+"""The GPU checks of trainings in bench/, run on the CPU's kernels."""
 
 import importlib
 from typing import Any
@@ -30,11 +30,11 @@ def test_default_steps_are_compared(shape: Shape) -> None:
     assert [finding for finding in found if not finding.holds] == []
 
 
-def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_of_default_steps_detect_a_missing_latent(monkeypatch: pytest.MonkeyPatch) -> None:
     latent_pass = saefast.train.learner.latent_pass
 
     def without_one(update: Update) -> LatentPass:
-        if update.values.dtype == torch.float32:  # ours, not the truth
+        if update.values.dtype == torch.float32:  # the step, not the truth
             of_one = update.indices == update.indices[0, 0]
             update = update._replace(
                 value_grads=update.value_grads.masked_fill(of_one, 0.0),
@@ -49,10 +49,10 @@ def test_default_steps_see_a_latent_that_is_left_out(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("shape", gpu_training_checks.DEFAULTS_AT)
-def test_no_choice_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
-    """Their truth chooses for itself, so float32 must not be able to choose otherwise.
+def test_no_selection_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
+    """Their truth selects latents itself, so rounding to float32 must not change the selection.
 
-    Gaps are in units of what a float32 sum in any order, twice truncated, may be off.
+    Gaps are in units of the possible error of a float32 sum in any order, truncated twice.
     """
     x, weights = drawn_on(shape, "cpu")
     shape = shape._replace(n=gpu_training_checks.DEFAULTS_AT[shape])
@@ -77,8 +77,8 @@ def test_no_choice_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
     assert {name for name, gap in gaps.items() if gap <= 2 * allowed} == set()
 
 
-def test_trainings_hold_though_a_choice_is_a_near_tie() -> None:
-    """Two latents that score the same: which of them is active makes no difference to the check."""
+def test_checks_of_trainings_pass_for_a_near_tie() -> None:
+    """Two latents have equal scores: the check passes whichever of them is active."""
     x, weights = drawn_on(CHECKED, "cpu")
     for of in (weights.w_enc, weights.b_enc):
         of[64:] = of[: len(of) - 64]
@@ -91,10 +91,10 @@ def test_trainings_hold_though_a_choice_is_a_near_tie() -> None:
     assert finding.holds, finding
 
 
-def test_trainings_see_a_latent_that_was_not_among_the_largest(
+def test_checks_of_trainings_detect_a_wrong_selection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Although the truth follows the choice."""
+    """Even though the truth uses the same selection."""
     largest = gpu_training_checks.PackedEncoder.largest
 
     def others(self: Any, inputs: Tensor, k: int, scale: Any = None) -> Any:
@@ -109,19 +109,19 @@ def test_trainings_see_a_latent_that_was_not_among_the_largest(
 
 
 def cancelling() -> tuple[Shape, Tensor, Any]:
-    """One row whose gradient of the value is a thousandth of a rounding of its terms."""
+    """Make one row whose value gradient is a thousandth of the rounding of its terms."""
     shape = Shape(16, 64, 1, 1)
     x, weights = drawn_on(shape, "cpu")
     weights.b_enc.copy_(1e-7 - weights.w_dec @ weights.b_dec)
     return shape, x, weights
 
 
-def test_terms_that_cancel_fail_no_check() -> None:
+def test_terms_that_cancel_pass_the_checks() -> None:
     [finding] = gpu_training_checks.residuals(*cancelling())
     assert finding.holds, finding
 
 
-def test_a_term_that_is_left_out_is_seen_where_terms_cancel(
+def test_a_missing_term_is_detected_where_terms_cancel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     exact = gpu_training_checks.decode_residual
@@ -138,8 +138,8 @@ def test_a_term_that_is_left_out_is_seen_where_terms_cancel(
 
 
 @pytest.mark.parametrize("terms", [1024, 8192])
-def test_truncated_sums_lose_less_than_is_allowed(terms: int) -> None:
-    """As tensor cores add: 16 products at once to a sum that is truncated."""
+def test_truncated_sums_are_within_the_tolerance(terms: int) -> None:
+    """Add like tensor cores: 16 products at once to a truncated sum."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(31, terms, generator=generator, dtype=torch.float64)
     right = torch.randn(terms, 64, generator=generator, dtype=torch.float64)
@@ -153,8 +153,8 @@ def test_truncated_sums_lose_less_than_is_allowed(terms: int) -> None:
     assert 1e-6 < lost < gpu_training_checks.lost_by_truncation(terms) < 20 * lost
 
 
-def test_trainings_see_an_auxk_loss_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once by more than sums on a GPU may lose; its gradients are right."""
+def test_checks_of_trainings_detect_a_wrong_auxk_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong by more than the rounding of sums on a GPU, with correct gradients."""
     module = importlib.import_module("saefast.train.auxk")
     gradients_of = module.sparse_gradients
 

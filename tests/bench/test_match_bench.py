@@ -1,4 +1,4 @@
-"""The benchmark of matching, at tiny sizes: its checks, its rivals, its plan."""
+"""The benchmark of matching at tiny sizes: checks, rivals and plan."""
 
 import json
 
@@ -8,13 +8,13 @@ from bench import match, match_rivals
 from saefast.match.plan import plan_matching
 
 
-def test_neighbours_beside_faiss():
+def test_neighbours_agree_with_faiss():
     rows = match._neighbours(600, 16, 8, 1)
     assert [row["rival"] for row in rows] == ["torch.mm", "saefast"] + ["faiss IndexFlatIP"] * 2
     assert all(row["agrees"] and row["ms"] > 0 for row in rows)
 
 
-def test_one_to_one_beside_sparse_solvers():
+def test_one_to_one_agrees_with_sparse_solvers():
     ours, *rivals = match._large(400, 12, 8, 4.0)
     assert ours["certified"]
     assert ours["agrees"]
@@ -24,7 +24,7 @@ def test_one_to_one_beside_sparse_solvers():
     assert scipy["value"] == pytest.approx(ours["value"])
 
 
-def test_a_rival_that_disagrees_is_shown(monkeypatch):
+def test_a_rival_that_disagrees_is_reported(monkeypatch):
     wrong = "import json; print(json.dumps({'ms': 1, 'value': 1.0}))"
     monkeypatch.setattr(
         match_rivals, "_PROGRAMS", {"wrong": wrong, "broken": "raise ValueError('no')"}
@@ -41,7 +41,7 @@ def test_kinds_are_compared_with_scipy(monkeypatch):
     assert not match._of_kind("ties", 90, 70)["agrees"]
 
 
-def test_parts_are_kept_beside_each_other(tmp_path, monkeypatch):
+def test_parts_share_a_file(tmp_path, monkeypatch):
     file = tmp_path / "match.json"
     monkeypatch.setattr(match, "PARTS", {"one": lambda _: [{"a": 1}], "two": lambda _: [{"a": 2}]})
     for name in ("one", "two", "two"):

@@ -1,4 +1,4 @@
-"""A session on a GPU loses nothing to a part that fails; workers and NVIDIA's tools are stubs."""
+"""A failing part of a GPU session does not affect the others; workers and tools are stubs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ sys.exit(gpu_worker.main(["stub", *sys.argv[1:]]))
 
 
 def worker(folder: Path, name: str, **items: str) -> Lane:
-    """A lane whose items execute the statements given."""
+    """Return a lane whose items execute the given statements."""
     script = folder / f"{name}.py"
     listed = ", ".join(f"item({item!r}, {code!r})" for item, code in items.items())
     script.write_text(WORKER.format(checkout=str(CHECKOUT), items=listed))
@@ -54,7 +54,7 @@ def worker(folder: Path, name: str, **items: str) -> Lane:
 def run(
     folder: Path, *lanes: Lane, part: float = 30, silence: float = 20, together: int = 8
 ) -> tuple[str, list[dict[str, Any]]]:
-    """What the lanes come to."""
+    """Run the lanes and return their results."""
     rows: list[dict[str, Any]] = []
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
@@ -86,13 +86,13 @@ def raised(rows: list[dict[str, Any]]) -> dict[str, str]:
     ],
     ids=["raises", "poisons", "is-killed", "crashes", "exits", "hangs"],
 )
-def test_a_fault_ends_one_item(tmp_path: Path, fault: str, said: str) -> None:
+def test_a_fault_ends_only_its_item(tmp_path: Path, fault: str, said: str) -> None:
     lane = worker(tmp_path, "lane", first="pass", faulty=fault, second="pass", third="pass")
     status, rows = run(tmp_path, lane, silence=2)
     assert status == "complete"
     assert finished(rows) == ["first", "second", "third"]
     assert raised(rows) == {"faulty": said}
-    # What the item had found before is kept.
+    # Earlier results of the item are kept.
     assert [row["item"] for row in rows if "before" in row] == [
         "first",
         "faulty",
@@ -123,13 +123,13 @@ def test_lanes_do_not_share_their_faults(tmp_path: Path) -> None:
     }
 
 
-def test_much_output_is_no_failure(tmp_path: Path) -> None:
+def test_large_output_is_not_a_failure(tmp_path: Path) -> None:
     lane = worker(tmp_path, "lane", prints="print('x' * 50_000)", second="pass")
     assert finished(run(tmp_path, lane)[1]) == ["prints", "second"]
 
 
 @pytest.mark.alone
-def test_the_limit_of_a_part_keeps_what_was_found(tmp_path: Path) -> None:
+def test_results_before_the_time_limit_are_kept(tmp_path: Path) -> None:
     slow = worker(tmp_path, "slow", first="pass", sleeps="time.sleep(60)")
     begin = time.monotonic()
     status, rows = run(tmp_path, slow, worker(tmp_path, "late", late="pass"), part=2, together=1)
@@ -139,7 +139,7 @@ def test_the_limit_of_a_part_keeps_what_was_found(tmp_path: Path) -> None:
     assert raised(rows) == {"sleeps": "not finished when the part's 2 s were over"}
 
 
-def test_children_of_a_worker_are_ended_with_it(tmp_path: Path) -> None:
+def test_children_of_a_worker_end_with_it(tmp_path: Path) -> None:
     child = tmp_path / "child"
     spawn = (
         "import subprocess; "
@@ -151,7 +151,7 @@ def test_children_of_a_worker_are_ended_with_it(tmp_path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there after some seconds; if so it is ended."""
+    """Return whether a process still runs after some seconds, and end it."""
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":
@@ -163,7 +163,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts stubs of NVIDIA's tools on PATH, each a shell script."""
+    """Put stubs of NVIDIA's tools on PATH, each a shell script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -179,7 +179,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, folder: Path, **parts: list[Lane]) -> None:
-    """Let the entry know these parts instead of the real ones."""
+    """Replace the parts of the entry point."""
     tables = {name: "rows" if name == "times" else name for name in parts}
 
     def part(text: str, facts: dict[str, Any]) -> Part:
@@ -192,7 +192,7 @@ TIMED = {"case": "encode", "shape": {"d": 4, "m": 8, "k": 2, "n": 3}, "ms": 2.0,
 
 
 @pytest.mark.usefixtures("tools")
-def test_everything_that_was_found_ends_up_in_three_files(
+def test_all_results_are_written_to_three_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, theirs = {**TIMED, "rival": "saefast"}, {**TIMED, "rival": "torch", "ms": 5.0}
@@ -231,7 +231,7 @@ def test_everything_that_was_found_ends_up_in_three_files(
 
 
 @pytest.mark.usefixtures("tools")
-def test_a_part_that_does_not_fit_the_budget_is_skipped(
+def test_a_part_beyond_the_budget_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "_RESERVE", 0.0)
@@ -246,7 +246,7 @@ def test_a_part_that_does_not_fit_the_budget_is_skipped(
     assert not result["complete"]
     assert finished(result["checks"]) == ["first"]
     assert result["parts"][0]["status"] == "not finished: a"
-    # The first part had to leave them a second each.
+    # The first part had to leave a second for each of them.
     assert [row["part"] for row in result["parts"]] == list(lanes)
     assert result["parts"][0]["seconds"] < 3.5
     monkeypatch.setattr(gpu, "_RESERVE", 100.0)
@@ -257,7 +257,7 @@ def test_a_part_that_does_not_fit_the_budget_is_skipped(
 
 def run_script(tmp_path: Path, *arguments: str, **environment: str) -> Any:
     out = tmp_path / "out"
-    # PYTHONPATH: what is run is the checkout, as on a machine where nothing is installed.
+    # PYTHONPATH: the checkout is run, as on a machine where nothing is installed.
     done = subprocess.run(
         ["bash", str(CHECKOUT / "bench" / "on_gpu.sh"), *arguments],
         env={**os.environ, "OUT": str(out), "PYTHON": sys.executable, **environment},
@@ -278,7 +278,7 @@ NCU_REPORT = """==PROF== Connected
 """
 
 
-def test_the_script_asks_the_tools(tmp_path: Path, tools: Callable[..., None]) -> None:
+def test_the_script_calls_the_tools(tmp_path: Path, tools: Callable[..., None]) -> None:
     found = "========= Invalid __global__ read of size 4 bytes"
     tools(
         compute_sanitizer=f"case \"$*\" in *memcheck*100,1025*) echo '{found}'; exit 9;; esac",
@@ -305,20 +305,18 @@ def test_the_script_asks_the_tools(tmp_path: Path, tools: Callable[..., None]) -
 
 
 @pytest.mark.usefixtures("tools")
-def test_the_script_begins_nothing_that_does_not_fit(tmp_path: Path) -> None:
+def test_the_script_starts_only_parts_within_the_budget(tmp_path: Path) -> None:
     done, result = run_script(tmp_path, "memcheck", "ncu", "--budget", "12", "--commit", "abc")
     assert done.returncode == 1
     assert [row["status"].split(":")[0] for row in result["parts"]] == ["skipped"] * 2
 
 
 def written(file: Path) -> str:
-    """Return what the file holds, nothing while it does not exist."""
+    """Return the content of the file, empty until it exists."""
     return file.read_text() if file.exists() else ""
 
 
-def test_a_script_that_is_told_to_end_leaves_what_it_has(
-    tmp_path: Path, tools: Callable[..., None]
-) -> None:
+def test_a_terminated_script_writes_its_results(tmp_path: Path, tools: Callable[..., None]) -> None:
     stub, out = tmp_path / "stub", tmp_path / "out"
     tools(compute_sanitizer=f"case $* in *40,127*) exit 0;; esac; echo $$ > {stub}; exec sleep 60")
     process = subprocess.Popen(
@@ -326,12 +324,12 @@ def test_a_script_that_is_told_to_end_leaves_what_it_has(
         env={**os.environ, "OUT": str(out), "PYTHON": sys.executable},
         stdout=subprocess.DEVNULL,
     )
-    # The two run side by side: one must have begun, and what the other found must be in the file.
+    # The two run side by side: one must have started, and the other's result must be in the file.
     deadline = time.monotonic() + 60
     while not (written(stub) and '"sanitizer"' in written(out / "gpu.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.terminate()  # what `timeout` does at the end of the budget, too
+    process.terminate()  # `timeout` does the same at the end of the budget
     process.wait(20)
     result = json.loads((out / "gpu.json").read_text())
     assert not result["complete"]
@@ -341,7 +339,7 @@ def test_a_script_that_is_told_to_end_leaves_what_it_has(
 
 @pytest.mark.usefixtures("tools")
 @pytest.mark.parametrize("part", ["nothing", "times", "times:C3", "checks:1,2"])
-def test_parts_that_do_not_exist_are_refused(
+def test_unknown_parts_are_refused(
     tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gpu.main([part, "--out", str(tmp_path / "out")]) == 2
@@ -370,7 +368,7 @@ def test_every_subject_is_a_module_and_every_part_has_lanes() -> None:
 
 
 def full_result(count: int) -> dict[str, Any]:
-    """More of everything than a summary can hold."""
+    """Return a result that is larger than a summary may be."""
     long = "x" * 400
     shape = {"d": 4096, "m": 131072, "k": 64, "n": 8192}
     rows = [
@@ -407,7 +405,7 @@ def test_a_summary_is_at_most_9000_characters(count: int) -> None:
         assert "more, in gpu.json" in text
 
 
-def test_ratios_are_to_rivals_at_the_same_case_and_shape() -> None:
+def test_ratios_are_to_rivals_of_the_same_case_and_shape() -> None:
     def row(rival: str, mode: str, ms: float, case: str = "encode", d: int = 4) -> dict[str, Any]:
         shape = {**TIMED["shape"], "d": d}  # type: ignore[dict-item]
         return {"case": case, "shape": shape, "rival": rival, "mode": mode, "ms": ms}
@@ -451,6 +449,6 @@ def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
     assert gpu_install.wheel(folder, checkout) == right
 
 
-def test_what_ncu_writes_is_read() -> None:
+def test_output_of_ncu_is_parsed() -> None:
     assert gpu_ncu.parsed("==ERROR== nothing\n") == []
     assert gpu_ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}

@@ -1,4 +1,4 @@
-"""What `bench.rehearse` records and compiles without a GPU, and that Triton's cache then has it."""
+"""`bench.rehearse` records and compiles kernels without a GPU and fills Triton's cache."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def recorded(*some: Program, architecture: int = 90) -> list[Launched]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small rehearsal's, which must find no fault."""
+    """Return the cache of the small rehearsal, which must find no fault."""
     folder = tmp_path_factory.mktemp("rehearsed")
     command = [sys.executable, "-m", "bench.rehearse", "--small", "--architectures", "90"]
     command += ["--cache", str(folder / "cache"), "--json", str(folder / "rows.json")]
@@ -115,7 +115,7 @@ def test_addresses_are_specialised_by_their_offset() -> None:
     assert "source" in launched.described["odd"].split()
 
 
-def test_nothing_of_a_pretended_gpu_is_left_behind() -> None:
+def test_a_pretended_gpu_is_removed_completely() -> None:
     with on(GPUS[80]):
         x = torch.empty(2, device=DEVICE)
         assert x.is_cuda
@@ -130,7 +130,7 @@ def small_kernels(cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Com
     return {one.kernel: compiling.compiled(one, 90) for one in recorded(*programs.small_programs())}
 
 
-def test_it_is_seen_which_kernels_read_their_own_writes(
+def test_kernels_that_read_their_own_writes_are_detected(
     small_kernels: dict[str, Compiled],
 ) -> None:
     seen = {name: set(made.source.rereads) for name, made in small_kernels.items()}
@@ -160,7 +160,7 @@ def test_addresses_are_followed_through_loops() -> None:
     assert rereads(CARRIED.replace("load %at", "load %next")) == ["out"]
 
 
-def test_an_offset_that_is_named_like_an_address_elsewhere_is_not_followed() -> None:
+def test_an_offset_with_the_name_of_an_address_is_not_followed() -> None:
     loop = """
     scf.for %i = %zero to %n step %one  : i32 {
       NAMED
@@ -195,7 +195,7 @@ def test_addresses_are_followed_out_of_branches() -> None:
     assert rereads(chosen.replace("load %b", "load %place")) == ["a", "b"]
 
 
-def test_pipelined_loops_and_tensor_cores_are_seen(small_kernels: dict[str, Compiled]) -> None:
+def test_pipelined_loops_and_tensor_cores_are_detected(small_kernels: dict[str, Compiled]) -> None:
     product, decode = small_kernels["hot_groups"], small_kernels["decode_rows"]
     assert product.figures.async_copies > 0
     assert product.figures.tensor_core == "wgmma.mma_async"
@@ -232,7 +232,7 @@ SOUND = Compiled(Figures(255, 0, 0, 99 << 10, "mma.sync", 3), Source([], [], Tru
         ({"narrow_products": ["%0"]}, "32 bits"),
     ],
 )
-def test_a_fault_is_found(change: dict[str, Any], fault: str) -> None:
+def test_faults_are_reported(change: dict[str, Any], fault: str) -> None:
     figures = SOUND.figures._replace(**{n: v for n, v in change.items() if n in Figures._fields})
     source = SOUND.source._replace(**{n: v for n, v in change.items() if n in Source._fields})
     rows = [table.Row(LAUNCHED, 120, 1, one) for one in (SOUND, Compiled(figures, source))]
@@ -241,12 +241,12 @@ def test_a_fault_is_found(change: dict[str, Any], fault: str) -> None:
     assert "sm_120 choose (FEW=64)" in found
 
 
-def test_a_stack_that_holds_no_registers_is_no_fault() -> None:
+def test_a_stack_without_registers_is_not_a_fault() -> None:
     figures = SOUND.figures._replace(stack_bytes=16)
     assert [*table.faults([table.Row(LAUNCHED, 120, 1, Compiled(figures, SOUND.source))])] == []
 
 
-def test_the_registers_of_a_processor_must_do_for_all_threads_of_a_block() -> None:
+def test_registers_must_suffice_for_all_threads_of_a_block() -> None:
     wide = LAUNCHED._replace(
         specialisation=LAUNCHED.specialisation.replace('"num_warps": 4', '"num_warps": 16')
     )
@@ -256,13 +256,13 @@ def test_the_registers_of_a_processor_must_do_for_all_threads_of_a_block() -> No
     assert "255 registers of 128" in found
 
 
-def test_what_does_not_compile_is_a_fault() -> None:
+def test_a_compilation_error_is_a_fault() -> None:
     (found,) = table.faults([table.Row(LAUNCHED, 90, 1, "CompilationError: at 1:2")])
     assert found == "sm_90 choose (FEW=64) does not compile: CompilationError: at 1:2"
 
 
 class LoadingDriver(Driver):
-    """Loads kernels to nowhere, so that launches go their whole way."""
+    """A driver that loads kernels to nowhere, so that launches run completely."""
 
     utils = SimpleNamespace(
         get_device_properties=lambda device: {"max_shared_mem": 227 << 10},
@@ -274,7 +274,7 @@ class LoadingDriver(Driver):
 
 
 def launched_from_cache(architecture: int) -> list[tuple[str, bool]]:
-    """The kernels that the small programs launch, and whether the cache had each."""
+    """Return the kernels that the small programs launch, and whether each was in the cache."""
     seen = []
 
     def listen(*, src: Any, cache_hit: bool, **others: object) -> None:
@@ -290,7 +290,7 @@ def launched_from_cache(architecture: int) -> list[tuple[str, bool]]:
     return seen
 
 
-def test_launches_find_what_was_rehearsed_also_in_a_copy(
+def test_launches_find_rehearsed_kernels_in_a_copied_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "elsewhere"

@@ -1,4 +1,4 @@
-"""Exact scores are added in one order in all kernels, as far as the compiler's output can tell."""
+"""All kernels add exact scores in one order, according to the compiler's output."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from bench.score_bits import SCORERS, summations
     ("architecture", "dtype", "d"),
     [(90, torch.float32, 768), (90, torch.bfloat16, 1001), (80, torch.bfloat16, 768)],
 )
-def test_scores_are_added_in_the_same_order_by_all_kernels(
+def test_all_kernels_add_scores_in_the_same_order(
     architecture: int, dtype: torch.dtype, d: int
 ) -> None:
     found = summations(architecture, dtype, d)

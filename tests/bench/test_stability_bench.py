@@ -1,4 +1,4 @@
-"""The bench of stability, at a size for a test."""
+"""The benchmark of stability, at a small size."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from helpers.checkout import CHECKOUT
 
 
-def test_the_bench_runs_and_its_rivals_agree(tmp_path):
+def test_the_benchmark_runs_and_its_rivals_agree(tmp_path):
     file = tmp_path / "rows.json"
     command = [sys.executable, "-m", "bench", "stability", "--shape", "16,500,1,3"]
     command += ["--rounds", "2", "--json", str(file)]

@@ -1,4 +1,4 @@
-"""The benchmarks that run studies and the demo: what they write."""
+"""Output of the benchmarks that run studies and the demo."""
 
 import json
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class Result:
         return "a table"
 
 
-def test_a_study_is_kept_beside_the_others(tmp_path, monkeypatch, capsys):
+def test_a_study_keeps_the_results_of_others(tmp_path, monkeypatch, capsys):
     file = tmp_path / "studies.json"
     parts = {name: lambda name=name: Result((Row(len(name)),)) for name in ("one", "three")}
     monkeypatch.setattr(studies, "PARTS", parts)
@@ -35,8 +35,8 @@ def test_a_study_is_kept_beside_the_others(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "a table\n" * 3
 
 
-def test_the_demo_is_told_with_its_stages(tmp_path, monkeypatch, capsys):
-    """On planted rows; a run that is there already is not done again."""
+def test_the_demo_is_recorded_with_its_stages(tmp_path, monkeypatch, capsys):
+    """On planted rows; an existing run is not repeated."""
     quick = PRESETS["quick"]
     small = replace(
         quick,

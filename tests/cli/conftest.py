@@ -1,4 +1,4 @@
-"""A run of a small language model, whose evaluations the commands make."""
+"""A run of a small language model, for tests of evaluations."""
 
 import csv
 import random
@@ -17,7 +17,7 @@ def _text(drawn: random.Random, letters: str) -> str:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, texts, a table of labelled texts and a run up to its stability."""
+    """Return a folder with a model, texts, a table of labelled texts and a run up to stability."""
     from helpers.tiny_lm import saved
 
     folder = tmp_path_factory.mktemp("evaluated")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The command line."""
 
 import dataclasses
 import json
@@ -35,16 +35,16 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, made by the command."""
+    """Return a whole run made by the command."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["run", str(settings_file), "--out", str(out)]) == 0
     return out
 
 
-def test_a_run_makes_a_report_and_says_what_it_found(
+def test_a_run_writes_a_report_and_prints_its_findings(
     run: Path, settings_file: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Called again, it does nothing twice, and says the same."""
+    """A second call repeats nothing and prints the same."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert main(["run", str(settings_file), "--out", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -59,7 +59,7 @@ def test_a_run_makes_a_report_and_says_what_it_found(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
 
 
-def test_another_threshold_is_counted_anew_and_nothing_is_trained_again(
+def test_a_new_threshold_is_scored_without_training(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = shutil.copytree(run, tmp_path / "run")
@@ -75,7 +75,7 @@ def test_another_threshold_is_counted_anew_and_nothing_is_trained_again(
     assert json.loads((run / "stability.json").read_text())["mean"] > at["mean"]
 
 
-def test_every_figure_is_a_file_on_request(run: Path, tmp_path: Path) -> None:
+def test_figures_are_written_on_request(run: Path, tmp_path: Path) -> None:
     assert main(["report", str(run), "--figures", str(tmp_path / "figures")]) == 0
     names = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
     assert {"stability-histogram", "keep-drop", "overlap-unstable", "pooling-frontier"} <= names
@@ -95,7 +95,7 @@ def test_pictures_need_an_extra_and_a_folder(
     assert "png needs figures" in capsys.readouterr().err
 
 
-def test_sae_files_are_matched_without_a_run(
+def test_saes_are_matched_without_a_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     saes = [str(run / "seed-0"), str(run / "seed-1")]
@@ -107,7 +107,7 @@ def test_sae_files_are_matched_without_a_run(
     share = float((found.similarity >= 0.7).double().mean())
     assert told["shared_at_0.7"] == {"0-1": pytest.approx(share)}
     assert told["written"] == [str(out / "0-1.parquet")]
-    # All of a run's, too, beside what the run itself keeps.
+    # All of a run's, too, in addition to the tables of the run.
     assert main(["match", str(run), "--out", str(tmp_path / "all"), "--one-to-one", "--json"]) == 0
     every = json.loads(capsys.readouterr().out)
     assert len(every["written"]) == 6
@@ -116,9 +116,7 @@ def test_sae_files_are_matched_without_a_run(
     assert "one_to_one and side need out" in capsys.readouterr().err
 
 
-def test_activations_in_a_file_are_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_train_reads_activations_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "rows.pt"
     torch.save(torch.randn(600, 12, generator=torch.Generator().manual_seed(0)), file)
     out = tmp_path / "run"
@@ -133,10 +131,11 @@ def test_activations_in_a_file_are_trained_on(
     assert "cannot be resumed" in capsys.readouterr().err
 
 
-def test_what_was_trained_in_python_is_matched_and_scored(
+def test_saes_trained_in_python_are_matched_and_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """`train_saes(out=...)` leaves SAEs and no settings: enough for what needs no activations."""
+    """`train_saes(out=...)` writes SAEs without settings, which suffices where no activations are
+    read."""
     rows = PlantedWorld.create(24, 16, active=2).sample(3000, 0)
     config = saefast.TrainConfig(
         latents=32, k=2, seeds=(3, 4, 7), tokens=30_000, batch_size=128, lr=5e-3
@@ -169,7 +168,7 @@ def test_what_was_trained_in_python_is_matched_and_scored(
     assert "has 2 configs" in capsys.readouterr().err
 
 
-def test_yaml_without_its_package_says_how_to_get_it(
+def test_yaml_without_its_package_names_the_command_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
@@ -180,14 +179,14 @@ def test_yaml_without_its_package_says_how_to_get_it(
     assert said.count("\n") == 1
 
 
-def test_an_sae_is_converted_and_is_the_same(run: Path, tmp_path: Path) -> None:
+def test_a_converted_sae_computes_the_same(run: Path, tmp_path: Path) -> None:
     assert main(["convert", str(run / "seed-0"), str(tmp_path / "s"), "--to", "sparsify"]) == 0
     before, after = saefast.load_sae(run / "seed-0"), saefast.load_sae(tmp_path / "s")
     assert torch.equal(before.W_dec, after.W_dec)
 
 
-def test_interrupted_it_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of the training; what comes after is what would have come."""
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """Ctrl-C during training; the resumed run equals an uninterrupted one."""
     file = tmp_path / "long.toml"
     file.write_text(tiny_settings(60_000))
     command = [sys.executable, "-m", "saefast", "run", str(file), "--until", "train", "--out"]
@@ -246,7 +245,7 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
         ),
     ],
 )
-def test_an_impossible_wish_fails_with_one_line(
+def test_errors_are_printed_in_one_line(
     arguments: list[str],
     said: str,
     tmp_path: Path,
@@ -266,28 +265,26 @@ def test_an_impossible_wish_fails_with_one_line(
     assert told.count("\n") == 1
 
 
-def test_debug_shows_where_an_error_came_from() -> None:
+def test_debug_shows_the_traceback() -> None:
     with pytest.raises(FileNotFoundError, match="neither a file"):
         main(["run", "nothing-there", "--debug"])
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_explains_itself_and_its_defaults(
-    name: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_help_shows_every_option_and_its_default(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "--json" in told
-    assert not re.search(r"^. (STR|PATH) ", told, re.MULTILINE)  # what is given has a name
+    assert not re.search(r"^. (STR|PATH) ", told, re.MULTILINE)  # given arguments are named
     assert "(default:" in told
 
 
-def test_the_help_breaks_lines_where_the_terminal_does(
+def test_help_wraps_lines_at_the_terminal_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Not where the docstring does."""
+    """Not at the line ends of the docstring."""
     monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit):
         main(["harvest", "--help"])
@@ -308,7 +305,7 @@ def test_shells_complete_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_the_quick_demo_finds_what_is_planted_within_a_minute(
+def test_the_quick_demo_finds_planted_features_within_a_minute(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "demo"
@@ -319,7 +316,7 @@ def test_the_quick_demo_finds_what_is_planted_within_a_minute(
     assert "[9/9] report" in told.err
     assert "- Stability: " in told.out
     counts = json.loads((out / "stability.json").read_text())["seeds"]
-    # 64 directions of their own, which come back; the plane's 512 rare ones do not.
+    # The 64 directions of their own recur; the 512 rare ones in the subspace do not.
     assert all(each["stable"] > 50 and each["unstable"] > 25 for each in counts)
     worth = json.loads((out / "evaluation.json").read_text())["seeds"]
     for each in worth:

@@ -17,7 +17,7 @@ from saefast.run_folder import SCORES, SETTINGS
 
 @pytest.fixture
 def penalised(place: Path, tmp_path: Path) -> Path:
-    """A folder with the SAEs of the run, whose weights are smaller."""
+    """Return a folder with the SAEs of the run with smaller weights."""
     for seed in (0, 1, 2):
         sae = saefast.load_sae(place / "run" / f"seed-{seed}")
         with torch.no_grad():
@@ -28,7 +28,7 @@ def penalised(place: Path, tmp_path: Path) -> Path:
 
 
 def overall(run: Path, evaluation: str, measure: str) -> dict[str, Any]:
-    """The scores of a measure over all latents, tasks and SAEs, by condition."""
+    """Return the scores of a measure over all latents, tasks and SAEs, by condition."""
     return {
         row["condition"]: row
         for row in read_table(run / SCORES).to_pylist()
@@ -44,7 +44,7 @@ def test_steering_compares_runs(place: Path, penalised: Path, tmp_path: Path) ->
     assert main(["evaluate", str(run), "steer", *beside]) == 0
     for measure in ("success by rule", "success by self"):
         found = overall(run, "steer", measure)
-        # A quick budget steers with no rivals, but with what stands beside.
+        # A quick budget steers without rivals, but with the SAEs beside.
         assert found.keys() == {"trained", "penalised", "trained - penalised"}
         assert found["penalised"]["n"] > 0
         assert 0 <= found["penalised"]["value"] <= 1
@@ -54,7 +54,7 @@ def test_steering_compares_runs(place: Path, penalised: Path, tmp_path: Path) ->
     assert "penalised" in (run / "report.html").read_text()
 
 
-def test_other_weights_beside_are_evaluated_again(
+def test_changed_weights_beside_are_evaluated_again(
     place: Path, penalised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
@@ -77,12 +77,10 @@ def test_other_weights_beside_are_evaluated_again(
     assert not was_finished()
     config = read_json(penalised / "seed-1" / "cfg.json")
     write_json(penalised / "seed-1" / "cfg.json", config | {"k": config["k"] + 1})
-    assert not was_finished()  # equal weights of which another number is active
+    assert not was_finished()  # equal weights with another k
 
 
-def test_saes_without_a_run_are_compared_with_others(
-    place: Path, penalised: Path, tmp_path: Path
-) -> None:
+def test_saes_without_a_run_are_compared(place: Path, penalised: Path, tmp_path: Path) -> None:
     sae, out = place / "run" / "seed-0", tmp_path / "out"
     where = ["--model", str(place / "model"), "--site", "resid.1", "--out", str(out)]
     beside = ["--beside", str(penalised / "seed-0"), str(penalised)]
@@ -92,7 +90,7 @@ def test_saes_without_a_run_are_compared_with_others(
     assert {"seed-0", "penalised"} <= {row["condition"] for row in rows}
 
 
-def test_conditions_hold_the_saes_of_a_run_in_their_order(place: Path) -> None:
+def test_conditions_have_the_saes_of_a_run_in_order(place: Path) -> None:
     where = (str(place / "model"), "resid.1")
     (condition,) = conditions_beside([place / "run"], 32, where)
     assert condition.name == "run"

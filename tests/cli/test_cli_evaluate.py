@@ -1,4 +1,5 @@
-"""`saefast evaluate`: evaluations of runs and of SAEs alone, resumed, kept and reported."""
+"""`saefast evaluate`: evaluations of runs and of SAEs without a run, resumed, stored and
+reported."""
 
 import json
 import shutil
@@ -26,7 +27,7 @@ def probed(place: Path) -> Path:
     return run
 
 
-def test_scores_of_a_run_stand_beside_all_conditions(probed: Path) -> None:
+def test_scores_of_a_run_include_all_conditions(probed: Path) -> None:
     rows = read_table(probed / SCORES).to_pylist()
     overall = {row["condition"] for row in rows if not row["task"] and row["seed"] is None}
     assert {"trained", "untrained", "residual", "pca", "frozen_decoder", "full", "text"} <= overall
@@ -39,7 +40,7 @@ def test_scores_of_a_run_stand_beside_all_conditions(probed: Path) -> None:
     assert "frozen_decoder" in summary["conditions"]
 
 
-def test_a_second_call_measures_nothing_and_changes_nothing(
+def test_a_second_call_measures_and_changes_nothing(
     place: Path, probed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (probed / SCORES).read_bytes(), (probed / EVALUATIONS / "probe.json").read_bytes()
@@ -75,7 +76,7 @@ def test_baselines_follow_the_settings_of_the_run(place: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("budget", ["quick", "full"])
-def test_no_budget_trains_baselines_unasked_or_removes_those_there(
+def test_budgets_neither_train_nor_remove_baselines(
     place: Path, tmp_path: Path, budget: Literal["quick", "full"]
 ) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
@@ -88,7 +89,7 @@ def test_no_budget_trains_baselines_unasked_or_removes_those_there(
     assert sorted((run / EVALUATIONS / "baselines").rglob("*")) == trained
 
 
-def test_worth_is_not_measured_again_for_an_evaluation(place: Path, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_repeat_worth(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
     assert main(["evaluate", str(run), "--tokens", "100", "--draws", "2"]) == 0
     before = read_json(run / "stages.json")["evaluate"]
@@ -117,20 +118,18 @@ def test_several_evaluations_share_one_language_model(
 
 
 @pytest.mark.parametrize("name", ["explain", "steer", "edit", "absorb"])
-def test_every_evaluation_of_a_run_is_kept(probed: Path, tmp_path: Path, name: str) -> None:
+def test_all_evaluations_of_a_run_are_stored(probed: Path, tmp_path: Path, name: str) -> None:
     run = shutil.copytree(probed, tmp_path / "run")
     assert main(["evaluate", str(run), name]) == 0
     summary = read_json(run / EVALUATIONS / f"{name}.json")
     measured = {row["evaluation"] for row in read_table(run / SCORES).to_pylist()}
-    # A model of random weights knows no facts and no letters: the notes say so.
+    # A model with random weights knows neither facts nor letters, which the notes state.
     assert "probe" in measured
     assert name in measured or summary["notes"]
     assert (run / "report.html").is_file()
 
 
-def test_saes_that_were_not_evaluated_have_no_values_in_the_features(
-    place: Path, tmp_path: Path
-) -> None:
+def test_features_of_other_saes_have_null_values(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
     settings = settings_of(run)
     job = Job(run, replace(settings, evaluate=replace(settings.evaluate, baselines=())), False)
@@ -146,7 +145,7 @@ def test_saes_that_were_not_evaluated_have_no_values_in_the_features(
     assert values[48:] == [None] * 96
 
 
-def test_a_dry_run_counts_what_a_judge_would_be_asked(
+def test_a_dry_run_counts_requests_to_the_judge(
     probed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge = ["--judge", "http://localhost:9/v1#none", "--dry-run"]
@@ -157,7 +156,7 @@ def test_a_dry_run_counts_what_a_judge_would_be_asked(
     assert not (probed / EVALUATIONS / "explain.json").exists()
 
 
-def test_saes_alone_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> None:
+def test_saes_without_a_run_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> None:
     saes = [str(place / "run" / f"seed-{seed}") for seed in (0, 1)]
     out = tmp_path / "out"
     command = ["evaluate", *saes, "probe", "--tasks", str(place / "labelled.csv")]
@@ -181,7 +180,7 @@ def test_saes_alone_are_evaluated_with_a_model(place: Path, tmp_path: Path) -> N
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_sentence(
+def test_errors_are_one_sentence(
     place: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [argument.format(place=place) for argument in arguments]
@@ -200,7 +199,7 @@ def test_runs_without_a_language_model_are_refused(
     assert "does not record the language model" in capsys.readouterr().err
 
 
-def test_every_evaluation_is_a_stage_and_a_name() -> None:
+def test_every_evaluation_is_a_stage_of_the_same_name() -> None:
     from saefast.cli.evaluate import NAMES as TOLD
     from saefast.pipeline import EVALUATIONS as KINDS
 

@@ -1,4 +1,4 @@
-"""`saefast evaluate --judge`: judges that can tell and judges that cannot, and what they cost."""
+"""`saefast evaluate --judge`: able judges, unable judges, and their cost."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _OF_SHAPES = {
 
 
 def reads(body: dict[str, Any]) -> str:
-    """Look for what a description names, as far as letters tell."""
+    """Return whether a text has the letters that a description names."""
     asked = json.loads(body["messages"][-1]["content"])
     if isinstance(asked, list):
         return "Description: letters"
@@ -53,7 +53,7 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measures(run: Path, evaluation: str) -> dict[str, dict[str, Any]]:
-    """Scores of trained SAEs over all latents, by measure."""
+    """Return the scores of trained SAEs over all latents, by measure."""
     return {
         row["measure"]: row
         for row in read_table(run / SCORES).to_pylist()
@@ -64,9 +64,7 @@ def measures(run: Path, evaluation: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_steering_is_judged_by_a_judge_that_can_tell(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steering_uses_an_able_judge(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(answer=reads) as server:
         judge = ["--judge", f"{server.url}#reader"]
         before = settings_of(run)
@@ -94,17 +92,17 @@ def test_steering_is_judged_by_a_judge_that_can_tell(
     assert settings_of(run).evaluate.explain == before.evaluate.explain
 
 
-def test_steering_does_without_a_judge_that_cannot_tell(run: Path) -> None:
+def test_steering_leaves_out_an_unable_judge(run: Path) -> None:
     with serving(answer=never) as server:
         assert main(["evaluate", str(run), "steer", "--judge", f"{server.url}#never"]) == 0
         calls = len(server.bodies)
-    assert calls < 150  # those of the calibration alone
+    assert calls < 150  # only those of the calibration
     assert not any("judge" in measure for measure in measures(run, "steer"))
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
     assert "cannot tell right explanations from wrong ones, and its scores are withheld" in notes[0]
 
 
-def test_a_local_model_that_cannot_tell_prints_no_scores(
+def test_scores_of_an_unable_local_model_are_withheld(
     place: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge = ["--judge", f"local:{place / 'model'}"]
@@ -117,9 +115,9 @@ def test_a_local_model_that_cannot_tell_prints_no_scores(
     assert "detection" not in printed
 
 
-def test_a_dry_run_is_of_what_can_be_judged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_needs_judged_evaluations(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "probe", "--dry-run"]) == 1
-    assert "name explain or steer alone" in capsys.readouterr().err
+    assert "name explain or steer only" in capsys.readouterr().err
     assert main(["evaluate", str(run), "probe", "--judge", "embedding"]) == 1
     assert "judge applies to explain and steer only; name one of them" in capsys.readouterr().err
     assert main(["evaluate", str(run), "explain", "steer", "--dry-run"]) == 0

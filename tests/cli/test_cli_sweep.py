@@ -1,4 +1,4 @@
-"""saefast sweep: what it prints, and how it ends."""
+"""saefast sweep: output and exit code."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["sweep", str(file), "--out", str(tmp_path / "out"), "--until", "train"]
 
 
-def test_it_says_what_it_did(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_states_what_was_done(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command) == 0
     told = capsys.readouterr()
     results = str(Path(command[3]) / "results.parquet")
@@ -48,7 +50,7 @@ def test_it_says_what_it_did(command: list[str], capsys: pytest.CaptureFixture[s
     }
 
 
-def test_failed_cells_are_named_and_end_it_with_1(
+def test_failed_cells_are_named_and_the_exit_code_is_1(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "LocalWorkers", lambda *_: OneBad())
@@ -78,7 +80,7 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
         (["--on", "ray"], "on must be local, got 'ray'"),
     ],
 )
-def test_bad_options_fail_with_one_line(
+def test_bad_options_raise_one_line(
     command: list[str], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, *options]) == 1

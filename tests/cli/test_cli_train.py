@@ -1,4 +1,4 @@
-"""Every setting of a training by the command line and by a file; names that are not known."""
+"""Settings of a training on the command line and in a file, and unknown names."""
 
 import dataclasses
 import inspect
@@ -73,7 +73,7 @@ TRAINER: dict[str, Any] = {
 
 
 def leaves(settings: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings."""
+    """Return the dotted names of all settings."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if not dataclasses.is_dataclass(value) or field.name == "auxk":
@@ -83,7 +83,7 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def changed(settings: Any, name: str, value: Any) -> Any:
-    """The settings with one of them set."""
+    """Return the settings with one of them changed."""
     first, _, rest = name.partition(".")
     if rest:
         value = changed(getattr(settings, first), rest, value)
@@ -91,7 +91,7 @@ def changed(settings: Any, name: str, value: Any) -> Any:
 
 
 def as_option(name: str, value: Any) -> list[str]:
-    """One setting on the command line."""
+    """Return one setting as an option."""
     *groups, last = name.replace("_", "-").split(".")
     if value is False or name == "auxk":
         return ["--" + ".".join([*groups, f"no-{last}"])]
@@ -108,7 +108,7 @@ def as_option(name: str, value: Any) -> list[str]:
 
 
 def as_tables(name: str, value: Any) -> dict[str, Any]:
-    """One setting in a file."""
+    """Return one setting as tables of a file."""
     first, _, rest = name.partition(".")
     if rest:
         return {first: as_tables(rest, value)}
@@ -118,12 +118,12 @@ def as_tables(name: str, value: Any) -> dict[str, Any]:
 
 
 class Reached(Exception):
-    """Training was about to begin."""
+    """Raised in place of a training."""
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
-    """Arguments of trainings, which do nothing: `config` and `initial` of the run, and the rest."""
+    """Record the arguments of trainings: `config` and `initial` of the run, and the rest."""
     seen: list[dict[str, Any]] = []
 
     def recorded(*arguments: Any, **options: Any) -> None:
@@ -157,7 +157,7 @@ def by_file(train: dict[str, Any], trainer: dict[str, Any] | None = None) -> Non
 def test_every_setting_of_a_training_has_a_value_here() -> None:
     assert set(leaves(DEFAULT)) - {"loss"} == set(VALUES)
     parameters = inspect.signature(saefast.train_saes).parameters
-    # What is trained on what, and what the command decides by itself: where, whether to go on.
+    # Left out: the data, and the arguments that the command sets: folder and resume.
     own = {"activations", "config", "out", "resume", "progress"}
     assert set(parameters) - own == {"initial", *TRAINER}
     assert {field.name for field in dataclasses.fields(TrainerSettings)} == {"initial", *TRAINER}
@@ -166,9 +166,7 @@ def test_every_setting_of_a_training_has_a_value_here() -> None:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_every_setting_arrives_from_the_command_line_and_from_a_file(
-    name: str, asked: list[Any]
-) -> None:
+def test_every_setting_can_be_given_as_an_option_and_in_a_file(name: str, asked: list[Any]) -> None:
     expected = changed(DEFAULT, name, VALUES[name])
     assert expected != DEFAULT
     by_command(as_option(name, VALUES[name]))
@@ -177,7 +175,7 @@ def test_every_setting_arrives_from_the_command_line_and_from_a_file(
 
 
 @pytest.mark.parametrize("name", TRAINER)
-def test_every_argument_of_training_arrives(name: str, asked: list[Any]) -> None:
+def test_every_argument_of_train_saes_can_be_given(name: str, asked: list[Any]) -> None:
     by_command(as_option(name, TRAINER[name]))
     by_file({}, as_tables(name, TRAINER[name]))
     others = TRAINER.keys() - {name}
@@ -189,7 +187,7 @@ def test_every_argument_of_training_arrives(name: str, asked: list[Any]) -> None
     assert len(asked) == 2
 
 
-def test_saes_to_begin_with_arrive(asked: list[Any]) -> None:
+def test_initial_saes_can_be_given(asked: list[Any]) -> None:
     saes = [saefast.SAE(8, 40, k=2, seed=seed) for seed in (5, 6)]
     for number, sae in enumerate(saes):
         saefast.save_sae(sae, f"sae-{number}")
@@ -202,7 +200,8 @@ def test_saes_to_begin_with_arrive(asked: list[Any]) -> None:
 
 
 def test_several_settings_of_a_table_leave_the_others_at_their_defaults(asked: list[Any]) -> None:
-    """Also where a training's default is not that of the class: gradients are clipped."""
+    """Also where the default of a training differs from that of the class: gradients are
+    clipped."""
     by_file({"rules": {"frozen": "decoder"}, "auxk": {"k": 3}})
     assert asked[0]["config"].rules == Rules(clip=1.0, frozen="decoder")
     assert asked[0]["config"].auxk == AuxK(k=3)
@@ -217,7 +216,7 @@ def test_several_settings_of_a_table_leave_the_others_at_their_defaults(asked: l
         ("--checkpoint-minute", "--checkpoint-minutes"),
     ],
 )
-def test_an_unknown_option_names_the_nearest(
+def test_an_unknown_option_suggests_the_nearest(
     option: str, near: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -247,7 +246,7 @@ def test_an_unknown_option_names_the_nearest(
         ({"zzz": 4}, {}, "train has no setting 'zzz'; known settings are latents, k,"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(
+def test_an_unknown_key_suggests_the_nearest(
     train: dict[str, Any],
     trainer: dict[str, Any],
     said: str,

@@ -1,4 +1,4 @@
-"""The wheel that is built with SAEFAST_CUDA=ON: a run of its own, `make cuda` has it."""
+"""Tests of the wheel built with SAEFAST_CUDA=ON, in a separate run by `make cuda`."""
 
 import importlib.util
 

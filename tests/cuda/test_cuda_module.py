@@ -1,4 +1,4 @@
-"""`saefast._cuda`: it can be imported, and called up to its kernels, without a GPU."""
+"""`saefast._cuda`: it can be imported and called up to its kernels without a GPU."""
 
 import ast
 import re
@@ -16,17 +16,17 @@ from saefast.ops import gpu
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
-def test_it_keeps_the_lists_of_encodes() -> None:
+def test_encodes_use_the_cuda_lists() -> None:
     assert gpu.has_cuda()
     assert gpu.select("auto") is gpu.select("cuda") is select_cuda
 
 
-def test_it_names_the_architectures_it_was_built_for() -> None:
+def test_the_architectures_of_the_build_are_listed() -> None:
     assert _cuda.architectures
     assert all(re.fullmatch(r"\d+-(real|virtual)", name) for name in _cuda.architectures)
 
 
-def test_its_stub_names_the_arguments_in_order() -> None:
+def test_the_stub_has_the_arguments_in_order() -> None:
     stub = ast.parse((Path(saefast.__file__).parent / "_cuda.pyi").read_text())
     functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
     assert [function.name for function in functions] == ["keep_best", "choose"]
@@ -41,7 +41,7 @@ def lists(rows: int, capacity: int) -> Lists:
 
 
 @pytest.mark.parametrize("capacity", [63, 1 << 14])
-def test_a_capacity_that_no_kernel_has_is_refused(
+def test_a_capacity_without_a_kernel_is_refused(
     capacity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(select_cuda, "_stream", lambda: 0)
@@ -52,7 +52,7 @@ def test_a_capacity_that_no_kernel_has_is_refused(
 
 
 @without_gpu
-def test_launches_reach_cuda_and_say_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_cuda_launches_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select_cuda, "_stream", lambda: 0)
     rows, columns, k, block = 4, 64, 2, 16
     kept = lists(rows, 64)

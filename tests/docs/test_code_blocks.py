@@ -1,4 +1,4 @@
-"""The code in README and documentation runs as it stands."""
+"""The code blocks of README and documentation run."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 def test_python_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_threads: None
 ) -> None:
-    """All blocks of a page run in order, in one namespace that begins with `rows` [n, d]."""
+    """Run all blocks of a page in order, in one namespace that starts with `rows` [n, d]."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     world = PlantedWorld.create(96, 32, active=4)
@@ -42,7 +42,7 @@ def _imports(code: str) -> ast.Module:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
-def test_settings_are_understood(page: Path) -> None:
+def test_settings_are_valid(page: Path) -> None:
     for block in blocks(page, "toml"):
         told = tomllib.loads(block.code)
         _ = sweep_from(told, page.parent) if "grid" in told else settings_from(told)

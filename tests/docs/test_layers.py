@@ -1,4 +1,4 @@
-"""The page on layers names every module of the folders that it draws."""
+"""The page on layers names every module of the folders in its diagrams."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ PAGE = (DOCS / "developing" / "layers.md").read_text()
 
 
 @pytest.mark.parametrize("folder", ["saefast/lm", "saefast/activations", "saefast/sweep"])
-def test_every_module_is_drawn(folder: str) -> None:
+def test_every_module_is_in_a_diagram(folder: str) -> None:
     drawn = re.search(rf"## Inside `{folder}/`\n.*?```\n(.*?)```", PAGE, re.DOTALL)
     assert drawn
     modules = {path.stem for path in Path(CHECKOUT / folder).glob("*.py")} - {"__init__"}

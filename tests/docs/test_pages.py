@@ -1,4 +1,4 @@
-"""The reference lists every public name, and links between pages lead somewhere."""
+"""The reference lists every public name, and links between pages exist."""
 
 import importlib
 import re
@@ -25,7 +25,7 @@ PACKAGES = (
 )
 WITHOUT_PAGE = {
     "__version__",
-    "ActivationSource",  # a union of types, which the protocol's page describes
+    "ActivationSource",  # a union of types, described on the protocol's page
     "EVALUATIONS",
     "NAMES",
     "PRESETS",
@@ -50,6 +50,6 @@ def test_the_reference_lists_every_public_name(package: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
+def test_links_to_files_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose(page)):
         assert (page.parent / target).exists(), target

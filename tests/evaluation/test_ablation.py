@@ -1,4 +1,4 @@
-"""feature_function against a dense brute force; controls and the regression on planted data."""
+"""feature_function against dense brute force; controls and the regression on planted data."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def explained(rows: Tensor, reconstructed: Tensor) -> float:
     st.integers(1, 100),
     seeds,
 )
-def test_groups_and_effects_are_those_of_the_dense_sum(n, d, m, variant, batch_size, seed):
+def test_groups_and_effects_equal_those_of_the_dense_sum(n, d, m, variant, batch_size, seed):
     sae = random_sae(m, d, seed, variant).double()
     rows = torch.randn(n, d, generator=generator(seed)).double() + 5
     masks = random_masks(m, seed)
@@ -63,14 +63,14 @@ def test_groups_and_effects_are_those_of_the_dense_sum(n, d, m, variant, batch_s
         assert row.keep == pytest.approx(explained(rows, kept), **near)
         assert row.drop == pytest.approx(explained(rows, dropped), **near)
     error = rows - code @ decoder - bias
-    without = error[:, None] + code[:, :, None] * decoder  # [n, m, d]: of each feature left out
+    without = error[:, None] + code[:, :, None] * decoder  # [n, m, d]: without each feature
     grown = without.square().sum(2).mean(0) - error.square().sum(1).mean()
     torch.testing.assert_close(found.effect, grown, rtol=1e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[SAE, Tensor, dict[str, Tensor]]:
-    """Latents that are the truth, and as many that are random directions and fire as well."""
+    """Make true latents and as many with random directions that fire equally."""
     world = PlantedWorld.create(48, 96, active=4, noise=0.1)
     sae = SAE(96, 96, k=8, seed=7)
     random = torch.randn(48, 96, generator=generator(3))
@@ -82,7 +82,7 @@ def planted() -> tuple[SAE, Tensor, dict[str, Tensor]]:
     return sae, world.sample(4000, 0), {"stable": stable, "unstable": ~stable}
 
 
-def test_planted_stable_features_carry_what_is_explained(planted):
+def test_planted_stable_features_explain_the_variance(planted):
     sae, rows, masks = planted
     (statistics,) = feature_statistics(sae, rows, progress=False)
     (found,) = function(sae, rows, masks, mass=statistics.mass, draws=6)
@@ -91,8 +91,8 @@ def test_planted_stable_features_carry_what_is_explained(planted):
     stable, unstable = lines["stable", ""], lines["unstable", ""]
     assert stable.keep > 0.5 > 0.2 > unstable.keep
     assert stable.drop < 0.2
-    # As many random features, or as much activation, are worth less than the planted ones and
-    # more than the random directions.
+    # Random features of equal number or mass contribute less than the planted ones and more than
+    # the random directions.
     for control in ("size", "mass"):
         line = lines["stable", control]
         assert line.draws == 6
@@ -106,7 +106,7 @@ def test_planted_stable_features_carry_what_is_explained(planted):
     assert found.lost_variance[0] == effect[0] / found.variance
 
 
-def test_every_sae_has_its_own_masks_and_batches_do_not_matter(planted):
+def test_each_sae_has_its_masks_and_batches_do_not_matter(planted):
     sae, rows, masks = planted
     other = random_sae(40, 96, 1)
     its = random_masks(40, 1)
@@ -132,7 +132,7 @@ def test_same_bits_for_any_number_of_threads(planted):
     assert [row.keep for row in found[0].groups] == [row.keep for row in found[1].groups]
 
 
-def test_reconstruction_is_what_all_features_explain(planted):
+def test_the_reconstruction_equals_the_group_of_all_features(planted):
     sae, rows, masks = planted
     other = random_sae(40, 96, 1)
     found = reconstruction([sae, other], rows, batch_size=999, progress=False)
@@ -144,7 +144,7 @@ def test_reconstruction_is_what_all_features_explain(planted):
         assert its.l0 == pytest.approx(float(stats.firing_rate.sum()))
 
 
-def test_the_spread_of_rows_far_from_the_origin_keeps_its_digits():
+def test_the_spread_of_rows_far_from_the_origin_is_precise():
     rows = torch.randn(500, 7, generator=generator(0)).double()
     spread = Spread()
     for part in (rows + 1e7).split(90):
@@ -160,7 +160,7 @@ masses = st.lists(
 
 
 @given(masses, seeds, seeds)
-def test_controls_match_in_what_they_promise(mass, chosen, seed):
+def test_controls_match_count_or_mass(mass, chosen, seed):
     mass = torch.tensor(mass, dtype=torch.float64)
     alive = mass > 0
     mask = torch.rand(len(mass), generator=generator(chosen)) < 0.5
@@ -178,7 +178,7 @@ def test_controls_match_in_what_they_promise(mass, chosen, seed):
 
 
 @pytest.mark.parametrize("match", [size_matched, mass_matched])
-def test_every_feature_is_drawn_about_as_often(match):
+def test_features_are_drawn_equally_often(match):
     mass = torch.ones(40, dtype=torch.float64)
     mask = torch.arange(40) < 10
     often = torch.stack([match(mask, mass, 0, draw) for draw in range(400)]).sum(0)
@@ -188,7 +188,8 @@ def test_every_feature_is_drawn_about_as_often(match):
 
 
 def planted_effects(n: int, random: np.random.Generator, factor: float) -> Any:
-    """Effects that go with rate and strength; the group is rare, and `factor` times as large."""
+    """Make effects that depend on rate and strength; the group is rare and has `factor` times the
+    effect."""
     group = random.random(n) < 0.2
     rate = np.exp(random.normal(-6, 1, n) - 1.5 * group)
     mean = np.exp(random.normal(0, 0.5, n))
@@ -199,7 +200,7 @@ def planted_effects(n: int, random: np.random.Generator, factor: float) -> Any:
     return tuple(torch.from_numpy(values) for values in (effect * sign, group, rate, mean))
 
 
-def test_the_regression_tells_rare_from_different():
+def test_the_regression_distinguishes_rare_from_different():
     random = np.random.default_rng(0)
     found = regress_effect(*planted_effects(4000, random, 1.0))
     assert found.coefficient["log_firing_rate"] == pytest.approx(1, abs=0.03)
@@ -211,7 +212,7 @@ def test_the_regression_tells_rare_from_different():
     assert other.coefficient["group"] == pytest.approx(np.log(0.25), abs=0.1)
 
 
-def test_the_interval_of_the_group_holds_the_truth_as_often_as_it_says():
+def test_the_interval_of_the_group_has_its_coverage():
     random = np.random.default_rng(1)
     inside = 0
     for _ in range(400):
@@ -222,7 +223,7 @@ def test_the_interval_of_the_group_holds_the_truth_as_often_as_it_says():
     assert abs(inside - 380) < 4 * (400 * 0.95 * 0.05) ** 0.5
 
 
-def test_what_never_fires_is_left_out_of_the_regression():
+def test_silent_features_are_left_out_of_the_regression():
     effect, group, rate, mean = planted_effects(50, np.random.default_rng(2), 1.0)
     whole = regress_effect(effect[10:], group[10:], rate[10:], mean[10:])
     effect, rate = effect.clone(), rate.clone()
@@ -236,7 +237,7 @@ def test_what_never_fires_is_left_out_of_the_regression():
         regress_effect(effect, group, rate[1:], mean)
 
 
-def test_what_bad_input_is_told(planted):
+def test_bad_input_raises(planted):
     sae, rows, masks = planted
     for groups, options, kind, words in (
         ([masks["stable"]], {}, TypeError, r"groups\[0\] must be a dict"),

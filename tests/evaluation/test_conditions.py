@@ -1,4 +1,4 @@
-"""Rivals of trained SAEs are SAEs of the same shape, sparsity and variant."""
+"""Rivals of trained SAEs have the same shape, sparsity and variant."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def active(sae, rows):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_untrained_saes_fire_as_often(rows, variant):
+def test_untrained_saes_fire_equally_often(rows, variant):
     (sae,) = train_saes(rows, config(variant=variant), progress=False)
     (condition,) = rival_conditions(sae, rows[:500], ["untrained"])
     (untrained,) = condition.saes
@@ -36,7 +36,7 @@ def test_untrained_saes_fire_as_often(rows, variant):
     assert cosine < 0.3
 
 
-def test_untrained_saes_differ_by_seed_and_are_drawn_again(rows):
+def test_untrained_saes_depend_on_the_seed_only(rows):
     saes = [SAE(24, 96, k=6, seed=seed) for seed in (0, 1)]
     (first,) = rival_conditions(saes, rows, ["untrained"])
     (again,) = rival_conditions(saes, rows, ["untrained"])
@@ -46,7 +46,7 @@ def test_untrained_saes_differ_by_seed_and_are_drawn_again(rows):
     assert not torch.equal(first.saes[0].W_enc, other.saes[0].W_enc)
 
 
-def test_a_permuted_decoder_leaves_codes_and_mixes_directions(rows):
+def test_a_permuted_decoder_keeps_codes_and_permutes_directions(rows):
     sae = SAE(24, 96, k=6, seed=0)
     (condition,) = rival_conditions(sae, rows, ["permuted_decoder"])
     (permuted,) = condition.saes
@@ -66,7 +66,7 @@ def test_coordinates_lose_nothing(rows, name):
     assert torch.allclose(sae(held_out), held_out, atol=1e-2)
 
 
-def test_coordinates_are_those_of_the_residual_and_of_principal_axes(rows):
+def test_coordinates_are_of_the_residual_and_of_principal_axes(rows):
     residual, pca = rival_conditions(SAE(24, 96, k=6), rows, ["residual", "pca"])
     dense = torch.zeros(len(rows), 24)
 
@@ -85,7 +85,7 @@ def test_coordinates_are_those_of_the_residual_and_of_principal_axes(rows):
     assert off.abs().max() < 1e-3 * variances.max()
 
 
-def test_baselines_hold_their_directions(rows):
+def test_baselines_keep_their_directions(rows):
     frozen, soft, encoder = train_baselines(
         rows,
         config(seeds=(0, 1)),
@@ -106,7 +106,7 @@ def test_baselines_hold_their_directions(rows):
     assert isotropic[-1] < 5 * isotropic[0]
 
 
-def test_a_frozen_decoder_learns_where_one_direction_holds_most_of_the_variance(rows):
+def test_a_frozen_decoder_learns_despite_a_dominant_direction(rows):
     outlier = rows.clone()
     outlier[:, 0] *= 30
     settings = {"seeds": (0,), "tokens": 9000, "k": 24}

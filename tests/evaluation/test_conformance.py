@@ -1,4 +1,4 @@
-"""SCR and TPP where the answer is known: classes that are single latents."""
+"""SCR and TPP with known results: classes that are single latents."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ D = 6
 
 
 def coordinates() -> saefast.SAE:
-    """A latent for each coordinate."""
+    """Return an SAE with a latent for each coordinate."""
     sae = saefast.SAE(D, D, variant="relu", k=2)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(D))
@@ -32,7 +32,7 @@ def coordinates() -> saefast.SAE:
 
 
 def texts(*coordinates: int, n: int = 8) -> Tensor:
-    """[n, 3, d] where some coordinates are 1; the last token of every other text is missing."""
+    """Return texts [n, 3, d] with some coordinates of 1; every other text lacks its last token."""
     x = torch.zeros(n, 3, D)
     x[..., list(coordinates)] = 1.0
     x[::2, 2] = 0
@@ -50,7 +50,7 @@ def reads(coordinate: int) -> Probe:
     return Probe(torch.eye(D)[coordinate], -0.5)
 
 
-def test_ablation_takes_the_latents_and_keeps_the_error() -> None:
+def test_ablation_removes_latents_and_keeps_the_error() -> None:
     sae = coordinates()
     with torch.no_grad():
         sae.W_dec[0] *= 0.5  # half of the first coordinate is error
@@ -62,10 +62,10 @@ def test_ablation_takes_the_latents_and_keeps_the_error() -> None:
     assert torch.equal(found.tokens, torch.tensor([2, 3] * 4))
 
 
-def test_what_is_no_token_is_not_encoded() -> None:
+def test_padding_is_not_encoded() -> None:
     sae = coordinates()
     with torch.no_grad():
-        sae.b_enc += 0.2  # a row of zeros would have every latent
+        sae.b_enc += 0.2  # every latent would be active on a row of zeros
     short = texts(0, 1)[::2]
     mask = torch.arange(D) < 4
     assert (short[:, 2] == 0).all()
@@ -79,7 +79,7 @@ def test_what_is_no_token_is_not_encoded() -> None:
     assert effects.tolist() == pytest.approx([1, 0, 0, 0, 0, 0])
 
 
-def test_effects_are_differences_of_means_along_the_probe() -> None:
+def test_effects_equal_differences_of_means_along_the_probe() -> None:
     sae = coordinates()
     data = labelled(texts(0, 1), texts(1, 2))
     found = encode_texts(sae, data.texts)
@@ -93,7 +93,7 @@ def test_effects_are_differences_of_means_along_the_probe() -> None:
 
 
 def test_disentangled_classes_have_a_tpp_of_a_half() -> None:
-    # Without its latent a probe takes all for negative: right half of the time.
+    # Without its latent a probe predicts the negative class, which is right half of the time.
     data = {
         "a": labelled(texts(0), texts(1)),
         "b": labelled(texts(1), texts(2)),
@@ -124,7 +124,7 @@ def test_a_spurious_latent_is_removed() -> None:
     assert found.notes == (WARNING,)
 
 
-def test_what_does_not_belong_together_is_named() -> None:
+def test_errors_name_mismatched_arguments() -> None:
     data = {"a": labelled(texts(0), texts(1))}
     with pytest.raises(ValueError, match="two classes"):
         tpp(coordinates(), data, data, {"a": reads(0)})

@@ -15,7 +15,7 @@ D, M = 12, 24
 
 
 def sae_of(decoder: Tensor, k: int = 4, seed: int = 0) -> SAE:
-    """A TopK SAE with these decoder rows, tied to its encoder."""
+    """Return a TopK SAE with these decoder rows, tied to its encoder."""
     sae = SAE(decoder.shape[1], len(decoder), k=k, seed=seed)
     with torch.no_grad():
         sae.W_dec.copy_(decoder)
@@ -30,7 +30,7 @@ def unit_rows(m: int, d: int, seed: int) -> Tensor:
 
 
 def contributions(sae: SAE, x: Tensor, mask: Tensor) -> Tensor:
-    """[n, d] float64, the long way."""
+    """Return contributions [n, d] float64 from the definition."""
     code = sae.encode(x).to_dense(sae.m).detach().double()
     return (code * mask) @ sae.W_dec.detach().double()
 
@@ -45,7 +45,7 @@ def x() -> Tensor:
     return normal((1000, D), 3, torch.float32)
 
 
-def test_they_are_those_of_dense_codes(x):
+def test_contributions_equal_those_of_dense_codes(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(3)]
     masks = [torch.rand(M, generator=generator(s)) < 0.4 for s in range(3)]
     found = measure(saes, x, [{"some": mask} for mask in masks], batch_size=300)
@@ -71,7 +71,7 @@ def test_they_are_those_of_dense_codes(x):
         )
 
 
-def test_a_permuted_copy_does_the_same(x):
+def test_a_permuted_copy_contributes_the_same(x):
     first = sae_of(unit_rows(M, D, 0))
     order = torch.randperm(M, generator=generator(0))
     second = sae_of(first.W_dec.detach()[order])
@@ -85,7 +85,8 @@ def test_a_permuted_copy_does_the_same(x):
 
 
 def test_a_scaled_copy_is_explained_up_to_the_scale(x):
-    """Codes the same, decoder rows half as long: 1 - 1/4 var / var, and 1 - 1/4 var / (1/4 var)."""
+    """Equal codes, decoder rows of half the length: 1 - 1/4 var / var, and 1 - 1/4 var / (1/4
+    var)."""
     first, second = (sae_of(unit_rows(M, D, 0)) for _ in range(2))
     with torch.no_grad():
         second.W_dec.mul_(0.5)
@@ -98,7 +99,8 @@ def test_a_scaled_copy_is_explained_up_to_the_scale(x):
 
 
 def miniature() -> tuple[list[SAE], list[dict[str, Tensor]], Tensor]:
-    """Two seeds: a shared block in one half of the space, bases of their own in the other half."""
+    """Make two seeds with a shared block in one half of the space and different bases in the other
+    half."""
     d, m = 16, 8
     x = normal((3000, d), 0, torch.float32)
     stable = torch.eye(d)[:8]
@@ -111,7 +113,7 @@ def miniature() -> tuple[list[SAE], list[dict[str, Tensor]], Tensor]:
     return saes, [{"stable": ~unstable, "unstable": unstable}] * 2, x
 
 
-def test_other_features_of_the_same_plane_do_much_of_the_same():
+def test_other_features_of_the_same_subspace_contribute_much_of_the_same():
     saes, groups, x = miniature()
     found = measure(saes, x, groups, draws=30)
     stable, unstable = found.pairs
@@ -127,7 +129,7 @@ def test_other_features_of_the_same_plane_do_much_of_the_same():
     assert rows[1]["r2_null"] == tests["r2"].mean
 
 
-def test_random_groups_are_as_their_null_says():
+def test_random_groups_agree_with_their_null():
     saes, _, x = miniature()
     inside, ps = 0, []
     for seed in range(20):
@@ -141,8 +143,9 @@ def test_random_groups_are_as_their_null_says():
     assert inside >= 14
 
 
-def test_random_groups_may_be_as_active_in_sum():
-    """A few features that do most: as many others do nothing like it, others as active do."""
+def test_random_groups_can_have_equal_mass():
+    """A few features contribute most: as many others contribute less, others of equal mass as
+    much."""
     saes, _, x = miniature()
     mass = [each.mass for each in saefast.feature_statistics(saes, x, progress=False)]
     groups = [{"busiest": its >= its.sort().values[-3]} for its in mass]
@@ -160,7 +163,7 @@ def test_random_groups_may_be_as_active_in_sum():
     assert again.tests == by_mass.tests
 
 
-def test_only_groups_that_add_something_are_compared(x):
+def test_only_groups_with_a_contribution_are_compared(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
     none = torch.zeros(M).bool()
     found = measure(saes, x, [{"none": none}, {"none": ~none}], draws=2)
@@ -168,7 +171,7 @@ def test_only_groups_that_add_something_are_compared(x):
     assert found.skipped == ("group 'none' in sae 0: its contribution is constant",)
 
 
-def test_rows_are_counted_to_the_last(x):
+def test_all_rows_are_counted(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(2)]
     groups = [{"all": torch.ones(M).bool()}] * 2
     assert measure(saes, x, groups, rows=700, batch_size=300).rows == 700
@@ -212,7 +215,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ],
 )
-def test_bad_input_is_named(options, error, words):
+def test_errors_name_bad_input(options, error, words):
     arguments = {
         "saes": [SAE(3, 4, k=2) for _ in range(2)],
         "activations": torch.ones(9, 3),

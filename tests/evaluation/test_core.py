@@ -1,4 +1,4 @@
-"""What SAEs reconstruct at a site, beside other ways to compute it, and what others get wrong."""
+"""Reconstruction of SAEs at a site against other ways to compute it, and defects of others."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def rows_at(site: int) -> torch.Tensor:
 
 
 def whole() -> saefast.SAE:
-    """An SAE that reconstructs everything."""
+    """Return an SAE that reconstructs everything."""
     d = tiny_lm.D
     sae = saefast.SAE(d, 2 * d, variant="relu", k=d)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def whole() -> saefast.SAE:
     return sae
 
 
-def test_scores_are_those_of_the_parts_that_exist() -> None:
+def test_scores_equal_those_of_evaluate_patched() -> None:
     saes = [tiny_lm.random_sae(), tiny_lm.random_sae(k=12)]
     found = core_scores(
         MODEL, 1, saes, conditions=[Condition(name="whole", saes=(whole(),))], **SETTINGS
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_parts_that_exist() -> None:
     assert by_sae["cosine", 0].value == pytest.approx(float(cosine), rel=1e-5)
 
 
-def test_geometry_is_that_of_the_rows() -> None:
+def test_geometry_equals_that_of_the_rows() -> None:
     sae = tiny_lm.random_sae()
     found = core_scores(MODEL, 1, sae, progress=False, **SETTINGS)
     decoder = torch.nn.functional.normalize(sae.W_dec.double())
@@ -113,12 +113,12 @@ def test_ratios_have_the_interval_of_a_ratio() -> None:
 
 
 def explained_as_sae_bench_0_6(x: torch.Tensor, made: torch.Tensor) -> float:
-    """The square of the mean square stands where the squared mean of each column belongs."""
+    """Use the square of the mean square in place of the squared mean of each column."""
     total = x.square().sum(1).mean() - x.square().mean() ** 2
     return float(1 - (x - made).square().sum(1).mean() / total)
 
 
-def test_explained_variance_depends_on_no_scale_as_that_of_sae_bench_does() -> None:
+def test_explained_variance_does_not_depend_on_scale_as_in_sae_bench() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 100, generator=generator, dtype=torch.float64)
     made = 0.9 * x
@@ -153,7 +153,7 @@ def test_a_divergence_in_logarithms_does_not_underflow() -> None:
     assert float(ours) == pytest.approx(float(exact), rel=1e-5)
 
 
-def test_what_cannot_stand_at_the_site_is_refused() -> None:
+def test_saes_that_do_not_fit_the_site_are_refused() -> None:
     with pytest.raises(ValueError, match="transcoder"):
         core_scores(MODEL, 1, saefast.SAE(tiny_lm.D, 48, k=4, d_out=16), **SETTINGS)
     with pytest.raises(ValueError, match="width is 32"):

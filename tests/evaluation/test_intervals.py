@@ -1,4 +1,4 @@
-"""Intervals of evaluations: coverage, pairing, ties, and values known in closed form."""
+"""Intervals of evaluations: coverage, pairing, ties and closed forms."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_resampling_tasks_alone_would_not_cover_the_spread_of_seeds():
     assert mean_interval(values.mean(0)).high - mean_interval(values.mean(0)).low < 1e-12
 
 
-def test_equal_arguments_give_equal_bits_and_another_seed_others():
+def test_bits_depend_on_arguments_and_seed_only():
     values = np.random.default_rng(1).standard_normal((3, 8))
     assert two_way_interval(values) == two_way_interval(values)
     assert two_way_interval(values, seed=1) != two_way_interval(values)
@@ -70,7 +70,7 @@ def test_missing_values_are_left_out():
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
-def test_auroc_equals_that_of_scikit_learn(levels):
+def test_auroc_equals_scikit_learns(levels):
     generator = np.random.default_rng(levels)
     labels = generator.random(300) < 0.3
     scores = generator.integers(0, levels, 300) + labels * levels / 4
@@ -80,7 +80,7 @@ def test_auroc_equals_that_of_scikit_learn(levels):
 
 def test_auroc_intervals_cover_the_truth():
     generator = np.random.default_rng(3)
-    truth = 0.5 * (1 + math.erf(1 / 2))  # of unit normals whose means differ by one
+    truth = 0.5 * (1 + math.erf(1 / 2))  # for unit normals whose means differ by one
     covered = 0
     for _ in range(300):
         labels = np.arange(120) < 50
@@ -89,7 +89,7 @@ def test_auroc_intervals_cover_the_truth():
     assert 0.91 <= covered / 300 <= 0.985
 
 
-def test_separated_classes_leave_doubt():
+def test_separated_classes_have_an_interval():
     found = auroc_interval([1, 1, 1, 0, 0, 0, 0], [5, 6, 7, 1, 2, 3, 4])
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 3))
@@ -102,7 +102,7 @@ def test_one_class_has_no_auroc():
     assert math.isnan(auroc_interval([0, 0], [0.5, 0.7]).value)
 
 
-def test_proportions_have_the_interval_of_jeffreys():
+def test_proportions_have_jeffreys_interval():
     from scipy.stats import beta
 
     found = proportion_interval(3, 10)
@@ -123,8 +123,9 @@ def test_the_smallest_difference_shrinks_with_runs():
     assert smallest_difference(0.01, runs=4) == pytest.approx(smallest_difference(0.01) / 2)
 
 
-def test_equal_items_may_have_missed_others():
-    """As many as n independent items miss with 2.5 % may lie at the ends of the range."""
+def test_equal_items_have_an_interval():
+    """The share that n independent items miss with probability 2.5 % may be at the ends of the
+    range."""
     interval = interval_of_equal_items(0.25, 40, 0.0, 1.0)
     missed = 1 - 0.025 ** (1 / 40)
     assert (1 - missed) ** 40 == pytest.approx(0.025)
@@ -137,7 +138,7 @@ def test_equal_items_may_have_missed_others():
     assert without.high == pytest.approx(missed)
 
 
-def test_a_difference_of_equal_items_keeps_the_doubt_of_both():
+def test_a_difference_of_equal_items_has_the_uncertainty_of_both():
     a, b = Interval(0.5, 0.4, 0.7), Interval(0.2, 0.1, 0.25)
     flat = interval_of_difference(a, b, np.full(10, 0.3))
     assert flat == pytest.approx((0.3, 0.4 - 0.25, 0.7 - 0.1))

@@ -6,7 +6,7 @@ import pytest
 from saefast.evaluation.rank_correlation import kendall, spearman, spearman_interval
 
 
-def test_correlations_are_those_of_brute_force() -> None:
+def test_correlations_equal_brute_force() -> None:
     draw = np.random.default_rng(0)
     a, b = draw.integers(0, 5, 30).astype(float), draw.integers(0, 4, 30).astype(float)
     concordant = tied_a = tied_b = 0
@@ -26,7 +26,7 @@ def test_correlations_are_those_of_brute_force() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_correlations_are_scipys(seed: int) -> None:
+def test_correlations_equal_scipys(seed: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     a, b = np.random.default_rng(seed).integers(0, 6, (2, 15)).astype(float)
     assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
@@ -36,7 +36,7 @@ def test_correlations_are_scipys(seed: int) -> None:
     assert np.isnan(kendall(a, b))
 
 
-def test_the_interval_is_that_of_resampled_pairs() -> None:
+def test_the_interval_equals_that_of_resampled_pairs() -> None:
     draw = np.random.default_rng(2)
     a = draw.normal(size=12)
     b = a + draw.normal(size=12)

@@ -1,4 +1,4 @@
-"""Scores stand beside floor, rival, ceiling and interval."""
+"""Scores have floor, rival, ceiling and interval."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ def evaluation(values):
     )
 
 
-def test_overall_scores_hold_what_they_are_to_be_compared_with(evaluation, values):
+def test_overall_scores_have_floor_rival_and_ceiling(evaluation, values):
     score = evaluation.overall("auroc at 1")
     assert (score.value, score.low, score.high) == two_way_interval(values["trained"])
     assert (score.n, score.floor, score.ceiling) == (3, 0.5, pytest.approx(0.95))
@@ -47,7 +47,7 @@ def test_overall_scores_hold_what_they_are_to_be_compared_with(evaluation, value
     assert score.primary
 
 
-def test_no_condition_is_its_own_rival(evaluation):
+def test_a_condition_is_not_its_own_rival(evaluation):
     assert evaluation.overall("auroc at 1", "residual").rival == "untrained"
     assert evaluation.overall("auroc at 1", "untrained").rival == "residual"
 
@@ -71,14 +71,14 @@ def test_every_sae_and_task_has_its_score(evaluation, values):
     assert len(of_tasks) == 27
 
 
-def test_known_intervals_of_tasks_are_kept(values):
+def test_given_intervals_of_tasks_are_kept(values):
     known = [[Interval(0.5, 0.4, 0.6)] * 3] * 4
     scores = measured("probe", "auroc", values, ["a", "b", "c"], intervals={"trained": known})
     found = [s for s in scores if s.task and s.condition == "trained"]
     assert {(s.low, s.high) for s in found} == {(0.4, 0.6)}
 
 
-def test_lines_print_no_bare_mean(evaluation):
+def test_lines_print_intervals_with_every_mean(evaluation):
     lines = evaluation.lines()
     assert re.split("  +", lines[0]) == [
         "measure",
@@ -103,11 +103,11 @@ def test_lines_print_no_bare_mean(evaluation):
     assert lines[-1] == "3 texts left out"
 
 
-def test_lines_hold_all_conditions_of_the_primary_measure_only(evaluation, values):
+def test_lines_have_all_conditions_of_the_primary_measure_only(evaluation, values):
     other = measured("probe", "auroc at 5", values, ["a", "b", "c"])
     lines = dataclasses.replace(evaluation, scores=(*evaluation.scores, *other)).lines()
     of_primary = [line for line in lines if line.startswith("auroc at 1 ")]
-    assert len(of_primary) == 2 * len(values) - 1  # each condition, and differences
+    assert len(of_primary) == 2 * len(values) - 1  # each condition, and the differences
     (trained,) = [line for line in lines if line.startswith("auroc at 5 ")]
     assert " trained " in trained
     left = 2 * len(values) - 2
@@ -132,6 +132,6 @@ def test_an_unknown_score_is_a_key_error(evaluation):
         evaluation.overall("f1")
 
 
-def test_values_must_be_of_all_tasks():
+def test_values_must_cover_all_tasks():
     with pytest.raises(ValueError, match=r"\[seeds, 2 tasks\], got \(1, 3\)"):
         measured("probe", "auroc", {"trained": np.zeros((1, 3))}, ["a", "b"])

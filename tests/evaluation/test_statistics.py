@@ -1,4 +1,4 @@
-"""feature_statistics against a dense brute force, whatever the size of the batches."""
+"""feature_statistics against dense brute force, for any batch size."""
 
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ def dense_code(sae: SAE, rows: Tensor) -> Tensor:
 
 
 def auroc(labels: Tensor, predictor: Tensor) -> float:
-    """By the definition: how often a positive is above a negative, ties half."""
+    """Return, by definition, how often a positive is above a negative, with ties counted half."""
     above = predictor[labels][:, None] - predictor[~labels]
     return float(((above > 0) + 0.5 * (above == 0)).double().mean())
 
 
 def brute_force(sae: SAE, rows: Tensor, tokens: Tensor, positions: Tensor, top: int) -> Any:
-    """What each feature does, one at a time, from the dense matrix of all activations."""
+    """Return the statistics of each feature, one at a time, from the dense matrix of
+    activations."""
     code = dense_code(sae, rows).double()
     decoder, encoder = sae.W_dec.detach().double(), sae.W_enc.detach().double()
     for feature in range(sae.m):
@@ -98,7 +99,7 @@ def close(found: Tensor, expected: float | None) -> None:
     st.integers(1, 130),
     seeds,
 )
-def test_statistics_are_those_of_the_dense_matrix(n, d, m, variant, top, batch_size, seed):
+def test_statistics_equal_those_of_the_dense_matrix(n, d, m, variant, top, batch_size, seed):
     sae = random_sae(m, d, seed, variant)
     rows, tokens, positions = random_rows(n, d, seed)
     (found,) = statistics(
@@ -128,7 +129,7 @@ def test_statistics_are_those_of_the_dense_matrix(n, d, m, variant, top, batch_s
 
 
 def assert_same(found: FeatureStatistics, expected: FeatureStatistics) -> None:
-    """Counts and lists to the bit; sums in double precision in another order."""
+    """Compare counts and lists bit for bit; sums may be added in another order in float64."""
     for name, value in vars(expected).items():
         other = getattr(found, name)
         if isinstance(value, Tensor):
@@ -146,7 +147,7 @@ def world() -> tuple[list[SAE], Tensor, Tensor, Tensor]:
     return saes, *random_rows(3000, 8, 5)
 
 
-def test_several_saes_share_a_pass_and_know_nothing_of_each_other(world):
+def test_several_saes_share_a_pass_independently(world):
     saes, rows, tokens, positions = world
     together = statistics(saes, rows, tokens=tokens, positions=positions, top=9, sample=20)
     for sae, its in zip(saes, together, strict=True):
@@ -173,7 +174,7 @@ def test_batches_and_sources_do_not_matter(world, tmp_path: Path):
         statistics(saes[0], pieces)
 
 
-def test_without_tokens_nothing_is_said_of_them(world):
+def test_without_tokens_their_statistics_are_missing(world):
     saes, rows, *_ = world
     (found,) = statistics(saes[0], rows, rows=500)
     assert found.rows == 500
@@ -202,7 +203,7 @@ def test_the_table_has_a_row_for_each_feature(world):
 
 @settings(max_examples=50)
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 300), st.integers(1, 60), seeds)
-def test_the_largest_are_those_of_a_sorted_list(m, count, entries, piece, seed):
+def test_the_largest_equal_those_of_a_sorted_list(m, count, entries, piece, seed):
     random = generator(seed)
     feature = torch.randint(m, (entries,), generator=random)
     key = torch.randint(9, (entries,), generator=random).int()
@@ -210,7 +211,7 @@ def test_the_largest_are_those_of_a_sorted_list(m, count, entries, piece, seed):
     largest = Largest(m, count)
     for place in row.split(piece):
         largest.add(feature[place], key[place], place, -place)
-        largest._sort_in()  # as if there were too many to wait
+        largest._sort_in()  # as if there were too many to keep waiting
     keys, rows, tokens = largest.lists()
     for number in range(m):
         mine = row[feature == number].tolist()
@@ -222,7 +223,7 @@ def test_the_largest_are_those_of_a_sorted_list(m, count, entries, piece, seed):
         assert keys[number].tolist() == [int(key[place]) for place in mine] + fill
 
 
-def test_many_entries_are_sorted_in_before_the_end():
+def test_many_entries_are_merged_before_the_end():
     m, count = 400, 50
     key = torch.randint(2**31 - 1, (1_000_000,), generator=generator(0)).int()
     feature = torch.arange(len(key)) % m
@@ -238,22 +239,22 @@ def test_many_entries_are_sorted_in_before_the_end():
     assert torch.equal(key[rows.T].sort(0).values, expected.sort(0).values)
 
 
-def test_a_sample_is_drawn_evenly():
-    """A feature that always fires: each twentieth of the rows has its share of the sample."""
+def test_the_sample_is_uniform():
+    """A feature that always fires: each twentieth of the rows has a twentieth of the sample."""
     sae = SAE(1, 1, variant="relu", k=1, seed=0)
     with torch.no_grad():
         sae.b_enc += 5
     rows = torch.ones(20_000, 1)
     (found,) = statistics(sae, rows, tokens=torch.arange(20_000) // 1000, sample=4000)
     assert int(found.sampled) == 4000
-    # Even draws lose 19 / (2 * 4000 * ln 2) bits on average.
+    # Uniform draws lose 19 / (2 * 4000 * ln 2) bits on average.
     assert np.log2(20) - 0.014 < float(found.token_entropy) < np.log2(20)
-    # It fires everywhere, so no token tells.
+    # It fires everywhere, so no token predicts it.
     assert found.token_auroc.isnan()
     assert int(found.token) == -1
 
 
-def test_from_a_sample_the_score_is_near_that_of_all_firings():
+def test_scores_of_a_sample_are_close_to_those_of_all_firings():
     random = generator(3)
     n = 40_000
     tokens = torch.randint(50, (n,), generator=random)
@@ -270,13 +271,13 @@ def test_from_a_sample_the_score_is_near_that_of_all_firings():
         auroc(fires[:2000], (tokens == 17)[:2000].double()), abs=0.05
     )
     assert int(some.token) == int(all_of_them.token) == 17
-    # Three standard errors of a share of 300.
+    # three standard errors of a share of 300
     error = 3 * (0.25 / 300) ** 0.5 / 2
     for drawn in (some, other):
         assert float(drawn.token_auroc) == pytest.approx(float(all_of_them.token_auroc), abs=error)
 
 
-def test_a_token_feature_and_a_context_feature_are_told_apart():
+def test_token_and_context_features_are_distinguished():
     random = generator(4)
     tokens = torch.randint(30, (5000,), generator=random)
     context = torch.randint(2, (5000,), generator=random)
@@ -309,7 +310,7 @@ def test_folded_tokens_count_as_one():
         statistics(sae, rows, tokens=tokens, folded=folded[:3])
 
 
-def test_ties_of_nobody():
+def test_ties_of_silent_features():
     nobody = torch.full((2, 3), -1)
     ties = token_ties(nobody, torch.zeros(2, dtype=torch.int64), 10, torch.tensor([10]))
     assert ties.entropy.isnan().all()
@@ -318,7 +319,7 @@ def test_ties_of_nobody():
     assert modal_share(nobody).isnan().all()
 
 
-def test_what_bad_input_is_told(world):
+def test_bad_input_raises(world):
     saes, rows, tokens, _ = world
     bad = rows.clone()
     bad[1234, 2] = torch.nan

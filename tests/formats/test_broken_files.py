@@ -1,4 +1,4 @@
-"""Files of SAEs that are damaged, hostile, or contradict themselves: each is named, none runs."""
+"""Damaged, hostile or inconsistent files of SAEs: errors name the file, and no code in it runs."""
 
 import json
 import pickle
@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_name_themselves_and_the_tensor(tmp_path: Path, case: str) -> None:
+def test_errors_name_the_file_and_the_tensor(tmp_path: Path, case: str) -> None:
     folder = lens(tmp_path / "sae", architecture="topk", k=K)
     saefast.load_sae(folder)
     apply, message = BROKEN[case]
@@ -118,7 +118,7 @@ def test_broken_files_name_themselves_and_the_tensor(tmp_path: Path, case: str) 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sae"]
 
 
-def test_folders_without_an_sae(tmp_path: Path) -> None:
+def test_folders_without_an_sae_raise(tmp_path: Path) -> None:
     (tmp_path / "layers.3").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no SAE.*one of its folders.*layers\.3"):
         saefast.load_sae(tmp_path)
@@ -136,7 +136,7 @@ def test_folders_without_an_sae(tmp_path: Path) -> None:
 
 
 class Grenade:
-    """Unpickled, it leaves a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,14 +146,14 @@ class Grenade:
 
 
 class Swollen:
-    """Unpickled, it is a gigabyte; torch sees no harm in that."""
+    """An object whose unpickling allocates a gigabyte, which torch permits."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return bytearray, (2**30,)
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_nothing_is_unpickled_unasked(tmp_path: Path, archive: bool) -> None:
+def test_nothing_is_unpickled_by_default(tmp_path: Path, archive: bool) -> None:
     file, proof = tmp_path / "a.pt", tmp_path / "proof"
     contents = OPENAI | {"activation": "ReLU", "note": Grenade(proof)}
     torch.save(of_own_storage(contents), file, _use_new_zipfile_serialization=archive)
@@ -165,7 +165,7 @@ def test_nothing_is_unpickled_unasked(tmp_path: Path, archive: bool) -> None:
     assert_computes(sae, values(X).relu())
 
 
-def test_modules_are_read_by_their_state_where_that_is_allowed(tmp_path: Path) -> None:
+def test_pickled_modules_are_read_if_allowed(tmp_path: Path) -> None:
     module = torch.nn.Module()
     module.encoder, module.decoder = torch.nn.Linear(D, M), torch.nn.Linear(M, D)
     torch.save(module, tmp_path / "a.pt")
@@ -176,7 +176,7 @@ def test_modules_are_read_by_their_state_where_that_is_allowed(tmp_path: Path) -
         assert_close(sae(X), module.decoder(module.encoder(X).relu()).double())
 
 
-def test_files_do_not_grow_when_they_are_read(tmp_path: Path) -> None:
+def test_files_that_would_grow_when_read_are_refused(tmp_path: Path) -> None:
     claimed = OPENAI | {"encoder.weight": torch.ones(1, 1).expand(2**20, 2**20)}
     torch.save(claimed, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"encoder.weight has shape \(1048576, 1048576\), more"):
@@ -210,10 +210,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_bytes_gone_wrong_raise_nothing_unexpected(
+def test_corrupt_bytes_raise_expected_errors(
     written: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
-    """An SAE, or an error that says what is wrong; never another one."""
+    """Loading returns an SAE or raises an error that names the problem."""
     source = written[data.draw(st.sampled_from(sorted(written)))]
     file = data.draw(st.sampled_from(sorted(source.iterdir())))
     content = bytearray(file.read_bytes())
@@ -221,7 +221,7 @@ def test_bytes_gone_wrong_raise_nothing_unexpected(
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     else:
         for _ in range(data.draw(st.integers(1, 4))):
-            # Headers are short, and where the trouble is.
+            # Headers are short, and most errors are in them.
             end = data.draw(st.sampled_from([min(400, len(content)), len(content)]))
             content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
     for old in tmp_path.iterdir():
@@ -248,7 +248,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_settings_gone_wrong_raise_nothing_unexpected(
+def test_corrupt_settings_raise_expected_errors(
     written: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
     source = written[data.draw(st.sampled_from([name for name in written if name in WITH_CONFIG]))]

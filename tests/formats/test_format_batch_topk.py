@@ -34,7 +34,7 @@ def batch_folder(folder: Path, more: dict[str, Tensor] | None = None, **config: 
     return torch_folder(folder, "sae.pt", LENS | (more or {}), **config)
 
 
-def test_batch_topk_repository(tmp_path: Path) -> None:
+def test_batch_topk_computes_its_formula(tmp_path: Path) -> None:
     bare = values(X, b_enc=torch.zeros(M))
     topk = batch_folder(tmp_path / "a", sae_type="topk", note="kept")
     assert_computes(saefast.load_sae(topk), top(bare))
@@ -51,7 +51,7 @@ def test_batch_topk_repository(tmp_path: Path) -> None:
     assert json.loads((again / "config.json").read_text())["note"] == "kept"
 
 
-def test_batch_topk_repository_normalises_rows(tmp_path: Path) -> None:
+def test_batch_topk_normalises_rows(tmp_path: Path) -> None:
     sae = saefast.load_sae(batch_folder(tmp_path / "a", sae_type="topk", input_unit_norm=True))
     rows, mean, std = layer_norm(X)
     code = top(values(rows, b_enc=torch.zeros(M)))
@@ -59,7 +59,7 @@ def test_batch_topk_repository_normalises_rows(tmp_path: Path) -> None:
         assert_close(sae(X), (code @ DEC.double() + B_DEC.double()) * std + mean)
 
 
-def test_batch_topk_repository_does_not_know_its_threshold(tmp_path: Path) -> None:
+def test_batch_topk_needs_a_threshold(tmp_path: Path) -> None:
     folder = batch_folder(tmp_path / "a", sae_type="batchtopk")
     with pytest.raises(ValueError, match="depends on the whole batch"):
         saefast.load_sae(folder)

@@ -34,7 +34,7 @@ def trainer(kind: str, **more: Any) -> dict[str, Any]:
     return {"trainer": {"dict_class": kind, "activation_dim": D, "dict_size": M, "k": K} | more}
 
 
-def test_dictionary_learning_topk_and_batchtopk_differ_in_the_config_alone(tmp_path: Path) -> None:
+def test_topk_and_batchtopk_differ_only_in_the_config(tmp_path: Path) -> None:
     contents = LINEAR | ONE
     topk = torch_folder(tmp_path / "a", "ae.pt", contents, **trainer("AutoEncoderTopK"))
     assert_computes(saefast.load_sae(topk), top(values(X)))
@@ -45,7 +45,7 @@ def test_dictionary_learning_topk_and_batchtopk_differ_in_the_config_alone(tmp_p
         saefast.load_sae(batch)
 
 
-def test_dictionary_learning_gates(tmp_path: Path) -> None:
+def test_gated_saes_compute_their_formula(tmp_path: Path) -> None:
     r_mag, b_mag = draw(M, seed=11) / 3, draw(M, seed=12) / 3
     contents = {"encoder.weight": ENC, "decoder.weight": DEC.T, "decoder_bias": B_DEC}
     contents |= {"gate_bias": B_ENC, "mag_bias": b_mag, "r_mag": r_mag}
@@ -55,7 +55,7 @@ def test_dictionary_learning_gates(tmp_path: Path) -> None:
     assert_computes(sae, torch.where(linear + B_ENC.double() > 0, magnitude, 0.0))
 
 
-def test_dictionary_learning_backup_of_scaled_activations(tmp_path: Path) -> None:
+def test_backups_of_scaled_activations_are_rescaled(tmp_path: Path) -> None:
     backup = {"step": 3, "ae": LINEAR | ONE, "optimizer": {}, "norm_factor": 2.0}
     folder = tmp_path / "a"
     torch_folder(folder, "ae.pt", backup, **trainer("BatchTopKSAE"))
@@ -64,7 +64,7 @@ def test_dictionary_learning_backup_of_scaled_activations(tmp_path: Path) -> Non
     assert_computes(sae, code, b_dec=2 * B_DEC)
 
 
-def test_dictionary_learning_config_that_disagrees(tmp_path: Path) -> None:
+def test_an_inconsistent_config_raises(tmp_path: Path) -> None:
     for key, value in (("dict_size", M + 1), ("k", K + 1), ("activation_dim", D - 1)):
         config = trainer("AutoEncoderTopK", **{key: value})
         folder = torch_folder(tmp_path / key, "ae.pt", LINEAR | ONE, **config)
@@ -73,7 +73,7 @@ def test_dictionary_learning_config_that_disagrees(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["jumprelu", "gated", "relu", "matryoshka"])
-def test_classes_of_dictionary_learning_show_without_a_config(tmp_path: Path, variant: str) -> None:
+def test_classes_are_detected_without_a_config(tmp_path: Path, variant: str) -> None:
     sae = some_sae(variant)
     folder = saefast.save_sae(sae, tmp_path / "a", format="dictionary_learning")
     (folder / "config.json").unlink()

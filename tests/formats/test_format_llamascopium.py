@@ -1,4 +1,4 @@
-"""llamascopium's folders, and Llama Scope as it was released, against plain formulas."""
+"""llamascopium's folders and the released Llama Scope against plain formulas."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def scopium(folder: Path, more: dict[str, Tensor] | None = None, **config: Any) 
     config = {"sae_type": "sae", "d_model": D, "expansion_factor": M / D, "top_k": K} | config
     config = {"norm_activation": "inference"} | hooks | config
     write_config(folder, "config.json", config)
-    # What is not measured is not initialised there.
+    # Norms that were not measured are uninitialised there.
     tensors = SCOPIUM | {"dataset_average_activation_norm.h": torch.tensor(torch.nan)}
     save_file(of_own_storage(tensors | (more or {})), folder / "sae_weights.safetensors")
     return folder
@@ -48,7 +48,7 @@ LOGGED = {"activation_function.log_jumprelu_threshold": THRESHOLD.log()}
 
 
 @pytest.mark.parametrize("by_norm", [False, True])
-def test_llamascopium(tmp_path: Path, by_norm: bool) -> None:
+def test_llamascopium_computes_its_formula(tmp_path: Path, by_norm: bool) -> None:
     def load(act_fn: str, more: dict[str, Tensor] | None = None) -> SAE:
         folder = tmp_path / act_fn
         config = {"act_fn": act_fn, "sparsity_include_decoder_norm": by_norm}
@@ -94,9 +94,11 @@ def test_llamascopium_without_bias_in_a_torch_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("act_fn", ["jumprelu", "topk"])
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("by_norm", [False, True])
-def test_llama_scope(tmp_path: Path, by_norm: bool, centred: bool, act_fn: str) -> None:
-    """What was released is meant for a loader that folds the data set's norm and the decoder's
-    norms first, and compares values with the threshold then. SAELens agrees on the data set's."""
+def test_llama_scope_computes_its_formula(
+    tmp_path: Path, by_norm: bool, centred: bool, act_fn: str
+) -> None:
+    """The released files are for a loader that first folds the norm of the data set and the norms
+    of the decoder, and then compares values with the threshold. SAELens folds the former."""
     config = {"d_model": D, "d_sae": M, "act_fn": act_fn, "top_k": 50, "jump_relu_threshold": 0.5}
     config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": by_norm}
     config |= {"apply_decoder_bias_to_pre_encoder": centred, "device": "cuda", "dtype": "bfloat16"}
@@ -130,7 +132,7 @@ def test_llama_scope(tmp_path: Path, by_norm: bool, centred: bool, act_fn: str) 
         ({"act_fn": "softmax"}, "act_fn must be"),
     ],
 )
-def test_llamascopium_that_cannot_be_had(
+def test_unsupported_llamascopium_raises(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):

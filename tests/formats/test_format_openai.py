@@ -44,7 +44,7 @@ def test_openai_topk_normalises_rows(tmp_path: Path) -> None:
         assert_same_bits(contents[name], OPENAI[name])
 
 
-def test_openai_relu_and_what_is_not_sparse(tmp_path: Path) -> None:
+def test_openai_relu_is_read_and_dense_activations_raise(tmp_path: Path) -> None:
     assert_computes(saefast.load_sae(openai(tmp_path / "a.pt", "ReLU")), values(X).relu())
     for activation, state in (("Identity", {}), ("TopK", {"k": K, "postact_fn": "Identity"})):
         with pytest.raises(ValueError, match="negative values are never active"):

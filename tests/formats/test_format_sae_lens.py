@@ -1,4 +1,4 @@
-"""SAELens's folders, today's and those from before 6, against plain formulas."""
+"""SAELens's folders, of version 6 and before, against plain formulas."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_sae_lens_checkpoint_with_one_threshold_and_a_scale(tmp_path: Path) -> N
     assert_computes(sae, above(pre, 0.7), DEC / 2.5, B_DEC / 2.5)
 
 
-def test_sae_lens_before_6(tmp_path: Path) -> None:
+def test_sae_lens_before_6_computes_its_formula(tmp_path: Path) -> None:
     config = {"d_in": D, "d_sae": M, "hook_point": "blocks.0.hook_z", "lr": 0.1}
     config |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
     folder = safe(tmp_path / "a", "sae_weights.safetensors", LENS, **config)
@@ -89,7 +89,7 @@ def test_sae_lens_finetuned_scale_is_folded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale"])
-def test_sae_lens_rows_that_are_normalised(tmp_path: Path, kind: str) -> None:
+def test_sae_lens_normalises_rows(tmp_path: Path, kind: str) -> None:
     folder = lens(tmp_path / "a", architecture="topk", k=K, normalize_activations=kind)
     sae = saefast.load_sae(folder)
     if kind == "layer_norm":
@@ -105,7 +105,7 @@ def test_sae_lens_rows_that_are_normalised(tmp_path: Path, kind: str) -> None:
             sae.decode(sae.encode(X))
 
 
-def test_sae_lens_unknown_fields_survive_several_formats(tmp_path: Path) -> None:
+def test_unknown_fields_survive_conversions(tmp_path: Path) -> None:
     metadata = {"sae_lens_version": "6.2.0", "hook_name": "blocks.1.x", "brand_new": [1]}
     folder = lens(tmp_path / "a", architecture="topk", k=K, metadata=metadata, lr_end=0.5)
     sparse = saefast.convert(folder, tmp_path / "b", to="sae_lens")

@@ -1,4 +1,4 @@
-"""Gemma Scope and Qwen Scope as they were released, against plain formulas."""
+"""Gemma Scope and Qwen Scope, as released, against plain formulas."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,9 @@ import saefast
 
 @pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_gemma_scope(tmp_path: Path, save: Callable[..., None], lower: bool) -> None:
+def test_gemma_scope_computes_its_formula(
+    tmp_path: Path, save: Callable[..., None], lower: bool
+) -> None:
     arrays = {("w_enc" if lower else "W_enc"): ENC.T, ("w_dec" if lower else "W_dec"): DEC}
     arrays |= {"b_enc": B_ENC, "b_dec": B_DEC, "threshold": THRESHOLD}
     save(tmp_path / "params.npz", **{name: value.numpy() for name, value in arrays.items()})
@@ -59,7 +61,7 @@ def test_gemma_scope_transcoder_with_a_skip(tmp_path: Path) -> None:
     assert again.metadata["gemma_scope"]["l0"] == 20
 
 
-def test_qwen_scope_lies_the_other_way_round(tmp_path: Path) -> None:
+def test_qwen_scope_is_transposed(tmp_path: Path) -> None:
     contents = {"W_enc": ENC, "W_dec": DEC.T, "b_enc": B_ENC, "b_dec": B_DEC}
     torch.save(of_own_storage(contents), tmp_path / "layer0.sae.pt")
     with pytest.raises(ValueError, match="after L0_ in the name of its repository"):
@@ -71,7 +73,7 @@ def test_qwen_scope_lies_the_other_way_round(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "again.pt")["W_enc"].shape == (M, D)
 
 
-def test_four_tensors_the_usual_way_round_are_not_qwen_scope(tmp_path: Path) -> None:
+def test_untransposed_tensors_are_not_qwen_scope(tmp_path: Path) -> None:
     torch.save(of_own_storage(LENS), tmp_path / "a.pt")
     with pytest.raises(FileNotFoundError, match="alone do not determine the format"):
         saefast.load_sae(tmp_path / "a.pt", k=K)

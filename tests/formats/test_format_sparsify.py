@@ -26,7 +26,7 @@ import saefast
 
 
 @pytest.mark.parametrize("transcode", [False, True])
-def test_sparsify(tmp_path: Path, transcode: bool) -> None:
+def test_sparsify_computes_its_formula(tmp_path: Path, transcode: bool) -> None:
     skip = draw(D, D, seed=9)
     tensors = {"encoder.weight": ENC, "encoder.bias": B_ENC, "W_dec": DEC, "b_dec": B_DEC}
     config = {"d_in": D, "num_latents": M, "k": K, "transcode": transcode, "signed": False}

@@ -1,4 +1,5 @@
-"""Every format: found by content, written as read, refused where it cannot say what an SAE is."""
+"""Every format is detected from content, written as read, and refused where it cannot store an
+SAE."""
 
 from pathlib import Path
 
@@ -32,7 +33,7 @@ CASES = [(name, variant) for name, variants in HOLDS.items() for variant in vari
 
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_what_is_written_is_recognised_and_computes_the_same(
+def test_written_files_are_recognised_and_compute_the_same(
     tmp_path: Path, name: str, variant: str, centred: bool
 ) -> None:
     sae = some_sae(variant, centred=centred)
@@ -49,7 +50,7 @@ def test_what_is_written_is_recognised_and_computes_the_same(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_a_format_does_not_have_is_refused(tmp_path: Path, name: str) -> None:
+def test_parts_that_a_format_lacks_are_refused(tmp_path: Path, name: str) -> None:
     misfits = {
         "variant": some_sae("gated"),
         "skip": some_sae("topk", skip=True),
@@ -72,8 +73,8 @@ def test_what_a_format_does_not_have_is_refused(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floats(tmp_path: Path, dtype: torch.dtype) -> None:
-    """bfloat16 stays; float16, which nothing here computes with, becomes float32, exactly."""
+def test_dtypes_are_kept_or_widened(tmp_path: Path, dtype: torch.dtype) -> None:
+    """bfloat16 stays; float16, which saefast does not compute with, becomes float32, exactly."""
     tensors = {name: value.to(dtype) for name, value in LENS.items()}
     config = SIX | {"architecture": "topk", "k": K}
     sae = saefast.load_sae(safe(tmp_path / "a", "sae_weights.safetensors", tensors, **config))
@@ -81,7 +82,7 @@ def test_other_floats(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(sae.W_enc.detach(), ENC.to(dtype).to(sae.W_enc.dtype))
 
 
-def test_a_file_that_may_be_of_two_formats_asks(tmp_path: Path) -> None:
+def test_a_file_of_ambiguous_format_raises(tmp_path: Path) -> None:
     square = draw(D, D)
     contents = {"W_enc": square, "W_dec": square, "b_enc": B_DEC, "b_dec": B_DEC}
     config = {"act_size": D, "dict_size": D, "d_in": D, "d_sae": D}
@@ -91,8 +92,8 @@ def test_a_file_that_may_be_of_two_formats_asks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["topk", "jumprelu", "gated"])
-def test_without_its_config_a_file_is_nobodys(tmp_path: Path, variant: str) -> None:
-    """SAELens's JumpReLU has the tensors of Gemma Scope's, which computes something else."""
+def test_a_file_of_ambiguous_tensors_needs_its_config(tmp_path: Path, variant: str) -> None:
+    """SAELens's JumpReLU has the tensors of Gemma Scope, which computes something else."""
     folder = saefast.save_sae(some_sae(variant), tmp_path / "sae")
     (folder / "cfg.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"cfg\.json does not exist"):

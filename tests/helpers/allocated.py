@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocated(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once inside the context.
+    """Record the largest number of bytes of tensors that are alive at once inside the context.
 
-    `given`: tensors that were there before, whose views count nothing. What an operation takes for
-    itself while it runs, such as the scratch of a sort, is not seen.
+    `given`: tensors that existed before, whose views are not counted. Memory that an operation uses
+    while it runs, such as the scratch of a sort, is not recorded.
     """
 
     def __init__(self, given: Iterable[Tensor] = ()) -> None:
@@ -24,7 +24,7 @@ class Allocated(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """The bytes of the tensors that are alive."""
+        """Return the bytes of the tensors that are alive."""
         self._alive = {at: entry for at, entry in self._alive.items() if not entry[0].expired()}
         return sum(size for _, size in self._alive.values())
 

@@ -1,9 +1,9 @@
-"""The report in a real browser: loads without a complaint, searches, sorts, fits a phone.
+"""The report in a real browser: loads without messages, searches, sorts, fits a phone.
 
     python tests/helpers/browser.py RUN/report.html [--shots FOLDER]
 
-Needs `pip install playwright` and a Chromium: that of the system (apt install chromium), or the one
-that CHROMIUM names. `tests/report/test_browser.py` runs the same where both are there.
+Needs `pip install playwright` and a Chromium: of the system (apt install chromium), or the path in
+the variable CHROMIUM. `tests/report/test_browser.py` runs the same if both are installed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium() -> str | None:
-    """Where a Chromium is that playwright can drive; None where one of both is missing."""
+    """Return the path of a Chromium for playwright; None if one of both is missing."""
     if importlib.util.find_spec("playwright") is None:
         return None
     named = os.environ.get("CHROMIUM")
@@ -34,7 +34,8 @@ def chromium() -> str | None:
 
 @contextmanager
 def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
-    """The report on a screen, once its table is filled, and what the browser complained of."""
+    """Open the report, wait until its table is filled, and provide the page and browser
+    messages."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -50,7 +51,7 @@ def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
             page.on("request", lambda request: complaints.append(request.url))
             page.goto(report.resolve().as_uri())
             page.wait_for_selector("#features tbody tr")
-            # The page itself is the one request there may be.
+            # The page itself is the only allowed request.
             complaints.remove(report.resolve().as_uri())
             yield page, complaints
         finally:
@@ -58,7 +59,7 @@ def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
 
 
 def main() -> int:
-    """Write screenshots, and say whether the browser complained."""
+    """Write screenshots, and return whether there were browser messages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--shots", type=Path, default=Path("shots"))

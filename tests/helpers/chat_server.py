@@ -1,4 +1,4 @@
-"""A server of chat completions on this machine that misbehaves as it is asked to."""
+"""A local server of chat completions that fails on request."""
 
 import json
 import re
@@ -15,7 +15,8 @@ Answer = Callable[[dict[str, Any]], str]
 
 
 def oracle(body: dict[str, Any]) -> str:
-    """A passage fits if it holds the description; marks fit if they are around the description."""
+    """Return true answers: a passage fits if it contains the description, marks if they are around
+    it."""
     asked = json.loads(body["messages"][-1]["content"])
     if isinstance(asked, list):
         return f"They are all alike.\nDescription: {len(asked)} passages"
@@ -25,13 +26,13 @@ def oracle(body: dict[str, Any]) -> str:
 
 
 def inverted(body: dict[str, Any]) -> str:
-    """The opposite of the oracle."""
+    """Return the opposite answers of the oracle."""
     return oracle(body).translate(str.maketrans("01", "10"))
 
 
 @dataclass
 class ChatServer:
-    """What the server got, and how it answers."""
+    """Requests to the server, and how it answers."""
 
     answer: Answer = oracle
     faults: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class ChatServer:
 
 @contextmanager
 def serving(**settings: Any) -> Iterator[ChatServer]:
-    """Serve on a free port while the block runs."""
+    """Serve on a free port inside the context."""
     state = ChatServer(**settings)
 
     class Handler(BaseHTTPRequestHandler):
@@ -61,7 +62,7 @@ def serving(**settings: Any) -> Iterator[ChatServer]:
             if fault.isdigit():
                 self._send(int(fault), b'{"error": "no"}')
             elif fault == "drop":
-                # Reset the connection rather than closing it in order.
+                # Reset the connection instead of closing it properly.
                 self.connection.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
@@ -97,7 +98,7 @@ def serving(**settings: Any) -> Iterator[ChatServer]:
         daemon_threads = True
 
         def handle_error(self, *_: Any) -> None:
-            """A client that went away is no error here."""
+            """Ignore clients that disconnect."""
 
     server = Server(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"

@@ -1,4 +1,4 @@
-"""The folder of the checkout, for tests of files that are not installed."""
+"""Path of the checkout, for tests of files that are not installed."""
 
 from pathlib import Path
 

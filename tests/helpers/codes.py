@@ -1,4 +1,4 @@
-"""Codes: drawn at random, and compared with their definitions."""
+"""Random codes, and comparisons with their definitions."""
 
 import torch
 from helpers.strategies import (
@@ -18,7 +18,7 @@ from saefast.ops.batch_topk import BatchCode
 
 
 def draw_indices(shape: Shape, seed: int) -> Tensor:
-    """[n, k] different latents in each row, in random order."""
+    """Draw [n, k] different latents in each row, in random order."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(shape.n, shape.m, generator=generator).argsort(dim=1)[:, : shape.k]
 
@@ -26,7 +26,7 @@ def draw_indices(shape: Shape, seed: int) -> Tensor:
 def assert_top_k(
     code: saefast.SparseCode, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 ) -> None:
-    """Nothing left out is larger than anything kept, beyond the rounding of one exact score."""
+    """Assert that no omitted score exceeds a kept one beyond the rounding of one exact score."""
     wide = [t if t is None else t.double() for t in (x, weight, bias, scale)]
     truth = reference.scores(*wide)
     magnitude = reference.scores(*[t if t is None else t.abs() for t in wide])
@@ -47,7 +47,8 @@ keep_of_batch = torch.ops.saefast.keep_of_batch
 
 @st.composite
 def codes(draw: st.DrawFn, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Rows of positive values that descend and end in zeros; ties within rows and between them."""
+    """Draw rows of positive values that descend and end in zeros; ties within rows and between
+    them."""
     n, width = draw(st.integers(0, 9)), draw(st.sampled_from([1, 2, 15, 16, 17, 33, 64]))
     data = draw(st.sampled_from([normal, small_integers]))
     scale = draw(st.sampled_from([1.0, 1e-42, 1e30]))  # the first gives denormal numbers
@@ -58,7 +59,7 @@ def codes(draw: st.DrawFn, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
 
 
 def assert_keeps(values: Tensor, indices: Tensor, wanted: int) -> None:
-    """One value after another, the largest first."""
+    """Compare with a loop that keeps one value after another, the largest first."""
     expected = torch.zeros_like(values)
     order = sorted(
         (-value, place) for place, value in enumerate(values.flatten().tolist()) if value > 0
@@ -80,7 +81,8 @@ def assert_keeps(values: Tensor, indices: Tensor, wanted: int) -> None:
 
 
 def dense_batch_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition: [n, m] with zeros for what is not kept, the smallest kept, the counts."""
+    """Compute the definition: [n, m] with zeros for omitted values, the smallest kept, the
+    counts."""
     flat = scores.flatten()
     kept = torch.sort(flat, descending=True, stable=True).indices[: scores.shape[0] * k]
     kept = kept[flat[kept] > 0]
@@ -111,14 +113,14 @@ def assert_same_code(actual: ThresholdCode, expected: ThresholdCode) -> None:
 
 
 def selected(scores: Tensor, threshold: Tensor, width: int, dtype: torch.dtype) -> ThresholdCode:
-    """What the definition makes of finite scores: a product with the identity is exact."""
+    """Return the definition for finite scores: a product with the identity is exact."""
     identity = torch.eye(scores.shape[1], dtype=scores.dtype)
     code = reference.threshold_encode(scores, identity, threshold=threshold, width=width)
     return code._replace(values=code.values.to(dtype))
 
 
 def at_the_scores(scores: Tensor, seed: int) -> Tensor:
-    """[m] thresholds that are one row's score, or the number next below or above it."""
+    """Return [m] thresholds equal to one row's scores, or the next number below or above."""
     n, m = scores.shape
     if n == 0:
         return torch.zeros(m, dtype=scores.dtype)

@@ -1,4 +1,4 @@
-"""What evaluations would leave in a run, with scores of known size."""
+"""Files of evaluations in a run, with scores of known size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ LEADS = {"frozen_decoder": 0.05, "soft_frozen": 0.01, "untrained": 0.2, "pca": 0
 
 
 def with_evaluations(run: Path) -> Path:
-    """Add three evaluations to a run, which is changed, and columns to its features."""
+    """Add three evaluations to a run in place, and columns to its features."""
     write_evaluations(run, probing(), explaining(), steering())
     table = read_table(run / FEATURES)
     count = table.num_rows
@@ -38,7 +38,7 @@ def with_evaluations(run: Path) -> Path:
 
 
 def write_evaluations(run: Path, *evaluations: Evaluation) -> None:
-    """Write scores and summaries, and say that their stages are finished."""
+    """Write scores and summaries, and mark their stages as finished."""
     import pyarrow as pa
 
     write_table(run / SCORES, pa.concat_tables([each.to_table() for each in evaluations]))
@@ -58,7 +58,7 @@ def write_evaluations(run: Path, *evaluations: Evaluation) -> None:
 
 
 def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluation:
-    """Scores of four SAEs, of conditions that are worse by `leads`, and of groups."""
+    """Return scores of four SAEs, of conditions that are worse by `leads`, and of groups."""
     scores = measured(
         "probe",
         "auroc at 1",
@@ -83,7 +83,7 @@ def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluat
 
 
 def explaining(leads: Mapping[str, float] = LEADS, surface: float = 0.1) -> Evaluation:
-    """Scores of explanations, and shares of latents that surface form explains."""
+    """Return scores of explanations, and shares of latents that surface form explains."""
     scores = measured(
         "explain",
         "specificity",
@@ -111,7 +111,7 @@ def explaining(leads: Mapping[str, float] = LEADS, surface: float = 0.1) -> Eval
 
 
 def editing(lead: float) -> Evaluation:
-    """Scores of edits, of which those by a baseline are worse by `lead`."""
+    """Return scores of edits; those of a baseline are worse by `lead`."""
     scores = measured(
         "edit", "H", _values(0.5, {"soft_frozen": lead}), TASKS, floor=0.0, primary=True
     )
@@ -119,7 +119,7 @@ def editing(lead: float) -> Evaluation:
 
 
 def steering(correlation: float = 0.1) -> Evaluation:
-    """Success of steering, and how explanations foretell it."""
+    """Return the success of steering, and its prediction from explanations."""
     scores = measured(
         "steer",
         "success by rule above mismatched",
@@ -144,7 +144,7 @@ def steering(correlation: float = 0.1) -> Evaluation:
 
 
 def _values(trained: float, leads: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """By condition, values [4 SAEs, tasks] that vary a little."""
+    """Return by condition values [4 SAEs, tasks] with small variation."""
     spread = 0.01 * np.sin(np.arange(4)[:, None] + np.arange(len(TASKS)))
     values = {"trained": trained + spread}
     for name, lead in leads.items():

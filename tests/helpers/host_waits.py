@@ -32,7 +32,7 @@ _TRANSFERS = {
 
 @contextmanager
 def host_waits() -> Iterator[list[str]]:
-    """Record the waits of the code inside, each as "function in module.caller"."""
+    """Record the waits of the code inside the context, each as "function in module.caller"."""
     waits: list[str] = []
     run = InterpretedFunction.run
 
@@ -71,7 +71,7 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "saefast":
-            with self:  # what the op itself calls is recorded too
+            with self:  # calls inside the op are recorded as well
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         name = func._opname
         by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
@@ -86,7 +86,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _caller() -> str:
-    """The innermost function of saefast on the stack."""
+    """Return the innermost function of saefast on the stack."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -1,4 +1,4 @@
-"""The kernels that the files in kernels/ launch, read off their source."""
+"""The kernels that the files in kernels/ launch, according to their source."""
 
 import re
 

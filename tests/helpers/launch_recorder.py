@@ -1,8 +1,8 @@
-"""A record of what a GPU would be asked to do: every kernel that starts, every wait of the host.
+"""A record of every kernel that a GPU would start, and of every wait of the host.
 
 The code under test runs on a CPU, in Triton's interpreter: `tests/interpreted/conftest.py` lets the
-ops take their GPU path. Operators of torch are counted as the kernels that they start on CUDA, read
-off torch 2.13's sources; views and allocations start none.
+ops take their GPU path. Operators of torch are counted as the kernels that they start on CUDA,
+according to torch 2.13's sources; views and allocations start none.
 """
 
 import sys
@@ -31,9 +31,10 @@ _NO_KERNEL = {
 }
 """What allocates, describes or copies to the host, beside views."""
 _SEVERAL_KERNELS = {
-    # Of 32-bit keys in one row: their numbers, a histogram, its scan, and a pass for each byte.
+    # Sort of 32-bit keys in one row: their numbers, a histogram, its scan, and a pass for each
+    # byte.
     "sort": 7,
-    # Of cub: the state of its blocks, then the sums.
+    # Scan of cub: the state of its blocks, then the sums.
     "cumsum": 2,
 }
 _WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique"}
@@ -41,7 +42,7 @@ _WAITS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzer
 
 
 class Launch(NamedTuple):
-    """One kernel, or several of one operator."""
+    """One kernel, or the kernels of one operator."""
 
     name: str
     """of an operator of torch with `aten::` in front, or of a Triton kernel"""
@@ -62,11 +63,11 @@ class Recorder(TorchDispatchMode):
 
     @property
     def total(self) -> int:
-        """The number of kernels."""
+        """Return the number of kernels."""
         return sum(launch.kernels for launch in self.launches)
 
     def by_section(self, section_of: Callable[[Launch], str]) -> Counter[str]:
-        """The number of kernels of each section."""
+        """Return the number of kernels of each section."""
         counts: Counter[str] = Counter()
         for launch in self.launches:
             counts[section_of(launch)] += launch.kernels
@@ -77,7 +78,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "saefast":
-            # The mode is off in here; what the op does is recorded too.
+            # The mode is off here; turn it on to record calls inside the op.
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -101,7 +102,7 @@ class Recorder(TorchDispatchMode):
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
-    """Record what the code inside launches; the code itself runs as it would."""
+    """Record the launches of the code inside the context, which runs as usual."""
     recorder = Recorder()
     run = InterpretedFunction.run
 
@@ -117,7 +118,7 @@ def recording() -> Iterator[Recorder]:
 
 
 def _where() -> tuple[str, ...]:
-    """The functions of saefast on the stack as "module.function", the outermost first."""
+    """Return the functions of saefast on the stack as "module.function", the outermost first."""
     names: list[str] = []
     frame = sys._getframe(1)
     while frame is not None:

@@ -1,4 +1,4 @@
-"""A "language model" that is linear: an entity is a sum of vectors, one for each of its values."""
+"""A linear "language model": an entity is a sum of vectors, one for each of its values."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +24,13 @@ def value(attribute: int, number: int) -> str:
 
 
 def entity_values() -> Tensor:
-    """[entities, attributes]: the number of each value."""
+    """Return [entities, attributes], the index of each value."""
     generator = torch.Generator().manual_seed(5)
     return torch.randint(VALUES, (ENTITIES, len(ATTRIBUTES)), generator=generator)
 
 
 def facts() -> Facts:
-    """All that can be known."""
+    """Return all facts."""
     numbers = entity_values().tolist()
     return Facts(
         kind="thing",
@@ -47,7 +47,7 @@ def facts() -> Facts:
 
 
 def directions(turned: bool = False) -> Tensor:
-    """[D, d] an orthonormal row for each value."""
+    """Return [D, d] with an orthonormal row for each value."""
     if not turned:
         return torch.eye(D)
     generator = torch.Generator().manual_seed(6)
@@ -55,7 +55,8 @@ def directions(turned: bool = False) -> Tensor:
 
 
 class _Sum(nn.Module):
-    """Every position gets the sum of all before it, so that the last one knows the entity."""
+    """Attention whose positions get the sum of all earlier ones, so that the last one has the
+    entity."""
 
     def forward(self, h: Tensor) -> Tensor:
         return h.cumsum(1)
@@ -77,7 +78,8 @@ class _Linear(nn.Module):
 
 
 def linear_lm(*, turned: bool = False) -> LanguageModel:
-    """Build it. Of two equal claims the value of the higher number wins: read-outs grow with it."""
+    """Build the model. Of two equal logits, the value of higher index wins, since read-outs grow
+    with it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     known = facts()
@@ -110,7 +112,7 @@ def linear_lm(*, turned: bool = False) -> LanguageModel:
 
 
 def true_sae(*, turned: bool = False, scale: float = 1.0) -> saefast.SAE:
-    """The SAE whose latents are the values."""
+    """Return the SAE whose latents are the values."""
     sae = saefast.SAE(D, D, k=len(ATTRIBUTES))
     with torch.no_grad():
         sae.W_enc.copy_(directions(turned) * scale)

@@ -1,4 +1,4 @@
-"""Matches between dictionaries, drawn at random."""
+"""Random matches between dictionaries."""
 
 import itertools
 
@@ -19,7 +19,7 @@ PROOF = Proof(
 
 
 def random_matches(sizes: list[int], seed: int, one_to_one: bool = False) -> dict:
-    """Partners drawn at random."""
+    """Draw random partners."""
     found = {}
     for s, t in itertools.permutations(range(len(sizes)), 2):
         random = generator(seed + 100 * s + t)

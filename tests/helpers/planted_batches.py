@@ -1,4 +1,4 @@
-"""Batches of a planted world, and plain training on them."""
+"""Batches with planted features, and plain training on them."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from saefast.synthetic import PlantedWorld
 
 
 def batches(count: int, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
-    """Rows with structure, so that training has something to do."""
+    """Return rows with structure that training can find."""
     world = PlantedWorld.create(3 * d, d, active=3, seed=5)
     return [world.sample(n, number).to(dtype) for number in range(count)]
 
@@ -16,7 +16,7 @@ def batches(count: int, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
 def train_plainly(
     sae: SAE, data: list[Tensor], lr: float, unit_norm: bool, precision: str = "exact"
 ) -> list[float]:
-    """The same steps with autograd and torch.optim.Adam; its gradients know of no rounding."""
+    """Take the same steps with autograd and torch.optim.Adam, without rounding of gradients."""
     optimiser = torch.optim.Adam(sae.parameters(), lr)
     losses = []
     for x in data:

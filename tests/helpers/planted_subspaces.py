@@ -1,4 +1,4 @@
-"""Dictionaries within known subspaces, fitted without draws and bars."""
+"""Dictionaries in known subspaces, fitted without draws and progress bars."""
 
 import torch
 from helpers.strategies import normal
@@ -9,7 +9,7 @@ from saefast import Subspaces
 
 
 def plane(r: int, d: int, seed: int) -> Tensor:
-    """[r, d] orthonormal rows."""
+    """Draw [r, d] orthonormal rows."""
     return torch.linalg.qr(normal((d, r), seed, torch.float64)).Q.T
 
 
@@ -18,7 +18,7 @@ def in_plane(basis: Tensor, m: int, seed: int) -> Tensor:
 
 
 def fit(dictionaries, groups=None, **options) -> Subspaces:
-    """Without draws and bars, unless they are asked for."""
+    """Fit subspaces, by default without draws and progress bars."""
     groups = groups or [{"all": torch.ones(len(each)).bool()} for each in dictionaries]
     options = {"nulls": ["haar"], "progress": False} | options
     return saefast.fit_subspaces(dictionaries, groups=groups, **options)

@@ -1,4 +1,4 @@
-"""Built-in text as a store, and latents that fire on it by predicates of known truth."""
+"""Built-in text as a store, and latents that fire on it by known predicates."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from saefast.lm.packing import Packing
 
 
 class WordTokenizer:
-    """A tokenizer whose tokens are words with the blank before them, marks and white space."""
+    """A tokenizer whose tokens are words with the preceding blank, punctuation and white space."""
 
     bos_token_id = None
 
@@ -45,7 +45,7 @@ def write_text(
     activations: torch.Tensor | None = None,
     **metadata: Any,
 ) -> WordTokenizer:
-    """Write the tokens of built-in code beside activations, zeros [n, 1] unless they are given."""
+    """Write the tokens of built-in code with activations, by default zeros [n, 1]."""
     tokenizer = WordTokenizer()
     packing = Packing(context=length, batch_size=contexts)
     batch = next(packing.batches(builtin_corpus(("code",)), tokenizer))
@@ -64,7 +64,7 @@ def write_text(
 
 
 def planted(truth: Sequence[NDArray[np.bool_]]) -> Firings:
-    """Latents that fire, each with strength 1 to 2, where [n] bool arrays say so."""
+    """Make latents that fire, with strength 1 to 2, where [n] bool arrays are true."""
     latent, row = np.stack(truth).nonzero()
     strength = np.random.default_rng(3).uniform(1, 2, len(row)).astype(np.float32)
     starts = np.searchsorted(latent, np.arange(len(truth) + 1))
@@ -74,7 +74,8 @@ def planted(truth: Sequence[NDArray[np.bool_]]) -> Firings:
 
 
 def planted_truth(text: TokenText) -> dict[str, NDArray[np.bool_]]:
-    """Latents by the words of the rule that defines them, made without the module's predicates."""
+    """Return firings by the words of the rule that defines them, without the module's
+    predicates."""
     here = text.pieces(0, text.rows)
     bare = [piece.strip().casefold() or piece for piece in here]
     context = text.context.tolist()

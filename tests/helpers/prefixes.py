@@ -1,4 +1,4 @@
-"""Problems of nested prefixes, and what every implementation of `decode_prefixes` must satisfy."""
+"""Problems of nested prefixes, and requirements on every implementation of `decode_prefixes`."""
 
 import torch
 from helpers.strategies import Shape, generator, normal, small_integers
@@ -9,7 +9,7 @@ from saefast import reference
 
 
 class Problem:
-    """A code whose rows hold zeros among their values, and what it should decode to."""
+    """A code whose rows contain zeros among their values, and its targets."""
 
     def __init__(self, shape: Shape, groups: int, seed: int, data: object, dtype: torch.dtype):
         n, d, m, k = shape
@@ -28,7 +28,7 @@ class Problem:
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    """Around the blocks of the interpreter: 4 entries, 16 columns, 8 places."""
+    """Draw sizes around the blocks of the interpreter: 4 entries, 16 columns, 8 places."""
     n = draw(st.sampled_from([0, 1, 3]))
     d = draw(st.sampled_from([1, 15, 16, 17, 33]))
     m = draw(st.sampled_from([3, 8, 31]))

@@ -1,4 +1,4 @@
-"""The page of a report, taken apart."""
+"""A parser for the page of a report."""
 
 import base64
 import gzip
@@ -12,7 +12,7 @@ VOID = {"meta", "input", "br", "link", "img", "hr"}
 
 
 class Page(HTMLParser):
-    """What is on a page; fails where elements are not closed in order."""
+    """The content of a page; parsing fails if elements are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
     @property
     def rows(self) -> dict:
-        """The table of features."""
+        """Return the table of features."""
         return json.loads(gzip.decompress(base64.b64decode(self.scripts["rows"])))
 
 

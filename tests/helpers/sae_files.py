@@ -1,7 +1,7 @@
-"""An SAE of given weights, what it computes in plain float64, and its files in some layouts.
+"""An SAE of given weights, its results in plain float64, and its files in some layouts.
 
-Files of others are built by hand here and in test_format_*.py, from what is known of their layouts;
-what those libraries themselves make of them is compared in tests/peers.
+Files of other libraries are built by hand here and in test_format_*.py from their documented
+layouts; the libraries themselves are compared in tests/peers.
 """
 
 import json
@@ -30,7 +30,7 @@ X = draw(40, D, seed=6) + 0.2
 def values(
     x: Tensor, enc: Tensor = ENC, b_enc: Tensor = B_ENC, *, centre: Tensor | None = B_DEC
 ) -> Tensor:
-    """Pre-activations in float64."""
+    """Return pre-activations in float64."""
     x = x.double() if centre is None else x.double() - centre.double()
     return x @ enc.double().T + b_enc.double()
 
@@ -61,7 +61,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def assert_computes(
     sae: SAE, code: Tensor, dec: Tensor = DEC, b_dec: Tensor = B_DEC, extra: Tensor | None = None
 ) -> None:
-    """These codes of X, and their reconstruction."""
+    """Assert these codes of X, and their reconstruction."""
     assert 0 < (code != 0).float().mean() < 1
     assert_close(sae.encode(X).to_dense(sae.m), code)
     expected = code @ dec.double() + b_dec.double()
@@ -78,14 +78,14 @@ def of_own_storage(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def safe(folder: Path, name: str, tensors: dict[str, Tensor], **config: Any) -> Path:
-    """A folder with a safetensors file and cfg.json."""
+    """Write a folder with a safetensors file and cfg.json."""
     write_config(folder, "cfg.json", config)
     save_file(of_own_storage(tensors), folder / name)
     return folder
 
 
 def torch_folder(folder: Path, name: str, contents: dict[str, Any], **config: Any) -> Path:
-    """A folder with a torch file and config.json."""
+    """Write a folder with a torch file and config.json."""
     write_config(folder, "config.json", config)
     torch.save(of_own_storage(contents), folder / name)
     return folder

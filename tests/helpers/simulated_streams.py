@@ -1,9 +1,9 @@
-"""A simulated CUDA device whose streams do their work as late as they may, or at any time before.
+"""A simulated CUDA device whose streams do their work as late as possible, or at any time before.
 
 Device memory is ordinary memory that is registered as the device's. Work on it is put into the
-queue of the stream that is current, and done when the host waits for an event behind it, when
-another stream's work must wait for it, or when a test lets the stream go on. So a wait that is
-missing shows up as wrong numbers. Memory begins as NaN.
+queue of the current stream, and done when the host waits for a later event, when another stream's
+work must wait for it, or when a test lets the stream continue. So a missing wait causes wrong
+numbers. Memory starts as NaN.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ MAIN, COPIES = "main", "copies"
 
 
 class SimulatedEvent:
-    """A place in a stream's queue."""
+    """A position in a stream's queue."""
 
     def __init__(self, device: "SimulatedDevice", stream: str, place: int) -> None:
         self._device, self.stream, self.place = device, stream, place
@@ -57,7 +57,7 @@ class SimulatedDevice:
         return self.adopt(self._memory(shape, dtype))
 
     def adopt(self, tensor: Tensor) -> Tensor:
-        """Make a tensor lie on the device."""
+        """Register a tensor as device memory."""
         self._registered[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -119,21 +119,21 @@ class SimulatedDevice:
                 self._done[stream] += 1
 
     def done(self, stream: str) -> int:
-        """How much of the stream's work is done."""
+        """Return the number of finished pieces of work of the stream."""
         return self._done[stream]
 
     def given(self, stream: str) -> int:
-        """How much work the stream was given."""
+        """Return the number of pieces of work of the stream."""
         return self._given[stream]
 
     def finish(self) -> None:
-        """Do all the work there is."""
+        """Do all the work."""
         for stream in self._queues:
             self.reach(SimulatedEvent(self, stream, self._given[stream]))
 
 
 class _Deferred(TorchDispatchMode):
-    """Puts what touches device memory into the queue of the current stream."""
+    """Put operations on device memory into the queue of the current stream."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _Deferred(TorchDispatchMode):
         if func._schema.is_mutable:
             device.give(lambda: func(*args, **kwargs))
             return (kwargs["min"], kwargs["max"]) if "min" in kwargs else args[0]
-        # Run once for the kind of the result, on numbers that may not be there yet.
+        # Run once for shape and dtype of the result, on values that may not be computed yet.
         result = device.adopt(func(*args, **kwargs))
         result.fill_(float("nan"))
         device.give(lambda: result.copy_(func(*args, **kwargs)))

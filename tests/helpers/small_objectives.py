@@ -1,4 +1,4 @@
-"""Small SAEs with what each variant is trained for."""
+"""Small SAEs with the objective of each variant."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
 def make(
     name: str, d_out: int | None = None, dtype: torch.dtype = torch.float64
 ) -> tuple[SAE, Objective]:
-    """A small SAE away from its start, and what it is trained for."""
+    """Make a small SAE away from its initial weights, and its objective."""
     variant, objective = MADE[name]
     by_norm = name == "by norm"
     sae = SAE(16, 96, variant=variant, k=5, seed=1, d_out=d_out, dtype=dtype, by_norm=by_norm)

@@ -1,4 +1,4 @@
-"""A store of a few numbered rows, and where its parts lie."""
+"""A store of a few numbered rows, and the paths of its files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ D = 4
 
 
 def numbered(first: int, end: int) -> Tensor:
-    """Row i holds i."""
+    """Return rows where row i has the value i."""
     return torch.arange(first, end, dtype=torch.float32)[:, None].expand(-1, D)
 
 

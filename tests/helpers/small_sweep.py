@@ -1,4 +1,4 @@
-"""A sweep of twelve small cells, and the same runs one after another."""
+"""A sweep of twelve small cells, and the same cells as single runs."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ base = "base.toml"
 
 
 def base_settings() -> dict[str, dict[str, Any]]:
-    """Settings of a run that takes a second."""
+    """Return the settings of a run that takes a second."""
     settings = copy.deepcopy(SETTINGS)
     settings["planted"] |= {"rows": 2000, "held_out": 600}
     settings["train"] |= {"tokens": 3000, "seeds": [0, 1]}
@@ -40,7 +40,7 @@ def base_settings() -> dict[str, dict[str, Any]]:
 
 
 def sweep_file(folder: Path, text: str = GRID, **changes: dict[str, Any]) -> Path:
-    """Write a sweep file and its base; `changes` are of tables of the base."""
+    """Write a sweep file and its base; `changes` are changed tables of the base."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = base_settings()
     for name, values in changes.items():
@@ -64,7 +64,7 @@ def one_after_another(sweep: Sweep, out: Path, until: str = UNTIL) -> Path:
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
-    """What of a run must not depend on how it came about: all but times."""
+    """Return the content of a run that must be reproducible: everything but times."""
     kept = {name: content for name, content in files_of(run).items() if name[:6] != "sweep/"}
     stages = json.loads(kept.pop("stages.json"))
     kept["stages.json"] = json.dumps({name: its["digest"] for name, its in stages.items()}).encode()
@@ -82,7 +82,7 @@ def assert_same_cells(sweep: Sweep, out: Path, alone: Path) -> None:
 
 
 class InlineWorkers:
-    """Does each task when it is waited for, in this process."""
+    """Workers that do each task in this process when it is waited for."""
 
     def __init__(self, groups: int = 1) -> None:
         self.groups = groups
@@ -116,5 +116,5 @@ class InlineWorkers:
 
     @property
     def kinds(self) -> list[tuple[str, int]]:
-        """Kind and number of cells of each task."""
+        """Return the kind and the number of cells of each task."""
         return [(task.kind, len(task.cells)) for task in self.done]

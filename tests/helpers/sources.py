@@ -25,7 +25,7 @@ ROWS = 103
 
 
 def numbered(rows: int = ROWS, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Row i holds multiples of i, exact in every dtype of so few rows."""
+    """Return rows where row i has multiples of i, exact in every dtype."""
     return (torch.arange(rows)[:, None] * torch.tensor([1, -1, 0.5, 2, 0, 1])).to(dtype)
 
 
@@ -36,7 +36,7 @@ def write_store(folder: Path, x: Tensor, rows_per_shard: int = 40, **extras: Ten
 
 
 def make(kind: str, folder: Path, x: Tensor | None = None) -> Activations:
-    """The same rows from the source named `kind`."""
+    """Return the same rows from the source named `kind`."""
     x = numbered() if x is None else x
     if kind == "tensor":
         return TensorActivations(x)

@@ -1,4 +1,4 @@
-"""What Hypothesis draws: shapes, data with exact arithmetic, data with trouble in it."""
+"""Strategies for Hypothesis: shapes, data with exact arithmetic, and difficult data."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 class Shape(NamedTuple):
-    """Rows, width, latents, active latents."""
+    """Numbers of rows, width, latents and active latents."""
 
     n: int
     d: int
@@ -25,7 +25,8 @@ class Shape(NamedTuple):
 
 @st.composite
 def shapes(draw: st.DrawFn, most_latents: int = 300) -> Shape:
-    """Sizes around the widths of tiles and vectors, empty batches, k = 1 and k = m included."""
+    """Draw sizes around the widths of tiles and vectors, including empty batches, k = 1 and k =
+    m."""
     n = draw(st.one_of(st.integers(0, 9), st.sampled_from([95, 96, 97, 130])))
     d = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 129])))
     m = draw(
@@ -36,27 +37,27 @@ def shapes(draw: st.DrawFn, most_latents: int = 300) -> Shape:
 
 
 def native_products() -> list[str]:
-    """The products that the native engine can screen with at the active instruction set."""
+    """Return the products that the native engine can screen with at the active instruction set."""
     return ["float32", "bfloat16", *(["int16"] if native.has_int16_products() else [])]
 
 
 def generator(seed: int) -> torch.Generator:
-    """Torch's generator from a drawn seed."""
+    """Return torch's generator from a drawn seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def small_integers(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    """Integers from -3 to 3: every product and sum is exact, and ties are everywhere."""
+    """Draw integers from -3 to 3: products and sums are exact, and ties are frequent."""
     return torch.randint(-3, 4, shape, generator=generator(seed)).to(dtype)
 
 
 def normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    """Gaussian values."""
+    """Draw Gaussian values."""
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
 def uneven(shape: tuple[int, int], seed: int, dtype: torch.dtype) -> Tensor:
-    """Rows whose norms span nine orders of magnitude; one in eight is zero."""
+    """Draw rows whose norms span nine orders of magnitude; one in eight is zero."""
     rows = normal(shape, seed, torch.float64)
     powers = torch.randint(-15, 16, (shape[0], 1), generator=generator(seed + 1))
     alive = torch.rand(shape[0], 1, generator=generator(seed + 2)) > 1 / 8
@@ -64,7 +65,8 @@ def uneven(shape: tuple[int, int], seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def as_laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same values in other memory: contiguous, transposed, offset or with gaps."""
+    """Return the same values in another memory layout: contiguous, transposed, offset or with
+    gaps."""
     if layout == "transposed":
         return tensor.T.contiguous().T
     if layout == "offset":
@@ -82,7 +84,7 @@ layouts = st.sampled_from(["contiguous", "transposed", "offset", "gaps"])
 
 
 def random_sae(m: int, d: int, seed: int, variant: str = "topk", k: int = 3) -> SAE:
-    """Nothing tied, nothing of norm one; a latent that never fires."""
+    """Make an SAE without tied weights and unit norms, with a latent that never fires."""
     sae = SAE(d, m, k=min(k, m), variant=variant, seed=seed)
     random = generator(seed + 1)
     with torch.no_grad():

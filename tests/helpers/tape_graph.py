@@ -1,8 +1,8 @@
-"""A stand-in for a CUDA graph on CPU tensors: it replays operators and Triton launches by rote.
+"""A stand-in for a CUDA graph on CPU tensors that replays operators and Triton launches.
 
-As on a GPU, a recording runs no Python when it is replayed: numbers that the host knew are baked
-in, results are written to the tensors of the recording, and a recording leaves all tensors as they
-were. Code that reads a tensor on the host cannot be recorded.
+As on a GPU, a replay runs no Python: numbers known to the host are constants, results are written
+to the tensors of the recording, and recording leaves all tensors unchanged. Code that reads a
+tensor on the host cannot be recorded.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class TapeGraph(TorchDispatchMode):
         changed = tuple(_tensors((args, kwargs, result)))
 
         def again() -> None:
-            # A replay on a GPU is nothing that a version counter sees.
+            # On a GPU, a replay does not change version counters.
             with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(changed):
                 leaves = tree_leaves(func(*args, **kwargs))
                 for number, leaf in fresh:
@@ -85,7 +85,7 @@ class TapeGraph(TorchDispatchMode):
         return result
 
     def _remember(self, operands: Any) -> None:
-        """Keep what a tensor from outside holds, for the end of the recording."""
+        """Keep the values of an outside tensor until the end of the recording."""
         for tensor in _tensors(operands):
             where = tensor.untyped_storage().data_ptr()
             if where not in self._own and where not in self._before:
@@ -97,5 +97,5 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    """All of a tensor's memory."""
+    """Return all of a tensor's memory."""
     return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())

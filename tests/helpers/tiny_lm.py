@@ -1,4 +1,4 @@
-"""Language models so small that tests can afford them: random weights, a letter is a token."""
+"""Tiny language models with random weights, in which a letter is a token."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ TEXTS = [
 
 
 def tokenizer(*, bos: bool = False) -> Any:
-    """A letter is a token; with `bos`, texts begin with <s> as those of Llama do."""
+    """Return a tokenizer by letters; with `bos`, texts start with <s> as for Llama."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -47,7 +47,7 @@ def tokenizer(*, bos: bool = False) -> Any:
 
 
 def llama(*, bos: bool = False, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Four layers of Llama."""
+    """Return a Llama of four layers."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=258,
@@ -64,7 +64,7 @@ def llama(*, bos: bool = False, dtype: torch.dtype = torch.float32) -> LanguageM
 
 
 def gpt2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Three layers of GPT-2, which keeps to its dtype; Llama takes norms in float32."""
+    """Return a GPT-2 of three layers, which keeps its dtype; Llama computes norms in float32."""
     torch.manual_seed(1)
     config = GPT2Config(vocab_size=258, n_embd=24, n_layer=3, n_head=2, n_positions=128)
     config.initializer_range = 0.3
@@ -73,7 +73,7 @@ def gpt2(dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def saved(folder: Path) -> Path:
-    """The Llama as a folder that `load_model` takes."""
+    """Save the Llama to a folder for `load_model`."""
     tiny = llama()
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
@@ -81,7 +81,7 @@ def saved(folder: Path) -> Path:
 
 
 def write_in_place(model: LanguageModel) -> None:
-    """Every layer begins by writing into what the one before returned, as some models do."""
+    """Make each layer first write into the output of the previous one, as some models do."""
 
     def write(_layer: Any, inputs: Any) -> None:
         inputs[0].mul_(1.1)
@@ -91,7 +91,7 @@ def write_in_place(model: LanguageModel) -> None:
 
 
 def random_sae(d: int = D, dtype: torch.dtype = torch.float32, **settings: Any) -> saefast.SAE:
-    """An SAE whose parts are all used."""
+    """Return an SAE whose parts are all used."""
     sae = saefast.SAE(d, 48, seed=3, dtype=dtype, **{"k": 6, **settings})
     with torch.no_grad():
         generator = torch.Generator().manual_seed(4)

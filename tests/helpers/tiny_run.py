@@ -1,4 +1,4 @@
-"""A small run of every stage, and what a language model would add to it."""
+"""A small run of every stage, and files that a language model would add to it."""
 
 import json
 import shutil
@@ -37,14 +37,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def as_toml(settings: dict[str, dict[str, Any]]) -> str:
-    """What a file of settings says."""
+    """Format settings as TOML."""
 
     def told(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{name} = {told(its)}" for name, its in value.items()) + "}"
         if isinstance(value, list):
             return "[" + ", ".join(map(told, value)) + "]"
-        return json.dumps(value)  # TOML writes texts and numbers in the same way
+        return json.dumps(value)  # TOML formats strings and numbers like JSON
 
     lines = []
     for table, its in settings.items():
@@ -57,7 +57,7 @@ NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
 
 
 def tiny_run(out: Path) -> Path:
-    """All stages but the report, on planted rows."""
+    """Run all stages but the report, on planted rows."""
     run_pipeline(settings_from(SETTINGS), out, until="pool", progress=False)
     run_pipeline(settings_from(SETTINGS), out, until="subspace", resume=True, progress=False)
     run_pipeline(settings_from(SETTINGS), out, until="evaluate", resume=True, progress=False)
@@ -65,7 +65,7 @@ def tiny_run(out: Path) -> Path:
 
 
 def with_language_model(planted: Path, run: Path) -> Path:
-    """A copy with tokens, contexts and losses, as a harvest from one would have left them."""
+    """Make a copy with tokens, contexts and losses, as if harvested from a language model."""
     shutil.copytree(planted, run)
     table = read_table(run / FEATURES)
     count = table.num_rows

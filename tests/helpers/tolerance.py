@@ -1,4 +1,4 @@
-"""How wrong a result may be: no more than torch itself at the same dtype."""
+"""Tolerances of results: at most the error of torch at the same dtype."""
 
 import numpy as np
 import torch
@@ -6,15 +6,16 @@ from torch import Tensor
 
 
 def true_dots(rows: Tensor, others: Tensor) -> Tensor:
-    """rows[i] . others[i, c] in more digits than float64, rounded to it once."""
+    """Return rows[i] . others[i, c] in more digits than float64, rounded to float64 once."""
     wide, wide_others = (t.double().numpy().astype(np.longdouble) for t in (rows, others))
     return torch.from_numpy((wide[:, None] * wide_others).sum(-1).astype(np.float64))
 
 
 def assert_no_worse_than_torch(actual: Tensor, at_dtype: Tensor, truth: Tensor) -> None:
-    """The largest error is at most torch's own, of `at_dtype`, or two roundings of the result.
+    """Assert that the largest error is at most that of torch in `at_dtype`, or two roundings of the
+    result.
 
-    `truth` is float64. Nothing in here depends on the environment.
+    `truth` is float64. The tolerance does not depend on the environment.
     """
     assert actual.shape == truth.shape
     assert actual.dtype == at_dtype.dtype
@@ -28,6 +29,6 @@ def assert_no_worse_than_torch(actual: Tensor, at_dtype: Tensor, truth: Tensor) 
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
-    """Equal in every bit; shapes and dtypes too."""
+    """Assert equality of every bit, shape and dtype."""
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected)

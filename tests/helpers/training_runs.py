@@ -1,4 +1,4 @@
-"""Small training runs, and what they leave on disk."""
+"""Small training runs, and their files."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ ROWS = WORLD.sample(1500, 0) + 0.5
 
 
 def config(**changes: Any) -> TrainConfig:
-    """A small run that touches everything: epochs, AuxK, schedules."""
+    """Return the config of a small run with epochs, AuxK and schedules."""
     settings: dict[str, Any] = {
         "latents": 96,
         "k": 4,
@@ -37,7 +37,7 @@ LONGER = config(seeds=(0, 3), tokens=12_000)
 
 
 def train(configuration: Any, **arguments: Any) -> list[SAE]:
-    """Silently, on the small rows."""
+    """Train on the small rows without progress."""
     settings = {"progress": False, "log_every": 7} | arguments
     return train_saes(settings.pop("rows", ROWS), configuration, **settings)
 
@@ -48,7 +48,7 @@ def assert_same_sae(actual: SAE, expected: SAE) -> None:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """What must not depend on whether a run was broken off: all but times."""
+    """Return the content of files that must not depend on interruptions: everything but times."""
     kept = {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -67,7 +67,7 @@ def metrics_of(out: Path) -> list[dict[str, Any]]:
 
 
 def steps_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """By the loop's clock, which is returned, a step takes so long and nothing else takes time."""
+    """Replace the clock of the loop: a step takes so long and nothing else takes time."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = clock.perf_counter = lambda: clock.now
     real = SeedTrainer.train
@@ -82,7 +82,7 @@ def steps_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespa
 
 
 def checkpoint_of(out: Path) -> int:
-    """The step that a resume would begin at; -1 where there is no run."""
+    """Return the step at which a resume would start; -1 without a run."""
     if not (out / "run.json").exists():
         return -1
     return int(json.loads((out / "run.json").read_text())["checkpoint"])

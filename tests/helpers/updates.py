@@ -64,13 +64,13 @@ ADAM = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
 
 
 def rates(number: int, lr: float = LR) -> Tensor:
-    """Adam's, at a step."""
+    """Return Adam's rates at a step."""
     wide = [torch.tensor(float(value), dtype=torch.float64) for value in (lr, number)]
     return reference.adam_rates(*wide, ADAM["beta1"], ADAM["beta2"])
 
 
 class Problem:
-    """Weights, moments and a stream of batches in which some latents stay idle."""
+    """Weights, moments and a stream of batches in which some latents are idle."""
 
     def __init__(self, shape: Shape, seed: int, dtype: torch.dtype) -> None:
         self.shape, self.seed, self.dtype = shape, seed, dtype
@@ -82,7 +82,7 @@ class Problem:
         self.moments = [torch.zeros_like(p) for p in self.parameters for _ in range(2)]
 
     def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Indices, values, value gradients, residual, inputs."""
+        """Draw indices, values, value gradients, residual and inputs."""
         n, d, _, k = self.shape
         seed = self.seed + 10 * number
         values = normal((n, k), seed, self.dtype)
@@ -96,7 +96,7 @@ class Problem:
     def gradients_of(
         self, number: int, d_out: int, groups: int | None, group_ends: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """A batch whose reconstructions have width `d_out`, and may be several."""
+        """Draw a batch with one or several reconstructions of width `d_out`."""
         n = self.shape.n
         indices, values, _, _, inputs = self.batch(number)
         seed = self.seed + 10 * number
@@ -109,7 +109,7 @@ class Problem:
         return indices, values, grads, residual if groups else residual[0], inputs
 
     def extra(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients from elsewhere for half the latents, and places that stand for none."""
+        """Draw additional gradients for half the latents, and places without a latent."""
         _, d, m, _ = self.shape
         seed = self.seed + 10 * number + 5
         latents = torch.randperm(m, generator=generator(seed))[: m // 2 + 1]
@@ -119,16 +119,16 @@ class Problem:
         return latents, next(rows), normal((c,), seed, self.dtype), next(rows)
 
     def update(self, number: int, *, extra: bool = False, lr: float = LR, **others: Any) -> Update:
-        """The operands of one step."""
+        """Return the operands of one step."""
         given: dict[str, Any] = {"rates": rates(number, lr), **ADAM, "unit_norm": True, **others}
         more = self.extra(number) if extra else None
         return update_of(self.batch(number), self.parameters, self.moments, extra=more, **given)
 
     def fused(self, number: int, **asked: Any) -> tuple[Tensor, Tensor]:
-        """One step of the op; see `update`."""
+        """Take one step of the op; see `update`."""
         outputs: tuple[Tensor, Tensor] = latent_update(*self.update(number, **asked))
         return outputs
 
     def plain(self, number: int, **asked: Any) -> tuple[Tensor, Tensor]:
-        """One step of the reference; see `update`."""
+        """Take one step of the reference; see `update`."""
         return reference.latent_update(self.update(number, **asked))

@@ -1,4 +1,4 @@
-"""Rows that a worker of the benchmark of GPUs writes."""
+"""Rows that a worker of the GPU benchmark writes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from bench import gpu_worker
 
 
 def worked(items: Iterator[gpu_worker.Item]) -> list[dict[str, Any]]:
-    """Return the rows that a worker writes of these items."""
+    """Return the rows that a worker writes for these items."""
     messages: list[dict[str, Any]] = []
     assert gpu_worker.work(items, 0, lambda **message: messages.append(message)) == 0
     return [message["row"] for message in messages if "row" in message]

@@ -1,8 +1,8 @@
-"""The Triton kernels under Triton's interpreter: a pytest run of its own, `make test` has it.
+"""The Triton kernels in Triton's interpreter, in a separate pytest run by `make test`.
 
-The ops take their GPU path, on CPU tensors: what is tested is what a GPU would be asked to do, in
-float32, without races and without tensor cores. The interpreter's bfloat16 arithmetic is wrong, so
-bfloat16 products are carried by float32 here.
+The ops take their GPU path on CPU tensors: this tests the work of a GPU in float32, without races
+and tensor cores. The interpreter's bfloat16 arithmetic is wrong, so bfloat16 products are computed
+in float32 here.
 """
 
 import os
@@ -30,7 +30,7 @@ from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
 
 gpu.has = lambda tensor: True
-# So that torch fills what it allocates with NaN: what was never written must not be read.
+# Torch fills allocated memory with NaN: memory that was never written must not be read.
 torch.use_deterministic_algorithms(True)
 for op in (
     decode_prefixes,
@@ -48,7 +48,7 @@ for op in (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Triton 3.6's interpreter takes scalars out of arrays as NumPy 2.3 only just allows."""
+    """Ignore a deprecation of NumPy 2.3 in Triton 3.6's interpreter."""
     config.addinivalue_line(
         "filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning"
     )
@@ -56,6 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(params=[str(screen) for screen in SCREENS[:-1]])
 def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every engine and product of the GPU's encode, in turn."""
+    """Each engine and product of the GPU's encode."""
     monkeypatch.setenv(ENVIRONMENT, request.param)
     return request.param

@@ -1,4 +1,4 @@
-"""AuxK's kernels against its definition, and how much they do when few or no latents are dead."""
+"""AuxK's kernels against its definition, and their work when few or no latents are dead."""
 
 from typing import Any, NamedTuple
 
@@ -38,17 +38,18 @@ class Problem(NamedTuple):
 
     @classmethod
     def drawn(cls, data: Any = normal, n: int = 18) -> "Problem":
-        """More than one tile of tokens, of latents and of the decoder's width, all cut off."""
+        """Draw more than one tile of tokens, latents and decoder width, each with a partial
+        tile."""
         d, d_out, m = 12, 20, 40
         shapes = ((n, d), (n, d_out), (m, d), (m,), (m, d_out))
         return cls(*(data(s, seed, torch.float32) for seed, s in enumerate(shapes)))
 
     def found(self, dead: DeadLatents, settings: AuxK, **options: Any) -> AuxGradients:
-        """Return what the kernels make of it."""
+        """Return the result of the kernels."""
         return auxk_gradients(*self, dead, settings, **options)
 
     def expected(self, dead: DeadLatents, settings: AuxK, **options: Any) -> AuxGradients:
-        """Return the same by the reference's ops in float64, for the dead latents alone."""
+        """Return the result of the reference's ops in float64, for only the dead latents."""
         real = dead.latents[: int(dead.number)]
         wide = (part.double() for part in self)
         return auxk_gradients(*wide, DeadLatents(real, dead.number), settings, **options)
@@ -85,7 +86,7 @@ def test_the_list_of_dead_latents(m: int, share: float, seed: int, data: st.Data
 )
 @pytest.mark.parametrize("data", [normal, small_integers])
 def test_keep_largest(n: int, count: int, k: int, signed: bool, seed: int, data: Any) -> None:
-    """In registers up to 32 columns, by several reads above; ties go to the lower column."""
+    """Up to 32 columns in registers, more by several reads; ties go to the lower column."""
     scores = torch.full((16, 64), torch.nan)
     scores[:n, :count] = data((n, count), seed, torch.float32)
     scores[:n, :count:7] = -torch.inf
@@ -98,7 +99,7 @@ def test_keep_largest(n: int, count: int, k: int, signed: bool, seed: int, data:
     assert kept[:, :, whole_tiles(count) :].isnan().all()  # not written
 
 
-def test_not_a_number_ends_the_search_for_the_largest() -> None:
+def test_nan_ends_the_search_for_the_largest() -> None:
     scores = torch.full((16, 48), torch.nan)
     scores[:, ::2] = 1.0
     for count in (20, 48):
@@ -108,7 +109,7 @@ def test_not_a_number_ends_the_search_for_the_largest() -> None:
         assert (kept.nan_to_num() == 0).all()
 
 
-def test_three_parts_are_the_number_and_one_is_the_nearest() -> None:
+def test_three_parts_sum_to_the_number_and_one_is_the_nearest() -> None:
     """And six of their nine products leave at most 2^-23 + 2^-32 of the product of the numbers."""
     problem = Problem.drawn()
     dead = dead_of(5, AuxK(dead_after=50, capacity=20))
@@ -131,14 +132,14 @@ def test_three_parts_are_the_number_and_one_is_the_nearest() -> None:
     product = problem.inputs.double()[:, None] * problem.w_enc[latents].double()
     loss = ((kept[..., :12] - product) / product).abs()
     assert loss.max() <= 2.0**-23 + 2.0**-32
-    assert loss.max() > 0  # three products are left out
+    assert loss.max() > 0  # three products are omitted
 
 
 @pytest.mark.parametrize(
     ("count", "normalised", "signed"),
     [(2, True, False), (2, False, True), (19, True, True), (40, False, False)],
 )
-def test_gradients_are_those_of_the_reference(count: int, normalised: bool, signed: bool) -> None:
+def test_gradients_equal_the_references(count: int, normalised: bool, signed: bool) -> None:
     """Fewer dead latents than k, a tile and a bit, and more than the capacity of 25."""
     settings = AuxK(3, dead_after=50, capacity=25, normalised=normalised, signed=signed)
     problem, dead = Problem.drawn(), dead_of(count, settings)
@@ -154,7 +155,7 @@ def test_gradients_are_those_of_the_reference(count: int, normalised: bool, sign
         assert actual[listed:].isnan().all()  # not written
 
 
-def test_the_dense_definition_is_the_sparse_one() -> None:
+def test_dense_and_sparse_definitions_agree() -> None:
     problem, settings = Problem.drawn(), AuxK(3, signed=True)
     wide = [part.double() for part in problem]
     dead = (wide[0], wide[2][:9], wide[3][:9], wide[4][:9], wide[1])
@@ -176,7 +177,7 @@ def test_integers_are_exact_and_ties_go_to_lower_latents() -> None:
         assert_same_bits(actual[:19].double(), wanted)
 
 
-def test_rounding_operands_is_asked_for() -> None:
+def test_operands_are_rounded_on_request() -> None:
     """Operands are off by 2^-9; all three dead latents may be active, so that none is swapped."""
     settings = AuxK(3, dead_after=50, capacity=25)
     problem, dead = Problem.drawn(), dead_of(3, settings)
@@ -201,7 +202,7 @@ def test_a_constant_error_has_no_weight() -> None:
 def test_without_a_dead_latent_nothing_is_written(
     normalised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that is allocated is NaN at first, see conftest; of it only the loss gets a value."""
+    """Allocated memory is NaN at first, see conftest; only the loss gets a value."""
     settings = AuxK(3, dead_after=50, capacity=25, normalised=normalised)
     problem, dead = Problem.drawn(), dead_of(0, settings)
     written = _written(monkeypatch)
@@ -213,7 +214,7 @@ def test_without_a_dead_latent_nothing_is_written(
     assert sum(tensor.numel() for tensor in written()) == 1
 
 
-def test_eight_launches_and_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_eight_launches_and_no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = AuxK(3, dead_after=50, capacity=5)
     problem, idle = Problem.drawn(), torch.full((40,), 100)
     launched = []
@@ -234,7 +235,8 @@ def test_eight_launches_and_no_wait_for_the_device(monkeypatch: pytest.MonkeyPat
 
 
 def _written(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Watch what kernels get; return a function that lists the tensors whose contents changed."""
+    """Record arguments of kernels; return a function that lists the tensors whose values
+    changed."""
     seen: list[tuple[Tensor, Tensor]] = []
     run = InterpretedFunction.run
 

@@ -1,4 +1,4 @@
-"""What a GPU does where a batch shares its latents: selection, and errors of nested prefixes."""
+"""GPU kernels for whole batches: selection, and errors of nested prefixes."""
 
 import torch
 from helpers.codes import assert_keeps, codes
@@ -19,7 +19,7 @@ from saefast import reference
 
 @settings(max_examples=10)
 @given(code=codes(), share=st.floats(0, 1.2))
-def test_the_largest_are_kept_and_of_equal_ones_the_first(
+def test_the_largest_are_kept_and_ties_go_to_the_first(
     code: tuple[Tensor, Tensor], share: float
 ) -> None:
     values, indices = code
@@ -35,13 +35,15 @@ def test_integers_give_the_reference_bit_for_bit(
     assert_integers_match_the_reference(shape, groups, seed, biased)
 
 
-def test_zeros_that_fill_a_code_up_change_nothing() -> None:
+def test_padding_zeros_do_not_change_results() -> None:
     assert_padding_changes_nothing()
 
 
 @settings(max_examples=10)
 @given(shape=shapes(), groups=st.integers(1, 5), seed=seeds)
-def test_errors_of_prefixes_are_those_of_float32(shape: Shape, groups: int, seed: int) -> None:
+def test_errors_of_prefixes_are_within_float32_rounding(
+    shape: Shape, groups: int, seed: int
+) -> None:
     problem = Problem(shape, groups, seed, normal, torch.float32)
     wide = [
         part.double() if isinstance(part, Tensor) and part.is_floating_point() else part

@@ -16,14 +16,14 @@ from saefast.kernels.round_rows import RoundedRows
 
 
 def rounded(rows: int, seed: int, largest: float) -> RoundedRows:
-    """Norms up to about `largest`, and what rounding to bfloat16 would take of them."""
+    """Draw norms up to about `largest`, and their losses by rounding to bfloat16."""
     norm = normal((rows,), seed, torch.float32).abs() * largest
     lost = normal((rows,), seed + 1, torch.float32).abs() * largest * 2.0**-9
     return RoundedRows("bfloat16", torch.empty(0), norm, lost)
 
 
 def masking(values: Tensor, seed: int, with_: float) -> Tensor:
-    """A tenth of the values replaced."""
+    """Replace a tenth of the values."""
     chosen = torch.rand(values.shape, generator=generator(seed)) < 0.1
     return torch.where(chosen, with_, values)
 
@@ -37,7 +37,7 @@ def masking(values: Tensor, seed: int, with_: float) -> Tensor:
     raised=st.booleans(),
     seed=seeds,
 )
-def test_bounds_of_columns(
+def test_bounds_of_columns_equal_their_definition(
     m: int, with_bias: bool, with_scale: bool, with_threshold: bool, raised: bool, seed: int
 ) -> None:
     columns = rounded(m, seed, 2.0)
@@ -75,10 +75,8 @@ def test_bounds_of_columns(
     largest=st.sampled_from([1e-3, 1.0, 1.5e18, 4e18]),
     seed=seeds,
 )
-def test_rows_whose_scores_might_overflow_fail_at_once(
-    n: int, m: int, largest: float, seed: int
-) -> None:
-    """At 1.5e18 some do; the lists and the floor say the same of every row."""
+def test_rows_near_overflow_fail_immediately(n: int, m: int, largest: float, seed: int) -> None:
+    """At 1.5e18 some rows do; lists and floor agree on every row."""
     d = 40
     rows, columns = rounded(n, seed, largest), rounded(m, seed + 2, largest)
     bias = normal((m,), seed + 4, torch.float32) * largest
@@ -100,7 +98,7 @@ def test_rows_whose_scores_might_overflow_fail_at_once(
     assert_same_bits(floor[safe], torch.zeros(int(safe.sum())))
 
 
-def test_beside_a_column_that_is_no_number_lists_fail_and_nothing_is_above() -> None:
+def test_lists_fail_and_nothing_is_above_with_a_nan_column() -> None:
     columns = rounded(100, 0, 1.0)
     columns.norm[70] = torch.nan
     by_column = column_bounds(columns, None, None)

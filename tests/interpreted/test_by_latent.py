@@ -12,7 +12,7 @@ from saefast.kernels.codes.by_latent import PIECE, ByLatent, sort_by_latent
 
 
 def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:
-    """The definition: starts by bisection, pieces by what latents are cut."""
+    """Compute the definition: starts by bisection, pieces of latents that are cut."""
     ordered, entry = torch.sort(indices.flatten().int(), stable=True)
     start = torch.searchsorted(ordered, torch.arange(latents + 1, dtype=torch.int32))
     count = start.diff()
@@ -36,12 +36,12 @@ def by_torch(indices: Tensor, latents: int, piece: int) -> ByLatent:
     piece=st.sampled_from([1, 2, 3, 8, 64]),
     seed=seeds,
 )
-def test_entries_starts_and_pieces_are_those_of_torch(
+def test_entries_starts_and_pieces_equal_torchs(
     n: int, k: int, latents: int, hot: float, piece: int, seed: int
 ) -> None:
-    """A share of the entries, `hot`, belongs to three latents, which are cut where it is large.
+    """A share `hot` of the entries belongs to three latents, which are cut if it is large.
 
-    Programs of the interpreter look at 16 latents, so that pieces are counted across several.
+    Programs of the interpreter handle 16 latents, so that pieces are counted across several.
     """
     random = generator(seed)
     indices = torch.randint(latents, (n, k), generator=random)
@@ -53,13 +53,13 @@ def test_entries_starts_and_pieces_are_those_of_torch(
 
 
 @pytest.mark.parametrize("stray", [-1, 5, 2**31 - 1])
-def test_an_index_out_of_range_belongs_to_no_latent(stray: int) -> None:
+def test_indices_out_of_range_are_ignored(stray: int) -> None:
     indices = torch.tensor([[4, stray], [0, 4], [4, 4]])
     for a, e in zip(sort_by_latent(indices, 5, 2), by_torch(indices, 5, 2), strict=True):
         assert_same_bits(a, e)
 
 
-def test_entries_that_are_not_positive_belong_to_no_latent() -> None:
+def test_entries_that_are_not_positive_are_ignored() -> None:
     random = generator(0)
     indices, values = torch.randint(9, (20, 3), generator=random), normal((20, 3), 0, torch.float32)
     values[:4] = 0.0

@@ -1,4 +1,4 @@
-"""Steps without waits of the host on the GPU's path, and steps that are recorded and replayed."""
+"""Steps on the GPU path without waits of the host, and recorded and replayed steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,12 +33,12 @@ OBJECTIVES = {
 }
 WAITS = {name: 0 if name in ("topk", "by norm") else 1 for name in OBJECTIVES}
 ROWS = torch.randn(3, 8, generator=generator(0))
-# Batches are alike, so that the threshold of one is a good guess of the next one's.
+# Batches are similar, so that the threshold of one is a good guess for the next.
 DATA = [ROWS + 0.05 * torch.randn(3, 8, generator=generator(1 + number)) for number in range(4)]
 
 
 def small(name: str, d_out: int | None = None) -> SAE:
-    """An SAE away from its start; where k does not bound them, few latents of a row are active."""
+    """Make an SAE away from its initial weights, in which few latents of a row are active."""
     by_norm = name == "by norm"
     variant = "topk" if by_norm else name
     sae = SAE(8, 20, variant=variant, k=3, seed=1, d_out=d_out, by_norm=by_norm)
@@ -52,7 +52,7 @@ def small(name: str, d_out: int | None = None) -> SAE:
 
 
 def step_of(name: str, **settings: Any) -> FusedStep:
-    """A step on the fused path, on which the host knows that codes are sparse."""
+    """Make a step on the fused path that knows that codes are sparse."""
     sae = small(name)
     step = FusedStep(sae, lr=1e-3, objective=OBJECTIVES[name](sae), **settings)
     step.now = Current(3)
@@ -63,18 +63,18 @@ def step_of(name: str, **settings: Any) -> FusedStep:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_waits_at_most_once(name: str) -> None:
-    """TopK never; where a row has no bound on its latents, for the report of the encode."""
+    """TopK never; variants without a bound on active latents for the report of the encode."""
     step = step_of(name, rules=Rules(unit_norm=False, penalties=PENALTIES))
     for number, x in enumerate(DATA[:3]):
         with host_waits() as waits:
             assert step(x).path == "fused"
-        if number:  # the first step has nothing to guess from
+        if number:  # the first step has no guess
             assert waits == ["tolist in train.step._complete"] * WAITS[name]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_replays_are_steps(name: str) -> None:
-    """Bit for bit, while the learning rate and the pressure change under the recording."""
+def test_replays_equal_steps(name: str) -> None:
+    """Bit for bit, while the learning rate and the pressure change."""
     graphs: list[TapeGraph] = []
     eager, captured = step_of(name), step_of(name)
     replay = captured.capture(DATA[0], graph=made(graphs))
@@ -84,13 +84,13 @@ def test_replays_are_steps(name: str) -> None:
             step.now = Current(3, 0.1 * number)
         assert_same_result(eager(x), replay(x))
         assert_same_state(eager, captured)
-    # The first step compiles the kernels; where k is no bound, it also finds how much room to make.
+    # The first step compiles the kernels; if k is not a bound, it also determines the room.
     assert [graph.replays for graph in graphs] == [len(DATA) - 1 - WAITS[name]] * (1 + WAITS[name])
 
 
 @pytest.mark.parametrize("name", ["topk", "relu"])
-def test_a_changed_k_is_recorded_anew(name: str) -> None:
-    """The step at which it changes is taken as usual."""
+def test_a_changed_k_is_recorded_again(name: str) -> None:
+    """The step at which k changes is taken without a recording."""
     graphs: list[TapeGraph] = []
     eager, captured = step_of(name), step_of(name)
     replay = captured.capture(DATA[0], graph=made(graphs))
@@ -103,8 +103,8 @@ def test_a_changed_k_is_recorded_anew(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka", "relu", "jumprelu"])
-def test_an_encode_without_places_is_repeated_and_recorded_anew(name: str) -> None:
-    """With few places and with many the bits are the same."""
+def test_an_encode_without_room_is_repeated_and_recorded_again(name: str) -> None:
+    """Little and much room give the same bits."""
     graphs: list[TapeGraph] = []
     eager, captured = step_of(name), step_of(name)
     for step in (eager, captured):
@@ -120,7 +120,7 @@ def test_an_encode_without_places_is_repeated_and_recorded_anew(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "relu"])
-def test_a_step_repeats_an_encode_without_places(name: str) -> None:
+def test_a_step_repeats_an_encode_without_room(name: str) -> None:
     few, many = step_of(name), step_of(name)
     for x in DATA[:2]:
         few.objective._places.places = 1
@@ -129,17 +129,17 @@ def test_a_step_repeats_an_encode_without_places(name: str) -> None:
     assert_same_state(few, many)
 
 
-def test_dense_codes_leave_the_recording_and_sparse_ones_come_back() -> None:
+def test_dense_codes_leave_the_recording_and_sparse_ones_return() -> None:
     graphs: list[TapeGraph] = []
     step = step_of("relu")
     replay = step.capture(DATA[0], graph=made(graphs))
     paths = []
     for bias in (None, None, 2.0, None, -3.0, None, None):
         if bias is not None:
-            step.sae.b_enc.data.fill_(bias)  # the encoder's weights are packed, this is not
+            step.sae.b_enc.data.fill_(bias)  # the encoder's weights are packed, this weight is not
         paths.append(replay(DATA[0]).path)
     assert paths == ["fused"] * 3 + ["autograd"] * 2 + ["fused"] * 2
-    # The encode after a dense step tells of it.
+    # The encode after a dense step reports dense codes.
     assert [graph.replays for graph in graphs] == [2, 1, 1, 1]
 
 
@@ -157,7 +157,7 @@ def test_weights_changed_from_outside_are_packed_again() -> None:
     assert [graph.replays for graph in graphs] == [1, 1]
 
 
-def test_targets_are_recorded_too() -> None:
+def test_targets_are_recorded() -> None:
     eager, captured = (FusedStep(small("topk", d_out=5)) for _ in range(2))
     targets = [x[:, :5] * 2 for x in DATA]
     replay = captured.capture(DATA[0], targets[0], graph=TapeGraph)
@@ -170,7 +170,7 @@ def test_targets_are_recorded_too() -> None:
         replay(DATA[0], targets[0][1:])
 
 
-def test_what_cannot_be_recorded_is_refused_before() -> None:
+def test_steps_that_cannot_be_recorded_are_refused() -> None:
     def refused(step: FusedStep, x: torch.Tensor, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             step.capture(x, graph=TapeGraph)
@@ -185,7 +185,7 @@ def test_what_cannot_be_recorded_is_refused_before() -> None:
 
 
 def made(graphs: list[TapeGraph]) -> Callable[[Any], TapeGraph]:
-    """A factory that keeps what it made."""
+    """Return a factory that keeps the objects it made."""
 
     def make_one(beside: object) -> TapeGraph:
         graphs.append(TapeGraph())

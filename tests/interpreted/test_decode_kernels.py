@@ -20,7 +20,7 @@ ops = torch.ops.saefast
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    """Around the blocks of the interpreter: 4 entries, 16 columns."""
+    """Draw sizes around the blocks of the interpreter: 4 entries, 16 columns."""
     n = draw(st.sampled_from([0, 1, 2, 5]))
     d = draw(st.sampled_from([1, 7, 15, 16, 17, 33]))
     m = draw(st.sampled_from([1, 3, 8, 17, 31]))
@@ -58,7 +58,7 @@ def test_integers_give_the_reference_bit_for_bit(shape: Shape, seed: int, layout
 
 @settings(max_examples=10)
 @given(shape=shapes(), seed=seeds)
-def test_errors_are_those_of_float32(shape: Shape, seed: int) -> None:
+def test_errors_are_within_float32_rounding(shape: Shape, seed: int) -> None:
     n, d, m, k = shape
     indices = draw_indices(shape, seed)
     data = [normal(s, seed + i, torch.float32) for i, s in enumerate([(n, k), (m, d), (n, d)])]
@@ -96,8 +96,8 @@ def test_float64_is_summed_in_float64(shape: Shape, seed: int, layout: str) -> N
     torch.testing.assert_close(decoded, expected, **close)
 
 
-def test_a_float64_product_of_two_rows_has_the_same_bits_from_either_side() -> None:
-    """Whatever the number of rows and indices: a matching compares products of different calls."""
+def test_float64_products_of_rows_are_symmetric() -> None:
+    """For any number of rows and indices, since a matching compares products of different calls."""
     x, y = normal((3, 50), 0, torch.float64), normal((5, 50), 1, torch.float64)
     forward = ops.gather_dots(x, y, torch.arange(5).expand(3, 5))
     backward = ops.gather_dots(y, x, torch.arange(3).expand(5, 3))
@@ -129,7 +129,7 @@ def test_latents_with_many_entries_are_summed_in_pieces(
     if op == "latent_sum":
         actual = ops.latent_sum(values, indices, rows, m)
         assert_same_bits(actual, reference.latent_sum(values, indices, rows, m))
-    else:  # which starts from zero, so that the first moments are a quarter of the gradients
+    else:  # whose moments start from zero, so that the first moments are a quarter of the gradients
         weight, bias = torch.zeros(m, d), torch.zeros(m)
         moments = [torch.zeros_like(t) for t in (weight, weight, bias, bias, weight, weight)]
         rates = torch.ones(2, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_latents_with_many_entries_are_summed_in_pieces(
 
 
 def test_gradients_of_a_model_equal_autograds() -> None:
-    """Encode, decode and everything that their backward passes call."""
+    """Gradients of encode, decode and all ops of their backward passes."""
     n, d, m, k = 5, 12, 40, 4
     x, scale = normal((n, d), 0, torch.float32), normal((m,), 1, torch.float32).abs()
     leaves = [normal(s, i, torch.float32) for i, s in enumerate([(m, d), (m,), (m, d), (d,)], 2)]
@@ -168,11 +168,11 @@ def test_gradients_of_a_model_equal_autograds() -> None:
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
 
 
-def test_indices_out_of_range_are_refused_and_never_followed() -> None:
+def test_indices_out_of_range_are_refused_and_not_read() -> None:
     values, weight = torch.ones(1, 2), torch.ones(3, 4)
     wrong = torch.tensor([[1, 3]])
     with pytest.raises(ValueError, match=r"indices must be in \[0, 3\)"):
         saefast.sparse_decode(values, wrong, weight)
-    # The ops that trust their caller read nothing that is not there.
+    # The ops that do not check indices read nothing out of bounds.
     assert ops.gather_dots(torch.ones(1, 4), weight, wrong).tolist() == [[4.0, 0.0]]
     assert ops.latent_sum(values, wrong, torch.ones(1, 4), 3)[1].tolist() == [1.0] * 4

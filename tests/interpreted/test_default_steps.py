@@ -1,6 +1,6 @@
-"""What a default training step asks of a GPU: how many kernels, which of them, waits and memory.
+"""Work of a GPU in a default training step: kernels, waits and memory.
 
-A step on few rows takes as long as its kernels take to start, so their number is bounded here.
+The time of a step on few rows is the time to start its kernels, so their number is bounded here.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ The two sums over the pieces of long runs come on top where a batch has 256 acti
 
 
 class Seen(NamedTuple):
-    """One default step on the GPU's path."""
+    """A recording of one default step on the GPU's path."""
 
     variant: str
     path: str
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
 
 
 def section_of(launch: Launch) -> str:
-    """Where in a step a kernel belongs."""
+    """Return the section of a step to which a kernel belongs."""
     for section, beginning in SECTIONS.items():
         if any(where.startswith(beginning) for where in launch.where):
             return section
@@ -75,7 +75,7 @@ def default_step(variant: str) -> Seen:
         step._dense.fill_(False)
     first = torch.randn(N, D, generator=generator(0))
     step(first)
-    # Alike, so that the threshold of the first batch is a good guess.
+    # Batches are similar, so that the threshold of the first one is a good guess.
     second = first + 0.05 * torch.randn(N, D, generator=generator(1))
     with host_waits() as waits, recording() as recorder:
         result = step(second)
@@ -96,8 +96,8 @@ def test_kernels_are_few(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None
     assert {name: count for name, count in found.items() if count > most[name]} == {}
 
 
-def test_the_fused_path_serves_all_of_it(seen: Seen) -> None:
-    """Neither autograd nor the reference computes a part."""
+def test_the_fused_path_serves_the_whole_step(seen: Seen) -> None:
+    """Neither autograd nor the reference computes any part of it."""
     assert seen.path == "fused"
     by_reference = [
         launch.name
@@ -109,8 +109,8 @@ def test_the_fused_path_serves_all_of_it(seen: Seen) -> None:
     assert by_reference == []
 
 
-def test_the_host_waits_for_the_report_of_the_encode_alone(seen: Seen) -> None:
-    """In a TopK step for nothing: k bounds the active latents of a row."""
+def test_the_host_waits_only_for_the_report_of_the_encode(seen: Seen) -> None:
+    """A TopK step does not wait at all: k bounds the active latents of a row."""
     expected = [] if seen.variant == "topk" else ["tolist in train.step._complete"]
     assert seen.waits == expected
     assert seen.recorder.waits == []

@@ -19,7 +19,7 @@ from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS, GpuScreen
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    """Small sizes around the tiles of the interpreter, 16 x 64, and powers of two."""
+    """Draw small sizes around the tiles of the interpreter, 16 x 64, and powers of two."""
     n = draw(st.sampled_from([1, 2, 3, 17]))
     d = draw(st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 40])))
     m = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 200])))
@@ -47,7 +47,7 @@ def test_integers_give_the_reference_bit_for_bit(
 @settings(max_examples=4)
 @given(shape=shapes(), seed=seeds, layout=layouts)
 @pytest.mark.parametrize("data", [normal, uneven])
-def test_exact_is_the_top_k_of_full_precision_whoever_screens(
+def test_exact_is_the_top_k_of_full_precision_for_every_screen(
     monkeypatch: pytest.MonkeyPatch, shape: Shape, seed: int, layout: str, data: object
 ) -> None:
     n, d, m, k = shape
@@ -65,7 +65,7 @@ def test_exact_is_the_top_k_of_full_precision_whoever_screens(
 
 
 def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Fills with the number of rows whose screen failed, encode by encode."""
+    """Return a list that records the number of rows whose screen failed in each encode."""
     seen: list[int] = []
     mend = topk_encode._mend_failed
 
@@ -101,7 +101,7 @@ def test_rows_whose_screen_fails_are_scored_in_full(
         bias = torch.full((m,), -torch.inf)
         bias[[3, 77, 150]] = 0.0
     elif trouble == "huge":
-        x[1] *= 1e18  # so near overflow that a screen could get there
+        x[1] *= 1e18  # so near overflow that a screen could overflow
         weight *= 1e19
     elif trouble == "zero row":
         x[1] = 0.0
@@ -123,14 +123,14 @@ def test_rows_whose_screen_fails_are_scored_in_full(
         )
     else:
         assert_top_k(code, x, weight, bias, None)
-    # A row of zeros scores zero everywhere, without doubt: its first k columns are the best.
+    # A row of zeros has only scores of zero: its first k columns are the best.
     assert failed[0] >= (0 if trouble == "zero row" else 1)
     if trouble == "equal":
         assert (code.indices == torch.arange(k)).all()
 
 
 def scratch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Fills with the memory in which `score_all` lists the columns that it has scored."""
+    """Return a list that records the memory in which `score_all` lists its scored columns."""
     seen: list[torch.Tensor] = []
     launch = topk_encode.score_all.run
     place = topk_encode.score_all.arg_names.index("work")
@@ -148,7 +148,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     ("product", "exact"), [("float16", True), ("bfloat16", True), ("bfloat16", False)]
 )
 @pytest.mark.parametrize("place", ["weight", "bias", "x", "infinite weight"])
-def test_nothing_is_scored_in_full_beside_nan(
+def test_rows_are_not_scored_in_full_if_weights_have_nan(
     place: str, product: str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = scratch(monkeypatch)
@@ -174,7 +174,7 @@ def test_nothing_is_scored_in_full_beside_nan(
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_row_that_fails_beside_whole_ones_is_still_scored(
+def test_a_failed_row_among_others_is_scored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used = scratch(monkeypatch)
@@ -188,7 +188,7 @@ def test_a_row_that_fails_beside_whole_ones_is_still_scored(
 def test_rows_far_larger_or_smaller_than_others_are_screened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each row has a multiplier of its own, and the weight is not near one."""
+    """Each row has its own multiplier, and the weight is not close to one."""
     used = scratch(monkeypatch)
     monkeypatch.setenv(ENVIRONMENT, "fused-float16")
     x, weight = normal((5, 32), 0, torch.float32), normal((90, 32), 1, torch.float32)
@@ -200,13 +200,13 @@ def test_rows_far_larger_or_smaller_than_others_are_screened(
 
 
 def test_parts_of_a_failed_row_do_not_run_into_the_next_list(screen: str) -> None:
-    """Each of the eight parts keeps all its 66 columns, and two of them are more than 2 k + 16."""
+    """Each of the eight parts keeps all its 66 columns, and two parts are more than 2 k + 16."""
     n, d, m, k = 2, 8, 8 * 66, 54
     x, weight = (
         small_integers(shape, i, torch.float32) for i, shape in enumerate([(n, d), (m, d)])
     )
     weight *= 2.0**60
-    x[0] *= 2.0**60  # so near overflow that a screen could get there
+    x[0] *= 2.0**60  # so near overflow that a screen could overflow
     expected = reference.topk_encode(x, weight, k=k, precision="bf16")
     code = saefast.topk_encode(x, weight, k=k, precision="bf16")
     assert_same_bits(code.indices, expected.indices)
@@ -216,7 +216,7 @@ def test_parts_of_a_failed_row_do_not_run_into_the_next_list(screen: str) -> Non
 @pytest.mark.parametrize("d", [16, 40])
 @pytest.mark.parametrize("loser", ["x", "weight"])
 def test_rounding_that_all_points_one_way(screen: str, d: int, loser: str) -> None:
-    """As on the CPU: the best column loses all it can to bfloat16, its rivals lose nothing."""
+    """As on the CPU: the best column loses as much as possible to bfloat16, its rivals nothing."""
     rounds_down = torch.full((1, d), 1 + 2.0**-8 - 2.0**-14)
     rounds_up = torch.full((1, d), 1 + 2.0**-8 + 2.0**-14)
     signs = torch.ones(1, d)
@@ -238,7 +238,7 @@ def test_rounding_that_all_points_one_way(screen: str, d: int, loser: str) -> No
 @settings(max_examples=10)
 @pytest.mark.parametrize("product", ["float16", "bfloat16", "tfloat32", "float32"])
 @pytest.mark.parametrize("of", ["rows", "columns"])
-def test_bounds_hold_for_what_rounding_loses(of: str, product: str, seed: int) -> None:
+def test_bounds_cover_rounding_losses(of: str, product: str, seed: int) -> None:
     rows = uneven((9, 37), seed, torch.float32)
     rounded = getattr(round_rows, f"rounded_{of}")(rows, product)
     units = rounded.units[:, :37].double()
@@ -249,7 +249,7 @@ def test_bounds_hold_for_what_rounding_loses(of: str, product: str, seed: int) -
     lost = (rows.double() - units).norm(dim=1)
     assert (lost <= rounded.lost.double()).all()
     assert (rows.double().norm(dim=1) <= rounded.norm.double()).all()
-    # Not much above, so that the screen is worth something.
+    # Only slightly above, so that the screen rules out columns.
     assert (rounded.norm.double() <= rows.double().norm(dim=1) * (1 + 1e-4) + 1e-11).all()
     assert (rounded.lost.double() <= lost * (1 + 1e-4) + 1e-11).all()
     if product == "bfloat16":
@@ -258,7 +258,9 @@ def test_bounds_hold_for_what_rounding_loses(of: str, product: str, seed: int) -
 
 
 @pytest.mark.parametrize("tma", [False, True])
-def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_by_address_and_by_descriptor_agree(
+    tma: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launches = []
     monkeypatch.setattr(screening, "has_tma", lambda tensor: tma)
     run = hot_groups.hot_groups.run
@@ -275,7 +277,7 @@ def test_tiles_by_address_and_by_descriptor(tma: bool, monkeypatch: pytest.Monke
     assert {tma} == {seen for seen in launches if seen is not None}
 
 
-def test_a_tile_that_is_measured_is_used_and_changes_nothing(
+def test_a_measured_tile_is_used_and_does_not_change_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launches = []
@@ -313,7 +315,7 @@ def test_large_k_and_float64_are_served_in_slices(monkeypatch: pytest.MonkeyPatc
         assert_same_bits(actual.values, expected.values)
 
 
-def test_lists_are_kept_by_triton_when_nothing_else_is_built() -> None:
+def test_lists_are_kept_by_triton_without_cuda_kernels() -> None:
     from saefast.ops import gpu
 
     assert gpu.select("triton") is select_triton

@@ -1,4 +1,4 @@
-"""The checks and contests that bench/ makes on a GPU, at sizes that the interpreter can bear."""
+"""The GPU checks and contests of bench/, at sizes for the interpreter."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +29,7 @@ ON_THE_CPU = ("trainings", "defaults")
 
 @pytest.fixture(autouse=True)
 def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are used, and lists by Triton."""
+    """Keep only the screens in use, with lists by Triton."""
     monkeypatch.setattr(gpu_encode_checks.gpu, "has_cuda", lambda: False)
     monkeypatch.setattr(gpu_encode_checks, "SCREENS", SCREENS[:4])
 
@@ -38,7 +38,7 @@ def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     "check", [one for one in gpu_checks.CHECKS if one.__name__ not in ON_THE_CPU]
 )
 def test_every_check_holds(check: Callable[..., Iterator[Any]]) -> None:
-    """Steps take too long here; tests/bench/test_gpu_contests.py has them, on the CPU's kernels."""
+    """Steps take too long here; tests/bench/test_gpu_contests.py runs them on the CPU's kernels."""
     found = list(check(SMALL, *gpu_checks.drawn_on(SMALL, "cpu")))
     assert [finding for finding in found if not finding.holds] == []
     assert len(found) == len({finding.check for finding in found}) > 0
@@ -51,12 +51,12 @@ def test_a_training_is_checked() -> None:
 
 
 def exact_training(*data: Any) -> Iterator[Any]:
-    """One of the trainings."""
+    """Return one check of a training."""
     yield gpu_training_checks.training(*data, "exact", auxk=False)
 
 
 def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
-    """Those that have something to say; one screen that serves both precisions is enough."""
+    """Return checks with failures; one screen that serves both precisions is enough."""
     gpu_encode_checks.SCREENS = (GpuScreen("fused", "bfloat16"),)
     data = gpu_checks.drawn_on(SMALL, "cpu")
     return {
@@ -66,7 +66,7 @@ def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
     }
 
 
-def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_detect_a_wrong_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     def second_best(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> None:
         n, k = values.shape
         more = values.new_empty(n, k + 1), indices.new_empty(n, k + 1)
@@ -84,7 +84,7 @@ def test_checks_see_a_wrong_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(failing(*encodes)) == 3
 
 
-def test_checks_see_columns_that_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_detect_ignored_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_every_other(*arguments: Any, **options: Any) -> object:
         found = column_bounds(*arguments, **options)
         found.shift[::2] = -torch.inf
@@ -95,7 +95,7 @@ def test_checks_see_columns_that_are_not_looked_at(monkeypatch: pytest.MonkeyPat
     assert len(failing(gpu_encode_checks.thresholds, gpu_encode_checks.integer_thresholds)) == 2
 
 
-def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_detect_a_sum_without_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     sort_by_latent = latent_sum.sort_by_latent
 
     def without_the_first(indices: Tensor, latents: int, **options: Any) -> object:
@@ -108,7 +108,7 @@ def test_checks_see_a_sum_that_misses_one_token(monkeypatch: pytest.MonkeyPatch)
     assert len(failing(gpu_training_checks.gradients, exact_training)) == 2
 
 
-def test_checks_see_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_detect_changing_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     decode_residual, calls = sparse_decode.decode_residual, iter(range(1000))
 
     def unsteady(*arguments: object) -> tuple[Tensor, ...]:
@@ -119,7 +119,7 @@ def test_checks_see_bits_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(failing(gpu_training_checks.residuals, exact_training)) == 2
 
 
-def test_checks_see_scores_of_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_detect_scores_with_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     def rounded_otherwise(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
         values, *others = encode(*arguments, **options)
         return values * (1 + 2.0**-23), *others
@@ -133,7 +133,7 @@ def test_every_encode_runs_and_agrees() -> None:
     contest = Contest(Shape(9, 33, 3, 4), "cpu")
     seen = {}
     for one in encodes(contest):
-        # A compiler is not here.
+        # A compiler is not available.
         if one.rival == "torch.compile":
             continue
         values = one.build()()

@@ -1,4 +1,4 @@
-"""Matching as a GPU does it: float32 candidates, scored again in float64 by the kernels."""
+"""Matching on the GPU path: float32 candidates, scored again in float64 by the kernels."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from saefast.ops import gpu
 
 
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch, **options: object) -> Matches:
-    """The matching of plain torch."""
+    """Return the matching of plain torch."""
     with monkeypatch.context() as patched:
         patched.setattr(gpu, "serves", lambda *a: False)
         patched.setattr(gpu, "has", lambda tensor: False)
@@ -27,7 +27,7 @@ def matched(**options: object) -> Matches:
     "options", [{}, {"absolute": True}, {"one_to_one": True}], ids=["near", "absolute", "pairs"]
 )
 @pytest.mark.parametrize("doubtful", [False, True])
-def test_the_pairs_are_those_of_the_cpu(
+def test_pairs_equal_the_cpus(
     options: dict[str, object], doubtful: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

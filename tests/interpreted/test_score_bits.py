@@ -1,4 +1,4 @@
-"""The scores of a top k, of rows scored in full and of those above a threshold, bit for bit."""
+"""Scores of a top k, of rows scored in full and above a threshold agree bit for bit."""
 
 import pytest
 import torch

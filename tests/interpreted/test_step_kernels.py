@@ -1,4 +1,4 @@
-"""Steps under every rule and objective on the GPU's kernels, against autograd on dense products."""
+"""Steps with every rule and objective on the GPU's kernels, against autograd on dense products."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ RULES = {
         ("jumprelu", "usual"),
     ],
 )
-def test_steps_train_what_autograd_trains(name: str, rules: str) -> None:
+def test_steps_equal_autograd(name: str, rules: str) -> None:
     results = []
     for dense in (False, True):
         sae, objective = make(name, dtype=torch.float32)
@@ -52,7 +52,7 @@ def test_steps_train_what_autograd_trains(name: str, rules: str) -> None:
     (losses, weights), (expected_losses, expected) = results
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     for actual, wanted in zip(weights, expected, strict=True):
-        # Adam takes a step of the size of lr, whichever way a gradient of nearly zero points.
+        # Adam takes a step of the size of lr, for either sign of a gradient of nearly zero.
         apart = (actual - wanted).abs()
         assert (apart > 1e-4).double().mean() < 5e-3
         assert apart.max() <= 6e-3
@@ -61,7 +61,7 @@ def test_steps_train_what_autograd_trains(name: str, rules: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_the_loss_of_weights_that_are_nan_is_nan(precision: str) -> None:
-    """So that the next report ends the training; and no kernel reads what is not there."""
+    """The next report then ends the training, and no kernel reads out of bounds."""
     sae, objective = make("topk", dtype=torch.float32)
     step = FusedStep(sae, objective=objective, precision=precision)
     (x,) = batches(1, 8, 16, torch.float32)

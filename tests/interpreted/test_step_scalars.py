@@ -1,4 +1,4 @@
-"""The kernels of what a step does besides its products, against their definitions in torch."""
+"""The kernels of a step besides its products, against their definitions in torch."""
 
 import math
 
@@ -19,7 +19,7 @@ sizes = st.sampled_from([1, 15, 16, 17, 40])
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.95), (0.5, 0.0)])
 @pytest.mark.parametrize("before", [0, 1, 9, 1000, 10**6, 10**9])
-def test_rates_are_those_of_adam(betas: tuple[float, float], before: int) -> None:
+def test_rates_equal_adams(betas: tuple[float, float], before: int) -> None:
     lr, steps = (torch.tensor(value, dtype=torch.float64) for value in (3e-4, before))
     logarithms = (math.log(beta) if beta else -math.inf for beta in betas)
     rates = step_scalars.next_rates(lr, steps, *logarithms)
@@ -28,7 +28,7 @@ def test_rates_are_those_of_adam(betas: tuple[float, float], before: int) -> Non
 
 
 def vector(size: int, seed: int, *, with_minus: bool) -> Vector:
-    """A vector in the middle of a training."""
+    """Draw a vector in the middle of a training."""
     parameter, first, second, gradient, minus = (
         normal((size,), seed + i, torch.float32) for i in range(5)
     )
@@ -44,7 +44,7 @@ def vector(size: int, seed: int, *, with_minus: bool) -> Vector:
     clip=st.sampled_from([0.0, 1e-3, 1.0, 1e4]),
     seed=seeds,
 )
-def test_the_factor_of_a_clipped_gradient(
+def test_a_gradient_is_clipped_by_its_factor(
     latents: int, size: int, other_size: int | None, with_minus: bool, clip: float, seed: int
 ) -> None:
     row_squares = normal((latents,), seed, torch.float64).square()
@@ -57,7 +57,7 @@ def test_the_factor_of_a_clipped_gradient(
     assert (actual == 1) == (expected == 1)
 
 
-def test_a_gradient_that_is_no_number_has_no_factor() -> None:
+def test_a_nan_gradient_gives_a_nan_factor() -> None:
     row_squares = torch.tensor([1.0, torch.nan], dtype=torch.float64)
     assert step_scalars.clip_factor(1.0, row_squares, vector(3, 0, with_minus=True)).isnan()
 
@@ -95,8 +95,8 @@ def test_vectors_move_as_in_the_reference(
     assert_same_bits(idle, expected_idle)
 
 
-def test_the_kernels_serve_the_adam_of_a_step() -> None:
-    """What changes is known to autograd, which counts versions."""
+def test_a_step_updates_vectors_by_the_kernels() -> None:
+    """Changes increase the versions that autograd checks."""
     sae = SAE(6, 9, k=2, variant="jumprelu", seed=0)
     adam = Adam(sae, 1e-2, Rules())
     gradients = {"b_dec": torch.ones(6), "jump_threshold": -torch.ones(9)}

@@ -1,4 +1,4 @@
-"""The GPU's threshold_encode: who is above, whoever screens; lists that run full; long lists."""
+"""The GPU's threshold_encode: selection with every screen, full lists, and long lists."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from saefast.ops.gpu_screens import ENVIRONMENT
 
 @pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16", "fused-float16"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Either engine; which product it screens with does not matter to a test."""
+    """Each engine; tests do not depend on the product of the screen."""
     monkeypatch.setenv(ENVIRONMENT, request.param)
     return str(request.param)
 
@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def all_scores(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """[n, m] what the exact `topk_encode` of a GPU says of every latent."""
+    """Return [n, m] scores of the exact `topk_encode` of a GPU for all latents."""
     n, m = x.shape[0], weight.shape[0]
     lists = Lists.allocate(n, m, x.device)
     lists.counts.fill_(m)
@@ -59,10 +59,10 @@ def test_integers_give_the_reference_bit_for_bit(
 @settings(max_examples=4)
 @given(shape=shapes(), seed=seeds, with_bias=st.booleans(), with_scale=st.booleans())
 @pytest.mark.parametrize("data", [normal, uneven])
-def test_a_threshold_at_a_score_is_not_exceeded_by_it(
+def test_a_threshold_equal_to_a_score_is_not_exceeded(
     screen: str, shape: Shape, seed: int, with_bias: bool, with_scale: bool, data: object
 ) -> None:
-    """Scores are those of `topk_encode` to the last bit."""
+    """Scores equal those of `topk_encode` to the last bit."""
     _, d, m, width = shape
     x, weight = data((3, d), seed, torch.float32), data((m, d), seed + 1, torch.float32)
     bias = normal((m,), seed + 2, torch.float32) if with_bias else None
@@ -75,8 +75,8 @@ def test_a_threshold_at_a_score_is_not_exceeded_by_it(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_large_biases_that_nearly_cancel_the_threshold(engine: str, seed: int) -> None:
-    """What rounding takes of the bias decides, and the product knows nothing of it."""
+def test_large_biases_may_nearly_cancel_the_threshold(engine: str, seed: int) -> None:
+    """The rounding of the bias decides, which is not part of the product."""
     m = 130
     x, weight = normal((2, 12), seed, torch.float32), normal((m, 12), seed + 1, torch.float32)
     sizes = 10.0 ** torch.randint(5, 10, (m,), generator=generator(seed))
@@ -92,8 +92,8 @@ def test_large_biases_that_nearly_cancel_the_threshold(engine: str, seed: int) -
 
 
 @pytest.mark.parametrize("width", [1, 40, 130])
-def test_lists_that_run_full_keep_the_best_and_count_all(engine: str, width: int) -> None:
-    """Lists of 64 and 128 for up to 130 columns that are above."""
+def test_full_lists_keep_the_best_and_count_all(engine: str, width: int) -> None:
+    """Lists of 64 and 128 for up to 130 columns above the threshold."""
     x, weight = normal((2, 12), 0, torch.float32), normal((130, 12), 1, torch.float32)
     scores = all_scores(x, weight)
     for limit in (-100.0, float(scores.median())):
@@ -105,14 +105,14 @@ def test_lists_that_run_full_keep_the_best_and_count_all(engine: str, width: int
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("trouble", ["masked", "huge", "equal", "near ties", "huge threshold"])
-def test_troublesome_rows(engine: str, trouble: str) -> None:
+def test_rows_with_extreme_values(engine: str, trouble: str) -> None:
     n, d, m, width = 2, 12, 90, 30
     x, weight = normal((n, d), 0, torch.float32), normal((m, d), 1, torch.float32)
     bias, threshold = torch.zeros(m), torch.zeros(m)
     if trouble == "masked":
         bias[::2], threshold[::3] = -torch.inf, torch.inf
     elif trouble == "huge":
-        # Rounded to bfloat16 the product is -infinity, and no bias brings it back.
+        # Rounded to bfloat16 the product is -infinity, for any bias.
         x[1], weight[7] = 0.0, 0.0
         x[1, 0], weight[7, 0] = (1 - 2.0**-10) * 2.0**64, -(1 - 2.0**-10) * 2.0**64
         bias[7] = 2.0**127 * (2 - 2.0**-9)
@@ -136,7 +136,7 @@ def test_troublesome_rows(engine: str, trouble: str) -> None:
 
 
 def scored_columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Fills with the columns that wait to be scored in the end, encode by encode."""
+    """Return a list that records the columns left to be scored in each encode."""
     seen: list[int] = []
     launch = threshold_encode.settle_lists.run
 
@@ -161,7 +161,7 @@ def test_the_screen_decides_nearly_all_columns(
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
-def test_nothing_is_looked_at_beside_nan(
+def test_nothing_is_scored_if_weights_have_nan(
     engine: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = scored_columns(monkeypatch)
@@ -200,7 +200,7 @@ def test_rows_are_served_in_parts_that_fit_the_memory(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
-def test_a_packed_weight_gives_the_same(engine: str, precision: str) -> None:
+def test_a_packed_weight_gives_the_same_code(engine: str, precision: str) -> None:
     x, weight = normal((7, 12), 0, torch.float32), normal((90, 12), 1, torch.float32)
     bias, threshold = normal((90,), 2, torch.float32), torch.tensor(0.5)
     packed = repacked(None, False, x, weight, 4, precision)
@@ -217,7 +217,7 @@ def test_a_packed_weight_gives_the_same(engine: str, precision: str) -> None:
 def test_batch_topk_keeps_the_largest_of_the_batch(
     engine: str, precision: str, lower: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the bound that a top k gives is wrong."""
+    """Also if the bound from a top k is wrong."""
     if lower is not None:
         monkeypatch.setattr(module, "_LOWER", lower)
     x, weight = normal((4, 12), 0, torch.float32), normal((40, 12), 1, torch.float32)
@@ -232,7 +232,7 @@ def test_batch_topk_keeps_the_largest_of_the_batch(
         assert_right(found, scores, 3)
 
 
-def test_no_rows_and_float64() -> None:
+def test_no_rows_and_float64_are_served() -> None:
     weight = normal((9, 5), 0, torch.float64)
     empty = saefast.threshold_encode(torch.empty(0, 5), weight.float(), threshold=0.0, width=3)
     assert [tuple(part.shape) for part in empty] == [(0, 3), (0, 3), (0,)]
@@ -242,7 +242,7 @@ def test_no_rows_and_float64() -> None:
     assert_same_code(saefast.threshold_encode(x, weight, threshold=threshold, width=3), expected)
 
 
-def test_what_is_not_finite_is_refused() -> None:
+def test_input_that_is_not_finite_is_refused() -> None:
     x, weight = normal((4, 5), 1, torch.float32), normal((9, 5), 0, torch.float32)
     for threshold in (torch.nan, -torch.inf):
         with pytest.raises(ValueError, match="threshold"):

@@ -17,7 +17,7 @@ from saefast.kernels.round_rows import rounded_columns
 def test_several_steps_equal_the_reference(
     d: int, product: str, unit_norm: bool, extra: bool
 ) -> None:
-    """One block of the width and several; 19 latents are more than one program's."""
+    """One block of the width and several; 19 latents need more than one program."""
     shape = Shape(9, d, 19, 3)
     fused, plain = Problem(shape, 0, torch.float32), Problem(shape, 0, torch.float64)
     plain.batch = lambda number: tuple(
@@ -49,7 +49,8 @@ def test_several_steps_equal_the_reference(
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_training_equals_autograd_and_adam(precision: str) -> None:
-    """The truth is trained in float64. Losses are off by a few roundings of float32, 2^-24 each."""
+    """The truth is trained in float64. The error of losses is a few roundings of float32, 2^-24
+    each."""
     data = batches(4, 12, 16, torch.float64)
     fused, plain = SAE(16, 40, k=4, seed=1), SAE(16, 40, k=4, seed=1, dtype=torch.float64)
     step = FusedStep(fused, lr=2e-3, precision=precision)
@@ -61,7 +62,7 @@ def test_training_equals_autograd_and_adam(precision: str) -> None:
         torch.testing.assert_close(mine.double(), torchs, rtol=1e-5, atol=1e-5)
 
 
-def test_every_run_gives_the_same_bits() -> None:
+def test_runs_give_the_same_bits() -> None:
     results = []
     for _ in range(2):
         sae = SAE(16, 40, k=4, seed=1)
@@ -85,7 +86,7 @@ def test_the_learning_rate_may_change_between_steps() -> None:
     assert (sae.W_enc != before).any()
 
 
-def test_reference_rates_are_adams() -> None:
+def test_reference_rates_equal_adams() -> None:
     size, root = reference.adam_rates(
         torch.tensor(1e-3, dtype=torch.float64), torch.tensor(5.0, dtype=torch.float64), 0.9, 0.999
     ).tolist()
@@ -93,7 +94,7 @@ def test_reference_rates_are_adams() -> None:
     assert root == pytest.approx((1 - 0.999**5) ** 0.5)
 
 
-def test_weights_that_outgrow_float16_count_as_lost() -> None:
+def test_weights_beyond_float16_count_as_lost() -> None:
     problem = Problem(Shape(9, 16, 19, 3), 0, torch.float32)
     packed = rounded_columns(problem.w_enc * 1e-3, "float16")
     arrays = (packed.units, packed.norm, packed.lost)

@@ -1,4 +1,4 @@
-"""Whatever the GPU's pass over the latents can be asked for, exact on integers."""
+"""All options of the GPU's pass over the latents, exact on integers."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ RATES = torch.tensor([0.5, 1.0], dtype=torch.float64)
 
 
 def integers(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Whole numbers from low to high, float32."""
+    """Draw integers from low to high, in float32."""
     return torch.randint(low, high + 1, shape, generator=generator(seed)).float()
 
 
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     switches: dict[str, Any] = {}  # noqa: RUF012
 
     def update(self) -> Update:
-        """The operands, new tensors each time."""
+        """Return the operands, new tensors each time."""
         (n, d, m, k), seed = self.shape, self.seed
         ends = self.switches.get("group_ends")
         groups = () if ends is None else (len(ends),)
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
         )
         rows = rows[:, None] if ends is None else rows
         grads = (rows * w_dec[indices]).sum(2) + self.measured
-        # Entries that are not positive must not be looked at.
+        # Entries that are not positive must not be read.
         value_grads = torch.where(values > 0, grads, 7.0)
         parameters = [*weights, w_dec]
         moments = [4 * integers(0, 1, p.shape, seed + 5) for p in parameters for _ in range(2)]
@@ -74,7 +74,8 @@ class Asked(NamedTuple):
         )
 
     def _extra(self) -> tuple[Tensor, ...]:
-        """For some latents, and places without one, whose gradients are not set."""
+        """Draw gradients for some latents, and places without a latent, whose gradients are not
+        set."""
         m, seed = self.shape.m, self.seed
         some = torch.randperm(m, generator=generator(seed + 7))[: (m + 1) // 2]
         latents = torch.cat([some[:1], torch.tensor([m, m + 9]), some[1:]])
@@ -90,7 +91,8 @@ def _group(ends: Tensor, indices: Tensor) -> Tensor:
 
 
 def check(asked: Asked) -> None:
-    """Both ops against their references: the same bits but for what Adam's root rounds."""
+    """Compare both ops with their references: the same bits except for the rounding of Adam's
+    root."""
     mine, theirs, before = asked.update(), asked.update(), asked.update()
     for actual, expected in zip(
         gradient_squares(*mine), reference.gradient_squares(theirs), strict=True
@@ -108,19 +110,19 @@ def check(asked: Asked) -> None:
 
 
 def learned_of(update: Update) -> tuple[Learned, Learned, Learned]:
-    """The parameters with their moments."""
+    """Return the parameters with their moments."""
     return update.encoder, update.bias, update.decoder
 
 
 def switches(m: int, seed: int, *chosen: str, **flags: bool) -> dict[str, Any]:
-    """Those of the tensors that are `chosen`, and flags; rows have norm one unless they say no."""
+    """Return the chosen tensors, and flags; rows have norm one unless a flag says otherwise."""
     tensors = {
         "shrink_enc": integers(-2, 2, (m,), seed + 20),
         "shrink_dec": integers(-2, 2, (m,), seed + 21),
         "no_shrink": torch.zeros(m),
         "sign": torch.tensor([1.0, -1.0], dtype=torch.float64),
         "factor": torch.tensor(0.5, dtype=torch.float64),
-        # Empty groups, one latent and all the others.
+        # empty groups, one latent and all the others
         "group_ends": torch.tensor([0, m // 2, m // 2, m]),
     }
     named = {"shrink_dec" if c == "no_shrink" else c: tensors[c] for c in chosen}
@@ -144,14 +146,14 @@ ALONE = {
 
 @pytest.mark.parametrize("d_out", [5, 17])
 @pytest.mark.parametrize("name", ALONE)
-def test_each_switch_alone(name: str, d_out: int) -> None:
-    """Of transcoders and of rows of several blocks."""
+def test_each_switch_alone_equals_the_reference(name: str, d_out: int) -> None:
+    """For transcoders and rows of several blocks."""
     check(Asked(SHAPE, d_out, switches=ALONE[name]))
 
 
 @pytest.mark.parametrize("d_out", [16, 17])
-def test_a_decay_of_zero_measures_the_part_along_the_rows(d_out: int) -> None:
-    """As for precision="bf16_weights", where gradients of values belong to the rounded rows."""
+def test_a_decay_of_zero_computes_the_component_along_the_rows(d_out: int) -> None:
+    """As for precision="bf16_weights", where value gradients belong to the rounded rows."""
     check(Asked(SHAPE, d_out, extra=True, measured=True, switches=switches(6, 0, "no_shrink")))
 
 
@@ -162,7 +164,7 @@ def test_places_without_a_latent_are_not_read(d_out: int) -> None:
 
 @st.composite
 def updates(draw: st.DrawFn) -> Asked:
-    """Any combination, some of one latent, one active, one column or no row."""
+    """Draw any combination, some with one latent, one active latent, one column or no row."""
     m = draw(st.integers(1, 7))
     shape = Shape(
         draw(st.integers(0, 4)),
@@ -188,7 +190,7 @@ def updates(draw: st.DrawFn) -> Asked:
 
 @settings(max_examples=25)
 @given(asked=updates())
-def test_every_combination(asked: Asked) -> None:
+def test_every_combination_equals_the_reference(asked: Asked) -> None:
     check(asked)
 
 
@@ -216,7 +218,7 @@ def test_pieces_of_a_latent_sum_over_the_rows_of_its_group() -> None:
 
 @pytest.mark.parametrize("frozen", [None, "encoder", "decoder"])
 @pytest.mark.parametrize("chosen", [(), ("shrink_enc", "shrink_dec", "sign", "group_ends")])
-def test_a_pass_shares_its_parts_without_changing_bits(
+def test_a_pass_equals_two_ops_bit_for_bit(
     frozen: str | None, chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Measure and update in one pass, and by two ops; runs of more than four are cut."""
@@ -240,7 +242,7 @@ def test_a_pass_shares_its_parts_without_changing_bits(
 
 
 def test_a_pass_changes_the_versions_of_what_it_updates() -> None:
-    """A packed encoder would otherwise be taken for fresh."""
+    """Otherwise a packed encoder would seem fresh."""
     update = Asked(Shape(3, 5, 4, 2), 5, switches={"unit_norm": True}).update()
     before = {name: getattr(update, name)._version for name in MUTATED}
     latent_pass(update).update(None)
@@ -256,7 +258,7 @@ def test_scalars_of_another_dtype_are_refused_as_on_the_cpu(name: str, op: Any) 
         op(*narrow)
 
 
-def test_a_pass_refuses_the_factor_that_it_is_given_last() -> None:
+def test_a_pass_refuses_a_bad_factor() -> None:
     latents = latent_pass(Asked(SHAPE, 5, switches=switches(6, 0)).update())
     with pytest.raises(TypeError, match="factor must be float64, got float32"):
         latents.update(torch.tensor(0.5))
@@ -265,7 +267,7 @@ def test_a_pass_refuses_the_factor_that_it_is_given_last() -> None:
 
 
 class Allocations(TorchDispatchMode):
-    """The bytes of every tensor that is made, and the names of the functions that ran."""
+    """Record the bytes of every new tensor, and the names of the functions that ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +277,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Compare the memory of what comes out with that of what went in."""
+        """Record outputs whose memory is not that of an input."""
         result = function(*args, **(kwargs or {}))
         tensors = torch.utils._pytree.tree_leaves((args, kwargs))
         known = {_memory(tensor) for tensor in tensors if isinstance(tensor, Tensor)}
@@ -301,18 +303,18 @@ def test_no_gradient_is_stored_and_the_host_never_waits(op: Any) -> None:
     asked = Asked(Shape(n, d, m, 1), d, extra=True, switches=chosen)
     update = asked.update()
     with Allocations() as seen:
-        # What a custom op does inside is hidden from modes outside of it.
+        # Calls inside a custom op are hidden from modes outside of it.
         op._backend_fns["cuda"](*update)
     assert seen.bytes
     assert sum(seen.bytes) < 4 * m * d
-    blocks = 2 * -(-d // 16)  # of columns, of both matrices
+    blocks = 2 * -(-d // 16)  # for columns of both matrices
     assert max(seen.bytes) <= max(8 * (m + 1), 4 * 3 * d, 4 * m * blocks)
     waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "boolean index"}
     assert seen.functions.isdisjoint(waits)
 
 
-def test_squares_are_as_near_as_sums_in_float32() -> None:
-    """Gradients that are nearly parallel to their rows: what is left has no digits to lose."""
+def test_squares_are_within_float32_rounding() -> None:
+    """Gradients are nearly parallel to their rows, so the remainder has few significant digits."""
     n, d, m, k = 4, 33, 6, 2
     w_dec = normal((m, d), 0, torch.float64)
     w_dec /= w_dec.norm(dim=1, keepdim=True)

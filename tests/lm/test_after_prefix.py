@@ -1,4 +1,4 @@
-"""Tokens after one prefix, read once: the same activations as in contexts of their own."""
+"""Tokens after one prefix, which is read once: the same activations as in whole contexts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ PREFIX = torch.tensor([5, 80, 41, 9, 200, 17])
 @pytest.mark.parametrize("make", [tiny_lm.llama, tiny_lm.gpt2])
 @pytest.mark.parametrize("where", [0, 1, "mlp.1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_are_those_of_whole_contexts(
+def test_rows_equal_those_of_whole_contexts(
     make: Callable[..., LanguageModel], where: Any, dtype: torch.dtype
 ) -> None:
     model = make(dtype=dtype)
@@ -45,11 +45,11 @@ def test_the_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(after_prefix, "capture", counting)
     tokens = torch.arange(3, 103)
     capture_after(model, find_site(model.model, 1), PREFIX, tokens, batch_size=50, progress=False)
-    # The prefix, the comparison of the first few tokens on either way, two batches.
+    # The prefix, the comparison of the first few tokens in both ways, two batches.
     assert sorted(map(tuple, lengths)) == [(1, 4), (1, 6), (1, 50), (1, 50), (4, 7)]
 
 
-def test_a_model_that_does_not_give_the_same_runs_contexts_whole() -> None:
+def test_models_whose_results_differ_run_whole_contexts() -> None:
     model = tiny_lm.llama()
     site = find_site(model.model, 1)
     tokens = torch.arange(3, 40)

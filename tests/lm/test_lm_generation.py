@@ -27,7 +27,7 @@ def vectors(sequences: int, d: int = D) -> Tensor:
 def written_slowly(
     model: LanguageModel, site: int | str, change: Tensor, noise: Tensor, top_p: float
 ) -> list[int]:
-    """One sequence from the definition: the whole text anew for each token, sorted logits."""
+    """Write one sequence by definition: run the whole text for each token, and sort the logits."""
     prompt = model.tokenizer(PROMPT)["input_ids"]
     module, ids = find_site(model.model, site).module, list(prompt)
 
@@ -51,7 +51,7 @@ def written_slowly(
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("site", [1, "mlp.1"])
 @pytest.mark.parametrize("top_p", [0.5, 0.999])
-def test_tokens_are_those_of_the_definition(make: Any, site: int | str, top_p: float) -> None:
+def test_tokens_equal_those_of_the_definition(make: Any, site: int | str, top_p: float) -> None:
     model = make()
     opening = Opening(model, site, PROMPT, batch_size=3)
     change = vectors(4, opening.activations.shape[1])
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_the_definition(make: Any, site: int | str, top_p: f
     assert got.tokens.tolist() == want
 
 
-def test_strength_zero_writes_what_no_edit_writes() -> None:
+def test_strength_zero_equals_no_edit() -> None:
     opening = Opening(llama(), 1, PROMPT, batch_size=4)
     steered = opening.sample(added(0.0 * vectors(4)), noise(4)).tokens
     assert steered.equal(opening.sample(unedited, noise(4)).tokens)
@@ -90,7 +90,7 @@ def test_sequences_do_not_depend_on_their_batch() -> None:
         assert some.equal(logits[chosen])
 
 
-def test_models_without_kept_keys_write_the_same() -> None:
+def test_models_without_cached_keys_write_the_same() -> None:
     model = llama()
     kept = Opening(model, 2, PROMPT, batch_size=4)
     slow = Opening(model, 2, PROMPT, batch_size=4)
@@ -102,7 +102,7 @@ def test_models_without_kept_keys_write_the_same() -> None:
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("site", [1, "mlp.1"])
-def test_texts_are_read_from_the_site_on_as_from_the_beginning(make: Any, site: int | str) -> None:
+def test_texts_read_from_the_site_on_give_the_same_loss(make: Any, site: int | str) -> None:
     model = make(dtype=torch.float64)
     opening = Opening(model, site, PROMPT, batch_size=3)
     change = vectors(5, opening.activations.shape[1])
@@ -114,7 +114,7 @@ def test_texts_are_read_from_the_site_on_as_from_the_beginning(make: Any, site: 
     hook = first.register_forward_hook(lambda *_: calls.append(1))
     rest = list(opening.read(tokens, activations))
     hook.remove()
-    assert bool(calls) == (site != 1)  # behind a layer, nothing before it runs again
+    assert bool(calls) == (site != 1)  # after a layer, nothing before it runs again
     assert (activations is None) == (site != 1)
     for mine, its in zip(
         map(torch.cat, zip(*rest, strict=True)),
@@ -124,7 +124,7 @@ def test_texts_are_read_from_the_site_on_as_from_the_beginning(make: Any, site: 
         torch.testing.assert_close(mine, its)
 
 
-def test_texts_are_read_as_the_model_reads_them() -> None:
+def test_losses_equal_those_of_the_model() -> None:
     model = llama()
     opening = Opening(model, 1, PROMPT, batch_size=2)
     tokens = torch.randint(2, 250, (5, 7), generator=torch.Generator().manual_seed(1))
@@ -141,12 +141,12 @@ def test_texts_are_read_as_the_model_reads_them() -> None:
         torch.testing.assert_close(torch.cat([r.activations for r in readings])[number], hidden)
 
 
-def test_a_prompt_of_one_token() -> None:
+def test_a_prompt_of_one_token_is_continued() -> None:
     opening = Opening(llama(), 0, [7], batch_size=2)
     assert opening.sample(unedited, noise(2)).tokens.shape == (2, 6)
 
 
-def test_bad_input_is_named() -> None:
+def test_errors_name_bad_input() -> None:
     model = llama()
     with pytest.raises(ValueError, match="prompt must hold at least one token, got ''"):
         Opening(model, 0, "")

@@ -1,4 +1,4 @@
-"""Activations of a language model on disk: those of a plain forward pass, through kills."""
+"""Harvested activations equal those of a plain forward pass, also after kills."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("light")
 
 
 def outputs(model: LanguageModel, names: list[str], ids: Tensor) -> dict[str, Tensor]:
-    """What modules return in a forward pass that nobody disturbs."""
+    """Return the outputs of modules in a plain forward pass."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -65,7 +65,7 @@ GPT2_NAMES = {
 class TestHarvest:
     @pytest.mark.parametrize(("make", "names"), [(llama, LLAMA_NAMES), (gpt2, GPT2_NAMES)])
     @pytest.mark.parametrize("bos", [False, True])
-    def test_rows_are_those_of_a_plain_forward_pass(
+    def test_rows_equal_those_of_a_plain_forward_pass(
         self, tmp_path: Path, make: Any, names: dict[str, str], bos: bool
     ) -> None:
         model = make()
@@ -82,12 +82,12 @@ class TestHarvest:
             progress=False,
         )
         assert paths == [tmp_path / name for name in names]
-        # By hand: all documents, an empty line behind each, cut into contexts.
+        # By hand: all documents, an empty line after each, cut into contexts.
         letters = list(model.tokenizer("".join(text + "\n\n" for text in TEXTS))["input_ids"])
         room = 15 if bos else 16
         contexts = [letters[i : i + room] for i in range(0, len(letters), room)]
         contexts = [[0] * bos + one for one in contexts]
-        assert len(contexts[-1]) < 16  # a filled up one is among them
+        assert len(contexts[-1]) < 16  # a padded one is among them
         for path, name in zip(paths, names.values(), strict=True):
             store = StoreActivations(path)
             rows = torch.cat(
@@ -106,13 +106,13 @@ class TestHarvest:
             )
             verify_store(path)
 
-    def test_nothing_behind_the_last_module_is_computed(self) -> None:
+    def test_nothing_after_the_last_module_is_computed(self) -> None:
         model = llama()
         ran = []
         for name, module in model.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.append(name))
         sites = [find_site(model.model, where) for where in ("mlp.1", 0)]
-        for _ in range(2):  # and the model is as it was
+        for _ in range(2):  # and the model is unchanged
             ran.clear()
             capture(model.model, sites, torch.zeros(1, 4, dtype=torch.int64))
             assert "model.layers.1.mlp.down_proj" in ran
@@ -123,7 +123,7 @@ class TestHarvest:
         assert len(model.model.model.layers[1].mlp._forward_hooks) == 1
 
     @pytest.mark.parametrize("drop_bos", [True, False])
-    def test_a_document_for_itself_is_filled_up_and_the_filling_left_out(
+    def test_separate_documents_are_padded_without_rows_for_padding(
         self, tmp_path: Path, drop_bos: bool
     ) -> None:
         model = llama(bos=True)
@@ -147,7 +147,7 @@ class TestHarvest:
         assert store.read("positions", 0, store.rows).max() == 19
         assert store.index.dtype == torch.bfloat16
 
-    def test_bos_in_the_middle_is_left_out(self) -> None:
+    def test_bos_inside_a_context_is_left_out(self) -> None:
         batch = next(Packing(8, 2).batches(as_corpus(["ab<s>cd"]), tokenizer()))
         assert batch.ids[0].tolist()[2] == 0
         assert batch.kept[0].tolist() == [False, True, False, True, True, True, True]
@@ -155,7 +155,7 @@ class TestHarvest:
             Packing(8, 2, drop_bos=False).batches(as_corpus(["ab<s>"]), tokenizer())
         ).kept.all()
 
-    def test_a_killed_harvest_goes_on_to_the_same_bytes(
+    def test_a_killed_harvest_resumes_to_the_same_bytes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings: dict[str, Any] = {"tokens": 301, "corpus": TEXTS * 4, "context": 16}
@@ -163,8 +163,8 @@ class TestHarvest:
         sites = [1, "mlp.3"]
         whole = harvest(llama(), sites, out=tmp_path / "whole", **settings)
         out = tmp_path / "stopped"
-        # Killed: the process ends without a word in the middle of the work, with two shards of the
-        # one store and one of the other.
+        # Killed: the process ends during the work, with two shards of one store and one of the
+        # other.
         script = textwrap.dedent(f"""
             import os, signal, sys
             sys.path[:0] = {[str(CHECKOUT / "tests"), *sys.path]!r}
@@ -186,7 +186,7 @@ class TestHarvest:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert sorted(len(list(store.glob("*.safetensors"))) for store in out.iterdir()) == [1, 2]
-        # Interrupted, in the middle of a forward pass.
+        # Interrupted during a forward pass.
         passes: list[int] = []
 
         def interrupted(*arguments: Any) -> Any:
@@ -206,7 +206,7 @@ class TestHarvest:
             assert len(files) == 8
             for name in files:
                 assert (mine / name).read_bytes() == (other / name).read_bytes(), name
-        # What is finished is not computed again.
+        # Finished rows are not computed again.
         with monkeypatch.context() as patch:
             passes[:] = [0, 1, 2]
             patch.setattr("saefast.lm.harvesting.capture", interrupted)
@@ -214,7 +214,7 @@ class TestHarvest:
         with pytest.raises(FileExistsError, match="resume=True"):
             harvest(llama(), sites, out=out, **settings)
 
-    def test_a_harvest_goes_on_only_as_it_was_begun(self, tmp_path: Path) -> None:
+    def test_a_harvest_resumes_only_with_the_same_settings(self, tmp_path: Path) -> None:
         settings: dict[str, Any] = {"out": tmp_path / "store", "context": 16, "batch_size": 2}
         settings |= {"progress": False, "rows_per_shard": 20}
         model = llama()
@@ -233,13 +233,13 @@ class TestHarvest:
         harvest(model, 1, corpus=TEXTS, **{**again, "batch_size": 3})
         assert StoreActivations(tmp_path / "store").rows == 100
 
-    def test_too_little_text_is_told_and_what_there_is_written(self, tmp_path: Path) -> None:
+    def test_too_little_text_raises_after_writing_it(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"holds only 60 tokens.*, but 1000 were") as error:
             harvest(llama(), 0, out=tmp_path / "s", corpus=TEXTS[:1], tokens=1000, context=12)
         assert "tokens=60" in str(error.value)
         assert StoreActivations(tmp_path / "s").rows == 60
 
-    def test_the_store_says_where_it_comes_from(self, tmp_path: Path) -> None:
+    def test_the_store_records_its_provenance(self, tmp_path: Path) -> None:
         model = llama()
         harvest(model, -1, out=tmp_path / "s", corpus=TEXTS, context=16, progress=False)
         metadata = StoreActivations(tmp_path / "s").index.metadata
@@ -252,7 +252,7 @@ class TestHarvest:
 
 
 class TestSites:
-    def test_what_does_not_exist_is_told(self) -> None:
+    def test_errors_name_missing_models_and_modules(self) -> None:
         model = llama().model
         with pytest.raises(ValueError, match=r"from 0 to 3, got resid.4"):
             find_site(model, 4)
@@ -268,11 +268,11 @@ class TestSites:
         ):
             find_site(model, "mlp.1")
 
-    def test_modules_that_do_not_run_or_return_no_rows(self) -> None:
+    def test_modules_without_activations_raise(self) -> None:
         model = llama().model
         ids = torch.zeros(2, 4, dtype=torch.int64)
         model.model.spare = torch.nn.Linear(2, 2)
-        with pytest.raises(ValueError, match=r"does not run model.spare"):
+        with pytest.raises(ValueError, match=r"does not call model.spare"):
             capture(model, [find_site(model, "model.spare")], ids)
         with pytest.raises(ValueError, match=r"model.rotary_emb must return activations"):
             capture(model, [find_site(model, "model.rotary_emb")], ids)

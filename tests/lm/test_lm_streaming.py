@@ -1,4 +1,4 @@
-"""Activations computed as a training asks for them: the rows of a harvest."""
+"""Activations that are computed during a training: the rows of a harvest."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("light")
 class TestStreaming:
     SETTINGS: ClassVar[dict[str, Any]] = {"corpus": TEXTS * 3, "context": 16, "batch_size": 3}
 
-    def test_it_has_the_rows_of_the_store(self, tmp_path: Path) -> None:
+    def test_rows_equal_those_of_the_store(self, tmp_path: Path) -> None:
         model = llama()
         (path, other) = harvest(
             model, ["mlp.1", 2], out=tmp_path, dtype=torch.float32, progress=False, **self.SETTINGS
@@ -43,14 +43,14 @@ class TestStreaming:
             for _ in range(-(-stream.rows // 50)):
                 batch = next(batches)
                 for row, x, target in zip(batch.rows, batch.x, batch.target, strict=True):
-                    # As harvest runs them, contexts in the same batches: bit for bit.
+                    # Contexts in the same batches as a harvest: bit for bit.
                     assert torch.equal(x, store.read("activations", row, row + 1)[0])
                     assert torch.equal(target, targets.read("activations", row, row + 1)[0])
                 seen += batch.rows.tolist()
             assert sorted(seen[: stream.rows]) == list(range(stream.rows))
             assert seen[:50] != sorted(seen[:50])
 
-    def test_it_goes_on_anywhere_and_computes_only_what_is_new(
+    def test_it_starts_anywhere_and_computes_only_new_rows(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         passes = []
@@ -61,19 +61,19 @@ class TestStreaming:
 
         stream = LMActivations(llama(), 1, window_rows=90, progress=False, **self.SETTINGS)
         whole = list(itertools.islice(stream.batches(32, seed=5), 70))
-        assert 2 * stream.rows < len(whole) * 32  # epochs, too
+        assert 2 * stream.rows < len(whole) * 32  # and epochs
         for start in (1, 7, 60):
             monkeypatch.setattr("saefast.lm.streaming.capture", counted)
             passes.clear()
             batch = next(stream.batches(32, seed=5, start=start))
-            assert len(passes) <= 4  # a window or two, of two passes each
+            assert len(passes) <= 4  # one or two windows, of two passes each
             assert torch.equal(batch.x, whole[start].x)
             assert batch.rows.tolist() == whole[start].rows.tolist()
         other = next(stream.batches(32, seed=6))
         assert not torch.equal(other.x, whole[0].x)
 
     def test_batches_stay_on_the_device_of_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A device whose numbers cannot be read: nothing may be moved or waited for."""
+        """A device whose values cannot be read: nothing may be copied or waited for."""
         stream = LMActivations(
             llama(), 1, target=2, window_rows=90, progress=False, **self.SETTINGS
         )
@@ -87,7 +87,7 @@ class TestStreaming:
         assert batch.target is not None
         assert batch.target.device.type == "meta"
 
-    def test_a_training_takes_it_and_goes_on(self, tmp_path: Path) -> None:
+    def test_a_training_uses_it_and_resumes(self, tmp_path: Path) -> None:
         def stream(seed: int = 0) -> LMActivations:
             model = llama()
             model.model.model.norm.weight.data += seed
@@ -97,7 +97,7 @@ class TestStreaming:
         settings: dict[str, Any] = {"progress": False, "checkpoint_minutes": 0.0}
         (whole,) = saefast.train_saes(stream(), config, out=tmp_path / "whole", **settings)
 
-        # A training looks 8192 rows ahead, 64 batches, before its first step.
+        # A training reads 8192 rows ahead, 64 batches, before its first step.
         class Stopped(LMActivations):
             def batches(self, *arguments: Any, **named: Any) -> Any:
                 for number, batch in enumerate(super().batches(*arguments, **named)):
@@ -116,7 +116,7 @@ class TestStreaming:
         assert torch.equal(resumed.W_dec, whole.W_dec)
         assert torch.equal(resumed.W_enc, whole.W_enc)
 
-    def test_documents_for_themselves_and_places(self, tmp_path: Path) -> None:
+    def test_separate_documents_and_places(self, tmp_path: Path) -> None:
         settings: dict[str, Any] = {**self.SETTINGS, "packed": False, "progress": False}
         model = llama(bos=True)
         stream = LMActivations(model, 0, **settings)
@@ -129,7 +129,7 @@ class TestStreaming:
         assert stream.locate(59) == "resid.0 of tiny llama, context 3, token 15"
         assert stream.locate(60) == "resid.0 of tiny llama, context 4, token 1"
 
-    def test_too_little_text_is_told(self) -> None:
+    def test_too_little_text_raises(self) -> None:
         with pytest.raises(ValueError, match=r"holds 60 tokens.*, but 900 were"):
             LMActivations(llama(), 0, corpus=TEXTS[:1], context=12, tokens=900, progress=False)
         with pytest.raises(ValueError, match="holds 0 tokens"):

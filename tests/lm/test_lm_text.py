@@ -1,4 +1,4 @@
-"""Text: where it comes from, what is held out, what stands around a token."""
+"""Text: sources, held-out parts, and contexts of a token."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("light")
 
 
 class TestText:
-    def test_the_built_in_corpus_is_the_same_every_time_and_in_balance(self) -> None:
+    def test_the_built_in_corpus_is_reproducible_and_balanced(self) -> None:
         def beginning(count: int) -> list[Document]:
             return [d for d, _ in zip(builtin_corpus(), range(count), strict=False)]
 
@@ -48,7 +48,7 @@ class TestText:
         )
         other = subprocess.run(
             [sys.executable, "-c", script],
-            cwd=tmp_path,  # where no saefast/ without its kernels lies
+            cwd=tmp_path,  # a folder without a saefast/ that lacks its kernels
             env={**os.environ, "PYTHONHASHSEED": "7"},
             capture_output=True,
             text=True,
@@ -57,7 +57,7 @@ class TestText:
         mine = itertools.islice(builtin_corpus().train(), 40)
         assert json.loads(other.stdout) == [list(document) for document in mine]
 
-    def test_what_is_held_out_is_nowhere_else(self) -> None:
+    def test_held_out_documents_are_not_in_the_training_part(self) -> None:
         documents = list(itertools.islice(builtin_corpus(), 250))
         assert len({d.text for d in documents}) == 250
         whole = Corpus(lambda: documents)
@@ -65,7 +65,7 @@ class TestText:
         assert sorted(train + held_out) == sorted(documents)
         assert not {d.group for d in train} & {d.group for d in held_out}
         assert 12 < len(held_out) < 50
-        # Prose and code of one module are of one group, and both are there.
+        # Prose and code of one module belong to one group, and both exist.
         kinds = {(d.source.partition(":")[0], d.group) for d in documents}
         assert any(("code", group) in kinds for kind, group in kinds if kind == "prose")
         first = next(iter(builtin_corpus(("prose",)).held_out()))
@@ -73,7 +73,7 @@ class TestText:
         with pytest.raises(ValueError, match="split the original"):
             builtin_corpus().train().held_out()
 
-    def test_files_lines_and_rows(self, tmp_path: Path) -> None:
+    def test_files_lines_and_rows_are_read(self, tmp_path: Path) -> None:
         (tmp_path / "b.txt").write_text("second")
         (tmp_path / "a.txt").write_text("first")
         (tmp_path / "c.jsonl").write_text('{"body": "x"}\n\n{"body": "y"}\n')
@@ -86,7 +86,7 @@ class TestText:
         assert [d.text for d in rows] == ["u", "v"]
         json.dumps([corpus.description, rows.description])
 
-    def test_text_that_is_none_is_told(self, tmp_path: Path) -> None:
+    def test_errors_name_sources_without_text(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
             text_files(tmp_path / "nowhere")
         with pytest.raises(ValueError, match=r"holds no file \*\*/\*.txt"):
@@ -111,7 +111,7 @@ class TestText:
 
 
 class TestTopContexts:
-    def test_the_token_stands_in_its_text_and_no_other(self, tmp_path: Path) -> None:
+    def test_contexts_show_the_token_within_its_text(self, tmp_path: Path) -> None:
         model = llama()
         harvest(model, 0, out=tmp_path / "s", corpus=["0123456789abcdefghij"], context=10)
         # Two contexts, 0 to 9 and a to j, and the empty line; first positions are not written.
@@ -139,7 +139,7 @@ class TestTopContexts:
         assert [one.before for one in found] == ["b", "b", "b", "b日", "b日"]
         assert {one.after for one in found[:3]} == {"本cd\n\n"}
 
-    def test_stores_of_others_are_told(self, tmp_path: Path) -> None:
+    def test_stores_without_tokens_raise(self, tmp_path: Path) -> None:
         with StoreWriter(tmp_path / "s", 2) as writer:
             writer.append(torch.zeros(3, 2))
         with pytest.raises(ValueError, match=r"lacks positions, tokens; saefast.lm.harvest writes"):

@@ -1,4 +1,4 @@
-"""The rest of a model: wanted positions and kept keys change no logits."""
+"""The rest of a model: wanted positions and cached keys do not change logits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ MODELS = {"llama": tiny_lm.llama, "gpt2": tiny_lm.gpt2}
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("where", ["resid.1", "mlp.1", "attn.0", "resid.0"])
 @pytest.mark.parametrize("first", [0, 1, 4])
-def test_what_is_kept_changes_no_logits(name, where, first):
+def test_cached_keys_and_wanted_positions_do_not_change_logits(name, where, first):
     model = MODELS[name](dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(258, (3, 9), generator=generator)
@@ -29,12 +29,12 @@ def test_what_is_kept_changes_no_logits(name, where, first):
     changed[:, 4:] += torch.randn(4, 5, changed.shape[2], generator=generator, dtype=changed.dtype)
     expected = plain.logits(changed, contexts)[:, positions]
     assert not torch.allclose(expected, logits[contexts][:, positions])
-    for _ in range(2):  # what is kept is not used up
+    for _ in range(2):  # the cache is not consumed
         torch.testing.assert_close(kept.logits(changed, contexts), expected)
     assert (kept._first, plain._first) == (first, 0)
 
 
-def test_gradients_pass_kept_keys():
+def test_gradients_pass_through_cached_keys():
     model = tiny_lm.llama(dtype=torch.float64)
     ids = torch.arange(10)[None]
     found = []

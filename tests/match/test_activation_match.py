@@ -16,7 +16,7 @@ from saefast.synthetic import PlantedWorld
 
 @pytest.fixture(autouse=True)
 def one_thread(torch_threads):
-    """More would only wait for one another at these sizes."""
+    """More threads would only wait for each other at these sizes."""
     torch.set_num_threads(1)
 
 
@@ -25,7 +25,7 @@ def match(saes, x, **options):
 
 
 def correlations(a: SAE, b: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[m, m2], and how often each fires."""
+    """Return correlations [m, m2], and the number of firings of each feature."""
     with torch.no_grad():
         codes = [sae.encode(x).to_dense(sae.m).double() for sae in (a, b)]
     fires = [(code > 0).sum(0) for code in codes]
@@ -43,7 +43,7 @@ def correlations(a: SAE, b: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     st.sampled_from(["topk", "relu"]),
     seeds,
 )
-def test_partners_are_those_of_dense_correlations(sizes, k, least_fires, variant, seed):
+def test_partners_equal_those_of_dense_correlations(sizes, k, least_fires, variant, seed):
     x = normal((60, 5), seed, torch.float32)
     saes = [SAE(5, m, k=k, variant=variant, seed=seed + i) for i, m in enumerate(sizes)]
     found = match(saes, x, least_fires=least_fires)
@@ -72,7 +72,7 @@ def test_partners_are_those_of_dense_correlations(sizes, k, least_fires, variant
 
 
 def shuffled(sae: SAE, seed: int) -> tuple[SAE, Tensor]:
-    """The same features in another order."""
+    """Return the same features in another order."""
     order = torch.randperm(sae.m, generator=generator(seed))
     copy = SAE(sae.d, sae.m, k=sae.k, seed=0)
     with torch.no_grad():
@@ -102,8 +102,8 @@ def test_permuted_copies_are_perfectly_stable():
         )
 
 
-def test_it_sees_what_weights_do_not():
-    """The same activations from other weights: a feature's row may turn where no data is."""
+def test_activations_match_where_weights_differ():
+    """The same activations from other weights: rows differ in directions without data."""
     data = torch.cat([normal((3000, 8), 0, torch.float32), torch.zeros(3000, 8)], 1)
     a = SAE(16, 24, k=3, seed=1)
     b = SAE(16, 24, k=3, seed=1)
@@ -117,7 +117,7 @@ def test_it_sees_what_weights_do_not():
     assert (match_all([a, b], progress=False)[0, 1].similarity < 0.9).all()
 
 
-def test_same_bits_whatever_the_size_of_blocks(monkeypatch):
+def test_same_bits_for_any_size_of_blocks(monkeypatch):
     x = normal((300, 6), 0, torch.float32)
     saes = [SAE(6, m, k=3, seed=m) for m in (30, 50)]
     whole = match(saes, x)
@@ -131,7 +131,7 @@ def test_same_bits_whatever_the_size_of_blocks(monkeypatch):
             assert torch.equal(one.mutual, again.matches[key].mutual)
 
 
-def test_no_more_rows_than_asked(tmp_path):
+def test_only_the_given_number_of_rows_is_read(tmp_path):
     x = normal((500, 6), 0, torch.float32)
     saes = [SAE(6, 12, k=2, seed=seed) for seed in (0, 1)]
     some = match(saes, x, rows=130)
@@ -161,6 +161,6 @@ def test_no_more_rows_than_asked(tmp_path):
         ([SAE(4, 8, k=2)] * 2, {"least_fires": 1.5}, TypeError, "least_fires must be an int"),
     ],
 )
-def test_bad_input_is_told(saes, options, error, message):
+def test_bad_input_raises(saes, options, error, message):
     with pytest.raises(error, match=message):
         match(saes, torch.ones(3, 4), **options)

@@ -1,4 +1,4 @@
-"""match_features against scipy's dense solver, and its certificate against every pair there is."""
+"""match_features against scipy's dense solver, and its certificate against all pairs."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ sizes = st.one_of(st.integers(1, 40), st.integers(41, 600))
     st.booleans(),
     seeds,
 )
-def test_the_value_is_that_of_a_dense_solver_and_proven(
+def test_the_value_equals_a_dense_solvers_and_is_certified(
     kind, m, m2, d, neighbours, floor, absolute, seed
 ):
     a, b = features(kind, m, m2 or m, d, seed)
@@ -61,13 +61,13 @@ def test_the_value_is_that_of_a_dense_solver_and_proven(
 
 @pytest.mark.parametrize("floor", [None, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_dictionaries(kind, floor):
+def test_large_dictionaries_are_matched_optimally(kind, floor):
     a, b = features(kind, 2048, 2048, 32, 0)
     assert_optimal(a, b, 16, floor)
 
 
 @pytest.mark.parametrize(("m", "m2"), [(2048, 700), (700, 2048)])
-def test_large_dictionaries_of_unequal_size(m, m2):
+def test_large_dictionaries_of_unequal_size_are_matched_optimally(m, m2):
     assert_optimal(*features("hubs", m, m2, 32, 0), 16)
 
 
@@ -81,7 +81,7 @@ def random_graph(rows: int, columns: int, arcs: int, coarse: bool, seed: int) ->
 
 
 def dense(graph: Graph) -> Tensor:
-    """[rows, columns], -infinity where there is no arc."""
+    """Return [rows, columns], -infinity where there is no arc."""
     rows = len(graph.row_start) - 1
     row = torch.arange(rows).repeat_interleave(graph.row_start.diff())
     similarity = torch.full((rows * graph.columns,), -torch.inf, dtype=torch.float64)
@@ -90,7 +90,7 @@ def dense(graph: Graph) -> Tensor:
 
 
 def assert_best(graph: Graph, floor: float, found: Assignment) -> None:
-    """Feasible, worth as much as the prices, and as much as scipy's."""
+    """Assert a feasible assignment whose value equals its bound and scipy's."""
     similarity = dense(graph)
     u, v, partner = found.row_price, found.column_price, found.partner
     assert found.finished
@@ -119,14 +119,14 @@ floors = st.floats(-3, 3)
 
 @settings(deadline=None, max_examples=300)
 @given(graphs, floors)
-def test_the_best_assignment_of_any_graph(graph, floor):
+def test_assignments_of_random_graphs_are_optimal(graph, floor):
     assert_best(graph, floor, best_assignment(graph, floor))
 
 
 @settings(deadline=None, max_examples=300)
 @given(graphs, floors, seeds)
-def test_any_prices_may_be_the_start(graph, floor, seed):
-    """Columns that stay free although the start gave them a price come down to 0."""
+def test_any_initial_prices_lead_to_the_optimum(graph, floor, seed):
+    """Free columns with an initial price end at price 0."""
     rows = len(graph.row_start) - 1
     price = torch.randn(graph.columns, generator=generator(seed), dtype=torch.float64) * 2
     partner = torch.full((rows,), -1)
@@ -136,7 +136,7 @@ def test_any_prices_may_be_the_start(graph, floor, seed):
     assert_best(graph, floor, best_assignment(graph, floor, start=start))
 
 
-def test_without_time_the_bound_holds_and_nothing_is_certified():
+def test_without_time_the_bound_holds_without_a_certificate():
     a, b = features("hubs", 500, 500, 16, 0)
     matches = saefast.match_features(a, b, one_to_one=True, neighbours=4, seconds=0)
     best = best_value(cosines(a, b), None)
@@ -145,8 +145,8 @@ def test_without_time_the_bound_holds_and_nothing_is_certified():
 
 
 @pytest.mark.parametrize("kilobytes", [0, 100, 140, 180])
-def test_without_memory_the_bound_holds_and_nothing_is_certified(kilobytes):
-    """A warning tells what to change."""
+def test_without_memory_the_bound_holds_without_a_certificate(kilobytes):
+    """A warning names the argument to change."""
     a, b = features("hubs", 500, 500, 16, 0)
     with pytest.warns(UserWarning, match=r"memory=.* is too little to certify"):
         matches = saefast.match_features(a, b, one_to_one=True, memory=kilobytes * 1e-6)
@@ -156,8 +156,8 @@ def test_without_memory_the_bound_holds_and_nothing_is_certified(kilobytes):
     assert torch.equal(matches.partner.sort().values, torch.arange(500))
 
 
-def test_less_memory_costs_rounds_only():
-    """Lists of 64 where there is room; shorter ones end in the same value."""
+def test_less_memory_only_needs_more_rounds():
+    """Lists of 64 if memory suffices; shorter ones give the same value."""
     a, b = features("hubs", 500, 500, 16, 0)
     plenty = saefast.match_features(a, b, one_to_one=True)
     little = saefast.match_features(a, b, one_to_one=True, memory=1e-3)
@@ -175,8 +175,8 @@ def test_less_memory_costs_rounds_only():
     st.integers(1, 100),
     st.booleans(),
 )
-def test_lists_and_what_comes_of_them_have_room(memory, rows, columns, neighbours, solved):
-    """Lists as wished where there is room, else the longest that leave a quarter of the memory."""
+def test_lists_leave_a_quarter_of_the_memory(memory, rows, columns, neighbours, solved):
+    """Lists of the requested length, or else the longest that leave a quarter of the memory."""
     share = divided(memory, rows, columns, neighbours, solved)
     both, wished = rows + columns, min(neighbours, rows, columns) if solved else neighbours
     assert share.lists == 16 * both * share.neighbours
@@ -206,7 +206,7 @@ def test_only_one_to_one_matchings_have_a_proof(rows: int) -> None:
     assert best.proof.column_price.shape == (3,)
 
 
-def test_without_an_arc_it_needs_a_matching_is_not_certified(monkeypatch):
+def test_a_matching_that_lacks_an_arc_is_not_certified(monkeypatch):
     a, b = features("hubs", 500, 500, 16, 0)
     complete = saefast.match_features(a, b, one_to_one=True, neighbours=2)
     assert complete.certified
@@ -221,8 +221,8 @@ def test_without_an_arc_it_needs_a_matching_is_not_certified(monkeypatch):
 
 @settings(deadline=None)
 @given(seeds, st.sampled_from([1, 7, 64, 300]), st.integers(1, 40), st.integers(1, 8))
-def test_suspects_are_all_who_could_be_in_a_better_pair(seed, m, m2, levels):
-    """Against the definition, pair by pair; coarse numbers make equality common."""
+def test_suspects_are_all_features_of_better_pairs(seed, m, m2, levels):
+    """Against the definition, pair by pair; coarse values make equality common."""
     random = generator(seed)
     draw = [
         torch.randint(-levels, levels, (size,), generator=random).double()
@@ -246,7 +246,7 @@ def test_a_permuted_copy_matches_perfectly(one):
 
 
 @pytest.mark.parametrize("one", [False, True])
-def test_the_order_of_features_does_not_matter(one):
+def test_the_order_of_features_does_not_matter_to_the_matching(one):
     a, b = features("hubs", 300, 280, 24, 0)
     p, q = torch.randperm(300, generator=generator(1)), torch.randperm(280, generator=generator(2))
     matches = saefast.match_features(a, b, one_to_one=one)
@@ -285,7 +285,7 @@ def test_same_bits_for_any_number_of_threads():
     st.booleans(),
     seeds,
 )
-def test_the_nearest(kind, m, m2, floor, absolute, seed):
+def test_the_nearest_equal_the_definition(kind, m, m2, floor, absolute, seed):
     a, b = features(kind, m, m2, 9, seed)
     matches = saefast.match_features(a, b, floor=floor, absolute=absolute)
     similarity = cosines(a, b, absolute).nan_to_num(-2)
@@ -315,7 +315,7 @@ def test_similarities_have_the_dtype_of_scores(dtype):
 
 @pytest.mark.parametrize(("m", "m2"), [(0, 3), (3, 0), (0, 0), (3, 3)])
 @pytest.mark.parametrize("one", [False, True])
-def test_nobody_to_match(m, m2, one):
+def test_empty_dictionaries_have_no_matches(m, m2, one):
     matches = saefast.match_features(torch.zeros(m, 4), torch.zeros(m2, 4), one_to_one=one)
     assert torch.equal(matches.partner, torch.full((m,), -1))
     assert not matches.mutual.any()

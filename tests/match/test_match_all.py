@@ -1,4 +1,4 @@
-"""match_all: every pair as if matched alone, kept on disk, not matched twice."""
+"""match_all: every pair as if matched alone, stored on disk, and not matched twice."""
 
 import json
 import sys
@@ -56,7 +56,8 @@ def test_every_pair_is_as_if_alone(options, tmp_path):
 
 
 def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: float | None) -> None:
-    """Prices above every similarity, and worth no more than the pairs: in both directions."""
+    """Assert prices that bound every similarity, with the same sum as the pairs, in both
+    directions."""
     rows, columns = (a != 0).any(1), (b != 0).any(1)
     a, b = (side[alive].double() for side, alive in ((a, rows), (b, columns)))
     cosine = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
@@ -70,8 +71,8 @@ def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: floa
     assert float(u.sum() + v.sum()) - least * declining == pytest.approx(matches.value, abs=1e-7)
 
 
-def test_what_is_there_is_not_matched_again(tmp_path, monkeypatch):
-    """A run that was broken off goes on; other options or contents begin anew."""
+def test_stored_pairs_are_not_matched_again(tmp_path, monkeypatch):
+    """An interrupted run resumes; other options or contents start again."""
     work = []
     module = sys.modules["saefast.match.all_pairs"]
     real = module.match_both
@@ -100,7 +101,7 @@ def test_what_is_there_is_not_matched_again(tmp_path, monkeypatch):
 
 
 def test_with_more_memory_a_pair_is_matched_again(tmp_path):
-    """What ended for want of memory is not what more of it gives."""
+    """A matching that ended for lack of memory is repeated with more memory."""
     pair = [normal((500, 16), seed, torch.float32) for seed in (0, 1)]
     options = {"out": tmp_path, "resume": True, "one_to_one": True}
     with pytest.warns(UserWarning, match="too little to certify"):
@@ -109,7 +110,7 @@ def test_with_more_memory_a_pair_is_matched_again(tmp_path):
     assert match_all(pair, **options)[0, 1].certified
 
 
-def test_a_broken_file_is_named(tmp_path):
+def test_errors_name_a_broken_file(tmp_path):
     match_all(DICTIONARIES[:2], out=tmp_path)
     file = tmp_path / "0-1.parquet"
     file.write_bytes(file.read_bytes()[:-20])
@@ -119,7 +120,7 @@ def test_a_broken_file_is_named(tmp_path):
         saved.read_pair(file)
 
 
-def test_it_is_a_table_for_anyone(tmp_path):
+def test_files_are_parquet_tables(tmp_path):
     import pyarrow.parquet as pq
 
     found = match_all(DICTIONARIES[:2], out=tmp_path, one_to_one=True)
@@ -136,13 +137,13 @@ def test_it_is_a_table_for_anyone(tmp_path):
     assert facts["value"] == found[1, 0].value
 
 
-def test_saes_are_dictionaries():
+def test_saes_are_used_as_dictionaries():
     saes = [SAE(8, 20, k=2, seed=seed) for seed in (0, 1)]
     found = match_all(saes)[0, 1]
     assert_same(found, saefast.match_features(saes[0].W_dec, saes[1].W_dec))
 
 
-def test_bad_input(tmp_path: Path):
+def test_bad_input_raises(tmp_path: Path):
     rows = DICTIONARIES[0]
     with pytest.raises(ValueError, match="at least 2, of different seeds, got 1"):
         match_all([rows])
@@ -157,16 +158,17 @@ def test_bad_input(tmp_path: Path):
 
 
 class Stopped(KeyboardInterrupt):
-    """As if somebody had pressed Ctrl-C."""
+    """An interruption, like Ctrl-C."""
 
 
 @pytest.mark.parametrize("one_to_one", [False, True])
-def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
-    """Wherever it stops, in the search or between rounds: nothing kept is done again, same bits."""
+def test_an_interrupted_pair_resumes(one_to_one, tmp_path, monkeypatch):
+    """Wherever it stops, in the search or between rounds: stored work is not repeated, and bits
+    agree."""
     a, b = (normal((90, 3), seed, torch.float32) for seed in (5, 6))
     options = {"one_to_one": one_to_one, "neighbours": 1}
     monkeypatch.setattr(neighbours, "block_rows", lambda width, memory: 21)
-    blocks = 5  # of 21 rows at most, in 90 rows
+    blocks = 5  # of at most 21 rows, in 90 rows
     expected = match_all([a, b], **options)
     monkeypatch.setattr(saved, "_EVERY", 0)
     work = []
@@ -203,14 +205,14 @@ def test_an_interrupted_pair_goes_on(one_to_one, tmp_path, monkeypatch):
         for pair, matches in found.items():
             assert_same(matches, expected[pair])
         assert [path.name for path in folder.iterdir()] == ["0-1.parquet"]
-    # At most half a pair of blocks is searched again, or a round is: one solution and a search of
-    # all pairs of blocks, less the call that was interrupted.
+    # At most half a pair of blocks or one round is repeated: one solution and a search of all pairs
+    # of blocks, minus the interrupted call.
     assert min(again) == 0
     assert max(again) <= (blocks**2 if one_to_one else 1)
 
 
-def test_what_an_interrupted_pair_left_serves_nothing_else(tmp_path, monkeypatch):
-    """Other contents or another memory begin anew; so does what is not ours to read."""
+def test_files_of_an_interrupted_pair_serve_only_this_pair(tmp_path, monkeypatch):
+    """Other contents or another memory start again, and so do unreadable files."""
     a, b = DICTIONARIES[0], DICTIONARIES[2]
     monkeypatch.setattr(saved, "_EVERY", 0)
     real = one_to_one_module.best_assignment

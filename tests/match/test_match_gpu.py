@@ -1,4 +1,4 @@
-"""Matching on a GPU: the same as on the CPU. Skipped where there is none."""
+"""Matching on a GPU gives the same as on the CPU; skipped without a GPU."""
 
 from contextlib import nullcontext
 
@@ -28,7 +28,7 @@ def test_tensors_on_a_gpu_give_the_same_pairs(options):
 
 
 @needs_gpu
-def test_saes_on_a_gpu_are_matched_and_compared_by_what_they_do():
+def test_saes_on_a_gpu_are_matched_and_compared_by_activations():
     saes = [saefast.SAE(8, 24, k=3, seed=seed) for seed in (0, 1)]
     x = normal((2000, 8), 2, torch.float32)
     groups = [{"half": torch.arange(24) < 12}] * 2
@@ -42,7 +42,7 @@ def test_saes_on_a_gpu_are_matched_and_compared_by_what_they_do():
 
 
 @pytest.mark.parametrize("backend", ["faiss", "cagra"])
-def test_faiss_on_gpus(backend):
+def test_faiss_gives_the_same_on_gpus(backend):
     if not faiss_gpus():
         pytest.skip("needs faiss-gpu and a GPU")
     a, b = normal((3000, 96), 0, torch.float32), normal((25_000, 96), 1, torch.float32)

@@ -1,4 +1,4 @@
-"""What a matching on a GPU allocates, counted on meta tensors of full size: kernels do not run."""
+"""Memory of a matching on a GPU, counted on meta tensors of full size without running kernels."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from saefast.unit_rows import normalised
 
 
 class MetaRows(NamedTuple):
-    """Stands for `UnitRows` whose rows hold no numbers."""
+    """A `UnitRows` whose rows have no values."""
 
     rows: Tensor
 
@@ -50,7 +50,7 @@ class MetaRows(NamedTuple):
 
 @pytest.fixture
 def gpu_path_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends meta tensors through all that a GPU's encode and products do, but the kernels."""
+    """Send meta tensors through the GPU path of encode and products, without its kernels."""
     monkeypatch.setattr(gpu, "has", lambda tensor: True)
     monkeypatch.setattr(gpu, "why_not_live", lambda: None)
     monkeypatch.setattr(gpu, "device_of", lambda tensor: nullcontext())
@@ -67,7 +67,7 @@ def gpu_path_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decide(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """Lets that share of the rows be in doubt."""
+    """Return a decision that leaves this share of the rows in doubt."""
     monkeypatch.setattr(
         engines,
         "_doubtful",
@@ -75,7 +75,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     )
 
 
-def test_the_recorder_counts_what_is_alive_and_no_views() -> None:
+def test_the_recorder_counts_tensors_alive_without_views() -> None:
     given = torch.empty(1000, device="meta")
     with Allocated([given]) as allocated:
         one = torch.empty(100, device="meta")
@@ -96,7 +96,8 @@ def test_the_recorder_counts_what_is_alive_and_no_views() -> None:
 def test_a_large_matching_stays_within_its_memory(
     wanted: int, memory: float, doubtful: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """32768 with 131072 features of width 4096: gathered candidates alone were 86 GB."""
+    """32768 with 131072 features of width 4096, where gathered candidates alone would take 86
+    GB."""
     decide(monkeypatch, doubtful)
     x, y = MetaRows.of_size(32_768, 4096), MetaRows.of_size(131_072, 4096)
     k, _, rest = divided(memory * 1e9, len(x), len(y), wanted, solved=wanted > 1)
@@ -122,7 +123,7 @@ def test_a_search_from_one_side_stays_within_its_memory(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("op", ["gather_dots", "sparse_decode"])
 @pytest.mark.usefixtures("gpu_path_on_meta")
-def test_without_triton_the_reference_is_served_in_slices(
+def test_without_triton_the_reference_runs_in_slices(
     op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "serves", lambda *a: False)

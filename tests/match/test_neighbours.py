@@ -1,4 +1,4 @@
-"""The nearest features, by any engine and in any blocks, against a dense product in float64."""
+"""The nearest features by any engine and in any blocks, against a dense product in float64."""
 
 import sys
 
@@ -38,8 +38,8 @@ names = ["encode", "faiss"]
 @pytest.mark.parametrize("engine", ENGINES, ids=names)
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(5, 24), st.integers(1, 50), seeds)
-def test_any_blocks_give_the_same(engine, n, m, block, k, seed):
-    """All of the lists, bit for bit, whatever the size of blocks."""
+def test_any_size_of_blocks_gives_the_same_lists(engine, n, m, block, k, seed):
+    """All lists, bit for bit."""
     x, y = normal((n, 9), seed, torch.float32), normal((m, 9), seed + 1, torch.float32)
     k = min(k, m)
     whole = nearest(directions(x), directions(y), k, Encode(False), 1e9)
@@ -65,7 +65,7 @@ def test_any_blocks_give_the_same(engine, n, m, block, k, seed):
 @pytest.mark.parametrize("engine", ENGINES, ids=names)
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 40), st.integers(1, 80), seeds)
-def test_lists_are_those_of_a_dense_product(engine, n, m, d, k, seed):
+def test_lists_equal_those_of_a_dense_product(engine, n, m, d, k, seed):
     x, y = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     found = nearest(directions(x), directions(y), min(k, m), engine, 1e9)
     values, indices = dense(x, y, min(k, m))
@@ -78,8 +78,8 @@ def test_lists_are_those_of_a_dense_product(engine, n, m, d, k, seed):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=names)
 @given(seeds, st.integers(1, 12))
-def test_equals_stand_in_the_order_of_their_index(engine, seed, k):
-    """Rows that are one direction: their similarities are equal in every bit."""
+def test_equal_similarities_are_ordered_by_index(engine, seed, k):
+    """Rows of one direction: their similarities are equal in every bit."""
     few = small_integers((3, 8), seed, torch.float32) + 0.5
     y = few.repeat(5, 1)
     found = nearest(directions(few), directions(y), k, engine, 1e9)
@@ -90,8 +90,9 @@ def test_equals_stand_in_the_order_of_their_index(engine, seed, k):
 
 @settings(deadline=None)
 @given(st.integers(17, 60), st.integers(1, 10), st.integers(20, 30), seeds)
-def test_scores_that_are_off_change_nothing(m, k, bits, seed):
-    """The worst scores that the stated error allows: float64 decides, and doubt is searched."""
+def test_errors_of_scores_do_not_change_lists(m, k, bits, seed):
+    """The worst scores within the stated error: float64 decides, and rows in doubt are searched
+    again."""
     rows, others = (directions(normal((size, 6), seed, torch.float64)) for size in (20, m))
     x, y = rows.block(0, 20), others.block(0, m)
     error = 2.0 ** -(bits - 18)
@@ -121,7 +122,7 @@ def test_rows_without_doubt_are_not_searched_again(monkeypatch):
 
 
 @given(seeds, st.integers(1, 20), st.booleans())
-def test_prices_count(seed, k, absolute):
+def test_prices_shift_similarities(seed, k, absolute):
     x, y = normal((30, 7), seed, torch.float32), normal((40, 7), seed + 1, torch.float32)
     price = normal((40,), seed + 2, torch.float64).abs()
     found = nearest(directions(x), directions(y), k, Encode(absolute), 1e9, price)
@@ -136,7 +137,7 @@ def test_prices_count(seed, k, absolute):
 
 @pytest.mark.parametrize("backend", ["saefast", "faiss"])
 @pytest.mark.parametrize("options", [{}, {"absolute": True}, {"one_to_one": True}], ids=str)
-def test_backends_agree_to_the_last_bit(backend, options):
+def test_backends_agree_bit_for_bit(backend, options):
     a, b = normal((700, 24), 0, torch.float32), normal((900, 24), 1, torch.float32)
     expected = saefast.match_features(a, b, **options)
     actual = saefast.match_features(a, b, backend=backend, memory=2e-3, **options)
@@ -159,19 +160,19 @@ def test_approximate_indexes_warn_of_their_recall(backend):
     assert (found.similarity <= exact.similarity).all()
 
 
-def test_approximate_indexes_prove_nothing():
+def test_approximate_indexes_cannot_certify():
     rows = torch.eye(4)
     with pytest.raises(ValueError, match="backend must be exact for one_to_one"):
         saefast.match_features(rows, rows, one_to_one=True, backend="hnsw")
 
 
-def test_a_missing_faiss_is_named(monkeypatch):
+def test_the_error_names_a_missing_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install 'saefast\[cpu\]'"):
         saefast.match_features(torch.eye(4), torch.eye(4), backend="faiss")
 
 
-def test_auto_measures_where_it_matters(monkeypatch):
+def test_auto_measures_only_large_searches(monkeypatch):
     x = directions(normal((64, 8), 0, torch.float32))
     assert engines.engine_for("auto", False, x, x, 1) == Encode(False)
     monkeypatch.setattr(engines, "_WORTH_MEASURING", 0)
@@ -183,8 +184,8 @@ def test_auto_measures_where_it_matters(monkeypatch):
 
 @pytest.mark.parametrize("one_to_one", [False, True])
 @pytest.mark.parametrize("side", ["decoder", "encoder", "both"])
-def test_sides(side, one_to_one):
-    """Against rows made by hand; what does not fire is not there."""
+def test_sides_compare_decoders_and_encoders(side, one_to_one):
+    """Against rows made by hand; dead features are left out."""
     firing = torch.ones(40)
     firing[::7] = 0
     a, b = (

@@ -23,17 +23,17 @@ INDICES = torch.tensor([[0, 4, 8], [1, 4, 2], [8, 7, 0], [4, 3, 1]])
 
 
 def leaf(shape: tuple[int, ...], seed: int) -> Tensor:
-    """A float64 input that wants a gradient."""
+    """Draw a float64 input that requires a gradient."""
     return normal(shape, seed, torch.float64).requires_grad_()
 
 
 def encode_values(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    """What can be differentiated of an encode."""
+    """Return the differentiable output of an encode."""
     return saefast.topk_encode(x, weight, bias, k=SHAPE.k, scale=scale).values
 
 
 def threshold_values(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    """Rows with more active latents than there is room for, and rows with fewer."""
+    """Encode rows with more active latents than the room, and rows with fewer."""
     code = saefast.threshold_encode(x, weight, bias, threshold=THRESHOLD, width=4, scale=scale)
     assert {*(code.counts > 4).tolist(), *(code.counts < 4).tolist()} == {True, False}
     return code.values
@@ -65,7 +65,7 @@ DIFFERENTIABLE = {
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_first_and_second_derivatives(name: str) -> None:
+def test_first_and_second_derivatives_pass_gradcheck(name: str) -> None:
     function, inputs = DIFFERENTIABLE[name]
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
@@ -73,7 +73,7 @@ def test_first_and_second_derivatives(name: str) -> None:
 
 @settings(max_examples=30)
 @given(shape=shapes(most_latents=60), seed=seeds)
-def test_gradients_equal_those_of_the_reference(level: str, shape: Shape, seed: int) -> None:
+def test_gradients_equal_the_references(level: str, shape: Shape, seed: int) -> None:
     n, d, m, k = shape
 
     def gradients(encode: object, decode: object) -> list[Tensor]:
@@ -92,10 +92,10 @@ def test_gradients_equal_those_of_the_reference(level: str, shape: Shape, seed: 
 
 @settings(max_examples=30)
 @given(shape=shapes(most_latents=60), seed=seeds)
-def test_gradients_above_a_threshold_equal_those_of_the_reference(
+def test_gradients_above_a_threshold_equal_the_references(
     level: str, shape: Shape, seed: int
 ) -> None:
-    """The first latent, which also fills rows up, is masked."""
+    """The first latent, which is also used as padding, is masked."""
     n, d, m, k = shape
     threshold = normal((m,), seed + 5, torch.float64)
     weights = normal((n, k), seed + 6, torch.float64)
@@ -117,7 +117,7 @@ def test_gradients_above_a_threshold_equal_those_of_the_reference(
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
 
-def test_inactive_latents_get_exactly_no_gradient(level: str) -> None:
+def test_inactive_latents_get_no_gradient(level: str) -> None:
     x, weight = torch.randn(6, 20), torch.randn(50, 20, requires_grad=True)
     bias = torch.zeros(50, requires_grad=True)
     code = saefast.topk_encode(x, weight, bias, k=2)
@@ -131,7 +131,7 @@ def test_inactive_latents_get_exactly_no_gradient(level: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_opcheck(dtype: torch.dtype) -> None:
+def test_opcheck_passes(dtype: torch.dtype) -> None:
     x, weight = normal((n, d), 0, dtype), normal((m, d), 1, dtype)
     bias, scale = normal((m,), 2, dtype), normal((m,), 3, dtype)
     values, rows = normal((n, k), 4, dtype), normal((n, d), 5, dtype)
@@ -157,7 +157,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck_of_the_training_ops(dtype: torch.dtype) -> None:
+def test_opcheck_of_the_training_ops_passes(dtype: torch.dtype) -> None:
     values, rows = normal((n, k), 0, dtype), normal((n, d), 1, dtype)
     weight, bias = normal((m, d), 2, dtype), normal((d,), 3, dtype)
     torch.library.opcheck(decode_residual, (values, INDICES, weight, bias, rows, 0.5))
@@ -174,7 +174,7 @@ def test_opcheck_of_the_training_ops(dtype: torch.dtype) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
-def test_compiles_as_one_graph() -> None:
+def test_ops_compile_as_one_graph() -> None:
     sae = saefast.SAE(16, 64, k=4, seed=0)
     x = torch.randn(8, 16)
 

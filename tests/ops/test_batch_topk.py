@@ -1,4 +1,4 @@
-"""batch_topk: the n * k largest of a batch, whatever was guessed."""
+"""batch_topk: the n * k largest values of a batch, for any guess."""
 
 import pytest
 import torch
@@ -18,13 +18,14 @@ trained = st.sampled_from([torch.float32, torch.float64])
 
 
 def scores_of(x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
-    """All scores, as `topk_encode` gives them."""
+    """Return all scores from `topk_encode`."""
     code = saefast.topk_encode(x, weight, bias, k=weight.shape[0], precision=precision)
     return code.to_dense(weight.shape[0])
 
 
 def guesses(scores: Tensor, k: int) -> list[float | None]:
-    """None, some that are right or nearly so, and some that are far too low or too high."""
+    """Return None, guesses that are right or nearly right, and some that are far too low or too
+    high."""
     smallest = float(dense_batch_topk(scores, k)[1])
     near = [smallest * factor for factor in (0.0, 0.5, 0.98, 1.0, 1.02, 2.0)]
     return [None, *near, -3.0, torch.inf]
@@ -33,7 +34,7 @@ def guesses(scores: Tensor, k: int) -> list[float | None]:
 @settings(max_examples=12)
 @given(shape=shapes(), seed=seeds, dtype=trained, precision=st.sampled_from(["exact", "bf16"]))
 @pytest.mark.parametrize("data", [normal, small_integers])
-def test_any_guess_gives_the_definition(
+def test_any_guess_gives_the_result_of_the_definition(
     level: str, shape: Shape, seed: int, dtype: torch.dtype, precision: str, data: object
 ) -> None:
     n, d, m, k = shape
@@ -53,8 +54,8 @@ def test_any_guess_gives_the_definition(
 @settings(max_examples=8)
 @given(seed=seeds)
 @pytest.mark.parametrize("k", [1, 5])
-def test_rows_of_very_different_size(level: str, seed: int, k: int) -> None:
-    """One row takes nearly all; the others' lists and its own room are both too short at first."""
+def test_rows_of_very_different_norm(level: str, seed: int, k: int) -> None:
+    """One row has nearly all values; the others' lists and its own room are too short at first."""
     n, d, m = 40, 16, 500
     x, weight = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     x[seed % n] *= 50
@@ -65,7 +66,7 @@ def test_rows_of_very_different_size(level: str, seed: int, k: int) -> None:
         assert_right(batch_topk(x, weight, bias, k, guess=guess), scores, k)
 
 
-def test_fewer_positive_values_than_wanted(level: str) -> None:
+def test_fewer_positive_values_than_requested(level: str) -> None:
     x, weight = normal((30, 12), 0, torch.float32), normal((200, 12), 1, torch.float32)
     for shift in (-8.0, -30.0, -torch.inf):
         bias = torch.full((200,), shift)
@@ -117,7 +118,7 @@ def test_any_number_of_threads_gives_the_same_bits(level: str) -> None:
         assert_same_bits(code.counts, codes[0].counts)
 
 
-def test_empty_batch() -> None:
+def test_an_empty_batch_is_encoded() -> None:
     code = batch_topk(torch.empty(0, 4), torch.randn(6, 4), torch.zeros(6), 3, guess=1.0)
     assert code.code.values.shape == code.code.indices.shape == (0, 1)
     assert code.counts.shape == (0,)

@@ -1,4 +1,4 @@
-"""The CUDA kernels compile, and keep to the registers and shared memory that they were given."""
+"""The CUDA kernels compile within their limits of registers and shared memory."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(nvcc is None, reason="nvcc, the CUDA compiler, i
 
 
 class Usage(NamedTuple):
-    """What ptxas says of one kernel."""
+    """Output of ptxas for one kernel."""
 
     stack: int
     spill_stores: int
@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
 
 def usage_of_kernels(log: str) -> dict[str, dict[str, Usage]]:
-    """By architecture and mangled name."""
+    """Return usage by architecture and mangled name."""
     found: dict[str, dict[str, Usage]] = {}
     entries = re.split(r"Compiling entry function ", log)[1:]
     for entry in entries:
@@ -49,7 +49,7 @@ def usage_of_kernels(log: str) -> dict[str, dict[str, Usage]]:
 
 @pytest.fixture(scope="module")
 def usage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Usage]]:
-    """Of all kernels, for every architecture that this nvcc knows."""
+    """Return usage of all kernels for every architecture that this nvcc supports."""
     known = subprocess.run(
         [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -70,13 +70,13 @@ def usage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Usage
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_kernel_spills_or_takes_too_much(
+def test_kernels_do_not_spill_and_are_within_limits(
     usage: dict[str, dict[str, Usage]], architecture: str
 ) -> None:
     if architecture not in usage:
         pytest.skip(f"this nvcc does not know sm_{architecture}")
     kernels = usage[architecture]
-    # By a warp and by a block: hot or not and bounded or not, and two types of values.
+    # by a warp and by a block: hot or not, bounded or not, and two types of values
     assert sum("keep_best_rows" in name for name in kernels) == 8
     assert sum("choose_rows" in name for name in kernels) == 4
     for name, used in kernels.items():

@@ -26,7 +26,7 @@ def test_integers_give_the_reference_bit_for_bit(
     assert_integers_match_the_reference(shape, groups, seed, biased)
 
 
-def test_the_reference_is_the_gradient_of_the_mean_of_squares() -> None:
+def test_the_reference_equals_the_gradient_of_the_mean_of_squares() -> None:
     problem = Problem(Shape(5, 7, 20, 9), 4, 0, normal, torch.float64)
     values = problem.values.clone().requires_grad_()
     decoded = torch.zeros(4, 5, 7, dtype=torch.float64).requires_grad_()
@@ -44,11 +44,11 @@ def test_the_reference_is_the_gradient_of_the_mean_of_squares() -> None:
     torch.testing.assert_close(sums, torch.stack(squares).detach())
 
 
-def test_zeros_that_fill_a_code_up_change_nothing() -> None:
+def test_padding_zeros_do_not_change_results() -> None:
     assert_padding_changes_nothing()
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_raises() -> None:
     problem = Problem(Shape(4, 5, 6, 3), 2, 0, normal, torch.float32)
     values, indices, weight, bias, target, ends, factor = problem.arguments()
     with pytest.raises(ValueError, match="target must have shape"):

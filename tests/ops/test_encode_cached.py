@@ -22,13 +22,13 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 @pytest.fixture(autouse=True)
 def native_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The native screen, the only one that packs, wherever torch's happens to be faster."""
+    """Use the native screen, the only one that packs, even if torch's is faster."""
     monkeypatch.setattr(encode_packed, "screen_at", lambda _: Screen("native", "float32"))
 
 
 @pytest.fixture
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The weights that were packed so far."""
+    """Return a list that records packed weights."""
     seen: list[Tensor] = []
     original = encode_cached.repacked
 
@@ -45,7 +45,7 @@ def rows(n: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def expected(sae: SAE, x: Tensor) -> saefast.SparseCode:
-    """What an SAE that has encoded nothing before makes of x."""
+    """Return the code of x by an SAE without a cache."""
     return copy.deepcopy(sae).encode(x)
 
 
@@ -59,7 +59,9 @@ def make(variant: str = "topk", **options: object) -> SAE:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [0, 1, 7, 130])
-def test_has_the_bits_of_topk_encode(n: int, dtype: torch.dtype, packings: list[Tensor]) -> None:
+def test_codes_have_the_bits_of_topk_encode(
+    n: int, dtype: torch.dtype, packings: list[Tensor]
+) -> None:
     sae, x = make(dtype=dtype), rows(n, dtype)
     with torch.no_grad():
         plain = saefast.topk_encode(sae.inputs(x), sae.W_enc, sae.b_enc, k=K)
@@ -78,7 +80,7 @@ def test_every_variant_packs_once(variant: str, packings: list[Tensor]) -> None:
     assert torch.equal(codes[0].values, codes[2].values)
 
 
-def test_choice_by_norm_packs_the_scaled_weight_once(packings: list[Tensor]) -> None:
+def test_by_norm_packs_the_scaled_weight_once(packings: list[Tensor]) -> None:
     sae = make(by_norm=True)
     with torch.no_grad():
         sae.W_dec.mul_(torch.linspace(0.5, 2, M)[:, None])
@@ -162,7 +164,7 @@ def test_a_change_of_the_weight_is_noticed(change: str, packings: list[Tensor]) 
     assert torch.equal(code.indices, expected(sae, x).indices)
 
 
-def test_gradients_are_those_of_the_op() -> None:
+def test_gradients_equal_those_of_the_op() -> None:
     results = []
     for encode in (CachedEncoder().topk, saefast.topk_encode):
         operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]
@@ -174,7 +176,7 @@ def test_gradients_are_those_of_the_op() -> None:
         assert_same_bits(ours, theirs)
 
 
-def test_gradients_above_a_threshold_are_those_of_the_op() -> None:
+def test_gradients_above_a_threshold_equal_those_of_the_op() -> None:
     results = []
     for encode in (CachedEncoder().above, saefast.threshold_encode):
         operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]
@@ -187,13 +189,13 @@ def test_gradients_above_a_threshold_are_those_of_the_op() -> None:
         assert_same_bits(ours, theirs)
 
 
-def test_gradcheck() -> None:
+def test_gradcheck_passes() -> None:
     encoder = CachedEncoder()
     operands = [part.double().requires_grad_() for part in (rows(3), rows(40), rows(40)[:, 0])]
     assert torch.autograd.gradcheck(lambda *given: encoder.topk(*given, k=4).values, operands)
 
 
-def test_copies_and_pickles_leave_the_packed_weight_behind() -> None:
+def test_copies_and_pickles_omit_the_packed_weight() -> None:
     sae = make()
     bare, x = len(pickle.dumps(sae)), rows()
     code = sae.encode(x)
@@ -213,7 +215,7 @@ def test_forget_frees_the_packed_weight() -> None:
     assert sae._encoder._packed._kept is None
 
 
-def test_weights_without_a_version_counter_are_not_kept(packings: list[Tensor]) -> None:
+def test_weights_without_a_version_counter_are_not_cached(packings: list[Tensor]) -> None:
     with torch.inference_mode():
         sae = make()
         sae.encode(rows())
@@ -222,7 +224,7 @@ def test_weights_without_a_version_counter_are_not_kept(packings: list[Tensor]) 
     assert not packings
 
 
-def test_inference_mode_uses_what_is_kept(packings: list[Tensor]) -> None:
+def test_inference_mode_uses_the_cache(packings: list[Tensor]) -> None:
     sae = make()
     code = sae.encode(rows())
     with torch.inference_mode():
@@ -231,7 +233,7 @@ def test_inference_mode_uses_what_is_kept(packings: list[Tensor]) -> None:
     assert len(packings) == 1
 
 
-def test_bad_rows_are_refused_as_before() -> None:
+def test_bad_rows_raise() -> None:
     sae = make()
     sae.encode(rows())
     with pytest.raises(ValueError, match="x must be finite"):

@@ -1,4 +1,4 @@
-"""Which screen an encode on a GPU takes: the fastest that works, without a GPU's clock."""
+"""The screen of an encode on a GPU is the fastest that works, tested without a GPU."""
 
 import weakref
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ FIRST, SECOND, THIRD = CANDIDATES
 
 @pytest.fixture(autouse=True)
 def no_screen_skipped_before() -> Iterator[None]:
-    """Restores what this process knows of screens that fail."""
+    """Restore the record of failed screens after a test."""
     before = dict(gpu_screens.skipped)
     gpu_screens.skipped.clear()
     yield
@@ -28,7 +28,7 @@ def no_screen_skipped_before() -> Iterator[None]:
 
 
 class Clock:
-    """Says how long a screen takes, or raises what the screen raises."""
+    """Return the time of a screen, or raise its error."""
 
     def __init__(self, **screens: float | Exception) -> None:
         self.says = dict(zip(CANDIDATES, screens.values(), strict=True))
@@ -43,7 +43,7 @@ class Clock:
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_fastest_is_taken() -> None:
+def test_the_fastest_screen_is_chosen() -> None:
     assert fastest(Clock(a=3.0, b=1.0, c=2.0), CANDIDATES, "a shape") == SECOND
     assert gpu_screens.skipped == {}
 
@@ -74,14 +74,14 @@ def test_a_screen_that_fails_is_skipped_with_one_warning(error: Exception) -> No
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_second_failure_of_the_same_screen_is_not_told_again() -> None:
+def test_a_second_failure_of_a_screen_does_not_warn() -> None:
     gpu_screens.skipped["fused-float16"] = "an earlier shape: OutOfMemoryError"
     assert fastest(Clock(a=RuntimeError(), b=1.0, c=2.0), CANDIDATES, "another shape") == SECOND
     assert "another shape" in gpu_screens.skipped["fused-float16"]
 
 
 @pytest.mark.filterwarnings("ignore:the screen .* failed")
-def test_a_screen_that_fails_later_does_not_win_by_its_first_times() -> None:
+def test_a_screen_that_fails_later_is_not_chosen() -> None:
     times = iter([1.0, 9.0, 9.0, 1.0, 9.0, 8.0, RuntimeError("late"), *[9.0, 8.0] * 2])
 
     def milliseconds(screen: GpuScreen) -> float:
@@ -94,7 +94,7 @@ def test_a_screen_that_fails_later_does_not_win_by_its_first_times() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the screen .* failed")
-def test_where_none_works_all_reasons_are_told() -> None:
+def test_if_no_screen_works_the_error_has_all_reasons() -> None:
     clock = Clock(a=RuntimeError("one"), b=OutOfResources(2, 1, "shared memory"), c=MemoryError())
     with pytest.raises(MemoryError):
         fastest(clock, CANDIDATES, "a shape")
@@ -105,8 +105,8 @@ def test_where_none_works_all_reasons_are_told() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the screen .* failed")
-def test_what_failed_is_not_kept_in_memory() -> None:
-    """An exception holds the frames it went through, and they the tensors that were too large."""
+def test_failures_do_not_keep_tensors_in_memory() -> None:
+    """An exception refers to its frames, and they refer to large tensors."""
     held: list[weakref.ref[torch.Tensor]] = []
 
     def milliseconds(screen: GpuScreen) -> float:

@@ -1,4 +1,4 @@
-"""The screen in 16-bit integers: its sums against their definition, its bound at its worst."""
+"""The screen in 16-bit integers: sums against their definition, and worst cases of the bound."""
 
 import math
 from collections.abc import Callable
@@ -28,13 +28,13 @@ def _integers(level: str) -> None:
 
 
 def screened(x: Tensor, weight: Tensor) -> Tensor:
-    """[n, m] what the screen says of every column, from the values of an encode by it alone."""
+    """Return [n, m] scores of the screen for all columns, from an encode without exact scores."""
     values, indices = encode_on_cpu(x, weight, None, None, len(weight), "bf16", INT16)
     return torch.zeros_like(values).scatter(1, indices, values)
 
 
 def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What rows are packed to: integers [n, d], and what 2^15 of them are worth in each row [n]."""
+    """Return packed rows: integers [n, d], and for each row the value of 2^15 [n]."""
     n, d = rows.shape
     pairs = (d + 1) // 2
     units = PackedWeight.of(rows, INT16).units.view(-1, pairs + 1, COLUMNS)
@@ -47,7 +47,7 @@ def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @given(shape=shapes(), seed=seeds)
 @pytest.mark.parametrize("draw", [normal, uneven])
-def test_scores_are_those_of_the_packed_integers(
+def test_scores_equal_those_of_the_packed_integers(
     draw: Callable[..., Tensor], shape: Shape, seed: int
 ) -> None:
     n, d, m, _ = shape
@@ -89,7 +89,7 @@ def test_the_largest_sums_fit_32_bits(kind: str, d: int) -> None:
 
 @pytest.mark.parametrize("d", [64, 576, 3000])
 @pytest.mark.parametrize("loser", ["x", "weight"])
-def test_rounding_that_all_points_one_way(d: int, loser: str) -> None:
+def test_rounding_in_one_direction(d: int, loser: str) -> None:
     """The best column loses almost half a step in each entry; its rivals lose nothing.
 
     A first entry gives the row a step of 1; the other entries are rounded down to zero.
@@ -113,9 +113,9 @@ def test_rounding_that_all_points_one_way(d: int, loser: str) -> None:
     assert above.indices[0, 0] == rivals
 
 
-# Of these draws it is known that sums of rounded operands alone choose other latents.
+# For these draws, sums of rounded operands alone select other latents.
 @pytest.mark.parametrize("seed", range(8))
-def test_near_ties_below_a_step_are_told_apart(seed: int) -> None:
+def test_near_ties_below_a_step_are_distinguished(seed: int) -> None:
     m, d, k = 700, 96, 50
     base = normal((1, d), seed, torch.float32)
     order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
@@ -131,7 +131,7 @@ def test_near_ties_below_a_step_are_told_apart(seed: int) -> None:
 
 @pytest.mark.parametrize("size", [2.0**-140, 2.0**-110, 2.0**-90, 1.0, 2.0**110, 2.0**124])
 @pytest.mark.parametrize("side", ["x", "weight"])
-def test_rows_that_no_step_fits_lose_nothing(side: str, size: float) -> None:
+def test_rows_beyond_all_steps_lose_nothing(side: str, size: float) -> None:
     """Rows near the ends of float32, against others whose scores are of order 1."""
     x = normal((5, 24), 0, torch.float32) * (size if side == "x" else min(1 / size, 2.0**120))
     weight = normal((300, 24), 1, torch.float32)
@@ -145,7 +145,7 @@ def test_rows_that_no_step_fits_lose_nothing(side: str, size: float) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 13])
 @pytest.mark.parametrize("d", [1, 2, 5, 6, 7, 8])
-def test_every_number_of_rows_and_units(n: int, d: int) -> None:
+def test_any_number_of_rows_and_units(n: int, d: int) -> None:
     x, weight = normal((n, d), n, torch.float32), normal((50, d), d, torch.float32)
     by_integers = encode_on_cpu(x, weight, None, None, 7, "exact", INT16)
     by_floats = encode_on_cpu(x, weight, None, None, 7, "exact", FLOAT32)

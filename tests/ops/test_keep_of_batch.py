@@ -1,4 +1,4 @@
-"""keep_of_batch: the largest values of a batch out of rows that descend."""
+"""keep_of_batch: the largest values of a batch from rows in descending order."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @settings(max_examples=40)
 @given(code=codes(), share=st.floats(0, 1.2))
-def test_the_largest_are_kept_and_of_equal_ones_the_first(
+def test_the_largest_are_kept_and_ties_go_to_the_first(
     code: tuple[Tensor, Tensor], share: float
 ) -> None:
     values, indices = code
@@ -18,7 +18,7 @@ def test_the_largest_are_kept_and_of_equal_ones_the_first(
     assert_keeps(values, indices, int((values > 0).sum()))
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_raises() -> None:
     values, indices = torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="indices must have shape"):
         keep_of_batch(values, indices[:1], 2)

@@ -1,4 +1,4 @@
-"""How the GPU's kernels share out columns, lists and entries: arithmetic that needs no GPU."""
+"""How the GPU's kernels divide columns, lists and entries: arithmetic that needs no GPU."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -52,7 +52,7 @@ def test_phases_cover_every_column_once_in_order(m: int, first: int, n: int, ste
 @given(m=st.one_of(st.integers(1, 3_000_000), around_powers_of_two), k=ks)
 @example(m=5000, k=1000)
 def test_phases_grow_from_a_sixteenth_which_holds_k(m: int, k: int) -> None:
-    """Where memory does not matter there are six at most: a sixteenth, then as many as before."""
+    """Without a limit of memory there are at most six: a sixteenth, then as many as before."""
     k = min(k, m)
     ranges = phases(m, first_phase(m, k), 1, 256)
     first = ranges[0][1]
@@ -68,21 +68,21 @@ def test_phases_grow_from_a_sixteenth_which_holds_k(m: int, k: int) -> None:
     product=st.sampled_from([None, "bfloat16", "tfloat32", "float32"]),
     block=st.sampled_from([16, 256]),
 )
-def test_lists_hold_what_is_put_into_them(
+def test_lists_have_room_for_all_candidates(
     m: int, d: int, k: int, product: str | None, block: int
 ) -> None:
     capacity = capacity_of(m, d, k, product, block)
     assert capacity & (capacity - 1) == 0
     assert capacity <= _LONGEST_LIST == LONGEST
-    assert capacity >= 2 * k + block  # a cut list and what comes before the next cut
+    assert capacity >= 2 * k + block  # a cut list and the entries before the next cut
     assert capacity >= 2 * (k + k // 4)  # two cut lists, where parts of a row are joined
     if product is not None:
         assert capacity >= min(8 * k, 3072)
 
 
 @given(width=st.integers(1, 1 << 20))
-def test_lists_above_a_threshold_have_room_for_a_block_when_they_were_cut(width: int) -> None:
-    """And for an eighth of what is kept besides, so that not every block has them cut again."""
+def test_lists_above_a_threshold_have_room_for_a_block_after_a_cut(width: int) -> None:
+    """And for an eighth of the kept entries, so that not every block cuts them again."""
     capacity, block = threshold_encode.capacity_of(width), 16
     assert capacity & (capacity - 1) == 0
     after_a_cut = (width + capacity - block) // 2  # at most, by `keep_most`

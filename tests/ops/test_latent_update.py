@@ -1,4 +1,4 @@
-"""The fused update against plain Adam on plain gradients, and what it must leave alone."""
+"""The fused update against plain Adam on plain gradients, and values that it must not change."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_several_steps_equal_the_reference(
             torch.testing.assert_close(a, e, rtol=1e-7, atol=1e-9)
 
 
-def test_the_reference_is_torchs_adam() -> None:
+def test_the_reference_equals_torchs_adam() -> None:
     problem = Problem(Shape(20, 9, 30, 4), 0, torch.float64)
     weights = [torch.nn.Parameter(p.clone()) for p in problem.parameters]
     optimiser = torch.optim.Adam(weights, LR, (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
@@ -50,8 +50,8 @@ def test_the_reference_is_torchs_adam() -> None:
             torch.testing.assert_close(mine, torchs.detach(), rtol=1e-11, atol=1e-12)
 
 
-def test_idle_latents_move_by_their_momentum_alone(level: str) -> None:
-    """A latent that fires once and then rests is updated as Adam does it, not left alone."""
+def test_idle_latents_move_only_by_momentum(level: str) -> None:
+    """A latent that fires once is still updated by Adam afterwards."""
     shape = Shape(1, 12, 5, 1)
     fused, plain = (Problem(shape, 0, torch.float32) for _ in range(2))
     for problem in (fused, plain):
@@ -73,7 +73,9 @@ def test_idle_latents_move_by_their_momentum_alone(level: str) -> None:
 
 @settings(max_examples=20)
 @given(shape=shapes(), seed=seeds)
-def test_norms_stay_one_and_rate_zero_changes_nothing(level: str, shape: Shape, seed: int) -> None:
+def test_norms_stay_one_and_a_zero_rate_changes_nothing(
+    level: str, shape: Shape, seed: int
+) -> None:
     problem = Problem(shape, seed, torch.float32)
     for number in range(1, 4):
         problem.fused(number)
@@ -126,7 +128,7 @@ def test_fired_counts_positive_values_only() -> None:
     assert (values <= 0).any()
 
 
-def test_a_diverging_update_is_reported() -> None:
+def test_a_diverging_update_raises() -> None:
     problem = Problem(Shape(20, 6, 8, 3), 0, torch.float32)
     packed = PackedWeight.of(problem.w_enc, Screen("native", "float32"))
     arrays = (packed.units, packed.norm, packed.lost)
@@ -136,7 +138,7 @@ def test_a_diverging_update_is_reported() -> None:
 
 @st.composite
 def switches(draw: st.DrawFn, m: int, seed: int) -> dict[str, object]:
-    """Any combination of what an update can be asked for besides."""
+    """Draw any combination of options of an update."""
     ends = sorted(draw(st.lists(st.integers(0, m), max_size=3)))
     given = {
         "shrink_enc": normal((m,), seed + 7, torch.float64),
@@ -153,7 +155,7 @@ def switches(draw: st.DrawFn, m: int, seed: int) -> dict[str, object]:
 
 @settings(max_examples=60)
 @given(shape=shapes(), seed=seeds, data=st.data(), d_out=st.integers(1, 70), extra=st.booleans())
-def test_every_switch_is_as_in_the_reference(
+def test_every_switch_equals_the_reference(
     level: str, shape: Shape, seed: int, data: st.DataObject, d_out: int, extra: bool
 ) -> None:
     m = shape.m
@@ -194,8 +196,8 @@ def test_groups_must_cover_the_latents() -> None:
             latent_update(*update._replace(residual=residual))
 
 
-def test_squares_are_those_of_autograd() -> None:
-    """Without switches: the length of the plain gradient of half the squared error."""
+def test_squares_equal_those_of_autograd() -> None:
+    """Without switches: the norm of the plain gradient of half the squared error."""
     n, d, m, k = Shape(30, 7, 20, 4)
     problem = Problem(Shape(n, d, m, k), 3, torch.float64)
     w_enc, b_enc, w_dec = (torch.nn.Parameter(p.clone()) for p in problem.parameters)

@@ -1,4 +1,4 @@
-"""How long the lists of a GPU's exact screen are: long enough for Gaussian scores of any width."""
+"""The lists of a GPU's exact screen are long enough for Gaussian scores of any width."""
 
 from itertools import product as pairs
 
@@ -25,7 +25,7 @@ PRODUCTS = ("float16", "bfloat16", "tfloat32", "float32")
 
 
 def rounded(rows: torch.Tensor, product: str) -> RoundedRows:
-    """Rows as `round_rows` gives them, by torch."""
+    """Compute the rows of `round_rows` with torch."""
     bits = rows.view(torch.int32)
     # Normal float16 have the significant bits of a TF32.
     drop = {"bfloat16": 16, "float16": 13, "tfloat32": 13, "float32": 0}[product]
@@ -38,7 +38,7 @@ def rounded(rows: torch.Tensor, product: str) -> RoundedRows:
 
 
 def candidates(m: int, d: int, k: int, product: str, rows: int) -> torch.Tensor:
-    """How many columns each row keeps in the end, where k scores and a quarter are above its floor.
+    """Return how many columns each row keeps in the end, with 1.25 k scores above its floor.
 
     The bounds are those of the kernels; the list is what `keep_best` leaves at the latest floor.
     """
@@ -67,17 +67,17 @@ def candidates(m: int, d: int, k: int, product: str, rows: int) -> torch.Tensor:
         (2048, 16_384, 16, "float32"),
     ],
 )
-def test_gaussian_rows_keep_no_more_than_is_reckoned_with(
+def test_gaussian_rows_keep_at_most_the_expected_candidates(
     m: int, d: int, k: int, product: str
 ) -> None:
-    """And not much less, so that lists are no longer than they must be."""
+    """And not much less, so that lists are not longer than necessary."""
     kept = candidates(m, d, k, product, rows=48).double()
     assert kept.max() <= most_candidates(m, d, k, product)
     assert kept.mean() >= most_candidates(m, d, k, product) / (10 if k == 1 else 3)
 
 
 @pytest.mark.parametrize("k", [1, 8, 32, 64, 128, 256, 512])
-def test_no_shape_overflows_by_the_screens_that_serve_it(k: int) -> None:
+def test_no_shape_overflows_with_its_screens(k: int) -> None:
     for m, d in pairs([2**12, 2**15, 2**17, 2**20, 2**22], [64, 768, 2304, 4096, 8192, 16_384]):
         fitting = {product for product in PRODUCTS if fits(m, d, k, product)}
         for screen in candidates_for(fitting.__contains__):
@@ -85,7 +85,7 @@ def test_no_shape_overflows_by_the_screens_that_serve_it(k: int) -> None:
             assert most_candidates(m, d, k, screen.product) + BLOCK <= capacity <= LONGEST
 
 
-def test_the_shapes_that_users_train_keep_their_lists() -> None:
+def test_common_shapes_keep_the_length_of_their_lists() -> None:
     """Longer lists cost time on every row."""
     assert list_length(131_072, 4096, 64, "bfloat16", BLOCK) == 1024
     assert list_length(65_536, 2304, 64, "bfloat16", BLOCK) == 1024
@@ -95,12 +95,13 @@ def test_the_shapes_that_users_train_keep_their_lists() -> None:
 
 
 def test_wide_rows_have_longer_lists() -> None:
-    """Eight times k held 512 and 768 at d = 8192, where 415 and 725 candidates were expected."""
+    """Lists of 8 k would have 512 and 768 entries at d = 8192, with 415 and 725 expected
+    candidates."""
     assert list_length(131_072, 8192, 32, "bfloat16", BLOCK) == 2048
     assert list_length(131_072, 8192, 64, "bfloat16", BLOCK) == 2048
 
 
-def test_a_screen_that_leaves_too_much_in_doubt_is_no_candidate(
+def test_a_screen_with_too_wide_bounds_is_not_a_candidate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert candidates_for(lambda product: True) == CANDIDATES

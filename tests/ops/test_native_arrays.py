@@ -1,4 +1,4 @@
-"""What C++ says of tensors that do not fit: it reads and writes only what it has checked."""
+"""Errors of C++ for tensors that do not fit: it reads and writes only checked memory."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ OTHERS = ("w_enc", "units", "extra_latents", "group_ends")
 
 
 def whole_update() -> Update:
-    """All operands of an update, none left out."""
+    """Return all operands of an update."""
     parameters = [normal(shape, seed, torch.float32) for seed, shape in enumerate([(M, D), (M,)])]
     parameters.append(normal((M, D), 2, torch.float32))
     packed = PackedWeight.of(parameters[0], Screen("native", "float32"))
@@ -74,7 +74,7 @@ def whole_update() -> Update:
 
 
 def run(update: Update) -> tuple[Tensor, Tensor]:
-    """Call C++ itself."""
+    """Call C++ directly."""
     input_grad_sum, fired = torch.empty(D), torch.empty(M, dtype=torch.int64)
     native.latent_update(update, input_grad_sum, fired, None, 1)
     return input_grad_sum, fired
@@ -89,19 +89,19 @@ def test_every_tensor_of_an_update_is_listed() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes_of_an_update(name: str) -> None:
+def test_wrong_shapes_of_an_update_raise(name: str) -> None:
     update = whole_update()
     tensor = getattr(update, name)
     longer = torch.cat([tensor, tensor[:1]]) if tensor.ndim else tensor[None]
     for wrong in (longer, tensor[None]):
-        # The code decides on n and k, so that another operand is the one that does not fit.
+        # The code determines n and k, so another operand does not fit.
         named = "values" if name == "indices" and wrong.ndim == 2 else name
         with pytest.raises(ValueError, match=rf"^{named} must have (shape|2 dimensions)"):
             run(update._replace(**{name: wrong}))
 
 
 @pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
-def test_dtypes_of_an_update(name: str) -> None:
+def test_wrong_dtypes_of_an_update_raise(name: str) -> None:
     update = whole_update()
     tensor = getattr(update, name)
     with pytest.raises(TypeError, match=rf"^{name} must be .*float|^{name} must be int"):
@@ -109,7 +109,7 @@ def test_dtypes_of_an_update(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in (*SHAPES, *OTHERS) if name != "factor"])
-def test_gaps_in_memory_of_an_update(name: str) -> None:
+def test_strided_operands_of_an_update_raise(name: str) -> None:
     update = whole_update()
     tensor = getattr(update, name)
     apart = torch.stack([tensor, tensor], -1)[..., 0]
@@ -117,7 +117,7 @@ def test_gaps_in_memory_of_an_update(name: str) -> None:
         run(update._replace(**{name: apart}))
 
 
-def test_what_belongs_together_in_an_update() -> None:
+def test_incomplete_operands_of_an_update_raise() -> None:
     update = whole_update()
     for name in ("extra_latents", "extra_b_enc"):
         with pytest.raises(ValueError, match="the extra gradients must be given together"):
@@ -190,20 +190,20 @@ MISFITS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 
 
 def tile_screen() -> native.TileScreen:
-    """One of an encode of `OUT` by `WEIGHT`."""
+    """Return a tile screen for an encode of `OUT` by `WEIGHT`."""
     arrays = (torch.ones(N, D), WEIGHT, None, None, None, torch.empty(N, K), INDICES.clone(), None)
     return native.TileScreen(*arrays, "float32", 1)
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_arguments_that_do_not_fit(misfit: str) -> None:
+def test_arguments_that_do_not_fit_raise(misfit: str) -> None:
     call, kind, message = MISFITS[misfit]
     with pytest.raises(kind, match=message):
         call()
 
 
-def test_views_of_parameters_and_half_precision() -> None:
-    """A view knows the elements of subclasses of tensors, and of a slice where it begins."""
+def test_views_of_parameters_and_half_precision_are_read() -> None:
+    """A view has the elements of tensor subclasses, and the offset of a slice."""
     rows = torch.arange(24.0).view(M, D).bfloat16()
     weight = torch.nn.Parameter(rows, requires_grad=False)
     out = torch.empty(1, D, dtype=torch.bfloat16)
@@ -214,8 +214,8 @@ def test_views_of_parameters_and_half_precision() -> None:
     assert torch.equal(out[0], rows[3])
 
 
-def test_tensors_of_a_torch_without_the_exchange_of_dlpack(tmp_path: Path) -> None:
-    """Before torch 2.10 Python's attributes say the same."""
+def test_tensors_are_read_without_the_exchange_api_of_dlpack(tmp_path: Path) -> None:
+    """Before torch 2.10, Python attributes are used instead."""
     program = """
 import torch
 del torch.Tensor.__dlpack_c_exchange_api__
@@ -232,7 +232,7 @@ for wrong in (weight[None], weight.float(), weight.T.contiguous().T, weight[:, :
 """
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         program = program.replace("del torch.Tensor.__dlpack_c_exchange_api__\n", "")
-    # In a folder from which Python does not import the checkout, which has no compiled kernels.
+    # Run in another folder, so that Python does not import the checkout without compiled kernels.
     command = [sys.executable, "-c", program]
     ran = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert ran.stdout.splitlines() == [

@@ -1,4 +1,4 @@
-"""The order of rows: each once in an epoch, far from its neighbours, and the same for ever."""
+"""The order of rows: each once per epoch, far from its neighbours, and fixed across versions."""
 
 from itertools import islice
 
@@ -19,7 +19,7 @@ from saefast.activations.order import Order, permutation
     seed=seeds,
     position=st.integers(0, 700),
 )
-def test_windows_hold_every_row_once_and_skip_exactly(
+def test_windows_have_every_row_once_and_skip_exactly(
     rows: int, block: int, window: int, seed: int, position: int
 ) -> None:
     def drawn(start: int, n: int) -> np.ndarray:
@@ -42,8 +42,8 @@ def test_windows_hold_every_row_once_and_skip_exactly(
     assert np.array_equal(everything[position:], drawn(position, 3 * rows))
 
 
-def test_a_shuffle_moves_rows_far() -> None:
-    """Neighbours in the data are not neighbours in the order, and every place is as likely."""
+def test_shuffling_separates_neighbours() -> None:
+    """Neighbours in the data are not neighbours in the order, and all places are equally likely."""
     order = Order(10_000, 0, 50, 2000)
     drawn = np.concatenate([part.rows for part in islice(order.windows(0), 5)])
     assert len(drawn) == 10_000
@@ -52,7 +52,8 @@ def test_a_shuffle_moves_rows_far() -> None:
 
 
 def test_the_order_is_pinned() -> None:
-    """A training resumed with a later saefast or NumPy must find its place: these never change."""
+    """A training resumed with a later saefast or NumPy must find its place, so these values never
+    change."""
     assert permutation(10, 7, 1, 2).tolist() == [1, 3, 8, 5, 4, 7, 0, 9, 2, 6]
     window = next(Order(1000, 5, 10, 100).windows(1234))
     assert window.rows[:5].tolist() == [630, 321, 698, 834, 671]

@@ -1,4 +1,4 @@
-"""What the CUDA kernels do to a row, run on the CPU: by one lane, and by 32 threads for a warp."""
+"""The selection of the CUDA kernels for a row, run on the CPU by one lane and by 32 threads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NO_MORE = 2**31 - 1
 
 @dataclass(frozen=True)
 class Case:
-    """One row's columns, how they come, and how long its list may be."""
+    """Columns of one row, their order, and the capacity of its list."""
 
     kind: str
     columns: int
@@ -42,7 +42,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Lists that hardly hold k, blocks of any size, bounds from narrow to hopeless."""
+    """Draw lists barely longer than k, blocks of any size, and bounds from narrow to useless."""
     columns = draw(st.one_of(st.integers(1, 1500), st.sampled_from([255, 256, 257, 512])))
     return Case(
         draw(st.sampled_from(["normal", "ties", "rising", "falling", "equal"])),
@@ -58,7 +58,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def keys_of(scores: Tensor, index: Tensor) -> Tensor:
-    """As kernels/keys.py defines them."""
+    """Return keys as defined in kernels/keys.py."""
     bits = torch.where(scores == 0.0, 0.0, scores).view(torch.int32).long()
     return ((bits ^ ((bits >> 31) & NO_MORE)) << 32) | (NO_MORE - index)
 
@@ -70,7 +70,7 @@ def score_of(key: int) -> float:
 
 
 class Row:
-    """The second row of two, whose first must not change, and what is known of its scores."""
+    """The second of two rows, the first of which must not change, and its scores."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -84,9 +84,9 @@ class Row:
         self.product = product
         self.shift = small_integers((m,), seed + 1, torch.float32)
         if case.kind not in ("normal", "ties"):
-            self.shift = torch.full((m,), -0.0)  # which leaves a product of -0.0 as it is
+            self.shift = torch.full((m,), -0.0)  # which keeps a product of -0.0
         self.shift[torch.rand(m, generator=generator(seed + 2)) < 1 / 16] = -torch.inf
-        # With eighths every sum below is exact but the last.
+        # With eighths, every sum below except the last is exact.
         self.norm = torch.randint(0, 8, (m,), generator=generator(seed + 3)) / 8
         self.lost = torch.randint(0, 8, (m,), generator=generator(seed + 4)) / 8
         wide = torch.tensor([0.0, case.doubt or 0.0]).bfloat16().float()
@@ -97,7 +97,7 @@ class Row:
         size = self.shift.double().abs().nan_to_num(posinf=0.0)
         slack = (2.0**-18 * size + 2 * doubt.double()).float()
         self.least = self.most - slack * bounded
-        # Anywhere between the two, at the ends as well.
+        # anywhere between the two, including the ends
         share = torch.randint(0, 5, (m,), generator=generator(seed + 5)) / 4
         true = self.least + share * (self.most - self.least)
         self.true = torch.where(self.most == -torch.inf, self.most, true).clamp(
@@ -113,7 +113,7 @@ class Row:
         self.floor = torch.full((2,), -torch.inf)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Ranges that cover the columns in order, in hot mode from multiples of a group."""
+        """Yield ranges that cover the columns in order, in hot mode from multiples of a group."""
         step = GROUP if self.case.hot else 1
         at, draw = 0, generator(self.case.seed + 6)
         while at < self.case.columns:
@@ -122,7 +122,7 @@ class Row:
             at += size
 
     def feed(self, begin: int, end: int, lanes: int) -> None:
-        """What is not to be read is infinite: it would be chosen."""
+        """Values that must not be read are infinite, so that reading them would select them."""
         case, columns = self.case, end - begin
         width = -(-columns // GROUP) * GROUP + 2 * GROUP if case.hot else columns + 3
         scores = torch.full((2, width), torch.inf)
@@ -159,11 +159,11 @@ class Row:
 
     @property
     def listed(self) -> Tensor:
-        """The columns in the list, ascending."""
+        """Return the columns in the list, ascending."""
         return (NO_MORE - (self.keys[1, : int(self.counts[1])] & NO_MORE)).sort().values
 
     def needs(self, end: int) -> int:
-        """The longest list that any rule must hold among the first columns: k are surely above."""
+        """Return the length of the longest list that any rule needs for the first columns."""
         longest, k = 0, self.case.k
         for seen in range(k, end + 1):
             floor = self.least_keys[:seen].kthvalue(seen - k + 1).values
@@ -172,7 +172,7 @@ class Row:
         return longest
 
     def check(self, end: int) -> bool:
-        """That the list is what it must be after the first columns; False where it overflowed."""
+        """Check the list after the first columns; return False if it overflowed."""
         case, count = self.case, int(self.counts[1])
         assert self.counts[0] == 0
         assert self.floor[0] == -torch.inf
@@ -204,7 +204,7 @@ class Row:
         return True
 
     def choose(self, k: int, lanes: int) -> tuple[Tensor, Tensor]:
-        """The best of the list, its scores now exact."""
+        """Return the best of the list by exact scores."""
         keys = self.true_keys[self.listed]
         keys = keys[torch.randperm(keys.numel(), generator=generator(self.case.seed))]
         values, indices = torch.full((k,), torch.nan), torch.full((k,), -1)
@@ -234,7 +234,7 @@ def check_whole(case: Case, lanes: int) -> Row:
 
 @settings(max_examples=300)
 @given(case=cases())
-def test_the_list_holds_what_may_be_among_the_best(case: Case) -> None:
+def test_the_list_has_all_candidates_for_the_best(case: Case) -> None:
     check_whole(case, lanes=1)
 
 
@@ -270,7 +270,7 @@ def test_a_list_that_is_just_long_enough_does_not_overflow(hot: bool) -> None:
 
 
 @pytest.mark.parametrize("hot", [False, True])
-def test_a_row_whose_bounds_decide_nothing_overflows(hot: bool) -> None:
+def test_a_row_with_useless_bounds_overflows(hot: bool) -> None:
     row = Row(Case("normal", 1500, 20, 100, 1, 100.0, hot=hot, seed=0))
     for begin, end in row.chunks():
         row.feed(begin, end, lanes=1)
@@ -299,7 +299,7 @@ def test_choosing_sorts_any_number_of_keys(count: int, k: int, lanes: int) -> No
         st.floats(width=32) | st.sampled_from([0.0, -0.0, float("nan"), -1.0, 1.0]), min_size=1
     )
 )
-def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
+def test_keys_are_ordered_like_torchs_sort(drawn: list[float]) -> None:
     """NaN first, then descending; both zeros alike; equal scores by their index."""
     scores = torch.tensor(drawn, dtype=torch.float32)
     keys = torch.empty(len(drawn), dtype=torch.int64)
@@ -311,7 +311,7 @@ def test_keys_stand_in_the_order_of_torchs_sort(drawn: list[float]) -> None:
     assert torch.equal(keys[not_nan], keys_of(scores, torch.arange(len(drawn)))[not_nan])
 
 
-def test_an_unknown_team_is_refused() -> None:
+def test_an_unknown_team_raises() -> None:
     none = torch.empty(0, dtype=torch.int64)
     with pytest.raises(ValueError, match="lanes must be 1 or 32, got 2"):
         native.choose_row(none, 0, torch.empty(0), none, lanes=2)

@@ -1,4 +1,4 @@
-"""Who screens: what is measured and chosen, and that the choice changes no bit."""
+"""Screens: measurement and selection, which does not change bits."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_the_fastest_measured_screen_is_chosen() -> None:
     assert saefast.build_info()["screen"]["measured_ms"] == measured.milliseconds
 
 
-def test_torch_tiles_do_not_change_the_users_precision() -> None:
+def test_torch_tiles_do_not_change_matmul_precision() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     for screen in (s for s in usable_screens() if s.engine == "torch"):
         encode_on_cpu(torch.randn(3, 8), torch.randn(9, 8), None, None, 2, "exact", screen)

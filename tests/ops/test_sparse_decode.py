@@ -49,7 +49,7 @@ def test_integers_give_the_reference_bit_for_bit(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [Shape(70, 300, 500, 33), Shape(5, 17, 40, 40)], ids=str)
-def test_errors_are_no_larger_than_torchs(level: str, dtype: torch.dtype, shape: Shape) -> None:
+def test_errors_are_at_most_torchs(level: str, dtype: torch.dtype, shape: Shape) -> None:
     n, d, m, k = shape
     indices = draw_indices(shape, 0)
     values, weight = normal((n, k), 1, dtype), normal((m, d), 2, dtype)
@@ -73,7 +73,7 @@ def test_errors_are_no_larger_than_torchs(level: str, dtype: torch.dtype, shape:
 
 @settings(max_examples=25)
 @given(shape=shapes(), seed=seeds)
-def test_decode_is_linear_and_indifferent_to_the_order_of_entries(
+def test_decode_is_linear_and_independent_of_the_order_of_entries(
     level: str, shape: Shape, seed: int
 ) -> None:
     n, d, m, k = shape
@@ -93,10 +93,10 @@ def test_decode_is_linear_and_indifferent_to_the_order_of_entries(
 
 @settings(max_examples=25)
 @given(shape=shapes(), seed=seeds, dtype=dtypes)
-def test_entries_of_zero_are_as_if_absent(
+def test_entries_of_zero_are_ignored(
     level: str, shape: Shape, seed: int, dtype: torch.dtype
 ) -> None:
-    """Bit for bit, wherever in the row they stand, and whatever is in the rows they name."""
+    """Bit for bit, at any place in the row, and for any values in the weight rows they refer to."""
     n, d, m, k = shape
     indices = draw_indices(shape, seed)
     values, weight = normal((n, k), seed, dtype), normal((m, d), seed + 1, dtype)
@@ -126,7 +126,7 @@ def test_entries_of_zero_are_as_if_absent(
             assert_same_bits(actual, wanted)
 
 
-def test_a_latent_named_twice_counts_twice(level: str) -> None:
+def test_a_repeated_latent_counts_twice(level: str) -> None:
     weight = small_integers((4, 9), 0, torch.float32)
     twice = torch.tensor([[2, 2]])
     values = torch.tensor([[1.0, 3.0]])
@@ -136,7 +136,7 @@ def test_a_latent_named_twice_counts_twice(level: str) -> None:
 
 @settings(max_examples=25)
 @given(shape=shapes(), seed=seeds, layout=layouts, dtype=dtypes)
-def test_layout_in_memory_changes_nothing(
+def test_memory_layout_does_not_change_results(
     shape: Shape, seed: int, layout: str, dtype: torch.dtype
 ) -> None:
     n, d, m, k = shape
@@ -180,7 +180,7 @@ def test_any_number_of_threads_gives_the_same_bits(level: str) -> None:
 
 @settings(max_examples=25)
 @given(shape=shapes(), seed=seeds)
-def test_decode_residual_is_the_ops_it_fuses(level: str, shape: Shape, seed: int) -> None:
+def test_decode_residual_equals_the_ops_it_fuses(level: str, shape: Shape, seed: int) -> None:
     n, d, m, k = shape
     indices = draw_indices(shape, seed)
     values, weight = normal((n, k), seed, torch.float64), normal((m, d), seed + 1, torch.float64)
@@ -192,10 +192,10 @@ def test_decode_residual_is_the_ops_it_fuses(level: str, shape: Shape, seed: int
     assert (actual[1][values <= 0] == 0).all()
 
 
-def test_more_weights_than_32_bits_count() -> None:
+def test_weights_beyond_32_bit_indices() -> None:
     m, d = 2**20 + 8, 2056
     assert m * d > 2**31
-    weight = torch.zeros(m, d, dtype=torch.bfloat16)  # pages that nobody writes take no memory
+    weight = torch.zeros(m, d, dtype=torch.bfloat16)  # pages that are not written take no memory
     weight[-3:, -8:] = torch.tensor([[1.0], [2.0], [3.0]])
     indices = torch.tensor([[m - 1, m - 3], [m - 2, 0]])
     values = torch.ones(2, 2, dtype=torch.bfloat16)
@@ -207,7 +207,7 @@ def test_more_weights_than_32_bits_count() -> None:
     assert dots.tolist() == [[3 * 8, 8], [2 * 8, 0]]
 
 
-def test_empty_batch() -> None:
+def test_an_empty_batch_is_decoded() -> None:
     empty = torch.empty(0, 3)
     weight, indices = torch.randn(5, 4), torch.empty(0, 3, dtype=torch.int64)
     assert saefast.sparse_decode(empty, indices, weight).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""threshold_encode against its definition: who is above, exactness at the threshold, room."""
+"""threshold_encode against its definition: selection, exactness at the threshold, and room."""
 
 import math
 
@@ -40,7 +40,7 @@ def all_scores(
     scale: Tensor | None = None,
     precision: str = "exact",
 ) -> Tensor:
-    """[n, m] what `topk_encode` says of every latent; bfloat16 is scored in float32."""
+    """Return [n, m] scores of `topk_encode` for all latents; bfloat16 is scored in float32."""
     wide = [t if t is None else t.to(score_dtype(x)) for t in (x, weight, bias, scale)]
     product = "float32" if precision == "exact" else "bfloat16"
     screen = Screen("native", product)
@@ -60,7 +60,7 @@ def assert_right(
     threshold: Tensor,
     width: int,
 ) -> None:
-    """Every screen gives what is above the threshold among all exact scores, bit for bit."""
+    """Assert that every screen gives all exact scores above the threshold, bit for bit."""
     scores = all_scores(x, weight, bias, scale)
     expected = selected(scores, threshold, width, x.dtype)
     for screen in usable_screens():
@@ -94,7 +94,7 @@ def test_integers_give_the_reference_bit_for_bit(
 @settings(max_examples=40)
 @given(shape=shapes(), dtype=dtypes, seed=seeds)
 @pytest.mark.parametrize("data", [normal, uneven])
-def test_a_threshold_at_a_score_is_not_exceeded_by_it(
+def test_a_threshold_equal_to_a_score_is_not_exceeded(
     level: str, shape: Shape, dtype: torch.dtype, seed: int, data: object
 ) -> None:
     n, d, m, width = shape
@@ -106,7 +106,7 @@ def test_a_threshold_at_a_score_is_not_exceeded_by_it(
 
 
 @given(seed=seeds)
-def test_large_biases_that_nearly_cancel_the_threshold(level: str, seed: int) -> None:
+def test_large_biases_may_nearly_cancel_the_threshold(level: str, seed: int) -> None:
     m = 300
     x, weight = normal((4, 24), seed, torch.float32), normal((m, 24), seed + 1, torch.float32)
     bias = 10.0 ** torch.randint(0, 7, (m,), generator=generator(seed)) * normal(
@@ -119,18 +119,18 @@ def test_large_biases_that_nearly_cancel_the_threshold(level: str, seed: int) ->
 
 @pytest.mark.parametrize("d", [64, 576])
 @pytest.mark.parametrize("loser", ["x", "weight"])
-def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> None:
-    """A column that loses as much to rounding as any can, with the threshold just below its score.
+def test_rounding_in_one_direction(level: str, d: int, loser: str) -> None:
+    """One column loses as much as possible to rounding, with the threshold just below its score.
 
-    bfloat16 steps by 2^-7 above 1: below 1 + 2^-8 it rounds down to 1, above it rounds up. Among
-    its neighbours are some that lose nothing and reach the threshold without exceeding it.
+    bfloat16 steps by 2^-7 above 1: below 1 + 2^-8 it rounds down to 1, above it rounds up. Some of
+    its neighbours lose nothing and reach the threshold without exceeding it.
     """
     rounds_down = torch.full((1, d), 1 + 2.0**-8 - 2.0**-14)
     rounds_up = torch.full((1, d), 1 + 2.0**-8 + 2.0**-14)
     ones = torch.ones(1, d)
     if loser == "weight":
         x, best = ones, rounds_down
-    else:  # x shrinks where the best column is positive and grows where it is negative
+    else:  # rounding decreases x where the best column is positive, else increases it
         signs = ones.clone()
         signs[:, ::2] = -1
         x, best = torch.where(signs > 0, rounds_down, rounds_up), signs
@@ -152,7 +152,7 @@ def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> Non
 
 
 @given(seed=seeds)
-def test_scores_that_differ_by_the_order_of_summation_alone(level: str, seed: int) -> None:
+def test_scores_may_differ_only_by_the_order_of_summation(level: str, seed: int) -> None:
     m, d = 400, 200
     x = torch.ones(2, d)
     values = normal((d,), seed, torch.bfloat16).float()
@@ -163,9 +163,9 @@ def test_scores_that_differ_by_the_order_of_summation_alone(level: str, seed: in
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_thresholds_and_biases_of_any_size(level: str, dtype: torch.dtype) -> None:
-    """Next to each other, so that one large number must not spoil the others' bound, nor overflow.
+    """In one weight, so that one large number must not widen the bound of others, nor overflow.
 
-    The first row is zero: there the bound has no width and a score is the bias alone.
+    The first row is zero: its bounds have no width and its scores are the biases.
     """
     largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2**10
     sizes = [largest, 1e38, 1e36, 1e30, 1e4, 1.0, 1e-30, 1e-40, smallest, 0.0]
@@ -184,7 +184,7 @@ def test_thresholds_and_biases_of_any_size(level: str, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("width", [1, 31, 700])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_all_latents_and_none(level: str, width: int, dtype: torch.dtype) -> None:
+def test_all_or_no_latents_are_active(level: str, width: int, dtype: torch.dtype) -> None:
     x, weight = normal((9, 21), 0, dtype), normal((700, 21), 1, dtype)
     lowest = torch.tensor(torch.finfo(torch.float32).min, dtype=score_dtype(x))
     for screen in usable_screens():
@@ -200,7 +200,7 @@ def test_all_latents_and_none(level: str, width: int, dtype: torch.dtype) -> Non
 
 
 @given(shape=shapes(), seed=seeds)
-def test_counts_tell_the_truth_beyond_the_room(level: str, shape: Shape, seed: int) -> None:
+def test_counts_are_right_beyond_the_room(level: str, shape: Shape, seed: int) -> None:
     n, d, m, width = shape
     x, weight = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     full = saefast.threshold_encode(x, weight, threshold=0.0, width=m)
@@ -212,7 +212,7 @@ def test_counts_tell_the_truth_beyond_the_room(level: str, shape: Shape, seed: i
     assert_same_bits(full.counts, (all_scores(x, weight) > 0).sum(1))
 
 
-def test_ties_by_the_thousand(level: str) -> None:
+def test_thousands_of_ties(level: str) -> None:
     m = 5000
     x, weight = normal((3, 17), 0, torch.float32), normal((1, 17), 1, torch.float32)
     weight = weight.repeat(m, 1)
@@ -243,8 +243,8 @@ def test_masked_latents_are_never_active(level: str, shape: Shape, seed: int) ->
         assert not never[expected.indices[expected.values != 0]].any()
 
 
-def test_scores_that_overflow(level: str) -> None:
-    """Infinity is above every number; NaN, from infinity minus infinity, is above none."""
+def test_scores_that_overflow_are_compared_like_infinity(level: str) -> None:
+    """Infinity is above every threshold; NaN, from infinity minus infinity, is above none."""
     x = torch.full((1, 200), 1e30)
     weight = torch.zeros(6, 200)
     weight[3] = 1e30 * (-1.0) ** torch.arange(200)
@@ -258,7 +258,7 @@ def test_scores_that_overflow(level: str) -> None:
 
 @settings(max_examples=30)
 @given(shape=shapes(), seed=seeds, dtype=dtypes)
-def test_bf16_precision_compares_the_values_that_topk_encode_gives(
+def test_bf16_precision_compares_the_values_of_topk_encode(
     level: str, shape: Shape, seed: int, dtype: torch.dtype
 ) -> None:
     n, d, m, width = shape
@@ -281,7 +281,7 @@ def test_bf16_precision_compares_the_values_that_topk_encode_gives(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bf16_precision_with_numbers_too_small_for_it(level: str, dtype: torch.dtype) -> None:
+def test_bf16_precision_with_values_below_its_range(level: str, dtype: torch.dtype) -> None:
     tiny = torch.tensor([1e-60, 1e-46, 1e-44, 1e-39, 1e-30], dtype=torch.float64)
     ends = torch.cat([tiny, -tiny, tiny * 0]).to(dtype)
     threshold, bias = (t.flatten() for t in torch.meshgrid(ends, ends, indexing="ij"))
@@ -294,7 +294,7 @@ def test_bf16_precision_with_numbers_too_small_for_it(level: str, dtype: torch.d
 
 
 @given(shape=shapes(), seed=seeds, layout=layouts, dtype=dtypes)
-def test_layout_in_memory_changes_nothing(
+def test_memory_layout_does_not_change_results(
     shape: Shape, seed: int, layout: str, dtype: torch.dtype
 ) -> None:
     n, d, m, width = shape
@@ -371,7 +371,7 @@ def test_a_packed_weight_gives_the_same_bits(
         assert_same_code(actual, expected)
 
 
-def test_empty_batch() -> None:
+def test_an_empty_batch_is_encoded() -> None:
     code = saefast.threshold_encode(torch.empty(0, 4), torch.randn(6, 4), threshold=0.0, width=3)
     assert code.values.shape == code.indices.shape == (0, 3)
     assert code.counts.shape == (0,)
@@ -388,7 +388,7 @@ def test_empty_batch() -> None:
     ],
 )
 def test_room_grows_until_all_fit_or_a_row_has_too_many(width, latents, most, asked, used):
-    """Of rows with none and with 6 active latents."""
+    """For rows without and with 6 active latents."""
     x = torch.tensor([[0.0], [1.0]])
     weight = torch.arange(6.0 - latents, 6)[:, None] + 0.5
     widths = []

@@ -1,4 +1,4 @@
-"""The tiles of the fused product: which fit a device, and which one is taken."""
+"""The tiles of the fused product: which of them fit a device, and which one is chosen."""
 
 import contextlib
 from types import SimpleNamespace
@@ -41,12 +41,12 @@ def test_two_blocks_of_four_warps_can_be_measured(limit: int) -> None:
     assert Tile(128, 128, 64, 4, 3) in tile_candidates("bfloat16", True, limit)
 
 
-def test_a_device_with_too_little_shared_memory_is_told() -> None:
+def test_too_little_shared_memory_raises() -> None:
     with pytest.raises(RuntimeError, match="more shared memory than the 16384 bytes"):
         tile_for("bfloat16", False, 16_384)
 
 
-def test_a_tile_is_measured_inside_the_context_only() -> None:
+def test_a_measured_tile_is_used_inside_the_context_only() -> None:
     one, other = Tile(64, 64, 32, 4, 2), Tile(128, 64, 32, 4, 2)
     with measuring(one):
         with measuring(other):
@@ -58,7 +58,7 @@ def test_a_tile_is_measured_inside_the_context_only() -> None:
     assert measured_tile() is None
 
 
-def test_the_limit_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_read_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {0: 232_448, 1: 101_376}
     monkeypatch.setattr(
         torch.cuda,

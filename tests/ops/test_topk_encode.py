@@ -62,8 +62,8 @@ def test_exact_is_the_top_k_of_full_precision(
 
 
 @given(seed=seeds)
-def test_near_ties_below_bfloat16_are_told_apart(level: str, seed: int) -> None:
-    """Hundreds of rows that bfloat16 cannot distinguish, in random order."""
+def test_near_ties_below_bfloat16_are_distinguished(level: str, seed: int) -> None:
+    """Hundreds of columns that bfloat16 cannot distinguish, in random order."""
     m, d, k = 700, 96, 50
     base = normal((1, d), seed, torch.float32)
     steps = torch.randperm(m, generator=torch.Generator().manual_seed(seed)).float()
@@ -75,13 +75,13 @@ def test_near_ties_below_bfloat16_are_told_apart(level: str, seed: int) -> None:
     truth = (x.double() @ weight.double().T).topk(k).indices
     assert set(exact.indices[0].tolist()) == set(truth[0].tolist())
     rounded = encode_on_cpu(x, weight, None, None, k, "bf16", screen)
-    assert len(rounded.values.unique()) < k / 2  # what the screen alone sees: mostly ties
+    assert len(rounded.values.unique()) < k / 2  # scores of the screen: mostly ties
 
 
 @pytest.mark.parametrize("d", [64, 576])
 @pytest.mark.parametrize("loser", ["x", "weight"])
-def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> None:
-    """The best column loses as much to rounding as any can; the other columns lose nothing.
+def test_rounding_in_one_direction(level: str, d: int, loser: str) -> None:
+    """The best column loses as much as possible to rounding; the other columns lose nothing.
 
     bfloat16 steps by 2^-7 above 1: below 1 + 2^-8 it rounds down to 1, above it rounds up.
     """
@@ -90,12 +90,12 @@ def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> Non
     ones = torch.ones(1, d)
     if loser == "weight":
         x, best = ones, rounds_down
-    else:  # x shrinks where the best column is positive and grows where it is negative
+    else:  # rounding decreases x where the best column is positive, else increases it
         signs = ones.clone()
         signs[:, ::2] = -1
         x, best = torch.where(signs > 0, rounds_down, rounds_up), signs
     score = float((x.double() * best.double()).sum())
-    # Rivals that score a little less than the best, without loss in bfloat16.
+    # Rivals score slightly less than the best, without loss in bfloat16.
     gap = 2.0**-12
     rivals = 40
     weight = torch.zeros(rivals + 1, d)
@@ -109,11 +109,11 @@ def test_rounding_that_all_points_one_way(level: str, d: int, loser: str) -> Non
 
 
 @given(seed=seeds)
-def test_scores_that_differ_by_the_order_of_summation_alone(level: str, seed: int) -> None:
-    """Rows with the same values in another order: one true score, many rounded ones.
+def test_scores_may_differ_only_by_the_order_of_summation(level: str, seed: int) -> None:
+    """Columns with the same values in another order: one true score, many rounded ones.
 
     The values are exact in bfloat16, so only the rounding of sums separates screen and score. The
-    truth is what the same op says when it may leave out nothing.
+    truth is the result of the same op when it must not leave out any column.
     """
     m, d, k = 400, 200, 30
     x = torch.ones(2, d, dtype=torch.bfloat16)
@@ -123,7 +123,7 @@ def test_scores_that_differ_by_the_order_of_summation_alone(level: str, seed: in
 
 
 @given(seed=seeds)
-def test_scores_that_differ_by_the_rounding_of_bias_and_scale_alone(level: str, seed: int) -> None:
+def test_scores_may_differ_only_by_the_rounding_of_bias_and_scale(level: str, seed: int) -> None:
     m, k = 400, 30
     x, weight = normal((1, 8), seed, torch.float32), normal((1, 8), seed + 2, torch.float32) / 8
     scale = 1 + torch.rand(m, generator=torch.Generator().manual_seed(seed))
@@ -135,7 +135,7 @@ def test_scores_that_differ_by_the_rounding_of_bias_and_scale_alone(level: str, 
 def assert_best_of_all(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, k: int
 ) -> None:
-    """The k largest are the first k of all, for which nothing can be left out."""
+    """Assert that the k largest are the first k of all, for which no column can be left out."""
     for screen in usable_screens():
         everything = encode_on_cpu(x, weight, bias, scale, len(weight), "exact", screen)
         best = encode_on_cpu(x, weight, bias, scale, k, "exact", screen)
@@ -154,7 +154,7 @@ def test_scores_that_overflow_to_nan_come_first_as_in_torch(level: str) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 7, 100])
-def test_lists_of_ties_widen_and_truncate_nothing(level: str, k: int) -> None:
+def test_lists_grow_for_ties(level: str, k: int) -> None:
     m = 5000
     x, weight = normal((3, 17), 0, torch.float32), normal((1, 17), 1, torch.float32)
     weight = weight.repeat(m, 1)
@@ -181,9 +181,7 @@ def test_masked_latents_come_last(level: str, shape: Shape, seed: int) -> None:
 
 @settings(max_examples=25)
 @given(shape=shapes(), seed=seeds)
-def test_bf16_precision_rounds_the_operands_and_nothing_else(
-    level: str, shape: Shape, seed: int
-) -> None:
+def test_bf16_precision_rounds_only_the_operands(level: str, shape: Shape, seed: int) -> None:
     n, d, m, k = shape
     x, weight = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     bias = normal((m,), seed + 2, torch.float32)
@@ -193,7 +191,7 @@ def test_bf16_precision_rounds_the_operands_and_nothing_else(
 
 
 @given(shape=shapes(), seed=seeds, layout=layouts, dtype=dtypes)
-def test_layout_in_memory_changes_nothing(
+def test_memory_layout_does_not_change_results(
     shape: Shape, seed: int, layout: str, dtype: torch.dtype
 ) -> None:
     n, d, m, k = shape
@@ -250,7 +248,7 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-12, 1e12, 1e25, 1e35])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiny_and_huge_values(level: str, size: float, dtype: torch.dtype) -> None:
-    """Where squares, products or bfloat16 itself under- or overflow."""
+    """Values whose squares, products or bfloat16 roundings under- or overflow."""
     x = normal((4, 20), 0, dtype) * size
     weight = normal((200, 20), 1, dtype) * (
         size if dtype == torch.float64 else min(size, 1e37 / size)
@@ -258,15 +256,15 @@ def test_tiny_and_huge_values(level: str, size: float, dtype: torch.dtype) -> No
     for screen in usable_screens():
         code = encode_on_cpu(x, weight, None, None, 5, "exact", screen)
         expected = reference.topk_encode(x.double(), weight.double(), k=5)
-        if dtype == torch.float32 and size < 1e-19:  # the scores themselves vanish in float32
+        if dtype == torch.float32 and size < 1e-19:  # the scores themselves underflow in float32
             vanished = torch.finfo(dtype).tiny * 20
             assert ((code.values.double() - expected.values).abs() <= vanished).all()
         else:
             assert_same_bits(code.indices, expected.indices)
 
 
-def test_a_subnormal_input_decides(level: str) -> None:
-    """bfloat16 products take it for zero, though every operand is exact in bfloat16."""
+def test_subnormal_inputs_are_not_flushed(level: str) -> None:
+    """bfloat16 products treat it as zero, although every operand is exact in bfloat16."""
     x = torch.tensor([[2.0**-126, 2.0**-127]])
     weight = torch.zeros(100, 2)
     weight[:, 0] = 1 + torch.arange(100) / 128
@@ -277,7 +275,7 @@ def test_a_subnormal_input_decides(level: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_values_are_no_worse_than_torchs(level: str, dtype: torch.dtype) -> None:
+def test_errors_are_at_most_torchs(level: str, dtype: torch.dtype) -> None:
     x, weight = normal((60, 300), 0, dtype), normal((800, 300), 1, dtype)
     code = saefast.topk_encode(x, weight, k=40)
     truth = true_dots(x, weight[code.indices])
@@ -286,7 +284,7 @@ def test_values_are_no_worse_than_torchs(level: str, dtype: torch.dtype) -> None
     assert_no_worse_than_torch(code.values, torchs, truth)
 
 
-def test_more_scores_than_32_bits_count() -> None:
+def test_scores_beyond_32_bit_indices() -> None:
     n, m = 17_000, 131_072
     assert n * m > 2**31
     x = small_integers((n, 3), 0, torch.float32)
@@ -299,10 +297,10 @@ def test_more_scores_than_32_bits_count() -> None:
     assert_same_bits(code.values[rows], expected.values)
 
 
-def test_more_inputs_than_32_bits_count() -> None:
+def test_inputs_beyond_32_bit_indices() -> None:
     n, d = 2**20 + 8, 2056
     assert n * d > 2**31
-    x = torch.zeros(n, d, dtype=torch.bfloat16)  # pages that nobody writes take no memory
+    x = torch.zeros(n, d, dtype=torch.bfloat16)  # pages that are not written take no memory
     x[-1] = 1
     weight = torch.zeros(3, d, dtype=torch.bfloat16)
     weight[2, 5] = 7
@@ -312,7 +310,7 @@ def test_more_inputs_than_32_bits_count() -> None:
     assert code.values[-1].item() == 7
 
 
-def test_empty_batch() -> None:
+def test_an_empty_batch_is_encoded() -> None:
     code = saefast.topk_encode(torch.empty(0, 4), torch.randn(6, 4), k=3)
     assert code.values.shape == code.indices.shape == (0, 3)
     assert code.indices.dtype == torch.int64

@@ -1,4 +1,4 @@
-"""The libraries whose files and objects are compared, imported once and without their warnings."""
+"""The compared libraries, imported once and without their warnings."""
 
 import contextlib
 import importlib
@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
 
-# What their dependencies are warned of at import is not ours; later warnings are errors again.
+# Ignore warnings of dependencies during import; later warnings are errors again.
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
     for _name in ("sae_lens", "sparsify", "dictionary_learning", "dictionary_learning.utils"):
@@ -21,7 +21,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 
 @pytest.fixture
 def however_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse codes serve where SAELens's own step would be the faster."""
+    """Use sparse codes even if SAELens's own step is faster."""
     from saefast.integrations.sae_lens import thresholds
 
     monkeypatch.setattr(thresholds, "_DENSEST", 1.0)

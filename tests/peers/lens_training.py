@@ -1,4 +1,4 @@
-"""Small SAEs of SAELens, alone and with saefast inside, and how they are compared in training."""
+"""Small SAEs of SAELens, alone and with saefast inside, and comparisons of their training."""
 
 import copy
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def step_of(x: Tensor, dead: Tensor | None = None, **coefficients: float) -> Tra
 
 
 def dead_among(latents: int) -> Tensor:
-    """So many of all, here and there."""
+    """Choose some of all latents."""
     return 7 * torch.arange(M) % M < latents
 
 

@@ -1,4 +1,4 @@
-"""A peer's model that matters in every number, and what it is for an SAE to compute the same."""
+"""Models of peers with random weights, and comparisons with them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ D, M, D_OUT, K = 24, 88, 40, 5
 
 
 class Peer(NamedTuple):
-    """What a peer computes: values as [n, m], reconstructions."""
+    """Results of a peer: values [n, m] and reconstructions."""
 
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
@@ -25,18 +25,18 @@ def rows(n: int = 50) -> Tensor:
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Weights about as large as trained ones, biases that matter."""
+    """Draw weights about as large as trained ones, and biases that are not negligible."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
             drawn = torch.randn(value.shape, generator=generator)
             if name in ("threshold", "log_threshold"):
-                drawn = drawn.abs() / 2  # negative ones have a test of their own
+                drawn = drawn.abs() / 2  # negative ones have a separate test
             value.copy_(drawn / value.shape[-1] ** 0.5 if value.ndim == 2 else drawn / 2)
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """To rounding: sums of tens of float32 products in any order."""
+    """Assert equality up to the rounding of sums of tens of float32 products in any order."""
     assert actual.shape == expected.shape
     error = (actual - expected).abs().max()
     assert error <= 16 * torch.finfo(torch.float32).eps * expected.abs().max(), error
@@ -56,7 +56,7 @@ def assert_agree(sae: saefast.SAE, peer: Peer, x: Tensor | None = None) -> None:
 
 
 def there_and_back(folder: Path, peer: Peer, load: Callable[[Path], Peer], name: str) -> None:
-    """Load what the peer wrote, write it, have the peer load that."""
+    """Load the peer's file, write it, and load it with the peer."""
     sae = saefast.load_sae(folder)
     assert_agree(sae, peer)
     again = saefast.save_sae(sae, folder.parent / "again", format=name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def as_peer(model: Any) -> Peer:
-    """One of SAELens or dictionary_learning."""
+    """Return the results of a model of SAELens or dictionary_learning."""
     return Peer(model.encode, model.decode, model.forward)
 
 
@@ -65,7 +65,8 @@ CLASSES: dict[str, Callable[[], Any]] = {
 
 def load_dictionary_learning(folder: Path) -> Peer:
     config = json.loads((folder / "config.json").read_text())
-    if config["trainer"]["dict_class"] == "AutoEncoder":  # else its values are scaled at loading
+    # Otherwise the values of an AutoEncoder are scaled at loading.
+    if config["trainer"]["dict_class"] == "AutoEncoder":
         model = dl.AutoEncoder.from_pretrained(folder / "ae.pt", normalize_decoder=False)
     else:
         model, _ = load_dictionary(str(folder), "cpu")

@@ -1,4 +1,4 @@
-"""Import a library without packages that it names at the head of its modules."""
+"""Import a library without packages that its modules import."""
 
 import importlib.util
 import sys
@@ -38,7 +38,7 @@ class _Finder(MetaPathFinder, Loader):
 
 @contextmanager
 def without(*names: str) -> Iterator[None]:
-    """Let packages that are not installed be imported as empty ones, while the block runs."""
+    """Replace packages that are not installed by empty ones inside the context."""
     finder = _Finder(tuple(name for name in names if importlib.util.find_spec(name) is None))
     sys.meta_path.append(finder)
     try:

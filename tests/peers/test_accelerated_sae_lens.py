@@ -1,4 +1,4 @@
-"""SAEs of SAELens that were trained encode and reconstruct the same once accelerated."""
+"""Trained SAEs of SAELens encode and reconstruct the same after acceleration."""
 
 import copy
 from pathlib import Path
@@ -31,7 +31,7 @@ def _inference(kind: str, tmp_path: Path, **settings: Any) -> tuple[SAE, SAE]:
 
 @pytest.fixture
 def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accelerated SAEs use sparse codes for the few rows of a test, too."""
+    """Use sparse codes even for the few rows of a test."""
     monkeypatch.setattr(codes, "_SMALLEST_ENCODER", 0)
 
 
@@ -52,7 +52,7 @@ def test_accelerated_saes_agree(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-def test_accelerated_sae_that_rescales(tmp_path: Path) -> None:
+def test_accelerated_saes_that_rescale_agree(tmp_path: Path) -> None:
     config = sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True)
     own = sae_lens.TopKSAE(config)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_accelerated_sae_that_rescales(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-def test_accelerated_sae_keeps_files_hooks_and_gradients(tmp_path: Path) -> None:
+def test_accelerated_saes_keep_files_hooks_and_gradients(tmp_path: Path) -> None:
     own, ours = _inference("topk", tmp_path / "one")
     x = batches_of(1)[0].requires_grad_()
     for sae in (own, ours):
@@ -83,7 +83,7 @@ def test_accelerated_sae_keeps_files_hooks_and_gradients(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("however_small")
-def test_accelerated_sae_with_an_error_term(tmp_path: Path) -> None:
+def test_accelerated_saes_with_an_error_term_agree(tmp_path: Path) -> None:
     _, ours = _inference("topk", tmp_path)
     with pytest.warns(DeprecationWarning, match="use_error_term"):
         ours.use_error_term = True
@@ -96,7 +96,7 @@ def test_accelerated_sae_with_an_error_term(tmp_path: Path) -> None:
     [(1, 128, 1024, 1), (32, 128, 1024, 1), (32, 128, 1023, 0)],
 )
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_little_work_stays_saelens_own(
+def test_small_batches_are_left_to_saelens(
     kind: str, rows: int, d_in: int, d_sae: int, ops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae_class, config_class = sae_lens.registry.get_sae_class(kind)
@@ -116,7 +116,7 @@ def test_little_work_stays_saelens_own(
 
 @pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("made_in_inference_mode", [True, False])
-def test_accelerated_in_inference_mode(made_in_inference_mode: bool) -> None:
+def test_accelerated_saes_agree_in_inference_mode(made_in_inference_mode: bool) -> None:
     with torch.inference_mode(made_in_inference_mode):
         own = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K))
         ours = copy.deepcopy(own)
@@ -127,7 +127,7 @@ def test_accelerated_in_inference_mode(made_in_inference_mode: bool) -> None:
     assert ours.W_enc.is_inference() is made_in_inference_mode
 
 
-def test_accelerate_refuses_what_it_does_not_know() -> None:
+def test_accelerate_refuses_unknown_architectures() -> None:
     config = sae_lens.StandardSAEConfig(d_in=D, d_sae=M)
     with pytest.raises(TypeError, match="TopKSAE"):
         inside.accelerate(sae_lens.StandardSAE(config))
@@ -135,7 +135,7 @@ def test_accelerate_refuses_what_it_does_not_know() -> None:
 
 @pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("kind", ["saefast_topk", "saefast_batchtopk", "accelerated"])
-def test_folding_decoder_norms_changes_nothing(kind: str) -> None:
+def test_folding_decoder_norms_does_not_change_results(kind: str) -> None:
     if kind == "accelerated":
         config = sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True)
         sae = inside.accelerate(sae_lens.TopKSAE(config))
@@ -152,8 +152,8 @@ def test_folding_decoder_norms_changes_nothing(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-def test_saved_threshold_is_that_of_training(tmp_path: Path) -> None:
-    """After many passes over one batch, what BatchTopK keeps of it is what JumpReLU keeps."""
+def test_saved_threshold_equals_that_of_training(tmp_path: Path) -> None:
+    """After many passes over one batch, BatchTopK and JumpReLU keep the same latents."""
     sae, x = made("saefast_batchtopk"), batches_of(1)[0]
     for _ in range(60):
         output = sae.training_forward_pass(step_of(x))

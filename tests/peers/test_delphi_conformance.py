@@ -1,7 +1,7 @@
-"""delphi's own functions: how answers are parsed and scored, and which windows it shows.
+"""delphi's own functions: parsing and scoring of answers, and windows in prompts.
 
-delphi (eai-delphi 0.1.3, without dependencies) names packages at the head of its modules that serve
-models on a GPU; nothing that is compared here needs them.
+The modules of delphi (eai-delphi 0.1.3, without dependencies) import packages that run models on a
+GPU, which the compared functions do not need.
 """
 
 import math
@@ -51,21 +51,21 @@ def test_answers_are_parsed_alike() -> None:
         assert parsed_ratings(answer, 2) is None
 
 
-def test_of_two_lists_the_last_one_is_the_answer() -> None:
-    """A model that repeats the example of the prompt first is read by the example there."""
+def test_the_last_of_two_lists_is_the_answer() -> None:
+    """If a model first repeats the example of the prompt, delphi reads the example."""
     answer = "As in [0, 1], the list is [1, 1]"
     assert classifier(2)._parse(answer)[0] == [False, True]
     assert parsed_ratings(answer, 2) == [1.0, 1.0]
 
 
 def test_a_last_prompt_with_fewer_windows_is_parsed() -> None:
-    """There each prompt must have as many windows as all others, or its answers are lost."""
+    """delphi loses the answers of a prompt with fewer windows than the others."""
     with pytest.raises(AssertionError):
         classifier(5)._parse("[0, 1, 1]")
     assert parsed_ratings("[0, 1, 1]", 3) == [0.0, 1.0, 1.0]
 
 
-def test_probabilities_are_those_of_the_tokens() -> None:
+def test_probabilities_equal_those_of_the_tokens() -> None:
     drawn = np.random.default_rng(1)
     odds = drawn.normal(0, 3, 8)
     said = (odds > 0).astype(int)
@@ -105,11 +105,11 @@ def frame(labels: Any, ratings: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_those_of_equal_answers(seed: int) -> None:
+def test_scores_of_equal_answers_agree(seed: int) -> None:
     drawn = np.random.default_rng(seed)
     labels = drawn.random(40) < 0.4
     ratings = np.clip(drawn.normal(0.4 + 0.2 * labels, 0.3), 0, 1).round(2)
-    ratings[ratings == 0.5] = 0.51  # undecided: half right here, a yes there
+    ratings[ratings == 0.5] = 0.51  # undecided: counts half here, and as a yes in delphi
     table = frame(labels, ratings)
     theirs = compute_classification_metrics(compute_confusion(table))
     assert balanced_accuracy(labels, ratings) == pytest.approx(theirs["accuracy"], abs=1e-12)
@@ -117,7 +117,7 @@ def test_scores_are_those_of_equal_answers(seed: int) -> None:
 
 
 def test_answers_that_cannot_be_parsed_count_as_guesses() -> None:
-    """There they are dropped before they are counted, so that their number is always 0."""
+    """delphi drops them before it counts them, so that their number is always 0."""
     labels = np.array([1, 1, 1, 0, 0, 0], dtype=bool)
     ratings = np.array([1, np.nan, np.nan, 0, np.nan, np.nan])
     theirs = compute_confusion(frame(labels, ratings))
@@ -128,7 +128,7 @@ def test_answers_that_cannot_be_parsed_count_as_guesses() -> None:
 
 @pytest.mark.parametrize(("windows", "seen"), [(500, 12), (200, 20)])
 def test_delphi_scores_with_windows_that_it_explains_with(windows: int, seen: int) -> None:
-    """Both are drawn from the same windows; saefast draws them from different documents."""
+    """delphi draws both from the same windows; saefast draws them from different documents."""
     examples = [
         ActivatingExample(tokens=torch.tensor([number]), activations=torch.ones(1))
         for number in range(windows)

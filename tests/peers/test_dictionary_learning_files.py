@@ -1,4 +1,4 @@
-"""dictionary_learning writes a file, saefast computes the same; and the other way round."""
+"""saefast computes the same from a file of dictionary_learning, and vice versa."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ import saefast
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_dictionary_learning(tmp_path: Path, kind: str) -> None:
+def test_models_of_dictionary_learning_agree(tmp_path: Path, kind: str) -> None:
     model = dictionary_learning_folder(tmp_path / "trainer_0", kind)
     peer = as_peer(model)
     there_and_back(tmp_path / "trainer_0", peer, load_dictionary_learning, "dictionary_learning")
@@ -30,22 +30,22 @@ def test_dictionary_learning(tmp_path: Path, kind: str) -> None:
     assert now["trainer"]["lr"] == then["trainer"]["lr"]
     if "group_sizes" in model.state_dict():
         assert torch.load(tmp_path / "again" / "ae.pt")["group_sizes"].tolist() == [20, M - 20]
-    # A checkpoint of a run lies a folder below.
+    # A checkpoint of a run is one folder below.
     (tmp_path / "trainer_0" / "checkpoints").mkdir()
     moved = (tmp_path / "trainer_0" / "ae.pt").rename(tmp_path / "trainer_0/checkpoints/ae_5.pt")
     assert_agree(saefast.load_sae(moved), peer)
 
 
 @pytest.mark.parametrize("kind", ["BatchTopKSAE", "MatryoshkaBatchTopKSAE"])
-def test_dictionary_learning_thresholds_that_are_not_set(tmp_path: Path, kind: str) -> None:
+def test_unset_thresholds_agree(tmp_path: Path, kind: str) -> None:
     model = dictionary_learning_folder(tmp_path / "trainer_0", kind, threshold=-1.0)
     assert_agree(saefast.load_sae(tmp_path / "trainer_0"), as_peer(model))
 
 
 @pytest.mark.parametrize("kind", [k for k in CLASSES if k != "AutoEncoderNew"])
-def test_dictionary_learning_backups(tmp_path: Path, kind: str) -> None:
-    """Written within a run on activations that are divided by norm_factor; the finished file has
-    its biases multiplied by it, which `scale_biases` does."""
+def test_backups_agree(tmp_path: Path, kind: str) -> None:
+    """Backups are written during a run on activations divided by norm_factor; the finished file has
+    biases multiplied by it by `scale_biases`."""
     factor = 3.7
     model = dictionary_learning_folder(tmp_path / "trainer_0", kind)
     backup = {

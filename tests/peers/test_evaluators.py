@@ -1,4 +1,4 @@
-"""The contracts of evaluators that are not installed: what they read, written down here."""
+"""The interfaces that evaluators need, written down here without installing them."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def _rows(*shape: int) -> Tensor:
 
 
 def _dense_latents(x: Tensor, sae: DelphiSae) -> Tensor:
-    """How delphi turns a code into a matrix, in the words of its contract."""
+    """Convert a code into a matrix like delphi."""
     rows = x.reshape(-1, x.shape[-1])
     top_acts, top_indices, _ = sae.encode(rows)
     dense = torch.zeros(len(rows), sae.num_latents, dtype=rows.dtype, device=rows.device)
@@ -56,9 +56,9 @@ def test_delphi_caches_all_latents(variant: str) -> None:
 
 
 @each_variant
-def test_delphi_codes_name_no_latent_twice(variant: str) -> None:
+def test_delphi_codes_have_distinct_latents(variant: str) -> None:
     sae = _sae(variant)
-    out = DelphiSae(sae).encode(3 * _rows(40))  # rows that differ in how many are active
+    out = DelphiSae(sae).encode(3 * _rows(40))  # rows with different numbers of active latents
     assert out.top_acts.shape == out.top_indices.shape
     each = out.top_indices.sort(1).values
     assert (each[:, 1:] > each[:, :-1]).all()
@@ -71,7 +71,7 @@ def test_delphi_codes_name_no_latent_twice(variant: str) -> None:
     torch.testing.assert_close(out.pre_acts + 0, dense)
 
 
-def test_delphi_codes_of_rows_where_nearly_all_latents_are_active() -> None:
+def test_delphi_codes_of_nearly_dense_rows() -> None:
     sae = _sae("relu")
     with torch.no_grad():
         sae.b_enc += torch.linspace(-1, 4, M)
@@ -80,7 +80,7 @@ def test_delphi_codes_of_rows_where_nearly_all_latents_are_active() -> None:
     torch.testing.assert_close(_dense_latents(x, coder), sae.encode(x).to_dense(M))
 
 
-def test_delphi_reads_these_attributes() -> None:
+def test_attributes_that_delphi_reads() -> None:
     coder = DelphiSae(_sae())
     assert coder.num_latents == M
     assert coder.cfg.k == K
@@ -107,7 +107,7 @@ def test_sae_bench_encodes_decodes_and_reconstructs(variant: str, unit_norm: boo
 
 
 def test_sae_bench_weights() -> None:
-    """Shapes and norms that the evaluations rely on; a latent's pre-activation from them."""
+    """Shapes and norms that the evaluations need, and a latent's pre-activation from them."""
     sae = _sae(unit_norm=False)
     bench, x = SaeBenchSae(sae, "pythia-70m-deduped", 3), _rows(9)
     shapes = {"W_enc": (D, M), "W_dec": (M, D), "b_enc": (M,), "b_dec": (D,)}
@@ -123,7 +123,7 @@ def test_sae_bench_weights() -> None:
     assert not bench.check_decoder_norms()
 
 
-def test_sae_bench_config_goes_into_json() -> None:
+def test_sae_bench_config_is_serialisable() -> None:
     bench = SaeBenchSae(_sae(), "pythia-70m-deduped", 3, context_size=128, training_tokens=10**6)
     written = json.loads(json.dumps(dataclasses.asdict(bench.cfg)))
     assert written["d_in"] == D
@@ -161,7 +161,7 @@ def test_transcoders_are_refused_where_inputs_are_reconstructed() -> None:
 
 
 @each_variant
-def test_dictionary_adapter(variant: str) -> None:
+def test_dictionary_adapter_computes_the_same(variant: str) -> None:
     sae, x = _sae(variant), _rows(3, 7)
     dictionary = SaefastDictionary(sae)
     assert (dictionary.activation_dim, dictionary.dict_size) == (D, M)
@@ -174,7 +174,7 @@ def test_dictionary_adapter(variant: str) -> None:
 
 @each_variant
 def test_dictionary_adapter_scales_its_biases(variant: str) -> None:
-    """Three times the input gives three times the features, as after normalising activations."""
+    """Three times the input gives three times the features, as for normalised activations."""
     sae, x = _sae(variant), _rows(11)
     before = SaefastDictionary(sae).encode(x)
     dictionary = SaefastDictionary(sae)

@@ -1,4 +1,4 @@
-"""Files of one peer for another, and as SAELens itself reads those that nobody writes any more."""
+"""Files of one peer for another, and old formats as read by SAELens."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ import saefast
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_dictionary_learning_to_sae_lens_and_back(tmp_path: Path, kind: str) -> None:
+def test_dictionary_learning_converts_to_sae_lens_and_back(tmp_path: Path, kind: str) -> None:
     model = dictionary_learning_folder(tmp_path / "trainer_0", kind)
     lens = saefast.convert(tmp_path / "trainer_0", tmp_path / "lens", to="sae_lens")
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_dictionary_learning_to_sae_lens_and_back(tmp_path: Path, kind: str) -> 
     assert json.loads((back / "config.json").read_text())["trainer"]["seed"] == 5
 
 
-def test_an_encoder_that_is_not_centred_is_folded_where_it_has_to_be(tmp_path: Path) -> None:
+def test_an_uncentred_encoder_is_folded_where_necessary(tmp_path: Path) -> None:
     model = sae_lens_model("topk", apply_b_dec_to_input=False)
     model.save_model(tmp_path / "theirs")
     sparse = saefast.convert(tmp_path / "theirs", tmp_path / "sparse", to="sparsify")
@@ -48,7 +48,7 @@ def test_an_encoder_that_is_not_centred_is_folded_where_it_has_to_be(tmp_path: P
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that SAELens takes for the Hugging Face hub."""
+    """Provide a folder that SAELens uses as the Hugging Face hub."""
 
     def download(
         repo_id: str, filename: str, subfolder: str | None = None, force_download: bool = False
@@ -88,9 +88,9 @@ def test_qwen_scope_is_read_by_sae_lens(hub: Path) -> None:
 
 
 def test_llama_scope_is_read_by_sae_lens(hub: Path) -> None:
-    """Thresholds are meant for values of the size of the activations. SAELens leaves values as they
-    are of scaled activations, and out of account that the norms of the decoder belong to what is
-    compared with a threshold: they are one here."""
+    """Thresholds apply to values on the scale of the activations. SAELens keeps values on the scale
+    of scaled activations, and does not multiply them by the norms of the decoder before the
+    comparison: these are one here."""
     config = {"d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.3}
     config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
     config |= {"hook_point_in": "blocks.3.hook_resid_post", "dtype": "torch.float32"}

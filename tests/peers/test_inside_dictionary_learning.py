@@ -67,7 +67,7 @@ def _with_dead_latents(trainers: tuple[Any, Any]) -> None:
 
 @each_variant
 @pytest.mark.parametrize("auxk_alpha", [1 / 32, 1.0, 0.0])
-def test_trains_step_by_step_as_without_saefast(variant: str, auxk_alpha: float) -> None:
+def test_every_step_equals_one_without_saefast(variant: str, auxk_alpha: float) -> None:
     own, ours = _pair(variant, auxk_alpha=auxk_alpha)
     _with_dead_latents((own, ours))
     dead, losses = [], []
@@ -92,7 +92,7 @@ def test_trains_step_by_step_as_without_saefast(variant: str, auxk_alpha: float)
 
 @each_variant
 def test_dead_latents_learn(variant: str) -> None:
-    """Without AuxK those weights would not have moved."""
+    """Without AuxK those weights would not move."""
     _, ours = _pair(variant, auxk_alpha=1.0)
     _with_dead_latents((ours, ours))
     before = None
@@ -122,7 +122,7 @@ def test_rows_with_fewer_positives_than_k() -> None:
 
 
 @each_variant
-def test_losses_that_are_logged(variant: str) -> None:
+def test_logged_losses_agree(variant: str) -> None:
     own, ours = _pair(variant)
     for step, x in enumerate(_batches(4)):
         logged = [trainer.loss(x, step=step, logging=True) for trainer in (own, ours)]
@@ -137,7 +137,7 @@ def test_losses_that_are_logged(variant: str) -> None:
 
 @each_variant
 def test_train_sae_writes_the_same_files(variant: str, tmp_path: Path) -> None:
-    """The whole loop, activations normalised and scaled back, a checkpoint on the way."""
+    """The whole loop, with normalised activations and a checkpoint in between."""
     for trainer, folder in zip(TRAINERS[variant], ("own", "ours"), strict=True):
         trainSAE(
             data=iter(list(_batches(120))),
@@ -184,8 +184,8 @@ def test_the_autoencoder_is_trained_in_place(variant: str) -> None:
     assert not torch.equal(trainer.ae.encoder.weight, other["encoder.weight"])
 
 
-def test_weights_that_were_loaded_on_the_way_are_what_is_trained() -> None:
-    """Also by the encoder that was packed in the step before."""
+def test_weights_loaded_between_steps_are_trained() -> None:
+    """Also with the encoder packed in the previous step."""
     own, ours = _pair("TopK")
     others = nn.Module.state_dict(TopKTrainer(**_settings(seed=7)).ae)
     for step, x in enumerate(_batches(5)):
@@ -196,7 +196,7 @@ def test_weights_that_were_loaded_on_the_way_are_what_is_trained() -> None:
     _assert_same(ours, own)
 
 
-def test_biases_scaled_on_the_way() -> None:
+def test_biases_scaled_between_steps_are_trained() -> None:
     own, ours = _pair("BatchTopK")
     for step, x in enumerate(_batches(5)):
         if step == 3:
@@ -206,7 +206,7 @@ def test_biases_scaled_on_the_way() -> None:
     _assert_same(ours, own)
 
 
-def test_replaced_weights_are_an_error() -> None:
+def test_replaced_weights_raise() -> None:
     _, trainer = _pair("TopK")
     trainer.update(1, _batches(1)[0])
     trainer.ae.decoder.weight.data = trainer.ae.decoder.weight.data.clone()
@@ -214,13 +214,13 @@ def test_replaced_weights_are_an_error() -> None:
         trainer.update(2, _batches(1)[0])
 
 
-def test_a_dictionary_of_another_kind_is_an_error() -> None:
+def test_a_dictionary_of_another_class_raises() -> None:
     with pytest.raises(TypeError, match="dict_class must be a AutoEncoderTopK"):
         SaefastTopKTrainer(**_settings(dict_class=BatchTopKSAE))
 
 
 @each_variant
-def test_batches_of_another_dtype(variant: str) -> None:
+def test_batches_of_another_dtype_are_trained_on(variant: str) -> None:
     _, trainer = _pair(variant)
     assert trainer.update(1, _batches(1)[0].bfloat16()) > 0
 
@@ -228,8 +228,8 @@ def test_batches_of_another_dtype(variant: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "exact"), (torch.bfloat16, "bf16")]
 )
-def test_precision_is_that_of_autocast(dtype: torch.dtype, precision: str) -> None:
-    """dictionary_learning switches autocast on with float32, too, which is exact."""
+def test_precision_follows_autocast(dtype: torch.dtype, precision: str) -> None:
+    """dictionary_learning enables autocast with float32 as well, which is exact."""
     before = torch.get_autocast_dtype("cpu")
     _, trainer = _pair("TopK")
     try:  # torch.autocast refuses float32 on a CPU

@@ -44,7 +44,7 @@ def test_losses_activations_and_gradients_agree(
 
 
 @each_variant
-def test_saelens_trainer_trains_step_by_step_as_without(variant: str) -> None:
+def test_every_step_of_the_trainer_equals_one_without_saefast(variant: str) -> None:
     trainers = [trainer_of(sae, iter(())) for sae in pair(variant)]
     dead = []
     for x in batches_of(12):
@@ -101,8 +101,8 @@ def test_rows_with_fewer_positives_than_k(rescale: bool) -> None:
 
 
 @each_variant
-def test_activations_are_differentiable_as_without(variant: str) -> None:
-    """A loss of one's own on what comes out, decoder norms among what it depends on."""
+def test_activations_are_differentiable_as_without_saefast(variant: str) -> None:
+    """A custom loss of the outputs, which depends on decoder norms as well."""
     step_input, gradients = step_of(batches_of(1)[0]), []
     for sae in pair(variant):
         output = sae.training_forward_pass(step_input)
@@ -113,8 +113,8 @@ def test_activations_are_differentiable_as_without(variant: str) -> None:
         torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-4, atol=1e-5)
 
 
-def test_aux_loss_of_given_pre_activations() -> None:
-    """As SAELens's own tests call it, with a matrix that no encoder made."""
+def test_aux_loss_of_dense_pre_activations() -> None:
+    """As in SAELens's tests, with a matrix that is not from an encoder."""
     alone, with_saefast = pair("topk")
     arguments = {
         "sae_in": torch.randn(N, D),
@@ -127,7 +127,7 @@ def test_aux_loss_of_given_pre_activations() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_aux_loss_refuses_normalised_activations_as_saelens_does() -> None:
+def test_aux_loss_refuses_normalised_activations_like_saelens() -> None:
     for sae in pair("topk", normalize_activations="layer_norm"):
         with pytest.raises(ValueError, match="normalize_activations"):
             sae.training_forward_pass(step_of(batches_of(1)[0], dead_among(5)))
@@ -141,7 +141,7 @@ def test_normalised_activations(normalisation: str) -> None:
     assert_same_output(with_saefast.training_forward_pass(step_input), own)
 
 
-def test_without_subtracting_b_dec() -> None:
+def test_saes_without_subtraction_of_b_dec() -> None:
     alone, with_saefast = pair("topk", apply_b_dec_to_input=False)
     step_input = step_of(batches_of(1)[0])
     own = alone.training_forward_pass(step_input)
@@ -161,7 +161,7 @@ def test_autocast_rounds_products_to_bfloat16_and_trains() -> None:
 
 
 def test_fit_runs_and_folds(tmp_path: Path) -> None:
-    """The whole loop of SAELens, with scaling of activations and a final checkpoint."""
+    """The whole loop of SAELens, with scaled activations and a final checkpoint."""
     ends = []
     for sae in pair("batchtopk", normalize_activations="expected_average_only_in"):
         settings = {"checkpoint_path": str(tmp_path), "save_final_checkpoint": True}
@@ -188,7 +188,7 @@ def test_hidden_pre_is_not_computed_in_a_step(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("use", [False, True])
-def test_matryoshka_aux_loss_of_its_own(use: bool) -> None:
+def test_matryoshka_has_its_own_aux_loss(use: bool) -> None:
     alone, with_saefast = pair("matryoshka_batchtopk", use_matryoshka_aux_loss=use)
     step_input = step_of(batches_of(1)[0], torch.arange(M) % 3 == 0)
     own = alone.training_forward_pass(step_input)

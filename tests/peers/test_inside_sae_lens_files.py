@@ -1,4 +1,4 @@
-"""Files, checkpoints and settings of SAEs that SAELens trained with saefast inside are its own."""
+"""SAEs trained with saefast inside have SAELens's files, checkpoints and settings."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ every_variant = pytest.mark.parametrize("variant", [*VARIANTS, *THRESHOLDS])
 
 @pytest.mark.usefixtures("however_dense")
 @every_variant
-def test_inference_files_are_those_of_saelens(variant: str, tmp_path: Path) -> None:
+def test_inference_files_equal_those_of_saelens(variant: str, tmp_path: Path) -> None:
     x, files = batches_of(1)[0], []
     for sae in pair(variant):
         trainer_of(sae, iter(())).step(x)
@@ -53,7 +53,7 @@ def test_inference_files_are_those_of_saelens(variant: str, tmp_path: Path) -> N
         torch.testing.assert_close(saefast.load_sae(folder)(x), loaded(x), **TIGHT)
 
 
-def test_saefast_reads_what_was_trained(tmp_path: Path) -> None:
+def test_saefast_reads_the_trained_files(tmp_path: Path) -> None:
     sae, x = made("saefast_topk", rescale_acts_by_decoder_norm=False), batches_of(1)[0]
     trainer_of(sae, iter(())).step(x)
     sae.save_inference_model(tmp_path)
@@ -62,8 +62,8 @@ def test_saefast_reads_what_was_trained(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("however_dense")
 @every_variant
-def test_training_goes_on_from_saelens_checkpoint(variant: str, tmp_path: Path) -> None:
-    """By SAELens's own saving and loading, as if it had not been interrupted."""
+def test_training_resumes_from_a_saelens_checkpoint(variant: str, tmp_path: Path) -> None:
+    """Saved and loaded by SAELens; equal to an uninterrupted training."""
     batches = batches_of(8)
     whole = trainer_of(made(f"saefast_{variant}"), iter(()))
     for number, x in enumerate(batches):
@@ -83,7 +83,7 @@ def test_training_goes_on_from_saelens_checkpoint(variant: str, tmp_path: Path) 
 
 
 @every_variant
-def test_configs_are_those_of_saelens(variant: str) -> None:
+def test_configs_equal_those_of_saelens(variant: str) -> None:
     alone, with_saefast = (get_sae_training_class(f"{who}{variant}")[1] for who in ("", "saefast_"))
     assert issubclass(with_saefast, alone)
     settings = copy.deepcopy(VARIANTS.get(variant, {}))
@@ -112,7 +112,7 @@ def test_command_line_knows_the_architectures(
         assert f"saefast_{variant}" in shown
 
 
-def test_state_dicts_are_saelens_own() -> None:
+def test_state_dicts_equal_those_of_saelens() -> None:
     alone, with_saefast = pair("topk")
     with_saefast.training_forward_pass(step_of(batches_of(1)[0]))
     own, ours = alone.state_dict(), with_saefast.state_dict()

@@ -1,4 +1,4 @@
-"""What one may do with a model of SAELens one may do with saefast inside: hooks, dtypes, copies."""
+"""Models with saefast inside support the operations of SAELens: hooks, dtypes, copies."""
 
 import copy
 from typing import Any
@@ -27,7 +27,7 @@ def test_public_methods_agree(variant: str) -> None:
 
 
 @each_variant
-def test_hooks_on_dense_tensors_are_called_and_obeyed(variant: str) -> None:
+def test_hooks_on_dense_tensors_are_called_and_applied(variant: str) -> None:
     seen: dict[str, Tensor] = {}
 
     def doubled(tensor: Tensor, hook: Any) -> Tensor:
@@ -48,7 +48,7 @@ def test_hooks_on_dense_tensors_are_called_and_obeyed(variant: str) -> None:
     assert not torch.equal(own[0], own[-1])
 
 
-def test_cache_of_all_hooks() -> None:
+def test_caches_of_all_hooks_agree() -> None:
     alone, with_saefast = pair("topk")
     x = batches_of(1)[0]
     own, own_cache = alone.run_with_cache(x)
@@ -60,7 +60,7 @@ def test_cache_of_all_hooks() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_other_dtypes(dtype: str) -> None:
+def test_other_dtypes_agree(dtype: str) -> None:
     alone, with_saefast = pair("topk", dtype=dtype)
     x = batches_of(1)[0].to(alone.dtype)
     own = alone.training_forward_pass(step_of(x))
@@ -83,8 +83,8 @@ def test_moving_to_another_dtype_keeps_the_layout() -> None:
 
 
 @each_variant
-def test_weights_drawn_anew_are_those_of_the_seed(variant: str) -> None:
-    """Random numbers fill a tensor as it lies in memory, which is as in SAELens before a step."""
+def test_redrawn_weights_equal_those_of_the_seed(variant: str) -> None:
+    """Random numbers fill a tensor in memory order, which equals SAELens's before a step."""
     alone, with_saefast = pair(variant)
     for sae in (alone, with_saefast):
         torch.manual_seed(5)
@@ -104,7 +104,7 @@ def test_a_pass_in_inference_mode_leaves_weights_that_can_be_trained(variant: st
 
 
 @each_variant
-def test_copies(variant: str) -> None:
+def test_copies_are_independent(variant: str) -> None:
     sae, x = made(f"saefast_{variant}"), batches_of(1)[0]
     sae.training_forward_pass(step_of(x))
     other = copy.deepcopy(sae)
@@ -120,8 +120,8 @@ def test_float_k_keeps_as_many_as_saelens() -> None:
         torch.testing.assert_close(ours, own, **TIGHT)
 
 
-def test_guesses_of_thresholds_do_not_decide() -> None:
-    """After batches of very different size, as after none."""
+def test_guesses_of_thresholds_do_not_change_results() -> None:
+    """After batches of very different scale, as after none."""
     sae, x = made("saefast_batchtopk"), batches_of(1)[0]
     fresh = sae.encode(x)
     for scale in (100.0, 1.0, 0.01, 1.0):

@@ -1,4 +1,4 @@
-"""sparsify trains the same with saefast inside, and where its gradients are wrong, better."""
+"""sparsify trains the same with saefast inside, except that wrong gradients are corrected."""
 
 import copy
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ TIGHT = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Every test leaves sparsify as it came, and torch, whose products its trainer rounds."""
+    """Restore sparsify after each test, and the matmul precision that its trainer sets."""
     precision = torch.get_float32_matmul_precision()
     yield
     inside.disable()
@@ -43,7 +43,7 @@ def _batches(steps: int) -> Tensor:
 
 
 def _step(coder: SparseCoder, optimiser: torch.optim.Optimizer, x: Tensor) -> Tensor:
-    """What sparsify's trainer does with a batch."""
+    """Process a batch like sparsify's trainer."""
     coder.set_decoder_norm_to_unit_norm()
     out = coder(x)
     out.fvu.backward()
@@ -61,7 +61,8 @@ def _gradients(coder: SparseCoder, x: Tensor, **forward: Tensor) -> dict[str, Te
 
 
 def _true_gradients(coder: SparseCoder, x: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
-    """The same losses by autograd on dense matrices, in float64, without sparsify's encoder."""
+    """Return gradients of the same losses by autograd on dense matrices in float64, without
+    sparsify's encoder."""
     coder = copy.deepcopy(coder).double()
     coder.zero_grad()
     x = x.double()
@@ -87,7 +88,7 @@ def _true_gradients(coder: SparseCoder, x: Tensor, dead: Tensor | None) -> dict[
 
 
 def _dead(latents: int) -> Tensor:
-    """So many of all, here and there."""
+    """Choose some of all latents."""
     return 7 * torch.arange(M) % M < latents
 
 
@@ -97,7 +98,7 @@ def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         torch.testing.assert_close(found[name], expected[name], **TIGHT)
 
 
-def test_trains_step_by_step_as_without_saefast() -> None:
+def test_every_step_equals_one_without_saefast() -> None:
     alone = _coder()
     with_saefast = copy.deepcopy(alone)
     adams = [torch.optim.Adam(coder.parameters(), 1e-3) for coder in (alone, with_saefast)]
@@ -114,7 +115,7 @@ def test_trains_step_by_step_as_without_saefast() -> None:
 
 
 def test_sparsifys_trainer_on_a_language_model(tmp_path: Path) -> None:
-    """Its whole loop, hooks and files included, two layers and two seeds."""
+    """Its whole loop with hooks and files, two layers and two seeds."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -153,7 +154,7 @@ def test_sparsifys_trainer_on_a_language_model(tmp_path: Path) -> None:
             torch.testing.assert_close(states[1][file][key], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_encode_gives_what_sparsify_gives() -> None:
+def test_encode_equals_sparsifys() -> None:
     coder, x = _coder(), _batches(1)[0]
     own = coder.encode(x)
     inside.enable()
@@ -171,7 +172,7 @@ def test_encode_gives_what_sparsify_gives() -> None:
     torch.testing.assert_close(torch.cat([ours.pre_acts, own.pre_acts])[:N], own.pre_acts)
 
 
-def test_decode_takes_any_order_and_repeats() -> None:
+def test_decode_takes_any_order_and_repeated_latents() -> None:
     coder = _coder()
     acts = torch.rand(N, K)
     indices = torch.randint(M, (N, K))
@@ -180,7 +181,7 @@ def test_decode_takes_any_order_and_repeats() -> None:
     torch.testing.assert_close(coder.decode(acts, indices), expected)
 
 
-def test_leading_dimensions_of_an_encode() -> None:
+def test_encode_keeps_leading_dimensions() -> None:
     coder, x = _coder(), torch.randn(2, 5, D)
     own = coder.encode(x)
     inside.enable()
@@ -207,7 +208,8 @@ def test_losses_agree_and_gradients_are_the_true_ones(multi_topk: bool, dead_lat
 
 
 def test_sparsify_alone_does_not_train_the_encoder_by_auxk() -> None:
-    """The difference that `enable` makes; if sparsify mends it, the module should say so."""
+    """A difference made by `enable`; if sparsify fixes this, the docstring of the module has to
+    change."""
     coder, x = _coder(), _batches(1)[0]
     dead = _dead(40)
     without, with_auxk = _gradients(coder, x), _gradients(coder, x, dead_mask=dead)
@@ -247,7 +249,7 @@ def test_transcoder_with_a_skip_connection() -> None:
     torch.testing.assert_close(coder(x, y).fvu, own.fvu, **TIGHT)
 
 
-def test_groupmax_and_half_precision_stay_sparsifys_own() -> None:
+def test_groupmax_and_half_precision_are_left_to_sparsify() -> None:
     grouped, halves, x = _coder(activation="groupmax"), _coder().half(), _batches(1)[0]
     expected = grouped.encode(x), halves.encode(x.half()).top_acts
     inside.enable()
@@ -256,7 +258,7 @@ def test_groupmax_and_half_precision_stay_sparsifys_own() -> None:
     assert torch.equal(halves.encode(x.half()).top_acts, expected[1])
 
 
-def test_bfloat16_weights() -> None:
+def test_bfloat16_weights_agree() -> None:
     coder, x = _coder().bfloat16(), _batches(1)[0].bfloat16()
     own = coder(x)
     inside.enable()
@@ -286,7 +288,7 @@ def test_disable_restores_all_names() -> None:
     assert names() == before
 
 
-def test_saves_and_loads_by_sparsifys_own_code(tmp_path: Path) -> None:
+def test_sparsify_saves_and_loads(tmp_path: Path) -> None:
     coder, x = _coder(), _batches(1)[0]
     inside.enable()
     _step(coder, torch.optim.Adam(coder.parameters(), 1e-3), x)
@@ -298,7 +300,7 @@ def test_saves_and_loads_by_sparsifys_own_code(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x).sae_out, out, **TIGHT)
 
 
-def test_pre_activations_are_read_before_the_weights_change() -> None:
+def test_pre_activations_must_be_read_before_the_weights_change() -> None:
     coder, x = _coder(), _batches(1)[0]
     inside.enable()
     late = coder.encode(x).pre_acts
@@ -308,7 +310,7 @@ def test_pre_activations_are_read_before_the_weights_change() -> None:
         late.sum()
 
 
-def test_pre_activations_stay_unread_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pre_activations_are_not_computed_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The [n, m] matrix is never made, not even for dead latents or Multi-TopK."""
 
     def read(_: PreActivations) -> Tensor:
@@ -321,12 +323,12 @@ def test_pre_activations_stay_unread_in_a_step(monkeypatch: pytest.MonkeyPatch) 
     (out.fvu + out.auxk_loss + out.multi_topk_fvu).backward()
 
 
-def test_masks_and_topks_of_other_kinds_are_dense() -> None:
+def test_other_masks_and_topks_use_the_dense_matrix() -> None:
     coder, x = _coder(), _batches(1)[0]
     own = coder.encode(x).pre_acts.detach()
     inside.enable()
     ours = coder.encode(x).pre_acts
-    alive = torch.rand(N, M) < 0.5  # by row, so no mask of latents
+    alive = torch.rand(N, M) < 0.5  # by row, so not a mask of latents
     found = torch.where(alive, ours, -torch.inf).topk(3).values
     torch.testing.assert_close(found, torch.where(alive, own, -torch.inf).topk(3).values)
     torch.testing.assert_close(ours.topk(3, dim=0).values, own.topk(3, dim=0).values)
@@ -337,7 +339,7 @@ def test_masks_and_topks_of_other_kinds_are_dense() -> None:
     assert (few[:, 2:] == -torch.inf).all()
 
 
-def test_refuses_what_is_not_finite() -> None:
+def test_input_that_is_not_finite_raises() -> None:
     coder, x = _coder(), _batches(1)[0]
     inside.enable()
     x[0, 0] = torch.nan

@@ -1,4 +1,4 @@
-"""llamascopium writes a file, saefast computes the same; saefast writes it, they agree again."""
+"""saefast computes the same from a file of llamascopium, and vice versa."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ if importlib.util.find_spec("llamascopium") is None:
         "llamascopium is not installed; it needs Python below 3.13", allow_module_level=True
     )
 
-with warnings.catch_warnings():  # what its dependencies are warned of is not ours
+with warnings.catch_warnings():  # ignore warnings of its dependencies
     warnings.simplefilter("ignore")
     from llamascopium.models.crosscoder import Crosscoder, CrosscoderConfig
     from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
@@ -44,14 +44,14 @@ def model_of(act_fn: str, **settings: Any) -> SparseAutoEncoder:
 
 
 def saved(model: SparseAutoEncoder, folder: Path) -> Path:
-    """As its trainer saves it."""
+    """Save a model like its trainer."""
     model.save_pretrained(folder)
     model.cfg.save_hyperparameters(folder)
     return folder
 
 
 def peer_of(model: SparseAutoEncoder) -> Peer:
-    """Of raw activations: what it wants to be called before and after is called here."""
+    """Return its results on raw activations, with the calls that it requires before and after."""
     hook_in, hook_out = model.cfg.hook_point_in, model.cfg.hook_point_out
 
     def encode(x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def there_and_back(model: SparseAutoEncoder, folder: Path) -> saefast.SAE:
 @pytest.mark.parametrize("settings", [{}, {"use_decoder_bias": False}, {"hook_point_out": "out"}])
 @pytest.mark.parametrize("by_norm", [False, True])
 @pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
-def test_files(tmp_path: Path, act_fn: str, by_norm: bool, settings: dict[str, Any]) -> None:
+def test_files_agree(tmp_path: Path, act_fn: str, by_norm: bool, settings: dict[str, Any]) -> None:
     model = model_of(act_fn, sparsity_include_decoder_norm=by_norm, **settings)
     sae = there_and_back(model, tmp_path)
     assert sae.variant == act_fn
@@ -92,7 +92,7 @@ def test_files(tmp_path: Path, act_fn: str, by_norm: bool, settings: dict[str, A
 
 
 @pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
-def test_rows_scaled_each_to_one_norm(tmp_path: Path, act_fn: str) -> None:
+def test_rows_scaled_to_one_norm(tmp_path: Path, act_fn: str) -> None:
     sae = there_and_back(model_of(act_fn, norm_activation="token-wise"), tmp_path)
     assert sae.normalise == "norm"
 
@@ -100,11 +100,11 @@ def test_rows_scaled_each_to_one_norm(tmp_path: Path, act_fn: str) -> None:
 @pytest.mark.parametrize("hook_out", ["in", "out"])
 @pytest.mark.parametrize("by_norm", [False, True])
 @pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
-def test_the_norm_of_a_data_set_is_folded(
+def test_the_norm_of_a_dataset_is_folded(
     tmp_path: Path, act_fn: str, by_norm: bool, hook_out: str
 ) -> None:
-    """As the peer folds it when asked: values have the size of the activations. But its fold leaves
-    the thresholds of a JumpReLU where they were, so that other latents are active than before."""
+    """As folded by the peer: values are on the scale of the activations. But its fold keeps the
+    thresholds of a JumpReLU, which changes the active latents."""
     model = model_of(
         act_fn,
         norm_activation="dataset-wise",
@@ -134,8 +134,9 @@ def test_the_norm_of_a_data_set_is_folded(
 
 
 @pytest.mark.parametrize("by_norm", [False, True])
-def test_batch_topk_is_a_threshold_once_it_is_given(tmp_path: Path, by_norm: bool) -> None:
-    """Halfway between the last value that the batch keeps and the first that it does not."""
+def test_batch_topk_is_read_with_a_given_threshold(tmp_path: Path, by_norm: bool) -> None:
+    """The threshold is halfway between the last kept value of the batch and the first omitted
+    one."""
     model = model_of("batchtopk", sparsity_include_decoder_norm=by_norm)
     x = rows()
     with torch.no_grad():
@@ -154,11 +155,11 @@ def test_batch_topk_is_a_threshold_once_it_is_given(tmp_path: Path, by_norm: boo
     assert_agree(saefast.load_sae(again), peer_of(model))
 
 
-def test_a_checkpoint_in_a_torch_file(tmp_path: Path) -> None:
+def test_a_checkpoint_in_a_torch_file_is_read(tmp_path: Path) -> None:
     model = model_of("topk", jumprelu_threshold_window=1.5)
     model.cfg.save_hyperparameters(tmp_path)
     model.save_checkpoint(tmp_path / "sae_weights.pt")
-    for name in ("trainer.pt", "optimizer.pt", "scheduler.pt"):  # what else its trainer leaves
+    for name in ("trainer.pt", "optimizer.pt", "scheduler.pt"):  # other files of its trainer
         torch.save({}, tmp_path / name)
     sae = saefast.load_sae(tmp_path)
     assert_agree(sae, peer_of(model))
@@ -166,16 +167,16 @@ def test_a_checkpoint_in_a_torch_file(tmp_path: Path) -> None:
     assert json.loads((again / "config.json").read_text())["jumprelu_threshold_window"] == 1.5
 
 
-def test_weights_of_less_precision_are_computed_with_in_full(tmp_path: Path) -> None:
+def test_weights_of_lower_precision_are_computed_in_float32(tmp_path: Path) -> None:
     model = model_of("topk", dtype=torch.bfloat16)
     saved(model, tmp_path / "theirs")
     assert load_file(tmp_path / "theirs" / "sae_weights.safetensors")["W_E"].dtype == torch.bfloat16
     assert_agree(saefast.load_sae(tmp_path / "theirs"), load(tmp_path / "theirs"))
 
 
-def test_to_other_formats_and_back(tmp_path: Path) -> None:
-    """Where latents cannot be chosen by norm their values have the norms; what is reconstructed
-    stays the same."""
+def test_conversions_to_other_formats_and_back(tmp_path: Path) -> None:
+    """In formats without selection by norm, values are multiplied by the norms; reconstructions are
+    equal."""
     model = model_of("topk")
     folder = saved(model, tmp_path / "theirs")
     lens = saefast.convert(folder, tmp_path / "lens", to="sae_lens")
@@ -189,7 +190,7 @@ def test_to_other_formats_and_back(tmp_path: Path) -> None:
         assert_close(load(back).forward(x), model(x))
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_unsupported_models_raise(tmp_path: Path) -> None:
     saved(model_of("topk", use_glu_encoder=True), tmp_path / "glu")
     with pytest.raises(ValueError, match="use_glu_encoder must be False"):
         saefast.load_sae(tmp_path / "glu")

@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases themselves read of a training, beside the lines of JSON."""
+"""Values that TensorBoard and Weights & Biases read of a training, compared with lines of JSON."""
 
 import json
 import struct
@@ -36,7 +36,8 @@ def in_json(out: Path) -> Reports:
 
 
 def in_tensorboard(folder: Path) -> Reports:
-    """What it shows, read as its server does; no value of an SAE and a step may be there twice."""
+    """Return values as read by TensorBoard's server; each SAE and step must have a value only
+    once."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     found: Reports = {}
     for tag in events.Tags()["tensors"]:
@@ -49,7 +50,7 @@ def in_tensorboard(folder: Path) -> Reports:
 
 
 def as_tensorboard_keeps(reports: Reports) -> Reports:
-    """Numbers in single precision, texts as bytes."""
+    """Return values as kept by TensorBoard: numbers in single precision, strings as bytes."""
     return {
         key: {
             name: value.encode() if isinstance(value, str) else float(np.float32(value))
@@ -61,7 +62,8 @@ def as_tensorboard_keeps(reports: Reports) -> Reports:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where wandb writes, with neither network nor home, as if it were new to this process."""
+    """Return the folder of wandb, without network and home, with its state in this process
+    reset."""
     wandb.teardown()
     room = tmp_path / "wandb"
     room.mkdir()
@@ -76,7 +78,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Those of a .wandb file: after 7 bytes a log as LevelDB keeps it, in blocks of 32 KiB."""
+    """Yield the records of a .wandb file: after 7 bytes, a log in LevelDB's format, in blocks of 32
+    KiB."""
     data, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -86,13 +89,13 @@ def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
         length, kind = struct.unpack_from("<HB", data, at + 4)
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part of one
+        if kind in (1, 4):  # a whole record, or its last part
             yield wandb_internal_pb2.Record.FromString(record)
             record = b""
 
 
 class Kept:
-    """What the file of an offline run of wandb holds."""
+    """The content of the file of an offline run of wandb."""
 
     def __init__(self, path: Path) -> None:
         self.lines: list[Values] = []
@@ -125,7 +128,7 @@ def _items(items: Any) -> Values:
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
-def test_both_have_what_the_lines_have(tmp_path: Path, offline: Path) -> None:
+def test_both_have_the_values_of_the_lines(tmp_path: Path, offline: Path) -> None:
     trained(tmp_path, "tensorboard", "wandb")
     expected = in_json(tmp_path)
     assert expected.keys() == {(f"seed-{seed}", step) for seed in (0, 7) for step in (2, 4, 6)}
@@ -139,9 +142,7 @@ def test_both_have_what_the_lines_have(tmp_path: Path, offline: Path) -> None:
     assert kept.exits == 1
 
 
-def test_a_run_of_wandb_that_is_active_is_written_to_and_goes_on(
-    tmp_path: Path, offline: Path
-) -> None:
+def test_an_active_run_of_wandb_is_used_and_not_ended(tmp_path: Path, offline: Path) -> None:
     mine = wandb.init(config={"layer": 3})
     for number in range(40):
         mine.log({"mine": number})
@@ -157,7 +158,7 @@ def test_a_run_of_wandb_that_is_active_is_written_to_and_goes_on(
     assert kept.config["configs"][0]["latents"] == 20
 
 
-def test_tensorboard_shows_a_step_that_was_taken_again_once(
+def test_tensorboard_shows_repeated_steps_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes = SeedTrainer.train

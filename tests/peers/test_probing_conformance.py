@@ -1,4 +1,4 @@
-"""Sparse probing by the rules of SAEBench and sae-probes, against those packages themselves.
+"""Sparse probing by the rules of SAEBench and sae-probes, against the packages themselves.
 
 They are installed without their dependencies: `pip install --no-deps sae-bench==0.6.0
 sae-probes==0.4.2 xgboost-cpu joblib`.
@@ -27,21 +27,21 @@ KS = (1, 2, 5, 16)
 
 
 def peer(name: str) -> Any:
-    """A module of a package that warns and prints while it is imported."""
+    """Import a module of a package, which warns and prints."""
     with quietly():
         return pytest.importorskip(name)
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Let peers warn of what scikit-learn deprecates and where their solver stopped early."""
+    """Ignore warnings of peers about deprecations of scikit-learn and solvers that stop early."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
 def pooled(n: int, m: int, seed: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Latents that are seldom active, of very different size, and labels that some of them tell."""
+    """Draw rarely active latents of very different scale, and labels that some of them predict."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.rand(n, generator=generator) < 0.5
     x = torch.randn(n, m, generator=generator) - torch.linspace(0.2, 2, m)
@@ -50,7 +50,7 @@ def pooled(n: int, m: int, seed: int, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def converged(theirs: Any, **settings: Any) -> type:
-    """Their estimator, with a solver that reaches the optimum: theirs stop on the way to it."""
+    """Return their estimator with a solver that reaches the optimum; theirs stop early."""
 
     class Converged(theirs.LogisticRegression):  # type: ignore[misc,name-defined]
         def fit(self, x: Any, y: Any) -> Any:
@@ -66,7 +66,7 @@ cases = pytest.mark.parametrize(
 
 
 @cases
-def test_saebench_chooses_the_same_latents_and_has_the_same_accuracy(
+def test_saebench_selects_the_same_latents_with_the_same_accuracy(
     n: int, seed: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = peer("sae_bench.evals.sparse_probing.probe_training")
@@ -94,7 +94,7 @@ def test_saebench_pools_the_same_rows() -> None:
     sae = SAE(24, 96, k=6, seed=0)
     activations = torch.randn(9, 7, 24, generator=generator)
     lengths = torch.randint(1, 8, (9,), generator=generator)
-    # Rows of zeros are those of padding and special tokens.
+    # Padding and special tokens have rows of zeros.
     real = torch.arange(7) < lengths[:, None]
     activations *= real[..., None]
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_saebench_pools_the_same_rows() -> None:
 
 
 @cases
-def test_sae_probes_chooses_the_same_latents(n: int, seed: int, scale: float) -> None:
+def test_sae_probes_selects_the_same_latents(n: int, seed: int, scale: float) -> None:
     theirs = peer("sae_probes.run_sae_evals")
     x, labels = pooled(n, 60, seed, scale)
     order = theirs.get_sorted_indices(x, labels.int().numpy(), theirs.mean_act_normalization)
@@ -125,12 +125,13 @@ def test_sae_probes_chooses_the_same_latents(n: int, seed: int, scale: float) ->
 def test_sae_probes_finds_the_same_auroc(
     n: int, seed: int, scale: float, k: int, shipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many latents, its solver as shipped stops before the optimum, 4e-3 of AUROC away."""
+    """For many latents, its own solver stops before the optimum, 4e-3 of AUROC away."""
     theirs = peer("sae_probes.utils_training")
     if not shipped:
         exact = converged(theirs, solver="liblinear", intercept_scaling=1e3)
         monkeypatch.setattr(theirs, "LogisticRegression", exact)
-        # Equal areas by another order of sums differ in the last digit, which would choose C.
+        # Equal areas differ in the last digit by the order of sums, which would change the chosen
+        # C.
         monkeypatch.setattr(theirs, "roc_auc_score", auroc)
     x, labels = pooled(n, 60, seed, scale)
     test = torch.arange(n) % 3 == 0
@@ -156,7 +157,7 @@ def test_sae_probes_finds_the_same_auroc(
 def test_saebench_as_shipped_differs_only_near_the_boundary(
     n: int, seed: int, scale: float
 ) -> None:
-    """Its solver stops at a gradient of 1e-4, which leaves log-odds off by a hundredth or so."""
+    """Its solver stops at a gradient of 1e-4, an error of about a hundredth of log-odds."""
     theirs = peer("sae_bench.evals.sparse_probing.probe_training")
     x, labels = pooled(n, 5, seed, scale)
     with quietly():

@@ -1,4 +1,4 @@
-"""RAVEL as SAEBench has it: which answers are right, and what an interchange puts in."""
+"""RAVEL as in SAEBench: right answers, and the activations after interchanges."""
 
 import warnings
 from types import SimpleNamespace
@@ -35,8 +35,8 @@ LOOSER = {
         ("United States", "England"),  # one rule for both
         ("South Korea", "Korea, North"),
         ("Korea, North", "Korea"),
-        ("Niger", "Nigeria"),  # what the value begins is right, too
-        ("Nigeria", "Niger"),  # and so is what begins the value
+        ("Niger", "Nigeria"),  # an answer that is a prefix of the value is right, too
+        ("Nigeria", "Niger"),  # and so is an answer that the value starts with
     },
     "Continent": set(),
     "Language": {("English", "English,Malay")},
@@ -45,7 +45,7 @@ LOOSER = {
 
 
 @pytest.mark.parametrize("attribute", VALUES)
-def test_answers_that_are_right(attribute: str) -> None:
+def test_right_answers_agree(attribute: str) -> None:
     looser = set()
     for value in VALUES[attribute]:
         for answer in {each for other in VALUES[attribute] for each in accepted(other, attribute)}:
@@ -60,7 +60,7 @@ def test_answers_that_are_right(attribute: str) -> None:
 @pytest.mark.parametrize("add_error", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("variant", ["topk", "jumprelu", "relu"])
-def test_interchanges_put_in_the_same_activations(
+def test_interchanges_give_the_same_activations(
     variant: str, training: bool, add_error: bool
 ) -> None:
     d, m, n, length = 24, 96, 10, 5

@@ -75,7 +75,7 @@ each_variant = pytest.mark.parametrize("variant", ["topk", "batchtopk", "jumprel
 
 @each_variant
 @pytest.mark.parametrize("absolute", [False, True])
-def test_effects(variant: str, absolute: bool) -> None:
+def test_effects_agree(variant: str, absolute: bool) -> None:
     sae = an_sae(variant)
     names = next(iter(their_classes.PAIRED_CLASS_KEYS.items())) if absolute else ("a", "b")
     acts = {name: texts(seed) for seed, name in enumerate(names)}
@@ -87,7 +87,7 @@ def test_effects(variant: str, absolute: bool) -> None:
     ours = latent_effects(sae, probe, encoded(sae, data.texts), data.labels, absolute=absolute)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     assert (ours != 0).sum() > M / 4
-    # Beyond the positive ones theirs takes latents of effect zero before negative ones.
+    # After the positive ones, theirs takes latents of effect zero before negative ones.
     for count in (2, 5, 20):
         assert int((expected > 0).sum()) >= count
         their_mask = theirs.select_top_n_features(expected, count, "a")
@@ -95,7 +95,7 @@ def test_effects(variant: str, absolute: bool) -> None:
 
 
 @each_variant
-def test_ablation(variant: str) -> None:
+def test_ablations_agree(variant: str) -> None:
     sae = an_sae(variant)
     x = texts(3)
     mask = torch.arange(M) % 3 == 0
@@ -105,8 +105,8 @@ def test_ablation(variant: str) -> None:
     assert not torch.allclose(ours, x.mean(1), atol=1e-2)
 
 
-def test_ablation_of_texts_with_fewer_tokens_differs_on_purpose() -> None:
-    """There the code of a row of zeros, which is no token, is ablated too; here it is not."""
+def test_ablation_of_padded_texts_differs_on_purpose() -> None:
+    """SAEBench also ablates the code of padding, rows of zeros; saefast does not."""
     sae = an_sae()
     x = texts(3)
     x[:, -2:] = 0
@@ -122,7 +122,7 @@ def test_ablation_of_texts_with_fewer_tokens_differs_on_purpose() -> None:
     torch.testing.assert_close(expected, ours - 2 * taken / (LENGTH - 2), atol=1e-5, rtol=1e-4)
 
 
-def test_tpp() -> None:
+def test_tpp_agrees() -> None:
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(4, generator=generator, dtype=torch.float64)
     ablated = torch.rand(4, 4, generator=generator, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_tpp() -> None:
 
 
 @pytest.mark.parametrize("biased", [(0.55, 0.7), (0.7, 0.55), (0.9, 0.5)])
-def test_scr(biased: tuple[float, float]) -> None:
+def test_scr_agrees(biased: tuple[float, float]) -> None:
     target, spurious = "professor / nurse", "male / female"
     both = "male_professor / female_nurse"
     on = [f"{both} probe on {side} data" for side in (target, spurious)]
@@ -156,7 +156,7 @@ def test_scr(biased: tuple[float, float]) -> None:
 
 
 class GivenActivations:
-    """A model that returns given activations, batch after batch."""
+    """A model that returns given activations, batch by batch."""
 
     def __init__(self, rows: Tensor):
         self._rows = rows
@@ -171,7 +171,7 @@ class GivenActivations:
 
 @each_variant
 @pytest.mark.parametrize("main", [[3], [3, 17, 40]])
-def test_absorption_of_each_word(variant: str, main: list[int]) -> None:
+def test_absorption_of_each_word_agrees(variant: str, main: list[int]) -> None:
     sae = an_sae(variant)
     generator = torch.Generator().manual_seed(2)
     n = 300

@@ -1,4 +1,4 @@
-"""SAELens writes a file, saefast computes the same; saefast writes it, SAELens agrees."""
+"""saefast computes the same from a file of SAELens, and vice versa."""
 
 import json
 from pathlib import Path
@@ -39,13 +39,13 @@ TRANSCODER = {"d_out": D_OUT, "apply_b_dec_to_input": False}
     ],
     ids=str,
 )
-def test_sae_lens_inference(tmp_path: Path, architecture: str, settings: dict[str, Any]) -> None:
+def test_inference_files_agree(tmp_path: Path, architecture: str, settings: dict[str, Any]) -> None:
     model = sae_lens_model(architecture, **settings)
     model.save_model(tmp_path / "theirs")
     there_and_back(tmp_path / "theirs", as_peer(model), load_sae_lens, "sae_lens")
 
 
-def test_sae_lens_negative_thresholds(tmp_path: Path) -> None:
+def test_negative_thresholds_agree(tmp_path: Path) -> None:
     model = sae_lens_model("jumprelu")
     with torch.no_grad():
         model.threshold.copy_(torch.linspace(-1, 1, M))
@@ -79,7 +79,7 @@ TRAINING = [
 
 
 @pytest.mark.parametrize(("architecture", "settings"), TRAINING, ids=str)
-def test_sae_lens_checkpoints_are_what_is_made_of_them(
+def test_checkpoints_compute_the_same_as_their_inference_files(
     tmp_path: Path, architecture: str, settings: dict[str, Any]
 ) -> None:
     model = training_model(architecture, **settings)
@@ -97,7 +97,7 @@ def test_sae_lens_checkpoints_are_what_is_made_of_them(
 
 @pytest.mark.parametrize("kind", ["expected_average_only_in", "covariance_whitening"])
 @pytest.mark.parametrize(("architecture", "settings"), TRAINING, ids=str)
-def test_sae_lens_scales_of_a_checkpoint_are_folded(
+def test_scales_of_a_checkpoint_are_folded(
     tmp_path: Path, architecture: str, settings: dict[str, Any], kind: str
 ) -> None:
     model = training_model(architecture, normalize_activations=kind, **settings)
@@ -126,7 +126,7 @@ def test_sae_lens_scales_of_a_checkpoint_are_folded(
         assert_close(load_dictionary_learning(learnt).forward(rows()), peer.forward(rows()))
 
 
-def test_sae_lens_scale_that_is_nowhere_is_missed(tmp_path: Path) -> None:
+def test_a_missing_scale_raises(tmp_path: Path) -> None:
     model = training_model("topk", normalize_activations="expected_average_only_in")
     model.save_model(tmp_path / "sae")
     with pytest.raises(ValueError, match=r"activation_scaler.json does not have it"):
@@ -134,7 +134,7 @@ def test_sae_lens_scale_that_is_nowhere_is_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard", "gated"])
-def test_sae_lens_configs_from_before_6(tmp_path: Path, architecture: str) -> None:
+def test_configs_from_before_6_agree(tmp_path: Path, architecture: str) -> None:
     model = sae_lens_model(architecture)
     model.save_model(tmp_path / "theirs")
     config = {
@@ -160,7 +160,7 @@ def test_sae_lens_configs_from_before_6(tmp_path: Path, architecture: str) -> No
     assert again.cfg.metadata.lp_norm == 1.0
 
 
-def test_sae_lens_keeps_what_it_says_besides(tmp_path: Path) -> None:
+def test_other_fields_are_kept(tmp_path: Path) -> None:
     model = sae_lens_model("topk")
     model.cfg.metadata.hook_name = "blocks.1.hook_mlp_out"
     model.cfg.metadata.something_new = {"of": [1, 2]}
@@ -171,7 +171,7 @@ def test_sae_lens_keeps_what_it_says_besides(tmp_path: Path) -> None:
     assert again.cfg.metadata.something_new == {"of": [1, 2]}
 
 
-def test_topk_transcoders_as_wide_as_their_input_are_saes_to_sae_lens(tmp_path: Path) -> None:
+def test_topk_transcoders_of_equal_widths_are_saes_in_sae_lens(tmp_path: Path) -> None:
     sae = saefast.SAE(D, M, k=K, d_out=D, seed=0)
     randomise(sae)
     folder = saefast.save_sae(sae, tmp_path / "sae")

@@ -1,4 +1,4 @@
-"""sparsify writes a file, saefast computes the same; saefast writes it, sparsify agrees."""
+"""saefast computes the same from a file of sparsify, and vice versa."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ import saefast
 
 @pytest.mark.parametrize("transcode", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
-def test_sparsify(tmp_path: Path, transcode: bool, skip: bool) -> None:
+def test_models_of_sparsify_agree(tmp_path: Path, transcode: bool, skip: bool) -> None:
     config = SparseCoderConfig(
         num_latents=M, k=K, transcode=transcode, skip_connection=skip, multi_topk=False
     )
@@ -27,16 +27,16 @@ def test_sparsify(tmp_path: Path, transcode: bool, skip: bool) -> None:
     assert settings["normalize_decoder"] is True
 
 
-def test_sparsify_by_expansion_factor(tmp_path: Path) -> None:
+def test_models_with_an_expansion_factor_agree(tmp_path: Path) -> None:
     model = SparseCoder(D, SparseCoderConfig(expansion_factor=3, k=K))
     model.save_to_disk(tmp_path / "layers.3")
     assert saefast.load_sae(tmp_path / "layers.3").m == 3 * D
 
 
-def test_sae_lens_reads_sparsify_wrongly_and_we_do_not(tmp_path: Path) -> None:
-    """sparsify's decoder lies as its encoder does, [m, d], which is what SAELens wants. Its reader
-    transposes it all the same, which shows where m is not d; and it does not take b_dec from x
-    where the decoder is normalised, which sparsify always does."""
+def test_sae_lens_misreads_sparsify(tmp_path: Path) -> None:
+    """sparsify's decoder is [m, d] like its encoder, as SAELens needs it, but SAELens's reader
+    transposes it, which shows if m is not d. It also does not subtract b_dec from x if the decoder
+    is normalised, unlike sparsify."""
     model = SparseCoder(D, SparseCoderConfig(num_latents=M, k=K))
     randomise(model)
     model.save_to_disk(tmp_path / "layers.3")

@@ -31,7 +31,7 @@ JUMP = {"jumprelu_init_threshold": 0.3, "jumprelu_bandwidth": 0.4, "l0_coefficie
 COEFFICIENTS = {"l0": 0.7, "l1": 0.3}
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("standard", {"l1_coefficient": 0.3}),
-    # Its gradient grows without bound towards zero, and magnifies rounding.
+    # Its gradient grows without bound towards zero, and amplifies rounding.
     ("standard", {"lp_norm": 0.5, "dtype": "float64"}),
     ("standard", {"lp_norm": 2.0, "apply_b_dec_to_input": False}),
     ("standard", {"normalize_activations": "layer_norm"}),
@@ -72,10 +72,10 @@ def test_losses_activations_and_gradients_agree(
 
 @pytest.mark.usefixtures("however_dense")
 @each_setting
-def test_saelens_trainer_trains_step_by_step_as_without(
+def test_every_step_of_the_trainer_equals_one_without_saefast(
     variant: str, settings: dict[str, Any]
 ) -> None:
-    """In float64, since Adam makes a step of a gradient's rounding where that is all there is."""
+    """In float64, since Adam amplifies the rounding of gradients that would be zero."""
     settings = settings | {"dtype": "float64"}
     trainers = [trainer_of(sae, iter(())) for sae in pair(variant, **settings)]
     for x in batches_of(12).double():
@@ -84,7 +84,8 @@ def test_saelens_trainer_trains_step_by_step_as_without(
         assert_same_output(ours, own)
         for name, theirs in trainers[0].sae.named_parameters():
             mine = trainers[1].sae.get_parameter(name)
-            tolerance = 1e-6 if variant == "jumprelu" else 1e-9  # float32 thresholds take part
+            # The thresholds of jumprelu are float32.
+            tolerance = 1e-6 if variant == "jumprelu" else 1e-9
             torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance / 10)
         for count in ("act_freq_scores", "n_forward_passes_since_fired"):
             assert torch.equal(getattr(trainers[1], count), getattr(trainers[0], count))
@@ -92,7 +93,9 @@ def test_saelens_trainer_trains_step_by_step_as_without(
 
 @pytest.mark.usefixtures("however_dense")
 @each_setting
-def test_losses_step_by_step_in_their_own_dtype(variant: str, settings: dict[str, Any]) -> None:
+def test_losses_of_every_step_agree_in_the_dtype_of_the_sae(
+    variant: str, settings: dict[str, Any]
+) -> None:
     trainers = [trainer_of(sae, iter(())) for sae in pair(variant, **settings)]
     for x in batches_of(12).to(trainers[0].sae.dtype):
         own, ours = (trainer.step(x) for trainer in trainers)
@@ -101,8 +104,9 @@ def test_losses_step_by_step_in_their_own_dtype(variant: str, settings: dict[str
 
 
 @each_variant
-def test_dense_rows_are_saelens_own_and_sparse_ones_ours(variant: str) -> None:
-    """What one batch holds decides for the next; the first are tried, and given up if dense."""
+def test_dense_batches_are_left_to_saelens(variant: str) -> None:
+    """The density of one batch decides for the next; the first ones are tried, and left if
+    dense."""
     trainers = [trainer_of(sae, iter(())) for sae in pair(variant)]
     ours = []
     for number, x in enumerate(batches_of(12)):
@@ -116,7 +120,7 @@ def test_dense_rows_are_saelens_own_and_sparse_ones_ours(variant: str) -> None:
 
 
 @each_variant
-def test_hooks_on_dense_tensors_are_called_and_obeyed(variant: str) -> None:
+def test_hooks_on_dense_tensors_are_called_and_applied(variant: str) -> None:
     def doubled(tensor: Tensor, hook: Any) -> Tensor:
         assert tensor.shape == (N, M if "acts" in hook.name else D)
         return 2 * tensor
@@ -153,7 +157,7 @@ def test_public_methods_agree(variant: str) -> None:
 
 @pytest.mark.usefixtures("however_dense")
 @each_variant
-def test_losses_of_a_subclass_are_obeyed(variant: str) -> None:
+def test_losses_of_a_subclass_are_used(variant: str) -> None:
     ours, _ = get_sae_training_class(f"saefast_{variant}")
 
     class Another(ours):  # type: ignore[valid-type,misc]
@@ -171,7 +175,7 @@ def test_losses_of_a_subclass_are_obeyed(variant: str) -> None:
 @pytest.mark.usefixtures("however_dense")
 @pytest.mark.parametrize(("dtype", "sparse"), [("float64", True), ("bfloat16", False)])
 @each_variant
-def test_other_dtypes(variant: str, dtype: str, sparse: bool) -> None:
+def test_other_dtypes_agree(variant: str, dtype: str, sparse: bool) -> None:
     alone, with_saefast = pair(variant, dtype=dtype)
     step_input = step_of(batches_of(1)[0].to(alone.dtype), **COEFFICIENTS)
     own = alone.training_forward_pass(step_input)
@@ -198,7 +202,7 @@ def test_the_dense_matrix_is_not_computed_in_a_step(
 
 @pytest.mark.usefixtures("however_dense")
 @each_variant
-def test_copies_are_of_their_own(variant: str) -> None:
+def test_copies_are_independent(variant: str) -> None:
     sae, x = made(f"saefast_{variant}"), batches_of(1)[0]
     sae.training_forward_pass(step_of(x, **COEFFICIENTS))
     other = copy.deepcopy(sae)

@@ -1,4 +1,4 @@
-"""Absorption: worlds of parents and children whose SAEs are made by hand, and a tiny model."""
+"""Absorption of parents by children in SAEs made by hand, and in a tiny model."""
 
 import string
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ NAMES = [f"class {c}" for c in range(CLASSES)]
 
 
 class Nested(NamedTuple):
-    """Words that are each the sum of a parent direction and one of their own."""
+    """Words whose rows are the sum of a parent direction and a direction of their own."""
 
     rows: Tensor
     labels: Tensor
@@ -47,7 +47,8 @@ def nested(seed: int = 0) -> Nested:
 
 
 def made_by_hand(world: Nested, absorbing: Tensor, part: float = 1.0) -> saefast.SAE:
-    """Children in `absorbing` [words] bool carry `part` of their parent, whose latent lacks it."""
+    """Make an SAE in which words in `absorbing` [words] bool take `part` of their parent's
+    activation."""
     parent_of = world.parents[world.labels]
     taken = part * absorbing.float()[:, None]
     sae = saefast.SAE(world.rows.shape[1], CLASSES + len(world.rows), variant="relu", k=2)
@@ -58,7 +59,7 @@ def made_by_hand(world: Nested, absorbing: Tensor, part: float = 1.0) -> saefast
     with torch.no_grad():
         sae.W_dec.copy_(decoder)
         sae.W_enc.copy_(encoder)
-        # What rounding leaves of a silent latent is silent.
+        # A latent that is only active by rounding counts as silent.
         sae.b_enc.fill_(-1e-5)
     return sae
 
@@ -77,7 +78,7 @@ def measured(world: Nested, sae: saefast.SAE, **settings: Any) -> Any:
     return absorb_rows(world.rows, world.labels, NAMES, sae, progress=False, **settings)
 
 
-def test_a_clean_sae_absorbs_nothing_and_an_absorbing_one_what_was_planted() -> None:
+def test_only_planted_absorption_is_found() -> None:
     world = nested()
     nothing = torch.zeros(len(world.rows), dtype=torch.bool)
     clean = measured(world, made_by_hand(world, nothing))
@@ -93,19 +94,19 @@ def test_a_clean_sae_absorbs_nothing_and_an_absorbing_one_what_was_planted() -> 
     assert found.overall(PRIMARY).value == pytest.approx(expected, abs=1e-12)
     assert found.overall(FULL).value == pytest.approx(expected, abs=1e-12)
     assert found.overall(PRIMARY).n == len(words)
-    # The latents that absorb are the children that were made to, each one word.
+    # The absorbing latents are the planted children, each in one word.
     by_latent = found.features[0]["absorbed_words"]
     planted = torch.zeros(len(by_latent), dtype=torch.float64)
     planted[CLASSES + words[absorbing[words]]] = 1
     torch.testing.assert_close(by_latent, planted)
     assert found.features[0]["main_of"][:CLASSES] == NAMES
-    # With the main latents of another class every word would look absorbed.
+    # With the main latents of another class, every word would seem absorbed.
     assert found.overall(PRIMARY).floor > expected + 0.5
     assert found.overall(PRIMARY).ceiling == 0
 
 
 @pytest.mark.parametrize("part", [0.5, 0.75])
-def test_shared_words_are_absorbed_in_part(part: float) -> None:
+def test_a_partly_absorbed_parent_has_its_fraction(part: float) -> None:
     world = nested()
     everything = torch.ones(len(world.rows), dtype=torch.bool)
     found = measured(world, made_by_hand(world, everything, part))
@@ -116,7 +117,7 @@ def test_shared_words_are_absorbed_in_part(part: float) -> None:
     assert sum(s.n for s in by_class) == found.overall(PRIMARY).n
 
 
-def test_less_than_two_fifths_are_not_absorption() -> None:
+def test_less_than_two_fifths_do_not_count_as_absorption() -> None:
     world = nested()
     everything = torch.ones(len(world.rows), dtype=torch.bool)
     for part, expected in ((0.39, 0.0), (0.41, 0.41)):
@@ -124,7 +125,7 @@ def test_less_than_two_fifths_are_not_absorption() -> None:
         assert found.overall(PRIMARY).value == pytest.approx(expected, abs=1e-4)
 
 
-def test_norms_of_rows_and_a_rotation_make_no_difference() -> None:
+def test_norms_of_rows_and_rotations_do_not_matter() -> None:
     world = nested()
     sae = made_by_hand(world, some(world), 0.7)
     before = measured(world, sae)
@@ -161,7 +162,7 @@ def test_shuffled_labels_are_refused() -> None:
     assert "5 are needed" in note
 
 
-def test_a_class_of_two_latents_has_both() -> None:
+def test_a_class_of_two_latents_has_both_as_main_latents() -> None:
     world = nested()
     sae = made_by_hand(world, torch.zeros(len(world.rows), dtype=torch.bool))
     halves = torch.arange(len(world.rows)) % 2 == 0
@@ -180,7 +181,7 @@ def test_a_class_of_two_latents_has_both() -> None:
     assert found.overall(PRIMARY).value == 0
 
 
-def test_groups_share_what_is_absorbed_and_conditions_stand_beside() -> None:
+def test_groups_share_absorption_and_conditions_have_scores() -> None:
     world = nested()
     absorbing = some(world)
     saes = [made_by_hand(world, absorbing), made_by_hand(world, some(world, 5))]
@@ -227,7 +228,7 @@ def test_the_same_arguments_give_the_same_bytes_on_any_number_of_threads(
 
 
 def by_hand(values: list[float], cosines: list[float], total: float) -> Any:
-    """One word in whose SAE latent 0 is main; the probe reads the first coordinate."""
+    """Make one word whose main latent is 0; the probe reads the first coordinate."""
     decoder = torch.tensor([[c, (1 - c * c) ** 0.5] for c in cosines])
     code = SparseCode(torch.tensor([values]), torch.arange(len(values))[None])
     row = torch.tensor([[total, 0.3]])
@@ -237,14 +238,14 @@ def by_hand(values: list[float], cosines: list[float], total: float) -> Any:
 @pytest.mark.parametrize(
     ("values", "cosines", "total", "fraction", "full"),
     [
-        ([0, 1, 0], [1, 0.5, 0.5], 1.0, 1.0, True),  # main silent, half of it elsewhere
+        ([0, 1, 0], [1, 0.5, 0.5], 1.0, 1.0, True),  # main is silent, half of the reading elsewhere
         ([0, 1, 0], [1, 0.3, 0.5], 1.0, 0.0, False),  # too little elsewhere
         ([0, 1, 1], [1, 0.3, 0.3], 1.0, 1.0, False),  # two together
-        ([0, 9, 0], [1, 0.09, 0.5], 1.0, 0.0, True),  # hardly aligned, but large
+        ([0, 9, 0], [1, 0.09, 0.5], 1.0, 0.0, True),  # barely aligned, but large
         ([0, 99, 0], [1, 0.02, 0.5], 1.0, 0.0, False),  # not aligned
         ([0.2, 1, 0], [1, 0.5, 0.5], 1.0, 0.5 / 0.7, False),
-        ([0.8, 1, 0], [1, 0.5, 0.5], 1.0, 0.2, False),  # no more than what main lacks
-        ([1.0, 1, 0], [1, 0.5, 0.5], 1.0, 0.0, False),  # main explains it all
+        ([0.8, 1, 0], [1, 0.5, 0.5], 1.0, 0.2, False),  # at most what main lacks
+        ([1.0, 1, 0], [1, 0.5, 0.5], 1.0, 0.0, False),  # main explains all of it
         ([1, 1, 0], [-0.5, 0.9, 0.5], 1.0, 1.0, False),  # main points away
         ([0, 1, 0], [1, 0.5, 0.5], -1.0, 0.0, False),  # nothing to absorb
         ([0.1, 1, 1, 1, 1], [1, 0.2, 0.2, 0.2, 0.2], 1.0, 0.6 / 0.7, False),  # three at most
@@ -273,7 +274,7 @@ def test_single_words(
         ({"saes": saefast.SAE(404, 8, k=2, normalise="norm")}, ValueError, "normalise"),
     ],
 )
-def test_what_does_not_fit_is_named(change: Any, error: type, words: str) -> None:
+def test_errors_name_mismatched_arguments(change: Any, error: type, words: str) -> None:
     world = nested()
     arguments = {
         "rows": world.rows,
@@ -286,7 +287,7 @@ def test_what_does_not_fit_is_named(change: Any, error: type, words: str) -> Non
         absorb_rows(**{**arguments, **change})
 
 
-def test_families_are_on_one_side() -> None:
+def test_families_are_not_split() -> None:
     world = nested()
     families = torch.arange(len(world.rows)) // 3
     split = split_words(world.rows, world.labels, CLASSES, families, 0)
@@ -295,7 +296,7 @@ def test_families_are_on_one_side() -> None:
     assert np.isclose(len(split.train) / len(world.rows), 0.8, atol=0.03)
 
 
-def test_a_model_is_asked_for_words_of_one_token() -> None:
+def test_a_model_is_read_at_words_of_one_token() -> None:
     tiny_lm = pytest.importorskip("helpers.tiny_lm")
     model = tiny_lm.llama()
     letters = string.ascii_letters
@@ -308,7 +309,7 @@ def test_a_model_is_asked_for_words_of_one_token() -> None:
     assert str(found.scores) == str(again.scores)
 
 
-def test_words_that_serve_as_examples_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_words_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_lm = pytest.importorskip("helpers.tiny_lm")
     seen = {}
 
@@ -325,7 +326,7 @@ def test_words_that_serve_as_examples_are_not_measured(monkeypatch: pytest.Monke
         shown = [model.tokenizer(line[0])["input_ids"][0] for line in lines]
         assert len(shown) == 7
         assert not set(shown) & set(seen["tokens"].tolist())
-    # Zeros tell no class.
+    # Zeros do not predict a class.
     assert found.scores == ()
 
 
@@ -337,7 +338,7 @@ def test_first_letters_need_twenty_classes() -> None:
     assert "and 20 are needed" in found.notes[0]
 
 
-def test_words_and_what_stands_before_them() -> None:
+def test_words_have_the_prompt_before_them() -> None:
     tiny_lm = pytest.importorskip("helpers.tiny_lm")
     tokenizer = tiny_lm.tokenizer()
     words = words_of("first letter", tokenizer)

@@ -1,4 +1,4 @@
-"""Causal editing: a linear model whose answers are known, and the parts on tiny models."""
+"""Causal editing in a linear model with known answers, and its parts in tiny models."""
 
 import dataclasses
 import math
@@ -49,18 +49,19 @@ def edited(model, knowledge, sae):
 
 @pytest.fixture(scope="module")
 def runs(model, knowledge):
-    """The model with its prompts, and one task on it."""
+    """Return a model with its prompts, and one task."""
     questions = Questions(model.tokenizer)
     numbers = dict.fromkeys(PARTS, 200)
     tasks, _ = tasks_of(knowledge.kinds[0], questions, pairs=numbers, least=40, seed=0)
     return Interchange(model, find_site(model.model, 0), questions.listed, 32), tasks[0]
 
 
-def test_the_latents_of_an_attribute_change_it_and_nothing_else(edited):
+def test_latents_of_an_attribute_change_only_this_attribute(edited):
     for measure in ("h", "cause", "isolation", "disentangle"):
         score = edited.overall(measure)
         assert (score.value, score.high, score.ceiling) == (1, 1, 1)
-        # No entity differs from the others: what so many of them may miss remains.
+        # No entity differs from the others: the misses that are possible for so many of them
+        # remain.
         assert score.low == pytest.approx(0.025 ** (1 / score.n))
     assert edited.overall("latents").value == VALUES
     assert edited.overall("share of active latents").value == pytest.approx(1 / len(ATTRIBUTES))
@@ -68,13 +69,13 @@ def test_the_latents_of_an_attribute_change_it_and_nothing_else(edited):
     assert edited.overall("h without the error").value == 1
     beyond = edited.overall("disentangle beyond trivial edits")
     assert beyond.value == 1
-    assert beyond.low < 0.025 ** (1 / beyond.n)  # no edit at all lies below 0
-    # All latents that may carry it are these: more change nothing.
+    assert beyond.low < 0.025 ** (1 / beyond.n)  # no edit is below 0
+    # These are all latents that can carry the attribute: more do not change anything.
     assert edited.overall(f"h at {D}").value == 1
     assert edited.overall("h at 1").value < 0.6
 
 
-def test_shuffled_decoder_rows_bring_it_to_the_floor(edited):
+def test_shuffled_decoder_rows_score_the_floor(edited):
     score = edited.overall("h", "permuted_decoder")
     assert score.value < 0.3
     difference = edited.overall("h", "trained - permuted_decoder")
@@ -82,9 +83,9 @@ def test_shuffled_decoder_rows_bring_it_to_the_floor(edited):
     assert 0.5 < difference.low < difference.value < difference.high
 
 
-def test_means_of_values_edit_where_entities_are_many(model, knowledge, sae):
+def test_means_of_values_edit_if_there_are_many_entities(model, knowledge, sae):
     found = edit(model, 0, sae, knowledge, diffmean=True, **OPTIONS | {"n": (1, VALUES - 1, D)})
-    # Means of V values differ in V - 1 directions; what the sample lends to others is little.
+    # Means of V values differ in V - 1 directions; sampling adds little in other directions.
     assert found.overall("h", "diffmean").value > 0.95
     assert found.overall("latents", "diffmean").value == VALUES - 1
     assert found.overall("h at 1", "diffmean").value < 0.6
@@ -119,7 +120,7 @@ def rates(runs, task, mask: Tensor, sae, part: str = "test", with_error: bool = 
     return float(hits[0][cause].float().mean()), float(hits[0][~cause].float().mean())
 
 
-def test_no_edit_and_all_edits_are_exact(runs, sae):
+def test_without_edits_and_with_all_edits_scores_are_exact(runs, sae):
     inside, task = runs
     nothing = torch.zeros(D, dtype=torch.bool)
     assert rates(inside, task, nothing, sae) == (0, 1)
@@ -129,7 +130,7 @@ def test_no_edit_and_all_edits_are_exact(runs, sae):
 
 
 def test_random_latents_are_at_chance(runs, sae):
-    """Of the two values, none, one or both are interchanged; read-outs break ties by number."""
+    """None, one or both of the two values are interchanged; read-outs break ties by index."""
     inside, task = runs
     n, draws = 6, 100
     pairs = task.pairs["test"]
@@ -143,7 +144,7 @@ def test_random_latents_are_at_chance(runs, sae):
         torch.stack([inside.questions[getattr(pair, name)].right for pair in pairs]).int().argmax(1)
         for name in ("base", "source")
     )
-    # If the base's value is taken away and none put in, all logits are 0: the first is read.
+    # If the base's value is removed without a new one, all logits are 0: the first is read.
     of_cause = both + one * (source > base) + one * (source == 0)
     of_isolation = neither + one * (source < base) + one * (base == 0)
     cause = torch.tensor([pair.cause for pair in pairs])
@@ -159,21 +160,21 @@ def rows(evaluation) -> list[dict]:
     return evaluation.to_table().to_pylist()
 
 
-def test_scale_and_rotation_change_nothing(model, knowledge, edited, sae):
+def test_scale_and_rotation_do_not_change_scores(model, knowledge, edited, sae):
     table = rows(edit(model, 0, sae, knowledge, **OPTIONS))
     scaled = linear_lm.true_sae(scale=4.0)
     assert str(rows(edit(model, 0, scaled, knowledge, **OPTIONS))) == str(table)
     turned = linear_lm.linear_lm(turned=True)
     known = known_facts(turned, linear_lm.facts(), progress=False)
     rotated = edit(turned, 0, linear_lm.true_sae(turned=True), known, **OPTIONS)
-    # Of latents with equal scores, rounding decides which is the best one.
+    # Rounding decides which of the latents with equal scores is the best one.
     chosen = [row for row in table if not row["measure"].endswith("at 1")]
     others = [row for row in rows(rotated) if not row["measure"].endswith("at 1")]
     for row, other in zip(chosen, others, strict=True):
         assert row["value"] == pytest.approx(other["value"], nan_ok=True)
 
 
-def test_the_same_call_gives_the_same_scores_another_seed_other_ones(model, knowledge, sae):
+def test_scores_depend_on_the_seed_only(model, knowledge, sae):
     first, again, other = (
         edit(model, 0, sae, knowledge, seed=seed, **OPTIONS) for seed in (0, 0, 1)
     )
@@ -181,7 +182,7 @@ def test_the_same_call_gives_the_same_scores_another_seed_other_ones(model, know
     assert first.overall("h at 1") != other.overall("h at 1")
 
 
-def test_groups_restrict_what_may_change(model, knowledge, sae):
+def test_groups_restrict_the_changed_latents(model, knowledge, sae):
     first = torch.arange(D) < VALUES  # the latents of the first attribute
     groups = {"first": first, "others": ~first}
     found = edit(model, 0, sae, knowledge, groups=groups, mass=torch.ones(D) / D, **OPTIONS)
@@ -211,7 +212,7 @@ def test_a_trained_mask_finds_the_same_latents(model, knowledge, sae, runs):
     assert "h at 1" not in {score.measure for score in found.scores}
 
 
-def test_repeats_give_the_noise(model, knowledge, sae):
+def test_repeats_measure_the_noise(model, knowledge, sae):
     options = {**OPTIONS, "n": (1,)}
     found = edit(model, 0, sae, knowledge, repeats=3, **options)
     alone = [edit(model, 0, sae, knowledge, seed=s, **options).overall("h").value for s in range(3)]
@@ -220,7 +221,7 @@ def test_repeats_give_the_noise(model, knowledge, sae):
     assert edit(model, 0, sae, knowledge, **options).noise == {}
 
 
-def test_too_few_entities_give_no_number(model, sae):
+def test_too_few_entities_are_not_measured(model, sae):
     few = linear_lm.facts().select(entities=39)
     found = edit(model, 0, sae, known_facts(model, few, progress=False), **OPTIONS)
     assert found.scores == ()
@@ -265,7 +266,7 @@ def test_test_entities_and_templates_are_held_out(model, knowledge):
 def test_values_with_equal_first_tokens_are_no_pairs(model, knowledge):
     its = knowledge.kinds[0]
     values = dict(its.facts.values)
-    # Values 0 to 3 of the first attribute now begin alike.
+    # Values 0 to 3 of the first attribute now start with the same token.
     values["colour"] = tuple(
         ("colour4",) if its_values == ("colour4",) else (f"colour0 {its_values[0]}",)
         for its_values in values["colour"]
@@ -284,8 +285,8 @@ def test_values_with_equal_first_tokens_are_no_pairs(model, knowledge):
         assert len(tokens) == 2
 
 
-def test_entities_are_resampled_not_pairs():
-    """One entity holds most pairs and all misses: with few entities the interval must be wide."""
+def test_intervals_resample_entities_instead_of_pairs():
+    """One entity has most pairs and all misses: with few entities the interval must be wide."""
     hits = np.array([0.0, 10, 10, 10])
     outcome = Outcome(hits, np.array([300.0, 10, 10, 10]), hits, np.array([300.0, 10, 10, 10]))
     counts = np.array([[0.0, 1, 1, 1], [3, 0, 0, 0]])
@@ -296,7 +297,7 @@ def test_entities_are_resampled_not_pairs():
     assert outcome.pooled(outcome).rates()[0].tolist() == outcome.rates()[0].tolist()
 
 
-def test_rivals_stand_beside(edited):
+def test_rivals_have_scores(edited):
     score = edited.overall("h", "permuted_decoder")
     assert score.rival in (NONE, ALL, RANDOM)
     assert not math.isnan(score.rival_value)
@@ -309,7 +310,7 @@ def test_rivals_stand_beside(edited):
     )
 
 
-def test_features_say_what_they_carry(edited):
+def test_features_state_their_attribute(edited):
     (columns,) = edited.features
     expected = [f"thing: {name}" for name in ATTRIBUTES for _ in range(VALUES)]
     assert columns["edit_attribute"] == expected
@@ -328,12 +329,12 @@ def test_features_say_what_they_carry(edited):
         ({"groups": {"a": torch.ones(D)}}, "must be a bool tensor"),
     ],
 )
-def test_bad_input_is_told(model, knowledge, sae, change, message):
+def test_bad_input_raises(model, knowledge, sae, change, message):
     with pytest.raises((TypeError, ValueError), match=message):
         edit(model, 0, sae, knowledge, **{**OPTIONS, **change})
 
 
-def test_other_bad_input_is_told(model, knowledge, sae):
+def test_other_bad_input_raises(model, knowledge, sae):
     with pytest.raises(TypeError, match="knowledge must be what known_facts returns, got dict"):
         edit(model, 0, sae, {}, **OPTIONS)
     with pytest.raises(ValueError, match="width is 15, got d=16"):

@@ -42,7 +42,7 @@ def tiny_runs(model, where="resid.1") -> tuple[Interchange, list[Pair]]:
 
 
 @pytest.mark.parametrize("make", [tiny_lm.llama, tiny_lm.gpt2])
-def test_gradients_are_those_of_differences(make):
+def test_gradients_equal_finite_differences(make):
     model = make(dtype=torch.float64)
     runs, pairs = tiny_runs(model)
     with silent() as bar:
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_differences(make):
         assert float(change) == pytest.approx(2 * float((gradient.double() * step).sum()), rel=1e-3)
 
 
-def test_where_nothing_changes_nothing_is_run():
+def test_pairs_without_a_change_are_not_run():
     runs, pairs = tiny_runs(tiny_lm.llama())
     sae = tiny_lm.random_sae()
     nothing = Swap(sae, runs.rows).change(torch.zeros(sae.m), with_error=True)
@@ -68,7 +68,7 @@ def test_where_nothing_changes_nothing_is_run():
     assert torch.equal(hits[0][~cause], valid[~cause])
 
 
-def test_changes_that_make_the_same_activation_run_once(monkeypatch):
+def test_equal_changes_run_once(monkeypatch):
     runs, pairs = tiny_runs(tiny_lm.llama())
     sae = tiny_lm.random_sae()
     run: list[tuple[int, tuple[int, ...]]] = []
@@ -96,7 +96,7 @@ def test_changes_that_make_the_same_activation_run_once(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 40])
 def test_answers_do_not_depend_on_the_batch(batch_size):
-    """Prompts of two lengths, with the entity at two places, alone and with others."""
+    """Prompts of two lengths, with the entity at two places, alone and in a batch."""
     model = tiny_lm.llama(dtype=torch.float64)
     runs, pairs = tiny_runs(model)
     site = find_site(model.model, "resid.1")
@@ -123,8 +123,8 @@ def test_answers_do_not_depend_on_the_batch(batch_size):
         torch.testing.assert_close(runs.gradients(pairs, bar), other.gradients(pairs, bar))
 
 
-def test_a_change_of_all_is_the_source():
-    """The whole forward pass is done anew, with the row of the source in it."""
+def test_a_change_of_all_latents_gives_the_source():
+    """Compare with a whole forward pass with the row of the source."""
     model = tiny_lm.llama()
     runs, pairs = tiny_runs(model)
     site = find_site(model.model, "resid.1")
@@ -150,7 +150,7 @@ def test_a_change_of_all_is_the_source():
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalise": "layer_norm"}, {"variant": "relu"}])
-def test_attribution_is_the_dense_formula(settings):
+def test_attribution_equals_the_dense_formula(settings):
     model = tiny_lm.llama()
     runs, pairs = tiny_runs(model)
     sae = tiny_lm.random_sae(**settings)
@@ -173,7 +173,7 @@ def test_attribution_is_the_dense_formula(settings):
     torch.testing.assert_close(unpunished, effects[cause].mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_best_are_positive_and_allowed():
+def test_chosen_latents_have_positive_scores_and_are_allowed():
     scores = torch.tensor([0.0, 3, -1, 2, 3, 1])
     assert best(scores, 2).nonzero()[:, 0].tolist() == [1, 4]
     assert best(scores, 9).nonzero()[:, 0].tolist() == [1, 3, 4, 5]

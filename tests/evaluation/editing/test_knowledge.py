@@ -1,4 +1,4 @@
-"""Facts, the prompts that ask for them, and which of them a model knows."""
+"""Facts, prompts for them, and which of them a model knows."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def small_facts(**changes) -> Facts:
     return Facts(**{**fields, **changes})
 
 
-def test_the_table_says_where_it_is_from_and_is_small():
+def test_the_table_states_its_source_and_is_small():
     text = TABLE.read_text("ascii")
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert any(
@@ -44,7 +44,7 @@ def test_the_table_says_where_it_is_from_and_is_small():
     assert TABLE.stat().st_size < 100_000
 
 
-def test_places_are_the_largest():
+def test_places_are_the_largest_ones():
     city, country = places()
     assert (city.kind, country.kind) == ("city", "country")
     assert city.entities[:3] == ("Shanghai", "Beijing", "Shenzhen")
@@ -83,7 +83,7 @@ def test_each_attribute_has_eight_templates_of_two_kinds_in_both_splits():
                 assert sorted(solved) == [False, False, True, True]
 
 
-def test_facts_are_selected():
+def test_facts_can_be_selected():
     facts = small_facts().select(entities=2, attributes=["colour"])
     assert facts.entities == ("Rome", "Oslo")
     assert facts.values == {"colour": (("red",), ("red",))}
@@ -111,7 +111,7 @@ def test_facts_are_selected():
         ({"entity_splits": ("train", "test", "dev", "test")}, "split must be one of train, val"),
     ],
 )
-def test_facts_that_do_not_fit_are_told(changes, message):
+def test_inconsistent_facts_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         small_facts(**changes)
 
@@ -130,7 +130,7 @@ def write_ravel(folder: Path) -> None:
         (folder / f"ravel_city_{name}.json").write_text(json.dumps(content))
 
 
-def test_ravel_is_read(tmp_path):
+def test_ravel_files_are_read(tmp_path):
     write_ravel(tmp_path)
     (facts,) = ravel_facts(tmp_path)
     assert facts == Facts(
@@ -155,11 +155,11 @@ def test_ravel_is_read(tmp_path):
         ("", "Country", ()),
     ],
 )
-def test_what_ravel_accepts_is_an_alias(value, attribute, right):
+def test_answers_accepted_by_ravel_are_aliases(value, attribute, right):
     assert accepted(value, attribute) == right
 
 
-def test_ravel_that_is_not_there_is_told(tmp_path):
+def test_missing_ravel_files_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"unpack data\.tgz"):
         ravel_facts(tmp_path)
     write_ravel(tmp_path)
@@ -169,8 +169,8 @@ def test_ravel_that_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_the_entity_ends_where_its_last_letter_is(bos):
-    """Also where the tokenizer puts BOS first, and where a letter takes several tokens."""
+def test_the_entity_ends_at_its_last_letter(bos):
+    """Also if the tokenizer puts BOS first, or a letter takes several tokens."""
     tokenizer = tiny_lm.tokenizer(bos=bos)
     for entity in ("Rome", "Z\u00fcrich \u00fc"):
         found = prompt(tokenizer, "In {} they speak ", entity)
@@ -181,12 +181,12 @@ def test_the_entity_ends_where_its_last_letter_is(bos):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_answers_begin_after_a_space_unless_something_is_opened(bos):
+def test_answers_start_with_a_space_unless_a_quote_is_open(bos):
     tokenizer = tiny_lm.tokenizer(bos=bos)
     facts = small_facts()
     found = answers(tokenizer, facts, "country", "{} lies in")
     assert tokenizer.decode(list(found.continuations[1][0])) == " Norway"
-    assert len(found.tokens) == 1  # all begin with the space, a token of its own here
+    assert len(found.tokens) == 1  # all start with the space, a separate token here
     quoted = answers(tokenizer, facts, "colour", facts.templates["colour"][0])
     assert tokenizer.decode(list(quoted.continuations[0][0])) == "red"
     firsts = tokenizer.convert_ids_to_tokens(quoted.tokens.tolist())
@@ -199,14 +199,14 @@ def test_answers_begin_after_a_space_unless_something_is_opened(bos):
     assert firsts[int(quoted.best(logits)[0])] == "g"
 
 
-def test_slow_tokenizers_are_told():
+def test_slow_tokenizers_raise():
     with pytest.raises(TypeError, match="tokenizer must be a fast tokenizer"):
         prompt(object(), "{}", "Rome")
 
 
 @pytest.mark.parametrize("make", [tiny_lm.llama, tiny_lm.gpt2])
 @pytest.mark.parametrize("shared", [0, 1, 5])
-def test_a_shared_beginning_changes_no_logits(make, shared):
+def test_a_shared_prefix_does_not_change_logits(make, shared):
     model = make(dtype=torch.float64).model
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(258, (3, 9), generator=generator)
@@ -214,7 +214,7 @@ def test_a_shared_beginning_changes_no_logits(make, shared):
     whole = logits_at(model, ids)
     positions = torch.tensor([0, 3])
     reader = Continuations(model, ids[0, :shared].tolist())
-    for _ in range(2):  # what it keeps is not used up
+    for _ in range(2):  # the cache is not consumed
         found = reader.logits(ids[:, shared:], positions)
         torch.testing.assert_close(found, whole[:, positions + shared])
     torch.testing.assert_close(logits_at(model, ids, positions), whole[:, positions])
@@ -226,7 +226,7 @@ def test_texts_are_batched_by_length():
 
 
 def asked_one_by_one(model, facts: Facts, attribute: str, template: int, entity: int):
-    """Rank, and whether a value is known, by a forward pass for each alias."""
+    """Return rank and knowledge of a value from a forward pass for each alias."""
     text = facts.templates[attribute][template].replace("{}", facts.entities[entity])
     join = "" if text.endswith('"') else " "
     encode = lambda part: model.tokenizer(part)["input_ids"]  # noqa: E731
@@ -249,7 +249,7 @@ def asked_one_by_one(model, facts: Facts, attribute: str, template: int, entity:
     return rank, known
 
 
-def test_one_pass_knows_what_many_do():
+def test_one_pass_gives_the_results_of_many():
     model = tiny_lm.llama(dtype=torch.float64)
     facts = small_facts(
         values={
@@ -272,7 +272,7 @@ def test_one_pass_knows_what_many_do():
 
 
 def test_aliases_count():
-    """The linear model says colour0; it is an alias, then it is none."""
+    """The linear model answers colour0, which is an alias or not."""
     model, facts = linear_lm.linear_lm(), linear_lm.facts().select(entities=20)
     values = facts.values["colour"]
     shifted = tuple((f"colour{(int(its[0][-1]) + 1) % linear_lm.VALUES}", *its) for its in values)
@@ -290,7 +290,7 @@ def linear_knowledge() -> Knowledge:
     return known_facts(linear_lm.linear_lm(), linear_lm.facts().select(entities=9), progress=False)
 
 
-def test_what_is_known_is_told(linear_knowledge):
+def test_knowledge_is_summarised(linear_knowledge):
     assert linear_knowledge.lines()[0] == (
         "linear knows the colour of 9 of 9 entities of kind thing with the best of 4 templates, of "
         "9 with the worst alone and of 9 with the best alone"
@@ -312,7 +312,7 @@ def test_what_is_known_is_told(linear_knowledge):
     assert its.count_both("colour", "shape") == 5
 
 
-def test_answers_are_kept_for_each_model_and_facts(tmp_path, monkeypatch):
+def test_answers_are_cached_for_each_model_and_facts(tmp_path, monkeypatch):
     model, facts = linear_lm.linear_lm(), linear_lm.facts().select(entities=9)
     first = known_facts(model, facts, out=tmp_path, progress=False)
     (path,) = tmp_path.iterdir()
@@ -334,7 +334,7 @@ def test_answers_are_kept_for_each_model_and_facts(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_bad_input_is_told():
+def test_bad_input_raises():
     with pytest.raises(TypeError, match=r"facts\[0\] must be a Facts record, got str"):
         known_facts(linear_lm.linear_lm(), ["city"])
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
@@ -345,5 +345,5 @@ def test_bad_input_is_told():
     ("texts", "length"),
     [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2, 3]], 1), ([[7, 8]], 1), ([[1], [2, 1]], 0)],
 )
-def test_a_token_of_each_text_is_left_behind_the_shared_ones(texts, length):
+def test_each_text_has_a_token_after_the_shared_prefix(texts, length):
     assert shared_length(texts) == length

@@ -29,7 +29,7 @@ def test_windows_cross_no_context(stored: tuple[Path, TokenText]) -> None:
     assert text.context[-1] == 39
 
 
-def test_halves_share_no_context_and_few_neighbours(stored: tuple[Path, TokenText]) -> None:
+def test_halves_share_no_context_and_few_are_adjacent(stored: tuple[Path, TokenText]) -> None:
     _, text = stored
     by_context = [set(text.explaining[text.context == number]) for number in range(40)]
     assert all(len(halves) == 1 for halves in by_context)
@@ -38,10 +38,10 @@ def test_halves_share_no_context_and_few_neighbours(stored: tuple[Path, TokenTex
     assert (np.diff(sides.astype(int)) != 0).sum() == 7
 
 
-def test_documents_are_in_one_half_and_cut_windows(stored: tuple[Path, TokenText]) -> None:
+def test_documents_are_not_split_and_end_windows(stored: tuple[Path, TokenText]) -> None:
     folder, _ = stored
     tokenizer = write_text(folder.parent / "again", contexts=40)
-    documents = torch.arange(40 * 95) // 130  # borders fall into contexts
+    documents = torch.arange(40 * 95) // 130  # borders are inside of contexts
     text = token_text(folder, tokenizer, documents=documents)
     numbers = documents.numpy()
     for first, end in zip(text.window_starts[:-1], text.window_starts[1:], strict=True):
@@ -51,14 +51,14 @@ def test_documents_are_in_one_half_and_cut_windows(stored: tuple[Path, TokenText
     assert 0.4 < text.explaining.mean() < 0.6
 
 
-def test_texts_of_tokens_are_those_of_the_tokenizer(stored: tuple[Path, TokenText]) -> None:
+def test_texts_of_tokens_equal_those_of_the_tokenizer(stored: tuple[Path, TokenText]) -> None:
     folder, text = stored
     tokenizer = write_text(folder.parent / "strings", contexts=40)
     ids = StoreActivations(folder).read("tokens", 100, 130).tolist()
     assert text.pieces(100, 130) == tokenizer.convert_ids_to_tokens(ids)
 
 
-def test_bos_in_a_context_hides_the_token_before(tmp_path: Path) -> None:
+def test_bos_in_a_context_hides_the_previous_token(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", 1, dtype=torch.float32) as writer:
         writer.append(
             torch.zeros(6, 1),
@@ -71,7 +71,7 @@ def test_bos_in_a_context_hides_the_token_before(tmp_path: Path) -> None:
     assert text.context.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_firings_are_those_of_the_codes(stored: tuple[Path, TokenText]) -> None:
+def test_firings_equal_those_of_the_codes(stored: tuple[Path, TokenText]) -> None:
     torch.manual_seed(0)
     rows = torch.randn(300, 16)
     saes = [
@@ -89,7 +89,7 @@ def test_firings_are_those_of_the_codes(stored: tuple[Path, TokenText]) -> None:
         assert found.fired.tolist() == (dense > 0).sum(0).tolist()
 
 
-def test_rows_of_dense_codes_keep_their_largest() -> None:
+def test_rows_of_dense_codes_keep_their_largest_values() -> None:
     sae = saefast.SAE(4, 2 * MOST_ACTIVE, variant="relu", seed=0)
     with torch.no_grad():
         sae.b_enc += 5.0
@@ -117,7 +117,7 @@ def test_scrambled_firings_stay_in_their_contexts(stored: tuple[Path, TokenText]
 
 
 @pytest.mark.parametrize("fires", [3, 50])
-def test_scrambled_firings_reach_all_rows_alike(fires: int) -> None:
+def test_scrambled_firings_are_uniform_over_rows(fires: int) -> None:
     truth = np.zeros((400, 60), dtype=bool)
     truth[:, :fires] = True
     before = planted(list(truth))
@@ -128,7 +128,7 @@ def test_scrambled_firings_reach_all_rows_alike(fires: int) -> None:
     assert (np.abs(counts - expected) < 4.5 * deviation).all()
 
 
-def test_bad_input_is_named(tmp_path: Path, stored: tuple[Path, TokenText]) -> None:
+def test_errors_name_bad_input(tmp_path: Path, stored: tuple[Path, TokenText]) -> None:
     folder, _ = stored
     tokenizer = write_text(tmp_path / "one", contexts=1)
     with pytest.raises(ValueError, match="two documents or contexts"):

@@ -1,4 +1,4 @@
-"""The evaluation "explain" on SAEs whose latents are planted, and its parts."""
+"""The evaluation "explain" on SAEs with planted latents, and its parts."""
 
 import json
 import re
@@ -34,11 +34,11 @@ from saefast.evaluation.scores import Evaluation
 from saefast.lm import LanguageModel
 
 CONTEXTS = 80
-TOKENS = 16  # latents that fire on a token; as many fire at random
+TOKENS = 16  # latents that fire on a token; as many others fire at random
 
 
 class World(NamedTuple):
-    """A store, SAEs whose latents are its coordinates, and what is known of them."""
+    """A store, SAEs whose latents are its coordinates, and their true explanations."""
 
     model: LanguageModel
     store: Path
@@ -49,7 +49,7 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Latents 0 to 15 fire on a token each, 16 to 31 as often at random, 32 never."""
+    """Make latents 0 to 15 fire on a token each, 16 to 31 as often at random, 32 never."""
     folder = tmp_path_factory.mktemp("explain")
     text = token_text(folder / "text", write_text(folder / "text", CONTEXTS))
     pieces = [fold(piece) for piece in text.pieces(0, text.rows)]
@@ -74,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def coordinates(d: int, order: torch.Tensor | None = None) -> saefast.SAE:
-    """An SAE whose latents are the coordinates of its input, in an order."""
+    """Return an SAE whose latents are the coordinates of its input, in a given order."""
     sae = saefast.SAE(d, d, variant="relu", seed=0)
     with torch.no_grad():
         for weight in (sae.W_enc, sae.W_dec):
@@ -123,7 +123,7 @@ def test_surface_share_of_groups_is_compared_at_equal_rate(world: World) -> None
     assert random.low < 0.5 < random.high
 
 
-def test_specificity_is_primary_and_every_score_has_an_interval(world: World) -> None:
+def test_specificity_is_primary_and_scores_have_intervals(world: World) -> None:
     rival = Condition(name="turned", saes=(world.other,))
     found = explained(world, conditions=[rival], repeats=2)
     assert {score.measure for score in found.scores if score.primary} == {"specificity"}
@@ -137,7 +137,7 @@ def test_specificity_is_primary_and_every_score_has_an_interval(world: World) ->
     assert any("features with a known explanation: 1.00" in note for note in found.notes)
 
 
-def test_order_of_latents_and_second_run_change_nothing(world: World) -> None:
+def test_order_of_latents_and_a_second_run_do_not_change_scores(world: World) -> None:
     first, again = explained(world), explained(world)
     assert str(first.to_table().to_pylist()) == str(again.to_table().to_pylist())
     turned = explained(world._replace(sae=world.other))
@@ -147,7 +147,7 @@ def test_order_of_latents_and_second_run_change_nothing(world: World) -> None:
 
 
 def answering(world: World) -> Callable[[dict[str, Any]], str]:
-    """A judge that names the commonest marked token, and knows what rules in words mean."""
+    """A judge that names the most frequent marked token, and understands rules in words."""
     rules = {rule.text: rule for rule in KNOWN_RULES}
     tokenizer = WordTokenizer()
 
@@ -171,7 +171,7 @@ def answering(world: World) -> Callable[[dict[str, Any]], str]:
     return answer
 
 
-def test_endpoint_explains_and_judges_and_is_asked_once(
+def test_endpoint_explains_and_judges_with_one_request_each(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -201,7 +201,9 @@ def test_endpoint_explains_and_judges_and_is_asked_once(
     assert (tmp_path / "judgements.jsonl").is_file()
 
 
-def test_judge_that_cannot_tell_is_withheld(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_an_unable_judge_are_withheld(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     def never(body: dict[str, Any]) -> str:
@@ -211,7 +213,7 @@ def test_judge_that_cannot_tell_is_withheld(world: World, monkeypatch: pytest.Mo
         judge = EndpointJudge(server.url, "never", progress=False, per_prompt=20)
         found = explained(world, judge=judge)
         calls = len(server.bodies)
-    assert calls < 100  # those of the calibration alone
+    assert calls < 100  # only those of the calibration
     assert any(
         "cannot tell right explanations from wrong ones, and its scores are withheld" in note
         for note in found.notes
@@ -222,14 +224,14 @@ def test_judge_that_cannot_tell_is_withheld(world: World, monkeypatch: pytest.Mo
     assert found.features[0]["detection"].isnan().all()
 
 
-def test_windows_show_what_they_claim(tmp_path: Path) -> None:
+def test_windows_have_the_claimed_firings(tmp_path: Path) -> None:
     text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
     dots = np.array([piece.strip() == "." for piece in text.pieces(0, text.rows)])
     some = dots & (np.random.default_rng(1).random(text.rows) < 0.4)
     truth = [dots, *planted_truth(text).values(), some]
     firings = planted(truth)
     decoder = torch.eye(len(truth))
-    decoder[-1, 0] = 1.0  # the last latent's neighbour is the first
+    decoder[-1, 0] = 1.0  # the neighbour of the last latent is the first one
     examples = Examples(text, firings, decoder, seed=0)
     latent = len(truth) - 1
     shown = examples.explaining(latent)
@@ -261,7 +263,7 @@ def test_windows_show_what_they_claim(tmp_path: Path) -> None:
         assert len(right) == len(wrong)
 
 
-def test_explanations_are_exchanged_among_latents_of_like_rates(tmp_path: Path) -> None:
+def test_explanations_are_shuffled_among_latents_of_similar_rate(tmp_path: Path) -> None:
     text = token_text(tmp_path / "store", write_text(tmp_path / "store", CONTEXTS))
     dots = np.array([piece.strip() == "." for piece in text.pieces(0, text.rows)])
     firings = planted([dots] * 13)
@@ -322,7 +324,7 @@ def test_groups_are_sampled_at_equal_rates() -> None:
         assert mask[sample.groups[name]].all()
     counts = np.bincount(bins[sample.overall], minlength=RATE_BINS)
     assert counts.min() >= 9
-    # Where a group has few, the others get no more of that rate.
+    # Where one group has few latents of a rate, the others get as few.
     every = sample_features(np.ones(3000, dtype=bool), fired, groups, 6000, seed=0)
     each = [np.bincount(bins[its], minlength=RATE_BINS) for its in every.groups.values()]
     assert (each[0] == each[1]).all()
@@ -359,7 +361,7 @@ def test_intervals_of_estimates_cover() -> None:
     assert pairs[0].error == pytest.approx(0.5)
 
 
-def test_single_latents_do_not_narrow_intervals() -> None:
+def test_strata_with_one_latent_do_not_narrow_intervals() -> None:
     assert combined([mean_of(np.array([0.4]))], least=0.0, most=1.0) == (0.4, 0.0, 1.0)
     generator = np.random.default_rng(4)
     bins_a, bins_b = np.arange(12) // 2, np.array([0, 0, 0, 0, 1, 2, 3, 4, 5])
@@ -373,7 +375,7 @@ def test_single_latents_do_not_narrow_intervals() -> None:
     assert combined([alone], least=-1.0).low == -1.0
 
 
-def test_bad_input_is_named(world: World) -> None:
+def test_errors_name_bad_input(world: World) -> None:
     with pytest.raises(ValueError, match=r"of the site resid\.1, got those of resid\.2"):
         explain(world.model, 1, world.sae, world.store)
     with pytest.raises(TypeError, match="activations must be a store with tokens or its path"):

@@ -24,12 +24,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TokenText:
 
 
 def test_planted_predicates_are_found_exactly(text: TokenText) -> None:
-    """Oracle 5: a latent that a predicate defines is explained by it, with score 1."""
+    """A latent defined by a predicate is explained by it, with score 1."""
     wanted = planted_truth(text)
     (found,) = find_rules(text, planted(list(wanted.values())), progress=False)
     kinds = ["surface"] * 5 + ["context"] * 3 + ["topic"]
     for number, (words, kind) in enumerate(zip(wanted, kinds, strict=True)):
-        # The order of a union's tokens is that of their frequency, which is the text's own.
+        # The tokens of a union are ordered by their frequency in the text.
         assert sorted(found.texts[number].split()) == sorted(words.split())
         assert found.kinds[number] == kind
         assert found.balanced_accuracy[number] == 1.0
@@ -38,17 +38,17 @@ def test_planted_predicates_are_found_exactly(text: TokenText) -> None:
 
 
 def test_scrambled_latents_are_unclear(text: TokenText) -> None:
-    """Oracle 5: of latents that fire at random rows of their contexts, 95 of 100 are unclear."""
+    """Of latents that fire on random rows of their contexts, 95 of 100 are unclear."""
     generator = np.random.default_rng(5)
     rates = generator.uniform(0.001, 0.02, 600)
     latents = planted([generator.random(text.rows) < rate for rate in rates])
     (found,) = find_rules(text, latents.scrambled(text.context_starts, 77), progress=False)
     unclear = Counter(found.kinds)["unclear"]
     assert unclear >= 600 * 0.95 - 3 * np.sqrt(600 * 0.95 * 0.05)
-    assert unclear < 600  # the limit is one that chance reaches
+    assert unclear < 600  # chance reaches this limit
 
 
-def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
+def test_search_counts_the_rows_of_rules(text: TokenText) -> None:
     """The counts of sparse products equal those of the rules executed row by row."""
     generator = np.random.default_rng(6)
     noisy = [its & (generator.random(text.rows) < 0.8) for its in planted_truth(text).values()]
@@ -67,7 +67,7 @@ def test_search_counts_what_rules_hold_on(text: TokenText) -> None:
     assert len(families) >= 6
 
 
-def test_rules_are_chosen_without_the_scoring_half(text: TokenText) -> None:
+def test_rules_do_not_depend_on_the_scoring_half(text: TokenText) -> None:
     fires = planted_truth(text)['the token "the"'].copy()
     number = planted_truth(text)["a number"]
     fires[~text.explaining] = number[~text.explaining]
@@ -77,7 +77,7 @@ def test_rules_are_chosen_without_the_scoring_half(text: TokenText) -> None:
     assert found.kinds == ("unclear",)
 
 
-def test_same_rules_for_several_saes_and_again(text: TokenText) -> None:
+def test_rules_are_equal_for_several_saes_and_repeated_calls(text: TokenText) -> None:
     generator = np.random.default_rng(7)
     first = planted([generator.random(text.rows) < 0.01 for _ in range(30)])
     second = planted(list(planted_truth(text).values()))
@@ -87,7 +87,7 @@ def test_same_rules_for_several_saes_and_again(text: TokenText) -> None:
     np.testing.assert_array_equal(together[1].null, alone.null)
 
 
-def test_silent_and_rare_latents(text: TokenText) -> None:
+def test_silent_and_rare_latents_have_no_rule(text: TokenText) -> None:
     rare = np.zeros(text.rows, dtype=bool)
     rare[np.flatnonzero(text.explaining)[5]] = True
     (found,) = find_rules(text, planted([np.zeros_like(rare), rare]), progress=False)
@@ -96,7 +96,7 @@ def test_silent_and_rare_latents(text: TokenText) -> None:
     assert np.isnan(found.balanced_accuracy).all()
 
 
-def test_rules_hold_on_other_text() -> None:
+def test_rules_can_be_applied_to_other_text() -> None:
     tokenizer = WordTokenizer()
     text = text_of_sequences(
         [tokenizer("The cat jumped. It jumped 12 times, the end.")["input_ids"]], tokenizer
@@ -141,7 +141,7 @@ def test_a_piece_inside_a_word_continues_it() -> None:
     ]
 
 
-def test_words_of_rules() -> None:
+def test_rules_in_words() -> None:
     assert Rule("token", ("\n", "a", "b")).text == 'the token "\\n", "a" or "b"'
     assert Rule("affix", ("un*",)).text == 'a token that begins with "un"'
     assert Rule("affix", ("*ly",)).text == 'a token that ends with "ly"'
@@ -152,8 +152,8 @@ def test_words_of_rules() -> None:
     }
 
 
-def test_classes_of_code_are_those_of_tokenize() -> None:
-    """On whole modules the lexemes and their classes equal Python's own."""
+def test_classes_of_code_equal_those_of_tokenize() -> None:
+    """On whole modules, lexemes and classes equal those of Python's tokenizer."""
     for module in (io, tokenize, keyword):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
         lines = np.cumsum([0, *map(len, source.splitlines(keepends=True))])

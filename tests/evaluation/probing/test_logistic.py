@@ -1,4 +1,4 @@
-"""Logistic regressions against scikit-learn's, and against the conditions of an optimum."""
+"""Logistic regressions against scikit-learn and against the optimality conditions."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def of_sklearn(x: Tensor, labels: Tensor, c: float, **options: object) -> Fit:
 
 @pytest.mark.parametrize("c", [1e-3, 1.0, 100.0])
 @pytest.mark.parametrize(("n", "p"), [(60, 1), (200, 5), (90, 120)])
-def test_fit_l2_is_the_optimum_of_sklearn(n: int, p: int, c: float) -> None:
+def test_fit_l2_equals_the_optimum_of_sklearn(n: int, p: int, c: float) -> None:
     x, labels = problem(n, p, seed=p)
     fit = fit_l2(x[None], labels[None], torch.tensor([c]))
     expected = of_sklearn(x, labels, c, solver="newton-cg" if p > 80 else "newton-cholesky")
@@ -52,7 +52,7 @@ def test_fit_l2_separates_separable_rows() -> None:
     assert decision.isfinite().all()
 
 
-def test_problems_and_variants_of_a_batch_do_not_touch_each_other() -> None:
+def test_problems_and_variants_of_a_batch_are_independent() -> None:
     both = [problem(80, 3, seed) for seed in (1, 2)]
     x = torch.stack([x for x, _ in both])
     labels = torch.stack([y for _, y in both])
@@ -71,7 +71,7 @@ def test_problems_and_variants_of_a_batch_do_not_touch_each_other() -> None:
             )
 
 
-def test_choose_penalty_takes_the_smallest_loss_on_rows_left_out() -> None:
+def test_choose_penalty_minimises_the_held_out_loss() -> None:
     x, labels = problem(120, 6, seed=5, noise=30.0)
     folds = torch.arange(120) % 5
     candidates = torch.logspace(-4, 2, 4, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_choose_penalty_takes_the_smallest_loss_on_rows_left_out() -> None:
 
 @pytest.mark.parametrize("c", [1e-2, 0.3, 30.0])
 @pytest.mark.parametrize("p", [1, 6, 30])
-def test_fit_l1_meets_the_conditions_of_the_optimum(p: int, c: float) -> None:
+def test_fit_l1_satisfies_the_optimality_conditions(p: int, c: float) -> None:
     x, labels = problem(150, p, seed=p)
     fit = fit_l1(x, labels, c)
     slope = c * x.T @ (fit.decision(x).sigmoid() - labels.double())
@@ -105,7 +105,7 @@ def test_fit_l1_meets_the_conditions_of_the_optimum(p: int, c: float) -> None:
     assert abs(float((fit.decision(x).sigmoid() - labels.double()).sum())) < 1e-5
 
 
-def test_fit_l1_does_not_depend_on_where_it_starts() -> None:
+def test_fit_l1_does_not_depend_on_the_start() -> None:
     x, labels = problem(150, 6, seed=3)
     start = fit_l1(x, labels, 100.0)
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Sparse probing end to end, in a model whose activations are known: embeddings of letters."""
+"""Sparse probing end to end in a model with known activations: embeddings of letters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def planted_model(directions: Tensor) -> LanguageModel:
-    """A model in which the activation of a letter is a direction of its own."""
+    """Return a model in which the activation of each letter is its own direction."""
     model = llama()
     weight = model.model.get_input_embeddings().weight
     with torch.no_grad():
@@ -37,12 +37,12 @@ def planted_model(directions: Tensor) -> LanguageModel:
 
 
 def dictionary(directions: Tensor) -> saefast.SAE:
-    """The SAE whose latents are those directions."""
+    """Return the SAE whose latents are those directions."""
     sae = saefast.SAE(D, len(directions), variant="relu", k=4)
     with torch.no_grad():
         sae.W_enc.copy_(directions)
         sae.W_dec.copy_(directions)
-        sae.b_enc.fill_(-0.5)  # rounding alone activates none
+        sae.b_enc.fill_(-0.5)  # rounding alone does not activate a latent
     return sae.requires_grad_(False)
 
 
@@ -50,7 +50,7 @@ DIRECTIONS = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manua
 
 
 def words(count: int, seed: int, length: int = 8) -> list[str]:
-    """Random words; what stands first is not looked at."""
+    """Make random words, whose first letter does not matter."""
     generator = np.random.default_rng(seed)
     letters = np.array(list(LETTERS))
     return ["z" + "".join(generator.choice(letters, length)) for _ in range(count)]
@@ -66,7 +66,7 @@ def quietly(*arguments: Any, **options: Any) -> Evaluation:
     return probe(*arguments, progress=False, **options)
 
 
-def test_the_true_dictionary_tells_a_letter_without_error() -> None:
+def test_the_true_dictionary_predicts_a_letter_without_error() -> None:
     tasks = [task(f"has {letter}", lambda text, letter=letter: letter in text) for letter in "aqz"]
     found = quietly(
         planted_model(DIRECTIONS), SITE, dictionary(DIRECTIONS), tasks, pool="mean", draws=20
@@ -86,7 +86,7 @@ def test_the_true_dictionary_tells_a_letter_without_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["and", "or"])
-def test_one_latent_tells_two_letters_as_far_as_counting_says(kind: str) -> None:
+def test_the_auroc_of_one_latent_for_two_letters_follows_from_counts(kind: str) -> None:
     join = all if kind == "and" else any
     one = task(kind, lambda text: join(letter in text for letter in "ab"), count=4000)
     found = quietly(planted_model(DIRECTIONS), SITE, dictionary(DIRECTIONS), one)
@@ -104,7 +104,7 @@ def test_one_latent_tells_two_letters_as_far_as_counting_says(kind: str) -> None
     assert found.overall("auroc at 2").value > 0.98
 
 
-def test_a_permuted_decoder_changes_no_bit() -> None:
+def test_a_permuted_decoder_does_not_change_bits() -> None:
     model, sae = llama(), random_sae()
     tasks = [task("a", lambda text: "a" in text, count=200)]
     rows = torch.randn(50, D, generator=torch.Generator().manual_seed(2))
@@ -115,13 +115,13 @@ def test_a_permuted_decoder_changes_no_bit() -> None:
         same = found.overall(measure, "permuted_decoder")
         assert same.value == found.overall(measure).value
         assert found.overall(measure, "untrained").value != same.value
-        # It is the same SAE, and so no rival.
+        # It is the same SAE, so it is not a rival.
         assert same.rival != ""
         assert found.overall(measure).rival != "permuted_decoder"
 
 
-def test_the_same_sae_is_no_rival() -> None:
-    """What the last letter is, the bag of letters hardly says; a permuted decoder does as well."""
+def test_the_same_sae_is_not_a_trivial_rival() -> None:
+    """The bag of letters barely predicts the last letter; the permuted decoder does so fully."""
     sae, model = dictionary(DIRECTIONS), planted_model(DIRECTIONS)
     one = task("ends with a", lambda text: text[-1] == "a", count=4000)
     conditions = rival_conditions(sae, torch.zeros(9, D), ["permuted_decoder"])
@@ -131,12 +131,12 @@ def test_the_same_sae_is_no_rival() -> None:
     assert found.overall("auroc at 1").rival_value < 0.99
 
 
-def test_scale_of_the_latents_decides_nothing() -> None:
+def test_scale_of_the_latents_does_not_matter() -> None:
     model, sae = llama(), random_sae()
     tasks = [task("a", lambda text: "a" in text, count=200)]
     scaled = random_sae()
     with torch.no_grad():
-        # A power of 2 for every latent: exact.
+        # A power of 2 for each latent: exact.
         scale = 2.0 ** (torch.arange(sae.m) % 7 - 3)
         for parameter in (scaled.W_enc, scaled.b_enc):
             parameter *= scale[:, None] if parameter.ndim == 2 else scale
@@ -159,7 +159,7 @@ def test_scale_of_the_latents_decides_nothing() -> None:
     assert by_difference[0] != by_difference[1]
 
 
-def test_rotation_of_activations_and_weights_decides_nothing() -> None:
+def test_rotation_of_activations_and_weights_does_not_matter() -> None:
     turn = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(9)))[0]
     tasks = [
         task("vowels", lambda text: sum(text.count(v) for v in "aeiou") > 1, count=300),
@@ -239,8 +239,8 @@ def test_the_same_arguments_give_the_same_bytes_on_any_number_of_threads(
 
 
 @pytest.mark.parametrize(("method", "measure"), [("saebench", "accuracy"), ("sae-probes", "auroc")])
-def test_rules_of_peers_are_measured_by_their_measure(method: str, measure: str) -> None:
-    # The last letter decides: the mean over letters says it less well.
+def test_rules_of_peers_use_their_measure(method: str, measure: str) -> None:
+    # The last letter decides: the mean over letters predicts it less well.
     one = task("ends with a vowel", lambda text: text[-1] in "aeiou", count=2000)
     model, sae = planted_model(DIRECTIONS), dictionary(DIRECTIONS)
     found = quietly(model, SITE, sae, one, method=method, pool=None, k=(1, 5), draws=2)
@@ -291,10 +291,10 @@ def spans_task(texts: Sequence[str], spans: Sequence[Span], labels: Sequence[boo
     )
 
 
-def test_a_span_is_its_first_token_within() -> None:
+def test_a_span_is_read_at_its_first_token() -> None:
     model = llama()
     texts = words(60, 5)
-    # Letters 3 and 4 of each text; and one span of white space, which holds no token.
+    # Letters 3 and 4 of each text; and one span of white space, which contains no token.
     spans = [Span(text, 3 + place, 4 + place) for text in range(60) for place in range(2)]
     labels = [bool(number % 2) for number in range(120)]
     texts[0] = texts[0][:5] + " " + texts[0][6:]
@@ -313,7 +313,7 @@ def test_a_span_is_its_first_token_within() -> None:
     assert "spans: 1 of 121 spans contain no token of the model" in result.notes
 
 
-def test_scores_stand_beside_floor_rival_and_ceiling() -> None:
+def test_scores_have_floor_rival_and_ceiling() -> None:
     model, sae = planted_model(DIRECTIONS), dictionary(DIRECTIONS)
     tasks = [task(f"has {letter}", lambda text, letter=letter: letter in text) for letter in "ac"]
     found = quietly(model, SITE, [sae, sae], tasks)
@@ -362,13 +362,13 @@ TASK = task("a", lambda text: "a" in text, count=200)
         ({"conditions": [Condition(name="full", saes=(SAE,))]}, "none of them trained"),
     ],
 )
-def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
+def test_errors_name_bad_arguments(options: dict[str, Any], message: str) -> None:
     arguments = {"layer": 1, "saes": SAE, "tasks": [TASK], **options}
     with pytest.raises(ValueError, match=message):
         quietly(llama(), **arguments)
 
 
-def test_arguments_of_other_types_are_named() -> None:
+def test_errors_name_arguments_of_wrong_type() -> None:
     for options, message in [
         ({"tasks": ["a"]}, r"tasks\[0\] must be a LabelledTask, got str; use labelled_tasks"),
         ({"conditions": [SAE]}, r"conditions\[0\] must be a Condition, got SAE"),
@@ -378,8 +378,8 @@ def test_arguments_of_other_types_are_named() -> None:
             quietly(llama(), **{"layer": 1, "saes": SAE, "tasks": [TASK], **options})
 
 
-def test_scores_are_the_auroc_of_the_best_latent() -> None:
-    """From the definition, with dense codes and loops."""
+def test_scores_equal_the_auroc_of_the_best_latent() -> None:
+    """Compute them from the definition, with dense codes and loops."""
     model, sae = llama(), random_sae()
     found = quietly(model, 2, sae, TASK, pool="mean")
     site = find_site(model.model, 2)

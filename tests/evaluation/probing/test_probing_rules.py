@@ -1,4 +1,4 @@
-"""Choice of latents and probes of each rule, against their definitions."""
+"""Selection of latents and probes of each rule, against their definitions."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _L1 = np.logspace(5, -5, 10).tolist()
 
 
 def pooled(n: int = 90, m: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Latents that are seldom active, some of them more in one class; and labels."""
+    """Make rarely active latents, some of them more active in one class, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.rand(n, generator=generator) < 0.5
     x = torch.randn(n, m, generator=generator) - torch.linspace(0.2, 2.5, m)
@@ -35,18 +35,18 @@ def pooled(n: int = 90, m: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x.relu() * torch.logspace(-2, 2, m), labels
 
 
-def test_t_is_that_of_welch() -> None:
+def test_t_equals_welchs() -> None:
     stats = pytest.importorskip("scipy.stats")
     x, labels = pooled()
     expected = stats.ttest_ind(
         x[labels].double().numpy(), x[~labels].double().numpy(), equal_var=False
     ).statistic
-    expected = np.nan_to_num(expected)  # 0 of a latent that is never active
+    expected = np.nan_to_num(expected)  # 0 for a latent that is never active
     found = choice_scores("t", x, labels[None], ~labels[None])[0]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-7)
 
 
-def test_differences_are_those_of_the_means() -> None:
+def test_differences_equal_those_of_the_means() -> None:
     x, labels = pooled()
     x[:, 7] = 0
     difference = x[labels].double().mean(0) - x[~labels].double().mean(0)
@@ -62,7 +62,7 @@ def test_differences_are_those_of_the_means() -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_divisions_are_scored_apart_and_others_left_out(name: str) -> None:
+def test_divisions_are_scored_separately(name: str) -> None:
     x, labels = pooled()
     train = torch.arange(len(x)) % 3 > 0
     other = labels.roll(5)
@@ -77,7 +77,7 @@ def test_divisions_are_scored_apart_and_others_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t", "normalised"])
-def test_scale_of_a_latent_decides_nothing(name: str) -> None:
+def test_scale_of_a_latent_does_not_matter(name: str) -> None:
     x, labels = pooled()
     x = x * 1000
     scale = torch.logspace(-1, 1, x.shape[1])
@@ -87,7 +87,7 @@ def test_scale_of_a_latent_decides_nothing(name: str) -> None:
     torch.testing.assert_close(plain, scaled, rtol=1e-3, atol=1e-6)
 
 
-def test_largest_takes_the_first_of_equals_and_only_what_is_allowed() -> None:
+def test_largest_takes_the_first_of_equal_and_only_allowed_latents() -> None:
     scores = torch.tensor([[1.0, -3, 3, 0, 2]])
     assert largest(scores, 3).tolist() == [[1, 2, 4]]
     allowed = torch.tensor([True, False, False, True, False])
@@ -95,7 +95,7 @@ def test_largest_takes_the_first_of_equals_and_only_what_is_allowed() -> None:
     assert largest(scores, 9).shape == (1, 5)
 
 
-def test_folds_hold_each_class_evenly() -> None:
+def test_folds_are_stratified() -> None:
     labels = torch.arange(53) % 3 == 0
     folds = folds_of(labels, seed=1)
     for value in (False, True):
@@ -116,7 +116,7 @@ def test_one_latent_is_scored_by_itself() -> None:
         assert auroc(labels[~train], decision) == auroc(labels[~train], rising[~train, 0])
 
 
-def test_several_latents_are_standardised_and_penalised_as_cross_validation_says() -> None:
+def test_several_latents_are_standardised_and_penalised_by_cross_validation() -> None:
     sklearn = pytest.importorskip("sklearn.linear_model")
     selection = pytest.importorskip("sklearn.model_selection")
     x, labels = pooled(n=150)
@@ -141,7 +141,7 @@ def test_several_latents_are_standardised_and_penalised_as_cross_validation_says
     )
 
 
-def test_the_lasso_search_is_that_of_a_loop_over_sklearn() -> None:
+def test_the_lasso_search_equals_a_loop_over_sklearn() -> None:
     sklearn = pytest.importorskip("sklearn.linear_model")
     x, labels = pooled(n=300)
     columns = x[:, [0, 12, 24, 33]].double()
@@ -167,7 +167,7 @@ def test_the_lasso_search_is_that_of_a_loop_over_sklearn() -> None:
     )
 
 
-def test_few_examples_are_searched_in_six_folds() -> None:
+def test_few_examples_use_six_folds() -> None:
     x, labels = pooled(n=60)
     columns = x[:, [0, 12, 39]].double()
     assert_same_bits(
@@ -180,7 +180,7 @@ def split_of(labels: Tensor, seed: int = 0) -> Split:
     return Split(labels, torch.arange(len(labels)) % 3 == 0, seed)
 
 
-def test_saebench_fits_with_c_one_on_latents_as_they_are() -> None:
+def test_the_rule_of_saebench_fits_unscaled_latents_with_c_one() -> None:
     x, labels = pooled()
     split = split_of(labels)
     found = probe_latents(x, split, RULES["saebench"], [2])
@@ -193,8 +193,8 @@ def test_saebench_fits_with_c_one_on_latents_as_they_are() -> None:
     assert found.value[2] == float(((decision > 0) == labels[split.test]).double().mean())
 
 
-def test_intervals_of_permuted_labels_hold_one_half() -> None:
-    """Labels that say nothing: 95 % intervals of AUROC hold .5 in about 95 of 100 runs."""
+def test_intervals_of_permuted_labels_cover_one_half() -> None:
+    """Random labels: 95 % intervals of AUROC contain .5 in about 95 of 100 runs."""
     x, _ = pooled(n=150, m=30)
     held = {1: 0, 5: 0}
     runs = 150
@@ -207,8 +207,8 @@ def test_intervals_of_permuted_labels_hold_one_half() -> None:
         assert 0.90 <= count / runs <= 0.99, k
 
 
-def test_choosing_on_the_test_part_would_be_seen() -> None:
-    """The mean over labels that say nothing is .5; it is more if the choice sees the test part."""
+def test_selection_on_the_test_part_would_be_detected() -> None:
+    """The mean over random labels is .5; it is larger if the selection uses the test part."""
     x, _ = pooled(n=90, m=200)
     honest, peeking = [], []
     for run in range(40):
@@ -249,7 +249,7 @@ def test_a_group_without_latents_has_no_score() -> None:
     assert found.shares["none"] == 0
 
 
-def test_the_mass_that_is_given_decides_on_the_draws() -> None:
+def test_draws_match_the_given_mass() -> None:
     x, labels = pooled()
     only = torch.zeros(x.shape[1])
     only[[3, 5, 8]] = 1.0
@@ -267,7 +267,7 @@ def test_the_mass_that_is_given_decides_on_the_draws() -> None:
     assert found.shares["g"] == pytest.approx(1 / 3)
 
 
-def test_a_wide_probe_finds_what_no_column_shows() -> None:
+def test_a_wide_probe_finds_what_no_single_column_has() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(240) % 2 == 0
     x = torch.randn(240, 300, generator=generator)
@@ -282,7 +282,7 @@ def test_a_wide_probe_finds_what_no_column_shows() -> None:
     assert nothing == 0.5
 
 
-def test_the_hypergeometric_tail_is_that_of_scipy() -> None:
+def test_the_hypergeometric_tail_equals_scipys() -> None:
     stats = pytest.importorskip("scipy.stats")
     for hits, drawn, marked, total in [
         (3, 6, 40, 100),

@@ -1,4 +1,4 @@
-"""Labelled tasks: what is dropped, how they are split, what they are read from."""
+"""Labelled tasks: dropped texts, splits and sources."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
@@ -30,7 +30,7 @@ def two_classes(count: int = 30) -> tuple[list[str], list[bool]]:
     return texts(count, "good") + texts(count, "bad"), [True] * count + [False] * count
 
 
-def test_repeated_texts_are_dropped_and_those_of_both_labels_altogether() -> None:
+def test_repeated_texts_are_dropped() -> None:
     every, labels = two_classes()
     task = labelled_task(
         "t", [*every, "good 0", " good   1\n", "bad 3"], [*labels, True, True, True]
@@ -53,7 +53,7 @@ def test_examples_are_drawn_by_seed() -> None:
     assert [sum(task.labels) for task in found] == [20] * 3
 
 
-def test_a_third_of_each_class_is_the_test_part() -> None:
+def test_the_test_part_is_a_third_of_each_class() -> None:
     task = labelled_task("t", *two_classes(60))
     parts = [task.test_examples(0, repeat) for repeat in range(2)]
     for part in parts:
@@ -63,7 +63,7 @@ def test_a_third_of_each_class_is_the_test_part() -> None:
     assert (parts[0] == task.test_examples(0)).all()
 
 
-def test_documents_are_never_split() -> None:
+def test_documents_are_not_split() -> None:
     task = LabelledTask(
         name="t",
         texts=tuple(texts(20, "document")),
@@ -87,7 +87,7 @@ def test_documents_are_never_split() -> None:
         (texts(3, "a"), [True, True, False], "at least 20 examples of each class"),
     ],
 )
-def test_bad_tasks_are_named(every: list[str], labels: list[bool], message: str) -> None:
+def test_errors_name_bad_tasks(every: list[str], labels: list[bool], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         labelled_task("t", every, labels)
 
@@ -166,13 +166,15 @@ _TEXTS, _LABELS = two_classes()
         ({"text": [], "label": []}, "must hold rows, got none"),
     ],
 )
-def test_bad_tables_are_named(tmp_path: Path, columns: dict[str, list[Any]], message: str) -> None:
+def test_errors_name_bad_tables(
+    tmp_path: Path, columns: dict[str, list[Any]], message: str
+) -> None:
     path = write(tmp_path / "t.parquet", columns)
     with pytest.raises(ValueError, match=message):
         table_tasks(path)
 
 
-def test_unreadable_tables_are_named(tmp_path: Path) -> None:
+def test_errors_name_unreadable_tables(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist"):
         table_tasks(tmp_path / "no.csv")
     for name, content, message in [
@@ -186,7 +188,7 @@ def test_unreadable_tables_are_named(tmp_path: Path) -> None:
             table_tasks(tmp_path / name)
 
 
-def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise PackageNotFoundError(name)
 
@@ -203,7 +205,7 @@ def _packed(path: Path, columns: dict[str, list[Any]]) -> None:
 
 @pytest.fixture
 def small_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a package with two tasks and the three of news."""
+    """Write the files of a package with two tasks and the three about news."""
     (tmp_path / "cleaned_data").mkdir()
     names = ["zoo", "glue_cola", "agnews_0", "agnews_1", "agnews_2", "many"]
     kinds = ["Binary Classification"] * 5 + ["Continuous"]
@@ -236,7 +238,7 @@ def test_default_tasks_come_first() -> None:
 
 
 @pytest.mark.usefixtures("small_package")
-def test_news_is_told_from_other_news() -> None:
+def test_tasks_on_news_have_other_news_as_negatives() -> None:
     (task,) = labelled_tasks(names=["agnews_1"])
     assert all(text.startswith("news") for text in task.texts)
     assert all(
@@ -245,7 +247,7 @@ def test_news_is_told_from_other_news() -> None:
 
 
 @pytest.mark.usefixtures("small_package")
-def test_unknown_tasks_are_named() -> None:
+def test_errors_name_unknown_tasks() -> None:
     with pytest.raises(ValueError, match="got nothing, many; there are zoo, glue_cola"):
         labelled_tasks(names=["nothing", "zoo", "many"])
     with pytest.raises(ValueError, match="source must be one of sae-probes, code"):
@@ -283,7 +285,7 @@ class Second(Third):
 '''
 
 
-def test_classes_of_code_are_those_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_of_code_equal_those_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [_SOURCE.replace("first", f"first{number}") for number in range(40)]
     monkeypatch.setattr(code_module, "_modules", lambda: iter(sources))
     tasks = {task.name: task for task in labelled_tasks("code", limit=None, names=[
@@ -321,6 +323,6 @@ def test_imports_over_several_lines_are_imports() -> None:
     assert [_SOURCE[start:].split()[0] for start in starts] == ["def", "class"]
 
 
-def test_unknown_classes_of_code_are_named() -> None:
+def test_errors_name_unknown_classes_of_code() -> None:
     with pytest.raises(ValueError, match=f"names must be of {', '.join(CLASSES)}, got 'verb'"):
         labelled_tasks("code", names=["verb"])

@@ -1,4 +1,4 @@
-"""Latents and directions that are steered along: scores, peaks, samples, covariance."""
+"""Latents and directions for steering: scores, peaks, samples, covariance."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _rows(model: LanguageModel) -> Rows:
     return Rows(model, 1, None, None, None, TEXTS, 1000, False)
 
 
-def test_clamping_adds_what_is_missing_to_the_activation() -> None:
+def test_clamping_adds_the_missing_part_of_the_activation() -> None:
     model, sae = llama(), random_sae()
     rows = _rows(model)
     items = Items([("trained", 0, rows.latents(sae, 5, {}, 0))], rows, 0)
@@ -52,7 +52,7 @@ def test_clamping_adds_what_is_missing_to_the_activation() -> None:
     torch.testing.assert_close(written.divergence, want, rtol=1e-4, atol=1e-7)
 
 
-def test_latents_know_how_they_fire() -> None:
+def test_latents_have_firing_statistics() -> None:
     model, sae = llama(), random_sae()
     rows = _rows(model)
     latents = rows.latents(sae, 7, {}, 0)
@@ -82,7 +82,7 @@ def test_latents_know_how_they_fire() -> None:
 def test_peaks_are_the_most_active_token_of_each_context() -> None:
     sae = random_sae()
     x = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
-    # Tokens are numbers of rows; the last context, of 20 rows, follows on a longer one.
+    # Tokens are numbers of rows; the last context has 20 rows and follows a longer one.
     positions = torch.cat([torch.arange(280) % 40, torch.arange(20) + 1])
     rows = Rows(llama(), 1, x, torch.arange(300), positions, None, 300, False)
     dense = torch.zeros(300, 48).scatter_(1, sae.encode(x).indices, sae.encode(x).values)
@@ -97,7 +97,7 @@ def test_peaks_are_the_most_active_token_of_each_context() -> None:
     assert not any(len(peaks) for peaks in without.peaks)
 
 
-def test_rows_that_are_normalised_count_at_their_usual_scale() -> None:
+def test_normalised_rows_count_at_their_usual_scale() -> None:
     model, sae = llama(), random_sae(normalise="norm")
     rows = _rows(model)
     latents = rows.latents(sae, 5, {}, 0)
@@ -108,7 +108,7 @@ def test_rows_that_are_normalised_count_at_their_usual_scale() -> None:
     assert latents.directions.norm(dim=1).sub(1).abs().max() < 1e-12
 
 
-def test_all_latents_are_sampled_where_there_are_few() -> None:
+def test_few_latents_are_all_sampled() -> None:
     rows = _rows(llama())
     latents = rows.latents(random_sae(), 1000, {}, 0)
     assert len(latents) == 48 - latents.silent
@@ -126,7 +126,7 @@ def test_random_directions_have_the_covariance_of_the_activations() -> None:
     assert float(shares[-1]) > 5 * float(shares[0])
 
 
-def test_the_unembedding_is_the_models_own() -> None:
+def test_the_unembedding_equals_the_models() -> None:
     model = llama()
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     want = model.model.lm_head(model.model.model.norm(x))

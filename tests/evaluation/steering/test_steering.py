@@ -1,4 +1,4 @@
-"""Steering in models whose unembedding is planted, where what must come out is known."""
+"""Steering in models with a planted unembedding, where the result is known."""
 
 import math
 from functools import cache
@@ -33,7 +33,8 @@ QUICK: dict[str, Any] = {
 
 @cache
 def planted_model() -> LanguageModel:
-    """Two layers that add nothing; coordinate t of the residual stream is the logit of token t."""
+    """Return two layers that add nothing; coordinate t of the residual stream is the logit of token
+    t."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -55,7 +56,8 @@ def planted_model() -> LanguageModel:
 
 
 def planted_sae(first: int = 60) -> saefast.SAE:
-    """Latent j writes token first + j, and fires where that coordinate is above 1.5."""
+    """Return an SAE whose latent j writes token first + j and fires where that coordinate exceeds
+    1.5."""
     sae = saefast.SAE(WIDTH, 40, variant="relu", seed=0).requires_grad_(False)
     rows = torch.zeros(40, WIDTH)
     rows[torch.arange(40), first + torch.arange(40)] = 1
@@ -93,7 +95,7 @@ def test_planted_directions_succeed_and_others_do_not() -> None:
     assert {score.measure for score in found.scores if score.primary} == {above.measure}
     along = {score.task: score.value for score in found.scores if score.measure == success.measure}
     assert {along[f"along {name}"] for name in ("mismatched", "random", "minus")} == {0}
-    # Along what varies most, tokens that the text holds become likelier.
+    # Along the direction of largest variance, tokens of the text become more likely.
     assert along["along covariance"] <= 0.25
     assert found.overall("divergence").value > 0.5
     (columns,) = found.features
@@ -103,7 +105,7 @@ def test_planted_directions_succeed_and_others_do_not() -> None:
     assert bool((columns["steer_success_control"][sampled] == 0).all())
 
 
-def test_differences_of_means_are_shown_and_are_no_trivial_rival() -> None:
+def test_differences_of_means_are_not_a_trivial_rival() -> None:
     found = planted(controls=["diffmean"], features=4)
     success = found.overall("success by rule")
     assert success.rival == ""
@@ -115,12 +117,12 @@ def test_differences_of_means_are_shown_and_are_no_trivial_rival() -> None:
     assert along.n == success.n
 
 
-def test_texts_that_are_not_fluent_are_no_success() -> None:
+def test_texts_that_are_not_fluent_do_not_succeed() -> None:
     assert planted(most_loss=-5.0).overall("success by rule").value == 0
     assert planted(most_loss=-5.0).overall("gain by rule").value == 0
 
 
-def test_strength_zero_changes_no_bit() -> None:
+def test_strength_zero_does_not_change_bits() -> None:
     found = planted(strengths=(0.0,), rule="norm")
     for measure in ("gain by rule", "gain by self", "rise of the loss", "divergence"):
         score = found.overall(measure)
@@ -128,8 +130,8 @@ def test_strength_zero_changes_no_bit() -> None:
         assert math.isnan(score.low)  # of equal items only: each is zero
 
 
-def test_matches_fire_where_the_latent_writes_their_token() -> None:
-    """A match whose encoder reads the embedding of the token that the latent writes."""
+def test_a_match_fires_on_the_token_that_the_latent_writes() -> None:
+    """The encoder of the match reads the embedding of that token."""
     other = planted_sae()
     embeddings = planted_model().model.model.embed_tokens.weight
     other.W_enc.copy_(torch.nn.functional.normalize(embeddings[60:100], dim=1))
@@ -153,7 +155,7 @@ def test_matches_fire_where_the_latent_writes_their_token() -> None:
     assert any("not defined for 6 of 12" in note for note in found.notes)
 
 
-def test_firing_is_the_share_of_new_tokens_on_which_latents_fire() -> None:
+def test_firing_is_the_share_of_new_tokens_with_the_latent() -> None:
     model, sae = llama(), random_sae()
     tokens = torch.randint(2, 250, (3, 12), generator=torch.Generator().manual_seed(2))
     texts = Continuations(Opening(model, 1, "def add(a", batch_size=4), tokens, model.tokenizer)
@@ -172,7 +174,7 @@ def test_firing_is_the_share_of_new_tokens_on_which_latents_fire() -> None:
         torch.testing.assert_close(gain, (want - want[0]).flatten(), rtol=0, atol=1e-12)
 
 
-def test_conditions_without_what_they_need_are_counted() -> None:
+def test_latents_without_an_outcome_are_counted() -> None:
     other = Condition(name="others", saes=(planted_sae(100),))
     found = planted(conditions=[other])
     assert found.overall("success by rule", "others").n == 0
@@ -185,7 +187,7 @@ def test_conditions_without_what_they_need_are_counted() -> None:
     assert -0.5 < difference.low < 0 < difference.high < 0.5
 
 
-def test_groups_stand_beside_random_latents_of_their_mass() -> None:
+def test_groups_are_compared_with_random_latents_of_equal_mass() -> None:
     first = torch.arange(40) < 10
     rules = [{j: RULES[0][j] for j in range(10)} | {j: writes(0) for j in range(10, 40)}]
     found = planted(
@@ -203,7 +205,7 @@ def test_groups_stand_beside_random_latents_of_their_mass() -> None:
 
 
 class Judge:
-    """Prefers the text with more of a letter; or the first text, or says nothing."""
+    """Prefer the text with more of a letter, or the first text, or give no answer."""
 
     name = "letters"
 
@@ -223,7 +225,7 @@ class Judge:
 
 @pytest.mark.parametrize("strengths", [(30.0,), (10.0, 30.0)])
 @pytest.mark.parametrize("openers", [2, 3])
-def test_comparisons_are_counted_beforehand(strengths: tuple[float, ...], openers: int) -> None:
+def test_comparisons_are_counted_in_advance(strengths: tuple[float, ...], openers: int) -> None:
     model, judge = planted_model(), Judge("letters")
     judged = []
     judge.rate = lambda words, texts: judged.extend(texts) or [0.0] * len(texts)
@@ -265,7 +267,7 @@ def test_the_embedding_is_compared_with_the_explanation() -> None:
     assert found.overall("gain by embedding").value > 0.8
 
 
-def test_token_scores_are_those_of_their_definitions() -> None:
+def test_token_scores_equal_their_definitions() -> None:
     model, sae = planted_model(), planted_sae()
     found = planted(features=40, new_tokens=1)
     (columns,) = found.features
@@ -280,7 +282,7 @@ def test_token_scores_are_those_of_their_definitions() -> None:
         score = float((1 - rank / VOCABULARY) * chance[top].max())
         assert float(columns["output_score"][latent]) == pytest.approx(score, rel=1e-4)
     ids = [model.tokenizer(text + "\n\n")["input_ids"] for text in TEXTS]
-    # Every page is one context, but for first positions, whose activations are left out.
+    # Every page is one context without its first position, whose activation is left out.
     letters = torch.tensor([each for text in ids for each in text])
     pages = [page[1:] for page in letters.split(256)]
     for latent in (0, 7, 20):
@@ -295,7 +297,7 @@ def test_token_scores_are_those_of_their_definitions() -> None:
         assert float(columns["input_score"][latent]) == pytest.approx(share)
 
 
-def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
+def test_tables_are_reproducible_and_repeats_measure_noise() -> None:
     quick = {"features": 4, "strengths": (30.0,), "new_tokens": 4, "most_loss": 5.0, "seed": 1}
     first = planted(**quick)
     assert str(first.to_table().to_pylist()) == str(planted(**quick).to_table().to_pylist())
@@ -332,6 +334,6 @@ def test_equal_arguments_give_equal_tables_and_repeats_give_noise() -> None:
         ),
     ],
 )
-def test_bad_input_is_named(settings: dict[str, Any], message: str) -> None:
+def test_errors_name_bad_input(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         planted(**{"features": 2, "new_tokens": 2, **settings})

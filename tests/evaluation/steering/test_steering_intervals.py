@@ -1,4 +1,4 @@
-"""Intervals of means over latents that were sampled by strata."""
+"""Intervals of means over latents sampled by strata."""
 
 import math
 
@@ -28,27 +28,27 @@ def draws(values: NDArray[np.float64], stratum: list[int], weight: list[float]) 
     return float(drawn.std())
 
 
-def test_single_latents_of_strata_have_the_spread_of_all() -> None:
+def test_strata_of_one_latent_have_the_spread_of_all() -> None:
     values = np.random.default_rng(0).standard_normal(20)
     alone = draws(values, list(range(20)), [1.0] * 20)
     assert alone == pytest.approx(float(values.std(ddof=1)) / math.sqrt(20), rel=0.1)
     assert draws(values, [0] * 20, [1.0] * 20) == pytest.approx(alone, rel=0.1)
 
 
-def test_strata_take_the_spread_between_them_out() -> None:
+def test_stratification_removes_the_spread_between_strata() -> None:
     values = np.repeat([0.0, 10.0], 10) + np.random.default_rng(1).standard_normal(20)
     parted = draws(values, [0] * 10 + [1] * 10, [1.0] * 20)
     assert parted < 0.3 < 0.8 < draws(values, [0] * 20, [1.0] * 20)
 
 
-def test_a_latent_that_stands_for_many_weighs_as_much() -> None:
+def test_a_latent_has_the_weight_of_those_it_represents() -> None:
     values = np.array([0.0, 0.0, 1.0, 1.0])
     drawn = stratified_draws(values, np.array([0, 0, 1, 1]), np.array([3.0, 3.0, 1.0, 1.0]), [0])
     assert drawn == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("n", [1, 5, 40])
-def test_equal_latents_leave_doubt_within_the_range(n: int) -> None:
+def test_equal_latents_have_an_interval_within_the_range(n: int) -> None:
     found = scored([0.0] * n, [0] * n, lowest=0.0, ceiling=1.0)
     assert (found.value, found.low) == (0.0, 0.0)
     assert found.high == pytest.approx(1 - 0.025 ** (1 / n))

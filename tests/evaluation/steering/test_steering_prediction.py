@@ -1,4 +1,4 @@
-"""How well properties foretell success: against brute force and by construction."""
+"""Prediction of success from properties: against brute force and by construction."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def world(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray, dict[str, np.
     return draw.normal(size=n), np.arange(n) % 2, covariates
 
 
-def test_the_logistic_regression_stands_where_its_slope_is_zero() -> None:
+def test_the_logistic_regression_has_zero_slope_at_its_optimum() -> None:
     draw = np.random.default_rng(1)
     terms = draw.normal(size=(60, 3))
     labels = terms[:, 0] + 0.5 * draw.normal(size=60) > 0
@@ -37,7 +37,7 @@ def test_random_effects_by_hand() -> None:
     assert random_effects(np.array([1.0, 1.0]), np.ones(2))[1] == pytest.approx(0.5**0.5)
 
 
-def test_what_foretells_success_is_found() -> None:
+def test_a_predictor_of_success_is_found() -> None:
     noise, sae, covariates = world(2)
     signal = np.random.default_rng(9).normal(size=80)
     gain = signal + 0.3 * noise
@@ -73,7 +73,7 @@ def test_partial_correlations_hold_the_covariates_fixed() -> None:
 
 
 def test_too_few_latents_of_an_sae_have_no_partial_correlation() -> None:
-    """Three covariates leave nothing of four latents: residuals would correlate by rounding."""
+    """Three covariates explain four latents completely: residuals would correlate by rounding."""
     noise, _, covariates = world(4, 24)
     for latents, expected in ((4, False), (6, False), (8, True)):
         n = 24 // latents * latents
@@ -100,7 +100,7 @@ def test_permutation_tests_are_right_under_the_null() -> None:
     assert 2 <= low <= 16
 
 
-def test_few_or_constant_values_say_nothing() -> None:
+def test_few_or_constant_values_give_no_correlation() -> None:
     noise, sae, covariates = world(0, 9)
     assert not predictions(noise, noise > 0, sae, {"rate": noise}, covariates, 0)
     noise, sae, covariates = world(0, 40)
