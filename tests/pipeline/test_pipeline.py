@@ -1,4 +1,4 @@
-"""A run and its settings: what is finished is skipped, what is changed is made again."""
+"""A run and its settings: finished stages are skipped, changed ones run again."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def run(planted_run: Path, tmp_path: Path) -> Path:
 
 
 def done(outcomes: list[Outcome]) -> list[str]:
-    """The stages that were not finished before."""
+    """Return the stages that were not finished before."""
     return [each.stage for each in outcomes if not each.skipped]
 
 
@@ -62,21 +62,21 @@ def test_a_stage_has_one_name_everywhere() -> None:
         assert kind.__name__ == f"{name.capitalize()}Settings"
 
 
-def test_what_is_finished_is_skipped(run: Path) -> None:
+def test_finished_stages_are_skipped(run: Path) -> None:
     settings = settings_of(run)
     assert settings == settings_from(SETTINGS)
     assert go_on(run, settings) == ["report"]
     assert go_on(run, settings) == []
 
 
-def test_a_change_makes_its_stage_and_those_after_it_again(run: Path) -> None:
+def test_a_change_runs_its_stage_and_later_ones_again(run: Path) -> None:
     settings = settings_of(run)
     other = dataclasses.replace(
         settings, stability=dataclasses.replace(settings.stability, threshold=0.9)
     )
     assert go_on(run, other, "subspace") == ["stability", "subspace"]
     assert go_on(run, other, "subspace") == []
-    # What was made from the old scores counts no more.
+    # Results from the old scores are not used any more.
     assert set(read_json(run / STAGES)) == {
         *("harvest", "train", "statistics", "match", "stability", "subspace")
     }
@@ -85,7 +85,7 @@ def test_a_change_makes_its_stage_and_those_after_it_again(run: Path) -> None:
     assert read_table(run / FEATURES)["score"].to_pylist() != scores
 
 
-def test_a_missing_file_is_made_again(run: Path) -> None:
+def test_a_missing_file_is_written_again(run: Path) -> None:
     settings = settings_of(run)
     before = (run / "stability.json").read_text()
     (run / "stability.json").unlink()
@@ -109,10 +109,10 @@ def test_an_interrupted_stage_is_not_finished(run: Path, monkeypatch: pytest.Mon
     assert go_on(run, changed, "subspace") == ["subspace"]
 
 
-def test_subspaces_have_one_covariance_on_any_number_of_threads(
+def test_subspaces_use_the_same_covariance_on_any_number_of_threads(
     run: Path, torch_threads: None
 ) -> None:
-    """The files hold what `fit_subspaces` makes of `activation_covariance`, bit for bit."""
+    """The files equal the result of `fit_subspaces` with `activation_covariance`, bit for bit."""
     settings = settings_of(run)
     rule, how = settings.stability, settings.subspace
     job = Job(run, settings, progress=False)
@@ -140,16 +140,16 @@ def test_subspaces_have_one_covariance_on_any_number_of_threads(
             assert written.equals(read_table(run / f"expected-{name}.parquet"))
 
 
-def test_other_settings_of_training_are_refused(run: Path) -> None:
+def test_changed_settings_of_training_are_refused(run: Path) -> None:
     settings = settings_of(run)
     other = dataclasses.replace(settings, train=dataclasses.replace(settings.train, lr=0.5))
     with pytest.raises(ValueError, match=r"cannot be resumed.*lr"):
         go_on(run, other, "train")
-    assert settings_of(run) == settings  # what was refused is not what the run was asked for
+    assert settings_of(run) == settings  # refused settings do not change the settings of the run
     assert go_on(run, settings) == ["report"]
 
 
-def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
+def test_missing_activations_leave_no_run(tmp_path: Path) -> None:
     train = {"latents": 64, "seeds": [0, 1]}
     settings = settings_from({"store": {"train": str(tmp_path / "nowhere")}, "train": train})
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give a store"):
@@ -157,7 +157,7 @@ def test_activations_that_are_not_there_leave_no_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:
+def test_the_table_of_features_has_results_of_each_stage(run: Path) -> None:
     table = read_table(run / FEATURES).to_pydict()
     latents = SETTINGS["train"]["latents"]
     assert table["seed"] == [seed for seed in range(4) for _ in range(latents)]
@@ -174,8 +174,8 @@ def test_the_table_of_features_holds_what_each_stage_found(run: Path) -> None:
     assert torch.equal(hits, torch.tensor(table["score"], dtype=torch.float64))
 
 
-def test_planted_features_come_back_and_those_in_the_plane_do_not(run: Path) -> None:
-    """What a run finds is what was planted: 24 features of their own, 96 in 8 dimensions."""
+def test_features_outside_the_planted_subspace_recur(run: Path) -> None:
+    """A run finds the planted features: 24 separate ones, and 96 in 8 dimensions."""
     planted = {
         key: SETTINGS["planted"][key] for key in ("d", "stable", "rank", "rare", "rare_rate")
     }
@@ -195,7 +195,7 @@ def test_planted_features_come_back_and_those_in_the_plane_do_not(run: Path) -> 
         assert keep["stable"] > 0.4 > keep["unstable"]
 
 
-def test_pools_are_of_disjoint_seeds_and_one_is_saved(run: Path) -> None:
+def test_pools_have_disjoint_seeds_and_one_is_saved(run: Path) -> None:
     told = read_json(run / "pooling.json")
     assert told["groups"] == [[0, 1], [2, 3]]
     pooled = load_sae(run / "pooled")
@@ -203,10 +203,8 @@ def test_pools_are_of_disjoint_seeds_and_one_is_saved(run: Path) -> None:
     assert all(math.isfinite(row["explained_variance"]) for row in told["methods"])
 
 
-def test_pooling_goes_on_where_it_was_interrupted(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No step of its three trainings is taken twice, and it ends with the same bits."""
+def test_interrupted_pooling_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step of its three trainings is repeated, and the bits are equal."""
     settings = settings_of(run)
     files = [run / "pooling.json", run / "pooled" / "sae_weights.safetensors"]
     whole = [file.read_bytes() for file in files]
@@ -223,7 +221,7 @@ def test_pooling_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(SeedTrainer, "train", counting)
 
     def again(at: set[int], settings: RunSettings = settings) -> int:
-        """From the beginning; how often it was interrupted."""
+        """Run again from the start; return the number of interruptions."""
         (run / "pooling.json").unlink(missing_ok=True)
         interrupted_at.clear()
         interrupted_at.update(at)
@@ -246,7 +244,7 @@ def test_pooling_goes_on_where_it_was_interrupted(
     assert taken == steps
     assert [file.read_bytes() for file in files] == whole
     assert not (run / "unfinished").exists()
-    # What was begun with other settings is not gone on with.
+    # Work started with other settings is not resumed.
     other = dataclasses.replace(settings, pool=dataclasses.replace(settings.pool, tokens=900))
     interrupted_at.add(20)
     taken.clear()
@@ -268,13 +266,13 @@ def test_two_runs_have_the_same_bits(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_settings_survive_their_file(name: str, tmp_path: Path) -> None:
+def test_settings_are_equal_after_a_round_trip(name: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     write_json(file, PRESETS[name].to_dict())
     assert read_settings(file) == PRESETS[name]
 
 
-def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
+def test_toml_and_yaml_give_the_same_settings(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(
         '[harvest]\nmodel = "smollm2"\n[train]\nlatents = 64\nlr = 1\nseeds = [3, 4]\n'
         "[train.auxk]\ndead_after = 10\n"
@@ -313,7 +311,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_by_name(
+def test_errors_name_bad_settings(
     told: dict, error: type[Exception], said: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings.json"
@@ -324,7 +322,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(
     assert str(file) in str(raised.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_errors_name_unreadable_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("[train")
     with pytest.raises(ValueError, match=r"broken\.toml cannot be read"):
@@ -335,7 +333,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_settings(other)
 
 
-def test_numbers_that_are_none_become_null(tmp_path: Path) -> None:
+def test_nan_becomes_null(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1]})
     assert read_json(tmp_path / "x.json") == {"a": None, "b": [None, 1]}
     assert read_json(tmp_path / "nothing.json") is None

@@ -1,4 +1,4 @@
-"""The records of a run's files: what is written is read, and what is lacking is named."""
+"""The records of a run's files are read as written, and errors name missing fields."""
 
 import dataclasses
 import shutil
@@ -36,7 +36,7 @@ FILES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_its_record_and_nothing_else(
+def test_files_have_exactly_the_fields_of_their_records(
     name: str, planted_run: Path, tmp_path: Path
 ) -> None:
     record = read_record(planted_run / name, FILES[name])
@@ -53,16 +53,12 @@ def test_a_file_is_its_record_and_nothing_else(
         (EstimateRecord, Estimate, set()),
     ],
 )
-def test_a_record_has_the_fields_of_the_result_it_is_made_from(
-    record: Any, result: Any, added: set[str]
-) -> None:
+def test_a_record_has_the_fields_of_its_result(record: Any, result: Any, added: set[str]) -> None:
     fields = getattr(result, "_fields", None) or [each.name for each in dataclasses.fields(result)]
     assert {each.name for each in dataclasses.fields(record)} == {*fields, *added}
 
 
-def test_a_file_that_lacks_something_is_named_with_the_place(
-    planted_run: Path, tmp_path: Path
-) -> None:
+def test_errors_name_the_file_and_the_missing_field(planted_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(planted_run, tmp_path / "run")
     told = read_json(run / EVALUATION)
     del told["seeds"][1]["groups"][0]["keep_std"]
@@ -75,7 +71,7 @@ def test_a_file_that_lacks_something_is_named_with_the_place(
     assert read_record(run / "nothing.json", StageRecord) is None
 
 
-def test_what_is_none_by_default_is_left_out(tmp_path: Path) -> None:
+def test_fields_that_are_none_by_default_are_left_out(tmp_path: Path) -> None:
     write_record(tmp_path / "x.json", PoolingRecord(3, 4, 5, reason="so"))
     assert read_json(tmp_path / "x.json") == {"width": 3, "unique": 4, "tokens": 5, "reason": "so"}
     regression = RegressionRecord(reason="so")

@@ -1,4 +1,4 @@
-"""The report as people use it, in a real Chromium; skipped where there is none."""
+"""The report in a real Chromium; skipped without one."""
 
 import shutil
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def report(planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of the run with evaluations."""
+    """Return the report of the run with evaluations."""
     run = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(report.parent, run)
     return write_report(with_evaluations(run))[0]
@@ -42,20 +42,20 @@ def page(report: Path) -> Iterator[Any]:
 
 
 def shown(page: Any, column: str) -> list[str]:
-    """The cells of a column."""
+    """Return the cells of a column."""
     return page.locator(f"tbody tr:not(.detail) td.column-{column}").all_inner_texts()
 
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
-def test_it_loads_draws_and_fits(report: Path, screen: str) -> None:
-    """No console message, no request, no scrolling sideways, every figure of some size."""
+def test_the_page_loads_draws_and_fits(report: Path, screen: str) -> None:
+    """No console message, no request, no horizontal scrolling, and no empty figure."""
     with opened(report, screen) as (page, complaints):
         assert figures_that_fit(page, screen) == sum(len(several) for several in SECTIONS.values())
         assert complaints == []
 
 
 def figures_that_fit(page: Any, screen: str) -> int:
-    """How many figures there are; fails where they or the page do not fit the screen."""
+    """Return the number of figures, after checking that they and the page fit the screen."""
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SCREENS[screen]["viewport"]["width"]
     boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
@@ -73,7 +73,7 @@ def figures_that_fit(page: Any, screen: str) -> int:
 
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
-def test_evaluations_fit_as_well(evaluated: Path, screen: str) -> None:
+def test_evaluations_fit(evaluated: Path, screen: str) -> None:
     """With all tables of scores open."""
     with opened(evaluated, screen) as (page, complaints):
         for details in page.locator("#evaluations details").all():
@@ -108,17 +108,17 @@ def test_search_finds_explanations(evaluated: Path) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Of "rgb(r, g, b)", as WCAG has it."""
+    """Return the luminance of "rgb(r, g, b)" as defined by WCAG."""
     parts = [int(part) / 255 for part in colour[4:-1].split(",")]
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
     return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize(("screen", "background"), [("light", 1.0), ("dark", 0.0)])
-def test_words_can_be_read_in_light_and_in_dark(
+def test_text_has_contrast_in_light_and_dark_mode(
     report: Path, screen: str, background: float
 ) -> None:
-    """A contrast of 4.5, which WCAG asks for."""
+    """WCAG requires a contrast of 4.5."""
     with opened(report, screen) as (page, _):
         style = "([where, name]) => getComputedStyle(document.querySelector(where))[name]"
         behind = luminance(page.evaluate(style, ["figure", "backgroundColor"]))
@@ -136,7 +136,7 @@ def test_words_can_be_read_in_light_and_in_dark(
             assert (high + 0.05) / (low + 0.05) >= 4.5, where
 
 
-def test_search_finds_texts_and_numbers(report: Path, page: Any) -> None:
+def test_search_finds_text_and_numbers(report: Path, page: Any) -> None:
     table = read_table(report.parent / FEATURES).to_pylist()
     alive = [row for row in table if row["alive"]]
     assert page.inner_text("#count") == f"{len(alive)} of {len(alive)} features"
@@ -156,7 +156,7 @@ def test_search_finds_texts_and_numbers(report: Path, page: Any) -> None:
     assert all(name.startswith("2:") for name in shown(page, "feature"))
 
 
-def test_headings_sort_both_ways(page: Any) -> None:
+def test_headings_sort_in_both_directions(page: Any) -> None:
     head = page.locator("th[data-column=rate]")
     head.locator("button").click()
     down = [float(value) for value in shown(page, "rate")]
@@ -168,7 +168,7 @@ def test_headings_sort_both_ways(page: Any) -> None:
     assert up[0] < down[0]
 
 
-def test_pages_turn_and_a_keyboard_is_enough(page: Any) -> None:
+def test_pages_can_be_turned_by_keyboard(page: Any) -> None:
     first = shown(page, "feature")
     page.focus("#next")
     page.keyboard.press("Enter")
@@ -185,7 +185,7 @@ def test_pages_turn_and_a_keyboard_is_enough(page: Any) -> None:
     assert page.locator("tr.detail").count() == 0
 
 
-def test_partners_lead_to_their_features(page: Any) -> None:
+def test_partners_link_to_their_features(page: Any) -> None:
     page.locator("tbody tr button").first.click()
     link = page.locator("tr.detail li button").first
     name = link.inner_text()

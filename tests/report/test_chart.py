@@ -1,4 +1,4 @@
-"""Scales, their ticks and what is drawn on them."""
+"""Scales, ticks and marks."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -27,7 +27,7 @@ def test_scales_and_their_ticks() -> None:
     ]
 
 
-def test_bars_stand_on_zero_and_lie_where_their_values_do() -> None:
+def test_bars_start_at_zero_and_end_at_their_values() -> None:
     chart = Chart(Scale(0, 2), Scale(0, 10), "x", "y")
     chart.bar(0, 1, 5, "s0", "a <told> bar")
     root = ElementTree.fromstring(chart.svg())

@@ -1,4 +1,4 @@
-"""Evaluations in the report: every number is that of a row, beside its interval."""
+"""Evaluations in the report: every number is from a row of scores, with its interval."""
 
 import html
 import re
@@ -32,7 +32,7 @@ FIGURES = {
 
 @pytest.fixture
 def plain(planted_run: Path, tmp_path: Path) -> Path:
-    """A run without evaluations."""
+    """Return a run without evaluations."""
     return with_language_model(planted_run, tmp_path / planted_run.name)
 
 
@@ -42,7 +42,7 @@ def run(plain: Path) -> Path:
 
 
 def overall(run: Path, **wanted: str) -> list[dict]:
-    """The rows of scores.parquet over all tasks and SAEs."""
+    """Return the rows of scores.parquet over all tasks and SAEs."""
     return [
         row
         for row in read_table(run / SCORES).to_pylist()
@@ -52,7 +52,7 @@ def overall(run: Path, **wanted: str) -> list[dict]:
 
 
 def drawn(run: Path, name: str) -> dict[str, ElementTree.Element]:
-    """The marks of a figure that have a title, by the title."""
+    """Return the marks of a figure that have a title, by title."""
     folder = run.parent / "figures"
     write_report(run, figures=folder)
     marks = ElementTree.parse(folder / f"{name}.svg").getroot().iter()
@@ -60,13 +60,13 @@ def drawn(run: Path, name: str) -> dict[str, ElementTree.Element]:
 
 
 def along(mark: ElementTree.Element) -> float:
-    """Where a mark is on the x axis."""
+    """Return the position of a mark on the x axis."""
     if mark.get("cx"):
         return float(mark.attrib["cx"])
     return float(re.match(r"M([\d.]+)", mark.attrib["d"])[1])  # type: ignore[index]
 
 
-def test_figures_stand_in_a_section_of_their_own(run: Path) -> None:
+def test_figures_have_their_own_section(run: Path) -> None:
     page = page_of(run)
     assert "evaluations" in page.ids
     assert {name[4:] for name in page.ids if name.startswith(("fig-eval", "fig-expl"))} == FIGURES
@@ -77,7 +77,7 @@ def test_figures_stand_in_a_section_of_their_own(run: Path) -> None:
     assert any(told in str(label) for label in labels)
 
 
-def test_marks_lie_where_the_rows_say(run: Path) -> None:
+def test_marks_are_at_the_values_of_the_rows(run: Path) -> None:
     rows = overall(run, measure="auroc at 1", group="")
     rows = [row for row in rows if " - " not in row["condition"]]
     marks = drawn(run, "evaluation-probe")
@@ -99,7 +99,7 @@ def test_marks_lie_where_the_rows_say(run: Path) -> None:
     assert np.array(ends, float) == pytest.approx(np.array(wanted), abs=0.15)
 
 
-def test_groups_stand_above_random_latents_of_their_mass(run: Path) -> None:
+def test_groups_are_above_random_latents_of_equal_mass(run: Path) -> None:
     marks = drawn(run, "evaluation-groups-probe")
     points = [told.partition(" (")[0] for told, mark in marks.items() if mark.get("cx")]
     values = {row["group"]: f"{row['value']:.3f}" for row in overall(run, evaluation="probe")}
@@ -128,7 +128,7 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
     assert "specificity 0.10 (95 % interval 0.000 to 0.200, 60 features)" in page
 
 
-def test_without_detection_the_scatter_is_by_the_rules(run: Path) -> None:
+def test_without_detection_the_scatter_uses_rules(run: Path) -> None:
     table = read_table(run / FEATURES).drop(["detection_shuffled"])
     write_table(run / FEATURES, table)
     points = drawn(run, "explanations-steering")
@@ -136,7 +136,7 @@ def test_without_detection_the_scatter_is_by_the_rules(run: Path) -> None:
     assert sum("balanced accuracy of the rule" in told for told in points) == known
 
 
-def test_tables_hold_all_overall_rows(run: Path) -> None:
+def test_tables_have_all_overall_rows(run: Path) -> None:
     text = write_report(run)[0].read_text(encoding="utf-8")
     part = text.partition('<section id="evaluations">')[2].partition("</section>")[0]
     rows = re.findall("<tr><td>(.*?)</td></tr>", part)
@@ -158,7 +158,7 @@ def test_tables_hold_all_overall_rows(run: Path) -> None:
     assert f"smallest meaningful difference of two SAEs is {least:.3f}" in part
 
 
-def test_texts_of_explanations_and_notes_stay_text(run: Path) -> None:
+def test_explanations_and_notes_are_escaped(run: Path) -> None:
     page = page_of(run)
     assert sorted(page.scripts) == ["code", "rows"]
     assert not any(tag == "b" for tag, _, _ in page.attributes)
@@ -175,7 +175,7 @@ def test_texts_of_explanations_and_notes_stay_text(run: Path) -> None:
     assert ("th", "data-column", "kind") in page.attributes
 
 
-def test_a_run_without_evaluations_has_the_report_that_it_had(plain: Path) -> None:
+def test_a_run_without_evaluations_has_an_unchanged_report(plain: Path) -> None:
     before = write_report(plain)[0].read_bytes()
     for words in (b'id="evaluations"', b'data-column="explanation"', b"2602.14111", b".scores"):
         assert words not in before
@@ -188,7 +188,7 @@ def test_a_run_without_evaluations_has_the_report_that_it_had(plain: Path) -> No
     assert write_report(plain)[0].read_bytes() == before
 
 
-def test_an_evaluation_that_has_to_run_again_is_left_out(run: Path) -> None:
+def test_an_outdated_evaluation_is_left_out(run: Path) -> None:
     stages = read_json(run / STAGES)
     del stages["probe"]
     write_json(run / STAGES, stages)
@@ -198,7 +198,7 @@ def test_an_evaluation_that_has_to_run_again_is_left_out(run: Path) -> None:
     assert not [each for each in findings_of(run) if each.topic == "Probing"]
 
 
-def test_a_table_of_something_else_is_refused(run: Path) -> None:
+def test_a_wrong_table_raises(run: Path) -> None:
     write_rows(run / SCORES, [{"evaluation": "probe", "mean": 0.5}])
     with pytest.raises(
         ValueError, match=r"scores.parquet is not a table of scores.*saefast evaluate"
@@ -238,7 +238,7 @@ def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdi
         assert "There is no baseline to compare with" in text
 
 
-def test_saes_of_other_runs_are_told_of_without_a_verdict(plain: Path) -> None:
+def test_saes_of_other_runs_are_reported_without_a_verdict(plain: Path) -> None:
     write_evaluations(plain, probing({"penalised": -0.05, "pca": 0.1}))
     text, verdict = found(plain, "Probing")[0]
     assert "to penalised -0.0" in text
@@ -246,8 +246,8 @@ def test_saes_of_other_runs_are_told_of_without_a_verdict(plain: Path) -> None:
     assert verdict == ""
 
 
-def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) -> None:
-    """Differences below 1.96 * 2 ** 0.5 * noise say nothing: here 0.014 and 0.028."""
+def test_a_lead_within_the_noise_gives_no_verdict(plain: Path) -> None:
+    """Differences below 1.96 * 2 ** 0.5 * noise are not significant: here 0.014 and 0.028."""
     leads = {"frozen_decoder": 0.05, "soft_frozen": 0.05}
     for noise, verdict in ((0.005, "not as published"), (0.01, "cannot tell")):
         write_evaluations(plain, probing(leads, noise))
@@ -255,7 +255,7 @@ def test_a_lead_within_the_noise_of_the_evaluation_is_no_verdict(plain: Path) ->
 
 
 @pytest.mark.parametrize("value", [0.1, 0.025])
-def test_an_interval_around_the_margin_is_no_verdict(run: Path, value: float) -> None:
+def test_an_interval_around_the_margin_gives_no_verdict(run: Path, value: float) -> None:
     rows = read_table(run / SCORES).to_pylist()
     for row in rows:
         if row["condition"] in ("trained - frozen_decoder", "trained - soft_frozen"):
@@ -269,7 +269,7 @@ def test_an_interval_around_the_margin_is_no_verdict(run: Path, value: float) ->
     [(0.1, "as published"), (0.02, "cannot tell"), (-0.1, "not as published")],
 )
 def test_surface_form_is_compared_at_equal_rate(plain: Path, surface, verdict) -> None:
-    """Whatever the shares of all stable and all unstable latents are."""
+    """Regardless of the shares of all stable and all unstable latents."""
     write_evaluations(plain, explaining(surface=surface))
     text, given = found(plain, "Explaining")[1]
     assert given == verdict
@@ -282,7 +282,7 @@ def test_surface_form_is_compared_at_equal_rate(plain: Path, surface, verdict) -
     ("correlation", "verdict"),
     [(0.1, "as published"), (0.35, "cannot tell"), (0.6, "not as published")],
 )
-def test_explanations_foretell_steering_weakly_or_not(plain: Path, correlation, verdict) -> None:
+def test_explanations_predict_steering_weakly_or_not(plain: Path, correlation, verdict) -> None:
     write_evaluations(plain, steering(correlation))
     text, given = found(plain, "Steering")[1]
     assert given == verdict
@@ -290,7 +290,7 @@ def test_explanations_foretell_steering_weakly_or_not(plain: Path, correlation, 
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(-0.02, "as published"), (0.02, "not as published")])
-def test_a_baseline_edits_no_worse_or_worse(plain: Path, lead, verdict) -> None:
+def test_a_baseline_edits_equally_well_or_worse(plain: Path, lead, verdict) -> None:
     write_evaluations(plain, editing(lead))
     assert found(plain, "Editing")[0][1] == verdict
 

@@ -1,4 +1,4 @@
-"""Findings say what the numbers say, also where they disagree with what was published."""
+"""Findings follow the numbers, also where they disagree with published results."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from saefast.run_folder import EVALUATION, FEATURES, POOLING, STABILITY, SUBSPAC
 
 @pytest.fixture
 def run(planted_run: Path, tmp_path: Path) -> Path:
-    """One that has all there can be."""
+    """Return a run with every result."""
     return with_language_model(planted_run, tmp_path / planted_run.name)
 
 
@@ -25,7 +25,7 @@ def finding(run: Path, topic: str, number: int = 0) -> tuple[str, str]:
     return found[number].text, found[number].verdict
 
 
-def test_shares_of_stable_features_are_those_of_the_table(run: Path) -> None:
+def test_shares_of_stable_features_equal_those_of_the_table(run: Path) -> None:
     rows = [row for row in read_table(run / FEATURES).to_pylist() if row["alive"]]
     stable = sum(row["group"] == "stable" for row in rows) / len(rows)
     unstable = sum(row["group"] == "unstable" for row in rows) / len(rows)
@@ -41,7 +41,7 @@ def test_shares_of_stable_features_are_those_of_the_table(run: Path) -> None:
 
 
 def set_groups(run: Path, **keep: float) -> None:
-    """Say that groups explain so much, each with its random sets of equal mass at 0.3 ± 0.01."""
+    """Set the explained variance of groups, with random sets of equal mass at 0.3 ± 0.01."""
     evaluation = read_json(run / EVALUATION)
     for each in evaluation["seeds"]:
         for line in each["groups"]:
@@ -65,10 +65,10 @@ def set_groups(run: Path, **keep: float) -> None:
         ),
     ],
 )
-def test_the_verdict_is_what_the_numbers_say(
+def test_the_verdict_follows_the_numbers(
     run: Path, keep: dict[str, float], verdicts: list[str], words: list[str]
 ) -> None:
-    """Also where stable features are worth no more than random ones."""
+    """Also if stable features contribute no more than random ones."""
     set_groups(run, **keep)
     text, verdict = finding(run, "Explained variance")
     controls = [finding(run, "Controls", number) for number in (0, 1)]
@@ -78,7 +78,7 @@ def test_the_verdict_is_what_the_numbers_say(
         assert f"{word} random features with" in said
 
 
-def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
+def test_subspaces_are_reproducible_only_beyond_every_null(run: Path) -> None:
     table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
 
     def say(group: str, null: str, high: float) -> None:
@@ -104,7 +104,7 @@ def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> Non
     assert finding(run, "Subspaces")[1] == DISAGREES
 
 
-def test_pooling_that_does_not_beat_its_controls_is_said_to(run: Path) -> None:
+def test_pooling_that_does_not_beat_its_controls_is_reported(run: Path) -> None:
     told = read_json(run / POOLING)
     assert {row["method"] for row in told["methods"]} == {"pooled", "pruned", "scratch", "single"}
     told["beaten"] = {"pruned": False, "scratch": True, "single": True}
@@ -119,7 +119,7 @@ def test_pooling_that_does_not_beat_its_controls_is_said_to(run: Path) -> None:
     assert f"{pooled['equal_explained_variance']:.3f}" in finding(run, "Pooling")[0]
 
 
-def test_what_the_language_model_loses_is_said(run: Path) -> None:
+def test_the_loss_of_the_language_model_is_reported(run: Path) -> None:
     text, verdict = finding(run, "Language model")
     assert "costs the model 2.50 nats, 3.00 with the reconstruction, 3.50 from stable" in text
     assert "7.25 from unstable" in text
@@ -129,16 +129,14 @@ def test_what_the_language_model_loses_is_said(run: Path) -> None:
 @pytest.mark.parametrize(
     ("unstable", "verdict"), [(0.9, AGREES), (0.71, ""), (0.69, ""), (0.5, DISAGREES)]
 )
-def test_medians_that_hardly_differ_are_no_verdict(
-    run: Path, unstable: float, verdict: str
-) -> None:
+def test_similar_medians_give_no_verdict(run: Path, unstable: float, verdict: str) -> None:
     groups = read_table(run / FEATURES)["group"].to_pylist()
     aurocs = [unstable if group == "unstable" else 0.7 for group in groups]
     add_columns(run / FEATURES, {"token_auroc": aurocs})
     assert finding(run, "Surface form")[1] == verdict
 
 
-def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
+def test_an_insignificant_effect_gives_no_verdict(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
     for value, said, verdict in (
         (-1.0, "contributes less", AGREES),
@@ -156,8 +154,8 @@ def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
         assert given == verdict
 
 
-def test_no_group_at_all_is_no_error(run: Path) -> None:
-    """A threshold that nothing reaches: all features are unstable, none is stable."""
+def test_missing_groups_are_not_an_error(run: Path) -> None:
+    """No feature reaches the threshold: all features are unstable, none is stable."""
     table = read_table(run / FEATURES)
     alive = table["alive"].to_pylist()
     group = ["unstable" if lives else "dead" for lives in alive]

@@ -1,4 +1,4 @@
-"""The report: complete, honest about what is missing, safe whatever the data say."""
+"""The report is complete, lists missing parts, and escapes data."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from saefast.run_folder import CONTEXTS, EVALUATION, FEATURES, POOLING, SUBSPACE
 
 @pytest.fixture
 def run(planted_run: Path, tmp_path: Path) -> Path:
-    """One that has all there can be."""
+    """Return a run with every result."""
     return with_language_model(planted_run, tmp_path / planted_run.name)
 
 
@@ -39,7 +39,7 @@ def test_a_complete_run_has_every_figure_in_a_well_formed_page(run: Path, tmp_pa
     assert "missing" not in page.ids
 
 
-def test_figures_are_files_that_other_programs_read(run: Path, tmp_path: Path) -> None:
+def test_figures_are_standalone_svg_files(run: Path, tmp_path: Path) -> None:
     for path in write_report(run, figures=tmp_path / "figures")[1:]:
         root = ElementTree.parse(path).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -50,8 +50,8 @@ def test_figures_are_files_that_other_programs_read(run: Path, tmp_path: Path) -
         assert not any("nan" in each or "inf" in each for each in numbers)
 
 
-def test_figures_bring_their_colours_along(run: Path, tmp_path: Path) -> None:
-    """Programs that know no variables of CSS would draw all of it in black."""
+def test_figures_have_their_own_colours(run: Path, tmp_path: Path) -> None:
+    """Programs without support for CSS variables would draw everything in black."""
     for path in write_report(run, figures=tmp_path / "figures")[1:]:
         text = path.read_text()
         style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0]
@@ -62,7 +62,7 @@ def test_figures_bring_their_colours_along(run: Path, tmp_path: Path) -> None:
         assert all(f".{name}" in style for name in used if name), used
 
 
-def test_figures_are_pictures_on_request(run: Path, tmp_path: Path) -> None:
+def test_figures_are_written_as_png_on_request(run: Path, tmp_path: Path) -> None:
     svg_to_bytes = pytest.importorskip("resvg_py").svg_to_bytes
     written = write_report(run, figures=tmp_path / "figures", png=True)[1:]
     pictures = [path for path in written if path.suffix == ".png"]
@@ -73,16 +73,16 @@ def test_figures_are_pictures_on_request(run: Path, tmp_path: Path) -> None:
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert struct.unpack(">II", content[16:24]) == (1920, 1200)
-    # What one says and how it is coloured is there to be seen.
+    # Text and colours are visible.
     svg = path.with_suffix(".svg").read_text()
     for part in (r"<text.*?</text>", r"<style>.*?</style>"):
         assert bytes(svg_to_bytes(re.sub(part, "", svg, flags=re.DOTALL), zoom=2)) != content
 
 
-def test_without_a_font_no_picture_is_written(
+def test_without_a_font_no_png_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The renderer would leave out every word."""
+    """The renderer would omit all text."""
     resvg = pytest.importorskip("resvg_py")
     blind = functools.partial(resvg.svg_to_bytes, skip_system_fonts=True)
     monkeypatch.setattr(resvg, "svg_to_bytes", blind)
@@ -91,7 +91,7 @@ def test_without_a_font_no_picture_is_written(
     assert not (tmp_path / "figures").exists()
 
 
-def test_nothing_is_loaded_from_anywhere(run: Path) -> None:
+def test_nothing_is_loaded_from_the_network(run: Path) -> None:
     text = write_report(run)[0].read_text(encoding="utf-8")
     page = Page(text)
     loading = ("src", "href", "action", "data", "poster", "srcset")
@@ -105,8 +105,8 @@ def test_nothing_is_loaded_from_anywhere(run: Path) -> None:
     assert "default-src 'none'" in str(policy)
 
 
-def test_what_comes_from_data_stays_text(run: Path) -> None:
-    """The name of the folder, texts of the corpus, settings: all of it may hold anything."""
+def test_text_from_data_is_escaped(run: Path) -> None:
+    """The name of the folder, texts of the corpus and settings may contain anything."""
     settings = read_json(run / "settings.json")
     settings["store"] = {"train": NASTY, "held_out": ""}
     del settings["planted"]
@@ -123,7 +123,7 @@ def test_what_comes_from_data_stays_text(run: Path) -> None:
     assert [each[0][1] for each in rows["contexts"]] == rows["token"]
 
 
-def test_the_table_says_what_the_files_say(run: Path) -> None:
+def test_the_table_equals_the_files(run: Path) -> None:
     table = read_table(run / FEATURES).to_pylist()
     alive = [row for row in table if row["alive"]]
     rows = page_of(run).rows
@@ -160,7 +160,7 @@ def test_the_table_says_what_the_files_say(run: Path) -> None:
         ("matches", {"decoder-encoder"}, "matches by decoder"),
     ],
 )
-def test_what_is_missing_is_left_out_and_named(
+def test_missing_parts_are_left_out_and_named(
     run: Path, gone: str, lost: set[str], said: str
 ) -> None:
     complete = {name for name in page_of(run).ids if name.startswith("fig-")}
@@ -172,8 +172,9 @@ def test_what_is_missing_is_left_out_and_named(
     assert said in "".join(page.text).partition("Missing from this report")[2]
 
 
-def test_what_was_made_from_old_scores_is_left_out(run: Path) -> None:
-    """After another threshold planes, pools and worth are those of groups that are no more."""
+def test_results_from_old_scores_are_left_out(run: Path) -> None:
+    """After a change of the threshold, subspaces, pools and contributions belong to former
+    groups."""
     settings = settings_of(run)
     rule = dataclasses.replace(settings.stability, threshold=0.9)
     changed = dataclasses.replace(settings, stability=rule)
@@ -186,7 +187,7 @@ def test_what_was_made_from_old_scores_is_left_out(run: Path) -> None:
     assert "saefast pool" in "".join(page.text)
 
 
-def test_a_run_that_has_only_been_trained_has_a_report(run: Path, tmp_path: Path) -> None:
+def test_a_run_with_only_a_training_has_a_report(run: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("run.json", "metrics.jsonl"):
@@ -197,7 +198,7 @@ def test_a_run_that_has_only_been_trained_has_a_report(run: Path, tmp_path: Path
     assert not page.scripts
 
 
-def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_report_without_a_run_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no run"):
         write_report(tmp_path)
 

@@ -1,4 +1,4 @@
-"""In how many dictionaries features are: by hand, with planted laws and planted clusters."""
+"""Numbers of dictionaries that contain features: by hand, with planted laws and clusters."""
 
 import itertools
 import math
@@ -26,12 +26,12 @@ from saefast import score_stability as score
 
 @pytest.fixture(autouse=True)
 def one_thread(torch_threads):
-    """More would only wait for one another at these sizes."""
+    """More threads would only wait for each other at these sizes."""
     torch.set_num_threads(1)
 
 
 def drawn(sizes: list[int], seed: int) -> Stability:
-    """Random partners among dictionaries of which some features are dead."""
+    """Draw random partners among dictionaries with some dead features."""
     alive = [torch.rand(m, generator=generator(seed + i)) < 0.8 for i, m in enumerate(sizes)]
     matches = random_matches(sizes, seed)
     for (s, t), one in matches.items():
@@ -47,7 +47,7 @@ def drawn(sizes: list[int], seed: int) -> Stability:
 
 
 def dictionaries_with(groups: list[list[int]], d: int = 24) -> list[Tensor]:
-    """A feature for each group, in the dictionaries it names, in random order."""
+    """Make a feature for each group, in the dictionaries of the group, in random order."""
     s = max(map(max, groups)) + 1
     directions = normal((len(groups), d), 5, torch.float32)
     rows: list[list[Tensor]] = [[] for _ in range(s)]
@@ -65,7 +65,7 @@ sizes = st.lists(st.integers(1, 25), min_size=2, max_size=5)
 
 @settings(max_examples=25)
 @given(sizes, seeds)
-def test_counts_are_those_of_the_support(sizes, seed):
+def test_counts_equal_those_of_the_support(sizes, seed):
     stability = drawn(sizes, seed)
     counts = membership_counts(stability)
     assert counts.shape == (len(sizes), len(sizes))
@@ -81,7 +81,7 @@ def test_counts_are_those_of_the_support(sizes, seed):
 
 @settings(max_examples=25)
 @given(sizes, seeds)
-def test_shares_of_subsets_are_those_by_hand(sizes, seed):
+def test_shares_of_subsets_equal_those_by_hand(sizes, seed):
     stability = drawn(sizes, seed)
     points = subset_curve(stability, subsets=100)
     assert [point.dictionaries for point in points] == list(range(2, len(sizes) + 1))
@@ -104,7 +104,7 @@ def test_shares_of_subsets_are_those_by_hand(sizes, seed):
             assert point.everywhere_deviation == pytest.approx(np.std(everywhere), abs=1e-12)
 
 
-def test_subsets_are_drawn_once_each_and_repeatably():
+def test_subsets_are_distinct_and_reproducible():
     stability = drawn([10] * 7, 0)
     points = subset_curve(stability, subsets=20)
     assert [point.subsets for point in points] == [20, 20, 20, 20, 7, 1]
@@ -129,7 +129,7 @@ def test_a_planted_law_is_found(a, b, c, points):
     assert fit.at(5) == pytest.approx(a * 5**b + c, abs=1e-6)
 
 
-def test_a_law_in_noise_is_the_best_there_is():
+def test_a_law_in_noise_is_the_best_fit():
     k = np.arange(2, 10)
     noise = np.random.default_rng(0).normal(size=8) * 0.003
     values = 0.72 * k**-0.35 + 0.05 + noise
@@ -143,7 +143,7 @@ def test_a_law_in_noise_is_the_best_there_is():
     )
 
 
-def test_a_logarithm_is_a_law_too():
+def test_a_logarithm_is_a_law():
     k = np.arange(1, 9)
     fit = fit_power_law(k, 3 - 0.5 * np.log(k))
     assert fit.residual < 1e-6
@@ -160,7 +160,7 @@ def test_a_logarithm_is_a_law_too():
         ([2, 3, 4], [1, 2, math.nan], "finite"),
     ],
 )
-def test_points_that_no_law_fits_are_told(k, values, message):
+def test_points_without_a_law_raise(k, values, message):
     with pytest.raises(ValueError, match=message):
         fit_power_law(k, values)
 
@@ -184,7 +184,7 @@ def test_planted_clusters_are_found():
 
 
 def linked(pairs: list[tuple[tuple[int, int], tuple[int, int]]], s: int, m: int) -> Stability:
-    """Dictionaries in which just these features, as (dictionary, feature), are matches."""
+    """Make dictionaries in which exactly these features, as (dictionary, feature), match."""
     matches = {}
     for a, b in itertools.permutations(range(s), 2):
         partner = torch.full((m,), -1)
@@ -200,7 +200,7 @@ def linked(pairs: list[tuple[tuple[int, int], tuple[int, int]]], s: int, m: int)
 def test_chains_are_not_called_complete():
     triangle = [((0, 0), (1, 0)), ((1, 0), (2, 0)), ((0, 0), (2, 0))]
     path = [((0, 1), (1, 1)), ((1, 1), (2, 1))]
-    back = [((0, 2), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (0, 3))]  # two of dictionary 0
+    back = [((0, 2), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (0, 3))]  # two features of dictionary 0
     clusters = find_clusters(linked(triangle + path + back, 3, 4))
     named = {label: i for i, label in enumerate(clusters.label[0].tolist())}
     assert len(named) == 3
@@ -215,7 +215,7 @@ def test_chains_are_not_called_complete():
 
 
 def by_hand(stability: Stability) -> set[frozenset[tuple[int, int]]]:
-    """Clusters by walking from feature to feature."""
+    """Find clusters by walking from feature to feature."""
     nodes = {(s, int(i)) for s, alive in enumerate(stability.alive) for i in alive.nonzero()[:, 0]}
     found = set()
     while nodes:
@@ -246,7 +246,7 @@ def partition(clusters: saefast.Clusters) -> set[frozenset[tuple[int, int]]]:
 
 @settings(max_examples=40)
 @given(st.integers(2, 5), st.integers(1, 12), st.integers(0, 60), seeds)
-def test_clusters_are_those_by_hand(s, m, links, seed):
+def test_clusters_equal_those_by_hand(s, m, links, seed):
     random = np.random.default_rng(seed)
     pairs: dict[tuple, tuple] = {}
     for _ in range(links):
@@ -296,7 +296,7 @@ def test_dead_features_are_in_no_cluster():
 
 
 def test_a_long_chain_is_one_component():
-    """Labels travel far in few rounds, whatever the order of numbers."""
+    """Labels spread in few rounds, for any order of indices."""
     order = torch.randperm(5000, generator=generator(0))
     label = saefast.stability.clusters._components(5000, order[:-1], order[1:])
     assert (label == 0).all()

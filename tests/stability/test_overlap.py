@@ -20,7 +20,7 @@ from saefast.stability.overlap import Key
 
 @pytest.fixture(autouse=True)
 def one_thread(torch_threads):
-    """More would only wait for one another at these sizes."""
+    """More threads would only wait for each other at these sizes."""
     torch.set_num_threads(1)
 
 
@@ -29,7 +29,7 @@ def overlap(a, b, **options):
 
 
 def drawn(m: int, d: int, seed: int) -> Dictionary:
-    """Random directions on both sides, a fifth of them dead."""
+    """Draw random directions on both sides, a fifth of them dead."""
     decoder, encoder = normal((m, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     dead = torch.rand(m, generator=generator(seed)) < 0.2
     decoder[dead] = 0
@@ -37,7 +37,7 @@ def drawn(m: int, d: int, seed: int) -> Dictionary:
 
 
 def related(a: Dictionary, m: int, share: float, seed: int) -> Dictionary:
-    """Some rows are those of `a`, the encoder's and the decoder's turned by different amounts."""
+    """Draw rows of which some are those of `a`, rotated differently in encoder and decoder."""
     b = drawn(m, a.W_dec.shape[1], seed)
     same = min(int(share * m), a.m)
     rows = torch.randperm(m, generator=generator(seed))[:same]
@@ -54,7 +54,7 @@ def cosines(x: Tensor, y: Tensor, absolute: bool) -> Tensor:
 
 
 class ByHand:
-    """Partners and cosines of the features alive, from whole matrices."""
+    """Partners and cosines of alive features, from whole matrices."""
 
     def __init__(self, a: Dictionary, b: Dictionary, match: str, absolute: bool) -> None:
         self.match = match
@@ -94,7 +94,7 @@ class ByHand:
     st.booleans(),
     seeds,
 )
-def test_every_measure_is_that_by_hand(m, m2, d, match, absolute, seed):
+def test_every_measure_equals_that_by_hand(m, m2, d, match, absolute, seed):
     a = drawn(m, d, seed)
     b = related(a, m2, 0.6, seed + 7)
     sign = "absolute" if absolute else "signed"
@@ -134,7 +134,7 @@ def test_every_measure_is_that_by_hand(m, m2, d, match, absolute, seed):
             assert found.value == pytest.approx(int(mutual.sum()) / counts["a"])
 
 
-def test_copies_share_everything():
+def test_copies_overlap_completely():
     a = Dictionary(normal((50, 9), 0, torch.float32), normal((50, 9), 1, torch.float32))
     order = torch.randperm(50, generator=generator(2))
     copy = Dictionary(-a.W_dec[order] * 3, a.W_enc[order])
@@ -153,8 +153,8 @@ def test_copies_share_everything():
 KEY = ("name", "match", "side", "sign", "of", "threshold")
 
 
-def test_every_null_is_what_random_directions_have():
-    """Each measure, averaged over draws, beside the expectation printed with it."""
+def test_every_null_equals_the_mean_of_random_directions():
+    """Each measure, averaged over draws, equals its stated expectation."""
     d, draws = 12, 16
     found: dict[tuple, list[float]] = {}
     nulls = {}
@@ -171,12 +171,12 @@ def test_every_null_is_what_random_directions_have():
     for key, values in found.items():
         values = torch.tensor(values)
         error = max(float(values.std()) / math.sqrt(draws), 1e-3)
-        # What one-to-one matching finds is known a little less well.
+        # The expectation for one-to-one matching is less precise.
         slack = 0.02 if key[0] == "shared" and key[1] == "one_to_one" else 0.004
         assert abs(float(values.mean()) - nulls[key]) <= 4 * error + slack, key
 
 
-def test_nulls_name_their_quantile():
+def test_nulls_state_their_quantile():
     a, b = normal((40, 8), 0, torch.float32), normal((60, 8), 1, torch.float32)
     result = overlap(a, b)
     mmcs = result.find("mmcs", of="a", sign="signed")
@@ -187,7 +187,7 @@ def test_nulls_name_their_quantile():
     assert pairs.null < pairs.null_high <= 1
 
 
-def test_what_is_matched_is_not_matched_again(monkeypatch):
+def test_given_matches_are_not_computed_again(monkeypatch):
     a = drawn(20, 6, 0)
     b = related(a, 30, 0.5, 5)
     first = overlap(a, b)
@@ -201,7 +201,7 @@ def test_what_is_matched_is_not_matched_again(monkeypatch):
     assert set(again.measures) <= set(first.measures)
 
 
-def test_without_encoders_there_are_no_measures_of_them():
+def test_without_encoders_their_measures_are_missing():
     result = overlap(torch.eye(4), torch.eye(4))
     assert {measure.side for measure in result.measures} == {"decoder"}
     rows = result.to_table().to_pylist()
@@ -211,10 +211,10 @@ def test_without_encoders_there_are_no_measures_of_them():
     assert [point.threshold for point in curve] == list(saefast.stability.result.CURVE)
 
 
-def test_nobody_alive():
+def test_dead_dictionaries_have_no_overlap():
     result = overlap(torch.zeros(3, 2), torch.eye(2), match=["nearest"])
     for measure in result.measures:
-        if measure.of == "b":  # whose features have nobody to find
+        if measure.of == "b":  # whose features have no candidates
             assert measure.value == measure.null == 0
         else:
             assert math.isnan(measure.value)
@@ -229,18 +229,18 @@ def test_nobody_alive():
         ({"thresholds": [-1]}, "thresholds must be at least 0"),
     ],
 )
-def test_bad_input_is_told(options, message):
+def test_bad_input_raises(options, message):
     with pytest.raises(ValueError, match=message):
         overlap(torch.eye(3), torch.eye(3), **options)
 
 
-def test_a_measure_must_be_named_fully():
+def test_an_ambiguous_measure_raises():
     with pytest.raises(ValueError, match=r"where must select one measure 'mmcs', but .* selects 6"):
         overlap(torch.eye(3), torch.eye(3)).find("mmcs")
 
 
-def test_who_is_alone_is_mutual_with_his_nearest():
-    """Where chance decides nothing the null is the value: the only row is its column's nearest."""
+def test_a_single_feature_is_mutual_with_its_nearest():
+    """Without chance the null equals the value: the only row is the nearest of its column."""
     result = overlap(normal((1, 6), 0, torch.float32), normal((5, 6), 1, torch.float32))
     for of, expected in (("a", 1), ("b", 1 / 5)):
         mutual = result.find("mutual", of=of, sign="signed")
@@ -249,7 +249,7 @@ def test_who_is_alone_is_mutual_with_his_nearest():
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_bars_of_each_matching_are_shown_where_they_are_wanted(
+def test_each_matching_shows_a_bar_on_request(
     progress: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []

@@ -1,4 +1,4 @@
-"""score_stability against counting pair by pair, on planted copies and on nothing but chance."""
+"""score_stability against counting pair by pair, on planted copies and on random directions."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from saefast.stability.score import MATCHES
 
 @pytest.fixture(autouse=True)
 def one_thread(torch_threads):
-    """More would only wait for one another at these sizes."""
+    """More threads would only wait for each other at these sizes."""
     torch.set_num_threads(1)
 
 
@@ -35,7 +35,8 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def planted(shares: list[float], m: int, d: int, seed: int) -> list[Tensor]:
-    """A dictionary per share, of which so many rows are those of the first, slightly turned."""
+    """Make a dictionary per share, in which this share of rows is from the first, slightly
+    rotated."""
     first = normal((m, d), seed, torch.float32)
     found = []
     for i, share in enumerate(shares):
@@ -47,7 +48,7 @@ def planted(shares: list[float], m: int, d: int, seed: int) -> list[Tensor]:
 
 
 def count_by_hand(rows: list[Tensor], threshold: float, match: str, absolute: bool) -> list[Tensor]:
-    """[m] hits for each dictionary, from whole matrices of cosines."""
+    """Count hits [m] for each dictionary, from whole matrices of cosines."""
     hits = []
     for s, a in enumerate(rows):
         found = torch.zeros(len(a))
@@ -75,7 +76,7 @@ def count_by_hand(rows: list[Tensor], threshold: float, match: str, absolute: bo
     st.booleans(),
     seeds,
 )
-def test_counts_are_those_by_hand(sizes, d, threshold, match, absolute, seed):
+def test_counts_equal_those_by_hand(sizes, d, threshold, match, absolute, seed):
     """Dictionaries of any sizes, a fifth of the features dead."""
     rows = [normal((m, d), seed + i, torch.float32) for i, m in enumerate(sizes)]
     for i, features in enumerate(rows):
@@ -118,7 +119,7 @@ def test_permuted_and_scaled_copies_are_perfectly_stable(match, side):
 @pytest.mark.parametrize("match", MATCHES)
 @pytest.mark.parametrize(("m", "d", "threshold"), [(100, 8, 0.7), (100, 8, "null"), (150, 16, 0.5)])
 def test_random_dictionaries_are_at_the_null(match, m, d, threshold):
-    """Within what chance allows of what chance does; the stricter rules find no more."""
+    """Within sampling error of the expectation; stricter rules do not find more."""
     rows = [normal((m, d), seed, torch.float32) for seed in range(8)]
     result = score(rows, threshold=threshold, match=match)
     null = BestOfRandom(m, d)
@@ -126,7 +127,7 @@ def test_random_dictionaries_are_at_the_null(match, m, d, threshold):
     assert torch.equal(result.chance, torch.full((8,), level, dtype=torch.float64))
     if threshold == "null":
         assert level == pytest.approx(0.001, rel=1e-6)
-    # 8 * 7 * m hits; those of one feature hang together, so its 7 count as one draw.
+    # 8 * 7 * m hits; those of one feature depend on each other, so its 7 count as one draw.
     error = math.sqrt(level * (1 - level) / (8 * m))
     if match == "nearest":
         assert abs(result.mean() - level) <= 4 * error
@@ -136,7 +137,7 @@ def test_random_dictionaries_are_at_the_null(match, m, d, threshold):
 
 
 @pytest.mark.parametrize("match", MATCHES)
-def test_planted_features_are_found_and_others_are_not(match):
+def test_only_planted_features_are_found(match):
     """Half of the features are in all of five dictionaries, a quarter in three, the rest in one."""
     rows = planted([0.75, 0.75, 0.75, 0.5, 0.5], 80, 32, 3)
     first = normal((80, 32), 3, torch.float32)
@@ -156,7 +157,7 @@ def test_planted_features_are_found_and_others_are_not(match):
         assert torch.equal(result.groups(unstable=0.5)[s]["unstable"], expected <= 3)
 
 
-def test_rounding_in_a_cut_leaves_no_feature_out():
+def test_rounding_of_a_cut_omits_no_feature():
     """3 of 10 are 0.3, which is less than 0.1 + 0.2 in floating point; 1 of 10 is above 1 - 0.9."""
     matches = {}
     for s, t in itertools.permutations(range(11), 2):
@@ -178,7 +179,7 @@ def test_rounding_in_a_cut_leaves_no_feature_out():
 
 @settings(max_examples=20)
 @given(seeds, st.lists(st.integers(1, 30), min_size=2, max_size=5), st.booleans())
-def test_both_sides_need_both_cosines_and_if_asked_the_same_partner(seed, sizes, same_partner):
+def test_both_sides_need_both_cosines_and_optionally_the_same_partner(seed, sizes, same_partner):
     blank = [torch.ones(m, 3) for m in sizes]
     decoder, encoder = random_matches(sizes, seed), random_matches(sizes, seed + 1)
     for key, one in encoder.items():  # half of the partners agree
@@ -211,13 +212,13 @@ def test_both_sides_need_both_cosines_and_if_asked_the_same_partner(seed, sizes,
             )
 
 
-def test_both_sides_differ_from_one(monkeypatch):
-    """A decoder that came back with another encoder is no hit; sides are matched apart."""
+def test_both_sides_differ_from_one_side(monkeypatch):
+    """A decoder that recurs with another encoder is not a hit; sides are matched separately."""
     first = normal((50, 16), 0, torch.float32)
     encoders = [first.clone(), first.clone()]
     encoders[1][:20] = normal((20, 16), 5, torch.float32)
     swapped = first.clone()
-    swapped[20:40] = first[20:40].flip(0)  # both sides return, but not together
+    swapped[20:40] = first[20:40].flip(0)  # both sides recur, but not together
     pair = [Dictionary(first, encoders[0]), Dictionary(swapped, encoders[1])]
     assert (score(pair).score[0] == 1).all()
     both = score(pair, side="both").score[0]
@@ -248,7 +249,7 @@ def test_the_order_of_seeds_and_features_does_not_matter(seed, order):
 
 @settings(max_examples=20)
 @given(st.integers(1, 12), st.floats(0.5, 0.99))
-def test_the_interval_is_jeffreys(trials, confidence):
+def test_the_interval_is_jeffreys_interval(trials, confidence):
     m = trials + 1
     matches = {}
     for s, t in itertools.permutations(range(m), 2):
@@ -264,7 +265,7 @@ def test_the_interval_is_jeffreys(trials, confidence):
         assert float(result.high[0][hits]) == pytest.approx(high, rel=1e-9)
 
 
-def test_the_null_threshold_knows_how_many_are_alive():
+def test_the_null_threshold_depends_on_the_number_alive():
     rows = [normal((m, 24), m, torch.float32) for m in (50, 400)]
     rows[1][100:] = 0
     result = score(rows, threshold="null")
@@ -275,7 +276,7 @@ def test_the_null_threshold_knows_how_many_are_alive():
 
 
 @pytest.mark.parametrize("match", MATCHES)
-def test_matches_that_are_there_are_not_made_again(match, monkeypatch):
+def test_given_matches_are_not_computed_again(match, monkeypatch):
     rows = planted([0.9, 0.5, 0.5], 30, 12, 0)
     matches = saefast.match_all(rows, progress=False, one_to_one=match == "one_to_one")
     expected = score(rows, match=match)
@@ -310,7 +311,7 @@ def test_curves_are_scores_at_other_thresholds():
     assert (curve[1].stable, curve[1].unstable) == (float(stable), float(unstable))
 
 
-def test_features_that_someone_else_declared_dead():
+def test_alive_masks_can_be_given():
     rows = planted([1, 1, 1], 20, 32, 0)
     alive = [torch.arange(20) < 15, torch.ones(20).bool(), torch.ones(20).bool()]
     result = score(rows, alive=alive)
@@ -320,7 +321,7 @@ def test_features_that_someone_else_declared_dead():
     assert sorted(result.support[1].tolist()) == [2] * 5 + [3] * 15
 
 
-def test_an_empty_dictionary_has_nothing():
+def test_an_empty_dictionary_has_no_scores():
     rows = [normal((5, 4), 0, torch.float32), torch.zeros(3, 4), torch.zeros(0, 4)]
     for threshold in (0.5, "null"):
         result = score(rows, threshold=threshold)
@@ -367,12 +368,12 @@ MATCHED = saefast.match_all(ROWS, progress=False)
         ({"alive": [torch.ones(4).bool()] * 2}, ValueError, r"alive\[0\] must have shape \(3,\)"),
     ],
 )
-def test_bad_input_is_told(options, error, message):
+def test_bad_input_raises(options, error, message):
     with pytest.raises(error, match=message):
         score(ROWS, **options)
 
 
-def test_matches_of_other_dictionaries_are_told():
+def test_matches_of_other_dictionaries_raise():
     with pytest.raises(ValueError, match=r"matches\[0, 1\].partner must have size 4"):
         score([torch.eye(4), torch.eye(4)[:2]], matches=MATCHED)
     with pytest.raises(ValueError, match=r"partner must be below 2, the size of dictionary 1"):

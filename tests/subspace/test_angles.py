@@ -1,4 +1,4 @@
-"""Principal angles and overlaps: planted, against projectors, and what chance gives."""
+"""Principal angles and overlaps: planted, against projectors, and of random subspaces."""
 
 import math
 
@@ -23,7 +23,7 @@ def rotation(d: int, seed: int) -> Tensor:
 
 
 def planted(angles: list[float], d: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two planes with these principal angles, each spanned by as many rows, rotated."""
+    """Make two rotated subspaces with these principal angles."""
     k = len(angles)
     first = torch.zeros(k, d, dtype=torch.float64)
     second = torch.zeros(k, d, dtype=torch.float64)
@@ -35,7 +35,7 @@ def planted(angles: list[float], d: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def mixed(rows: Tensor, more: int, seed: int) -> Tensor:
-    """Other rows of the same span, and more of them."""
+    """Return more, other rows of the same span."""
     k = len(rows)
     turn = rotation(k, seed)
     lengths = 1 + torch.rand(k, generator=generator(seed), dtype=torch.float64)
@@ -44,13 +44,13 @@ def mixed(rows: Tensor, more: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_planted_angles_come_back_at_both_ends(seed):
+def test_planted_angles_are_found_from_0_to_90_degrees(seed):
     a, b = planted(ANGLES, 20, seed)
     found = saefast.principal_angles(mixed(a, 5, seed + 1), mixed(b, 3, seed + 2))
     torch.testing.assert_close(found, torch.tensor(ANGLES, dtype=torch.float64), rtol=0, atol=5e-15)
 
 
-def test_a_small_angle_keeps_its_digits():
+def test_small_angles_are_precise():
     a, b = planted([1e-10], 2, 0)
     found = float(saefast.principal_angles(a, b))
     assert found == pytest.approx(1e-10, rel=1e-5)  # an arccos would give 0 or 1.5e-8
@@ -58,10 +58,10 @@ def test_a_small_angle_keeps_its_digits():
 
 @settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), seeds)
-def test_angles_are_those_of_scipy(m, m2, d, seed):
+def test_angles_equal_scipys(m, m2, d, seed):
     a, b = normal((m, d), seed, torch.float64), normal((m2, d), seed + 1, torch.float64)
     found = saefast.principal_angles(a, b)
-    # scipy wants independent columns.
+    # scipy needs independent columns.
     expected = subspace_angles(a[:d].T.numpy(), b[:d].T.numpy())
     assert found.shape == (min(m, m2, d),)
     torch.testing.assert_close(
@@ -75,7 +75,7 @@ def test_angles_are_those_of_scipy(m, m2, d, seed):
 
 
 @given(dtypes, seeds)
-def test_a_plane_within_another_and_one_at_right_angles(dtype, seed):
+def test_contained_and_orthogonal_subspaces(dtype, seed):
     turn = torch.eye(8)[torch.randperm(8, generator=generator(seed))].to(dtype)
     small, large, other = turn[:2], turn[:5], turn[5:]
     right = torch.full((2,), math.pi / 2, dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_a_plane_within_another_and_one_at_right_angles(dtype, seed):
     torch.testing.assert_close(saefast.principal_angles(small, other), right, rtol=1e-15, atol=0)
 
 
-def test_rows_of_zeros_and_dependent_rows_span_nothing_more():
+def test_zero_and_dependent_rows_do_not_change_the_span():
     rows = torch.eye(4)[:2]
     more = torch.cat([rows, torch.zeros(2, 4), rows[:1] + rows[1:], -3 * rows])
     assert saefast.principal_angles(more, torch.eye(4)[1:]).shape == (2,)
@@ -98,7 +98,7 @@ def random_decomposition(m: int, d: int, seed: int) -> Decomposition:
 
 @settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), seeds)
-def test_overlaps_are_those_of_projectors(m, m2, d, seed):
+def test_overlaps_equal_those_of_projectors(m, m2, d, seed):
     a, b = random_decomposition(m, d, seed), random_decomposition(m2, d, seed + 1)
     found = overlaps(a, b)
     assert all(len(curve) == min(m, m2, d) for curve in found)
@@ -133,14 +133,14 @@ def haar(r: int, d: int, draws: int, seed: int) -> Tensor:
 
 
 def assert_moments(values: Tensor, mean: float, sd: float) -> None:
-    """Both within four standard errors."""
+    """Assert both within four standard errors."""
     assert abs(float(values.mean()) - mean) < 4 * sd / math.sqrt(len(values))
     error_of_variance = float((values - values.mean()).square().std()) / math.sqrt(len(values))
     assert abs(float(values.var()) - sd**2) < 4 * error_of_variance
 
 
 @pytest.mark.parametrize(("r", "d"), [(1, 2), (1, 12), (3, 12), (9, 12), (11, 12)])
-def test_the_formula_of_chance_overlap_is_that_of_random_planes(r, d):
+def test_the_formula_of_chance_overlap_holds_for_random_subspaces(r, d):
     a, b = haar(r, d, 4000, 0), haar(r, d, 4000, 1)
     overlap = (a.transpose(1, 2) @ b).square().sum((1, 2)) / r
     assert_moments(overlap, *haar_overlap(r, d))
@@ -148,19 +148,19 @@ def test_the_formula_of_chance_overlap_is_that_of_random_planes(r, d):
 
 @pytest.mark.parametrize("shares", [[1.0], [0.5, 0.3, 0.2], [0.3] + [0.1] * 7])
 @pytest.mark.parametrize("r", [1, 4, 11])
-def test_the_formula_of_chance_capture_is_that_of_random_planes(shares, r):
+def test_the_formula_of_chance_capture_holds_for_random_subspaces(shares, r):
     spectrum = torch.tensor(shares + [0.0] * (12 - len(shares)), dtype=torch.float64)
     captured = (haar(r, 12, 4000, 2).square().sum(2) * spectrum).sum(1)
     assert_moments(captured, *haar_capture(spectrum, r, 12))
 
 
-def test_chance_is_certain_in_the_whole_space():
+def test_the_whole_space_has_overlap_one_by_chance():
     assert haar_overlap(5, 5) == (1, 0)
     assert haar_overlap(1, 1) == (1, 0)
     assert haar_capture(torch.tensor([0.6, 0.4]), 2, 2) == (1, 0)
 
 
-def test_excess_is_0_at_chance_and_1_at_most():
+def test_excess_is_0_at_chance_and_at_most_1():
     chance = torch.arange(1, 6, dtype=torch.float64) / 5
     torch.testing.assert_close(excess(chance, 5), torch.zeros(5).double(), rtol=0, atol=1e-15)
     assert excess(torch.ones(5).double(), 5).tolist() == [1, 1, 1, 1, 0]
@@ -168,8 +168,8 @@ def test_excess_is_0_at_chance_and_1_at_most():
     assert float(half) == pytest.approx(0.5)
 
 
-def test_the_shared_plane_ends_where_most_dimensions_are_beyond_chance():
-    """Three common dimensions of eight, then directions without any overlap but chance."""
+def test_the_shared_rank_is_found_by_excess_over_chance():
+    """Three common dimensions of eight, then directions that overlap only by chance."""
     overlap = torch.tensor([0.2, 0.6, 1.0, 0.8, 0.7, 0.75, 0.9, 1.0], dtype=torch.float64)
     assert shared_plane(overlap, 8) == (3, pytest.approx(3))
     assert shared_plane(overlap[:2], 8) == (2, pytest.approx(2 * (0.6 - 0.25) / 0.75))
@@ -186,6 +186,6 @@ def test_the_shared_plane_ends_where_most_dimensions_are_beyond_chance():
         (torch.ones(3), torch.ones(2, 3), ValueError, "a must have shape"),
     ],
 )
-def test_bad_input_is_named(a, b, error, words):
+def test_errors_name_bad_input(a, b, error, words):
     with pytest.raises(error, match=words):
         saefast.principal_angles(a, b)

@@ -1,4 +1,4 @@
-"""Decompositions of directions: planted spectra, what must not matter, and the same bits."""
+"""Decompositions of directions: planted spectra, invariances and equal bits."""
 
 import math
 
@@ -26,7 +26,7 @@ def decomposed(rows: Tensor, method: str = "gram") -> Decomposition:
 
 
 def axes(counts: list[int], d: int) -> Tensor:
-    """As many copies of each axis: the counts are the eigenvalues."""
+    """Repeat each axis: the counts are the eigenvalues."""
     rows = torch.eye(d).repeat_interleave(torch.tensor(counts + [0] * (d - len(counts))), 0)
     return rows[torch.randperm(len(rows), generator=generator(0))]
 
@@ -36,7 +36,7 @@ def projector(basis: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", spectra.METHODS)
-def test_a_planted_spectrum_and_its_ranks(method):
+def test_a_planted_spectrum_and_its_ranks_are_found(method):
     found = decomposed(axes([60, 30, 10], 7), method)
     assert found.size == 100
     assert found.rank == 3
@@ -62,7 +62,7 @@ def test_equal_eigenvalues_have_the_ranks_of_their_number(method):
 
 @settings(max_examples=30)
 @given(st.integers(1, 700), st.integers(1, 40), seeds)
-def test_the_gram_matrix_is_that_of_the_unit_rows(m, d, seed):
+def test_the_gram_matrix_is_of_unit_rows(m, d, seed):
     rows = normal((m, d), seed, torch.float32)
     expected = (rows.double() / rows.double().norm(dim=1, keepdim=True)).T
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_blocks_and_tiles_cover_everything(tile, block, monkeypatch):
 
 @settings(max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 24), seeds)
-def test_both_methods_find_the_same_planes(m, d, seed):
+def test_both_methods_find_the_same_subspaces(m, d, seed):
     rows = normal((m, d), seed, torch.float64)
     by_gram, by_svd = decomposed(rows), decomposed(rows, "svd")
     assert by_gram.rank == by_svd.rank == min(m, d)
@@ -93,7 +93,7 @@ def test_both_methods_find_the_same_planes(m, d, seed):
         torch.testing.assert_close(
             found.vectors.T @ found.vectors, torch.eye(found.rank).double(), rtol=0, atol=1e-12
         )
-        # The rows lie in the plane of all the directions.
+        # The rows are in the span of all directions.
         torch.testing.assert_close(
             normalised(rows) @ projector(found.vectors), normalised(rows), rtol=0, atol=1e-7
         )
@@ -115,7 +115,7 @@ def test_lengths_signs_and_order_of_rows_do_not_matter(m, d, seed, method):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rows_whose_squares_leave_the_range_of_floats(dtype):
+def test_rows_whose_squares_overflow_or_underflow(dtype):
     rows = normal((40, 6), 0, dtype)
     reach = 2.0 ** (900 if dtype == torch.float64 else 100)
     small, large = rows / reach, rows * reach
@@ -124,7 +124,7 @@ def test_rows_whose_squares_leave_the_range_of_floats(dtype):
         assert_same_bits(decomposed(scaled).eigenvalues, expected)
 
 
-def test_weak_directions_are_seen_by_svd_and_zero_to_gram():
+def test_weak_directions_are_found_by_svd_only():
     weak = 1e-10
     rows = torch.tensor([[1, weak, 0], [1, -weak, 0], [-1, weak, 0]], dtype=torch.float64)
     by_svd, by_gram = decomposed(rows, "svd"), decomposed(rows)
@@ -134,7 +134,7 @@ def test_weak_directions_are_seen_by_svd_and_zero_to_gram():
     assert float(by_svd.eigenvalues[1]) == pytest.approx(weak**2 * (3 - 1 / 3), rel=1e-5)
 
 
-def test_few_directions_in_a_wide_space_need_no_gram(monkeypatch):
+def test_few_directions_in_a_wide_space_use_svd(monkeypatch):
     monkeypatch.setattr(spectra, "gram", None)
     found = decomposed(normal((10, 40), 0, torch.float32))
     assert found.rank == 10
@@ -142,7 +142,7 @@ def test_few_directions_in_a_wide_space_need_no_gram(monkeypatch):
 
 
 @pytest.mark.parametrize("method", spectra.METHODS)
-def test_nothing_spans_nothing(method):
+def test_no_directions_have_rank_zero(method):
     found = decomposed(torch.zeros(0, 5), method)
     assert found.rank == 0
     assert found.vectors.shape == (5, 0)
@@ -160,7 +160,7 @@ def test_the_same_bits_on_any_number_of_threads(m, d, method, torch_threads):
         with side_by_side() as run:
             found.append(decompose([all_of(each) for each in rows], method, run))
         assert torch.get_num_threads() == threads
-    # One after the other, in a task of their own, as the nulls do it.
+    # One after the other in a separate task, as for nulls.
     with side_by_side() as run:
         found.append([next(run(decomposed, [each])) for each in rows] if method == "gram" else [])
     for other in found[1:]:
@@ -178,7 +178,7 @@ def test_tasks_run_on_one_thread_each_and_in_order(torch_threads):
     assert torch.get_num_threads() == 3
 
 
-def test_a_task_that_fails_gives_the_threads_back(torch_threads):
+def test_a_failing_task_restores_the_threads(torch_threads):
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError), side_by_side() as run:
         list(run(lambda i: 1 / i, range(3)))

@@ -1,4 +1,4 @@
-"""fit_subspaces: planted planes, groups, the mechanism in miniature, and what it is told."""
+"""fit_subspaces: planted subspaces, groups, the low-rank mechanism in miniature, and errors."""
 
 import math
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from saefast.run_folder import SUBSPACE_TABLES
 
 
 class Scores(NamedTuple):
-    """As much of a `Stability` as subspaces ask for."""
+    """The part of a `Stability` that subspaces need."""
 
     score: list[Tensor]
     alive: list[Tensor]
 
 
-def test_planted_angles_and_their_overlap_come_back():
+def test_planted_angles_and_their_overlap_are_found():
     angles = [0.0, 1e-6, 0.2, 1.0, math.pi / 2]
     first = plane(10, 24, 0)
     turned = torch.stack(
@@ -44,13 +44,13 @@ def test_planted_angles_and_their_overlap_come_back():
     assert pair.overlap == pytest.approx(overlap, abs=1e-12)
     assert pair.excess == pytest.approx((overlap - 5 / 24) / (1 - 5 / 24), abs=1e-12)
     assert [spectrum.rank for spectrum in found.spectra] == [5, 5]
-    # Its basis is the plane.
+    # Its basis spans the subspace.
     basis = found.spectrum("all", 0).basis
     assert saefast.principal_angles(basis, first[:5]).max() < 1e-12
 
 
-def test_capture_is_the_share_of_energy_in_the_other_plane():
-    """Three quarters of a's features lie in b's plane, all of b's in a's."""
+def test_capture_is_the_share_of_energy_in_the_other_subspace():
+    """Three quarters of a's features are in b's subspace, all of b's in a's."""
     axes = torch.eye(6)
     a = axes[[0] * 5 + [1] * 4 + [2] * 3]
     b = axes[[0] * 4 + [1] * 3]
@@ -62,7 +62,8 @@ def test_capture_is_the_share_of_energy_in_the_other_plane():
 
 
 def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Seeds with a stable block, and other unit vectors of a plane: the same, or each its own."""
+    """Make seeds with a stable block, and unit vectors in a subspace, either the same or one for
+    each."""
     d, r, m = 32, 6, 60
     stable = normal((40, d), seed, torch.float64)
     same = plane(r, d, seed + 1)
@@ -74,7 +75,7 @@ def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Ten
     return dictionaries, [{"stable": ~unstable, "unstable": unstable}] * 3
 
 
-def test_features_that_do_not_come_back_may_span_a_plane_that_does():
+def test_features_that_do_not_recur_may_span_a_subspace_that_does():
     dictionaries, groups = miniature(True, 0)
     found = fit(dictionaries, groups, nulls=saefast.subspace.nulls.NULLS, rank=6, draws=40)
     for pair in found.pairs:
@@ -95,8 +96,8 @@ def test_features_that_do_not_come_back_may_span_a_plane_that_does():
     )
 
 
-def test_a_shared_plane_is_found_at_its_own_rank():
-    """90 % of the energy cuts through it: each seed leaves out another part."""
+def test_a_shared_subspace_is_found_at_its_own_rank():
+    """A rank for 90 % of the energy would cut it: each seed would leave out another part."""
     same, noise = plane(12, 40, 0), 1e-3
     rows = [
         in_plane(same, 100, 1 + s) + noise * normal((100, 40), 5 + s, torch.float64)
@@ -119,7 +120,7 @@ def test_a_shared_plane_is_found_at_its_own_rank():
     assert test.low <= test.value <= test.high
 
 
-def test_planes_of_their_own_overlap_no_more_than_chance():
+def test_separate_subspaces_overlap_by_chance():
     dictionaries, groups = miniature(False, 0)
     found = fit(dictionaries, groups, nulls=["haar", "rotated"], rank=6, draws=40)
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -131,7 +132,7 @@ def test_planes_of_their_own_overlap_no_more_than_chance():
         assert pair.capture_ab == pytest.approx(pair.overlap, abs=0.05)
 
 
-def test_groups_of_a_stability():
+def test_groups_of_a_stability_are_compared():
     d, m = 12, 50
     dictionaries = [normal((m, d), s, torch.float32) for s in range(2)]
     dictionaries[1][7] = 0
@@ -146,7 +147,7 @@ def test_groups_of_a_stability():
     )
     assert found.groups == ("stable", "unstable", "first")
     low = int((score <= 0.2).sum())
-    high = int((score >= 0.8).sum()) + 1  # that which float32 rounded
+    high = int((score >= 0.8).sum()) + 1  # as rounded to float32
     counts = {(s.group, s.seed): (s.features, s.dead) for s in found.spectra}
     assert counts == {
         ("stable", 0): (high, 0),
@@ -162,8 +163,8 @@ def test_groups_of_a_stability():
     assert wider.spectrum("stable", 0).features > high
 
 
-def test_groups_of_a_stability_fit_everywhere():
-    """As masks they give what the stability itself gives, and feature_function takes them, too."""
+def test_masks_of_groups_give_the_result_of_a_stability():
+    """Masks give the result of the stability itself, and feature_function accepts them as well."""
     saes = [saefast.SAE(8, 20, k=4, seed=seed) for seed in range(3)]
     with torch.no_grad():
         for sae in saes[1:]:
@@ -188,7 +189,7 @@ def test_groups_of_a_stability_fit_everywhere():
     assert [row.features for row in found[0].groups] == [int(m.sum()) for m in groups[0].values()]
 
 
-def test_dead_features_do_not_count():
+def test_dead_features_are_left_out():
     rows = [normal((20, 8), s, torch.float64) for s in range(2)]
     rate = (torch.arange(30) < 20).float()
     padded = [
@@ -202,8 +203,8 @@ def test_dead_features_do_not_count():
 
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 10), seeds)
-def test_what_must_not_matter(m, m2, d, seed):
-    """Neither a rotation of the space nor lengths, signs and order of the features."""
+def test_rotations_lengths_signs_and_order_do_not_matter(m, m2, d, seed):
+    """A rotation of the space, and lengths, signs and order of the features."""
     spread = torch.logspace(0, -0.5, d, dtype=torch.float64)
     a, b = (normal((k, d), seed + k, torch.float64) * spread for k in (m, m2 + 50))
     turn = torch.linalg.qr(normal((d, d), seed + 2, torch.float64)).Q
@@ -226,7 +227,7 @@ def test_what_must_not_matter(m, m2, d, seed):
             assert (getattr(one, curve) <= 1).all()
 
 
-def test_seeds_in_another_order_are_the_same_pairs():
+def test_seeds_in_another_order_give_the_same_pairs():
     a, b = normal((30, 6), 0, torch.float64), normal((20, 6), 1, torch.float64)
     one, other = fit([a, b]).pairs[0], fit([b, a]).pairs[0]
     torch.testing.assert_close(one.overlap_curve, other.overlap_curve)
@@ -234,7 +235,7 @@ def test_seeds_in_another_order_are_the_same_pairs():
     assert one.capture_ab != pytest.approx(one.capture_ba, abs=1e-4)
 
 
-def test_the_rank_is_that_of_the_energy_where_it_is_less():
+def test_the_rank_is_limited_by_the_energy():
     a = torch.eye(8).repeat(5, 1)
     b = torch.eye(8)[:3].repeat(5, 1)
     pair = fit([a, b], energy=0.95).pairs[0]
@@ -246,7 +247,7 @@ def test_the_rank_is_that_of_the_energy_where_it_is_less():
     assert fit([a, a], energy=0.5).pairs[0].rank == 4
 
 
-def test_groups_with_few_or_no_features_are_named():
+def test_small_and_empty_groups_are_reported():
     dictionaries = [normal((30, 8), s, torch.float32) for s in range(3)]
     dictionaries[2][10:20] = 0
     one, none = torch.arange(30) < 1, torch.arange(30) < 0
@@ -288,7 +289,7 @@ def assert_finite(found: Subspaces) -> None:
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
 
 
-def test_the_tables_hold_everything():
+def test_the_tables_have_all_results():
     dictionaries, groups = miniature(True, 3)
     found = fit(dictionaries, groups, nulls=["haar", "subset"], draws=3)
     tables = {name: found.to_table(name) for name in SUBSPACE_TABLES}
@@ -336,7 +337,7 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads):
 
 
 @pytest.mark.parametrize("method", ["gram", "svd"])
-def test_the_encoder_side_and_both_methods(method):
+def test_the_encoder_side_and_both_methods_agree(method):
     encoder = [normal((30, 6), s, torch.float32) for s in range(2)]
     decoder = [normal((30, 6), 7 + s, torch.float32) for s in range(2)]
     both = [Dictionary(d, e) for d, e in zip(decoder, encoder, strict=True)]
@@ -386,7 +387,7 @@ FEW = Scores([torch.ones(4)], [torch.ones(4).bool()] * 2)
         ({"initial": [torch.ones(5, 3)] * 2}, ValueError, r"initial\[0\] must have shape \(4, 3\)"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named(options, error, words):
+def test_errors_name_bad_input(options, error, words):
     arguments = {"dictionaries": TWO, "groups": ALL, "progress": False} | options
     with pytest.raises(error, match=words):
         saefast.fit_subspaces(**arguments)

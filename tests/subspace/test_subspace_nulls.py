@@ -1,4 +1,4 @@
-"""The nulls: their laws, that p-values are uniform where they hold, and what each of them tells."""
+"""The nulls: moments, uniform p-values where they hold, and what each of them detects."""
 
 import math
 
@@ -19,11 +19,11 @@ def test_of(result: PairOverlap | GroupSpectrum, null: str, statistic: str) -> N
     return next(test for test in result.tests if (test.null, test.statistic) == (null, statistic))
 
 
-test_of.__test__ = False  # a helper with a telling name
+test_of.__test__ = False  # a helper with a descriptive name
 
 
 def anisotropic(m: int, d: int, seed: int) -> Tensor:
-    """Independent directions of one covariance, whose root is the returned scale."""
+    """Draw independent directions of one covariance, and return its root, the scale."""
     return normal((m, d), seed, torch.float64) * scale(d)
 
 
@@ -33,7 +33,8 @@ def scale(d: int) -> Tensor:
 
 @pytest.mark.parametrize("null", ["random", "rotated"])
 def test_overlaps_under_isotropic_nulls_have_the_moments_of_the_formula(null):
-    """ "haar", "random" and "rotated" are one law, whatever the spectrum of the features."""
+    """ "haar", "random" and "rotated" have the same distribution, for any spectrum of the
+    features."""
     d, r, draws = 10, 3, 400
     rows = [anisotropic(50, d, s) for s in range(2)]
     found = fit(rows, nulls=["haar", null], rank=r, draws=draws)
@@ -51,7 +52,7 @@ def test_overlaps_under_isotropic_nulls_have_the_moments_of_the_formula(null):
     expected = haar_capture(shares / shares.sum(), r, d)
     capture = test_of(pair, "haar", "capture_ab")
     assert (capture.mean, capture.sd) == pytest.approx(expected)
-    # The curve is that of all ranks.
+    # The curve covers all ranks.
     chance = torch.arange(1, d + 1, dtype=torch.float64) / d
     assert_same_bits(pair.bands["haar"].mean, chance)
     errors = 4 * torch.tensor([haar_overlap(k, d).sd for k in range(1, d + 1)]) / math.sqrt(draws)
@@ -61,7 +62,7 @@ def test_overlaps_under_isotropic_nulls_have_the_moments_of_the_formula(null):
 
 
 def rows_under(null: str, seed: int) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Two seeds for which the null holds."""
+    """Draw two seeds for which the null holds."""
     m, d = 60, 8
     if null == "random":
         return [normal((m, d), 2 * seed + s, torch.float64) for s in range(2)], groups_of(m)
@@ -70,7 +71,7 @@ def rows_under(null: str, seed: int) -> tuple[list[Tensor], dict[str, list[Tenso
     if null == "rotated":
         turns = [torch.linalg.qr(normal((d, d), 9 * seed + s, torch.float64)).Q for s in range(2)]
         return [anisotropic(m, d, seed) @ turn for turn in turns], groups_of(m)
-    # A random half of each seed, whatever the seeds share.
+    # A random half of each seed, regardless of what seeds share.
     half = [torch.randperm(m, generator=generator_of(seed, s)) < m // 2 for s in range(2)]
     return [anisotropic(m, d, 7)] * 2, [{"all": mask} for mask in half]
 
@@ -96,8 +97,8 @@ def test_p_values_are_uniform_where_the_null_holds(null):
     assert inside / 40 / statistics > 0.75  # the band of 19 draws holds 90 % to 95 %
 
 
-def test_directions_of_one_covariance_overlap_without_having_anything_else_in_common():
-    """What haar calls a finding, covariance does not: the null that matters most."""
+def test_overlap_by_a_common_covariance_is_explained_by_its_null():
+    """The null "haar" is rejected, the null "covariance" is not."""
     rows = [anisotropic(300, 20, s) for s in range(2)]
     pair = fit(
         rows, nulls=["haar", "covariance"], covariance=torch.diag(scale(20).square()), rank=4
@@ -107,7 +108,7 @@ def test_directions_of_one_covariance_overlap_without_having_anything_else_in_co
     assert covariance.low < covariance.value < covariance.high
 
 
-def test_a_plane_beyond_the_covariance_is_seen_beside_it():
+def test_a_shared_subspace_beyond_the_covariance_is_detected():
     hidden = plane(3, 20, 5)
     rows = [torch.cat([in_plane(hidden, 40, 10 + s), anisotropic(60, 20, s)]) for s in range(2)]
     group = [{"u": torch.arange(100) < 40}] * 2
@@ -115,12 +116,12 @@ def test_a_plane_beyond_the_covariance_is_seen_beside_it():
     pair = fit(rows, group, nulls=["covariance", "subset"], covariance=covariance, rank=3).pairs[0]
     for null in ("covariance", "subset"):
         assert test_of(pair, null, "overlap").p == pytest.approx(1 / 101)
-    # A covariance of that plane alone explains it.
+    # The covariance of that subspace explains it.
     pair = fit(rows, group, nulls=["covariance"], covariance=hidden.T @ hidden, rank=3).pairs[0]
     assert test_of(pair, "covariance", "overlap").p > 0.02
 
 
-def test_a_null_with_planes_too_small_is_named():
+def test_a_null_of_too_small_rank_is_reported():
     rows = [normal((30, 6), s, torch.float64) for s in range(2)]
     found = fit(rows, nulls=["covariance"], covariance=torch.diag(torch.eye(6)[0]), draws=5, rank=2)
     pair = found.pairs[0]
@@ -144,8 +145,8 @@ def test_random_directions_have_the_ranks_of_their_number():
         assert lower.value < 5 + 1e-9 < lower.low
 
 
-def test_the_subset_null_is_of_those_alive():
-    """All that are alive form the group: every draw is the group itself."""
+def test_the_subset_null_draws_from_alive_features():
+    """The group has all alive features, so every draw is the group itself."""
     rows = [normal((30, 6), s, torch.float64) for s in range(2)]
     rate = (torch.arange(30) < 20).float()
     dictionaries = [Dictionary(each, firing_rate=rate) for each in rows]
@@ -154,7 +155,7 @@ def test_the_subset_null_is_of_those_alive():
         torch.testing.assert_close(curve, pair.overlap_curve)
 
 
-def test_the_initial_null_is_the_same_group_before_training():
+def test_the_initial_null_uses_the_group_before_training():
     before = [normal((30, 6), s, torch.float64) for s in range(2)]
     before[1][3] = 0
     after = [normal((30, 6), 5 + s, torch.float64) for s in range(2)]
@@ -171,7 +172,7 @@ def test_the_initial_null_is_the_same_group_before_training():
     assert rank.mean == expected.spectra[0].effective_rank
 
 
-def test_draws_depend_on_seed_null_and_group_alone():
+def test_draws_depend_only_on_seed_null_and_group():
     rows = [anisotropic(40, 6, s) for s in range(2)]
     half = [{"half": torch.arange(40) < 20}] * 2
     options = {"draws": 5, "rank": 2}
@@ -183,13 +184,13 @@ def test_draws_depend_on_seed_null_and_group_alone():
     assert test_of(among.pair("half", 0, 1), "subset", "overlap") == alone.tests[0]
     assert again.tests[0].mean != alone.tests[0].mean
     assert more.tests[0].mean != alone.tests[0].mean
-    # The seeds of a pair, and the draws, are not the same numbers.
+    # Seeds of a pair, and draws, have different random numbers.
     same = fit([rows[0]] * 2, nulls=["random"], draws=3, rank=2).pairs[0]
     assert test_of(same, "random", "overlap").high < 0.99
     assert test_of(same, "random", "overlap").sd > 0
 
 
-def test_a_number_beside_its_draws():
+def test_p_values_rank_a_number_among_draws():
     draws = [0.1, 0.2, 0.3, 0.4]
     large = beside("n", "s", 0.3, draws, 0.5)
     assert (large.null, large.statistic, large.draws) == ("n", "s", 4)

@@ -1,4 +1,4 @@
-"""The sweep that tests compare with: its cells as single runs."""
+"""The cells of a sweep as single runs, for comparisons."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from helpers.small_sweep import one_after_another, small_sweep
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The twelve cells, one after another."""
+    """Run the twelve cells, one after another."""
     folder = tmp_path_factory.mktemp("alone")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Sweeps whose file, folder or last stage changes between two starts; the table of results."""
+"""Sweeps whose file, folder or last stage changes between two starts, and the table of results."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ base = "base.toml"
 
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do all tasks in this process."""
+    """Run all tasks in this process."""
     monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
 
 
@@ -31,7 +31,7 @@ def cells_of(out: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["level"] == "cell"]
 
 
-def test_status_is_that_of_the_last_stage_asked_for(tmp_path: Path) -> None:
+def test_status_is_of_the_last_requested_stage(tmp_path: Path) -> None:
     sweep, out = small_sweep(tmp_path, TWO), tmp_path / "out"
     run_sweep(sweep, out, until="harvest")
     assert [row["status"] for row in cells_of(out)] == ["finished", "finished"]
@@ -44,7 +44,7 @@ def test_status_is_that_of_the_last_stage_asked_for(tmp_path: Path) -> None:
 
 
 def test_settings_of_later_stages_are_accepted_once(tmp_path: Path) -> None:
-    """Also where no stage that is asked for depends on them."""
+    """Also if no requested stage depends on them."""
     out = tmp_path / "out"
     run_sweep(small_sweep(tmp_path / "one", TWO), out, until="train")
     other = small_sweep(tmp_path / "other", TWO, pool={"tokens": 700})
@@ -57,16 +57,14 @@ def test_settings_of_later_stages_are_accepted_once(tmp_path: Path) -> None:
     assert read_json(out / "cells/k-2/settings.json")["pool"]["tokens"] == 700
 
 
-def test_settings_without_effect_on_results_are_no_change(tmp_path: Path) -> None:
+def test_settings_without_effect_on_results_are_not_a_change(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_sweep(small_sweep(tmp_path / "one", TWO), out, until="train")
     other = small_sweep(tmp_path / "other", TWO, trainer={"log_every": 7})
     assert run_sweep(other, out, until="train").skipped == 2
 
 
-def test_a_removal_that_was_killed_leaves_no_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_removal_leaves_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, out = small_sweep(tmp_path, TWO), tmp_path / "out"
     run_sweep(sweep, out, until="harvest")
     folder = SweepFolder(out)
@@ -90,7 +88,7 @@ def test_an_axis_of_several_types_is_json(tmp_path: Path) -> None:
     assert [row["train.lr"] for row in rows] == [1, 0.5, 1, 0.5]
 
 
-def test_names_of_sets_are_no_columns_of_the_table(tmp_path: Path) -> None:
+def test_names_of_sets_are_not_columns_of_the_table(tmp_path: Path) -> None:
     text = (
         'base = "base.toml"\n[sets.status.small]\n"train.k" = 2\n'
         '[sets.status.large]\n"train.k" = 3\n[grid]\nstatus = ["small", "large"]'
@@ -101,14 +99,14 @@ def test_names_of_sets_are_no_columns_of_the_table(tmp_path: Path) -> None:
     assert {row["status"] for row in rows} == {"finished"}
 
 
-def test_saes_of_a_named_training_have_their_metrics(tmp_path: Path) -> None:
+def test_saes_of_a_named_training_have_metrics(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, TWO, train={"name": "mine"})
     run_sweep(sweep, tmp_path / "out", until="train")
     rows = read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert all(row["l0"] > 0 for row in rows)
 
 
-def test_a_plan_of_a_share_names_its_own_cells(tmp_path: Path) -> None:
+def test_a_plan_of_a_share_names_only_its_cells(tmp_path: Path) -> None:
     sweep, out = small_sweep(tmp_path, TWO), tmp_path / "out"
     for number in (1, 2):
         run_sweep(sweep, out, until="harvest", share=(number, 2))
@@ -117,14 +115,14 @@ def test_a_plan_of_a_share_names_its_own_cells(tmp_path: Path) -> None:
         assert plan_sweep(other, out, until="train", share=(number, 2)).changed == (name,)
 
 
-def test_trainings_are_of_a_limited_number_of_cells(tmp_path: Path) -> None:
-    """Each holds files open."""
+def test_trainings_have_a_limited_number_of_cells(tmp_path: Path) -> None:
+    """Each cell holds files open."""
     (one, *_) = small_sweep(tmp_path, TWO).cells
     many = [dataclasses.replace(one, name=f"cell-{number}") for number in range(450)]
     assert sorted(map(len, divided(many, 1, None, 24))) == [150, 150, 150]
 
 
-def test_a_second_driver_writes_the_sweep_after_the_first(tmp_path: Path) -> None:
+def test_a_second_driver_waits_to_write_the_sweep(tmp_path: Path) -> None:
     sweep: Sweep = small_sweep(tmp_path, TWO)
     folder = SweepFolder(tmp_path / "out")
     with folder.writing(), pytest.MonkeyPatch.context() as patch:
@@ -134,7 +132,7 @@ def test_a_second_driver_writes_the_sweep_after_the_first(tmp_path: Path) -> Non
 
 
 class _Waited(Exception):
-    """The lock was held by another."""
+    """Raised when the lock is held by another driver."""
 
 
 def _waited(_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Sweep files: what they span, and what is wrong with bad ones."""
+"""Sweep files: their cells, and errors of bad files."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         assert told == expected
 
 
-def test_a_base_is_a_file_beside_and_settings_hold_for_all(tmp_path: Path) -> None:
+def test_base_is_a_relative_path_and_settings_apply_to_all_cells(tmp_path: Path) -> None:
     text = 'base = "base.toml"\n[settings]\n"train.lr" = 0.5\n[grid]\n"train.k" = [2]'
     (cell,) = read(tmp_path, text).cells
     settings = base_settings()
@@ -60,7 +60,7 @@ def test_a_base_is_a_file_beside_and_settings_hold_for_all(tmp_path: Path) -> No
         ("{from = 0.1, to = 0.3, step = 0.1}", [0.1, 0.2, pytest.approx(0.3)]),
     ],
 )
-def test_ranges_have_both_ends(tmp_path: Path, told: str, values: list[Any]) -> None:
+def test_ranges_include_both_ends(tmp_path: Path, told: str, values: list[Any]) -> None:
     name = "train.lr" if "." in told else "train.auxk.dead_after"
     sweep = read(tmp_path, f'base = "quick"\n[grid]\n"{name}" = {told}')
     assert [cell.axes[name] for cell in sweep.cells] == values
@@ -90,7 +90,7 @@ def test_sets_are_settings_that_change_together(tmp_path: Path) -> None:
     assert [(each.latents, each.k) for each in trains] == [(512, 8), (64, 2), (64, 2)]
 
 
-def test_exclusions_are_of_axes_of_settings_and_of_several_values(tmp_path: Path) -> None:
+def test_exclusions_match_axes_settings_and_several_values(tmp_path: Path) -> None:
     grid = 'base = "quick"\n[grid]\n"train.latents" = [64, 128]\n"train.k" = [2, 4, 8]\n'
     text = grid + '[[exclude]]\n"train.latents" = 128\n"train.k" = [2, 8]'
     assert names(read(tmp_path, text)) == [
@@ -103,7 +103,7 @@ def test_exclusions_are_of_axes_of_settings_and_of_several_values(tmp_path: Path
     assert names(read(tmp_path, text)) == ["latents-64_k-4", "latents-128_k-4"]
 
 
-def test_names_are_of_folders(tmp_path: Path) -> None:
+def test_cells_have_valid_folder_names(tmp_path: Path) -> None:
     text = """
     base = "demo"
     [grid]
@@ -196,7 +196,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_files_say_what_is_wrong(tmp_path: Path, message: str) -> None:
+def test_errors_name_bad_definitions(tmp_path: Path, message: str) -> None:
     path = sweep_file(tmp_path, BAD[message])
     with pytest.raises((TypeError, ValueError), match=message) as told:
         read_sweep(path)
@@ -204,7 +204,7 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, message: str) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_several_settings_of_a_table_that_is_none_are_given(tmp_path: Path) -> None:
+def test_settings_of_a_table_that_is_none_can_be_given(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('[planted]\n[train]\nlatents = 64\nauxk = "none"')
     text = 'base = "other.toml"\n[settings]\n"train.auxk.k" = 8\n"train.auxk.dead_after" = 100\n'
     (cell,) = read(tmp_path, text + '[grid]\n"train.k" = [2]').cells
@@ -228,7 +228,7 @@ def test_a_base_without_training_is_refused(tmp_path: Path) -> None:
         read(tmp_path, 'base = "other.toml"\n[grid]\n"train.k" = [2]')
 
 
-def test_a_base_of_nonsense_is_named(tmp_path: Path) -> None:
+def test_errors_name_a_bad_base(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, 'base = "bad.toml"\n[grid]\n"train.k" = [2]')
     (tmp_path / "bad.toml").write_text("[planted]\n[train]\nlatent = 3")
     with pytest.raises(ValueError, match=r"sweep.toml: .*bad.toml: train has no setting"):

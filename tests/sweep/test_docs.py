@@ -1,4 +1,4 @@
-"""The example of docs/guides/sweeps.md runs, and says what the guide says."""
+"""The example of docs/guides/sweeps.md runs, with the output in the guide."""
 
 import re
 from pathlib import Path

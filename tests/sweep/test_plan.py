@@ -1,4 +1,4 @@
-"""Plans: what they count follows from the cells, and nothing is written."""
+"""Plans follow from the cells, and write nothing."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_hours_follow_from_steps(tmp_path: Path) -> None:
     assert trained.hours == pytest.approx(trained.harvest_hours + 2 * steps / 3600)
 
 
-def test_disk_is_what_a_sweep_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_equals_that_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = small_sweep(tmp_path, TWO, train={"latents": 512})
     out = tmp_path / "out"
     planned = plan_sweep(sweep, out, until="statistics").disk
@@ -47,7 +47,7 @@ def test_disk_is_what_a_sweep_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (rest.finished, rest.saes, rest.hours, rest.disk) == (2, 0, 0, 0)
 
 
-def test_a_plan_is_of_a_share_and_names_changed_cells(
+def test_a_plan_covers_a_share_and_names_changed_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = small_sweep(tmp_path, TWO)

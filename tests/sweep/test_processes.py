@@ -1,4 +1,4 @@
-"""Sweeps by worker processes: killed anywhere, they end with the bytes of single runs."""
+"""Sweeps with worker processes, killed anywhere, end with the bytes of single runs."""
 
 import os
 import random
@@ -86,7 +86,7 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone:
 
 
 def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
-    """Before any is due: every training is interrupted, not killed."""
+    """Before any is due: trainings are interrupted, not killed."""
     changes = {"train": {"tokens": 10**8}, "trainer": {"checkpoint_minutes": 60}}
     file, out = sweep_file(tmp_path / "file", **changes), tmp_path / "out"
     running = driver(file, out)
@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
 
 
 def test_threads_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder has another saefast, which the driver does not import, nor do workers."""
+    """The current folder has another saefast, which neither the driver nor workers import."""
     (tmp_path / "saefast").mkdir()
     (tmp_path / "saefast" / "__init__.py").write_text("raise ImportError('not this one')")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Sites of a language model: one pass for all, and the rows that each has alone."""
+"""Sites of a language model: one pass for all, with the rows of separate harvests."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def test_sites_are_harvested_in_one_pass(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(driver, "LocalWorkers", lambda *_: hands)
     outcome = run_sweep(sweep, tmp_path / "out", until="train")
     assert outcome.failed == {}
-    assert passes == [["resid.1", "mlp.2"]] * 2  # rows to train on, and rows that are held out
+    assert passes == [["resid.1", "mlp.2"]] * 2  # rows to train on, and held-out rows
     assert hands.kinds == [("harvest", 4), ("train", 2), ("train", 2)]
     assert_same_cells(sweep, tmp_path / "out", alone)
     assert len(list((tmp_path / "out" / "stores").iterdir())) == 1

@@ -1,4 +1,4 @@
-"""Sweeps: the cells are what single runs are; what fails is tried again; the table tells all."""
+"""Sweeps: cells equal single runs, failures are retried, and the table has all results."""
 
 import dataclasses
 import errno
@@ -54,7 +54,7 @@ def finished(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Swe
 
 @pytest.fixture
 def swept(finished: tuple[Sweep, Path, Any], tmp_path: Path) -> tuple[Sweep, Path]:
-    """A copy to be changed."""
+    """Return a copy that tests can change."""
     return finished[0], shutil.copytree(finished[1], tmp_path / "out", symlinks=True)
 
 
@@ -70,7 +70,7 @@ def test_cells_have_the_bytes_of_single_runs(
     assert kinds == [("harvest", 12), ("train", 6), ("train", 6), *[("stages", 1)] * 12]
 
 
-def test_a_cell_is_an_ordinary_run_wherever_the_sweep_is_moved(swept: tuple[Sweep, Path]) -> None:
+def test_a_cell_is_a_run_also_after_the_sweep_is_moved(swept: tuple[Sweep, Path]) -> None:
     sweep, out = swept
     moved = out.rename(out.with_name("moved"))
     cell = sweep.cells[0]
@@ -82,7 +82,7 @@ def test_a_cell_is_an_ordinary_run_wherever_the_sweep_is_moved(swept: tuple[Swee
     assert [each.stage for each in outcomes if not each.skipped] == ["match"]
 
 
-def test_what_is_finished_is_skipped(swept: tuple[Sweep, Path]) -> None:
+def test_finished_cells_are_skipped(swept: tuple[Sweep, Path]) -> None:
     sweep, out = swept
     outcome, hands = drive(sweep, out)
     assert (outcome.cells, outcome.skipped, hands.done) == (12, 12, [])
@@ -100,7 +100,7 @@ def test_what_is_finished_is_skipped(swept: tuple[Sweep, Path]) -> None:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Path]:
-    """Two cells up to stability."""
+    """Return two cells, run up to stability."""
     folder = tmp_path_factory.mktemp("scored")
     sweep = small_sweep(folder, TWO)
     drive(sweep, folder / "out", until="stability")
@@ -139,7 +139,7 @@ def test_the_table_has_a_row_for_each_cell_and_sae(scored: tuple[Sweep, Path]) -
     assert len({row["digest"] for row in rows}) == 2
 
 
-def test_the_table_is_made_from_the_folders_alone(scored: tuple[Sweep, Path]) -> None:
+def test_the_table_is_made_from_the_folders_only(scored: tuple[Sweep, Path]) -> None:
     _, out = scored
     before = (out / "results.parquet").read_bytes()
     (out / "results.parquet").write_bytes(b"half")
@@ -148,7 +148,7 @@ def test_the_table_is_made_from_the_folders_alone(scored: tuple[Sweep, Path]) ->
 
 
 class Failing(InlineWorkers):
-    """Workers that fail at one kind of task, as often as `times` says for each cell."""
+    """Workers that fail at one kind of task, `times` times for each cell."""
 
     def __init__(self, times: dict[str, int], kind: str) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Failing(InlineWorkers):
 
 
 @pytest.mark.parametrize("kind", ["harvest", "train", "stages"])
-def test_a_cell_that_fails_is_tried_again_and_then_named(tmp_path: Path, kind: str) -> None:
+def test_a_failed_cell_is_retried_and_then_named(tmp_path: Path, kind: str) -> None:
     sweep = small_sweep(tmp_path, TWO)
     bad, good = (cell.name for cell in sweep.cells)
     out = tmp_path / "out"
@@ -179,14 +179,14 @@ def test_a_cell_that_fails_is_tried_again_and_then_named(tmp_path: Path, kind: s
     assert {row["status"] for row in rows_of(out)} == {"finished"}
 
 
-def test_one_failure_costs_nothing(tmp_path: Path) -> None:
+def test_one_failure_does_not_change_results(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, TWO)
     outcome, _ = drive(sweep, tmp_path / "out", Failing({sweep.cells[1].name: 1}, "stages"))
     assert outcome.failed == {}
 
 
 class Dying(InlineWorkers):
-    """Its process ends as it trains, so often."""
+    """Workers whose process ends during training, a number of times."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Dying(InlineWorkers):
         return answer
 
 
-def test_after_a_death_cells_are_tried_together_and_then_alone(tmp_path: Path) -> None:
+def test_after_a_death_cells_are_retried_together_and_then_alone(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, TWO)
     outcome, hands = drive(sweep, tmp_path / "once", Dying(1))
     assert outcome.failed == {}
@@ -210,7 +210,7 @@ def test_after_a_death_cells_are_tried_together_and_then_alone(tmp_path: Path) -
     assert hands.kinds[1:5] == [("train", 2), ("train", 2), ("train", 1), ("train", 1)]
 
 
-def test_a_full_disk_costs_no_bytes(
+def test_a_full_disk_does_not_change_results(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = dataclasses.replace(small_sweep(tmp_path), cells=small_sweep(tmp_path).cells[:3])
@@ -272,7 +272,9 @@ def test_a_changed_file_names_the_cells_that_would_change(
     assert read_json(out / "cells" / one.cells[0].name / "settings.json")["train"]["tokens"] == 4000
 
 
-def test_later_stages_change_without_a_training(swept: tuple[Sweep, Path], tmp_path: Path) -> None:
+def test_later_stages_can_change_without_training(
+    swept: tuple[Sweep, Path], tmp_path: Path
+) -> None:
     sweep, out = swept
     other = small_sweep(tmp_path / "other", evaluate={"contexts": 2})
     one = dataclasses.replace(sweep, cells=other.cells[:1])
@@ -282,7 +284,7 @@ def test_later_stages_change_without_a_training(swept: tuple[Sweep, Path], tmp_p
     assert hands.kinds == [("stages", 1)]
 
 
-def test_shares_are_all_of_it_once(tmp_path: Path) -> None:
+def test_shares_have_every_cell_once(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path)
     out = tmp_path / "out"
     seen: list[str] = []
@@ -297,7 +299,7 @@ def test_shares_are_all_of_it_once(tmp_path: Path) -> None:
             drive(sweep, out, share=share)
 
 
-def test_a_folder_of_something_else_is_refused(alone: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_refused(alone: Path, tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path)
     with pytest.raises(FileExistsError, match="must be the folder of a sweep, but"):
         drive(sweep, alone / sweep.cells[0].name)
@@ -305,7 +307,7 @@ def test_a_folder_of_something_else_is_refused(alone: Path, tmp_path: Path) -> N
         write_results(SweepFolder(tmp_path))
 
 
-def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_cells_that_cannot_run_are_refused_before_writing(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path, TWO, train={"seeds": [0]})
     with pytest.raises(ValueError, match="k-2 cannot be run: seeds must be two or more"):
         drive(sweep, tmp_path / "out", until="match")
@@ -339,7 +341,7 @@ def test_trainings_are_divided_by_work_and_by_memory(tmp_path: Path) -> None:
     assert len(divided(loud, 1, None, 24)) == 12
 
 
-def test_a_variant_is_pooled_as_itself(tmp_path: Path) -> None:
+def test_a_variant_is_pooled_as_this_variant(tmp_path: Path) -> None:
     text = 'base = "base.toml"\n[grid]\n"train.variant" = ["batchtopk", "relu"]\n'
     sweep = small_sweep(tmp_path, text)
     outcome, _ = drive(sweep, tmp_path / "out", until="report")
