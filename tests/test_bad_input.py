@@ -1,4 +1,4 @@
-"""Every mistake gets a TypeError or a ValueError that names the argument, and never a crash."""
+"""Every mistake raises a TypeError or ValueError that names the argument, and none crashes."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def with_value(tensor: torch.Tensor, value: float) -> torch.Tensor:
-    """A copy with one bad entry, in row 2 where there are rows."""
+    """Return a copy with one bad entry, in row 2 if there are rows."""
     out = tensor.clone()
     out[2] = value
     return out
@@ -246,7 +246,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake(mistake: str) -> None:
+def test_mistakes_raise(mistake: str) -> None:
     call, kind, message = MISTAKES[mistake]
     with pytest.raises(kind, match=message):
         call()
@@ -280,7 +280,7 @@ MISFITS: dict[str, Callable[[], object]] = {
 
 
 def update(**changes: torch.Tensor) -> object:
-    """A latent_update that fits, but for the changes."""
+    """Call a valid latent_update with some changes."""
     arguments: dict[str, object] = {
         **dict.fromkeys(("values", "value_grads"), V),
         **dict.fromkeys(("residual", "inputs"), X),
@@ -326,7 +326,7 @@ def test_ops_called_directly_read_nothing_out_of_bounds(misfit: str) -> None:
         "threshold -inf",
     ],
 )
-def test_the_reference_says_the_same(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_raises_the_same(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, kind, message = MISTAKES[mistake]
 
     def on_reference(function: Callable[..., object]) -> Callable[..., object]:
@@ -339,7 +339,7 @@ def test_the_reference_says_the_same(mistake: str, monkeypatch: pytest.MonkeyPat
         call()
 
 
-def test_outputs_that_overlap_are_refused() -> None:
+def test_overlapping_outputs_raise() -> None:
     sae = SAE(6, 8, k=1)
     sae.b_enc = torch.nn.Parameter(torch.zeros(1).expand(8))
     with pytest.raises(ValueError, match="b_enc is updated in place and must be contiguous"):
@@ -353,7 +353,7 @@ def test_outputs_that_overlap_are_refused() -> None:
         latent_update(I, V, V, X, X, *state, *moments, *packed, *extra, RATES, **adam)
 
 
-def test_a_failed_call_leaves_the_process_usable() -> None:
+def test_a_failed_call_does_not_affect_later_ones() -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="x must be finite"):
             encode(with_value(X, NAN), W, k=2)

@@ -1,4 +1,4 @@
-"""Results print as one line, whatever they hold."""
+"""Results print as one line, for any content."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Found:
     __repr__ = brief
 
 
-def test_sizes_stand_for_numbers() -> None:
+def test_sizes_are_printed_instead_of_numbers() -> None:
     rows = torch.ones(3, 2)
     assert repr(Point(1 / 3)) == "Point(x=0.333333)"
     assert repr(Point(1.0, rows)) == "Point(x=1, near=float32[3, 2])"

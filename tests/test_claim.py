@@ -1,4 +1,4 @@
-"""Two writers of one folder: the second is told, and nothing of the first is touched."""
+"""Two writers of one folder: the second raises, and files of the first are not changed."""
 
 import errno
 import fcntl
@@ -19,7 +19,7 @@ ROWS = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
 CONFIG = TrainConfig(latents=16, k=2, tokens=512, batch_size=64)
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with Claim(folder):
         with pytest.raises(BlockingIOError, match=r"another process.*another folder") as told:
@@ -38,8 +38,8 @@ def fails(folder: Path) -> None:
         raise RuntimeError
 
 
-def test_where_nothing_came_of_it_nothing_stays(tmp_path: Path) -> None:
-    """But what was there before does, and what was written."""
+def test_an_unused_new_folder_is_removed(tmp_path: Path) -> None:
+    """Existing folders and written files stay."""
     (tmp_path / "old").mkdir()
     for name in ("new", "old", "used"):
         with pytest.raises(RuntimeError):
@@ -50,13 +50,13 @@ def test_where_nothing_came_of_it_nothing_stays(tmp_path: Path) -> None:
     assert (tmp_path / "quiet").is_dir()
 
 
-def test_a_claim_that_is_forgotten_is_free(tmp_path: Path) -> None:
+def test_an_unreferenced_claim_is_released(tmp_path: Path) -> None:
     held = Claim(tmp_path)
     del held
     Claim(tmp_path).release()
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_claim(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from saefast.disk.lock import Claim\n"
         f"held = Claim(pathlib.Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60)"
@@ -72,7 +72,9 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     Claim(tmp_path).release()
 
 
-def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_support_for_locks_all_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -81,7 +83,7 @@ def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.Mo
         Claim(tmp_path).release()
 
 
-def test_a_folder_that_its_holder_removed_is_not_taken_for_the_next(
+def test_a_lock_on_a_removed_folder_is_not_a_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, flock = tmp_path / "folder", fcntl.flock

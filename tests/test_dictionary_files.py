@@ -1,4 +1,4 @@
-"""The dictionaries of many seeds from disk."""
+"""Loading the dictionaries of many seeds from disk."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import saefast
 from saefast import SAE
 
 
-def test_dictionaries_of_a_run_come_in_order_with_their_rates(tmp_path: Path) -> None:
+def test_dictionaries_of_a_run_are_in_order_with_firing_rates(tmp_path: Path) -> None:
     rates = torch.tensor([0.0, 1e-9, 1e-3, 1.0]).repeat(9)[:M]
     run = tmp_path / "run"
     for seed in (10, 2):
@@ -34,7 +34,7 @@ def test_dictionaries_of_a_run_come_in_order_with_their_rates(tmp_path: Path) ->
     assert_same_bits(both[2].W_enc, saefast.load_sae(run / "pooled").W_enc.detach())
 
 
-def test_dictionaries_of_sparsify_seeds_and_sweeps(tmp_path: Path) -> None:
+def test_dictionaries_of_sparsify_seeds_and_sweeps_are_found(tmp_path: Path) -> None:
     for seed in (0, 11, 2):
         sae = some_sae("topk", seed)
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_dictionaries_of_sparsify_seeds_and_sweeps(tmp_path: Path) -> None:
         saefast.load_dictionaries()
 
 
-def test_firing_rates_come_along_where_both_formats_have_them(tmp_path: Path) -> None:
+def test_firing_rates_are_converted_between_formats(tmp_path: Path) -> None:
     rates = torch.linspace(0, 1, M)
     sae = some_sae("relu")
     sae.firing_rate = rates
@@ -61,7 +61,7 @@ def test_firing_rates_come_along_where_both_formats_have_them(tmp_path: Path) ->
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process that lie in no file."""
+    """Return the bytes of this process that are not mapped from files."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
@@ -70,7 +70,7 @@ def anonymous_memory() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
 @pytest.mark.parametrize("name", ["sae_lens", "sparsify", "dictionary_learning", "gemma_scope"])
-def test_dictionaries_are_mapped_not_read(tmp_path: Path, name: str) -> None:
+def test_dictionaries_are_mapped_instead_of_read(tmp_path: Path, name: str) -> None:
     m, d = 20_000, 256
     with torch.device("meta"):
         sae = SAE(d, m, variant="jumprelu" if name == "gemma_scope" else "topk", device="meta")

@@ -1,4 +1,4 @@
-"""The examples run, at tiny sizes, and say what their first lines promise."""
+"""The examples run at tiny sizes, with the output described in their first lines."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ def run(
     capsys: pytest.CaptureFixture,
     torch_threads: None,
 ) -> Run:
-    """Runs an example as Python would, in an empty folder; what it printed."""
+    """Run an example in an empty folder; return what it printed."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
 
@@ -47,8 +47,8 @@ def number(pattern: str, said: str) -> float:
     return float(found.group(1).replace(",", ""))
 
 
-def test_tensors_of_ones_own(run: Run, tmp_path: Path) -> None:
-    """Rows from a file, of planted features; what is printed is what is in the table."""
+def test_own_tensors_prints_results_of_its_table(run: Run, tmp_path: Path) -> None:
+    """Rows with planted features from a file; the output equals the table."""
     world = PlantedWorld.create(24, 16, active=2)
     for batch, name in enumerate(("train.npy", "more.npy")):
         np.save(tmp_path / name, world.sample(4000, batch).numpy())
@@ -67,13 +67,13 @@ def test_tensors_of_ones_own(run: Run, tmp_path: Path) -> None:
     assert run("own_tensors", "train.npy", "--held-out", "more.npy", *sizes, "--out", "run") == said
 
 
-def test_rows_are_made_up_where_none_are_given(run: Run) -> None:
+def test_own_tensors_makes_synthetic_rows_by_default(run: Run) -> None:
     said = run("own_tensors", "--tokens", 5000, "--latents", 24)
     assert "SAE of seed 3" in said
     assert Path("runs/own-tensors/features.parquet").is_file()
 
 
-def test_a_language_model_of_ones_own(run: Run, tmp_path: Path) -> None:
+def test_own_language_model_prints_results(run: Run, tmp_path: Path) -> None:
     from helpers import tiny_lm
 
     model = tiny_lm.saved(tmp_path / "model")
@@ -92,13 +92,13 @@ def test_a_language_model_of_ones_own(run: Run, tmp_path: Path) -> None:
     assert stable + unstable <= features <= 48
     assert stable > 0
     assert number(r"as it is +([\d.]+)", said) < number(r"zeros instead +([\d.]+)", said)
-    # The text around a feature is printed as a file has it.
+    # The text around a feature is printed as in the file.
     before, token, after = re.findall(r"^  '(.*)'  \['(.)'\]  '(.*)'$", said, re.MULTILINE)[0]
     files = "\n\n".join(file.read_text() for file in sorted(Path("texts").iterdir()))
     assert ast.literal_eval(f"'{before}{token}{after}'") in files
 
 
-def test_two_saes_of_different_formats(run: Run) -> None:
+def test_two_small_saes_are_matched_by_default(run: Run) -> None:
     said = run("match_two_saes", "--out", "pairs.parquet")
     assert "no matching is better" in said
     shared = number(r"by decoder +([\d.]+)", said)
@@ -113,8 +113,8 @@ def test_two_saes_of_different_formats(run: Run) -> None:
     assert len(np.unique(one_to_one[one_to_one >= 0])) == len(cosine) - dead
 
 
-def test_two_saes_given(run: Run) -> None:
-    """Of other sizes; one turned about so that its features are known to be the other's."""
+def test_two_given_saes_are_matched(run: Run) -> None:
+    """Of different sizes; one is permuted so that the true partners are known."""
     first = saefast.SAE(12, 30, k=3, seed=0)
     second = saefast.SAE(12, 40, k=3, seed=1)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_two_saes_given(run: Run) -> None:
         run("match_two_saes", "a")
 
 
-def test_the_plan_comes_first_and_the_proof_last(run: Run) -> None:
+def test_million_features_prints_the_plan_first_and_the_certificate_last(run: Run) -> None:
     said = run("million_features", "--m", 400, "--d", 24)
     plan, took = said.index("work: "), said.index("took ")
     assert said.index("400 features of width 24 with as many") < plan < took
@@ -139,7 +139,7 @@ def test_the_plan_comes_first_and_the_proof_last(run: Run) -> None:
     assert number(r"both, ([\d.]+)% have", said) > 99
 
 
-def test_a_million_features_may_come_from_disk(run: Run) -> None:
+def test_million_features_reads_saes_from_disk(run: Run) -> None:
     for seed in range(2):
         saefast.save_sae(saefast.SAE(8, 50, k=2, seed=seed), f"sae-{seed}")
     said = run("million_features", "--saes", "sae-0", "sae-1")
@@ -148,8 +148,8 @@ def test_a_million_features_may_come_from_disk(run: Run) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_an_example_shows_the_public_interface_alone(path: Path) -> None:
-    """Says how it is run, and names nothing below the rooms that users know."""
+def test_examples_use_only_the_public_interface(path: Path) -> None:
+    """The docstring has the command, and the code uses only public modules."""
     tree = ast.parse(path.read_text())
     said = ast.get_docstring(tree) or ""
     assert f"python examples/{path.name}" in said

@@ -1,4 +1,4 @@
-"""What people mistype: every error names the argument, what came, and the way out."""
+"""Common mistakes: every error names the argument, the value, and the way out."""
 
 import re
 from collections.abc import Callable
@@ -156,13 +156,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_with_its_way_out(mistake: str) -> None:
+def test_errors_name_the_argument_and_the_way_out(mistake: str) -> None:
     call, error, said = MISTAKES[mistake]
     with pytest.raises(error, match=re.escape(said)):
         call()
 
 
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
         ValueError, match=r"device must be available, .* finds no CUDA GPU; use device='cpu'"
@@ -171,7 +171,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "run"])
-def test_a_file_where_the_run_should_be(tmp_path: Path, below: str) -> None:
+def test_a_file_in_place_of_the_run_raises(tmp_path: Path, below: str) -> None:
     (tmp_path / "notes").write_text("kept")
     out = tmp_path / "notes" / below
     with pytest.raises(NotADirectoryError, match="is not a folder, or is below a file") as raised:

@@ -16,7 +16,7 @@ shape_parameters = st.floats(0.2, 5000)
 
 
 @given(st.lists(st.tuples(shape_parameters, shape_parameters, st.floats(0, 1)), min_size=1))
-def test_beta_is_that_of_scipy(cases):
+def test_beta_equals_scipys(cases):
     a, b, x = (np.array(column) for column in zip(*cases, strict=True))
     expected = stats.beta.cdf(x, a, b)
     np.testing.assert_allclose(beta_cdf(x, a, b), expected, rtol=1e-10, atol=1e-14)
@@ -24,16 +24,16 @@ def test_beta_is_that_of_scipy(cases):
 
 @settings(max_examples=30)
 @given(st.floats(0.5, 5000), st.floats(0.2, 5000), st.floats(1e-6, 1 - 1e-6))
-def test_quantiles_are_where_scipy_says(a, b, share):
-    """As near as the neighbours of a float are: distributions may be steep at the ends."""
+def test_quantiles_equal_scipys(a, b, share):
+    """Up to neighbouring floats, since distributions may be steep at the ends."""
     quantile = float(beta_quantile(share, a, b))
     around = quantile - 4e-16 * quantile, min(quantile + 4e-16 * quantile, 1)
     less, more = stats.beta.cdf(around, a, b)
     assert less - 1e-10 * share <= share <= more + 1e-10 * share
 
 
-def test_small_tails_keep_their_digits():
-    """What the best of a hundred thousand is made of."""
+def test_small_tails_are_precise():
+    """As needed for the best of a hundred thousand."""
     for d, t in ((64, 0.8), (768, 0.25), (4096, 0.11)):
         expected = 0.5 * stats.beta.cdf(1 - t * t, (d - 1) / 2, 0.5)
         assert expected < 1e-9
@@ -41,7 +41,7 @@ def test_small_tails_keep_their_digits():
 
 
 @given(st.integers(1, 500), st.floats(-1, 1), st.booleans())
-def test_tails_are_tails(d, t, absolute):
+def test_tails_are_complementary_and_monotone(d, t, absolute):
     tail = float(cosine_tail(t, d, absolute))
     assert 0 <= tail <= 1
     assert tail >= float(cosine_tail(min(t + 0.01, 1), d, absolute))
@@ -52,7 +52,7 @@ def test_tails_are_tails(d, t, absolute):
         assert tail == pytest.approx(2 * float(cosine_tail(t, d)), rel=1e-12)
 
 
-def test_one_dimension_knows_two_directions():
+def test_one_dimension_has_two_directions():
     assert cosine_tail([-1, -0.5, 0, 1], 1).tolist() == [1, 0.5, 0.5, 0.5]
     assert cosine_tail([-1, 0, 0.5, 1], 1, absolute=True).tolist() == [1, 1, 1, 1]
     assert BestOfRandom(2, 1).mean() == pytest.approx(0.5)
@@ -62,19 +62,19 @@ DRAWN = [(1, 2), (7, 2), (20, 3), (128, 8), (256, 32), (200, 64)]
 
 
 def best_of(n: int, d: int, draws: int, absolute: bool) -> torch.Tensor:
-    """[draws] by drawing; every draw has n directions of its own."""
+    """Draw [draws] best cosines; each draw has its own n directions."""
     random = generator(n * 1000 + d)
     found = []
     for _ in range(draws // 100):
         others = torch.randn(100, n, d, generator=random)
-        cosines = others[:, :, 0] / others.norm(dim=2)  # with the first axis: any direction will do
+        cosines = others[:, :, 0] / others.norm(dim=2)  # with the first axis, as with any direction
         found.append((cosines.abs() if absolute else cosines).amax(1))
     return torch.cat(found).double()
 
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize(("n", "d"), DRAWN)
-def test_the_best_of_random_is_distributed_as_drawn(n, d, absolute):
+def test_the_best_of_random_has_the_distribution_of_draws(n, d, absolute):
     null = BestOfRandom(n, d, absolute)
     drawn = best_of(n, d, 1000, absolute)
     error = drawn.std() / len(drawn) ** 0.5
@@ -85,7 +85,7 @@ def test_the_best_of_random_is_distributed_as_drawn(n, d, absolute):
 
 @settings(max_examples=10)
 @given(st.integers(0, 10**6), st.integers(3, 5000), st.floats(0.001, 0.999), st.booleans())
-def test_quantiles_invert_and_the_mean_lies_between(n, d, share, absolute):
+def test_quantiles_invert_the_distribution_and_bound_the_mean(n, d, share, absolute):
     null = BestOfRandom(n, d, absolute)
     if n == 0:
         assert null.quantile(share) == null.mean() == 0
@@ -94,7 +94,7 @@ def test_quantiles_invert_and_the_mean_lies_between(n, d, share, absolute):
     assert null.quantile(1e-9) < null.mean() < null.quantile(1 - 1e-9)
 
 
-def test_more_directions_come_closer_and_more_width_less():
+def test_cosines_grow_with_directions_and_fall_with_width():
     means = [BestOfRandom(n, 64).mean() for n in (1, 10, 100, 10_000)]
     assert means == sorted(means)
     assert means[0] == pytest.approx(0, abs=1e-12)
@@ -103,7 +103,7 @@ def test_more_directions_come_closer_and_more_width_less():
 
 
 @pytest.mark.parametrize(("n", "d"), [(-1, 3), (3, 0)])
-def test_impossible_sizes_are_refused(n, d):
+def test_impossible_sizes_raise(n, d):
     with pytest.raises(ValueError, match=r"must be at least"):
         BestOfRandom(n, d)
 
@@ -113,7 +113,7 @@ PAIRED = [(150, 150, 16), (100, 130, 16), (130, 100, 16), (200, 500, 64)]
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize(("n", "n2", "d"), PAIRED)
-def test_pairs_of_random_are_as_similar_as_drawn(n, n2, d, absolute):
+def test_pairs_of_random_have_the_cosines_of_draws(n, n2, d, absolute):
     null = PairsOfRandom(n, n2, d, absolute)
     drawn = []
     for seed in range(12):
@@ -132,8 +132,8 @@ def test_pairs_of_random_are_as_similar_as_drawn(n, n2, d, absolute):
     assert null.mean() < BestOfRandom(max(n, n2), d, absolute).mean()
 
 
-def test_as_many_pairs_as_features_of_the_smaller_side():
-    """The method's own check: nothing tells it how many pairs there are."""
+def test_the_number_of_pairs_is_that_of_the_smaller_side():
+    """A check of the method, which does not use the number of pairs."""
     for n, n2 in ((100, 130), (200, 500), (1, 40)):
         edges = np.linspace(-0.9, 1, 257)
         expected = -n2 * np.diff(cosine_tail(edges, 12))
@@ -141,7 +141,7 @@ def test_as_many_pairs_as_features_of_the_smaller_side():
         assert taken == pytest.approx(1, abs=1e-3)
 
 
-def test_one_of_many_finds_the_best_of_many():
+def test_a_single_row_has_the_best_of_many():
     assert PairsOfRandom(1, 4000, 32).mean() == pytest.approx(
         BestOfRandom(4000, 32).mean(), abs=1e-3
     )

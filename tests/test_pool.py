@@ -1,4 +1,4 @@
-"""Pooling: order and uniqueness by brute force, copies, and whether it is worth it."""
+"""Pooling: order and uniqueness by brute force, copies, and the verdict."""
 
 from dataclasses import replace
 from typing import Any
@@ -44,7 +44,7 @@ def pooled(dictionaries: Any, stability: Any = None, **options: Any) -> Dictiona
 
 
 def random_dictionaries(count: int, m: int, d: int, seed: int) -> list[Dictionary]:
-    """Features that are in some of them, more or less, and some that are dead."""
+    """Draw features that are in several of them, and some that are dead."""
     shared = normal((m, d), seed, torch.float32)
     out = []
     for number in range(count):
@@ -62,7 +62,7 @@ def random_dictionaries(count: int, m: int, d: int, seed: int) -> list[Dictionar
 
 @pytest.fixture(params=[16, 4096])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many candidates are compared at once."""
+    """Set the number of candidates that are compared at once."""
     monkeypatch.setattr(pool, "_BLOCK", request.param)
     monkeypatch.setattr(pool, "_CHUNK", 2 * request.param)
     monkeypatch.setattr(pool, "_FIRST_WIDTH", 2)
@@ -79,7 +79,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     st.booleans(),
     seeds,
 )
-def test_the_pool_is_that_of_the_definition(count, m, d, threshold, rated, seed):
+def test_the_pool_equals_the_definition(count, m, d, threshold, rated, seed):
     dictionaries = random_dictionaries(count, m, d, seed)
     if not rated:
         dictionaries = [replace(its, firing_rate=None) for its in dictionaries]
@@ -172,7 +172,7 @@ def test_same_bits_for_any_number_of_threads_and_block(monkeypatch: pytest.Monke
         assert_same_bits(getattr(found[0], name), getattr(found[1], name))
 
 
-def test_what_a_dictionary_lacks_the_pool_lacks():
+def test_missing_parts_of_a_dictionary_are_missing_in_the_pool():
     bare = [its.W_dec for its in random_dictionaries(2, 20, 6, 0)]
     found = pooled(list(map(Dictionary, bare)), scores(list(map(Dictionary, bare))))
     assert found.W_enc is found.b_enc is found.b_dec is found.firing_rate is None
@@ -194,7 +194,7 @@ def test_a_dictionary_becomes_an_sae(variant: str):
         assert_same_bits(again.state_dict()[name], value)
 
 
-def test_what_bad_input_is_told():
+def test_bad_input_raises():
     dictionaries = random_dictionaries(2, 20, 6, 0)
     stability = scores(dictionaries)
     longer = replace(stability, support=(torch.ones(21), torch.ones(20)))
@@ -216,7 +216,7 @@ def test_what_bad_input_is_told():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_cut_sae_is_the_sae_without_the_others(variant: str):
+def test_a_cut_sae_equals_the_sae_without_the_other_latents(variant: str):
     sae = random_sae(40, 8, 0, variant, k=40)
     rate = torch.rand(40, generator=generator(2))
     small = cut(sae, rate, 25)
@@ -247,7 +247,7 @@ def study(groups: Any, pools: Any, **options: Any) -> PoolingStudy:
     return evaluate_pooling(groups, pools, ROWS, HELD_OUT, progress=False, **settings)
 
 
-def test_a_pool_is_improved_by_fine_tuning(groups):
+def test_fine_tuning_improves_a_pool(groups):
     found = pooled(groups[0], width=30)
     start = sae_from(found, k=3)
     (tuned,) = train_saes(ROWS, replace(TUNE, latents=30), initial=start, progress=False)
@@ -255,7 +255,7 @@ def test_a_pool_is_improved_by_fine_tuning(groups):
     assert less < error
 
 
-def test_a_study_measures_what_it_says(groups):
+def test_a_study_reports_its_measurements(groups):
     pools = [pooled(group, width=30) for group in groups]
     found = study(groups, pools)
     table = found.to_table().to_pydict()
@@ -285,8 +285,9 @@ def test_a_study_measures_what_it_says(groups):
     assert single.whole.match_share_error == pytest.approx(error, abs=1e-6)
 
 
-def test_the_verdict_says_no_where_nothing_is_gained(groups):
-    """Groups of copies: a pool is one SAE, and so is the SAE cut to its most frequent latents."""
+def test_the_verdict_is_negative_without_a_gain(groups):
+    """Groups of copies: the pool equals one SAE, and so does the SAE cut to its most frequent
+    latents."""
     copies = [[group[0]] * 2 for group in groups]
     found = study(
         copies, [pooled(group, width=30) for group in copies], fine_tune=replace(TUNE, lr=0.0)
@@ -297,8 +298,8 @@ def test_the_verdict_says_no_where_nothing_is_gained(groups):
     assert "pruned (one SAE cut to its most frequent latents" in found.verdict
 
 
-def test_the_verdict_says_yes_where_much_is_gained():
-    """SAEs that know the truth and fire noise of their own more often: pooling sorts it out."""
+def test_the_verdict_is_positive_with_a_gain():
+    """SAEs with the true features and more frequent noise features, which pooling removes."""
     world = PlantedWorld.create(24, 96, active=3, noise=0.05)
     groups = []
     for seed in (0, 10):
@@ -343,7 +344,7 @@ def result_of(method: str, outcome: Outcome) -> MethodResult:
 
 
 @given(*[st.sampled_from([-0.05, -0.005, 0.0, 0.005, 0.05])] * 3)
-def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
+def test_a_method_is_beaten_by_better_on_one_and_worse_on_no_measure(ev, share, mcc):
     def result(method: str, *figures: float) -> MethodResult:
         return result_of(method, outcome_of(*figures, error=0.0))
 
@@ -365,8 +366,8 @@ def test_better_somewhere_and_worse_nowhere(ev, share, mcc):
 
 
 @pytest.mark.parametrize(("error", "beaten"), [(0.0, True), (0.03, True), (0.04, False)])
-def test_a_few_latents_more_are_no_gain(error, beaten):
-    """A gain of .1 is told from two errors of .03 each, not of .04."""
+def test_few_additional_latents_are_not_a_gain(error, beaten):
+    """A gain of .1 is significant for two errors of .03 each, but not of .04."""
     results = (
         result_of("pooled", outcome_of(0.8, 0.7, 0.6, error=error)),
         result_of("pruned", outcome_of(0.8, 0.6, 0.5, error=error)),
@@ -374,7 +375,7 @@ def test_a_few_latents_more_are_no_gain(error, beaten):
     assert PoolingStudy(results=results, threshold=0.7, margin=0.01).pays == beaten
 
 
-def test_what_a_bad_study_is_told(groups):
+def test_bad_studies_raise(groups):
     pools = [pooled(group, width=30) for group in groups]
     for its, given_pools, options, words in (
         (groups[:1], pools, {}, "saes must have two entries, of disjoint seeds, got 1"),

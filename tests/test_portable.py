@@ -15,7 +15,7 @@ PORTABLE = [path for path in SOURCES if path.name not in X86_ONLY]
 
 
 @pytest.mark.parametrize("source", PORTABLE, ids=lambda path: path.name)
-def test_compiles_for_arm64(source: Path, tmp_path: Path) -> None:
+def test_the_sources_compile_for_arm64(source: Path, tmp_path: Path) -> None:
     result = subprocess.run(
         [
             *(sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"),
@@ -30,8 +30,8 @@ def test_compiles_for_arm64(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_levels_that_the_processor_lacks_are_never_entered(tmp_path: Path) -> None:
-    """Even the function that lists a level's loops is compiled with the level's instructions."""
+def test_missing_instruction_sets_are_never_executed(tmp_path: Path) -> None:
+    """Even the function that lists the loops of a level is compiled with its instructions."""
     program = tmp_path / "levels.cpp"
     program.write_text(
         """
@@ -52,7 +52,7 @@ def test_levels_that_the_processor_lacks_are_never_entered(tmp_path: Path) -> No
         """
     )
     command = ["c++", "-std=c++20", "-DSAEFAST_X86"]
-    # A processor that has nothing beyond the portable level.
+    # a processor with only the portable level
     command += ["-D__builtin_cpu_supports(feature)=0", "-D__builtin_cpu_init()=0"]
     command += [f"-I{CSRC}", str(program), str(CSRC / "isa.cpp"), "-o", str(tmp_path / "levels")]
     subprocess.run(command, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Progress bars on a pretended terminal and clock, and lines where there is no terminal."""
+"""Progress bars on a simulated terminal and clock, and lines without a terminal."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from saefast.progress import ProgressBar, tracked
 
 
 class Clock:
-    """Shows the time that a test sets."""
+    """A clock set by tests."""
 
     now = 1000.0
 
@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     screen = Screen()
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=screen))
-    # No thread of tqdm's, which keeps a time of its own.
+    # No thread of tqdm, which uses its own clock.
     monkeypatch.setattr(tqdm.std.tqdm, "monitor_interval", 0)
     return screen
 
@@ -60,7 +60,7 @@ def test_a_terminal_gets_a_bar_after_two_seconds(clock: Clock, screen: Screen) -
         assert re.search(r"20\.0k/50\.0k \[.* rows/s, loss 1\]", screen.getvalue())
 
 
-def test_what_is_soon_done_shows_nothing(clock: Clock, screen: Screen) -> None:
+def test_short_work_shows_nothing(clock: Clock, screen: Screen) -> None:
     for screen.terminal in (True, False):
         for _ in tracked(range(100), "counting", unit="items", progress=True):
             clock.now += 0.015
@@ -74,7 +74,7 @@ def test_nothing_is_shown_without_progress(clock: Clock, screen: Screen) -> None
         assert screen.getvalue() == ""
 
 
-def test_few_things_are_counted_in_whole_numbers(clock: Clock, screen: Screen) -> None:
+def test_small_totals_are_counted_in_whole_numbers(clock: Clock, screen: Screen) -> None:
     for _ in tracked(range(3), "counting", unit="items", progress=True):
         clock.now += 3
     assert "3/3 [00:09<00:00, 0.33 items/s]" in screen.getvalue().replace("  ", " ")
@@ -87,7 +87,7 @@ def test_a_bar_without_a_total_counts(clock: Clock, screen: Screen) -> None:
     assert "counting: 12.0 rows [00:04, 3.00 rows/s]" in screen.getvalue()
 
 
-def test_a_file_gets_a_line_a_minute(clock: Clock, screen: Screen) -> None:
+def test_a_file_gets_a_line_per_minute(clock: Clock, screen: Screen) -> None:
     screen.terminal = False
     with ProgressBar("counting", total=4000, unit="rows", progress=True, done=1000) as bar:
         for number in range(200):  # 200 seconds, ten rows each

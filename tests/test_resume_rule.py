@@ -1,4 +1,4 @@
-"""One rule for a folder that holds something: functions refuse it, commands resume."""
+"""One rule for folders with results: functions refuse them, commands resume."""
 
 import inspect
 import shutil
@@ -84,9 +84,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_refuses_what_is_there_unless_it_is_to_resume(name: str, tmp_path: Path) -> None:
+def test_functions_refuse_existing_results_without_resume(name: str, tmp_path: Path) -> None:
     work = FUNCTIONS[name]
-    first = work(tmp_path / "out", resume=True)  # where nothing is there, it begins
+    first = work(tmp_path / "out", resume=True)  # without results, it starts
     before = content(tmp_path)
     assert before
     with pytest.raises(FileExistsError, match="already exists; continue with resume=True"):
@@ -98,7 +98,7 @@ def test_a_function_refuses_what_is_there_unless_it_is_to_resume(name: str, tmp_
     assert same(work(tmp_path / "out"), first)
 
 
-def test_what_an_interrupted_pair_left_is_refused_as_well(tmp_path: Path) -> None:
+def test_files_of_an_interrupted_pair_are_refused(tmp_path: Path) -> None:
     (tmp_path / "0-1.unfinished").write_bytes(b"")
     with pytest.raises(FileExistsError, match=r"0-1\.unfinished is there already"):
         matched(tmp_path)

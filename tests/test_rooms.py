@@ -1,4 +1,4 @@
-"""What `import saefast` gives, and what it leaves until it is named."""
+"""Modules that `import saefast` imports, and those imported on first use."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 import saefast
 
 
-def test_rooms_are_there_when_they_are_named_and_not_before(tmp_path: Path) -> None:
+def test_subpackages_are_imported_on_first_use(tmp_path: Path) -> None:
     script = (
         "import sys, saefast\n"
         "before = [name for name in saefast._ROOMS if f'saefast.{name}' in sys.modules]\n"
@@ -23,7 +23,7 @@ def test_rooms_are_there_when_they_are_named_and_not_before(tmp_path: Path) -> N
     assert result.stdout.split() == ["[]", *(f"saefast.{name}" for name in saefast._ROOMS)]
 
 
-def test_other_names_are_errors() -> None:
+def test_other_names_raise() -> None:
     with pytest.raises(AttributeError, match="'saefast' has no attribute 'studdies'"):
         _ = saefast.studdies
     with pytest.raises(AttributeError, match="has no attribute 'nobody'"):

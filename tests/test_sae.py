@@ -1,4 +1,4 @@
-"""The model itself, and how it is stored."""
+"""The model, and its files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def test_forward_is_encode_then_decode_for_any_leading_shape() -> None:
     torch.testing.assert_close(sae(x), expected)
 
 
-def test_a_seed_gives_the_same_directions_of_norm_one() -> None:
+def test_a_seed_gives_reproducible_directions_of_norm_one() -> None:
     first, second, other = (SAE(12, 50, k=4, seed=seed) for seed in (3, 3, 4))
     assert_same_bits(first.W_dec, second.W_dec)
     assert not torch.equal(first.W_dec, other.W_dec)
@@ -34,7 +34,7 @@ def test_a_seed_gives_the_same_directions_of_norm_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_saved_and_loaded_is_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_loaded_sae_equals_the_saved_one(tmp_path: Path, dtype: torch.dtype) -> None:
     sae = SAE(7, 20, k=3, seed=0, dtype=dtype)
     with torch.no_grad():
         sae.b_enc.normal_()
@@ -46,7 +46,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, dtype: torch.dtype) -> Non
     assert sorted(p.name for p in folder.parent.iterdir()) == ["sae"]
 
 
-def test_saving_replaces_and_a_failure_keeps_the_old(
+def test_saving_replaces_and_a_failure_keeps_the_old_sae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
@@ -64,7 +64,7 @@ def test_saving_replaces_and_a_failure_keeps_the_old(
 
 
 @pytest.mark.parametrize("there", ["run", "store", "model", "file"])
-def test_saving_replaces_nothing_but_saes(tmp_path: Path, there: str) -> None:
+def test_saving_replaces_only_saes(tmp_path: Path, there: str) -> None:
     sae, path = SAE(7, 20, k=3, seed=0), tmp_path / "mine"
     if there == "run":
         saefast.save_sae(sae, path / "seed-0")
@@ -89,7 +89,7 @@ def test_saving_replaces_nothing_but_saes(tmp_path: Path, there: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_every_format_replaces_its_own(tmp_path: Path, name: str) -> None:
+def test_every_format_replaces_its_own_files(tmp_path: Path, name: str) -> None:
     variant = "jumprelu" if name == "gemma_scope" else "topk"
     normalise = "layer_norm" if name == "openai" else "none"
     sae = SAE(7, 20, k=3, seed=0, variant=variant, normalise=normalise)
@@ -98,7 +98,7 @@ def test_every_format_replaces_its_own(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path, mask: int) -> None:
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
@@ -120,12 +120,12 @@ def test_the_old_folder_stays_until_the_new_one_is_written(
 
     monkeypatch.setattr(os, "fsync", look)
     saefast.save_sae(SAE(7, 20, k=5, seed=1), folder)
-    # Two files and their names are flushed while the old folder is still in its place.
+    # Two files and their names are flushed while the old folder still exists.
     assert seen == [3, 3, 3, 3]
     assert saefast.load_sae(folder).k == 5
 
 
-def test_the_folder_is_what_sae_lens_expects(tmp_path: Path) -> None:
+def test_the_folder_is_that_of_sae_lens(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     sae = SAE(7, 20, k=3, seed=0)
@@ -140,7 +140,7 @@ def test_the_folder_is_what_sae_lens_expects(tmp_path: Path) -> None:
 
 
 def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
-    """A file, what it holds instead (None: nothing at all), and what is said."""
+    """Return files, their wrong content (None: missing), and the error message."""
     return {
         "no config": ("cfg.json", None, FileNotFoundError, "cfg.json does not exist"),
         "config cut": ("cfg.json", b'{"d_in": 7,', ValueError, "cfg.json is not JSON"),
@@ -175,7 +175,7 @@ def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
 
 
 @pytest.mark.parametrize("case", broken_files())
-def test_broken_files_are_named(tmp_path: Path, case: str) -> None:
+def test_errors_name_broken_files(tmp_path: Path, case: str) -> None:
     folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
     name, content, kind, message = broken_files()[case]
     (folder / name).unlink()
@@ -187,7 +187,7 @@ def test_broken_files_are_named(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("d_out", [None, 9])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_comes_back(tmp_path: Path, variant: str, d_out: int | None) -> None:
+def test_every_variant_is_saved_and_loaded(tmp_path: Path, variant: str, d_out: int | None) -> None:
     sae = SAE(7, 20, k=3, seed=0, variant=variant, d_out=d_out)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_every_variant_comes_back(tmp_path: Path, variant: str, d_out: int | Non
     assert_same_bits(loaded(x), sae(x))
 
 
-def test_a_threshold_that_somebody_changed_makes_a_jumprelu(tmp_path: Path) -> None:
+def test_a_changed_threshold_is_saved_as_jumprelu(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = saefast.save_sae(SAE(7, 20, k=3, seed=0, variant="batchtopk"), tmp_path / "sae")
@@ -215,7 +215,7 @@ def test_a_threshold_that_somebody_changed_makes_a_jumprelu(tmp_path: Path) -> N
     assert_same_bits(loaded.threshold.detach(), tensors["threshold"])
 
 
-def test_nan_in_a_file_is_named(tmp_path: Path) -> None:
+def test_errors_name_nan_in_a_file(tmp_path: Path) -> None:
     sae = SAE(7, 20, k=3, seed=0)
     with torch.no_grad():
         sae.b_enc[4] = torch.nan

@@ -1,4 +1,4 @@
-"""An SAE that is being saved: kills leave nothing behind, and two writers do not meet."""
+"""Saving of an SAE: kills leave no files, and two writers do not interfere."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ saefast.save_sae(saefast.SAE(7, 20, k=3, seed=9, centred=False), path, format=fo
 
 @contextmanager
 def halted(path: Path, where: str, format: str = "sae_lens") -> Iterator[None]:
-    """Another process in the middle of saving; afterwards it has been killed."""
+    """Provide a process that is saving; kill it at the end."""
     command = [sys.executable, "-c", SAVES, str(path), format, where]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=path.parent) as process:
         try:
@@ -65,7 +65,7 @@ def names(folder: Path) -> list[str]:
         ("at a file", "qwen_scope", "sae.pt"),
     ],
 )
-def test_what_a_kill_leaves_is_cleared_by_the_next_attempt(
+def test_files_of_a_killed_save_are_removed_by_the_next_one(
     tmp_path: Path, where: str, format: str, name: str, there: bool
 ) -> None:
     path, sae = tmp_path / name, some_sae(1)
@@ -79,7 +79,7 @@ def test_what_a_kill_leaves_is_cleared_by_the_next_attempt(
     assert names(tmp_path) == [name]
 
 
-def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+def test_files_of_a_writing_process_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "sae"
     with halted(path, "at a file"):
         before = [entry for entry in (tmp_path / ".sae.part").rglob("*") if entry.is_file()]
@@ -91,11 +91,11 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == [".sae.part", "other"]
 
 
-def test_what_made_way_comes_back_if_nothing_came(
+def test_the_old_folder_is_restored_after_a_failed_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a kill between two renames, and after a rename that failed: also if the disk is full
-    at the next attempt."""
+    """After a kill between two renames, and after a failed rename, also if the disk is full at the
+    next attempt."""
     before = some_sae(0)
     path = saefast.save_sae(before, tmp_path / "sae")
     with halted(path, "at its name"):

@@ -1,4 +1,4 @@
-"""The whole story on a language model, by the command line: harvest to report, through kills."""
+"""All stages on a language model by the command line, harvest to report, through kills."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def settings_for(model: Path, texts: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, texts, and a file of settings."""
+    """Return a folder with a model, texts, and a file of settings."""
     folder = tmp_path_factory.mktemp("story")
     saved(folder / "model")
     (folder / "texts").mkdir()
@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(place: Path) -> Iterator[Path]:
-    """What the command makes when nothing disturbs it."""
+    """Return the run of an uninterrupted command."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["run", str(place / "tiny.toml"), "--out", str(place / "run")]) == 0
@@ -70,7 +70,7 @@ def run(place: Path) -> Iterator[Path]:
 
 
 def content(run: Path) -> dict[str, Any]:
-    """All files of a run, without the times that it took."""
+    """Return all files of a run, without times."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = str(path.relative_to(run))
@@ -89,7 +89,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "input_wait")}
 
 
-def test_the_report_tells_of_the_model_and_the_text(run: Path, place: Path) -> None:
+def test_the_report_shows_the_model_and_the_text(run: Path, place: Path) -> None:
     assert any(each.topic == "Language model" for each in findings_of(run))
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "Loss of the language model by group" in report
@@ -97,14 +97,14 @@ def test_the_report_tells_of_the_model_and_the_text(run: Path, place: Path) -> N
     assert len(contexts["token"]) > 4 * 24
     texts = "\n\n".join(file.read_text() for file in sorted((place / "texts").iterdir()))
     for parts in zip(contexts["before"], contexts["token"], contexts["after"], strict=True):
-        # A context may go over the end of a document that is followed by one from elsewhere.
+        # A context may cross the end of a document into an unrelated one.
         joined = "".join(parts)
         assert all(piece in texts for piece in joined.split("\n\n"))
     group = read_table(run / "features.parquet")["group"].to_pylist()
     assert group.count("stable") > 4
 
 
-def test_losses_are_those_of_patching_by_hand(run: Path, place: Path) -> None:
+def test_losses_equal_those_of_patching_by_hand(run: Path, place: Path) -> None:
     told = read_json(run / "evaluation.json")["language_model"]
     table = read_table(run / "features.parquet").to_pydict()
     first = [g for g, seed in zip(table["group"], table["seed"], strict=True) if seed == 0]
@@ -124,7 +124,7 @@ def test_losses_are_those_of_patching_by_hand(run: Path, place: Path) -> None:
     assert told["clean"]["ce"]["value"] != told["zero"]["ce"]["value"]
 
 
-def test_harvest_by_itself_writes_what_a_run_writes(
+def test_harvest_alone_writes_the_store_of_a_run(
     run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     how = ["--text", str(place / "texts"), "--context", str(CONTEXT), "--site", "resid.1"]
@@ -197,16 +197,14 @@ DEATHS = [
 ]
 
 
-def test_however_often_it_is_killed_it_ends_with_the_same_results(
-    run: Path, place: Path, tmp_path: Path
-) -> None:
-    """As it writes files or trains, and between stages: by SIGKILL and by Ctrl-C."""
+def test_a_run_killed_anywhere_has_the_same_results(run: Path, place: Path, tmp_path: Path) -> None:
+    """During writing and training and between stages, by SIGKILL and Ctrl-C."""
     out = tmp_path / "killed"
     command = ["run", str(place / "tiny.toml"), "--out", str(out)]
     ends, told = [], ""
 
     def once(arm: str, when: object = "", sign: int = 0) -> None:
-        """The command in a process of its own."""
+        """Run the command in a separate process."""
         nonlocal told
         done = subprocess.run(
             [sys.executable, "-c", DRIVER, arm, str(when), str(int(sign)), *command],

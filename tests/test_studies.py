@@ -1,4 +1,4 @@
-"""Studies in miniature: what they are there to show shows."""
+"""Studies in miniature have their published results."""
 
 import gzip
 from collections.abc import Callable
@@ -40,12 +40,12 @@ MANY = LowRankDesign(
 FEW = replace(MANY, rare=32, rare_rate=0.032)
 
 
-def test_many_rare_features_come_back_as_their_plane_only(tmp_path: Path) -> None:
+def test_many_rare_features_recur_only_as_their_subspace(tmp_path: Path) -> None:
     result = run_lowrank(
         tmp_path, designs=(MANY, FEW), rows=8192, least_rates=(1e-3,), progress=False
     )
     many, few = result.rows
-    # Those outside of the plane are found in both, those inside only where they are few.
+    # Features outside of the subspace are found in both, those inside only if they are few.
     for row in result.rows:
         assert row.stable_recovered == 1
         assert row.stable_back > 0.8
@@ -53,14 +53,14 @@ def test_many_rare_features_come_back_as_their_plane_only(tmp_path: Path) -> Non
     assert few.plane_back_close > 0.5
     assert many.plane_recovered < 0.25
     assert many.plane_back_close < 0.1
-    # The plane is back all the same, far beyond what the covariance alone would do.
+    # The subspace recurs nevertheless, far beyond the null of the covariance.
     assert many.overlap is not None
     assert many.overlap_truth is not None
     assert many.overlap_covariance is not None
     assert many.overlap_null == pytest.approx(1 / 3)
     assert many.overlap_null < many.overlap_covariance < many.overlap - 0.15
     assert many.overlap_truth > 0.75
-    assert few.overlap is None  # fewer unstable features than the plane has dimensions
+    assert few.overlap is None  # fewer unstable features than dimensions of the subspace
     assert many.keep_stable > 0.5 > 0.2 > many.keep_unstable
     assert pq.read_table(tmp_path / "lowrank.parquet").to_pylist() == [
         asdict(r) for r in result.rows
@@ -95,7 +95,7 @@ class NamedValue:
     other: int | None
 
 
-def test_tables_are_aligned_and_say_what_is_missing() -> None:
+def test_tables_are_aligned_and_mark_missing_values() -> None:
     rows = (NamedValue("a", 0.12345, None), NamedValue("long", 2, 1))
     assert StudyResult(rows=rows).as_text().splitlines() == [
         "name  value  other",
@@ -110,7 +110,7 @@ TINY = RecoverySize(
 )
 
 
-def test_recovery_tells_what_is_found_from_what_is_explained(tmp_path: Path) -> None:
+def test_recovery_distinguishes_found_features_from_explained_variance(tmp_path: Path) -> None:
     result = run_recovery(
         tmp_path, size=TINY, firing=("constant",), variants=("topk",), rows=4096, progress=False
     )
@@ -119,7 +119,7 @@ def test_recovery_tells_what_is_found_from_what_is_explained(tmp_path: Path) -> 
     trained, frozen = found["topk", "trained", 50_000], found["batchtopk", "frozen decoder", 50_000]
     assert trained.recovered > 0.8 > 0.2 > frozen.recovered
     assert found["topk", "trained", 5_000].best_cosine < trained.best_cosine
-    # What may not move stays at chance; what is tethered stays within its cap.
+    # Frozen features stay at chance; tethered ones stay within their cap.
     assert frozen.best_cosine == pytest.approx(frozen.best_cosine_null, abs=0.04)
     assert found["batchtopk", "frozen encoder", 50_000].best_cosine > frozen.best_cosine
     assert trained.explained > found["batchtopk", "soft-frozen decoder", 50_000].explained
@@ -127,7 +127,7 @@ def test_recovery_tells_what_is_found_from_what_is_explained(tmp_path: Path) -> 
     assert pq.read_table(tmp_path / "recovery.parquet").num_rows == 8
 
 
-def test_frozen_sides_stay_where_they_began_and_all_begin_alike() -> None:
+def test_frozen_sides_keep_their_initial_weights() -> None:
     world = sphere_world(48, 24, l0=2.0)
     configs = list(_configs(TINY, 2048, ("batchtopk",), "batchtopk", seed=0))
     saes = dict(zip(BASELINES, train_saes(world, configs, progress=False), strict=True))
@@ -141,14 +141,14 @@ def test_frozen_sides_stay_where_they_began_and_all_begin_alike() -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes_are_trainable(name: str) -> None:
+def test_sizes_can_be_trained(name: str) -> None:
     size = SIZES[name]
     world = sphere_world(size.features, size.d, l0=size.l0, firing="log_uniform")
     assert world.firing_rate.max() < 1
     assert len(list(_configs(size, size.tokens[0], VARIANTS, "topk", 0))) == len(VARIANTS) + 3
 
 
-def test_the_grid_on_digits_says_what_pairs_and_what_is_alive(tmp_path: Path) -> None:
+def test_the_grid_on_digits_counts_pairs_and_alive_latents(tmp_path: Path) -> None:
     penalties = (WeightPenalty("none", "fro", 0.0), WeightPenalty("l2", "fro_squared", 0.05))
     setting = DigitsSetting(penalties, sparsity=0.4, epochs=5)
     result = run_digits(tmp_path, setting=setting, seeds=2, progress=False)
@@ -164,7 +164,8 @@ def test_the_grid_on_digits_says_what_pairs_and_what_is_alive(tmp_path: Path) ->
 
 
 def planted_pair(same: int, signs: bool = False) -> tuple[Dictionary, Dictionary]:
-    """Two dictionaries of 8 orthogonal features in shuffled order, the first few in common."""
+    """Make two dictionaries of 8 orthogonal features in random order, with the first few in
+    common."""
     basis = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
     ours, theirs = basis[:8].clone(), basis[:8].clone()
     theirs[same:] = basis[8 : 16 - same]
@@ -174,7 +175,7 @@ def planted_pair(same: int, signs: bool = False) -> tuple[Dictionary, Dictionary
 
 
 @pytest.mark.parametrize("signs", [False, True])
-def test_shared_features_are_those_planted(signs: bool) -> None:
+def test_shared_features_equal_the_planted_ones(signs: bool) -> None:
     a, b = planted_pair(5, signs)
     found = _compared(a, b)
     assert found.shared.tolist() == [True] * 5 + [False] * 3
@@ -182,7 +183,7 @@ def test_shared_features_are_those_planted(signs: bool) -> None:
     assert found.mmcs == pytest.approx(5 / 8, abs=1e-6)
 
 
-def test_an_encoder_of_another_feature_is_not_shared() -> None:
+def test_a_feature_with_another_encoder_is_not_shared() -> None:
     a, b = planted_pair(8)
     turned = replace(b, W_enc=b.W_enc.roll(1, 0))
     assert not _compared(a, turned).shared.any()
@@ -228,7 +229,7 @@ def test_idx_files_are_read(tmp_path: Path, images: np.ndarray, packed: bool) ->
         (lambda c: gzip.compress(c + bytes(9)), "holds more"),
     ],
 )
-def test_spoilt_idx_files_are_named(
+def test_errors_name_broken_idx_files(
     tmp_path: Path, images: np.ndarray, spoil: Callable[[bytes], bytes], words: str
 ) -> None:
     file = tmp_path / "images"
@@ -238,7 +239,7 @@ def test_spoilt_idx_files_are_named(
     assert str(file) in str(error.value)
 
 
-def test_missing_images_are_named(tmp_path: Path) -> None:
+def test_errors_name_missing_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_idx_images(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte"):
@@ -262,6 +263,6 @@ WRONG = DigitsSetting((WeightPenalty("x", "l3", 1.0),), sparsity=0.1, epochs=1)
         (lambda: run_digits(setting=3), TypeError, "setting"),
     ],
 )
-def test_impossible_studies_are_refused(call: Any, error: type, words: str) -> None:
+def test_impossible_studies_raise(call: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()

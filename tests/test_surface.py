@@ -1,4 +1,4 @@
-"""The public names, their first lines, and what all results have in common."""
+"""The public names, their first lines, and common properties of results."""
 
 import dataclasses
 import importlib
@@ -37,7 +37,7 @@ ADDED = {
 HEADLESS = re.compile(r"(What|That|Those|Which|Who|How|Whether)(ever)?\b")
 
 
-def test_the_root_exports_what_is_promised_and_what_was_added() -> None:
+def test_the_root_exports_its_documented_names() -> None:
     assert set(saefast.__all__) == PROMISED | ADDED
     assert len(saefast.__all__) == len(set(saefast.__all__))
 
@@ -51,12 +51,12 @@ def exported() -> list[str]:
 
 
 def _is_open(name: str) -> bool:
-    """Leave out what needs a GPU's compiler, or runs when it is imported."""
+    """Return whether a module can be imported without a GPU's compiler and without running."""
     return name not in ("saefast.__main__", "saefast.kernels", "saefast._cuda")
 
 
 @pytest.mark.parametrize("path", exported())
-def test_an_exported_name_says_what_it_is(path: str) -> None:
+def test_exported_names_have_docstrings(path: str) -> None:
     module, name = path.split(":")
     value = getattr(importlib.import_module(module), name)
     if not callable(value):  # a module, a tuple of names
@@ -75,7 +75,7 @@ class StudyRow:
 
 
 def results() -> dict[str, tuple[object, int]]:
-    """Every result that has a table, and how many rows it must have."""
+    """Return all results with a table, and their numbers of rows."""
     saes = [saefast.SAE(6, 12, k=3, seed=seed) for seed in range(3)]
     with torch.no_grad():
         for sae in saes[1:]:
@@ -120,7 +120,7 @@ def estimate(value: float) -> Estimate:
 
 
 def patching() -> Patching:
-    """Losses of a language model, all of them made up, for one group."""
+    """Return made-up losses of a language model for one group."""
     names = [field.name for field in dataclasses.fields(PatchEffect)]
 
     def effect(first: float) -> PatchEffect:
@@ -161,7 +161,7 @@ def test_a_feature_without_a_partner_has_nulls() -> None:
     assert rows[1]["partner"] == 1
 
 
-def test_a_table_names_what_each_number_belongs_to() -> None:
+def test_rows_of_a_table_have_their_keys() -> None:
     rows = RESULTS["patching"][0].to_table().to_pylist()
     named = [(row["replacement"], row["group"]) for row in rows]
     assert named[:4] == [(name, None) for name in ("clean", "zero", "mean", "full")]
@@ -182,7 +182,7 @@ def test_a_table_names_what_each_number_belongs_to() -> None:
     assert plan.to_table().to_pylist() == [dataclasses.asdict(plan)]
 
 
-def test_a_recovery_counts_the_latents_at_each_true_feature() -> None:
+def test_recovery_counts_the_latents_of_each_true_feature() -> None:
     world = World(torch.eye(3), torch.full((1, 3), 0.3).double())
     found = recovery(torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 0, -1]]), world)
     rows = found.to_table().to_pylist()

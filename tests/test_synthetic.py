@@ -1,4 +1,4 @@
-"""Worlds hold what they say they hold, and the measures of truth know it when they see it."""
+"""Synthetic worlds have their stated distributions, and measures of truth recognise the truth."""
 
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,7 @@ worlds = pytest.mark.parametrize("make", WORLDS.values(), ids=WORLDS.keys())
 
 
 def active(world: World, n: int, seed: int = 1) -> Tensor:
-    """[n, m] bool: which true features fire, from the truth that comes with the rows."""
+    """Return [n, m] bool, which true features fire, from the truth of the rows."""
     drawn = world.sample(n, seed=seed)
     there = drawn.values > 0
     dense = torch.zeros(n, world.m)
@@ -48,14 +48,15 @@ def active(world: World, n: int, seed: int = 1) -> Tensor:
 
 
 def surely(count: Tensor, n: int, rate: Tensor) -> Tensor:
-    """Whether binomial counts are what rates let expect, up to one in ten million of each."""
+    """Return whether binomial counts agree with rates, up to a probability of one in ten million
+    each."""
     tail = stats.binom(n, rate.numpy())
     count = count.numpy()
     return torch.from_numpy((tail.cdf(count) > 1e-7) & (tail.sf(count - 1) > 1e-7))
 
 
 @worlds
-def test_features_fire_as_often_as_they_should(make: Any) -> None:
+def test_features_fire_at_their_rates(make: Any) -> None:
     world = make()
     n = 40_000
     counts = active(world, n).sum(0)
@@ -65,7 +66,7 @@ def test_features_fire_as_often_as_they_should(make: Any) -> None:
 
 @given(seed=seeds, m=st.integers(1, 40), contexts=st.integers(1, 3))
 @settings(max_examples=15)
-def test_any_rates_are_drawn_exactly(seed: int, m: int, contexts: int) -> None:
+def test_any_rates_are_drawn(seed: int, m: int, contexts: int) -> None:
     generator = np.random.default_rng(seed)
     rates = generator.choice([0.0, 1e-6, 0.003, 0.2, 0.95], size=(contexts, m))
     n = 20_000
@@ -89,7 +90,7 @@ def test_features_of_a_sphere_fire_independently() -> None:
 
 
 @worlds
-def test_rows_are_what_their_truth_says(make: Any) -> None:
+def test_rows_equal_the_sum_of_their_true_features(make: Any) -> None:
     world = make()
     drawn = world.sample(500)
     dense = torch.zeros(500, world.m, dtype=torch.float64)
@@ -102,7 +103,7 @@ def test_rows_are_what_their_truth_says(make: Any) -> None:
     assert dense.any()
 
 
-def test_strengths_have_the_distribution_asked_for() -> None:
+def test_strengths_have_the_requested_distribution() -> None:
     world = sphere_world(40, 8, l0=8)
     drawn = world.sample(4000)
     logs = drawn.values[drawn.values > 0].log().numpy()
@@ -116,7 +117,7 @@ def test_strengths_have_the_distribution_asked_for() -> None:
         assert abs(values.std() - deviation) < 6 * deviation / len(values) ** 0.5 + 1e-6
 
 
-def test_the_plane_is_orthogonal_to_the_rest() -> None:
+def test_the_subspace_is_orthogonal_to_other_features() -> None:
     world = LowRankWorld.create(d=40, stable=25, rank=7, rare=60)
     plane, inside = world.plane, world.in_plane
     assert (plane @ plane.T - torch.eye(7)).abs().max() < 1e-6
@@ -128,7 +129,7 @@ def test_the_plane_is_orthogonal_to_the_rest() -> None:
     assert world.rates[0, inside].unique().tolist() == [0.001]
 
 
-def test_log_uniform_rates_are_the_papers() -> None:
+def test_log_uniform_rates_equal_the_papers() -> None:
     rates = sphere_world(firing="log_uniform").firing_rate
     assert stats.kstest(rates.log10().numpy(), stats.uniform(-5.5, 4.3).cdf).statistic < 0.04
     assert abs(float(rates.sum()) - 20) < 2
@@ -145,7 +146,7 @@ def test_children_fire_only_with_their_parent_and_never_together() -> None:
         siblings = (world.parent == parent).nonzero()[:, 0]
         assert len(siblings) == 3
         assert fires[:, siblings].sum(1).max() <= 1
-        # Children come as often as planted, given their parent.
+        # Children fire at their planted rate, given their parent.
         shares = world.rates[0, siblings]
         there = int(fires[:, parent].sum())
         assert surely(fires[:, siblings].sum(0), there, shares).all()
@@ -153,11 +154,11 @@ def test_children_fire_only_with_their_parent_and_never_together() -> None:
     assert generations.any()
 
 
-def test_correlations_are_those_of_a_gaussian_copula() -> None:
+def test_correlations_equal_those_of_a_gaussian_copula() -> None:
     world = nested_world(
         12, 8, rates=(0.1, 0.4), trees=0, rank=3, loading=0.5, contexts=8192, seed=3
     )
-    # The pool's own joint rates, beside what two normal variables of that correlation do.
+    # Joint rates of the pool, compared with two normal variables of that correlation.
     joint = world.rates.T @ world.rates / len(world.rates)
     n = 40_000
     fires = active(world, n)
@@ -187,9 +188,7 @@ def test_zipf_rates_are_exact_over_the_pool() -> None:
 
 
 @worlds
-def test_rows_do_not_depend_on_threads_or_on_who_came_before(
-    make: Any, torch_threads: None
-) -> None:
+def test_rows_do_not_depend_on_threads_or_earlier_draws(make: Any, torch_threads: None) -> None:
     whole = make().sample(2 * BLOCK + 100)
     torch.set_num_threads(1)
     alone = make().sample(300, start=BLOCK - 100)
@@ -203,7 +202,7 @@ def test_rows_do_not_depend_on_threads_or_on_who_came_before(
 
 
 @pytest.mark.parametrize("size", [1, 300, BLOCK, BLOCK + 1])
-def test_batches_are_the_stream_cut_up_and_begin_anywhere(size: int) -> None:
+def test_batches_are_parts_of_one_stream_and_start_anywhere(size: int) -> None:
     world = WORLDS["constant"]()
     stream = world.batches(size, seed=5)
     batches = [next(stream) for _ in range(4)]
@@ -217,7 +216,7 @@ def test_batches_are_the_stream_cut_up_and_begin_anywhere(size: int) -> None:
     assert_same_bits(torch.cat(pieces), expected)
 
 
-def test_a_training_reads_the_world_as_it_is_and_resumes(tmp_path: Any) -> None:
+def test_a_training_reads_the_world_and_resumes(tmp_path: Any) -> None:
     world = WORLDS["constant"]()
     config = saefast.TrainConfig(latents=32, k=3, tokens=20 * 64, batch_size=64)
     (sae,) = saefast.train_saes(world, config, progress=False)
@@ -231,7 +230,7 @@ def test_a_training_reads_the_world_as_it_is_and_resumes(tmp_path: Any) -> None:
 
 
 @worlds
-def test_a_fingerprint_is_the_worlds_own(make: Any) -> None:
+def test_a_fingerprint_identifies_the_world(make: Any) -> None:
     world = make()
     assert world.fingerprint == make().fingerprint
     changed = {
@@ -243,7 +242,7 @@ def test_a_fingerprint_is_the_worlds_own(make: Any) -> None:
     assert len(changed) == 4
 
 
-def test_the_true_dictionary_is_perfect() -> None:
+def test_the_true_dictionary_has_perfect_scores() -> None:
     world = sphere_world(60, 24, l0=3)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     for rows in (world.features, world.features[order], 7 * world.features):
@@ -257,7 +256,7 @@ def test_the_true_dictionary_is_perfect() -> None:
     assert opposite.recovered == 0
 
 
-def test_dead_and_doubled_latents_are_counted_for_what_they_are() -> None:
+def test_dead_and_duplicate_latents_are_counted() -> None:
     world = sphere_world(20, 24, l0=3)
     rows = torch.cat([world.features[:5], world.features[:5], torch.zeros(3, 24)])
     found = recovery(rows, world)
@@ -270,7 +269,7 @@ def test_dead_and_doubled_latents_are_counted_for_what_they_are() -> None:
     assert recovery(torch.zeros(4, 24), world).mcc == 0
 
 
-def test_random_directions_are_at_their_null() -> None:
+def test_random_directions_score_their_null() -> None:
     # The mean largest cosine of 384 random directions in 128 dimensions is .259, of absolute ones
     # .276 (20 draws of such a mean are within .002 of each other).
     world = sphere_world(384, 128)
@@ -279,12 +278,12 @@ def test_random_directions_are_at_their_null() -> None:
     assert float(found.best.mean()) == pytest.approx(0.259, abs=0.006)
     assert found.recovered == 0
     assert 0.2 < found.mcc < 0.276
-    # Nearest truths of random directions fall on 1 - 1/e of them.
+    # The nearest true features of random directions are 1 - 1/e of all.
     assert found.uniqueness == pytest.approx(1 - np.exp(-1), abs=0.08)
 
 
 @worlds
-def test_no_sae_begins_with_the_truth(make: Any) -> None:
+def test_initial_saes_do_not_have_the_truth(make: Any) -> None:
     world = make()
     assert world.seed == 0
     found = recovery(saefast.SAE(world.d, world.m, k=1, seed=0), world)
@@ -293,7 +292,7 @@ def test_no_sae_begins_with_the_truth(make: Any) -> None:
 
 
 def identity_sae(world: World, scale: float = 1.0) -> saefast.SAE:
-    """A ReLU SAE that is right about every row of a world of orthogonal features."""
+    """Return a ReLU SAE that is exact on every row of a world of orthogonal features."""
     sae = saefast.SAE(world.d, world.m, variant="relu", k=1)
     with torch.no_grad():
         sae.W_enc.copy_(scale * world.features)
@@ -307,7 +306,7 @@ def orthogonal_world(m: int = 16) -> World:
     return World(basis, torch.full((1, m), 0.15, dtype=torch.float64))
 
 
-def test_explanations_of_an_sae_that_knows_the_truth() -> None:
+def test_an_sae_with_the_true_features_is_explained() -> None:
     world = orthogonal_world()
     found = explain(identity_sae(world), world, rows=5000)
     assert found.explained_variance == pytest.approx(1, abs=1e-5)
@@ -318,13 +317,13 @@ def test_explanations_of_an_sae_that_knows_the_truth() -> None:
     assert found.l0 == pytest.approx(float(fires.sum()) / 5000)
     half = explain(identity_sae(world, 0.5), world, rows=5000)
     assert half.shrinkage == pytest.approx(0.5, abs=1e-3)
-    # A quarter of the square of each row is left over; the variance is about the mean row.
+    # A quarter of the square of each row remains; the variance is about the mean row.
     rows = world.sample(5000).x.double()
     expected = 1 - 0.25 * rows.square().sum() / (rows - rows.mean(0)).square().sum()
     assert half.explained_variance == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_f1_is_that_of_the_nearest_truth() -> None:
+def test_f1_is_of_the_nearest_true_feature() -> None:
     world = orthogonal_world()
     sae = identity_sae(world)
     with torch.no_grad():
@@ -340,7 +339,7 @@ def test_f1_is_that_of_the_nearest_truth() -> None:
     assert found.mean_f1 == pytest.approx((14 + float(found.f1[0])) / 15)
 
 
-def test_keeping_a_part_explains_that_part() -> None:
+def test_a_kept_part_of_features_explains_its_part() -> None:
     world = orthogonal_world()
     sae = identity_sae(world)
     masks = {"all": torch.ones(16) > 0, "none": torch.ones(16) < 0, "few": torch.arange(16) < 4}
@@ -379,6 +378,6 @@ def test_keeping_a_part_explains_that_part() -> None:
         (lambda: recovery(torch.eye(3), sphere_world(4, 4, l0=1)), ValueError, "width"),
     ],
 )
-def test_bad_worlds_are_refused(make: Any, error: type, words: str) -> None:
+def test_bad_worlds_raise(make: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         make()

@@ -22,7 +22,7 @@ from saefast.synthetic import nested_world
 from saefast.train.config import TrainConfig
 
 
-def test_longer_trainings_hold_more_of_the_truth_and_measures_say_so(tmp_path: Path) -> None:
+def test_longer_trainings_recover_more_and_score_higher(tmp_path: Path) -> None:
     result = run_validity(tmp_path, size="small", progress=False)
     size = SIZES["small"]
     grid = [row for row in result.rows if row.series == "grid"]
@@ -48,9 +48,9 @@ def test_longer_trainings_hold_more_of_the_truth_and_measures_say_so(tmp_path: P
 FIELDS = ("f1", "mcc", *MEASURES)
 
 
-def test_the_true_dictionary_is_best_in_every_measure() -> None:
+def test_the_true_dictionary_is_best_by_every_measure() -> None:
     size = SIZES["small"]
-    # Wider than there are features, so that what fires can be read off.
+    # Wider than the number of features, so that each feature has a latent.
     wide = nested_world(size.features, 64, trees=size.trees, depth=1, rates=(4e-3, 0.2), seed=0)
     sae = saefast.SAE(64, size.features, variant="jumprelu", k=4)
     inverse = torch.linalg.pinv(wide.features.double()).T.float()
@@ -74,7 +74,7 @@ def row(number: int, series: str, **values: float) -> ValidityRow:
     return ValidityRow(series=series, variant="topk", k=1, tokens=number, **{**common, **values})
 
 
-def test_ranks_are_over_saes_that_have_a_value() -> None:
+def test_ranks_cover_saes_with_a_value() -> None:
     rows = [row(i, series) for i in range(6) for series in ("grid", "checkpoint")]
     rows[0] = row(0, "grid", main_f1=float("nan"), probing=9.0)
     ranks = {(rank.measure, rank.truth): rank for rank in validity._ranks(rows, 0)}
@@ -88,7 +88,7 @@ def test_ranks_are_over_saes_that_have_a_value() -> None:
     assert ranks["probing", "tokens"].correlation == 1
 
 
-def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:
+def test_a_shorter_training_equals_the_start_of_a_longer_one() -> None:
     size = SIZES["small"]
     config = asdict(validity._checkpoint(size, 2.0, 1024, 0))
     longer = asdict(validity._checkpoint(size, 2.0, 4096, 0))
@@ -104,6 +104,6 @@ def test_a_shorter_training_is_the_beginning_of_a_longer_one() -> None:
         (lambda: run_validity(seed="a"), TypeError, "seed"),
     ],
 )
-def test_impossible_studies_are_refused(call: Any, error: type, words: str) -> None:
+def test_impossible_studies_raise(call: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         call()

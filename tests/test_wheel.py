@@ -1,4 +1,4 @@
-"""The installed package: that it is what is tested, complete, quick to import and light."""
+"""The installed package is the tested one, complete, and quick to import."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ import saefast
 
 
 def run_isolated(code: str, folder: Path, **environment: str) -> str:
-    """Run Python elsewhere, without the checkout or the tests on its path."""
+    """Run Python in another folder, without the checkout or the tests on its path."""
     result = subprocess.run(
         [sys.executable, "-I", "-c", code],
         cwd=folder,
@@ -26,7 +26,7 @@ def run_isolated(code: str, folder: Path, **environment: str) -> str:
     return result.stdout
 
 
-def test_the_installed_package_is_tested_not_the_checkout() -> None:
+def test_the_tested_package_is_the_installed_one() -> None:
     assert CHECKOUT / "saefast" not in Path(saefast.__file__).resolve().parents
 
 
@@ -47,7 +47,7 @@ def test_the_wheel_is_complete() -> None:
     assert not outside, "the wheel must not ship tests, bench or csrc"
 
 
-def test_it_works_away_from_the_checkout(tmp_path: Path) -> None:
+def test_the_package_works_outside_of_the_checkout(tmp_path: Path) -> None:
     code = """
 import torch, saefast
 from saefast import reference
@@ -61,8 +61,8 @@ print("works")
     assert run_isolated(code, tmp_path).strip() == "works"
 
 
-def test_import_asks_for_nothing_heavy(tmp_path: Path) -> None:
-    """Counts what `import saefast` looks for beyond what torch does, installed or not."""
+def test_import_loads_no_heavy_packages(tmp_path: Path) -> None:
+    """Counts modules that `import saefast` looks for in addition to torch, installed or not."""
     code = """
 import sys, json
 asked = []

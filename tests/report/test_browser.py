@@ -98,7 +98,7 @@ def test_search_finds_explanations(evaluated: Path) -> None:
         page.focus("#features tbody tr button")
         page.keyboard.press("Enter")
         detail = page.inner_text("tr.detail")
-        assert "alert(1)" in detail  # shown, not run
+        assert "alert(1)" in detail  # shown, not executed
         score = float(f"{one['rule_score']:.3g}")
         assert f"rule {score} (by chance up to 0.625)" in detail
         page.fill("#search", "")
@@ -168,7 +168,7 @@ def test_headings_sort_in_both_directions(page: Any) -> None:
     assert up[0] < down[0]
 
 
-def test_pages_can_be_turned_by_keyboard(page: Any) -> None:
+def test_pages_and_details_work_by_keyboard(page: Any) -> None:
     first = shown(page, "feature")
     page.focus("#next")
     page.keyboard.press("Enter")
@@ -180,7 +180,7 @@ def test_pages_can_be_turned_by_keyboard(page: Any) -> None:
     assert page.locator("tr.detail").count() == 1
     opened_one = page.inner_text("tr.detail")
     assert "Top contexts" in opened_one
-    assert "alert(1)" in opened_one  # shown, not run
+    assert "alert(1)" in opened_one  # shown, not executed
     page.keyboard.press("Enter")
     assert page.locator("tr.detail").count() == 0
 

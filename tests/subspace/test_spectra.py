@@ -134,7 +134,7 @@ def test_weak_directions_are_found_by_svd_only():
     assert float(by_svd.eigenvalues[1]) == pytest.approx(weak**2 * (3 - 1 / 3), rel=1e-5)
 
 
-def test_few_directions_in_a_wide_space_use_svd(monkeypatch):
+def test_few_directions_in_a_wide_space_need_no_gram_matrix(monkeypatch):
     monkeypatch.setattr(spectra, "gram", None)
     found = decomposed(normal((10, 40), 0, torch.float32))
     assert found.rank == 10

@@ -1,4 +1,4 @@
-"""Checkpoints of a GPU are written beside the training: of one step, one at a time, or told."""
+"""Checkpoints of a GPU are written during training, each of one step, one at a time."""
 
 import errno
 import threading
@@ -24,7 +24,7 @@ def run_in(out: Path) -> RunFile:
 
 
 class Training:
-    """Two SAEs on a simulated device, whose state a step changes."""
+    """Two SAEs on a simulated device, whose state is changed by steps."""
 
     def __init__(self, device: SimulatedDevice) -> None:
         with device.main():
@@ -56,7 +56,7 @@ def assert_state_of(out: Path, step: int) -> None:
 
 
 class Gate:
-    """Holds `RunFile.save` back until it is opened."""
+    """Block `RunFile.save` until it is opened."""
 
     def __init__(self, patch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
         self.opened, self.reached = threading.Event(), threading.Event()
@@ -88,7 +88,7 @@ def test_a_checkpoint_holds_the_state_of_its_step(ahead: list[str], tmp_path: Pa
     assert_state_of(tmp_path, 3)
 
 
-def test_the_training_goes_on_while_files_are_written(
+def test_training_continues_while_files_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -108,7 +108,7 @@ def test_the_training_goes_on_while_files_are_written(
     assert not gate.threads[0].is_alive()
 
 
-def test_one_checkpoint_waits_for_the_one_before(
+def test_a_checkpoint_waits_for_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -135,7 +135,7 @@ def test_one_checkpoint_waits_for_the_one_before(
     assert_state_of(tmp_path, 2)
 
 
-def test_pinned_memory_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_memory_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = SimulatedDevice()
     training = Training(device)
     asked = []
@@ -154,7 +154,7 @@ TOLD = r"checkpoint of step 1 could not be written: No space.*that of step 0 is 
 
 
 @pytest.mark.parametrize("how", ["check", "save", "wait", "exit"])
-def test_an_error_is_raised_at_the_next_occasion(
+def test_an_error_is_raised_at_the_next_call(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch, FULL)
@@ -200,7 +200,7 @@ def test_an_error_of_the_training_comes_first(
     assert "No space left" in note
 
 
-def test_without_room_for_a_copy_it_is_written_at_once(
+def test_without_memory_for_a_copy_files_are_written_immediately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -218,7 +218,9 @@ def test_without_room_for_a_copy_it_is_written_at_once(
     assert gate.threads == [threading.current_thread()]
 
 
-def test_on_the_cpu_it_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_files_are_written_immediately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate(monkeypatch)
     gate.opened.set()
     states = {label: {"weight": torch.zeros(2)} for label in LABELS}

@@ -1,4 +1,4 @@
-"""Runs that begin with SAEs of the user's own."""
+"""Runs that start from given SAEs."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from saefast.activations import TensorActivations
 from saefast.sae import VARIANTS
 
 
-def test_a_run_that_begins_with_given_saes_goes_on_from_them(tmp_path: Path) -> None:
-    """Without learning they come back as they were; what the scales take they give back."""
+def test_a_run_starts_from_given_saes(tmp_path: Path) -> None:
+    """Without learning they are returned unchanged; scaling and unscaling cancel."""
     given = train(config(seeds=(4, 5), tokens=1000))
     before = [{name: value.clone() for name, value in sae.state_dict().items()} for sae in given]
     still = config(lr=0.0, auxk=None, seeds=(0, 1), k_start=None)
@@ -29,16 +29,16 @@ def test_a_run_that_begins_with_given_saes_goes_on_from_them(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_can_be_gone_on_with(variant: str) -> None:
+def test_every_variant_can_be_trained_further(variant: str) -> None:
     chosen = config(variant=variant, sparsity=1.0, k_start=None)
     given = train(chosen)[0]
     still = train(config(variant=variant, lr=0.0, k_start=None, auxk=None), initial=given)[0]
     for name, value in given.state_dict().items():
-        if name != "batch_threshold":  # estimated anew from the batches
+        if name != "batch_threshold":  # estimated again from the batches
             torch.testing.assert_close(still.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_transcoder_can_be_gone_on_with() -> None:
+def test_a_transcoder_can_be_trained_further() -> None:
     mix = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
     pairs = TensorActivations(ROWS, 50 * ROWS @ mix)
     given = train(config(k_start=None), rows=pairs)[0]
@@ -50,14 +50,14 @@ def test_a_transcoder_can_be_gone_on_with() -> None:
         train(still, rows=pairs, initial=SAE(16, 96, k=4, d_out=23))
 
 
-def test_k_is_that_of_the_config(tmp_path: Path) -> None:
+def test_k_is_taken_from_the_config(tmp_path: Path) -> None:
     given = train(config(tokens=1000))[0]
     wider = train(config(k=6, k_start=None), initial=given, out=tmp_path)[0]
     assert (given.k, wider.k) == (4, 6)
     assert metrics_of(tmp_path)[-1]["l0"] > 5
 
 
-def test_what_a_run_cannot_begin_with() -> None:
+def test_unsuitable_initial_saes_raise() -> None:
     for initial, kind, words in (
         (SAE(16, 95, k=4), ValueError, "initial must have latents=96, .*, got 95"),
         (SAE(15, 96, k=4), ValueError, "initial must have d=16"),

@@ -1,4 +1,4 @@
-"""Where reports go besides the lines of JSON."""
+"""Loggers besides the lines of JSON."""
 
 import sys
 from pathlib import Path
@@ -16,13 +16,13 @@ ROWS = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
 
 
 def stands_in(monkeypatch: pytest.MonkeyPatch, module: str) -> MagicMock:
-    """For a package that need not be here; tests/peers/test_loggers.py has the real ones."""
+    """Replace a package that may be missing; tests/peers/test_loggers.py uses the real ones."""
     made = MagicMock(run=None)
     monkeypatch.setitem(sys.modules, module, made)
     return made
 
 
-def test_tensorboard_gets_a_tag_for_each_sae_and_value(
+def test_tensorboard_has_a_tag_for_each_sae_and_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensorboard = stands_in(monkeypatch, "torch.utils.tensorboard")
@@ -45,7 +45,7 @@ def test_tensorboard_gets_a_tag_for_each_sae_and_value(
         train_saes(ROWS, SMALL, **arguments)
 
 
-def test_wandb_gets_a_line_for_each_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_has_a_line_for_each_report(monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = stands_in(monkeypatch, "wandb")
     train_saes(ROWS, SMALL, progress=False, log_every=4, log_to=("wandb",))
     run = wandb.init.return_value
@@ -57,7 +57,7 @@ def test_wandb_gets_a_line_for_each_report(monkeypatch: pytest.MonkeyPatch) -> N
     run.finish.assert_called_once_with()
 
 
-def test_a_run_of_wandb_that_is_active_is_used_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_active_run_of_wandb_is_used_and_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = stands_in(monkeypatch, "wandb")
     wandb.run = MagicMock()
     train_saes(ROWS, SMALL, progress=False, log_every=4, log_to=("wandb",))
@@ -69,7 +69,7 @@ def test_a_run_of_wandb_that_is_active_is_used_and_goes_on(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "missing"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
 )
-def test_what_is_not_installed_is_named(
+def test_errors_name_missing_packages(
     name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -80,7 +80,7 @@ def test_what_is_not_installed_is_named(
         train_saes(ROWS, SMALL, progress=False, log_to=["file"])
 
 
-def test_lines_of_steps_to_come_are_removed(tmp_path: Path) -> None:
+def test_lines_of_later_steps_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
     lines = JsonLines(path, after=2)

@@ -1,4 +1,4 @@
-"""What each variant is trained for: the fused gradients against autograd on dense products."""
+"""Objectives of each variant: the fused gradients against autograd on dense products."""
 
 import copy
 from typing import Any
@@ -27,7 +27,7 @@ from saefast.train.packed_encoder import PackedEncoder
 
 
 def both(name: str, steps: int = 12, d_out: int | None = None, **settings: Any) -> list[Any]:
-    """The same training on the fused path and by autograd, on rows of two sizes."""
+    """Return the same training on the fused path and by autograd, on rows of two scales."""
     data = batches(steps, 40, 16, torch.float64)
     data = [x if number % 2 else x / 10 for number, x in enumerate(data)]
     targets = [x @ MIX[:, :d_out] if d_out else None for x in data]
@@ -54,7 +54,7 @@ MIX = torch.randn(16, 24, generator=torch.Generator().manual_seed(3), dtype=torc
 
 @pytest.mark.parametrize("unit_norm", [True, False])
 @pytest.mark.parametrize("name", MADE)
-def test_the_fused_path_trains_what_autograd_trains(name: str, unit_norm: bool) -> None:
+def test_the_fused_path_equals_autograd(name: str, unit_norm: bool) -> None:
     penalties = Penalty("encoder", "fro", 0.01), Penalty("decoder", "fro_squared", 0.01)
     rules = Rules(unit_norm=unit_norm, clip=2.0, penalties=penalties)
     (fused, seen), (dense, expected) = both(name, rules=rules)
@@ -108,7 +108,7 @@ def test_a_side_is_frozen_on_both_paths(side: str) -> None:
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"])
 def test_ties_are_decided_alike_on_both_paths(name: str) -> None:
-    """Whole numbers: equal scores, scores on thresholds, and half a bandwidth away from them."""
+    """Integers: equal scores, scores at thresholds, and half a bandwidth away from them."""
     random = torch.Generator().manual_seed(0)
     sae = SAE(6, 30, variant=MADE[name][0], k=5, dtype=torch.float64)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_ties_are_decided_alike_on_both_paths(name: str) -> None:
         torch.testing.assert_close(actual, expected, check_stride=False)
 
 
-def test_a_loss_of_ones_own_trains_the_same_model() -> None:
+def test_a_custom_loss_trains_the_same_model() -> None:
     def loss(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
         return (sae(x) - target).square().sum(1).mean()
 
@@ -171,7 +171,7 @@ def test_dense_codes_take_the_dense_path_and_sparse_ones_leave_it(name: str) -> 
 
 
 @pytest.mark.parametrize("name", [*MADE, "tethered"])
-def test_a_step_goes_on_from_the_state_of_another(name: str) -> None:
+def test_a_step_continues_from_the_state_of_another(name: str) -> None:
     rules = Rules(tether=0.99) if name == "tethered" else Rules(clip=1.0)
     auxk = AuxK(k=4, dead_after=200)
     states = []
@@ -216,8 +216,8 @@ def test_the_fused_path_gives_the_same_bits_for_any_number_of_threads(name: str)
             assert_same_bits(result[key], value)
 
 
-def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
-    """After many batches the SAE keeps k per row on average without knowing the batch."""
+def test_the_threshold_of_batchtopk_separates_kept_values() -> None:
+    """After many batches the SAE keeps k latents per row on average without access to the batch."""
     sae, objective = make("batchtopk", dtype=torch.float32)
     step = FusedStep(sae, lr=0.0, objective=objective)
     for _ in range(3):
@@ -226,7 +226,7 @@ def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
     code = sae.encode(torch.cat(DATA))
     assert (code.values > 0).sum(1).float().mean() == pytest.approx(5, rel=0.05)
     before = float(sae.threshold)
-    with torch.no_grad():  # it follows what is trained
+    with torch.no_grad():  # it is updated by training
         sae.W_enc *= 2
         sae.b_enc *= 2
     for _ in range(3):
@@ -236,7 +236,7 @@ def test_the_threshold_of_batchtopk_separates_what_was_kept() -> None:
 
 
 def test_the_threshold_of_batchtopk_is_a_running_mean() -> None:
-    """At first of a tenth of the steps so far, in the end of the last thousand."""
+    """At first over a tenth of the steps so far, finally over the last thousand."""
     sae, objective = make("batchtopk", dtype=torch.float32)
     step = FusedStep(sae, lr=0.0, objective=objective)
     small, large = DATA[0], 4 * DATA[1]
@@ -262,7 +262,7 @@ def test_the_threshold_of_batchtopk_is_a_running_mean() -> None:
     assert float(sae.threshold) == pytest.approx(before + 0.001 * (high - before), rel=1e-5)
 
 
-def test_steps_of_batchtopk_guess_so_well_that_one_encode_is_enough(
+def test_guesses_of_batchtopk_need_one_encode_per_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
@@ -283,7 +283,7 @@ def test_steps_of_batchtopk_guess_so_well_that_one_encode_is_enough(
 DATA = batches(30, 100, 16, torch.float32)
 
 
-def test_a_row_of_ones_own_is_encoded_alone() -> None:
+def test_a_row_is_encoded_independently_of_others() -> None:
     """In inference a row's code does not depend on the rows beside it."""
     for name in ("batchtopk", "matryoshka", "relu", "jumprelu"):
         sae, _ = make(name, dtype=torch.float32)
@@ -292,7 +292,7 @@ def test_a_row_of_ones_own_is_encoded_alone() -> None:
         assert_same_bits(together, alone)
 
 
-def test_gates_decide_and_magnitudes_count() -> None:
+def test_gates_select_and_magnitudes_give_values() -> None:
     sae = SAE(6, 10, variant="gated", k=2, seed=0)
     with torch.no_grad():
         sae.r_mag.copy_(torch.linspace(-1, 1, 10))
@@ -312,8 +312,8 @@ def test_gates_decide_and_magnitudes_count() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_loss_of_gates_is_the_papers() -> None:
-    """Its penalty and its second reconstruction are of the gates alone, whatever magnitudes are."""
+def test_the_loss_of_gates_equals_the_papers() -> None:
+    """Its penalty and its second reconstruction depend on the gates only, not on magnitudes."""
     sae = SAE(6, 10, variant="gated", k=2, seed=0, dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -342,7 +342,7 @@ def test_the_loss_of_gates_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", ["relu", "jumprelu", "gated"])
-def test_sparsity_weighs_the_penalty(name: str) -> None:
+def test_sparsity_is_the_weight_of_the_penalty(name: str) -> None:
     sae = SAE(16, 96, variant=name, k=5, seed=1)
     x = DATA[0]
 
@@ -368,9 +368,9 @@ def test_every_variant_learns(name: str) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_thresholds_of_jumprelu_end_at_zero(fused: bool) -> None:
-    """Below it they would let through activations that are negative."""
+    """Negative thresholds would allow negative activations."""
     sae = SAE(16, 96, variant="jumprelu", k=90, seed=0)
-    objective = JumpReLU(1000.0, 0.5)  # more and more latents are wanted
+    objective = JumpReLU(1000.0, 0.5)  # k increases
     step = FusedStep(sae, lr=1e-2, objective=objective if fused else Dense(objective))
     for x in DATA:
         step._dense.fill_(not fused)
@@ -379,7 +379,7 @@ def test_thresholds_of_jumprelu_end_at_zero(fused: bool) -> None:
     assert (sae.jump_threshold == 0).sum() > 10
 
 
-def test_groups_end_with_all() -> None:
+def test_the_last_group_has_all_latents() -> None:
     assert group_ends(100, (0.25, 0.25)).tolist() == [25, 50, 100]
     assert group_ends(100, (0.5, 0.5)).tolist() == [50, 100]
     assert group_ends(3, (0.001, 0.9, 0.9)).tolist() == [1, 3]
@@ -399,11 +399,11 @@ def test_the_encoder_is_packed_again_after_autograd() -> None:
     assert objective.fused is FusedPath.WHEN_SPARSE
 
 
-def test_dead_latents_train_their_encoder_too() -> None:
-    """A trainer is known whose AuxK never reaches the encoder."""
+def test_dead_latents_train_their_encoder() -> None:
+    """There is a trainer whose AuxK does not reach the encoder."""
     sae = SAE(16, 96, k=4, seed=0)
     with torch.no_grad():
-        sae.b_enc[40:] = -100.0  # dead for good, but for AuxK
+        sae.b_enc[40:] = -100.0  # dead without AuxK
     before = {name: value.clone() for name, value in sae.state_dict().items()}
     step = FusedStep(sae, lr=1e-3, auxk=AuxK(k=8, dead_after=150, signed=True, capacity=56))
     seen = [step(x) for x in DATA[:1]]
@@ -417,12 +417,14 @@ def test_dead_latents_train_their_encoder_too() -> None:
 
 
 @pytest.mark.parametrize("auxk", [None, AuxK(k=4, dead_after=10_000)])
-def test_what_relu_cut_off_learns_nothing(auxk: AuxK | None) -> None:
-    """A trainer is known that lets the gradient through where the chosen value is negative."""
+def test_values_cut_by_relu_get_no_gradient(auxk: AuxK | None) -> None:
+    """There is a trainer that passes the gradient where the selected value is negative."""
     sae = SAE(16, 96, k=20, seed=0)
     with torch.no_grad():
         sae.b_enc.fill_(-2.0)
-        sae.b_enc[:3] = 5.0  # so that a row has few positives, and the rest is chosen by size
+        sae.b_enc[:3] = (
+            5.0  # so that a row has few positive values, and the rest is selected by size
+        )
     x = DATA[0]
     chosen = topk_encode(x, sae.W_enc, sae.b_enc, k=20)
     cut = torch.ones(96, dtype=torch.bool)
@@ -438,12 +440,13 @@ def test_what_relu_cut_off_learns_nothing(auxk: AuxK | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
-def test_rounded_weights_are_what_is_differentiated(name: str) -> None:
-    """The gradients of the rounded weights reach the float32 ones: seen in Adam's first moments."""
+def test_gradients_are_of_rounded_weights(name: str) -> None:
+    """The gradients of the rounded weights are applied to the float32 ones: see Adam's first
+    moments."""
     sae, objective = make(name, dtype=torch.float32)
     with torch.no_grad():
         sae.b_dec.zero_()
-    # Inputs that bfloat16 holds, so that all rounding is that of weights.
+    # Inputs are exact in bfloat16, so that only weights are rounded.
     x = (4 * DATA[0]).round() / 4
     rounded = copy.deepcopy(sae)
     for weight in (rounded.W_enc, rounded.W_dec):
@@ -461,7 +464,7 @@ def test_rounded_weights_are_what_is_differentiated(name: str) -> None:
 
 
 def test_rounded_weights_keep_the_projection() -> None:
-    """With rows of norm one the gradient has no part along them, as with float32 weights."""
+    """With rows of norm one the gradient has no component along them, as with float32 weights."""
     sae, _ = make("topk", dtype=torch.float32)
     step = FusedStep(sae, lr=0.0, precision="bf16_weights", rules=Rules(betas=(0.0, 0.999)))
     step(DATA[0])
@@ -470,6 +473,6 @@ def test_rounded_weights_keep_the_projection() -> None:
     assert along.max() <= 1e-5 * first.norm(dim=1).max()
 
 
-def test_rounded_weights_are_for_codes_that_are_sparse_by_design() -> None:
+def test_rounded_weights_need_sparse_codes() -> None:
     with pytest.raises(ValueError, match="needs variant topk, batchtopk or matryoshka, got relu"):
         FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")

@@ -1,4 +1,4 @@
-"""Steps are recorded where they can be, and a training by replays is the same training."""
+"""Steps are recorded where possible, and replays give the same training."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,9 +20,9 @@ from saefast.train.step_result import StepResult
 
 
 class Recorder:
-    """Stands for CUDA graphs: records nothing, and replays by taking the step.
+    """A stand-in for CUDA graphs that records nothing, and replays by taking the step.
 
-    As in a shared pool of memory, a replay overwrites the results of all graphs, its own too.
+    As in a shared memory pool, a replay overwrites the results of all graphs, including its own.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
@@ -43,7 +43,7 @@ class Recorder:
         ) -> Callable[..., StepResult]:
             self.recorded.append((step, step.steps, step.now.k))
             self.makers.append(graph)
-            if isinstance(self._error, RecordingFailed):  # told by the first step
+            if isinstance(self._error, RecordingFailed):  # known from the first step
                 return mock.Mock(side_effect=self._error)
             if self._error is not None:
                 raise self._error
@@ -61,7 +61,7 @@ class Recorder:
         return self._results[-1]
 
 
-SEEDS = config(seeds=(0, 3), tokens=128 * 40, k_anneal=0.25)  # k is what it stays at step 10
+SEEDS = config(seeds=(0, 3), tokens=128 * 40, k_anneal=0.25)  # k is final at step 10
 
 
 def trained(configuration: Any, out: Any, **settings: Any) -> tuple[list[SAE], list[Any]]:
@@ -79,7 +79,7 @@ def assert_same_training(ours: tuple[list[SAE], Any], theirs: tuple[list[SAE], A
     assert ours[1] == theirs[1]
 
 
-def test_replayed_steps_are_the_same_training(tmp_path, monkeypatch) -> None:
+def test_replayed_steps_give_the_same_training(tmp_path, monkeypatch) -> None:
     plain = trained(SEEDS, tmp_path / "plain")
     with monkeypatch.context() as patch:
         recorder = Recorder(patch)
@@ -129,7 +129,7 @@ def test_targets_reach_the_recorded_step(tmp_path, monkeypatch) -> None:
         {"tokens": 128 * WARM_UP, "k_start": None},
     ],
 )
-def test_what_cannot_be_recorded_is_not_tried(changes, monkeypatch) -> None:
+def test_steps_that_cannot_be_recorded_are_not_tried(changes, monkeypatch) -> None:
     recorder = Recorder(monkeypatch)
     train(config(**changes))
     assert recorder.recorded == []
@@ -142,7 +142,7 @@ def test_what_cannot_be_recorded_is_not_tried(changes, monkeypatch) -> None:
         ValueError("capture needs something else"),
     ],
 )
-def test_a_failed_recording_leaves_the_steps_as_they_were(error, tmp_path, monkeypatch) -> None:
+def test_a_failed_recording_does_not_change_steps(error, tmp_path, monkeypatch) -> None:
     plain = trained(SEEDS, tmp_path / "plain")
     recorder = Recorder(monkeypatch, error)
     with pytest.warns(RuntimeWarning, match=f"without a CUDA graph.*{error}") as warned:
@@ -152,7 +152,7 @@ def test_a_failed_recording_leaves_the_steps_as_they_were(error, tmp_path, monke
     assert {line["path"] for line in metrics_of(tmp_path / "eager")} == {"fused"}
 
 
-def test_other_errors_of_a_recording_are_told(monkeypatch) -> None:
+def test_other_errors_of_a_recording_are_raised(monkeypatch) -> None:
     Recorder(monkeypatch, KeyError("a defect"))
     with pytest.raises(KeyError, match="a defect"):
         train(SEEDS)
@@ -177,7 +177,7 @@ def test_graphs_of_one_run_share_a_pool(monkeypatch) -> None:
     assert first is second is not third
 
 
-def test_a_step_that_cannot_be_recorded_says_so_before_it_is_computed() -> None:
+def test_a_step_that_cannot_be_recorded_raises_before_it_is_computed() -> None:
     computed: list[int] = []
 
     class Full:

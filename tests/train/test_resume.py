@@ -1,4 +1,4 @@
-"""A run that was broken off, anywhere and anyhow, ends as if it had not been."""
+"""An interrupted run resumes and ends like an uninterrupted one."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ training_runs.train(
 """
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_run_killed_anywhere_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     store, unbroken, broken = (tmp_path / name for name in ("store", "unbroken", "broken"))
     with StoreWriter(store, 16, dtype=torch.float32, rows_per_shard=400) as writer:
         writer.append(ROWS)
@@ -57,7 +57,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) -> None:
         while checkpoint_of(broken) < target:
             assert child.poll() is None
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.02))  # somewhere in a step, or in a checkpoint
+        time.sleep(chance.uniform(0, 0.02))  # during a step or a checkpoint
         assert child.poll() is None
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -82,7 +82,7 @@ training_runs.train(training_runs.config(), out={out!r}, checkpoint_minutes=0)
 
 
 @pytest.mark.parametrize("victim", ["step-9.", "sae_weights."])
-def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> None:
+def test_partially_written_files_are_removed(victim: str, tmp_path: Path) -> None:
     train(config(), out=tmp_path / "unbroken")
     out = tmp_path / "broken"
     script = _KILLED_WHILE_WRITING.format(
@@ -95,7 +95,9 @@ def test_a_file_half_written_is_cleared_away(victim: str, tmp_path: Path) -> Non
     assert files_of(out) == files_of(tmp_path / "unbroken")
 
 
-def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_training_after_a_whole_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(config(seeds=(0, 1)), out=tmp_path / "whole")
     step = SeedTrainer.train
 
@@ -115,15 +117,15 @@ def test_ctrl_c_ends_after_a_whole_step(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(SeedTrainer, "train", noted)
     assert checkpoint_of(tmp_path / "part") == 13
-    for _ in range(2):  # the second finds it finished
+    for _ in range(2):  # the second one finds it finished
         resumed = train(config(seeds=(0, 1)), out=tmp_path / "part", resume=True)
         for actual, expected in zip(resumed, whole, strict=True):
             assert_same_sae(actual, expected)
     assert taken == [number for number in range(13, 32) for _ in range(2)]
 
 
-def test_ctrl_c_is_left_as_it_was_found() -> None:
-    """Also in a thread other than the main one, which may not touch it."""
+def test_the_handler_of_ctrl_c_is_restored() -> None:
+    """Also in a thread other than the main one, which must not change it."""
 
     def mine(*_: object) -> None:
         raise AssertionError
@@ -139,7 +141,7 @@ def test_ctrl_c_is_left_as_it_was_found() -> None:
     assert_same_sae(found, expected)
 
 
-def test_a_run_is_known_before_its_first_checkpoint(
+def test_a_run_can_be_resumed_before_its_first_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -157,7 +159,7 @@ def test_a_run_is_known_before_its_first_checkpoint(
     assert_same_sae(train(config(), out=tmp_path, resume=True)[0], train(config())[0])
 
 
-def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     train(config(tokens=512), checkpoint_minutes=0)
     step = SeedTrainer.train
 
@@ -170,7 +172,7 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
         train(config())
 
 
-def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_is_immediate(monkeypatch: pytest.MonkeyPatch) -> None:
     after = []
 
     def interrupted(*_: object) -> None:
@@ -185,8 +187,10 @@ def test_a_second_ctrl_c_is_not_put_off(monkeypatch: pytest.MonkeyPatch) -> None
     assert after == ["the first"]
 
 
-def test_checkpoints_come_at_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ten minutes and at the end; each takes the place of the one before."""
+def test_checkpoints_are_written_every_few_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every ten minutes and at the end; each replaces the previous one."""
     steps_take(60, monkeypatch)
     saved: list[int] = []
     save = RunFile.save
@@ -229,14 +233,14 @@ def test_every_variant_is_trained_stored_and_resumed(
         assert_same_sae(actual, expected)
     first, last = metrics_of(tmp_path / "whole")[0], metrics_of(tmp_path / "whole")[-1]
     assert last["fvu"] < first["fvu"]
-    # What was trained on scaled rows takes them as they come.
+    # SAEs trained on scaled rows take unscaled rows.
     untrained = train(config(variant=variant, lr=0.0, k_start=None))[0]
     error = ((whole[0](ROWS) - ROWS) ** 2).sum()
     assert error < 0.9 * ((untrained(ROWS) - ROWS) ** 2).sum()
 
 
 def refused() -> dict[str, tuple[dict[str, Any], str]]:
-    """Changes to a run that is resumed, and what is said of them."""
+    """Return changes to a resumed run, and the error messages."""
     return {
         "lr": ({"configuration": config(lr=1e-3)}, "lr was 0.002 and is now 0.001"),
         "rules": (
@@ -255,7 +259,7 @@ def test_a_changed_run_is_not_resumed(name: str, tmp_path: Path) -> None:
         train(changes.pop("configuration", config()), out=tmp_path, resume=True, **changes)
 
 
-def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_with_its_initial_saes(tmp_path: Path) -> None:
     given, other = train(config(seeds=(4, 5), tokens=1000))
     short = config(tokens=2000)
     whole = train(short, initial=given, out=tmp_path / "whole")[0]
@@ -282,7 +286,7 @@ def test_a_run_is_resumed_only_with_what_it_began_with(tmp_path: Path) -> None:
         train(short, initial=given, out=tmp_path / "drawn", resume=True)
 
 
-def test_differences_are_told_where_they_are() -> None:
+def test_differences_are_named_with_their_place() -> None:
     then = {"a": [1, {"b": 2}], "c": [1, 2], "d": [1], "e": None, "f": 3}
     now = {"a": [1, {"b": 4}], "c": [1], "d": None, "e": [1], "g": 5}
     assert differences(then, now) == [

@@ -1,4 +1,4 @@
-"""How weights may move: the fused step under every rule against autograd and torch's Adam."""
+"""Rules for weights: the fused step with every rule against autograd and torch's Adam."""
 
 import math
 from typing import Any
@@ -40,7 +40,7 @@ RULES: dict[str, Rules] = {
 
 
 def train_plainly(sae: SAE, data: list[Tensor], rules: Rules) -> None:
-    """Every rule as a reader of torch's documentation would write it."""
+    """Train with every rule written in plain torch."""
     if rules.unit_norm:
         sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
     first = sae.W_dec.detach().clone()
@@ -76,7 +76,7 @@ def train_plainly(sae: SAE, data: list[Tensor], rules: Rules) -> None:
 
 
 def keep_near(rows: Tensor, first: Tensor, cosine: float) -> None:
-    """Row by row, by the angle."""
+    """Apply the tether row by row, by the angle."""
     for row, anchor in zip(rows, first, strict=True):
         along = float(row @ anchor)
         if along < cosine:
@@ -99,8 +99,8 @@ def test_twenty_steps_under_a_rule_equal_autograd(name: str) -> None:
         torch.testing.assert_close(actual, parameter, rtol=1e-6, atol=1e-8, check_stride=False)
 
 
-def test_weights_of_zero_are_not_pulled() -> None:
-    """The root of their sum of squares has no gradient there."""
+def test_weights_of_zero_have_no_penalty_gradient() -> None:
+    """The root of their sum of squares is not differentiable there."""
     sae = SAE(16, 96, k=5, seed=1)
     with torch.no_grad():
         sae.W_enc.mul_(0.01)
@@ -116,7 +116,7 @@ def test_weights_of_zero_are_not_pulled() -> None:
 
 
 def test_every_rule_changes_what_is_trained() -> None:
-    """Else the comparison above would compare nothing."""
+    """Otherwise the comparison above would be trivial."""
     data = batches(20, 40, 16, torch.float64)
     results = {}
     for name, rules in RULES.items():
@@ -132,7 +132,7 @@ def test_every_rule_changes_what_is_trained() -> None:
             assert (results[a] - results[b]).abs().max() > 1e-4, (a, b)
 
 
-def test_a_row_opposite_to_its_anchor_goes_back() -> None:
+def test_a_row_opposite_to_its_anchor_returns_to_it() -> None:
     anchor = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
     rows = torch.tensor([[-0.6, -0.8], [0.0, 1.0]])
     turned = tethered(rows, anchor, 0.5)
@@ -151,14 +151,14 @@ def test_a_row_opposite_to_its_anchor_goes_back() -> None:
         ({"eps": "small"}, TypeError, "eps must be a number, got str"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_inconsistent_rules_raise(
     wrong: dict[str, Any], kind: type[Exception], complaint: str
 ) -> None:
     with pytest.raises(kind, match=complaint):
         Rules(**wrong)
 
 
-def test_penalties_name_side_and_norm() -> None:
+def test_penalties_need_a_known_side_and_norm() -> None:
     with pytest.raises(ValueError, match="side must be one of"):
         Penalty("both", "fro", 1.0)
     with pytest.raises(ValueError, match="norm must be one of"):

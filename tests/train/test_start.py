@@ -1,4 +1,4 @@
-"""How SAEs begin, how their settings change with the step, and which settings make no sense."""
+"""Initial weights, schedules of settings, and errors of bad settings."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ NONE = Scales(1.0, 1.0)
 
 
 def rows(n: int = 3000, d: int = 6) -> Tensor:
-    """Correlated, away from the origin, with a few wild ones."""
+    """Draw correlated rows away from the origin, with a few outliers."""
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(d, d, generator=generator)
     x = torch.randn(n, d, generator=generator) @ mix + 3
@@ -28,7 +28,7 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**({"latents": 40, "k": 3} | changes))
 
 
-def test_directions_follow_the_covariance() -> None:
+def test_directions_have_the_covariance_of_rows() -> None:
     x = torch.randn(4000, 6, generator=torch.Generator().manual_seed(1)) * torch.arange(1.0, 7)
     many = config(latents=20_000, directions="cov")
     drawn = begin(many, 0, Sample(x + 50, None), NONE).W_dec.detach()
@@ -45,7 +45,9 @@ def test_directions_follow_the_covariance() -> None:
 
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("changes", [{"directions": "cov"}, {"b_dec": "geometric_median"}, {}])
-def test_a_start_has_the_same_bits_for_any_number_of_threads(changes: dict[str, Any]) -> None:
+def test_initial_weights_have_the_same_bits_for_any_number_of_threads(
+    changes: dict[str, Any],
+) -> None:
     started = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -56,7 +58,7 @@ def test_a_start_has_the_same_bits_for_any_number_of_threads(changes: dict[str, 
             assert_same_bits(sae.state_dict()[name], value)
 
 
-def test_seeds_draw_differently_and_ties_tie() -> None:
+def test_initial_weights_differ_by_seed_and_can_be_tied() -> None:
     sample = Sample(rows(), None)
     first, second = (begin(config(), seed, sample, NONE) for seed in (0, 1))
     assert not torch.equal(first.W_dec, second.W_dec)
@@ -132,7 +134,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert lr_at(config(latents=65536, lr_warmup=0.0), 0) == 1e-4
 
 
-def test_k_and_pressure_go_to_their_ends() -> None:
+def test_k_and_pressure_reach_their_final_values() -> None:
     plan = config(tokens=100, batch_size=1, k_start=23, k_anneal=0.2, sparsity_warmup=0.5)
     assert [k_at(plan, step) for step in (0, 10, 20, 99)] == [23, 13, 3, 3]
     assert k_at(config(), 0) == 3
@@ -173,7 +175,7 @@ def test_k_and_pressure_go_to_their_ends() -> None:
         ({"group_shares": (-0.1,)}, ValueError, "group_shares must be at least 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_inconsistent_settings_raise(
     wrong: dict[str, Any], kind: type[Exception], complaint: str
 ) -> None:
     with pytest.raises(kind, match=complaint):

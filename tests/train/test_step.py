@@ -1,4 +1,4 @@
-"""FusedStep against the same training written with autograd, and its promises."""
+"""FusedStep against the same training written with autograd."""
 
 import itertools
 import threading
@@ -77,8 +77,8 @@ def test_the_update_packs_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(packed) == 1
 
 
-def test_another_instruction_set_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has a layout of its own for the packed encoder."""
+def test_the_instruction_set_may_change_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own layout of the packed encoder."""
     monkeypatch.setenv(ENVIRONMENT, "native-float32")
     before, usable = native.level(), native.usable_levels()
     data = batches(len(usable), 50, 24, torch.float32)
@@ -108,7 +108,7 @@ def test_state_is_updated_in_place() -> None:
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.alone
 def test_other_python_threads_run_during_a_kernel() -> None:
-    """No gap between the ticks of another thread is nearly as long as the call."""
+    """No gap between the ticks of another thread is close to the duration of the call."""
     torch.set_num_threads(1)
     x, weight = torch.randn(3000, 128), torch.randn(30_000, 128)
     topk_encode(x[:1], weight, k=8)
@@ -131,7 +131,7 @@ def test_other_python_threads_run_during_a_kernel() -> None:
 
 
 def test_rows_with_fewer_than_k_positive_values() -> None:
-    """What is not positive neither reconstructs nor learns."""
+    """Values that are not positive neither reconstruct nor get gradients."""
     data = batches(10, 30, 16, torch.float64)
     fused, plain = (SAE(16, 24, k=20, seed=1, dtype=torch.float64) for _ in range(2))
     step = FusedStep(fused, lr=2e-3)
@@ -175,7 +175,7 @@ def test_idle_latents_are_counted_and_revived() -> None:
         )
     for actual, wanted in zip(got[2:], expected, strict=True):
         torch.testing.assert_close(actual, wanted[dead])
-    # The step applied them: what was dead has moved, though no reconstruction used it.
+    # The step applied them: dead latents have moved, although no reconstruction used them.
     without(x)
     idle = dead[(result.fired == 0)[dead]]
     assert (sae.W_dec[idle] != plain.W_dec[idle]).any(1).float().mean() > 0.5
@@ -184,7 +184,7 @@ def test_idle_latents_are_counted_and_revived() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("dead", [3, 10])
 def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool) -> None:
-    """As SAELens has it: fewer dead latents than k weigh less; against autograd on the formula."""
+    """As in SAELens, fewer dead latents than k weigh less; against autograd on the formula."""
     settings = AuxK(k=4, coefficient=0.25, normalised=False, signed=signed)
     sae = SAE(16, 40, k=2, seed=1, dtype=torch.float64)
     x, error = batches(2, 30, 16, torch.float64)
@@ -206,7 +206,7 @@ def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool
         torch.testing.assert_close(actual, wanted)
 
 
-def test_half_the_width_explains_a_token_and_an_eighth_of_the_latents_may() -> None:
+def test_auxk_takes_half_the_width_or_an_eighth_of_the_latents() -> None:
     assert [AuxK().actives(d) for d in (1, 2, 7, 16)] == [1, 1, 3, 8]
     assert AuxK(k=3).actives(16) == 3
     idle = torch.tensor([9, 1, 5, 9, 4, 9, 9, 5] * 2)
@@ -225,7 +225,7 @@ def test_half_the_width_explains_a_token_and_an_eighth_of_the_latents_may() -> N
 
 
 def test_places_without_a_dead_latent_add_nothing_to_stored_gradients() -> None:
-    """What their rows hold is not initialised on a GPU; a sum that reads it would be NaN."""
+    """Their rows are not initialised on a GPU; a sum that reads them would be NaN."""
     sae = SAE(6, 9, k=2, seed=1, dtype=torch.float64)
     start = {name: torch.randn_like(p.detach()) for name, p in sae.named_parameters()}
     latents = torch.tensor([2, 7, 9, 9, 9])

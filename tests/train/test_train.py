@@ -1,4 +1,4 @@
-"""train_saes: the same bits in any company, what it learns, and what it says of it."""
+"""train_saes: the same bits alone and with others, learning, metrics and errors."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from saefast.train.seed_trainer import SeedTrainer
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_company_and_threads_change_no_bit() -> None:
+def test_other_saes_and_threads_do_not_change_bits() -> None:
     alone = {seed: train(config(seeds=(seed,)))[0] for seed in (0, 1, 2)}
     torch.set_num_threads(1)
     other = config(seeds=(5,), name="other", rules=Rules(unit_norm=False, clip=1.0))
@@ -35,7 +35,7 @@ def test_company_and_threads_change_no_bit() -> None:
     assert not torch.equal(alone[0].W_dec, alone[1].W_dec)
 
 
-def test_the_order_of_the_data_has_a_seed_of_its_own() -> None:
+def test_the_order_of_the_data_has_its_own_seed() -> None:
     first, second = (train(config(data_seed=seed))[0] for seed in (0, 1))
     assert not torch.equal(first.W_dec, second.W_dec)
     untrained = [train(config(data_seed=seed, lr=0.0))[0] for seed in (0, 1)]
@@ -60,12 +60,12 @@ def test_scaling_is_folded_into_the_sae() -> None:
     assert not torch.equal(unscaled.b_enc, small.b_enc)
 
 
-def test_what_is_written_loads(tmp_path: Path) -> None:
+def test_written_saes_can_be_loaded(tmp_path: Path) -> None:
     trained = train(config(seeds=(0, 7)), out=tmp_path / "run", keep_training=False)
     for seed, sae in zip((0, 7), trained, strict=True):
         assert_same_sae(load_sae(tmp_path / f"run/seed-{seed}"), sae)
         assert not (tmp_path / f"run/seed-{seed}/training").exists()
-    again = train(config(seeds=(0, 7)), out=tmp_path / "run", resume=True)  # it needs no training
+    again = train(config(seeds=(0, 7)), out=tmp_path / "run", resume=True)  # no training is needed
     for sae, expected in zip(again, trained, strict=True):
         assert_same_sae(sae, expected)
     assert json.loads((tmp_path / "run/run.json").read_text())["finished"]
@@ -75,7 +75,7 @@ def test_what_is_written_loads(tmp_path: Path) -> None:
     assert float(rates.sum()) == pytest.approx(4.0, abs=0.05)  # k latents on every row
 
 
-def test_metrics_are_what_they_say(tmp_path: Path) -> None:
+def test_metrics_equal_their_definitions(tmp_path: Path) -> None:
     plain = config(lr=0.0, auxk=None, k_start=None, tokens=1408)
     sae = train(plain, out=tmp_path)[0]
     last = metrics_of(tmp_path)[-1]
@@ -92,7 +92,7 @@ def test_metrics_are_what_they_say(tmp_path: Path) -> None:
 
 
 def test_latents_are_dead_after_a_tenth_of_the_training_unless_set(tmp_path: Path) -> None:
-    """The training, run.json and the metric go by the same number."""
+    """The training, run.json and the metric use the same number."""
     short = {"tokens": 4000, "seeds": (0, 1)}
     default = train(config(auxk=AuxK(k=6), **short), out=tmp_path / "default")
     number = train(config(auxk=AuxK(k=6, dead_after=400), **short), out=tmp_path / "number")
@@ -108,12 +108,12 @@ def test_latents_are_dead_after_a_tenth_of_the_training_unless_set(tmp_path: Pat
         [line["dead_share"] for line in metrics_of(tmp_path / run)] for run in ("default", "number")
     ]
     assert dead[0] == dead[1]
-    # Without AuxK the metric goes by the same default: of 3 steps it takes no latent for dead, ...
+    # Without AuxK the metric uses the same default: after 3 steps no latent counts as dead, ...
     without = config(auxk=None, lr=0.0, k=1, k_start=None)
     train(without, out=tmp_path / "without", log_every=1)
     shares = [line["dead_share"] for line in metrics_of(tmp_path / "without")]
     assert shares[:3] == [0.0] * 3
-    assert shares[3] > 0  # ... and after 4, of 128 rows, those that never fired
+    assert shares[3] > 0  # ... and after 4, with 128 rows, those that never fired
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_default_of_dead_after_is_at_most_ten_million(tokens: int, expected:
     assert config(auxk=None).resolved() == config(auxk=None)
 
 
-def test_speed_and_waiting_are_those_of_the_interval(
+def test_speed_and_waiting_are_of_the_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = steps_take(0.5, monkeypatch)
@@ -146,14 +146,14 @@ def test_speed_and_waiting_are_those_of_the_interval(
     assert [line["input_wait"] for line in lines] == pytest.approx(shares)
 
 
-def test_rows_that_are_all_the_same_have_no_share_to_explain(tmp_path: Path) -> None:
+def test_equal_rows_have_no_explained_variance(tmp_path: Path) -> None:
     sae = train(config(), rows=torch.ones(300, 16), out=tmp_path)[0]
     assert math.isnan(metrics_of(tmp_path)[-1]["fvu"])
     torch.testing.assert_close(sae(torch.ones(1, 16)), torch.ones(1, 16), rtol=0, atol=0.05)
 
 
-def test_saes_know_how_often_their_latents_fire(tmp_path: Path) -> None:
-    """In memory what their files say, so that the dead are left out of scores here, too."""
+def test_trained_saes_have_firing_rates(tmp_path: Path) -> None:
+    """Equal in memory and in files, so that dead latents are left out of scores."""
     saes = train(config(seeds=(0, 1), lr=3e-2), out=tmp_path / "run")
     loaded = saefast.load_dictionaries(tmp_path / "run")
     for sae, dictionary in zip(saes, loaded, strict=True):
@@ -199,7 +199,7 @@ def test_divergence_names_step_and_sae() -> None:
         train(wild)
 
 
-def test_what_a_step_refuses_names_step_and_sae() -> None:
+def test_errors_of_a_step_name_step_and_sae() -> None:
     def unwilling(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
         if sae.b_enc.any():  # it was zero before the first step
             raise ValueError("no more of this")
@@ -210,18 +210,18 @@ def test_what_a_step_refuses_names_step_and_sae() -> None:
 
 
 def test_a_loss_may_have_constant_gradients() -> None:
-    """Autograd hands these out as one number in all places, which nothing can be added to."""
+    """Autograd returns these as an expanded number, which cannot be modified in place."""
     sae = train(config(loss=lambda sae, x, target: sae.W_enc.sum() + sae.b_dec.sum()))[0]
     assert sae.W_enc.isfinite().all()
 
 
-def test_rows_in_half_precision_are_the_numbers_they_are() -> None:
+def test_rows_in_half_precision_are_used_exactly() -> None:
     rows, target = ROWS.bfloat16(), (ROWS * 3 - 1).bfloat16()
     found = train(config(), rows=TensorActivations(rows, target))[0]
     assert_same_sae(found, train(config(), rows=TensorActivations(rows.float(), target.float()))[0])
 
 
-def test_silence_without_progress(
+def test_nothing_is_printed_without_progress(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(config(tokens=512), out=tmp_path / "a")
@@ -235,7 +235,7 @@ def test_silence_without_progress(
         assert word in shown.err
 
 
-def test_schedules_reach_the_steps(tmp_path: Path) -> None:
+def test_schedules_are_applied_to_steps(tmp_path: Path) -> None:
     train(config(auxk=None), out=tmp_path / "k")  # falls from 8 to 4 in a third of 32 steps
     lines = metrics_of(tmp_path / "k")
     assert [line["k"] for line in lines] == [6, 4, 4, 4, 4]
@@ -272,7 +272,7 @@ def test_every_setting_changes_what_is_trained(variant: str, changes: dict[str, 
 
 
 @torch.no_grad()
-def test_choosing_by_norm_outlives_training_and_files(tmp_path: Path) -> None:
+def test_by_norm_is_kept_by_training_and_files(tmp_path: Path) -> None:
     rules = Rules(unit_norm=False)
     trained = train(config(by_norm=True, rules=rules, lr=2e-2), out=tmp_path)[0]
     plain = trained.inputs(ROWS) @ trained.W_enc.T + trained.b_enc
@@ -289,7 +289,7 @@ def test_choosing_by_norm_outlives_training_and_files(tmp_path: Path) -> None:
     torch.testing.assert_close(read(ROWS), trained(ROWS))
 
 
-def test_precision_reaches_the_steps() -> None:
+def test_precision_is_applied_to_steps() -> None:
     exact, rounded, weights = (
         train(config(precision=name))[0].W_dec for name in ("exact", "bf16", "bf16_weights")
     )
@@ -300,7 +300,7 @@ def test_precision_reaches_the_steps() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_frozen_sides_stay(tied: bool) -> None:
+def test_frozen_sides_do_not_change(tied: bool) -> None:
     start = train(config(lr=0.0, tied=tied, rules=Rules(unit_norm=False)))[0]
     assert torch.equal(start.W_enc, start.W_dec) == tied
     reference.normalise_rows(start.W_dec.data)
@@ -311,7 +311,7 @@ def test_frozen_sides_stay(tied: bool) -> None:
         assert not torch.equal(getattr(trained, other), getattr(start, other))
 
 
-def test_a_tether_holds() -> None:
+def test_a_tether_bounds_the_angle() -> None:
     start = train(config(lr=0.0))[0]
     held = train(config(lr=3e-2, rules=Rules(tether=0.8)))[0]
     free = train(config(lr=3e-2))[0]
@@ -343,7 +343,7 @@ def test_transcoders_learn_another_target() -> None:
     assert left < 0.5
 
 
-def test_a_loss_of_ones_own_is_trained(tmp_path: Path) -> None:
+def test_a_custom_loss_is_trained(tmp_path: Path) -> None:
     def squared(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
         return (sae(x) - target).square().sum(1).mean()
 
@@ -358,7 +358,7 @@ def test_a_loss_of_ones_own_is_trained(tmp_path: Path) -> None:
         assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-3)
 
 
-def test_two_saes_of_one_name_are_refused() -> None:
+def test_two_saes_of_one_name_raise() -> None:
     with pytest.raises(ValueError, match="names of SAEs must differ, got seed-0 twice"):
         train([config(), config(lr=1e-3)])
     with pytest.raises(ValueError, match="batch_size must be the same"):
@@ -374,7 +374,7 @@ def test_two_saes_of_one_name_are_refused() -> None:
         ({"checkpoint_minutes": -1}, ValueError, "checkpoint_minutes must be at least 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_bad_arguments_raise(
     arguments: dict[str, Any], kind: type[Exception], complaint: str
 ) -> None:
     with pytest.raises(kind, match=complaint):
@@ -382,8 +382,8 @@ def test_what_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize(("worth", "expected"), [(2.0 * 64 * 48 * 16, 2), (2.1 * 64 * 48 * 16, 1)])
-def test_small_steps_take_one_thread(worth, expected, monkeypatch):
-    """So small that threads would wait longer than they compute; afterwards all is as it was."""
+def test_small_steps_use_one_thread(worth, expected, monkeypatch):
+    """Threads would wait longer than they compute; their number is restored afterwards."""
     seen = []
     real = SeedTrainer.train
 

@@ -1,4 +1,4 @@
-"""train_saes on a simulated device: the bits of the CPU, whatever is still being copied."""
+"""train_saes on a simulated device has the bits of the CPU, for any delay of copies."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ SEEDS = config(seeds=(0, 3))
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> SimulatedDevice:
-    """Copies come late; steps are taken at once."""
+    """Copies are late; steps are immediate."""
     device = SimulatedDevice()
     monkeypatch.setattr(training, "streams_of", lambda _: device)
     return device
@@ -47,7 +47,7 @@ def store_of(folder: Path, dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_bits_are_those_of_the_cpu(dtype, tmp_path, device, monkeypatch) -> None:
+def test_bits_equal_those_of_the_cpu(dtype, tmp_path, device, monkeypatch) -> None:
     store = store_of(tmp_path / "store", dtype)
     train(SEEDS, rows=store, out=tmp_path / "device", checkpoint_minutes=0)
     assert {kind for kind, _ in device.bus} == {dtype}
@@ -56,14 +56,14 @@ def test_the_bits_are_those_of_the_cpu(dtype, tmp_path, device, monkeypatch) -> 
     assert files_of(tmp_path / "device") == files_of(tmp_path / "cpu")
 
 
-def test_stored_halves_are_the_numbers_they_are(tmp_path: Path) -> None:
-    """On the CPU, too, batches come in the dtype they are stored in."""
+def test_rows_stored_in_half_precision_are_used_exactly(tmp_path: Path) -> None:
+    """On the CPU, too, batches have the dtype of the store."""
     (found,) = train(config(), rows=ROWS.bfloat16())
     (expected,) = train(config(), rows=ROWS.bfloat16().float())
     assert_same_sae(found, expected)
 
 
-def test_a_bad_row_is_named_before_its_step(device: SimulatedDevice, monkeypatch) -> None:
+def test_a_bad_row_raises_before_its_step(device: SimulatedDevice, monkeypatch) -> None:
     long = torch.cat([ROWS] * 10)
     long[90 * 128 + 5, 3] = float("nan")
     taken: list[int] = []
@@ -79,7 +79,7 @@ def test_a_bad_row_is_named_before_its_step(device: SimulatedDevice, monkeypatch
     assert taken == list(range(90))
 
 
-def test_a_source_that_ends_is_told(device: SimulatedDevice) -> None:
+def test_a_source_that_ends_early_raises(device: SimulatedDevice) -> None:
     with pytest.raises(ValueError, match="source ended after 1500 rows"):
         train(config(), rows=iter([ROWS]))
 
@@ -132,7 +132,7 @@ def test_a_full_disk_ends_the_run(interrupt, tmp_path, device, monkeypatch) -> N
         assert_same_sae(actual, expected)
 
 
-def test_a_full_disk_is_told_before_the_next_checkpoint(tmp_path, device, monkeypatch) -> None:
+def test_a_full_disk_raises_before_the_next_checkpoint(tmp_path, device, monkeypatch) -> None:
     steps_take(60, monkeypatch)  # a checkpoint every ten steps
     step = SeedTrainer.train
     taken: list[int] = []
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_before_the_next_checkpoint(tmp_path, device, monkey
     assert taken == list(range(11))
 
 
-def test_an_error_at_the_end_is_told(tmp_path, device, monkeypatch) -> None:
+def test_an_error_at_the_end_is_raised(tmp_path, device, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "could not be written: No space left", "a file")
 
@@ -183,7 +183,7 @@ training_runs.train(training_runs.config(), out={out!r}, checkpoint_minutes=0)
 """
 
 
-def test_a_kill_while_files_are_written_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_kill_during_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     train(config(), out=tmp_path / "unbroken")
     out = tmp_path / "broken"
     script = _KILLED_WHILE_WRITING.format(tests=str(CHECKOUT / "tests"), out=str(out))

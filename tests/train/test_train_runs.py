@@ -1,4 +1,4 @@
-"""Several runs on one pass: each folder holds what the run would have written alone."""
+"""Several runs in one pass: each folder has the files of the run alone."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_runs_have_the_bytes_that_each_has_alone(alone: Path, tmp_path: Path) -> None:
+def test_runs_have_the_bytes_of_each_run_alone(alone: Path, tmp_path: Path) -> None:
     together(tmp_path)
     for name in CONFIGS:
         assert files_of(tmp_path / name) == files_of(alone / name)
@@ -62,10 +62,10 @@ def broken_off(trainer: SeedTrainer, number: int, batch: Any) -> None:
 STEP = SeedTrainer.train
 
 
-def test_runs_that_stopped_at_different_steps_end_alike(
+def test_runs_that_stopped_at_different_steps_end_equally(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third is not begun, the second is finished, the first stopped on the way."""
+    """The third has not started, the second is finished, and the first stopped in between."""
     together(tmp_path, ("batchtopk",))
     with monkeypatch.context() as patch:
         patch.setattr(SeedTrainer, "train", broken_off)
