@@ -26,5 +26,5 @@ def test_subpackages_are_imported_on_first_use(tmp_path: Path) -> None:
 def test_other_names_raise() -> None:
     with pytest.raises(AttributeError, match="'saefast' has no attribute 'studdies'"):
         _ = saefast.studdies
-    with pytest.raises(AttributeError, match="has no attribute 'nobody'"):
-        _ = saefast.integrations.nobody
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = saefast.integrations.nothing

@@ -311,12 +311,12 @@ def test_folded_tokens_count_as_one():
 
 
 def test_ties_of_silent_features():
-    nobody = torch.full((2, 3), -1)
-    ties = token_ties(nobody, torch.zeros(2, dtype=torch.int64), 10, torch.tensor([10]))
+    nothing = torch.full((2, 3), -1)
+    ties = token_ties(nothing, torch.zeros(2, dtype=torch.int64), 10, torch.tensor([10]))
     assert ties.entropy.isnan().all()
     assert ties.auroc.isnan().all()
     assert ties.token.tolist() == [-1, -1]
-    assert modal_share(nobody).isnan().all()
+    assert modal_share(nothing).isnan().all()
 
 
 def test_bad_input_raises(world):

@@ -59,7 +59,7 @@ class Recorder(TorchDispatchMode):
         self.launches: list[Launch] = []
         self.waits: list[Launch] = []
         self.largest = 0
-        """bytes of the largest tensor that an operator returned anew"""
+        """bytes of the largest new tensor that an operator returned"""
 
     @property
     def total(self) -> int:

@@ -8,12 +8,12 @@ import saefast
 from saefast import Subspaces
 
 
-def plane(r: int, d: int, seed: int) -> Tensor:
+def random_subspace(r: int, d: int, seed: int) -> Tensor:
     """Draw [r, d] orthonormal rows."""
     return torch.linalg.qr(normal((d, r), seed, torch.float64)).Q.T
 
 
-def in_plane(basis: Tensor, m: int, seed: int) -> Tensor:
+def in_subspace(basis: Tensor, m: int, seed: int) -> Tensor:
     return normal((m, len(basis)), seed, torch.float64) @ basis
 
 

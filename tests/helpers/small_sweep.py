@@ -14,7 +14,7 @@ from saefast.sweep.tasks import Task, perform, reason_of
 from saefast.sweep.workers import Answer
 
 UNTIL = "statistics"
-"""Stages after it take long, and know nothing of other cells"""
+"""Later stages take long, and are independent of other cells"""
 
 GRID = """
 base = "base.toml"

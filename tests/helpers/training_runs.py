@@ -33,7 +33,7 @@ def config(**changes: Any) -> TrainConfig:
 
 
 LONGER = config(seeds=(0, 3), tokens=12_000)
-"""For runs that are broken off at many steps."""
+"""for runs that are interrupted at many steps"""
 
 
 def train(configuration: Any, **arguments: Any) -> list[SAE]:

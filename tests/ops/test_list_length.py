@@ -40,7 +40,7 @@ def rounded(rows: torch.Tensor, product: str) -> RoundedRows:
 def candidates(m: int, d: int, k: int, product: str, rows: int) -> torch.Tensor:
     """Return how many columns each row keeps in the end, with 1.25 k scores above its floor.
 
-    The bounds are those of the kernels; the list is what `keep_best` leaves at the latest floor.
+    The bounds are those of the kernels; the list is the result of `keep_best` at the latest floor.
     """
     left, right = (
         rounded(normal((s, d), i, torch.float32), product) for i, s in ((0, rows), (1, m))

@@ -104,11 +104,11 @@ def test_overlaps_equal_those_of_projectors(m, m2, d, seed):
     assert all(len(curve) == min(m, m2, d) for curve in found)
     grams = [each.vectors * each.shares[: each.rank] @ each.vectors.T for each in (a, b)]
     for r in range(1, min(m, m2, d) + 1):
-        planes = [each.vectors[:, :r] @ each.vectors[:, :r].T for each in (a, b)]
+        projectors = [each.vectors[:, :r] @ each.vectors[:, :r].T for each in (a, b)]
         assert float(found.overlap[r - 1]) == pytest.approx(
-            float((planes[0] * planes[1]).sum()) / r, abs=1e-9
+            float((projectors[0] * projectors[1]).sum()) / r, abs=1e-9
         )
-        capture_ab, capture_ba = (grams[0] * planes[1]).sum(), (grams[1] * planes[0]).sum()
+        capture_ab, capture_ba = (grams[0] * projectors[1]).sum(), (grams[1] * projectors[0]).sum()
         assert float(found.capture_ab[r - 1]) == pytest.approx(float(capture_ab), abs=1e-9)
         assert float(found.capture_ba[r - 1]) == pytest.approx(float(capture_ba), abs=1e-9)
     for curve in found:

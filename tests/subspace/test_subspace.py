@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pytest
 import torch
-from helpers.planted_subspaces import fit, groups_of, in_plane, plane
+from helpers.planted_subspaces import fit, groups_of, in_subspace, random_subspace
 from helpers.strategies import generator, normal, seeds
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
@@ -27,14 +27,14 @@ class Scores(NamedTuple):
 
 def test_planted_angles_and_their_overlap_are_found():
     angles = [0.0, 1e-6, 0.2, 1.0, math.pi / 2]
-    first = plane(10, 24, 0)
+    first = random_subspace(10, 24, 0)
     turned = torch.stack(
         [
             math.cos(angle) * first[i] + math.sin(angle) * first[5 + i]
             for i, angle in enumerate(angles)
         ]
     )
-    found = fit([in_plane(first[:5], 200, 1), in_plane(turned, 300, 2)], rank=5)
+    found = fit([in_subspace(first[:5], 200, 1), in_subspace(turned, 300, 2)], rank=5)
     (pair,) = found.pairs
     assert pair.rank == 5
     torch.testing.assert_close(
@@ -66,11 +66,11 @@ def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Ten
     each."""
     d, r, m = 32, 6, 60
     stable = normal((40, d), seed, torch.float64)
-    same = plane(r, d, seed + 1)
+    same = random_subspace(r, d, seed + 1)
     dictionaries = []
     for s in range(3):
-        basis = same if shared else plane(r, d, seed + 10 + s)
-        dictionaries.append(torch.cat([stable, in_plane(basis, m, seed + 20 + s)]))
+        basis = same if shared else random_subspace(r, d, seed + 10 + s)
+        dictionaries.append(torch.cat([stable, in_subspace(basis, m, seed + 20 + s)]))
     unstable = torch.arange(40 + m) >= 40
     return dictionaries, [{"stable": ~unstable, "unstable": unstable}] * 3
 
@@ -98,9 +98,9 @@ def test_features_that_do_not_recur_may_span_a_subspace_that_does():
 
 def test_a_shared_subspace_is_found_at_its_own_rank():
     """A rank for 90 % of the energy would cut it: each seed would leave out another part."""
-    same, noise = plane(12, 40, 0), 1e-3
+    same, noise = random_subspace(12, 40, 0), 1e-3
     rows = [
-        in_plane(same, 100, 1 + s) + noise * normal((100, 40), 5 + s, torch.float64)
+        in_subspace(same, 100, 1 + s) + noise * normal((100, 40), 5 + s, torch.float64)
         for s in range(3)
     ]
     for pair in fit(rows, nulls=["rotated"], draws=40).pairs:
@@ -111,7 +111,7 @@ def test_a_shared_subspace_is_found_at_its_own_rank():
         (test,) = (test for test in pair.tests if test.statistic == "shared_dimensions")
         assert test.p == pytest.approx(1 / 41)
         assert 2 * test.high < test.value
-    apart = [in_plane(plane(12, 40, 10 + s), 100, 20 + s) for s in range(2)]
+    apart = [in_subspace(random_subspace(12, 40, 10 + s), 100, 20 + s) for s in range(2)]
     (test,) = (
         test
         for test in fit(apart, nulls=["rotated"], draws=40).pairs[0].tests
@@ -320,7 +320,7 @@ def test_the_tables_have_all_results():
     }
     assert found.to_table() == tables["pairs"]
     with pytest.raises(ValueError, match="name must be one of spectra"):
-        found.to_table("planes")
+        found.to_table("subspaces")
 
 
 def test_the_same_bits_on_any_number_of_threads(torch_threads):

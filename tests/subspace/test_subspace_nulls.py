@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.planted_subspaces import fit, groups_of, in_plane, plane
+from helpers.planted_subspaces import fit, groups_of, in_subspace, random_subspace
 from helpers.strategies import normal
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
@@ -109,8 +109,8 @@ def test_overlap_by_a_common_covariance_is_explained_by_its_null():
 
 
 def test_a_shared_subspace_beyond_the_covariance_is_detected():
-    hidden = plane(3, 20, 5)
-    rows = [torch.cat([in_plane(hidden, 40, 10 + s), anisotropic(60, 20, s)]) for s in range(2)]
+    hidden = random_subspace(3, 20, 5)
+    rows = [torch.cat([in_subspace(hidden, 40, 10 + s), anisotropic(60, 20, s)]) for s in range(2)]
     group = [{"u": torch.arange(100) < 40}] * 2
     covariance = torch.diag(scale(20).square())
     pair = fit(rows, group, nulls=["covariance", "subset"], covariance=covariance, rank=3).pairs[0]
@@ -135,7 +135,7 @@ def test_a_null_of_too_small_rank_is_reported():
 
 
 def test_random_directions_have_the_ranks_of_their_number():
-    rows = [normal((40, 20), 0, torch.float64), in_plane(plane(5, 20, 1), 40, 2)]
+    rows = [normal((40, 20), 0, torch.float64), in_subspace(random_subspace(5, 20, 1), 40, 2)]
     found = fit(rows, nulls=["random"], draws=50)
     for statistic in ("effective_rank", "participation_ratio"):
         alike = test_of(found.spectra[0], "random", statistic)

@@ -150,7 +150,7 @@ def test_pinned_memory_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 FULL = OSError(errno.ENOSPC, "could not be written: No space left", "a file")
-TOLD = r"checkpoint of step 1 could not be written: No space.*that of step 0 is intact"
+TOLD = r"checkpoint of step 1 could not be written: No space.*the checkpoint of step 0 is intact"
 
 
 @pytest.mark.parametrize("how", ["check", "save", "wait", "exit"])

@@ -422,9 +422,7 @@ def test_values_cut_by_relu_get_no_gradient(auxk: AuxK | None) -> None:
     sae = SAE(16, 96, k=20, seed=0)
     with torch.no_grad():
         sae.b_enc.fill_(-2.0)
-        sae.b_enc[:3] = (
-            5.0  # so that a row has few positive values, and the rest is selected by size
-        )
+        sae.b_enc[:3] = 5.0  # so that a row has few positive values; the rest is selected by size
     x = DATA[0]
     chosen = topk_encode(x, sae.W_enc, sae.b_enc, k=20)
     cut = torch.ones(96, dtype=torch.bool)

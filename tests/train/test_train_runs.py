@@ -55,7 +55,7 @@ def test_the_activations_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def broken_off(trainer: SeedTrainer, number: int, batch: Any) -> None:
     if number == 9:
-        raise OSError("broken off")
+        raise OSError("interrupted")
     STEP(trainer, number, batch)
 
 
@@ -69,7 +69,7 @@ def test_runs_that_stopped_at_different_steps_end_equally(
     together(tmp_path, ("batchtopk",))
     with monkeypatch.context() as patch:
         patch.setattr(SeedTrainer, "train", broken_off)
-        with pytest.raises(OSError, match="broken off"):
+        with pytest.raises(OSError, match="interrupted"):
             together(tmp_path, ("wide",), checkpoint_minutes=0)
     assert checkpoint_of(tmp_path / "wide") == 9
     with pytest.raises(FileExistsError, match="resume=True"):
