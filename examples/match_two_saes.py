@@ -1,16 +1,17 @@
-"""Which feature of one SAE is which of another: two downloads of any format, matched.
+"""Match the features of two downloaded SAEs of any format.
 
     python examples/match_two_saes.py
     python examples/match_two_saes.py layer_12/width_16k my-sae --out partners.parquet
 
 Each is a folder or a file of SAELens, sparsify, dictionary_learning, Gemma Scope and others (see
-`saefast.load_sae`), as `huggingface_hub.snapshot_download` leaves it; they must be of one width,
-not of one size. Prints which share of the features the other has, by decoder, by encoder and by
-both, each beside what random directions would give; then the one-to-one pairs of greatest total
-similarity and whether they are proven to be the best of all. OUT gets a row for each feature of the
-first SAE: its nearest in the second, whether that is mutual, and its partner one to one.
+`saefast.load_sae`), as written by `huggingface_hub.snapshot_download`; their width must be equal,
+but not their number of latents. Prints the share of features that the other SAE has, by decoder, by
+encoder and by both, with the expectation for random directions; then the one-to-one pairs of
+greatest total similarity, and whether they are certified as optimal. OUT gets a row for each
+feature of the first SAE: its nearest in the second, whether they are mutually nearest, and its
+one-to-one partner.
 
-Without arguments it trains two small SAEs from different seeds, and saves them in two formats.
+Without arguments, it trains two small SAEs from different seeds and saves them in two formats.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from saefast.synthetic import PlantedWorld
 
 
 def main() -> None:
-    """Match, and print what both have in common."""
+    """Match the SAEs, and print what they share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("saes", nargs="*", type=Path, help="two SAEs on disk")
     parser.add_argument("--threshold", type=float, default=0.7, help="least cosine of a match")
@@ -38,8 +39,8 @@ def main() -> None:
 
 
 def match(a: Path, b: Path, threshold: float, out: Path) -> None:
-    """Print what both have in common, and write who is whose partner."""
-    # Mapped from disk, not read: sizes beyond memory are fine.
+    """Print what the SAEs share, and write the partners of features."""
+    # Mapped from disk instead of read, so that files may be larger than memory.
     one, other = saefast.load_dictionaries(a, b, encoder=True)
     for path, its in ((a, one), (b, other)):
         print(f"{path}: {its.m} features, {int((~its.alive).sum())} dead as far as the file says")
@@ -74,7 +75,7 @@ def match(a: Path, b: Path, threshold: float, out: Path) -> None:
 
 
 def two_small_ones(folder: Path) -> tuple[Path, Path]:
-    """SAEs of 128 planted features, as SAELens and as sparsify would have saved them."""
+    """Train SAEs on 128 planted features, and save them in the formats of SAELens and sparsify."""
     rows = PlantedWorld.create(128, 32, active=4).sample(20_000, 0)
     config = saefast.TrainConfig(
         latents=160, k=4, seeds=(0, 1), tokens=200_000, batch_size=256, lr=3e-3

