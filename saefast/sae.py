@@ -295,7 +295,7 @@ def as_saes(saes: SAE | Sequence[SAE], d: int, least: int = 1) -> list[SAE]:
     """
     each: list[Any] = list(saes) if isinstance(saes, Iterable) else [saes]
     if len(each) < least:
-        kind = ", of different seeds" if least > 1 else ""
+        kind = " of different seeds" if least > 1 else ""
         raise ValueError(
             f"saes must hold at least {least} SAE{'s' * (least > 1)}{kind}, got {len(each)}"
         )

@@ -200,13 +200,13 @@ def test_the_same_bits_on_any_number_of_threads(torch_threads, x):
     ("options", "error", "words"),
     [
         ({"saes": [torch.ones(4, 3)] * 2}, TypeError, r"saes\[0\] must be a saefast.SAE"),
-        ({"saes": [SAE(3, 4, k=2)]}, ValueError, "saes must be at least 2"),
+        ({"saes": [SAE(3, 4, k=2)]}, ValueError, "saes must hold at least 2"),
         (
             {"saes": [SAE(3, 4, k=2), SAE(5, 4, k=2)]},
             ValueError,
             r"saes\[1\] must have the width of the activations",
         ),
-        ({"activations": torch.ones(9, 5)}, ValueError, "whose width is 5, got d=3"),
+        ({"activations": torch.ones(9, 5)}, ValueError, "d=5, got d=3"),
         ({"groups": None}, ValueError, "stability or groups must be given"),
         ({"draws": -1}, ValueError, "draws must be at least 0"),
         ({"mass": [torch.ones(4)]}, ValueError, "mass must be given for each of saes, 2, got 1"),

@@ -325,9 +325,9 @@ def test_bad_input_raises(world):
     bad[1234, 2] = torch.nan
     for arguments, kind, words in (
         ((saes[0], bad), ValueError, "NaN or infinity: the tensor, row 1234"),
-        (([], rows), ValueError, "saes must be at least 1"),
+        (([], rows), ValueError, "saes must hold at least 1"),
         (([saes[0], "sae"], rows), TypeError, r"saes\[1\] must be a saefast.SAE, got str"),
-        ((SAE(3, 4, k=1), rows), ValueError, "whose width is 8, got d=3"),
+        ((SAE(3, 4, k=1), rows), ValueError, "d=8, got d=3"),
     ):
         with pytest.raises(kind, match=words):
             statistics(*arguments)

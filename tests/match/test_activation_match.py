@@ -149,7 +149,7 @@ def test_only_the_given_number_of_rows_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("saes", "options", "error", "message"),
     [
-        ([SAE(4, 8, k=2)], {}, ValueError, "saes must be at least 2"),
+        ([SAE(4, 8, k=2)], {}, ValueError, "saes must hold at least 2"),
         ([SAE(4, 8, k=2), torch.eye(4)], {}, TypeError, r"saes\[1\] must be a saefast.SAE"),
         (
             [SAE(4, 8, k=2), SAE(5, 8, k=2)],

@@ -145,7 +145,7 @@ def test_saes_are_used_as_dictionaries():
 
 def test_bad_input_raises(tmp_path: Path):
     rows = DICTIONARIES[0]
-    with pytest.raises(ValueError, match="at least 2, of different seeds, got 1"):
+    with pytest.raises(ValueError, match="at least 2 dictionaries of different seeds, got 1"):
         match_all([rows])
     with pytest.raises(ValueError, match=r"dictionaries\[1\].*12"):
         match_all([rows, torch.ones(4, 11)])

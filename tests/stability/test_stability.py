@@ -378,7 +378,7 @@ def test_matches_of_other_dictionaries_raise():
         score([torch.eye(4), torch.eye(4)[:2]], matches=MATCHED)
     with pytest.raises(ValueError, match=r"partner must be below 2, the size of dictionary 1"):
         score([torch.eye(3), torch.eye(3)[:2]], matches=MATCHED)
-    with pytest.raises(ValueError, match="dictionaries must be at least 2"):
+    with pytest.raises(ValueError, match="dictionaries must hold at least 2"):
         score([torch.eye(3)])
 
 

@@ -358,8 +358,8 @@ FEW = Scores([torch.ones(4)], [torch.ones(4).bool()] * 2)
     [
         ({"stability": WIDE}, ValueError, r"stability.score\[0\] must have size 4"),
         ({"stability": FEW}, ValueError, "stability.score must hold a tensor for each"),
-        ({"dictionaries": TWO[:1]}, ValueError, "dictionaries must be at least 2"),
-        ({"dictionaries": [TWO[0], torch.ones(4, 2)]}, ValueError, r"dictionaries\[1\].*others"),
+        ({"dictionaries": TWO[:1]}, ValueError, "dictionaries must hold at least 2"),
+        ({"dictionaries": [TWO[0], torch.ones(4, 2)]}, ValueError, r"dictionaries\[1\].*the first"),
         ({"groups": None}, ValueError, "stability or groups must be given"),
         ({"groups": [{}, {}]}, ValueError, "stability or groups must be given"),
         ({"groups": ALL[:1]}, ValueError, "groups must hold a dict .* for each of the 2 SAEs"),

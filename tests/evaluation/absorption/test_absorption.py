@@ -155,7 +155,7 @@ def test_shuffled_labels_are_refused() -> None:
     refused = measured(world._replace(labels=world.labels[order]), sae)
     assert refused.scores == ()
     (note,) = refused.notes
-    assert "tell 0 of 4 classes" in note
+    assert "recognise 0 of 4 classes" in note
     assert measured(world, sae, least_classes=4).scores
     (note,) = measured(world, sae, least_classes=5).notes
     assert "tell 4 of 4" in note

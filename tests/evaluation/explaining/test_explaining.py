@@ -382,7 +382,7 @@ def test_errors_name_bad_input(world: World) -> None:
         explain(world.model, 2, world.sae, torch.zeros(3, 33))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have the width of the activations, d=33"):
         explain(world.model, 2, saefast.SAE(4, 8, k=2), world.store)
-    with pytest.raises(ValueError, match="got 'trained' twice"):
+    with pytest.raises(ValueError, match="or 'scrambled', got 'trained'"):
         explained(world, conditions=[Condition(name="trained", saes=(world.sae,))])
     with pytest.raises(ValueError, match="features must be at least 2"):
         explained(world, features=0)

@@ -248,7 +248,7 @@ def test_tasks_on_news_have_other_news_as_negatives() -> None:
 
 @pytest.mark.usefixtures("small_package")
 def test_errors_name_unknown_tasks() -> None:
-    with pytest.raises(ValueError, match="got nothing, many; there are zoo, glue_cola"):
+    with pytest.raises(ValueError, match="got nothing, many; known tasks are zoo, glue_cola"):
         labelled_tasks(names=["nothing", "zoo", "many"])
     with pytest.raises(ValueError, match="source must be one of sae-probes, code"):
         labelled_tasks("elsewhere")
@@ -259,7 +259,7 @@ def test_the_package_holds_113_tasks_and_the_default_ones() -> None:
         distribution("sae-probes")
     except PackageNotFoundError:
         pytest.skip("needs the package sae-probes")
-    with pytest.raises(ValueError, match="there are") as error:
+    with pytest.raises(ValueError, match="known tasks are") as error:
         labelled_tasks(names=["nothing"])
     named = str(error.value).split("there are ")[1].split(", ")
     assert len(named) == 113
