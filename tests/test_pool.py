@@ -286,8 +286,7 @@ def test_a_study_reports_its_measurements(groups):
 
 
 def test_the_verdict_is_negative_without_a_gain(groups):
-    """Groups of copies: the pool equals one SAE, and so does the SAE cut to its most frequent
-    latents."""
+    """Groups of copies: the pool equals one SAE, and so does an SAE cut to frequent latents."""
     copies = [[group[0]] * 2 for group in groups]
     found = study(
         copies, [pooled(group, width=30) for group in copies], fine_tune=replace(TUNE, lr=0.0)

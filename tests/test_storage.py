@@ -94,8 +94,7 @@ def test_files_of_a_writing_process_are_kept(tmp_path: Path) -> None:
 def test_the_old_folder_is_restored_after_a_failed_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a kill between two renames, and after a failed rename, also if the disk is full at the
-    next attempt."""
+    """After a kill between two renames, or a failed rename, also with a full disk afterwards."""
     before = some_sae(0)
     path = saefast.save_sae(before, tmp_path / "sae")
     with halted(path, "at its name"):

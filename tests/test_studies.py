@@ -164,8 +164,7 @@ def test_the_grid_on_digits_counts_pairs_and_alive_latents(tmp_path: Path) -> No
 
 
 def planted_pair(same: int, signs: bool = False) -> tuple[Dictionary, Dictionary]:
-    """Make two dictionaries of 8 orthogonal features in random order, with the first few in
-    common."""
+    """Make two dictionaries of 8 orthogonal features in random order, some of them shared."""
     basis = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
     ours, theirs = basis[:8].clone(), basis[:8].clone()
     theirs[same:] = basis[8 : 16 - same]

@@ -48,8 +48,7 @@ def active(world: World, n: int, seed: int = 1) -> Tensor:
 
 
 def surely(count: Tensor, n: int, rate: Tensor) -> Tensor:
-    """Return whether binomial counts agree with rates, up to a probability of one in ten million
-    each."""
+    """Return whether binomial counts agree with rates, up to a probability of 1e-7 each."""
     tail = stats.binom(n, rate.numpy())
     count = count.numpy()
     return torch.from_numpy((tail.cdf(count) > 1e-7) & (tail.sf(count - 1) > 1e-7))

@@ -134,8 +134,7 @@ def test_train_reads_activations_from_a_file(tmp_path: Path, capsys: pytest.Capt
 def test_saes_trained_in_python_are_matched_and_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """`train_saes(out=...)` writes SAEs without settings, which suffices where no activations are
-    read."""
+    """`train_saes(out=...)` writes SAEs without settings, which is enough without activations."""
     rows = PlantedWorld.create(24, 16, active=2).sample(3000, 0)
     config = saefast.TrainConfig(
         latents=32, k=2, seeds=(3, 4, 7), tokens=30_000, batch_size=128, lr=5e-3

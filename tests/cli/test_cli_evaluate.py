@@ -1,5 +1,4 @@
-"""`saefast evaluate`: evaluations of runs and of SAEs without a run, resumed, stored and
-reported."""
+"""`saefast evaluate`: evaluations of runs and of SAEs alone, resumed, stored and reported."""
 
 import json
 import shutil

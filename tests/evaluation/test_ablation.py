@@ -188,8 +188,7 @@ def test_features_are_drawn_equally_often(match):
 
 
 def planted_effects(n: int, random: np.random.Generator, factor: float) -> Any:
-    """Make effects that depend on rate and strength; the group is rare and has `factor` times the
-    effect."""
+    """Make effects of rate and strength; a rare group has `factor` times the effect."""
     group = random.random(n) < 0.2
     rate = np.exp(random.normal(-6, 1, n) - 1.5 * group)
     mean = np.exp(random.normal(0, 0.5, n))

@@ -85,8 +85,7 @@ def test_a_permuted_copy_contributes_the_same(x):
 
 
 def test_a_scaled_copy_is_explained_up_to_the_scale(x):
-    """Equal codes, decoder rows of half the length: 1 - 1/4 var / var, and 1 - 1/4 var / (1/4
-    var)."""
+    """Equal codes, half the decoder rows: 1 - 1/4 var / var, and 1 - 1/4 var / (1/4 var)."""
     first, second = (sae_of(unit_rows(M, D, 0)) for _ in range(2))
     with torch.no_grad():
         second.W_dec.mul_(0.5)
@@ -99,8 +98,7 @@ def test_a_scaled_copy_is_explained_up_to_the_scale(x):
 
 
 def miniature() -> tuple[list[SAE], list[dict[str, Tensor]], Tensor]:
-    """Make two seeds with a shared block in one half of the space and different bases in the other
-    half."""
+    """Make two seeds with a shared block in one half of the space and their own in the other."""
     d, m = 16, 8
     x = normal((3000, d), 0, torch.float32)
     stable = torch.eye(d)[:8]
@@ -144,8 +142,7 @@ def test_random_groups_agree_with_their_null():
 
 
 def test_random_groups_can_have_equal_mass():
-    """A few features contribute most: as many others contribute less, others of equal mass as
-    much."""
+    """A few features contribute most: as many others contribute less, equal mass as much."""
     saes, _, x = miniature()
     mass = [each.mass for each in saefast.feature_statistics(saes, x, progress=False)]
     groups = [{"busiest": its >= its.sort().values[-3]} for its in mass]

@@ -124,8 +124,7 @@ def test_the_smallest_difference_shrinks_with_runs():
 
 
 def test_equal_items_have_an_interval():
-    """The share that n independent items miss with probability 2.5 % may be at the ends of the
-    range."""
+    """The share that n independent items miss with probability 2.5 % may be at both ends."""
     interval = interval_of_equal_items(0.25, 40, 0.0, 1.0)
     missed = 1 - 0.025 ** (1 / 40)
     assert (1 - missed) ** 40 == pytest.approx(0.025)

@@ -44,8 +44,7 @@ def auroc(labels: Tensor, predictor: Tensor) -> float:
 
 
 def brute_force(sae: SAE, rows: Tensor, tokens: Tensor, positions: Tensor, top: int) -> Any:
-    """Return the statistics of each feature, one at a time, from the dense matrix of
-    activations."""
+    """Return the statistics of each feature in turn, from the dense matrix of activations."""
     code = dense_code(sae, rows).double()
     decoder, encoder = sae.W_dec.detach().double(), sae.W_enc.detach().double()
     for feature in range(sae.m):

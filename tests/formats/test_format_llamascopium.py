@@ -97,8 +97,10 @@ def test_llamascopium_without_bias_in_a_torch_file(tmp_path: Path) -> None:
 def test_llama_scope_computes_its_formula(
     tmp_path: Path, by_norm: bool, centred: bool, act_fn: str
 ) -> None:
-    """The released files are for a loader that first folds the norm of the data set and the norms
-    of the decoder, and then compares values with the threshold. SAELens folds the former."""
+    """Released files are for a loader that folds norms before it compares with the threshold.
+
+    The norms are of the data set, which SAELens folds as well, and of the decoder.
+    """
     config = {"d_model": D, "d_sae": M, "act_fn": act_fn, "top_k": 50, "jump_relu_threshold": 0.5}
     config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": by_norm}
     config |= {"apply_decoder_bias_to_pre_encoder": centred, "device": "cuda", "dtype": "bfloat16"}

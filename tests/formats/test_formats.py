@@ -1,5 +1,4 @@
-"""Every format is detected from content, written as read, and refused where it cannot store an
-SAE."""
+"""Every format is detected from content, written as read, and refuses what it cannot store."""
 
 from pathlib import Path
 

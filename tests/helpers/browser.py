@@ -34,8 +34,7 @@ def chromium() -> str | None:
 
 @contextmanager
 def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
-    """Open the report, wait until its table is filled, and provide the page and browser
-    messages."""
+    """Open the report with its table filled, and provide the page and browser messages."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -15,8 +15,7 @@ Answer = Callable[[dict[str, Any]], str]
 
 
 def oracle(body: dict[str, Any]) -> str:
-    """Return true answers: a passage fits if it contains the description, marks if they are around
-    it."""
+    """Answer truthfully: passages contain the description, marks are around it."""
     asked = json.loads(body["messages"][-1]["content"])
     if isinstance(asked, list):
         return f"They are all alike.\nDescription: {len(asked)} passages"

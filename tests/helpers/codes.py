@@ -47,8 +47,7 @@ keep_of_batch = torch.ops.saefast.keep_of_batch
 
 @st.composite
 def codes(draw: st.DrawFn, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Draw rows of positive values that descend and end in zeros; ties within rows and between
-    them."""
+    """Draw rows of descending positive values and zeros; ties within and between rows."""
     n, width = draw(st.integers(0, 9)), draw(st.sampled_from([1, 2, 15, 16, 17, 33, 64]))
     data = draw(st.sampled_from([normal, small_integers]))
     scale = draw(st.sampled_from([1.0, 1e-42, 1e30]))  # the first gives denormal numbers
@@ -81,8 +80,7 @@ def assert_keeps(values: Tensor, indices: Tensor, wanted: int) -> None:
 
 
 def dense_batch_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the definition: [n, m] with zeros for omitted values, the smallest kept, the
-    counts."""
+    """Compute the definition: [n, m] with zeros if omitted, the smallest kept, the counts."""
     flat = scores.flatten()
     kept = torch.sort(flat, descending=True, stable=True).indices[: scores.shape[0] * k]
     kept = kept[flat[kept] > 0]

@@ -55,8 +55,7 @@ def directions(turned: bool = False) -> Tensor:
 
 
 class _Sum(nn.Module):
-    """Attention whose positions get the sum of all earlier ones, so that the last one has the
-    entity."""
+    """Attention that sums all earlier positions, so that the last one has the entity."""
 
     def forward(self, h: Tensor) -> Tensor:
         return h.cumsum(1)
@@ -78,8 +77,7 @@ class _Linear(nn.Module):
 
 
 def linear_lm(*, turned: bool = False) -> LanguageModel:
-    """Build the model. Of two equal logits, the value of higher index wins, since read-outs grow
-    with it."""
+    """Build the model; of equal logits the later value wins, since read-outs grow with index."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     known = facts()

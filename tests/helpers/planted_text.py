@@ -74,8 +74,7 @@ def planted(truth: Sequence[NDArray[np.bool_]]) -> Firings:
 
 
 def planted_truth(text: TokenText) -> dict[str, NDArray[np.bool_]]:
-    """Return firings by the words of the rule that defines them, without the module's
-    predicates."""
+    """Return firings by the words of their rule, without the module's predicates."""
     here = text.pieces(0, text.rows)
     bare = [piece.strip().casefold() or piece for piece in here]
     context = text.context.tolist()

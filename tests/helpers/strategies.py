@@ -25,8 +25,7 @@ class Shape(NamedTuple):
 
 @st.composite
 def shapes(draw: st.DrawFn, most_latents: int = 300) -> Shape:
-    """Draw sizes around the widths of tiles and vectors, including empty batches, k = 1 and k =
-    m."""
+    """Draw sizes around the widths of tiles and vectors, with empty batches, k = 1 and k = m."""
     n = draw(st.one_of(st.integers(0, 9), st.sampled_from([95, 96, 97, 130])))
     d = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 129])))
     m = draw(
@@ -65,8 +64,7 @@ def uneven(shape: tuple[int, int], seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def as_laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """Return the same values in another memory layout: contiguous, transposed, offset or with
-    gaps."""
+    """Return the same values in memory that is contiguous, transposed, offset or with gaps."""
     if layout == "transposed":
         return tensor.T.contiguous().T
     if layout == "offset":

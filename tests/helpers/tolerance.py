@@ -12,8 +12,7 @@ def true_dots(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def assert_no_worse_than_torch(actual: Tensor, at_dtype: Tensor, truth: Tensor) -> None:
-    """Assert that the largest error is at most that of torch in `at_dtype`, or two roundings of the
-    result.
+    """Assert an error of at most torch's in `at_dtype`, or two roundings of the result.
 
     `truth` is float64. The tolerance does not depend on the environment.
     """

@@ -38,8 +38,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def drawn(cls, data: Any = normal, n: int = 18) -> "Problem":
-        """Draw more than one tile of tokens, latents and decoder width, each with a partial
-        tile."""
+        """Draw more than one tile of tokens, latents and decoder width, the last one partial."""
         d, d_out, m = 12, 20, 40
         shapes = ((n, d), (n, d_out), (m, d), (m,), (m, d_out))
         return cls(*(data(s, seed, torch.float32) for seed, s in enumerate(shapes)))
@@ -235,8 +234,7 @@ def test_there_are_eight_launches_and_no_waits(monkeypatch: pytest.MonkeyPatch) 
 
 
 def _written(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Record arguments of kernels; return a function that lists the tensors whose values
-    changed."""
+    """Record arguments of kernels; return a function that lists tensors with changed values."""
     seen: list[tuple[Tensor, Tensor]] = []
     run = InterpretedFunction.run
 

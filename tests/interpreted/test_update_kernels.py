@@ -49,8 +49,7 @@ def test_several_steps_equal_the_reference(
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_training_equals_autograd_and_adam(precision: str) -> None:
-    """The truth is trained in float64. The error of losses is a few roundings of float32, 2^-24
-    each."""
+    """The truth is trained in float64. Losses have an error of a few roundings of 2^-24."""
     data = batches(4, 12, 16, torch.float64)
     fused, plain = SAE(16, 40, k=4, seed=1), SAE(16, 40, k=4, seed=1, dtype=torch.float64)
     step = FusedStep(fused, lr=2e-3, precision=precision)

@@ -74,8 +74,7 @@ class Asked(NamedTuple):
         )
 
     def _extra(self) -> tuple[Tensor, ...]:
-        """Draw gradients for some latents, and places without a latent, whose gradients are not
-        set."""
+        """Draw gradients for some latents, and places without a latent and with unset gradients."""
         m, seed = self.shape.m, self.seed
         some = torch.randperm(m, generator=generator(seed + 7))[: (m + 1) // 2]
         latents = torch.cat([some[:1], torch.tensor([m, m + 9]), some[1:]])
@@ -91,8 +90,7 @@ def _group(ends: Tensor, indices: Tensor) -> Tensor:
 
 
 def check(asked: Asked) -> None:
-    """Compare both ops with their references: the same bits except for the rounding of Adam's
-    root."""
+    """Compare both ops with their references: equal bits except for the rounding of roots."""
     mine, theirs, before = asked.update(), asked.update(), asked.update()
     for actual, expected in zip(
         gradient_squares(*mine), reference.gradient_squares(theirs), strict=True

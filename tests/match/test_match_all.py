@@ -56,8 +56,7 @@ def test_every_pair_is_as_if_alone(options, tmp_path):
 
 
 def assert_proof(matches: Matches, a: torch.Tensor, b: torch.Tensor, floor: float | None) -> None:
-    """Assert prices that bound every similarity, with the same sum as the pairs, in both
-    directions."""
+    """Assert that prices bound every similarity, with the sum of the pairs, both ways."""
     rows, columns = (a != 0).any(1), (b != 0).any(1)
     a, b = (side[alive].double() for side, alive in ((a, rows), (b, columns)))
     cosine = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
@@ -163,8 +162,7 @@ class Stopped(KeyboardInterrupt):
 
 @pytest.mark.parametrize("one_to_one", [False, True])
 def test_an_interrupted_pair_resumes(one_to_one, tmp_path, monkeypatch):
-    """Wherever it stops, in the search or between rounds: stored work is not repeated, and bits
-    agree."""
+    """Wherever it stops, in the search or between rounds: equal bits, and no repeated work."""
     a, b = (normal((90, 3), seed, torch.float32) for seed in (5, 6))
     options = {"one_to_one": one_to_one, "neighbours": 1}
     monkeypatch.setattr(neighbours, "block_rows", lambda width, memory: 21)

@@ -96,8 +96,7 @@ def test_the_recorder_counts_tensors_alive_without_views() -> None:
 def test_a_large_matching_stays_within_its_memory(
     wanted: int, memory: float, doubtful: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """32768 with 131072 features of width 4096, where gathered candidates alone would take 86
-    GB."""
+    """32768 with 131072 features of width 4096: gathered candidates alone would take 86 GB."""
     decide(monkeypatch, doubtful)
     x, y = MetaRows.of_size(32_768, 4096), MetaRows.of_size(131_072, 4096)
     k, _, rest = divided(memory * 1e9, len(x), len(y), wanted, solved=wanted > 1)

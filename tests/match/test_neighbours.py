@@ -91,8 +91,7 @@ def test_equal_similarities_are_ordered_by_index(engine, seed, k):
 @settings(deadline=None)
 @given(st.integers(17, 60), st.integers(1, 10), st.integers(20, 30), seeds)
 def test_errors_of_scores_do_not_change_lists(m, k, bits, seed):
-    """The worst scores within the stated error: float64 decides, and rows in doubt are searched
-    again."""
+    """The worst scores within the error: float64 decides, and doubtful rows are searched again."""
     rows, others = (directions(normal((size, 6), seed, torch.float64)) for size in (20, m))
     x, y = rows.block(0, 20), others.block(0, m)
     error = 2.0 ** -(bits - 18)

@@ -24,8 +24,7 @@ def scores_of(x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor
 
 
 def guesses(scores: Tensor, k: int) -> list[float | None]:
-    """Return None, guesses that are right or nearly right, and some that are far too low or too
-    high."""
+    """Return None, guesses that are right or nearly right, and some far too low or too high."""
     smallest = float(dense_batch_topk(scores, k)[1])
     near = [smallest * factor for factor in (0.0, 0.5, 0.98, 1.0, 1.02, 2.0)]
     return [None, *near, -3.0, torch.inf]

@@ -95,8 +95,7 @@ def test_common_shapes_keep_the_length_of_their_lists() -> None:
 
 
 def test_wide_rows_have_longer_lists() -> None:
-    """Lists of 8 k would have 512 and 768 entries at d = 8192, with 415 and 725 expected
-    candidates."""
+    """Lists of 8 k have 512 and 768 entries at d = 8192, but 415 and 725 are candidates."""
     assert list_length(131_072, 8192, 32, "bfloat16", BLOCK) == 2048
     assert list_length(131_072, 8192, 64, "bfloat16", BLOCK) == 2048
 

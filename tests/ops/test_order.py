@@ -52,8 +52,7 @@ def test_shuffling_separates_neighbours() -> None:
 
 
 def test_the_order_is_pinned() -> None:
-    """A training resumed with a later saefast or NumPy must find its place, so these values never
-    change."""
+    """These values never change, so that a later saefast or NumPy can resume a training."""
     assert permutation(10, 7, 1, 2).tolist() == [1, 3, 8, 5, 4, 7, 0, 9, 2, 6]
     window = next(Order(1000, 5, 10, 100).windows(1234))
     assert window.rows[:5].tolist() == [630, 321, 698, 834, 671]

@@ -59,7 +59,7 @@ def test_the_last_of_two_lists_is_the_answer() -> None:
 
 
 def test_a_last_prompt_with_fewer_windows_is_parsed() -> None:
-    """delphi loses the answers of a prompt with fewer windows than the others."""
+    """A prompt with fewer windows than the others loses its answers in delphi."""
     with pytest.raises(AssertionError):
         classifier(5)._parse("[0, 1, 1]")
     assert parsed_ratings("[0, 1, 1]", 3) == [0.0, 1.0, 1.0]
@@ -117,7 +117,7 @@ def test_scores_of_equal_answers_agree(seed: int) -> None:
 
 
 def test_answers_that_cannot_be_parsed_count_as_guesses() -> None:
-    """delphi drops them before it counts them, so that their number is always 0."""
+    """They are dropped by delphi before it counts them, so that their number is always 0."""
     labels = np.array([1, 1, 1, 0, 0, 0], dtype=bool)
     ratings = np.array([1, np.nan, np.nan, 0, np.nan, np.nan])
     theirs = compute_confusion(frame(labels, ratings))
@@ -128,7 +128,7 @@ def test_answers_that_cannot_be_parsed_count_as_guesses() -> None:
 
 @pytest.mark.parametrize(("windows", "seen"), [(500, 12), (200, 20)])
 def test_delphi_scores_with_windows_that_it_explains_with(windows: int, seen: int) -> None:
-    """delphi draws both from the same windows; saefast draws them from different documents."""
+    """Both are from the same windows in delphi; in saefast they are from different documents."""
     examples = [
         ActivatingExample(tokens=torch.tensor([number]), activations=torch.ones(1))
         for number in range(windows)

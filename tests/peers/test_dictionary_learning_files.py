@@ -44,8 +44,7 @@ def test_unset_thresholds_agree(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [k for k in CLASSES if k != "AutoEncoderNew"])
 def test_backups_agree(tmp_path: Path, kind: str) -> None:
-    """Backups are written during a run on activations divided by norm_factor; the finished file has
-    biases multiplied by it by `scale_biases`."""
+    """Backups are of activations divided by norm_factor, which `scale_biases` undoes at the end."""
     factor = 3.7
     model = dictionary_learning_folder(tmp_path / "trainer_0", kind)
     backup = {

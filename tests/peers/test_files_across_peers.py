@@ -88,9 +88,11 @@ def test_qwen_scope_is_read_by_sae_lens(hub: Path) -> None:
 
 
 def test_llama_scope_is_read_by_sae_lens(hub: Path) -> None:
-    """Thresholds apply to values on the scale of the activations. SAELens keeps values on the scale
-    of scaled activations, and does not multiply them by the norms of the decoder before the
-    comparison: these are one here."""
+    """Thresholds apply to values on the scale of the activations.
+
+    SAELens keeps values on the scale of scaled activations, and does not multiply them by the norms
+    of the decoder before the comparison: these are one here.
+    """
     config = {"d_model": D, "d_sae": M, "act_fn": "jumprelu", "jump_relu_threshold": 0.3}
     config |= {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True}
     config |= {"hook_point_in": "blocks.3.hook_resid_post", "dtype": "torch.float32"}

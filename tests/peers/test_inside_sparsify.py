@@ -61,8 +61,7 @@ def _gradients(coder: SparseCoder, x: Tensor, **forward: Tensor) -> dict[str, Te
 
 
 def _true_gradients(coder: SparseCoder, x: Tensor, dead: Tensor | None) -> dict[str, Tensor]:
-    """Return gradients of the same losses by autograd on dense matrices in float64, without
-    sparsify's encoder."""
+    """Return gradients of the same losses by dense autograd in float64, without sparsify."""
     coder = copy.deepcopy(coder).double()
     coder.zero_grad()
     x = x.double()
@@ -208,8 +207,7 @@ def test_losses_agree_and_gradients_are_the_true_ones(multi_topk: bool, dead_lat
 
 
 def test_sparsify_alone_does_not_train_the_encoder_by_auxk() -> None:
-    """A difference made by `enable`; if sparsify fixes this, the docstring of the module has to
-    change."""
+    """A difference made by `enable`; if sparsify fixes it, change the docstring of the module."""
     coder, x = _coder(), _batches(1)[0]
     dead = _dead(40)
     without, with_auxk = _gradients(coder, x), _gradients(coder, x, dead_mask=dead)

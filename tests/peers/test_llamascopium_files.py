@@ -103,8 +103,10 @@ def test_rows_scaled_to_one_norm(tmp_path: Path, act_fn: str) -> None:
 def test_the_norm_of_a_dataset_is_folded(
     tmp_path: Path, act_fn: str, by_norm: bool, hook_out: str
 ) -> None:
-    """As folded by the peer: values are on the scale of the activations. But its fold keeps the
-    thresholds of a JumpReLU, which changes the active latents."""
+    """As folded by the peer: values are on the scale of the activations.
+
+    But its fold keeps the thresholds of a JumpReLU, which changes the active latents.
+    """
     model = model_of(
         act_fn,
         norm_activation="dataset-wise",
@@ -135,8 +137,7 @@ def test_the_norm_of_a_dataset_is_folded(
 
 @pytest.mark.parametrize("by_norm", [False, True])
 def test_batch_topk_is_read_with_a_given_threshold(tmp_path: Path, by_norm: bool) -> None:
-    """The threshold is halfway between the last kept value of the batch and the first omitted
-    one."""
+    """The threshold is halfway between the last kept and the first omitted value of the batch."""
     model = model_of("batchtopk", sparsity_include_decoder_norm=by_norm)
     x = rows()
     with torch.no_grad():
@@ -175,8 +176,7 @@ def test_weights_of_lower_precision_are_computed_in_float32(tmp_path: Path) -> N
 
 
 def test_conversions_to_other_formats_and_back(tmp_path: Path) -> None:
-    """In formats without selection by norm, values are multiplied by the norms; reconstructions are
-    equal."""
+    """In formats without selection by norm, values are multiplied by the norms."""
     model = model_of("topk")
     folder = saved(model, tmp_path / "theirs")
     lens = saefast.convert(folder, tmp_path / "lens", to="sae_lens")

@@ -36,8 +36,7 @@ def in_json(out: Path) -> Reports:
 
 
 def in_tensorboard(folder: Path) -> Reports:
-    """Return values as read by TensorBoard's server; each SAE and step must have a value only
-    once."""
+    """Return values as read by TensorBoard's server, one for each SAE and step."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     found: Reports = {}
     for tag in events.Tags()["tensors"]:
@@ -62,8 +61,7 @@ def as_tensorboard_keeps(reports: Reports) -> Reports:
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder of wandb, without network and home, with its state in this process
-    reset."""
+    """Return the folder of wandb, with no network and home, and with its state reset."""
     wandb.teardown()
     room = tmp_path / "wandb"
     room.mkdir()
@@ -78,8 +76,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Yield the records of a .wandb file: after 7 bytes, a log in LevelDB's format, in blocks of 32
-    KiB."""
+    """Yield the records of a .wandb file, a log in LevelDB's format in blocks of 32 KiB."""
     data, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768

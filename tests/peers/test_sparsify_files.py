@@ -34,9 +34,11 @@ def test_models_with_an_expansion_factor_agree(tmp_path: Path) -> None:
 
 
 def test_sae_lens_misreads_sparsify(tmp_path: Path) -> None:
-    """sparsify's decoder is [m, d] like its encoder, as SAELens needs it, but SAELens's reader
-    transposes it, which shows if m is not d. It also does not subtract b_dec from x if the decoder
-    is normalised, unlike sparsify."""
+    """SAELens transposes sparsify's decoder, which is [m, d] already.
+
+    This shows if m is not d. Unlike sparsify, it also does not subtract b_dec from x if the decoder
+    is normalised.
+    """
     model = SparseCoder(D, SparseCoderConfig(num_latents=M, k=K))
     randomise(model)
     model.save_to_disk(tmp_path / "layers.3")

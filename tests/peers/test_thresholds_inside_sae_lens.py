@@ -105,8 +105,7 @@ def test_losses_of_every_step_agree_in_the_dtype_of_the_sae(
 
 @each_variant
 def test_dense_batches_are_left_to_saelens(variant: str) -> None:
-    """The density of one batch decides for the next; the first ones are tried, and left if
-    dense."""
+    """The density of one batch decides for the next; the first are tried, and left if dense."""
     trainers = [trainer_of(sae, iter(())) for sae in pair(variant)]
     ours = []
     for number, x in enumerate(batches_of(12)):

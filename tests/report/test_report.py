@@ -173,8 +173,7 @@ def test_missing_parts_are_left_out_and_named(
 
 
 def test_results_from_old_scores_are_left_out(run: Path) -> None:
-    """After a change of the threshold, subspaces, pools and contributions belong to former
-    groups."""
+    """After a change of the threshold, subspaces, pools and contributions are outdated."""
     settings = settings_of(run)
     rule = dataclasses.replace(settings.stability, threshold=0.9)
     changed = dataclasses.replace(settings, stability=rule)

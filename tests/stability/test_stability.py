@@ -35,8 +35,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def planted(shares: list[float], m: int, d: int, seed: int) -> list[Tensor]:
-    """Make a dictionary per share, in which this share of rows is from the first, slightly
-    rotated."""
+    """Make dictionaries with these shares of rows from the first one, slightly rotated."""
     first = normal((m, d), seed, torch.float32)
     found = []
     for i, share in enumerate(shares):

@@ -128,7 +128,7 @@ def test_overlap_is_the_mean_squared_cosine_of_the_angles():
 
 
 def haar(r: int, d: int, draws: int, seed: int) -> Tensor:
-    """[draws, d, r]"""
+    """Draw orthonormal bases [draws, d, r]."""
     return torch.linalg.qr(normal((draws, d, r), seed, torch.float64)).Q
 
 

@@ -62,8 +62,7 @@ def test_capture_is_the_share_of_energy_in_the_other_subspace():
 
 
 def miniature(shared: bool, seed: int) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Make seeds with a stable block, and unit vectors in a subspace, either the same or one for
-    each."""
+    """Make seeds with a stable block, and unit vectors in one shared or separate subspaces."""
     d, r, m = 32, 6, 60
     stable = normal((40, d), seed, torch.float64)
     same = random_subspace(r, d, seed + 1)

@@ -33,8 +33,7 @@ def scale(d: int) -> Tensor:
 
 @pytest.mark.parametrize("null", ["random", "rotated"])
 def test_overlaps_under_isotropic_nulls_have_the_moments_of_the_formula(null):
-    """ "haar", "random" and "rotated" have the same distribution, for any spectrum of the
-    features."""
+    """The nulls "haar", "random" and "rotated" agree for any spectrum of the features."""
     d, r, draws = 10, 3, 400
     rows = [anisotropic(50, d, s) for s in range(2)]
     found = fit(rows, nulls=["haar", null], rank=r, draws=draws)

@@ -439,8 +439,7 @@ def test_values_cut_by_relu_get_no_gradient(auxk: AuxK | None) -> None:
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
 def test_gradients_are_of_rounded_weights(name: str) -> None:
-    """The gradients of the rounded weights are applied to the float32 ones: see Adam's first
-    moments."""
+    """Gradients of rounded weights are applied to float32 ones: see Adam's first moments."""
     sae, objective = make(name, dtype=torch.float32)
     with torch.no_grad():
         sae.b_dec.zero_()

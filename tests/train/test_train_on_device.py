@@ -34,7 +34,7 @@ SEEDS = config(seeds=(0, 3))
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> SimulatedDevice:
-    """Copies are late; steps are immediate."""
+    """Return a device whose copies are late and whose steps are immediate."""
     device = SimulatedDevice()
     monkeypatch.setattr(training, "streams_of", lambda _: device)
     return device

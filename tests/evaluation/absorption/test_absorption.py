@@ -47,8 +47,7 @@ def nested(seed: int = 0) -> Nested:
 
 
 def made_by_hand(world: Nested, absorbing: Tensor, part: float = 1.0) -> saefast.SAE:
-    """Make an SAE in which words in `absorbing` [words] bool take `part` of their parent's
-    activation."""
+    """Make an SAE in which `absorbing` words [words] bool take `part` of their parent."""
     parent_of = world.parents[world.labels]
     taken = part * absorbing.float()[:, None]
     sae = saefast.SAE(world.rows.shape[1], CLASSES + len(world.rows), variant="relu", k=2)

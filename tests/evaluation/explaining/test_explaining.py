@@ -147,7 +147,7 @@ def test_order_of_latents_and_a_second_run_do_not_change_scores(world: World) ->
 
 
 def answering(world: World) -> Callable[[dict[str, Any]], str]:
-    """A judge that names the most frequent marked token, and understands rules in words."""
+    """Return a judge that names the most frequent marked token, and understands rules in words."""
     rules = {rule.text: rule for rule in KNOWN_RULES}
     tokenizer = WordTokenizer()
 

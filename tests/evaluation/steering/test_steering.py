@@ -33,8 +33,7 @@ QUICK: dict[str, Any] = {
 
 @cache
 def planted_model() -> LanguageModel:
-    """Return two layers that add nothing; coordinate t of the residual stream is the logit of token
-    t."""
+    """Return layers that add nothing; coordinate t of the residual stream is token t's logit."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -56,8 +55,7 @@ def planted_model() -> LanguageModel:
 
 
 def planted_sae(first: int = 60) -> saefast.SAE:
-    """Return an SAE whose latent j writes token first + j and fires where that coordinate exceeds
-    1.5."""
+    """Return an SAE: latent j writes token first + j, and fires where its coordinate > 1.5."""
     sae = saefast.SAE(WIDTH, 40, variant="relu", seed=0).requires_grad_(False)
     rows = torch.zeros(40, WIDTH)
     rows[torch.arange(40), first + torch.arange(40)] = 1
