@@ -386,7 +386,12 @@ def test_bad_studies_raise(groups):
         ),
         ([groups[0], groups[0]], pools, {}, "saes must be two lists without a common SAE"),
         (groups, [pools[0], pooled(groups[1], width=29)], {}, "pools must have equal width"),
-        (groups, pools, {"scratch": replace(SCRATCH, seeds=(0,))}, "scratch.seeds must be two"),
+        (
+            groups,
+            pools,
+            {"scratch": replace(SCRATCH, seeds=(0,))},
+            "scratch.seeds must have two entries",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             study(its, given_pools, **options)

@@ -100,7 +100,7 @@ def test_functions_refuse_existing_results_without_resume(name: str, tmp_path: P
 
 def test_files_of_an_interrupted_pair_are_refused(tmp_path: Path) -> None:
     (tmp_path / "0-1.unfinished").write_bytes(b"")
-    with pytest.raises(FileExistsError, match=r"0-1\.unfinished is there already"):
+    with pytest.raises(FileExistsError, match=r"0-1\.unfinished already exists"):
         matched(tmp_path)
 
 

@@ -79,7 +79,7 @@ class LMActivations(Shuffled):
         rows = self._ends[-1] if self._ends else 0
         if rows < (tokens or 1):
             raise ValueError(
-                f"corpus has only {rows} of the {tokens or 'some'} requested tokens; request "
+                f"corpus has only {rows} tokens, but {tokens or 'at least one'} were requested; request "
                 f"fewer, or use more text"
             )
         ids = torch.zeros(2, 2, dtype=torch.int64)

@@ -108,9 +108,9 @@ def test_unusable_folders_raise_one_sentence(place: Path, penalised: Path, tmp_p
     for names in ([penalised, penalised], [shutil.copytree(penalised, tmp_path / "diffmean")]):
         with pytest.raises(ValueError, match="names differ"):
             conditions_beside(names, 32)
-    with pytest.raises(ValueError, match=r"activations of width 30, and .* has d=32"):
+    with pytest.raises(ValueError, match=r"activations of width 30, but .* has d=32"):
         conditions_beside([penalised], 30)
-    with pytest.raises(ValueError, match=r"beside must be SAEs of m at resid.1, and .* at resid.1"):
+    with pytest.raises(ValueError, match=r"beside must be SAEs of m at resid.1, but .* at resid.1"):
         conditions_beside([place / "run"], 32, ("m", "resid.1"))
     other = shutil.copytree(place / "run", tmp_path / "other")
     write_json(other / "run.json", read_json(other / "run.json") | {"finished": False})

@@ -130,7 +130,7 @@ class TestStreaming:
         assert stream.locate(60) == "resid.0 of tiny llama, context 4, token 1"
 
     def test_too_little_text_raises(self) -> None:
-        with pytest.raises(ValueError, match=r"holds 60 tokens.*, but 900 were"):
+        with pytest.raises(ValueError, match=r"has only 60 tokens, but 900 were"):
             LMActivations(llama(), 0, corpus=TEXTS[:1], context=12, tokens=900, progress=False)
-        with pytest.raises(ValueError, match="holds 0 tokens"):
+        with pytest.raises(ValueError, match="has only 0 tokens, but at least one"):
             LMActivations(llama(), 0, corpus=[], progress=False)

@@ -157,7 +157,7 @@ def test_shuffled_labels_are_refused() -> None:
     assert "recognise 0 of 4 classes" in note
     assert measured(world, sae, least_classes=4).scores
     (note,) = measured(world, sae, least_classes=5).notes
-    assert "tell 4 of 4" in note
+    assert "recognise 4 of 4" in note
     assert "5 are needed" in note
 
 
