@@ -79,8 +79,8 @@ class LMActivations(Shuffled):
         rows = self._ends[-1] if self._ends else 0
         if rows < (tokens or 1):
             raise ValueError(
-                f"corpus has only {rows} tokens, but {tokens or 'at least one'} were requested; request "
-                f"fewer, or use more text"
+                f"corpus has only {rows} tokens, but {tokens or 'at least one'} were requested; "
+                f"request fewer, or use more text"
             )
         ids = torch.zeros(2, 2, dtype=torch.int64)
         widths = [seen.shape[2] for seen in capture(model.model, self._sites, ids)]
