@@ -261,7 +261,7 @@ def test_the_package_holds_113_tasks_and_the_default_ones() -> None:
         pytest.skip("needs the package sae-probes")
     with pytest.raises(ValueError, match="known tasks are") as error:
         labelled_tasks(names=["nothing"])
-    named = str(error.value).split("there are ")[1].split(", ")
+    named = str(error.value).split("known tasks are ")[1].split(", ")
     assert len(named) == 113
     assert set(DEFAULT_NAMES) <= set(named)
     spam, news = labelled_tasks(names=["spam_is", "agnews_0"])
