@@ -44,7 +44,7 @@ def test_sae_lens_checkpoint_with_one_threshold_and_a_scale(tmp_path: Path) -> N
         k=4.4,
         normalize_activations="expected_average_only_in",
     )
-    with pytest.raises(ValueError, match=r"folded .* only with activation_scaler.json"):
+    with pytest.raises(ValueError, match=r"needs activation_scaler.json"):
         saefast.load_sae(folder)
     write_config(folder, "activation_scaler.json", {"scaling_factor": 2.5})
     sae = saefast.load_sae(folder)
