@@ -52,7 +52,7 @@ _REVIVE = Annotated[
     tyro.conf.arg(
         name="auxk",
         prefix_name=False,
-        help="whether to revive dead latents, with the settings --auxk.*",
+        help="whether to revive dead latents by the auxiliary loss",
     ),
 ]
 
