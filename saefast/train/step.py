@@ -269,7 +269,7 @@ class FusedStep:
         if not self._served():
             raise ValueError(
                 f"capture needs the GPU kernels, which serve float32 and k up to "
-                f"{gpu.kernels('topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
+                f"{gpu.kernels('encode.topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
                 f"{self.now.k}; call the step instead"
             )
         n = len(x)
