@@ -285,8 +285,8 @@ def settings_from(told: Any) -> RunSettings:
     named = [name for name in SOURCES if name in told]
     if len(named) != 1:
         raise ValueError(
-            f"settings must have one of [harvest], [planted], [store] to say where activations "
-            f"come from, got {len(named)} of them"
+            f"settings must have one of {', '.join(f'[{name}]' for name in SOURCES)} to say where "
+            f"activations or SAEs come from, got {len(named)} of them"
         )
     if "train" not in told:
         raise ValueError("settings must have a table [train] with at least latents = ...")

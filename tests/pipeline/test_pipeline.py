@@ -296,7 +296,7 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "error", "said"),
     [
-        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store]"),
+        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store], [trained]"),
         ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
         ({"planted": {}}, ValueError, "a table [train]"),
         ({"planted": {}, "train": {}}, ValueError, "train must have latents"),
