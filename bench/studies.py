@@ -23,9 +23,9 @@ PARTS: dict[str, Callable[[], Any]] = {
     "lowrank": lambda: run_lowrank(),
     "recovery": lambda: run_recovery(),
     "digits": lambda: run_digits(),
-    "validity": lambda: run_validity(),
+    "validity": lambda: run_validity(size="quick"),
 }
-"""Studies with their default arguments."""
+"""Studies, with their default arguments but for the size of the last."""
 
 
 def main(arguments: list[str]) -> int:
