@@ -121,8 +121,11 @@ SIZES = {
         tasks=64,
     ),
 }
-"""Sizes of the study: "small" for tests; "quick", 24 SAEs, for a minute or two on two cores; "full",
-as many larger ones, for about ten minutes."""
+"""Sizes of the study.
+
+"small" is for tests. "quick", with 24 SAEs, takes minutes on two cores; "full", with as many larger
+ones, about ten minutes.
+"""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.evaluation.conditions import DIFFMEAN, Condition
+from saefast.evaluation.editing.annealing import EPOCHS
 from saefast.evaluation.editing.facts import TRAIN, VALIDATION
 from saefast.evaluation.editing.interchange import Interchange, Swap
 from saefast.evaluation.editing.knowledge import Knowledge
-from saefast.evaluation.editing.masks import EPOCHS
 from saefast.evaluation.editing.mean_differences import mean_differences
 from saefast.evaluation.editing.one_attribute import (
     ATTRIBUTION,

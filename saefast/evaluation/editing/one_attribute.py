@@ -14,11 +14,10 @@ from saefast.evaluation.editing.masks import (
     active,
     attribution,
     best,
-    prompts_of,
     random_mask,
     trained_mask,
 )
-from saefast.evaluation.editing.pairs import TEMPLATES, Pair, Task
+from saefast.evaluation.editing.pairs import TEMPLATES, Pair, Task, prompts_of
 from saefast.evaluation.intervals import Floats
 from saefast.progress import ProgressBar
 

@@ -27,7 +27,14 @@ from saefast.evaluation.steering.outcomes import (
     Rule,
     chosen_outcomes,
 )
-from saefast.evaluation.steering.predictors import as_score, predicted_gain, prediction_notes
+from saefast.evaluation.steering.predictors import (
+    Examine,
+    Properties,
+    as_score,
+    examined,
+    predicted_gain,
+    prediction_notes,
+)
 from saefast.evaluation.steering.results import Results, Trials, measures
 from saefast.evaluation.steering.runs import (
     CONTROLS,
@@ -86,7 +93,8 @@ def steer(
     embedding: Embedding | None = None,
     judge: Rater | None = None,
     outcome: str | None = None,
-    predictors: Mapping[str, Sequence[Tensor]] | None = None,
+    predictors: Properties | None = None,
+    examine: Examine | None = None,
     controls: Sequence[str] = CONTROLS,
     conditions: Sequence[Condition] = (),
     groups: Groups | Mapping[str, Tensor] | None = None,
@@ -152,6 +160,9 @@ def steer(
         outcome: primary outcome; None: the first defined one of rule, other seed, judge, self.
         predictors: by name, for each SAE a property [m] of its latents, such as the score of their
             explanations.
+        examine: callable that gets the numbers of the sampled latents of each SAE, and returns
+            further predictors, such as what a judge makes of their explanations; their values are
+            also columns `steer_NAME` of the features.
         controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
             (random with the covariance of the activations), "minus", "diffmean" (mean activation
             where the latent fires, minus the mean of all).
@@ -243,12 +254,19 @@ def steer(
         ]
         runs.append((results, scores, _judged(outcomes)))
     results, scores, judged = runs[0]
-    predicted = predicted_gain(results, predictors, seed)
+    found = examined(examine, results.items, trained)
+    predicted = predicted_gain(results, {**(predictors or {}), **found}, seed)
     return Evaluation(
         name=NAME,
         scores=(*scores, *(as_score(one) for one in predicted)),
         noise=_noise([its_scores for _, its_scores, _ in runs]),
-        features=tuple(results.columns(place, sae.m) for place, sae in enumerate(trained)),
+        features=tuple(
+            {
+                **results.columns(place, sae.m),
+                **{f"steer_{name.replace(' ', '_')}": each[place] for name, each in found.items()},
+            }
+            for place, sae in enumerate(trained)
+        ),
         notes=(*results.notes(), *judged, *prediction_notes(predicted, results.primary)),
     )
 
