@@ -26,6 +26,8 @@ COORDINATES = ("residual", "pca")
 """Conditions whose latents are active on every row"""
 DIFFMEAN = "diffmean"
 """Name of directions that are differences of mean activations, supervised rivals of latents"""
+MDAS = "mdas"
+"""Name of trained subspaces (multi-task distributed alignment search), a supervised ceiling"""
 BASELINES = ("frozen_decoder", "soft_frozen")
 """Conditions of `train_baselines` unless others are named"""
 

@@ -13,12 +13,17 @@ from saefast.linalg import one_thread
 from saefast.nulls.permutations import generator_of
 from saefast.progress import ProgressBar
 
+SUBSPACE_EPOCHS = 10
+"""Number of passes over the pairs"""
+SUBSPACE_BATCH = 8
+"""Number of pairs in a step; a step turns the axes little, however many pairs it has"""
+
 
 class Subspace(NamedTuple):
     """Coordinates of h whose interchange changes an attribute."""
 
     axes: Tensor
-    """[d, d] orthonormal rows"""
+    """[d, d] float64 orthonormal rows"""
     chosen: Tensor
     """[d] bool, rows that span the subspace"""
 
@@ -28,8 +33,8 @@ def trained_subspace(
     pairs: Sequence[Pair],
     *,
     start: Tensor | None = None,
-    epochs: int,
-    batch_size: int,
+    epochs: int = SUBSPACE_EPOCHS,
+    batch_size: int = SUBSPACE_BATCH,
     seed: int,
     bar: ProgressBar,
 ) -> Subspace:
@@ -53,13 +58,13 @@ def trained_subspace(
     rows = runs.rows
     d = rows.shape[1]
     begin = torch.eye(d) if start is None else start.float().T
-    columns = begin.to(rows.device).contiguous().requires_grad_()
+    columns = begin.to(rows.device).detach().clone().requires_grad_()
     logit = torch.zeros(d, device=rows.device, requires_grad=True)
 
     def replaced(base: Tensor, source: Tensor, temperature: float) -> Tensor:
         weights = torch.sigmoid(logit / temperature)
         difference = (rows[source] - rows[base]) @ columns
-        return rows[base] @ columns @ columns.T + (weights * difference) @ columns.T
+        return (rows[base] @ columns + weights * difference) @ columns.T
 
     schedule = schedule_of(pairs, batch_size, generator_of(seed, "subspace"), epochs)
     anneal(
@@ -70,7 +75,7 @@ def trained_subspace(
         bar=bar,
         after_step=lambda: _orthonormal(columns),
     )
-    return Subspace(columns.detach().T.cpu(), (logit > 0).cpu())
+    return Subspace(columns.detach().T.double().cpu(), (logit > 0).cpu())
 
 
 @torch.no_grad()
