@@ -190,8 +190,9 @@ class EvaluateSettings:
     budget: Budget = "quick"
     """size of evaluations by name: quick or full"""
     baselines: tuple[str, ...] = ()
-    """baselines to train and evaluate beside the SAEs of the run: frozen_decoder, soft_frozen,
-    frozen_encoder. Training one takes as long as training the run"""
+    """conditions to evaluate beside the SAEs of the run and their rivals: frozen_decoder,
+    soft_frozen and frozen_encoder, of which each takes as long to train as the run, and
+    permuted_decoder, with which only measures of the encoder must stay the same"""
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
