@@ -19,7 +19,6 @@ from saefast.evaluation.steering.inputs import (
 )
 from saefast.evaluation.steering.latents import Rows
 from saefast.evaluation.steering.outcomes import (
-    SELF,
     Embedding,
     Outcome,
     Preference,
@@ -35,25 +34,21 @@ from saefast.evaluation.steering.predictors import (
     predicted_gain,
     prediction_notes,
 )
-from saefast.evaluation.steering.results import Results, Trials, measures
+from saefast.evaluation.steering.results import measures
 from saefast.evaluation.steering.runs import (
     CONTROLS,
     LATENT,
     STRENGTH_RULES,
-    UNSTEERED,
-    Job,
     Plan,
     Settings,
-    write,
 )
 from saefast.evaluation.steering.scores import NAME, scores_of
-from saefast.evaluation.steering.tokens import token_scores
+from saefast.evaluation.steering.steered import steered
 from saefast.lm.corpus import Texts
 from saefast.lm.generation import Opening
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.patch import check_sae
 from saefast.match.result import Matches
-from saefast.progress import ProgressBar
 from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, as_groups
 
@@ -246,7 +241,7 @@ def steer(
         )
         levels = items.levels(rule, strengths, read)
         primary = primary_outcome(outcome, outcomes)
-        results = _steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
+        results = steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
         scores = [
             score
             for measure in measures(results)
@@ -287,67 +282,6 @@ def _check_choices(
             f"openers must be at least {fewest} texts, of which half choose the strength, got "
             f"{openers!r}"
         )
-
-
-def _steered(
-    plan: Plan,
-    primary: str,
-    strengths: Sequence[float],
-    levels: Tensor,
-    directions: tuple[str, ...],
-    progress: bool,
-) -> Results:
-    """Choose the strength of each latent, then steer along it and along the controls."""
-    items = plan.items
-    numbers = list(range(len(plan.openers)))
-    choosing, reporting = (numbers[::2], numbers[1::2]) if len(strengths) > 1 else ([], numbers)
-    everyone = torch.arange(len(items))
-    total = len(items) * (len(choosing) * len(strengths) + len(reporting) * len(directions))
-    total += UNSTEERED * len(numbers)
-    with ProgressBar("steer", total=total, unit="texts", progress=progress) as bar:
-
-        def trials(openers: Sequence[int], direction: Tensor, level: Tensor) -> Trials:
-            ways = level.shape[1]
-            job = Job(
-                item=everyone.repeat_interleave(ways),
-                direction=direction.flatten(0, 1),
-                level=level.flatten(),
-            )
-            written = [write(plan, number, job, bar.update) for number in openers]
-            return Trials.of(written, ways, plan.settings)
-
-        tried, best = None, torch.zeros_like(everyone)
-        if choosing:
-            along = items.directions[LATENT][:, None].expand(-1, len(strengths), -1)
-            tried = trials(choosing, along, levels)
-            best = _best(tried, primary)
-        along = torch.stack([items.directions[way] for way in directions], 1)
-        level = levels[everyone, best][:, None].expand(-1, len(directions))
-        reported = trials(reporting, along, level)
-    input_score, output_score = token_scores(plan)
-    return Results(
-        items=items,
-        outcomes=tuple(plan.outcomes),
-        primary=primary,
-        strengths=tuple(strengths),
-        best=best,
-        choosing=tried,
-        reported=reported,
-        directions=directions,
-        input_score=input_score,
-        output_score=output_score,
-    )
-
-
-def _best(tried: Trials, primary: str) -> Tensor:
-    """Return the place [items] of the strength with the largest gain.
-
-    Where the primary outcome is not defined, the gain of the latent's own firing decides.
-    """
-    gain = tried.gain(primary)
-    unknown = np.isnan(gain).any(1)
-    gain[unknown] = tried.gain(SELF)[unknown]
-    return torch.from_numpy(gain.argmax(1))
 
 
 def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:
