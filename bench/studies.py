@@ -16,20 +16,22 @@ from typing import Any
 
 from bench import record
 from bench.measure import peak_memory
-from saefast.studies import run_digits, run_lowrank, run_recovery
+from saefast.studies import run_digits, run_lowrank, run_recovery, run_validity
+from saefast.studies.validity import ValidityResult
 
 PARTS: dict[str, Callable[[], Any]] = {
     "lowrank": lambda: run_lowrank(),
     "recovery": lambda: run_recovery(),
     "digits": lambda: run_digits(),
+    "validity": lambda: run_validity(size="quick"),
 }
-"""Studies with their default arguments."""
+"""Studies, with their default arguments but for the size of the last."""
 
 
 def main(arguments: list[str]) -> int:
     """Run all studies, or those selected; the others keep their rows in the file."""
     parser = argparse.ArgumentParser(prog="python -m bench studies", description=__doc__)
-    parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
+    parser.add_argument("--json", type=Path, help="file to write machines, commits and rows to")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     for name in chosen.parts:
         studies[name] = _study(name) if chosen.in_process else _in_own_process(name)
         if chosen.json:
-            record.write(chosen.json, {"machine": record.machine(), "studies": studies})
+            record.write(chosen.json, {"studies": studies})
     return 0
 
 
@@ -48,12 +50,24 @@ def _study(name: str) -> dict[str, Any]:
     found = PARTS[name]()
     seconds = time.perf_counter() - start
     print(found.as_text())
-    return {
+    study = {
+        "machine": record.machine(),
         "commit": record.commit(),
         "seconds": round(seconds, 1),
         "peak_gb": round(peak_memory(), 2),
-        "rows": [asdict(row) for row in found.rows],
+        "rows": _rows(found),
     }
+    if isinstance(found, ValidityResult):
+        study["ranks"] = _rows(found.ranks)
+    return study
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    """Return rows as dicts, with None for NaN, which JSON does not have."""
+    return [
+        {name: None if value != value else value for name, value in asdict(row).items()}
+        for row in found.rows
+    ]
 
 
 def _in_own_process(name: str) -> dict[str, Any]:

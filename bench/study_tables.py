@@ -1,5 +1,6 @@
 """Tables and sentences of docs/results, from the rows of `bench studies` and `bench demo`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench.committed import load, markdown
@@ -96,6 +97,56 @@ def digits_caption() -> str:
     return (
         "ReLU SAEs with 128 latents on the 1,797 digits of scikit-learn, three seeds; means. "
         f"{_where('digits')}"
+    )
+
+
+def validity() -> str:
+    """Return the table of the validity study, with a row for each measure."""
+    heads = ["measure", "with F1 of latents", "with cosines to true features", "with rows seen"]
+    lines = [heads, ["---"] + ["---:"] * 3]
+    ranks = {(rank["measure"], rank["truth"]): rank for rank in _study("validity")["ranks"]}
+    for measure in dict.fromkeys(name for name, _ in ranks):
+        found = [ranks[measure, truth] for truth in ("f1", "mcc", "tokens")]
+        lines.append([_MEASURES[measure], *(_ranked(rank) for rank in found)])
+    return markdown(lines)
+
+
+def validity_caption() -> str:
+    """Return the caption of the validity study: the SAEs that were ranked."""
+    study = _study("validity")
+    saes = [row for row in study["rows"] if row["series"] == "grid"]
+    variants, widths, tokens = (
+        sorted({row[name] for row in saes}) for name in ("variant", "k", "tokens")
+    )
+    points = sum(row["series"] == "checkpoint" for row in study["rows"])
+    return (
+        f"Spearman's correlation over {len(saes)} SAEs ({', '.join(variants)}; k of "
+        f"{_listed(widths)}; trained on {_listed(tokens)} rows) with a 95 % interval, and "
+        f"Kendall's with the rows seen at {points} checkpoints of one training. "
+        f"{_where('validity')}"
+    )
+
+
+_MEASURES = {
+    "explained_variance": "explained variance",
+    "probing": "AUROC of the best latent for a planted label",
+    "no_absorption": "1 - absorption",
+    "main_f1": "F1 of the main latents of classes",
+    "stability": "mean cosine to partners in another seed",
+    "alive": "share of latents that fire",
+}
+
+
+def _ranked(rank: dict[str, Any]) -> str:
+    if rank["correlation"] is None:
+        return "-"
+    ends = "" if rank["low"] is None else f" ({rank['low']:.2f} to {rank['high']:.2f})"
+    return f"{rank['correlation']:.2f}{ends}"
+
+
+def _listed(values: Sequence[int]) -> str:
+    return " and ".join(
+        filter(None, (", ".join(f"{value:,}" for value in values[:-1]), f"{values[-1]:,}"))
     )
 
 

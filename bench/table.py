@@ -208,6 +208,7 @@ TABLES = {
     "lowrank": (study_tables.lowrank, study_tables.lowrank_caption),
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),
+    "validity": (study_tables.validity, study_tables.validity_caption),
 }
 
 

@@ -70,6 +70,8 @@ FEATURE_COLUMNS = {
     "detection_shuffled": "detection with the explanation of another feature of equal frequency",
     "steer_success": "share of steered texts that express the explanation more strongly",
     "steer_success_control": "steer_success with the direction of another feature",
+    "steer_detection": "detection of the rule of a feature that is steered with; accompanied by "
+    "steer_specificity (minus detection with another rule) and steer_fuzzing",
     "output_score": "how strongly amplifying the feature promotes the tokens of its decoder row",
     "input_score": "share of its largest activations that are on tokens of its decoder row",
 }

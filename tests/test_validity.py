@@ -99,7 +99,7 @@ def test_a_shorter_training_equals_the_start_of_a_longer_one() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: run_validity(size="huge"), ValueError, "small, full"),
+        (lambda: run_validity(size="huge"), ValueError, "small, quick, full"),
         (lambda: run_validity(size=3), TypeError, "size"),
         (lambda: run_validity(seed="a"), TypeError, "seed"),
     ],

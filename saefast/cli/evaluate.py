@@ -138,6 +138,7 @@ def _of_run(
     dry_run: bool,
     json_output: bool,
 ) -> None:
+    from saefast.evaluation.conditions import TRAINABLE
     from saefast.pipeline import settings_of
     from saefast.pipeline.evaluations import kept_evaluation
     from saefast.pipeline.job import Job
@@ -150,7 +151,8 @@ def _of_run(
     settings = dataclasses.replace(kept, evaluate=_changed(kept.evaluate, given, within))
     if dry_run:  # the run keeps its settings, and no baseline is trained
         staged(kept, run, "stability", json_output)
-        how = dataclasses.replace(settings.evaluate, baselines=())
+        baselines = tuple(n for n in settings.evaluate.baselines if n not in TRAINABLE)
+        how = dataclasses.replace(settings.evaluate, baselines=baselines)
         _count(names, subject_of_run(Job(run, kept, not json_output), how), how, json_output)
         return
     lines: list[str] = []

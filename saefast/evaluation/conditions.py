@@ -24,8 +24,12 @@ UNTRAINED = ("untrained", "residual", "pca")
 """Conditions of `rival_conditions` unless others are named"""
 COORDINATES = ("residual", "pca")
 """Conditions whose latents are active on every row"""
+PERMUTED_DECODER = "permuted_decoder"
+"""Condition with the encoders of the trained SAEs, a test of measures rather than a rival"""
 DIFFMEAN = "diffmean"
 """Name of directions that are differences of mean activations, supervised rivals of latents"""
+MDAS = "mdas"
+"""Name of trained subspaces (multi-task distributed alignment search), a supervised ceiling"""
 BASELINES = ("frozen_decoder", "soft_frozen")
 """Conditions of `train_baselines` unless others are named"""
 
@@ -271,10 +275,12 @@ def coordinates(like: SAE, rows: Tensor, axes: Tensor) -> SAE:
 
 _BUILDERS: Mapping[str, Callable[[Sequence[SAE], Tensor, int], tuple[SAE, ...]]] = {
     "untrained": _untrained,
-    "permuted_decoder": _permuted_decoder,
+    PERMUTED_DECODER: _permuted_decoder,
     "residual": _residual,
     "pca": _pca,
 }
 
-CONDITIONS = (*_BUILDERS, *_BASELINES)
+TRAINABLE = tuple(_BASELINES)
+"""Names of all conditions of `train_baselines`"""
+CONDITIONS = (*_BUILDERS, *TRAINABLE)
 """Names of all conditions of `rival_conditions` and `train_baselines`"""

@@ -1,7 +1,6 @@
 """Continuations of prompts by a language model whose activations at a site are edited."""
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saefast import checks
+from saefast.lm.logits import for_contexts, logits_and_cache
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.nucleus import drawn_tokens, ends_of_text
 from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
@@ -186,9 +186,8 @@ class Opening:
     def _keys_and_values(self) -> Any:
         if len(self.prompt) < 2:
             return None
-        output = self.model(input_ids=self.prompt[None, :-1], use_cache=True)
-        memory = getattr(output, "past_key_values", None)
-        return memory if hasattr(memory, "batch_repeat_interleave") else None
+        before = self.prompt[None, :-1]
+        return logits_and_cache(self.model, before, torch.tensor([before.shape[1] - 1]))[1]
 
     def _behind_site(self) -> Suffix | None:
         """Return the layers after the site; None if the site is no whole layer."""
@@ -235,8 +234,7 @@ class _Run:
         self._ids = opening.prompt[:-1].expand(len(numbers), -1)
         self._memory: Any = None
         if opening.memory is not None:
-            self._memory = deepcopy(opening.memory)
-            self._memory.batch_repeat_interleave(len(numbers))
+            self._memory = for_contexts(opening.memory, torch.zeros_like(numbers))
 
     def advance(self, ids: Tensor) -> Tensor:
         """Append tokens [b, t], and return the logits [b, t, vocabulary] after each."""

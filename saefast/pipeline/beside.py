@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saefast.disk.tables import read_json
-from saefast.evaluation.conditions import CONDITIONS, DIFFMEAN, Condition
+from saefast.evaluation.conditions import CONDITIONS, DIFFMEAN, MDAS, Condition
 from saefast.evaluation.scores import TRAINED
 from saefast.run_folder import SETTINGS
 from saefast.storage import load_sae, saes_at
@@ -26,7 +26,7 @@ def conditions_beside(
     Returns:
         The conditions in the order of `paths`.
     """
-    names = [TRAINED, *CONDITIONS, DIFFMEAN]
+    names = [TRAINED, *CONDITIONS, DIFFMEAN, MDAS]
     conditions = []
     for path in map(Path, paths):
         name = path.resolve().name

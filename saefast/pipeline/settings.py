@@ -190,8 +190,9 @@ class EvaluateSettings:
     budget: Budget = "quick"
     """size of evaluations by name: quick or full"""
     baselines: tuple[str, ...] = ()
-    """baselines to train and evaluate beside the SAEs of the run: frozen_decoder, soft_frozen,
-    frozen_encoder. Training one takes as long as training the run"""
+    """conditions to evaluate beside the SAEs of the run and their rivals: frozen_decoder,
+    soft_frozen and frozen_encoder, of which each takes as long to train as the run, and
+    permuted_decoder, with which only measures of the encoder must stay the same"""
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
@@ -287,8 +288,8 @@ def settings_from(told: Any) -> RunSettings:
     named = [name for name in SOURCES if name in told]
     if len(named) != 1:
         raise ValueError(
-            f"settings must have exactly one of [harvest], [planted] and [store], the source of "
-            f"the activations, got {len(named)} of them"
+            f"settings must have exactly one of {', '.join(f'[{name}]' for name in SOURCES)}, the "
+            f"source of activations or of SAEs, got {len(named)} of them"
         )
     if "train" not in told:
         raise ValueError("settings must have a table [train] with at least latents = ...")

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.activations.one_pass import OnePass
 from saefast.evaluation.conditions import (
     COORDINATES,
+    PERMUTED_DECODER,
+    TRAINABLE,
+    UNTRAINED,
     Condition,
     rival_conditions,
     train_baselines,
@@ -60,6 +64,8 @@ class Subject:
     """activations to calibrate rivals on; None: the held-out ones"""
     held_out: Path
     """store of held-out activations with their tokens"""
+    rivals: tuple[str, ...] = UNTRAINED
+    """names of conditions that need no training, see `rival_conditions`"""
     baselines: tuple[Condition, ...] = ()
     """trained baselines"""
     beside: tuple[Condition, ...] = ()
@@ -73,7 +79,8 @@ class Subject:
         """Rivals without training, then the trained baselines, then SAEs of other runs."""
         source = str(self.train or self.held_out)
         first = next(iter(OnePass(source, batch_size=_CALIBRATION_ROWS, progress=False)))
-        return (*rival_conditions(self.saes, first.x.float()), *self.baselines, *self.beside)
+        rivals = rival_conditions(self.saes, first.x.float(), self.rivals)
+        return (*rivals, *self.baselines, *self.beside)
 
     @property
     def sparse_conditions(self) -> tuple[Condition, ...]:
@@ -108,6 +115,10 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
             f"saefast evaluate SAE SAE --model NAME --site SITE"
         )
     out = job.run / EVALUATIONS
+    for name in how.baselines:
+        checks.one_of("baselines", name, (*TRAINABLE, PERMUTED_DECODER))
+    trained = [name for name in how.baselines if name in TRAINABLE]
+    untrained = [name for name in how.baselines if name not in TRAINABLE]
     return Subject(
         model=job.language_model,
         site=data.site,
@@ -118,7 +129,8 @@ def subject_of_run(job: Job, how: EvaluateSettings) -> Subject:
         mass=job.column("mass"),
         train=job.train_rows,
         held_out=job.held_out_rows,
-        baselines=_trained_baselines(job, how.baselines, out / _BASELINES),
+        rivals=(*UNTRAINED, *untrained),
+        baselines=_trained_baselines(job, trained, out / _BASELINES),
         beside=conditions_beside(how.beside, job.saes[0].d, (data.model, data.site)),
         out=out,
         progress=job.progress,

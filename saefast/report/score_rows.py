@@ -80,6 +80,18 @@ def correlations(data: RunData) -> list[Score]:
     ]
 
 
+def joint_correlations(data: RunData) -> list[Score]:
+    """Return the rank correlations with the gain from steering that hold each other fixed."""
+    return [
+        score
+        for score in data.scores
+        if score.evaluation == "steer"
+        and score.measure == "joint spearman"
+        and score.seed is None
+        and _known(score.value)
+    ]
+
+
 def is_difference(score: Score) -> bool:
     """Return whether a score is a difference to the trained SAEs."""
     return score.condition.startswith(_LESS)

@@ -92,6 +92,20 @@ SIZES = {
         rows=4_096,
         tasks=8,
     ),
+    "quick": ValiditySize(
+        features=128,
+        d=32,
+        trees=8,
+        latents=128,
+        widths=(0.5, 1.0, 2.0),
+        tokens=(20_000, 200_000),
+        variants=("topk", "batchtopk", "jumprelu", "matryoshka"),
+        checkpoints=(8_192, 16_384, 32_768, 65_536, 131_072, 262_144),
+        batch_size=512,
+        lr=2e-3,
+        rows=16_384,
+        tasks=32,
+    ),
     "full": ValiditySize(
         features=512,
         d=64,
@@ -107,7 +121,11 @@ SIZES = {
         tasks=64,
     ),
 }
-"""Sizes of the study: "small" for tests; "full", 24 SAEs, for about ten minutes on two cores."""
+"""Sizes of the study.
+
+"small" is for tests. "quick", with 24 SAEs, takes minutes on two cores; "full", with as many larger
+ones, about ten minutes.
+"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from bench import demo, studies
 from saefast.pipeline import PRESETS
+from saefast.studies.result import StudyResult
+from saefast.studies.validity import ValidityRank, ValidityResult
 
 
 @dataclass
@@ -32,7 +34,23 @@ def test_a_study_keeps_the_results_of_others(tmp_path, monkeypatch, capsys):
         "three": [{"value": 5}],
     }
     assert all(study["seconds"] >= 0 and study["commit"] for study in told.values())
+    # Studies of one file may come from different machines.
+    assert all(study["machine"]["cores"] for study in told.values())
     assert capsys.readouterr().out == "a table\n" * 3
+
+
+def test_ranks_of_the_validity_study_are_kept_and_nan_is_null(tmp_path, monkeypatch, capsys):
+    nothing = float("nan")
+    rank = ValidityRank("probing", "tokens", 0.5, nothing, nothing, 7)
+    found = ValidityResult(rows=(), ranks=StudyResult(rows=(rank,)))
+    monkeypatch.setattr(studies, "PARTS", {"validity": lambda: found})
+    file = tmp_path / "studies.json"
+    studies.main(["--in-process", "--json", str(file), "--parts", "validity"])
+    assert "NaN" not in file.read_text()
+    (kept,) = json.loads(file.read_text())["studies"]["validity"]["ranks"]
+    assert kept["measure"] == "probing"
+    assert (kept["correlation"], kept["low"], kept["high"], kept["saes"]) == (0.5, None, None, 7)
+    assert "probing" in capsys.readouterr().out
 
 
 def test_the_demo_is_recorded_with_its_stages(tmp_path, monkeypatch, capsys):

@@ -10,13 +10,13 @@ import pytest
 
 import saefast.lm
 from saefast.cli import main
-from saefast.disk.tables import read_json, read_table
+from saefast.disk.tables import read_json, read_table, write_json
 from saefast.evaluation import Evaluation
 from saefast.pipeline import NAMES, EvaluateSettings, settings_of
 from saefast.pipeline.evaluations import evaluate_run
 from saefast.pipeline.job import Job
 from saefast.pipeline.subject import Subject, subject_of_run
-from saefast.run_folder import EVALUATIONS, FEATURES, SCORES
+from saefast.run_folder import EVALUATIONS, FEATURES, SCORES, SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,42 @@ def test_budgets_neither_train_nor_remove_baselines(
     trained = sorted((run / EVALUATIONS / "baselines").rglob("*"))
     assert subject_of_run(job, replace(how, baselines=())).baselines == ()
     assert sorted((run / EVALUATIONS / "baselines").rglob("*")) == trained
+
+
+def test_a_permuted_decoder_leaves_scores_of_the_encoder(place: Path, tmp_path: Path) -> None:
+    """Named in the settings, it is evaluated without a training, and is no rival.
+
+    The labels are arbitrary, so that scores differ from those of other conditions.
+    """
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    settings = read_json(run / SETTINGS)
+    settings["evaluate"]["baselines"] = ["permuted_decoder"]
+    write_json(run / SETTINGS, settings)
+    texts = [line.split(",")[0] for line in (place / "labelled.csv").read_text().splitlines()[1:]]
+    table = tmp_path / "arbitrary.csv"
+    lines = [f"{text},{number % 3 == 0}" for number, text in enumerate(texts)]
+    table.write_text("\n".join(["text,label", *lines]))
+    assert main(["evaluate", str(run), "probe", "--tasks", str(table)]) == 0
+    assert not (run / EVALUATIONS / "baselines").exists()
+    rows = read_table(run / SCORES).to_pylist()
+    values: dict[str, list[tuple[str, str, int | None, float]]] = {}
+    for row in rows:
+        if row["measure"].startswith("auroc") and not row["group"]:
+            key = row["measure"], row["task"], row["seed"], row["value"]
+            values.setdefault(row["condition"], []).append(key)
+    assert len(values["trained"]) > 3
+    assert values["permuted_decoder"] == values["trained"]
+    assert values["untrained"] != values["trained"]
+    assert "permuted_decoder" not in {row["rival"] for row in rows}
+
+
+def test_conditions_that_do_not_exist_are_told(place: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    settings = settings_of(run)
+    how = replace(settings.evaluate, baselines=("frozen",))
+    names = "frozen_decoder, soft_frozen, frozen_encoder, permuted_decoder"
+    with pytest.raises(ValueError, match=f"baselines must be one of {names}, got 'frozen'"):
+        subject_of_run(Job(run, settings, False), how)
 
 
 def test_an_evaluation_does_not_repeat_worth(place: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.chat_server import serving
 
 from saefast.cli import main
 from saefast.disk.tables import read_json, read_table
 from saefast.pipeline import settings_of
-from saefast.run_folder import EVALUATIONS, SCORES
+from saefast.run_folder import EVALUATIONS, FEATURES, SCORES
 
 _OF_SHAPES = {
     "a number": string.digits,
@@ -24,6 +25,10 @@ _OF_SHAPES = {
     "a string in code": "\"'",
     "an operator or bracket in code": "()[]{}=+-*/<>",
 }
+
+
+_OF_RUN = set("etaoinshrdlu<> \n")
+"""Letters of the texts of the run, and of the marks"""
 
 
 def reads(body: dict[str, Any]) -> str:
@@ -76,9 +81,11 @@ def test_steering_uses_an_able_judge(run: Path, capsys: pytest.CaptureFixture[st
         bodies = [json.loads(body["messages"][-1]["content"]) for body in server.bodies]
     requests = int(re.search(r"at most about (\d+) requests", told)[1])
     assert 0.3 * requests < len(bodies) <= requests
-    # Both texts of a pair in one request, in either order.
+    # Both texts of a pair in one request, in either order; windows of the run's own text, whose
+    # rules are rated, are no such pairs.
     pairs = {(each["description"], *each["passages"]) for each in bodies}
-    there = [each for each in pairs if len(each) == 3]
+    there = [each for each in pairs if len(each) == 3 and not set("".join(each[1:])) <= _OF_RUN]
+    assert len(there) < len(pairs) - 80
     assert sum((words, b, a) in pairs for words, a, b in there) > 0.9 * (len(there) - 80)
     found = measures(run, "steer")
     score = found["success by judge"]
@@ -87,6 +94,14 @@ def test_steering_uses_an_able_judge(run: Path, capsys: pytest.CaptureFixture[st
     assert 0 <= score["floor"] <= 1  # successes of a second unsteered text
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
     assert "features with a known explanation" in notes[0]
+    # The same judge rates the rules of the latents that are steered with, and of no others.
+    features = read_table(run / FEATURES)
+    steered, rated = (
+        np.isfinite(features[name].to_numpy()) for name in ("steer_strength", "steer_detection")
+    )
+    assert rated.any()
+    assert not (rated & ~steered).any()
+    assert {"steer_specificity", "steer_fuzzing"} <= set(features.column_names)
     assert (run / EVALUATIONS / "judgements.jsonl").is_file()
     assert settings_of(run).evaluate.steer.judge == f"{server.url}#reader"
     assert settings_of(run).evaluate.explain == before.evaluate.explain
@@ -98,6 +113,7 @@ def test_steering_leaves_out_an_unable_judge(run: Path) -> None:
         calls = len(server.bodies)
     assert calls < 150  # only those of the calibration
     assert not any("judge" in measure for measure in measures(run, "steer"))
+    assert "steer_detection" not in read_table(run / FEATURES).column_names
     notes = read_json(run / EVALUATIONS / "steer.json")["notes"]
     assert "cannot tell right explanations from wrong ones, and its scores are withheld" in notes[0]
 

@@ -1,5 +1,6 @@
 """Files of evaluations in a run, with scores of known size."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def with_evaluations(run: Path) -> Path:
         "rule_null": np.full(count, 0.625),
         "detection": np.where(np.arange(count) % 2, detection, np.nan),
         "detection_shuffled": np.full(count, 0.25),
+        "steer_specificity": np.where(np.arange(count) % 2, detection - 0.25, np.nan),
         "steer_success": np.where(np.arange(count) % 5, generator.random(count), np.nan),
         "steer_success_control": np.full(count, 0.125),
     }
@@ -140,7 +142,11 @@ def steering(correlation: float = 0.1) -> Evaluation:
         task="specificity",
         floor=0.0,
     )
-    return Evaluation(name="steer", scores=(*scores, predicted))
+    joint = (
+        dataclasses.replace(predicted, measure="joint spearman", task=task, value=value)
+        for task, value in (("detection", correlation), ("stability", -0.2))
+    )
+    return Evaluation(name="steer", scores=(*scores, predicted, *joint))
 
 
 def _values(trained: float, leads: Mapping[str, float]) -> dict[str, np.ndarray]:

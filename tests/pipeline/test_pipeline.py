@@ -294,7 +294,7 @@ def test_toml_and_yaml_give_the_same_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "error", "said"),
     [
-        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted] and [store]"),
+        ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store], [trained]"),
         ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
         ({"planted": {}}, ValueError, "a table [train]"),
         ({"planted": {}, "train": {}}, ValueError, "train must have latents"),

@@ -115,12 +115,12 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
     rows = [
         row
         for row in read_table(run / FEATURES).to_pylist()
-        if np.isfinite(row["detection"]) and np.isfinite(row["steer_success"])
+        if np.isfinite(row["steer_specificity"]) and np.isfinite(row["steer_success"])
     ]
     points = [told for told, mark in drawn(run, "explanations-steering").items() if mark.get("cx")]
     assert points == [
         f"{row['seed']}:{row['feature']} {row['group']}: detection above that of another "
-        f"explanation {row['detection'] - 0.25:.3f}, success {row['steer_success']:.3f}, in the "
+        f"explanation {row['steer_specificity']:.3f}, success {row['steer_success']:.3f}, in the "
         "direction of another feature 0.125"
         for row in rows
     ]
@@ -129,7 +129,7 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
 
 
 def test_without_detection_the_scatter_uses_rules(run: Path) -> None:
-    table = read_table(run / FEATURES).drop(["detection_shuffled"])
+    table = read_table(run / FEATURES).drop(["steer_specificity"])
     write_table(run / FEATURES, table)
     points = drawn(run, "explanations-steering")
     known = np.isfinite(table["steer_success"].to_numpy()).sum()
@@ -287,6 +287,9 @@ def test_explanations_predict_steering_weakly_or_not(plain: Path, correlation, v
     text, given = found(plain, "Steering")[1]
     assert given == verdict
     assert f"specificity {correlation:+.2f} (95 % interval {correlation - 0.1:.3f} to" in text
+    ends = f"95 % interval {correlation - 0.1:.3f} to {correlation + 0.1:.3f}"
+    held = f"detection {correlation:+.2f} ({ends}), stability -0.20 ({ends})."
+    assert text.endswith(f"With the others of these held fixed: {held}")
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(-0.02, "as published"), (0.02, "not as published")])

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.evaluation.conditions import DIFFMEAN, Condition
+from saefast.evaluation.conditions import DIFFMEAN, MDAS, Condition
+from saefast.evaluation.editing.annealing import EPOCHS
 from saefast.evaluation.editing.facts import TRAIN, VALIDATION
 from saefast.evaluation.editing.interchange import Interchange, Swap
 from saefast.evaluation.editing.knowledge import Knowledge
-from saefast.evaluation.editing.masks import EPOCHS
-from saefast.evaluation.editing.mean_differences import mean_differences
 from saefast.evaluation.editing.one_attribute import (
     ATTRIBUTION,
     MASK,
@@ -33,6 +32,8 @@ from saefast.evaluation.editing.pairs import (
     tasks_of,
 )
 from saefast.evaluation.editing.scores import NAME, H, Results, features
+from saefast.evaluation.editing.subspace import SUBSPACE_EPOCHS
+from saefast.evaluation.editing.supervised import supervised_units
 from saefast.evaluation.scores import TRAINED, Evaluation
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.patch import check_sae
@@ -56,6 +57,7 @@ def edit(
     n: Sequence[int] = (1, 4, 16, 64, 256),
     with_error: bool = True,
     diffmean: bool = False,
+    mdas: bool = False,
     conditions: Sequence[Condition] = (),
     groups: Groups | Mapping[str, Tensor] | None = None,
     mass: Sequence[Tensor] | Tensor | None = None,
@@ -93,6 +95,9 @@ def edit(
             reconstruction. The harmonic mean of the alternative is reported as well.
         diffmean: add a condition "diffmean", whose latents are the axes along which the mean
             activations of the attribute's values differ; unlike SAEs it learns from the values.
+        mdas: add a condition "mdas", a rotation and a mask of its axes that are trained on the
+            pairs, from the axes of "diffmean": what a supervised search of any subspace reaches.
+            For each attribute it runs the model on 10 times as many pairs as the training has.
         conditions: other SAEs to evaluate in the same way, as returned by `rival_conditions`.
         groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`; edits
             are repeated with the latents of each group only.
@@ -145,7 +150,8 @@ def edit(
         if not tasks:
             return Evaluation(name=NAME, scores=(), notes=tuple(notes))
         runs = Interchange(model, site, questions.listed, batch_size)
-        results = _results(runs, tasks, by_condition, allowed, its, diffmean, progress)
+        ways = [name for name, wanted in ((DIFFMEAN, diffmean), (MDAS, mdas)) if wanted]
+        results = _results(runs, tasks, by_condition, allowed, its, ways, progress)
         scores = results.scores(its.n, tuple(allowed[0]), with_error)
         values.append(scores[0].value)
         if repeat == 0:
@@ -167,15 +173,15 @@ def _checked(
     trained = as_saes(saes, seen.shape[2])
     for sae in trained:
         check_sae(sae)
-    names = [TRAINED, DIFFMEAN]
+    names = [TRAINED, DIFFMEAN, MDAS]
     for condition in conditions:
         for sae in as_saes(condition.saes, seen.shape[2]):
             check_sae(sae)
         names.append(condition.name)
     if len(set(names)) < len(names):
         raise ValueError(
-            f"conditions must have names that differ and are neither {TRAINED!r} nor {DIFFMEAN!r}, "
-            f"got {', '.join(names[2:])}"
+            f"conditions must have names that differ and are none of {', '.join(names[:3])}, got "
+            f"{', '.join(names[3:])}"
         )
     return trained
 
@@ -239,7 +245,7 @@ def _results(
     by_condition: Mapping[str, Sequence[SAE]],
     allowed: Sequence[Mapping[str, list[Tensor]]],
     settings: Settings,
-    diffmean: bool,
+    supervised: Sequence[str],
     progress: bool,
 ) -> Results:
     units = [
@@ -247,14 +253,18 @@ def _results(
         for condition, its in by_condition.items()
         for place, sae in enumerate(its)
     ]
-    of_tasks = [[*units, *_supervised(runs, task, units[0], diffmean)] for task in tasks]
-    edited: dict[str, list[list[Edited]]] = {}
-    for unit in of_tasks[0]:
-        edited.setdefault(unit.condition, []).append([])
+    edited: dict[str, list[list[Edited]]] = {unit.condition: [] for unit in units}
+    for unit in units:
+        edited[unit.condition].append([])
+    edited |= {name: [[]] for name in supervised}
     whole = []
-    total = sum(_pairs_run(*each, settings) for each in zip(tasks, of_tasks, strict=True))
+    total = sum(_pairs_run(task, units, supervised, settings) for task in tasks)
     with ProgressBar("edit", total=total, unit="pairs", progress=progress) as bar:
-        for task, its_units in zip(tasks, of_tasks, strict=True):
+        for task in tasks:
+            learned = supervised_units(
+                runs, task, units[0].swap.sae, supervised, seed=settings.seed, bar=bar
+            )
+            its_units = [*units, *learned]
             found, everything = edit_attribute(runs, task, its_units, settings, bar)
             for unit, its in zip(its_units, found, strict=True):
                 edited[unit.condition][unit.place].append(its)
@@ -262,18 +272,14 @@ def _results(
     return Results(tasks=tasks, edited=edited, whole=whole, seed=settings.seed)
 
 
-def _supervised(runs: Interchange, task: Task, first: Unit, diffmean: bool) -> list[Unit]:
-    """Return the units that are built for one task only."""
-    if not diffmean:
-        return []
-    axes = mean_differences(runs, task.pairs[TRAIN], first.swap.sae)
-    return [Unit(DIFFMEAN, 0, Swap(axes, runs.rows), {})]
-
-
-def _pairs_run(task: Task, units: Sequence[Unit], settings: Settings) -> int:
+def _pairs_run(
+    task: Task, units: Sequence[Unit], supervised: Sequence[str], settings: Settings
+) -> int:
     """Return the number of pairs of a task for the progress bar."""
     parts = {part: len(pairs) for part, pairs in task.pairs.items()}
+    of_subspace = SUBSPACE_EPOCHS * parts[TRAIN] * (MDAS in supervised)
     if settings.selector == MASK:
         masks = sum(1 + sum(map(len, unit.groups.values())) for unit in units)
+        masks += DIFFMEAN in supervised
         parts |= {TRAIN: EPOCHS * masks * parts[TRAIN], VALIDATION: 0}
-    return sum(parts.values())
+    return sum(parts.values()) + of_subspace

@@ -1,22 +1,16 @@
 """Masks of the latents that carry an attribute: by attribution, by training, or at random."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from saefast.evaluation.editing.annealing import anneal, schedule_of
 from saefast.evaluation.editing.interchange import Interchange, Swap
-from saefast.evaluation.editing.pairs import Pair
+from saefast.evaluation.editing.pairs import Pair, prompts_of
 from saefast.nulls.permutations import generator_of
 from saefast.progress import ProgressBar
 from saefast.types import SparseCode
-
-COLDEST = 1e-4
-"""Temperature of a trained mask at its last step; the first is 1"""
-STEP_SIZE = 1e-3
-"""Adam's step size for a trained mask"""
-EPOCHS = 2
 
 
 def attribution(
@@ -96,9 +90,8 @@ def trained_mask(
 ) -> Tensor:
     """Train a mask as SAEBench does for RAVEL, and return the latents [m] that it selects.
 
-    Latent j is interchanged by the share sigmoid(w_j / T). The loss is the cross entropy of the
-    wanted value's first token; the reconstruction replaces h, without the error. T falls from 1 to
-    1e-4 in equal ratios over the steps of two epochs.
+    Latent j is interchanged by the share sigmoid(w_j / T), with a temperature T that falls; latents
+    with w_j > 0 are selected. The reconstruction replaces h, without the error.
 
     Args:
         runs: model with its prompts.
@@ -109,35 +102,14 @@ def trained_mask(
         bar: progress bar that counts pairs.
         allowed: [m] latents that may be interchanged; None: all.
     """
-    generator = generator_of(seed, "trained mask")
     device = swap.code.values.device
     logit = torch.zeros(swap.sae.m, device=device, requires_grad=True)
     may = torch.ones(swap.sae.m, device=device) if allowed is None else allowed.to(device).float()
-    optimizer = torch.optim.Adam([logit], lr=STEP_SIZE)
-    each = math.ceil(len(pairs) / batch_size)
-    temperatures = torch.logspace(0, math.log10(COLDEST), EPOCHS * each).tolist()
-    for epoch in range(EPOCHS):
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        for step in range(each):
-            batch = [pairs[number] for number in order[step * batch_size : (step + 1) * batch_size]]
-            weights = torch.sigmoid(logit / temperatures[epoch * each + step]) * may
-            loss = _loss(runs, swap, batch, weights)
-            (logit.grad,) = torch.autograd.grad(loss, logit)
-            optimizer.step()
-            bar.update(len(batch))
+
+    def replaced(base: Tensor, source: Tensor, temperature: float) -> Tensor:
+        weights = torch.sigmoid(logit / temperature) * may
+        return swap.decode(swap.of(base), base) + swap.added(base, source, weights)
+
+    schedule = schedule_of(pairs, batch_size, generator_of(seed, "trained mask"))
+    anneal(runs, schedule, [logit], replaced, bar=bar)
     return (logit > 0).cpu() & (may > 0).cpu()
-
-
-def _loss(runs: Interchange, swap: Swap, pairs: Sequence[Pair], weights: Tensor) -> Tensor:
-    base, source = prompts_of(pairs)
-    context = runs.begin(base.tolist())
-    h = swap.decode(swap.of(base), base) + swap.added(base, source, weights)
-    logits = runs.logits(context, torch.arange(len(pairs)), h.to(context.activations))
-    wanted = [runs.questions[pair.source if pair.cause else pair.base].token for pair in pairs]
-    target = torch.tensor(wanted, device=logits.device)
-    return torch.nn.functional.cross_entropy(logits.float(), target)
-
-
-def prompts_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the base prompts and of the source prompts, [n] each."""
-    return torch.tensor([pair.base for pair in pairs]), torch.tensor([p.source for p in pairs])

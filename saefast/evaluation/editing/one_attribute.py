@@ -14,11 +14,10 @@ from saefast.evaluation.editing.masks import (
     active,
     attribution,
     best,
-    prompts_of,
     random_mask,
     trained_mask,
 )
-from saefast.evaluation.editing.pairs import TEMPLATES, Pair, Task
+from saefast.evaluation.editing.pairs import TEMPLATES, Pair, Task, prompts_of
 from saefast.evaluation.intervals import Floats
 from saefast.progress import ProgressBar
 
@@ -79,6 +78,8 @@ class Unit(NamedTuple):
     swap: Swap
     groups: Mapping[str, Sequence[Tensor]]
     """by name, masks [m]; "NAME:mass" for random draws of equal mass"""
+    chosen: Tensor | None = None
+    """mask [m] of the latents to interchange; None: they are selected"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Edited:
     active: float
     """mean share of the base's active latents among them"""
     scores: Tensor
-    """[m] selection scores: attribution, or 1 for latents of a trained mask"""
+    """[m] selection scores: attribution, or 1 for latents of a trained or given mask"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,15 +181,19 @@ def _select(
 ) -> None:
     """Set the masks of all units."""
     pairs = task.pairs[TRAIN]
+    open_ = [place for place, unit in enumerate(units) if unit.chosen is None]
     if settings.selector == ATTRIBUTION:
         gradients = runs.gradients(pairs, bar)
-        for unit, its in zip(units, found, strict=True):
-            its.scores = attribution(unit.swap, pairs, gradients)
+        for place in open_:
+            its = found[place]
+            its.scores = attribution(units[place].swap, pairs, gradients)
             its.masks = {at(n): [best(its.scores, n)] for n in settings.n}
-        _choose(runs, task, units, found, settings, bar)
-    else:
-        for unit, its in zip(units, found, strict=True):
-            mask = _trained(runs, unit.swap, pairs, settings, bar, None)
+        _choose(runs, task, [units[p] for p in open_], [found[p] for p in open_], settings, bar)
+    for unit, its in zip(units, found, strict=True):
+        if CHOSEN not in its.masks:
+            mask = unit.chosen
+            if mask is None:
+                mask = _trained(runs, unit.swap, pairs, settings, bar, None)
             its.masks[CHOSEN] = [mask]
             its.scores = mask.double()
     for unit, its in zip(units, found, strict=True):

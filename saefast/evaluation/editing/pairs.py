@@ -57,6 +57,11 @@ class Pair(NamedTuple):
     """number of the source prompt"""
 
 
+def prompts_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the base prompts and of the source prompts, [n] each."""
+    return torch.tensor([pair.base for pair in pairs]), torch.tensor([p.source for p in pairs])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """The editing of one attribute of one kind of entity."""

@@ -24,6 +24,10 @@ _SILENT = 7  # of each kind
 _MARKED = 10
 _MOST_NEIGHBOURS = 10
 _DECILES = 10
+MOST_WINDOWS = _FIRING + len(SILENT_KINDS) * _SILENT
+"""Largest number of scoring windows of a latent"""
+MOST_MARKED = 2 * _MARKED
+"""Largest number of windows with marks, half of which are wrong"""
 _EXAMPLES = 0xE8A3  # separates these random numbers from other uses of a seed
 
 

@@ -138,6 +138,8 @@ def judge_all(
     text: TokenText,
     samples: Mapping[str, Sequence[FeatureSample]],
     seed: int,
+    *,
+    rules_only: bool = False,
 ) -> dict[str, list[Judged]]:
     """Let a judge rate the sampled latents of all SAEs, with all questions in one call.
 
@@ -147,9 +149,11 @@ def judge_all(
         text: text of the encoded rows.
         samples: sampled latents of each SAE.
         seed: seed of the choice of windows.
+        rules_only: rate the rules even if the judge writes explanations.
     """
     exams = _exams(subjects, text, samples, seed)
-    explanations = _explanations(judge, exams, subjects)
+    written = judge.explains and not rules_only
+    explanations = _written(judge, exams) if written else _of_rules(exams, subjects)
     questions: list[Question] = []
     asked = [
         exam.questions(its, questions) for (_, exam), its in zip(exams, explanations, strict=True)
@@ -210,15 +214,16 @@ def _exams(
     ]
 
 
-def _explanations(
-    judge: Judge,
-    exams: Sequence[tuple[str, Examination]],
-    subjects: Mapping[str, Sequence[Explained]],
+def _written(judge: Judge, exams: Sequence[tuple[str, Examination]]) -> list[list[Explanation]]:
+    """Return the explanations that the judge writes for sampled latents of each SAE."""
+    written = iter(judge.explain([its for _, exam in exams for its in exam.explaining()]))
+    return [[Explanation(next(written)) for _ in exam.latents] for _, exam in exams]
+
+
+def _of_rules(
+    exams: Sequence[tuple[str, Examination]], subjects: Mapping[str, Sequence[Explained]]
 ) -> list[list[Explanation]]:
-    """Return the explanations of sampled latents of each SAE, by the judge or else by rules."""
-    if judge.explains:
-        written = iter(judge.explain([its for _, exam in exams for its in exam.explaining()]))
-        return [[Explanation(next(written)) for _ in exam.latents] for _, exam in exams]
+    """Return the rules of sampled latents of each SAE as explanations."""
     rules = [subject.rules.rules for each in subjects.values() for subject in each]
     return [
         [_by_rule(its[latent]) for latent in exam.latents.tolist()]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saefast.evaluation.conditions import PERMUTED_DECODER
 from saefast.evaluation.intervals import Interval, gap_closed, paired_interval, two_way_interval
 from saefast.evaluation.probing.best_latents import agreement, hypergeometric_tail
 from saefast.evaluation.probing.one_task import Probed
@@ -22,9 +23,6 @@ RANDOM, PERMUTED, TEXT, FULL = "random latents", "permuted labels", "text", "ful
 OWN_CONDITIONS = (TRAINED, RANDOM, PERMUTED, TEXT, FULL)
 """Names of conditions that probing adds by itself"""
 IN_GROUP, MATCHED = "best latent in group", "best latents matched"
-
-_NO_RIVALS = ("permuted_decoder",)
-"""Conditions identical to the trained SAEs wherever only the encoder matters"""
 
 Table = NDArray[np.float64]
 
@@ -106,7 +104,7 @@ class Results:
             rows = list(zip(*(task.others[name] for task in self.tasks), strict=True))
             values[name] = np.array([[its.value[k] for its in row] for row in rows])
             intervals[name] = [[its.interval[k] for its in row] for row in rows]
-        rivals = [name for name in values if name not in (TRAINED, *_NO_RIVALS)]
+        rivals = [name for name in values if name not in (TRAINED, PERMUTED_DECODER)]
         values[RANDOM] = self._of_trained(lambda its: its.random[k])
         values[PERMUTED] = self._of_trained(lambda its: its.permuted[k])
         for name in (TEXT, FULL):

@@ -19,7 +19,6 @@ from saefast.evaluation.steering.inputs import (
 )
 from saefast.evaluation.steering.latents import Rows
 from saefast.evaluation.steering.outcomes import (
-    SELF,
     Embedding,
     Outcome,
     Preference,
@@ -27,26 +26,29 @@ from saefast.evaluation.steering.outcomes import (
     Rule,
     chosen_outcomes,
 )
-from saefast.evaluation.steering.predictors import as_score, predicted_gain, prediction_notes
-from saefast.evaluation.steering.results import Results, Trials, measures
+from saefast.evaluation.steering.predictors import (
+    Examine,
+    Properties,
+    as_score,
+    examined,
+    predicted_gain,
+    prediction_notes,
+)
+from saefast.evaluation.steering.results import measures
 from saefast.evaluation.steering.runs import (
     CONTROLS,
     LATENT,
     STRENGTH_RULES,
-    UNSTEERED,
-    Job,
     Plan,
     Settings,
-    write,
 )
 from saefast.evaluation.steering.scores import NAME, scores_of
-from saefast.evaluation.steering.tokens import token_scores
+from saefast.evaluation.steering.steered import steered
 from saefast.lm.corpus import Texts
 from saefast.lm.generation import Opening
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.patch import check_sae
 from saefast.match.result import Matches
-from saefast.progress import ProgressBar
 from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, as_groups
 
@@ -86,7 +88,8 @@ def steer(
     embedding: Embedding | None = None,
     judge: Rater | None = None,
     outcome: str | None = None,
-    predictors: Mapping[str, Sequence[Tensor]] | None = None,
+    predictors: Properties | None = None,
+    examine: Examine | None = None,
     controls: Sequence[str] = CONTROLS,
     conditions: Sequence[Condition] = (),
     groups: Groups | Mapping[str, Tensor] | None = None,
@@ -152,6 +155,9 @@ def steer(
         outcome: primary outcome; None: the first defined one of rule, other seed, judge, self.
         predictors: by name, for each SAE a property [m] of its latents, such as the score of their
             explanations.
+        examine: callable that gets the numbers of the sampled latents of each SAE, and returns
+            further predictors, such as what a judge makes of their explanations; their values are
+            also columns `steer_NAME` of the features.
         controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
             (random with the covariance of the activations), "minus", "diffmean" (mean activation
             where the latent fires, minus the mean of all).
@@ -236,7 +242,7 @@ def steer(
         )
         levels = items.levels(rule, strengths, read)
         primary = primary_outcome(outcome, outcomes)
-        results = _steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
+        results = steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
         scores = [
             score
             for measure in measures(results)
@@ -244,12 +250,19 @@ def steer(
         ]
         runs.append((results, scores, _judged(outcomes)))
     results, scores, judged = runs[0]
-    predicted = predicted_gain(results, predictors, seed)
+    found = examined(examine, results.items, trained)
+    predicted = predicted_gain(results, {**(predictors or {}), **found}, seed)
     return Evaluation(
         name=NAME,
         scores=(*scores, *(as_score(one) for one in predicted)),
         noise=_noise([its_scores for _, its_scores, _ in runs]),
-        features=tuple(results.columns(place, sae.m) for place, sae in enumerate(trained)),
+        features=tuple(
+            {
+                **results.columns(place, sae.m),
+                **{f"steer_{name.replace(' ', '_')}": each[place] for name, each in found.items()},
+            }
+            for place, sae in enumerate(trained)
+        ),
         notes=(*results.notes(), *judged, *prediction_notes(predicted, results.primary)),
     )
 
@@ -270,67 +283,6 @@ def _check_choices(
             f"openers must be at least {fewest} texts, since half of them choose the strength, got "
             f"{openers!r}"
         )
-
-
-def _steered(
-    plan: Plan,
-    primary: str,
-    strengths: Sequence[float],
-    levels: Tensor,
-    directions: tuple[str, ...],
-    progress: bool,
-) -> Results:
-    """Choose the strength of each latent, then steer along it and along the controls."""
-    items = plan.items
-    numbers = list(range(len(plan.openers)))
-    choosing, reporting = (numbers[::2], numbers[1::2]) if len(strengths) > 1 else ([], numbers)
-    everyone = torch.arange(len(items))
-    total = len(items) * (len(choosing) * len(strengths) + len(reporting) * len(directions))
-    total += UNSTEERED * len(numbers)
-    with ProgressBar("steer", total=total, unit="texts", progress=progress) as bar:
-
-        def trials(openers: Sequence[int], direction: Tensor, level: Tensor) -> Trials:
-            ways = level.shape[1]
-            job = Job(
-                item=everyone.repeat_interleave(ways),
-                direction=direction.flatten(0, 1),
-                level=level.flatten(),
-            )
-            written = [write(plan, number, job, bar.update) for number in openers]
-            return Trials.of(written, ways, plan.settings)
-
-        tried, best = None, torch.zeros_like(everyone)
-        if choosing:
-            along = items.directions[LATENT][:, None].expand(-1, len(strengths), -1)
-            tried = trials(choosing, along, levels)
-            best = _best(tried, primary)
-        along = torch.stack([items.directions[way] for way in directions], 1)
-        level = levels[everyone, best][:, None].expand(-1, len(directions))
-        reported = trials(reporting, along, level)
-    input_score, output_score = token_scores(plan)
-    return Results(
-        items=items,
-        outcomes=tuple(plan.outcomes),
-        primary=primary,
-        strengths=tuple(strengths),
-        best=best,
-        choosing=tried,
-        reported=reported,
-        directions=directions,
-        input_score=input_score,
-        output_score=output_score,
-    )
-
-
-def _best(tried: Trials, primary: str) -> Tensor:
-    """Return the place [items] of the strength with the largest gain.
-
-    Where the primary outcome is not defined, the gain of the latent's own firing decides.
-    """
-    gain = tried.gain(primary)
-    unknown = np.isnan(gain).any(1)
-    gain[unknown] = tried.gain(SELF)[unknown]
-    return torch.from_numpy(gain.argmax(1))
 
 
 def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:

@@ -1,6 +1,6 @@
 """Prediction of the success of steering from properties of latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,8 @@ def predictions(
     predictors: Mapping[str, Floats],
     covariates: Mapping[str, Floats],
     seed: int,
+    *,
+    together: Sequence[str] = (),
 ) -> list[Prediction]:
     """Relate properties of latents to the gain of steering with them.
 
@@ -57,40 +59,30 @@ def predictions(
         predictors: by name, values [n]; NaN where unknown.
         covariates: by name, values [n] that are held fixed in partial correlations.
         seed: seed of resamples, permutations and folds.
+        together: names of predictors; each of them gets a partial correlation that holds the others
+            fixed, over the latents for which all are known.
 
     Returns:
         For each predictor "spearman", "kendall tau b", "partial spearman", "auroc" and
         "logistic auroc", whose regression includes the covariates; then "logistic auroc" of the
-        covariates alone and of all. Correlations are left out where no SAE has enough latents.
+        covariates alone and of all, then "joint spearman" for those in `together`. Correlations are
+        left out where no SAE has enough latents.
     """
     found: list[Prediction] = []
-    fixed = np.stack([ranks(each) for each in covariates.values()], 1)
     known_everywhere = ~np.isnan(gain)
     for name, values in predictors.items():
         known = known_everywhere & ~np.isnan(values)
         if known.sum() < _FEWEST or np.ptp(values[known]) == 0:
             continue
-        parts = [np.flatnonzero(known & (sae == one)) for one in np.unique(sae[known])]
+        parts = _of_saes(known, sae)
         pairs = [(values[part], gain[part]) for part in parts]
         beside = {key: each for key, each in covariates.items() if each is not values}
-        columns = [place for place, each in enumerate(covariates.values()) if each is not values]
-        partial = [
-            (
-                _residual(ranks(values[part]), fixed[part][:, columns]),
-                _residual(ranks(gain[part]), fixed[part][:, columns]),
-            )
-            for part in parts
-        ]
         n = int(known.sum())
-        for measure, statistic, samples, held in (
-            ("spearman", spearman, pairs, 0),
-            ("kendall tau b", kendall, pairs, 0),
-            ("partial spearman", pearson, partial, len(columns)),
+        for measure, (value, p) in (
+            ("spearman", _combined(spearman, pairs, seed)),
+            ("kendall tau b", _combined(kendall, pairs, seed)),
+            ("partial spearman", _partial(values, gain, tuple(beside.values()), parts, seed)),
         ):
-            # Fisher's transform of a correlation has the variance 1 / (n - held - 3).
-            value, p = _combined(
-                statistic, [its for its in samples if len(its[0]) > held + 3], seed
-            )
             if not np.isnan(value.value):
                 found.append(Prediction(measure, name, value, p, n))
         found.append(
@@ -105,6 +97,7 @@ def predictions(
             terms = [each[known] for each in chosen.values()]
             area = _logistic_auroc(np.stack(terms, 1), success[known], seed)
             found.append(Prediction("logistic auroc", name, area, np.nan, int(known.sum())))
+    found += _joint({name: predictors[name] for name in together}, gain, sae, seed)
     return found
 
 
@@ -147,6 +140,56 @@ def logistic_weights(terms: Floats, labels: NDArray[np.bool_]) -> Floats:
     return weights
 
 
+def _joint(
+    predictors: Mapping[str, Floats], gain: Floats, sae: NDArray[np.int64], seed: int
+) -> Iterator[Prediction]:
+    """Yield for each predictor the correlation with the gain while the others are held fixed."""
+    if len(predictors) < 2:
+        return
+    known = ~np.isnan(gain)
+    for values in predictors.values():
+        known &= ~np.isnan(values)
+    if known.sum() < _FEWEST:
+        return
+    for name, values in predictors.items():
+        others = tuple(each for other, each in predictors.items() if other != name)
+        value, p = _partial(values, gain, others, _of_saes(known, sae), seed)
+        if not np.isnan(value.value):
+            yield Prediction("joint spearman", name, value, p, int(known.sum()))
+
+
+def _of_saes(known: NDArray[np.bool_], sae: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return for each SAE the places of its known latents."""
+    return [np.flatnonzero(known & (sae == one)) for one in np.unique(sae[known])]
+
+
+def _partial(
+    values: Floats,
+    gain: Floats,
+    fixed: Sequence[Floats],
+    parts: Sequence[NDArray[np.int64]],
+    seed: int,
+) -> tuple[Interval, float]:
+    """Return the rank correlation with the ranks of `fixed` held fixed, and the permutation p.
+
+    Args:
+        values: [n] predictor.
+        gain: [n] gain of steering.
+        fixed: values [n] each that are held fixed.
+        parts: places of each SAE's latents.
+        seed: seed of resamples and permutations.
+    """
+    samples = []
+    for part in parts:
+        # Fisher's transform of a partial correlation has the variance 1 / (n - held - 3).
+        if len(part) > len(fixed) + 3:
+            terms = np.stack([ranks(each[part]) for each in fixed], 1)
+            samples.append(
+                (_residual(ranks(values[part]), terms), _residual(ranks(gain[part]), terms))
+            )
+    return _combined(pearson, samples, seed)
+
+
 def _combined(
     statistic: Statistic, samples: list[tuple[Floats, Floats]], seed: int
 ) -> tuple[Interval, float]:
@@ -154,6 +197,8 @@ def _combined(
     draw = np.random.default_rng(seed)
     values, variances, used = [], [], []
     for a, b in samples:
+        if len(a) <= 3:  # the variance of Fisher's transform is 1 / (n - 3)
+            continue
         value = float(_fisher(statistic(a, b)))
         if np.isnan(value):
             continue

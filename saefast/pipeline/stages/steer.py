@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast.evaluation.explaining.contexts import text_of_sequences, token_text
+from saefast.evaluation.explaining.contexts import TokenText, text_of_sequences, token_text
+from saefast.evaluation.explaining.explained import Explained
 from saefast.evaluation.explaining.firings import firings
 from saefast.evaluation.explaining.judges import (
     EmbeddingJudge,
     EndpointJudge,
     Judge,
+    RulesJudge,
     TextRater,
     calibrate,
 )
@@ -22,6 +24,7 @@ from saefast.evaluation.explaining.judges.calibration import known_questions
 from saefast.evaluation.explaining.judges.of_texts import PER_PROMPT
 from saefast.evaluation.explaining.judging import TYPICAL
 from saefast.evaluation.explaining.predicates import UNCLEAR, Rule, RuleReader
+from saefast.evaluation.explaining.rated_rules import rated_rules, typical_questions
 from saefast.evaluation.explaining.rules import FeatureRules, find_rules
 from saefast.evaluation.scores import TRAINED, Evaluation
 from saefast.evaluation.steering import CONTROLS, OPENERS, comparisons
@@ -33,6 +36,7 @@ from saefast.pipeline.job import Job
 from saefast.pipeline.judges import judge_of
 from saefast.pipeline.settings import EvaluateSettings
 from saefast.pipeline.subject import Subject
+from saefast.sae import SAE
 
 
 def steer(job: Job) -> None:
@@ -43,7 +47,9 @@ def steer(job: Job) -> None:
 def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -> Evaluation:
     """Steer with the latents of a subject, which are explained by rules.
 
-    With a quick budget, the only conditions are SAEs of other runs.
+    The judge also rates the rules of the trained latents to steer with, so that its detection score
+    can be compared with their success. With a quick budget, the only conditions are SAEs of other
+    runs.
 
     Args:
         subject: SAEs with their model and held-out rows.
@@ -58,14 +64,19 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         judge.keep_answers(subject.out / ANSWERS)
     if dry_run:
         saes = [*subject.saes, *(sae for each in conditions for sae in each.saes)]
-        latents = sum(min(sizes.features, sae.m) for sae in saes)
-        return Evaluation(name=NAME, scores=(), notes=(_cost(judge, latents, sizes, subject),))
+        note = _cost(judge, saes, len(subject.saes), sizes, subject)
+        return Evaluation(name=NAME, scores=(), notes=(note,))
     raters, notes = _raters(judge, subject)
     text = token_text(subject.held_out, subject.model.tokenizer)
     found: dict[str, list[FeatureRules]] = {}
     for name, each in ((TRAINED, subject.saes), *((its.name, its.saes) for its in conditions)):
         fired = firings(each, str(subject.held_out), progress=subject.progress)
         found[name] = find_rules(text, fired, progress=subject.progress)
+        if name == TRAINED:
+            trained = [
+                Explained(its, rules, sae.W_dec.detach().float().cpu())
+                for its, rules, sae in zip(fired, found[name], each, strict=True)
+            ]
     predictors: dict[str, Sequence[Tensor]] = {
         "rule score": [torch.from_numpy(its.balanced_accuracy) for its in found[TRAINED]]
     }
@@ -87,6 +98,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         new_tokens=settings.new_tokens,
         matches=subject.matches,
         predictors=predictors,
+        examine=_examination(judge, bool(raters), trained, text),
         conditions=conditions,
         groups=subject.groups,
         mass=subject.mass,
@@ -121,10 +133,31 @@ def _raters(judge: Judge | None, subject: Subject) -> tuple[dict[str, Any], tupl
     return {"judge": TextRater(judge)}, notes
 
 
-def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) -> str:
-    """Return a sentence on the cost of the comparisons and the calibration."""
+def _examination(
+    judge: Judge | None, able: bool, trained: Sequence[Explained], text: TokenText
+) -> Callable[[Sequence[Tensor]], dict[str, list[Tensor]]] | None:
+    """Return the function that rates rules by the judge or by execution; None if it is not able."""
+    if judge is not None and not able:
+        return None
+    return partial(rated_rules, judge or RulesJudge(), trained, text)
+
+
+def _cost(
+    judge: Judge | None, saes: Sequence[SAE], trained: int, sizes: _Sizes, subject: Subject
+) -> str:
+    """Return a sentence on the cost of the comparisons, the rated rules and the calibration.
+
+    Args:
+        judge: judge; None: rules are executed.
+        saes: SAEs to steer with, the trained ones first.
+        trained: number of trained SAEs.
+        sizes: sizes of steering.
+        subject: subject of the evaluation.
+    """
     if judge is None:
         return "steer: rules are executed; no judge would be called"
+    each_sae = [min(sizes.features, sae.m) for sae in saes]
+    latents = sum(each_sae)
     each = comparisons(len(sizes.openers), len(sizes.strengths), len(sizes.controls))
     explanations, texts = [], []
     for latent in range(latents):
@@ -134,7 +167,9 @@ def _cost(judge: Judge | None, latents: int, sizes: _Sizes, subject: Subject) ->
             texts += [*pair, *pair[::-1]]
             explanations += [f"{TYPICAL}{latent}"] * 4
     known = known_questions(subject.model.tokenizer)
-    first = judge.cost([], [*known.right, *known.swapped])
+    text = token_text(subject.held_out, subject.model.tokenizer)
+    rated = typical_questions(text, sum(each_sae[:trained]))
+    first = judge.cost([], [*known.right, *known.swapped, *rated])
     then = TextRater(judge).cost(explanations, texts)
     return (
         f"steer: judge {judge.name} would get at most about {first.calls + then.calls} requests "

@@ -181,8 +181,8 @@ def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
 
 
 def _interpretability(data: RunData) -> tuple[NDArray[np.float64], str]:
-    """Return the specificity of each explanation, [features], and the name of this measure."""
-    specific = _column(data, "detection") - _column(data, "detection_shuffled")
+    """Return the specificity of each steered explanation, [features], and the measure's name."""
+    specific = _column(data, "steer_specificity")
     if np.isfinite(specific).any():
         return specific, "detection above that of another explanation"
     return _column(data, "rule_score"), "balanced accuracy of the rule"

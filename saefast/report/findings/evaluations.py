@@ -12,6 +12,7 @@ from saefast.report.score_rows import (
     differences,
     in_words,
     interval,
+    joint_correlations,
     least_difference,
     of_groups,
     overall,
@@ -87,12 +88,21 @@ def prediction(data: RunData) -> Iterator[Finding]:
     yield Finding(
         TITLES["steer"],
         f"Rank correlation with the gain from steering: {told}. At 0, explanations do not predict "
-        "steering; published values are weak, 0.06 to 0.3.",
+        f"steering; published values are weak, 0.06 to 0.3.{_held_fixed(data)}",
         _joint(
             AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
             for score in scores
         ),
     )
+
+
+def _held_fixed(data: RunData) -> str:
+    """Return a sentence on explanation, stability and firing rate with the others held fixed."""
+    told = [
+        f"{score.task.replace('_', ' ')} {score.value:+.2f} ({interval(score)})"
+        for score in joint_correlations(data)
+    ]
+    return f" With the others of these held fixed: {', '.join(told)}." if told else ""
 
 
 def editing(data: RunData) -> Iterator[Finding]:

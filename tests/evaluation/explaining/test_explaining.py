@@ -25,10 +25,14 @@ from saefast.evaluation.explaining.estimates import (
 )
 from saefast.evaluation.explaining.evaluation import explain
 from saefast.evaluation.explaining.examples import SILENT_KINDS, Examples
+from saefast.evaluation.explaining.explained import Explained
+from saefast.evaluation.explaining.firings import firings
 from saefast.evaluation.explaining.judges import EndpointJudge, Explanation, Question, RulesJudge
 from saefast.evaluation.explaining.judges.calibration import KNOWN_RULES
 from saefast.evaluation.explaining.judging import Examination
 from saefast.evaluation.explaining.predicates import RuleReader, fold
+from saefast.evaluation.explaining.rated_rules import RATED, rated_rules, typical_questions
+from saefast.evaluation.explaining.rules import find_rules
 from saefast.evaluation.explaining.sample import RATE_BINS, rate_bins, sample_features
 from saefast.evaluation.scores import Evaluation
 from saefast.lm import LanguageModel
@@ -331,6 +335,54 @@ def test_groups_are_sampled_at_equal_rates() -> None:
     assert 0 < each[0].min() < each[0].max()
     silent = sample_features(fired > 500, fired, {}, 100, seed=0)
     assert fired[silent.overall].min() > 500
+
+
+def test_given_latents_are_rated_as_explain_rates_them(world: World) -> None:
+    """With the rules of two SAEs, of which one has some latents and the other has others."""
+    text = token_text(world.store, world.model.tokenizer)
+    saes = [world.sae, world.other]
+    fired = firings(saes, world.store, progress=False)
+    rules = find_rules(text, fired, progress=False)
+    subjects = [
+        Explained(its, found, sae.W_dec.detach())
+        for its, found, sae in zip(fired, rules, saes, strict=True)
+    ]
+    chosen = [torch.tensor([1, 3, 20, 32]), torch.tensor([30, 5])]
+    found = rated_rules(RulesJudge(), subjects, text, chosen)
+    assert tuple(found) == RATED
+    for place, latents in enumerate((chosen[0][:3], chosen[1])):  # latent 32 never fires
+        for columns in found.values():
+            known = columns[place].isfinite().nonzero()[:, 0]
+            assert known.tolist() == sorted(latents.tolist())
+    assert found["detection"][0][[1, 3]].tolist() == [1.0, 1.0]
+    assert found["fuzzing"][0][[1, 3]].tolist() == [1.0, 1.0]
+    assert abs(float(found["detection"][0][20]) - 0.5) < 0.2
+    assert found["detection"][1][30] == 1.0  # coordinate 2 of the other order
+    each = explained(world).features[0]["detection"][[1, 3, 20]]
+    torch.testing.assert_close(found["detection"][0][[1, 3, 20]], each)
+
+
+def test_a_judge_that_explains_is_asked_about_the_rules_given(world: World) -> None:
+    seen: list[str] = []
+
+    class Reader(RulesJudge):
+        explains = True
+
+        def explain(self, examples: Any) -> list[str]:
+            raise AssertionError("rules are given")
+
+        def rate(self, questions: Any) -> Any:
+            seen.extend(question.explanation.text for question in questions)
+            return super().rate(questions)
+
+    text = token_text(world.store, world.model.tokenizer)
+    (fired,) = firings([world.sae], world.store, progress=False)
+    (rules,) = find_rules(text, [fired], progress=False)
+    subject = Explained(fired, rules, world.sae.W_dec.detach())
+    latents = torch.tensor([0, 4])
+    rated_rules(Reader(), [subject], text, [latents])
+    assert set(seen) == {rules.texts[latent] for latent in latents.tolist()}
+    assert len(seen) <= len(typical_questions(text, len(latents)))
 
 
 def test_difference_at_equal_rate_by_hand() -> None:

@@ -305,6 +305,37 @@ def test_tables_are_reproducible_and_repeats_measure_noise() -> None:
     assert noise["divergence"] > 0
 
 
+def test_sampled_latents_are_examined_and_their_properties_predict() -> None:
+    asked: list[list[Tensor]] = []
+
+    def examine(latents: Any) -> dict[str, list[Tensor]]:
+        asked.append(list(latents))
+        score = torch.full((40,), torch.nan, dtype=torch.float64)
+        score[latents[0]] = torch.linspace(0, 1, len(latents[0]), dtype=torch.float64)
+        return {"detection": [score]}
+
+    half = [{j: writes(60 + j) for j in range(20)} | {j: writes(0) for j in range(20, 40)}]
+    stability = [torch.rand(40, generator=torch.Generator().manual_seed(2))]
+    found = planted(features=20, rules=half, predictors={"stability": stability}, examine=examine)
+    ((latents,),) = asked
+    (columns,) = found.features
+    sampled = ~columns["steer_success"].isnan()
+    assert sampled.nonzero()[:, 0].tolist() == latents.tolist()
+    assert columns["steer_detection"][sampled].tolist() == pytest.approx(
+        torch.linspace(0, 1, len(latents)).tolist()
+    )
+    assert columns["steer_detection"][~sampled].isnan().all()
+    by_measure = {
+        (score.measure, score.task): score for score in found.scores if "spearman" in score.measure
+    }
+    assert by_measure["spearman", "detection"].value < -0.6  # the first half succeeds
+    joint = {task for measure, task in by_measure if measure == "joint spearman"}
+    assert joint == {"detection", "stability", "log firing rate"}
+    assert any("detection and log firing rate held fixed" in note for note in found.notes)
+    with pytest.raises(ValueError, match=r"examine\(...\)\['p'\]\[0\] must have shape \(40,\)"):
+        planted(features=2, new_tokens=2, examine=lambda latents: {"p": [torch.zeros(3)]})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

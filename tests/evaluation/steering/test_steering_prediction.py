@@ -72,6 +72,42 @@ def test_partial_correlations_hold_the_covariates_fixed() -> None:
     assert abs(found["partial spearman"].value.value) < 0.3
 
 
+def test_joint_correlations_hold_each_other_fixed() -> None:
+    """Both follow the gain alone; given the cause, its proxy says nothing, and not the reverse."""
+    noise, sae, covariates = world(6, 200)
+    draw = np.random.default_rng(8)
+    cause = draw.normal(size=200)
+    given = {"proxy": cause + 0.5 * draw.normal(size=200), "cause": cause}
+    given["proxy"][:3] = np.nan
+    gain = cause + 0.5 * noise
+    arguments = gain, gain > 0, sae, given, covariates, 0
+    found = {
+        (one.measure, one.by): one for one in predictions(*arguments, together=("proxy", "cause"))
+    }
+    assert found["spearman", "proxy"].value.low > 0.5
+    assert abs(found["joint spearman", "proxy"].value.value) < 0.2
+    assert found["joint spearman", "proxy"].p > 0.05
+    assert found["joint spearman", "cause"].value.low > 0.4
+    assert found["joint spearman", "cause"].p <= 0.002
+    assert {one.n for one in found.values() if one.measure == "joint spearman"} == {197}
+    # By the formula of first-order partial correlations, averaged over the two SAEs.
+    known = ~np.isnan(given["proxy"])
+    by_hand = []
+    for one in (0, 1):
+        part = known & (sae == one)
+        a, b, c = (ranks_of(each[part]) for each in (given["proxy"], gain, cause))
+        ab, ac, bc = (np.corrcoef(*pair)[0, 1] for pair in ((a, b), (a, c), (b, c)))
+        by_hand.append((ab - ac * bc) / ((1 - ac**2) * (1 - bc**2)) ** 0.5)
+    assert min(by_hand) <= found["joint spearman", "proxy"].value.value <= max(by_hand)
+    assert not any(one.measure == "joint spearman" for one in predictions(*arguments))
+    alone = predictions(*arguments, together=("proxy",))
+    assert not any(one.measure == "joint spearman" for one in alone)
+
+
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(values)).astype(float)
+
+
 def test_too_few_latents_of_an_sae_have_no_partial_correlation() -> None:
     """Three covariates explain four latents completely: residuals would correlate by rounding."""
     noise, _, covariates = world(4, 24)
