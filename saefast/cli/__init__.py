@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": stages.report,
     "sweep": sweep.sweep,
     "convert": files.convert,
+    "push": files.push,
     "bench": files.bench,
     "info": files.info,
 }
