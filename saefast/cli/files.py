@@ -17,6 +17,10 @@ def harvest(
     site: str = "resid.12",
     tokens: int = 200_000,
     text: Path | None = None,
+    dataset: str = "",
+    dataset_config: str = "",
+    split: str = "train",
+    field: str = "text",
     held_out: bool = False,
     context: int = 256,
     batch_size: int = 16,
@@ -36,6 +40,11 @@ def harvest(
             and attn.3 are the outputs of its parts; or the name of any module.
         tokens: Number of rows to write.
         text: File or folder of text. None: prose and code that come with Python.
+        dataset: Data set of the Hugging Face hub, or a folder that the package datasets loads, read
+            instead of text, row by row as they are needed.
+        dataset_config: Configuration of the data set, such as wikitext-103-raw-v1.
+        split: Split of the data set.
+        field: Column of the text in the data set.
         held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
         context: Number of tokens in a context of the model.
         batch_size: Number of contexts in a forward pass.
@@ -45,11 +54,21 @@ def harvest(
     """
     import torch
 
-    from saefast.lm import builtin_corpus, load_model, text_files
     from saefast.lm import harvest as harvest_store
+    from saefast.lm import load_model
+    from saefast.pipeline import HarvestSettings
+    from saefast.pipeline.stages.harvest import corpus_of
 
     bars = not json_output
-    corpus = text_files(text) if text else builtin_corpus()
+    corpus = corpus_of(
+        HarvestSettings(
+            text=str(text or ""),
+            dataset=dataset,
+            dataset_config=dataset_config,
+            split=split,
+            field=field,
+        )
+    )
     (path,) = harvest_store(
         load_model(model, dtype=model_dtype, progress=bars),
         int(site) if site.isdigit() else site,
