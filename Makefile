@@ -8,7 +8,7 @@ PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
 # What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
 # NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
 # imports.
-EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3
+EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3 sae-dashboard==0.8.0
 EVALUATORS_NEED := asyncer beartype einops jaxtyping joblib openai orjson tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
