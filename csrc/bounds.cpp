@@ -2,7 +2,6 @@
 #include "bounds.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -115,7 +114,8 @@ ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns
   row.bound.by_lost = rounded_up(norm + lost);
   // Products below the smallest normal float may count as zero. If x is zero, scores are exact, and
   // ties need no second look.
-  if (norm > 0.0) row.bound.underflow = static_cast<float>(args.d + 8) * FLT_MIN;
+  if (norm > 0.0)
+    row.bound.underflow = static_cast<float>(args.d + 8) * std::numeric_limits<float>::min();
   return row;
 }
 

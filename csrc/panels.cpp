@@ -2,8 +2,8 @@
 #include "panels.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -34,7 +34,8 @@ int64_t panel_units(const ScreenPlan& plan, int64_t d, int64_t m) {
 }
 
 float rounded_up(double value) {
-  return value < FLT_MAX / 2 ? static_cast<float>(value * (1.0 + 1e-6)) : INFINITY;
+  return value < std::numeric_limits<float>::max() / 2 ? static_cast<float>(value * (1.0 + 1e-6))
+                                                       : INFINITY;
 }
 
 template <class Storage>

@@ -17,6 +17,7 @@ from saefast.evaluation import (
     feature_statistics,
     regress_effect,
 )
+from saefast.hub import download_sae, push_to_hub
 from saefast.info import build_info
 from saefast.match import Matches, activation_matches, match_all, match_features, plan_matching
 from saefast.ops.sparse_decode import sparse_decode
@@ -76,6 +77,7 @@ __all__ = [
     "build_info",
     "contribution_r2",
     "convert",
+    "download_sae",
     "evaluate_pooling",
     "feature_function",
     "feature_statistics",
@@ -91,6 +93,7 @@ __all__ = [
     "plan_matching",
     "pool_features",
     "principal_angles",
+    "push_to_hub",
     "reference",
     "regress_effect",
     "sae_from",

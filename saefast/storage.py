@@ -17,6 +17,7 @@ from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.source import beside_sae, find, weights_in
 from saefast.formats.weights import SAEWeights, weights_of
+from saefast.hub.locate import open_sae
 from saefast.sae import SAE
 
 _OLD = "old"
@@ -29,6 +30,9 @@ def load_sae(
     *,
     k: int | None = None,
     threshold: float | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    sae_id: str | None = None,
 ) -> SAE:
     """Load an SAE written by `save_sae` or by one of the supported libraries.
 
@@ -36,7 +40,9 @@ def load_sae(
     which that library normalises activations or values are folded into the weights.
 
     Args:
-        path: a folder that holds one SAE, or a file of tensors with its settings beside it.
+        path: a folder that holds one SAE, or a file of tensors with its settings beside it. A str
+            "organisation/name", if there is no such path, is a repository of the Hugging Face hub,
+            of which the SAE is downloaded into the hub's cache (extra `hub`); see `download_sae`.
         format: "auto" detects the format from the names and shapes of the tensors and from the
             settings. Others: sae_lens, sparsify, dictionary_learning, openai, llamascopium,
             batch_topk, gemma_scope, qwen_scope.
@@ -44,6 +50,10 @@ def load_sae(
             arbitrary code. Use it only with files from a source you trust.
         k: number of active latents, for files that do not store it (Qwen Scope).
         threshold: activation threshold, for BatchTopK SAEs whose files do not store it.
+        subfolder: folder of the SAE, or file of its weights, within a repository.
+        revision: branch, tag or commit of a repository; None: the branch main.
+        sae_id: name of an SAE of the SAELens release `path`, looked up in the registry that SAELens
+            installs: `load_sae("gpt2-small-res-jb", sae_id="blocks.8.hook_resid_pre")`.
 
     Returns:
         The SAE, on the CPU. Further contents of the file are kept in its `metadata`, which
@@ -54,8 +64,17 @@ def load_sae(
     """
     if not isinstance(path, str | Path):
         raise TypeError(f"path must be a str or Path, got {type(path).__name__}")
-    parts = _read(Path(path), format, allow_pickle, k, threshold)
-    return parts.as_sae(Path(path))
+    _check_settings(format, k, threshold)
+    found, known = open_sae(
+        path,
+        allow_pickle,
+        k=k,
+        threshold=threshold,
+        subfolder=subfolder,
+        revision=revision,
+        sae_id=sae_id,
+    )
+    return format_of(found, known if format == "auto" else format).read(found).as_sae(found.path)
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
@@ -103,6 +122,9 @@ def convert(
     allow_pickle: bool = False,
     k: int | None = None,
     threshold: float | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    sae_id: str | None = None,
 ) -> Path:
     """Convert the SAE at `src` to the format `to` and save it at `dst`.
 
@@ -112,32 +134,40 @@ def convert(
     store them.
 
     Args:
-        src: a folder that holds one SAE, or a file of tensors.
+        src: a folder that holds one SAE, a file of tensors, or a name, as for `load_sae`.
         dst: destination, as for `save_sae`.
         to: the format to write, one of the formats of `load_sae`.
         format: the format of `src`, as for `load_sae`.
         allow_pickle: whether to unpickle a file that holds more than tensors, as for `load_sae`.
         k: number of active latents, for files that do not store it.
         threshold: activation threshold, for BatchTopK SAEs whose files do not store it.
+        subfolder: folder or file within a repository, as for `load_sae`.
+        revision: branch, tag or commit of a repository.
+        sae_id: name of an SAE of a SAELens release.
 
     Returns:
         The path `dst`.
     """
     checks.one_of("to", to, tuple(FORMATS))
-    parts = _read(Path(src), format, allow_pickle, k, threshold)
-    return _write(weights_of(parts.as_sae(Path(src))), Path(dst), to)
+    sae = load_sae(
+        src,
+        format,
+        allow_pickle,
+        k=k,
+        threshold=threshold,
+        subfolder=subfolder,
+        revision=revision,
+        sae_id=sae_id,
+    )
+    return _write(weights_of(sae), Path(dst), to)
 
 
-def _read(
-    path: Path, format: str, allow_pickle: bool, k: int | None, threshold: float | None
-) -> SAEWeights:
+def _check_settings(format: str, k: int | None, threshold: float | None) -> None:
     checks.one_of("format", format, ("auto", *FORMATS))
     if k is not None:
         checks.whole("k", k)
     if threshold is not None:
         checks.at_least("threshold", threshold, 0)
-    found = find(path, allow_pickle, k, threshold)
-    return format_of(found, format).read(found)
 
 
 def _write(parts: SAEWeights, path: Path, format: str) -> Path:

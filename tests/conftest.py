@@ -4,10 +4,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from helpers.hub_server import Hub
 
 # `python -m pytest` puts the checkout first, whose saefast/ has no compiled kernels: test the
 # installed package instead. `bench` is found in the checkout, after everything installed.
@@ -65,3 +69,21 @@ def light(monkeypatch: pytest.MonkeyPatch, torch_threads: None) -> None:
     """Use one thread for tiny models and no fsync, which does not matter after a kill."""
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator["Hub"]:
+    """A hub without repositories, which huggingface_hub asks, without a token and with no cache."""
+    from helpers.hub_server import serving
+    from huggingface_hub import constants
+
+    with serving() as hub:
+        # huggingface_hub reads the environment when it is imported, which other tests have done.
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub

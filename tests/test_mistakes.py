@@ -143,9 +143,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "path must be a str or Path, got NoneType",
     ),
     "a name on the hub": (
-        lambda: saefast.load_sae("someone/their-sae"),
+        lambda: saefast.load_dictionaries("someone/their-sae"),
         FileNotFoundError,
-        "give the folder that huggingface_hub.snapshot_download('someone/their-sae') returns",
+        "give the folder that saefast.download_sae('someone/their-sae') returns",
     ),
     "a list of paths": (
         lambda: saefast.load_dictionaries(["a", "b"]),  # type: ignore[arg-type]

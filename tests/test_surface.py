@@ -31,7 +31,8 @@ ADDED = {
     *("fit_power_law", "measure_overlap", "membership_counts", "stability_curve", "subset_curve"),
     *("principal_angles", "Contributions", "EffectRegression", "FeatureFunction"),
     *("FeatureStatistics", "contribution_r2", "feature_function", "feature_statistics"),
-    *("regress_effect", "PoolingStudy", "evaluate_pooling", "__version__"),
+    *("regress_effect", "PoolingStudy", "evaluate_pooling", "__version__", "download_sae"),
+    "push_to_hub",
 }
 
 HEADLESS = re.compile(r"(What|That|Those|Which|Who|How|Whether)(ever)?\b")

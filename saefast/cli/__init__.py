@@ -19,8 +19,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pool": stages.pool,
     "evaluate": evaluate.evaluate,
     "report": stages.report,
+    "dashboards": stages.dashboards,
     "sweep": sweep.sweep,
     "convert": files.convert,
+    "push": files.push,
     "bench": files.bench,
     "info": files.info,
 }

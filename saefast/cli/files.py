@@ -1,4 +1,4 @@
-"""Commands on files and on the installation: harvest, convert, bench, info."""
+"""Commands on files and on the installation: harvest, convert, push, bench, info."""
 
 import json
 import subprocess
@@ -17,6 +17,10 @@ def harvest(
     site: str = "resid.12",
     tokens: int = 200_000,
     text: Path | None = None,
+    dataset: str = "",
+    dataset_config: str = "",
+    split: str = "train",
+    field: str = "text",
     held_out: bool = False,
     context: int = 256,
     batch_size: int = 16,
@@ -36,6 +40,11 @@ def harvest(
             and attn.3 are the outputs of its parts; or the name of any module.
         tokens: Number of rows to write.
         text: File or folder of text. None: prose and code that come with Python.
+        dataset: Data set of the Hugging Face hub, or a folder that the package datasets loads, read
+            instead of text, row by row as they are needed.
+        dataset_config: Configuration of the data set, such as wikitext-103-raw-v1.
+        split: Split of the data set.
+        field: Column of the text in the data set.
         held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
         context: Number of tokens in a context of the model.
         batch_size: Number of contexts in a forward pass.
@@ -45,11 +54,21 @@ def harvest(
     """
     import torch
 
-    from saefast.lm import builtin_corpus, load_model, text_files
     from saefast.lm import harvest as harvest_store
+    from saefast.lm import load_model
+    from saefast.pipeline import HarvestSettings
+    from saefast.pipeline.stages.harvest import corpus_of
 
     bars = not json_output
-    corpus = text_files(text) if text else builtin_corpus()
+    corpus = corpus_of(
+        HarvestSettings(
+            text=str(text or ""),
+            dataset=dataset,
+            dataset_config=dataset_config,
+            split=split,
+            field=field,
+        )
+    )
     (path,) = harvest_store(
         load_model(model, dtype=model_dtype, progress=bars),
         int(site) if site.isdigit() else site,
@@ -66,19 +85,25 @@ def harvest(
 
 
 def convert(
-    source: Annotated[tyro.conf.Positional[Path], called("SOURCE")],
+    source: Annotated[tyro.conf.Positional[str], called("SOURCE")],
     target: Annotated[tyro.conf.Positional[Path], called("TARGET")],
     to: str = "sae_lens",
     format: str = "auto",
     allow_pickle: bool = False,
     k: int | None = None,
     threshold: float | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    sae_id: str | None = None,
     json_output: Json = False,
 ) -> None:
     """Read an SAE in one format and write it in another.
 
+    For example: saefast convert organisation/name mine --subfolder layer_3
+
     Args:
-        source: Folder or file of the SAE.
+        source: Folder or file of the SAE; a repository of the Hugging Face hub, organisation/name;
+            or a release of SAELens, with --sae-id.
         target: Folder to write: a new one, or one with an SAE, which is replaced.
         to: Format to write: sae_lens, sparsify, dictionary_learning, openai, llamascopium,
             batch_topk, gemma_scope or qwen_scope.
@@ -86,6 +111,9 @@ def convert(
         allow_pickle: Whether to allow pickle files that can execute code when they are read.
         k: Number of active latents, if the source does not state it.
         threshold: Threshold of the activations, if the source does not state it.
+        subfolder: Folder or file of the SAE within a repository.
+        revision: Branch, tag or commit of a repository. None: the branch main.
+        sae_id: Name of the SAE within a release of SAELens.
     """
     from saefast.storage import convert as convert_sae
 
@@ -95,8 +123,55 @@ def convert(
         allow_pickle=allow_pickle,
         k=k,
         threshold=threshold,
+        subfolder=subfolder,
+        revision=revision,
+        sae_id=sae_id,
     )
     tell(f"{source} as {to}", {"format": to}, [path], json_output)
+
+
+def push(
+    source: Annotated[tyro.conf.Positional[Path], called("SAE | RUN")],
+    repository: Annotated[tyro.conf.Positional[str], called("REPOSITORY")],
+    subfolder: str | None = None,
+    revision: str | None = None,
+    to: str = "sae_lens",
+    private: bool = False,
+    json_output: Json = False,
+) -> None:
+    """Publish an SAE, or those of a run, in a repository of the Hugging Face hub.
+
+    For example: saefast push runs/mine/seed-0 organisation/name --subfolder layer_3
+
+    Args:
+        source: SAE in any format, or the folder of a run, whose SAEs are published in folders of
+            their names, each in a commit.
+        repository: Name of the repository, organisation/name; a new one is created.
+        subfolder: Folder within the repository. None: its top.
+        revision: Branch to commit to. None: main.
+        to: Format to write, as for saefast convert.
+        private: Create a new repository as a private one.
+    """
+    from saefast.hub import push_to_hub
+    from saefast.storage import load_sae, saes_at
+
+    saes = saes_at(source)
+    commits = []
+    for path in saes:
+        parts = [subfolder, path.name if path != source else None]
+        commit = push_to_hub(
+            load_sae(path),
+            repository,
+            subfolder="/".join(part.strip("/") for part in parts if part) or None,
+            revision=revision,
+            format=to,
+            private=private or None,
+            message=f"Add {path.name}",
+        )
+        commits.append(commit)
+    number = f"{len(saes)} SAE{'s' if len(saes) > 1 else ''}"
+    sentence = f"published {number} of {source}: {commits[-1]}"
+    tell(sentence, {"commits": commits}, [], json_output)
 
 
 def bench(
@@ -123,13 +198,14 @@ def bench(
 
 
 def info(json_output: Json = False) -> None:
-    """Print version, instruction sets, the chosen screening engine and the backends."""
+    """Print version, instruction sets, screening engine, backends, and what would be faster."""
     from saefast.info import build_info
 
     facts = build_info()
     if json_output:
         print(json.dumps(facts))
         return
+    faster = facts.pop("faster")
     for key, value in facts.items():
         if not isinstance(value, dict):
             print(f"{key}: {value}")
@@ -137,6 +213,7 @@ def info(json_output: Json = False) -> None:
         print(f"{key}:")
         for name, fact in value.items():
             print(f"  {name}: {_said(fact)}")
+    print(f"faster: {'; '.join(faster) or 'nothing that this machine could use is missing'}")
 
 
 def _said(fact: Any) -> str:

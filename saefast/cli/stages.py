@@ -171,6 +171,37 @@ def report(
     tell(f"report of {run}", {"report": str(written[0])}, written, json_output)
 
 
+def dashboards(
+    run: Run,
+    out: Path,
+    name: str | None = None,
+    features: int | None = None,
+    strict: bool = False,
+    json_output: Json = False,
+) -> None:
+    """Write the features of a run as dashboards in JSON, for Neuronpedia and sae_dashboard.
+
+    For example: saefast dashboards runs/mine --out dashboards
+
+    Args:
+        run: Folder of a run with a language model.
+        out: Folder to write to: a folder for each SAE, with batches of 128 features.
+        name: Name of the set of SAEs. None: that of the run's folder.
+        features: Number of features of each SAE, those that fire most. None: all that fire.
+        strict: Leave out stability, explanations and partners, which are under a key of saefast
+            that sae_dashboard's own classes refuse.
+    """
+    from saefast.pipeline import settings_of
+    from saefast.pipeline.dashboards import write_dashboards
+    from saefast.pipeline.job import Job
+
+    settings = settings_of(run)
+    staged(settings, run, "statistics", json_output)
+    job = Job(run, settings, not json_output)
+    written = write_dashboards(job, out, name=name, features=features, strict=strict)
+    tell(f"dashboards of {run}", {"files": len(written)}, written, json_output)
+
+
 def _stage(run: Path, name: str, given: dict[str, Any], json_output: bool) -> None:
     """Run a stage with the given settings in place of those of the run, and print its findings."""
     from saefast.pipeline import settings_of

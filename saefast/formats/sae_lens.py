@@ -153,7 +153,9 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
         return _whitened(found, unit_decoder(parts) if by_norm else parts)
     if kind == "expected_average_only_in":
         path = found.path.parent / "activation_scaler.json"
-        factor = positive(read_json(path).get("scaling_factor")) if path.is_file() else None
+        factor = found.input_scale
+        if path.is_file():
+            factor = positive(read_json(path).get("scaling_factor"))
         if factor is None:
             raise ValueError(_not_there(found, kind, path))
         parts = scaled_inputs(parts, factor)

@@ -36,6 +36,11 @@ _COMPANIONS = (
 """Files that other libraries write beside an SAE."""
 _ENDS = ("pruned.safetensors", "pruned.pt", "final.safetensors", "final.pt")
 """File names of SAEs in a folder "checkpoints"; the first that exists is chosen."""
+BESIDE = ("sparsity.safetensors", "activation_whitening.safetensors", "activation_scaler.json")
+"""Files beside an SAE that are read with it."""
+SAE_FILES = (*CONFIGS, *_KNOWN, *BESIDE)
+"""Names of the files of which SAEs for inference consist."""
+_CHECKPOINTS, _DISTRIBUTED = "checkpoints", "sae_weights.dcp"
 _LONGEST_CONFIG = 16 << 20
 
 
@@ -55,6 +60,8 @@ class SourceFile:
     """k given by the user, used if the file has none"""
     threshold: float | None = None
     """threshold given by the user, used if the file has none"""
+    input_scale: float | None = None
+    """factor by which activations are scaled, from a registry, used if no file gives it"""
 
     def has(self, *names: str) -> bool:
         """Return whether there are tensors of all these names."""
@@ -175,29 +182,49 @@ def find(
 
 def weights_in(folder: Path) -> Path | None:
     """Return the file of tensors in a folder, or None if there is none."""
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix in _SUFFIXES and file.name not in _COMPANIONS and file.is_file()
-    )
-    for name in _KNOWN:
-        if folder / name in files:
-            return folder / name
-    ends = [folder / "checkpoints" / name for name in _ENDS] if not files else []
-    end = next((file for file in ends if file.is_file()), None)
+    inner = (folder / _CHECKPOINTS, folder / _DISTRIBUTED)
+    below = [child for each in inner if each.is_dir() for child in each.iterdir()]
+    files = [path for path in (*folder.iterdir(), *below) if path.is_file()]
+    name = weights_among([path.relative_to(folder).as_posix() for path in files], str(folder))
+    return None if name is None else folder / name
+
+
+def weights_among(names: Collection[str], where: str) -> str | None:
+    """Choose the file of tensors among the files of a folder.
+
+    Args:
+        names: paths of the files, relative to the folder, with "/" between their parts.
+        where: name of the folder, for error messages.
+
+    Returns:
+        One of the names, or None if no file holds tensors.
+
+    Raises:
+        ValueError: several files may be the SAE, or it is stored in an unsupported way.
+    """
+    files = sorted(name for name in names if _may_hold_weights(name))
+    known = [name for name in _KNOWN if name in files]
+    if known:
+        return known[0]
+    ends = [f"{_CHECKPOINTS}/{name}" for name in _ENDS] if not files else []
+    end = next((name for name in ends if name in names), None)
     if end is not None:
         return end
-    if (folder / "sae_weights.dcp").is_dir():
+    if any(name.startswith(f"{_DISTRIBUTED}/") for name in names):
         raise ValueError(
-            f"{folder / 'sae_weights.dcp'} is a distributed checkpoint, which is not supported; "
+            f"{where}/{_DISTRIBUTED} is a distributed checkpoint, which is not supported; "
             f"save it as sae_weights.safetensors with the library that wrote it"
         )
     if len(files) > 1:
         raise ValueError(
-            f"{folder} holds several files of tensors, {', '.join(f.name for f in files[:8])}; "
-            f"give the path of one of them"
+            f"{where} holds several files of tensors, {', '.join(files[:8])}; give the path of one of "
+            f"them"
         )
     return files[0] if files else None
+
+
+def _may_hold_weights(name: str) -> bool:
+    return "/" not in name and Path(name).suffix in _SUFFIXES and name not in _COMPANIONS
 
 
 def beside_sae(folder: Path) -> list[str]:
@@ -231,8 +258,8 @@ def _on_the_hub(path: Path) -> str:
     if path.is_absolute() or len(path.parts) != 2 or path.parts[0].startswith("."):
         return ""
     return (
-        f"; files are not downloaded: for a name on the Hugging Face hub, give the folder that "
-        f"huggingface_hub.snapshot_download({str(path)!r}) returns"
+        f"; if that is a name on the Hugging Face hub, give the folder that "
+        f"saefast.download_sae({str(path)!r}) returns"
     )
 
 

@@ -178,18 +178,19 @@ def hugging_face(
     """Return a corpus of the rows of a Hugging Face data set.
 
     Args:
-        dataset: name of a data set of the hub, or a data set that is loaded already.
+        dataset: name of a data set of the hub, a folder that `datasets` loads, or a data set that
+            is loaded already.
         field: column of the text.
         split: split to load.
-        **options: arguments of `datasets.load_dataset`, such as `streaming=True`.
+        **options: arguments of `datasets.load_dataset`, such as `name="wikitext-103-raw-v1"`, the
+            configuration, or `streaming=True`, which reads only as many rows as are used.
 
     Returns:
         Corpus with a document for each row.
     """
     name = dataset if isinstance(dataset, str) else str(getattr(dataset, "builder_name", "rows"))
     if isinstance(dataset, str):
-        load = needed("datasets", "datasets").load_dataset
-        dataset = load(dataset, split=split, **options)
+        dataset = _load_dataset(dataset, split, options)
     if not isinstance(dataset, Iterable) or isinstance(dataset, Iterator):
         raise TypeError(
             f"dataset must be a name or an iterable of rows that is readable more than once, got "
@@ -203,6 +204,34 @@ def hugging_face(
             yield Document(_field(row, field, where), where)
 
     return Corpus(read, {"corpus": "Hugging Face", "name": name, "split": split, "field": field})
+
+
+def _load_dataset(name: str, split: str, options: dict[str, Any]) -> Any:
+    """Load a data set; errors say in one sentence what to do."""
+    load = needed("datasets", "datasets").load_dataset
+    try:
+        return load(name, split=split, **options)
+    except FileNotFoundError as error:  # datasets.exceptions.DatasetNotFoundError is one, too
+        raise FileNotFoundError(
+            f"dataset {name!r} is neither a folder here nor a data set that you can read on the "
+            f"hub: check the spelling; for a private or gated one, log in with `hf auth login` or "
+            f"set HF_TOKEN ({_one_line(error)})"
+        ) from error
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"dataset {name!r} is not in the cache, and the hub cannot be reached: check the "
+            f"connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder of files "
+            f"({_one_line(error)})"
+        ) from error
+    except ValueError as error:  # an unknown split, or a configuration that must be chosen
+        raise ValueError(
+            f"dataset {name!r} cannot be loaded with split={split!r} and {options}: "
+            f"{_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _field(row: Any, field: str, where: str) -> str:

@@ -43,8 +43,24 @@ class HarvestSettings:
     """number of rows to evaluate on, from other documents"""
     text: str = ""
     """file or folder of text; empty: the built-in corpus, from the Python installation"""
+    dataset: str = ""
+    """data set of the Hugging Face hub, or a folder that the package datasets loads, read instead
+    of `text` and streamed"""
+    dataset_config: str = ""
+    """configuration of the data set, such as wikitext-103-raw-v1; empty: its only one"""
+    split: str = "train"
+    """split of the data set"""
+    field: str = "text"
+    """column of the text in the data set"""
     context: int = 256
     """length of a context in tokens"""
+
+    def __post_init__(self) -> None:
+        if self.dataset and self.text:
+            raise ValueError(
+                f"text must be empty where a dataset is given, got text={self.text!r} and "
+                f"dataset={self.dataset!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from saefast.lm import (
     json_lines,
     text_files,
 )
+from saefast.pipeline import HarvestSettings
+from saefast.pipeline.stages.harvest import corpus_of
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -144,3 +147,64 @@ class TestTopContexts:
             writer.append(torch.zeros(3, 2))
         with pytest.raises(ValueError, match=r"lacks positions, tokens; saefast.lm.harvest writes"):
             contexts(tmp_path / "s", tokenizer(), [0])
+
+
+class TestDataSets:
+    """Data sets by name; tests/peers reads some by the package datasets itself."""
+
+    @staticmethod
+    def install(monkeypatch: pytest.MonkeyPatch, answer: object) -> list[tuple[object, ...]]:
+        """Put a package in place of datasets, and return the list of its calls."""
+        calls: list[tuple[object, ...]] = []
+
+        def load_dataset(path: str, **options: object) -> object:
+            calls.append((path, options))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        fake = types.SimpleNamespace(load_dataset=load_dataset)
+        monkeypatch.setitem(sys.modules, "datasets", fake)
+        return calls
+
+    def test_a_run_streams_the_configuration_that_it_names(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = self.install(monkeypatch, [{"body": "a"}, {"body": "b"}])
+        settings = HarvestSettings(
+            dataset="lab/texts", dataset_config="raw", split="validation", field="body"
+        )
+        assert [document.text for document in corpus_of(settings)] == ["a", "b"]
+        options = {"split": "validation", "streaming": True, "name": "raw"}
+        assert calls == [("lab/texts", options)]
+        assert corpus_of(settings).description["name"] == "lab/texts"
+
+    def test_text_and_data_set_exclude_each_other(self) -> None:
+        with pytest.raises(ValueError, match=r"text must be empty where a dataset is given"):
+            HarvestSettings(text="here", dataset="lab/texts")
+
+    @pytest.mark.parametrize(
+        ("cause", "error", "said"),
+        [
+            (
+                FileNotFoundError("x\ny"),
+                FileNotFoundError,
+                r"check the spelling.*auth login.*x y\)",
+            ),
+            (ConnectionError("no"), ConnectionError, r"cannot be reached: check the .*FLINE.*no\)"),
+            (ValueError("Unknown split"), ValueError, r"split='train' and {}: Unknown split"),
+        ],
+    )
+    def test_an_error_is_one_sentence(
+        self, monkeypatch: pytest.MonkeyPatch, cause: Exception, error: type, said: str
+    ) -> None:
+        self.install(monkeypatch, cause)
+        with pytest.raises(error, match=rf"^dataset 'lab/texts' .*{said}"):
+            hugging_face("lab/texts")
+
+    def test_without_the_package_the_error_has_the_command(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(ImportError, match=r"pip install datasets"):
+            hugging_face("lab/texts")

@@ -24,9 +24,12 @@ def harvest(job: Job) -> None:
 
 def corpus_of(data: HarvestSettings) -> Any:
     """Return the text of a run as a `saefast.lm.Corpus`."""
-    from saefast.lm import builtin_corpus, text_files
+    from saefast.lm import builtin_corpus, hugging_face, text_files
 
-    return text_files(data.text) if data.text else builtin_corpus()
+    if not data.dataset:
+        return text_files(data.text) if data.text else builtin_corpus()
+    config = {"name": data.dataset_config} if data.dataset_config else {}
+    return hugging_face(data.dataset, data.field, split=data.split, streaming=True, **config)
 
 
 def harvest_sites(

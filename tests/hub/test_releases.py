@@ -1,0 +1,109 @@
+"""SAEs by the names of SAELens's releases, with a registry in the layout of SAELens's own.
+
+tests/peers compares with the registry and the loader of SAELens itself.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.hub_server import Hub
+from safetensors.torch import save_file
+
+import saefast
+from saefast.hub import releases
+
+REGISTRY = """
+small-res:
+  model: small
+  repo_id: lab/small
+  config_overrides:
+    normalize_activations: expected_average_only_in
+  saes:
+  - id: blocks.0.hook_resid_pre
+    path: zero
+    norm_scaling_factor: 2.5
+  - id: blocks.1.hook_resid_pre
+    path: one
+small-qwen:
+  conversion_func: qwen_scope
+  model: small
+  repo_id: lab/SAE-Res-Small-W32K-L0_3
+  saes:
+  - id: layer0
+    path: layer0.sae.pt
+small-goodfire:
+  conversion_func: goodfire
+  model: small
+  repo_id: lab/goodfire
+  saes:
+  - id: layer_5
+    path: five.pt
+"""
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package sae_lens that holds a registry, and fails if it is imported."""
+    package = tmp_path / "site" / "sae_lens"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "pretrained_saes.yaml").write_text(REGISTRY)
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "sae_lens", raising=False)
+    return package
+
+
+def test_an_sae_of_a_release_is_loaded(hub: Hub, registry: Path, tmp_path: Path) -> None:
+    """Settings and factor of the registry count: only there SAELens keeps them for old SAEs."""
+    torch.manual_seed(0)
+    tensors = {"W_enc": torch.randn(6, 9), "W_dec": torch.randn(9, 6), "b_enc": torch.randn(9)}
+    tensors["b_dec"] = torch.randn(6)
+    folder = tmp_path / "zero"
+    folder.mkdir()
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"d_in": 6, "d_sae": 9, "hook_point": "x"}))
+    hub.add("lab/small", folder, "zero")
+    sae = saefast.load_sae("small-res", sae_id="blocks.0.hook_resid_pre")
+    x = torch.randn(5, 6)
+    hidden = ((2.5 * x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu()
+    expected = (hidden @ tensors["W_dec"] + tensors["b_dec"]) / 2.5
+    torch.testing.assert_close(sae(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_name_of_a_repository_gives_k(hub: Hub, registry: Path, tmp_path: Path) -> None:
+    sae = saefast.SAE(6, 20, k=3, seed=1, centred=False)
+    contents = {"W_enc": sae.W_enc, "W_dec": sae.W_dec.T, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
+    (tmp_path / "files").mkdir()
+    plain = {name: value.detach().clone() for name, value in contents.items()}
+    torch.save(plain, tmp_path / "files" / "layer0.sae.pt")
+    hub.add("lab/SAE-Res-Small-W32K-L0_3", tmp_path / "files")
+    found = saefast.load_sae("small-qwen", sae_id="layer0")
+    assert (found.k, found.m) == (3, 20)
+
+
+def test_errors_list_the_names(hub: Hub, registry: Path) -> None:
+    ids = "'blocks.1.hook_resid_pre', 'blocks.0.hook_resid_pre'"
+    with pytest.raises(ValueError, match=f"'small-res', such as {ids}, got 'blocks.1.hook'"):
+        saefast.load_sae("small-res", sae_id="blocks.1.hook")
+    with pytest.raises(ValueError, match=r"sae_id must name an SAE of the release 'small-res'"):
+        saefast.load_sae("small-res")
+    with pytest.raises(ValueError, match=r"got 'small-ress'; similar names: 'small-res'"):
+        saefast.load_sae("small-ress", sae_id="x")
+    with pytest.raises(ValueError, match=r"only SAELens reads \(goodfire\).*accelerate"):
+        saefast.load_sae("small-goodfire", sae_id="layer_5")
+    with pytest.raises(ValueError, match="subfolder must be None where sae_id is given"):
+        saefast.load_sae("small-res", sae_id="blocks.1.hook_resid_pre", subfolder="one")
+    assert not hub.asked
+
+
+def test_without_sae_lens_the_error_has_the_command(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "find_spec", lambda _name: None)
+    with pytest.raises(ImportError, match=r"not installed: pip install sae-lens; or give the name"):
+        saefast.load_sae("small-res", sae_id="blocks.0.hook_resid_pre")
+    with pytest.raises(FileNotFoundError, match=r"^small-res does not exist$"):
+        saefast.load_sae("small-res")

@@ -1,0 +1,80 @@
+"""The files that make a release: versions, the release workflow, and the settings of the wheels."""
+
+import importlib.util
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers.checkout import CHECKOUT
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def version() -> Any:
+    spec = importlib.util.spec_from_file_location("version", CHECKOUT / ".ci" / "version.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_files_name_one_version(version: Any) -> None:
+    assert version.differing(CHECKOUT, None) is None
+    assert version.differing(CHECKOUT, f"v{PROJECT['project']['version']}") is None
+
+
+def test_another_version_is_told(version: Any, tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    ours = PROJECT["project"]["version"]
+    assert version.differing(tmp_path, "v9.9") == f"the tag names v9.9, pyproject.toml v{ours}"
+    cited = tmp_path / "CITATION.cff"
+    cited.write_text(cited.read_text().replace(f"version: {ours}", "version: 9.9"))
+    assert version.differing(tmp_path, None) == f"CITATION.cff names v9.9, pyproject.toml v{ours}"
+    shutil.copy(CHECKOUT / "CITATION.cff", tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text("## [9.8.7]\n## [0.1.0]\n")
+    said = "the newest section of CHANGELOG.md names v9.8.7"
+    assert version.differing(tmp_path, None).startswith(said)
+
+
+def test_wheels_are_built_for_every_python_that_is_promised() -> None:
+    promised = {
+        told.rpartition(" ")[2]
+        for told in PROJECT["project"]["classifiers"]
+        if re.search(r"Python :: 3\.\d+$", told)
+    }
+    built = re.findall(r"cp(\d)(\d+)-\*", PROJECT["tool"]["cibuildwheel"]["build"])
+    assert {f"{major}.{minor}" for major, minor in built} == promised
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+    assert min(promised) == "3.11"
+
+
+def test_the_workflow_publishes_only_what_was_tested() -> None:
+    workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = workflow["jobs"]
+    assert set(jobs["publish"]["needs"]) == {"sdist", "wheels"}
+    assert jobs["publish"]["if"] == "github.ref_type == 'tag'"
+    platforms = {each["platform"] for each in jobs["wheels"]["strategy"]["matrix"]["include"]}
+    assert platforms == {"linux-x86_64", "linux-aarch64", "macos-arm64"}
+    assert workflow["permissions"] == {"contents": "read"}
+    writing = [name for name, job in jobs.items() if "permissions" in job]
+    assert writing == ["publish"]
+    files = [
+        path
+        for command in PROJECT["tool"]["cibuildwheel"]["test-command"]
+        for path in re.findall(r"\{project\}/(\S+)", command)
+    ]
+    files += [path for step in jobs["sdist"]["steps"] for path in _files_run(step)]
+    assert files
+    for path in files:
+        assert (CHECKOUT / path).exists(), path
+
+
+def _files_run(step: dict[str, Any]) -> list[str]:
+    return re.findall(r"python (\.ci/\S+)", step.get("run", ""))
