@@ -73,7 +73,7 @@ def light(monkeypatch: pytest.MonkeyPatch, torch_threads: None) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator["Hub"]:
-    """A hub without repositories, which huggingface_hub asks, without a token and with no cache."""
+    """Serve a hub without repositories to huggingface_hub, which has no token and no cache."""
     from helpers.hub_server import serving
     from huggingface_hub import constants
 

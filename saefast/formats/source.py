@@ -217,8 +217,8 @@ def weights_among(names: Collection[str], where: str) -> str | None:
         )
     if len(files) > 1:
         raise ValueError(
-            f"{where} holds several files of tensors, {', '.join(files[:8])}; give the path of one of "
-            f"them"
+            f"{where} holds several files of tensors, {', '.join(files[:8])}; give the "
+            f"path of one of them"
         )
     return files[0] if files else None
 

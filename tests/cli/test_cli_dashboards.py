@@ -18,7 +18,7 @@ from saefast.run_folder import FEATURES, HELD_OUT_ROWS
 
 @pytest.fixture(scope="module")
 def run(place: Path) -> Path:
-    """A run up to its stability, some of whose features have explanations."""
+    """Return a run up to its stability, some of whose features have explanations."""
     run = shutil.copytree(place / "run", place / "shown")
     count = read_table(run / FEATURES).num_rows
     explained = [f"rule {i}" if i % 2 else None for i in range(count)]

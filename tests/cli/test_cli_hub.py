@@ -13,7 +13,7 @@ from saefast.cli import main
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder with two SAEs, as a run has them."""
+    """Return a folder with two SAEs, as in a run."""
     for seed in (0, 5):
         sae = saefast.SAE(6, 20, k=3, seed=seed)
         saefast.save_sae(sae, tmp_path / "run" / f"seed-{seed}")

@@ -46,7 +46,7 @@ small-goodfire:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package sae_lens that holds a registry, and fails if it is imported."""
+    """Make a package sae_lens that holds a registry, and fails if it is imported."""
     package = tmp_path / "site" / "sae_lens"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")

@@ -12,7 +12,7 @@ from saefast.pipeline.stages.harvest import corpus_of
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set of two splits."""
+    """Make a data set of two splits."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     where = tmp_path / "texts"
     where.mkdir()
