@@ -28,7 +28,7 @@ def same(a: saefast.SAE, b: saefast.SAE) -> bool:
 
 @pytest.fixture
 def stored(hub: Hub, tmp_path: Path) -> Hub:
-    """Make a repository with an SAE at the top and in two folders, and with files of other things."""
+    """Make a repository with an SAE at the top and in two folders, and other files."""
     for place in ("", "layer_3/width_20", "layer_4/width_20"):
         seed = len(place) and int(place[6])
         folder = saefast.save_sae(some_sae(seed), tmp_path / f"sae-{seed}")

@@ -17,7 +17,7 @@ from saefast.lm import find_site
 
 @pytest.fixture(scope="module")
 def world():
-    """Return a model in which no coordinate belongs to an attribute, and the task of the first one."""
+    """Return a model whose attributes share all coordinates, and the task of the first one."""
     model = linear_lm.linear_lm(turned=True)
     known = known_facts(model, linear_lm.facts(), progress=False)
     questions = Questions(model.tokenizer)
