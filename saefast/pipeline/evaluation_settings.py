@@ -78,6 +78,9 @@ class EditSettings:
     the full budget"""
     selector: Literal["attribution", "mask"] = "attribution"
     """choice of latents: by their first-order effect, or by a trained mask"""
+    mdas: bool = False
+    """whether to train a subspace for each attribute as a supervised ceiling, which takes longer
+    than all other edits together"""
     pairs: int | None = None
     """number of cause pairs and of isolation pairs of each attribute; None: the budget's"""
     saes: int | None = None

@@ -32,7 +32,7 @@ def measure(subject: Subject, how: EvaluateSettings) -> Evaluation:
         selector=settings.selector,
         pairs=of_budget(how.budget, settings.pairs, 24, 32),
         diffmean=how.budget == "full",
-        mdas=how.budget == "full",
+        mdas=settings.mdas,
         conditions=some.conditions,
         groups=some.groups,
         mass=some.mass,
