@@ -1,12 +1,10 @@
 """Rows of the table of features, packed for the page."""
 
-import base64
-import gzip
-import json
 from typing import Any
 
 import numpy as np
 
+from saefast.report.document import packed_rows
 from saefast.report.run_data import RunData
 
 COLUMNS = (
@@ -25,14 +23,8 @@ _DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
 
 
 def packed_features(data: RunData) -> str:
-    """Return the columns, partners and contexts of all features alive, packed for the page.
-
-    They are base64 of gzipped JSON. Compressed, a table of tens of thousands of rows with their
-    texts takes about a megabyte; base64 holds nothing that could end the element around it.
-    """
-    told = json.dumps(feature_columns(data), separators=(",", ":"), allow_nan=False)
-    # No time stamp, so that the same run gives the same bytes.
-    return base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
+    """Return the columns, partners and contexts of all features alive, packed for the page."""
+    return packed_rows(feature_columns(data))
 
 
 def feature_columns(data: RunData) -> dict[str, Any]:

@@ -1,30 +1,10 @@
-"use strict";
 (async () => {
-  const PAGE = 25;
-  const byId = (id) => document.getElementById(id);
-  const table = document.querySelector("#features table");
-  const body = table.querySelector("tbody");
-  const heads = table.querySelectorAll("th");
-
-  async function unpacked() {
-    const bytes = Uint8Array.from(atob(byId("rows").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
-  }
-
-  let columns;
-  try {
-    columns = await unpacked();
-  } catch (error) {
-    byId("count").textContent = "This browser cannot unpack the table (use one from 2023 or " +
-      "newer); its rows are in features.parquet.";
-    return;
-  }
+  const heads = document.querySelectorAll("#features th");
+  const columns = await unpacked("features.parquet");
+  if (columns === null) return;
   const total = columns.feature ? columns.feature.length : 0;
   const value = (name, i) => (columns[name] ? columns[name][i] : null);
   const label = (i) => `${columns.seed[i]}:${columns.feature[i]}`;
-  const shown = (number, digits = 3) =>
-    number === null ? "–" : Number(number.toPrecision(digits)).toString();
   const searched = Array.from({ length: total }, (_, i) => {
     const texts = (value("contexts", i) || []).map((c) => c.slice(0, 3).join(""));
     const explained = ["explanation", "kind"].map((name) => value(name, i) || "");
@@ -48,39 +28,13 @@
     if (!["feature", "context"].includes(name) && !columns[name]) head.hidden = true;
   }
 
-  let sorted = { name: "feature", descending: false };
-  let page = 0;
-  let open = new Set();
-  let order = [];
+  const open = new Set();
 
-  function chosen() {
-    const words = byId("search").value.trim().toLowerCase();
+  function matches(i, words) {
     const group = byId("group").value, seed = byId("seed").value;
-    const exact = /^\d+:\d+$/.test(words);
-    order = [];
-    for (let i = 0; i < total; i++) {
-      if (group && value("group", i) !== group) continue;
-      if (seed && String(columns.seed[i]) !== seed) continue;
-      if (exact ? label(i) !== words : words && !searched[i].includes(words)) continue;
-      order.push(i);
-    }
-    const key = keys[sorted.name], sign = sorted.descending ? -1 : 1;
-    const known = order.map((i) => [key(i), i]);
-    known.sort(([a, i], [b, j]) => {
-      // Unknown values come last in both directions.
-      if (a === null || b === null) return (a === null) - (b === null) || i - j;
-      return a < b ? -sign : a > b ? sign : i - j;
-    });
-    order = known.map(([, i]) => i);
-    page = 0;
-    draw();
-  }
-
-  function element(name, text, kind) {
-    const made = document.createElement(name);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
+    if (group && value("group", i) !== group) return false;
+    if (seed && String(columns.seed[i]) !== seed) return false;
+    return /^\d+:\d+$/.test(words) ? label(i) === words : !words || searched[i].includes(words);
   }
 
   function context([before, token, after], short) {
@@ -115,7 +69,7 @@
     for (const [seed, feature, cosine] of partners) {
       const item = element("li"), link = element("button", `${seed}:${feature}`);
       link.type = "button";
-      link.onclick = () => { byId("search").value = `${seed}:${feature}`; chosen(); byId("search").focus(); };
+      link.onclick = () => { byId("search").value = `${seed}:${feature}`; search(); byId("search").focus(); };
       item.append(link, ` cosine ${cosine}`);
       list.append(item);
     }
@@ -182,35 +136,15 @@
     return row;
   }
 
-  function draw() {
-    const pages = Math.max(1, Math.ceil(order.length / PAGE));
-    body.replaceChildren();
-    for (const i of order.slice(page * PAGE, (page + 1) * PAGE)) {
-      body.append(drawn(i));
-      if (open.has(i)) body.append(detail(i));
-    }
-    byId("count").textContent = `${order.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`;
-    byId("place").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
-    byId("previous").disabled = page === 0;
-    byId("next").disabled = page + 1 >= pages;
-    for (const head of heads) {
-      const mine = head.dataset.column === sorted.name;
-      head.setAttribute("aria-sort", mine ? (sorted.descending ? "descending" : "ascending") : "none");
-    }
-  }
-
-  document.querySelector("form.filters").onsubmit = (event) => event.preventDefault();
-  for (const id of ["search", "group", "seed"]) byId(id).oninput = chosen;
-  byId("previous").onclick = () => { page--; draw(); };
-  byId("next").onclick = () => { page++; draw(); };
-  for (const head of heads) {
-    head.querySelector("button").onclick = () => {
-      const name = head.dataset.column, same = sorted.name === name;
-      // Numbers are sorted in descending order first.
-      const first = ["score", "rate", "effect", "auroc"].includes(name);
-      sorted = { name, descending: same ? !sorted.descending : first };
-      chosen();
-    };
-  }
-  chosen();
+  const search = pagedTable({
+    section: "features",
+    noun: "features",
+    total,
+    keys,
+    matches,
+    elements: (i) => (open.has(i) ? [drawn(i), detail(i)] : [drawn(i)]),
+    filters: ["group", "seed"],
+    falling: ["score", "rate", "effect", "auroc"],
+    first: "feature",
+  });
 })();

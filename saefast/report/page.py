@@ -3,14 +3,21 @@
 import textwrap
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
+from saefast.report.document import (
+    Section,
+    asset,
+    chooser,
+    document,
+    facts,
+    heading,
+    named,
+    paged_table,
+)
 from saefast.report.figures import EVALUATIONS, Figure
 from saefast.report.findings.finding import AGREES, DISAGREES, Finding
 from saefast.report.run_data import RunData
 from saefast.report.score_tables import score_tables
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _INTRO = (
     "A sparse autoencoder (SAE) reconstructs the activations of a model as sums of a few features "
@@ -61,7 +68,7 @@ def page(
         found: findings.
         figures: figures of each section.
         missing: reasons why figures are missing.
-        rows: rows of the table of features, from `packed_features`.
+        rows: element with the rows of the table of features, from `packed_features`.
 
     Returns:
         HTML document.
@@ -69,63 +76,32 @@ def page(
     beside = {EVALUATIONS: score_tables(data)}
     papers = (*_PAPERS, *(_PAPERS_ON_EVALUATIONS if data.scores else ()))
     sections = [
-        _section("The run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
-        _section("Findings", "findings", _findings(found, papers)),
+        Section("The run", "run", f"<p>{_INTRO}</p>{facts(told_of_run(data))}"),
+        Section("Findings", "findings", _findings(found, papers)),
         *(
-            _section(
+            Section(
                 name,
-                _anchor(name),
+                name.lower().replace(" ", "-"),
                 f'<div class="figures">{_drawn(several)}</div>{beside.get(name, "")}',
             )
             for name, several in figures.items()
         ),
     ]
-    names = ["The run", "Findings", *figures]
     if data.features:
-        sections.append(_section("All features", "features", _table(data, rows)))
-        names.append("All features")
+        sections.append(Section("All features", "features", _table(data, rows)))
     if missing or data.skipped:
-        sections.append(_section("Missing from this report", "missing", _missing(data, missing)))
-    anchors = {"The run": "run", "All features": "features", "Findings": "findings"}
-    links = "".join(
-        f'<a href="#{anchors.get(name, _anchor(name))}">{escape(name)}</a>' for name in names
-    )
-    title = f"Which features to trust: {data.run.resolve().name}"
-    style = _asset("page.css") + _asset("chart.css")
+        left_out = _missing(data, missing)
+        sections.append(Section("Missing from this report", "missing", left_out, listed=False))
+    style = asset("page.css") + asset("chart.css")
     if data.scores or "explanation" in data.features:
-        style += _asset("evaluations.css")
-    script = f"<script>{_asset('page.js')}</script>" if data.features else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
-        f'<body><a class="skip" href="#main">Skip to the findings</a>'
-        f"<header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n"
-        f'<main id="main">{"".join(sections)}</main>\n'
-        f"<footer>Made by saefast {escape(str(data.facts.get('saefast', '')))}.</footer>"
-        f"{script}</body></html>\n"
+        style += asset("evaluations.css")
+    return document(
+        f"Which features to trust: {data.run.resolve().name}",
+        sections,
+        version=str(data.facts.get("saefast", "")),
+        style=style,
+        script=asset("table.js") + asset("page.js") if data.features else "",
     )
-
-
-def _asset(name: str) -> str:
-    return files("saefast.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _section(title: str, anchor: str, content: str) -> str:
-    return f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>\n'
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _facts(data: RunData) -> str:
-    rows = []
-    for name, value in told_of_run(data):
-        rows.append(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>")
-    return f"<dl>{''.join(rows)}</dl>"
 
 
 def told_of_run(data: RunData) -> list[tuple[str, str]]:
@@ -193,39 +169,24 @@ def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
 def _drawn(figures: Sequence[Figure]) -> str:
     return "".join(
         f'<figure id="fig-{each.name}"><h3>{escape(each.title)}</h3>'
-        f"{_named(each)}<figcaption>{escape(each.caption)}</figcaption></figure>"
+        f"{named(each.svg, each.title, each.alt)}"
+        f"<figcaption>{escape(each.caption)}</figcaption></figure>"
         for each in figures
     )
 
 
-def _named(figure: Figure) -> str:
-    label = escape(f"{figure.title}. {figure.alt}", quote=True)
-    return figure.svg.replace("<svg ", f'<svg aria-label="{label}" ', 1)
-
-
 def _table(data: RunData, rows: str) -> str:
     heads = "".join(
-        f'<th scope="col" data-column="{name}">'
-        f'<button type="button" title="{escape(_HINTS[name])}">{escape(words)}</button></th>'
+        heading(name, words, _HINTS[name])
         for name, words in _HEADS.items()
         if _ONLY_WHERE_KNOWN.get(name, "feature") in data.features
     )
-    seeds = "".join(f"<option>{seed}</option>" for seed in data.seeds)
-    groups = "".join(f"<option>{name}</option>" for name in ("stable", "mixed", "unstable"))
+    groups = chooser("Group", "group", ("stable", "mixed", "unstable"))
+    filters = groups + chooser("SAE", "seed", data.seeds)
     return (
         "<p>Search for text, a token or a feature such as 0:17; click a heading to sort; open a "
         "feature to see its contexts and its partners in the other SAEs.</p>"
-        '<form class="filters" role="search">'
-        '<label>Search <input type="search" id="search" autocomplete="off"></label>'
-        f'<label>Group <select id="group"><option value="">all</option>{groups}</select></label>'
-        f'<label>SAE <select id="seed"><option value="">all</option>{seeds}</select></label>'
-        "</form>"
-        '<p id="count" role="status" aria-live="polite">Loading…</p>'
-        f"<table><thead><tr>{heads}</tr></thead><tbody></tbody></table>"
-        '<div class="pager"><button type="button" id="previous">Previous</button>'
-        '<span id="place"></span><button type="button" id="next">Next</button></div>'
-        f'<script type="text/plain" id="rows">{rows}</script>'
-        "<noscript>The table needs JavaScript; its rows are in features.parquet.</noscript>"
+        f"{paged_table(heads, filters, 'features.parquet')}{rows}"
     )
 
 

@@ -49,7 +49,7 @@ def opened(report: Path, screen: str) -> Iterator[tuple[Any, list[str]]]:
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("request", lambda request: complaints.append(request.url))
             page.goto(report.resolve().as_uri())
-            page.wait_for_selector("#features tbody tr")
+            page.wait_for_selector(".filters ~ * tbody tr")
             # The page itself is the one request there may be.
             complaints.remove(report.resolve().as_uri())
             yield page, complaints
