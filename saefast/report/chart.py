@@ -19,7 +19,12 @@ _LINE = 14
 
 @dataclass
 class Chart:
-    """Frame with axes and marks; `colour` is a class of chart.css, s0 to s5."""
+    """Frame with axes and marks.
+
+    `colour` is a class of chart.css, s0 to s5. `told` is what a mark shows when it is pointed at:
+    the text of a shape, or the name of a line, whose values are shown beside it. `mark` is the
+    number of a shape that stands for features, as in `Figure.members`.
+    """
 
     x: Scale
     y: Scale
@@ -39,11 +44,20 @@ class Chart:
     _marks: list[str] = field(default_factory=list)
     _legend: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def bar(self, left: float, right: float, value: float, colour: str, told: str = "") -> None:
+    def bar(
+        self,
+        left: float,
+        right: float,
+        value: float,
+        colour: str,
+        told: str = "",
+        *,
+        mark: int | None = None,
+    ) -> None:
         """Add a bar from the zero line to a value."""
         x0, x1, y0, y1 = self._x(left), self._x(right), self._y(0.0), self._y(value)
         top, height = min(y0, y1), abs(y1 - y0)
-        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told)
+        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told, numbered(mark))
 
     def cell(
         self,
@@ -54,10 +68,12 @@ class Chart:
         colour: str,
         strength: float,
         told: str = "",
+        *,
+        mark: int | None = None,
     ) -> None:
         """Add a rectangle, fainter for a strength below 1."""
         left, right, bottom, top = self._x(x0), self._x(x1), self._y(y0), self._y(y1)
-        shape = f'fill-opacity="{max(strength, 0.0):.3f}"'
+        shape = f'fill-opacity="{max(strength, 0.0):.3f}"{numbered(mark)}'
         self._rect(left, top, right - left, bottom - top, f"f {colour}", told, shape)
 
     def whisker(self, at: float, low: float, high: float) -> None:
@@ -87,18 +103,26 @@ class Chart:
         self._marks.append(f'<path class="f {colour}" d="{path}">{_title(told)}</path>')
 
     def line(
-        self, xs: Sequence[float], ys: Sequence[float | None], colour: str, dashed: bool = False
+        self,
+        xs: Sequence[float],
+        ys: Sequence[float | None],
+        colour: str,
+        dashed: bool = False,
+        *,
+        told: str = "",
     ) -> None:
         """Add a polyline, with a gap at every None."""
-        path, pen = [], "M"
+        path, values, pen = [], [], "M"
         for x, y in zip(xs, ys, strict=True):
             if y is None or not math.isfinite(y):
                 pen = "M"
                 continue
             path.append(f"{pen}{self._x(x):.1f} {self._y(y):.1f}")
+            values.append(f"{x:.4g},{y:.4g}")
             pen = "L"
         kind = " dashed" if dashed else ""
-        self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"/>')
+        known = f' data-line="{escape(told)}" data-values="{" ".join(values)}"' if told else ""
+        self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"{known}/>')
 
     def band(
         self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
@@ -117,11 +141,12 @@ class Chart:
         colour: str,
         told: str = "",
         *,
+        mark: int | None = None,
         radius: float = 5,
         link: str = "",
     ) -> None:
         """Add a disc, which may link to another page."""
-        at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"'
+        at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"{numbered(mark)}'
         disc = f'<circle class="f {colour}" {at} r="{radius:g}">{_title(told)}</circle>'
         self._marks.append(f'<a href="{escape(link)}">{disc}</a>' if link else disc)
 
@@ -148,8 +173,9 @@ class Chart:
 
     def svg(self) -> str:
         """Return the figure as an SVG element."""
-        content = "".join([self._axes(), *self._marks, self._legends()])
-        return frame(content, self.width, self.height)
+        axes = f'data-x="{escape(self.x_label)}" data-y="{escape(self.y_label)}"'
+        marks = f"<g {axes}>{''.join(self._marks)}</g>"
+        return frame("".join([self._axes(), marks, self._legends()]), self.width, self.height)
 
     def _words(self, x: float, y: float, words: str) -> None:
         self._marks.append(
@@ -243,6 +269,11 @@ class Chart:
             parts.append(f'<text x="{x + 15:.0f}" y="17">{escape(words)}</text>')
             x += 15 + 6.6 * len(words) + 14
         return "".join(parts)
+
+
+def numbered(mark: int | None) -> str:
+    """Return the attribute of a shape that stands for the features of a mark, or nothing."""
+    return "" if mark is None else f' data-mark="{mark}"'
 
 
 def frame(content: str, width: int = WIDTH, height: int = HEIGHT) -> str:

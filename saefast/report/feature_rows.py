@@ -32,8 +32,7 @@ def feature_columns(data: RunData) -> dict[str, Any]:
     features = data.features
     if not features:
         return {}
-    alive = features["alive"] if "alive" in features else features["firing_rate"] > 0
-    place = np.flatnonzero(alive)
+    place = np.flatnonzero(data.living)
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         of = _NAMES.get(name, name)

@@ -10,7 +10,7 @@ from helpers.tiny_run import with_language_model
 
 from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_rows
 from saefast.report import findings_of
-from saefast.report.findings.finding import AGREES, DISAGREES
+from saefast.report.findings.finding import AGREES, DISAGREES, FAILS, HOLDS, UNCLEAR
 from saefast.run_folder import EVALUATION, FEATURES, POOLING, STABILITY, SUBSPACES
 
 
@@ -127,9 +127,9 @@ def test_what_the_language_model_loses_is_said(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unstable", "verdict"), [(0.9, AGREES), (0.71, ""), (0.69, ""), (0.5, DISAGREES)]
+    ("unstable", "verdict"), [(0.9, AGREES), (0.71, UNCLEAR), (0.69, UNCLEAR), (0.5, DISAGREES)]
 )
-def test_medians_that_hardly_differ_are_no_verdict(
+def test_medians_that_hardly_differ_decide_nothing(
     run: Path, unstable: float, verdict: str
 ) -> None:
     groups = read_table(run / FEATURES)["group"].to_pylist()
@@ -138,12 +138,12 @@ def test_medians_that_hardly_differ_are_no_verdict(
     assert finding(run, "Surface form")[1] == verdict
 
 
-def test_an_effect_that_may_be_none_is_no_verdict(run: Path) -> None:
+def test_an_effect_that_may_be_none_decides_nothing(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
     for value, said, verdict in (
         (-1.0, "contributes less", AGREES),
         (1.0, "contributes more", DISAGREES),
-        (0.1, "as far as is known", ""),
+        (0.1, "as far as is known", UNCLEAR),
     ):
         evaluation["regression"] = {
             "coefficient": {"group": value},
