@@ -34,7 +34,13 @@ def write_report(
     data = _data_of(Path(run))
     rasterised = rasteriser() if png else None
     drawn, missing = draw_all(data)
-    rows = packed_features(data) if data.features else ""
+    members = {
+        figure.name: figure.members
+        for several in drawn.values()
+        for figure in several
+        if figure.members is not None
+    }
+    rows = packed_features(data, members) if data.features else ""
     report = data.run / REPORT
     text = page(data, all_findings(data), drawn, missing, rows)
     write_whole(report, text.encode())

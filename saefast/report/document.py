@@ -30,6 +30,7 @@ def document(
     version: str,
     style: str,
     script: str = "",
+    lead: str = "",
     skip_to: str = "findings",
 ) -> str:
     """Return an HTML document that loads nothing.
@@ -40,6 +41,7 @@ def document(
         version: version of saefast that made what the document shows.
         style: style sheet.
         script: JavaScript; empty: none.
+        lead: words below the main heading.
         skip_to: words for the content, in the first link for keyboards.
 
     Returns:
@@ -55,6 +57,7 @@ def document(
         f"{each.content}</section>\n"
         for each in sections
     )
+    below = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     code = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -63,7 +66,7 @@ def document(
         f'<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{style}</style></head>\n"
         f'<body><a class="skip" href="#main">Skip to the {skip_to}</a>'
-        f"<header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n"
+        f"<header><h1>{escape(title)}</h1>{below}<nav>{links}</nav></header>\n"
         f'<main id="main">{parts}</main>\n'
         f"<footer>Made by saefast {escape(version)}.</footer>"
         f"{code}</body></html>\n"
@@ -87,16 +90,20 @@ def named(svg: str, title: str, alt: str) -> str:
     return svg.replace("<svg ", f'<svg aria-label="{label}" ', 1)
 
 
-def packed_rows(columns: Mapping[str, Any]) -> str:
+def packed_rows(columns: Mapping[str, Any], name: str = "rows") -> str:
     """Return an element with columns of a table, which `unpacked` of table.js reads.
 
-    They are base64 of gzipped JSON. Compressed, a table of tens of thousands of rows with their
-    texts takes about a megabyte; base64 holds nothing that could end the element around it.
+    They are base64 of gzipped JSON. Compressed, a table of tens of thousands of rows takes about a
+    megabyte; base64 holds nothing that could end the element around it.
+
+    Args:
+        columns: lists of equal length by name.
+        name: id of the element.
     """
     told = json.dumps(columns, separators=(",", ":"), allow_nan=False)
     # No time stamp, so that the same rows give the same bytes.
     packed = base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
-    return f'<script type="text/plain" id="rows">{packed}</script>'
+    return f'<script type="text/plain" id="{name}">{packed}</script>'
 
 
 def paged_table(heads: str, filters: str, instead: str) -> str:

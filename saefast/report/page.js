@@ -5,11 +5,34 @@
   const total = columns.feature ? columns.feature.length : 0;
   const value = (name, i) => (columns[name] ? columns[name][i] : null);
   const label = (i) => `${columns.seed[i]}:${columns.feature[i]}`;
-  const searched = Array.from({ length: total }, (_, i) => {
-    const texts = (value("contexts", i) || []).map((c) => c.slice(0, 3).join(""));
-    const explained = ["explanation", "kind"].map((name) => value(name, i) || "");
-    return [label(i), value("token", i) || "", ...texts, ...explained].join(" ").toLowerCase();
-  });
+
+  // Contexts and partners are unpacked a piece at a time, when one of its rows is shown.
+  const pieces = new Map();
+  function piece(number) {
+    if (!pieces.has(number)) pieces.set(number, byId(`details-${number}`) ? unpack(`details-${number}`) : {});
+    return pieces.get(number);
+  }
+  async function details(i) {
+    const its = await piece(Math.floor(i / columns.rowsOfPiece));
+    const at = i % columns.rowsOfPiece;
+    return { contexts: its.contexts?.[at] ?? [], partners: its.partners?.[at] ?? [] };
+  }
+
+  // The first search unpacks all pieces.
+  let searched = null;
+  async function texts() {
+    const found = [];
+    for (let start = 0; start < total; start += columns.rowsOfPiece) {
+      const { contexts } = await piece(start / columns.rowsOfPiece);
+      for (let i = start; i < Math.min(start + columns.rowsOfPiece, total); i++) {
+        const words = ["token", "explanation", "kind"].map((name) => value(name, i) || "");
+        const own = contexts ? contexts[i - start].map((c) => c.slice(0, 3).join("")) : [];
+        found.push([label(i), ...words, ...own].join(" ").toLowerCase());
+      }
+    }
+    searched = found;
+  }
+
   const keys = {
     feature: (i) => columns.seed[i] * 1e9 + columns.feature[i],
     group: (i) => ["stable", "mixed", "unstable"].indexOf(value("group", i)),
@@ -19,7 +42,7 @@
     auroc: (i) => value("auroc", i),
     explanation: (i) => value("explanation", i) || null,
     kind: (i) => value("kind", i) || null,
-    context: (i) => (value("contexts", i) || [[""]])[0]?.[1] || "",
+    context: (i) => value("top", i) || null,
   };
   // Hide columns that the run lacks.
   for (const head of heads) {
@@ -29,12 +52,16 @@
   }
 
   const open = new Set();
+  let chosen = null; // mark of a figure whose features are shown
+
+  const isLabel = (words) => /^\d+:\d+$/.test(words);
 
   function matches(i, words) {
     const group = byId("group").value, seed = byId("seed").value;
     if (group && value("group", i) !== group) return false;
     if (seed && String(columns.seed[i]) !== seed) return false;
-    return /^\d+:\d+$/.test(words) ? label(i) === words : !words || searched[i].includes(words);
+    if (chosen && columns.marks[chosen.figure][i] !== chosen.mark) return false;
+    return isLabel(words) ? label(i) === words : !words || !searched || searched[i].includes(words);
   }
 
   function context([before, token, after], short) {
@@ -48,28 +75,36 @@
   function detail(i) {
     const row = element("tr", undefined, "detail"), cell = element("td");
     cell.colSpan = heads.length;
+    details(i).then((its) => fill(cell, i, its));
+    row.append(cell);
+    return row;
+  }
+
+  function fill(cell, i, { contexts, partners }) {
     if (value("explanation", i)) {
       const words = value("kind", i) ? `${value("explanation", i)} (${value("kind", i)})` : value("explanation", i);
       cell.append(element("h4", "Explanation"), element("p", words, "text"));
     }
-    const texts = value("contexts", i) || [];
-    if (texts.length) {
+    if (contexts.length) {
       cell.append(element("h4", "Top contexts"));
       const list = element("ul");
-      for (const one of texts) {
+      for (const one of contexts) {
         const item = element("li");
         item.append(context(one, false), element("span", `  (${one[3]})`, "range"));
         list.append(item);
       }
       cell.append(list);
     }
-    const partners = value("partners", i) || [];
     cell.append(element("h4", partners.length ? "Most similar in the other SAEs" : "No partners"));
     const list = element("ul");
     for (const [seed, feature, cosine] of partners) {
       const item = element("li"), link = element("button", `${seed}:${feature}`);
       link.type = "button";
-      link.onclick = () => { byId("search").value = `${seed}:${feature}`; search(); byId("search").focus(); };
+      link.onclick = () => {
+        reset();
+        byId("search").value = `${seed}:${feature}`;
+        openOne(() => byId("search"));
+      };
       item.append(link, ` cosine ${cosine}`);
       list.append(item);
     }
@@ -90,8 +125,6 @@
     }
     if (value("token", i)) facts.push(`best predicted by the token ${JSON.stringify(value("token", i))}`);
     cell.append(element("p", facts.join(" · "), "note"));
-    row.append(cell);
-    return row;
   }
 
   function drawn(i) {
@@ -121,9 +154,12 @@
       explanation: () => element("span", value("explanation", i) || "–", "text"),
       kind: () => value("kind", i) || null,
       context: () => {
-        const first = (value("contexts", i) || [])[0];
-        if (first) return context(first, true);
-        return (value("partners", i) || []).map(([s, f, c]) => `${s}:${f} (${c})`).join("  ");
+        const cell = element("span", "…");
+        details(i).then(({ contexts, partners }) => {
+          if (contexts.length) cell.replaceChildren(context(contexts[0], true));
+          else cell.textContent = partners.map(([s, f, c]) => `${s}:${f} (${c})`).join("  ") || "–";
+        });
+        return cell;
       },
     };
     for (const head of heads) {
@@ -136,7 +172,9 @@
     return row;
   }
 
-  const search = pagedTable({
+  const table = document.querySelector("#features table");
+  const line = document.querySelector("#chosen");
+  const choose = pagedTable({
     section: "features",
     noun: "features",
     total,
@@ -146,5 +184,44 @@
     filters: ["group", "seed"],
     falling: ["score", "rate", "effect", "auroc"],
     first: "feature",
+  });
+
+  async function search() {
+    const words = byId("search").value.trim().toLowerCase();
+    if (words && !isLabel(words) && !searched) {
+      table.setAttribute("aria-busy", "true");
+      byId("count").textContent = "Searching the contexts…";
+      await texts();
+      table.removeAttribute("aria-busy");
+    }
+    choose();
+  }
+  byId("search").oninput = search;
+
+  function reset() {
+    chosen = null;
+    line.hidden = true;
+    for (const id of ["search", "group", "seed"]) byId(id).value = "";
+  }
+  line.querySelector("button").onclick = () => { reset(); choose(); byId("search").focus(); };
+
+  // Show the chosen features, open the row if there is only one, and move the focus.
+  function openOne(focused) {
+    const found = [];
+    const words = byId("search").value;
+    for (let i = 0; i < total && found.length < 2; i++) if (matches(i, words)) found.push(i);
+    if (found.length === 1) open.add(found[0]);
+    choose();
+    byId("features").scrollIntoView();
+    focused()?.focus({ preventScroll: true });
+  }
+
+  document.addEventListener("features", ({ detail: { figure, mark, words } }) => {
+    if (!columns.marks[figure]) return;
+    reset();
+    chosen = { figure, mark };
+    line.querySelector("span").textContent = `Features of ${words}`;
+    line.hidden = false;
+    openOne(() => table.querySelector("tbody button"));
   });
 })();

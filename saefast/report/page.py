@@ -15,7 +15,9 @@ from saefast.report.document import (
     paged_table,
 )
 from saefast.report.figures import EVALUATIONS, Figure
-from saefast.report.findings.finding import AGREES, DISAGREES, Finding
+from saefast.report.findings.finding import Finding
+from saefast.report.key_numbers import key_numbers
+from saefast.report.overview import badge, summary
 from saefast.report.run_data import RunData
 from saefast.report.score_tables import score_tables
 
@@ -39,6 +41,7 @@ _HEADS = {
     "kind": "kind",
     "context": "top context",
 }
+_LEAD = ("Activations", "SAEs")
 _ONLY_WHERE_KNOWN = {"explanation": "explanation", "kind": "explanation_kind"}
 """Columns shown only if features.parquet has them, with their names there."""
 _HINTS = {
@@ -68,16 +71,16 @@ def page(
         found: findings.
         figures: figures of each section.
         missing: reasons why figures are missing.
-        rows: element with the rows of the table of features, from `packed_features`.
+        rows: elements with the rows of the table of features, from `packed_features`.
 
     Returns:
         HTML document.
     """
     beside = {EVALUATIONS: score_tables(data)}
     papers = (*_PAPERS, *(_PAPERS_ON_EVALUATIONS if data.scores else ()))
+    names = {each.name for several in figures.values() for each in several}
     sections = [
-        Section("The run", "run", f"<p>{_INTRO}</p>{facts(told_of_run(data))}"),
-        Section("Findings", "findings", _findings(found, papers)),
+        Section("Summary", "summary", summary(key_numbers(data), found, names)),
         *(
             Section(
                 name,
@@ -89,18 +92,25 @@ def page(
     ]
     if data.features:
         sections.append(Section("All features", "features", _table(data, rows)))
+    if found:
+        sections.append(Section("Findings in words", "findings", _findings(found, papers)))
+    told = told_of_run(data)
+    sections.append(Section("The run", "run", f"<p>{_INTRO}</p>{facts(told)}"))
     if missing or data.skipped:
         left_out = _missing(data, missing)
         sections.append(Section("Missing from this report", "missing", left_out, listed=False))
     style = asset("page.css") + asset("chart.css")
     if data.scores or "explanation" in data.features:
         style += asset("evaluations.css")
+    scripts = ["table.js", "figures.js"] + ["page.js"] * bool(data.features)
     return document(
         f"Which features to trust: {data.run.resolve().name}",
         sections,
         version=str(data.facts.get("saefast", "")),
         style=style,
-        script=asset("table.js") + asset("page.js") if data.features else "",
+        script="".join(asset(name) for name in scripts),
+        lead="; ".join(value for name, value in told if name in _LEAD),
+        skip_to="summary",
     )
 
 
@@ -152,13 +162,10 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
 
 
 def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
-    if not found:
-        return "<p>Nothing yet: no stage after the training has finished.</p>"
-    items = []
-    for each in found:
-        kind = {AGREES: "agrees", DISAGREES: "disagrees"}.get(each.verdict, "mixed")
-        badge = f'<span class="badge {kind}">{escape(each.verdict)}</span>' if each.verdict else ""
-        items.append(f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge}</li>")
+    items = [
+        f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge(each.verdict)}</li>"
+        for each in found
+    ]
     return (
         f'<ul class="findings">{"".join(items)}</ul><p class="note">“As published” compares with '
         f"papers on stability across seeds (arXiv {', '.join(papers)}). They used other models and "
@@ -169,7 +176,8 @@ def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
 def _drawn(figures: Sequence[Figure]) -> str:
     return "".join(
         f'<figure id="fig-{each.name}"><h3>{escape(each.title)}</h3>'
-        f"{named(each.svg, each.title, each.alt)}"
+        f'<p class="reading">{escape(each.reading)}</p>'
+        f"{named(each.svg, each.title, f'{each.reading} {each.alt}')}"
         f"<figcaption>{escape(each.caption)}</figcaption></figure>"
         for each in figures
     )
@@ -185,7 +193,9 @@ def _table(data: RunData, rows: str) -> str:
     filters = groups + chooser("SAE", "seed", data.seeds)
     return (
         "<p>Search for text, a token or a feature such as 0:17; click a heading to sort; open a "
-        "feature to see its contexts and its partners in the other SAEs.</p>"
+        "feature to see its contexts and its partners in the other SAEs. A click on a bar, cell or "
+        "point of a figure shows its features here.</p>"
+        '<p id="chosen" hidden><span></span> <button type="button">Show all features</button></p>'
         f"{paged_table(heads, filters, 'features.parquet')}{rows}"
     )
 

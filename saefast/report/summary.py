@@ -8,6 +8,14 @@ from saefast.nulls.draws import Spreads
 from saefast.report.run_data import RunData
 from saefast.run_records import EvaluationRecord
 
+NULLS = {
+    "haar": ("random", "s2"),
+    "covariance": ("covariance", "s3"),
+    "subset": ("any features", "s4"),
+    "initial": ("untrained", "s5"),
+}
+"""Words and colours of the nulls of overlaps, each harder to exceed than the one before."""
+
 
 class Spread(NamedTuple):
     """Mean and standard deviation over the draws of a control; no deviation for a group itself."""

@@ -11,12 +11,17 @@ function element(name, text, kind) {
   return made;
 }
 
+// Content of an element that `packed_rows` of document.py made.
+async function unpack(id) {
+  const bytes = Uint8Array.from(atob(byId(id).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
 // Columns of the table, or null where the browser cannot unpack them.
 async function unpacked(file) {
   try {
-    const bytes = Uint8Array.from(atob(byId("rows").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+    return await unpack("rows");
   } catch (error) {
     byId("count").textContent = "This browser cannot unpack the table (use one from 2023 or " +
       `newer); its rows are in ${file}.`;

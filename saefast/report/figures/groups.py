@@ -6,17 +6,10 @@ from saefast.report.chart import Chart
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
 from saefast.report.scale import Scale, covering
-from saefast.report.summary import explained_variance, group_lines, group_value, percent
+from saefast.report.summary import NULLS, explained_variance, group_lines, group_value, percent
 from saefast.run_records import as_active
 
 GROUPS = {"stable": "s0", "unstable": "s1"}
-NULLS = {
-    "haar": ("random", "s2"),
-    "covariance": ("covariance", "s3"),
-    "subset": ("any features", "s4"),
-    "initial": ("untrained", "s5"),
-}
-"""Nulls drawn beside overlaps, by name and colour, each harder to exceed than the one before."""
 METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
 _BOTH_R2 = ("r2", "r2_null")
 _NO_SUBSPACES = "subspaces (saefast subspace)"

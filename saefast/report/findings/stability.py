@@ -15,7 +15,7 @@ from saefast.report.findings.finding import (
     in_all,
 )
 from saefast.report.run_data import Rows, RunData
-from saefast.report.summary import pair_shares, percent
+from saefast.report.summary import NULLS, pair_shares, percent
 
 _NULLS = {
     "haar": "random subspaces",
@@ -116,12 +116,13 @@ def planes(data: RunData) -> Iterator[Finding]:
             continue
         value = np.mean([row["value"] for row in tests])
         rank = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
-        parts, above = [], {}
+        parts, brief, above = [], [], {}
         for null, words in _NULLS.items():
             of = [row for row in tests if row["null"] == null]
             if of:
                 mean = float(np.mean([row["mean"] for row in of]))
                 parts.append(f"{words} {mean:.2f}")
+                brief.append(f"{NULLS[null][0]} {mean:.2f}")
                 above[null] = all(
                     row["value"] > (row["mean"] if row["high"] is None else row["high"])
                     for row in of
@@ -142,7 +143,7 @@ def planes(data: RunData) -> Iterator[Finding]:
             verdict,
             claim=f"The subspace of {group} features recurs beyond every null",
             holds=in_all(_beyond_every_null(tests)),
-            evidence=f"overlap {value:.2f}; {', '.join(parts)}",
+            evidence=f"overlap {value:.2f}; {', '.join(brief)}",
             figure=f"overlap-{group}",
         )
 
