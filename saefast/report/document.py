@@ -78,6 +78,11 @@ def asset(name: str) -> str:
     return files("saefast.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def unbroken(words: str) -> str:
+    """Return text as HTML without line breaks between numbers and their units."""
+    return escape(words).replace(" %", "\u00a0%")
+
+
 def facts(told: Sequence[tuple[str, str]]) -> str:
     """Return a list of names and values as HTML."""
     rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told)

@@ -12,7 +12,8 @@
   const shownValue = (value) =>
     value !== 0 && Math.abs(value) < 1e-4 ? value.toExponential(1) : number(value);
 
-  function tell(lines, box) {
+  // Above or below a shape, or beside a vertical line of values, which it must not cover.
+  function tell(lines, box, beside) {
     tip.replaceChildren(...lines.map((line) => {
       const made = document.createElement("div");
       made.textContent = line;
@@ -20,11 +21,13 @@
     }));
     tip.hidden = false;
     const width = tip.offsetWidth, height = tip.offsetHeight;
-    const left = Math.min(Math.max(box.left + box.width / 2 - width / 2, 4),
-      document.documentElement.clientWidth - width - 4);
+    const room = document.documentElement.clientWidth - width - 4;
+    const right = box.right + 10 <= room ? box.right + 10 : box.left - width - 10;
+    const left = beside ? right : box.left + box.width / 2 - width / 2;
     const above = box.top - height - 10;
-    tip.style.left = `${left}px`;
-    tip.style.top = `${above > 4 ? above : box.bottom + 10}px`;
+    const top = beside ? (box.top + box.bottom - height) / 2 : above > 4 ? above : box.bottom + 10;
+    tip.style.left = `${Math.max(Math.min(left, room), 4)}px`;
+    tip.style.top = `${Math.max(Math.min(top, window.innerHeight - height - 4), 4)}px`;
   }
 
   function prepare(svg) {
@@ -54,12 +57,12 @@
       here = null;
     }
 
-    function onShape(mark) {
+    function onShape(mark, how) {
       leave();
       here = mark;
       mark.classList.add("pointed");
       const words = [shapes.get(mark)];
-      if (mark.dataset.mark !== undefined && byId("features")) words.push("Click or Enter: show in the table");
+      if (mark.dataset.mark !== undefined && byId("features")) words.push(`${how}: show in the table`);
       tell(words, mark.getBoundingClientRect());
     }
 
@@ -87,7 +90,7 @@
       }
       const first = found[0].line.values[found[0].best][0];
       const words = found.map(({ line, best }) => `${line.name}: ${shownValue(line.values[best][1])}`);
-      tell([`${plot.dataset.x}: ${shownValue(first)}`, ...words], cursor.getBoundingClientRect());
+      tell([`${plot.dataset.x}: ${shownValue(first)}`, ...words], cursor.getBoundingClientRect(), true);
     }
 
     function choose(mark) {
@@ -95,32 +98,37 @@
       const detail = {
         figure: name,
         mark: Number(mark.dataset.mark),
-        words: `${figure.querySelector("h3").textContent}: ${shapes.get(mark) || ""}`,
+        words: `“${figure.querySelector("h3").textContent}”, ${shapes.get(mark)}`,
       };
       document.dispatchEvent(new CustomEvent("features", { detail }));
       tip.hidden = true;
     }
 
-    svg.addEventListener("pointermove", (event) => {
+    function point(event) {
       const mark = event.target.closest("rect, circle, path, text, a");
-      if (shapes.has(mark)) { if (here !== mark) onShape(mark); return; }
+      if (shapes.has(mark)) {
+        if (here !== mark) onShape(mark, event.pointerType === "touch" ? "Touch again" : "Click");
+        return;
+      }
       if (!lines.length) { leave(); return; }
       const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       onLines(at.x, at.y);
-    });
+    }
+    svg.addEventListener("pointermove", point);
+    svg.addEventListener("pointerdown", point); // a finger may not move
     svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });
     svg.addEventListener("click", (event) => {
       const mark = event.target.closest("rect, circle, path");
       if (!shapes.has(mark)) { armed = null; return; }
       // A finger cannot point: its first touch shows the value.
-      if (event.pointerType === "touch" && armed !== mark) { armed = mark; onShape(mark); return; }
+      if (event.pointerType === "touch" && armed !== mark) { armed = mark; return; }
       choose(mark);
     });
 
     // Stops of the keyboard: marks in the order of drawing, then the lines from left to right.
     const xs = [...new Set(lines.flatMap((line) => line.at.map(([x]) => Math.round(x))))].sort((a, b) => a - b);
     const stops = [
-      ...[...shapes.keys()].filter((mark) => mark.tagName !== "text").map((mark) => () => onShape(mark)),
+      ...[...shapes.keys()].filter((mark) => mark.tagName !== "text").map((mark) => () => onShape(mark, "Enter")),
       ...xs.map((x) => () => onLines(x, 0)),
     ];
     if (!stops.length) return;

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from html import escape
 from math import isnan
 
+from saefast.report.document import unbroken
 from saefast.report.findings.finding import AGREES, DISAGREES, FAILS, HOLDS, UNCLEAR, Finding
 from saefast.report.key_numbers import KeyNumber
 from saefast.report.scale import Scale
@@ -46,15 +47,10 @@ def _tile(number: KeyNumber, drawn: Collection[str]) -> str:
     return (
         f'<div class="tile"><h3>{name}</h3>'
         f'<p class="number">{escape(number.shown(number.value.value))}</p>'
-        f'{_gauge(number)}<p class="ends">{_unbroken(ends)}</p>'
-        f'<p class="null"><span class="chance" aria-hidden="true"></span>{_unbroken(null)}</p>'
-        f'<p class="note">{escape(number.scope)}</p></div>'
+        f'{_gauge(number)}<p class="ends">{unbroken(ends)}</p>'
+        f'<p class="null"><span class="chance" aria-hidden="true"></span>{unbroken(null)}</p>'
+        f'<p class="note">{unbroken(number.scope)}</p></div>'
     )
-
-
-def _unbroken(words: str) -> str:
-    """Return text as HTML without line breaks between numbers and their units."""
-    return escape(words).replace(" %", "\u00a0%")
 
 
 def _gauge(number: KeyNumber) -> str:
@@ -105,7 +101,7 @@ def _row(each: Finding, drawn: Collection[str]) -> str:
     return (
         f'<tr><td class="verdict {kind}"><span aria-hidden="true">{sign}</span> '
         f"{escape(each.holds)}</td><td>{_linked(each.claim, each.figure, drawn)}</td>"
-        f"<td>{escape(each.evidence)}</td><td>{papers}</td></tr>"
+        f"<td>{unbroken(each.evidence)}</td><td>{papers}</td></tr>"
     )
 
 

@@ -220,7 +220,7 @@
     if (!columns.marks[figure]) return;
     reset();
     chosen = { figure, mark };
-    line.querySelector("span").textContent = `Features of ${words}`;
+    line.querySelector("span").textContent = `From ${words}.`;
     line.hidden = false;
     openOne(() => table.querySelector("tbody button"));
   });

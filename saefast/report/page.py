@@ -13,6 +13,7 @@ from saefast.report.document import (
     heading,
     named,
     paged_table,
+    unbroken,
 )
 from saefast.report.figures import EVALUATIONS, Figure
 from saefast.report.findings.finding import Finding
@@ -176,7 +177,7 @@ def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
 def _drawn(figures: Sequence[Figure]) -> str:
     return "".join(
         f'<figure id="fig-{each.name}"><h3>{escape(each.title)}</h3>'
-        f'<p class="reading">{escape(each.reading)}</p>'
+        f'<p class="reading">{unbroken(each.reading)}</p>'
         f"{named(each.svg, each.title, f'{each.reading} {each.alt}')}"
         f"<figcaption>{escape(each.caption)}</figcaption></figure>"
         for each in figures

@@ -175,7 +175,7 @@ def test_a_mark_opens_its_features(report: Path, page: Any) -> None:
         names = shown(page, "feature")
         assert len(names) == int(words[0])
         assert page.locator("tr.detail").count() == open_rows
-        assert page.inner_text("#chosen span").startswith("Features of Are frequent features")
+        assert page.inner_text("#chosen span").startswith("From “Are frequent features")
         assert page.locator("#features h2").bounding_box()["y"] < 100
     page.click("#chosen button")
     assert page.inner_text("#count").startswith(f"{len(alive(report))} of")
@@ -218,7 +218,7 @@ def test_figures_need_no_mouse(page: Any) -> None:
     assert tip(page) == ""
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    assert page.inner_text("#chosen span").startswith("Features of In how many SAEs")
+    assert page.inner_text("#chosen span").startswith("From “In how many SAEs")
     page.focus("#fig-threshold-curves svg")
     page.keyboard.press("Home")
     assert "mean score: " in tip(page)
