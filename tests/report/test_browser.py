@@ -56,7 +56,7 @@ def label(row: dict) -> str:
 def search(page: Any, words: str) -> None:
     """Fill in the field, and wait until contexts have been searched as well."""
     page.fill("#search", words)
-    page.wait_for_function("!document.querySelector('table[aria-busy]')")
+    page.wait_for_selector("#features table:not([aria-busy])")
 
 
 def shown(page: Any, column: str) -> list[str]:
@@ -385,7 +385,8 @@ def test_contexts_are_unpacked_when_they_are_shown(tmp_path: Path) -> None:
         page.wait_for_selector("#features tbody mark")
         assert page.evaluate("unpackedPieces") == 2
         page.select_option("#seed", "3")
-        page.wait_for_function("unpackedPieces === 3")
+        page.wait_for_selector("#features td:has-text('3:0') ~ td mark")
+        assert page.evaluate("unpackedPieces") == 3
         search(page, "import")
         assert page.evaluate("unpackedPieces") == 4
         rows = page.inner_text("#count")
