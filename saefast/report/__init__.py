@@ -40,9 +40,9 @@ def write_report(
         for figure in several
         if figure.members is not None
     }
-    rows = packed_features(data, members) if data.features else ""
+    rows, details = packed_features(data, members) if data.features else ("", "")
     report = data.run / REPORT
-    text = page(data, all_findings(data), drawn, missing, rows)
+    text = page(data, all_findings(data), drawn, missing, rows, details)
     write_whole(report, text.encode())
     written = [report]
     if figures is not None:

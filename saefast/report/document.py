@@ -31,6 +31,7 @@ def document(
     style: str,
     script: str = "",
     lead: str = "",
+    later: str = "",
     skip_to: str = "findings",
 ) -> str:
     """Return an HTML document that loads nothing.
@@ -42,6 +43,7 @@ def document(
         style: style sheet.
         script: JavaScript; empty: none.
         lead: words below the main heading.
+        later: elements after the script, which starts before they are read.
         skip_to: words for the content, in the first link for keyboards.
 
     Returns:
@@ -69,7 +71,7 @@ def document(
         f"<header><h1>{escape(title)}</h1>{below}<nav>{links}</nav></header>\n"
         f'<main id="main">{parts}</main>\n'
         f"<footer>Made by saefast {escape(version)}.</footer>"
-        f"{code}</body></html>\n"
+        f"{code}{later}</body></html>\n"
     )
 
 

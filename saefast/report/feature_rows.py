@@ -31,12 +31,15 @@ _NAMES = {
 _DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
 
 
-def packed_features(data: RunData, members: Mapping[str, NDArray[Any]]) -> str:
-    """Return elements with the rows of all features alive, packed for the page.
+def packed_features(data: RunData, members: Mapping[str, NDArray[Any]]) -> tuple[str, str]:
+    """Return the rows of all features alive, packed for the page.
 
     Args:
         data: files of the run.
         members: `Figure.members` by the name of the figure.
+
+    Returns:
+        An element with the columns of the table, and elements with contexts and partners.
     """
     details = feature_details(data)
     count = max(map(len, details.values()), default=0)
@@ -51,7 +54,7 @@ def packed_features(data: RunData, members: Mapping[str, NDArray[Any]]) -> str:
         "marks": {name: marks.tolist() for name, marks in members.items()},
         "rowsOfPiece": ROWS_OF_PIECE,
     }
-    return "".join([packed_rows(columns), *pieces])
+    return packed_rows(columns), "".join(pieces)
 
 
 def feature_columns(data: RunData) -> dict[str, Any]:

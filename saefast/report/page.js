@@ -6,10 +6,17 @@
   const value = (name, i) => (columns[name] ? columns[name][i] : null);
   const label = (i) => `${columns.seed[i]}:${columns.feature[i]}`;
 
-  // Contexts and partners are unpacked a piece at a time, when one of its rows is shown.
+  // Contexts and partners are unpacked a piece at a time, when one of its rows is shown. They follow
+  // this script, so the browser may not have read them yet.
   const pieces = new Map();
+  async function unpackPiece(id) {
+    while (!byId(id)?.nextSibling && document.readyState === "loading") {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    return byId(id) ? unpack(id) : {};
+  }
   function piece(number) {
-    if (!pieces.has(number)) pieces.set(number, byId(`details-${number}`) ? unpack(`details-${number}`) : {});
+    if (!pieces.has(number)) pieces.set(number, unpackPiece(`details-${number}`));
     return pieces.get(number);
   }
   async function details(i) {

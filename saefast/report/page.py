@@ -64,6 +64,7 @@ def page(
     figures: dict[str, list[Figure]],
     missing: Sequence[str],
     rows: str,
+    details: str,
 ) -> str:
     """Return the HTML of the report.
 
@@ -72,7 +73,8 @@ def page(
         found: findings.
         figures: figures of each section.
         missing: reasons why figures are missing.
-        rows: elements with the rows of the table of features, from `packed_features`.
+        rows: element with the columns of the table of features, from `packed_features`.
+        details: elements with contexts and partners, from there as well.
 
     Returns:
         HTML document.
@@ -111,6 +113,7 @@ def page(
         style=style,
         script="".join(asset(name) for name in scripts),
         lead="; ".join(value for name, value in told if name in _LEAD),
+        later=details,
         skip_to="summary",
     )
 
