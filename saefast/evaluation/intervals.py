@@ -79,6 +79,23 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> In
     return two_way_interval(items[None], seed=seed, draws=draws)
 
 
+def student_interval(values: ArrayLike) -> Interval:
+    """Return the mean of independent values [n] with Student's interval; NaN are left out.
+
+    A single value has no interval: both ends are NaN.
+    """
+    items = np.asarray(values, dtype=np.float64).ravel()
+    items = items[~np.isnan(items)]
+    if len(items) < 2:
+        return NOWHERE._replace(value=float(items[0])) if len(items) else NOWHERE
+    value, freedom = float(items.mean()), len(items) - 1
+    # The square of Student's t is n (1 - x) / x, with n degrees of freedom and x ~ Beta(n/2, 1/2).
+    x = float(np.asarray(beta_quantile([2 * _TAIL], freedom / 2, 0.5))[0])
+    quantile = np.sqrt(freedom * (1 - x) / x)
+    half = float(quantile * items.std(ddof=1) / np.sqrt(len(items)))
+    return Interval(value, value - half, value + half)
+
+
 def interval_of_draws(value: float, drawn: Floats) -> Interval:
     """Return the interval that holds 95 % of bootstrap draws [draws]; NaN are left out."""
     drawn = drawn[~np.isnan(drawn)]

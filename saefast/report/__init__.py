@@ -34,9 +34,15 @@ def write_report(
     data = _data_of(Path(run))
     rasterised = rasteriser() if png else None
     drawn, missing = draw_all(data)
-    rows = packed_features(data) if data.features else ""
+    members = {
+        figure.name: figure.members
+        for several in drawn.values()
+        for figure in several
+        if figure.members is not None
+    }
+    rows, details = packed_features(data, members) if data.features else ("", "")
     report = data.run / REPORT
-    text = page(data, all_findings(data), drawn, missing, rows)
+    text = page(data, all_findings(data), drawn, missing, rows, details)
     write_whole(report, text.encode())
     written = [report]
     if figures is not None:

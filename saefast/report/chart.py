@@ -4,18 +4,27 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from importlib.resources import files
 
+from saefast.report.labels import Label, placed
 from saefast.report.scale import Scale, short
 
 WIDTH, HEIGHT = 480, 300
 _RIGHT, _TOP, _BOTTOM = 14, 30, 46
+_LINE = 14
+"""distance between two lines of names below the x axis"""
 
 
 @dataclass
 class Chart:
-    """Frame with axes and marks; `colour` is a class of chart.css, s0 to s5."""
+    """Frame with axes and marks.
+
+    `colour` is a class of chart.css, s0 to s5. `told` is what a mark shows when it is pointed at:
+    the text of a shape, or the name of a line, whose values are shown beside it. `mark` is the
+    number of a shape that stands for features, as in `Figure.members`.
+    """
 
     x: Scale
     y: Scale
@@ -24,16 +33,31 @@ class Chart:
     x_names: Sequence[str] = ()
     """categories at 0, 1, 2, ... in place of numbers"""
     y_names: Sequence[str] = ()
+    x_marks: Sequence[float] = ()
+    """positions of `x_names`, in place of 0, 1, 2, ...; names are then cut to the room they have"""
     left: int = 60
     """width reserved for the names or numbers of the y axis"""
+    width: int = WIDTH
+    height: int = HEIGHT
+    top: int = _TOP
+    """height reserved for the legend"""
     _marks: list[str] = field(default_factory=list)
     _legend: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def bar(self, left: float, right: float, value: float, colour: str, told: str = "") -> None:
+    def bar(
+        self,
+        left: float,
+        right: float,
+        value: float,
+        colour: str,
+        told: str = "",
+        *,
+        mark: int | None = None,
+    ) -> None:
         """Add a bar from the zero line to a value."""
         x0, x1, y0, y1 = self._x(left), self._x(right), self._y(0.0), self._y(value)
         top, height = min(y0, y1), abs(y1 - y0)
-        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told)
+        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told, numbered(mark))
 
     def cell(
         self,
@@ -44,10 +68,12 @@ class Chart:
         colour: str,
         strength: float,
         told: str = "",
+        *,
+        mark: int | None = None,
     ) -> None:
         """Add a rectangle, fainter for a strength below 1."""
         left, right, bottom, top = self._x(x0), self._x(x1), self._y(y0), self._y(y1)
-        shape = f'fill-opacity="{max(strength, 0.0):.3f}"'
+        shape = f'fill-opacity="{max(strength, 0.0):.3f}"{numbered(mark)}'
         self._rect(left, top, right - left, bottom - top, f"f {colour}", told, shape)
 
     def whisker(self, at: float, low: float, high: float) -> None:
@@ -77,18 +103,26 @@ class Chart:
         self._marks.append(f'<path class="f {colour}" d="{path}">{_title(told)}</path>')
 
     def line(
-        self, xs: Sequence[float], ys: Sequence[float | None], colour: str, dashed: bool = False
+        self,
+        xs: Sequence[float],
+        ys: Sequence[float | None],
+        colour: str,
+        dashed: bool = False,
+        *,
+        told: str = "",
     ) -> None:
         """Add a polyline, with a gap at every None."""
-        path, pen = [], "M"
+        path, values, pen = [], [], "M"
         for x, y in zip(xs, ys, strict=True):
             if y is None or not math.isfinite(y):
                 pen = "M"
                 continue
             path.append(f"{pen}{self._x(x):.1f} {self._y(y):.1f}")
+            values.append(f"{x:.4g},{y:.4g}")
             pen = "L"
         kind = " dashed" if dashed else ""
-        self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"/>')
+        known = f' data-line="{escape(told)}" data-values="{" ".join(values)}"' if told else ""
+        self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"{known}/>')
 
     def band(
         self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str
@@ -100,10 +134,21 @@ class Chart:
             f'<path class="f {colour}" fill-opacity="0.18" d="M{"L".join(there + back[::-1])}Z"/>'
         )
 
-    def point(self, x: float, y: float, colour: str, told: str = "") -> None:
-        """Add a disc."""
-        at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"'
-        self._marks.append(f'<circle class="f {colour}" {at} r="5">{_title(told)}</circle>')
+    def point(
+        self,
+        x: float,
+        y: float,
+        colour: str,
+        told: str = "",
+        *,
+        mark: int | None = None,
+        radius: float = 5,
+        link: str = "",
+    ) -> None:
+        """Add a disc, which may link to another page."""
+        at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"{numbered(mark)}'
+        disc = f'<circle class="f {colour}" {at} r="{radius:g}">{_title(told)}</circle>'
+        self._marks.append(f'<a href="{escape(link)}">{disc}</a>' if link else disc)
 
     def text(self, x: float, y: float, words: str) -> None:
         """Add centred text."""
@@ -111,15 +156,15 @@ class Chart:
 
     def above(self, x: float, words: str) -> None:
         """Add text above the frame, for charts without a legend."""
-        self._words(x, _TOP - 6, words)
+        self._words(x, self.top - 6, words)
 
     def rule(self, *, x: float | None = None, y: float | None = None) -> None:
         """Add a dashed line across the frame."""
         if x is not None:
-            path = f"M{self._x(x):.1f} {_TOP}V{HEIGHT - _BOTTOM}"
+            path = f"M{self._x(x):.1f} {self.top}V{self._bottom}"
         else:
             assert y is not None
-            path = f"M{self.left} {self._y(y):.1f}H{WIDTH - _RIGHT}"
+            path = f"M{self.left} {self._y(y):.1f}H{self._right}"
         self._marks.append(f'<path class="rule" d="{path}"/>')
 
     def legend(self, words: str, colour: str, kind: str = "f") -> None:
@@ -128,7 +173,9 @@ class Chart:
 
     def svg(self) -> str:
         """Return the figure as an SVG element."""
-        return frame("".join([self._axes(), *self._marks, self._legends()]))
+        axes = f'data-x="{escape(self.x_label)}" data-y="{escape(self.y_label)}"'
+        marks = f"<g {axes}>{''.join(self._marks)}</g>"
+        return frame("".join([self._axes(), marks, self._legends()]), self.width, self.height)
 
     def _words(self, x: float, y: float, words: str) -> None:
         self._marks.append(
@@ -151,33 +198,53 @@ class Chart:
         )
 
     def _x(self, value: float) -> float:
-        return self.left + self.x(value) * (WIDTH - self.left - _RIGHT)
+        return self.left + self.x(value) * (self._right - self.left)
 
     def _y(self, value: float) -> float:
-        return HEIGHT - _BOTTOM - self.y(value) * (HEIGHT - _TOP - _BOTTOM)
+        return self._bottom - self.y(value) * (self._bottom - self.top)
+
+    @property
+    def _right(self) -> int:
+        return self.width - _RIGHT
+
+    @property
+    def _bottom(self) -> int:
+        """Return the y coordinate of the x axis."""
+        return self.height - _BOTTOM - _LINE * any(label.line for label in self._x_labels)
+
+    @cached_property
+    def _x_labels(self) -> list[Label]:
+        """Return the numbers or names below the x axis."""
+        if self.x_marks:
+            named = zip(self.x_marks, self.x_names, strict=True)
+            return placed([(self._x(value), words) for value, words in named], self.width)
+        marked = self._marked(self.x, self.x_names)
+        return [Label(self._x(value), 0, words, words) for value, words in marked]
 
     def _axes(self) -> str:
         parts = []
         for value, words in self._marked(self.y, self.y_names):
             y = self._y(value)
             if not self.y_names:
-                parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{WIDTH - _RIGHT}"/>')
+                parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{self._right}"/>')
             parts.append(
                 f'<text class="tick" x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">'
                 f"{escape(words)}</text>"
             )
-        for value, words in self._marked(self.x, self.x_names):
+        for label in self._x_labels:
+            told = _title(label.whole if label.words != label.whole else "")
+            y = self._bottom + 17 + _LINE * label.line
             parts.append(
-                f'<text class="tick" x="{self._x(value):.1f}" y="{HEIGHT - _BOTTOM + 17}" '
-                f'text-anchor="middle">{escape(words)}</text>'
+                f'<text class="tick" x="{label.x:.1f}" y="{y}" text-anchor="middle">'
+                f"{told}{escape(label.words)}</text>"
             )
-        parts.append(f'<path class="axis" d="M{self.left} {HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
-        middle = (self.left + WIDTH - _RIGHT) / 2
+        parts.append(f'<path class="axis" d="M{self.left} {self._bottom}H{self._right}"/>')
+        middle = (self.left + self._right) / 2
         parts.append(
-            f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+            f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">'
             f"{escape(self.x_label)}</text>"
         )
-        height = (_TOP + HEIGHT - _BOTTOM) / 2
+        height = (self.top + self._bottom) / 2
         parts.append(
             f'<text transform="translate(13 {height:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y_label)}</text>"
@@ -204,10 +271,15 @@ class Chart:
         return "".join(parts)
 
 
-def frame(content: str) -> str:
+def numbered(mark: int | None) -> str:
+    """Return the attribute of a shape that stands for the features of a mark, or nothing."""
+    return "" if mark is None else f' data-mark="{mark}"'
+
+
+def frame(content: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     """Return an SVG element with the content of a figure."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'class="chart">{content}</svg>'
     )
 

@@ -1,19 +1,26 @@
-"""Rows of the table of features, packed for the page."""
+"""Rows of the table of features, packed for the page.
 
-import base64
-import gzip
-import json
+What the table shows, sorts and filters by is unpacked when the page opens. Contexts and partners,
+most of the bytes, are packed in pieces of `ROWS_OF_PIECE` rows, unpacked when one of their rows is
+shown.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saefast.report.run_data import RunData
+from saefast.report.document import packed_rows
+from saefast.report.run_data import Rows, RunData
 
 COLUMNS = (
     *("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token"),
     *("explanation", "kind", "rule_score", "rule_null"),
     *("detection", "detection_shuffled", "fuzzing", "steer_success", "steer_success_control"),
 )
+ROWS_OF_PIECE = 256
+"""Number of rows whose contexts and partners are unpacked together"""
 _CONTEXTS = 3
 _NAMES = {
     "rate": "firing_rate",
@@ -24,15 +31,30 @@ _NAMES = {
 _DIGITS = {"score": 3, "low": 3, "high": 3, "auroc": 3}
 
 
-def packed_features(data: RunData) -> str:
-    """Return the columns, partners and contexts of all features alive, packed for the page.
+def packed_features(data: RunData, members: Mapping[str, NDArray[Any]]) -> tuple[str, str]:
+    """Return the rows of all features alive, packed for the page.
 
-    They are base64 of gzipped JSON. Compressed, a table of tens of thousands of rows with their
-    texts takes about a megabyte; base64 holds nothing that could end the element around it.
+    Args:
+        data: files of the run.
+        members: `Figure.members` by the name of the figure.
+
+    Returns:
+        An element with the columns of the table, and elements with contexts and partners.
     """
-    told = json.dumps(feature_columns(data), separators=(",", ":"), allow_nan=False)
-    # No time stamp, so that the same run gives the same bytes.
-    return base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
+    details = feature_details(data)
+    count = max(map(len, details.values()), default=0)
+    pieces = (
+        packed_rows(
+            {name: rows[start : start + ROWS_OF_PIECE] for name, rows in details.items()},
+            f"details-{start // ROWS_OF_PIECE}",
+        )
+        for start in range(0, count, ROWS_OF_PIECE)
+    )
+    columns = feature_columns(data) | {
+        "marks": {name: marks.tolist() for name, marks in members.items()},
+        "rowsOfPiece": ROWS_OF_PIECE,
+    }
+    return packed_rows(columns), "".join(pieces)
 
 
 def feature_columns(data: RunData) -> dict[str, Any]:
@@ -40,34 +62,46 @@ def feature_columns(data: RunData) -> dict[str, Any]:
     features = data.features
     if not features:
         return {}
-    alive = features["alive"] if "alive" in features else features["firing_rate"] > 0
-    place = np.flatnonzero(alive)
+    place = np.flatnonzero(data.living)
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         of = _NAMES.get(name, name)
         if of in features:
             columns[name] = [_plain(name, value) for value in features[of][place].tolist()]
-    if "partner" in features:
-        columns["partners"] = [
-            [
-                [seed, int(partner), round(float(similarity), 2)]
-                for seed, partner, similarity in zip(
-                    data.seeds, features["partner"][i], features["similarity"][i], strict=True
-                )
-                if partner >= 0
-            ]
-            for i in place
-        ]
     if data.contexts:
-        keys = zip(columns["seed"], columns["feature"], strict=True)
-        columns["contexts"] = [
+        columns["top"] = [own[0]["token"] if own else "" for own in _contexts(data)]
+    return columns
+
+
+def feature_details(data: RunData) -> dict[str, list[Any]]:
+    """Return the contexts and partners of each feature alive; absent where the run has none."""
+    features = data.features
+    details: dict[str, list[Any]] = {}
+    if data.contexts:
+        details["contexts"] = [
             [
                 [row["before"], row["token"], row["after"], float(f"{row['value']:.3g}")]
-                for row in data.contexts.get(key, ())[:_CONTEXTS]
+                for row in own[:_CONTEXTS]
             ]
-            for key in keys
+            for own in _contexts(data)
         ]
-    return columns
+    if "partner" in features:
+        alive = zip(data.alive("partner").tolist(), data.alive("similarity").tolist(), strict=True)
+        details["partners"] = [
+            [
+                [seed, partner, round(similarity, 2)]
+                for seed, partner, similarity in zip(data.seeds, *both, strict=True)
+                if partner >= 0
+            ]
+            for both in alive
+        ]
+    return details
+
+
+def _contexts(data: RunData) -> list[Rows]:
+    """Return the contexts of each feature alive, the largest activation first."""
+    keys = zip(data.alive("seed").tolist(), data.alive("feature").tolist(), strict=True)
+    return [data.contexts.get(key, []) for key in keys]
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -1,35 +1,45 @@
-"use strict";
 (async () => {
-  const PAGE = 25;
-  const byId = (id) => document.getElementById(id);
-  const table = document.querySelector("#features table");
-  const body = table.querySelector("tbody");
-  const heads = table.querySelectorAll("th");
-
-  async function unpacked() {
-    const bytes = Uint8Array.from(atob(byId("rows").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
-  }
-
-  let columns;
-  try {
-    columns = await unpacked();
-  } catch (error) {
-    byId("count").textContent = "This browser cannot unpack the table (use one from 2023 or " +
-      "newer); its rows are in features.parquet.";
-    return;
-  }
+  const heads = document.querySelectorAll("#features th");
+  const columns = await unpacked("features.parquet");
+  if (columns === null) return;
   const total = columns.feature ? columns.feature.length : 0;
   const value = (name, i) => (columns[name] ? columns[name][i] : null);
   const label = (i) => `${columns.seed[i]}:${columns.feature[i]}`;
-  const shown = (number, digits = 3) =>
-    number === null ? "–" : Number(number.toPrecision(digits)).toString();
-  const searched = Array.from({ length: total }, (_, i) => {
-    const texts = (value("contexts", i) || []).map((c) => c.slice(0, 3).join(""));
-    const explained = ["explanation", "kind"].map((name) => value(name, i) || "");
-    return [label(i), value("token", i) || "", ...texts, ...explained].join(" ").toLowerCase();
-  });
+
+  // Contexts and partners are unpacked a piece at a time, when one of its rows is shown. They follow
+  // this script, so the browser may not have read them yet.
+  const pieces = new Map();
+  async function unpackPiece(id) {
+    while (!byId(id)?.nextSibling && document.readyState === "loading") {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    return byId(id) ? unpack(id) : {};
+  }
+  function piece(number) {
+    if (!pieces.has(number)) pieces.set(number, unpackPiece(`details-${number}`));
+    return pieces.get(number);
+  }
+  async function details(i) {
+    const its = await piece(Math.floor(i / columns.rowsOfPiece));
+    const at = i % columns.rowsOfPiece;
+    return { contexts: its.contexts?.[at] ?? [], partners: its.partners?.[at] ?? [] };
+  }
+
+  // The first search unpacks all pieces.
+  let searched = null;
+  async function texts() {
+    const found = [];
+    for (let start = 0; start < total; start += columns.rowsOfPiece) {
+      const { contexts } = await piece(start / columns.rowsOfPiece);
+      for (let i = start; i < Math.min(start + columns.rowsOfPiece, total); i++) {
+        const words = ["token", "explanation", "kind"].map((name) => value(name, i) || "");
+        const own = contexts ? contexts[i - start].map((c) => c.slice(0, 3).join("")) : [];
+        found.push([label(i), ...words, ...own].join(" ").toLowerCase());
+      }
+    }
+    searched = found;
+  }
+
   const keys = {
     feature: (i) => columns.seed[i] * 1e9 + columns.feature[i],
     group: (i) => ["stable", "mixed", "unstable"].indexOf(value("group", i)),
@@ -39,7 +49,7 @@
     auroc: (i) => value("auroc", i),
     explanation: (i) => value("explanation", i) || null,
     kind: (i) => value("kind", i) || null,
-    context: (i) => (value("contexts", i) || [[""]])[0]?.[1] || "",
+    context: (i) => value("top", i) || null,
   };
   // Hide columns that the run lacks.
   for (const head of heads) {
@@ -48,39 +58,17 @@
     if (!["feature", "context"].includes(name) && !columns[name]) head.hidden = true;
   }
 
-  let sorted = { name: "feature", descending: false };
-  let page = 0;
-  let open = new Set();
-  let order = [];
+  const open = new Set();
+  let chosen = null; // mark of a figure whose features are shown
 
-  function chosen() {
-    const words = byId("search").value.trim().toLowerCase();
+  const isLabel = (words) => /^\d+:\d+$/.test(words);
+
+  function matches(i, words) {
     const group = byId("group").value, seed = byId("seed").value;
-    const exact = /^\d+:\d+$/.test(words);
-    order = [];
-    for (let i = 0; i < total; i++) {
-      if (group && value("group", i) !== group) continue;
-      if (seed && String(columns.seed[i]) !== seed) continue;
-      if (exact ? label(i) !== words : words && !searched[i].includes(words)) continue;
-      order.push(i);
-    }
-    const key = keys[sorted.name], sign = sorted.descending ? -1 : 1;
-    const known = order.map((i) => [key(i), i]);
-    known.sort(([a, i], [b, j]) => {
-      // Unknown values come last in both directions.
-      if (a === null || b === null) return (a === null) - (b === null) || i - j;
-      return a < b ? -sign : a > b ? sign : i - j;
-    });
-    order = known.map(([, i]) => i);
-    page = 0;
-    draw();
-  }
-
-  function element(name, text, kind) {
-    const made = document.createElement(name);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
+    if (group && value("group", i) !== group) return false;
+    if (seed && String(columns.seed[i]) !== seed) return false;
+    if (chosen && columns.marks[chosen.figure][i] !== chosen.mark) return false;
+    return isLabel(words) ? label(i) === words : !words || !searched || searched[i].includes(words);
   }
 
   function context([before, token, after], short) {
@@ -94,28 +82,36 @@
   function detail(i) {
     const row = element("tr", undefined, "detail"), cell = element("td");
     cell.colSpan = heads.length;
+    details(i).then((its) => fill(cell, i, its));
+    row.append(cell);
+    return row;
+  }
+
+  function fill(cell, i, { contexts, partners }) {
     if (value("explanation", i)) {
       const words = value("kind", i) ? `${value("explanation", i)} (${value("kind", i)})` : value("explanation", i);
       cell.append(element("h4", "Explanation"), element("p", words, "text"));
     }
-    const texts = value("contexts", i) || [];
-    if (texts.length) {
+    if (contexts.length) {
       cell.append(element("h4", "Top contexts"));
       const list = element("ul");
-      for (const one of texts) {
+      for (const one of contexts) {
         const item = element("li");
         item.append(context(one, false), element("span", `  (${one[3]})`, "range"));
         list.append(item);
       }
       cell.append(list);
     }
-    const partners = value("partners", i) || [];
     cell.append(element("h4", partners.length ? "Most similar in the other SAEs" : "No partners"));
     const list = element("ul");
     for (const [seed, feature, cosine] of partners) {
       const item = element("li"), link = element("button", `${seed}:${feature}`);
       link.type = "button";
-      link.onclick = () => { byId("search").value = `${seed}:${feature}`; chosen(); byId("search").focus(); };
+      link.onclick = () => {
+        reset();
+        byId("search").value = `${seed}:${feature}`;
+        openOne(() => byId("search"));
+      };
       item.append(link, ` cosine ${cosine}`);
       list.append(item);
     }
@@ -136,8 +132,6 @@
     }
     if (value("token", i)) facts.push(`best predicted by the token ${JSON.stringify(value("token", i))}`);
     cell.append(element("p", facts.join(" · "), "note"));
-    row.append(cell);
-    return row;
   }
 
   function drawn(i) {
@@ -167,9 +161,12 @@
       explanation: () => element("span", value("explanation", i) || "–", "text"),
       kind: () => value("kind", i) || null,
       context: () => {
-        const first = (value("contexts", i) || [])[0];
-        if (first) return context(first, true);
-        return (value("partners", i) || []).map(([s, f, c]) => `${s}:${f} (${c})`).join("  ");
+        const cell = element("span", "…");
+        details(i).then(({ contexts, partners }) => {
+          if (contexts.length) cell.replaceChildren(context(contexts[0], true));
+          else cell.textContent = partners.map(([s, f, c]) => `${s}:${f} (${c})`).join("  ") || "–";
+        });
+        return cell;
       },
     };
     for (const head of heads) {
@@ -182,35 +179,56 @@
     return row;
   }
 
-  function draw() {
-    const pages = Math.max(1, Math.ceil(order.length / PAGE));
-    body.replaceChildren();
-    for (const i of order.slice(page * PAGE, (page + 1) * PAGE)) {
-      body.append(drawn(i));
-      if (open.has(i)) body.append(detail(i));
+  const table = document.querySelector("#features table");
+  const line = document.querySelector("#chosen");
+  const choose = pagedTable({
+    section: "features",
+    noun: "features",
+    total,
+    keys,
+    matches,
+    elements: (i) => (open.has(i) ? [drawn(i), detail(i)] : [drawn(i)]),
+    filters: ["group", "seed"],
+    falling: ["score", "rate", "effect", "auroc"],
+    first: "feature",
+  });
+
+  async function search() {
+    const words = byId("search").value.trim().toLowerCase();
+    if (words && !isLabel(words) && !searched) {
+      table.setAttribute("aria-busy", "true");
+      byId("count").textContent = "Searching the contexts…";
+      await texts();
+      table.removeAttribute("aria-busy");
     }
-    byId("count").textContent = `${order.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`;
-    byId("place").textContent = `page ${page + 1} of ${pages.toLocaleString("en")}`;
-    byId("previous").disabled = page === 0;
-    byId("next").disabled = page + 1 >= pages;
-    for (const head of heads) {
-      const mine = head.dataset.column === sorted.name;
-      head.setAttribute("aria-sort", mine ? (sorted.descending ? "descending" : "ascending") : "none");
-    }
+    choose();
+  }
+  byId("search").oninput = search;
+
+  function reset() {
+    chosen = null;
+    line.hidden = true;
+    for (const id of ["search", "group", "seed"]) byId(id).value = "";
+  }
+  line.querySelector("button").onclick = () => { reset(); choose(); byId("search").focus(); };
+
+  // Show the chosen features, open the row if there is only one, and move the focus.
+  function openOne(focused) {
+    const found = [];
+    const words = byId("search").value;
+    for (let i = 0; i < total && found.length < 2; i++) if (matches(i, words)) found.push(i);
+    if (found.length === 1) open.add(found[0]);
+    choose();
+    byId("features").scrollIntoView();
+    focused()?.focus({ preventScroll: true });
   }
 
-  document.querySelector("form.filters").onsubmit = (event) => event.preventDefault();
-  for (const id of ["search", "group", "seed"]) byId(id).oninput = chosen;
-  byId("previous").onclick = () => { page--; draw(); };
-  byId("next").onclick = () => { page++; draw(); };
-  for (const head of heads) {
-    head.querySelector("button").onclick = () => {
-      const name = head.dataset.column, same = sorted.name === name;
-      // Numbers are sorted in descending order first.
-      const first = ["score", "rate", "effect", "auroc"].includes(name);
-      sorted = { name, descending: same ? !sorted.descending : first };
-      chosen();
-    };
-  }
-  chosen();
+  document.addEventListener("features", ({ detail: { figure, mark, words } }) => {
+    if (!columns.marks[figure]) return;
+    reset();
+    chosen = { figure, mark };
+    line.querySelector("span").textContent = `From ${words}.`;
+    line.hidden = false;
+    openOne(() => table.querySelector("tbody button"));
+  });
 })();

@@ -3,14 +3,24 @@
 import textwrap
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
+from saefast.report.document import (
+    Section,
+    asset,
+    chooser,
+    document,
+    facts,
+    heading,
+    named,
+    paged_table,
+    unbroken,
+)
 from saefast.report.figures import EVALUATIONS, Figure
-from saefast.report.findings.finding import AGREES, DISAGREES, Finding
+from saefast.report.findings.finding import Finding
+from saefast.report.key_numbers import key_numbers
+from saefast.report.overview import badge, summary
 from saefast.report.run_data import RunData
 from saefast.report.score_tables import score_tables
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _INTRO = (
     "A sparse autoencoder (SAE) reconstructs the activations of a model as sums of a few features "
@@ -32,6 +42,7 @@ _HEADS = {
     "kind": "kind",
     "context": "top context",
 }
+_LEAD = ("Activations", "SAEs")
 _ONLY_WHERE_KNOWN = {"explanation": "explanation", "kind": "explanation_kind"}
 """Columns shown only if features.parquet has them, with their names there."""
 _HINTS = {
@@ -53,6 +64,7 @@ def page(
     figures: dict[str, list[Figure]],
     missing: Sequence[str],
     rows: str,
+    details: str,
 ) -> str:
     """Return the HTML of the report.
 
@@ -61,71 +73,49 @@ def page(
         found: findings.
         figures: figures of each section.
         missing: reasons why figures are missing.
-        rows: rows of the table of features, from `packed_features`.
+        rows: element with the columns of the table of features, from `packed_features`.
+        details: elements with contexts and partners, from there as well.
 
     Returns:
         HTML document.
     """
     beside = {EVALUATIONS: score_tables(data)}
     papers = (*_PAPERS, *(_PAPERS_ON_EVALUATIONS if data.scores else ()))
+    names = {each.name for several in figures.values() for each in several}
     sections = [
-        _section("The run", "run", f"<p>{_INTRO}</p>{_facts(data)}"),
-        _section("Findings", "findings", _findings(found, papers)),
+        Section("Summary", "summary", summary(key_numbers(data), found, names)),
         *(
-            _section(
+            Section(
                 name,
-                _anchor(name),
+                name.lower().replace(" ", "-"),
                 f'<div class="figures">{_drawn(several)}</div>{beside.get(name, "")}',
             )
             for name, several in figures.items()
         ),
     ]
-    names = ["The run", "Findings", *figures]
     if data.features:
-        sections.append(_section("All features", "features", _table(data, rows)))
-        names.append("All features")
+        sections.append(Section("All features", "features", _table(data, rows)))
+    if found:
+        sections.append(Section("Findings in words", "findings", _findings(found, papers)))
+    told = told_of_run(data)
+    sections.append(Section("The run", "run", f"<p>{_INTRO}</p>{facts(told)}"))
     if missing or data.skipped:
-        sections.append(_section("Missing from this report", "missing", _missing(data, missing)))
-    anchors = {"The run": "run", "All features": "features", "Findings": "findings"}
-    links = "".join(
-        f'<a href="#{anchors.get(name, _anchor(name))}">{escape(name)}</a>' for name in names
-    )
-    title = f"Which features to trust: {data.run.resolve().name}"
-    style = _asset("page.css") + _asset("chart.css")
+        left_out = _missing(data, missing)
+        sections.append(Section("Missing from this report", "missing", left_out, listed=False))
+    style = asset("page.css") + asset("chart.css")
     if data.scores or "explanation" in data.features:
-        style += _asset("evaluations.css")
-    script = f"<script>{_asset('page.js')}</script>" if data.features else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n"
-        f'<body><a class="skip" href="#main">Skip to the findings</a>'
-        f"<header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n"
-        f'<main id="main">{"".join(sections)}</main>\n'
-        f"<footer>Made by saefast {escape(str(data.facts.get('saefast', '')))}.</footer>"
-        f"{script}</body></html>\n"
+        style += asset("evaluations.css")
+    scripts = ["table.js", "figures.js"] + ["page.js"] * bool(data.features)
+    return document(
+        f"Which features to trust: {data.run.resolve().name}",
+        sections,
+        version=str(data.facts.get("saefast", "")),
+        style=style,
+        script="".join(asset(name) for name in scripts),
+        lead="; ".join(value for name, value in told if name in _LEAD),
+        later=details,
+        skip_to="summary",
     )
-
-
-def _asset(name: str) -> str:
-    return files("saefast.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _section(title: str, anchor: str, content: str) -> str:
-    return f'<section id="{anchor}"><h2>{escape(title)}</h2>{content}</section>\n'
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _facts(data: RunData) -> str:
-    rows = []
-    for name, value in told_of_run(data):
-        rows.append(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>")
-    return f"<dl>{''.join(rows)}</dl>"
 
 
 def told_of_run(data: RunData) -> list[tuple[str, str]]:
@@ -176,13 +166,10 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
 
 
 def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
-    if not found:
-        return "<p>Nothing yet: no stage after the training has finished.</p>"
-    items = []
-    for each in found:
-        kind = {AGREES: "agrees", DISAGREES: "disagrees"}.get(each.verdict, "mixed")
-        badge = f'<span class="badge {kind}">{escape(each.verdict)}</span>' if each.verdict else ""
-        items.append(f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge}</li>")
+    items = [
+        f"<li><strong>{escape(each.topic)}.</strong> {escape(each.text)} {badge(each.verdict)}</li>"
+        for each in found
+    ]
     return (
         f'<ul class="findings">{"".join(items)}</ul><p class="note">“As published” compares with '
         f"papers on stability across seeds (arXiv {', '.join(papers)}). They used other models and "
@@ -193,39 +180,27 @@ def _findings(found: Sequence[Finding], papers: Sequence[str]) -> str:
 def _drawn(figures: Sequence[Figure]) -> str:
     return "".join(
         f'<figure id="fig-{each.name}"><h3>{escape(each.title)}</h3>'
-        f"{_named(each)}<figcaption>{escape(each.caption)}</figcaption></figure>"
+        f'<p class="reading">{unbroken(each.reading)}</p>'
+        f"{named(each.svg, each.title, f'{each.reading} {each.alt}')}"
+        f"<figcaption>{escape(each.caption)}</figcaption></figure>"
         for each in figures
     )
 
 
-def _named(figure: Figure) -> str:
-    label = escape(f"{figure.title}. {figure.alt}", quote=True)
-    return figure.svg.replace("<svg ", f'<svg aria-label="{label}" ', 1)
-
-
 def _table(data: RunData, rows: str) -> str:
     heads = "".join(
-        f'<th scope="col" data-column="{name}">'
-        f'<button type="button" title="{escape(_HINTS[name])}">{escape(words)}</button></th>'
+        heading(name, words, _HINTS[name])
         for name, words in _HEADS.items()
         if _ONLY_WHERE_KNOWN.get(name, "feature") in data.features
     )
-    seeds = "".join(f"<option>{seed}</option>" for seed in data.seeds)
-    groups = "".join(f"<option>{name}</option>" for name in ("stable", "mixed", "unstable"))
+    groups = chooser("Group", "group", ("stable", "mixed", "unstable"))
+    filters = groups + chooser("SAE", "seed", data.seeds)
     return (
         "<p>Search for text, a token or a feature such as 0:17; click a heading to sort; open a "
-        "feature to see its contexts and its partners in the other SAEs.</p>"
-        '<form class="filters" role="search">'
-        '<label>Search <input type="search" id="search" autocomplete="off"></label>'
-        f'<label>Group <select id="group"><option value="">all</option>{groups}</select></label>'
-        f'<label>SAE <select id="seed"><option value="">all</option>{seeds}</select></label>'
-        "</form>"
-        '<p id="count" role="status" aria-live="polite">Loading…</p>'
-        f"<table><thead><tr>{heads}</tr></thead><tbody></tbody></table>"
-        '<div class="pager"><button type="button" id="previous">Previous</button>'
-        '<span id="place"></span><button type="button" id="next">Next</button></div>'
-        f'<script type="text/plain" id="rows">{rows}</script>'
-        "<noscript>The table needs JavaScript; its rows are in features.parquet.</noscript>"
+        "feature to see its contexts and its partners in the other SAEs. A click on a bar, cell or "
+        "point of a figure shows its features here.</p>"
+        '<p id="chosen" hidden><span></span> <button type="button">Show all features</button></p>'
+        f"{paged_table(heads, filters, 'features.parquet')}{rows}"
     )
 
 

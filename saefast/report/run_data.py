@@ -162,7 +162,7 @@ class RunData:
 
     @cached_property
     def sides(self) -> dict[str, Any] | None:
-        """Cosines of the first pair of SAEs by decoder and encoder, and whether partners agree."""
+        """Features of the first SAE, their cosines to partners in the second, and agreement."""
         tables = [read_table(self.run / MATCHES / side / "0-1.parquet") for side in _SIDES]
         if any(table is None for table in tables) or not self.current("match"):
             return None
@@ -175,6 +175,7 @@ class RunData:
                 side: each["similarity"][mine][known]
                 for side, each in zip(_SIDES, columns, strict=True)
             },
+            "feature": columns[0]["feature"][mine][known],
             "same": (partner[0] == partner[1])[known],
         }
 
@@ -197,9 +198,18 @@ class RunData:
             return [each.seed for each in self.stability.seeds]
         return [seed for config in self.facts.get("configs", []) for seed in config["seeds"]]
 
+    @property
+    def living(self) -> NDArray[Any]:
+        """Mask of the features alive, [features]."""
+        features = self.features
+        alive: NDArray[Any] = (
+            features["alive"] if "alive" in features else features["firing_rate"] > 0
+        )
+        return alive
+
     def alive(self, name: str) -> NDArray[Any]:
         """Return a column for features alive only."""
-        values: NDArray[Any] = self.features[name][self.features["alive"]]
+        values: NDArray[Any] = self.features[name][self.living]
         return values
 
 

@@ -1,20 +1,56 @@
 """Numbers of a run that figures and findings share, and their format."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from saefast.nulls.draws import Spreads
 from saefast.report.run_data import RunData
 from saefast.run_records import EvaluationRecord
 
+NULLS = {
+    "haar": ("random", "s2"),
+    "covariance": ("covariance", "s3"),
+    "subset": ("any features", "s4"),
+    "initial": ("untrained", "s5"),
+}
+"""Words and colours of the nulls of overlaps, each harder to exceed than the one before."""
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over the draws of a control; no deviation for a group itself."""
+
+    mean: float
+    deviation: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the range that holds about 95 % of the draws."""
+        return self.mean - 2 * self.deviation
+
+    @property
+    def high(self) -> float:
+        """Upper end of that range."""
+        return self.mean + 2 * self.deviation
+
+
+def group_by_seed(data: RunData, group: str, control: str, side: str) -> dict[int, Spread]:
+    """Return the explained variance of a group or control by SAE, where the group has features."""
+    return {
+        each.seed: Spread(getattr(row, side), getattr(row, f"{side}_std"))
+        for each in (data.evaluation.seeds if data.evaluation else [])
+        for row in each.groups
+        if (row.group, row.control) == (group, control) and row.features
+    }
+
 
 def group_value(data: RunData, group: str, control: str, side: str) -> tuple[float | None, float]:
     """Return a group's explained variance, mean over SAEs, and its mean deviation over draws."""
-    rows = [row for row in group_lines(data) if (row.group, row.control) == (group, control)]
-    rows = [row for row in rows if row.features]
+    rows = list(group_by_seed(data, group, control, side).values())
     if not rows:
         return None, 0.0
-    deviation = float(np.mean([getattr(row, f"{side}_std") for row in rows]))
-    return float(np.mean([getattr(row, side) for row in rows])), deviation
+    deviation = float(np.mean([row.deviation for row in rows]))
+    return float(np.mean([row.mean for row in rows])), deviation
 
 
 def group_lines(data: RunData) -> list[Spreads]:

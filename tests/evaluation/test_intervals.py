@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from saefast.evaluation.intervals import (
@@ -17,6 +18,7 @@ from saefast.evaluation.intervals import (
     paired_interval,
     proportion_interval,
     smallest_difference,
+    student_interval,
     two_way_interval,
 )
 
@@ -143,3 +145,16 @@ def test_a_difference_of_equal_items_has_the_uncertainty_of_both():
     assert flat == pytest.approx((0.3, 0.4 - 0.25, 0.7 - 0.1))
     drawn = interval_of_difference(a, b, np.linspace(0.2, 0.4, 1001))
     assert drawn == pytest.approx((0.3, 0.205, 0.395))
+
+
+def test_students_interval_equals_that_of_scipy():
+    values = np.random.default_rng(3).normal(size=5)
+    for n in (2, 3, 5):
+        low, high = stats.t.interval(0.95, n - 1, values[:n].mean(), stats.sem(values[:n]))
+        interval = student_interval([*values[:n], float("nan")])
+        assert interval == pytest.approx((values[:n].mean(), low, high), rel=1e-10)
+    one = student_interval([0.5])
+    assert one.value == 0.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert math.isnan(student_interval([]).value)

@@ -50,8 +50,16 @@ class Page(HTMLParser):
 
     @property
     def rows(self) -> dict:
-        """Return the table of features."""
-        return json.loads(gzip.decompress(base64.b64decode(self.scripts["rows"])))
+        """Return the table of features, with the columns that are unpacked later."""
+        rows = self._unpacked("rows")
+        pieces = sum(name.startswith("details-") for name in self.scripts)
+        for number in range(pieces):
+            for name, values in self._unpacked(f"details-{number}").items():
+                rows.setdefault(name, []).extend(values)
+        return rows
+
+    def _unpacked(self, name: str) -> dict:
+        return json.loads(gzip.decompress(base64.b64decode(self.scripts[name])))
 
 
 def page_of(run: Path) -> Page:

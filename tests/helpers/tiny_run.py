@@ -87,7 +87,8 @@ def with_language_model(planted: Path, run: Path) -> Path:
     )
 
     def effect(ce: float) -> dict[str, dict[str, float]]:
-        return {name: {"value": ce, "error": 0.01} for name in ("ce", "kl")}
+        losses = {name: {"value": ce, "error": 0.01} for name in ("ce", "kl")}
+        return losses | {"ce_score": {"value": (9.0 - ce) / (9.0 - 2.5), "error": 0.01}}
 
     groups = {"stable": 3.5, "stable:mass": 3.9, "unstable": 7.25, "unstable:mass": 7.5}
     evaluation = read_json(run / EVALUATION)

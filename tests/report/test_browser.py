@@ -1,49 +1,22 @@
-"""The report in a real Chromium; skipped without one."""
+"""Page and table of the report in a real Chromium; skipped where there is none."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import SCREENS, chromium, opened
-from helpers.evaluated_run import with_evaluations
-from helpers.tiny_run import with_language_model
+from helpers.browser import SCREENS, missing, opened
+from helpers.large_run import SEEDS, large_run
+from helpers.report_screen import alive, detail, label, search, shown
 
 from saefast.disk.tables import read_table
 from saefast.report import write_report
+from saefast.report.feature_rows import ROWS_OF_PIECE
 from saefast.report.figures import SECTIONS
 from saefast.run_folder import FEATURES
 
 pytestmark = pytest.mark.skipif(
-    chromium() is None, reason="needs playwright (pip) and a Chromium (apt install chromium)"
+    missing(), reason="needs playwright (pip) and a Chromium (apt install chromium)"
 )
-
-
-@pytest.fixture(scope="module")
-def report(planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / ("long" * 20)
-    return write_report(with_language_model(planted_run, out))[0]
-
-
-@pytest.fixture(scope="module")
-def evaluated(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the report of the run with evaluations."""
-    run = tmp_path_factory.mktemp("evaluated") / "run"
-    shutil.copytree(report.parent, run)
-    return write_report(with_evaluations(run))[0]
-
-
-@pytest.fixture
-def page(report: Path) -> Iterator[Any]:
-    with opened(report, "light") as (page, complaints):
-        yield page
-        assert complaints == []
-
-
-def shown(page: Any, column: str) -> list[str]:
-    """Return the cells of a column."""
-    return page.locator(f"tbody tr:not(.detail) td.column-{column}").all_inner_texts()
 
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
@@ -85,25 +58,38 @@ def test_evaluations_fit(evaluated: Path, screen: str) -> None:
 
 
 def test_search_finds_explanations(evaluated: Path) -> None:
-    table = read_table(evaluated.parent / FEATURES).to_pylist()
-    alive = [row for row in table if row["alive"]]
+    rows = alive(evaluated)
     with opened(evaluated, "light") as (page, complaints):
-        page.fill("#search", "topic")
-        topics = sum(row["explanation_kind"] == "topic" for row in alive)
-        assert page.inner_text("#count") == f"{topics} of {len(alive)} features"
+        search(page, "topic")
+        topics = sum(row["explanation_kind"] == "topic" for row in rows)
+        assert page.inner_text("#count") == f"{topics} of {len(rows)} features"
         assert set(shown(page, "kind")) == {"topic"}
-        one = next(row for row in alive if row["explanation"])
-        page.fill("#search", one["explanation"])
+        one = next(row for row in rows if row["explanation"])
+        search(page, one["explanation"])
         assert shown(page, "explanation")[0] == one["explanation"]
         page.focus("#features tbody tr button")
         page.keyboard.press("Enter")
-        detail = page.inner_text("tr.detail")
-        assert "alert(1)" in detail  # shown, not executed
+        told = detail(page)
+        assert "alert(1)" in told  # shown, not run
         score = float(f"{one['rule_score']:.3g}")
-        assert f"rule {score} (by chance up to 0.625)" in detail
-        page.fill("#search", "")
+        assert f"rule {score} (by chance up to 0.625)" in told
+        search(page, "")
         page.click("th[data-column=explanation] button")
         assert shown(page, "explanation")[0].startswith("token is")
+        assert complaints == []
+
+
+def test_texts_from_data_are_never_markup(evaluated: Path) -> None:
+    """Tokens, explanations, notes and the name of the run: shown as they are, and nothing runs."""
+    with opened(evaluated, "light") as (page, complaints):
+        for name in ("#fig-explanations-steering circle", "#fig-stability-histogram rect.f.s0"):
+            page.locator(name).last.hover()
+            page.locator(name).last.click()
+        page.wait_for_selector("tr.detail .note, tbody tr mark")
+        assert "<b onclick=alert(1)>" in page.inner_text("h1")
+        assert page.locator("b, [onclick]").count() == 0
+        pieces = -(-len(alive(evaluated)) // ROWS_OF_PIECE)
+        assert page.locator("script").count() == 2 + pieces
         assert complaints == []
 
 
@@ -114,43 +100,62 @@ def luminance(colour: str) -> float:
     return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+_STYLE = "([where, name]) => getComputedStyle(document.querySelector(where))[name]"
+
+
 @pytest.mark.parametrize(("screen", "background"), [("light", 1.0), ("dark", 0.0)])
 def test_text_has_contrast_in_light_and_dark_mode(
     report: Path, screen: str, background: float
 ) -> None:
     """WCAG requires a contrast of 4.5."""
     with opened(report, screen) as (page, _):
-        style = "([where, name]) => getComputedStyle(document.querySelector(where))[name]"
-        behind = luminance(page.evaluate(style, ["figure", "backgroundColor"]))
+        behind = luminance(page.evaluate(_STYLE, ["figure", "backgroundColor"]))
         assert behind == pytest.approx(background, abs=0.1)
-        for where, name in (
-            ("body", "color"),
-            ("figcaption", "color"),
-            (".chart text:not(.tick)", "fill"),
-            (".chart .tick", "fill"),
-            (".agrees, .disagrees", "color"),
-            ("nav a", "color"),
+        page.hover("#fig-membership path")
+        for where, name, below in (
+            ("body", "color", behind),
+            ("figcaption", "color", behind),
+            (".chart text:not(.tick)", "fill", behind),
+            (".chart .tick", "fill", behind),
+            (".agrees, .disagrees", "color", behind),
+            (".verdict.mixed", "color", behind),
+            ("nav a", "color", behind),
+            (".tip", "color", luminance(page.evaluate(_STYLE, [".tip", "backgroundColor"]))),
         ):
-            ahead = luminance(page.evaluate(style, [where, name]))
-            low, high = sorted((ahead, behind))
+            ahead = luminance(page.evaluate(_STYLE, [where, name]))
+            low, high = sorted((ahead, below))
             assert (high + 0.05) / (low + 0.05) >= 4.5, where
 
 
-def test_search_finds_text_and_numbers(report: Path, page: Any) -> None:
+def test_on_paper_it_is_light_and_without_controls(report: Path) -> None:
+    """Also from a dark screen; no figure or tile is wider than the paper."""
+    with opened(report, "dark") as (page, _):
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 700, "height": 1000})
+        assert luminance(page.evaluate(_STYLE, ["body", "backgroundColor"])) > 0.9
+        assert luminance(page.evaluate(_STYLE, [".chart .tick", "fill"])) < 0.2
+        for hidden in ("nav", ".filters", ".pager"):
+            assert not page.is_visible(hidden)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 700
+        assert page.evaluate(_STYLE, ["figure", "breakInside"]) == "avoid"
+        assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_search_finds_texts_and_numbers(report: Path, page: Any) -> None:
     table = read_table(report.parent / FEATURES).to_pylist()
-    alive = [row for row in table if row["alive"]]
-    assert page.inner_text("#count") == f"{len(alive)} of {len(alive)} features"
-    page.fill("#search", "1:7")
+    living = [row for row in table if row["alive"]]
+    assert page.inner_text("#count") == f"{len(living)} of {len(living)} features"
+    search(page, "1:7")
     assert shown(page, "feature") == ["1:7"]
     place = next(i for i, row in enumerate(table) if row["alive"] and i >= 60)
-    page.fill("#search", f"BEFORE {2 * place + 1}")
-    assert shown(page, "feature") == [f"{table[place]['seed']}:{table[place]['feature']}"]
-    page.fill("#search", "no such text")
-    assert page.inner_text("#count") == f"0 of {len(alive)} features"
+    search(page, f"BEFORE {2 * place + 1}")
+    assert shown(page, "feature") == [label(table[place])]
+    search(page, "no such text")
+    assert page.inner_text("#count") == f"0 of {len(living)} features"
     assert page.is_disabled("#next")
-    page.fill("#search", "")
+    search(page, "")
     page.select_option("#group", "unstable")
-    unstable = sum(row["group"] == "unstable" for row in alive)
+    unstable = sum(row["group"] == "unstable" for row in living)
     assert page.inner_text("#count").startswith(f"{unstable} of")
     page.select_option("#seed", "2")
     assert all(name.startswith("2:") for name in shown(page, "feature"))
@@ -175,19 +180,62 @@ def test_pages_and_details_work_by_keyboard(page: Any) -> None:
     second = shown(page, "feature")
     assert len(first) == 25
     assert not set(first) & set(second)
-    page.focus("tbody tr button")
+    page.focus("#features tbody tr button")
     page.keyboard.press("Enter")
     assert page.locator("tr.detail").count() == 1
-    opened_one = page.inner_text("tr.detail")
+    opened_one = detail(page)
     assert "Top contexts" in opened_one
     assert "alert(1)" in opened_one  # shown, not executed
     page.keyboard.press("Enter")
     assert page.locator("tr.detail").count() == 0
 
 
-def test_partners_link_to_their_features(page: Any) -> None:
-    page.locator("tbody tr button").first.click()
+def test_partners_lead_to_their_features(page: Any) -> None:
+    page.locator("#features tbody tr button").first.click()
     link = page.locator("tr.detail li button").first
     name = link.inner_text()
     link.click()
     assert shown(page, "feature") == [name]
+    assert page.locator("tr.detail").count() == 1
+
+
+def test_contexts_are_unpacked_when_they_are_shown(tmp_path: Path) -> None:
+    """At first those of the rows on the page, all of them for a search."""
+    latents = 2 * ROWS_OF_PIECE // SEEDS + 1
+    report = write_report(large_run(tmp_path, latents))[0]
+    with opened(report, "light") as (page, complaints):
+        page.wait_for_selector("#features tbody mark")
+        assert page.evaluate("unpackedPieces") == 2
+        page.select_option("#seed", "3")
+        page.wait_for_selector("#features td:has-text('3:0') ~ td mark")
+        assert page.evaluate("unpackedPieces") == 3
+        search(page, "import")
+        assert page.evaluate("unpackedPieces") == 4
+        rows = page.inner_text("#count")
+        assert rows.endswith(f" of {SEEDS * latents} features")
+        assert complaints == []
+
+
+_NOTE_WHEN_CONTEXTS_ARE_SHOWN = """
+    new MutationObserver((changes, observer) => {
+        if (!document.querySelector("#features tbody mark")) return;
+        window.shownAfter = performance.now() / 1000;
+        observer.disconnect();
+    }).observe(document, { childList: true, subtree: true });
+"""
+
+
+@pytest.mark.alone
+def test_four_saes_of_16384_latents_open_at_once(tmp_path: Path) -> None:
+    """Below 15 MB, and in less than two seconds until contexts are on the page."""
+    report = write_report(large_run(tmp_path, 16_384))[0]
+    assert report.stat().st_size < 15e6
+    with opened(report, "light") as (page, complaints):
+        page.add_init_script(_NOTE_WHEN_CONTEXTS_ARE_SHOWN)
+        times = []
+        for _ in range(3):
+            page.goto(report.resolve().as_uri())
+            page.wait_for_selector("#features tbody mark")
+            times.append(page.evaluate("shownAfter"))
+        assert min(times) < 2
+        assert complaints == [report.resolve().as_uri()] * 3

@@ -125,7 +125,7 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
         for row in rows
     ]
     page = "".join(page_of(run).text)
-    assert "specificity 0.10 (95 % interval 0.000 to 0.200, 60 features)" in page
+    assert "specificity 0.10 (95\u00a0% interval 0.000 to 0.200, 60 features)" in page
 
 
 def test_without_detection_the_scatter_uses_rules(run: Path) -> None:
@@ -160,7 +160,7 @@ def test_tables_have_all_overall_rows(run: Path) -> None:
 
 def test_explanations_and_notes_are_escaped(run: Path) -> None:
     page = page_of(run)
-    assert sorted(page.scripts) == ["code", "rows"]
+    assert sorted(page.scripts) == ["code", "details-0", "rows"]
     assert not any(tag == "b" for tag, _, _ in page.attributes)
     assert f"3 of 9 tasks were left out: {NASTY}" in "".join(page.text)
     alive = [row for row in read_table(run / FEATURES).to_pylist() if row["alive"]]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.evaluated_run import with_evaluations
 from helpers.report_page import page_of
 from helpers.tiny_run import with_language_model
+from scipy import stats
 
 from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_rows
 from saefast.report import findings_of
-from saefast.report.findings.finding import AGREES, DISAGREES
+from saefast.report.findings.finding import AGREES, DISAGREES, FAILS, HOLDS, UNCLEAR
 from saefast.run_folder import EVALUATION, FEATURES, POOLING, STABILITY, SUBSPACES
 
 
@@ -40,16 +42,23 @@ def test_shares_of_stable_features_equal_those_of_the_table(run: Path) -> None:
     assert f"the mean score is {mean:.2f}" in text
 
 
-def set_groups(run: Path, **keep: float) -> None:
-    """Set the explained variance of groups, with random sets of equal mass at 0.3 ± 0.01."""
+def holds(run: Path, topic: str, number: int = 0) -> str:
+    return [each for each in findings_of(run) if each.topic == topic][number].holds
+
+
+def set_groups(run: Path, step: float = 0.0, **keep: float) -> None:
+    """Say that groups explain so much, each with its random sets of equal mass at 0.3 ± 0.01.
+
+    Of the first SAE that much, of each further one `step` less.
+    """
     evaluation = read_json(run / EVALUATION)
-    for each in evaluation["seeds"]:
+    for place, each in enumerate(evaluation["seeds"]):
         for line in each["groups"]:
             line["features"] = 5.0
             if line["control"] == "mass":
                 line["keep"], line["keep_std"] = 0.3, 0.01
             elif line["control"] == "":
-                line["keep"] = keep[line["group"]]
+                line["keep"] = keep[line["group"]] - place * step
     write_json(run / EVALUATION, evaluation)
 
 
@@ -78,7 +87,66 @@ def test_the_verdict_follows_the_numbers(
         assert f"{word} random features with" in said
 
 
-def test_subspaces_are_reproducible_only_beyond_every_null(run: Path) -> None:
+def test_a_claim_beside_a_null_holds_in_every_sae_or_in_none(run: Path) -> None:
+    """The random sets reach 0.32; the SAEs explain 0.34, 0.33, 0.32 and 0.31."""
+    set_groups(run, stable=0.34, unstable=0.1, step=0.01)
+    assert holds(run, "Controls") == UNCLEAR
+    assert "in some SAEs, but not in all, different from" in finding(run, "Controls")[0]
+    set_groups(run, stable=0.36, unstable=0.1, step=0.01)
+    assert holds(run, "Controls") == HOLDS
+    set_groups(run, stable=0.31, unstable=0.1, step=0.01)
+    assert holds(run, "Controls") == FAILS
+
+
+@pytest.mark.parametrize(
+    ("lead", "verdict"), [(0.3, HOLDS), (0.1, UNCLEAR), (-0.1, UNCLEAR), (-0.3, FAILS)]
+)
+def test_a_difference_is_decided_by_its_interval_over_saes(
+    run: Path, lead: float, verdict: str
+) -> None:
+    """The leads of four SAEs differ by 0.1: Student's interval reaches 0.21 to either side."""
+    set_groups(run, stable=0.5, unstable=0.5 - lead)
+    evaluation = read_json(run / EVALUATION)
+    for place, each in enumerate(evaluation["seeds"]):
+        own = next(
+            line for line in each["groups"] if (line["group"], line["control"]) == ("stable", "")
+        )
+        own["keep"] += 0.1 * (place - 1.5)
+    write_json(run / EVALUATION, evaluation)
+    assert holds(run, "Explained variance") == verdict
+    low, high = (
+        float(value)
+        for value in re.search(
+            r"interval ([+-][\d.]+) to ([+-][\d.]+)",
+            next(each for each in findings_of(run) if each.topic == "Explained variance").evidence,
+        ).groups()  # type: ignore[union-attr]
+    )
+    ends = stats.t.interval(0.95, 3, lead, stats.sem([-0.15, -0.05, 0.05, 0.15]))
+    assert (low, high) == pytest.approx(ends, abs=6e-4)
+
+
+def test_every_claim_is_one_line_with_numbers_and_a_figure(run: Path) -> None:
+    claims = [each for each in findings_of(with_evaluations(run)) if each.claim]
+    assert len(claims) > 12
+    drawn = page_of(run).ids
+    for each in claims:
+        assert each.holds in (HOLDS, FAILS, UNCLEAR)
+        assert len(each.claim) <= 96
+        assert each.claim[-1] != "."
+        assert re.search(r"\d", each.evidence), each
+        assert f"fig-{each.figure}" in drawn, each
+
+
+def test_chance_alone_is_no_recurrence(run: Path) -> None:
+    """As if random directions reached the threshold as often as features do."""
+    assert holds(run, "Stability") == HOLDS
+    told = read_json(run / STABILITY)
+    told["chance"] = [0.999 for _ in told["chance"]]
+    write_json(run / STABILITY, told)
+    assert holds(run, "Stability") == FAILS
+
+
+def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
     table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
 
     def say(group: str, null: str, high: float) -> None:
@@ -92,12 +160,14 @@ def test_subspaces_are_reproducible_only_beyond_every_null(run: Path) -> None:
         say("unstable", null, 0.5)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
     assert finding(run, "Subspaces")[1] == AGREES
+    assert holds(run, "Subspaces") == HOLDS
     assert "overlap by 0.80" in finding(run, "Subspaces")[0]
     say("unstable", "subset", 0.9)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
     text, verdict = finding(run, "Subspaces")
     assert verdict == "in part as published"
     assert "not beyond as many random features" in text
+    assert holds(run, "Subspaces") == FAILS
     for null in ("haar", "covariance"):
         say("unstable", null, 0.95)
     write_rows(run / SUBSPACES / "nulls.parquet", table)
@@ -127,21 +197,23 @@ def test_the_loss_of_the_language_model_is_reported(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unstable", "verdict"), [(0.9, AGREES), (0.71, ""), (0.69, ""), (0.5, DISAGREES)]
+    ("unstable", "verdict"), [(0.9, AGREES), (0.71, UNCLEAR), (0.69, UNCLEAR), (0.5, DISAGREES)]
 )
-def test_similar_medians_give_no_verdict(run: Path, unstable: float, verdict: str) -> None:
+def test_medians_that_hardly_differ_decide_nothing(
+    run: Path, unstable: float, verdict: str
+) -> None:
     groups = read_table(run / FEATURES)["group"].to_pylist()
     aurocs = [unstable if group == "unstable" else 0.7 for group in groups]
     add_columns(run / FEATURES, {"token_auroc": aurocs})
     assert finding(run, "Surface form")[1] == verdict
 
 
-def test_an_insignificant_effect_gives_no_verdict(run: Path) -> None:
+def test_an_effect_that_may_be_none_decides_nothing(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
     for value, said, verdict in (
         (-1.0, "contributes less", AGREES),
         (1.0, "contributes more", DISAGREES),
-        (0.1, "as far as is known", ""),
+        (0.1, "as far as is known", UNCLEAR),
     ):
         evaluation["regression"] = {
             "coefficient": {"group": value},

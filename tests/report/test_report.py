@@ -36,6 +36,10 @@ def test_a_complete_run_has_every_figure_in_a_well_formed_page(run: Path, tmp_pa
     named = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert len(named) == wanted
     assert all(value and len(value) > 20 for value in named)
+    readings = re.findall(r'<p class="reading">([^<]*)</p>', written[0].read_text())
+    assert len(readings) == wanted
+    assert all(re.fullmatch(r"[A-Z0-9].*\.", each) for each in readings)
+    assert all(re.search(r"\d", each) or "enough" in each for each in readings)
     assert "missing" not in page.ids
 
 
@@ -113,9 +117,9 @@ def test_text_from_data_is_escaped(run: Path) -> None:
     write_json(run / "settings.json", settings)
     write_json(run / SUBSPACES / "skipped.json", [NASTY])
     page = page_of(run)
-    assert sorted(page.scripts) == ["code", "rows"]
+    assert sorted(page.scripts) == ["code", "details-0", "rows"]
     text = "".join(page.text)
-    assert text.count(NASTY) == 2
+    assert text.count(NASTY) == 3  # below the heading, among the facts, and what was left out
     assert "tiny <&> run" in text
     assert not any(tag == "b" for tag, _, _ in page.attributes)
     rows = page.rows
@@ -194,7 +198,7 @@ def test_a_run_with_only_a_training_has_a_report(run: Path, tmp_path: Path) -> N
     page = page_of(bare)
     assert [name for name in page.ids if name.startswith("fig-")] == ["fig-training"]
     assert "Nothing yet" in "".join(page.text)
-    assert not page.scripts
+    assert list(page.scripts) == ["code"]
 
 
 def test_a_report_without_a_run_raises(tmp_path: Path) -> None:

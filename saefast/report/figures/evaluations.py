@@ -61,6 +61,7 @@ def _of_conditions(data: RunData, name: str) -> Iterator[Figure]:
         "how far the trained SAEs are from the others.",
         _listed(rows),
         chart.svg(),
+        f"{_capital(rows[0].name)} SAEs reach {in_words(rows[0].score)}.",
     )
 
 
@@ -83,6 +84,7 @@ def _of_groups(data: RunData, name: str) -> Iterator[Figure]:
         f"the same sum of activations. {_MARKS}",
         _listed(rows),
         chart.svg(),
+        f"{_capital(', '.join(f'{name} {number(score.value)}' for name, _, score in rows))}.",
     )
 
 
@@ -134,6 +136,10 @@ def _explain_marks(chart: Chart) -> None:
     chart.legend("ceiling", "s3")
 
 
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _listed(rows: Sequence[_Row]) -> str:
     return "; ".join(f"{name} {in_words(score)}" for name, _, score in rows)
 
@@ -160,23 +166,29 @@ def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
             f"{seed}:{latent} {group}: {words} {score[place]:.3f}, success {success[place]:.3f}, "
             f"in the direction of another feature {number(control[place])}"
         )
-        chart.point(score[place], success[place], GROUP_COLOURS.get(group, "s2"), told)
+        chart.point(score[place], success[place], GROUP_COLOURS.get(group, "s2"), told, mark=place)
     for name, colour in GROUP_COLOURS.items():
         chart.legend(name, colour)
     related = [
         f"{each.task} {each.value:.2f} ({interval(each)}, {each.n} features)"
         for each in correlations(data)
     ]
-    told = (
-        f" Rank correlation with the gain from steering: {'; '.join(related)}." if related else ""
+    reading = (
+        f"Rank correlation with the gain from steering: {'; '.join(related)}."
+        if related
+        else f"{len(chosen)} features have both; their rank correlation was not computed."
     )
+    members = np.full(len(score), -1)
+    members[chosen] = chosen
     yield Figure(
         "explanations-steering",
         "Does a good explanation predict steering?",
         f"Features with an explanation and a steering experiment, by {words} and by the share of "
-        f"steered texts that show more of the explanation.{told}",
-        f"{len(chosen)} points.",
+        "steered texts that show more of the explanation.",
+        f"{len(chosen)} points, one for each feature.",
         chart.svg(),
+        reading,
+        members[data.living],
     )
 
 

@@ -1,17 +1,21 @@
 """Figures of single features: stability, similarity and frequency."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saefast.report.chart import Chart
-from saefast.report.figures.figure import Figure, binned, need
+from saefast.report.figures.figure import Figure, cells_of, counted, need
 from saefast.report.run_data import RunData
-from saefast.report.scale import Scale, covering, short
+from saefast.report.scale import Scale, covering
 from saefast.report.summary import percent
 
 GROUP_COLOURS = {"stable": "s0", "mixed": "s2", "unstable": "s1"}
 _NO_STABILITY = "the stability of features (saefast stability)"
+_WEAK = 0.1
+"""Rank correlation below which a dependence is not called one."""
 
 
 def similarity_histogram(data: RunData) -> Figure:
@@ -34,7 +38,7 @@ def similarity_histogram(data: RunData) -> Figure:
     for left, right, share in zip(edges, edges[1:], shares, strict=False):
         chart.bar(left, right, share, "s0", f"{left:.2f} to {right:.2f}: {percent(share)}")
     xs = [x for pair in pairwise(edges) for x in pair]
-    chart.line(xs, [y for y in chance for _ in range(2)], "s2", dashed=True)
+    chart.line(xs, [y for y in chance for _ in range(2)], "s2", True, told="random directions")
     threshold = float(np.mean(stability.thresholds))
     chart.rule(x=threshold)
     chart.legend("features", "s0")
@@ -46,9 +50,10 @@ def similarity_histogram(data: RunData) -> Figure:
         "Cosine of each feature to the most similar feature of each other SAE. The dashed line is "
         "the expectation for as many random directions; the vertical line is the threshold "
         f"{threshold:.2f} from which a match counts.",
-        f"Histogram. {percent(above)} of the matches lie above the threshold {threshold:.2f}; "
-        f"chance peaks near {edges[int(chance.argmax())]:.2f}.",
+        "Histogram.",
         chart.svg(),
+        f"{percent(above)} of the best matches reach the threshold {threshold:.2f}; those of "
+        f"random directions are most often near {edges[int(chance.argmax())]:.2f}.",
     )
 
 
@@ -74,7 +79,7 @@ def score_histogram(data: RunData) -> Figure:
         score = hit / others
         kind = "stable" if score >= stable else "unstable" if score <= unstable else "mixed"
         told = f"{names[hit]}: {percent(share)}; chance {percent(chance[hit])}"
-        chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], told)
+        chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], told, mark=hit)
         if chance[hit] <= chart.y.high:
             chart.line([hit - 0.45, hit + 0.45], [chance[hit]] * 2, "s5", dashed=True)
     for name, colour in GROUP_COLOURS.items():
@@ -86,9 +91,11 @@ def score_histogram(data: RunData) -> Figure:
         f"The stability score of a feature is the share of the other SAEs in which it has a match. "
         f"Features with a score of at least {stable:g} count as stable, of at most {unstable:g} as "
         f"unstable. For random directions (dashed) {percent(chance[0])} would be in no other SAE.",
-        f"{percent(float(shares[0]))} of the features are in no other SAE, "
-        f"{percent(float(shares[-1]))} in all of them.",
+        "Histogram.",
         chart.svg(),
+        f"{percent(float(shares[0]))} of the features recur in no other SAE, "
+        f"{percent(float(shares[-1]))} in all of them.",
+        hits,
     )
 
 
@@ -97,8 +104,9 @@ def decoder_encoder(data: RunData) -> Figure:
     sides = need(data.sides, "matches by decoder and by encoder (saefast match)")
     low = float(min(0.0, *sides["decoder"], *sides["encoder"]))
     edges = np.linspace(low, 1, 41)
-    both = binned(sides["decoder"], sides["encoder"], edges, edges)
-    same = binned(sides["decoder"][sides["same"]], sides["encoder"][sides["same"]], edges, edges)
+    cells = cells_of(sides["decoder"], sides["encoder"], edges, edges)
+    both = counted(cells, edges, edges)
+    same = counted(cells[sides["same"]], edges, edges)
     chart = Chart(Scale(low, 1), Scale(low, 1), "cosine of decoder rows", "cosine of encoder rows")
     most = np.log1p(both.max())
     for i, j in zip(*both.nonzero(), strict=True):
@@ -108,6 +116,7 @@ def decoder_encoder(data: RunData) -> Figure:
             "s0" if share >= 0.5 else "s1",
             0.25 + 0.75 * float(np.log1p(count) / most),
             f"{count:.0f} features, {percent(share)} with the same partner",
+            mark=i * both.shape[1] + j,
         )
     chart.rule(x=0.7)
     chart.rule(y=0.7)
@@ -120,8 +129,10 @@ def decoder_encoder(data: RunData) -> Figure:
         f"Features of SAE {data.seeds[0]} by their cosines to the nearest feature of SAE "
         f"{data.seeds[1]}, by decoder row and by encoder row. Stronger colours mean more features. "
         "Blue: most of them have the same partner on both sides. The lines mark 0.7.",
-        f"{percent(agree)} of the features have the same partner by decoder and by encoder.",
+        "Density of features.",
         chart.svg(),
+        f"{percent(agree)} of the features have the same partner by decoder and by encoder.",
+        _members(data, data.seeds[0], sides["feature"], cells),
     )
 
 
@@ -130,11 +141,14 @@ def similarity_frequency(data: RunData) -> Figure:
     need(data.stability, _NO_STABILITY)
     rate, soft = data.alive("firing_rate"), data.alive("soft")
     known = rate > 0
+    members = np.full(len(rate), -1)
     rate, soft = rate[known], soft[known]
     need(rate, "features that fire")
     x = covering(list(rate), log=True)
     x_edges, y_edges = np.geomspace(x.low, x.high, 41), np.linspace(0, 1, 41)
-    counts = binned(rate, soft, x_edges, y_edges)
+    cells = cells_of(rate, soft, x_edges, y_edges)
+    counts = counted(cells, x_edges, y_edges)
+    members[known] = cells
     chart = Chart(x, Scale(0, 1), "firing rate (share of rows)", "mean cosine to best matches")
     most = np.log1p(counts.max())
     for i, j in zip(*counts.nonzero(), strict=True):
@@ -143,17 +157,18 @@ def similarity_frequency(data: RunData) -> Figure:
             "s4",
             0.15 + 0.85 * float(np.log1p(counts[i, j]) / most),
             f"{counts[i, j]:.0f} features",
+            mark=i * counts.shape[1] + j,
         )
     together = float(np.corrcoef(_ranks(rate), _ranks(soft))[0, 1]) if len(rate) > 2 else 0.0
     return Figure(
         "similarity-frequency",
         "Are frequent features the stable ones?",
         "All features alive of all SAEs by firing rate and by mean similarity to their best "
-        "matches in the other SAEs. Stronger colours mean more features. Rank correlation "
-        f"{together:.2f}.",
-        f"Density of features; similarity and firing rate have a rank correlation of "
-        f"{together:.2f}.",
+        "matches in the other SAEs. Stronger colours mean more features.",
+        "Density of features.",
         chart.svg(),
+        f"Similarity {_trend(together)} firing rate: rank correlation {together:.2f}.",
+        members,
     )
 
 
@@ -169,9 +184,11 @@ def effect_by_rate(data: RunData) -> Figure:
     edges = np.geomspace(x.low, x.high, 13)
     centres = np.sqrt(edges[1:] * edges[:-1])
     lines = {}
-    for name in GROUP_COLOURS:
+    members = np.full(len(rate), -1)
+    for number, name in enumerate(GROUP_COLOURS):
         of = known & (group == name)
         place = np.clip(np.searchsorted(edges, rate[of], "right") - 1, 0, len(centres) - 1)
+        members[of] = number * len(centres) + place
         lines[name] = [
             float(np.median(effect[of][place == i])) if (place == i).sum() >= 5 else None
             for i in range(len(centres))
@@ -180,11 +197,14 @@ def effect_by_rate(data: RunData) -> Figure:
     need(drawn, "enough features of any group")
     y = covering(drawn, log=True)
     chart = Chart(x, y, "firing rate (share of rows)", "variance lost without it")
-    for name, line in lines.items():
+    for number, (name, line) in enumerate(lines.items()):
         chart.line(list(centres), line, GROUP_COLOURS[name])
-        for at, value in zip(centres, line, strict=True):
+        for place, (at, value) in enumerate(zip(centres, line, strict=True)):
             if value is not None:
-                chart.point(at, value, GROUP_COLOURS[name], f"{name}: {short(value)}")
+                mark = number * len(centres) + place
+                count = int((members == mark).sum())
+                told = f"{count:,} {name} features near {at:.2g}: {value:.2g}"
+                chart.point(at, value, GROUP_COLOURS[name], told, mark=mark)
         if any(value is not None for value in line):
             chart.legend(name, GROUP_COLOURS[name])
     return Figure(
@@ -195,6 +215,8 @@ def effect_by_rate(data: RunData) -> Figure:
         "being rare. Bins with fewer than five features are left out.",
         "Lines of stable, mixed and unstable features over the firing rate.",
         chart.svg(),
+        _compared(lines["stable"], lines["unstable"]),
+        members,
     )
 
 
@@ -218,17 +240,44 @@ def surface_form(data: RunData) -> Figure:
     )
     for name, (shares, _) in lines.items():
         xs = [x for pair in pairwise(edges) for x in pair]
-        chart.line(xs, [y for y in shares for _ in range(2)], GROUP_COLOURS[name])
+        chart.line(xs, [y for y in shares for _ in range(2)], GROUP_COLOURS[name], told=name)
         chart.legend(name, GROUP_COLOURS[name], "l")
-    medians = ", ".join(f"{name} {median:.2f}" for name, (_, median) in lines.items())
+    medians = " and ".join(f"{median:.2f} ({name})" for name, (_, median) in lines.items())
     return Figure(
         "surface-form",
         "Surface form: does one token predict a feature?",
         "For each feature the largest area under the ROC curve of “the token is t” as a predictor "
-        f"of “the feature fires”: 0.5 means that no token predicts it, 1 that one token determines "
-        f"it. Medians: {medians}.",
-        f"Histograms of both groups; medians {medians}.",
+        "of “the feature fires”: 0.5 means that no token predicts it, 1 that one token determines "
+        "it.",
+        "Histograms of both groups.",
         chart.svg(),
+        f"The best single token predicts features with a median AUROC of {medians}.",
+    )
+
+
+def _members(data: RunData, seed: int, features: NDArray[Any], cells: NDArray[Any]) -> NDArray[Any]:
+    """Return the cell of each feature alive, -1 for those of other SAEs than that of `seed`."""
+    own = np.flatnonzero(data.alive("seed") == seed)
+    by_feature = dict(zip(features.tolist(), cells.tolist(), strict=True))
+    members = np.full(len(data.alive("seed")), -1)
+    members[own] = [by_feature.get(each, -1) for each in data.alive("feature")[own].tolist()]
+    return members
+
+
+def _trend(correlation: float) -> str:
+    if abs(correlation) < _WEAK:
+        return "hardly depends on the"
+    return f"{'rises' if correlation > 0 else 'falls'} with the"
+
+
+def _compared(stable: list[float | None], unstable: list[float | None]) -> str:
+    """Return a sentence on the effects of both groups in bins that have both."""
+    ratios = [b / a for a, b in zip(stable, unstable, strict=True) if a is not None and b]
+    if not ratios:
+        return "No firing rate has enough stable and unstable features to compare."
+    return (
+        f"At equal firing rate an unstable feature has {np.median(ratios):.2g} times the effect of "
+        "a stable one (median over bins)."
     )
 
 

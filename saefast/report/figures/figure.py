@@ -18,8 +18,13 @@ class Figure(NamedTuple):
     caption: str
     """what is drawn and how to read it"""
     alt: str
-    """alternative text: the content of the drawing in words"""
+    """alternative text: the content of the drawing in words, beyond that of the reading"""
     svg: str
+    reading: str
+    """one sentence: what this run's drawing shows"""
+    members: NDArray[Any] | None = None
+    """[features alive] number of the mark that stands for each feature, -1 for none; None if marks
+    do not stand for features"""
 
 
 class Missing(Exception):
@@ -42,14 +47,19 @@ def mean_by(rows: Sequence[dict[str, Any]], key: str, value: str) -> dict[Any, f
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
 
-def binned(
+def cells_of(
     x: NDArray[Any], y: NDArray[Any], x_edges: NDArray[Any], y_edges: NDArray[Any]
 ) -> NDArray[Any]:
-    """Return the number of points in each cell; the outer cells include points beyond."""
-    inside = [
+    """Return the number of each point's cell, rows by x; outer cells include points beyond."""
+    column, row = (
         np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
         for values, edges in ((x, x_edges), (y, y_edges))
-    ]
-    counts = np.zeros((len(x_edges) - 1, len(y_edges) - 1))
-    np.add.at(counts, tuple(inside), 1)
-    return counts
+    )
+    cells: NDArray[Any] = column * (len(y_edges) - 1) + row
+    return cells
+
+
+def counted(cells: NDArray[Any], x_edges: NDArray[Any], y_edges: NDArray[Any]) -> NDArray[Any]:
+    """Return the number of points in each cell, [x, y]."""
+    shape = len(x_edges) - 1, len(y_edges) - 1
+    return np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)

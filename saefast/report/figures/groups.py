@@ -6,17 +6,10 @@ from saefast.report.chart import Chart
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
 from saefast.report.scale import Scale, covering
-from saefast.report.summary import explained_variance, group_lines, group_value, percent
+from saefast.report.summary import NULLS, explained_variance, group_lines, group_value, percent
 from saefast.run_records import as_active
 
 GROUPS = {"stable": "s0", "unstable": "s1"}
-NULLS = {
-    "haar": ("random", "s2"),
-    "covariance": ("covariance", "s3"),
-    "subset": ("any features", "s4"),
-    "initial": ("untrained", "s5"),
-}
-"""Nulls drawn beside overlaps, by name and colour, each harder to exceed than the one before."""
 METHODS = {"pooled": "s0", "pruned": "s1", "scratch": "s3", "single": "s2"}
 _BOTH_R2 = ("r2", "r2_null")
 _NO_SUBSPACES = "subspaces (saefast subspace)"
@@ -35,18 +28,23 @@ def keep_drop(data: RunData) -> Figure:
         "explained variance",
         x_names=("keep", "size", "mass", "drop", "keep", "size", "mass", "drop"),
     )
-    told = []
+    told: list[str] = []
     for at, (group, colour) in enumerate(GROUPS.items()):
         for place, control in enumerate(("", "size", "mass")):
             mean, deviation = group_value(data, group, control, "keep")
             if mean is None:
                 continue
             where = 4 * at + place
-            chart.bar(where - 0.4, where + 0.4, mean, "s2" if control else colour, f"{mean:.3f}")
+            words = f"random, of equal {control}" if control else f"only {group}"
+            spread = f" ± {deviation:.3f}" if control else ""
+            colour_of = "s2" if control else colour
+            chart.bar(where - 0.4, where + 0.4, mean, colour_of, f"{words}: {mean:.3f}{spread}")
             if control:
                 chart.whisker(where, mean - deviation, mean + deviation)
-            else:
-                told.append(f"{group} only {mean:.3f}")
+            if control == "mass":
+                told[-1] += f" (random of equal mass {mean:.3f})"
+            elif not control:
+                told.append(f"{group} features {mean:.3f}")
         mean, _ = group_value(data, group, "", "drop")
         if mean is not None:
             chart.bar(4 * at + 2.6, 4 * at + 3.4, mean, "s4", f"without {group}: {mean:.3f}")
@@ -64,8 +62,9 @@ def keep_drop(data: RunData) -> Figure:
         "of activations (mass). Purple: all features except the group. The dashed line is the "
         f"whole SAE ({full:.3f}); 0 is the mean of the rows. Whiskers: standard deviation over "
         "draws.",
-        f"Whole SAE {full:.3f}; {', '.join(told)}.",
+        "Bars.",
         chart.svg(),
+        f"Explained variance alone: {', '.join(told)}; the whole SAE {full:.3f}.",
     )
 
 
@@ -112,6 +111,9 @@ def keep_drop_ce(data: RunData) -> Figure:
         ", ".join(f"{name} {effect.ce.value:.2f}" for name, effect, _ in bars)
         + f" nats; undisturbed {floors['clean']:.2f}.",
         chart.svg(),
+        f"Stable features alone leave a loss of {patched.keep['stable'].ce.value:.2f} nats, "
+        f"unstable ones {patched.keep['unstable'].ce.value:.2f}; the unmodified model has "
+        f"{floors['clean']:.2f}.",
     )
 
 
@@ -126,7 +128,7 @@ def spectra(data: RunData) -> Figure:
         if not shares or not sum(shares.values()):
             continue
         total = np.cumsum(list(shares.values()))
-        chart.line([0, *shares], [0.0, *(total / total[-1])], colour)
+        chart.line([0, *shares], [0.0, *(total / total[-1])], colour, told=group)
         chart.legend(group, colour, "l")
         known = [row for row in data.subspaces["spectra"] if row["group"] == group]
         rank = np.mean([row["effective_rank"] for row in known if row["features"]])
@@ -140,10 +142,10 @@ def spectra(data: RunData) -> Figure:
         "Dimensions of each group",
         "Share of the energy of the features' directions in their first principal directions, mean "
         "over SAEs. A curve far above the dashed line means that the group lies in few dimensions. "
-        f"Effective ranks: {', '.join(told)} of {d}. Note that fewer features span fewer "
-        "dimensions.",
-        f"Rising curves; effective ranks {', '.join(told)} of {d}.",
+        "Note that fewer features span fewer dimensions.",
+        "Rising curves.",
         chart.svg(),
+        f"Effective ranks: {', '.join(told)} of {d} dimensions.",
     )
 
 
@@ -175,12 +177,14 @@ def _overlap(data: RunData, group: str) -> Figure:
         both = [rank for rank in low if rank in high]
         if both:
             chart.band(both, [low[r] for r in both], [high[r] for r in both], colour)
-        chart.line(list(mean), list(mean.values()), colour, dashed=True)
+        chart.line(list(mean), list(mean.values()), colour, True, told=words)
         chart.legend(words, colour, "d")
-    chart.line(ranks, list(curve.values()), GROUPS[group])
+    chart.line(ranks, list(curve.values()), GROUPS[group], told=group)
     compared = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
     chart.rule(x=float(compared))
-    value = curve[min(ranks, key=lambda rank: abs(rank - compared))]
+    at = min(ranks, key=lambda rank: abs(rank - compared))
+    value, chance = curve[at], mean_by(rows, "rank", "covariance_mean").get(at)
+    beside = "" if chance is None else f", directions with the data's covariance by {chance:.2f}"
     return Figure(
         f"overlap-{group}",
         f"Does the subspace of {group} features recur?",
@@ -189,8 +193,9 @@ def _overlap(data: RunData, group: str) -> Figure:
         "random subspaces; as many directions drawn with the data's covariance; as many random "
         "features of the same SAEs; the same latents before training. The vertical line is the "
         "dimension used in the findings.",
-        f"Overlap {value:.2f} at {compared:.0f} dimensions.",
+        "Curves over the dimension.",
         chart.svg(),
+        f"At {compared:.0f} dimensions the subspaces overlap by {value:.2f}{beside}.",
     )
 
 
@@ -224,8 +229,9 @@ def contributions(data: RunData) -> Figure:
         "Bars: squared correlation of these vectors between two SAEs, mean over pairs; grey: for "
         "random features with the same sum of activations. Features that recur only as a subspace "
         "can still contribute the same together.",
-        f"{', '.join(told)}.",
+        "Bars.",
         chart.svg(),
+        f"Squared correlation of contributions: {', '.join(told)}.",
     )
 
 
@@ -241,8 +247,9 @@ def angles(data: RunData) -> Figure:
         for row in rows:
             if row["group"] == group:
                 pairs.setdefault((row["a"], row["b"]), []).append(np.degrees(row["angle"]))
-        for values in pairs.values():
-            chart.line(_hundred(len(values)), values, colour)
+        for (a, b), values in pairs.items():
+            name = f"{group}, SAEs {data.seeds[a]} and {data.seeds[b]}"
+            chart.line(_hundred(len(values)), values, colour, told=name)
         if pairs:
             median = np.median([angle for values in pairs.values() for angle in values])
             told.append(f"{group} {median:.0f}°")
@@ -252,10 +259,10 @@ def angles(data: RunData) -> Figure:
         "angles",
         "Angles between the subspaces",
         "Principal angles between the subspaces of two SAEs, one line for each pair. 0 degrees: a "
-        "direction in both subspaces; 90: a direction orthogonal to the other subspace. Medians: "
-        f"{', '.join(told)}.",
-        f"Rising lines; medians {', '.join(told)}.",
+        "direction in both subspaces; 90: a direction orthogonal to the other subspace.",
+        "Rising lines.",
         chart.svg(),
+        f"Median angles: {', '.join(told)}.",
     )
 
 
@@ -287,6 +294,9 @@ def pooling_frontier(data: RunData) -> Figure:
             for n, x, y in zip(names, xs, ys, strict=True)
         ),
         chart.svg(),
+        f"{names[xs.index(max(xs))].capitalize()} SAEs have the most matched features "
+        f"({percent(max(xs))}), {names[ys.index(max(ys))]} ones explain the most variance "
+        f"({max(ys):.3f}).",
     )
 
 

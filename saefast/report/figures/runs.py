@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from saefast.report.chart import HEIGHT, Chart, frame
+from saefast.report.chart import HEIGHT, Chart, frame, numbered
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
 from saefast.report.scale import Scale, covering
 from saefast.report.summary import pair_shares, percent
 
+_USUAL = 0.7
+"""Cosine from which papers count a feature as shared."""
 COLOURS = ("s0", "s1", "s3", "s4", "s5", "s2")
 
 
@@ -27,21 +29,24 @@ def training_curves(data: RunData) -> Figure:
         "rows trained on",
         "explained variance",
     )
+    ends: list[float] = []
     for number, label in enumerate(labels):
         mine = [row for row in rows if row["sae"] == label]
         colour = COLOURS[number % len(COLOURS)]
         tokens = [row["tokens"] for row in mine]
-        chart.line(tokens, [row.get("explained_variance") for row in mine], colour)
+        values = [row.get("explained_variance") for row in mine]
+        chart.line(tokens, values, colour, told=label)
+        ends += [value for value in values if value is not None][-1:]
         if len(labels) <= 6:
             chart.legend(label.removeprefix("seed-") if number else label, colour, "l")
-    last = rows[-1]
     return Figure(
         "training",
         "Training",
         "Explained variance of each SAE during training. Curves on top of each other mean that "
         "seeds reach the same quality, whatever features they find.",
-        f"{len(labels)} curves that end near {last['explained_variance']:.3f}.",
+        f"{len(labels)} curves.",
         chart.svg(),
+        f"The SAEs end at an explained variance of {_between(ends, 3)}.",
     )
 
 
@@ -57,18 +62,26 @@ def threshold_curves(data: RunData) -> Figure:
         ("chance", "chance", "s2", "d"),
     ):
         chart.line(
-            xs, [getattr(point, name) for point in stability.curve], colour, dashed=kind == "d"
+            xs,
+            [getattr(point, name) for point in stability.curve],
+            colour,
+            kind == "d",
+            told=words,
         )
         chart.legend(words, colour, kind)
-    chart.rule(x=float(np.mean(stability.thresholds)))
+    threshold = float(np.mean(stability.thresholds))
+    chart.rule(x=threshold)
+    used = min(stability.curve, key=lambda point: abs(point.threshold - threshold))
     return Figure(
         "threshold-curves",
         "Dependence on the threshold",
         "Mean score and shares of stable and unstable features for every threshold from which a "
         "match could count; “chance” is the mean score of random directions. The vertical line is "
         "the threshold used here.",
-        "Scores fall with the threshold; chance falls to zero well before the threshold used.",
+        "Curves of the mean score, of the shares of stable and unstable features, and of chance.",
         chart.svg(),
+        f"At a threshold of {used.threshold:.2f} the mean score is {used.score:.2f}, that of "
+        f"random directions {used.chance:.2g}.",
     )
 
 
@@ -86,19 +99,21 @@ def shared_curves(data: RunData) -> Figure:
         mine = [row for row in rows if row["side"] == side and row["match"] == _best_match(rows)]
         curve = mean_by([row for row in mine if row["of"] in ("both", "a")], "threshold", "value")
         if curve:
-            chart.line(list(curve), list(curve.values()), colour)
+            chart.line(list(curve), list(curve.values()), colour, told=words)
             chart.legend(words, colour, "l")
-            drawn.append(words)
+            at = min(curve, key=lambda threshold: abs(threshold - _USUAL))
+            drawn.append(f"{percent(curve[at])} ({words})")
     need(drawn, "what pairs of SAEs have in common (saefast match)")
-    chart.rule(x=0.7)
+    chart.rule(x=_USUAL)
     return Figure(
         "shared-curves",
         "What two SAEs share",
         "Share of features whose partner in another SAE is at least that similar: by decoder row, "
         "by decoder and encoder row, and by both with the same partner; mean over pairs, with "
         "one-to-one partners where these were computed.",
-        f"Falling curves for {', '.join(drawn)}.",
+        "Falling curves.",
         chart.svg(),
+        f"At a cosine of {_USUAL:g} two SAEs share {', '.join(drawn)} of their features.",
     )
 
 
@@ -124,8 +139,9 @@ def pair_heat_map(data: RunData) -> Figure:
         "Every pair of SAEs",
         f"Share of features of one SAE with a match of cosine {threshold:.2f} or more in the other "
         "(by decoder row, mean of both directions).",
-        f"A matrix of {len(seeds)} by {len(seeds)}; values from {low:.2f} to {high:.2f}.",
+        f"A matrix of {len(seeds)} by {len(seeds)}.",
         chart.svg(),
+        f"Two SAEs share {_between([low, high], 2)} of their features.",
     )
 
 
@@ -145,7 +161,7 @@ def membership_donut(data: RunData) -> Figure:
         if share > 0:
             path = _slice(middle_x, middle_y, outer, inner, start, start + float(share))
             parts.append(
-                f'<path class="f {colour}" fill-opacity="{shown:.2f}" d="{path}">'
+                f'<path class="f {colour}" fill-opacity="{shown:.2f}" d="{path}"{numbered(number)}>'
                 f"<title>{words}</title></path>"
             )
         start += float(share)
@@ -169,6 +185,9 @@ def membership_donut(data: RunData) -> Figure:
         + ", ".join(f"{percent(float(s))} in {n}" for n, s in enumerate(shares, 1))
         + f" of {count}.",
         frame("".join(parts)),
+        f"{percent(float(shares[0]))} of the features are in one SAE only, "
+        f"{percent(float(shares[-1]))} in all {count}.",
+        support,
     )
 
 
@@ -193,14 +212,20 @@ def only_in_one(data: RunData) -> Figure:
         "Shared features by the number of SAEs",
         "Share of features that no other of the compared SAEs has, and share that all have, by the "
         "number of SAEs compared; mean and standard deviation over choices of that many SAEs.",
-        f"With {xs[-1]} SAEs {percent(points[-1].alone)} are in one only and "
-        f"{percent(points[-1].everywhere)} in all.",
+        "Two curves.",
         chart.svg(),
+        f"Of {xs[-1]} SAEs {percent(points[-1].alone)} of the features are in one only and "
+        f"{percent(points[-1].everywhere)} in all.",
     )
 
 
 def _best_match(rows: list[dict[str, Any]]) -> str:
     return "one_to_one" if any(row["match"] == "one_to_one" for row in rows) else "nearest"
+
+
+def _between(values: list[float], digits: int) -> str:
+    ends = dict.fromkeys(f"{end:.{digits}f}" for end in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def _slice(x: float, y: float, outer: float, inner: float, start: float, end: float) -> str:

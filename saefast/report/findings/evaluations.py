@@ -4,7 +4,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from saefast.evaluation.scores import Score
-from saefast.report.findings.finding import AGREES, DISAGREES, MIXED, UNCLEAR, Finding
+from saefast.report.findings.finding import (
+    AGREES,
+    DISAGREES,
+    FAILS,
+    HOLDS,
+    MIXED,
+    UNCLEAR,
+    Finding,
+    by_interval,
+    compared,
+)
 from saefast.report.run_data import RunData
 from saefast.report.score_rows import (
     TITLES,
@@ -60,13 +70,17 @@ def surface_form(data: RunData) -> Iterator[Finding]:
         return
     if math.isnan(difference.value):
         return
-    clear = AGREES if difference.low > 0 else DISAGREES if difference.high < 0 else UNCLEAR
+    holds = by_interval(difference.low, difference.high)
     yield Finding(
         TITLES["explain"],
         f"Share of latents explained by surface form: unstable {in_words(groups['unstable'])}, "
         f"stable {in_words(groups['stable'])}; at equal firing rate the difference is "
         f"{difference.value:+.3f} ({interval(difference)}).",
-        clear,
+        compared(holds),
+        claim="At equal frequency surface form explains more of the unstable latents",
+        holds=holds,
+        evidence=f"difference {difference.value:+.3f} ({interval(difference)})",
+        figure="evaluation-explain",
     )
 
 
@@ -85,14 +99,21 @@ def prediction(data: RunData) -> Iterator[Finding]:
         f"{score.task.replace('_', ' ')} {score.value:+.2f} ({interval(score)}; {score.n} latents)"
         for score in scores
     )
+    verdict = _joint(
+        AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
+        for score in scores
+    )
     yield Finding(
         TITLES["steer"],
         f"Rank correlation with the gain from steering: {told}. At 0, explanations do not predict "
         f"steering; published values are weak, 0.06 to 0.3.{_held_fixed(data)}",
-        _joint(
-            AGREES if score.high < _WEAK else DISAGREES if score.low > _WEAK else UNCLEAR
-            for score in scores
+        verdict,
+        claim=f"Explanations hardly predict steering (rank correlation below {_WEAK:g})",
+        holds={AGREES: HOLDS, DISAGREES: FAILS, MIXED: FAILS}.get(verdict, UNCLEAR),
+        evidence=", ".join(
+            f"{score.task.replace('_', ' ')} {score.value:+.2f}" for score in scores
         ),
+        figure="explanations-steering",
     )
 
 
@@ -151,7 +172,34 @@ def _beside_baselines(
     published = {condition: leads[condition] for condition in compared if condition in leads}
     if compared and not published:
         text += f" There is no baseline to compare with ({', '.join(compared)})."
-    yield Finding(TITLES[name], text, _no_better(published, margin, least))
+    yield Finding(
+        TITLES[name],
+        text,
+        _no_better(published, margin, least),
+        **_claimed(name, score, published),
+    )
+
+
+def _claimed(name: str, score: Score, baselines: Mapping[str, Score]) -> dict[str, str]:
+    """Return the fields of a finding on whether trained SAEs beat baselines, or else the floor."""
+    if baselines:
+        decided = [by_interval(lead.low, lead.high) for lead in baselines.values()]
+        holds = HOLDS if set(decided) == {HOLDS} else FAILS if FAILS in decided else UNCLEAR
+        claim = "trained SAEs beat every baseline that hardly learns"
+        beside = "; ".join(
+            f"lead over {condition} {lead.value:+.3f}" for condition, lead in baselines.items()
+        )
+    elif not math.isnan(score.floor):
+        holds = by_interval(score.low - score.floor, score.high - score.floor)
+        claim, beside = "trained SAEs exceed the floor", f"floor {score.floor:.3f}"
+    else:
+        return {}
+    return {
+        "claim": f"{TITLES[name]}: {claim}",
+        "holds": holds,
+        "evidence": f"{score.measure} {score.value:.3f}; {beside}",
+        "figure": f"evaluation-{name}",
+    }
 
 
 def _no_better(leads: Mapping[str, Score], margin: float, least: float | None) -> str:

@@ -4,9 +4,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from saefast.report.findings.finding import AGREES, DISAGREES, MIXED, Finding
-from saefast.report.run_data import RunData
-from saefast.report.summary import pair_shares, percent
+from saefast.report.findings.finding import (
+    AGREES,
+    DISAGREES,
+    FAILS,
+    HOLDS,
+    MIXED,
+    UNCLEAR,
+    Finding,
+    in_all,
+)
+from saefast.report.run_data import Rows, RunData
+from saefast.report.summary import NULLS, pair_shares, percent
 
 _NULLS = {
     "haar": "random subspaces",
@@ -14,6 +23,7 @@ _NULLS = {
     "subset": "as many random features of the same SAEs",
     "initial": "the same latents before training",
 }
+_SIGNIFICANT = 0.05
 
 
 def stable_share(data: RunData) -> Iterator[Finding]:
@@ -38,7 +48,29 @@ def stable_share(data: RunData) -> Iterator[Finding]:
             f" With {others} other SAE{'s' if others > 1 else ''} a score is coarse: the 95 % "
             f"interval of a feature without any match still reaches {_upper_of_none(data):.2f}."
         )
-    yield Finding("Stability", text)
+    yield Finding(
+        "Stability",
+        text,
+        claim="Features recur in other SAEs more often than random directions",
+        holds=in_all(_recur_beyond_chance(data)),
+        evidence=f"mean stability score {told.mean:.2f}, random directions "
+        f"{np.mean(told.chance):.2g}",
+        figure="stability-histogram",
+    )
+
+
+def _recur_beyond_chance(data: RunData) -> list[bool]:
+    """Return for each SAE whether its mean score lies beyond that of random directions."""
+    assert data.stability
+    chance = float(np.mean(data.stability.chance))
+    seed, score = data.alive("seed"), data.alive("score")
+    found = []
+    for own in data.seeds:
+        scores = score[seed == own]
+        if len(scores):
+            tests = len(scores) * (len(data.seeds) - 1)
+            found.append(scores.mean() > chance + 2 * np.sqrt(chance * (1 - chance) / tests))
+    return [bool(each) for each in found]
 
 
 def _upper_of_none(data: RunData) -> float:
@@ -60,6 +92,10 @@ def pairs(data: RunData) -> Iterator[Finding]:
         f"Two SAEs that differ only in the seed share {between} of their features (nearest "
         f"decoder row with a cosine of at least 0.7{beside}). Published values range from 0.3 to "
         "0.8: higher with fewer latents and longer training.",
+        claim="Two SAEs share more than half of their features",
+        holds=in_all(share > 0.5 for share in shares.values()),
+        evidence=f"{between} with a cosine of at least 0.7",
+        figure="shared-curves",
     )
 
 
@@ -80,12 +116,13 @@ def planes(data: RunData) -> Iterator[Finding]:
             continue
         value = np.mean([row["value"] for row in tests])
         rank = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
-        parts, above = [], {}
+        parts, brief, above = [], [], {}
         for null, words in _NULLS.items():
             of = [row for row in tests if row["null"] == null]
             if of:
                 mean = float(np.mean([row["mean"] for row in of]))
                 parts.append(f"{words} {mean:.2f}")
+                brief.append(f"{NULLS[null][0]} {mean:.2f}")
                 above[null] = all(
                     row["value"] > (row["mean"] if row["high"] is None else row["high"])
                     for row in of
@@ -100,25 +137,57 @@ def planes(data: RunData) -> Iterator[Finding]:
         verdict = ""
         if group == "unstable":
             verdict = MIXED if left == [_NULLS["subset"]] else DISAGREES if left else AGREES
-        yield Finding("Subspaces", text, verdict)
+        yield Finding(
+            "Subspaces",
+            text,
+            verdict,
+            claim=f"The subspace of {group} features recurs beyond every null",
+            holds=in_all(_beyond_every_null(tests)),
+            evidence=f"overlap {value:.2f}; {', '.join(brief)}",
+            figure=f"overlap-{group}",
+        )
+
+
+def _beyond_every_null(tests: Rows) -> list[bool]:
+    """Return for each pair of SAEs whether their overlap lies beyond the range of every null."""
+    pairs: dict[tuple[int, int], list[bool]] = {}
+    for row in tests:
+        beyond = row["value"] > (row["mean"] if row["high"] is None else row["high"])
+        pairs.setdefault((row["a"], row["b"]), []).append(beyond)
+    return [all(each) for each in pairs.values()]
 
 
 def contributions(data: RunData) -> Iterator[Finding]:
     """Report whether groups contribute the same to tokens."""
-    parts = []
+    parts, decided = {}, {}
     for group in ("stable", "unstable"):
         rows = [row for row in data.contributions if row["group"] == group]
         if rows:
             value, chance = (np.mean([row[name] for row in rows]) for name in ("r2", "r2_null"))
-            parts.append(
-                f"for {group} features {value:.2f} (equally active random ones {chance:.2f})"
-            )
-    if parts:
-        yield Finding(
-            "Contributions",
-            "The squared correlation of a group's contributions to tokens between two SAEs is "
-            f"{', '.join(parts)}.",
-        )
+            parts[group] = f"{value:.2f} (equally active random ones {chance:.2f})"
+            decided[group] = _beyond_random(rows)
+    if not parts:
+        return
+    group = "unstable" if "unstable" in parts else "stable"
+    told = ", ".join(f"for {name} features {words}" for name, words in parts.items())
+    yield Finding(
+        "Contributions",
+        f"The squared correlation of a group's contributions to tokens between two SAEs is {told}.",
+        claim=f"The {group} features of two SAEs contribute the same to tokens, more than random "
+        "ones",
+        holds=decided[group],
+        evidence=f"squared correlation {parts[group]}",
+        figure="contributions",
+    )
+
+
+def _beyond_random(rows: Rows) -> str:
+    """Return whether contributions agree more than those of random features in every pair."""
+    significant = [row["r2_p"] is not None and row["r2_p"] <= _SIGNIFICANT for row in rows]
+    verdict = in_all(significant)
+    # With few draws no p-value can be small.
+    above = any(row["r2"] > row["r2_null"] for row in rows)
+    return UNCLEAR if verdict == FAILS and above else verdict
 
 
 def pooling(data: RunData) -> Iterator[Finding]:
@@ -142,6 +211,11 @@ def pooling(data: RunData) -> Iterator[Finding]:
         f"{'; '.join(parts)}. A method beats another if it is better in one of these and worse in "
         f"none, by more than {study.margin:g}.",
         DISAGREES if lost else AGREES,
+        claim="Pooling beats every control",
+        holds=FAILS if lost else HOLDS,
+        evidence="features with a match: "
+        + ", ".join(f"{name} {row.equal_match_share:.3f}" for name, row in methods.items()),
+        figure="pooling-frontier",
     )
 
 

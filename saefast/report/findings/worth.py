@@ -1,13 +1,22 @@
 """Findings on the contribution of stable and unstable features, and their frequency."""
 
 from collections.abc import Iterator
-from math import exp
+from math import exp, hypot
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saefast.report.findings.finding import AGREES, DISAGREES, Finding
+from saefast.evaluation.intervals import Interval, student_interval
+from saefast.report.findings.finding import FAILS, HOLDS, Finding, by_interval, compared, in_all
 from saefast.report.run_data import RunData
-from saefast.report.summary import explained_variance, group_lines, group_value
+from saefast.report.summary import (
+    Spread,
+    explained_variance,
+    group_by_seed,
+    group_lines,
+    group_value,
+)
 from saefast.run_records import as_active
 
 _CLEAR = 0.02
@@ -35,31 +44,75 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
         group: np.mean([line.features for line in lines if line.group == group])
         for group in ("stable", "unstable")
     }
+    own = {name: group_by_seed(data, name, "", "keep") for name in ("stable", "unstable")}
+    lead = student_interval(
+        [
+            each.mean - own["unstable"][seed].mean
+            for seed, each in own["stable"].items()
+            if seed in own["unstable"]
+        ]
+    )
+    holds = by_interval(lead.low, lead.high)
     yield Finding(
         "Explained variance",
         f"On {where} the whole SAE explains {full:.3f} of the variance, its stable features alone "
         f"{stable:.3f} ({sizes['stable']:.0f} of them), its unstable features alone "
         f"{unstable:.3f} ({sizes['unstable']:.0f}).",
-        AGREES if stable > unstable else DISAGREES,
+        compared(holds),
+        claim="Stable features explain more variance than unstable ones",
+        holds=holds,
+        evidence=f"{stable:.3f} against {unstable:.3f}; difference {_ends(lead)}",
+        figure="keep-drop",
     )
-    for group, own in (("stable", stable), ("unstable", unstable)):
-        mean, deviation = group_value(data, group, "mass", "keep")
-        if mean is None:
+    for group, claimed in (("stable", "more"), ("unstable", "less")):
+        found = _beside_random(own[group], group_by_seed(data, group, "mass", "keep"), claimed)
+        if found is None:
             continue
-        gap = own - mean
-        word = "more than" if gap > 2 * deviation else "less than"
-        if abs(gap) <= 2 * deviation:
-            word = "no different from"
+        word, holds = found
+        value, _ = group_value(data, group, "", "keep")
+        mean, deviation = group_value(data, group, "mass", "keep")
+        numbers = f"({mean:.3f} ± {deviation:.3f})"
         yield Finding(
             "Controls",
-            f"{group.capitalize()} features alone explain {own:.3f}, {word} random features with "
-            f"the same sum of activations ({mean:.3f} ± {deviation:.3f}).",
-            _as_said(word, "more than" if group == "stable" else "less than"),
+            f"{group.capitalize()} features alone explain {value:.3f}, {word} random features with "
+            f"the same sum of activations {numbers}.",
+            compared(holds),
+            claim=f"{group.capitalize()} features explain {claimed} variance than random ones of "
+            "equal activation mass",
+            holds=holds,
+            evidence=f"{value:.3f}, random {numbers[1:-1]}",
+            figure="keep-drop",
         )
 
 
-def _as_said(word: str, claimed: str) -> str:
-    return AGREES if word == claimed else DISAGREES
+def _beside_random(
+    own: dict[int, Spread], random: dict[int, Spread], claimed: str
+) -> tuple[str, str] | None:
+    """Compare groups with random features of the same SAEs.
+
+    Args:
+        own: explained variance of the group by SAE.
+        random: that of random features.
+        claimed: "more" or "less", what the claim says of the group.
+
+    Returns:
+        The comparison in words, and whether the claim holds; None if there is nothing to compare.
+    """
+    pairs = [(own[seed].mean, random[seed]) for seed in own if seed in random]
+    if not pairs:
+        return None
+    beyond = {
+        "more": [value > drawn.high for value, drawn in pairs],
+        "less": [value < drawn.low for value, drawn in pairs],
+    }
+    words = [f"{word} than" for word, each in beyond.items() if all(each)]
+    if not words and not any(beyond["more"] + beyond["less"]):
+        words = ["no different from"]
+    return "".join(words) or "in some SAEs, but not in all, different from", in_all(beyond[claimed])
+
+
+def _ends(interval: Interval) -> str:
+    return f"{interval.value:+.3f} (95 % interval {interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def language_model(data: RunData) -> Iterator[Finding]:
@@ -89,13 +142,20 @@ def language_model(data: RunData) -> Iterator[Finding]:
     beside = ""
     if random:
         beside = f" (random features as active as the unstable: {random.ce.value:.2f})"
+    saved = unstable - stable
+    half = 1.96 * hypot(*(keep[group].ce.error or 0.0 for group in ("stable", "unstable")))
+    holds = by_interval(saved - half, saved + half)
     yield Finding(
         "Language model",
         f"The next token costs the model {clean:.2f} nats, {full:.2f} with the "
         f"reconstruction, {stable:.2f} from stable features alone, {unstable:.2f} from unstable "
         f"ones alone{beside}; {mean:.2f} with the mean activation, "
         f"{zero:.2f} with zeros. Measured on {patched.predictions:,} tokens.",
-        AGREES if stable < unstable else DISAGREES,
+        compared(holds),
+        claim="Stable features alone predict the next token better than unstable ones",
+        holds=holds,
+        evidence=f"{stable:.2f} against {unstable:.2f} nats; the model itself {clean:.2f}",
+        figure="keep-drop-ce",
     )
 
 
@@ -111,21 +171,41 @@ def frequency(data: RunData) -> Iterator[Finding]:
         f"Unstable features fire {word} than stable ones: the median firing rate is "
         f"{_rate(unstable)} of the rows, against {_rate(stable)}. (Papers disagree: "
         "unstable features are called rare, but in one study unshared ones fired more often.)",
+        claim="Unstable features fire more rarely than stable ones",
+        holds=_rarer(data),
+        evidence=f"median firing rate {_rate(unstable)} against {_rate(stable)}",
+        figure="similarity-frequency",
     )
     regression = data.evaluation and data.evaluation.regression
     if not regression or regression.coefficient is None or regression.standard_error is None:
         return
     value, error = regression.coefficient["group"], regression.standard_error["group"]
     times = [exp(value + 1.96 * side * error) for side in (-1, 0, 1)]
-    less, more = times[2] < 1, times[0] > 1
-    said = "less" if less else "more" if more else "as much, as far as is known"
+    holds = by_interval(1 - times[2], 1 - times[0])
+    said = {HOLDS: "less", FAILS: "more"}.get(holds, "as much, as far as is known")
     yield Finding(
         "At equal frequency",
         f"Among features that fire as often and as strongly, an unstable one contributes {said}: "
         f"its effect on the error is {times[1]:.2f} times that of another (95 % interval "
         f"{times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
-        AGREES if less else DISAGREES if more else "",
+        compared(holds),
+        claim="At equal frequency an unstable feature contributes less",
+        holds=holds,
+        evidence=f"{times[1]:.2f} times the effect (95 % interval {times[0]:.2f} to "
+        f"{times[2]:.2f})",
+        figure="effect-by-rate",
     )
+
+
+def _rarer(data: RunData) -> str:
+    """Return whether the median firing rate of unstable features is lower, over SAEs."""
+    ratios = [
+        np.log(stable / unstable)
+        for stable, unstable in _medians_by_seed(data, "firing_rate")
+        if stable > 0 and unstable > 0
+    ]
+    interval = student_interval(ratios)
+    return by_interval(interval.low, interval.high)
 
 
 def surface_form(data: RunData) -> Iterator[Finding]:
@@ -134,18 +214,35 @@ def surface_form(data: RunData) -> Iterator[Finding]:
     if medians is None:
         return
     stable, unstable = medians
+    lead = student_interval([rare - often for often, rare in _medians_by_seed(data, "token_auroc")])
+    holds = by_interval(lead.low, lead.high, _CLEAR)
     yield Finding(
         "Surface form",
         f"The best single token predicts a stable feature with a median AUROC of {stable:.2f}, an "
         f"unstable one with {unstable:.2f}.",
-        AGREES if unstable > stable + _CLEAR else DISAGREES if unstable < stable - _CLEAR else "",
+        compared(holds),
+        claim="Single tokens predict unstable features better than stable ones",
+        holds=holds,
+        evidence=f"median AUROC {unstable:.2f} against {stable:.2f}",
+        figure="surface-form",
     )
 
 
 def _medians(data: RunData, name: str) -> tuple[float, float] | None:
+    """Return the medians of a column over stable and over unstable features of all SAEs."""
     if name not in data.features or "group" not in data.features:
         return None
-    values, group = data.alive(name), data.alive("group")
+    return _medians_of(data.alive(name), data.alive("group"))
+
+
+def _medians_by_seed(data: RunData, name: str) -> list[tuple[float, float]]:
+    """Return the medians of each SAE that has both stable and unstable features."""
+    values, group, seed = (data.alive(column) for column in (name, "group", "seed"))
+    found = [_medians_of(values[seed == own], group[seed == own]) for own in data.seeds]
+    return [each for each in found if each is not None]
+
+
+def _medians_of(values: NDArray[Any], group: NDArray[Any]) -> tuple[float, float] | None:
     found = [values[(group == which) & np.isfinite(values)] for which in ("stable", "unstable")]
     if not all(len(each) for each in found):
         return None
