@@ -54,6 +54,8 @@ double scaled_bias(const EncodeArgs<Storage>& args, int64_t j) {
 
 template <class Storage>
 void check_columns(const EncodeArgs<Storage>& args) {
+  if (args.absolute && args.threshold)
+    throw std::invalid_argument("absolute must be false with a threshold");
   check_vector(args.bias, args.m, "bias", -INFINITY, " or -infinity");
   check_vector(args.scale, args.m, "scale", 0.0, "");
   check_vector(args.threshold, args.m, "threshold", INFINITY, " or infinity");
@@ -63,10 +65,12 @@ template <class Storage>
 Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const float* norm,
                          const float* lost) {
   const int64_t groups = (args.m + width - 1) / width;
+  // A bias with which a column is never a candidate: -infinity would be the largest absolute value.
+  const float never = args.absolute ? std::numeric_limits<float>::quiet_NaN() : -kInfinity;
   Columns columns{width,
                   norm,
                   lost,
-                  std::vector<float>(groups * width, -kInfinity),
+                  std::vector<float>(groups * width, never),
                   {},
                   std::vector<float>(args.m, 0.0f),
                   std::vector<Columns::Most>(groups),
@@ -74,7 +78,7 @@ Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const f
                   0.0};
   for (int64_t j = 0; j < args.m; ++j) {
     const double scaled = scaled_bias(args, j);
-    columns.bias[j] = static_cast<float>(scaled);
+    columns.bias[j] = scaled == -INFINITY ? never : static_cast<float>(scaled);
     if (std::isfinite(scaled)) {
       columns.largest_bias = std::max(columns.largest_bias, std::fabs(scaled));
       if (args.rescore && !args.threshold)

@@ -14,7 +14,8 @@ struct Columns {
   const float* norm;  // [m] upper bounds of the norms of the scaled weight rows
   const float* lost;  // [m] upper bounds of the norms of what rounding removed from them
   // [groups * width] term that is added to screened products before they are compared: bias *
-  // scale, less the threshold if there is one; -infinity beyond m
+  // scale, less the threshold if there is one; for masked columns and beyond m -infinity, or NaN if
+  // scores are ranked by their absolute value
   std::vector<float> bias;
   // [groups * width] bias * scale, if `bias` includes a threshold and values come from the screen;
   // otherwise empty

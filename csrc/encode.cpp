@@ -27,6 +27,8 @@ class NativeScreen {
       : args_(args),
         kernels_(active_kernels()),
         plan_(plan_screen(kernels_, screen)),
+        tile_(args.absolute ? plan_.tile.absolute_tile : plan_.tile.tile),
+        select_(select_kernels_of(kernels_, args.absolute)),
         threads_(std::max(threads, 1)) {
     if (packed != nullptr) {
       panels_ = *packed;
@@ -125,11 +127,11 @@ class NativeScreen {
         if (space.rows[r].screened)
           space.thresholds[r] = lists[r].floor() - space.rows[r].bound.reach(most);
       for (int64_t r = 0; r < rows; r += tile_rows) {
-        uint32_t hits = plan_.tile.tile(space.packed.data() + r * units, w, units, rows - r, bias,
-                                        space.thresholds.data() + r, space.scores.data());
+        uint32_t hits = tile_(space.packed.data() + r * units, w, units, rows - r, bias,
+                              space.thresholds.data() + r, space.scores.data());
         for (; hits != 0; hits &= hits - 1) {
           const int64_t in_tile = __builtin_ctz(hits), row = r + in_tile;
-          lists[row].take(kernels_.select, space.scores.data() + in_tile * width, bias,
+          lists[row].take(select_, space.scores.data() + in_tile * width, bias,
                           columns_.shown_from(panel * width), width, space.thresholds[row],
                           static_cast<int32_t>(panel * width), space.reach_of_all[row]);
         }
@@ -164,6 +166,8 @@ class NativeScreen {
   const EncodeArgs<Storage>& args_;
   const Kernels& kernels_;
   const ScreenPlan plan_;
+  const ScreenKernels::Tile tile_;
+  const SelectKernels& select_;
   const int threads_;
   std::optional<Buffer> units_;
   std::vector<float> norm_, lost_;

@@ -1,5 +1,5 @@
-// The k largest of (x @ weight.T + bias) * scale per row, or those above a threshold, without the
-// [n, m] matrix.
+// The k largest of (x @ weight.T + bias) * scale per row, by value or by absolute value, or those
+// above a threshold, without the [n, m] matrix.
 //
 // A cheap product screens all columns. A bound on its error, proven in
 // docs/concepts/exact_screening.md, leaves only columns that may belong to the result; these are

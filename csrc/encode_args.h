@@ -22,6 +22,8 @@ struct EncodeArgs {
   int64_t* counts;   // [n] number of scores above their threshold; null without thresholds
   // false: values are screened scores, by which columns are selected as well
   bool rescore;
+  // true ranks scores by their absolute value, -infinity last; not with a threshold
+  bool absolute;
 };
 
 }  // namespace saefast

@@ -11,12 +11,27 @@ namespace saefast {
 
 namespace {
 
+// Returns whether a score comes first in a result by absolute value. A score of -infinity, that of
+// a masked latent, comes last there, too.
+template <class Score>
+bool has_larger_size(const Scored<Score>& one, const Scored<Score>& other) {
+  const auto sized = [](const Scored<Score>& score) {
+    return Scored<Score>{score.value == -INFINITY ? score.value : std::fabs(score.value), score.id};
+  };
+  return sized(one) < sized(other);
+}
+
 // Writes the k best of `space.scored` as the result of a row, followed by zeros if there are fewer.
 template <class Storage>
 void write_best(const EncodeArgs<Storage>& args, int64_t row, FinishSpace<Storage>& space) {
   auto& scored = space.scored;
   const int64_t count = std::min<int64_t>(args.k, scored.size());
-  std::partial_sort(scored.begin(), scored.begin() + count, scored.end());
+  if (args.absolute) {
+    std::partial_sort(scored.begin(), scored.begin() + count, scored.end(),
+                      has_larger_size<compute_t<Storage>>);
+  } else {
+    std::partial_sort(scored.begin(), scored.begin() + count, scored.end());
+  }
   Storage* const values = args.values + row * args.k;
   int64_t* const indices = args.indices + row * args.k;
   for (int64_t c = 0; c < count; ++c) {
@@ -60,18 +75,21 @@ void keep_possible(const EncodeArgs<Storage>& args, const Columns& columns,
     const int64_t j = space.ids[c];
     return screened.bound.reach(columns.norm[j], columns.lost[j], columns.slack[j]);
   };
+  const auto rank = [&](int64_t c) {
+    return args.absolute ? std::fabs(space.screened[c]) : space.screened[c];
+  };
   int64_t kept = 0;
   if (args.threshold) {
     for (int64_t c = 0; c < count; ++c)
       if (space.screened[c] > -error(c)) space.ids[kept++] = space.ids[c];
   } else {
     space.lower.resize(count);
-    for (int64_t c = 0; c < count; ++c) space.lower[c] = space.screened[c] - error(c);
+    for (int64_t c = 0; c < count; ++c) space.lower[c] = rank(c) - error(c);
     std::nth_element(space.lower.begin(), space.lower.begin() + (args.k - 1), space.lower.end(),
                      std::greater<float>());
     const float floor = space.lower[args.k - 1];
     for (int64_t c = 0; c < count; ++c)
-      if (space.screened[c] + error(c) >= floor) space.ids[kept++] = space.ids[c];
+      if (rank(c) + error(c) >= floor) space.ids[kept++] = space.ids[c];
   }
   space.ids.resize(kept);
 }

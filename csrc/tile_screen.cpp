@@ -24,6 +24,7 @@ class TileScreenOf final : public TileScreen {
   TileScreenOf(const EncodeArgs<Storage>& args, Screen screen, int threads)
       : args_(args),
         kernels_(active_kernels()),
+        select_(select_kernels_of(kernels_, args.absolute)),
         norm_(args.m),
         lost_(args.m),
         rows_(args.n),
@@ -67,7 +68,7 @@ class TileScreenOf final : public TileScreen {
       if (!screened.screened) return;
       for (int64_t c = 0; c < columns; c += kGroup) {
         const int64_t j = column + c;
-        list.take(kernels_.select, scores + r * stride + c, columns_.bias.data() + j,
+        list.take(select_, scores + r * stride + c, columns_.bias.data() + j,
                   columns_.shown_from(j), std::min(kGroup, columns - c),
                   list.floor() - screened.bound.reach(columns_.most[j / kGroup]),
                   static_cast<int32_t>(j), reach_of_all_[row + r]);
@@ -89,6 +90,7 @@ class TileScreenOf final : public TileScreen {
 
   const EncodeArgs<Storage> args_;
   const Kernels& kernels_;
+  const SelectKernels& select_;
   std::vector<float> norm_, lost_;
   std::vector<ScreenedRow> rows_;
   std::vector<Candidates> lists_;

@@ -36,6 +36,7 @@ def encode(
     indices: Tensor,
     counts: Tensor | None,
     rescore: bool,
+    absolute: bool,
     product: str,
     units: Tensor | None,
     norm: Tensor | None,
@@ -54,6 +55,7 @@ class TileScreen:
         values: Tensor,
         indices: Tensor,
         counts: Tensor | None,
+        absolute: bool,
         product: str,
         threads: int,
     ) -> None: ...

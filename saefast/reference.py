@@ -60,6 +60,7 @@ def topk_encode(
     k: int,
     scale: Tensor | None = None,
     precision: str = "exact",
+    absolute: bool = False,
 ) -> SparseCode:
     """Select the k largest scores of each row.
 
@@ -70,14 +71,21 @@ def topk_encode(
         k: number of latents per row.
         scale: [m], see `scores`.
         precision: "exact", or "bf16" to round x and weight * scale to bfloat16, and nothing else.
+        absolute: whether scores are ranked by their absolute value, see `sizes`.
 
     Returns:
-        Values [n, k] in the dtype of x and int64 indices [n, k], by descending value, equal values
-        by ascending index.
+        Values [n, k] in the dtype of x, with their sign, and int64 indices [n, k], by descending
+        rank, those of equal rank by ascending index.
     """
     all_scores = _scores_at(precision, x, weight, bias, scale)
-    order = torch.sort(all_scores, dim=1, descending=True, stable=True).indices[:, :k]
+    ranks = sizes(all_scores) if absolute else all_scores
+    order = torch.sort(ranks, dim=1, descending=True, stable=True).indices[:, :k]
     return SparseCode(all_scores.gather(1, order).to(x.dtype), order)
+
+
+def sizes(scores: Tensor) -> Tensor:
+    """Return the absolute values of scores; -infinity, the score of a masked latent, stays."""
+    return torch.where(scores == -torch.inf, -torch.inf, scores.abs())
 
 
 def threshold_encode(
@@ -215,12 +223,12 @@ def decode_residual(
 
     Returns:
         The residual factor * (decoded - target) [n, d]; its dot product with the decoder row of
-        each positive value, zero for other values, [n, k]; and the sum of squares of
+        each value that is not zero, zero for other values, [n, k]; and the sum of squares of
         decoded - target, [] float64.
     """
     error = sparse_decode(values, indices, weight, bias) - target
     residual = error * factor
-    value_grads = torch.where(values > 0, gather_dots(residual, weight, indices), 0.0)
+    value_grads = torch.where(values != 0, gather_dots(residual, weight, indices), 0.0)
     return residual, value_grads, error.double().square().sum()
 
 
@@ -249,11 +257,11 @@ def decode_prefixes(
 
     Returns:
         For each group, factor * the sum of the errors of all prefixes that contain it, [g, n, d],
-        from which its latents learn; for each positive value the dot product of its decoder row
-        with that sum, zero for other values, [n, k]; and the sum of squares of each prefix's error,
-        [g] float64.
+        from which its latents learn; for each value that is not zero the dot product of its decoder
+        row with that sum, zero for other values, [n, k]; and the sum of squares of each prefix's
+        error, [g] float64.
     """
-    active = values > 0
+    active = values != 0
     group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
     errors = torch.stack(
         [
@@ -337,7 +345,7 @@ def latent_gradients(update: Update) -> tuple[tuple[Tensor, Tensor, Tensor], Ten
         inputs summed over tokens [d]; and the number of tokens on which each latent fired [m].
     """
     indices, latents = update.indices, len(update.b_enc)
-    active = update.values > 0
+    active = update.values != 0
     values, value_grads = update.values * active, update.value_grads * active
     ones = values.new_ones(values.shape[0], 1)
     if update.group_ends is None:
@@ -451,15 +459,17 @@ def normalise_rows(weight: Tensor) -> None:
     weight.div_(torch.where(norm > 0, norm, 1.0))
 
 
-def keep_largest(scores: Tensor, k: int, *, signed: bool) -> None:
+def keep_largest(scores: Tensor, k: int, *, signed: bool, absolute: bool = False) -> None:
     """Set all but the k largest scores of each row to zero, in place.
 
     Args:
         scores: [n, m]; of equal scores those with lower indices are kept.
         k: number of scores to keep per row.
         signed: whether negative scores may be kept; scores of -infinity never are.
+        absolute: whether scores are ranked by their absolute value, see `sizes`.
     """
-    order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+    ranks = sizes(scores) if absolute else scores
+    order = torch.sort(ranks, dim=1, descending=True, stable=True).indices[:, :k]
     stays = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
     stays &= scores > (-torch.inf if signed else 0.0)
     scores.masked_fill_(~stays, 0.0)

@@ -23,7 +23,8 @@ int64_t units_for(Screen screen, int64_t d, int64_t m) {
 template <class Storage>
 EncodeArgs<Storage> encode_args(const Array& x, const Array& weight, const Array& bias,
                                 const Array& scale, const Array& threshold, const Array& values,
-                                const Array& indices, const Array& counts, bool rescore) {
+                                const Array& indices, const Array& counts, bool rescore,
+                                bool absolute) {
   const auto [m, d] = weight.sizes<2>("weight");
   const auto [n, k] = values.sizes<2>("values");
   return {x.as<const Storage>("x", {n, d}),
@@ -38,7 +39,8 @@ EncodeArgs<Storage> encode_args(const Array& x, const Array& weight, const Array
           values.as<Storage>("values", {n, k}),
           indices.as<int64_t>("indices", {n, k}),
           threshold.is_none() ? nullptr : counts.as<int64_t>("counts", {n}),
-          rescore};
+          rescore,
+          absolute};
 }
 
 }  // namespace
@@ -63,11 +65,11 @@ void bind_encode(py::module_& module) {
       "encode",
       [](const Array& x, const Array& weight, const Array& bias, const Array& scale,
          const Array& threshold, const Array& values, const Array& indices, const Array& counts,
-         bool rescore, const std::string& product, const Array& units, const Array& norm,
-         const Array& lost, int threads) {
+         bool rescore, bool absolute, const std::string& product, const Array& units,
+         const Array& norm, const Array& lost, int threads) {
         with_storage("weight", weight, [&](auto storage) {
-          const auto args = encode_args<decltype(storage)>(x, weight, bias, scale, threshold,
-                                                           values, indices, counts, rescore);
+          const auto args = encode_args<decltype(storage)>(
+              x, weight, bias, scale, threshold, values, indices, counts, rescore, absolute);
           const Screen screen = screen_named(product);
           std::optional<Panels> panels;
           if (!units.is_none()) panels = panels_of(units, norm, lost, screen, args.d, args.m);
@@ -76,20 +78,21 @@ void bind_encode(py::module_& module) {
         });
       },
       "x"_a, "weight"_a, "bias"_a, "scale"_a, "threshold"_a, "values"_a, "indices"_a, "counts"_a,
-      "rescore"_a, "product"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
+      "rescore"_a, "absolute"_a, "product"_a, "units"_a, "norm"_a, "lost"_a, "threads"_a);
   py::class_<TileScreen>(module, "TileScreen")
-      .def(py::init([](const Array& x, const Array& weight, const Array& bias, const Array& scale,
-                       const Array& threshold, const Array& values, const Array& indices,
-                       const Array& counts, const std::string& product, int threads) {
-             return with_storage("weight", weight, [&](auto storage) {
-               const auto args = encode_args<decltype(storage)>(x, weight, bias, scale, threshold,
-                                                                values, indices, counts, true);
-               py::gil_scoped_release release;
-               return tile_screen(args, screen_named(product), threads);
-             });
-           }),
-           "x"_a, "weight"_a, "bias"_a, "scale"_a, "threshold"_a, "values"_a, "indices"_a,
-           "counts"_a, "product"_a, "threads"_a)
+      .def(
+          py::init([](const Array& x, const Array& weight, const Array& bias, const Array& scale,
+                      const Array& threshold, const Array& values, const Array& indices,
+                      const Array& counts, bool absolute, const std::string& product, int threads) {
+            return with_storage("weight", weight, [&](auto storage) {
+              const auto args = encode_args<decltype(storage)>(
+                  x, weight, bias, scale, threshold, values, indices, counts, true, absolute);
+              py::gil_scoped_release release;
+              return tile_screen(args, screen_named(product), threads);
+            });
+          }),
+          "x"_a, "weight"_a, "bias"_a, "scale"_a, "threshold"_a, "values"_a, "indices"_a,
+          "counts"_a, "absolute"_a, "product"_a, "threads"_a)
       .def(
           "feed",
           [](TileScreen& self, const Array& scores, int64_t row, int64_t rows, int64_t column,

@@ -62,12 +62,15 @@ struct ScreenKernels {
   // Compares scores plus bias [columns] with a threshold per row. Returns a mask of the rows with a
   // hit, a score above the threshold; if there is one, `scores` [rows][columns] is written, without
   // the bias. Only the first `used` rows count: a tile may leave out the others, which then have no
-  // hits and undefined scores.
-  uint32_t (*tile)(const uint32_t* a, const uint32_t* b, int64_t units, int64_t used,
-                   const float* bias, const float* thresholds, float* scores) = nullptr;
+  // hits and undefined scores. A column whose bias is NaN has no hits.
+  using Tile = uint32_t (*)(const uint32_t* a, const uint32_t* b, int64_t units, int64_t used,
+                            const float* bias, const float* thresholds, float* scores);
+  Tile tile = nullptr;
+  Tile absolute_tile = nullptr;  // compares the absolute values of the sums
 };
 
-// Operations on the candidate list of a row.
+// Operations on the candidate list of a row. One table of them ranks scores by value, another by
+// absolute value.
 struct SelectKernels {
   // Appends (score + bias, first + column) for each column whose sum exceeds `threshold`, and
   // returns their number. Both outputs need room for `columns` + 16 entries.
@@ -102,12 +105,18 @@ struct Kernels {
   UpdateKernels<float> update_f32;
   UpdateKernels<double> update_f64;
   SelectKernels select;
+  SelectKernels absolute_select;
   PackKernels pack;
   ScreenKernels screen_f32;
   // Null tiles: the instruction set lacks the product, or another screen is faster.
   ScreenKernels screen_bf16;
   ScreenKernels screen_int16;
 };
+
+// Returns the operations on lists that rank scores by value or by absolute value.
+static inline const SelectKernels& select_kernels_of(const Kernels& kernels, bool absolute) {
+  return absolute ? kernels.absolute_select : kernels.select;
+}
 
 // Returns the kernels for elements of type Storage.
 template <class Storage>

@@ -13,15 +13,18 @@ namespace saefast::avx512 {
 
 namespace {
 
+template <bool kAbsolute>
 uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
-  return screen_tile(a, b, units, bias, thresholds, scores, [](__m512 sum, __m512i x, __m512i w) {
+  const auto multiply_add = [](__m512 sum, __m512i x, __m512i w) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
-  });
+  };
+  return screen_tile<kAbsolute>(a, b, units, bias, thresholds, scores, multiply_add);
 }
 
 // Compresses in a register and stores the whole register: compressing stores are microcoded on Zen
 // 4.
+template <bool kAbsolute>
 int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
                int32_t first, float* out_scores, int32_t* out_ids) {
   const __m512 limit = _mm512_set1_ps(threshold);
@@ -34,7 +37,8 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
         static_cast<__mmask16>(columns - c >= 16 ? 0xffff : (1u << (columns - c)) - 1);
     const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(valid, scores + c),
                                      _mm512_maskz_loadu_ps(valid, bias + c));
-    const __mmask16 hits = _mm512_mask_cmp_ps_mask(valid, sum, limit, _CMP_GT_OQ);
+    const __mmask16 hits =
+        _mm512_mask_cmp_ps_mask(valid, ranks_of<kAbsolute>(sum), limit, _CMP_GT_OQ);
     if (hits == 0) continue;
     _mm512_storeu_ps(out_scores + found, _mm512_maskz_compress_ps(hits, sum));
     _mm512_storeu_si512(out_ids + found, _mm512_maskz_compress_epi32(hits, ids));
@@ -43,6 +47,7 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
   return found;
 }
 
+template <bool kAbsolute>
 int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
   const __m512 limit = _mm512_set1_ps(floor);
   int64_t kept = 0;
@@ -51,7 +56,8 @@ int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
         static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1u << (count - i)) - 1);
     const __m512 score = _mm512_maskz_loadu_ps(valid, scores + i);
     const __m512i id = _mm512_maskz_loadu_epi32(valid, ids + i);
-    const __mmask16 keep = _mm512_mask_cmp_ps_mask(valid, score, limit, _CMP_GE_OQ);
+    const __mmask16 keep =
+        _mm512_mask_cmp_ps_mask(valid, ranks_of<kAbsolute>(score), limit, _CMP_GE_OQ);
     _mm512_storeu_ps(scores + kept, _mm512_maskz_compress_ps(keep, score));
     _mm512_storeu_si512(ids + kept, _mm512_maskz_compress_epi32(keep, id));
     kept += __builtin_popcount(keep);
@@ -67,9 +73,10 @@ Kernels kernels() {
           row_kernels<bf16>(),
           update_kernels<float>(),
           update_kernels<double>(),
-          {filter, reached_by, keep_from},
+          {filter<false>, reached_by<false>, keep_from<false>},
+          {filter<true>, reached_by<true>, keep_from<true>},
           pack_kernels(),
-          {kTileRows, kTileColumns, tile},
+          {kTileRows, kTileColumns, tile<false>, tile<true>},
           {},
           {}};
 }

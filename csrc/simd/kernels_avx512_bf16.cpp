@@ -8,18 +8,20 @@ namespace saefast::avx512_bf16 {
 
 namespace {
 
+template <bool kAbsolute>
 uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
-  return screen_tile(a, b, units, bias, thresholds, scores, [](__m512 sum, __m512i x, __m512i w) {
+  const auto multiply_add = [](__m512 sum, __m512i x, __m512i w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
-  });
+  };
+  return screen_tile<kAbsolute>(a, b, units, bias, thresholds, scores, multiply_add);
 }
 
 }  // namespace
 
 Kernels kernels() {
   Kernels all = avx512::kernels();
-  all.screen_bf16 = {kTileRows, kTileColumns, tile};
+  all.screen_bf16 = {kTileRows, kTileColumns, tile<false>, tile<true>};
   return all;
 }
 

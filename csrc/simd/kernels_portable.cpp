@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kRows = 4, kColumns = 16;
 
+template <bool kAbsolute>
 uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
               const float* thresholds, float* scores) {
   const float* left = reinterpret_cast<const float*>(a);
@@ -25,11 +26,12 @@ uint32_t tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, cons
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < kColumns; ++c) {
       scores[r * kColumns + c] = sum[r][c];
-      if (sum[r][c] + bias[c] > thresholds[r]) hits |= 1u << r;
+      if (rank_of<kAbsolute>(sum[r][c] + bias[c]) > thresholds[r]) hits |= 1u << r;
     }
   return hits;
 }
 
+template <bool kAbsolute>
 uint32_t int16_tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t, const float* bias,
                     const float* thresholds, float* scores) {
   const int16_t* left = reinterpret_cast<const int16_t*>(a);
@@ -49,12 +51,13 @@ uint32_t int16_tile(const uint32_t* a, const uint32_t* b, int64_t units, int64_t
     for (int c = 0; c < kColumns; ++c) {
       const float score = static_cast<float>(sum[r][c]) * factor * column_worth[c];
       scores[r * kColumns + c] = score;
-      if (score + bias[c] > thresholds[r]) hits |= 1u << r;
+      if (rank_of<kAbsolute>(score + bias[c]) > thresholds[r]) hits |= 1u << r;
     }
   }
   return hits;
 }
 
+template <bool kAbsolute>
 int64_t filter(const float* scores, const float* bias, int64_t columns, float threshold,
                int32_t first, float* out_scores, int32_t* out_ids) {
   int64_t found = 0;
@@ -62,7 +65,7 @@ int64_t filter(const float* scores, const float* bias, int64_t columns, float th
     const float score = scores[c] + bias[c];
     out_scores[found] = score;
     out_ids[found] = first + static_cast<int32_t>(c);
-    found += score > threshold ? 1 : 0;
+    found += rank_of<kAbsolute>(score) > threshold ? 1 : 0;
   }
   return found;
 }
@@ -75,11 +78,12 @@ Kernels kernels() {
           row_kernels<bf16>(),
           update_kernels<float>(),
           update_kernels<double>(),
-          {filter, reached_by, keep_from},
+          {filter<false>, reached_by<false>, keep_from<false>},
+          {filter<true>, reached_by<true>, keep_from<true>},
           pack_kernels(),
-          {kRows, kColumns, tile},
+          {kRows, kColumns, tile<false>, tile<true>},
           {},
-          {kRows, kColumns, int16_tile}};
+          {kRows, kColumns, int16_tile<false>, int16_tile<true>}};
 }
 
 }  // namespace saefast::portable

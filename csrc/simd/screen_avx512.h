@@ -7,9 +7,15 @@ namespace saefast::SAEFAST_LEVEL {
 
 constexpr int kTileRows = 6, kTileVectors = 4, kTileColumns = 16 * kTileVectors;
 
+// Returns what scores are ranked by.
+template <bool kAbsolute>
+static inline __m512 ranks_of(__m512 scores) {
+  return kAbsolute ? _mm512_abs_ps(scores) : scores;
+}
+
 // Multiplies one tile, see ScreenKernels::tile; multiply_add(sum, x, w) adds the products of one
 // unit. 24 accumulators, four vectors of columns and one broadcast: 29 of the 32 registers.
-template <class MultiplyAdd>
+template <bool kAbsolute, class MultiplyAdd>
 static inline __attribute__((always_inline)) uint32_t
 screen_tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bias,
             const float* thresholds, float* scores, MultiplyAdd multiply_add) {
@@ -36,8 +42,9 @@ screen_tile(const uint32_t* a, const uint32_t* b, int64_t units, const float* bi
     uint32_t above = 0;
 #pragma GCC unroll 4
     for (int v = 0; v < kTileVectors; ++v)
-      above |= _mm512_cmp_ps_mask(_mm512_add_ps(sum[r][v], _mm512_loadu_ps(bias + v * 16)),
-                                  threshold, _CMP_GT_OQ);
+      above |= _mm512_cmp_ps_mask(
+          ranks_of<kAbsolute>(_mm512_add_ps(sum[r][v], _mm512_loadu_ps(bias + v * 16))), threshold,
+          _CMP_GT_OQ);
     hits |= (above != 0 ? 1u : 0u) << r;
   }
   if (hits != 0) {

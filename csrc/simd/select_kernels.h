@@ -3,25 +3,34 @@
 
 namespace saefast::SAEFAST_LEVEL {
 
+// Returns what a score is ranked by.
+template <bool kAbsolute>
+static inline float rank_of(float score) {
+  return kAbsolute ? __builtin_fabsf(score) : score;
+}
+
 // Returns how many scores are at least `floor`.
+template <bool kAbsolute>
 static int64_t count_from(const float* scores, int64_t count, float floor) {
   int32_t reached = 0;
-  for (int64_t i = 0; i < count; ++i) reached += scores[i] >= floor ? 1 : 0;
+  for (int64_t i = 0; i < count; ++i) reached += rank_of<kAbsolute>(scores[i]) >= floor ? 1 : 0;
   return reached;
 }
 
 // Bisects the value: twelve counting passes over a list in the L1 cache take less time than one
 // partial sort, and any floor that k entries reach is valid.
+template <bool kAbsolute>
 static float reached_by(const float* scores, int64_t count, int64_t k) {
-  float low = scores[0], high = scores[0];
+  float low = rank_of<kAbsolute>(scores[0]), high = low;
   for (int64_t i = 1; i < count; ++i) {
-    low = scores[i] < low ? scores[i] : low;
-    high = scores[i] > high ? scores[i] : high;
+    const float rank = rank_of<kAbsolute>(scores[i]);
+    low = rank < low ? rank : low;
+    high = rank > high ? rank : high;
   }
   for (int pass = 0; pass < 12 && low < high; ++pass) {
     const float middle = low + 0.5f * (high - low);
     if (middle <= low) break;
-    if (count_from(scores, count, middle) >= k) {
+    if (count_from<kAbsolute>(scores, count, middle) >= k) {
       low = middle;
     } else {
       high = middle;
@@ -31,6 +40,7 @@ static float reached_by(const float* scores, int64_t count, int64_t k) {
 }
 
 #if !defined(SAEFAST_OWN_KEEP_FROM)
+template <bool kAbsolute>
 static int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
   int64_t kept = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -38,7 +48,7 @@ static int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor
     const int32_t id = ids[i];
     scores[kept] = score;
     ids[kept] = id;
-    kept += score >= floor ? 1 : 0;
+    kept += rank_of<kAbsolute>(score) >= floor ? 1 : 0;
   }
   return kept;
 }

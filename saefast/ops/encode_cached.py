@@ -39,6 +39,7 @@ class CachedEncoder:
         scale: Tensor | None = None,
         scale_source: Tensor | None = None,
         precision: str = "exact",
+        absolute: bool = False,
     ) -> SparseCode:
         """Compute `topk_encode`, with the same bits and gradients.
 
@@ -46,13 +47,15 @@ class CachedEncoder:
         computed: the weight times `scale` is packed again when the source has changed.
         """
         if not Derived.tracks(x, weight, bias, scale, scale_source):
-            return topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+            return topk_encode(
+                x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
+            )
         check_topk_encode(x, weight, bias, scale, k, precision)
-        packed = self._pack(x, weight, scale, scale_source, k, precision)
+        packed = self._pack(x, weight, scale, scale_source, k, precision, absolute=absolute)
         operands = (x, weight, bias, scale)
         if not _differentiates(*operands):
-            return encode_packed(x, weight, bias, k, precision, packed, scale, check_finite=True)
-        values, indices = _TopK.apply(*operands, k, precision, packed)  # type: ignore[no-untyped-call]
+            return _encode(*operands, k, precision, packed, absolute)
+        values, indices = _TopK.apply(*operands, k, precision, packed, absolute)  # type: ignore[no-untyped-call]
         return SparseCode(values, indices)
 
     def above(
@@ -90,13 +93,15 @@ class CachedEncoder:
         scale_source: Tensor | None,
         k: int,
         precision: str,
+        *,
+        absolute: bool = False,
     ) -> Packed | None:
         source = scale if scale is None or scale_source is None else scale_source
         sources = [weight] if source is None else [weight, source]
 
         def pack() -> Packed | None:
             with torch.no_grad():
-                return repacked(None, False, x, weight, k, precision, scale)
+                return repacked(None, False, x, weight, k, precision, scale, absolute=absolute)
 
         return self._packed.get(sources, pack, precision)
 
@@ -104,6 +109,21 @@ class CachedEncoder:
 def _differentiates(*operands: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(
         operand is not None and operand.requires_grad for operand in operands
+    )
+
+
+def _encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    packed: Packed | None,
+    absolute: bool,
+) -> SparseCode:
+    return encode_packed(
+        x, weight, bias, k, precision, packed, scale, absolute=absolute, check_finite=True
     )
 
 
@@ -119,8 +139,9 @@ class _TopK(torch.autograd.Function):
         k: int,
         precision: str,
         packed: Packed | None,
+        absolute: bool,
     ) -> tuple[Tensor, Tensor]:
-        code = encode_packed(x, weight, bias, k, precision, packed, scale, check_finite=True)
+        code = _encode(x, weight, bias, scale, k, precision, packed, absolute)
         return code.values, code.indices
 
     @staticmethod
@@ -133,7 +154,7 @@ class _TopK(torch.autograd.Function):
         x, weight, bias, scale, indices = ctx.saved_tensors
         needed = ctx.needs_input_grad
         gradients = encode_gradients(grads[0], indices, x, weight, bias, scale, needed)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 class _Above(torch.autograd.Function):

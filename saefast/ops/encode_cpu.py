@@ -65,9 +65,13 @@ def encode_on_cpu(
     precision: str,
     screen: Screen,
     packed: PackedWeight | None = None,
+    *,
+    absolute: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` of checked input; an exact result does not depend on `screen`."""
-    values, indices, _ = _encode(x, weight, bias, scale, None, k, precision, screen, packed)
+    values, indices, _ = _encode(
+        x, weight, bias, scale, None, k, precision, screen, packed, absolute=absolute
+    )
     return SparseCode(values, indices)
 
 
@@ -97,6 +101,8 @@ def _encode(
     precision: str,
     screen: Screen,
     packed: PackedWeight | None,
+    *,
+    absolute: bool = False,
 ) -> ThresholdCode:
     """Encode the k largest scores of each row, or those above a threshold, with their counts."""
     x, weight = contiguous(x), contiguous(weight)
@@ -110,12 +116,12 @@ def _encode(
     )
     arrays = (x, weight, bias, scale, threshold, *code)
     if screen.engine == "torch":
-        screening = native.TileScreen(*arrays, screen.product, threads())
+        screening = native.TileScreen(*arrays, absolute, screen.product, threads())
         _feed_tiles(screening, x, weight, scale, screen)
     else:
         units, norm, lost = (packed.units, packed.norm, packed.lost) if packed else (None,) * 3
         exact = precision == "exact"
-        native.encode(*arrays, exact, screen.product, units, norm, lost, threads())
+        native.encode(*arrays, exact, absolute, screen.product, units, norm, lost, threads())
     return code
 
 

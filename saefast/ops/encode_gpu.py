@@ -22,16 +22,18 @@ def encode_on_gpu(
     k: int,
     precision: str,
     impl: str = "auto",
+    *,
+    absolute: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` of input with checked shapes; checks that the input is finite."""
-    if not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
+    if not selects(x, k, absolute=absolute):
         checks.finite_operands(x, weight, bias, scale)
         return SparseCode(
             *_in_slices(
                 x,
                 weight.shape[0],
                 lambda part: reference.topk_encode(
-                    part, weight, bias, k=k, scale=scale, precision=precision
+                    part, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
                 ),
             )
         )
@@ -41,6 +43,17 @@ def encode_on_gpu(
     screen = screen_for(x, weight, k, exact=exact)
     left, right = _rounded(x, weight, bias, scale, screen)
     return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right, impl)
+
+
+def selects(x: Tensor, k: int, *, absolute: bool = False) -> bool:
+    """Return whether the kernels support an encode of x; warn if Triton cannot run on its GPU.
+
+    They keep at most `MOST_KEPT` latents per row, and do not rank by absolute value.
+    """
+    if absolute or not gpu.serves(x):
+        return False
+    most: int = gpu.kernels("encode.topk_encode").MOST_KEPT
+    return k <= most
 
 
 def threshold_on_gpu(

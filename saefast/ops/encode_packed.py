@@ -7,7 +7,13 @@ from torch import Tensor
 from saefast.ops import gpu
 from saefast.ops.cpu import contiguous, native
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu, threshold_on_cpu
-from saefast.ops.encode_gpu import check_rounded, encode_rounded, screen_for, threshold_rounded
+from saefast.ops.encode_gpu import (
+    check_rounded,
+    encode_rounded,
+    screen_for,
+    selects,
+    threshold_rounded,
+)
 from saefast.ops.gpu_screens import GpuScreen
 from saefast.ops.screens import screen_at
 from saefast.ops.threshold_encode import threshold_encode_op
@@ -40,6 +46,8 @@ def repacked(
     k: int,
     precision: str,
     scale: Tensor | None = None,
+    *,
+    absolute: bool = False,
 ) -> Packed | None:
     """Return `packed` if it is `fresh` and for the right screen, or else a new packed weight.
 
@@ -48,7 +56,7 @@ def repacked(
     """
     exact = precision == "exact"
     if gpu.has(x):
-        if not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
+        if not selects(x, k, absolute=absolute):
             return None
         screen = packed.screen if packed else screen_for(x, weight, k, exact=exact)
         if packed is None or not fresh:
@@ -76,6 +84,7 @@ def encode_packed(
     packed: Packed | None,
     scale: Tensor | None = None,
     *,
+    absolute: bool = False,
     check_finite: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` of checked input; `packed` is the packed weight times `scale`.
@@ -91,19 +100,28 @@ def encode_packed(
         return encode_rounded(x, weight, bias, scale, k, exact, *rounded)
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
-        return encode_on_cpu(x, weight, bias, scale, k, precision, screen, panels)
-    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+        return encode_on_cpu(
+            x, weight, bias, scale, k, precision, screen, panels, absolute=absolute
+        )
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, absolute=absolute))
 
 
 def encode_scaled(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, k: int, precision: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    k: int,
+    precision: str,
+    *,
+    absolute: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` of checked input with a scale that changes in every step.
 
     The weight is not kept packed. On a GPU the input is not checked to be finite.
     """
-    if not gpu.has(x) or not gpu.serves(x) or k > gpu.kernels("encode.topk_encode").MOST_KEPT:
-        return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision))
+    if not gpu.has(x) or not selects(x, k, absolute=absolute):
+        return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, absolute=absolute))
     exact = precision == "exact"
     screen = screen_for(x, weight, k, exact=exact)
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)

@@ -1,4 +1,4 @@
-"""Encode the k most active latents of each row, without the matrix of all pre-activations."""
+"""Encode the k largest pre-activations of each row, without the matrix of all of them."""
 
 from typing import Any
 
@@ -24,6 +24,7 @@ def topk_encode(
     k: int,
     scale: Tensor | None = None,
     precision: str = "exact",
+    absolute: bool = False,
     impl: str = "auto",
 ) -> SparseCode:
     """Select the k largest scores (x @ weight.T + bias) * scale of every row.
@@ -36,18 +37,22 @@ def topk_encode(
         scale: [m] factors of the scores, such as the norms of decoder rows. None: ones.
         precision: "exact" selects by scores in the dtype of x (float32 for bfloat16). "bf16" rounds
             x and weight to bfloat16 and selects by the resulting scores, which is faster.
+        absolute: whether scores are ranked by their absolute value; they keep their sign. On a GPU
+            this is computed in plain torch.
         impl: "auto" chooses by device; "reference", "cpp", "triton" and "cuda" select an
             implementation.
 
     Returns:
-        Values [n, k] and int64 indices [n, k], by descending value, equal values by ascending
-        index. Differentiable in `x`, `weight`, `bias` and `scale`.
+        Values [n, k] and int64 indices [n, k], by descending value or absolute value, equal ones
+        by ascending index. Differentiable in `x`, `weight`, `bias` and `scale`.
     """
     check_topk_encode(x, weight, bias, scale, k, precision)
     if use_reference(impl, weight, in_cuda=True):
         checks.finite_operands(x, weight, bias, scale)
-        return reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
-    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl))
+        return reference.topk_encode(
+            x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
+        )
+    return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl, absolute))
 
 
 def check_topk_encode(
@@ -74,10 +79,13 @@ def topk_encode_op(
     k: int,
     precision: str,
     impl: str = "auto",
+    absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute `topk_encode` of arguments with checked shapes; `impl` selects a GPU kernel."""
     checks.finite_operands(x, weight, bias, scale)
-    values, indices = reference.topk_encode(x, weight, bias, k=k, scale=scale, precision=precision)
+    values, indices = reference.topk_encode(
+        x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
+    )
     return values, indices.clone()
 
 
@@ -90,9 +98,11 @@ def _(
     k: int,
     precision: str,
     impl: str = "auto",
+    absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check_topk_encode(x, weight, bias, scale, k, precision)
-    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen_at(precision))
+    screen = screen_at(precision)
+    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen, absolute=absolute)
     return code.values, code.indices
 
 
@@ -105,9 +115,10 @@ def _(
     k: int,
     precision: str,
     impl: str = "auto",
+    absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check_topk_encode(x, weight, bias, scale, k, precision)
-    code = encode_on_gpu(x, weight, bias, scale, k, precision, impl)
+    code = encode_on_gpu(x, weight, bias, scale, k, precision, impl, absolute=absolute)
     return code.values, code.indices
 
 
@@ -120,6 +131,7 @@ def _(
     k: int,
     precision: str,
     impl: str = "auto",
+    absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
@@ -132,7 +144,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, scale, indices = ctx.saved_tensors
     needed = ctx.needs_input_grad
-    return (*encode_gradients(grad, indices, x, weight, bias, scale, needed), None, None, None)
+    gradients = encode_gradients(grad, indices, x, weight, bias, scale, needed)
+    return (*gradients, None, None, None, None)
 
 
 topk_encode_op.register_autograd(_backward, setup_context=_setup)

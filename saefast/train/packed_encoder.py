@@ -46,16 +46,25 @@ class PackedEncoder:
         """Mark the packed weights as outdated."""
         self._version = -1
 
-    def largest(self, inputs: Tensor, k: int, scale: Tensor | None = None) -> SparseCode:
-        """Return the k largest pre-activations of each row, ranked by size times `scale` [m]."""
+    def largest(
+        self, inputs: Tensor, k: int, scale: Tensor | None = None, *, absolute: bool = False
+    ) -> SparseCode:
+        """Return the k largest pre-activations of each row.
+
+        They are ranked after multiplication by `scale` [m]; by absolute value with `absolute`.
+        """
         sae = self.sae
         if scale is not None:
-            code = encode_scaled(inputs, sae.W_enc, sae.b_enc, scale, k, self.precision)
+            code = encode_scaled(
+                inputs, sae.W_enc, sae.b_enc, scale, k, self.precision, absolute=absolute
+            )
             chosen = scale[code.indices]
             values = torch.where(chosen > 0, code.values / chosen, 0.0)
             return SparseCode(values, code.indices)
-        self._pack(inputs, k)
-        return encode_packed(inputs, sae.W_enc, sae.b_enc, k, self.precision, self.packed)
+        self._pack(inputs, k, absolute=absolute)
+        return encode_packed(
+            inputs, sae.W_enc, sae.b_enc, k, self.precision, self.packed, absolute=absolute
+        )
 
     def largest_of_batch(
         self, inputs: Tensor, k: int, guess: Tensor | None, width: int
@@ -92,7 +101,9 @@ class PackedEncoder:
             partial(self.above_in, inputs=inputs, threshold=threshold), width, self.sae.m
         )
 
-    def _pack(self, inputs: Tensor, k: int) -> None:
+    def _pack(self, inputs: Tensor, k: int, *, absolute: bool = False) -> None:
         weight = self.sae.W_enc
-        self.packed = repacked(self.packed, self.fresh, inputs, weight, k, self.precision)
+        self.packed = repacked(
+            self.packed, self.fresh, inputs, weight, k, self.precision, absolute=absolute
+        )
         self.refreshed()

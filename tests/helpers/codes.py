@@ -24,7 +24,13 @@ def draw_indices(shape: Shape, seed: int) -> Tensor:
 
 
 def assert_top_k(
-    code: saefast.SparseCode, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+    code: saefast.SparseCode,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    *,
+    absolute: bool = False,
 ) -> None:
     """Assert that no omitted score exceeds a kept one beyond the rounding of one exact score."""
     wide = [t if t is None else t.double() for t in (x, weight, bias, scale)]
@@ -33,11 +39,14 @@ def assert_top_k(
     compute = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     rounding = torch.finfo(compute).eps / 2 * (x.shape[1] / 16 + 8) * magnitude.amax(1)
     kept = truth.gather(1, code.indices)
-    rest = truth.scatter(1, code.indices, -torch.inf)
-    assert (kept.amin(1) >= rest.amax(1) - 2 * rounding).all()
+    ranks = reference.sizes(truth) if absolute else truth
+    smallest = ranks.gather(1, code.indices).amin(1)
+    rest = ranks.scatter(1, code.indices, -torch.inf)
+    assert (smallest >= rest.amax(1) - 2 * rounding).all()
     storing = torch.finfo(x.dtype).eps * kept.abs().amax(1)
     assert ((code.values.double() - kept).abs().amax(1) <= rounding + storing).all()
-    ordered = code.values[:, :-1] >= code.values[:, 1:]
+    of_code = code.values.abs() if absolute else code.values
+    ordered = of_code[:, :-1] >= of_code[:, 1:]
     assert ordered.all()
     assert all(len(set(row)) == len(row) for row in code.indices.tolist())
 

@@ -32,9 +32,11 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     original = encode_cached.repacked
 
-    def counted(packed: object, fresh: bool, x: Tensor, weight: Tensor, *more: object) -> object:
+    def counted(
+        packed: object, fresh: bool, x: Tensor, weight: Tensor, *more: object, **settings: object
+    ) -> object:
         seen.append(weight.detach().clone())
-        return original(packed, fresh, x, weight, *more)  # type: ignore[arg-type]
+        return original(packed, fresh, x, weight, *more, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(encode_cached, "repacked", counted)
     return seen

@@ -171,6 +171,27 @@ MISFITS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"weight must be contiguous, got shape \(6, 4\) with strides \(1, 6\)",
     ),
+    "absolute values above a threshold": (
+        lambda: native.encode(
+            torch.ones(N, D),
+            WEIGHT,
+            None,
+            None,
+            torch.zeros(M),
+            torch.empty(N, K),
+            INDICES.clone(),
+            torch.empty(N, dtype=torch.int64),
+            True,
+            True,
+            "float32",
+            None,
+            None,
+            None,
+            1,
+        ),
+        ValueError,
+        "absolute must be false with a threshold",
+    ),
     "rows of a tile": (
         lambda: tile_screen().feed(torch.empty(2, M), 0, 3, 0, M, 1),
         ValueError,
@@ -192,7 +213,7 @@ MISFITS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 def tile_screen() -> native.TileScreen:
     """Return a tile screen for an encode of `OUT` by `WEIGHT`."""
     arrays = (torch.ones(N, D), WEIGHT, None, None, None, torch.empty(N, K), INDICES.clone(), None)
-    return native.TileScreen(*arrays, "float32", 1)
+    return native.TileScreen(*arrays, False, "float32", 1)
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
