@@ -191,7 +191,7 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
   check_indices(args.indices, args.n, args.k, args.m, threads);
   check_groups(args);
   const ByLatent sorted = sort_by_latent(args.indices, args.n, args.k, args.m,
-                                         [&](int64_t entry) { return args.values[entry] > 0; });
+                                         [&](int64_t entry) { return args.values[entry] != 0; });
   const LatentUpdate<Compute> update(args, sorted);
   const Kernels& kernels = active_kernels();
   const ScreenPlan plan = plan_screen(kernels, screen);

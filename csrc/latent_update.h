@@ -38,7 +38,7 @@ struct Decay {
 template <class Compute>
 struct UpdateArgs {
   // Results of the forward pass: indices and values [n, k], the gradients of the values [n, k]
-  // (zero if the value is not positive), the gradients of the reconstructions [groups, n, d_out],
+  // (zero if the value is zero), the gradients of the reconstructions [groups, n, d_out],
   // and the inputs of the encoder [n, d].
   const int64_t* indices;
   const Compute* values;
@@ -65,7 +65,7 @@ struct UpdateArgs {
   Decay<Compute> encoder_decay, decoder_decay;
   double factor;            // factor of every gradient
   Compute* input_grad_sum;  // [d] output: gradient of the encoder's inputs, summed over tokens
-  int64_t* fired;           // [m] output: number of tokens with a positive value of the latent
+  int64_t* fired;           // [m] output: number of tokens on which the latent's value is not zero
   // [m] output: squared norm of each latent's gradients. If not null, nothing is updated.
   double* squares;
 };

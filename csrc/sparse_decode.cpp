@@ -117,12 +117,12 @@ double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, C
     const Compute* const values = args.values + row * args.k;
     int64_t count = 0;
     for (int64_t c = 0; c < args.k; ++c)
-      if (values[c] > 0) space.ids[count++] = args.indices[row * args.k + c];
+      if (values[c] != 0) space.ids[count++] = args.indices[row * args.k + c];
     row_kernels_of<Compute>(kernels).dots(error, args.weight, space.ids.data(), count, args.d,
                                           space.weights.data());
     Compute* const grads = value_grads + row * args.k;
     for (int64_t c = 0, next = 0; c < args.k; ++c)
-      grads[c] = values[c] > 0 ? space.weights[next++] : 0;
+      grads[c] = values[c] != 0 ? space.weights[next++] : 0;
   });
   double total = 0.0;
   for (double square : squares) total += square;

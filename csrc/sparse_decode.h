@@ -35,7 +35,7 @@ void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indi
 
 // Decodes row by row, and computes what training needs while the decoder rows are in a cache:
 // residual = factor * (decoded - target) [n, d], and value_grads[i, c] = residual[i] .
-// weight[indices[i, c]] if values[i, c] > 0, otherwise 0. Returns the sum of squares of decoded -
+// weight[indices[i, c]] if values[i, c] != 0, otherwise 0. Returns the sum of squares of decoded -
 // target.
 template <class Compute>
 double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, Compute factor,

@@ -13,7 +13,9 @@ from saefast.ops.sparse_decode import sparse_decode
 from saefast.ops.threshold_encode import all_above
 from saefast.types import SparseCode, ThresholdCode
 
-VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
+VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
+K_PER_ROW = ("topk", "abstopk")
+"""Variants that select k latents of each row, without a threshold."""
 
 NORMALISATIONS = ("none", "layer_norm", "norm")
 
@@ -29,6 +31,8 @@ class SAE(nn.Module):
     values, and adds b_dec. The variant determines which latents are active:
 
     - topk: the k largest pre-activations of each row, if positive;
+    - abstopk: the k pre-activations of each row that are largest in absolute value, with their
+      sign. A latent is active where its value is not zero, so it may be active in two directions;
     - batchtopk, matryoshka: pre-activations above the scalar `threshold`, which training
       estimates; during training, the k largest per row on average over a batch;
     - relu: positive pre-activations;
@@ -50,8 +54,9 @@ class SAE(nn.Module):
         normalise: transform of each row before encoding, inverted after decoding: "layer_norm"
             subtracts the row's mean and divides by its standard deviation, "norm" scales the row
             to norm sqrt(d).
-        by_norm: whether topk ranks latents by pre-activation times the norm of their row of W_dec,
-            that is, by the size of their contribution. The values remain the pre-activations.
+        by_norm: whether topk and abstopk rank latents by pre-activation times the norm of their
+            row of W_dec, that is, by the size of their contribution. The values remain the
+            pre-activations.
         dtype: dtype of the parameters.
         device: device of the parameters.
 
@@ -109,8 +114,11 @@ class SAE(nn.Module):
         self.transcodes = d_out is not None
         self.centred = not self.transcodes if centred is None else centred
         self.skip, self.normalise, self.by_norm, self.metadata = skip, normalise, by_norm, {}
-        if by_norm and variant != "topk":
-            raise ValueError(f"by_norm must be False unless variant is 'topk', got {variant!r}")
+        if by_norm and variant not in K_PER_ROW:
+            raise ValueError(
+                f"by_norm must be False unless variant is one of {', '.join(K_PER_ROW)}, got "
+                f"{variant!r}"
+            )
         if self.d_out != d and (self.centred or normalise != "none"):
             raise ValueError(
                 f"d_out must be d, {d}, for an SAE that is centred or normalises, got {d_out}"
@@ -140,8 +148,8 @@ class SAE(nn.Module):
 
     @property
     def threshold(self) -> Tensor | None:
-        """Activation threshold: [m], or [] if shared by all latents; None for topk."""
-        if self.variant == "topk":
+        """Activation threshold: [m], or [] if shared by all latents; None for topk and abstopk."""
+        if self.variant in K_PER_ROW:
             return None
         if self.variant == "jumprelu":
             return self.jump_threshold
@@ -178,8 +186,8 @@ class SAE(nn.Module):
             x: [n, d] activations, with the dtype and device of the SAE.
 
         Returns:
-            Code with nonnegative values [n, w] and int64 indices [n, w]; w is k for topk, otherwise
-            it is large enough for every row.
+            Code with values [n, w], nonnegative except for abstopk, and int64 indices [n, w]; w is
+            k for topk and abstopk, otherwise it is large enough for every row.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor [n, d], got {type(x).__name__}")
@@ -189,10 +197,17 @@ class SAE(nn.Module):
         inputs, threshold = self.inputs(x), self.threshold
         if threshold is None:
             norms = self._decoder_norms() if self.by_norm else None
+            absolute = self.variant == "abstopk"
             code = self._encoder.topk(
-                inputs, self.W_enc, self.b_enc, k=self.k, scale=norms, scale_source=self.W_dec
+                inputs,
+                self.W_enc,
+                self.b_enc,
+                k=self.k,
+                scale=norms,
+                scale_source=self.W_dec,
+                absolute=absolute,
             )
-            values = code.values.relu()
+            values = activations(code.values, absolute=absolute)
             if norms is not None:
                 values = values / norms.clamp(min=torch.finfo(norms.dtype).tiny)[code.indices]
             return SparseCode(values, code.indices)
@@ -277,6 +292,15 @@ class SAE(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings shown by `print`."""
         return f"d={self.d}, m={self.m}, k={self.k}, variant={self.variant!r}"
+
+
+def activations(selected: Tensor, *, absolute: bool) -> Tensor:
+    """Return the activations of latents selected by topk, or by abstopk if `absolute`.
+
+    Pre-activations are rectified for topk. For abstopk they keep their sign, and latents masked by
+    -infinity, which are selected where fewer than k are left, become zero.
+    """
+    return selected.masked_fill(selected == -torch.inf, 0.0) if absolute else selected.relu()
 
 
 def _directions(m: int, d: int, generator: torch.Generator | None) -> Tensor:

@@ -126,7 +126,7 @@ class Update(NamedTuple):
     values: Tensor
     """[n, k] values of the code"""
     value_grads: Tensor
-    """[n, k] gradient of the loss with respect to each value; zero where a value is not positive"""
+    """[n, k] gradient of the loss with respect to each value; zero where a value is zero"""
     residual: Tensor
     """[n, d_out] gradient of the loss with respect to the reconstruction, or [g, n, d_out] with
     `group_ends`"""

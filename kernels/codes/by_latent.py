@@ -34,24 +34,22 @@ class ByLatent(NamedTuple):
 
 
 @triton.jit
-def latent_keys(
-    indices, values, keys, entries, latents, POSITIVE: tl.constexpr, BLOCK: tl.constexpr
-):
+def latent_keys(indices, values, keys, entries, latents, ACTIVE: tl.constexpr, BLOCK: tl.constexpr):
     """Write the latents of BLOCK entries as int32 keys.
 
     Args:
         indices: [entries] int64, latents.
-        values: [entries] values, if POSITIVE.
+        values: [entries] values, if ACTIVE.
         keys: [entries] int32 output.
         entries: number of entries.
         latents: number of latents, the key of entries that belong to none.
-        POSITIVE: whether entries with values that are not positive belong to no latent.
+        ACTIVE: whether entries with values of zero belong to no latent.
         BLOCK: entries per program.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(indices + at, at < entries, other=0).to(tl.int32)
-    if POSITIVE:
-        key = tl.where(tl.load(values + at, at < entries, other=0.0) > 0, key, latents)
+    if ACTIVE:
+        key = tl.where(tl.load(values + at, at < entries, other=0.0) != 0, key, latents)
     tl.store(keys + at, key, at < entries)
 
 
@@ -177,7 +175,7 @@ def sort_by_latent(
             none.
         latents: number of latents.
         piece: maximum number of entries in a piece.
-        values: [n, k] contiguous values; entries that are not positive belong to no latent. None:
+        values: [n, k] contiguous values; entries that are zero belong to no latent. None:
             values do not matter.
     """
     entries, device = indices.numel(), indices.device
@@ -190,7 +188,7 @@ def sort_by_latent(
             keys,
             entries,
             latents,
-            POSITIVE=values is not None,
+            ACTIVE=values is not None,
             BLOCK=4 * block,
             num_warps=4,
             **LAUNCH,

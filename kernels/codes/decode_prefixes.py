@@ -47,7 +47,7 @@ def list_groups(
         for start in range(0, k, BLOCK):
             entry = start + tl.arange(0, BLOCK)
             latent = tl.load(indices + entry, entry < k, other=-1)
-            active = tl.load(values + entry, entry < k, other=0.0) > 0.0
+            active = tl.load(values + entry, entry < k, other=0.0) != 0.0
             member = active & (latent >= low) & (latent < high)
             place = found + tl.cumsum(member.to(tl.int32), 0) - 1
             tl.store(order + place, entry, mask=member)

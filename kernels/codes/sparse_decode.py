@@ -180,7 +180,7 @@ def residual_rows(
         bias: [d] float32, if BIASED.
         target: [n, d] float32.
         residual: [n, d] output, factor * (decoded - target).
-        value_grads: [n, k] output, residual . weight row for positive values, otherwise 0.
+        value_grads: [n, k] output, residual . weight row for values that are not zero, otherwise 0.
         squares: [n] output, squared norm of decoded - target.
         factor: factor of the error.
         m: number of latents.
@@ -220,12 +220,12 @@ def residual_rows(
                 value, latent, real = entries_of(values, indices, row, start, k, m, BLOCK_K)
                 block = block_of(weight, latent, real, at, d)
                 so_far = value_grads + row * k + start + entry
-                inside = (start + entry < k) & (value > 0)
+                inside = (start + entry < k) & (value != 0)
                 before = tl.load(so_far, inside & (i > 0), other=0.0)
-                more = tl.where(value > 0, tl.sum(block * scaled[None, :], axis=1), 0.0)
+                more = tl.where(value != 0, tl.sum(block * scaled[None, :], axis=1), 0.0)
                 tl.store(so_far, before + more, start + entry < k)
     if ONE_BLOCK:
-        tl.store(value_grads + row * k + entry, tl.where(value > 0, grads, 0.0), entry < k)
+        tl.store(value_grads + row * k + entry, tl.where(value != 0, grads, 0.0), entry < k)
     tl.store(squares + row, tl.sum(square))
 
 

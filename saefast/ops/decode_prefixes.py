@@ -41,7 +41,7 @@ def _(
     _check(values, indices, weight, bias, target, group_ends)
     groups = len(group_ends)
     group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
-    active = values > 0
+    active = values != 0
     members = [(group == g) & active for g in range(groups)]
     errors, error = [], -target if bias is None else bias - target
     for member in members:

@@ -86,6 +86,7 @@ def revive(
         dead_latents(idle, settings),
         settings,
         scale=scale,
+        absolute=sae.variant == "abstopk",
         rounded=rounded,
     )
 
@@ -100,6 +101,7 @@ def auxk_gradients(
     settings: AuxK,
     *,
     scale: float = 1.0,
+    absolute: bool = False,
     rounded: bool = False,
 ) -> AuxGradients:
     """Compute the auxiliary loss, by which dead latents explain the error, and its gradients.
@@ -122,12 +124,14 @@ def auxk_gradients(
         dead: the dead latents.
         settings: settings of the loss.
         scale: factor of `residual`.
+        absolute: whether active latents are those with the largest absolute scores, which keep
+            their sign. On a GPU this is computed in plain torch.
         rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
 
     Returns:
         The loss and its gradients for the dead latents.
     """
-    if gpu.has(inputs) and gpu.serves(inputs):
+    if gpu.has(inputs) and not absolute and gpu.serves(inputs):
         found = gpu.launch(
             "auxk.gradients.auxk_gradients",
             inputs,
@@ -151,7 +155,8 @@ def auxk_gradients(
     shift = torch.where(real, b_enc[at], -torch.inf)
     weight = _factor_of(error, real, settings)
     gradients_of = dense_gradients if gpu.has(inputs) else sparse_gradients
-    missed, *gradients = gradients_of(inputs, encoder, shift, decoder, error, weight, settings)
+    operands = (inputs, encoder, shift, decoder, error, weight)
+    missed, *gradients = gradients_of(*operands, settings, absolute=absolute)
     return AuxGradients(weight * column_sum(missed.square()).sum(), dead.latents, *gradients)
 
 
@@ -176,14 +181,17 @@ def dense_gradients(
     error: Tensor,
     weight: Tensor,
     settings: AuxK,
+    *,
+    absolute: bool = False,
 ) -> tuple[Tensor, ...]:
     """Compute the unexplained error and the gradients of encoder, shift and decoder densely.
 
-    Plain torch without a wait for the device: for float64 on a GPU, and for GPUs on which Triton
-    cannot run.
+    Plain torch without a wait for the device: for float64 and abstopk on a GPU, and for GPUs on
+    which Triton cannot run.
     """
     acts = inputs @ encoder.T + shift
-    reference.keep_largest(acts, settings.actives(error.shape[1]), signed=settings.signed)
+    k, signed = settings.actives(error.shape[1]), settings.signed or absolute
+    reference.keep_largest(acts, k, signed=signed, absolute=absolute)
     missed = acts @ decoder - error
     gradient = 2.0 * weight * missed
     act_grads = (gradient @ decoder.T).masked_fill_(acts == 0, 0.0)
@@ -198,14 +206,16 @@ def sparse_gradients(
     error: Tensor,
     weight: Tensor,
     settings: AuxK,
+    *,
+    absolute: bool = False,
 ) -> tuple[Tensor, ...]:
     """Compute the result of `dense_gradients` by the sparse ops, bitwise equal for any threads."""
     ops, c = torch.ops.saefast, encoder.shape[0]
     if c == 0:
         return -error, encoder, shift, decoder
     k = min(settings.actives(error.shape[1]), c)
-    values, indices = ops.topk_encode(inputs, encoder, shift, None, k, "exact")
-    stays = values > (-torch.inf if settings.signed else 0.0)
+    values, indices = ops.topk_encode(inputs, encoder, shift, None, k, "exact", absolute=absolute)
+    stays = values > (-torch.inf if settings.signed or absolute else 0.0)
     values = values.masked_fill(~stays, 0.0)
     missed = ops.sparse_decode(values, indices, decoder, None) - error
     gradient = 2.0 * weight * missed

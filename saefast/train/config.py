@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from saefast import checks
-from saefast.sae import SAE, VARIANTS
+from saefast.sae import K_PER_ROW, SAE, VARIANTS
 from saefast.train.settings import BANDWIDTH, GROUP_SHARES, STEP_PRECISIONS, AuxK, Rules
 
 DIRECTIONS = ("iso", "cov")
@@ -29,7 +29,7 @@ class TrainConfig:
     k: int = 32
     """number of active latents per token"""
     variant: str = "topk"
-    """topk, batchtopk, relu, jumprelu, gated or matryoshka"""
+    """topk, abstopk, batchtopk, relu, jumprelu, gated or matryoshka"""
     seeds: tuple[int, ...] = (0,)
     """seeds of the initial directions; one SAE is trained for each"""
     tokens: int = 10_000_000
@@ -60,7 +60,7 @@ class TrainConfig:
     auxk: AuxK | None = field(default_factory=AuxK)
     """settings of the auxiliary loss that revives dead latents; None disables it"""
     by_norm: bool = False
-    """whether topk ranks latents by activation times the norm of their decoder row"""
+    """whether topk and abstopk rank latents by activation times the norm of their decoder row"""
     sparsity: float | None = None
     """weight of the sparsity penalty of relu, jumprelu and gated; None: the variant's default"""
     sparsity_warmup: float = 0.05
@@ -127,9 +127,10 @@ class TrainConfig:
             checks.at_least("sparsity", self.sparsity, 0)
         for share in self.group_shares:
             checks.at_least("group_shares", share, 0)
-        if self.by_norm and self.variant != "topk":
+        if self.by_norm and self.variant not in K_PER_ROW:
             raise ValueError(
-                f"by_norm must be False unless variant is 'topk', got {self.variant!r}"
+                f"by_norm must be False unless variant is one of {', '.join(K_PER_ROW)}, got "
+                f"{self.variant!r}"
             )
         for name, choices in (
             ("lr_decay", DECAYS),

@@ -12,7 +12,7 @@ CONVENTIONS = {
     "fvu": "sum of squared errors / sum of squared distances to the mean row of the batch, both "
     "summed over the batches of the interval",
     "explained_variance": "1 - fvu",
-    "l0": "positive latents per row, mean over the interval",
+    "l0": "active latents per row, mean over the interval",
     "dead_share": "latents that have not fired for auxk.dead_after rows (without auxk its default, "
     "a tenth of the tokens, 10 million at most), at the end of the interval",
     "input_wait": "share of the interval's wall time in which training waited for activations",

@@ -94,7 +94,8 @@ class AuxK:
     over the width, averaged over tokens, and scaled down while fewer than k latents are dead, as in
     SAELens"""
     signed: bool = False
-    """whether negative activations are kept, as in SAELens"""
+    """whether negative activations are kept, as in SAELens; abstopk always keeps them, and selects
+    latents by absolute value"""
 
     def __post_init__(self) -> None:
         for name in ("k", "dead_after", "capacity"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.ops import gpu
+from saefast.ops.encode_gpu import selects
 from saefast.sae import SAE
 from saefast.train.captured_step import CapturedStep, CudaGraph, Graph, Phases
 from saefast.train.learner import Learner
@@ -47,8 +48,8 @@ class FusedStep:
     fused path, and steps with dense codes, use autograd.
 
     On a GPU, Triton kernels support every rule, objective and precision of the fused path. Plain
-    torch computes the rest: SAEs in float64, encodes with k > 1024, and Gated SAEs and custom
-    losses, which have no fused path.
+    torch computes the rest: SAEs in float64, encodes with k > 1024, the encode and AuxK of
+    abstopk, and Gated SAEs and custom losses, which have no fused path.
 
     Args:
         sae: a float32 or float64 SAE.
@@ -94,8 +95,8 @@ class FusedStep:
         rounded = precision == "bf16_weights"
         if rounded and self.objective.fused is not FusedPath.ALWAYS:
             raise ValueError(
-                f"precision='bf16_weights' needs variant topk, batchtopk or matryoshka, got "
-                f"{sae.variant}"
+                "precision='bf16_weights' needs variant topk, abstopk, batchtopk or matryoshka, "
+                f"got {sae.variant}"
             )
         self._encoder = PackedEncoder(
             sae, "bf16" if rounded else precision, rounded_decoder=rounded
@@ -267,10 +268,11 @@ class FusedStep:
                 "autograd; call the step instead"
             )
         if not self._served():
+            most = gpu.kernels("encode.topk_encode").MOST_KEPT
             raise ValueError(
-                f"capture needs the GPU kernels, which serve float32 and k up to "
-                f"{gpu.kernels('encode.topk_encode').MOST_KEPT}, got {self.sae.W_enc.dtype} and "
-                f"{self.now.k}; call the step instead"
+                f"capture needs the GPU kernels, which serve float32, k up to {most} and other "
+                f"variants than abstopk, got {self.sae.W_enc.dtype}, {self.now.k} and "
+                f"{self.sae.variant}; call the step instead"
             )
         n = len(x)
         phases = Phases(
@@ -285,8 +287,7 @@ class FusedStep:
 
     def _served(self) -> bool:
         """Return whether the GPU kernels support the whole fused step."""
-        most: int = gpu.kernels("encode.topk_encode").MOST_KEPT
-        return gpu.serves(self.sae.W_enc) and self.now.k <= most
+        return selects(self.sae.W_enc, self.now.k, absolute=self.sae.variant == "abstopk")
 
     def _settings(self, n: int) -> tuple[object, ...]:
         """Return the settings that determine the kernels of a fused step on n rows."""

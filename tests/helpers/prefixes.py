@@ -9,11 +9,12 @@ from saefast import reference
 
 
 class Problem:
-    """A code whose rows contain zeros among their values, and its targets."""
+    """A code with values of both signs and zeros, and its targets."""
 
     def __init__(self, shape: Shape, groups: int, seed: int, data: object, dtype: torch.dtype):
         n, d, m, k = shape
-        self.values = data((n, k), seed, dtype).relu()
+        drawn = data((n, k), seed, dtype)
+        self.values = torch.where(drawn.abs() > 0.5, drawn, 0.0)
         noise = torch.rand(n, m, generator=generator(seed))
         self.indices = noise.argsort(1)[:, :k].contiguous()
         self.weight, self.bias = data((m, d), seed + 1, dtype), data((d,), seed + 2, dtype)

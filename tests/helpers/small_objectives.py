@@ -18,6 +18,8 @@ from saefast.train.objectives import (
 MADE: dict[str, tuple[str, Callable[[SAE], Objective]]] = {
     "topk": ("topk", lambda sae: TopK()),
     "by norm": ("topk", lambda sae: TopK()),
+    "abstopk": ("abstopk", lambda sae: TopK(absolute=True)),
+    "abstopk by norm": ("abstopk", lambda sae: TopK(absolute=True)),
     "batchtopk": ("batchtopk", BatchTopK),
     "matryoshka": ("matryoshka", lambda sae: Matryoshka(sae, (0.1, 0.3))),
     "relu": ("relu", lambda sae: ReLU(0.3)),
@@ -30,7 +32,7 @@ def make(
 ) -> tuple[SAE, Objective]:
     """Make a small SAE away from its initial weights, and its objective."""
     variant, objective = MADE[name]
-    by_norm = name == "by norm"
+    by_norm = name.endswith("by norm")
     sae = SAE(16, 96, variant=variant, k=5, seed=1, d_out=d_out, dtype=dtype, by_norm=by_norm)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -85,11 +85,12 @@ class Problem:
         """Draw indices, values, value gradients, residual and inputs."""
         n, d, _, k = self.shape
         seed = self.seed + 10 * number
-        values = normal((n, k), seed, self.dtype)
+        drawn = normal((n, k), seed, self.dtype)
+        values = torch.where(drawn.abs() > 0.5, drawn, 0.0)  # of both signs, and zeros
         residual = normal((n, d), seed + 1, self.dtype) / max(n, 1)
         indices = draw_indices(self.shape, seed)
         grads = torch.where(
-            values > 0, reference.gather_dots(residual, self.w_dec, indices), 0.0
+            values != 0, reference.gather_dots(residual, self.w_dec, indices), 0.0
         ).to(self.dtype)
         return indices, values, grads, residual, normal((n, d), seed + 2, self.dtype)
 
@@ -105,7 +106,7 @@ class Problem:
         if group_ends is not None:
             group = torch.searchsorted(group_ends, indices.contiguous(), right=True)
         rows = residual[group, torch.arange(n)[:, None]]
-        grads = (rows * self.parameters[2][indices]).sum(2) * (values > 0)
+        grads = (rows * self.parameters[2][indices]).sum(2) * (values != 0)
         return indices, values, grads, residual if groups else residual[0], inputs
 
     def extra(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

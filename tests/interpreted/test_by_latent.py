@@ -59,11 +59,11 @@ def test_indices_out_of_range_are_ignored(stray: int) -> None:
         assert_same_bits(a, e)
 
 
-def test_entries_that_are_not_positive_are_ignored() -> None:
+def test_entries_whose_value_is_zero_are_ignored() -> None:
     random = generator(0)
     indices, values = torch.randint(9, (20, 3), generator=random), normal((20, 3), 0, torch.float32)
     values[:4] = 0.0
-    expected = by_torch(torch.where(values > 0, indices, 9), 9, 2)
+    expected = by_torch(torch.where(values != 0, indices, 9), 9, 2)
     for a, e in zip(sort_by_latent(indices, 9, 2, values=values), expected, strict=True):
         assert_same_bits(a, e)
 

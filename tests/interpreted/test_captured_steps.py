@@ -181,7 +181,10 @@ def test_steps_that_cannot_be_recorded_are_refused() -> None:
     gated = FusedStep(sae, objective=Gated(1.0))
     refused(gated, DATA[0], "records fused steps, but Gated is trained by autograd")
     wide = FusedStep(small("topk").double())
-    refused(wide, DATA[0].double(), r"serve float32 and k up to 1024, got torch.float64 and 3")
+    served = "serve float32, k up to 1024 and other variants than abstopk"
+    refused(wide, DATA[0].double(), f"{served}, got torch.float64, 3 and topk")
+    signed = FusedStep(small("abstopk"))
+    refused(signed, DATA[0], f"{served}, got torch.float32, 3 and abstopk")
 
 
 def made(graphs: list[TapeGraph]) -> Callable[[Any], TapeGraph]:

@@ -24,6 +24,7 @@ RULES = {
     ("name", "rules"),
     [
         *(("topk", rules) for rules in RULES),
+        ("abstopk", "clipped"),
         ("batchtopk", "clipped"),
         ("matryoshka", "usual"),
         ("relu", "usual"),
@@ -39,7 +40,7 @@ def test_steps_equal_autograd(name: str, rules: str) -> None:
             lr=1e-3,
             rules=RULES[rules],
             objective=Dense(objective) if dense else objective,
-            auxk=AuxK(4, dead_after=5) if name == "topk" else None,
+            auxk=AuxK(4, dead_after=5) if name in ("topk", "abstopk") else None,
         )
         step.now = Current(5)
         losses = []

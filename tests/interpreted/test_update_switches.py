@@ -56,8 +56,8 @@ class Asked(NamedTuple):
         )
         rows = rows[:, None] if ends is None else rows
         grads = (rows * w_dec[indices]).sum(2) + self.measured
-        # Entries that are not positive must not be read.
-        value_grads = torch.where(values > 0, grads, 7.0)
+        # Entries whose value is zero must not be read.
+        value_grads = torch.where(values != 0, grads, 7.0)
         parameters = [*weights, w_dec]
         moments = [4 * integers(0, 1, p.shape, seed + 5) for p in parameters for _ in range(2)]
         packed = rounded_rows(parameters[0], "tfloat32")

@@ -40,7 +40,7 @@ def test_the_reference_equals_the_gradient_of_the_mean_of_squares() -> None:
     residual, value_grads, sums = reference.decode_prefixes(*problem.arguments())
     gradients = torch.autograd.grad(sum(squares) / 4, [decoded, values])
     torch.testing.assert_close(residual, gradients[0])
-    torch.testing.assert_close(value_grads, torch.where(values > 0, gradients[1], 0.0))
+    torch.testing.assert_close(value_grads, torch.where(values != 0, gradients[1], 0.0))
     torch.testing.assert_close(sums, torch.stack(squares).detach())
 
 

@@ -39,7 +39,7 @@ def test_the_reference_equals_torchs_adam() -> None:
     optimiser = torch.optim.Adam(weights, LR, (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
     for number in range(1, 30):
         indices, values, grads, residual, inputs = problem.batch(number)
-        active, m = values > 0, 30
+        active, m = values != 0, 30
         weights[0].grad = reference.latent_sum(grads * active, indices, inputs, m)
         ones = torch.ones(20, 1, dtype=torch.float64)
         weights[1].grad = reference.latent_sum(grads * active, indices, ones, m).squeeze(1)
@@ -118,14 +118,15 @@ def test_threads_and_instruction_sets_give_the_same_bits() -> None:
             assert_same_bits(actual, expected)
 
 
-def test_fired_counts_positive_values_only() -> None:
+def test_fired_counts_values_of_both_signs_that_are_not_zero() -> None:
     problem = Problem(Shape(50, 4, 20, 3), 0, torch.float32)
     indices, values, *_ = problem.batch(1)
     _, fired = problem.fused(1)
     expected = torch.zeros(20, dtype=torch.int64)
-    expected.index_add_(0, indices[values > 0], torch.ones_like(indices[values > 0]))
+    expected.index_add_(0, indices[values != 0], torch.ones_like(indices[values != 0]))
     assert_same_bits(fired, expected)
-    assert (values <= 0).any()
+    assert (values < 0).any()
+    assert (values == 0).any()
 
 
 def test_a_diverging_update_raises() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Penalty, Rules, topk_encode
 from saefast.ops import batch_topk
+from saefast.sae import VARIANTS
 from saefast.train.objectives import (
     SPARSITY,
     Current,
@@ -69,7 +70,7 @@ def test_the_fused_path_equals_autograd(name: str, unit_norm: bool) -> None:
         assert not torch.equal(actual, dict(make(name)[0].named_parameters())[key])
 
 
-@pytest.mark.parametrize("name", ["topk", "matryoshka"])
+@pytest.mark.parametrize("name", ["topk", "abstopk", "matryoshka"])
 def test_dead_latents_learn_on_both_paths(name: str) -> None:
     auxk = AuxK(k=4, dead_after=100)
     (fused, seen), (dense, expected) = both(name, rules=Rules(), auxk=auxk)
@@ -82,7 +83,7 @@ def test_dead_latents_learn_on_both_paths(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["topk", "matryoshka", "relu"])
+@pytest.mark.parametrize("name", ["topk", "abstopk", "matryoshka", "relu"])
 @pytest.mark.parametrize("d_out", [9, 16, 24])
 def test_transcoders_train_on_both_paths(name: str, d_out: int) -> None:
     (fused, _), (dense, _) = both(name, d_out=d_out)
@@ -106,7 +107,7 @@ def test_a_side_is_frozen_on_both_paths(side: str) -> None:
     assert not torch.equal(getattr(dense.sae, other), getattr(start, other))
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu"])
+@pytest.mark.parametrize("name", ["topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu"])
 def test_ties_are_decided_alike_on_both_paths(name: str) -> None:
     """Integers: equal scores, scores at thresholds, and half a bandwidth away from them."""
     random = torch.Generator().manual_seed(0)
@@ -357,7 +358,7 @@ def test_sparsity_is_the_weight_of_the_penalty(name: str) -> None:
     assert value(None) == pytest.approx(value(SPARSITY[name]))
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns(name: str) -> None:
     sae = SAE(16, 96, variant=name, k=4, seed=0)
     step = FusedStep(sae, lr=5e-3, objective=usual_objective(sae, sparsity=0.1))
@@ -437,7 +438,7 @@ def test_values_cut_by_relu_get_no_gradient(auxk: AuxK | None) -> None:
         assert not torch.equal(now.detach()[~cut], then[~cut])
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("name", ["topk", "abstopk", "batchtopk", "matryoshka"])
 def test_gradients_are_of_rounded_weights(name: str) -> None:
     """Gradients of rounded weights are applied to float32 ones: see Adam's first moments."""
     sae, objective = make(name, dtype=torch.float32)
@@ -471,5 +472,7 @@ def test_rounded_weights_keep_the_projection() -> None:
 
 
 def test_rounded_weights_need_sparse_codes() -> None:
-    with pytest.raises(ValueError, match="needs variant topk, batchtopk or matryoshka, got relu"):
+    with pytest.raises(
+        ValueError, match="needs variant topk, abstopk, batchtopk or matryoshka, got relu"
+    ):
         FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from saefast.sae import SAE
+from saefast.sae import K_PER_ROW, SAE
 from saefast.train.config import TrainConfig
 from saefast.train.objectives.batchtopk import BatchTopK, Matryoshka
 from saefast.train.objectives.forward import (
@@ -31,8 +31,8 @@ def usual_objective(
     group_shares: Sequence[float] = GROUP_SHARES,
 ) -> Objective:
     """Return the default objective of the SAE's variant."""
-    if sae.variant == "topk":
-        return TopK()
+    if sae.variant in K_PER_ROW:
+        return TopK(absolute=sae.variant == "abstopk")
     if sae.variant == "batchtopk":
         return BatchTopK(sae)
     if sae.variant == "matryoshka":

@@ -21,4 +21,4 @@ def squared_error(sae: SAE, acts: Tensor, target: Tensor, penalty: Tensor | floa
 
 def fired_of(acts: Tensor) -> Tensor:
     """Return the number of rows on which each latent is active, [m]."""
-    return (acts > 0).sum(0)
+    return (acts != 0).sum(0)

@@ -38,7 +38,7 @@ class Forward(NamedTuple):
     """Forward pass over a batch of n rows, and the gradients of its loss."""
 
     code: SparseCode
-    """values are nonnegative; zeros are padding"""
+    """values are zero where a latent is not active, and in padding"""
     residual: Tensor
     """[n, d_out] gradient of the loss with respect to the reconstruction, or [g, n, d_out] with
     one for each group"""

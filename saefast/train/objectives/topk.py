@@ -1,4 +1,4 @@
-"""TopK (Gao et al. 2024): squared error with the k largest pre-activations of every row."""
+"""TopK (Gao et al. 2024) and AbsTopK (arXiv 2510.00404): k pre-activations of every row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast import reference
 from saefast.ops import gpu
 from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.decode_residual import decode_residual
-from saefast.sae import SAE
+from saefast.sae import SAE, activations
 from saefast.train.objectives.dense import scores_of, squared_error
 from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
 from saefast.train.packed_encoder import PackedEncoder
@@ -20,8 +21,11 @@ from saefast.types import SparseCode
 class TopK:
     """Squared error summed over the width and averaged over rows.
 
-    Latents are ranked according to `SAE.by_norm`.
+    Latents are ranked according to `SAE.by_norm`. With `absolute`, they are ranked by absolute
+    value and keep their sign; a value of exactly zero is not active and has no gradient.
     """
+
+    absolute: bool = False
 
     fused = FusedPath.ALWAYS
 
@@ -31,8 +35,8 @@ class TopK:
         """See `Objective`."""
         sae = encoder.sae
         scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if sae.by_norm else None
-        values, indices = encoder.largest(inputs, now.k, scale)
-        return Encoded(SparseCode(values.relu(), indices))
+        values, indices = encoder.largest(inputs, now.k, scale, absolute=self.absolute)
+        return Encoded(SparseCode(activations(values, absolute=self.absolute), indices))
 
     def fits(self, report: Sequence[int]) -> bool:
         """See `Objective`."""
@@ -50,9 +54,12 @@ class TopK:
         """See `Objective`."""
         scores = scores_of(sae, x)
         chosen_by = scores * sae.W_dec.detach().norm(dim=1) if sae.by_norm else scores
+        if self.absolute:
+            chosen_by = reference.sizes(chosen_by)
         order = chosen_by.sort(dim=1, descending=True, stable=True).indices[:, : now.k]
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
-        return squared_error(sae, (scores * kept).relu(), target)
+        chosen = torch.where(kept & (scores != 0), scores, 0.0)
+        return squared_error(sae, activations(chosen, absolute=self.absolute), target)
 
     @property
     def state(self) -> dict[str, Tensor]:
