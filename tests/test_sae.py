@@ -149,7 +149,7 @@ def broken_files() -> dict[str, tuple[str, bytes | None, type[Exception], str]]:
             "cfg.json",
             b'{"d_in": 7, "d_sae": 20, "k": 3, "architecture": "temporal"}',
             ValueError,
-            "architecture must be one of gated, jumprelu, standard, topk",
+            "architecture must be one of abstopk, gated, jumprelu, standard, topk",
         ),
         "no k": (
             "cfg.json",
@@ -201,6 +201,26 @@ def test_every_variant_is_saved_and_loaded(tmp_path: Path, variant: str, d_out: 
         assert_same_bits(loaded.state_dict()[name], value)
     x = torch.randn(11, 7, generator=generator)
     assert_same_bits(loaded(x), sae(x))
+
+
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_abstopk_keeps_signs_and_leaves_out_masked_latents(by_norm: bool) -> None:
+    sae = SAE(7, 20, k=15, seed=0, variant="abstopk", by_norm=by_norm, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.0, 3.0, 20, dtype=torch.float64)[:, None]
+        sae.b_enc.normal_(generator=generator)
+        sae.b_enc[::3] = -torch.inf  # 13 latents are left
+    x = torch.randn(11, 7, generator=generator, dtype=torch.float64)
+    scores = (x @ sae.W_enc.T + sae.b_enc).detach().masked_fill(sae.b_enc == -torch.inf, 0.0)
+    for k in (15, 4):
+        sae.k = k
+        code = sae.encode(x)
+        size = scores.abs() * (sae.W_dec.norm(dim=1) if by_norm else 1.0)
+        kept = torch.zeros_like(size).scatter(1, size.topk(min(k, 13)).indices, 1.0)
+        torch.testing.assert_close(code.to_dense(20).detach(), scores * kept)
+        (slope,) = torch.autograd.grad(code.values.sum(), sae.b_enc)
+        torch.testing.assert_close(slope, (kept * (scores != 0)).sum(0))
 
 
 def test_a_changed_threshold_is_saved_as_jumprelu(tmp_path: Path) -> None:

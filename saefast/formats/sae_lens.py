@@ -24,6 +24,7 @@ from saefast.formats.sae_lens_config import (
 from saefast.formats.source import SourceFile, positive, read_json
 from saefast.formats.tensor_files import read_tensors
 from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, unit_decoder, whitened_inputs
+from saefast.sae import K_PER_ROW
 
 NAME = "sae_lens"
 FILE = None
@@ -143,7 +144,7 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     """
     kind = found.config.get("normalize_activations")
     by_norm = found.setting("rescale_acts_by_decoder_norm", bool, False)
-    if by_norm and parts.variant not in ("topk", *TRAINED_AS.values()):
+    if by_norm and parts.variant not in (*K_PER_ROW, *TRAINED_AS.values()):
         raise ValueError(
             f"{found.config_name}: rescale_acts_by_decoder_norm must be false for a "
             f"{parts.variant} SAE, got true"

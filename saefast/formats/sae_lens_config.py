@@ -5,12 +5,14 @@ from typing import Any
 
 from saefast.formats.source import SourceFile
 from saefast.formats.weights import SAEWeights
+from saefast.sae import K_PER_ROW
 
 _NAME = "sae_lens"
 _VERSION = "6.54.12"  # version whose rules for cfg.json are followed
 
 ARCHITECTURES = {
     "topk": "topk",
+    "abstopk": "abstopk",
     "jumprelu": "jumprelu",
     "batchtopk": "jumprelu",
     "matryoshka": "jumprelu",
@@ -61,7 +63,7 @@ def config_of(parts: SAEWeights) -> dict[str, Any]:
         "normalize_activations": normalisations[parts.normalise],
         "reshape_activations": kept.pop("reshape_activations", "none"),
     }
-    if parts.variant == "topk":
+    if parts.variant in K_PER_ROW:
         config |= {"k": parts.k, "rescale_acts_by_decoder_norm": False}
     if parts.transcodes and not plain:
         config["d_out"] = parts.d_out
@@ -84,7 +86,7 @@ def _architecture(parts: SAEWeights) -> tuple[str, bool]:
     up.
     """
     name, skips = ARCHITECTURES[parts.variant], parts.W_skip is not None
-    nameless = name in ("topk", "gated") and parts.d_out == parts.d and not skips
+    nameless = name in (*K_PER_ROW, "gated") and parts.d_out == parts.d and not skips
     if nameless or not parts.transcodes:
         return name, True
     kind = "skip_transcoder" if skips else "transcoder"
@@ -123,7 +125,7 @@ def variant_of(found: SourceFile) -> tuple[str, bool, bool]:
 
 def k_of(found: SourceFile, variant: str, m: int) -> int | None:
     """Return k: the number of active latents, or the target of training if k is not decisive."""
-    if variant == "topk":
+    if variant in K_PER_ROW:
         return int(found.setting("k", int))
     told: Any = ours_of(found.config).get("k")
     if whole(told):

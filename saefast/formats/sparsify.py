@@ -25,10 +25,10 @@ def recognises(found: SourceFile) -> bool:
 def read(found: SourceFile) -> SAEWeights:
     """Read a TopK SAE or transcoder; a transcoder's inputs are uncentred.
 
-    SAELens's reader differs in the last point.
+    SAELens's reader differs in the last point. Files of early versions may be `signed`: they
+    select latents by absolute value, which is abstopk.
     """
     found.refuse("activation", ("topk",), "groupmax is not supported", "topk")
-    found.refuse("signed", (False,), "negative values are never active in saefast", False)
     d = found.setting("d_in", int)
     m = found.setting("num_latents", int, 0) or d * found.setting("expansion_factor", int)
     found.nothing_but("encoder.weight", "encoder.bias", "W_dec", "b_dec", "W_skip")
@@ -42,7 +42,7 @@ def read(found: SourceFile) -> SAEWeights:
             f"{'lacks' if skips else 'holds'} W_skip"
         )
     return SAEWeights(
-        variant="topk",
+        variant="abstopk" if found.setting("signed", bool, False) else "topk",
         k=found.setting("k", int),
         W_enc=found.take("encoder.weight", m, d),
         b_enc=found.take("encoder.bias", m),

@@ -67,7 +67,8 @@ class DelphiSae(nn.Module):
         x = x.to(self.dtype)
         code = _without_repeats(self.sae.encode(x), self.sae.m)
         inputs = self.sae.inputs(x)
-        pre_acts = PreActivations(inputs, self.sae.W_enc, self.sae.b_enc, rectified=True)
+        rectified = self.sae.variant != "abstopk"
+        pre_acts = PreActivations(inputs, self.sae.W_enc, self.sae.b_enc, rectified=rectified)
         return EncoderOutput(*code, pre_acts)
 
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def _without_repeats(code: SparseCode, m: int) -> SparseCode:
     """Give the zeros that pad a row distinct latents that the row does not hold yet."""
     values, indices = code
     n, width = indices.shape
-    filling = values <= 0
+    filling = values == 0
     if not bool(filling.any()):
         return code
     # A row has at most `width` active latents, so among twice as many, at least `width` are

@@ -72,8 +72,11 @@ class PreActivations(Tensor):
         acts = acts.relu() if self._rectified else acts
         return acts if self._among is None else torch.where(self._among, acts, -torch.inf)
 
-    def largest(self, k: int) -> SparseCode:
-        """Return the k largest values of each row and their latents, [..., k]."""
+    def largest(self, k: int, *, absolute: bool = False) -> SparseCode:
+        """Return the k largest values of each row and their latents, [..., k].
+
+        With `absolute`, they are ranked by their absolute value.
+        """
         x, weight, bias, scale = self._current()
         latents = None if self._among is None else self._among.nonzero().flatten()
         if latents is not None:
@@ -82,7 +85,7 @@ class PreActivations(Tensor):
             scale = None if scale is None else scale.index_select(0, latents)
         rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         values, indices = topk_encode(
-            rows, weight, bias, k=k, scale=scale, precision=precision_at(x)
+            rows, weight, bias, k=k, scale=scale, precision=precision_at(x), absolute=absolute
         )
         values = values.relu() if self._rectified else values
         indices = indices if latents is None else latents[indices]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saefast.sae import SAE
+from saefast.sae import K_PER_ROW, SAE
 
 
 class _Metadata(dict[str, Any]):
@@ -114,7 +114,7 @@ class SaeBenchSae(nn.Module):
             hook_name or f"blocks.{hook_layer}.hook_resid_post",
             architecture=sae.variant,
             activation_fn_str=sae.variant,
-            activation_fn_kwargs={"k": sae.k} if sae.variant == "topk" else {},
+            activation_fn_kwargs={"k": sae.k} if sae.variant in K_PER_ROW else {},
             **settings,
         )
         self._note_kind()

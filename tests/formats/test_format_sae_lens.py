@@ -20,6 +20,7 @@ from helpers.sae_files import (
     lens,
     safe,
     top,
+    top_in_size,
     values,
     write_config,
 )
@@ -34,6 +35,22 @@ def test_sae_lens_rescaled_by_decoder_norms(tmp_path: Path) -> None:
     norms = DEC.double().norm(dim=1)
     assert_computes(sae, top(values(X) * norms), DEC / norms[:, None])
     assert_close(sae.W_dec.norm(dim=1), torch.ones(M, dtype=torch.float64))
+
+
+def test_sae_lens_by_absolute_value(tmp_path: Path) -> None:
+    sae = saefast.load_sae(lens(tmp_path / "a", architecture="abstopk", k=K))
+    assert (sae.variant, sae.k) == ("abstopk", K)
+    assert (sae.encode(X).values < 0).any()
+    assert_computes(sae, top_in_size(values(X)))
+    again = saefast.save_sae(sae, tmp_path / "b")
+    config = json.loads((again / "cfg.json").read_text())
+    assert (config["architecture"], config["k"]) == ("abstopk", K)
+    assert config["rescale_acts_by_decoder_norm"] is False
+    rescaled = saefast.load_sae(
+        lens(tmp_path / "c", architecture="abstopk", k=K, rescale_acts_by_decoder_norm=True)
+    )
+    norms = DEC.double().norm(dim=1)
+    assert_computes(rescaled, top_in_size(values(X) * norms), DEC / norms[:, None])
 
 
 def test_sae_lens_checkpoint_with_one_threshold_and_a_scale(tmp_path: Path) -> None:

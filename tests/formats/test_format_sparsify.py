@@ -17,6 +17,7 @@ from helpers.sae_files import (
     draw,
     safe,
     top,
+    top_in_size,
     values,
 )
 from helpers.tolerance import assert_same_bits
@@ -49,6 +50,16 @@ def test_sparsify_computes_its_formula(tmp_path: Path, transcode: bool) -> None:
     plain = safe(tmp_path / "c", "sae.safetensors", tensors, **config, skip_connection=False)
     with pytest.raises(ValueError, match=r"skip_connection is false, but .* holds W_skip"):
         saefast.load_sae(plain)
+
+
+def test_sparsify_signed_selects_by_absolute_value(tmp_path: Path) -> None:
+    tensors = {"encoder.weight": ENC, "encoder.bias": B_ENC, "W_dec": DEC, "b_dec": B_DEC}
+    config = {"d_in": D, "num_latents": M, "k": K, "signed": True}
+    sae = saefast.load_sae(safe(tmp_path / "a", "sae.safetensors", tensors, **config))
+    assert sae.variant == "abstopk"
+    assert_computes(sae, top_in_size(values(X)))
+    with pytest.raises(ValueError, match="cannot be stored as sparsify, which does not support var"):
+        saefast.save_sae(sae, tmp_path / "b", format="sparsify")
 
 
 def test_sparsify_groupmax_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def top(pre: Tensor, k: int = K) -> Tensor:
     return torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
 
 
+def top_in_size(pre: Tensor, k: int = K) -> Tensor:
+    kept = pre.abs().topk(k).indices
+    return torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept))
+
+
 def above(pre: Tensor, threshold: Tensor | float) -> Tensor:
     return torch.where(pre > threshold, pre, 0.0)
 
@@ -111,7 +116,7 @@ OPENAI = {
 
 
 HOLDS = {
-    "sae_lens": ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"),
+    "sae_lens": ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"),
     "sparsify": ("topk",),
     "dictionary_learning": ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"),
     "openai": ("relu",),

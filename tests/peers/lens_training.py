@@ -19,6 +19,7 @@ D, M, K, N = 24, 96, 6, 50
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {"k": K},
+    "abstopk": {"k": K},
     "batchtopk": {"k": 5.5, "topk_threshold_lr": 0.2},
     "matryoshka_batchtopk": {"k": K, "matryoshka_widths": [20, 50, M]},
 }

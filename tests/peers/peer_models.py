@@ -30,7 +30,7 @@ def load_sae_lens(folder: Path) -> Peer:
 def sae_lens_model(architecture: str, **settings: Any) -> Any:
     model_class, config_class = get_sae_class(architecture)
     settings = {"d_in": D, "d_sae": M} | settings
-    if architecture == "topk":
+    if architecture in ("topk", "abstopk"):
         settings.setdefault("k", K)
     model = model_class(config_class(**settings))
     randomise(model)

@@ -36,7 +36,7 @@ def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("kind", ["topk", "abstopk", "batchtopk"])
 def test_accelerated_saes_agree(kind: str, tmp_path: Path) -> None:
     own, ours = _inference(kind, tmp_path)
     with torch.no_grad():
@@ -52,9 +52,10 @@ def test_accelerated_saes_agree(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-def test_accelerated_saes_that_rescale_agree(tmp_path: Path) -> None:
-    config = sae_lens.TopKSAEConfig(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True)
-    own = sae_lens.TopKSAE(config)
+@pytest.mark.parametrize("kind", ["TopK", "AbsTopK"])
+def test_accelerated_saes_that_rescale_agree(kind: str) -> None:
+    make, configure = (getattr(sae_lens, f"{kind}SAE{end}") for end in ("", "Config"))
+    own = make(configure(d_in=D, d_sae=M, k=K, rescale_acts_by_decoder_norm=True))
     with torch.no_grad():
         own.W_dec.mul_(torch.linspace(0.2, 3.0, M)[:, None])
     ours, x = inside.accelerate(copy.deepcopy(own)), batches_of(1)[0]

@@ -95,7 +95,12 @@ def test_configs_equal_those_of_saelens(variant: str) -> None:
     config = with_saefast(d_in=D, d_sae=M, **settings)
     again = sae_lens.TrainingSAEConfig.from_dict(config.to_dict())
     assert type(again) is with_saefast
-    assert again.get_inference_sae_cfg_dict()["architecture"] in ("topk", "jumprelu", "standard")
+    assert again.get_inference_sae_cfg_dict()["architecture"] in (
+        "topk",
+        "abstopk",
+        "jumprelu",
+        "standard",
+    )
 
 
 # SAELens imports its runner in __init__, and runpy warns of running a module twice.

@@ -1,9 +1,10 @@
 """Training architectures and inference SAEs of SAELens with saefast inside.
 
-Importing this registers `saefast_topk`, `saefast_batchtopk`, `saefast_matryoshka_batchtopk`,
-`saefast_standard` and `saefast_jumprelu` beside SAELens's own architectures of these names, with
-the same settings, losses and files. The trainer, its clipping and its Adam stay SAELens's, and so
-do inference files. `accelerate` speeds up an existing inference SAE.
+Importing this registers `saefast_topk`, `saefast_abstopk`, `saefast_batchtopk`,
+`saefast_matryoshka_batchtopk`, `saefast_standard` and `saefast_jumprelu` beside SAELens's own
+architectures of these names, with the same settings, losses and files. The trainer, its clipping
+and its Adam stay SAELens's, and so do inference files. `accelerate` speeds up an existing inference
+SAE.
 
 Activations are dense, as SAELens's are, or sparse tensors with `use_sparse_activations=True`. The
 latter is faster still: the trainer counts activations, which takes longer than the rest of the
@@ -17,8 +18,11 @@ has no such setting for them.
 """
 
 from saefast.integrations.sae_lens.architectures import (
+    FastAbsTopKSAE,
     FastJumpReLUSAE,
     FastTopKSAE,
+    SaefastAbsTopKTrainingSAE,
+    SaefastAbsTopKTrainingSAEConfig,
     SaefastBatchTopKTrainingSAE,
     SaefastBatchTopKTrainingSAEConfig,
     SaefastMatryoshkaBatchTopKTrainingSAE,
@@ -35,8 +39,11 @@ from saefast.integrations.sae_lens.thresholds import (
 )
 
 __all__ = [
+    "FastAbsTopKSAE",
     "FastJumpReLUSAE",
     "FastTopKSAE",
+    "SaefastAbsTopKTrainingSAE",
+    "SaefastAbsTopKTrainingSAEConfig",
     "SaefastBatchTopKTrainingSAE",
     "SaefastBatchTopKTrainingSAEConfig",
     "SaefastJumpReLUTrainingSAE",

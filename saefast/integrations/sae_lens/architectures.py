@@ -6,6 +6,12 @@ from typing import Any, TypeVar
 
 import torch
 from sae_lens import register_sae_training_class
+from sae_lens.saes.abstopk_sae import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
+    AbsTopKTrainingSAE,
+    AbsTopKTrainingSAEConfig,
+)
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.matryoshka_batchtopk_sae import (
@@ -41,25 +47,54 @@ class _FusedTopK(FusedTraining):
         dead_neuron_mask: Tensor | None,
     ) -> Tensor:
         """Return the AuxK loss from the latents that are active among the dead ones of each row."""
-        if (
-            not isinstance(hidden_pre, PreActivations)
-            or hidden_pre.ndim != 2
-            or dead_neuron_mask is None
-            or (dead := int(dead_neuron_mask.sum())) == 0
-            or self.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
-        ):
-            return super().calculate_topk_aux_loss(  # type: ignore[misc,no-any-return]
-                sae_in=sae_in,
-                sae_out=sae_out,
-                hidden_pre=hidden_pre,
-                dead_neuron_mask=dead_neuron_mask,
-            )
-        most = sae_in.shape[-1] // 2
-        weights, indices = codes.largest_among(hidden_pre, dead_neuron_mask, min(most, dead))
-        found = self.reshape_fn_out(codes.decoded(self, weights, indices), self.d_head)
-        loss = (found - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
-        weight = self.cfg.aux_loss_coefficient * min(dead / most, 1.0)
-        return weight * loss  # type: ignore[no-any-return]
+        arguments = (sae_in, sae_out, hidden_pre, dead_neuron_mask)
+        loss = _aux_loss(self, *arguments)
+        return super().calculate_topk_aux_loss(*arguments) if loss is None else loss  # type: ignore[misc]
+
+
+class _FusedAbsTopK(FusedTraining):
+    """Mixin for AbsTopK."""
+
+    def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
+        return codes.topk_code(self, inputs, norms, absolute=True)
+
+    def calculate_abstopk_aux_loss(
+        self: Any,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        """Return the AuxK loss from the latents that are active among the dead ones of each row."""
+        arguments = (sae_in, sae_out, hidden_pre, dead_neuron_mask)
+        loss = _aux_loss(self, *arguments, absolute=True)
+        return super().calculate_abstopk_aux_loss(*arguments) if loss is None else loss  # type: ignore[misc]
+
+
+def _aux_loss(
+    sae: Any,
+    sae_in: Tensor,
+    sae_out: Tensor,
+    hidden_pre: Tensor,
+    dead: Tensor | None,
+    *,
+    absolute: bool = False,
+) -> Tensor | None:
+    """Return the AuxK loss by a sparse code; None if SAELens's own method is to compute it."""
+    if (
+        not isinstance(hidden_pre, PreActivations)
+        or hidden_pre.ndim != 2
+        or dead is None
+        or (number := int(dead.sum())) == 0
+        or sae.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+    ):
+        return None
+    most = sae_in.shape[-1] // 2
+    code = codes.largest_among(hidden_pre, dead, min(most, number), absolute=absolute)
+    found = sae.reshape_fn_out(codes.decoded(sae, *code), sae.d_head)
+    loss = (found - (sae_in - sae_out).detach()).pow(2).sum(dim=-1).mean()
+    weight = sae.cfg.aux_loss_coefficient * min(number / most, 1.0)
+    return weight * loss  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -78,6 +113,24 @@ class SaefastTopKTrainingSAEConfig(TopKTrainingSAEConfig):  # type: ignore[misc]
 
 class SaefastTopKTrainingSAE(_FusedTopK, TopKTrainingSAE):  # type: ignore[misc]
     """SAELens's TopK with sparse codes."""
+
+
+@dataclass
+class SaefastAbsTopKTrainingSAEConfig(AbsTopKTrainingSAEConfig):  # type: ignore[misc]
+    """Settings of SAELens's AbsTopK; `use_sparse_activations` has an effect here, too."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        """Return the registered name of the architecture."""
+        return "saefast_abstopk"
+
+    def get_inference_config_class(self) -> type[AbsTopKSAEConfig]:
+        """Return the config of the trained SAE: SAELens's AbsTopK."""
+        return AbsTopKSAEConfig  # type: ignore[no-any-return]
+
+
+class SaefastAbsTopKTrainingSAE(_FusedAbsTopK, AbsTopKTrainingSAE):  # type: ignore[misc]
+    """SAELens's AbsTopK with sparse codes."""
 
 
 @dataclass
@@ -161,6 +214,14 @@ class FastTopKSAE(_FusedInference, TopKSAE):  # type: ignore[misc]
         return codes.topk_code(self, inputs, norms, encode)
 
 
+class FastAbsTopKSAE(_FusedInference, AbsTopKSAE):  # type: ignore[misc]
+    """AbsTopK SAE after `accelerate`."""
+
+    def _code(self, inputs: Tensor, norms: Tensor | None) -> codes.Code:
+        encode = partial(self._encoder.topk, scale_source=None if norms is None else self.W_dec)
+        return codes.topk_code(self, inputs, norms, encode, absolute=True)
+
+
 class FastJumpReLUSAE(_FusedInference, JumpReLUSAE):  # type: ignore[misc]
     """JumpReLU SAE after `accelerate`."""
 
@@ -168,7 +229,7 @@ class FastJumpReLUSAE(_FusedInference, JumpReLUSAE):  # type: ignore[misc]
         return codes.threshold_code(self, inputs, self._encoder.above)
 
 
-_FAST = {TopKSAE: FastTopKSAE, JumpReLUSAE: FastJumpReLUSAE}
+_FAST = {TopKSAE: FastTopKSAE, AbsTopKSAE: FastAbsTopKSAE, JumpReLUSAE: FastJumpReLUSAE}
 
 
 @torch.no_grad()
@@ -181,7 +242,8 @@ def accelerate(sae: Some) -> Some:
     again.
 
     Args:
-        sae: a `TopKSAE` or a `JumpReLUSAE` (the inference class of BatchTopK, too).
+        sae: a `TopKSAE`, an `AbsTopKSAE` or a `JumpReLUSAE` (the inference class of BatchTopK,
+            too).
 
     Returns:
         The same object, still an instance of its class, with the same parameters and files.
@@ -201,6 +263,7 @@ def accelerate(sae: Some) -> Some:
 
 for _class, _config in (
     (SaefastTopKTrainingSAE, SaefastTopKTrainingSAEConfig),
+    (SaefastAbsTopKTrainingSAE, SaefastAbsTopKTrainingSAEConfig),
     (SaefastBatchTopKTrainingSAE, SaefastBatchTopKTrainingSAEConfig),
     (SaefastMatryoshkaBatchTopKTrainingSAE, SaefastMatryoshkaBatchTopKTrainingSAEConfig),
     (SaefastStandardTrainingSAE, SaefastStandardTrainingSAEConfig),

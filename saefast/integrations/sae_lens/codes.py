@@ -44,7 +44,7 @@ class Code(NamedTuple):
 
     def coo(self, m: int) -> Tensor:
         """Return the activations as a sparse tensor [n, m] without explicit zeros."""
-        rows, places = torch.nonzero(self.acts.detach() > 0, as_tuple=True)
+        rows, places = torch.nonzero(self.acts.detach(), as_tuple=True)
         at = torch.stack([rows, self.indices[rows, places]])
         shape = (len(self.acts), m)
         return torch.sparse_coo_tensor(at, self.acts[rows, places], shape, check_invariants=False)
@@ -91,17 +91,30 @@ def pre_activations(sae: Any, inputs: Tensor, norms: Tensor | None) -> PreActiva
 
 
 def topk_code(
-    sae: Any, inputs: Tensor, norms: Tensor | None, encode: Callable[..., SparseCode] = topk_encode
+    sae: Any,
+    inputs: Tensor,
+    norms: Tensor | None,
+    encode: Callable[..., SparseCode] = topk_encode,
+    *,
+    absolute: bool = False,
 ) -> Code:
     """Return the k largest values of each row of inputs [n, d], where positive.
 
-    `encode` is `topk_encode` or an equivalent with a packed encoder.
+    `encode` is `topk_encode` or an equivalent with a packed encoder. With `absolute`, the values
+    are those that are largest in absolute value, with their sign.
     """
     scale = None if norms is None else norms.detach()
     values, indices = encode(
-        inputs, sae.W_enc.T, sae.b_enc, k=sae.cfg.k, scale=scale, precision=precision_at(inputs)
+        inputs,
+        sae.W_enc.T,
+        sae.b_enc,
+        k=sae.cfg.k,
+        scale=scale,
+        precision=precision_at(inputs),
+        absolute=absolute,
     )
-    return _code(unscaled(values.relu(), indices, scale), indices, norms)
+    values = values if absolute else values.relu()
+    return _code(unscaled(values, indices, scale), indices, norms)
 
 
 def batch_topk_code(sae: Any, inputs: Tensor, norms: Tensor | None, guess: "Guess") -> Code:
@@ -141,11 +154,17 @@ class Guess:
             self.width = 2 * int(positive.sum(1).amax())
 
 
-def largest_among(hidden_pre: PreActivations, among: Tensor, k: int) -> SparseCode:
-    """Return the k largest pre-activations among latents [m] bool, as factors of decoder rows."""
+def largest_among(
+    hidden_pre: PreActivations, among: Tensor, k: int, *, absolute: bool = False
+) -> SparseCode:
+    """Return the k largest pre-activations among latents [m] bool, as factors of decoder rows.
+
+    With `absolute`, they are ranked by their absolute value.
+    """
     x, weight, bias, norms = hidden_pre.operands
     scale = None if norms is None else norms.detach()  # cancels, as in `_code`
-    found = PreActivations(x, weight, bias, scale, rectified=False, among=among).largest(k)
+    dead = PreActivations(x, weight, bias, scale, rectified=False, among=among)
+    found = dead.largest(k, absolute=absolute)
     return SparseCode(unscaled(*found, scale), found.indices)
 
 
