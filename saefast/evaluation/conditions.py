@@ -14,7 +14,7 @@ from saefast.activations.protocol import ActivationSource
 from saefast.linalg import one_thread
 from saefast.nulls.permutations import generator_of
 from saefast.ops.gather_dots import gather_dots
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import K_PER_ROW, SAE, as_saes, code_of
 from saefast.train.config import TrainConfig
 from saefast.train.initial import ROWS, Sample, begin, folded, scales_of
 from saefast.train.train import train_saes
@@ -188,14 +188,14 @@ def _redrawn(sae: SAE, rows: Tensor, seed: int, place: int) -> SAE:
     new.b_dec.copy_(sae.b_dec)
     if sae.skip:
         new.W_skip.copy_(sae.W_skip)
-    if sae.variant != "topk":
+    if sae.variant not in K_PER_ROW:
         _set_threshold(new, rows, _active(sae, rows))
     return new
 
 
 def _active(sae: SAE, rows: Tensor) -> float:
     """Return the mean number of active latents per row."""
-    return float((code_of(sae, rows).values > 0).sum()) / len(rows)
+    return float((code_of(sae, rows).values != 0).sum()) / len(rows)
 
 
 def _set_threshold(sae: SAE, rows: Tensor, active: float) -> None:

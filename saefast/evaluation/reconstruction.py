@@ -28,9 +28,9 @@ class Reconstruction:
 
     explained_variance: float
     firing_rate: Tensor
-    """[m] float64 share of rows on which each feature is positive"""
+    """[m] float64 share of rows on which each feature fires"""
     l0: float
-    """mean number of positive latents per row"""
+    """mean number of active latents per row"""
 
     __repr__ = brief
 
@@ -75,7 +75,7 @@ def reconstruction(
         for number, sae in enumerate(saes):
             code = code_of(sae, part.x)
             squares[number] += sum_of_squares(part.target.to(sae.W_dec) - sae.decode(code))
-            active = code.indices[code.values > 0].cpu()
+            active = code.indices[code.values != 0].cpu()
             fired[number] += torch.bincount(active, minlength=sae.m)
     return [
         Reconstruction(

@@ -58,7 +58,7 @@ def sums_of_sae(sae: SAE, texts: Sequence[Tensor], mean: Tensor) -> RowSums:
         for x in texts:
             code = code_of(sae, x)
             made = sae.decode(code, x.to(sae.W_dec)).to(x)
-            active = code.indices[code.values > 0].cpu()
+            active = code.indices[code.values != 0].cpu()
             fired += torch.bincount(active, minlength=sae.m)
             parts.append(_context_sums(x, made, mean, len(active)))
     return _joined(parts, fired)

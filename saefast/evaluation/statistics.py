@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CONVENTIONS = {
-    "firing_rate": "share of all rows on which a feature is positive",
+    "firing_rate": "share of all rows on which a feature's activation is not zero",
+    "activation": "absolute values: only those of abstopk may be negative",
     "mass": "sum of a feature's activations times the norm of its decoder row, as a share of the "
     "sum over all features",
     "density": "share of all rows with an activation in each bin; the first and last bin include "
@@ -50,7 +51,7 @@ class FeatureStatistics:
     rows: int
     """number of rows read"""
     fired: Tensor
-    """[m] int64 number of rows on which each feature is positive"""
+    """[m] int64 number of rows on which each feature fires"""
     mean: Tensor
     """[m] float64 mean activation over those rows"""
     largest: Tensor
@@ -88,7 +89,7 @@ class FeatureStatistics:
 
     @property
     def firing_rate(self) -> Tensor:
-        """Share of rows on which each feature is positive, [m] float64."""
+        """Share of rows on which each feature fires, [m] float64."""
         return self.fired.double() / self.rows
 
     @property
@@ -205,9 +206,9 @@ class _Sums:
         self._top, self._sample = Largest(m, top), Largest(m, sample)
 
     def add(self, code: SparseCode, part: Rows) -> None:
-        active = (code.values > 0).cpu()
+        active = (code.values != 0).cpu()
         row = active.nonzero()[:, 0]
-        feature, value = code.indices.cpu()[active], code.values.cpu()[active]
+        feature, value = code.indices.cpu()[active], code.values.cpu()[active].abs()
         m = len(self._fired)
         self._fired += torch.bincount(feature, minlength=m)
         self._total += torch.bincount(feature, weights=value.double(), minlength=m)

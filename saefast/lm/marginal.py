@@ -153,9 +153,9 @@ def _without_each(
     for number, feature in enumerate(features.to(x.device)):
         z = torch.where(code.indices == feature, code.values, 0.0).sum(1)
         strengths[number, kept] = z
-        fired[number] += int((z > 0).sum())
+        fired[number] += int((z != 0).sum())
     added = Losses(*(torch.zeros(len(truth), len(features), dtype=torch.float64) for _ in base))
-    pairs = (strengths > 0).any(2).nonzero()
+    pairs = (strengths != 0).any(2).nonzero()
     for first in range(0, len(pairs), len(truth)):
         number, context = pairs[first : first + len(truth)].T
         directions = sae.W_dec[features.to(x.device)[number]]
@@ -175,7 +175,7 @@ def _slopes(rest: Suffix, sae: SAE, batch: TokenBatch, fired: Tensor) -> Losses:
     with torch.no_grad():
         code = sae.encode(activations[kept].to(sae.W_dec.dtype))
         reconstruction = sae.decode(code)
-    fired += torch.bincount(code.indices[code.values > 0].cpu(), minlength=sae.m)
+    fired += torch.bincount(code.indices[code.values != 0].cpu(), minlength=sae.m)
     reconstruction.requires_grad_()
     logits = rest.logits(put(activations, kept, reconstruction))
     context = kept.nonzero()[:, :1].expand_as(code.indices)

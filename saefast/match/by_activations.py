@@ -73,11 +73,12 @@ def activation_matches(
 ) -> ActivationMatches:
     """Match the features of every two SAEs by the correlation of their activations.
 
-    The partner of a feature is the feature of the other SAE whose activations, zeros included,
-    correlate most with its own over the same rows; a feature without a positive correlation has no
-    partner. Codes remain sparse: the work is rows * k * k for each pair of SAEs. Memory is 20 bytes
-    for each active latent of each row and SAE, plus half a gigabyte, or, if a feature is active on
-    most rows, 60 bytes for each latent of the other SAE that is active on these.
+    The partner of a feature is the feature of the other SAE whose activations, zeros included and
+    in absolute value, correlate most with its own over the same rows; a feature without a positive
+    correlation has no partner. Codes remain sparse: the work is rows * k * k for each pair of SAEs.
+    Memory is 20 bytes for each active latent of each row and SAE, plus half a gigabyte, or, if a
+    feature is active on most rows, 60 bytes for each latent of the other SAE that is active on
+    these.
 
     Args:
         saes: two or more SAEs of the same activations.
@@ -226,7 +227,9 @@ def _encode(saes: Sequence[SAE], one_pass: OnePass) -> list[_Codes]:
         for sae, part in zip(saes, parts, strict=True):
             with torch.no_grad():
                 code = code_of(sae, rows.x)
-            values, indices = code.values.cpu(), code.indices.cpu()
+            # The direction in which a latent of abstopk fires is arbitrary. Besides, features that
+            # never fire together could correlate if activations had both signs.
+            values, indices = code.values.cpu().abs(), code.indices.cpu()
             row, place = (values > 0).nonzero(as_tuple=True)
             part.append(
                 (

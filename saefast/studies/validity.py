@@ -317,7 +317,7 @@ class _Look:
         best = ((above - below) / (noise + other + 1e-12).sqrt()).argmax(0)
         areas = []
         for task, latent in enumerate(best.tolist()):
-            fired = torch.where(code.indices[half:] == latent, code.values[half:], 0.0).amax(1)
+            fired = torch.where(code.indices[half:] == latent, code.values[half:], 0.0).sum(1)
             areas.append(auroc(labels[half:, task].numpy(), fired.numpy()))
         return float(np.mean(areas))
 

@@ -155,7 +155,7 @@ def explain(sae: SAE, world: World, *, rows: int = 65_536, seed: int = 1) -> Exp
         shrunk += _lengths(reconstruction, drawn.x)
         there = drawn.values > 0
         shown += torch.bincount(drawn.indices[there], minlength=world.m)
-        latents = code.indices[code.values > 0]
+        latents = code.indices[code.values != 0]
         fired += torch.bincount(latents, minlength=sae.m)
         hits += torch.bincount(latents[_right(code, drawn, truth, world.m)], minlength=sae.m)
     either = fired + shown[truth.clamp(min=0)]
@@ -235,6 +235,6 @@ def _right(code: SparseCode, drawn: Drawn, truth: Tensor, m: int) -> Tensor:
     there = torch.zeros(len(drawn.x), m + 1, dtype=torch.bool)  # the last column stays false
     row, place = (drawn.values > 0).nonzero(as_tuple=True)
     there[row, drawn.indices[row, place]] = True
-    row, place = (code.values > 0).nonzero(as_tuple=True)
+    row, place = (code.values != 0).nonzero(as_tuple=True)
     wanted = truth[code.indices[row, place]]
     return there[row, torch.where(wanted < 0, m, wanted)]

@@ -6,7 +6,7 @@ import torch
 from saefast import SAE, TrainConfig, train_saes
 from saefast.evaluation.conditions import rival_conditions, train_baselines
 
-VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
+VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def config(**changes):
 
 
 def active(sae, rows):
-    return float((sae.encode(rows).values > 0).sum()) / len(rows)
+    return float((sae.encode(rows).values != 0).sum()) / len(rows)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

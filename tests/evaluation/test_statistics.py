@@ -33,8 +33,9 @@ def random_rows(n: int, d: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dense_code(sae: SAE, rows: Tensor) -> Tensor:
+    """Absolute values: only abstopk has others."""
     with torch.no_grad():
-        return sae.encode(rows).to_dense(sae.m)
+        return sae.encode(rows).to_dense(sae.m).abs()
 
 
 def auroc(labels: Tensor, predictor: Tensor) -> float:

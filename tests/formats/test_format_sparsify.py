@@ -58,7 +58,7 @@ def test_sparsify_signed_selects_by_absolute_value(tmp_path: Path) -> None:
     sae = saefast.load_sae(safe(tmp_path / "a", "sae.safetensors", tensors, **config))
     assert sae.variant == "abstopk"
     assert_computes(sae, top_in_size(values(X)))
-    with pytest.raises(ValueError, match="cannot be stored as sparsify, which does not support var"):
+    with pytest.raises(ValueError, match="stored as sparsify, which does not support variant"):
         saefast.save_sae(sae, tmp_path / "b", format="sparsify")
 
 

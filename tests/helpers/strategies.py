@@ -88,7 +88,8 @@ def random_sae(m: int, d: int, seed: int, variant: str = "topk", k: int = 3) -> 
     with torch.no_grad():
         for values in sae.parameters():
             values.copy_(torch.randn(values.shape, generator=random) / 2)
-        sae.b_enc[m // 2] = -1000.0
+        # A large bias of either sign makes a latent of abstopk fire.
+        sae.b_enc[m // 2] = -torch.inf if variant == "abstopk" else -1000.0
         if variant == "jumprelu":
             sae.jump_threshold.abs_()
     return sae

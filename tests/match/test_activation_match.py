@@ -27,7 +27,7 @@ def match(saes, x, **options):
 def correlations(a: SAE, b: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return correlations [m, m2], and the number of firings of each feature."""
     with torch.no_grad():
-        codes = [sae.encode(x).to_dense(sae.m).double() for sae in (a, b)]
+        codes = [sae.encode(x).to_dense(sae.m).double().abs() for sae in (a, b)]
     fires = [(code > 0).sum(0) for code in codes]
     centred = [code - code.mean(0) for code in codes]
     lengths = [code.norm(dim=0) for code in centred]
@@ -40,7 +40,7 @@ def correlations(a: SAE, b: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     st.lists(st.integers(3, 30), min_size=2, max_size=3),
     st.integers(1, 3),
     st.integers(1, 4),
-    st.sampled_from(["topk", "relu"]),
+    st.sampled_from(["topk", "abstopk", "relu"]),
     seeds,
 )
 def test_partners_equal_those_of_dense_correlations(sizes, k, least_fires, variant, seed):

@@ -22,7 +22,7 @@ def assert_same_code(actual: SparseCode, expected: SparseCode) -> None:
 
 
 def dense(scores: Tensor, k: int) -> SparseCode:
-    """The definition, row by row: by descending absolute value, ties by ascending index."""
+    """Select by the definition, row by row: ties of absolute values by ascending index."""
     rows = [sorted(range(len(row)), key=lambda j: (-abs(row[j]), j))[:k] for row in scores.tolist()]
     order = torch.tensor(rows, dtype=torch.int64).view(len(scores), k)
     return SparseCode(scores.gather(1, order), order)

@@ -15,7 +15,14 @@ from saefast import SAE, AuxK, FusedStep, Rules, topk_encode
 from saefast.ops import encode_packed
 from saefast.ops.cpu import native
 from saefast.ops.screens import ENVIRONMENT
-from saefast.train.auxk import AuxGradients, DeadLatents, auxk_gradients, dead_latents
+from saefast.train.auxk import (
+    AuxGradients,
+    DeadLatents,
+    auxk_gradients,
+    dead_latents,
+    dense_gradients,
+    sparse_gradients,
+)
 from saefast.train.optimizer import add_auxk
 
 
@@ -105,6 +112,19 @@ def test_state_is_updated_in_place() -> None:
     assert result.fired.sum() == (result.code.values > 0).sum()
 
 
+def test_latents_of_abstopk_fire_in_both_directions() -> None:
+    sae = SAE(8, 32, k=3, seed=0, variant="abstopk")
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    x[0] = 0.0  # all of its pre-activations are zero, so nothing fires
+    step = FusedStep(sae, lr=1e-2)
+    values, indices = step(x).code
+    fired = torch.zeros(32, dtype=torch.int64)
+    fired.index_add_(0, indices[1:].flatten(), torch.ones(19 * 3, dtype=torch.int64))
+    assert (values < 0).sum() > 10
+    assert (values[0] == 0).all()
+    assert_same_bits(step.idle, torch.where(fired > 0, 0, 20))
+
+
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.alone
 def test_other_python_threads_run_during_a_kernel() -> None:
@@ -181,11 +201,11 @@ def test_idle_latents_are_counted_and_revived() -> None:
     assert (sae.W_dec[idle] != plain.W_dec[idle]).any(1).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("chosen", ["positive", "signed", "absolute"])
 @pytest.mark.parametrize("dead", [3, 10])
-def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool) -> None:
+def test_auxk_without_normalisation_scales_with_the_dead(dead: int, chosen: str) -> None:
     """As in SAELens, fewer dead latents than k weigh less; against autograd on the formula."""
-    settings = AuxK(k=4, coefficient=0.25, normalised=False, signed=signed)
+    settings = AuxK(k=4, coefficient=0.25, normalised=False, signed=chosen == "signed")
     sae = SAE(16, 40, k=2, seed=1, dtype=torch.float64)
     x, error = batches(2, 30, 16, torch.float64)
     latents = torch.arange(5, 5 + dead)
@@ -193,17 +213,38 @@ def test_auxk_without_normalisation_scales_with_the_dead(dead: int, signed: bool
         weight.detach()[latents].requires_grad_() for weight in (sae.W_enc, sae.b_enc, sae.W_dec)
     )
     scores = x @ encoder.T + shift
-    values, indices = scores.topk(min(4, dead))
-    values = values if signed else values.relu()
+    indices = (scores.abs() if chosen == "absolute" else scores).topk(min(4, dead)).indices
+    values = scores.gather(1, indices)
+    assert (values < 0).any()
+    values = values.relu() if chosen == "positive" else values
     missed = error - torch.zeros_like(scores).scatter(1, indices, values) @ decoder
     loss = 0.25 * min(dead / 4, 1) * missed.square().sum(1).mean()
     expected = torch.autograd.grad(loss, [encoder, shift, decoder])
     with torch.no_grad():
         listed = DeadLatents(latents, torch.tensor([dead]))
-        found = auxk_gradients(x, error, sae.W_enc, sae.b_enc, sae.W_dec, listed, settings)
+        operands = (x, error, sae.W_enc, sae.b_enc, sae.W_dec, listed, settings)
+        found = auxk_gradients(*operands, absolute=chosen == "absolute")
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-9)
     for actual, wanted in zip(found[2:], expected, strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+def test_auxk_by_absolute_value_is_the_same_densely() -> None:
+    """As on a GPU, where places without a dead latent are masked; and with ties of both signs."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(30, 6), (9, 6), (9,), (9, 6), (30, 6)]
+    inputs, encoder, shift, decoder, error = (
+        torch.randint(-2, 3, shape, generator=random).double() for shape in shapes
+    )
+    shift[7:] = -torch.inf
+    operands = (inputs, encoder, shift, decoder, error, torch.tensor(0.5, dtype=torch.float64))
+    settings = AuxK(k=3)
+    dense = dense_gradients(*operands, settings, absolute=True)
+    sparse = sparse_gradients(*operands, settings, absolute=True)
+    plain = sparse_gradients(*operands, settings)
+    assert not torch.equal(sparse[0], plain[0])
+    for actual, expected in zip(dense, sparse, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_auxk_takes_half_the_width_or_an_eighth_of_the_latents() -> None:

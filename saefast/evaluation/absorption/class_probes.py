@@ -176,7 +176,7 @@ def columns_of(code: SparseCode, latents: Tensor, m: int) -> Tensor:
     place = torch.full((m,), -1, dtype=torch.int64, device=latents.device)
     place[latents] = torch.arange(len(latents), device=latents.device)
     at = place[code.indices]
-    row, slot = ((at >= 0) & (code.values > 0)).nonzero(as_tuple=True)
+    row, slot = ((at >= 0) & (code.values != 0)).nonzero(as_tuple=True)
     columns = code.values.new_zeros(len(code.values), len(latents), dtype=torch.float64)
     columns[row, at[row, slot]] = code.values[row, slot].double()
     return columns

@@ -195,7 +195,7 @@ def absorb_rows(
             for sae in its:
                 code = _code(sae, rows)
                 bar.update()
-                if code.values.shape[1] == sae.m and bool((code.values > 0).all()):
+                if code.values.shape[1] == sae.m and bool((code.values != 0).all()):
                     always[name] = None
                     continue
                 found.setdefault(name, []).append(absorbed_classes(sae, code, splits[0]))

@@ -86,18 +86,20 @@ def absorbed_words(
     is_main[torch.as_tensor(main, dtype=torch.int64, device=W_dec.device)] = True
 
     contributions = values * aligned[indices]
-    of_main = is_main[indices] & (values > 0)
+    # An activation below zero adds the opposite of the decoder row.
+    along = cosine[indices] * values.sign()
+    of_main = is_main[indices] & (values != 0)
     main_contribution = torch.where(of_main, contributions, 0.0).sum(1)
     largest, place = contributions.max(dim=1)
-    top_cosine = cosine[indices.gather(1, place[:, None])[:, 0]]
+    top_cosine = along.gather(1, place[:, None])[:, 0]
     full = (
-        ~(of_main & (values >= SILENT)).any(1)
+        ~(of_main & (values.abs() >= SILENT)).any(1)
         & (top_cosine >= ALIGNED)
         & (reading > 0)
         & (largest >= SHARE * reading)
     )
 
-    may = (values > 0) & ~is_main[indices] & (cosine[indices] >= ABSORBING) & (contributions > 0)
+    may = ~is_main[indices] & (along >= ABSORBING) & (contributions > 0)
     absorbing = torch.where(may, contributions, 0.0)
     top = absorbing.topk(min(ABSORBERS, absorbing.shape[1]), dim=1)
     absorbed = top.values.sum(1)

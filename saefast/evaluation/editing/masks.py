@@ -65,7 +65,7 @@ def active(swap: Swap, pairs: Sequence[Pair]) -> Tensor:
     """Return the mask [m] of latents that are active in a prompt of the pairs."""
     code = swap.of(torch.cat(prompts_of(pairs)))
     mask = torch.zeros(swap.sae.m, dtype=torch.bool)
-    mask[code.indices[code.values > 0].cpu()] = True
+    mask[code.indices[code.values != 0].cpu()] = True
     return mask
 
 

@@ -283,6 +283,6 @@ def _outcomes(
 def _share_of_active(swap: Swap, mask: Tensor, pairs: Sequence[Pair]) -> float:
     base, _ = prompts_of(pairs)
     code = swap.of(base)
-    on = code.values > 0
+    on = code.values != 0
     edited = on & mask.to(on.device)[code.indices]
     return float((edited.sum(1) / on.sum(1).clamp(min=1)).mean())

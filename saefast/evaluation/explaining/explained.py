@@ -149,4 +149,4 @@ def scramble(
 @torch.no_grad()
 def _active(sae: SAE, rows: Tensor) -> float:
     """Return the mean number of active latents of a row."""
-    return float((code_of(sae, rows).values > 0).sum()) / len(rows)
+    return float((code_of(sae, rows).values != 0).sum()) / len(rows)

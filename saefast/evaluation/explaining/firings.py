@@ -33,7 +33,7 @@ class Firings:
     row: NDArray[np.int32]
     """[firings] row of each firing"""
     value: NDArray[np.float32]
-    """[firings] activation of each firing, positive"""
+    """[firings] absolute activation of each firing"""
 
     __repr__ = brief
 
@@ -137,7 +137,7 @@ def firings(
         numbers = part.numbers.to(torch.int32)
         for sae, its in zip(saes, parts, strict=True):
             code = code_of(sae, part.x)
-            values = code.values[:, :most].float().cpu()
+            values = code.values[:, :most].float().cpu().abs()
             active = values > 0
             indices = code.indices[:, :most].cpu()[active].to(torch.int32)
             row = numbers[active.nonzero()[:, 0]]

@@ -40,13 +40,15 @@ class TaskRows:
 
         Args:
             sae: the SAE.
-            pool: "mean" or "max" over the rows of an example, or the "last" row.
+            pool: "mean" or "max" over the rows of an example, or the "last" row. Of latents that
+                may be negative, "max" takes the activation with the largest absolute value.
         """
         rows, example = self.rows, self.example
         if pool == "last":
             rows, example = rows[self._last()], torch.arange(len(self.labels))
         latents = torch.zeros(len(self.labels), sae.m)
         flat = latents.view(-1)
+        least = torch.zeros_like(flat)
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             part = slice(first, first + _ROWS_AT_ONCE)
             code = code_of(sae, rows[part])
@@ -54,11 +56,12 @@ class TaskRows:
             values = code.values.float().cpu().flatten()
             if pool == "max":
                 flat.scatter_reduce_(0, place, values, "amax")
+                least.scatter_reduce_(0, place, values, "amin")
             else:
                 flat.index_add_(0, place, values)
         if pool == "mean":
             latents /= self._counts()[:, None]
-        return latents
+        return torch.where(-least > flat, least, flat).view_as(latents)
 
     def pooled_rows(self, pool: str) -> Tensor:
         """Return the activations of each example, pooled over its rows: [examples, d] float32."""
