@@ -160,14 +160,26 @@ def report(
 ) -> None:
     """Write RUN/report.html, a page that works offline, from the results of the run so far.
 
+    For a sweep, RUN is its folder: the table of results and the report are made from the cells.
+
     Args:
-        run: Folder of the run.
-        figures: Folder to write every figure to as SVG.
+        run: Folder of the run or sweep.
+        figures: Folder to write every figure of a run to as SVG.
         png: Write the figures as PNG as well; needs `pip install 'saefast[figures]'`.
     """
     from saefast.report import write_report
+    from saefast.sweep import SweepFolder, write_table_and_report
 
-    written = write_report(run, figures=figures, png=png)
+    sweep = SweepFolder(run)
+    if sweep.exists():
+        if figures is not None or png:
+            raise ValueError(
+                f"figures must be left out for a sweep, whose numbers are in {sweep.results}, got "
+                f"figures={figures}, png={png}"
+            )
+        written = list(reversed(write_table_and_report(sweep)))
+    else:
+        written = write_report(run, figures=figures, png=png)
     tell(f"report of {run}", {"report": str(written[0])}, written, json_output)
 
 

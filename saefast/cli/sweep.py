@@ -26,8 +26,9 @@ def sweep(
     For example: saefast sweep sweep.toml --out sweeps/first
 
     The file has a base and a grid, as the guide on sweeps shows. Every cell is a run in OUT/cells;
-    OUT/results.parquet has a row for each cell and SAE. A failed cell is retried once; if it fails
-    again, its reason is reported, and the other cells continue.
+    OUT/results.parquet has a row for each cell and SAE, and OUT/report.html shows every measure
+    over every axis of the grid. A failed cell is retried once; if it fails again, its reason is
+    reported, and the other cells continue.
 
     Args:
         config: File of the sweep (.toml).
@@ -76,8 +77,10 @@ def sweep(
     lines = [sentence, *(f"{name} failed: {why}" for name, why in outcome.failed.items())]
     if outcome.leftover:
         lines.append(f"not in the file and left unchanged: {', '.join(outcome.leftover)}")
-    facts = {**dataclasses.asdict(outcome), "results": str(outcome.results)}
-    tell("\n".join(lines), facts, [outcome.results], json_output)
+    written = [outcome.results, outcome.report]
+    facts = dataclasses.asdict(outcome)
+    facts |= {"results": str(outcome.results), "report": str(outcome.report)}
+    tell("\n".join(lines), facts, written, json_output)
     if outcome.failed:
         raise OSError(
             f"{len(outcome.failed)} of {outcome.cells} cells failed; {outcome.results} lists the "

@@ -75,9 +75,9 @@ def document(
     )
 
 
-def asset(name: str) -> str:
-    """Return a style sheet or script of the report."""
-    return files("saefast.report").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str, package: str = "saefast.report") -> str:
+    """Return a style sheet or script, a file of a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def unbroken(words: str) -> str:

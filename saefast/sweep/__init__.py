@@ -4,6 +4,7 @@ from saefast.sweep.definition import Cell, Sweep, read_sweep, sweep_from
 from saefast.sweep.driver import SweepOutcome, run_sweep
 from saefast.sweep.folder import SweepFolder
 from saefast.sweep.plan import SweepPlan, plan_sweep
+from saefast.sweep.report import write_sweep_report, write_table_and_report
 from saefast.sweep.table import write_results
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "run_sweep",
     "sweep_from",
     "write_results",
+    "write_sweep_report",
+    "write_table_and_report",
 ]

@@ -1,4 +1,4 @@
-"""Driver of a sweep: assigns tasks to workers, retries failed ones and writes the results."""
+"""Driver of a sweep: assigns tasks to workers, retries failed ones, writes table and report."""
 
 import contextlib
 from collections import deque
@@ -11,7 +11,7 @@ from saefast.pipeline.runner import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.folder import FailureRecord, SweepFolder
-from saefast.sweep.table import write_results
+from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, LocalWorkers, Workers
 
@@ -32,6 +32,8 @@ class SweepOutcome:
     """names of folders whose cells are not in the sweep file"""
     results: Path
     """path of the table of results"""
+    report: Path
+    """path of the report"""
 
 
 def run_sweep(
@@ -44,7 +46,7 @@ def run_sweep(
     remake: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> SweepOutcome:
-    """Run all unfinished cells and write the table of results of all cells.
+    """Run all unfinished cells and write the table of results and the report of all cells.
 
     A failed cell is retried once. If it fails again, the table states the reason, and the sweep
     continues with the other cells.
@@ -84,10 +86,14 @@ def run_sweep(
             with LocalWorkers(processes, len(left)) as hands:
                 schedule.fit(hands.groups, hands.memory)
                 failed = _work(schedule, folder, hands, tell)
-        with folder.writing():
-            write_results(folder)
+        results, report = write_table_and_report(folder)
     return SweepOutcome(
-        len(cells), len(cells) - len(left), failed, tuple(folder.leftover(sweep)), folder.results
+        len(cells),
+        len(cells) - len(left),
+        failed,
+        tuple(folder.leftover(sweep)),
+        results,
+        report,
     )
 
 

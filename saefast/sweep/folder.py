@@ -6,6 +6,7 @@
   `FailureRecord`
 - stores/KEY/: rows of activations, which cells share by links
 - results.parquet: a row for each SAE and each cell, derived from the folders of the cells
+- report.html: the report of the sweep, derived from results.parquet
 - shares/N/I/: an empty folder that is locked by the driver of share I of N
 """
 
@@ -153,6 +154,10 @@ class SweepFolder:
         with self.writing():
             write_record(self.root / SWEEP, SweepRecord(list(sweep.axes), until, cells))
 
+    def exists(self) -> bool:
+        """Return whether the folder holds a sweep."""
+        return (self.root / SWEEP).is_file()
+
     def check_new(self) -> None:
         """Raise a FileExistsError if the folder is that of a run instead of a sweep."""
         if (self.root / RUN).is_file() or (self.root / SETTINGS).is_file():
@@ -251,7 +256,7 @@ class SweepFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Lock the files that all drivers write, sweep.json and the table of results.
+        """Lock the files that all drivers write: sweep.json, the table of results and the report.
 
         The last of several drivers reads all cells.
 

@@ -34,8 +34,8 @@ def test_the_output_states_what_was_done(
 ) -> None:
     assert main(command) == 0
     told = capsys.readouterr()
-    results = str(Path(command[3]) / "results.parquet")
-    assert told.out == f"2 of 2 cells are finished\nwrote {results}\n"
+    results, report = (str(Path(command[3]) / name) for name in ("results.parquet", "report.html"))
+    assert told.out == f"2 of 2 cells are finished\nwrote {results}\nwrote {report}\n"
     assert told.err.splitlines() == ["harvest: k-2 and 1 more", "train: k-2 and 1 more"]
     assert main([*command, "--json"]) == 0
     told = capsys.readouterr()
@@ -46,8 +46,26 @@ def test_the_output_states_what_was_done(
         "failed": {},
         "leftover": [],
         "results": results,
-        "written": [results],
+        "report": report,
+        "written": [results, report],
     }
+
+
+def test_report_makes_table_and_page_again(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    out = Path(command[3])
+    before = {name: (out / name).read_bytes() for name in ("report.html", "results.parquet")}
+    for name in before:
+        (out / name).unlink()
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"report of {out}", *(f"wrote {out / name}" for name in before)]
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert main(["report", str(out), "--figures", str(out / "figures")]) == 1
+    assert "figures must be left out for a sweep" in capsys.readouterr().err
 
 
 def test_failed_cells_are_named_and_the_exit_code_is_1(
