@@ -34,8 +34,9 @@ def sweep(
         config: File of the sweep (.toml).
         out: Folder of the sweep. Cells that are finished there are skipped.
         until: Last stage of every cell, as for saefast run.
-        on: Where cells run: local, in processes of this machine.
-        processes: Number of worker processes, which share the threads. None: one for each GPU, or
+        on: Where cells run: local, in processes of this machine; ray, on the cluster that
+            RAY_ADDRESS names or that runs here; or ray://HOST.
+        processes: Number of concurrent tasks, which share the threads. None: one for each GPU, or
             for each processor core if there is no GPU.
         share: Run one of several fixed shares of the cells, such as 3/16, for independent jobs.
             None: all cells.
@@ -45,18 +46,16 @@ def sweep(
     """
     from saefast.sweep import plan_sweep, read_sweep, run_sweep
 
-    if on != "local":
-        raise ValueError(
-            f"on must be local, got {on!r}; for several machines, start a share of the cells on "
-            f"each, such as --share 3/16"
-        )
-
     def show(line: str) -> None:
         if not json_output:
             print(line, file=sys.stderr, flush=True)
 
     cells, part = read_sweep(config), _share(share)
     if plan:
+        if on != "local":
+            raise ValueError(
+                f"on must be local for a plan, which measures this machine, got {on!r}"
+            )
         planned = plan_sweep(cells, out, until=until, processes=processes, share=part, tell=show)
         tell(planned.as_text(), dataclasses.asdict(planned), [], json_output)
         return
@@ -64,6 +63,7 @@ def sweep(
         cells,
         out,
         until=until,
+        on=on,
         processes=processes,
         share=part,
         remake=remake,

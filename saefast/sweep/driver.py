@@ -11,6 +11,7 @@ from saefast.pipeline.runner import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.folder import FailureRecord, SweepFolder
+from saefast.sweep.ray_workers import ADDRESS, RayWorkers
 from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, LocalWorkers, Workers
@@ -41,6 +42,7 @@ def run_sweep(
     out: str | Path,
     *,
     until: str = "report",
+    on: str = "local",
     processes: int | None = None,
     share: tuple[int, int] | None = None,
     remake: bool = False,
@@ -55,8 +57,11 @@ def run_sweep(
         sweep: the sweep to run.
         out: folder of the sweep; an existing sweep is resumed.
         until: last stage of every cell.
-        processes: number of worker processes; None: one for each GPU, or for each processor core if
-            there is no GPU.
+        on: where cells run: "local", in processes of this machine; "ray", on the Ray cluster that
+            RAY_ADDRESS names or that runs on this machine, else on a new one for the time of the
+            sweep; or "ray://HOST". All nodes must have `out` at the same path, and saefast.
+        processes: number of concurrent tasks; None: one for each GPU, or for each processor core if
+            there is no GPU, and on Ray as many as there is room for.
         share: number of a share, starting at 1, and number of shares; None: all cells.
         remake: whether to run cells again whose settings in the sweep file have changed.
         tell: function that is called with a line of text when a task begins or fails.
@@ -70,6 +75,8 @@ def run_sweep(
         BlockingIOError: another driver uses the folder.
     """
     checks.one_of("until", until, NAMES)
+    if on not in ("local", "ray") and not on.startswith(ADDRESS):
+        raise ValueError(f"on must be local, ray or {ADDRESS}HOST, got {on!r}")
     if processes is not None:
         checks.whole("processes", processes, 1)
     folder = SweepFolder(Path(out))
@@ -83,7 +90,7 @@ def run_sweep(
         left = schedule.unfinished()
         failed: dict[str, str] = {}
         if left:
-            with LocalWorkers(processes, len(left)) as hands:
+            with _workers(on, processes, len(left)) as hands:
                 schedule.fit(hands.groups, hands.memory)
                 failed = _work(schedule, folder, hands, tell)
         results, report = write_table_and_report(folder)
@@ -95,6 +102,12 @@ def run_sweep(
         results,
         report,
     )
+
+
+def _workers(on: str, processes: int | None, tasks: int) -> Workers:
+    if on == "local":
+        return LocalWorkers(processes, tasks)
+    return RayWorkers(on, processes, tasks)
 
 
 def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:

@@ -50,8 +50,15 @@ class Task:
     """names of the cells"""
     settings: tuple[dict[str, Any], ...]
     """settings of each cell"""
+    bytes_of_cells: tuple[int, ...]
+    """bytes of memory for the SAEs of each cell; 0 for a harvest"""
     attempts: int = 0
     """number of failed attempts"""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory of the process that performs it."""
+        return PROCESS_BYTES + sum(self.bytes_of_cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task as a dict that JSON can represent, for `task_from`."""
@@ -65,13 +72,14 @@ class Task:
             self.until,
             (self.cells[number],),
             (self.settings[number],),
+            (self.bytes_of_cells[number],),
             attempts,
         )
 
 
 def task_from(told: dict[str, Any]) -> Task:
     """Restore a task from the result of `Task.to_dict`."""
-    lists = {name: tuple(told[name]) for name in ("cells", "settings")}
+    lists = {name: tuple(told[name]) for name in ("cells", "settings", "bytes_of_cells")}
     return Task(**(told | lists))
 
 
@@ -236,7 +244,14 @@ class Schedule:
             self._until,
             tuple(cell.name for cell in cells),
             tuple(cell.settings.to_dict() for cell in cells),
+            tuple(0 if kind == HARVEST else self._bytes(cell) for cell in cells),
         )
+
+    def _bytes(self, cell: Cell) -> int:
+        try:
+            return training_bytes(cell.settings, self._width(cell))
+        except (OSError, ValueError):  # rows that cannot be read, a failure of the task itself
+            return 0
 
 
 def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) -> list[list[Cell]]:

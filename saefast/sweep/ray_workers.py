@@ -1,0 +1,172 @@
+"""Workers on a Ray cluster.
+
+Ray carries only tasks and reasons of failures: work is on the disk that all nodes share. So a task
+may be repeated, a node may die, and the driver may be killed and started again.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from saefast.sweep.tasks import Task, reason_of
+from saefast.sweep.workers import Answer
+
+ADDRESS = "ray://"
+"""Beginning of the address of a cluster"""
+_PORT = 10001
+"""Port of Ray's server for clients, unless another one is given"""
+_RETRIES = 3
+"""How often Ray repeats a task whose process or node has died"""
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report its use
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # would copy the folder of a driver that uv runs
+    "RAY_worker_niceness": "0",  # 15 by default: workers stand still beside any other work
+}
+_PATIENT_SECONDS = 60.0
+"""Time for interrupted trainings to leave checkpoints"""
+
+
+class Share(NamedTuple):
+    """Resources of one task."""
+
+    count: int
+    """number of tasks that use the whole cluster"""
+    threads: int
+    """number of processor cores"""
+    gpus: int
+    memory: int
+    """bytes of the cluster's memory for each of `count` tasks"""
+    most_memory: int
+    """bytes of the node with the most memory"""
+
+
+class RayWorkers:
+    """Tasks on a Ray cluster, which places them by cores, GPUs and memory.
+
+    Args:
+        address: "ray": the cluster that the variable RAY_ADDRESS names or that runs on this
+            machine, else a new one on this machine for the time of the sweep; or ray://HOST or
+            ray://HOST:PORT.
+        processes: maximum number of concurrent tasks; None: as many as the cluster has room for.
+        tasks: number of tasks that can be concurrent.
+    """
+
+    def __init__(self, address: str, processes: int | None, tasks: int) -> None:
+        self._ray = _imported()
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            self._ray.init(
+                address=_with_port(address) if address.startswith(ADDRESS) else None,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._share = share_of(nodes, processes, tasks)
+        self._most = processes
+        self._running: dict[Any, Task] = {}
+        self._attempt = self._ray.remote(_attempt(os.path.abspath(os.curdir)))
+        self.groups = self._share.count
+        self.memory: int | None = self._share.memory
+
+    def free(self) -> bool:
+        """Return whether fewer tasks are running than are permitted; see `Workers`."""
+        return self._most is None or len(self._running) < self._most
+
+    def start(self, task: Task) -> None:
+        """Give a task to Ray, which starts it when there is room; see `Workers`."""
+        of = self._attempt.options(
+            num_cpus=self._share.threads,
+            num_gpus=self._share.gpus,
+            memory=min(task.memory, self._share.most_memory),
+            max_retries=_RETRIES,
+            name=f"saefast {task.kind} {task.cells[0]}",
+        )
+        self._running[of.remote(task.to_dict(), self._share.threads)] = task
+
+    def wait(self) -> Answer:
+        """Wait for the end of a task; see `Workers`."""
+        (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
+        task = self._running.pop(done)
+        try:
+            return Answer(task, self._ray.get(done))
+        except self._ray.exceptions.RayTaskError as error:  # such as a node without saefast
+            return Answer(task, reason_of(error.cause))
+        except self._ray.exceptions.RayError as error:
+            return Answer(task, reason_of(error), died=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for task in self._running:
+            self._ray.cancel(task)  # an interrupt, after which a training leaves a checkpoint
+        if self._running:
+            running = list(self._running)
+            self._ray.wait(running, num_returns=len(running), timeout=_PATIENT_SECONDS)
+        if self._own:
+            self._ray.shutdown()
+
+
+def share_of(nodes: Sequence[Mapping[str, float]], processes: int | None, tasks: int) -> Share:
+    """Divide a cluster among tasks.
+
+    Args:
+        nodes: resources of each node, by Ray's names.
+        processes: number of concurrent tasks; None: one for each GPU, or for each processor core if
+            there is no GPU.
+        tasks: maximum number of concurrent tasks.
+
+    Returns:
+        Resources of one task, which fit the largest node.
+    """
+
+    def of(name: str) -> list[int]:
+        return [int(node.get(name, 0)) for node in nodes]
+
+    cores, gpus, memory = of("CPU"), sum(of("GPU")), of("memory")
+    count = max(1, min(processes or gpus or sum(cores), tasks))
+    threads = max(1, min(sum(cores) // count, max(cores, default=1)))
+    each = sum(memory) // count
+    return Share(count, threads, int(gpus > 0), each, max(memory, default=0))
+
+
+def _with_port(address: str) -> str:
+    return address if ":" in address.removeprefix(ADDRESS) else f"{address}:{_PORT}"
+
+
+def _imported() -> Any:
+    """Return the package ray, with settings for an instance that is started here."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            f"a sweep on Ray needs the package ray: pip install 'saefast[ray]' ({error})"
+        ) from error
+    return ray
+
+
+def _attempt(folder: str) -> Callable[[dict[str, Any], int], str | None]:
+    """Return the function that Ray's processes call.
+
+    Ray copies an inner function instead of importing its module, so that it can repair the path
+    before anything of saefast is imported: Ray puts the current folder of the driver first, from
+    which the driver itself does not import.
+
+    Args:
+        folder: the current folder of the driver.
+    """
+
+    def attempt_task(told: dict[str, Any], threads: int) -> str | None:
+        import sys
+
+        sys.path[:] = [entry for entry in sys.path if entry != folder]
+        import torch
+
+        from saefast.sweep.tasks import attempt, task_from
+
+        torch.set_num_threads(threads)
+        return attempt(task_from(told))
+
+    return attempt_task

@@ -1,0 +1,145 @@
+"""Sweeps on a real Ray: processes and drivers killed, they end with the bytes of single runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.small_sweep import (
+    UNTIL,
+    assert_same_cells,
+    one_after_another,
+    small_sweep,
+    sweep_file,
+)
+
+from saefast.disk.tables import read_table
+from saefast.sweep import SweepOutcome, run_sweep
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'saefast[ray]'")
+
+FOUR = """
+base = "base.toml"
+[grid]
+"train.latents" = [24, 32]
+"train.k" = [2, 3]
+"""
+OF_A_PLACE = {"seconds", "machine", "processor", "threads", "commit", "report"}
+
+
+@pytest.fixture(autouse=True)
+def own_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts here, and writes no key into the home of whoever tests."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """An instance with two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100_000_000,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """The table of results without what depends on time and place."""
+    rows = read_table(out / "results.parquet").to_pylist()
+    return [{key: row[key] for key in row if key not in OF_A_PLACE} for row in rows]
+
+
+def driver(file: Path, out: Path, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-P", "-m", "saefast", "sweep", str(file), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--until", UNTIL, "--on", "ray"],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        yield pid
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
+def workers_of(parent: int, task: str) -> list[int]:
+    """Processes of Ray below a process that perform such a task."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = path.read_bytes()
+        except OSError:
+            continue
+        if title.startswith(f"ray::saefast {task}".encode()):
+            found.append(int(path.parent.name))
+    return [pid for pid in found if parent in ancestors(pid)]
+
+
+def wait_for(what: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
+    while not (found := what()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
+def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """The current folder has another saefast, which neither driver nor workers import."""
+    folder = tmp_path / "here"
+    (folder / "saefast").mkdir(parents=True)
+    (folder / "saefast" / "__init__.py").write_text("raise ImportError('not this one')")
+    file, out = sweep_file(tmp_path / "file", FOUR), tmp_path / "out"
+    running = driver(file, out, folder)
+    try:
+        victim = wait_for(lambda: workers_of(running.pid, "train"), running)[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: any(out.glob("cells/*/features.parquet")), running)
+    finally:
+        running.kill()
+    said, _ = running.communicate()
+    assert " failed: " not in said  # Ray has repeated the task
+    again = driver(file, out, folder)
+    said, _ = again.communicate()
+    assert again.returncode == 0, said
+    assert "4 of 4 cells are finished" in said
+    sweep = small_sweep(tmp_path / "file", FOUR)
+    assert_same_cells(sweep, out, one_after_another(sweep, tmp_path / "alone"))
+    run_sweep(sweep, tmp_path / "local", until=UNTIL, processes=1)
+    assert rows_of(out) == rows_of(tmp_path / "local")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cell_that_fails_is_tried_again_and_then_named(tmp_path: Path) -> None:
+    """On an instance that stays, with one task at a time."""
+    sweep, out, lines = small_sweep(tmp_path, FOUR), tmp_path / "out", []
+    bad = sweep.cells[1].name
+    (out / "cells" / bad).mkdir(parents=True)
+    (out / "cells" / bad / "stages.json").write_text("{")
+    outcome: SweepOutcome = run_sweep(
+        sweep, out, until="train", on="ray", processes=1, tell=lines.append
+    )
+    assert list(outcome.failed) == [bad]
+    assert ray.is_initialized()
+    states = {row["cell"]: row["status"] for row in rows_of(out) if row["level"] == "cell"}
+    assert [name for name, state in states.items() if state == "failed"] == [bad]
+    print(lines)
