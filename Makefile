@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
-PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb \
+PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb 'ray[client]' \
 	'llamascopium; python_version < "3.13"'
 # What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
 # NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
@@ -53,9 +53,9 @@ wheel: .venv/created
 	PIP_CONSTRAINT=constraints.txt .venv/wheel/bin/pip install --quiet --disable-pip-version-check dist/*.whl
 	.venv/wheel/bin/python -I .ci/smoke.py
 
-# What saefast promises to users of SAELens, sparsify and dictionary_learning, beside the real ones.
+# What saefast promises to users of SAELens, sparsify, dictionary_learning and Ray, beside the real ones.
 peers: .venv/peers
-	$(BIN)/pytest tests/peers
+	$(BIN)/pytest tests/peers tests/sweep/test_ray.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -95,7 +95,8 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
         (["--share", "3"], "share must be I/N with I from 1 to N, such as 3/16, got '3'"),
         (["--share", "3/2"], "share must be I/N with I from 1 to N, such as 3/16, got 3/2"),
         (["--processes", "0"], "processes must be at least 1, got 0"),
-        (["--on", "ray"], "on must be local, got 'ray'"),
+        (["--on", "slurm"], "on must be local, ray or ray://HOST, got 'slurm'"),
+        (["--on", "ray", "--plan"], "on must be local for a plan, which measures this machine"),
     ],
 )
 def test_bad_options_raise_one_line(

@@ -19,7 +19,7 @@ from helpers.small_sweep import (
 )
 
 from saefast.disk.tables import read_table
-from saefast.sweep import SweepOutcome, run_sweep
+from saefast.sweep import run_sweep
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'saefast[ray]'")
 
@@ -131,15 +131,15 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("cluster")
 def test_a_cell_that_fails_is_tried_again_and_then_named(tmp_path: Path) -> None:
     """On an instance that stays, with one task at a time."""
-    sweep, out, lines = small_sweep(tmp_path, FOUR), tmp_path / "out", []
+    sweep, out = small_sweep(tmp_path, FOUR), tmp_path / "out"
+    lines: list[str] = []
     bad = sweep.cells[1].name
-    (out / "cells" / bad).mkdir(parents=True)
-    (out / "cells" / bad / "stages.json").write_text("{")
-    outcome: SweepOutcome = run_sweep(
-        sweep, out, until="train", on="ray", processes=1, tell=lines.append
-    )
+    (out / "cells" / bad / "run.json").mkdir(parents=True)  # which the training cannot write
+    outcome = run_sweep(sweep, out, until="train", on="ray", processes=1, tell=lines.append)
     assert list(outcome.failed) == [bad]
+    assert outcome.failed[bad].startswith("IsADirectoryError: ")
+    assert sum(" failed: " in line for line in lines) == 2
     assert ray.is_initialized()
     states = {row["cell"]: row["status"] for row in rows_of(out) if row["level"] == "cell"}
     assert [name for name, state in states.items() if state == "failed"] == [bad]
-    print(lines)
+    assert list(states.values()).count("finished") == 3
