@@ -55,11 +55,7 @@ class RayWorkers:
         self._ray = _imported()
         self._own = not self._ray.is_initialized()
         if self._own:
-            self._ray.init(
-                address=_with_port(address) if address.startswith(ADDRESS) else None,
-                log_to_driver=False,
-                logging_level="warning",
-            )
+            _connect(self._ray, _with_port(address) if address.startswith(ADDRESS) else None)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._share = share_of(nodes, processes, tasks)
         self._most = processes
@@ -128,6 +124,14 @@ def share_of(nodes: Sequence[Mapping[str, float]], processes: int | None, tasks:
     threads = max(1, min(sum(cores) // count, max(cores, default=1)))
     each = sum(memory) // count
     return Share(count, threads, int(gpus > 0), each, max(memory, default=0))
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except ConnectionError as error:
+        where = address or f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}"
+        raise ConnectionError(f"no Ray cluster answers at {where}: {error}") from error
 
 
 def _with_port(address: str) -> str:

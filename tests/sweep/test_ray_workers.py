@@ -132,6 +132,20 @@ def test_the_address_is_that_of_the_cluster(fake: FakeRay, given: str, address: 
         assert fake.begun[0]["address"] == address
 
 
+def test_a_cluster_that_does_not_answer_is_named(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("timeout")
+
+    monkeypatch.setattr(fake, "init", refuse)
+    with pytest.raises(ConnectionError, match=r"answers at ray://head:10001: timeout"):
+        RayWorkers("ray://head", None, 1)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(ConnectionError, match=r"answers at RAY_ADDRESS = head:6379: timeout"):
+        RayWorkers("ray", None, 1)
+
+
 def test_a_session_that_is_open_is_used_and_stays(fake: FakeRay) -> None:
     fake.open = True
     with RayWorkers("ray", None, 1):

@@ -1,6 +1,6 @@
 """Small charts of a measure over each axis of the grid, with the same y axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from urllib.parse import quote
 
@@ -8,7 +8,7 @@ from saefast.report.chart import Chart
 from saefast.report.scale import Scale, covering
 from saefast.run_folder import REPORT
 from saefast.sweep.folder import CELLS
-from saefast.sweep.report.curves import Curve, NullPoint, Point, curves_over, null_over
+from saefast.sweep.report.curves import Curve, NullPoint, Point
 from saefast.sweep.report.measures import Measure
 from saefast.sweep.report.sweep_data import Axis, CellRow, Reading, SweepData
 
@@ -52,7 +52,15 @@ def scale_of(data: SweepData, measure: Measure) -> Scale:
     return covering(values, zero=measure.from_zero)
 
 
-def chart_of(data: SweepData, measure: Measure, axis: int, by: int | None, y: Scale) -> str:
+def chart_of(
+    data: SweepData,
+    measure: Measure,
+    axis: int,
+    by: int | None,
+    y: Scale,
+    curves: Mapping[int, Curve],
+    nulls: Mapping[str, Sequence[NullPoint]],
+) -> str:
     """Draw a measure over an axis.
 
     Args:
@@ -61,6 +69,8 @@ def chart_of(data: SweepData, measure: Measure, axis: int, by: int | None, y: Sc
         axis: number of the axis.
         by: number of the axis with a line for each value; None: one line for all cells.
         y: scale of the y axis.
+        curves: curves from `curves_over`.
+        nulls: points from `null_over` for each null.
 
     Returns:
         SVG element.
@@ -78,10 +88,8 @@ def chart_of(data: SweepData, measure: Measure, axis: int, by: int | None, y: Sc
         height=_HEIGHT,
         top=_TOP,
     )
-    for column, words in measure.nulls.items():
-        shaded = len(measure.nulls) == 1
-        _draw_null(chart, of, null_over(data, measure, axis, column), words, shaded)
-    curves = curves_over(data, measure, axis, by)
+    for column, points in nulls.items():
+        _draw_null(chart, of, points, measure.nulls[column], shaded=len(nulls) == 1)
     if by is None:
         _draw_cells(chart, data, measure, axis, curves[0])
     drawn = [0] if by is None else line_values(data.axes[by])

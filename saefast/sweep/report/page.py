@@ -3,9 +3,10 @@
 from html import escape
 
 from saefast.report.document import Section, asset, document, facts, named
+from saefast.report.scale import Scale
 from saefast.sweep.report.cell_table import cell_table, failed_cells
 from saefast.sweep.report.choices import choices, choices_style, versions_of
-from saefast.sweep.report.curves import curves_over
+from saefast.sweep.report.curves import curves_over, null_over
 from saefast.sweep.report.measures import Measure
 from saefast.sweep.report.multiples import chart_of, scale_of
 from saefast.sweep.report.sweep_data import SweepData
@@ -70,7 +71,8 @@ def _figures(data: SweepData) -> str:
 
 
 def _measure(data: SweepData, number: int, measure: Measure) -> str:
-    figures = "".join(_figure(data, number, measure, axis) for axis in data.varied)
+    y = scale_of(data, measure)
+    figures = "".join(_figure(data, number, measure, axis, y) for axis in data.varied)
     known = {name for _, reading in data.readings(measure) for name in reading.nulls}
     nulls = dict.fromkeys(words for name, words in measure.nulls.items() if name in known)
     beside = f" Null: {', '.join(nulls)}." if nulls else ""
@@ -81,14 +83,15 @@ def _measure(data: SweepData, number: int, measure: Measure) -> str:
     )
 
 
-def _figure(data: SweepData, number: int, measure: Measure, axis: int) -> str:
-    y, of = scale_of(data, measure), data.axes[axis]
+def _figure(data: SweepData, number: int, measure: Measure, axis: int, y: Scale) -> str:
+    of = data.axes[axis]
+    nulls = {column: null_over(data, measure, axis, column) for column in measure.nulls}
     drawn = []
     for by, classes in versions_of(data, axis):
-        svg = chart_of(data, measure, axis, by, y)
-        curves = curves_over(data, measure, axis, by).values()
-        words = alternative(of, curves, None if by is None else data.axes[by])
-        note = note_on(curves)
+        curves = curves_over(data, measure, axis, by)
+        svg = chart_of(data, measure, axis, by, y, curves, nulls)
+        words = alternative(of, curves.values(), None if by is None else data.axes[by])
+        note = note_on(curves.values())
         caption = f'<p class="note">{escape(note)}</p>' if note else ""
         svg = named(svg, f"{measure.title} by {of.name}", words)
         drawn.append(f'<div class="{classes}">{svg}{caption}</div>')

@@ -131,8 +131,18 @@ class SweepData:
 
     def readings(self, measure: Measure) -> list[tuple[CellRow, Reading]]:
         """Return the cells in which a measure is known, with its values."""
-        found = [(cell, cell.reading(measure)) for cell in self.cells]
-        return [(cell, reading) for cell, reading in found if reading is not None]
+        return self._readings[measure.column]
+
+    @cached_property
+    def _readings(self) -> dict[str, list[tuple[CellRow, Reading]]]:
+        return {
+            measure.column: [
+                (cell, reading)
+                for cell in self.cells
+                if (reading := cell.reading(measure)) is not None
+            ]
+            for measure in self.measures
+        }
 
     def of_cells(self, column: str) -> list[Any]:
         """Return the different known values of a column of the cells, in their order."""
