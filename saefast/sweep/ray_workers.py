@@ -29,13 +29,13 @@ _PATIENT_SECONDS = 60.0
 class Share(NamedTuple):
     """Resources of one task."""
 
-    count: int
+    concurrent: int
     """number of tasks that use the whole cluster"""
     threads: int
     """number of processor cores"""
     gpus: int
     memory: int
-    """bytes of the cluster's memory for each of `count` tasks"""
+    """bytes of the cluster's memory for each concurrent task"""
     most_memory: int
     """bytes of the node with the most memory"""
 
@@ -61,7 +61,7 @@ class RayWorkers:
         self._most = processes
         self._running: dict[Any, Task] = {}
         self._attempt = self._ray.remote(_attempt(os.path.abspath(os.curdir)))
-        self.groups = self._share.count
+        self.groups = self._share.concurrent
         self.memory: int | None = self._share.memory
 
     def free(self) -> bool:

@@ -135,12 +135,12 @@ def test_data_stay_text(tmp_path: Path) -> None:
         renamed = {**row, "torch": NASTY, "machine": NASTY}
         return {**renamed, "status": "failed", "reason": NASTY} if "plain" in row["cell"] else row
 
-    folder = swept_table(tmp_path / "tiny <&> sweep", axes, change)
+    folder = swept_table(tmp_path / "a <b>bold & sweep", axes, change)
     record = folder.read()
     page = page_of(folder)
     assert sorted(page.scripts) == ["code", "rows"]
     assert not any(tag == "b" for tag, _, _ in page.attributes)
-    assert "tiny <&> sweep" in text_of(page)
+    assert text_of(page).count("a <b>bold & sweep") == 2  # title and heading
     assert text_of(page).count(" ".join(NASTY.split())) >= 5
     assert page.rows["cell"] == list(record.cells)
     assert page.rows["names-0"] == [NASTY, "plain"]
