@@ -33,17 +33,16 @@ def placed(names: Sequence[tuple[float, str]], width: float) -> list[Label]:
     Returns:
         Labels of the names, or of some of them if there is no room for all.
     """
-    for lines in (1, 2):
-        labels = [_label(x, n % lines, words, words, width) for n, (x, words) in enumerate(names)]
-        if all(_apart(a, b) for a, b in zip(labels, labels[lines:], strict=False)):
-            return labels
-    room = min((b[0] - a[0] for a, b in zip(names, names[2:], strict=False)), default=width / 2)
-    letters = int((room - _GAP) / _LETTER)
-    if letters >= _LEAST_LETTERS:
-        return [
-            _label(x, n % 2, _cut(words, letters), words, width)
+    longest = max((len(words) for _, words in names), default=0)
+    whole = min(longest, int(width / _LETTER))
+    lengths = [(1, whole), *((2, n) for n in range(whole, _LEAST_LETTERS - 1, -1)), (2, whole)]
+    for lines, letters in lengths:
+        labels = [
+            _label(x, n % lines, _cut(words, letters), words, width)
             for n, (x, words) in enumerate(names)
         ]
+        if all(_apart(a, b) for a, b in zip(labels, labels[lines:], strict=False)):
+            return labels
     kept: list[Label] = []
     for x, words in names:
         label = _label(x, 0, _cut(words, _MOST_LETTERS), words, width)

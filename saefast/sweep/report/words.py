@@ -45,11 +45,11 @@ def facts_of_sweep(data: SweepData) -> list[tuple[str, str]]:
     seconds = [cell.row["seconds"] for cell in data.cells if cell.row.get("seconds")]
     if seconds:
         found.append(("Time", f"{_duration(sum(seconds))} of all stages of all cells"))
-    for words, columns in (("Machines", ("machine", "device")), ("Versions", ("torch", "commit"))):
-        different = [str(value) for column in columns for value in data.of_cells(column)]
-        if different:
-            found.append((words, ", ".join(different)))
-    return found
+    found.append(("Machines", ", ".join(map(str, data.of_cells("machine")))))
+    found.append(("Devices", ", ".join(map(str, data.of_cells("device")))))
+    versions = [f"{of} {each}" for of in ("torch", "commit") for each in data.of_cells(of)]
+    found.append(("Versions", ", ".join(versions)))
+    return [(words, value) for words, value in found if value]
 
 
 def alternative(axis: Axis, curves: Collection[Curve], by: Axis | None) -> str:
