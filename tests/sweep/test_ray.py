@@ -34,8 +34,8 @@ OF_A_PLACE = {"seconds", "machine", "processor", "threads", "commit", "report"}
 
 @pytest.fixture(autouse=True)
 def own_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray starts here, and writes no key into the home of whoever tests."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    """A driver starts an instance even beside another one, and no key is written into a home."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
