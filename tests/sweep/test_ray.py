@@ -34,14 +34,14 @@ OF_A_PLACE = {"seconds", "machine", "processor", "threads", "commit", "report"}
 
 @pytest.fixture(autouse=True)
 def own_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver starts an instance even beside another one, and no key is written into a home."""
+    """Make drivers start instances of their own, without a key in a home folder."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """An instance with two cores."""
+    """Start an instance with two cores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_worker_niceness", "0")
@@ -57,7 +57,7 @@ def cluster() -> Iterator[None]:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    """The table of results without what depends on time and place."""
+    """Return the rows of the table of results without columns of time and place."""
     rows = read_table(out / "results.parquet").to_pylist()
     return [{key: row[key] for key in row if key not in OF_A_PLACE} for row in rows]
 
@@ -83,7 +83,7 @@ def ancestors(pid: int) -> Iterator[int]:
 
 
 def workers_of(parent: int, task: str) -> list[int]:
-    """Processes of Ray below a process that perform such a task."""
+    """Return the processes of Ray below a process that perform a task."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -19,7 +19,7 @@ FAILED = "latents-128_k-8_variant-relu"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of cells of which one failed, with a link to each of the others."""
+    """Write the report of cells of which one failed."""
 
     def change(row: Row) -> Row:
         if row["cell"] != FAILED:
@@ -39,14 +39,14 @@ def page(report: Path) -> Iterator[Any]:
 
 
 def column(page: Any, name: str) -> list[str]:
-    """The cells of a column."""
+    """Return the texts of a column of the table."""
     heads = page.eval_on_selector_all("#cells th", "all => all.map(th => th.dataset.column)")
     place = heads.index(name) + 1
     return page.locator(f"#cells tbody td:nth-child({place})").all_inner_texts()
 
 
 def lines(page: Any, figure: str) -> int:
-    """The number of lines in a figure that are not nulls."""
+    """Return the number of visible lines in a figure, without nulls."""
     shown = "all => all.filter(path => path.checkVisibility()).length"
     return int(page.eval_on_selector_all(f"#{figure} path.l:not(.s2)", shown))
 

@@ -28,7 +28,7 @@ def text_of(page: Page) -> str:
 
 
 def titles_of(folder: SweepFolder) -> list[str]:
-    """What points say when a pointer is on them."""
+    """Return the hover texts of points."""
     return re.findall(r"<title>(.*?)</title></circle>", write_sweep_report(folder).read_text())
 
 
