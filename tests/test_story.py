@@ -150,8 +150,10 @@ import saefast.disk.atomic, saefast.pipeline.runner as runner
 from saefast.cli import main
 from saefast.train.seed_trainer import SeedTrainer
 
-torch.set_num_threads(1) os.fsync = lambda descriptor: None # A shell that starts the tests in the
-background makes them ignore Ctrl-C. signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(1)
+os.fsync = lambda descriptor: None
+# A shell that starts the tests in the background makes them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def die_at_write(number, sign):
     replace, left = saefast.disk.atomic._replace, [int(number)]

@@ -10,9 +10,9 @@ from saefast import checks
 from saefast.dictionary import SIDES, Features
 from saefast.match.engines import APPROXIMATE, BACKENDS, engine_for
 from saefast.match.neighbours import Report, Search, nearest_both_ways, recall
-from saefast.match.one_to_one import match_one_to_one
+from saefast.match.one_to_one import UNMATCHED, match_one_to_one
 from saefast.match.plan import divided
-from saefast.match.result import Matches, Pair, Proof
+from saefast.match.result import Matches, Pair, Proof, spread
 from saefast.match.saved import Unfinished
 from saefast.progress import ProgressBar
 from saefast.unit_rows import UnitRows
@@ -186,12 +186,14 @@ def _unmatched(x: UnitRows, y: UnitRows, how: Matching) -> Matches:
     )
     if not how.one_to_one:
         return matches
+    least = UNMATCHED if how.floor is None else how.floor
+    prices = torch.full((len(x),), least, dtype=torch.float64, device=x.device)
     proof = Proof(
         value=0.0,
         upper_bound=0.0,
         certified=True,
         rounds=0,
-        row_price=torch.zeros(x.size, dtype=torch.float64, device=x.device),
+        row_price=spread(prices, x),
         column_price=torch.zeros(y.size, dtype=torch.float64, device=y.device),
     )
     return replace(matches, proof=proof)

@@ -97,8 +97,8 @@ def test_checks_of_trainings_detect_a_wrong_selection(
     """Even though the truth uses the same selection."""
     largest = gpu_training_checks.PackedEncoder.largest
 
-    def others(self: Any, inputs: Tensor, k: int, scale: Any = None) -> Any:
-        code = largest(self, inputs, k + 1, scale)
+    def others(self: Any, inputs: Tensor, k: int, scale: Any = None, **options: Any) -> Any:
+        code = largest(self, inputs, k + 1, scale, **options)
         keep = [0, *range(2, k + 1)]
         return code._replace(values=code.values[:, keep], indices=code.indices[:, keep])
 
@@ -158,8 +158,8 @@ def test_checks_of_trainings_detect_a_wrong_auxk_loss(monkeypatch: pytest.Monkey
     module = importlib.import_module("saefast.train.auxk")
     gradients_of = module.sparse_gradients
 
-    def longer(inputs: Tensor, *others: Any) -> Any:
-        missed, *gradients = gradients_of(inputs, *others)
+    def longer(inputs: Tensor, *others: Any, **options: Any) -> Any:
+        missed, *gradients = gradients_of(inputs, *others, **options)
         factor = 1 + 1e-4 if inputs.dtype == torch.float32 else 1.0
         return missed * factor, *gradients
 

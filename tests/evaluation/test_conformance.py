@@ -126,7 +126,7 @@ def test_a_spurious_latent_is_removed() -> None:
 
 def test_errors_name_mismatched_arguments() -> None:
     data = {"a": labelled(texts(0), texts(1))}
-    with pytest.raises(ValueError, match="two classes"):
+    with pytest.raises(ValueError, match="must hold the same classes, at least two"):
         tpp(coordinates(), data, data, {"a": reads(0)})
     with pytest.raises(ValueError, match="'biased'"):
         scr(coordinates(), data, data, {"a": reads(0)})

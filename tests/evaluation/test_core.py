@@ -156,7 +156,7 @@ def test_a_divergence_in_logarithms_does_not_underflow() -> None:
 def test_saes_that_do_not_fit_the_site_are_refused() -> None:
     with pytest.raises(ValueError, match="transcoder"):
         core_scores(MODEL, 1, saefast.SAE(tiny_lm.D, 48, k=4, d_out=16), **SETTINGS)
-    with pytest.raises(ValueError, match="width is 32"):
+    with pytest.raises(ValueError, match=r"the width of the activations, d=32, got d=16"):
         core_scores(MODEL, 1, saefast.SAE(16, 48, k=4), **SETTINGS)
     with pytest.raises(TypeError, match="LanguageModel"):
         core_scores("smollm2", 1, tiny_lm.random_sae())  # type: ignore[arg-type]

@@ -59,6 +59,16 @@ def test_the_value_equals_a_dense_solvers_and_is_certified(
     assert_optimal(a, b, neighbours, floor, absolute)
 
 
+@pytest.mark.parametrize("floor", [None, 0.3, -0.5])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_features_without_any_candidate_have_the_least_price(floor, absolute):
+    """The other dictionary has features of zeros only, so all stay unmatched."""
+    some, zeros = torch.randn(3, 4, generator=generator(0)), torch.zeros(2, 4)
+    some[1] = 0
+    for a, b in ((some, zeros), (zeros, some)):
+        assert_optimal(a, b, 1, floor, absolute)
+
+
 @pytest.mark.parametrize("floor", [None, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_dictionaries_are_matched_optimally(kind, floor):

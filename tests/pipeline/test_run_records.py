@@ -66,7 +66,7 @@ def test_errors_name_the_file_and_the_missing_field(planted_run: Path, tmp_path:
     with pytest.raises(ValueError, match=r"evaluation\.json .*seeds\[1\]\.groups\[0\]\.keep_std"):
         _ = RunData(run).evaluation
     write_json(run / EVALUATION, [3])
-    with pytest.raises(ValueError, match=r"evaluation\.json is no EvaluationRecord"):
+    with pytest.raises(ValueError, match=r"evaluation\.json is not a valid EvaluationRecord"):
         _ = RunData(run).evaluation
     assert read_record(run / "nothing.json", StageRecord) is None
 

@@ -155,7 +155,7 @@ def test_k_and_pressure_reach_their_final_values() -> None:
         ),
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),
         ({"tokens": 1.5}, TypeError, "tokens must be an int"),
-        ({"variant": "top-k"}, ValueError, "variant must be one of topk, batchtopk"),
+        ({"variant": "top-k"}, ValueError, "variant must be one of topk, abstopk, batchtopk"),
         ({"seeds": ()}, TypeError, "seeds must be a tuple with at least one"),
         ({"seeds": (1, 1)}, ValueError, "seeds must differ"),
         ({"lr": -1.0}, ValueError, "lr must be at least 0"),
@@ -168,7 +168,7 @@ def test_k_and_pressure_reach_their_final_values() -> None:
         (
             {"by_norm": True, "variant": "relu"},
             ValueError,
-            "by_norm must be False unless variant is 'topk'",
+            "by_norm must be False unless variant is one of topk, abstopk",
         ),
         ({"name": "a/b"}, ValueError, "name must be a valid part of a folder's name"),
         ({"sparsity": "high"}, TypeError, "sparsity must be a number"),
