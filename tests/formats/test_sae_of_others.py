@@ -23,7 +23,7 @@ def test_b_dec_gets_its_gradient_centred_or_not(centred: bool) -> None:
 
 
 def test_by_norm_needs_topk() -> None:
-    with pytest.raises(ValueError, match="by_norm must be False unless variant is one of topk, abstopk"):
+    with pytest.raises(ValueError, match="by_norm must be False unless variant is one of topk"):
         SAE(D, M, variant="relu", by_norm=True)
 
 
