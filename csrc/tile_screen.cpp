@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "bounds.h"
@@ -18,6 +20,15 @@ namespace saefast {
 namespace {
 
 // Measures the rounding of both operands as `Screen` says, without storing rounded rows.
+// Throws std::invalid_argument if `count` places from `first` on are not among `size` places.
+void check_range(const char* name, int64_t first, const char* names, int64_t count, int64_t size) {
+  if (first >= 0 && count >= 0 && first <= size && count <= size - first) return;
+  throw std::invalid_argument(std::string(name) + " and " + names + " must be within the " +
+                              std::to_string(size) + " " + names + " of the encode, got " + name +
+                              "=" + std::to_string(first) + " and " + names + "=" +
+                              std::to_string(count));
+}
+
 template <class Storage>
 class TileScreenOf final : public TileScreen {
  public:
@@ -62,6 +73,11 @@ class TileScreenOf final : public TileScreen {
 
   void feed(const float* scores, int64_t stride, int64_t row, int64_t rows, int64_t column,
             int64_t columns, int threads) override {
+    check_range("row", row, "rows", rows, args_.n);
+    check_range("column", column, "columns", columns, args_.m);
+    if (column % kGroup != 0)
+      throw std::invalid_argument("column must be a multiple of " + std::to_string(kGroup) +
+                                  ", got " + std::to_string(column));
     parallel_for(rows, threads, [&](int64_t r, int) {
       const ScreenedRow& screened = rows_[row + r];
       Candidates& list = lists_[row + r];
@@ -77,6 +93,7 @@ class TileScreenOf final : public TileScreen {
   }
 
   void finish(int64_t row, int64_t rows, int threads) override {
+    check_range("row", row, "rows", rows, args_.n);
     std::vector<FinishSpace<Storage>> spaces(std::max(threads, 1));
     parallel_for(rows, threads, [&](int64_t r, int worker) {
       const Candidates* list = &lists_[row + r];

@@ -197,6 +197,26 @@ MISFITS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"scores must have at least 3 rows and 6 columns, got shape \(2, 6\)",
     ),
+    "rows of an encode": (
+        lambda: tile_screen().feed(torch.empty(2, M), N - 1, 2, 0, M, 1),
+        ValueError,
+        rf"row and rows must be within the {N} rows of the encode, got row={N - 1} and rows=2",
+    ),
+    "columns of an encode": (
+        lambda: tile_screen().feed(torch.empty(1, M + 1), 0, 1, 0, M + 1, 1),
+        ValueError,
+        rf"must be within the {M} columns of the encode, got column=0 and columns={M + 1}",
+    ),
+    "the first column": (
+        lambda: tile_screen().feed(torch.empty(1, M), 0, 1, 3, 1, 1),
+        ValueError,
+        "column must be a multiple of 64, got 3",
+    ),
+    "rows to finish": (
+        lambda: tile_screen().finish(-1, 1, 1),
+        ValueError,
+        "got row=-1 and rows=1",
+    ),
     "a product": (
         lambda: native.panel_units("int8", D, M),
         ValueError,
