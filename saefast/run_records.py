@@ -118,7 +118,7 @@ class PatchingRecord:
 
 
 def as_active(group: str) -> str:
-    """Return the name of the control of random features with a group's sum of activations."""
+    """Return the name of the control of random features with a group's activation mass."""
     return f"{group}:mass"
 
 

@@ -105,7 +105,7 @@ def _registry_path() -> Path | None:
 
 @cache
 def _releases(path: Path) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # about ten times as fast
     found = yaml.load(path.read_bytes(), Loader=loader)

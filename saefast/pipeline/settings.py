@@ -283,7 +283,7 @@ def _parsed(text: str, suffix: str) -> Any:
         return json.loads(text)
     if suffix in (".yaml", ".yml"):
         try:
-            import yaml  # type: ignore[import-untyped]
+            import yaml
         except ImportError as error:
             raise ImportError(
                 "YAML files need the package pyyaml; run: pip install pyyaml"

@@ -96,7 +96,7 @@ def edit(
         diffmean: add a condition "diffmean", whose latents are the axes along which the mean
             activations of the attribute's values differ; unlike SAEs it learns from the values.
         mdas: add a condition "mdas", a rotation and a mask of its axes that are trained on the
-            pairs, from the axes of "diffmean": what a supervised search of any subspace reaches.
+            pairs, from the axes of "diffmean": a supervised ceiling for edits of any subspace.
             For each attribute it runs the model on 10 times as many pairs as the training has.
         conditions: other SAEs to evaluate in the same way, as returned by `rival_conditions`.
         groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`; edits

@@ -156,7 +156,7 @@ def steer(
         predictors: by name, for each SAE a property [m] of its latents, such as the score of their
             explanations.
         examine: callable that gets the numbers of the sampled latents of each SAE, and returns
-            further predictors, such as what a judge makes of their explanations; their values are
+            further predictors, such as a judge's scores of their explanations; their values are
             also columns `steer_NAME` of the features.
         controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
             (random with the covariance of the activations), "minus", "diffmean" (mean activation

@@ -81,7 +81,7 @@ def _of_groups(data: RunData, name: str) -> Iterator[Figure]:
         f"evaluation-groups-{name}",
         f"{TITLES[name]} by stability: {rows[0].score.measure}",
         "Trained SAEs with the latents of one group only. Below each group: random latents with "
-        f"the same sum of activations. {_MARKS}",
+        f"the same activation mass. {_MARKS}",
         _listed(rows),
         chart.svg(),
         f"{_capital(', '.join(f'{name} {number(score.value)}' for name, _, score in rows))}.",

@@ -105,7 +105,7 @@ def keep_drop_ce(data: RunData) -> Figure:
         "Loss of the language model by group",
         f"Cross entropy with the reconstruction of SAE {patched.seed} in place of the "
         "activations: whole, from one group of features only, or without it; grey: random "
-        "features with the same sum of activations as the group above. Bars begin at the "
+        "features with the same activation mass as the group above. Bars begin at the "
         "unmodified model, so their length is the increase. Lines: with the mean activation or "
         "with zeros in place of activations.",
         ", ".join(f"{name} {effect.ce.value:.2f}" for name, effect, _ in bars)
@@ -227,7 +227,7 @@ def contributions(data: RunData) -> Figure:
         "Do groups contribute the same to tokens?",
         "The contribution of a group of features to the reconstruction of a token is a vector. "
         "Bars: squared correlation of these vectors between two SAEs, mean over pairs; grey: for "
-        "random features with the same sum of activations. Features that recur only as a subspace "
+        "random features with the same activation mass. Features that recur only as a subspace "
         "can still contribute the same together.",
         "Bars.",
         chart.svg(),

@@ -75,7 +75,7 @@ def asymmetry(data: RunData) -> Iterator[Finding]:
         yield Finding(
             "Controls",
             f"{group.capitalize()} features alone explain {value:.3f}, {word} random features with "
-            f"the same sum of activations {numbers}.",
+            f"the same activation mass {numbers}.",
             compared(holds),
             claim=f"{group.capitalize()} features explain {claimed} variance than random ones of "
             "equal activation mass",
