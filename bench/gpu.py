@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(DEFAULT),
         metavar="PARTS",
         help=f"of {', '.join(KINDS)}; times:SHAPE with a shape's name or d,m,k,n, or "
-        f"times:matching (default: {' '.join(DEFAULT)})",
+        f"times:matching[:NAME[:RIVAL]] (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for all parts")
     parser.add_argument(

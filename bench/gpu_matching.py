@@ -1,82 +1,131 @@
-"""Matching on a GPU: nearest of a million features, and one-to-one of a large dictionary."""
+"""Matching on a GPU: nearest features, and one-to-one of a large dictionary.
 
+saefast's matchings search both sides; those of torch and FAISS search one.
+"""
+
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import saefast
 from bench.gpu_worker import Item
+from bench.matching_shapes import MATCHINGS, Matching
 from bench.shapes import Shape
 
-NEAREST = Shape(2304, 1 << 20, 1, 1 << 20)
-"""Size of the search for nearest features.
-
-Its products alone take 6.5 s a side at 785 TFLOP/s. saefast searches both sides, each in 400 pieces
-of at most 32,768 rows. Estimated: 40 s at a third of that speed, 80 s for fp32 blocks.
-"""
-ONE_TO_ONE = Shape(4096, 131072, 1, 131072)
-"""Size of the one-to-one matching; n is the number of features of the other dictionary."""
 _MEMORY = 16.0
 _SHARED = 0.9
 """Weight of a feature in its counterpart in the other dictionary, beside 0.1 of noise."""
 _BLOCK_FLOATS = 1 << 30
+_WARM = 16
+"""Share of the features, as a divisor, that are matched once before a contestant is timed."""
+
+
+class Contestant(NamedTuple):
+    """A way to find the partners of the rows of one dictionary in another."""
+
+    rival: str
+    mode: str
+    match: Callable[[Tensor, Tensor], Tensor]
+    exact: bool
+    """whether all partners must be correct, instead of 99.9 %"""
+    share: int = 1
+    """part of the rows that is matched, as a divisor; the time is multiplied by it"""
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
-    """Yield saefast's matching and torch's blockwise products."""
-    yield from matchings(NEAREST, ONE_TO_ONE, "cuda", rounds=1)
+    """Yield the contestants of a matching and rival, such as nearest:torch; by default of all."""
+    name, _, rival = argument.partition(":")
+    for one in [MATCHINGS[name]] if name else MATCHINGS.values():
+        yield from matchings(one, "cuda", rival=rival)
 
 
-def matchings(nearest: Shape, one_to_one: Shape, device: str, rounds: int) -> Iterator[Item]:
-    """Yield all contestants at these sizes."""
-    contestants: list[tuple[str, Shape, str, str, Callable[[Tensor, Tensor], Tensor], bool]] = [
-        ("match", one_to_one, "saefast", "one to one, certified", _certified, True),
-        ("nearest", nearest, "saefast", "exact", _nearest, True),
-        ("nearest", nearest, "torch", "bf16 blocks", partial(_blocks, torch.bfloat16), False),
-        ("nearest", nearest, "torch", "fp32 blocks", partial(_blocks, torch.float32), True),
+def matchings(one: Matching, device: str, *, rival: str = "") -> Iterator[Item]:
+    """Yield an item for each contestant of a matching, or for those of one rival."""
+    for each in contestants(one, device):
+        if rival in ("", each.rival):
+            facts = {"case": one.case, "shape": one.shape._asdict()}
+            facts |= {"rival": each.rival, "mode": each.mode}
+            run = partial(_timed, one.shape, device, each, facts, one.rounds)
+            yield Item(f"{one.case}: {each.rival} ({each.mode})", run, facts)
+
+
+def contestants(one: Matching, device: str) -> list[Contestant]:
+    """Return the contestants of a matching."""
+    if one.case == "match":
+        return [Contestant("saefast", "one to one, certified", _certified, True)]
+    found = [
+        Contestant("saefast", "exact", partial(_nearest, "saefast"), True),
+        Contestant("torch", "bf16 blocks", partial(_blocks, torch.bfloat16), False),
+        Contestant("torch", "fp32 blocks", partial(_blocks, torch.float32), True, one.fp32_share),
     ]
-    for case, shape, rival, mode, match, exact in contestants:
-        facts = {"case": case, "shape": shape._asdict(), "rival": rival, "mode": mode}
-        run = partial(_timed, shape, device, match, facts, rounds, exact=exact)
-        yield Item(f"{case}: {rival} ({mode})", run, facts)
+    if one.faiss:
+        for half in (False, True):
+            search = partial(_faiss_flat, device, half=half)
+            found.append(Contestant("faiss", f"flat, {'fp16' if half else 'fp32'}", search, False))
+        found.append(Contestant("faiss", "inside saefast", partial(_nearest, "faiss"), True))
+    return found
 
 
 def _timed(
-    shape: Shape,
-    device: str,
-    match: Callable[[Tensor, Tensor], Tensor],
-    facts: dict[str, Any],
-    rounds: int,
-    *,
-    exact: bool,
+    shape: Shape, device: str, one: Contestant, facts: dict[str, Any], rounds: int
 ) -> Iterator[dict[str, Any]]:
     a, b, truth = dictionaries(shape, device)
-    times = []
+    rows = len(a) // one.share
+    a, truth = a[:rows], truth[:rows]
+    one.match(a[: -(-rows // _WARM)], b[: -(-len(b) // _WARM)])
+    times, searches = [], list[float]()
     for _ in range(rounds):
+        _wait(device)
         begin = time.perf_counter()
-        partner = match(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - begin))
+        with _search_time(device, searches):
+            partner = one.match(a, b)
+        _wait(device)
+        times.append(1e3 * one.share * (time.perf_counter() - begin))
         wrong = float((partner.to(truth.device) != truth).double().mean())
-        if wrong > (0.0 if exact else 1e-3):
+        if wrong > (0.0 if one.exact else 1e-3):
             raise RuntimeError(f"does not agree: {wrong:.2%} of the partners are others")
     ms = statistics.median(times)
-    flops = shape.gemm_flops / (ms * 1e-3)
+    sides = 2 if searches else 1
+    flops = sides * shape.gemm_flops / (ms * 1e-3)
     yield {
         **facts,
         "ms": round(ms, 1),
         "p20": round(min(times), 1),
         "p80": round(max(times), 1),
         "gemm_tflops": round(flops * 1e-12, 1),
+        "sides": sides,
+        **({"search_ms": round(statistics.median(searches), 1)} if searches else {}),
+        **({"timed_share": 1 / one.share} if one.share > 1 else {}),
         "rounds": rounds,
         "agrees": True,
     }
+
+
+def _search_time(device: str, found: list[float]) -> Any:
+    """Append the milliseconds of saefast's neighbour search inside the context to `found`."""
+    module = importlib.import_module("saefast.match.features")
+    search = module.nearest_both_ways
+
+    def timed(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        lists = search(*arguments)
+        _wait(device)
+        found.append(1e3 * (time.perf_counter() - begin))
+        return lists
+
+    return mock.patch.object(module, "nearest_both_ways", timed)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def dictionaries(shape: Shape, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,8 +153,9 @@ def _certified(a: Tensor, b: Tensor) -> Tensor:
     return matches.partner
 
 
-def _nearest(a: Tensor, b: Tensor) -> Tensor:
-    return saefast.match_features(a, b, memory=_MEMORY, progress=False).partner
+def _nearest(backend: str, a: Tensor, b: Tensor) -> Tensor:
+    matches = saefast.match_features(a, b, backend=backend, memory=_MEMORY, progress=False)
+    return matches.partner
 
 
 def _blocks(dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
@@ -113,3 +163,25 @@ def _blocks(dtype: torch.dtype, a: Tensor, b: Tensor) -> Tensor:
     others = b.to(dtype).T
     rows = max(1, _BLOCK_FLOATS // len(b))
     return torch.cat([(part.to(dtype) @ others).argmax(1) for part in a.split(rows)])
+
+
+def _faiss_flat(device: str, a: Tensor, b: Tensor, *, half: bool) -> Tensor:
+    """Return the nearest features by a flat index, from one side only.
+
+    On a GPU, rows and results stay there.
+    """
+    faiss = importlib.import_module("faiss")
+    if device != "cuda":
+        index = faiss.IndexFlatIP(b.shape[1])
+        index.add(b.numpy())
+        return torch.from_numpy(index.search(a.numpy(), 1)[1][:, 0])
+    if not faiss.get_num_gpus():
+        raise RuntimeError("FAISS sees no GPU")
+    importlib.import_module("faiss.contrib.torch_utils")
+    resources, config = faiss.StandardGpuResources(), faiss.GpuIndexFlatConfig()
+    config.useFloat16 = half
+    index = faiss.GpuIndexFlatIP(resources, b.shape[1], config)
+    index.add(b)
+    indices: Tensor = index.search(a, 1)[1][:, 0]
+    torch.cuda.synchronize()  # before the resources of the search are freed
+    return indices

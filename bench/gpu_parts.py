@@ -6,6 +6,7 @@ import sys
 from typing import Any, NamedTuple
 
 from bench.gpu_lanes import Lane, Limits
+from bench.matching_shapes import check_matching
 from bench.shapes import gpu_shape
 
 CHECKED = (
@@ -48,6 +49,8 @@ KINDS: dict[str, tuple[str, float, Limits]] = {
     "times": ("rows", 30, Limits(600, 180)),
     "ncu": ("ncu", 20, Limits(180, 60)),
     "peers": ("rows", 30, Limits(400, 180)),
+    "decodes": ("rows", 20, Limits(240, 90)),
+    "end_to_end": ("rows", 40, Limits(240, 150)),
 }
 """Table, least seconds and limits by the name before the colon."""
 
@@ -57,7 +60,8 @@ def part(text: str, facts: dict[str, Any]) -> Part:
 
     Args:
         text: name in `KINDS`, possibly with an argument: times:C2, times:768,32768,32,8192,
-            times:matching; checks and peers take shapes, too.
+            times:matching, times:matching:nearest, times:matching:nearest:torch; checks, peers and
+            decodes take shapes, too.
         facts: facts found by earlier parts, such as the ceilings of the GPU.
     """
     kind, _, argument = text.partition(":")
@@ -65,7 +69,9 @@ def part(text: str, facts: dict[str, Any]) -> Part:
         raise ValueError(
             f"a part is one of {', '.join(KINDS).replace('times', 'times:SHAPE')}; got {text!r}"
         )
-    if argument and argument != MATCHING:
+    if (matching := _matching(argument)) is not None:
+        check_matching(matching)
+    elif argument:
         gpu_shape(argument)
     table, least, limits = KINDS[kind]
     return Part(text, table, least, limits, tuple(_lanes(kind, argument, facts)))
@@ -87,11 +93,17 @@ def _lanes(kind: str, argument: str, facts: dict[str, Any]) -> list[Lane]:
         # The longest items first.
         shapes = [argument] if argument else sorted(CHECKED, key=_work, reverse=True)
         return [*(lane("checks", shape) for shape in shapes), lane("graphs")]
-    if kind == "times" and argument == MATCHING:
-        return [lane("matching")]
+    if kind == "times" and (matching := _matching(argument)) is not None:
+        return [lane("matching", matching)]
     if kind in ("profile", "tiles"):
         return [lane(kind, shape) for shape in ([argument] if argument else PROFILED)]
     return [lane(kind, argument)]
+
+
+def _matching(argument: str) -> str | None:
+    """Return the matchings that an argument names, "" for all; None if it is no matching."""
+    first, _, rest = argument.partition(":")
+    return rest if first == MATCHING else None
 
 
 def _work(shape: str) -> float:

@@ -24,6 +24,8 @@ SUBJECTS = {
     "tiles": "gpu_tiles",
     "times": "gpu_contests",
     "peers": "gpu_peers",
+    "decodes": "gpu_decode_rivals",
+    "end_to_end": "gpu_end_to_end",
     "matching": "gpu_matching",
     "memcheck": "gpu_sanitizer",
     "ncu": "gpu_ncu",

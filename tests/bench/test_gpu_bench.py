@@ -13,7 +13,6 @@ from helpers.checkout import CHECKOUT
 from helpers.worker_rows import worked
 
 from bench import (
-    gpu_matching,
     gpu_times,
     gpu_worker,
     record,
@@ -22,6 +21,7 @@ from bench.cases import Shape
 from bench.gpu_lanes import POISONED
 from bench.gpu_parts import PROFILED
 from bench.gpu_times import Ceilings, Contestant, floors_of
+from bench.matching_shapes import MATCHINGS
 from bench.shapes import GPU_SHAPES
 
 H100 = Ceilings(bf16_flops=8e14, copy_bytes=3e12, l2_bytes=5.5e12)
@@ -160,6 +160,7 @@ def test_every_required_shape_is_timed() -> None:
     assert GPU_SHAPES["C2"] == (768, 32768, 32, 8192)
     assert GPU_SHAPES["mid"] == (2304, 65536, 64, 8192)
     assert GPU_SHAPES["decode"]._replace(k=64) == GPU_SHAPES["mid"]
-    assert gpu_matching.ONE_TO_ONE[:2] == (4096, 131072)
-    assert gpu_matching.NEAREST[:2] == (2304, 1 << 20)
+    assert MATCHINGS["one_to_one"].shape[:2] == (4096, 131072)
+    assert MATCHINGS["nearest"].shape[:2] == (2304, 1 << 20)
+    assert MATCHINGS["nearest_quarter"].shape[:2] == (2304, 1 << 18)
     assert set(PROFILED) == {"C1", "C2"}

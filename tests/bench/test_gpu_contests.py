@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bench import (
     gpu_contests,
-    gpu_matching,
     gpu_peers,
     gpu_profile,
     gpu_tiles,
@@ -127,26 +126,6 @@ def test_a_training_that_does_not_learn_gives_no_row(contest: Contest) -> None:
     reports = [{"mse": 1.0, "seconds": 1.0, "input_wait": 0.0, "path": "fused"}] * 8
     with pytest.raises(RuntimeError, match=r"does not learn: mse 1\.0"):
         gpu_trainings.row_of(reports, {}, 1.0, H100, contest, 1)
-
-
-def test_timed_matchings_agree() -> None:
-    items = gpu_matching.matchings(Shape(8, 64, 1, 64), Shape(8, 48, 1, 48), "cpu", rounds=1)
-    rows = worked(items)
-    assert [(row["case"], row["rival"]) for row in rows] == [
-        ("match", "saefast"),
-        ("nearest", "saefast"),
-        ("nearest", "torch"),
-        ("nearest", "torch"),
-    ]
-    assert all("raised" not in row for row in rows), rows
-
-
-def test_a_wrong_matching_gives_no_row() -> None:
-    timed = gpu_matching._timed(
-        SHAPE._replace(m=8, n=8), "cpu", lambda a, b: torch.zeros(8), {}, 1, exact=True
-    )
-    with pytest.raises(RuntimeError, match="does not agree: 8"):
-        list(timed)
 
 
 def test_kernels_are_compared_with_their_floors() -> None:
