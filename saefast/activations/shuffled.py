@@ -3,14 +3,16 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import cycle
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saefast.activations.order import Order
+from saefast.activations.order import Order, Window
 from saefast.activations.protocol import Batch, check_dtype, check_stream, dtype_name
 
 Held = tuple[Tensor, Tensor | None]
@@ -52,9 +54,14 @@ class Shuffled(ABC):
         """See `Activations.batches`.
 
         `memory` allocates the memory for batches of rows on the CPU; None: new memory for each.
+        If it is given, each window is read while batches are drawn from the one before, which
+        takes the memory of a second window: steps on a device can be shorter than reading.
         """
         check_stream(batch_size, seed, start)
-        return self._batches(batch_size, seed, start, memory or _new_memory)
+        order = Order(self.rows, seed, self._block_rows, self._window_rows)
+        windows = order.windows(start * batch_size)
+        held = self._held(windows) if memory is None else self._held_ahead(windows)
+        return self._batches(held, batch_size, memory or _new_memory)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield every row once, in order; the last batch may be shorter."""
@@ -71,13 +78,34 @@ class Shuffled(ABC):
             where = f"{self.locate(first)} to {self.locate(end - 1)}"
             yield Batch(x, target, where, np.arange(first, end))
 
-    def _batches(self, batch_size: int, seed: int, start: int, memory: Memory) -> Iterator[Batch]:
-        order = Order(self.rows, seed, self._block_rows, self._window_rows)
+    def _held(self, windows: Iterator[Window]) -> Iterator[tuple[Window, Held]]:
+        """Yield each window and its rows, which are valid until the next one is taken."""
         read = self._reader()
+        for window in windows:
+            yield window, read(window.spans)
+
+    def _held_ahead(self, windows: Iterator[Window]) -> Iterator[tuple[Window, Held]]:
+        """Yield the same, reading one window ahead in a thread."""
+        readers = cycle((self._reader(), self._reader()))
+
+        def read() -> tuple[Window, Held]:
+            window = next(windows)
+            return window, next(readers)(window.spans)
+
+        with ThreadPoolExecutor(1, "windows") as pool:
+            coming = pool.submit(read)
+            while True:
+                held = coming.result()
+                coming = pool.submit(read)
+                yield held
+
+    def _batches(
+        self, windows: Iterator[tuple[Window, Held]], batch_size: int, memory: Memory
+    ) -> Iterator[Batch]:
         columns: list[Tensor] = []
         numbers = np.empty(0, np.int64)
-        for window in order.windows(start * batch_size):
-            held = [rows for rows in read(window.spans) if rows is not None]
+        for window, both in windows:
+            held = [rows for rows in both if rows is not None]
             taken = 0
             while taken < len(window.places):
                 filled = len(numbers)

@@ -1,6 +1,7 @@
 """A store returns the rows written to it, from ordinary files, a window at a time."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -13,7 +14,7 @@ from helpers.strategies import normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saefast.activations import StoreActivations, StoreWriter, verify_store
+from saefast.activations import StoreActivations, StoreWriter, columns, verify_store
 
 
 @given(
@@ -116,3 +117,38 @@ print((most - before) * os.sysconf("SC_PAGESIZE"))
     command = [sys.executable, "-P", "-c", script, tmp_path / "store"]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert grown < 64 << 20
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+@pytest.mark.parametrize("start", [0, 7])
+def test_reading_ahead_gives_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int, start: int
+) -> None:
+    """Neither the number of threads nor a window read in advance changes a batch."""
+    write(tmp_path, rows=500, rows_per_shard=70)
+    source = StoreActivations(tmp_path, block_rows=3, window_rows=60)
+    expected = list(islice(source.batches(32, seed=1, start=start), 40))
+    monkeypatch.setattr(columns, "READERS", readers)
+
+    def memory(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    found = list(islice(source.batches(32, seed=1, start=start, memory=memory), 40))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert (one.rows == other.rows).all()
+
+
+def test_a_file_truncated_while_reading_ahead_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a reading thread arrives in the stream."""
+    write(tmp_path, rows=500, rows_per_shard=70)
+    source = StoreActivations(tmp_path, block_rows=3, window_rows=60)
+    monkeypatch.setattr(columns, "READERS", 4)
+    batches = source.batches(32, seed=1, memory=lambda _, shape, dtype: torch.empty(shape))
+    next(batches)
+    for path in tmp_path.glob("*.safetensors"):
+        os.truncate(path, 100)
+    with pytest.raises(ValueError, match="truncated"):
+        list(islice(batches, 40))
