@@ -6,11 +6,8 @@ instead of a bus error.
 """
 
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +22,6 @@ BLOCK_BYTES = 1 << 20
 """Bytes that are read at once: enough for fast reads, few enough to mix documents well."""
 WINDOW_BYTES = 256 << 20
 """Bytes of rows that are shuffled together, which is the memory that a stream takes."""
-_PIECE_BLOCKS = 4
-"""Blocks that a thread reads in one call."""
-READERS = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Threads that read a window."""
 
 
 class Span(NamedTuple):
@@ -37,14 +30,6 @@ class Span(NamedTuple):
     path: Path
     offset: int
     rows: int
-
-
-class _Piece(NamedTuple):
-    """Rows that are read at once, and the place of the first one in the window."""
-
-    first: int
-    end: int
-    place: int
 
 
 class Column:
@@ -133,35 +118,14 @@ class FileActivations(Shuffled):
                 # Windows differ in size by a block at most, so buffers are reused between reads.
                 if len(buffers[number]) < rows:
                     buffers[number] = column.empty(rows)
-            pieces = self._pieces(spans)
-            if READERS > 1 and len(pieces) > 1:
-                # Reading from the page cache is copying, which one thread does at a few GB/s.
-                with ThreadPoolExecutor(READERS, "reader") as pool:
-                    for _ in pool.map(partial(self._read, buffers), pieces):
-                        pass
-            else:
-                for piece in pieces:
-                    self._read(buffers, piece)
+                place = 0
+                for first, end in spans:
+                    column.read(first, end, buffers[number][place : place + end - first])
+                    place += end - first
             held = [buffer[:rows] for buffer in buffers]
             return held[0], held[1] if len(held) > 1 else None
 
         return read
-
-    def _pieces(self, spans: list[tuple[int, int]]) -> list[_Piece]:
-        """Cut spans into pieces of at most `_PIECE_BLOCKS` blocks."""
-        pieces = []
-        place = 0
-        size = _PIECE_BLOCKS * self._block_rows
-        for first, end in spans:
-            for begin in range(first, end, size):
-                pieces.append(_Piece(begin, min(begin + size, end), place))
-                place += pieces[-1].end - begin
-        return pieces
-
-    def _read(self, buffers: list[Tensor], piece: _Piece) -> None:
-        first, end, place = piece
-        for buffer, column in zip(buffers, self._columns, strict=True):
-            column.read(first, end, buffer[place : place + end - first])
 
 
 def _read_exactly(path: Path, offset: int, memory: memoryview) -> None:

@@ -14,7 +14,7 @@ from helpers.strategies import normal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saefast.activations import StoreActivations, StoreWriter, columns, verify_store
+from saefast.activations import StoreActivations, StoreWriter, verify_store
 
 
 @given(
@@ -119,16 +119,12 @@ print((most - before) * os.sysconf("SC_PAGESIZE"))
     assert grown < 64 << 20
 
 
-@pytest.mark.parametrize("readers", [1, 4])
 @pytest.mark.parametrize("start", [0, 7])
-def test_reading_ahead_gives_the_same_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int, start: int
-) -> None:
-    """Neither the number of threads nor a window read in advance changes a batch."""
+def test_reading_ahead_gives_the_same_batches(tmp_path: Path, start: int) -> None:
+    """A window that is read in advance changes no batch."""
     write(tmp_path, rows=500, rows_per_shard=70)
     source = StoreActivations(tmp_path, block_rows=3, window_rows=60)
     expected = list(islice(source.batches(32, seed=1, start=start), 40))
-    monkeypatch.setattr(columns, "READERS", readers)
 
     def memory(name: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -139,13 +135,10 @@ def test_reading_ahead_gives_the_same_batches(
         assert (one.rows == other.rows).all()
 
 
-def test_a_file_truncated_while_reading_ahead_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error of a reading thread arrives in the stream."""
+def test_a_file_truncated_while_reading_ahead_is_named(tmp_path: Path) -> None:
+    """An error of the reading thread arrives in the stream."""
     write(tmp_path, rows=500, rows_per_shard=70)
     source = StoreActivations(tmp_path, block_rows=3, window_rows=60)
-    monkeypatch.setattr(columns, "READERS", 4)
     batches = source.batches(32, seed=1, memory=lambda _, shape, dtype: torch.empty(shape))
     next(batches)
     for path in tmp_path.glob("*.safetensors"):
