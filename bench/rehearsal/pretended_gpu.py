@@ -137,9 +137,10 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _device_forgotten() -> Iterator[None]:
-    """Clear the facts that `saefast.kernels.device` caches about a device, before and after."""
+    """Clear the facts that are cached about a device, before and after."""
     module = importlib.import_module("saefast.kernels.device")
     remembering = [f for f in vars(module).values() if hasattr(f, "cache_clear")]
+    remembering.append(gpu._live)
     for function in remembering:
         function.cache_clear()
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.gpu_screens import GpuScreen, asked_for, candidates_for, fastest, untimed
+from saefast.ops.index_range import remember
 from saefast.types import SparseCode, ThresholdCode
 
 _measured: dict[tuple[object, ...], GpuScreen] = {}
@@ -121,7 +122,9 @@ def threshold_rounded(
         left=left,
         right=right,
     )
-    return ThresholdCode(*code)
+    found = ThresholdCode(*code)
+    remember(found.indices, weight.shape[0])
+    return found
 
 
 def encode_rounded(
@@ -150,6 +153,7 @@ def encode_rounded(
         right=right,
         select=gpu.select(impl),
     )
+    remember(indices, weight.shape[0])
     return SparseCode(values, indices)
 
 

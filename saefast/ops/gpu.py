@@ -1,6 +1,7 @@
 """Dispatch to the Triton kernels; Triton is imported on first use."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -44,9 +45,16 @@ def serves(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
 
 def runs_triton(tensor: Tensor) -> bool:
     """Return whether Triton can run on the tensor's device; on a CPU it is interpreted."""
-    return not tensor.is_cuda or why_not_live() is None
+    return not tensor.is_cuda or _live()
 
 
+@functools.cache
+def _live() -> bool:
+    """Return whether kernels can run on this machine's GPUs; asking torch takes microseconds."""
+    return why_not_live() is None
+
+
+@functools.cache
 def kernels(name: str) -> ModuleType:
     """Import a module of saefast.kernels, such as "encode.topk_encode"."""
     return importlib.import_module(f"saefast.kernels.{name}")

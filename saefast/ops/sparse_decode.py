@@ -9,6 +9,8 @@ from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.cpu import contiguous, native, threads
+from saefast.ops.immediate import immediate
+from saefast.ops.index_range import check_in_range
 
 
 def sparse_decode(
@@ -36,6 +38,9 @@ def sparse_decode(
     if use_reference(impl, weight):
         checks.in_range("indices", indices, weight.shape[0])
         return reference.sparse_decode(values, indices, weight, bias)
+    if immediate(values, indices, weight, bias):
+        decode = _on_gpu if gpu.has(weight) else _on_cpu
+        return decode(values, indices, weight, bias)
     out: Tensor = sparse_decode_op(values, indices, weight, bias)
     return out
 
@@ -60,6 +65,16 @@ def sparse_decode_op(
 @sparse_decode_op.register_kernel("cpu")
 def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _check(values, indices, weight, bias)
+    return _on_cpu(values, indices, weight, bias)
+
+
+@sparse_decode_op.register_kernel("cuda")
+def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(values, indices, weight, bias)
+    return _on_gpu(values, indices, weight, bias)
+
+
+def _on_cpu(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     values, indices, weight = contiguous(values), contiguous(indices), contiguous(weight)
     bias = bias if bias is None else contiguous(bias)
     out = weight.new_empty(len(values), weight.shape[1])
@@ -67,11 +82,8 @@ def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> T
     return out
 
 
-@sparse_decode_op.register_kernel("cuda")
-def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _check(values, indices, weight, bias)
-    if not gpu.capturing(weight):
-        checks.in_range("indices", indices, weight.shape[0])
+def _on_gpu(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    check_in_range("indices", indices, weight.shape[0])
     if not gpu.serves(weight, gpu.WITH_FLOAT64):
         return gpu.in_gathered_slices(
             lambda some, theirs: reference.sparse_decode(some, theirs, weight, bias),

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from saefast import checks, reference
+from saefast.ops import gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import threshold_on_cpu
 from saefast.ops.encode_gpu import threshold_on_gpu
 from saefast.ops.encode_gradients import encode_gradients, of_active
+from saefast.ops.immediate import immediate
 from saefast.ops.screens import screen_at
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.types import ThresholdCode
@@ -61,6 +63,9 @@ def threshold_encode(
         return reference.threshold_encode(
             x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
         )
+    if immediate(x, weight, bias, scale, threshold):
+        encode = threshold_on_gpu if gpu.has(weight) else _on_cpu
+        return encode(x, weight, bias, scale, threshold, width, precision)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, scale, threshold, width, precision))
 
 
@@ -157,6 +162,18 @@ def _(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
+    return _on_cpu(x, weight, bias, scale, threshold, width, precision)
+
+
+def _on_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    precision: str,
+) -> ThresholdCode:
     threshold = threshold.to(_dtype_of_scores(weight))
     screen = screen_at(precision)
     return threshold_on_cpu(x, weight, bias, scale, threshold, width, precision, screen)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from saefast import checks, reference
+from saefast.ops import gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.encode_gpu import encode_on_gpu
 from saefast.ops.encode_gradients import encode_gradients
+from saefast.ops.immediate import immediate
 from saefast.ops.screens import screen_at
 from saefast.types import SparseCode
 
@@ -52,6 +54,9 @@ def topk_encode(
         return reference.topk_encode(
             x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
         )
+    if immediate(x, weight, bias, scale):
+        encode = _on_gpu if gpu.has(weight) else _on_cpu
+        return encode(x, weight, bias, scale, k, precision, impl, absolute)
     return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl, absolute))
 
 
@@ -101,8 +106,7 @@ def _(
     absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check_topk_encode(x, weight, bias, scale, k, precision)
-    screen = screen_at(precision)
-    code = encode_on_cpu(x, weight, bias, scale, k, precision, screen, absolute=absolute)
+    code = _on_cpu(x, weight, bias, scale, k, precision, impl, absolute)
     return code.values, code.indices
 
 
@@ -118,8 +122,35 @@ def _(
     absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check_topk_encode(x, weight, bias, scale, k, precision)
-    code = encode_on_gpu(x, weight, bias, scale, k, precision, impl, absolute=absolute)
+    code = _on_gpu(x, weight, bias, scale, k, precision, impl, absolute)
     return code.values, code.indices
+
+
+def _on_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    impl: str,
+    absolute: bool,
+) -> SparseCode:
+    screen = screen_at(precision)
+    return encode_on_cpu(x, weight, bias, scale, k, precision, screen, absolute=absolute)
+
+
+def _on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    precision: str,
+    impl: str,
+    absolute: bool,
+) -> SparseCode:
+    return encode_on_gpu(x, weight, bias, scale, k, precision, impl, absolute=absolute)
 
 
 @topk_encode_op.register_fake

@@ -52,7 +52,7 @@ class MetaRows(NamedTuple):
 def gpu_path_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send meta tensors through the GPU path of encode and products, without its kernels."""
     monkeypatch.setattr(gpu, "has", lambda tensor: True)
-    monkeypatch.setattr(gpu, "why_not_live", lambda: None)
+    monkeypatch.setattr(gpu, "runs_triton", lambda tensor: True)
     monkeypatch.setattr(gpu, "device_of", lambda tensor: nullcontext())
     monkeypatch.setattr(screening, "shared_bytes", lambda tensor: 232_448)
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", lambda *a, **o: None)
@@ -126,7 +126,7 @@ def test_without_triton_the_reference_runs_in_slices(
     op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "serves", lambda *a: False)
-    monkeypatch.setattr(checks, "in_range", lambda *a: None)
+    monkeypatch.setattr("saefast.ops.sparse_decode.check_in_range", lambda *a: None)
     n, k, m, d = 32_768, 64, 40_000, 1024
     rows, weight = (torch.empty(s, d, dtype=torch.float64, device="meta") for s in (n, m))
     indices = torch.empty(n, k, dtype=torch.int64, device="meta")
