@@ -34,23 +34,35 @@ class ByLatent(NamedTuple):
 
 
 @triton.jit
-def latent_keys(indices, values, keys, entries, latents, ACTIVE: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the latents of BLOCK entries as int32 keys.
+def latent_keys(
+    indices,
+    values,
+    keys,
+    entries,
+    latents,
+    FIRST_KEY: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the latents of BLOCK entries as keys.
 
     Args:
         indices: [entries] int64, latents.
         values: [entries] values, if ACTIVE.
-        keys: [entries] int32 output.
+        keys: [entries] int16 or int32 output.
         entries: number of entries.
-        latents: number of latents, the key of entries that belong to none.
+        latents: number of latents, which stands for the latent of entries that belong to none.
+        FIRST_KEY: key of latent 0; those of the others follow.
         ACTIVE: whether entries with values of zero belong to no latent.
         BLOCK: entries per program.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    key = tl.load(indices + at, at < entries, other=0).to(tl.int32)
+    latent = tl.load(indices + at, at < entries, other=0)
+    # Indices out of range keep their side of the range.
+    key = tl.minimum(tl.maximum(latent, -1), latents).to(tl.int32)
     if ACTIVE:
         key = tl.where(tl.load(values + at, at < entries, other=0.0) != 0, key, latents)
-    tl.store(keys + at, key, at < entries)
+    tl.store(keys + at, (key + FIRST_KEY).to(keys.dtype.element_ty), at < entries)
 
 
 @triton.jit
@@ -58,9 +70,9 @@ def first_at_least(ordered, entries, bound, steps):
     """Return the number of sorted keys below each `bound`, by binary search.
 
     Args:
-        ordered: [entries] int32, ascending.
+        ordered: [entries] int16 or int32, ascending.
         entries: number of keys.
-        bound: tensor of bounds.
+        bound: int32 tensor of bounds.
         steps: number of halvings that leave one place.
     """
     low = tl.zeros_like(bound).to(tl.int64)
@@ -68,7 +80,7 @@ def first_at_least(ordered, entries, bound, steps):
     for _ in range(steps):
         middle = (low + high) // 2
         # If low equals high, middle may be the end of the keys.
-        below = tl.load(ordered + middle, low < high, other=0) < bound
+        below = tl.load(ordered + middle, low < high, other=0).to(tl.int32) < bound
         low, high = tl.where(below & (low < high), middle + 1, low), tl.where(below, high, middle)
     return low
 
@@ -87,25 +99,27 @@ def find_starts(
     entries,
     latents,
     steps,
+    FIRST_KEY: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Find where the entries of BLOCK latents start, and count their pieces.
 
     Args:
-        ordered: [entries] int32, sorted latents of the entries.
+        ordered: [entries] int16 or int32, sorted keys of the entries.
         start: [latents + 1] int64 output.
         block_pieces: [programs] int64 output, number of pieces of the program's latents.
         entries: number of entries.
         latents: number of latents.
         steps: see `first_at_least`.
+        FIRST_KEY: see `latent_keys`.
         PIECE: maximum number of entries in a piece.
         BLOCK: latents per program.
     """
     block = tl.program_id(0)
     latent = block * BLOCK + tl.arange(0, BLOCK)
-    begin = first_at_least(ordered, entries, latent, steps)
-    end = first_at_least(ordered, entries, latent + 1, steps)
+    begin = first_at_least(ordered, entries, latent + FIRST_KEY, steps)
+    end = first_at_least(ordered, entries, latent + (1 + FIRST_KEY), steps)
     tl.store(start + latent, begin, latent <= latents)
     pieces = tl.where(latent < latents, pieces_of(end - begin, PIECE), 0)
     tl.store(block_pieces + block, tl.sum(pieces))
@@ -179,7 +193,10 @@ def sort_by_latent(
             values do not matter.
     """
     entries, device = indices.numel(), indices.device
-    keys = torch.empty(entries, dtype=torch.int32, device=device)
+    # A radix sort on the GPU takes one pass for each byte of a key.
+    short = latents < 2**16 - 1  # and a key on either side of those of latents
+    first_key = 1 - 2**15 if short else 0
+    keys = torch.empty(entries, dtype=torch.int16 if short else torch.int32, device=device)
     block = 16 if interpreting() else 256
     if entries:
         latent_keys[(triton.cdiv(entries, 4 * block),)](
@@ -188,6 +205,7 @@ def sort_by_latent(
             keys,
             entries,
             latents,
+            FIRST_KEY=first_key,
             ACTIVE=values is not None,
             BLOCK=4 * block,
             num_warps=4,
@@ -207,6 +225,7 @@ def sort_by_latent(
         entries,
         latents,
         entries.bit_length(),
+        FIRST_KEY=first_key,
         PIECE=piece,
         BLOCK=block,
         num_warps=4,

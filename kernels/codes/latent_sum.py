@@ -261,7 +261,7 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
     d, k = rows.shape[1], indices.shape[1]
     sums = rows.new_empty(latents, d)
     # Padding of a code has index 0: it would be summed, piece after piece.
-    by_latent = sort_by_latent(torch.where(values == 0, latents, indices), latents)
+    by_latent = sort_by_latent(indices, latents, values=values)
     partial = partial_sums(values, by_latent, rows, k)
     block_e, block_d = entry_blocks(d)
     if sums.numel():

@@ -31,9 +31,9 @@ _NO_KERNEL = {
 }
 """What allocates, describes or copies to the host, beside views."""
 _SEVERAL_KERNELS = {
-    # Sort of 32-bit keys in one row: their numbers, a histogram, its scan, and a pass for each
-    # byte.
-    "sort": 7,
+    # Sort of keys in one row: their numbers, a histogram, its scan; and a pass for each byte of a
+    # key.
+    "sort": 3,
     # Scan of cub: the state of its blocks, then the sums.
     "cumsum": 2,
 }
@@ -86,7 +86,7 @@ class Recorder(TorchDispatchMode):
         if name in _WAITS:
             self.waits.append(Launch(f"aten::{name}", 0, _where()))
         if not func.is_view and name not in _NO_KERNEL:
-            kernels = _SEVERAL_KERNELS.get(name, 1)
+            kernels = _SEVERAL_KERNELS.get(name, 1) + (args[0].itemsize if name == "sort" else 0)
             self.launches.append(Launch(f"aten::{name}", kernels, _where()))
         if not func.is_view:
             mine = {id(leaf) for leaf in tree_leaves((args, kwargs))}

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saefast.kernels.codes import by_latent
 from saefast.kernels.codes.by_latent import PIECE, ByLatent, sort_by_latent
 
 
@@ -57,6 +58,25 @@ def test_indices_out_of_range_are_ignored(stray: int) -> None:
     indices = torch.tensor([[4, stray], [0, 4], [4, 4]])
     for a, e in zip(sort_by_latent(indices, 5, 2), by_torch(indices, 5, 2), strict=True):
         assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize("latents", [2**16 - 2, 2**16 - 1])
+def test_keys_have_two_bytes_as_long_as_all_latents_fit(
+    latents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_latent, "interpreting", lambda: False)
+    sorted_types = []
+
+    def sort(keys: Tensor, *, stable: bool) -> tuple[Tensor, Tensor]:
+        sorted_types.append(keys.dtype)
+        return torch.Tensor.sort(keys, stable=stable)
+
+    indices = torch.tensor([[0, latents - 1], [latents, -1], [latents // 2, latents - 1]])
+    expected = by_torch(indices, latents, 1)
+    monkeypatch.setattr(by_latent.torch, "sort", sort)
+    for a, e in zip(sort_by_latent(indices, latents, 1), expected, strict=True):
+        assert_same_bits(a, e)
+    assert sorted_types == [torch.int16 if latents < 2**16 - 1 else torch.int32]
 
 
 def test_entries_whose_value_is_zero_are_ignored() -> None:
