@@ -1,9 +1,9 @@
 """Keep, for each row, the columns whose score is above their threshold.
 
-A row's list holds `held` keys of exact scores above their thresholds, followed by `waiting` columns
-that the screen could not rule out. The waiting columns are scored when the list is full and at the
-end. `counts` is the number of columns above their thresholds, even if the list had no room for all
-of them and kept the best.
+A row's list holds `held` keys of exact scores above their thresholds, followed by `waiting` keys of
+columns that the screen could not rule out, which contain upper bounds of score less threshold. The
+waiting columns are scored when the list is full and at the end. `counts` is the number of columns
+above their thresholds, even if the list had no room for all of them and kept the best.
 """
 
 import triton
@@ -236,7 +236,7 @@ def keep_above(
                 if has > CAPACITY - BLOCK:
                     has = keep_most(list_at, has, room, BLOCK, CAPACITY, LOOK)
             after = has + more + tl.cumsum(passes.to(tl.int32), 0) - 1
-            tl.store(list_at + after, key_of(tl.zeros_like(most), first + column), mask=passes)
+            tl.store(list_at + after, key_of(most, first + column), mask=passes)
             more += passing
     tl.store(held + row, has)
     tl.store(waiting + row, more)

@@ -158,6 +158,34 @@ def cut_row(
     tl.atomic_min(smallest, last, mask=(limit == 0) & (stays > 0))
 
 
+def count_bytes(values: Tensor, wanted: int, most: int) -> Tensor:
+    """Count the digits from which `found_so_far` reads the first bytes of the wanted largest value.
+
+    Args:
+        values: float32 of any shape, contiguous, at least one and fewer than 2^31.
+        wanted: rank of the wanted value, from 1.
+        most: number of bytes.
+
+    Returns:
+        [4, 256] int32.
+    """
+    digits = torch.zeros(_BYTES, 256, dtype=torch.int32, device=values.device)
+    block = 16 if interpreting() else 2048
+    programs = min(triton.cdiv(values.numel(), block), programs_at_once(values))
+    for byte in range(most):
+        count_digits[(programs,)](
+            values,
+            digits,
+            values.numel(),
+            wanted,
+            BYTE=byte,
+            BLOCK=block,
+            num_warps=4,
+            **LAUNCH,
+        )
+    return digits
+
+
 def keep_of_batch(
     values: Tensor, indices: Tensor, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -177,22 +205,9 @@ def keep_of_batch(
     kept = torch.empty(n, dtype=torch.int64, device=values.device)
     if values.numel() == 0 or wanted == 0:
         return kept_values.zero_(), kept_indices.zero_(), kept.zero_(), values.new_zeros(())
-    digits = torch.zeros(_BYTES, 256, dtype=torch.int32, device=values.device)
+    digits = count_bytes(values, wanted, _BYTES)
     larger, tied = (torch.empty(n, dtype=torch.int32, device=values.device) for _ in range(2))
     smallest = torch.empty((), dtype=torch.int32, device=values.device)
-    block = 16 if interpreting() else 2048
-    programs = min(triton.cdiv(values.numel(), block), programs_at_once(values))
-    for byte in range(_BYTES):
-        count_digits[(programs,)](
-            values,
-            digits,
-            values.numel(),
-            wanted,
-            BYTE=byte,
-            BLOCK=block,
-            num_warps=4,
-            **LAUNCH,
-        )
     row_block = min(power_of_two(width), 16 if interpreting() else 512)
     settings = {"BLOCK": row_block, "num_warps": 4, **LAUNCH}
     count_row[(n,)](values, digits, larger, tied, smallest, wanted, width, **settings)

@@ -14,6 +14,7 @@ from ..round_rows import RoundedRows
 from .bounds import column_bounds, row_bounds
 from .exact_scores import dot_block
 from .keep_above import keep_above, settle_lists
+from .largest_waiting import keep_largest_waiting
 from .lists import GROUP, Screened, block
 from .screening import Screening
 from .select_triton import choose
@@ -36,6 +37,7 @@ def encode(
     engine: str,
     left: RoundedRows,
     right: RoundedRows,
+    wanted: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode rows above a threshold by a screen.
 
@@ -54,6 +56,10 @@ def encode(
         engine: "chunked" or "fused".
         left: x, rounded.
         right: weight times scale, rounded for the same product.
+        wanted: if only the `wanted` largest scores of all rows matter: other scores may be left
+            out, as if they were not above the threshold, if at least `wanted` are. The threshold
+            must then be one number for all columns, not negative, and there must be no scale. None:
+            all scores above the threshold matter.
 
     Returns:
         Values and indices [n, width], the largest of each row padded with zeros, and the number of
@@ -67,6 +73,8 @@ def encode(
         left, right = _lossless(left), _lossless(right)
         x, weight = left.units, right.units
     rows = max(1, _LIST_BYTES // (8 * capacity_of(width)))
+    if rows < n or wanted == 0:  # the largest of a batch are those of all rows together
+        wanted = None
     for first in range(0, n, rows):
         part = slice(first, first + rows)
         _encode_rows(
@@ -75,6 +83,7 @@ def encode(
             left.part(part),
             right,
             engine,
+            wanted,
         )
     empty = torch.arange(width, device=x.device) >= counts[:, None]
     return values.masked_fill_(empty, 0.0), indices.masked_fill_(empty, 0), counts.long()
@@ -86,6 +95,7 @@ def _encode_rows(
     left: RoundedRows,
     right: RoundedRows,
     engine: str,
+    wanted: int | None,
 ) -> None:
     """Encode rows whose lists fit into memory; results beyond a row's count are undefined."""
     x, weight, bias, scale, threshold = operands
@@ -136,6 +146,9 @@ def _encode_rows(
 
     first = weight.shape[0]
     Screening(left, right, by_column, bounds, floor, True, first, keep).run(engine)
+    if wanted is not None:
+        lists = (keys, held, waiting)
+        keep_largest_waiting(*lists, bias, threshold, bounds, floor, wanted, capacity // 2)
     settle_lists[(n,)](*scored, keys, held, waiting, counts, d, **constants)
     if capacity <= _SORTED_BY_ROWS:
         choose(keys, held, values, indices)

@@ -69,7 +69,9 @@ def batch_topk(
     wanted = x.shape[0] * k
 
     def above(limit: Tensor, room: int) -> ThresholdCode:
-        return threshold_packed(x, weight, bias, limit, min(room, m), precision, packed)
+        return threshold_packed(
+            x, weight, bias, limit, min(room, m), precision, packed, wanted=wanted
+        )
 
     room = _room_for(4 * k if width is None else width)
     listed = None

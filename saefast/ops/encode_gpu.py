@@ -107,8 +107,12 @@ def threshold_rounded(
     screen: GpuScreen,
     left: object,
     right: object,
+    wanted: int | None = None,
 ) -> ThresholdCode:
-    """Compute `threshold_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
+    """Compute `threshold_encode` from the operands' `RoundedRows`; does not wait for the GPU.
+
+    See `threshold_packed` for `wanted`.
+    """
     code = gpu.launch(
         "encode.threshold_encode.encode",
         x,
@@ -121,6 +125,7 @@ def threshold_rounded(
         engine=screen.engine,
         left=left,
         right=right,
+        wanted=wanted,
     )
     found = ThresholdCode(*code)
     remember(found.indices, weight.shape[0])

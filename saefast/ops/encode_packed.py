@@ -139,16 +139,21 @@ def threshold_packed(
     packed: Packed | None,
     *,
     check_finite: bool = False,
+    wanted: int | None = None,
 ) -> ThresholdCode:
     """Compute `threshold_encode` of checked input, `threshold` [m] or [] in the dtype of scores.
 
-    See `encode_packed` for `check_finite`.
+    See `encode_packed` for `check_finite`. With `wanted`, only the `wanted` largest scores of all
+    rows matter: if at least as many are above the threshold, which must be one number and not
+    negative, a GPU may leave out others, also from `counts`.
     """
     if gpu.has(x) and packed is not None:
         rounded = _on_gpu(x, packed)
         if check_finite:
             check_rounded(x, weight, bias, None, *rounded[1:])
-        return threshold_rounded(x, weight, bias, None, threshold, width, precision, *rounded)
+        return threshold_rounded(
+            x, weight, bias, None, threshold, width, precision, *rounded, wanted
+        )
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return threshold_on_cpu(x, weight, bias, None, threshold, width, precision, screen, panels)

@@ -83,16 +83,26 @@ class PackedEncoder:
             packed=self.packed,
         )
 
-    def above_in(self, width: int, inputs: Tensor, threshold: Tensor) -> ThresholdCode:
+    def above_in(
+        self, width: int, inputs: Tensor, threshold: Tensor, wanted: int | None = None
+    ) -> ThresholdCode:
         """Return the latents above their threshold, at most the `width` largest of each row.
 
-        Does not wait for a GPU: `counts`, on the device, show whether there was room for all.
+        Does not wait for a GPU: `counts`, on the device, show whether there was room for all. See
+        `threshold_packed` for `wanted`.
         """
         sae = self.sae
         self._pack(inputs, sae.k)
         width = min(width, sae.m)
         return threshold_packed(
-            inputs, sae.W_enc, sae.b_enc, threshold, width, self.precision, self.packed
+            inputs,
+            sae.W_enc,
+            sae.b_enc,
+            threshold,
+            width,
+            self.precision,
+            self.packed,
+            wanted=wanted,
         )
 
     def above(self, inputs: Tensor, threshold: Tensor, width: int) -> ThresholdCode:

@@ -95,7 +95,7 @@ def test_a_good_guess_takes_one_encode(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("threshold_packed", "encode_packed"):
         function = getattr(module, name)
         monkeypatch.setattr(
-            module, name, lambda *a, f=function, name=name: (calls.append(name), f(*a))[1]
+            module, name, lambda *a, f=function, name=name, **b: (calls.append(name), f(*a, **b))[1]
         )
     batch_topk(x, weight, bias, 8, guess=0.95 * threshold)
     assert calls == ["threshold_packed"]

@@ -46,7 +46,7 @@ class BatchTopK:
         if self._guess is None or not gpu.has(inputs):
             return self.encode_all(encoder, inputs, now)
         wanted = len(inputs) * now.k
-        found = encoder.above_in(self.room, inputs, self._guess)
+        found = encoder.above_in(self.room, inputs, self._guess, wanted)
         values, indices, kept, smallest = keep_of_batch(found.values, found.indices, wanted)
         complete = (found.counts.sum() >= wanted) | (self._guess <= 0)
         report = torch.stack([found.counts.amax(), complete.long()])
