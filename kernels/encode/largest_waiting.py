@@ -2,8 +2,8 @@
 
 A batch top k lists all columns above a guess of its threshold, which is lower than the threshold:
 most listed columns are not kept. The screen bounds every score from below and from above. If
-`wanted` lower bounds reach a level, so do the `wanted` largest scores, and columns whose upper bound
-is below the level need no exact score.
+`wanted` lower bounds reach a level, so do the `wanted` largest scores, and columns with upper
+bounds below the level need no exact score.
 """
 
 import torch

@@ -17,6 +17,7 @@ from saefast.ops import batch_topk as module
 from saefast.ops.batch_topk import batch_topk
 from saefast.ops.encode_packed import repacked, threshold_packed
 from saefast.ops.gpu_screens import ENVIRONMENT
+from saefast.ops.keep_of_batch import keep_of_batch
 
 
 @pytest.fixture(params=["chunked-bfloat16", "fused-bfloat16", "fused-float16"])
@@ -157,6 +158,66 @@ def test_the_screen_decides_nearly_all_columns(
     above = int(code.counts.sum())
     assert above > 20
     assert above <= waiting[0] <= above + 5
+
+
+def largest_of(code: saefast.ThresholdCode, wanted: int) -> tuple[Tensor, ...]:
+    """Return the `wanted` largest values of a code, see `keep_of_batch`."""
+    kept: tuple[Tensor, ...] = keep_of_batch(code.values, code.indices, wanted)
+    return kept
+
+
+def test_of_a_batch_only_what_may_be_kept_is_scored(
+    screen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = scored_columns(monkeypatch)
+    x, weight = normal((5, 40), 0, torch.float32), normal((200, 40), 1, torch.float32)
+    bias, limit, wanted = normal((200,), 2, torch.float32), torch.tensor(3.0), 60
+    packed = repacked(None, False, x, weight, 4, "exact")
+    everything = threshold_packed(x, weight, bias, limit, 100, "exact", packed)
+    largest = threshold_packed(x, weight, bias, limit, 100, "exact", packed, wanted=wanted)
+    assert waiting[0] > 4 * wanted
+    assert wanted <= largest.counts.sum() <= waiting[1] <= wanted + 5
+    for mine, theirs in zip(*(largest_of(c, wanted) for c in (largest, everything)), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("wanted", [1, 60, 400])
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("trouble", ["near ties", "equal", "biases", "short lists", "unsafe"])
+def test_what_is_left_out_is_not_among_the_largest(
+    engine: str, trouble: str, precision: str, wanted: int
+) -> None:
+    """Also if fewer than wanted are above the threshold."""
+    m, width = 90, 90
+    x, weight = normal((4, 12), 0, torch.float32), normal((m, 12), 1, torch.float32)
+    bias = normal((m,), 2, torch.float32)
+    if trouble == "near ties":
+        steps = torch.randperm(m, generator=generator(0)).float()
+        weight = weight[:1] * (1 + steps[:, None] * 2.0**-21)
+        x[2:] = x[:2]
+        bias[:] = 1.0
+    elif trouble == "equal":
+        weight[:], bias[:] = weight[:1], 4.0
+    elif trouble == "biases":  # scores are less certain than their differences
+        bias = bias.abs() + 2.0**20
+    elif trouble == "short lists":
+        width = 5
+    else:
+        x[1, 3] = 3e37
+    limit = torch.tensor(2.0**20 if trouble == "biases" else 0.25)
+    packed = repacked(None, False, x, weight, 4, precision)
+    operands = (x, weight, bias, limit, width, precision, packed)
+    everything = threshold_packed(*operands)
+    largest = threshold_packed(*operands, wanted=wanted)
+    assert (largest.counts <= everything.counts).all()
+    assert largest.counts.sum() >= min(wanted, int(everything.counts.sum()))
+    if int(largest.counts.max()) <= width:
+        whole = threshold_packed(x, weight, bias, limit, m, precision, packed)
+        pairs = [largest_of(c, wanted) for c in (largest, whole)]
+        for mine, theirs in zip(*pairs, strict=True):
+            shape = theirs.shape if theirs.ndim < 2 else (len(theirs), min(width, m))
+            assert torch.equal(mine, theirs[:, : shape[1]] if theirs.ndim == 2 else theirs)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -121,8 +121,10 @@ class JumpReLU(_Listed):
         code = SparseCode(torch.where(active, scores, 0.0), indices)
         forward = of_listed(encoder, code, target)
         near = there & ((scores - limit).abs() < self._bandwidth / 2)
+        # A GPU reads nothing for indices out of range.
+        elsewhere = -1 if gpu.has(target) else 0
         dots = torch.ops.saefast.gather_dots(
-            forward.residual, sae.W_dec, torch.where(near, indices, 0)
+            forward.residual, sae.W_dec, torch.where(near, indices, elsewhere)
         )
         excess = active.sum().double() / n / now.k - 1
         weight = self._sparsity * now.pressure
