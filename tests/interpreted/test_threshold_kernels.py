@@ -176,7 +176,8 @@ def test_of_a_batch_only_what_may_be_kept_is_scored(
     everything = threshold_packed(x, weight, bias, limit, 100, "exact", packed)
     largest = threshold_packed(x, weight, bias, limit, 100, "exact", packed, wanted=wanted)
     assert waiting[0] > 4 * wanted
-    assert wanted <= largest.counts.sum() <= waiting[1] <= wanted + 5
+    # bfloat16 leaves a tenth of them in doubt.
+    assert wanted <= largest.counts.sum() <= waiting[1] <= 1.2 * wanted
     for mine, theirs in zip(*(largest_of(c, wanted) for c in (largest, everything)), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -195,8 +196,8 @@ def test_what_is_left_out_is_not_among_the_largest(
     if trouble == "near ties":
         steps = torch.randperm(m, generator=generator(0)).float()
         weight = weight[:1] * (1 + steps[:, None] * 2.0**-21)
-        x[2:] = x[:2]
-        bias[:] = 1.0
+        x[:] = x[:1]
+        bias[:] = 10.0
     elif trouble == "equal":
         weight[:], bias[:] = weight[:1], 4.0
     elif trouble == "biases":  # scores are less certain than their differences
@@ -206,6 +207,8 @@ def test_what_is_left_out_is_not_among_the_largest(
     else:
         x[1, 3] = 3e37
     limit = torch.tensor(2.0**20 if trouble == "biases" else 0.25)
+    if trouble == "near ties":  # differences from it are smaller than their errors
+        limit = all_scores(x, weight, bias).median()
     packed = repacked(None, False, x, weight, 4, precision)
     operands = (x, weight, bias, limit, width, precision, packed)
     everything = threshold_packed(*operands)
