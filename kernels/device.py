@@ -51,6 +51,11 @@ def _processors(index: int) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
 
 
+def processors(tensor: Tensor) -> int:
+    """Return the number of multiprocessors; in the interpreter, of programs to start."""
+    return _processors(tensor.get_device()) if tensor.is_cuda else 3
+
+
 def programs_at_once(tensor: Tensor) -> int:
     """Return the number of programs to start for a kernel whose programs share all work."""
     return 4 * _processors(tensor.get_device()) if tensor.is_cuda else 3

@@ -1,8 +1,8 @@
 """Compute the auxiliary loss of dead latents and its gradients without waiting for the host.
 
 Five products take four launches. Their tiles end at the number of dead latents, which is on the
-device; if it is zero, programs only read it. All matrices are bfloat16 parts in whole tiles, see
-`bfloat16_parts`; sums are float32 in a fixed order, without atomics.
+device; if it is zero, programs only read it. All matrices are parts in whole tiles, see `parts`;
+sums are float32 in a fixed order, without atomics.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..bfloat16_parts import empty_parts, tile, whole_tiles
-from ..device import LAUNCH, interpreting, power_of_two, programs_at_once, thread_registers
+from ..device import (
+    LAUNCH,
+    interpreting,
+    power_of_two,
+    processors,
+    programs_at_once,
+    thread_registers,
+)
+from ..parts import empty_parts, tile, whole_tiles
+from .bounds import bounds
 from .keep_largest import keep_largest
 from .operands import operands
 from .products import miss_error, score_dead, score_gradients, weight_gradients
@@ -29,11 +37,13 @@ class Tiling(NamedTuple):
     """warps per block"""
     stages: int
     """stages of the software pipeline"""
+    blocks: int
+    """blocks per multiprocessor"""
 
 
-TILING = Tiling(64, 8, 3)
-"""tiling whose 96 KiB of shared memory every GPU from sm_80 on has"""
-_INTERPRETED_TILING = Tiling(16, 4, 1)
+TILINGS = {1: Tiling(64, 8, 3, 2), 2: Tiling(64, 8, 3, 1)}
+"""tilings by the number of parts"""
+_INTERPRETED_TILING = Tiling(16, 4, 1, 1)
 
 
 class Gradients(NamedTuple):
@@ -81,24 +91,27 @@ def auxk_gradients(
         normalised: whether the loss is divided by the variance of the error.
         signed: whether negative scores may be active.
         rounded: whether operands are rounded to bfloat16; otherwise products are as accurate as in
-            float32, see `bfloat16_parts`.
+            float32, see `parts`.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
-    parts = 1 if rounded else 3
-    tiling = _INTERPRETED_TILING if interpreting() else TILING
+    parts = 1 if rounded else 2
+    tiling = _INTERPRETED_TILING if interpreting() else TILINGS[parts]
     rows, places, width, width_out = map(whole_tiles, (n, capacity, d, d_out))
     down, blocks = rows // tile(), width_out // tile()
     programs = programs_at_once(inputs)
+    grid = (processors(inputs) * tiling.blocks,)
     options: dict[str, Any] = {
         "PARTS": parts,
         "TILE": tile(),
         "BLOCK_DEPTH": tiling.depth,
         "TOGETHER": TOGETHER,
+        "LANES": power_of_two(programs),
         "num_warps": tiling.warps,
         "num_stages": tiling.stages,
         "maxnreg": thread_registers(8),
         **LAUNCH,
     }
+    largest = bounds(inputs, residual, w_enc, w_dec, latents, count, scale=scale, parts=parts)
     x, encoder, decoder, bias, *moments = operands(
         inputs,
         residual,
@@ -107,27 +120,44 @@ def auxk_gradients(
         w_dec,
         latents,
         count,
+        largest,
         scale=scale,
         normalised=normalised,
         parts=parts,
     )
     scores = inputs.new_empty(rows, places)
-    score_dead[(programs,)](x, encoder, bias, count, scores, rows, places, width, **options)
-    active = keep_largest(scores, count, n, k, signed=signed, parts=parts)
+    score_dead[grid](
+        x,
+        encoder,
+        bias,
+        count,
+        largest,
+        programs,
+        scores,
+        rows,
+        places,
+        width,
+        SIGNED=signed,
+        **options,
+    )
+    active = keep_largest(scores, count, largest, n, k, signed=signed, parts=parts)
     del scores
     # With rows that are not aligned `miss_error` spills registers, since each element has an
     # address of its own.
     aligned = residual if d_out % 16 == 0 else pad(residual, (0, -d_out % 16))
     missed = empty_parts(parts, n, d_out, inputs)
     squares = inputs.new_empty(down, width_out)
-    miss_error[(programs,)](
+    miss_error[grid](
         active,
         decoder,
         aligned,
         scale,
         count,
+        largest,
+        programs,
         missed,
         squares,
+        k,
         n,
         rows,
         places,
@@ -138,19 +168,23 @@ def auxk_gradients(
     gradient = empty_parts(parts, n, capacity, inputs)
     bias_sums = inputs.new_empty(down, places)
     totals = inputs.new_empty(2, blocks)
-    score_gradients[(programs,)](
+    score_gradients[grid](
         missed,
         decoder,
         active,
         count,
+        largest,
+        programs,
         gradient,
         bias_sums,
         squares,
         *moments,
         totals,
+        k,
         n,
         rows,
         places,
+        d_out,
         width_out,
         NORMALISED=normalised,
         LINES=4 if interpreting() else 16,
@@ -162,7 +196,7 @@ def auxk_gradients(
         inputs.new_empty(capacity),
         inputs.new_empty(capacity, d_out),
     )
-    weight_gradients[(programs,)](
+    weight_gradients[grid](
         x,
         active,
         missed,
@@ -170,6 +204,8 @@ def auxk_gradients(
         bias_sums,
         totals,
         count,
+        largest,
+        programs,
         *found,
         coefficient,
         k,

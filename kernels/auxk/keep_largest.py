@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bfloat16_parts import empty_parts, store_parts, tile, wide
 from ..device import LAUNCH, interpreting, power_of_two, programs_at_once, thread_registers
 from ..keys import ordered
+from ..parts import empty_parts, store_parts, tile, wide
+from .bounds import SCORES, multiplier_at
 
 NOT_A_NUMBER = tl.constexpr(0x7FFFFFFE)
 """value of NaN among the ordered scores: above infinity, and below the largest integer"""
@@ -84,7 +85,16 @@ def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.co
 
 @triton.jit
 def store_kept(
-    order, start, width, kept, plane, lowest, end, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    order,
+    start,
+    width,
+    kept,
+    plane,
+    lowest,
+    end,
+    multiplier,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Store the scores that stay, and zeros in place of the others, up to column `width`.
 
@@ -96,14 +106,15 @@ def store_kept(
         plane: elements between consecutive parts.
         lowest: see `stays`.
         end: see `stays`.
-        PARTS: 1 or 3.
+        multiplier: see `store_parts`.
+        PARTS: 1 or 2.
         BLOCK: number of scores.
     """
     bits = order ^ ((order >> 31) & 0x7FFFFFFF)
     score = bits.to(tl.float32, bitcast=True)
     score = tl.where(stays(order, start, lowest, end, BLOCK), score, 0.0)
     at = start + tl.arange(0, BLOCK)
-    store_parts(kept, plane, at, score, at < width, PARTS)
+    store_parts(kept, plane, at, score, multiplier, at < width, PARTS)
 
 
 @triton.jit(do_not_specialize=["rows", "k"])
@@ -111,6 +122,7 @@ def keep_largest_of_row(
     scores,
     kept,
     count,
+    largest,
     rows,
     padded_rows,
     places,
@@ -121,6 +133,7 @@ def keep_largest_of_row(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Keep the k largest of the first `count` scores of a row; programs share the rows.
 
@@ -131,20 +144,23 @@ def keep_largest_of_row(
         scores: [padded_rows, places] float32.
         kept: [PARTS, padded_rows, places] output, see `keep_largest`.
         count: [1] int32, number of scores per row.
+        largest: [kinds, programs], see `bounds`.
         rows: number of rows; zeros are stored for those behind.
         padded_rows: rows of whole tiles.
         places: row stride, whole tiles.
         k: number of scores to keep.
         SIGNED: whether negative scores may stay.
         MAY_EXCEED: whether a row may have more than BLOCK scores.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK: maximum number of scores in registers.
         CHUNK: scores per iteration over a longer row.
+        LANES: see `largest_of`.
     """
     dead = tl.load(count)
     width = tl.cdiv(dead, TILE) * TILE
     plane = wide(padded_rows) * places
+    multiplier = multiplier_at(largest, SCORES, tl.num_programs(0), LANES, PARTS)
     for row in range(tl.program_id(0), tl.where(dead > 0, padded_rows, 0), tl.num_programs(0)):
         scores_at = scores + wide(row) * places
         kept_at = kept + wide(row) * places
@@ -156,28 +172,31 @@ def keep_largest_of_row(
         if (columns > k) & (columns <= BLOCK):
             order = orders_at(scores_at, 0, columns, BLOCK)
             lowest, end = bisect(order, scores_at, columns, k, lowest, True, BLOCK)
-            store_kept(order, 0, width, kept_at, plane, lowest, end, PARTS, BLOCK)
+            store_kept(order, 0, width, kept_at, plane, lowest, end, multiplier, PARTS, BLOCK)
         else:
             end = columns
             if MAY_EXCEED and columns > k:
                 lowest, end = bisect(lowest, scores_at, columns, k, lowest, False, CHUNK)
             for start in range(0, width, CHUNK):
                 order = orders_at(scores_at, start, columns, CHUNK)
-                store_kept(order, start, width, kept_at, plane, lowest, end, PARTS, CHUNK)
+                store_kept(
+                    order, start, width, kept_at, plane, lowest, end, multiplier, PARTS, CHUNK
+                )
 
 
 def keep_largest(
-    scores: Tensor, count: Tensor, n: int, k: int, *, signed: bool, parts: int
+    scores: Tensor, count: Tensor, largest: Tensor, n: int, k: int, *, signed: bool, parts: int
 ) -> Tensor:
-    """Keep the k largest scores of dead latents, as `reference.keep_largest`, as bfloat16 parts.
+    """Keep the k largest scores of dead latents, as `reference.keep_largest`, as parts.
 
     Args:
         scores: [rows, places] float32, whole tiles; the first n rows and `count` columns are read.
         count: [1] int32 on the device, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
         n: number of tokens.
         k: number of scores to keep per row.
         signed: whether negative scores may stay.
-        parts: 1: scores are rounded to bfloat16; 3: they keep all bits of float32.
+        parts: 1: scores are rounded to bfloat16; 2: two parts of float16.
 
     Returns:
         [parts, rows, places], with zeros in place of all other scores in the tiles of the first
@@ -186,10 +205,12 @@ def keep_largest(
     rows, places = scores.shape
     kept = empty_parts(parts, rows, places, scores)
     block = min(power_of_two(places), 32 if interpreting() else 16384)
-    keep_largest_of_row[(programs_at_once(scores),)](
+    programs = programs_at_once(scores)
+    keep_largest_of_row[(programs,)](
         scores,
         kept,
         count,
+        largest,
         n,
         rows,
         places,
@@ -200,6 +221,7 @@ def keep_largest(
         TILE=tile(),
         BLOCK=block,
         CHUNK=min(block, 16 if interpreting() else 2048),
+        LANES=power_of_two(programs),
         num_warps=min(max(block // 1024, 4), 16),
         maxnreg=thread_registers(16),
         **LAUNCH,

@@ -1,4 +1,4 @@
-"""Gather the operands of AuxK's products, and split them into bfloat16 parts."""
+"""Gather the operands of AuxK's products, and split them into parts."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..bfloat16_parts import empty_parts, store_parts, tile, whole_tiles, wide
 from ..device import LAUNCH, power_of_two, programs_at_once
+from ..parts import empty_parts, store_parts, tile, whole_tiles, wide
+from .bounds import DECODER, ENCODER, INPUTS, multiplier_at
 from .loss import error_moments
 
 
@@ -31,7 +32,17 @@ class Operands(NamedTuple):
 
 @triton.jit
 def split_row(
-    source, source_row, real, d, parts, plane, row, width, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    source,
+    source_row,
+    real,
+    d,
+    parts,
+    plane,
+    row,
+    width,
+    multiplier,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Store the parts of one row of `source` [., d] in row `row` of `parts`, or zeros.
 
@@ -44,14 +55,15 @@ def split_row(
         plane: elements between consecutive parts.
         row: int64, row of the output.
         width: width of the output; zeros are stored behind column d.
-        PARTS: 1 or 3.
+        multiplier: see `store_parts`.
+        PARTS: 1 or 2.
         BLOCK: elements per iteration.
     """
     lane = tl.arange(0, BLOCK)
     for i in range(0, width, BLOCK):
         at = i + lane
         value = tl.load(source + source_row * d + at, at < tl.where(real, d, 0), other=0.0)
-        store_parts(parts, plane, row * width + at, value, at < width, PARTS)
+        store_parts(parts, plane, row * width + at, value, multiplier, at < width, PARTS)
 
 
 @triton.jit
@@ -64,6 +76,7 @@ def split_operands(
     scale,
     latents,
     count,
+    largest,
     input_parts,
     encoder_parts,
     decoder_parts,
@@ -82,6 +95,7 @@ def split_operands(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Split the inputs, and the weight rows of the first `count` dead latents, into parts.
 
@@ -97,6 +111,7 @@ def split_operands(
         scale: see `error_at`.
         latents: [c] int64, dead latents.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
         input_parts: [PARTS, padded_rows, width] output, see `Operands`, as the next five.
         encoder_parts: [PARTS, places, width] output.
         decoder_parts: [PARTS, places, width_out] output.
@@ -111,13 +126,16 @@ def split_operands(
         d_out: width of the error.
         width_out: d_out in whole tiles.
         NORMALISED: whether moments of the error are computed.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK: elements of a row per iteration.
         COLUMNS: columns per step of the moments.
+        LANES: see `largest_of`.
     """
     dead = tl.load(count)
     first, step = tl.program_id(0), tl.num_programs(0)
+    of_encoder = multiplier_at(largest, ENCODER, step, LANES, PARTS)
+    of_decoder = multiplier_at(largest, DECODER, step, LANES, PARTS)
     plane = wide(places) * width
     plane_out = wide(places) * width_out
     for place in range(first, tl.cdiv(dead, TILE) * TILE, step):
@@ -125,12 +143,25 @@ def split_operands(
         real = at < dead
         latent = tl.load(latents + at, real, other=0)
         tl.store(bias + at, tl.load(b_enc + latent, real, other=0.0))
-        split_row(w_enc, latent, real, d, encoder_parts, plane, at, width, PARTS, BLOCK)
-        split_row(w_dec, latent, real, d_out, decoder_parts, plane_out, at, width_out, PARTS, BLOCK)
+        split_row(w_enc, latent, real, d, encoder_parts, plane, at, width, of_encoder, PARTS, BLOCK)
+        split_row(
+            w_dec,
+            latent,
+            real,
+            d_out,
+            decoder_parts,
+            plane_out,
+            at,
+            width_out,
+            of_decoder,
+            PARTS,
+            BLOCK,
+        )
+    of_inputs = multiplier_at(largest, INPUTS, step, LANES, PARTS)
     plane = wide(padded_rows) * width
     for row in range(first, tl.where(dead > 0, padded_rows, 0), step):
         at = wide(row)
-        split_row(inputs, at, at < rows, d, input_parts, plane, at, width, PARTS, BLOCK)
+        split_row(inputs, at, at < rows, d, input_parts, plane, at, width, of_inputs, PARTS, BLOCK)
     if NORMALISED:
         across = width_out // COLUMNS
         tiles = tl.where(dead > 0, wide(padded_rows // TILE) * across, 0)
@@ -158,6 +189,7 @@ def operands(
     w_dec: Tensor,
     latents: Tensor,
     count: Tensor,
+    largest: Tensor,
     *,
     scale: float,
     normalised: bool,
@@ -166,8 +198,7 @@ def operands(
     """Gather all that the products need of the arguments of `auxk_gradients`.
 
     Compact copies cost one read of the dead latents' rows. Otherwise products would gather float32
-    rows once for every tile of tokens, which is twice the traffic of bfloat16 rows from the L2
-    cache, and round or split them every time.
+    rows once for every tile of tokens, and round or split them every time.
 
     Args:
         inputs: [n, d].
@@ -177,9 +208,10 @@ def operands(
         w_dec: [m, d_out].
         latents: [c] int64, dead latents.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
         scale: factor of `residual`.
         normalised: whether moments of the error are computed.
-        parts: 1 or 3.
+        parts: 1 or 2.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     rows, width_out = whole_tiles(n), whole_tiles(d_out)
@@ -191,7 +223,8 @@ def operands(
         inputs.new_empty(whole_tiles(capacity)),
         *moments,
     )
-    split_operands[(programs_at_once(inputs),)](
+    programs = programs_at_once(inputs)
+    split_operands[(programs,)](
         inputs,
         w_enc,
         b_enc,
@@ -200,6 +233,7 @@ def operands(
         scale,
         latents,
         count,
+        largest,
         *found,
         n,
         rows,
@@ -213,6 +247,7 @@ def operands(
         TILE=tile(),
         BLOCK=min(power_of_two(max(d, d_out)), 1024),
         COLUMNS=min(tile(), 32),
+        LANES=power_of_two(programs),
         num_warps=4,
         **LAUNCH,
     )

@@ -1,12 +1,23 @@
 """Compute the products of the auxiliary loss, in tiles that end at the number of dead latents.
 
-Matrices are bfloat16 parts in whole tiles, see `bfloat16_parts`; programs share the tiles.
+Matrices are parts in whole tiles, see `parts`; programs share the tiles.
 """
 
 import triton
 import triton.language as tl
 
-from ..bfloat16_parts import product, store_parts, tile_corner, tile_count, wide
+from ..parts import product, store_parts, tile_corner, tile_count, undo, wide
+from .bounds import (
+    DECODER,
+    ENCODER,
+    INPUTS,
+    MISSED,
+    SCORES,
+    multiplier_at,
+    multiplier_of_gradients,
+    multiplier_of_missed,
+    note_largest,
+)
 from .loss import error_at, loss_weight, total_columns
 
 
@@ -16,14 +27,18 @@ def score_dead(
     encoder_parts,
     bias,
     count,
+    largest,
+    programs,
     scores,
     padded_rows,
     places,
     width,
+    SIGNED: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Compute the scores of the dead latents: inputs @ encoder.T + bias.
 
@@ -32,20 +47,28 @@ def score_dead(
         encoder_parts: [PARTS, places, width].
         bias: [places] float32.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
+        programs: number of columns of `largest`.
         scores: [padded_rows, places] float32 output; columns of tiles behind the dead latents are
             not written.
         padded_rows: number of tokens in whole tiles.
         places: capacity in whole tiles.
         width: d in whole tiles.
-        PARTS: 1 or 3.
+        SIGNED: whether negative scores may be active.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK_DEPTH: see `product`.
         TOGETHER: see `tile_corner`.
+        LANES: see `largest_of`.
     """
     dead = tl.load(count)
     down, across = padded_rows // TILE, tl.cdiv(dead, TILE)
     input_plane = wide(padded_rows) * width
     encoder_plane = wide(places) * width
+    of_inputs = multiplier_at(largest, INPUTS, programs, LANES, PARTS)
+    of_encoder = multiplier_at(largest, ENCODER, programs, LANES, PARTS)
+    factor = undo(of_inputs, of_encoder, PARTS)
+    most = tl.zeros((), tl.float32)
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
         first_row, first_place = tile_corner(number, down, across, TILE, TOGETHER)
         lane = tl.arange(0, TILE)
@@ -66,20 +89,27 @@ def score_dead(
             TILE,
             BLOCK_DEPTH,
         )
-        sums += tl.load(bias + first_place + lane)[None, :]
+        sums = factor * sums + tl.load(bias + first_place + lane)[None, :]
         scores_at = scores + first_place + row[:, None] * places
         tl.store(scores_at + lane[None, :], sums)
+        if PARTS == 2:
+            most = tl.maximum(most, tl.max(tl.abs(sums) if SIGNED else sums))
+    if PARTS == 2:
+        note_largest(largest, SCORES, programs, most)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["k", "rows"])
 def miss_error(
     active_parts,
     decoder_parts,
     residual,
     scale,
     count,
+    largest,
+    programs,
     missed_parts,
     squares,
+    k,
     rows,
     padded_rows,
     places,
@@ -89,6 +119,7 @@ def miss_error(
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """Compute what the dead latents miss of the error: active @ decoder - scale * residual.
 
@@ -98,23 +129,32 @@ def miss_error(
         residual: [rows, d_out] float32.
         scale: factor of `residual`.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
+        programs: number of columns of `largest`.
         missed_parts: [PARTS, padded_rows, width_out] output.
         squares: [tiles down, width_out] float32 output, sums of squares over the rows of each tile.
+        k: number of dead latents that may be active on a token.
         rows: number of tokens.
         padded_rows: `rows` in whole tiles.
         places: capacity in whole tiles.
         d_out: row stride of `residual`.
         width_out: `d_out` in whole tiles.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK_DEPTH: see `product`.
         TOGETHER: see `tile_corner`.
+        LANES: see `largest_of`.
     """
     dead = tl.load(count)
     down, across = padded_rows // TILE, width_out // TILE
     active_plane = wide(padded_rows) * places
     decoder_plane = wide(places) * width_out
     missed_plane = wide(padded_rows) * width_out
+    of_active = multiplier_at(largest, SCORES, programs, LANES, PARTS)
+    of_decoder = multiplier_at(largest, DECODER, programs, LANES, PARTS)
+    factor = undo(of_active, of_decoder, PARTS)
+    of_missed = multiplier_of_missed(largest, tl.minimum(k, dead), programs, LANES, PARTS)
+    most = tl.zeros((), tl.float32)
     tiles = tl.where(dead > 0, tile_count(down, across), 0)
     for number in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_row, first_column = tile_corner(number, down, across, TILE, TOGETHER)
@@ -137,34 +177,44 @@ def miss_error(
             BLOCK_DEPTH,
         )
         # The operands are zero outside of the matrices, and so are the sums.
-        sums -= error_at(residual, scale, first_row, first_column, rows, d_out, TILE, TILE)
+        error = error_at(residual, scale, first_row, first_column, rows, d_out, TILE, TILE)
+        sums = factor * sums - error
         squares_at = squares + first_row // TILE * width_out + first_column
         tl.store(squares_at + lane, tl.sum(sums * sums, axis=0))
         missed_at = missed_parts + first_column + row[:, None] * width_out
-        store_parts(missed_at, missed_plane, lane[None, :], sums, None, PARTS)
+        store_parts(missed_at, missed_plane, lane[None, :], sums, of_missed, None, PARTS)
+        if PARTS == 2:
+            most = tl.maximum(most, tl.max(tl.abs(sums)))
+    if PARTS == 2:
+        note_largest(largest, MISSED, programs, most)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["k", "rows"])
 def score_gradients(
     missed_parts,
     decoder_parts,
     active_parts,
     count,
+    largest,
+    programs,
     gradient_parts,
     bias_sums,
     squares,
     means,
     deviations,
     totals,
+    k,
     rows,
     padded_rows,
     places,
+    d_out,
     width_out,
     NORMALISED: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LANES: tl.constexpr,
     LINES: tl.constexpr,
 ):
     """Compute missed @ decoder.T for active latents, zero for others.
@@ -177,21 +227,26 @@ def score_gradients(
         decoder_parts: [PARTS, places, width_out].
         active_parts: [PARTS, padded_rows, places], see `keep_largest`.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
+        programs: number of columns of `largest`.
         gradient_parts: [PARTS, padded_rows, places] output.
         bias_sums: [tiles down, places] float32 output, sums over the rows of each tile.
         squares: see `total_columns`, as the next three.
         means: [tiles down, width_out] float32, if NORMALISED.
         deviations: [tiles down, width_out] float32, if NORMALISED.
         totals: [2, width_out / TILE] float32 output.
+        k: number of dead latents that may be active on a token.
         rows: number of tokens.
         padded_rows: `rows` in whole tiles.
         places: capacity in whole tiles.
+        d_out: width of the decoder.
         width_out: d_out in whole tiles.
         NORMALISED: whether the loss is divided by the variance of the error.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK_DEPTH: see `product`.
         TOGETHER: see `tile_corner`.
+        LANES: see `largest_of`.
         LINES: see `total_columns`.
     """
     dead = tl.load(count)
@@ -215,6 +270,10 @@ def score_gradients(
     missed_plane = wide(padded_rows) * width_out
     decoder_plane = wide(places) * width_out
     plane = wide(padded_rows) * places
+    of_missed = multiplier_of_missed(largest, tl.minimum(k, dead), programs, LANES, PARTS)
+    of_decoder = multiplier_at(largest, DECODER, programs, LANES, PARTS)
+    factor = undo(of_missed, of_decoder, PARTS)
+    of_gradients = multiplier_of_gradients(largest, d_out, programs, LANES, PARTS)
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
         first_row, first_place = tile_corner(number, down, across, TILE, TOGETHER)
         lane = tl.arange(0, TILE)
@@ -237,12 +296,12 @@ def score_gradients(
         )
         active_at = active_parts + first_place + row[:, None] * places
         active = tl.load(active_at + lane[None, :]).to(tl.float32) != 0.0
-        sums = tl.where(active, sums, 0.0)
+        sums = tl.where(active, factor * sums, 0.0)
         bias_sums_at = bias_sums + first_row // TILE * places + first_place
         tl.store(bias_sums_at + lane, tl.sum(sums, axis=0))
         # Stored last: splitting needs the registers of the sums for the remainders of the parts.
         gradient_at = gradient_parts + first_place + row[:, None] * places
-        store_parts(gradient_at, plane, lane[None, :], sums, None, PARTS)
+        store_parts(gradient_at, plane, lane[None, :], sums, of_gradients, None, PARTS)
 
 
 @triton.jit(do_not_specialize=["k", "rows"])
@@ -254,6 +313,8 @@ def weight_gradients(
     bias_sums,
     totals,
     count,
+    largest,
+    programs,
     loss,
     encoder_gradient,
     bias_gradient,
@@ -272,6 +333,7 @@ def weight_gradients(
     TILE: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
+    LANES: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     """Compute the loss and its gradients for the rows and biases of the dead latents.
@@ -286,6 +348,8 @@ def weight_gradients(
         bias_sums: [tiles down, places] float32, from `score_gradients`.
         totals: [2, width_out / TILE] float32, from `score_gradients`.
         count: [1] int32, number of dead latents.
+        largest: [kinds, programs], see `bounds`.
+        programs: number of columns of `largest`.
         loss: [] float32 output, 0 if no latent is dead.
         encoder_gradient: [c, d] float32 output.
         bias_gradient: [c] float32 output.
@@ -300,10 +364,11 @@ def weight_gradients(
         d_out: width of the decoder.
         width_out: d_out in whole tiles.
         NORMALISED: see `loss_weight`.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK_DEPTH: see `product`.
         TOGETHER: see `tile_corner`.
+        LANES: see `largest_of`.
         BLOCKS: see `loss_weight`.
     """
     dead = tl.load(count)
@@ -329,6 +394,10 @@ def weight_gradients(
         tl.store(bias_gradient + place, 2.0 * weight * bias, place < dead)
     across = width // TILE + width_out // TILE
     plane = wide(padded_rows) * places
+    of_gradients = multiplier_of_gradients(largest, d_out, programs, LANES, PARTS)
+    of_inputs = multiplier_at(largest, INPUTS, programs, LANES, PARTS)
+    of_active = multiplier_at(largest, SCORES, programs, LANES, PARTS)
+    of_missed = multiplier_of_missed(largest, tl.minimum(k, dead), programs, LANES, PARTS)
     for number in range(tl.program_id(0), tile_count(down, across), tl.num_programs(0)):
         first_place, first_column = tile_corner(number, down, across, TILE, TOGETHER)
         learns_encoder = first_column < width
@@ -336,6 +405,11 @@ def weight_gradients(
             left, right, out = gradient_parts, input_parts, encoder_gradient
         else:
             left, right, out = active_parts, missed_parts, decoder_gradient
+        factor = tl.where(
+            learns_encoder,
+            undo(of_gradients, of_inputs, PARTS),
+            undo(of_active, of_missed, PARTS),
+        )
         right_width = tl.where(learns_encoder, width, width_out)
         out_width = tl.where(learns_encoder, d, d_out)
         first_column -= tl.where(learns_encoder, 0, width)
@@ -359,4 +433,4 @@ def weight_gradients(
         )
         real = (place < dead)[:, None] & (lane < out_width - first_column)[None, :]
         out_at = out + first_column + place[:, None] * out_width
-        tl.store(out_at + lane[None, :], 2.0 * weight * sums, real)
+        tl.store(out_at + lane[None, :], 2.0 * weight * (factor * sums), real)

@@ -14,9 +14,10 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from saefast import AuxK, reference
 from saefast.kernels.auxk import dead_latents as listing
+from saefast.kernels.auxk.bounds import SCORES, bounds
 from saefast.kernels.auxk.keep_largest import keep_largest
 from saefast.kernels.auxk.operands import operands
-from saefast.kernels.bfloat16_parts import whole_tiles
+from saefast.kernels.parts import whole_tiles
 from saefast.train.auxk import (
     AuxGradients,
     DeadLatents,
@@ -93,8 +94,10 @@ def test_keep_largest(n: int, count: int, k: int, signed: bool, seed: int, data:
     expected[:n, :count] = scores[:n, :count]
     reference.keep_largest(expected[:n, :count], k, signed=signed)
     number = torch.tensor([count], dtype=torch.int32)
-    kept = keep_largest(scores, number, n, k, signed=signed, parts=3)
-    assert_same_bits(kept[:, :, : whole_tiles(count)].sum(0), expected)
+    largest = torch.zeros(7, 3)
+    largest[SCORES.value, 1] = max(expected.nan_to_num(neginf=0.0).abs().flatten(), default=0.0)
+    kept = keep_largest(scores, number, largest, n, k, signed=signed, parts=2)
+    assert_near(kept[:, :, : whole_tiles(count)], expected, largest[SCORES.value, 1])
     assert kept[:, :, whole_tiles(count) :].isnan().all()  # not written
 
 
@@ -103,35 +106,90 @@ def test_nan_ends_the_search_for_the_largest() -> None:
     scores[:, ::2] = 1.0
     for count in (20, 48):
         number = torch.tensor([count], dtype=torch.int32)
-        kept = keep_largest(scores, number, 2, 3, signed=False, parts=1)[0, :2, :count]
+        none = torch.empty(7, 3)
+        kept = keep_largest(scores, number, none, 2, 3, signed=False, parts=1)[0, :2, :count]
         assert kept.isnan().nonzero()[:, 1].tolist() == [1, 3, 5] * 2
         assert (kept.nan_to_num() == 0).all()
 
 
-def test_three_parts_sum_to_the_number_and_one_is_the_nearest() -> None:
-    """And six of their nine products leave at most 2^-23 + 2^-32 of the product of the numbers."""
+def multiplier_of(bound: Tensor) -> Tensor:
+    """Return the power of two that brings a bound between 2^13 and 2^14."""
+    return torch.ldexp(torch.ones(()), 14 - torch.frexp(bound).exponent)
+
+
+def assert_near(parts: Tensor, numbers: Tensor, bound: Tensor) -> None:
+    """Assert that parts add up to numbers, and are zero where those are."""
+    multiplier = multiplier_of(bound).double()
+    assert_same_bits(parts, parts.half().float())
+    lost = (parts.double().sum(0) / multiplier - numbers).abs()
+    finite = numbers.isfinite()
+    least = 2.0**-22 * numbers.double().abs().clamp(min=2.0**-16 * float(bound))
+    assert (lost <= least)[finite].all()
+    assert (parts[:, numbers == 0] == 0).all()
+
+
+def test_two_parts_add_up_to_the_number_and_one_is_the_nearest() -> None:
+    """And three of their four products leave at most 3 * 2^-22 + 2^-42 of the product."""
     problem = Problem.drawn()
     dead = dead_of(5, AuxK(dead_after=50, capacity=20))
-    arguments = (*problem, *dead)
-    split = operands(*arguments, scale=1.0, normalised=False, parts=3)
+    largest = bounds(problem.inputs, problem.residual, *problem[2::2], *dead, scale=1.0, parts=2)
+    arguments = (*problem, *dead, largest)
+    split = operands(*arguments, scale=1.0, normalised=False, parts=2)
     rounded = operands(*arguments, scale=1.0, normalised=False, parts=1)
     latents = dead.latents[:5]
     sources = (problem.inputs, problem.w_enc[latents], problem.w_dec[latents])
-    for source, three, one in zip(sources, split, rounded, strict=False):
+    for source, two, one in zip(sources, split, rounded, strict=False):
         rows, columns = source.shape
         written = whole_tiles(rows)
-        assert_same_bits(three[:, :written], three[:, :written].bfloat16().float())
-        assert_same_bits(three.sum(0)[:rows, :columns], source)
+        whole = torch.zeros(written, two.shape[2])
+        whole[:rows, :columns] = source
+        assert_near(two[:, :written], whole, source.abs().max())
         assert_same_bits(one[0, :rows, :columns], source.bfloat16().float())
-        for parts in (three[:, :written], one[:, :written]):
-            assert (parts[:, rows:] == 0).all()
-            assert (parts[:, :, columns:] == 0).all()
+        assert (one[0, :written][whole == 0] == 0).all()
     x, w = split.inputs[:, :18].double(), split.encoder[:, :5].double()
-    kept = sum(x[i][:, None] * w[j] for i in range(3) for j in range(3 - i))
+    kept = sum(x[i][:, None] * w[j] for i in range(2) for j in range(2 - i))
+    kept /= multiplier_of(sources[0].abs().max()) * multiplier_of(sources[1].abs().max())
     product = problem.inputs.double()[:, None] * problem.w_enc[latents].double()
     loss = ((kept[..., :12] - product) / product).abs()
-    assert loss.max() <= 2.0**-23 + 2.0**-32
-    assert loss.max() > 0  # three products are omitted
+    assert loss.max() <= 3 * 2.0**-22 + 2.0**-42
+    assert loss.max() > 0  # one product is omitted
+
+
+def test_bounds_are_the_largest_numbers() -> None:
+    problem, settings = Problem.drawn(), AuxK(3, dead_after=50, capacity=25)
+    dead = dead_of(19, settings)
+    found = bounds(
+        problem.inputs, problem.residual, *problem[2::2], *dead, scale=-2.0, parts=2
+    ).amax(1)
+    encoder, decoder = (weight[dead.latents[:19]] for weight in problem[2::2])
+    expected = [
+        problem.inputs.abs().max(),
+        encoder.abs().max(),
+        decoder.abs().max(),
+        decoder.norm(dim=1).max(),
+        2.0 * problem.residual.abs().max(),
+    ]
+    torch.testing.assert_close(found[:5], torch.stack(expected))
+    assert found[5:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("exponents", [(40, -30, 20, -20), (-30, 25, -30, 10)])
+def test_units_of_the_operands_do_not_matter(exponents: tuple[int, ...]) -> None:
+    """Powers of two, far beyond the range of float16, change only exponents of the gradients."""
+    settings = AuxK(3, dead_after=50, capacity=25, normalised=False)
+    problem, dead = Problem.drawn(), dead_of(19, settings)
+    x, error, encoder, decoder = (2.0**e for e in exponents)
+    units = Problem(
+        problem.inputs * x,
+        problem.residual * error,
+        problem.w_enc * encoder,
+        problem.b_enc * (x * encoder),
+        problem.w_dec * decoder,
+    )
+    found, expected = (f(dead, settings) for f in (units.found, units.expected))
+    for actual, wanted in zip(found[2:], expected[2:], strict=True):
+        apart = (actual[:19].double() - wanted).norm() / wanted.norm()
+        assert apart < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -166,7 +224,7 @@ def test_dense_and_sparse_definitions_agree() -> None:
 
 
 def test_integers_are_exact_and_ties_go_to_lower_latents() -> None:
-    """Gradients reach 2^17, more than two parts of bfloat16 hold; the weight is a power of two."""
+    """Gradients reach 2^17, more than one part holds; the weight is a power of two."""
     problem = Problem.drawn(small_integers, n=16)
     settings = AuxK(3, dead_after=50, coefficient=1.0, normalised=False, capacity=25)
     dead = dead_of(19, settings)
@@ -201,7 +259,7 @@ def test_a_constant_error_has_no_weight() -> None:
 def test_without_a_dead_latent_nothing_is_written(
     normalised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Allocated memory is NaN at first, see conftest; only the loss gets a value."""
+    """Allocated memory is NaN at first, see conftest; the loss and 7 bounds of 3 programs are 0."""
     settings = AuxK(3, dead_after=50, capacity=25, normalised=normalised)
     problem, dead = Problem.drawn(), dead_of(0, settings)
     written = _written(monkeypatch)
@@ -210,10 +268,12 @@ def test_without_a_dead_latent_nothing_is_written(
     assert found.latents.tolist() == [40] * 25
     for gradient in found[2:]:
         assert gradient.isnan().all()
-    assert sum(tensor.numel() for tensor in written()) == 1
+    values = list(written())
+    assert sum(tensor.numel() for tensor in values) == 1 + 7 * 3
+    assert all((tensor == 0).all() for tensor in values)
 
 
-def test_there_are_eight_launches_and_no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_nine_launches_and_no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = AuxK(3, dead_after=50, capacity=5)
     problem, idle = Problem.drawn(), torch.full((40,), 100)
     launched = []
@@ -228,7 +288,7 @@ def test_there_are_eight_launches_and_no_waits(monkeypatch: pytest.MonkeyPatch) 
         problem.found(dead_latents(idle, settings), settings)
     assert waits == []
     assert launched == [
-        *("count_dead", "list_dead", "split_operands", "score_dead"),
+        *("count_dead", "list_dead", "largest_numbers", "split_operands", "score_dead"),
         *("keep_largest_of_row", "miss_error", "score_gradients", "weight_gradients"),
     ]
 

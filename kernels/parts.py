@@ -1,11 +1,13 @@
-"""Split float32 matrices into bfloat16 parts for tensor cores, padded with zeros to whole tiles.
+"""Split float32 matrices into parts for tensor cores, padded with zeros to whole tiles.
 
-A float32 has 24 significant bits and a bfloat16 has 8. Three parts, each the bfloat16 nearest to
-the remainder of the previous ones, add up to the number exactly (apart from parts below 2^-126). A
-single part is the number rounded to bfloat16.
+One part is the number rounded to bfloat16. Two parts are float16: the matrix is multiplied by a
+power of two that brings a bound on its numbers between 2^13 and 2^14; the first part is the float16
+nearest to the multiplied number, the second the float16 nearest to the remainder. They leave at
+most 2^-22 of a number, or 2^-38 of the bound where that is more, since float16 ends at 2^-24. A
+number beyond the range, from 2^75 on, becomes infinite.
 
-The parts of two numbers x and w have nine products, of which six are added. The other three are
-together at most (2^-23 + 2^-32) |x| |w|, about the rounding error of one product in float32.
+The parts of two numbers x and w have four products, of which three are added. What is left out, of
+the numbers and of their product, is at most (3 * 2^-22 + 2^-42) |x| |w|.
 """
 
 import triton
@@ -13,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import interpreting
-from .round_rows import rounded_to, unit_dtype
+from .round_rows import inverse_of, rounded_to, unit_dtype
 
 
 def tile() -> int:
@@ -30,13 +32,16 @@ def empty_parts(parts: int, rows: int, columns: int, like: Tensor) -> Tensor:
     """Return an uninitialised matrix of whole tiles, [parts, rows, columns].
 
     Args:
-        parts: 1 or 3.
+        parts: 1 or 2.
         rows: number of rows, rounded up to whole tiles.
         columns: number of columns, rounded up to whole tiles.
         like: tensor on the device of the result.
     """
     return like.new_empty(
-        parts, whole_tiles(rows), whole_tiles(columns), dtype=unit_dtype("bfloat16")
+        parts,
+        whole_tiles(rows),
+        whole_tiles(columns),
+        dtype=unit_dtype("bfloat16" if parts == 1 else "float16"),
     )
 
 
@@ -47,28 +52,38 @@ def wide(size):
 
 
 @triton.jit
-def store_parts(parts, plane, place, value, mask, PARTS: tl.constexpr):
-    """Store float32 values as bfloat16 parts.
+def store_parts(parts, plane, place, value, multiplier, mask, PARTS: tl.constexpr):
+    """Store float32 values as parts.
 
-    NaN is kept as it is: rounding its bits would carry into the sign.
+    NaN is kept as it is: rounding its bits to bfloat16 would carry into the sign.
 
     Args:
         parts: address of the first part.
-        plane: elements between consecutive parts.
+        plane: elements between the parts.
         place: offsets of the values from `parts`.
         value: float32 values.
+        multiplier: power of two by which the values are multiplied, if there are two parts.
         mask: which of them are stored; None: all.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
     """
-    kept = tl.where(value != value, value, rounded_to(value, 16))
-    tl.store(parts + place, kept.to(parts.dtype.element_ty), mask)
-    if PARTS == 3:
-        rest = value - kept
-        kept = rounded_to(rest, 16)
-        second = parts + plane
-        tl.store(second + place, kept.to(parts.dtype.element_ty), mask)
-        kept = rounded_to(rest - kept, 16)
-        tl.store(second + plane + place, kept.to(parts.dtype.element_ty), mask)
+    if PARTS == 1:
+        kept = tl.where(value != value, value, rounded_to(value, 16))
+        tl.store(parts + place, kept.to(parts.dtype.element_ty), mask)
+    else:
+        scaled = value * multiplier
+        high = scaled.to(tl.float16)
+        low = (scaled - high.to(tl.float32)).to(tl.float16)
+        tl.store(parts + place, high.to(parts.dtype.element_ty), mask)
+        tl.store(parts + plane + place, low.to(parts.dtype.element_ty), mask)
+
+
+@triton.jit
+def undo(left_multiplier, right_multiplier, PARTS: tl.constexpr):
+    """Return the factor that removes the multipliers of both matrices from a product."""
+    factor = 1.0
+    if PARTS == 2:
+        factor = inverse_of(left_multiplier * right_multiplier)
+    return factor
 
 
 @triton.jit
@@ -119,10 +134,9 @@ def product(
 ):
     """Return one float32 tile [TILE, TILE] of left @ right, summed over the first `depth` elements.
 
-    With three parts the five smaller products are summed before the largest one, each over all of
-    `depth`: tensor cores truncate when they add, and would cut the large sum once for each of them.
-    Processing one pair of parts at a time keeps the loop as small as the loop of a bfloat16
-    product. Everything that is read must be initialised.
+    With two parts, the products of BLOCK_DEPTH elements are added up by themselves, the smaller
+    ones first, and then to the sum: tensor cores truncate when they add, always towards zero, while
+    float32 additions round to nearest. Everything that is read must be initialised.
 
     Args:
         left: address of the left matrix's first part.
@@ -136,22 +150,26 @@ def product(
         row: [TILE] rows of the left matrix.
         column: [TILE] columns of the right matrix.
         depth: length of the sums, a multiple of TILE.
-        PARTS: 1 or 3.
+        PARTS: 1 or 2.
         TILE: side of a tile.
         BLOCK_DEPTH: elements of the depth per iteration.
     """
     lane = tl.arange(0, BLOCK_DEPTH).to(tl.int64)
-    left_0 = left + row[:, None] * left_row + lane[None, :] * left_depth
-    right_0 = right + lane[:, None] * right_depth + column[None, :] * right_column
+    left_at = left + row[:, None] * left_row + lane[None, :] * left_depth
+    right_at = right + lane[:, None] * right_depth + column[None, :] * right_column
     sums = tl.zeros((TILE, TILE), tl.float32)
-    # Parts of (left, right) in turn: (2, 0), (0, 2), (1, 1), (1, 0), (0, 1), (0, 0).
-    for pair in range(0 if PARTS == 3 else 5, 6):
-        left_part = tl.where(pair == 0, 2, tl.where((pair == 2) | (pair == 3), 1, 0))
-        right_part = tl.where(pair == 1, 2, tl.where((pair == 2) | (pair == 4), 1, 0))
-        left_at = left_0 + left_part * left_plane
-        right_at = right_0 + right_part * right_plane
-        for _ in range(0, depth, BLOCK_DEPTH):
-            sums = tl.dot(tl.load(left_at), tl.load(right_at), sums, input_precision="ieee")
-            left_at += BLOCK_DEPTH * left_depth
-            right_at += BLOCK_DEPTH * right_depth
+    for _ in range(0, depth, BLOCK_DEPTH):
+        left_high = tl.load(left_at)
+        right_high = tl.load(right_at)
+        if PARTS == 1:
+            sums = tl.dot(left_high, right_high, sums, input_precision="ieee")
+        else:
+            left_low = tl.load(left_at + left_plane)
+            right_low = tl.load(right_at + right_plane)
+            some = tl.dot(left_low, right_high, input_precision="ieee")
+            some = tl.dot(left_high, right_low, some, input_precision="ieee")
+            some = tl.dot(left_high, right_high, some, input_precision="ieee")
+            sums += some
+        left_at += BLOCK_DEPTH * left_depth
+        right_at += BLOCK_DEPTH * right_depth
     return sums
