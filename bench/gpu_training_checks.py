@@ -157,7 +157,7 @@ def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk:
     truth = trained(torch.float64, _Given(chosen=choices, rounded=rounded), FusedStep.__call__)
     figures = _compared(ours, again, truth, lr) | {"apart": max(apart)}
     # In float64 AuxK multiplies unrounded operands; its products in bfloat16 are off by 2^-9.
-    close = Close(5e-3, 5e-3, 1e-2) if auxk and rounded else _close_on(x, shape.m)
+    close = Close(5e-3, 5e-3, 1e-2) if auxk and rounded else Close()
     holds = _holds(figures, close) and max(apart) <= 1.0
     return Finding(f"three steps {precision}{' auxk' if auxk else ''}", shape, holds, figures)
 
@@ -171,21 +171,6 @@ class Close(NamedTuple):
     """relative difference of AuxK's losses"""
     weights: float = 1e-3
     """share of the weights that differ by more than a tenth of a step of Adam"""
-
-
-def lost_by_truncation(terms: int) -> float:
-    """Return the share of a square that truncated sums of so many terms may lose.
-
-    Tensor cores add 16 products to a float32 sum at once and truncate, by which the sum loses at
-    most 2^-23 of itself, always towards zero; a square of the sum loses twice as much. A missed
-    error that is nearly as large as its reconstruction, as in the first steps, loses the same.
-    """
-    return 2 * math.ceil(terms / 16) * 2.0**-23
-
-
-def _close_on(x: Tensor, latents: int) -> Close:
-    """Return the limits of exact steps; on a GPU AuxK sums over dead latents on tensor cores."""
-    return Close(auxk=1e-5 + (lost_by_truncation(latents) if x.is_cuda else 0.0))
 
 
 class Trained(NamedTuple):
@@ -268,6 +253,4 @@ def default(shape: Shape, x: Tensor, weights: Weights, variant: str) -> Finding:
 
     ours, again, truth = (trained(dtype) for dtype in (torch.float32,) * 2 + (torch.float64,))
     figures = _compared(ours, again, truth, lr)
-    return Finding(
-        f"default step of {variant}", shape, _holds(figures, _close_on(x, shape.m)), figures
-    )
+    return Finding(f"default step of {variant}", shape, _holds(figures, Close()), figures)

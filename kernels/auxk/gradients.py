@@ -7,6 +7,7 @@ sums are float32 in a fixed order, without atomics.
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -16,6 +17,7 @@ from ..device import (
     power_of_two,
     processors,
     programs_at_once,
+    shared_bytes,
     thread_registers,
 )
 from ..parts import empty_parts, tile, whole_tiles
@@ -24,7 +26,7 @@ from .keep_largest import keep_largest
 from .operands import operands
 from .products import miss_error, score_dead, score_gradients, weight_gradients
 
-TOGETHER = 8
+TOGETHER = 16
 """height of a band of tiles, see `tile_corner`"""
 
 
@@ -41,9 +43,25 @@ class Tiling(NamedTuple):
     """blocks per multiprocessor"""
 
 
-TILINGS = {1: Tiling(64, 8, 3, 2), 2: Tiling(64, 8, 3, 1)}
-"""tilings by the number of parts"""
+TILINGS = {
+    1: [Tiling(64, 8, 2, 2)],
+    2: [Tiling(64, 8, 3, 1), Tiling(64, 8, 2, 1), Tiling(32, 8, 3, 1)],
+}
+"""tilings by the number of parts, the fastest on an H100 first; the last one fits every GPU"""
 _INTERPRETED_TILING = Tiling(16, 4, 1, 1)
+_OTHER_SHARED = 2048
+"""bytes of shared memory for sums over a block"""
+
+
+def tiling_for(tensor: Tensor, parts: int) -> Tiling:
+    """Return the first tiling whose operands fit into the shared memory of the tensor's device."""
+    if interpreting():
+        return _INTERPRETED_TILING
+    *larger, smallest = TILINGS[parts]
+    of_depth = 2 * parts * tile() * torch.float16.itemsize
+    room = shared_bytes(tensor) - _OTHER_SHARED
+    fitting = (tiling for tiling in larger if of_depth * tiling.depth * tiling.stages <= room)
+    return next(fitting, smallest)
 
 
 class Gradients(NamedTuple):
@@ -95,7 +113,7 @@ def auxk_gradients(
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     parts = 1 if rounded else 2
-    tiling = _INTERPRETED_TILING if interpreting() else TILINGS[parts]
+    tiling = tiling_for(inputs, parts)
     rows, places, width, width_out = map(whole_tiles, (n, capacity, d, d_out))
     down, blocks = rows // tile(), width_out // tile()
     programs = programs_at_once(inputs)

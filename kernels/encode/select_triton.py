@@ -61,5 +61,6 @@ def choose(keys: Tensor, counts: Tensor, values: Tensor, indices: Tensor) -> Non
         FEW=min(power_of_two(k + k // 4), capacity),
         CAPACITY=capacity,
         num_warps=warps_of(capacity),
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )

@@ -137,24 +137,8 @@ def test_a_missing_term_is_detected_where_terms_cancel(
     assert finding.figures["value_grads"] > 1e-3
 
 
-@pytest.mark.parametrize("terms", [1024, 8192])
-def test_truncated_sums_are_within_the_tolerance(terms: int) -> None:
-    """Add like tensor cores: 16 products at once to a truncated sum."""
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(31, terms, generator=generator, dtype=torch.float64)
-    right = torch.randn(terms, 64, generator=generator, dtype=torch.float64)
-    sums = torch.zeros(31, 64, dtype=torch.float64)
-    for part, other in zip(left.split(16, dim=1), right.split(16), strict=True):
-        sums = sums + part @ other
-        nearest = sums.float()
-        away = nearest.double().abs() > sums.abs()
-        sums = torch.where(away, torch.nextafter(nearest, nearest.new_zeros(())), nearest).double()
-    lost = float(1 - sums.square().sum() / (left @ right).square().sum())
-    assert 1e-6 < lost < gpu_training_checks.lost_by_truncation(terms) < 20 * lost
-
-
 def test_checks_of_trainings_detect_a_wrong_auxk_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong by more than the rounding of sums on a GPU, with correct gradients."""
+    """Its loss is wrong, but not the gradients."""
     module = importlib.import_module("saefast.train.auxk")
     gradients_of = module.sparse_gradients
 
@@ -167,4 +151,3 @@ def test_checks_of_trainings_detect_a_wrong_auxk_loss(monkeypatch: pytest.Monkey
     finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
     assert not finding.holds
     assert finding.figures["loss_apart"] < 1e-5 < 1e-4 < finding.figures["auxk_apart"]
-    assert finding.figures["auxk_apart"] > 1e-5 + gpu_training_checks.lost_by_truncation(CHECKED.m)
