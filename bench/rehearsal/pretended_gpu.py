@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from saefast import checks
-from saefast.ops import encode_gpu, gpu
+from saefast.ops import encode_gpu, gpu, index_range
 from saefast.train.step import FusedStep
 
 DEVICE = "meta"
@@ -125,6 +125,7 @@ def on(pretended: Gpu, *, reads: int = 1) -> Iterator[None]:
         enter(mock.patch.object(gpu, "has_cuda", return_value=False))
         for name in ("finite", "in_range"):  # there is no data to check
             enter(mock.patch.object(checks, name))
+        enter(mock.patch.object(index_range, "_extremes_in_range", return_value=True))
         # Take the path of an SAE with thresholds whose codes are sparse.
         enter(mock.patch.object(FusedStep, "_is_dense", return_value=False))
         enter(mock.patch.object(fx_config, "meta_nonzero_assume_all_nonzero", True))
