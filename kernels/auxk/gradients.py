@@ -21,7 +21,7 @@ from ..device import (
     thread_registers,
 )
 from ..parts import empty_parts, tile, whole_tiles
-from .bounds import bounds
+from .bounds import MISSED, SCORES, bounds
 from .keep_largest import keep_largest
 from .operands import operands
 from .products import miss_error, score_dead, score_gradients, weight_gradients
@@ -152,6 +152,7 @@ def auxk_gradients(
         largest,
         programs,
         scores,
+        largest[SCORES.value],
         rows,
         places,
         width,
@@ -174,6 +175,7 @@ def auxk_gradients(
         largest,
         programs,
         missed,
+        largest[MISSED.value],
         squares,
         k,
         n,

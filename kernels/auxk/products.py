@@ -11,12 +11,10 @@ from .bounds import (
     DECODER,
     ENCODER,
     INPUTS,
-    MISSED,
     SCORES,
     multiplier_at,
     multiplier_of_gradients,
     multiplier_of_missed,
-    note_largest,
 )
 from .loss import error_at, loss_weight, total_columns
 
@@ -30,6 +28,7 @@ def score_dead(
     largest,
     programs,
     scores,
+    score_maxima,
     padded_rows,
     places,
     width,
@@ -50,6 +49,7 @@ def score_dead(
         largest: [kinds, programs], see `bounds`.
         programs: number of columns of `largest`.
         scores: [padded_rows, places] float32 output; columns of tiles behind the dead latents are
+        score_maxima: [programs] float32 output, the largest score that each program has seen.
             not written.
         padded_rows: number of tokens in whole tiles.
         places: capacity in whole tiles.
@@ -95,7 +95,7 @@ def score_dead(
         if PARTS == 2:
             most = tl.maximum(most, tl.max(tl.abs(sums) if SIGNED else sums))
     if PARTS == 2:
-        note_largest(largest, SCORES, programs, most)
+        tl.store(score_maxima + tl.program_id(0), most)
 
 
 @triton.jit(do_not_specialize=["k", "rows"])
@@ -108,6 +108,7 @@ def miss_error(
     largest,
     programs,
     missed_parts,
+    missed_maxima,
     squares,
     k,
     rows,
@@ -132,6 +133,7 @@ def miss_error(
         largest: [kinds, programs], see `bounds`.
         programs: number of columns of `largest`.
         missed_parts: [PARTS, padded_rows, width_out] output.
+        missed_maxima: [programs] float32 output, the largest number that each program has seen.
         squares: [tiles down, width_out] float32 output, sums of squares over the rows of each tile.
         k: number of dead latents that may be active on a token.
         rows: number of tokens.
@@ -186,7 +188,7 @@ def miss_error(
         if PARTS == 2:
             most = tl.maximum(most, tl.max(tl.abs(sums)))
     if PARTS == 2:
-        note_largest(largest, MISSED, programs, most)
+        tl.store(missed_maxima + tl.program_id(0), most)
 
 
 @triton.jit(do_not_specialize=["k", "rows"])
