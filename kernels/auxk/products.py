@@ -49,8 +49,8 @@ def score_dead(
         largest: [kinds, programs], see `bounds`.
         programs: number of columns of `largest`.
         scores: [padded_rows, places] float32 output; columns of tiles behind the dead latents are
-        score_maxima: [programs] float32 output, the largest score that each program has seen.
             not written.
+        score_maxima: [programs] float32 output, the largest score that each program has seen.
         padded_rows: number of tokens in whole tiles.
         places: capacity in whole tiles.
         width: d in whole tiles.
