@@ -17,6 +17,9 @@ VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu", "g
 K_PER_ROW = ("topk", "abstopk")
 """Variants that select k latents of each row, without a threshold."""
 
+UP_TO_SIGN = ("abstopk",)
+"""Variants in which a latent and its negation are the same latent: opposite directions match."""
+
 NORMALISATIONS = ("none", "layer_norm", "norm")
 
 _EPSILON = 1e-5  # added to a row's standard deviation, as the libraries that normalise do

@@ -21,9 +21,10 @@ from saefast import (
     score_stability,
     train_saes,
 )
+from saefast.evaluation.reconstruction import Reconstruction
 from saefast.pool import features as pool
 from saefast.pool.features import pool_origin
-from saefast.pool.study import MethodResult, Outcome, PoolingStudy, cut
+from saefast.pool.study import MethodResult, Outcome, PoolingStudy, _outcome, cut
 from saefast.sae import VARIANTS
 from saefast.stability.result import Stability
 from saefast.synthetic import PlantedWorld
@@ -34,8 +35,8 @@ def directions(dictionary: Any) -> Tensor:
     return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
 
-def scores(dictionaries: Any, threshold: float = 0.7) -> Stability:
-    return score_stability(dictionaries, threshold=threshold, progress=False)
+def scores(dictionaries: Any, threshold: float = 0.7, absolute: bool = False) -> Stability:
+    return score_stability(dictionaries, threshold=threshold, absolute=absolute, progress=False)
 
 
 def pooled(dictionaries: Any, stability: Any = None, **options: Any) -> Dictionary:
@@ -77,13 +78,14 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     st.sampled_from([2, 4, 12]),
     st.sampled_from([0.1, 0.3, 0.7, 0.95]),
     st.booleans(),
+    st.booleans(),
     seeds,
 )
-def test_the_pool_equals_the_definition(count, m, d, threshold, rated, seed):
+def test_the_pool_equals_the_definition(count, m, d, threshold, rated, absolute, seed):
     dictionaries = random_dictionaries(count, m, d, seed)
     if not rated:
         dictionaries = [replace(its, firing_rate=None) for its in dictionaries]
-    stability = scores(dictionaries, threshold)
+    stability = scores(dictionaries, threshold, absolute)
     candidates = [
         (s, i) for s, its in enumerate(dictionaries) for i in range(m) if bool(its.alive[i])
     ]
@@ -100,8 +102,13 @@ def test_the_pool_equals_the_definition(count, m, d, threshold, rated, seed):
 
     kept: list[tuple[int, int]] = []
     rows = [directions(its) for its in dictionaries]
+
+    def similarity(s: int, i: int, t: int, j: int) -> float:
+        cosine = float(rows[s][i] @ rows[t][j])
+        return abs(cosine) if absolute else cosine
+
     for s, i in sorted(candidates, key=rank):
-        if all(float(rows[s][i] @ rows[t][j]) < threshold - 1e-6 for t, j in kept):
+        if all(similarity(s, i, t, j) < threshold - 1e-6 for t, j in kept):
             kept.append((s, i))
     origin = pool_origin(dictionaries, stability, threshold=threshold, progress=False)
     assert list(zip(origin.dictionary.tolist(), origin.feature.tolist(), strict=True)) == kept
@@ -121,6 +128,19 @@ def test_the_pool_equals_the_definition(count, m, d, threshold, rated, seed):
     assert torch.equal(narrow.W_dec, found.W_dec[:some])
     with pytest.raises(ValueError, match=f"width must be at most .* {len(kept)}, got"):
         pooled(dictionaries, stability, threshold=threshold, width=len(kept) + 1)
+
+
+def test_a_pool_of_abstopk_is_compared_up_to_sign():
+    """Negated latents are the same latents, in abstopk alone."""
+    rates = torch.rand(24, generator=generator(0))
+    for variant, share in (("abstopk", 1.0), ("topk", 0.0)):
+        a, b = (SAE(32, 24, variant=variant, k=4, seed=0) for _ in range(2))
+        with torch.no_grad():
+            a.W_dec.copy_(torch.eye(32)[:24])
+            b.W_dec.copy_(-a.W_dec)
+        found = [Reconstruction(explained_variance=0.5, firing_rate=rates, l0=4.0)] * 2
+        outcome = _outcome([a, b], found, 0.7)
+        assert outcome.match_share == outcome.pw_mcc == share
 
 
 def test_permuted_copies_pool_to_one():

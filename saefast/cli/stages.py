@@ -28,6 +28,7 @@ def match(
     out: Path | None = None,
     one_to_one: bool = False,
     side: Literal["decoder", "encoder"] = "decoder",
+    absolute: bool = False,
     json_output: Json = False,
 ) -> None:
     """Match the features of the SAEs of a run, or of several SAEs in files.
@@ -41,12 +42,13 @@ def match(
         one_to_one: Match each feature with at most one other, such that the sum of all
             similarities is greatest.
         side: Rows to compare.
+        absolute: Count opposite directions as similar, as a run does for AbsTopK.
     """
     if len(sources) == 1 and out is None:
-        if one_to_one or side != "decoder":
+        if one_to_one or absolute or side != "decoder":
             raise ValueError(
-                "one_to_one and side need out, a folder for the tables: a run stores the nearest "
-                "features of both sides, from which saefast stability chooses"
+                "one_to_one, absolute and side need out, a folder for the tables: a run stores the "
+                "nearest features of both sides, from which saefast stability chooses"
             )
         _stage(sources[0], "match", {}, json_output)
         return
@@ -63,6 +65,7 @@ def match(
         progress=not json_output,
         side=side,
         one_to_one=one_to_one,
+        absolute=absolute,
     )
     shares = {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
     sentence = ", ".join(f"{pair}: {share:.3f}" for pair, share in shares.items())

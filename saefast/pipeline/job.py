@@ -15,7 +15,7 @@ from saefast.disk.tables import add_columns, read_table
 from saefast.match.all_pairs import Pairs, match_all
 from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSettings, TrainedSettings
 from saefast.run_folder import FEATURES, HELD_OUT_ROWS, MATCHES, TRAIN_ROWS
-from saefast.sae import SAE
+from saefast.sae import SAE, UP_TO_SIGN
 from saefast.stability.result import Stability
 from saefast.stability.score import score_stability
 from saefast.storage import load_dictionaries, load_sae
@@ -35,6 +35,11 @@ class Job:
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the SAEs, in the order of all results."""
         return self.settings.train.seeds
+
+    @property
+    def absolute(self) -> bool:
+        """Whether opposite directions count as similar in all matches of the run."""
+        return self.settings.train.variant in UP_TO_SIGN
 
     @property
     def knows_rows(self) -> bool:
@@ -107,6 +112,7 @@ class Job:
             threshold=rule.threshold,
             match=rule.match,
             side=rule.side,
+            absolute=self.absolute,
             matches=found[0] if len(found) == 1 else (found[0], found[1]),
         )
 
@@ -127,6 +133,7 @@ class Job:
             progress=self.progress,
             side=side,
             one_to_one=one_to_one,
+            absolute=self.absolute,
         )
 
     @cached_property

@@ -77,6 +77,12 @@ def _data(job: Job) -> Any:
     return source
 
 
+def _match(job: Job) -> Any:
+    # Named only where it holds, so that matches of other variants from before remain valid.
+    least = job.settings.stability.least_rate
+    return [least, "absolute"] if job.absolute else least
+
+
 def _part(*names: str) -> Callable[[Job], Any]:
     def depends(job: Job) -> Any:
         told = job.settings.to_dict()
@@ -132,7 +138,7 @@ STAGE_LIST = (
         "match",
         ("statistics",),
         match,
-        lambda job: job.settings.stability.least_rate,
+        _match,
         (OVERLAP,),
         "match all pairs",
     ),

@@ -30,7 +30,7 @@ from saefast.pipeline.beside import conditions_beside
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings, HarvestSettings
 from saefast.run_folder import EVALUATIONS
-from saefast.sae import SAE
+from saefast.sae import SAE, UP_TO_SIGN
 from saefast.stability.result import Stability
 from saefast.stability.score import score_stability
 from saefast.storage import load_dictionaries, load_sae
@@ -205,8 +205,9 @@ def subject_of_saes(
     stability = matches = None
     if len(saes) > 1:
         dictionaries = load_dictionaries(*paths, encoder=True)
-        matches = match_all(dictionaries, progress=progress)
-        stability = score_stability(dictionaries, matches=matches)
+        absolute = any(sae.variant in UP_TO_SIGN for sae in saes)
+        matches = match_all(dictionaries, progress=progress, absolute=absolute)
+        stability = score_stability(dictionaries, matches=matches, absolute=absolute)
     return Subject(
         model=loaded,
         site=site,

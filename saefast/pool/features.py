@@ -42,7 +42,8 @@ def pool_features(
     """Pool the unique features of several seeds.
 
     Alive features are processed by descending support, then by descending firing rate, and each is
-    kept unless it is similar to a feature kept before.
+    kept unless it is similar to a feature kept before. Opposite directions count as similar if they
+    do for `stability`.
 
     Args:
         dictionaries: dictionaries of different seeds.
@@ -115,7 +116,7 @@ def pool_origin(
     if not len(order.feature):
         raise ValueError("dictionaries must have at least one feature that is alive, got none")
     most = len(order.feature) if width is None else width
-    unique = _Unique(threshold - _ROUNDING)
+    unique = _Unique(threshold - _ROUNDING, stability.rule.absolute)
     kept: list[Origin] = []
     for block in _blocks(order, progress):
         if unique.count >= most:
@@ -134,8 +135,8 @@ def pool_origin(
 class _Unique:
     """Unit rows that were kept, of which no two are more similar than a limit."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, absolute: bool) -> None:
+        self._limit, self._absolute = limit, absolute
         self.count = 0
         self._chunks: list[Tensor] = []
 
@@ -143,9 +144,10 @@ class _Unique:
         """Keep at most `most` unit rows that are similar to no kept row; return their indices."""
         place = torch.arange(len(rows))
         for chunk in self._chunks:
-            near = threshold_encode(rows[place], chunk, threshold=self._limit, width=1).counts > 0
-            place = place[~near]
-        place = place[_unlike_earlier(rows[place], self._limit)][:most]
+            for each in _both_signs(chunk, self._absolute):
+                near = threshold_encode(rows[place], each, threshold=self._limit, width=1)
+                place = place[near.counts == 0]
+        place = place[_unlike_earlier(rows[place], self._limit, self._absolute)][:most]
         self._keep(rows[place])
         return place
 
@@ -158,18 +160,24 @@ class _Unique:
         self._chunks.append(rows)
 
 
-def _unlike_earlier(rows: Tensor, limit: float) -> Tensor:
+def _both_signs(rows: Tensor, absolute: bool) -> tuple[Tensor, ...]:
+    """Return the rows and, if `absolute`, the opposite ones."""
+    return (rows, -rows) if absolute else (rows,)
+
+
+def _unlike_earlier(rows: Tensor, limit: float, absolute: bool) -> Tensor:
     """Return a mask of the rows that are similar to no earlier row which it contains."""
     if not len(rows):
         return torch.zeros(0, dtype=torch.bool)
+    others = torch.cat(_both_signs(rows, absolute))
     near = all_above(
-        lambda width: threshold_encode(rows, rows, threshold=limit, width=width),
+        lambda width: threshold_encode(rows, others, threshold=limit, width=width),
         _FIRST_WIDTH,
-        len(rows),
+        len(others),
     )
     listed = torch.arange(near.indices.shape[1]) < near.counts[:, None]
     earlier, place = listed.nonzero(as_tuple=True)
-    later = near.indices[earlier, place]
+    later = near.indices[earlier, place] % len(rows)
     keep = [True] * len(rows)
     # Rows are visited in ascending order, so all rows that could remove a row come before it.
     for i, j in zip(earlier.tolist(), later.tolist(), strict=True):

@@ -16,7 +16,7 @@ from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import table_of
 from saefast.evaluation.reconstruction import Reconstruction, reconstruction
 from saefast.match.features import match_features
-from saefast.sae import SAE
+from saefast.sae import SAE, UP_TO_SIGN
 from saefast.train.checkpoint import RUN
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
@@ -46,8 +46,8 @@ class Outcome:
     explained_variance: float
     """explained variance by `saefast.evaluation.reconstruction.CONVENTIONS`, mean of both SAEs"""
     match_share: float
-    """share of the alive latents whose nearest latent of the other SAE has a cosine of at least the
-    threshold, mean of both SAEs"""
+    """share of the alive latents whose nearest latent of the other SAE has a cosine (of abstopk: an
+    absolute cosine) of at least the threshold, mean of both SAEs"""
     pw_mcc: float
     """sum of the cosines of the best one-to-one matching divided by the number of alive latents of
     the SAE with fewer"""
@@ -301,10 +301,11 @@ def _outcome(saes: Sequence[SAE], found: Sequence[Reconstruction], threshold: fl
         Dictionary(sae.W_dec.detach().cpu(), firing_rate=its.firing_rate)
         for sae, its in zip(saes, found, strict=True)
     )
-    forward = match_features(a, b, one_to_one=True)
+    absolute = saes[0].variant in UP_TO_SIGN
+    forward = match_features(a, b, one_to_one=True, absolute=absolute)
     shares = []
     for its, other in ((a, b), (b, a)):
-        similarity = match_features(its, other).similarity[its.alive]
+        similarity = match_features(its, other, absolute=absolute).similarity[its.alive]
         shares.append(float((similarity >= threshold).double().mean()))
     alive = [int(its.alive.sum()) for its in (a, b)]
     assert forward.value is not None

@@ -104,7 +104,7 @@
     }
     cell.append(element("h4", partners.length ? "Most similar in the other SAEs" : "No partners"));
     const list = element("ul");
-    for (const [seed, feature, cosine] of partners) {
+    for (const [seed, feature, similarity] of partners) {
       const item = element("li"), link = element("button", `${seed}:${feature}`);
       link.type = "button";
       link.onclick = () => {
@@ -112,7 +112,7 @@
         byId("search").value = `${seed}:${feature}`;
         openOne(() => byId("search"));
       };
-      item.append(link, ` cosine ${cosine}`);
+      item.append(link, ` similarity ${similarity}`);
       list.append(item);
     }
     cell.append(list);

@@ -153,9 +153,11 @@ def told_of_run(data: RunData) -> list[tuple[str, str]]:
         )
     if data.stability:
         rule = data.stability.rule
-        limit = f"cosine of at least {rule.threshold}"
+        limit = f"{data.similarity} of at least {rule.threshold}"
         if rule.threshold == "null":
-            limit = f"cosine that one in a thousand random directions reaches ({rule.side})"
+            limit = (
+                f"{data.similarity} that one in a thousand random directions reaches ({rule.side})"
+            )
         found.append(("A match", f"{rule.match.replace('_', ' ')} by {rule.side} rows, {limit}"))
     if facts:
         found.append(("Versions", f"saefast {facts.get('saefast')}, torch {facts.get('torch')}"))

@@ -198,6 +198,12 @@ class RunData:
             return [each.seed for each in self.stability.seeds]
         return [seed for config in self.facts.get("configs", []) for seed in config["seeds"]]
 
+    @cached_property
+    def similarity(self) -> str:
+        """Name of the similarity of features: "cosine", or "absolute cosine"."""
+        signs = {row["sign"] for row in self.overlap}
+        return "absolute cosine" if "absolute" in signs else "cosine"
+
     @property
     def living(self) -> NDArray[Any]:
         """Mask of the features alive, [features]."""

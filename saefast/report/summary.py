@@ -70,8 +70,8 @@ def pair_shares(
     """Return the share of features with a match of at least `threshold`, by pair of SAEs."""
     found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for row in data.overlap:
-        wanted = (row["name"], row["side"], row["match"], row["sign"])
-        if wanted == ("shared", side, "nearest", "signed") and row["value"] is not None:
+        wanted = (row["name"], row["side"], row["match"])
+        if wanted == ("shared", side, "nearest") and row["value"] is not None:
             found.setdefault((row["a"], row["b"]), []).append((row["threshold"], row["value"]))
     shares = {}
     for pair, rows in found.items():

@@ -113,7 +113,7 @@ def test_saes_are_matched_without_a_run(
     assert len(every["written"]) == 6
     assert every["shared_at_0.7"]["0-1"] == told["shared_at_0.7"]["0-1"]
     assert main(["match", str(run), "--one-to-one"]) == 1
-    assert "one_to_one and side need out" in capsys.readouterr().err
+    assert "one_to_one, absolute and side need out" in capsys.readouterr().err
 
 
 def test_train_reads_activations_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saefast.sae import SAE
+from saefast.sae import SAE, UP_TO_SIGN
 
 
 def agreement(
@@ -17,7 +18,8 @@ def agreement(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Measure how often the best latents of a task in two SAEs are matched to each other.
 
-    Two latents are matched if the decoder row of each is the other's nearest by cosine.
+    Two latents are matched if the decoder row of each is the other's nearest by cosine, or by
+    absolute cosine if one of the SAEs is of a variant in `UP_TO_SIGN`.
 
     Args:
         saes: the SAEs.
@@ -29,10 +31,12 @@ def agreement(
     """
     found, chance = [], []
     for a, b in combinations(range(len(saes)), 2):
-        mine, its = _unit(saes[a]), _unit(saes[b])
-        found.append(_matched(mine, its, torch.tensor(best[a]), torch.tensor(best[b])))
+        rows = _unit(saes[a]), _unit(saes[b])
+        absolute = any(saes[each].variant in UP_TO_SIGN for each in (a, b))
+        matched = partial(_matched, *rows, absolute)
+        found.append(matched(torch.tensor(best[a]), torch.tensor(best[b])))
         drawn = zip(random[a], random[b], strict=True)
-        chance.append([_matched(mine, its, x, y).mean() for x, y in drawn])
+        chance.append([matched(x, y).mean() for x, y in drawn])
     return np.array(found, dtype=np.float64), np.array(chance, dtype=np.float64)
 
 
@@ -41,12 +45,16 @@ def _unit(sae: SAE) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-def _matched(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> NDArray[np.float64]:
+def _matched(
+    a: Tensor, b: Tensor, absolute: bool, first: Tensor, second: Tensor
+) -> NDArray[np.float64]:
     """Return 1 for each pair of latents that are mutually nearest, else 0; NaN without a latent."""
     known = (first >= 0) & (second >= 0)
     x, y = first.clamp(min=0), second.clamp(min=0)
-    forward = (a[x] @ b.T).argmax(1) == y
-    backward = (b[y] @ a.T).argmax(1) == x
+    there, back = a[x] @ b.T, b[y] @ a.T
+    if absolute:
+        there, back = there.abs(), back.abs()
+    forward, backward = there.argmax(1) == y, back.argmax(1) == x
     return np.where(known.numpy(), (forward & backward).double().numpy(), np.nan)
 
 

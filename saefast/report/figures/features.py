@@ -33,7 +33,10 @@ def similarity_histogram(data: RunData) -> Figure:
     reaches = np.array([1.0, *(point.chance for point in stability.curve)])
     chance = np.append(-np.diff(reaches), 0.0)[: len(shares)]
     chart = Chart(
-        Scale(0, 1), covering([*shares, *chance]), "cosine to the best match", "share of features"
+        Scale(0, 1),
+        covering([*shares, *chance]),
+        f"{data.similarity} to the best match",
+        "share of features",
     )
     for left, right, share in zip(edges, edges[1:], shares, strict=False):
         chart.bar(left, right, share, "s0", f"{left:.2f} to {right:.2f}: {percent(share)}")
@@ -47,8 +50,9 @@ def similarity_histogram(data: RunData) -> Figure:
     return Figure(
         "similarity-histogram",
         "Similarity of features in two SAEs",
-        "Cosine of each feature to the most similar feature of each other SAE. The dashed line is "
-        "the expectation for as many random directions; the vertical line is the threshold "
+        f"{data.similarity.capitalize()} of each feature to the most similar feature of each other "
+        "SAE. The dashed line is the expectation for as many random directions; the vertical line "
+        "is the threshold "
         f"{threshold:.2f} from which a match counts.",
         "Histogram.",
         chart.svg(),
@@ -107,7 +111,12 @@ def decoder_encoder(data: RunData) -> Figure:
     cells = cells_of(sides["decoder"], sides["encoder"], edges, edges)
     both = counted(cells, edges, edges)
     same = counted(cells[sides["same"]], edges, edges)
-    chart = Chart(Scale(low, 1), Scale(low, 1), "cosine of decoder rows", "cosine of encoder rows")
+    chart = Chart(
+        Scale(low, 1),
+        Scale(low, 1),
+        f"{data.similarity} of decoder rows",
+        f"{data.similarity} of encoder rows",
+    )
     most = np.log1p(both.max())
     for i, j in zip(*both.nonzero(), strict=True):
         count, share = both[i, j], same[i, j] / both[i, j]
@@ -149,7 +158,9 @@ def similarity_frequency(data: RunData) -> Figure:
     cells = cells_of(rate, soft, x_edges, y_edges)
     counts = counted(cells, x_edges, y_edges)
     members[known] = cells
-    chart = Chart(x, Scale(0, 1), "firing rate (share of rows)", "mean cosine to best matches")
+    chart = Chart(
+        x, Scale(0, 1), "firing rate (share of rows)", f"mean {data.similarity} to best matches"
+    )
     most = np.log1p(counts.max())
     for i, j in zip(*counts.nonzero(), strict=True):
         chart.cell(

@@ -54,7 +54,7 @@ def threshold_curves(data: RunData) -> Figure:
     """Draw stability by the threshold of a match."""
     stability = need(data.stability, "stability of features (saefast stability)")
     xs = [point.threshold for point in stability.curve]
-    chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "share of features")
+    chart = Chart(Scale(0, 1), Scale(0, 1), f"threshold ({data.similarity})", "share of features")
     for name, words, colour, kind in (
         ("score", "mean score", "s3", "l"),
         ("stable", "stable", "s0", "l"),
@@ -87,9 +87,9 @@ def threshold_curves(data: RunData) -> Figure:
 
 def shared_curves(data: RunData) -> Figure:
     """Draw the share of shared features by three criteria."""
-    rows = [row for row in data.overlap if row["name"] == "shared" and row["sign"] == "signed"]
+    rows = [row for row in data.overlap if row["name"] == "shared"]
     need(rows, "what pairs of SAEs have in common (saefast match)")
-    chart = Chart(Scale(0, 1), Scale(0, 1), "threshold (cosine)", "shared features")
+    chart = Chart(Scale(0, 1), Scale(0, 1), f"threshold ({data.similarity})", "shared features")
     drawn = []
     for side, words, colour in (
         ("decoder", "decoder", "s0"),
@@ -113,7 +113,8 @@ def shared_curves(data: RunData) -> Figure:
         "one-to-one partners where these were computed.",
         "Falling curves.",
         chart.svg(),
-        f"At a cosine of {_USUAL:g} two SAEs share {', '.join(drawn)} of their features.",
+        f"With {data.similarity} {_USUAL:g} or more, two SAEs share {', '.join(drawn)} of their "
+        "features.",
     )
 
 
@@ -137,8 +138,8 @@ def pair_heat_map(data: RunData) -> Figure:
     return Figure(
         "pair-heat-map",
         "Every pair of SAEs",
-        f"Share of features of one SAE with a match of cosine {threshold:.2f} or more in the other "
-        "(by decoder row, mean of both directions).",
+        f"Share of features of one SAE with a match of {data.similarity} {threshold:.2f} or more "
+        "in the other (by decoder row, mean of both directions).",
         f"A matrix of {len(seeds)} by {len(seeds)}.",
         chart.svg(),
         f"Two SAEs share {_between([low, high], 2)} of their features.",

@@ -87,14 +87,15 @@ def pairs(data: RunData) -> Iterator[Finding]:
     beside = ""
     if both:
         beside = f"; {_between(list(both.values()))} if encoder rows must match as well"
+    least = f"{'a' if data.similarity == 'cosine' else 'an'} {data.similarity} of at least 0.7"
     yield Finding(
         "Pairs",
         f"Two SAEs that differ only in the seed share {between} of their features (nearest "
-        f"decoder row with a cosine of at least 0.7{beside}). Published values range from 0.3 to "
-        "0.8: higher with fewer latents and longer training.",
+        f"decoder row with {least}{beside}). Published values range from 0.3 to 0.8: higher "
+        "with fewer latents and longer training.",
         claim="Two SAEs share more than half of their features",
         holds=in_all(share > 0.5 for share in shares.values()),
-        evidence=f"{between} with a cosine of at least 0.7",
+        evidence=f"{between} with {least}",
         figure="shared-curves",
     )
 
