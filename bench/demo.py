@@ -30,12 +30,12 @@ def main(arguments: list[str]) -> int:
         found = findings_of(run)
     print(printed(found))
     if chosen.json:
-        told = {
+        content = {
             "machine": record.machine(),
             "commit": record.commit(),
             "seconds": round(sum(seconds.values()), 1),
             "stages": seconds,
             "findings": [each._asdict() for each in found],
         }
-        record.write(chosen.json, told)
+        record.write(chosen.json, content)
     return 0

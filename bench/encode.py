@@ -19,7 +19,7 @@ SHAPES = (*cases.SHAPES, *cases.SWEEP)
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """Time every rival at the main shapes, and dense torch and saefast along the sweep."""
-    everybody = shape in cases.SHAPES
+    with_peers = shape in cases.SHAPES
     x, weights = draw(shape)
     centred = x - weights.b_dec
     truth = _true_values(centred, weights, shape.k)
@@ -41,7 +41,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
         Contestant("saefast", "bf16", ours("bf16"), agrees(ours("bf16")().values, 2.0**-7)),
         Contestant("torch", "dense", lambda: dense(centred), agrees(dense(centred).values)),
     ]
-    if everybody:
+    if with_peers:
         contestants += _other_levels(centred, weights, shape, agrees)
         compiled = torch.compile(dense, dynamic=False)
         contestants.append(
@@ -55,7 +55,7 @@ def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
         for name, peer in peers.coders(shape, weights).items():
             values = peer.dense_code(peer.encode(x)).topk(shape.k).values
             contestants.append(Contestant(name, "default", partial(peer.encode, x), agrees(values)))
-    case = "encode" if everybody else "encode_sweep"
+    case = "encode" if with_peers else "encode_sweep"
     return time_rounds(case, shape, gemm(centred, weights.w_enc), contestants, rounds)
 
 

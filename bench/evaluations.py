@@ -86,29 +86,29 @@ def _evaluated(run: Path, beside: list[Path], budget: str) -> dict[str, Any]:
             raise subprocess.CalledProcessError(process.returncode, command)
         seconds = time.perf_counter() - start
         output.seek(0)
-        told = json.load(output)
+        printed = json.load(output)
     return {
         "seconds": round(seconds, 1),
         "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-        **reduced(told),
+        **reduced(printed),
     }
 
 
-def reduced(told: dict[str, Any]) -> dict[str, Any]:
+def reduced(printed: dict[str, Any]) -> dict[str, Any]:
     """Return what the results keep of the output of `saefast evaluate --json`."""
     return {
-        "stages": {name: told["stages"][name]["seconds"] for name in KEPT},
-        "notes": {name: told[name]["notes"] for name in KEPT},
+        "stages": {name: printed["stages"][name]["seconds"] for name in KEPT},
+        "notes": {name: printed[name]["notes"] for name in KEPT},
         "scores": [
             {
                 key: round(value, 4) if isinstance(value, float) else value
                 for key, value in s.items()
             }
             for name, measures in KEPT.items()
-            for s in told[name]["scores"]
+            for s in printed[name]["scores"]
             if s["measure"] in measures
         ],
-        "findings": [finding for name in KEPT for finding in told[name]["findings"]],
+        "findings": [finding for name in KEPT for finding in printed[name]["findings"]],
     }
 
 

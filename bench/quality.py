@@ -73,7 +73,7 @@ def _config(shape: Shape, variant: str, seed: int) -> TrainConfig:
         lr=_LR,
         b_dec="zeros",
         activation_scaling="none",
-        auxk=AuxK(dead_after=10_000_000),  # no latent dies in runs this short
+        auxk=AuxK(dead_after=10_000_000),  # no latent is dead in runs this short
     )
 
 

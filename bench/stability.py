@@ -91,9 +91,9 @@ def _planted_matches(shape: Shape, generator: torch.Generator) -> dict[tuple[int
     matches = {}
     for s, t in permutations(range(shape.n), 2):
         similarity = torch.rand(shape.m, generator=generator)
-        everybody = torch.ones(shape.m, dtype=torch.bool)
+        everywhere = torch.ones(shape.m, dtype=torch.bool)
         matches[s, t] = Matches(
-            partner=places[t][orders[s]], similarity=similarity, mutual=everybody
+            partner=places[t][orders[s]], similarity=similarity, mutual=everywhere
         )
     return matches
 

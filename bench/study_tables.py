@@ -30,8 +30,8 @@ def lowrank() -> str:
                 f"{row['rare']:,}",
                 f"{row['alive']:.0f} that {often}",
                 _two(row["explained"]),
-                _several(row, "stable_back", "plane_back", "plane_back_close"),
-                _several(row, "stable_recovered", "plane_recovered"),
+                _several(row, "stable_back", "subspace_back", "subspace_back_close"),
+                _several(row, "stable_recovered", "subspace_recovered"),
                 _two(row["overlap"]),
                 _two(row["overlap_truth"]),
                 _several(row, "overlap_null", "overlap_covariance"),
@@ -158,13 +158,13 @@ def demo() -> str:
 
 def demo_caption() -> str:
     """Return the caption of the demo: its time, stage by stage."""
-    told = load("demo")
-    minutes = told["seconds"] / _SECONDS_PER_MINUTE
-    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in told["stages"].items())
-    machine = told["machine"]
+    demo = load("demo")
+    minutes = demo["seconds"] / _SECONDS_PER_MINUTE
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo["stages"].items())
+    machine = demo["machine"]
     return (
         f"{minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} threads: {stages}; at "
-        f"commit {told['commit']}."
+        f"commit {demo['commit']}."
     )
 
 

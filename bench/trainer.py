@@ -18,7 +18,7 @@ SHAPES = (Shape(576, 16384, 32, 2048),)
 _ROWS = 131_072  # rows of the store: 151 MB of bfloat16
 _STEPS = 16  # steps of a run; the first quarter is not counted
 _SEEDS = 4
-_AUXK = saefast.AuxK(dead_after=10_000_000)  # no latent dies in runs this short
+_AUXK = saefast.AuxK(dead_after=10_000_000)  # no latent is dead in runs this short
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:

@@ -21,25 +21,25 @@ def brief(result: Any) -> str:
     else:
         names = list(result._fields)
     values = ((name, getattr(result, name)) for name in names)
-    told = ", ".join(f"{name}={_told(value)}" for name, value in values if value is not None)
-    return f"{type(result).__name__}({told})"
+    fields = ", ".join(f"{name}={_shown(value)}" for name, value in values if value is not None)
+    return f"{type(result).__name__}({fields})"
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         if value.ndim == 0 and not value.is_meta:
-            return _told(value.item())
+            return _shown(value.item())
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         if len(value) > _FEW:
             return f"<{len(value)} entries>"
-        return f"{{{', '.join(f'{key!r}: {_told(its)}' for key, its in value.items())}}}"
+        return f"{{{', '.join(f'{key!r}: {_shown(its)}' for key, its in value.items())}}}"
     if isinstance(value, Sequence) and not isinstance(value, str) and not _is_record(value):
         if value and _is_record(value[0]):
             return f"<{len(value)} {type(value[0]).__name__}>"
-        each = [_told(its) for its in value[:_FEW]]
+        each = [_shown(its) for its in value[:_FEW]]
         if len(value) > 1 and len(set(each)) == 1:
             return f"{len(value)} x {each[0]}"
         return f"[{', '.join(each)}{', ...' * (len(value) > _FEW)}]"

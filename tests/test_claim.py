@@ -22,9 +22,9 @@ CONFIG = TrainConfig(latents=16, k=2, tokens=512, batch_size=64)
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     with Claim(folder):
-        with pytest.raises(BlockingIOError, match=r"another process.*another folder") as told:
+        with pytest.raises(BlockingIOError, match=r"another process.*another folder") as raised:
             Claim(folder)
-        assert told.value.filename == str(folder)
+        assert raised.value.filename == str(folder)
         Claim(tmp_path / "other").release()
     with Claim(folder):
         pass

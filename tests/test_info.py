@@ -1,4 +1,4 @@
-"""What `saefast info` says would make a machine faster."""
+"""Hints of `saefast info` that would make a machine faster."""
 
 import os
 import re
@@ -56,9 +56,9 @@ SLOW = {
 def test_one_lack_is_one_hint_with_its_remedy(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    machine, change, said = SLOW[case]
+    machine, change, expected = SLOW[case]
     (hint,) = hints(machine._replace(**change))
-    assert re.search(said, hint)
+    assert re.search(expected, hint)
     assert "\n" not in hint
 
 

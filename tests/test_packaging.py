@@ -39,15 +39,15 @@ def test_another_version_is_told(version: Any, tmp_path: Path) -> None:
     assert version.differing(tmp_path, None) == f"CITATION.cff names v9.9, pyproject.toml v{ours}"
     shutil.copy(CHECKOUT / "CITATION.cff", tmp_path)
     (tmp_path / "CHANGELOG.md").write_text("## [9.8.7]\n## [0.1.0]\n")
-    said = "the newest section of CHANGELOG.md names v9.8.7"
-    assert version.differing(tmp_path, None).startswith(said)
+    message = "the newest section of CHANGELOG.md names v9.8.7"
+    assert version.differing(tmp_path, None).startswith(message)
 
 
 def test_wheels_are_built_for_every_python_that_is_promised() -> None:
     promised = {
-        told.rpartition(" ")[2]
-        for told in PROJECT["project"]["classifiers"]
-        if re.search(r"Python :: 3\.\d+$", told)
+        printed.rpartition(" ")[2]
+        for printed in PROJECT["project"]["classifiers"]
+        if re.search(r"Python :: 3\.\d+$", printed)
     }
     built = re.findall(r"cp(\d)(\d+)-\*", PROJECT["tool"]["cibuildwheel"]["build"])
     assert {f"{major}.{minor}" for major, minor in built} == promised

@@ -105,7 +105,7 @@ def test_the_report_shows_the_model_and_the_text(run: Path, place: Path) -> None
 
 
 def test_losses_equal_those_of_patching_by_hand(run: Path, place: Path) -> None:
-    told = read_json(run / "evaluation.json")["language_model"]
+    printed = read_json(run / "evaluation.json")["language_model"]
     table = read_table(run / "features.parquet").to_pydict()
     first = [g for g, seed in zip(table["group"], table["seed"], strict=True) if seed == 0]
     found = evaluate_patched(
@@ -119,9 +119,9 @@ def test_losses_equal_those_of_patching_by_hand(run: Path, place: Path) -> None:
         progress=False,
     )
     for name, mine in (("clean", found.clean), ("full", found.full), ("zero", found.zero)):
-        assert told[name]["ce"]["value"] == mine.ce.value
-    assert told["keep"]["stable"]["kl"]["value"] == found.keep["stable"].kl.value
-    assert told["clean"]["ce"]["value"] != told["zero"]["ce"]["value"]
+        assert printed[name]["ce"]["value"] == mine.ce.value
+    assert printed["keep"]["stable"]["kl"]["value"] == found.keep["stable"].kl.value
+    assert printed["clean"]["ce"]["value"] != printed["zero"]["ce"]["value"]
 
 
 def test_harvest_alone_writes_the_store_of_a_run(
@@ -132,8 +132,8 @@ def test_harvest_alone_writes_the_store_of_a_run(
         out = tmp_path / part
         size = ["--tokens", str(tokens), "--out", str(out)]
         assert main(["harvest", str(place / "model"), *how, *size, *more, "--json"]) == 0
-        told, complaints = capsys.readouterr()
-        assert json.loads(told)["written"] == [str(out)]
+        printed, complaints = capsys.readouterr()
+        assert json.loads(printed)["written"] == [str(out)]
         assert complaints == ""
         its = content(run / "store" / part)
         assert content(out) == its
@@ -201,11 +201,11 @@ def test_a_run_killed_anywhere_has_the_same_results(run: Path, place: Path, tmp_
     """During writing and training and between stages, by SIGKILL and Ctrl-C."""
     out = tmp_path / "killed"
     command = ["run", str(place / "tiny.toml"), "--out", str(out)]
-    ends, told = [], ""
+    ends, printed = [], ""
 
     def once(arm: str, when: object = "", sign: int = 0) -> None:
         """Run the command in a separate process."""
-        nonlocal told
+        nonlocal printed
         done = subprocess.run(
             [sys.executable, "-c", DRIVER, arm, str(when), str(int(sign)), *command],
             cwd=tmp_path,
@@ -214,17 +214,17 @@ def test_a_run_killed_anywhere_has_the_same_results(run: Path, place: Path, tmp_
             text=True,
         )
         ends.append(done.returncode)
-        told += done.stderr
+        printed += done.stderr
 
     for stage, arm, number, sign in DEATHS:
         once(arm, number, sign)
         once("die_at_end", stage, signal.SIGKILL)
     once("")
-    assert ends[-1] == 0, told
-    assert ends.count(-signal.SIGKILL) == 9, told
+    assert ends[-1] == 0, printed
+    assert ends.count(-signal.SIGKILL) == 9, printed
     assert ends.count(INTERRUPTED) == 3
-    assert told.count("interrupted; run the same command again to resume") == 3
-    assert "Traceback" not in told
+    assert printed.count("interrupted; run the same command again to resume") == 3
+    assert "Traceback" not in printed
     mine, whole = content(out), content(run)
     assert sorted(mine) == sorted(whole)
     different = [name for name, its in whole.items() if its != mine[name]]

@@ -49,10 +49,10 @@ def test_many_rare_features_recur_only_as_their_subspace(tmp_path: Path) -> None
     for row in result.rows:
         assert row.stable_recovered == 1
         assert row.stable_back > 0.8
-    assert few.plane_recovered > 0.8
-    assert few.plane_back_close > 0.5
-    assert many.plane_recovered < 0.25
-    assert many.plane_back_close < 0.1
+    assert few.subspace_recovered > 0.8
+    assert few.subspace_back_close > 0.5
+    assert many.subspace_recovered < 0.25
+    assert many.subspace_back_close < 0.1
     # The subspace recurs nevertheless, far beyond the null of the covariance.
     assert many.overlap is not None
     assert many.overlap_truth is not None

@@ -118,7 +118,7 @@ def test_strengths_have_the_requested_distribution() -> None:
 
 def test_the_subspace_is_orthogonal_to_other_features() -> None:
     world = LowRankWorld.create(d=40, stable=25, rank=7, rare=60)
-    subspace, inside = world.plane, world.in_plane
+    subspace, inside = world.subspace, world.in_subspace
     assert (subspace @ subspace.T - torch.eye(7)).abs().max() < 1e-6
     projected = (world.features @ subspace.T).norm(dim=1)
     assert (projected[inside] - 1).abs().max() < 1e-5

@@ -215,7 +215,7 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
                 damaged.append(f"{folder / shard.name} does not have the checksum in the index")
     if damaged:
         raise ValueError(
-            f"{len(damaged)} of {len(index.shards)} shards are damaged and must be written again: "
+            f"damaged shards, which must be written again ({len(damaged)} of {len(index.shards)}): "
             + "; ".join(damaged)
         )
 

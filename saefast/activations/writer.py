@@ -206,7 +206,7 @@ class StoreWriter:
             self._open = False
             raise OSError(
                 error.errno,
-                f"{error.strerror} (the {number} earlier shards with {self._index.rows} rows are "
+                f"{error.strerror} (earlier shards, {number} with {self._index.rows} rows in all, are "
                 f"complete; continue with StoreWriter(path, resume=True))",
                 error.filename,
             ) from error

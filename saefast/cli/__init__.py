@@ -73,15 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _flowing(doc: str) -> str:
     """Join the lines of each paragraph and argument of a docstring; the terminal wraps them."""
-    said, _, arguments = inspect.cleandoc(doc).partition("\n\nArgs:\n")
-    said = re.sub(r"(?<!\n)\n(?!\n)", " ", said)
+    text, _, arguments = inspect.cleandoc(doc).partition("\n\nArgs:\n")
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
     arguments = re.sub(r"\n {8}", " ", arguments)
-    return f"{said}\n\nArgs:\n{arguments}" if arguments else said
+    return f"{text}\n\nArgs:\n{arguments}" if arguments else text
 
 
 def _line(error: Exception) -> str:
     """Return an error in one line; unexpected ones also show their class and mention --debug."""
-    said = " ".join(str(error).split())
-    if isinstance(error, ValueError | TypeError | OSError | ImportError) and said:
-        return said
-    return f"{type(error).__name__}: {said} (--debug shows where)"
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | TypeError | OSError | ImportError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"

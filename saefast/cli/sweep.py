@@ -88,11 +88,11 @@ def sweep(
         )
 
 
-def _share(told: str | None) -> tuple[int, int] | None:
+def _share(given: str | None) -> tuple[int, int] | None:
     """Parse I/N into the number of a share and the number of shares."""
-    if told is None:
+    if given is None:
         return None
-    number, _, of = told.partition("/")
+    number, _, of = given.partition("/")
     if not (number.isdigit() and of.isdigit()):
-        raise ValueError(f"share must be I/N with I from 1 to N, such as 3/16, got {told!r}")
+        raise ValueError(f"share must be I/N with I from 1 to N, such as 3/16, got {given!r}")
     return int(number), int(of)

@@ -72,8 +72,8 @@ def format_of(found: SourceFile, name: str = "auto") -> Format:
         ", ".join(repr(name) for name in sorted((*found.tensors, *found.values))[:12]) or "nothing"
     )
     if fitting:
-        told = " or ".join(module.NAME for module in fitting)
-        raise ValueError(f"{found.path} may be of the format {told}; choose one with format=...")
+        names = " or ".join(module.NAME for module in fitting)
+        raise ValueError(f"{found.path} may be of the format {names}; choose one with format=...")
     if found.config_path is None:
         raise FileNotFoundError(
             f"{found.config_name} does not exist, nor does another config, and the tensors of "

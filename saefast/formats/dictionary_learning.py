@@ -125,10 +125,10 @@ def write(parts: SAEWeights, folder: Path) -> None:
 
 def _norm(found: SourceFile) -> float | None:
     """Return the number by which activations were divided, if the file gives one."""
-    told = found.values.get("norm_factor")
-    norm = positive(told)
-    if told is not None and norm is None:
-        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {told!r}")
+    recorded = found.values.get("norm_factor")
+    norm = positive(recorded)
+    if recorded is not None and norm is None:
+        raise ValueError(f"{found.path}: norm_factor must be a positive number, got {recorded!r}")
     return norm
 
 
@@ -138,14 +138,14 @@ def _centred(parts: SAEWeights) -> bool | None:
 
 
 def _class_of(found: SourceFile) -> str:
-    told = found.config.get("dict_class")
-    if told is not None:
-        if not isinstance(told, str) or told not in _VARIANTS:
+    recorded = found.config.get("dict_class")
+    if recorded is not None:
+        if not isinstance(recorded, str) or recorded not in _VARIANTS:
             raise ValueError(
                 f"{found.config_name}: dict_class must be one of {', '.join(_VARIANTS)} to be "
-                f"loaded, got {told!r}"
+                f"loaded, got {recorded!r}"
             )
-        return told
+        return recorded
     marks = {
         "group_sizes": "MatryoshkaBatchTopKSAE",
         "gate_bias": "GatedAutoEncoder",
@@ -223,12 +223,12 @@ def _threshold(found: SourceFile) -> Tensor:
 
 
 def _k(found: SourceFile) -> int:
-    in_file, told = found.scalar("k"), found.setting("k", int, found.k)
-    if in_file is None and told is None:
+    in_file, recorded = found.scalar("k"), found.setting("k", int, found.k)
+    if in_file is None and recorded is None:
         raise ValueError(f"{found.path} does not say k; give load_sae a k")
-    if in_file is not None and told is not None and in_file != told:
-        raise ValueError(f"{found.path}: k is {in_file:g}, but {found.config_name} says {told}")
-    return int(told if in_file is None else in_file)
+    if in_file is not None and recorded is not None and in_file != recorded:
+        raise ValueError(f"{found.path}: k is {in_file:g}, but {found.config_name} says {recorded}")
+    return int(recorded if in_file is None else in_file)
 
 
 def _metadata(found: SourceFile, parts: SAEWeights, norm: float | None) -> dict[str, Any]:

@@ -115,10 +115,10 @@ def _expansion(m: int, d: int) -> float:
 
 
 def _latents(found: SourceFile) -> int:
-    told = found.setting("d_sae", int, None)
+    recorded = found.setting("d_sae", int, None)
     factor = positive(found.config.get("expansion_factor"))
-    if told is not None:
-        return int(told)
+    if recorded is not None:
+        return int(recorded)
     if factor is None:
         raise ValueError(f"{found.config_name} must give expansion_factor as a positive number")
     return int(found.setting("d_model", int) * factor)

@@ -199,6 +199,6 @@ def _firing_rate(found: SourceFile) -> Tensor | None:
 
 
 def _dtype(found: SourceFile) -> torch.dtype | None:
-    told = str(found.config.get("dtype", "")).removeprefix("torch.")
+    recorded = str(found.config.get("dtype", "")).removeprefix("torch.")
     names = ("float32", "float64", "float16", "bfloat16")
-    return getattr(torch, told) if told in names else None
+    return getattr(torch, recorded) if recorded in names else None

@@ -70,7 +70,7 @@ def config_of(parts: SAEWeights) -> dict[str, Any]:
     ours: dict[str, Any] = {"variant": parts.variant, "k": parts.k}
     if parts.transcodes and plain:
         ours["transcodes"] = True
-    others = {name: said for name, said in parts.metadata.items() if name != _NAME}
+    others = {name: value for name, value in parts.metadata.items() if name != _NAME}
     if others:
         ours["formats"] = others
     metadata = kept.pop("metadata", {})
@@ -127,14 +127,18 @@ def k_of(found: SourceFile, variant: str, m: int) -> int | None:
     """Return k: the number of active latents, or the target of training if k is not decisive."""
     if variant in K_PER_ROW:
         return int(found.setting("k", int))
-    told: Any = ours_of(found.config).get("k")
-    if whole(told):
-        return int(told)
+    recorded: Any = ours_of(found.config).get("k")
+    if whole(recorded):
+        return int(recorded)
     details = found.config.get("metadata", {}).get("training_architecture_details")
-    told = found.config.get("k", details.get("k") if isinstance(details, dict) else None)
-    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 1 <= told <= m:
+    recorded = found.config.get("k", details.get("k") if isinstance(details, dict) else None)
+    if (
+        isinstance(recorded, bool)
+        or not isinstance(recorded, (int, float))
+        or not 1 <= recorded <= m
+    ):
         return None
-    return round(told)
+    return round(recorded)
 
 
 def as_of_6(found: SourceFile) -> dict[str, Any]:
@@ -164,10 +168,10 @@ def as_of_6(found: SourceFile) -> dict[str, Any]:
 
 def _since_6(config: dict[str, Any]) -> bool:
     metadata = config.get("metadata")
-    told = config.get("sae_lens_version") or (
+    recorded = config.get("sae_lens_version") or (
         metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
     )
-    major = re.match(r"\d+", str(told))
+    major = re.match(r"\d+", str(recorded))
     return major is not None and int(major.group()) >= 6
 
 

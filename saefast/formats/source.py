@@ -77,10 +77,10 @@ class SourceFile:
             wanted in (size, None) for size, wanted in zip(sizes, shape, strict=True)
         )
         if not fits:
-            told = ", ".join("any" if size is None else str(size) for size in shape)
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
             turned = " (transposed?)" if len(shape) == 2 and sizes[::-1] == shape else ""
             comma = "," if len(shape) == 1 else ""
-            raise ValueError(f"{where} must have shape ({told}{comma}), got {sizes}{turned}")
+            raise ValueError(f"{where} must have shape ({expected}{comma}), got {sizes}{turned}")
         if 0 in sizes:
             raise ValueError(f"{where} must not be empty, got shape {sizes}")
         return value
@@ -156,9 +156,9 @@ class SourceFile:
         """Reject a setting with a value other than those supported."""
         value = self.config.get(key, default)
         if value not in supported:
-            told = " or ".join(repr(value) for value in supported)
+            expected = " or ".join(repr(value) for value in supported)
             raise ValueError(
-                f"{self.config_name}: {key} must be {told} to be loaded, got {value!r}; {why}"
+                f"{self.config_name}: {key} must be {expected} to be loaded, got {value!r}; {why}"
             )
 
 

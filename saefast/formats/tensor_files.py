@@ -131,8 +131,8 @@ def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Conten
     except OSError:
         raise
     except Exception as error:  # corrupt bytes may raise any exception
-        told = str(error)
-        objects = "add_safe_globals" in told or "unsupported global" in told.lower()
+        message = str(error)
+        objects = "add_safe_globals" in message or "unsupported global" in message.lower()
         if not (isinstance(error, pickle.UnpicklingError) and objects):
             raise ValueError(f"{path} is truncated or not a torch file: {error}") from error
         if not allow_pickle:

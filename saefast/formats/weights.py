@@ -70,8 +70,8 @@ class SAEWeights:
 
     def metadata_of(self, name: str) -> dict[str, Any]:
         """Return the further settings that a file of this format gave."""
-        said = self.metadata.get(name)
-        return dict(said) if isinstance(said, dict) else {}
+        stored = self.metadata.get(name)
+        return dict(stored) if isinstance(stored, dict) else {}
 
     def as_sae(self, path: Path) -> SAE:
         """Return the model, after checking that every weight is finite.

@@ -105,8 +105,8 @@ def _refused(where: str, error: Any) -> OSError:
             f"the token may not do this to {where}: log in with `hf auth login` with a token that "
             f"has the role write, as a member of the organisation ({_first_line(error)})"
         )
-    told = _first_line(error)
-    return ConnectionError(f"{where} cannot be used now: {told}; try again later")
+    reason = _first_line(error)
+    return ConnectionError(f"{where} cannot be used now: {reason}; try again later")
 
 
 def _no_token(where: str) -> str:

@@ -112,8 +112,8 @@ def _no_sae(names: Collection[str], place: str, where: str) -> str:
     if not near:
         return f"{missing}, nor in any of its folders"
     more = f" and {len(holding) - len(near)} more" if len(holding) > len(near) else ""
-    told = ", ".join(repr(folder) for folder in near)
-    return f"{missing}; give subfolder=..., one of {told}{more}"
+    listed = ", ".join(repr(folder) for folder in near)
+    return f"{missing}; give subfolder=..., one of {listed}{more}"
 
 
 def _holds_sae(files: Collection[str]) -> bool:

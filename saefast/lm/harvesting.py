@@ -208,10 +208,10 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     # The batch size affects bits at most, and may have to be smaller on another machine.
     differ = [name for name in differ if name != "batch_size"]
     if differ:
-        told = ", ".join(
+        changes = ", ".join(
             f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in differ
         )
         raise ValueError(
-            f"{path} cannot be resumed, since it was started with other settings: {told}; use the "
-            f"original settings, or choose another path"
+            f"{path} cannot be resumed, since it was started with other settings: {changes}; use "
+            f"the original settings, or choose another path"
         )

@@ -204,8 +204,8 @@ def _known(saved: Unfinished) -> tuple[Assignment | None, Arcs, int]:
     """Return the solution, added arcs and number of rounds that `solved` has saved."""
     kept = saved.tensors
     if "rounds" not in kept:
-        nobody = torch.zeros(0, dtype=torch.int64)
-        return None, Arcs(nobody, nobody, nobody.double()), 0
+        none = torch.zeros(0, dtype=torch.int64)
+        return None, Arcs(none, none, none.double()), 0
     arcs = Arcs(*(kept[name] for name in Arcs._fields))
     prices = kept["partner"], kept["row_price"], kept["column_price"]
     return Assignment(*prices, finished=True), arcs, int(kept["rounds"])

@@ -126,5 +126,5 @@ def _strings_of(tokenizer: Any) -> Callable[[list[int]], list[str]]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    write_whole(path, told.encode("utf-8", "surrogatepass"))
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    write_whole(path, text.encode("utf-8", "surrogatepass"))

@@ -69,8 +69,8 @@ class Outcome(NamedTuple):
 
 
 def _data(job: Job) -> Any:
-    told = job.settings.to_dict()
-    source = {name: told[name] for name in told if name in SOURCES}
+    settings = job.settings.to_dict()
+    source = {name: settings[name] for name in settings if name in SOURCES}
     if isinstance(job.settings.data, StoreSettings):
         paths = (job.train_rows, job.held_out_rows)
         source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
@@ -85,25 +85,32 @@ def _match(job: Job) -> Any:
 
 def _part(*names: str) -> Callable[[Job], Any]:
     def depends(job: Job) -> Any:
-        told = job.settings.to_dict()
-        return [told[name] for name in names]
+        settings = job.settings.to_dict()
+        return [settings[name] for name in names]
 
     return depends
 
 
 def _worth(job: Job) -> Any:
     """Return the settings of stage evaluate itself, without settings of evaluations by name."""
-    told = job.settings.to_dict()["evaluate"]
-    return [{name: told[name] for name in ("draws", "tokens", "contexts")}]
+    settings = job.settings.to_dict()["evaluate"]
+    return [{name: settings[name] for name in ("draws", "tokens", "contexts")}]
 
 
 def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
     """Build the stage of an evaluation, on which no other stage depends."""
 
     def depends(job: Job) -> Any:
-        told = job.settings.to_dict()["evaluate"]
-        others = fingerprints(told["beside"])
-        return [told["budget"], told["baselines"], told["beside"], others, told[name], _data(job)]
+        settings = job.settings.to_dict()["evaluate"]
+        others = fingerprints(settings["beside"])
+        return [
+            settings["budget"],
+            settings["baselines"],
+            settings["beside"],
+            others,
+            settings[name],
+            _data(job),
+        ]
 
     return Stage(name, ("stability",), work, depends, (evaluation_file(name),), title)
 
@@ -279,8 +286,8 @@ def settings_of(run: str | Path) -> RunSettings:
         Settings of all stages.
     """
     path = Path(run) / SETTINGS
-    told = read_json(path) or _settings_of_training(Path(run))
-    if told is None:
+    settings = read_json(path) or _settings_of_training(Path(run))
+    if settings is None:
         what = (
             f"holds no run: neither {SETTINGS} nor {RUN}"
             if path.parent.exists()
@@ -290,7 +297,7 @@ def settings_of(run: str | Path) -> RunSettings:
             f"{path.parent} {what}; start a run with saefast run, demo or train"
         )
     try:
-        return settings_from(told)
+        return settings_from(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -335,8 +342,8 @@ def _needed(name: str) -> set[str]:
 def _digest(job: Job, stage: Stage) -> str:
     """Return a hash of the settings of a stage and of the stages on which it depends."""
     before = [_digest(job, _BY_NAME[need]) for need in stage.needs]
-    told = json.dumps([stage.name, stage.depends(job), before], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    text = json.dumps([stage.name, stage.depends(job), before], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _records(job: Job) -> dict[str, StageRecord]:

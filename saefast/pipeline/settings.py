@@ -263,13 +263,13 @@ def read_settings(path: Path) -> RunSettings:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        told = _parsed(text, path.suffix)
+        given = _parsed(text, path.suffix)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     try:
-        return settings_from(told)
+        return settings_from(given)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -295,48 +295,48 @@ def _parsed(text: str, suffix: str) -> Any:
     raise ValueError(f"the name of the file must end in .toml, .yaml or .json, got {suffix!r}")
 
 
-def settings_from(told: Any) -> RunSettings:
+def settings_from(given: Any) -> RunSettings:
     """Build settings from tables: one for each part, exactly one of them a source of rows."""
-    if not isinstance(told, dict):
-        raise TypeError(f"settings must be tables such as [train], got {type(told).__name__}")
+    if not isinstance(given, dict):
+        raise TypeError(f"settings must be tables such as [train], got {type(given).__name__}")
     parts = {part.name: part for part in dataclasses.fields(RunSettings) if part.name != "data"}
-    _check_names("settings", told, [*SOURCES, *parts])
-    named = [name for name in SOURCES if name in told]
+    _check_names("settings", given, [*SOURCES, *parts])
+    named = [name for name in SOURCES if name in given]
     if len(named) != 1:
         raise ValueError(
             f"settings must have exactly one of {', '.join(f'[{name}]' for name in SOURCES)}, the "
             f"source of activations or of SAEs, got {len(named)} of them"
         )
-    if "train" not in told:
+    if "train" not in given:
         raise ValueError("settings must have a table [train] with at least latents = ...")
-    values = {"data": from_dict(SOURCES[named[0]], told[named[0]], named[0])}
+    values = {"data": from_dict(SOURCES[named[0]], given[named[0]], named[0])}
     kinds = typing.get_type_hints(RunSettings)
     for name in parts:
-        if name in told:
-            values[name] = from_dict(kinds[name], told[name], name)
+        if name in given:
+            values[name] = from_dict(kinds[name], given[name], name)
     return RunSettings(**values)
 
 
-def from_dict(kind: Any, told: Any, name: str, default: Any = None) -> Any:
+def from_dict(kind: Any, given: Any, name: str, default: Any = None) -> Any:
     """Build a dataclass from a table; keys without a field raise an error.
 
     Args:
         kind: dataclass to build.
-        told: table of values by name.
+        given: table of values by name.
         name: name of the table, for errors.
         default: instance with the values of fields that the table leaves out; None: each field's
             own default.
     """
-    if not isinstance(told, dict):
-        raise TypeError(f"{name} must be a table, got {type(told).__name__}")
+    if not isinstance(given, dict):
+        raise TypeError(f"{name} must be a table, got {type(given).__name__}")
     hints = typing.get_type_hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "loss"}
-    _check_names(name, told, list(fields))
+    _check_names(name, given, list(fields))
     defaults = {} if default is None else {each: getattr(default, each) for each in fields}
     for key, each in fields.items():
-        if key in told:
+        if key in given:
             nested = None if each.default_factory is dataclasses.MISSING else each.default_factory()
-            defaults[key] = _value(hints[key], told[key], f"{name}.{key}", nested)
+            defaults[key] = _value(hints[key], given[key], f"{name}.{key}", nested)
         elif each.default is each.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} must have {key}")
     return kind(**defaults)
@@ -376,8 +376,8 @@ def _value(hint: Any, value: Any, name: str, default: Any = None) -> Any:
     return value
 
 
-def _check_names(name: str, told: dict[str, Any], known: list[str]) -> None:
-    for key in told:
+def _check_names(name: str, given: dict[str, Any], known: list[str]) -> None:
+    for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 3)
             words = " or ".join(filter(None, (", ".join(near[:-1]), *near[-1:])))

@@ -23,11 +23,11 @@ from saefast.train.config import SHARED
 
 def store_key(settings: RunSettings) -> str:
     """Return a name that is equal for runs whose rows come from one pass of one model."""
-    told = dataclasses.asdict(settings.data)
+    content = dataclasses.asdict(settings.data)
     if isinstance(settings.data, HarvestSettings):
-        del told["site"]
+        del content["site"]
     source = type(settings.data).__name__.removesuffix("Settings").lower()
-    digest = hashlib.sha256(json.dumps([source, told], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([source, content], sort_keys=True).encode()).hexdigest()
     return f"{source}-{digest[:12]}"
 
 

@@ -122,14 +122,14 @@ class PoolingStudy:
         ]
         for result in self.results[1:]:
             better, worse = self._against(result)
-            said = [
+            differences = [
                 f"pooling is {w} in {' and '.join(names)}"
                 for w, names in (("better", better), ("worse", worse))
                 if names
             ]
             lines.append(
                 f"{result.method} ({CONTROLS[result.method]}): {_figures(result.equal)}; "
-                f"{', '.join(said) or 'pooling makes no difference'}."
+                f"{', '.join(differences) or 'pooling makes no difference'}."
             )
         return "\n".join(lines)
 

@@ -21,7 +21,7 @@ _LINE = 14
 class Chart:
     """Frame with axes and marks.
 
-    `colour` is a class of chart.css, s0 to s5. `told` is what a mark shows when it is pointed at:
+    `colour` is a class of chart.css, s0 to s5. `hover` is the text of a mark under the pointer:
     the text of a shape, or the name of a line, whose values are shown beside it. `mark` is the
     number of a shape that stands for features, as in `Figure.members`.
     """
@@ -50,14 +50,14 @@ class Chart:
         right: float,
         value: float,
         colour: str,
-        told: str = "",
+        hover: str = "",
         *,
         mark: int | None = None,
     ) -> None:
         """Add a bar from the zero line to a value."""
         x0, x1, y0, y1 = self._x(left), self._x(right), self._y(0.0), self._y(value)
         top, height = min(y0, y1), abs(y1 - y0)
-        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", told, numbered(mark))
+        self._rect(x0, top, max(x1 - x0 - 1, 0.5), height, f"f {colour}", hover, numbered(mark))
 
     def cell(
         self,
@@ -67,14 +67,14 @@ class Chart:
         y1: float,
         colour: str,
         strength: float,
-        told: str = "",
+        hover: str = "",
         *,
         mark: int | None = None,
     ) -> None:
         """Add a rectangle, fainter for a strength below 1."""
         left, right, bottom, top = self._x(x0), self._x(x1), self._y(y0), self._y(y1)
         shape = f'fill-opacity="{max(strength, 0.0):.3f}"{numbered(mark)}'
-        self._rect(left, top, right - left, bottom - top, f"f {colour}", told, shape)
+        self._rect(left, top, right - left, bottom - top, f"f {colour}", hover, shape)
 
     def whisker(self, at: float, low: float, high: float) -> None:
         """Add a vertical interval of a value."""
@@ -92,15 +92,15 @@ class Chart:
             f'M{x1:.1f} {at - 3:.1f}v6"/>'
         )
 
-    def tick(self, x: float, y: float, colour: str, told: str = "") -> None:
+    def tick(self, x: float, y: float, colour: str, hover: str = "") -> None:
         """Add a short vertical line."""
         path = f"M{self._x(x):.1f} {self._y(y) - 7:.1f}v14"
-        self._marks.append(f'<path class="l {colour}" d="{path}">{_title(told)}</path>')
+        self._marks.append(f'<path class="l {colour}" d="{path}">{_title(hover)}</path>')
 
-    def diamond(self, x: float, y: float, colour: str, told: str = "") -> None:
+    def diamond(self, x: float, y: float, colour: str, hover: str = "") -> None:
         """Add a diamond."""
         path = f"M{self._x(x):.1f} {self._y(y) - 6:.1f}l6 6l-6 6l-6-6z"
-        self._marks.append(f'<path class="f {colour}" d="{path}">{_title(told)}</path>')
+        self._marks.append(f'<path class="f {colour}" d="{path}">{_title(hover)}</path>')
 
     def line(
         self,
@@ -109,7 +109,7 @@ class Chart:
         colour: str,
         dashed: bool = False,
         *,
-        told: str = "",
+        hover: str = "",
     ) -> None:
         """Add a polyline, with a gap at every None."""
         path, values, pen = [], [], "M"
@@ -121,7 +121,7 @@ class Chart:
             values.append(f"{x:.4g},{y:.4g}")
             pen = "L"
         kind = " dashed" if dashed else ""
-        known = f' data-line="{escape(told)}" data-values="{" ".join(values)}"' if told else ""
+        known = f' data-line="{escape(hover)}" data-values="{" ".join(values)}"' if hover else ""
         self._marks.append(f'<path class="l {colour}{kind}" d="{"".join(path)}"{known}/>')
 
     def band(
@@ -139,7 +139,7 @@ class Chart:
         x: float,
         y: float,
         colour: str,
-        told: str = "",
+        hover: str = "",
         *,
         mark: int | None = None,
         radius: float = 5,
@@ -147,7 +147,7 @@ class Chart:
     ) -> None:
         """Add a disc, which may link to another page."""
         at = f'cx="{self._x(x):.1f}" cy="{self._y(y):.1f}"{numbered(mark)}'
-        disc = f'<circle class="f {colour}" {at} r="{radius:g}">{_title(told)}</circle>'
+        disc = f'<circle class="f {colour}" {at} r="{radius:g}">{_title(hover)}</circle>'
         self._marks.append(f'<a href="{escape(link)}">{disc}</a>' if link else disc)
 
     def text(self, x: float, y: float, words: str) -> None:
@@ -189,12 +189,12 @@ class Chart:
         width: float,
         height: float,
         kind: str,
-        told: str,
+        hover: str,
         more: str = "",
     ) -> None:
         self._marks.append(
             f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}" {more}>{_title(told)}</rect>'
+            f'height="{height:.1f}" {more}>{_title(hover)}</rect>'
         )
 
     def _x(self, value: float) -> float:
@@ -232,11 +232,11 @@ class Chart:
                 f"{escape(words)}</text>"
             )
         for label in self._x_labels:
-            told = _title(label.whole if label.words != label.whole else "")
+            hover = _title(label.whole if label.words != label.whole else "")
             y = self._bottom + 17 + _LINE * label.line
             parts.append(
                 f'<text class="tick" x="{label.x:.1f}" y="{y}" text-anchor="middle">'
-                f"{told}{escape(label.words)}</text>"
+                f"{hover}{escape(label.words)}</text>"
             )
         parts.append(f'<path class="axis" d="M{self.left} {self._bottom}H{self._right}"/>')
         middle = (self.left + self._right) / 2
@@ -304,5 +304,5 @@ def _style() -> str:
     return re.sub(r"var\((--\w+)\)", lambda found: colours[found[1]], style)
 
 
-def _title(told: str) -> str:
-    return f"<title>{escape(told)}</title>" if told else ""
+def _title(hover: str) -> str:
+    return f"<title>{escape(hover)}</title>" if hover else ""

@@ -85,9 +85,9 @@ def unbroken(words: str) -> str:
     return escape(words).replace(" %", "\u00a0%")
 
 
-def facts(told: Sequence[tuple[str, str]]) -> str:
+def facts(entries: Sequence[tuple[str, str]]) -> str:
     """Return a list of names and values as HTML."""
-    rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told)
+    rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entries)
     return f"<dl>{''.join(rows)}</dl>"
 
 
@@ -107,9 +107,9 @@ def packed_rows(columns: Mapping[str, Any], name: str = "rows") -> str:
         columns: lists of equal length by name.
         name: id of the element.
     """
-    told = json.dumps(columns, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(columns, separators=(",", ":"), allow_nan=False)
     # No time stamp, so that the same rows give the same bytes.
-    packed = base64.b64encode(gzip.compress(told.encode(), mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     return f'<script type="text/plain" id="{name}">{packed}</script>'
 
 

@@ -58,13 +58,13 @@ def key_numbers(data: RunData) -> list[KeyNumber]:
 
 
 def _stable_share(data: RunData) -> Iterator[KeyNumber]:
-    told = data.stability
-    shares = [each.stable / each.alive for each in told.seeds if each.alive] if told else []
-    if told is None or not shares:
+    record = data.stability
+    shares = [each.stable / each.alive for each in record.seeds if each.alive] if record else []
+    if record is None or not shares:
         return
-    others = len(told.seeds) - 1
-    least = next(hits for hits in range(others + 1) if hits / others >= told.stable_cut - 1e-9)
-    p = float(np.mean(told.chance))
+    others = len(record.seeds) - 1
+    least = next(hits for hits in range(others + 1) if hits / others >= record.stable_cut - 1e-9)
+    p = float(np.mean(record.chance))
     chance = sum(comb(others, k) * p**k * (1 - p) ** (others - k) for k in range(least, others + 1))
     interval = student_interval(shares)
     yield KeyNumber(
@@ -74,7 +74,7 @@ def _stable_share(data: RunData) -> Iterator[KeyNumber]:
         _exactly(chance),
         "random directions",
         "share of the features that recur in at least "
-        f"{percent(told.stable_cut)} of the other SAEs",
+        f"{percent(record.stable_cut)} of the other SAEs",
         "stability-histogram",
         share=True,
     )

@@ -97,8 +97,8 @@ def page(
         sections.append(Section("All features", "features", _table(data, rows)))
     if found:
         sections.append(Section("Findings in words", "findings", _findings(found, papers)))
-    told = told_of_run(data)
-    sections.append(Section("The run", "run", f"<p>{_INTRO}</p>{facts(told)}"))
+    entries = facts_of_run(data)
+    sections.append(Section("The run", "run", f"<p>{_INTRO}</p>{facts(entries)}"))
     if missing or data.skipped:
         left_out = _missing(data, missing)
         sections.append(Section("Missing from this report", "missing", left_out, listed=False))
@@ -112,13 +112,13 @@ def page(
         version=str(data.facts.get("saefast", "")),
         style=style,
         script="".join(asset(name) for name in scripts),
-        lead="; ".join(value for name, value in told if name in _LEAD),
+        lead="; ".join(value for name, value in entries if name in _LEAD),
         later=details,
         skip_to="summary",
     )
 
 
-def told_of_run(data: RunData) -> list[tuple[str, str]]:
+def facts_of_run(data: RunData) -> list[tuple[str, str]]:
     """Return names and values of the run's facts, as far as its files hold them."""
     settings, facts = data.settings, data.facts
     found = []

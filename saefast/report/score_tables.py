@@ -70,7 +70,7 @@ def _notes(data: RunData, name: str, scores: list[Score]) -> str:
     if not more:
         return shown
     return (
-        f"{shown}<details><summary>{len(more)} more notes</summary>"
+        f"{shown}<details><summary>More notes ({len(more)})</summary>"
         f'<ul class="note">{"".join(more)}</ul></details>'
     )
 

@@ -73,18 +73,18 @@ class LowRankRow:
     k: int
     alive: float
     """number of latents that count; the others enter none of the measures"""
-    in_plane: float
+    in_subspace: float
     """number of these latents that lie in the subspace rather than outside"""
     explained: float
     stable_back: float
     """share of latents outside the subspace with a similar one in another seed, mean over seeds"""
-    plane_back: float
+    subspace_back: float
     """the same for latents in the subspace"""
-    plane_back_close: float
+    subspace_back_close: float
     """the same at the higher cosine"""
     stable_recovered: float
     """share of true features outside the subspace that a latent is close to"""
-    plane_recovered: float
+    subspace_recovered: float
     unstable: float
     """number of latents that are found in few other seeds, or none"""
     overlap: float | None
@@ -206,12 +206,12 @@ def _often(seen: Explanation, least: float) -> Tensor:
 class _Blocks(NamedTuple):
     """Fields of `LowRankRow` that are computed for each block of features."""
 
-    in_plane: float
+    in_subspace: float
     stable_back: float
-    plane_back: float
-    plane_back_close: float
+    subspace_back: float
+    subspace_back_close: float
     stable_recovered: float
-    plane_recovered: float
+    subspace_recovered: float
     unstable: float
 
 
@@ -226,27 +226,27 @@ def _by_block(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
 ) -> _Blocks:
     """Return what recurs and what is recovered, in the subspace and outside."""
-    planar = [_lies_in(dictionary.W_dec, world.plane) for dictionary in dictionaries]
-    inside = [alive & mask for alive, mask in zip(stability.alive, planar, strict=True)]
-    outside = [alive & ~mask for alive, mask in zip(stability.alive, planar, strict=True)]
+    inside = [_is_inside(dictionary.W_dec, world.subspace) for dictionary in dictionaries]
+    inside = [alive & mask for alive, mask in zip(stability.alive, inside, strict=True)]
+    outside = [alive & ~mask for alive, mask in zip(stability.alive, inside, strict=True)]
     close = at_threshold(stability, CLOSE)
     recovered = [recovery(dictionary, world).best > RECOVERED for dictionary in dictionaries]
     return _Blocks(
-        in_plane=_mean([int(mask.sum()) for mask in inside]),
+        in_subspace=_mean([int(mask.sum()) for mask in inside]),
         stable_back=_mean_of(stability.score, outside),
-        plane_back=_mean_of(stability.score, inside),
-        plane_back_close=_mean_of(close.score, inside),
-        stable_recovered=_mean_of(recovered, [~world.in_plane] * len(recovered)),
-        plane_recovered=_mean_of(recovered, [world.in_plane] * len(recovered)),
+        subspace_back=_mean_of(stability.score, inside),
+        subspace_back_close=_mean_of(close.score, inside),
+        stable_recovered=_mean_of(recovered, [~world.in_subspace] * len(recovered)),
+        subspace_recovered=_mean_of(recovered, [world.in_subspace] * len(recovered)),
         unstable=_mean([int(mask.sum()) for mask in stability.unstable()]),
     )
 
 
-def _lies_in(features: Tensor, plane: Tensor) -> Tensor:
+def _is_inside(features: Tensor, subspace: Tensor) -> Tensor:
     """Return which features have more than half of their square in the subspace, [m] bool."""
     features = features.double()
     with one_thread():
-        inside = (features @ plane.double().T).square().sum(1)
+        inside = (features @ subspace.double().T).square().sum(1)
     return inside > features.square().sum(1) / 2
 
 
@@ -269,7 +269,7 @@ def _overlaps(
         return _Overlaps(None, None, chance, None)
     pairs = [pair for pair in found.pairs if pair.group == "unstable"]
     nulls = [test.mean for pair in pairs for test in pair.tests if test.statistic == "overlap"]
-    angles = [principal_angles(spectrum.basis, world.plane.double()) for spectrum in spectra]
+    angles = [principal_angles(spectrum.basis, world.subspace.double()) for spectrum in spectra]
     return _Overlaps(
         overlap=_mean([pair.overlap for pair in pairs]),
         overlap_truth=_mean([float(angle.cos().square().mean()) for angle in angles]),

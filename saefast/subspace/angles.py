@@ -84,7 +84,7 @@ class Shared(NamedTuple):
     dimensions: float
 
 
-def shared_plane(overlap: Tensor, d: int) -> Shared:
+def shared_dimensions(overlap: Tensor, d: int) -> Shared:
     """Find the rank of an overlap curve [r] at which most dimensions are shared beyond chance.
 
     The number of these dimensions is rank * excess; for independent subspaces it is about 0, within

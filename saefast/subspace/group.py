@@ -16,7 +16,7 @@ from saefast.subspace.angles import (
     haar_capture,
     haar_overlap,
     overlaps,
-    shared_plane,
+    shared_dimensions,
 )
 from saefast.subspace.nulls import Draw, Member, Null, band_of, draw
 from saefast.subspace.results import Band, GroupSpectrum, PairOverlap
@@ -150,7 +150,7 @@ def _pair(
     r, d = len(angles), len(shares[0])
     at_rank = {statistic: float(curve[r - 1]) for statistic, curve in curves._asdict().items()}
     excesses = excess(curves.overlap, d)
-    shared = shared_plane(curves.overlap, d)
+    shared = shared_dimensions(curves.overlap, d)
     bands: dict[str, Band] = {}
     tests: list[NullTest] = []
     if plan.haar:
@@ -177,7 +177,7 @@ def _pair(
             values = [float(getattr(each, statistic)[r - 1]) for each in sample]
             tests.append(beside(null, statistic, value, values, plan.band))
         # The rank is chosen for each draw, as it was for the observed overlaps.
-        chance = [shared_plane(each.overlap[:length], d).dimensions for each in sample]
+        chance = [shared_dimensions(each.overlap[:length], d).dimensions for each in sample]
         tests.append(beside(null, "shared_dimensions", shared.dimensions, chance, plan.band))
     return PairOverlap(
         group=name,

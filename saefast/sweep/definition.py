@@ -68,20 +68,20 @@ def read_sweep(path: Path) -> Sweep:
         TypeError: a setting has a wrong type.
     """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return sweep_from(told, path.parent)
+        return sweep_from(content, path.parent)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
+def sweep_from(content: Mapping[str, Any], folder: Path) -> Sweep:
     """Build a sweep from the tables of a sweep file.
 
     Args:
-        told: content of the file: base, settings, sets, grid and exclude.
+        content: content of the file: base, settings, sets, grid and exclude.
         folder: folder that a relative path of `base` refers to.
 
     Returns:
@@ -91,12 +91,12 @@ def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
         ValueError: the settings are invalid, or the grid is empty or too large.
         TypeError: a setting has a wrong type.
     """
-    check_names("the file", told, _TABLES)
-    base = _base(told.get("base"), folder)
-    _assign(base, dotted("settings", told.get("settings", {})))
-    sets = read_sets(told.get("sets", {}))
-    axes = read_axes(told.get("grid"), sets)
-    excluded = read_exclusions(told.get("exclude", []), axes, base)
+    check_names("the file", content, _TABLES)
+    base = _base(content.get("base"), folder)
+    _assign(base, dotted("settings", content.get("settings", {})))
+    sets = read_sets(content.get("sets", {}))
+    axes = read_axes(content.get("grid"), sets)
+    excluded = read_exclusions(content.get("exclude", []), axes, base)
     number = 1
     for values in axes.values():
         number *= len(values)
@@ -114,7 +114,7 @@ def sweep_from(told: Mapping[str, Any], folder: Path) -> Sweep:
         if not each.cells:
             raise ValueError(
                 f"exclude[{each.number}] must match at least one cell of the grid, got "
-                f"{each.told}, which matches none"
+                f"{each.given}, which matches none"
             )
     if not cells:
         raise ValueError("exclude must leave at least one cell, but excludes all cells")
@@ -188,10 +188,10 @@ def _unknown(name: str, part: str, place: Mapping[str, Any]) -> str:
     return f"{name} must be a setting, but there is no {part}; {hint}"
 
 
-def _cell(at: Settings, told: dict[str, Any]) -> Cell:
+def _cell(at: Settings, content: dict[str, Any]) -> Cell:
     name = cell_name(at)
     try:
-        settings = settings_from(told)
+        settings = settings_from(content)
         return Cell(name, at, settings)
     except (TypeError, ValueError) as error:
         words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in at.items())

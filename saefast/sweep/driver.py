@@ -141,10 +141,10 @@ def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str
     changed = folder.changed(sweep)
     by_name = {cell.name: cell for cell in sweep.cells}
     if changed and not remake:
-        told = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
+        listed = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
         raise ValueError(
             f"the sweep file has changed since {folder.root} was started, which changes "
-            f"{len(changed)} cell{'s' * (len(changed) > 1)}: {told}; run them again with --remake, "
+            f"{len(changed)} cell{'s' * (len(changed) > 1)}: {listed}; run them again with --remake, "
             f"or choose another folder"
         )
     for each in changed:

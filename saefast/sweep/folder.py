@@ -123,7 +123,14 @@ class SweepFolder:
         return self.root / CELLS / name
 
     def job(self, cell: Cell) -> Job:
-        """Return the run of a cell, without progress bars."""
+        """Return the run of a cell, without progress bars.
+
+        Args:
+            cell: the cell.
+
+        Returns:
+            The job of its run.
+        """
         return Job(self.cell(cell.name), cell.settings, False)
 
     def read(self) -> SweepRecord:
@@ -206,6 +213,9 @@ class SweepFolder:
         """Remove the folder of a cell, but not the stores that it shares.
 
         The folder is renamed first, so that a kill leaves no cell with a part of its files.
+
+        Args:
+            name: name of the cell.
         """
         aside = self.cell(f".{name}.removed")
         shutil.rmtree(aside, ignore_errors=True)
@@ -213,24 +223,52 @@ class SweepFolder:
         shutil.rmtree(aside)
 
     def rewrite_settings(self, cell: Cell) -> None:
-        """Replace the settings of a begun cell, whose later stages then run again."""
+        """Replace the settings of a begun cell, whose later stages then run again.
+
+        Args:
+            cell: the cell.
+        """
         write_json(self.cell(cell.name) / SETTINGS, cell.settings.to_dict())
 
     def done(self, name: str) -> DoneRecord | None:
-        """Return the content of done.json of a cell; None if it is not finished."""
+        """Read done.json of a cell.
+
+        Args:
+            name: name of the cell.
+
+        Returns:
+            The record; None if the cell is not finished.
+        """
         return read_record(self.cell(name) / _DONE, DoneRecord)
 
     def write_done(self, name: str, record: DoneRecord) -> None:
-        """Write done.json of a cell and remove failure.json."""
+        """Write done.json of a cell and remove failure.json.
+
+        Args:
+            name: name of the cell.
+            record: content of the file.
+        """
         write_record(self.cell(name) / _DONE, record)
         (self.cell(name) / _FAILURE).unlink(missing_ok=True)
 
     def failure(self, name: str) -> FailureRecord | None:
-        """Return the content of failure.json of a cell; None if it did not fail."""
+        """Read failure.json of a cell.
+
+        Args:
+            name: name of the cell.
+
+        Returns:
+            The record; None if the cell did not fail.
+        """
         return read_record(self.cell(name) / _FAILURE, FailureRecord)
 
     def write_failure(self, name: str, record: FailureRecord) -> None:
-        """Write failure.json of a cell."""
+        """Write failure.json of a cell.
+
+        Args:
+            name: name of the cell.
+            record: content of the file.
+        """
         write_record(self.cell(name) / _FAILURE, record)
 
     @contextmanager

@@ -36,12 +36,12 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def read_sets(told: Any) -> dict[str, dict[str, Settings]]:
+def read_sets(given: Any) -> dict[str, dict[str, Settings]]:
     """Read the sets of a sweep file: the settings of each choice by set and choice."""
-    if not isinstance(told, Mapping):
-        raise TypeError(f"sets must be tables such as [sets.size.small], got {told!r}")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"sets must be tables such as [sets.size.small], got {given!r}")
     found = {}
-    for name, choices in told.items():
+    for name, choices in given.items():
         if "." in name:
             raise ValueError(f"the name of a set must have no dot, got {name!r}")
         if not isinstance(choices, Mapping) or not choices:
@@ -64,8 +64,8 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
         )
     axes = {}
     given: dict[str, str] = {}
-    for name, told in _flat(grid, "grid", sets):
-        values = axes[name] = _values(name, told)
+    for name, given in _flat(grid, "grid", sets):
+        values = axes[name] = _values(name, given)
         if name in sets:
             for value in values:
                 if value not in sets[name]:
@@ -90,16 +90,16 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
     return axes
 
 
-def _values(name: str, told: Any) -> list[Any]:
+def _values(name: str, given: Any) -> list[Any]:
     """Return the values of a list or a range, and raise a ValueError for duplicates."""
-    if isinstance(told, Mapping):
-        values = _range(name, told)
-    elif isinstance(told, list) and told:
-        values = told
+    if isinstance(given, Mapping):
+        values = _range(name, given)
+    elif isinstance(given, list) and given:
+        values = given
     else:
         raise TypeError(
             f"grid.{name} must be a list of values or a range such as "
-            f"{{from = 8, to = 64, factor = 2}}, got {told!r}"
+            f"{{from = 8, to = 64, factor = 2}}, got {given!r}"
         )
     seen = set()
     for value in values:
@@ -110,17 +110,17 @@ def _values(name: str, told: Any) -> list[Any]:
     return values
 
 
-def _range(name: str, told: Mapping[str, Any]) -> list[Any]:
+def _range(name: str, given: Mapping[str, Any]) -> list[Any]:
     """Return the values of a range, which includes its end if a step reaches it."""
-    check_names(f"the range grid.{name}", told, _RANGE)
-    numbers = {key: value for key, value in told.items() if _is_number(value)}
-    by = [key for key in ("step", "factor") if key in told]
-    if len(numbers) < len(told) or not {"from", "to"} <= set(told) or len(by) != 1:
+    check_names(f"the range grid.{name}", given, _RANGE)
+    numbers = {key: value for key, value in given.items() if _is_number(value)}
+    by = [key for key in ("step", "factor") if key in given]
+    if len(numbers) < len(given) or not {"from", "to"} <= set(given) or len(by) != 1:
         raise ValueError(
             f"the range grid.{name} must have numbers from and to, and one of step and factor, got "
-            f"{dict(told)}"
+            f"{dict(given)}"
         )
-    first, last, move = told["from"], told["to"], told[by[0]]
+    first, last, move = given["from"], given["to"], given[by[0]]
     if by == ["step"]:
         fits = move != 0 and (last - first) * move >= 0
         count = int((last - first) / move + 1e-9) + 1 if fits else 0
@@ -152,7 +152,7 @@ class Exclusion:
 
     number: int
     """position in the list of exclusions"""
-    told: Mapping[str, Any]
+    given: Mapping[str, Any]
     """excluded value, or list of values, by the dotted name of a setting or axis"""
     cells: int = 0
     """number of cells excluded so far"""
@@ -167,7 +167,7 @@ class Exclusion:
         Returns:
             Whether the cell has all of the excluded values.
         """
-        for name, wanted in self.told.items():
+        for name, wanted in self.given.items():
             try:
                 value = at[name] if name in at else setting(settings, name)
             except KeyError:  # in a table that is None in this cell
@@ -179,13 +179,13 @@ class Exclusion:
 
 
 def read_exclusions(
-    told: Any, axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]
+    given: Any, axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]
 ) -> list[Exclusion]:
     """Read the exclusions of a sweep file, whose names have to be axes or settings of the base."""
-    if not isinstance(told, list) or not all(isinstance(each, Mapping) and each for each in told):
-        raise TypeError(f"exclude must be tables [[exclude]] with settings, got {told!r}")
+    if not isinstance(given, list) or not all(isinstance(each, Mapping) and each for each in given):
+        raise TypeError(f"exclude must be tables [[exclude]] with settings, got {given!r}")
     found = []
-    for number, each in enumerate(told):
+    for number, each in enumerate(given):
         flat = dict(_flat(each, f"exclude[{number}]", {}))
         for name in flat:
             if name in axes:
@@ -226,9 +226,9 @@ def dotted(name: str, table: Any) -> Settings:
     return found
 
 
-def check_names(name: str, told: Mapping[str, Any], known: Sequence[str]) -> None:
+def check_names(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise a ValueError, with the closest known name, if a table has an unknown name."""
-    for key in told:
+    for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

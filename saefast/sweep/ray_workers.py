@@ -16,7 +16,7 @@ ADDRESS = "ray://"
 _PORT = 10001
 """Port of Ray's server for clients, unless another one is given"""
 _RETRIES = 3
-"""How often Ray repeats a task whose process or node has died"""
+"""Number of times that Ray repeats a task whose process or node has died"""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report its use
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # would copy the folder of a driver that uv runs
@@ -162,7 +162,7 @@ def _attempt(folder: str) -> Callable[[dict[str, Any], int], str | None]:
         folder: the current folder of the driver.
     """
 
-    def attempt_task(told: dict[str, Any], threads: int) -> str | None:
+    def attempt_task(record: dict[str, Any], threads: int) -> str | None:
         import sys
 
         sys.path[:] = [entry for entry in sys.path if entry != folder]
@@ -171,6 +171,6 @@ def _attempt(folder: str) -> Callable[[dict[str, Any], int], str | None]:
         from saefast.sweep.tasks import attempt, task_from
 
         torch.set_num_threads(threads)
-        return attempt(task_from(told))
+        return attempt(task_from(record))
 
     return attempt_task

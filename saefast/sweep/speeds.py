@@ -108,8 +108,8 @@ class Speeds:
 
     def _few_rows(self, cell: Cell) -> tuple[Path, int, float, float]:
         """Return a path of some rows, their width, the seconds of the start and of each row."""
-        told = dataclasses.asdict(cell.settings.data)
-        key = json.dumps([store_key(cell.settings), told.get("site", "")])
+        content = dataclasses.asdict(cell.settings.data)
+        key = json.dumps([store_key(cell.settings), content.get("site", "")])
         if key not in self._rows:
             self._rows[key] = self._made_rows(cell.settings)
         return self._rows[key]

@@ -77,18 +77,18 @@ class Task:
         )
 
 
-def task_from(told: dict[str, Any]) -> Task:
+def task_from(record: dict[str, Any]) -> Task:
     """Restore a task from the result of `Task.to_dict`."""
-    lists = {name: tuple(told[name]) for name in ("cells", "settings", "bytes_of_cells")}
-    return Task(**(told | lists))
+    lists = {name: tuple(record[name]) for name in ("cells", "settings", "bytes_of_cells")}
+    return Task(**(record | lists))
 
 
 def perform(task: Task) -> None:
     """Perform a task; work that is already finished is kept."""
     folder = SweepFolder(Path(task.root))
     jobs = [
-        Job(folder.cell(name), settings_from(told), False)
-        for name, told in zip(task.cells, task.settings, strict=True)
+        Job(folder.cell(name), settings_from(settings), False)
+        for name, settings in zip(task.cells, task.settings, strict=True)
     ]
     if task.kind == HARVEST:
         _patiently(harvest_together, jobs, folder.stores, seconds=None)
@@ -113,8 +113,8 @@ def attempt(task: Task) -> str | None:
 
 def reason_of(error: BaseException) -> str:
     """Return the type and message of an error in one line."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _patiently(work: Any, jobs: list[Job], *others: Any, seconds: float | None) -> None:
@@ -153,10 +153,10 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
+        printed = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.stdout.strip()
+    return printed.stdout.strip()
 
 
 class Schedule:

@@ -18,9 +18,9 @@ class LowRankWorld(World):
     mixtures that differ from seed to seed, but all of them lie in the subspace.
     """
 
-    plane: Tensor
+    subspace: Tensor
     """[r, d] float32, orthonormal basis of the subspace"""
-    in_plane: Tensor
+    in_subspace: Tensor
     """[m] bool, features that lie in the subspace; the others are orthogonal to it"""
 
     @classmethod
@@ -57,10 +57,16 @@ class LowRankWorld(World):
         drawn = torch.randn(d, d, generator=generator, dtype=torch.float64)
         with one_thread():
             basis = torch.linalg.qr(drawn).Q.T.float()
-            plane, rest = basis[:rank], basis[rank:]
+            subspace, rest = basis[:rank], basis[rank:]
             outside = unit_directions(stable, d - rank, generator) @ rest
-            inside = unit_directions(rare, rank, generator) @ plane
-        in_plane = torch.arange(stable + rare) >= stable
+            inside = unit_directions(rare, rank, generator) @ subspace
+        in_subspace = torch.arange(stable + rare) >= stable
         rates = torch.full((1, stable + rare), stable_rate, dtype=torch.float64)
-        rates[:, in_plane] = rare_rate
-        return cls(torch.cat([outside, inside]), rates, seed=seed, plane=plane, in_plane=in_plane)
+        rates[:, in_subspace] = rare_rate
+        return cls(
+            torch.cat([outside, inside]),
+            rates,
+            seed=seed,
+            subspace=subspace,
+            in_subspace=in_subspace,
+        )

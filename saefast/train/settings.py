@@ -110,11 +110,21 @@ class AuxK:
         Args:
             tokens: number of tokens of the run, which determines the default of `dead_after`.
                 None: unknown, as for a `FusedStep` outside of a run; the default is 10 million.
+
+        Returns:
+            The number of tokens.
         """
         if self.dead_after is not None:
             return self.dead_after
         return _MOST_IDLE if tokens is None else min(_MOST_IDLE, max(tokens // 10, 1))
 
     def actives(self, d: int) -> int:
-        """Return the number of dead latents that explain a token of width d."""
+        """Return the number of dead latents that explain a token.
+
+        Args:
+            d: width of the activations.
+
+        Returns:
+            `k`, or half of the width if it is None.
+        """
         return max(d // 2, 1) if self.k is None else self.k

@@ -133,7 +133,11 @@ class FusedStep:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Restore a state returned by `state_dict`."""
+        """Restore the state of another step.
+
+        Args:
+            state_dict: result of `state_dict`.
+        """
         mine = self.state_dict()
         if mine.keys() != state_dict.keys():
             raise ValueError(

@@ -42,9 +42,9 @@ def test_penalised_saes_are_compared_with_free_ones(
         norms = [load_sae(at / f"seed-{seed}").W_dec.norm(dim=1) for at in (free, penalised)]
         assert norms[0].std() > 1e-3  # not normalised
         assert (norms[1] < norms[0]).all()
-    told = json.loads(file.read_text())
-    assert {name: found["scores"] for name, found in told["budgets"].items()} == {
+    printed = json.loads(file.read_text())
+    assert {name: found["scores"] for name, found in printed["budgets"].items()} == {
         "quick": ["quick"],
         "full": ["full"],
     }
-    assert told["commit"]
+    assert printed["commit"]

@@ -28,14 +28,14 @@ def test_a_study_keeps_the_results_of_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(studies, "PARTS", parts)
     for name in ("one", "three", "one"):
         studies.main(["--in-process", "--parts", name, "--json", str(file)])
-    told = json.loads(file.read_text())["studies"]
-    assert {name: study["rows"] for name, study in told.items()} == {
+    printed = json.loads(file.read_text())["studies"]
+    assert {name: study["rows"] for name, study in printed.items()} == {
         "one": [{"value": 3}],
         "three": [{"value": 5}],
     }
-    assert all(study["seconds"] >= 0 and study["commit"] for study in told.values())
+    assert all(study["seconds"] >= 0 and study["commit"] for study in printed.values())
     # Studies of one file may come from different machines.
-    assert all(study["machine"]["cores"] for study in told.values())
+    assert all(study["machine"]["cores"] for study in printed.values())
     assert capsys.readouterr().out == "a table\n" * 3
 
 
@@ -66,9 +66,9 @@ def test_the_demo_is_recorded_with_its_stages(tmp_path, monkeypatch, capsys):
     file = tmp_path / "demo.json"
     for _ in range(2):
         demo.main(["--run", str(tmp_path / "run"), "--json", str(file)])
-    told = json.loads(file.read_text())
-    stages = told["stages"]
+    printed = json.loads(file.read_text())
+    stages = printed["stages"]
     assert [*stages][:: len(stages) - 1] == ["harvest", "report"]
-    assert told["seconds"] == round(sum(stages.values()), 1)
-    assert told["findings"][0]["topic"] == "Stability"
+    assert printed["seconds"] == round(sum(stages.values()), 1)
+    assert printed["findings"][0]["topic"] == "Stability"
     assert "- Stability: " in capsys.readouterr().out

@@ -47,15 +47,15 @@ def test_a_run_writes_a_report_and_prints_its_findings(
     """A second call repeats nothing and prints the same."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert main(["run", str(settings_file), "--out", str(run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     assert main(["run", str(settings_file), "--out", str(run)]) == 0
     assert capsys.readouterr().err == (
         f"all stages were finished before; nothing in {run} has changed\n"
     )
-    assert all(stage["was_finished"] for stage in told["stages"].values())
-    assert list(told["stages"])[-1] == "report"
-    assert any(each["topic"] == "Explained variance" for each in told["findings"])
-    assert told["written"] == [str(run / "report.html")]
+    assert all(stage["was_finished"] for stage in printed["stages"].values())
+    assert list(printed["stages"])[-1] == "report"
+    assert any(each["topic"] == "Explained variance" for each in printed["findings"])
+    assert printed["written"] == [str(run / "report.html")]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
 
 
@@ -64,8 +64,8 @@ def test_a_new_threshold_is_scored_without_training(
 ) -> None:
     run = shutil.copytree(run, tmp_path / "run")
     assert main(["stability", str(run), "--threshold", "0.95", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [name for name, its in told["stages"].items() if not its["was_finished"]] == [
+    printed = json.loads(capsys.readouterr().out)
+    assert [name for name, its in printed["stages"].items() if not its["was_finished"]] == [
         "stability"
     ]
     at = json.loads((run / "stability.json").read_text())
@@ -87,9 +87,9 @@ def test_pictures_need_an_extra_and_a_folder(
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     figures = tmp_path / "figures"
     assert main(["report", str(run), "--figures", str(figures), "--png"]) == 1
-    told = capsys.readouterr().err
-    assert "pip install 'saefast[figures]'" in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "pip install 'saefast[figures]'" in printed
+    assert printed.count("\n") == 1
     assert not figures.exists()
     assert main(["report", str(run), "--png"]) == 1
     assert "png needs figures" in capsys.readouterr().err
@@ -101,17 +101,17 @@ def test_saes_are_matched_without_a_run(
     saes = [str(run / "seed-0"), str(run / "seed-1")]
     out = tmp_path / "matches"
     assert main(["match", *saes, "--out", str(out), "--one-to-one", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     a, b = (saefast.load_sae(path).W_dec.detach() for path in saes)
     found = saefast.match_features(a, b, one_to_one=True)
     share = float((found.similarity >= 0.7).double().mean())
-    assert told["shared_at_0.7"] == {"0-1": pytest.approx(share)}
-    assert told["written"] == [str(out / "0-1.parquet")]
+    assert printed["shared_at_0.7"] == {"0-1": pytest.approx(share)}
+    assert printed["written"] == [str(out / "0-1.parquet")]
     # All of a run's, too, in addition to the tables of the run.
     assert main(["match", str(run), "--out", str(tmp_path / "all"), "--one-to-one", "--json"]) == 0
     every = json.loads(capsys.readouterr().out)
     assert len(every["written"]) == 6
-    assert every["shared_at_0.7"]["0-1"] == told["shared_at_0.7"]["0-1"]
+    assert every["shared_at_0.7"]["0-1"] == printed["shared_at_0.7"]["0-1"]
     assert main(["match", str(run), "--one-to-one"]) == 1
     assert "one_to_one, absolute and side need out" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_saes_trained_in_python_are_matched_and_scored(
     out = tmp_path / "run"
     saes = saefast.train_saes(rows, config, out=out, progress=False)
     assert main(["stability", str(out), "--threshold", "0.8", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     rates = [its.firing_rate for its in saefast.load_dictionaries(out)]
     alive = [rate > 0 for rate in rates]
     found = saefast.score_stability(saes, threshold=0.8, alive=alive, progress=False)
@@ -150,7 +150,7 @@ def test_saes_trained_in_python_are_matched_and_scored(
     assert table["seed"] == [seed for seed in (3, 4, 7) for _ in range(32)]
     assert table["firing_rate"] == torch.cat(rates).tolist()
     assert table["score"] == torch.cat(found.score).tolist()
-    assert any(each["topic"] == "Stability" for each in told["findings"])
+    assert any(each["topic"] == "Stability" for each in printed["findings"])
     assert main(["match", str(out)]) == 0
     assert main(["subspace", str(out), "--draws", "3"]) == 0
     assert "does not record its activations" in (out / "subspaces" / "skipped.json").read_text()
@@ -158,9 +158,9 @@ def test_saes_trained_in_python_are_matched_and_scored(
     capsys.readouterr()
     for stage in ("pool", "evaluate"):
         assert main([stage, str(out)]) == 1
-        said = capsys.readouterr().err
-        assert "does not record its activations" in said
-        assert said.splitlines()[-1].startswith("saefast: ")
+        printed = capsys.readouterr().err
+        assert "does not record its activations" in printed
+        assert printed.splitlines()[-1].startswith("saefast: ")
     two = [config, dataclasses.replace(config, name="b")]
     saefast.train_saes(rows, two, out=tmp_path / "two", progress=False)
     assert main(["stability", str(tmp_path / "two")]) == 1
@@ -173,9 +173,9 @@ def test_yaml_without_its_package_names_the_command_to_install_it(
     monkeypatch.setitem(sys.modules, "yaml", None)
     (tmp_path / "my.yaml").write_text("planted: {}\ntrain: {latents: 64}\n")
     assert main(["run", str(tmp_path / "my.yaml")]) == 1
-    said = capsys.readouterr().err
-    assert "pip install pyyaml" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "pip install pyyaml" in printed
+    assert printed.count("\n") == 1
 
 
 def test_a_converted_sae_computes_the_same(run: Path, tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     while not (log.is_file() and log.stat().st_size) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
-    assert "again to resume" in told
-    assert "Traceback" not in told
+    assert "again to resume" in printed
+    assert "Traceback" not in printed
     step = json.loads((tmp_path / "a" / "run.json").read_text())["checkpoint"]
     assert 0 < step < 60_000 // 128
     assert main(["run", str(file), "--until", "train", "--out", str(tmp_path / "a")]) == 0
@@ -220,14 +220,14 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["screen"]["chosen"] in facts["screen"]["measured_ms"]
     assert main(["info"]) == 0
-    told = capsys.readouterr().out
-    assert "active" in told
-    assert "  cpp: live\n" in told
-    assert "{" not in told
+    printed = capsys.readouterr().out
+    assert "active" in printed
+    assert "  cpp: live\n" in printed
+    assert "{" not in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["run", "nothing-there"], "neither a file nor a folder"),
         (["stability", "nothing-there"], "start a run with"),
@@ -246,7 +246,7 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
 )
 def test_errors_are_printed_in_one_line(
     arguments: list[str],
-    said: str,
+    sentence: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -258,10 +258,10 @@ def test_errors_are_printed_in_one_line(
     before = sorted(tmp_path.rglob("*"))
     assert main(arguments) == 1
     assert sorted(tmp_path.rglob("*")) == before
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.startswith("saefast: ")
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.startswith("saefast: ")
+    assert printed.count("\n") == 1
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -274,10 +274,10 @@ def test_help_shows_every_option_and_its_default(name: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
     assert end.value.code == 0
-    told = capsys.readouterr().out
-    assert "--json" in told
-    assert not re.search(r"^. (STR|PATH) ", told, re.MULTILINE)  # given arguments are named
-    assert "(default:" in told
+    printed = capsys.readouterr().out
+    assert "--json" in printed
+    assert not re.search(r"^. (STR|PATH) ", printed, re.MULTILINE)  # given arguments are named
+    assert "(default:" in printed
 
 
 def test_help_wraps_lines_at_the_terminal_width(
@@ -287,9 +287,9 @@ def test_help_wraps_lines_at_the_terminal_width(
     monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit):
         main(["harvest", "--help"])
-    told = capsys.readouterr().out
-    assert "a folder, a GGUF file, or a name on the Hugging Face hub." in told
-    assert "For example: saefast harvest" in told
+    printed = capsys.readouterr().out
+    assert "a folder, a GGUF file, or a name on the Hugging Face hub." in printed
+    assert "For example: saefast harvest" in printed
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:
@@ -311,9 +311,9 @@ def test_the_quick_demo_finds_planted_features_within_a_minute(
     begun = time.process_time()
     assert main(["demo", "--quick", "--out", str(out)]) == 0
     assert time.process_time() - begun < 60
-    told = capsys.readouterr()
-    assert "[9/9] report" in told.err
-    assert "- Stability: " in told.out
+    printed = capsys.readouterr()
+    assert "[9/9] report" in printed.err
+    assert "- Stability: " in printed.out
     counts = json.loads((out / "stability.json").read_text())["seeds"]
     # The 64 directions of their own recur; the 512 rare ones in the subspace do not.
     assert all(each["stable"] > 50 and each["unstable"] > 25 for each in counts)

@@ -45,9 +45,9 @@ def test_a_second_call_measures_and_changes_nothing(
     before = (probed / SCORES).read_bytes(), (probed / EVALUATIONS / "probe.json").read_bytes()
     command = ["evaluate", str(probed), "probe", "--tasks", str(place / "labelled.csv")]
     assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["stages"]["probe"]["was_finished"]
-    assert told["probe"]["scores"][0]["condition"] == "trained"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["stages"]["probe"]["was_finished"]
+    assert printed["probe"]["scores"][0]["condition"] == "trained"
     assert before == (
         (probed / SCORES).read_bytes(),
         (probed / EVALUATIONS / "probe.json").read_bytes(),
@@ -220,10 +220,10 @@ def test_errors_are_one_sentence(
 ) -> None:
     given = [argument.format(place=place) for argument in arguments]
     assert main(["evaluate", *given]) == 1
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.startswith("saefast: ")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.startswith("saefast: ")
+    assert printed.count("\n") == 1
 
 
 def test_runs_without_a_language_model_are_refused(

@@ -53,6 +53,6 @@ def test_an_error_of_the_hub_is_one_line(
     hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(run), "lab/runs"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("saefast: the token for lab/runs on the hub at http")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("saefast: the token for lab/runs on the hub at http")
+    assert printed.count("\n") == 1

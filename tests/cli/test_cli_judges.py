@@ -74,12 +74,12 @@ def test_steering_uses_an_able_judge(run: Path, capsys: pytest.CaptureFixture[st
         judge = ["--judge", f"{server.url}#reader"]
         before = settings_of(run)
         assert main(["evaluate", str(run), "steer", *judge, "--dry-run"]) == 0
-        told = capsys.readouterr().out
+        printed = capsys.readouterr().out
         assert not server.bodies
         assert settings_of(run) == before
         assert main(["evaluate", str(run), "steer", *judge]) == 0
         bodies = [json.loads(body["messages"][-1]["content"]) for body in server.bodies]
-    requests = int(re.search(r"at most about (\d+) requests", told)[1])
+    requests = int(re.search(r"at most about (\d+) requests", printed)[1])
     assert 0.3 * requests < len(bodies) <= requests
     # Both texts of a pair in one request, in either order; windows of the run's own text, whose
     # rules are rated, are no such pairs.

@@ -33,14 +33,14 @@ def test_the_output_states_what_was_done(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     results, report = (str(Path(command[3]) / name) for name in ("results.parquet", "report.html"))
-    assert told.out == f"2 of 2 cells are finished\nwrote {results}\nwrote {report}\n"
-    assert told.err.splitlines() == ["harvest: k-2 and 1 more", "train: k-2 and 1 more"]
+    assert printed.out == f"2 of 2 cells are finished\nwrote {results}\nwrote {report}\n"
+    assert printed.err.splitlines() == ["harvest: k-2 and 1 more", "train: k-2 and 1 more"]
     assert main([*command, "--json"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert json.loads(told.out) == {
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert json.loads(printed.out) == {
         "cells": 2,
         "skipped": 2,
         "failed": {},
@@ -61,8 +61,8 @@ def test_report_makes_table_and_page_again(
         (out / name).unlink()
     capsys.readouterr()
     assert main(["report", str(out)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told == [f"report of {out}", *(f"wrote {out / name}" for name in before)]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"report of {out}", *(f"wrote {out / name}" for name in before)]
     assert {name: (out / name).read_bytes() for name in before} == before
     assert main(["report", str(out), "--figures", str(out / "figures")]) == 1
     assert "figures must be left out for a sweep" in capsys.readouterr().err
@@ -73,9 +73,9 @@ def test_failed_cells_are_named_and_the_exit_code_is_1(
 ) -> None:
     monkeypatch.setattr(driver, "LocalWorkers", lambda *_: OneBad())
     assert main(command) == 1
-    told = capsys.readouterr()
-    assert "1 of 2 cells are finished\nk-3 failed: ValueError: rows hold NaN\n" in told.out
-    assert told.err.splitlines()[-1].startswith("saefast: 1 of 2 cells failed; ")
+    printed = capsys.readouterr()
+    assert "1 of 2 cells are finished\nk-3 failed: ValueError: rows hold NaN\n" in printed.out
+    assert printed.err.splitlines()[-1].startswith("saefast: 1 of 2 cells failed; ")
     assert main([*command, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["failed"] == {"k-3": "ValueError: rows hold NaN"}
 
@@ -90,7 +90,7 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         (["--share", "3"], "share must be I/N with I from 1 to N, such as 3/16, got '3'"),
         (["--share", "3/2"], "share must be I/N with I from 1 to N, such as 3/16, got 3/2"),
@@ -100,10 +100,10 @@ def test_a_share_and_a_plan(command: list[str], capsys: pytest.CaptureFixture[st
     ],
 )
 def test_bad_options_raise_one_line(
-    command: list[str], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, *options]) == 1
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
     assert not Path(command[3]).exists()

@@ -221,13 +221,13 @@ def test_an_unknown_option_suggests_the_nearest(
     with pytest.raises(SystemExit) as end:
         main(["train", "rows.npy", "--out", "x", "--latents", "40", option, "3"])
     assert end.value.code != 0
-    told = capsys.readouterr().err
-    assert "Perhaps you meant" in told
-    assert near in told.split("Perhaps you meant")[1]
+    printed = capsys.readouterr().err
+    assert "Perhaps you meant" in printed
+    assert near in printed.split("Perhaps you meant")[1]
 
 
 @pytest.mark.parametrize(
-    ("train", "trainer", "said"),
+    ("train", "trainer", "message"),
     [
         ({"latent": 4}, {}, "train has no setting 'latent'; did you mean latents"),
         ({"lr_dekay": 1}, {}, "did you mean lr_decay or lr_decay_share"),
@@ -248,7 +248,7 @@ def test_an_unknown_option_suggests_the_nearest(
 def test_an_unknown_key_suggests_the_nearest(
     train: dict[str, Any],
     trainer: dict[str, Any],
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
@@ -256,7 +256,7 @@ def test_an_unknown_key_suggests_the_nearest(
     train = {"latents": 40} | train
     file.write_text(as_toml({"store": {"train": "x"}, "train": train, "trainer": trainer}))
     assert main(["run", str(file), "--out", str(tmp_path / "run")]) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_help_explains_every_option_in_its_group(
@@ -265,14 +265,14 @@ def test_the_help_explains_every_option_in_its_group(
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    told = capsys.readouterr().out
-    titles = re.findall(r"^\W*([a-z ]*(?:arguments|options)) ", told, re.MULTILINE)
+    printed = capsys.readouterr().out
+    titles = re.findall(r"^\W*([a-z ]*(?:arguments|options)) ", printed, re.MULTILINE)
     assert titles == [
         "positional arguments",
         *("options", "training options", "objective options", "schedule options"),
         *("start options", "rules options", "auxk options", "trainer options"),
     ]
-    lines = [line.strip("│| ") for line in told.splitlines()]
+    lines = [line.strip("│| ") for line in printed.splitlines()]
     begins = [place for place, line in enumerate(lines) if re.match("--[a-z]", line)]
     assert len(begins) > len(VALUES)
     for begin, end in itertools.pairwise([*begins, len(lines)]):

@@ -44,8 +44,8 @@ def _imports(code: str) -> ast.Module:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
 def test_settings_are_valid(page: Path) -> None:
     for block in blocks(page, "toml"):
-        told = tomllib.loads(block.code)
-        _ = sweep_from(told, page.parent) if "grid" in told else settings_from(told)
+        printed = tomllib.loads(block.code)
+        _ = sweep_from(printed, page.parent) if "grid" in printed else settings_from(printed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -49,8 +49,8 @@ def changed(**tensors: Tensor | None) -> Break:
 
 def configured(**config: Any) -> Break:
     def apply(folder: Path) -> None:
-        said = json.loads((folder / "cfg.json").read_text())
-        (folder / "cfg.json").write_text(json.dumps(said | config))
+        config_read = json.loads((folder / "cfg.json").read_text())
+        (folder / "cfg.json").write_text(json.dumps(config_read | config))
 
     return apply
 

@@ -14,7 +14,7 @@ from saefast.run_records import EvaluationSummary, write_record
 
 TASKS = ("code", "prose", "numbers", "names", "dates", "places")
 LEADS = {"frozen_decoder": 0.05, "soft_frozen": 0.01, "untrained": 0.2, "pca": 0.1}
-"""How much better the trained SAEs of a run with evaluations are than each condition"""
+"""Advantages of the trained SAEs of a run with evaluations over each condition"""
 
 
 def with_evaluations(run: Path) -> Path:

@@ -36,8 +36,8 @@ class Repository:
 
 
 def commit_hash(files: Files) -> str:
-    told = [[name, hashlib.sha1(content).hexdigest()] for name, content in sorted(files.items())]
-    return hashlib.sha1(json.dumps(told).encode()).hexdigest()
+    found = [[name, hashlib.sha1(content).hexdigest()] for name, content in sorted(files.items())]
+    return hashlib.sha1(json.dumps(found).encode()).hexdigest()
 
 
 @dataclass
@@ -129,17 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        told = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/(.*))?)?", path)
-        if told is not None:
-            name, action, rest = told[1], told[2] or "revision", told[3] or "main"
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)(?:/(.*))?)?", path)
+        if found is not None:
+            name, action, rest = found[1], found[2] or "revision", found[3] or "main"
             return self._model(name, action, rest, body)
-        told = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        if told is None:
+        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if found is None:
             raise _Answer(404)
-        commit, files = self._commit(told[1], told[2])
-        if told[3] not in files:
+        commit, files = self._commit(found[1], found[2])
+        if found[3] not in files:
             raise _Answer(404, "EntryNotFound")
-        content = files[told[3]]
+        content = files[found[3]]
         etag = hashlib.sha1(content).hexdigest()
         return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, content
 
@@ -157,9 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Answer(404, "RevisionNotFound")
         return found
 
-    def _create(self, told: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    def _create(self, found: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         self._must_write()
-        name = f"{told['organization']}/{told['name']}"
+        name = f"{found['organization']}/{found['name']}"
         status = 409 if name in self.served.repositories else 200
         self.served.repositories.setdefault(name, Repository())
         return status, *_json({"url": f"{self.served.endpoint}/{name}"})[1:]

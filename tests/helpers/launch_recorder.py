@@ -29,7 +29,7 @@ _NO_KERNEL = {
     "set_",
     "sym_size",
 }
-"""What allocates, describes or copies to the host, beside views."""
+"""Operators that allocate, describe or copy to the host, beside views."""
 _SEVERAL_KERNELS = {
     # Sort of keys in one row: their numbers, a histogram, its scan; and a pass for each byte of a
     # key.

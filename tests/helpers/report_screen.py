@@ -1,4 +1,4 @@
-"""What the open page of a report shows, and the features that it is about."""
+"""Contents of the open page of a report, and the features of its run."""
 
 from pathlib import Path
 from typing import Any

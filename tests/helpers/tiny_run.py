@@ -39,21 +39,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def as_toml(settings: dict[str, dict[str, Any]]) -> str:
     """Format settings as TOML."""
 
-    def told(value: Any) -> str:
+    def formatted(value: Any) -> str:
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{name} = {told(its)}" for name, its in value.items()) + "}"
+            return (
+                "{" + ", ".join(f"{name} = {formatted(its)}" for name, its in value.items()) + "}"
+            )
         if isinstance(value, list):
-            return "[" + ", ".join(map(told, value)) + "]"
+            return "[" + ", ".join(map(formatted, value)) + "]"
         return json.dumps(value)  # TOML formats strings and numbers like JSON
 
     lines = []
     for table, its in settings.items():
-        lines += [f"[{table}]", *(f"{name} = {told(value)}" for name, value in its.items())]
+        lines += [f"[{table}]", *(f"{name} = {formatted(value)}" for name, value in its.items())]
     return "\n".join(lines)
 
 
 NASTY = "</script><script>alert(1)</script>&\"'\u2028<b>"
-"""What a token may be: text that would end or open elements if it were not escaped"""
+"""Text of a token that would end or open elements if it were not escaped"""
 
 
 def tiny_run(out: Path) -> Path:

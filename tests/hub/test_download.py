@@ -174,8 +174,8 @@ ERRORS = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_an_error_is_one_sentence_with_its_remedy(stored: Hub, case: str) -> None:
-    arguments, error, said = ERRORS[case]
-    with pytest.raises(error, match=said) as raised:
+    arguments, error, message = ERRORS[case]
+    with pytest.raises(error, match=message) as raised:
         saefast.load_sae(**{"path": NAME, **arguments})
     assert "\n" not in str(raised.value)
 
@@ -202,13 +202,13 @@ def test_a_hub_that_fails_is_to_be_tried_again(stored: Hub) -> None:
 def test_without_connection_and_cache_the_error_names_both(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = r"nor in the cache .*cache, and the hub at .* cannot be reached \({}\): check the"
+    message = r"nor in the cache .*cache, and the hub at .* cannot be reached \({}\): check the"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match=said.format("HF_HUB_OFFLINE is set")):
+    with pytest.raises(ConnectionError, match=message.format("HF_HUB_OFFLINE is set")):
         saefast.load_sae(NAME, revision="v2")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=said.format(".*refused.*")):
+    with pytest.raises(ConnectionError, match=message.format(".*refused.*")):
         saefast.load_sae(NAME)
 
 
@@ -226,7 +226,7 @@ import saefast
 assert not any(name.startswith(("huggingface_hub", "yaml")) for name in sys.modules)
 print(saefast.load_sae("lab/saes", subfolder="layer_3/width_20").m)
 """
-    others = {name: told for name, told in os.environ.items() if not name.startswith("HF_")}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     result = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**others, "HF_ENDPOINT": stored.endpoint, "HF_HOME": str(tmp_path / "home")},

@@ -94,12 +94,12 @@ class TestLoading:
         try:
             for place in (file, folder):
                 load_model(place, progress=progress)
-                told = capsys.readouterr().err
+                printed = capsys.readouterr().err
                 words = "dequantise, once" if place == file else "Loading weights"
-                assert (words in told) == progress
-                assert "de-quantizing" not in told
-                assert "Writing" not in told
-                assert progress or not told
+                assert (words in printed) == progress
+                assert "de-quantizing" not in printed
+                assert "Writing" not in printed
+                assert progress or not printed
                 assert logging.is_progress_bar_enabled()
                 assert not are_progress_bars_disabled()
                 assert are_progress_bars_disabled("mine")

@@ -184,7 +184,7 @@ class TestDataSets:
             HarvestSettings(text="here", dataset="lab/texts")
 
     @pytest.mark.parametrize(
-        ("cause", "error", "said"),
+        ("cause", "error", "message"),
         [
             (
                 FileNotFoundError("x\ny"),
@@ -196,10 +196,10 @@ class TestDataSets:
         ],
     )
     def test_an_error_is_one_sentence(
-        self, monkeypatch: pytest.MonkeyPatch, cause: Exception, error: type, said: str
+        self, monkeypatch: pytest.MonkeyPatch, cause: Exception, error: type, message: str
     ) -> None:
         self.install(monkeypatch, cause)
-        with pytest.raises(error, match=rf"^dataset 'lab/texts' .*{said}"):
+        with pytest.raises(error, match=rf"^dataset 'lab/texts' .*{message}"):
             hugging_face("lab/texts")
 
     def test_without_the_package_the_error_has_the_command(

@@ -200,8 +200,8 @@ def test_lists_leave_a_quarter_of_the_memory(memory, rows, columns, neighbours, 
 
 
 def withheld(*_: object) -> one_to_one.Arcs:
-    nobody = torch.zeros(0, dtype=torch.int64)
-    return one_to_one.Arcs(nobody, nobody, torch.zeros(0, dtype=torch.float64))
+    none = torch.zeros(0, dtype=torch.int64)
+    return one_to_one.Arcs(none, none, torch.zeros(0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("rows", [3, 0])

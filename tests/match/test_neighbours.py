@@ -153,8 +153,8 @@ def test_approximate_indexes_warn_of_their_recall(backend):
         found = saefast.match_features(a, b, backend=backend)
     exact = saefast.match_features(a, b)
     hits = float((found.partner == exact.partner).double().mean())
-    told = float(str(warned[0].message).split("found ")[1].split("%")[0]) / 100
-    assert abs(told - hits) < 0.1
+    printed = float(str(warned[0].message).split("found ")[1].split("%")[0]) / 100
+    assert abs(printed - hits) < 0.1
     assert hits > 0.2
     assert (found.similarity <= exact.similarity).all()
 

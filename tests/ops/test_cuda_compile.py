@@ -11,7 +11,7 @@ from helpers.checkout import CHECKOUT
 SOURCE = CHECKOUT / "csrc" / "cuda" / "select.cu"
 ARCHITECTURES = ("80", "90", "100")
 STATIC_SHARED = 48 << 10
-"""What a block can have without asking."""
+"""Bytes of shared memory that a block has without a launch attribute."""
 
 nvcc = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(nvcc is None, reason="nvcc, the CUDA compiler, is not on the PATH")

@@ -36,10 +36,10 @@ class Clock:
 
     def __call__(self, screen: GpuScreen) -> float:
         self.asked.append(screen)
-        said = self.says[screen]
-        if isinstance(said, Exception):
-            raise said
-        return said
+        answer = self.says[screen]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @pytest.mark.filterwarnings("error")
@@ -85,10 +85,10 @@ def test_a_screen_that_fails_later_is_not_chosen() -> None:
     times = iter([1.0, 9.0, 9.0, 1.0, 9.0, 8.0, RuntimeError("late"), *[9.0, 8.0] * 2])
 
     def milliseconds(screen: GpuScreen) -> float:
-        said = next(times)
-        if isinstance(said, Exception):
-            raise said
-        return said
+        answer = next(times)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     assert fastest(milliseconds, CANDIDATES, "a shape") == THIRD
 

@@ -1,4 +1,4 @@
-"""How the GPU's kernels divide columns, lists and entries: arithmetic that needs no GPU."""
+"""Division of columns, lists and entries by the GPU's kernels: arithmetic without a GPU."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,7 +14,7 @@ from saefast.kernels.encode.topk_encode import MOST_KEPT, capacity_of, first_pha
 
 _HALF_A_GIGABYTE = 512 << 20
 _LONGEST_LIST = 8192
-"""What the shared memory of a block holds, MOST_CAPACITY in csrc/cuda/select.h."""
+"""Entries that fit the shared memory of a block, MOST_CAPACITY in csrc/cuda/select.h."""
 around_powers_of_two = st.builds(
     lambda power, beside: (1 << power) + beside, st.integers(1, 20), st.sampled_from([-1, 0, 1])
 )

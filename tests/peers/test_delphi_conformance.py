@@ -68,9 +68,9 @@ def test_a_last_prompt_with_fewer_windows_is_parsed() -> None:
 def test_probabilities_equal_those_of_the_tokens() -> None:
     drawn = np.random.default_rng(1)
     odds = drawn.normal(0, 3, 8)
-    said = (odds > 0).astype(int)
+    answers = (odds > 0).astype(int)
     tokens = ["["]
-    for digit in said:
+    for digit in answers:
         tokens += [str(digit), ", "]
     tokens[-1] = "]"
     chances, theirs, place = [], [], 0

@@ -44,8 +44,8 @@ def a_batch() -> dict[str, Any]:
 
 
 def test_their_classes_hold_every_field() -> None:
-    told = json.loads(json.dumps(a_batch()))
-    assert NeuronpediaDashboardBatch(**told).to_dict() == told
+    content = json.loads(json.dumps(a_batch()))
+    assert NeuronpediaDashboardBatch(**content).to_dict() == content
 
 
 def test_no_field_of_theirs_is_missing() -> None:

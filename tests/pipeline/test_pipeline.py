@@ -164,8 +164,8 @@ def test_the_table_of_features_has_results_of_each_stage(run: Path) -> None:
     assert table["feature"] == [*range(latents)] * 4
     wanted = {"firing_rate", "mass", "group", "score", "support", "similarity", "partner", "effect"}
     assert wanted <= set(table)
-    told = read_json(run / "stability.json")
-    for seed, each in enumerate(told["seeds"]):
+    content = read_json(run / "stability.json")
+    for seed, each in enumerate(content["seeds"]):
         mine = table["group"][seed * latents : (seed + 1) * latents]
         for name in ("stable", "unstable", "dead"):
             assert mine.count(name) == each[name]
@@ -182,7 +182,7 @@ def test_features_outside_the_planted_subspace_recur(run: Path) -> None:
     world = LowRankWorld.create(**planted)
     group = read_table(run / FEATURES)["group"].to_pylist()
     rows = torch.cat([load_sae(run / f"seed-{seed}").W_dec.detach() for seed in range(4)])
-    inside = (rows @ world.plane.T).square().sum(1) > 0.5
+    inside = (rows @ world.subspace.T).square().sum(1) > 0.5
     shares = {}
     for lies in (False, True):
         mine = [g for g, i in zip(group, inside.tolist(), strict=True) if i == lies]
@@ -196,11 +196,11 @@ def test_features_outside_the_planted_subspace_recur(run: Path) -> None:
 
 
 def test_pools_have_disjoint_seeds_and_one_is_saved(run: Path) -> None:
-    told = read_json(run / "pooling.json")
-    assert told["groups"] == [[0, 1], [2, 3]]
+    content = read_json(run / "pooling.json")
+    assert content["groups"] == [[0, 1], [2, 3]]
     pooled = load_sae(run / "pooled")
-    assert pooled.m == told["width"]
-    assert all(math.isfinite(row["explained_variance"]) for row in told["methods"])
+    assert pooled.m == content["width"]
+    assert all(math.isfinite(row["explained_variance"]) for row in content["methods"])
 
 
 def test_interrupted_pooling_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_toml_and_yaml_give_the_same_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "error", "said"),
+    ("content", "error", "message"),
     [
         ({"train": {"latents": 4}}, ValueError, "one of [harvest], [planted], [store], [trained]"),
         ({"planted": {}, "harvest": {}, "train": {"latents": 4}}, ValueError, "got 2 of them"),
@@ -312,13 +312,13 @@ def test_toml_and_yaml_give_the_same_settings(tmp_path: Path) -> None:
     ],
 )
 def test_errors_name_bad_settings(
-    told: dict, error: type[Exception], said: str, tmp_path: Path
+    content: dict, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(content))
     with pytest.raises(error) as raised:
         read_settings(file)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert str(file) in str(raised.value)
 
 

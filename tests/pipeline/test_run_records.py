@@ -60,9 +60,9 @@ def test_a_record_has_the_fields_of_its_result(record: Any, result: Any, added: 
 
 def test_errors_name_the_file_and_the_missing_field(planted_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(planted_run, tmp_path / "run")
-    told = read_json(run / EVALUATION)
-    del told["seeds"][1]["groups"][0]["keep_std"]
-    write_json(run / EVALUATION, told)
+    record = read_json(run / EVALUATION)
+    del record["seeds"][1]["groups"][0]["keep_std"]
+    write_json(run / EVALUATION, record)
     with pytest.raises(ValueError, match=r"evaluation\.json .*seeds\[1\]\.groups\[0\]\.keep_std"):
         _ = RunData(run).evaluation
     write_json(run / EVALUATION, [3])

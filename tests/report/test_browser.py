@@ -69,10 +69,10 @@ def test_search_finds_explanations(evaluated: Path) -> None:
         assert shown(page, "explanation")[0] == one["explanation"]
         page.focus("#features tbody tr button")
         page.keyboard.press("Enter")
-        told = detail(page)
-        assert "alert(1)" in told  # shown, not run
+        shown = detail(page)
+        assert "alert(1)" in shown  # shown, not run
         score = float(f"{one['rule_score']:.3g}")
-        assert f"rule {score} (by chance up to 0.625)" in told
+        assert f"rule {score} (by chance up to 0.625)" in shown
         search(page, "")
         page.click("th[data-column=explanation] button")
         assert shown(page, "explanation")[0].startswith("token is")

@@ -47,7 +47,7 @@ def test_claims_lead_to_their_figures(report: Path, page: Any) -> None:
 
 
 def test_pointing_shows_values(report: Path, page: Any) -> None:
-    """Those of a shape, and those of every line at one place."""
+    """Values of a shape, and values of every line at one place."""
     rows = alive(report)
     never = sum(row["score"] == 0 for row in rows) / len(rows)
     page.locator("#fig-stability-histogram rect.s1[data-mark='0']").hover()
@@ -60,10 +60,10 @@ def test_pointing_shows_values(report: Path, page: Any) -> None:
     lines = tip(page).splitlines()
     at = float(lines[0].partition(": ")[2])
     point = next(each for each in curve if each["threshold"] == pytest.approx(at))
-    told = dict(line.split(": ") for line in lines[1:])
-    assert set(told) == {"mean score", "stable", "unstable", "chance"}
-    assert float(told["mean score"]) == pytest.approx(point["score"], rel=1e-3)
-    assert float(told["unstable"]) == pytest.approx(point["unstable"], rel=1e-3)
+    values = dict(line.split(": ") for line in lines[1:])
+    assert set(values) == {"mean score", "stable", "unstable", "chance"}
+    assert float(values["mean score"]) == pytest.approx(point["score"], rel=1e-3)
+    assert float(values["unstable"]) == pytest.approx(point["unstable"], rel=1e-3)
     page.mouse.move(5, 5)
     assert tip(page) == ""
 

@@ -73,15 +73,17 @@ def test_figures_have_their_own_section(run: Path) -> None:
     assert ("a", "href", "#evaluations") in page.attributes
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     row = overall(run, measure="auroc at 1", condition="trained", group="")[0]
-    told = f"trained {row['value']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, floor"
-    assert any(told in str(label) for label in labels)
+    hover = (
+        f"trained {row['value']:.3f} (95 % interval {row['low']:.3f} to {row['high']:.3f}, floor"
+    )
+    assert any(hover in str(label) for label in labels)
 
 
 def test_marks_are_at_the_values_of_the_rows(run: Path) -> None:
     rows = overall(run, measure="auroc at 1", group="")
     rows = [row for row in rows if " - " not in row["condition"]]
     marks = drawn(run, "evaluation-probe")
-    points = {told.partition(": ")[0]: mark for told, mark in marks.items() if mark.get("cx")}
+    points = {hover.partition(": ")[0]: mark for hover, mark in marks.items() if mark.get("cx")}
     assert list(points) == [row["condition"] for row in reversed(rows)]
     floor, ceiling = (along(marks[f"{name} of trained: {value}"]) for name, value in
                       (("floor", "0.500"), ("ceiling", "0.950")))  # fmt: skip
@@ -101,7 +103,7 @@ def test_marks_are_at_the_values_of_the_rows(run: Path) -> None:
 
 def test_groups_are_above_random_latents_of_equal_mass(run: Path) -> None:
     marks = drawn(run, "evaluation-groups-probe")
-    points = [told.partition(" (")[0] for told, mark in marks.items() if mark.get("cx")]
+    points = [hover.partition(" (")[0] for hover, mark in marks.items() if mark.get("cx")]
     values = {row["group"]: f"{row['value']:.3f}" for row in overall(run, evaluation="probe")}
     assert points == [
         f"unstable, random: {values['unstable:mass']}",
@@ -117,7 +119,9 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
         for row in read_table(run / FEATURES).to_pylist()
         if np.isfinite(row["steer_specificity"]) and np.isfinite(row["steer_success"])
     ]
-    points = [told for told, mark in drawn(run, "explanations-steering").items() if mark.get("cx")]
+    points = [
+        hover for hover, mark in drawn(run, "explanations-steering").items() if mark.get("cx")
+    ]
     assert points == [
         f"{row['seed']}:{row['feature']} {row['group']}: detection above that of another "
         f"explanation {row['steer_specificity']:.3f}, success {row['steer_success']:.3f}, in the "
@@ -133,7 +137,7 @@ def test_without_detection_the_scatter_uses_rules(run: Path) -> None:
     write_table(run / FEATURES, table)
     points = drawn(run, "explanations-steering")
     known = np.isfinite(table["steer_success"].to_numpy()).sum()
-    assert sum("balanced accuracy of the rule" in told for told in points) == known
+    assert sum("balanced accuracy of the rule" in hover for hover in points) == known
 
 
 def test_tables_have_all_overall_rows(run: Path) -> None:
@@ -230,8 +234,8 @@ def test_the_lead_over_baselines_is_judged(plain: Path, evaluation, leads, verdi
     for condition in ("frozen_decoder", "soft_frozen", "untrained"):
         if condition in leads:
             row = rows[f"trained - {condition}"]
-            told = f"to {condition} {row['value']:+.3f} (95 % interval {row['low']:.3f} to"
-            assert told in text
+            hover = f"to {condition} {row['value']:+.3f} (95 % interval {row['low']:.3f} to"
+            assert hover in text
     own = rows["trained"]
     assert f"{own['value']:.3f} (95 % interval {own['low']:.3f} to {own['high']:.3f}, f" in text
     if verdict == "":

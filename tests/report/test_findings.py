@@ -83,8 +83,8 @@ def test_the_verdict_follows_the_numbers(
     controls = [finding(run, "Controls", number) for number in (0, 1)]
     assert [verdict, *(each[1] for each in controls)] == verdicts
     assert f"stable features alone {keep['stable']:.3f}" in text
-    for (said, _), word in zip(controls, words, strict=True):
-        assert f"{word} random features with" in said
+    for (expected, _), word in zip(controls, words, strict=True):
+        assert f"{word} random features with" in expected
 
 
 def test_a_claim_beside_a_null_holds_in_every_sae_or_in_none(run: Path) -> None:
@@ -140,13 +140,13 @@ def test_every_claim_is_one_line_with_numbers_and_a_figure(run: Path) -> None:
 def test_chance_alone_is_no_recurrence(run: Path) -> None:
     """As if random directions reached the threshold as often as features do."""
     assert holds(run, "Stability") == HOLDS
-    told = read_json(run / STABILITY)
-    told["chance"] = [0.999 for _ in told["chance"]]
-    write_json(run / STABILITY, told)
+    record = read_json(run / STABILITY)
+    record["chance"] = [0.999 for _ in record["chance"]]
+    write_json(run / STABILITY, record)
     assert holds(run, "Stability") == FAILS
 
 
-def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
+def test_subspaces_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
     table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
 
     def say(group: str, null: str, high: float) -> None:
@@ -175,17 +175,17 @@ def test_planes_are_called_reproducible_only_beyond_every_null(run: Path) -> Non
 
 
 def test_pooling_that_does_not_beat_its_controls_is_reported(run: Path) -> None:
-    told = read_json(run / POOLING)
-    assert {row["method"] for row in told["methods"]} == {"pooled", "pruned", "scratch", "single"}
-    told["beaten"] = {"pruned": False, "scratch": True, "single": True}
-    write_json(run / POOLING, told)
+    record = read_json(run / POOLING)
+    assert {row["method"] for row in record["methods"]} == {"pooled", "pruned", "scratch", "single"}
+    record["beaten"] = {"pruned": False, "scratch": True, "single": True}
+    write_json(run / POOLING, record)
     text, verdict = finding(run, "Pooling")
     assert text.startswith("Pooling does not beat pruned.")
     assert verdict == DISAGREES
-    told["beaten"]["pruned"] = True
-    write_json(run / POOLING, told)
+    record["beaten"]["pruned"] = True
+    write_json(run / POOLING, record)
     assert finding(run, "Pooling")[1] == AGREES
-    pooled = next(row for row in told["methods"] if row["method"] == "pooled")
+    pooled = next(row for row in record["methods"] if row["method"] == "pooled")
     assert f"{pooled['equal_explained_variance']:.3f}" in finding(run, "Pooling")[0]
 
 
@@ -210,7 +210,7 @@ def test_medians_that_hardly_differ_decide_nothing(
 
 def test_an_effect_that_may_be_none_decides_nothing(run: Path) -> None:
     evaluation = read_json(run / EVALUATION)
-    for value, said, verdict in (
+    for value, expected, verdict in (
         (-1.0, "contributes less", AGREES),
         (1.0, "contributes more", DISAGREES),
         (0.1, "as far as is known", UNCLEAR),
@@ -222,7 +222,7 @@ def test_an_effect_that_may_be_none_decides_nothing(run: Path) -> None:
         }
         write_json(run / EVALUATION, evaluation)
         text, given = finding(run, "At equal frequency")
-        assert said in text
+        assert expected in text
         assert given == verdict
 
 
@@ -230,12 +230,12 @@ def test_missing_groups_are_not_an_error(run: Path) -> None:
     """No feature reaches the threshold: all features are unstable, none is stable."""
     table = read_table(run / FEATURES)
     alive = table["alive"].to_pylist()
-    group = ["unstable" if lives else "dead" for lives in alive]
+    group = ["unstable" if known else "dead" for known in alive]
     add_columns(run / FEATURES, {"group": group})
-    told = read_json(run / STABILITY)
-    for each in told["seeds"]:
+    record = read_json(run / STABILITY)
+    for each in record["seeds"]:
         each["stable"], each["unstable"] = 0, each["alive"]
-    write_json(run / STABILITY, told)
+    write_json(run / STABILITY, record)
     evaluation = read_json(run / EVALUATION)
     for each in evaluation["seeds"]:
         for line in each["groups"]:

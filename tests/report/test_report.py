@@ -149,7 +149,7 @@ def test_the_table_equals_the_files(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "lost", "said"),
+    ("gone", "lost", "message"),
     [
         (POOLING, {"pooling-frontier"}, "pooling and its controls"),
         (
@@ -165,7 +165,7 @@ def test_the_table_equals_the_files(run: Path) -> None:
     ],
 )
 def test_missing_parts_are_left_out_and_named(
-    run: Path, gone: str, lost: set[str], said: str
+    run: Path, gone: str, lost: set[str], message: str
 ) -> None:
     complete = {name for name in page_of(run).ids if name.startswith("fig-")}
     path = run / gone
@@ -173,7 +173,7 @@ def test_missing_parts_are_left_out_and_named(
     page = page_of(run)
     left = {name for name in page.ids if name.startswith("fig-")}
     assert complete - left == {f"fig-{name}" for name in lost}
-    assert said in "".join(page.text).partition("Missing from this report")[2]
+    assert message in "".join(page.text).partition("Missing from this report")[2]
 
 
 def test_results_from_old_scores_are_left_out(run: Path) -> None:

@@ -11,7 +11,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 import saefast
-from saefast.subspace.angles import excess, haar_capture, haar_overlap, overlaps, shared_plane
+from saefast.subspace.angles import excess, haar_capture, haar_overlap, overlaps, shared_dimensions
 from saefast.subspace.spectra import Decomposition, decompose
 from saefast.unit_rows import UnitRows
 
@@ -171,10 +171,10 @@ def test_excess_is_0_at_chance_and_at_most_1():
 def test_the_shared_rank_is_found_by_excess_over_chance():
     """Three common dimensions of eight, then directions that overlap only by chance."""
     overlap = torch.tensor([0.2, 0.6, 1.0, 0.8, 0.7, 0.75, 0.9, 1.0], dtype=torch.float64)
-    assert shared_plane(overlap, 8) == (3, pytest.approx(3))
-    assert shared_plane(overlap[:2], 8) == (2, pytest.approx(2 * (0.6 - 0.25) / 0.75))
-    assert shared_plane(torch.ones(8).double(), 8) == (7, pytest.approx(7))
-    assert shared_plane(torch.ones(1).double(), 1) == (1, 0)
+    assert shared_dimensions(overlap, 8) == (3, pytest.approx(3))
+    assert shared_dimensions(overlap[:2], 8) == (2, pytest.approx(2 * (0.6 - 0.25) / 0.75))
+    assert shared_dimensions(torch.ones(8).double(), 8) == (7, pytest.approx(7))
+    assert shared_dimensions(torch.ones(1).double(), 1) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,12 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         "latents-128_variant-gated",
     ]
     for cell in sweep.cells:
-        told = cell.settings.to_dict()
-        assert {name: setting(told, name) for name in cell.axes} == cell.axes
+        printed = cell.settings.to_dict()
+        assert {name: setting(printed, name) for name in cell.axes} == cell.axes
         expected = PRESETS["quick"].to_dict()
         for name, value in cell.axes.items():
             expected["train"][name.removeprefix("train.")] = value
-        assert told == expected
+        assert printed == expected
 
 
 def test_base_is_a_relative_path_and_settings_apply_to_all_cells(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_base_is_a_relative_path_and_settings_apply_to_all_cells(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("told", "values"),
+    ("printed", "values"),
     [
         ("{from = 8, to = 64, factor = 2}", [8, 16, 32, 64]),
         ("{from = 8, to = 63, factor = 2}", [8, 16, 32]),
@@ -60,9 +60,9 @@ def test_base_is_a_relative_path_and_settings_apply_to_all_cells(tmp_path: Path)
         ("{from = 0.1, to = 0.3, step = 0.1}", [0.1, 0.2, pytest.approx(0.3)]),
     ],
 )
-def test_ranges_include_both_ends(tmp_path: Path, told: str, values: list[Any]) -> None:
-    name = "train.lr" if "." in told else "train.auxk.dead_after"
-    sweep = read(tmp_path, f'base = "quick"\n[grid]\n"{name}" = {told}')
+def test_ranges_include_both_ends(tmp_path: Path, printed: str, values: list[Any]) -> None:
+    name = "train.lr" if "." in printed else "train.auxk.dead_after"
+    sweep = read(tmp_path, f'base = "quick"\n[grid]\n"{name}" = {printed}')
     assert [cell.axes[name] for cell in sweep.cells] == values
 
 
@@ -198,10 +198,10 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_errors_name_bad_definitions(tmp_path: Path, message: str) -> None:
     path = sweep_file(tmp_path, BAD[message])
-    with pytest.raises((TypeError, ValueError), match=message) as told:
+    with pytest.raises((TypeError, ValueError), match=message) as printed:
         read_sweep(path)
-    assert str(told.value).startswith(str(path))
-    assert "\n" not in str(told.value)
+    assert str(printed.value).startswith(str(path))
+    assert "\n" not in str(printed.value)
 
 
 def test_settings_of_a_table_that_is_none_can_be_given(tmp_path: Path) -> None:

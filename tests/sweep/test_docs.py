@@ -30,9 +30,11 @@ def test_the_example_of_the_guide_runs(
         if "--plan" not in arguments:
             arguments += ["--until", "stability"]
         assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "6 cells, 0 of them finished; 12 SAEs to train on 1 stream of rows from 1 store" in said
-    assert "6 of 6 cells are finished" in said
+    printed = capsys.readouterr().out
+    assert (
+        "6 cells, 0 of them finished; 12 SAEs to train on 1 stream of rows from 1 store" in printed
+    )
+    assert "6 of 6 cells are finished" in printed
     assert Path("sweeps/first/cells/latents-64_variant-topk_k-2/run.json").is_file()
     code = re.search(r"```python\n(.*?)```", GUIDE, re.S)[1]
     names = re.findall(r'"([a-z_.]+)"', code[code.index("cells[[") :])
@@ -42,7 +44,7 @@ def test_the_example_of_the_guide_runs(
 
 
 def test_the_sets_of_the_guide_are_read(tmp_path: Path) -> None:
-    told = re.findall(r"  ```toml\n(.*?)  ```", GUIDE, re.S)[0]
+    printed = re.findall(r"  ```toml\n(.*?)  ```", GUIDE, re.S)[0]
     path = tmp_path / "sweep.toml"
-    path.write_text(re.sub(r"^  ", "", told, flags=re.M))
+    path.write_text(re.sub(r"^  ", "", printed, flags=re.M))
     assert [cell.name for cell in read_sweep(path).cells] == ["size-small", "size-large"]

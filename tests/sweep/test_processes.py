@@ -69,16 +69,16 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone:
     workers = [pid for pid in children(running.pid) if is_worker(pid)]
     assert workers
     running.kill()
-    said, _ = running.communicate()
-    assert "failed: the worker was killed by SIGKILL" in said
+    output, _ = running.communicate()
+    assert "failed: the worker was killed by SIGKILL" in output
     deadline = time.monotonic() + 20
     while any(map(is_worker, workers)):  # they end with their driver
         assert time.monotonic() < deadline
         time.sleep(0.01)
     again = driver(file, out)
-    said, _ = again.communicate()
-    assert again.returncode == 0, said
-    assert "12 of 12 cells are finished" in said
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert "12 of 12 cells are finished" in output
     assert_same_cells(small_sweep(tmp_path / "file"), out, alone)
     assert {row["status"] for row in read_table(out / "results.parquet").to_pylist()} == {
         "finished"
@@ -94,11 +94,11 @@ def test_ctrl_c_leaves_checkpoints(tmp_path: Path) -> None:
         wait_for(lambda: sum(map(has_content, out.glob("cells/*/metrics.jsonl"))) == 12, running)
         assert not list(out.glob(f"cells/*/{CHECKPOINT}"))
         running.send_signal(signal.SIGINT)
-        said, _ = running.communicate(timeout=60)
+        output, _ = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode == 130
-    assert "run the same command again to resume" in said
+    assert "run the same command again to resume" in output
     assert len(list(out.glob(f"cells/*/{CHECKPOINT}"))) == 24
 
 

@@ -116,12 +116,12 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path) -> Non
         wait_for(lambda: any(out.glob("cells/*/features.parquet")), running)
     finally:
         running.kill()
-    said, _ = running.communicate()
-    assert " failed: " not in said  # Ray has repeated the task
+    output, _ = running.communicate()
+    assert " failed: " not in output  # Ray has repeated the task
     again = driver(file, out, folder)
-    said, _ = again.communicate()
-    assert again.returncode == 0, said
-    assert "4 of 4 cells are finished" in said
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert "4 of 4 cells are finished" in output
     sweep = small_sweep(tmp_path / "file", FOUR)
     assert_same_cells(sweep, out, one_after_another(sweep, tmp_path / "alone"))
     run_sweep(sweep, tmp_path / "local", until=UNTIL, processes=1)

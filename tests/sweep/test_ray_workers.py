@@ -1,4 +1,4 @@
-"""What sweeps ask of Ray, and what they make of its answers; `test_ray.py` has a real one."""
+"""Calls of sweeps to a stand-in for Ray, and the use of its results; `test_ray.py` has Ray."""
 
 import builtins
 import os
@@ -71,7 +71,7 @@ class FakeRay:
 
     def options(self, **options: Any) -> Any:
         self.asked.append(options)
-        return SimpleNamespace(remote=lambda told, threads: len(self.asked))
+        return SimpleNamespace(remote=lambda printed, threads: len(self.asked))
 
     def wait(self, running: list[int], **_: Any) -> tuple[list[int], list[int]]:
         return running[:1], running[1:]

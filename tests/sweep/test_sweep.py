@@ -259,10 +259,10 @@ def test_a_changed_file_names_the_cells_that_would_change(
 ) -> None:
     sweep, out = swept
     other = small_sweep(tmp_path / "other", train={"tokens": 4000})
-    with pytest.raises(ValueError, match="changes 12 cells") as told:
+    with pytest.raises(ValueError, match="changes 12 cells") as printed:
         drive(other, out)
     for cell in sweep.cells:
-        assert f"{cell.name}: train.tokens was 3000 and is now 4000" in str(told.value)
+        assert f"{cell.name}: train.tokens was 3000 and is now 4000" in str(printed.value)
     one = dataclasses.replace(other, cells=other.cells[:1])
     lines: list[str] = []
     outcome, hands = drive(one, out, remake=True, tell=lines.append)
@@ -351,5 +351,5 @@ def test_a_variant_is_pooled_as_this_variant(tmp_path: Path) -> None:
         assert (row["report"] is None) == (row["level"] == "sae")
         assert any(name.endswith("_overlap_covariance") and row[name] for name in row)
     for cell in sweep.cells:
-        told = json.loads((tmp_path / "out/cells" / cell.name / "pooled/cfg.json").read_text())
-        assert told["architecture"] != "topk"
+        printed = json.loads((tmp_path / "out/cells" / cell.name / "pooled/cfg.json").read_text())
+        assert printed["architecture"] != "topk"

@@ -86,8 +86,8 @@ def test_a_changed_row_changes_the_page(tmp_path: Path) -> None:
 
     after = titles_of(swept_table(tmp_path / "other", change=change))
     new = set(after) - set(before)
-    assert any(said.startswith("latents-64_k-4_variant-topk: 0.1235 (") for said in new)
-    assert any(said.startswith("latents = 64: ") for said in new)
+    assert any(hover.startswith("latents-64_k-4_variant-topk: 0.1235 (") for hover in new)
+    assert any(hover.startswith("latents = 64: ") for hover in new)
     page = page_of(SweepFolder(tmp_path / "other"))
     shared = [m.column for m in measures_of(measured({}))].index("shared")
     assert page.rows[f"measure-{shared}"][0][0] == 0.12346

@@ -44,7 +44,7 @@ class Split:
     probes: RowProbes
     f1: Tensor
     """[classes] float64 F1 scores of the probes on the held-out words"""
-    told: Tensor
+    recognised: Tensor
     """[c] int64 classes that the probes identify"""
     places: tuple[Tensor, ...]
     """for each of those, [w] int64 places of the held-out words that its probe finds"""
@@ -92,8 +92,8 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
     probes = RowProbes(weight, bias)
     reads = probes.logits(rows[test]) > 0
     scores = f1(reads, positive[test])
-    told = ((scores > LEAST_F1) & usable).nonzero()[:, 0]
-    places = tuple(test[reads[:, c] & positive[test, c]] for c in told.tolist())
+    recognised = ((scores > LEAST_F1) & usable).nonzero()[:, 0]
+    places = tuple(test[reads[:, c] & positive[test, c]] for c in recognised.tolist())
     return Split(
         rows,
         positive,
@@ -101,7 +101,7 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
         test,
         probes,
         scores,
-        told,
+        recognised,
         places,
         mean,
         square**-0.5 if square > 0 else 1.0,
@@ -162,7 +162,7 @@ def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
     """
     main, main_f1 = _main_latents(sae, code, split)
     measured: list[tuple[AbsorbedWords, AbsorbedWords, AbsorbedWords]] = []
-    for place, c in enumerate(split.told.tolist()):
+    for place, c in enumerate(split.recognised.tolist()):
         words = split.places[place]
         here = words.to(code.values.device)
         its = SparseCode(code.values[here], code.indices[here])
@@ -204,7 +204,7 @@ def _main_latents(sae: SAE, code: SparseCode, split: Split) -> tuple[list[Tensor
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
     values = code.values * norms[code.indices] * split.scale
     sized = SparseCode(values, code.indices)
-    positive = split.positive[:, split.told].to(values.device)
+    positive = split.positive[:, split.recognised].to(values.device)
     train, test = split.train.to(values.device), split.test.to(values.device)
     weights = fit_code_probes(
         SparseCode(values[train], code.indices[train]), positive[train], sae.m, split.seed

@@ -121,7 +121,9 @@ def absorb(
     notes = []
     if found.left_out:
         total = found.left_out + len(found.words)
-        notes.append(f"{found.left_out} of {total} words are not a single token and are left out")
+        notes.append(
+            f"words left out, since they are not a single token: {found.left_out} of {total}"
+        )
     return replace(result, notes=(*notes, *result.notes))
 
 
@@ -202,7 +204,7 @@ def absorb_rows(
                 if name == TRAINED:
                     again.append([])
                     for split in splits[1:]:
-                        if len(split.told):
+                        if len(split.recognised):
                             repeated = absorbed_classes(sae, code, split).fraction
                             again[-1].append(float(repeated.mean()))
                         bar.update()
@@ -240,20 +242,21 @@ def _code(sae: SAE, rows: Tensor) -> SparseCode:
 
 def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
     """Return the reason why there is no result, or ""."""
-    told = len(split.told)
-    if told >= least and split.words:
+    recognised = len(split.recognised)
+    if recognised >= least and split.words:
         return ""
     return (
-        f"absorption is not measured: probes recognise {told} of {len(classes)} classes in the "
-        f"activations (F1 above {LEAST_F1}), and {least} are needed"
+        f"absorption is not measured: the number of classes that probes recognise in the activations "
+        f"(F1 above {LEAST_F1}) is {recognised} of {len(classes)}, and must be at least {least}"
     )
 
 
 def _summary(split: Split, classes: Sequence[str]) -> str:
-    left_out = len(classes) - len(split.told)
+    left_out = len(classes) - len(split.recognised)
     return (
-        f"absorption is measured on {split.words} held-out words of {len(split.told)} classes; "
-        f"{left_out} classes are left out because their probes have an F1 of at most {LEAST_F1}"
+        f"absorption is measured on {split.words} held-out words; number of classes: "
+        f"{len(split.recognised)}, and {left_out} left out, whose probes have an F1 of at most "
+        f"{LEAST_F1}"
     )
 
 
@@ -261,6 +264,6 @@ def _reach(trained: Sequence[Absorbed], split: Split) -> str:
     main = float(torch.stack([each.main_f1 for each in trained]).mean())
     return (
         f"main latents predict classes with an F1 of {main:.2f}, probes of the activations with "
-        f"{float(split.f1[split.told].mean()):.2f}: if no latent represents a class, low "
+        f"{float(split.f1[split.recognised].mean()):.2f}: if no latent represents a class, low "
         f"absorption is not informative"
     )

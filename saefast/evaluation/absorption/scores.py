@@ -82,7 +82,7 @@ def _by_class(
 ) -> list[Score]:
     ends = list(accumulate(map(len, split.places)))
     scores = []
-    for c, places, end in zip(split.told.tolist(), split.places, ends, strict=True):
+    for c, places, end in zip(split.recognised.tolist(), split.places, ends, strict=True):
         if not len(places):
             continue
         its = slice(end - len(places), end)
@@ -150,15 +150,15 @@ def scores_of_classes(
     found: Mapping[str, Sequence[Absorbed]], split: Split, classes: Sequence[str], seed: int
 ) -> list[Score]:
     """Build scores whose items are classes: F1 score and number of the main latents."""
-    names = [classes[c] for c in split.told.tolist()]
-    share = split.positive[split.test].double().mean(0)[split.told].cpu().numpy()
+    names = [classes[c] for c in split.recognised.tolist()]
+    share = split.positive[split.test].double().mean(0)[split.recognised].cpu().numpy()
     scores = measured(
         NAME,
         MAIN_F1,
         {name: _stacked([each.main_f1 for each in its]) for name, its in found.items()},
         names,
         floor=2 * share / (1 + share),
-        ceiling=split.f1[split.told].cpu().numpy(),
+        ceiling=split.f1[split.recognised].cpu().numpy(),
         rivals=[name for name in found if name != TRAINED],
         seed=seed,
     )
@@ -184,7 +184,7 @@ def feature_columns(
     each: Absorbed, split: Split, classes: Sequence[str]
 ) -> dict[str, Tensor | list[str]]:
     main_of = [""] * each.m
-    for c, latents in zip(split.told.tolist(), each.main, strict=True):
+    for c, latents in zip(split.recognised.tolist(), each.main, strict=True):
         for latent in latents.tolist():
             main_of[latent] = classes[c]
     return {"absorbed_words": each.by_latent(), "main_of": main_of}

@@ -70,6 +70,9 @@ class Facts:
         Args:
             entities: number of entities to keep, from the first; None: all.
             attributes: names of the attributes to keep; None: all.
+
+        Returns:
+            The restricted facts.
         """
         kept = self.attributes if attributes is None else tuple(attributes)
         for attribute in kept:

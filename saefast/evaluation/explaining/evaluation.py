@@ -243,7 +243,7 @@ def _judge_notes(judge: Judge, judged: Mapping[str, Sequence[Judged]]) -> list[s
     failed = judge.failed if isinstance(judge, EndpointJudge) else 0
     if failed:
         notes.append(
-            f"judge {judge.name} gave no answer to {failed} requests; they count as guesses"
+            f"requests without an answer of judge {judge.name}, which count as guesses: {failed}"
         )
     return notes
 

@@ -27,6 +27,11 @@ from saefast.report.score_rows import (
 SECTION = "Evaluations"
 
 _LONGEST_NAME = 18
+_SCORES = {
+    "steer_specificity": "detection above that of another explanation",
+    "rule_score": "balanced accuracy of the rule",
+}
+"""Columns of scores of explanations, of which the first with the most features is drawn."""
 _MARKS = (
     "Points are values, with 95 % intervals; next to each are the floor (red: no information), the "
     "best trivial rival (orange diamond) and the ceiling (green)."
@@ -146,8 +151,9 @@ def _listed(rows: Sequence[_Row]) -> str:
 
 def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
     """Draw the specificity of latents' explanations against the success of steering with them."""
-    score, words = _interpretability(data)
     success = _column(data, "steer_success")
+    column, words = _interpretability(data, np.isfinite(success))
+    score = _column(data, column)
     chosen = np.flatnonzero(np.isfinite(score) & np.isfinite(success))
     if not len(chosen):
         return
@@ -162,11 +168,11 @@ def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
     for place in chosen.tolist():
         seed, latent = (data.features[name][place] for name in ("seed", "feature"))
         group = "" if groups is None else groups[place]
-        told = (
+        hover = (
             f"{seed}:{latent} {group}: {words} {score[place]:.3f}, success {success[place]:.3f}, "
             f"in the direction of another feature {number(control[place])}"
         )
-        chart.point(score[place], success[place], GROUP_COLOURS.get(group, "s2"), told, mark=place)
+        chart.point(score[place], success[place], GROUP_COLOURS.get(group, "s2"), hover, mark=place)
     for name, colour in GROUP_COLOURS.items():
         chart.legend(name, colour)
     related = [
@@ -192,12 +198,13 @@ def _explanations_and_steering(data: RunData) -> Iterator[Figure]:
     )
 
 
-def _interpretability(data: RunData) -> tuple[NDArray[np.float64], str]:
-    """Return the specificity of each steered explanation, [features], and the measure's name."""
-    specific = _column(data, "steer_specificity")
-    if np.isfinite(specific).any():
-        return specific, "detection above that of another explanation"
-    return _column(data, "rule_score"), "balanced accuracy of the rule"
+def _interpretability(data: RunData, steered: NDArray[np.bool_]) -> tuple[str, str]:
+    """Return the score of explanations that most steered features have: its column and words.
+
+    Specificity is known only for features whose rule the judge could be asked about.
+    """
+    counts = [int((np.isfinite(_column(data, name)) & steered).sum()) for name in _SCORES]
+    return list(_SCORES.items())[int(np.argmax(counts))]
 
 
 def _column(data: RunData, name: str) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ def similarity_histogram(data: RunData) -> Figure:
     for left, right, share in zip(edges, edges[1:], shares, strict=False):
         chart.bar(left, right, share, "s0", f"{left:.2f} to {right:.2f}: {percent(share)}")
     xs = [x for pair in pairwise(edges) for x in pair]
-    chart.line(xs, [y for y in chance for _ in range(2)], "s2", True, told="random directions")
+    chart.line(xs, [y for y in chance for _ in range(2)], "s2", True, hover="random directions")
     threshold = float(np.mean(stability.thresholds))
     chart.rule(x=threshold)
     chart.legend("features", "s0")
@@ -82,8 +82,8 @@ def score_histogram(data: RunData) -> Figure:
     for hit, share in enumerate(shares):
         score = hit / others
         kind = "stable" if score >= stable else "unstable" if score <= unstable else "mixed"
-        told = f"{names[hit]}: {percent(share)}; chance {percent(chance[hit])}"
-        chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], told, mark=hit)
+        hover = f"{names[hit]}: {percent(share)}; chance {percent(chance[hit])}"
+        chart.bar(hit - 0.38, hit + 0.38, share, GROUP_COLOURS[kind], hover, mark=hit)
         if chance[hit] <= chart.y.high:
             chart.line([hit - 0.45, hit + 0.45], [chance[hit]] * 2, "s5", dashed=True)
     for name, colour in GROUP_COLOURS.items():
@@ -214,8 +214,8 @@ def effect_by_rate(data: RunData) -> Figure:
             if value is not None:
                 mark = number * len(centres) + place
                 count = int((members == mark).sum())
-                told = f"{count:,} {name} features near {at:.2g}: {value:.2g}"
-                chart.point(at, value, GROUP_COLOURS[name], told, mark=mark)
+                hover = f"{count:,} {name} features near {at:.2g}: {value:.2g}"
+                chart.point(at, value, GROUP_COLOURS[name], hover, mark=mark)
         if any(value is not None for value in line):
             chart.legend(name, GROUP_COLOURS[name])
     return Figure(
@@ -251,7 +251,7 @@ def surface_form(data: RunData) -> Figure:
     )
     for name, (shares, _) in lines.items():
         xs = [x for pair in pairwise(edges) for x in pair]
-        chart.line(xs, [y for y in shares for _ in range(2)], GROUP_COLOURS[name], told=name)
+        chart.line(xs, [y for y in shares for _ in range(2)], GROUP_COLOURS[name], hover=name)
         chart.legend(name, GROUP_COLOURS[name], "l")
     medians = " and ".join(f"{median:.2f} ({name})" for name, (_, median) in lines.items())
     return Figure(

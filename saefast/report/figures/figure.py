@@ -31,10 +31,10 @@ class Missing(Exception):
     """Exception for a figure that cannot be drawn; the message names what the run lacks."""
 
 
-def need(what: Needed | None, said: str) -> Needed:
-    """Return `what`, or raise `Missing(said)` if it is None or empty."""
+def need(what: Needed | None, lacking: str) -> Needed:
+    """Return `what`, or raise `Missing(lacking)` if it is None or empty."""
     if what is None or (isinstance(what, Sized) and len(what) == 0):
-        raise Missing(said)
+        raise Missing(lacking)
     return what
 
 

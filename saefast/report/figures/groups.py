@@ -28,7 +28,7 @@ def keep_drop(data: RunData) -> Figure:
         "explained variance",
         x_names=("keep", "size", "mass", "drop", "keep", "size", "mass", "drop"),
     )
-    told: list[str] = []
+    parts: list[str] = []
     for at, (group, colour) in enumerate(GROUPS.items()):
         for place, control in enumerate(("", "size", "mass")):
             mean, deviation = group_value(data, group, control, "keep")
@@ -42,13 +42,13 @@ def keep_drop(data: RunData) -> Figure:
             if control:
                 chart.whisker(where, mean - deviation, mean + deviation)
             if control == "mass":
-                told[-1] += f" (random of equal mass {mean:.3f})"
+                parts[-1] += f" (random of equal mass {mean:.3f})"
             elif not control:
-                told.append(f"{group} features {mean:.3f}")
+                parts.append(f"{group} features {mean:.3f}")
         mean, _ = group_value(data, group, "", "drop")
         if mean is not None:
             chart.bar(4 * at + 2.6, 4 * at + 3.4, mean, "s4", f"without {group}: {mean:.3f}")
-    need(told, "stable or unstable features")
+    need(parts, "stable or unstable features")
     chart.rule(y=full)
     chart.legend("stable", "s0")
     chart.legend("unstable", "s1")
@@ -64,14 +64,14 @@ def keep_drop(data: RunData) -> Figure:
         "draws.",
         "Bars.",
         chart.svg(),
-        f"Explained variance alone: {', '.join(told)}; the whole SAE {full:.3f}.",
+        f"Explained variance alone: {', '.join(parts)}; the whole SAE {full:.3f}.",
     )
 
 
 def keep_drop_ce(data: RunData) -> Figure:
     """Draw the cross entropy of the next token with a group only, and without it."""
-    said = "a language model to patch reconstructions into"
-    patched = need(need(data.evaluation, said).language_model, said)
+    lacking = "a language model to patch reconstructions into"
+    patched = need(need(data.evaluation, lacking).language_model, lacking)
     bars = [("whole", patched.full, "s3")]
     for group, colour in GROUPS.items():
         bars.append((f"only {group}", patched.keep[group], colour))
@@ -94,9 +94,9 @@ def keep_drop_ce(data: RunData) -> Figure:
     )
     for place, (name, effect, colour) in enumerate(bars[::-1]):
         value, error = effect.ce.value, effect.ce.error or 0.0
-        told = f"{name}: {value:.3f} ± {error:.3f} nats"
+        hover = f"{name}: {value:.3f} ± {error:.3f} nats"
         left, right = sorted((floors["clean"], value))
-        chart.cell(left, right, place - 0.36, place + 0.36, colour, 1.0, told)
+        chart.cell(left, right, place - 0.36, place + 0.36, colour, 1.0, hover)
     for name, value in floors.items():
         chart.rule(x=value)
         chart.above(value, "model" if name == "clean" else name)
@@ -122,18 +122,18 @@ def spectra(data: RunData) -> Figure:
     rows = need(data.subspaces["singular_values"], _NO_SUBSPACES)
     d = max(row["index"] for row in rows)
     chart = Chart(Scale(0, d), Scale(0, 1), "principal directions", "share of the energy")
-    told = []
+    parts = []
     for group, colour in GROUPS.items():
         shares = mean_by([row for row in rows if row["group"] == group], "index", "share")
         if not shares or not sum(shares.values()):
             continue
         total = np.cumsum(list(shares.values()))
-        chart.line([0, *shares], [0.0, *(total / total[-1])], colour, told=group)
+        chart.line([0, *shares], [0.0, *(total / total[-1])], colour, hover=group)
         chart.legend(group, colour, "l")
         known = [row for row in data.subspaces["spectra"] if row["group"] == group]
         rank = np.mean([row["effective_rank"] for row in known if row["features"]])
-        told.append(f"{group} {rank:.0f}")
-    need(told, _NO_SUBSPACES)
+        parts.append(f"{group} {rank:.0f}")
+    need(parts, _NO_SUBSPACES)
     chart.line([0, d], [0.0, 1.0], "s2", dashed=True)
     chart.rule(y=0.9)
     chart.legend("no structure", "s2", "d")
@@ -145,7 +145,7 @@ def spectra(data: RunData) -> Figure:
         "Note that fewer features span fewer dimensions.",
         "Rising curves.",
         chart.svg(),
-        f"Effective ranks: {', '.join(told)} of {d} dimensions.",
+        f"Effective ranks: {', '.join(parts)} of {d} dimensions.",
     )
 
 
@@ -177,9 +177,9 @@ def _overlap(data: RunData, group: str) -> Figure:
         both = [rank for rank in low if rank in high]
         if both:
             chart.band(both, [low[r] for r in both], [high[r] for r in both], colour)
-        chart.line(list(mean), list(mean.values()), colour, True, told=words)
+        chart.line(list(mean), list(mean.values()), colour, True, hover=words)
         chart.legend(words, colour, "d")
-    chart.line(ranks, list(curve.values()), GROUPS[group], told=group)
+    chart.line(ranks, list(curve.values()), GROUPS[group], hover=group)
     compared = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
     chart.rule(x=float(compared))
     at = min(ranks, key=lambda rank: abs(rank - compared))
@@ -209,7 +209,7 @@ def contributions(data: RunData) -> Figure:
         "squared correlation between SAEs",
         x_names=tuple(GROUPS),
     )
-    told = []
+    parts = []
     for at, (group, colour) in enumerate(GROUPS.items()):
         mine = [row for row in rows if row["group"] == group]
         if not mine:
@@ -217,8 +217,8 @@ def contributions(data: RunData) -> Figure:
         value, chance = (float(np.mean([row[name] for row in mine])) for name in _BOTH_R2)
         chart.bar(at - 0.4, at, value, colour, f"{group}: {value:.3f}")
         chart.bar(at, at + 0.4, chance, "s2", f"equally active random features: {chance:.3f}")
-        told.append(f"{group} {value:.2f} (random {chance:.2f})")
-    need(told, "contributions of groups to tokens (saefast subspace)")
+        parts.append(f"{group} {value:.2f} (random {chance:.2f})")
+    need(parts, "contributions of groups to tokens (saefast subspace)")
     chart.legend("stable", "s0")
     chart.legend("unstable", "s1")
     chart.legend("random", "s2")
@@ -231,7 +231,7 @@ def contributions(data: RunData) -> Figure:
         "can still contribute the same together.",
         "Bars.",
         chart.svg(),
-        f"Squared correlation of contributions: {', '.join(told)}.",
+        f"Squared correlation of contributions: {', '.join(parts)}.",
     )
 
 
@@ -241,7 +241,7 @@ def angles(data: RunData) -> Figure:
     chart = Chart(
         Scale(0, 100), Scale(0, 90), "principal angles, smallest first (%)", "angle (degrees)"
     )
-    told = []
+    parts = []
     for group, colour in GROUPS.items():
         pairs: dict[tuple[int, int], list[float]] = {}
         for row in rows:
@@ -249,12 +249,12 @@ def angles(data: RunData) -> Figure:
                 pairs.setdefault((row["a"], row["b"]), []).append(np.degrees(row["angle"]))
         for (a, b), values in pairs.items():
             name = f"{group}, SAEs {data.seeds[a]} and {data.seeds[b]}"
-            chart.line(_hundred(len(values)), values, colour, told=name)
+            chart.line(_hundred(len(values)), values, colour, hover=name)
         if pairs:
             median = np.median([angle for values in pairs.values() for angle in values])
-            told.append(f"{group} {median:.0f}°")
+            parts.append(f"{group} {median:.0f}°")
             chart.legend(group, colour, "l")
-    need(told, _NO_SUBSPACES)
+    need(parts, _NO_SUBSPACES)
     return Figure(
         "angles",
         "Angles between the subspaces",
@@ -262,14 +262,14 @@ def angles(data: RunData) -> Figure:
         "direction in both subspaces; 90: a direction orthogonal to the other subspace.",
         "Rising lines.",
         chart.svg(),
-        f"Median angles: {', '.join(told)}.",
+        f"Median angles: {', '.join(parts)}.",
     )
 
 
 def pooling_frontier(data: RunData) -> Figure:
     """Draw matched features against explained variance for pooling and its controls."""
-    said = "pooling and its controls (saefast pool)"
-    methods = need(need(data.pooling, said).methods, said)
+    lacking = "pooling and its controls (saefast pool)"
+    methods = need(need(data.pooling, lacking).methods, lacking)
     names = [row.method for row in methods]
     xs = [row.equal_match_share for row in methods]
     ys = [row.equal_explained_variance for row in methods]
@@ -280,8 +280,8 @@ def pooling_frontier(data: RunData) -> Figure:
         "explained variance",
     )
     for name, x, y in zip(names, xs, ys, strict=True):
-        told = f"{name}: {percent(x)} matched, explained variance {y:.3f}"
-        chart.point(x, y, METHODS.get(name, "s5"), told)
+        hover = f"{name}: {percent(x)} matched, explained variance {y:.3f}"
+        chart.point(x, y, METHODS.get(name, "s5"), hover)
         chart.legend(name, METHODS.get(name, "s5"))
     return Figure(
         "pooling-frontier",

@@ -35,7 +35,7 @@ def training_curves(data: RunData) -> Figure:
         colour = COLOURS[number % len(COLOURS)]
         tokens = [row["tokens"] for row in mine]
         values = [row.get("explained_variance") for row in mine]
-        chart.line(tokens, values, colour, told=label)
+        chart.line(tokens, values, colour, hover=label)
         ends += [value for value in values if value is not None][-1:]
         if len(labels) <= 6:
             chart.legend(label.removeprefix("seed-") if number else label, colour, "l")
@@ -66,7 +66,7 @@ def threshold_curves(data: RunData) -> Figure:
             [getattr(point, name) for point in stability.curve],
             colour,
             kind == "d",
-            told=words,
+            hover=words,
         )
         chart.legend(words, colour, kind)
     threshold = float(np.mean(stability.thresholds))
@@ -99,7 +99,7 @@ def shared_curves(data: RunData) -> Figure:
         mine = [row for row in rows if row["side"] == side and row["match"] == _best_match(rows)]
         curve = mean_by([row for row in mine if row["of"] in ("both", "a")], "threshold", "value")
         if curve:
-            chart.line(list(curve), list(curve.values()), colour, told=words)
+            chart.line(list(curve), list(curve.values()), colour, hover=words)
             chart.legend(words, colour, "l")
             at = min(curve, key=lambda threshold: abs(threshold - _USUAL))
             drawn.append(f"{percent(curve[at])} ({words})")
@@ -129,9 +129,9 @@ def pair_heat_map(data: RunData) -> Figure:
     chart = Chart(ends, ends, "SAE (seed)", "SAE (seed)", names, names)
     for (a, b), share in values.items():
         for x, y in ((a, b), (b, a)):
-            told = f"SAEs {names[x]} and {names[y]}: {percent(share)}"
+            hover = f"SAEs {names[x]} and {names[y]}: {percent(share)}"
             # Faint enough that the number in the cell, in the colour of all text, stays readable.
-            chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", 0.55 * share, told)
+            chart.cell(x - 0.48, x + 0.48, y - 0.48, y + 0.48, "s0", 0.55 * share, hover)
             if len(seeds) <= 8:
                 chart.text(x, y, f"{share:.2f}")
     low, high = min(values.values()), max(values.values())
@@ -194,8 +194,8 @@ def membership_donut(data: RunData) -> Figure:
 
 def only_in_one(data: RunData) -> Figure:
     """Draw the shares of features in one SAE and in all SAEs by the number of SAEs."""
-    said = "membership over subsets of SAEs"
-    points = need(need(data.membership, said).curve, said)
+    lacking = "membership over subsets of SAEs"
+    points = need(need(data.membership, lacking).curve, lacking)
     xs = [point.dictionaries for point in points]
     chart = Chart(
         Scale(min(xs) - 0.3, max(xs) + 0.3), Scale(0, 1), "SAEs compared", "share of features"

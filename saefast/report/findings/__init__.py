@@ -13,7 +13,7 @@ _FIND: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
     worth.language_model,
     worth.frequency,
     worth.surface_form,
-    stability.planes,
+    stability.subspaces,
     stability.contributions,
     stability.pooling,
     stability.dead,

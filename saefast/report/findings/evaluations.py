@@ -95,7 +95,7 @@ def prediction(data: RunData) -> Iterator[Finding]:
     scores = correlations(data)
     if not scores:
         return
-    told = ", ".join(
+    listed = ", ".join(
         f"{score.task.replace('_', ' ')} {score.value:+.2f} ({interval(score)}; {score.n} latents)"
         for score in scores
     )
@@ -105,7 +105,7 @@ def prediction(data: RunData) -> Iterator[Finding]:
     )
     yield Finding(
         TITLES["steer"],
-        f"Rank correlation with the gain from steering: {told}. At 0, explanations do not predict "
+        f"Rank correlation with the gain from steering: {listed}. At 0, explanations do not predict "
         f"steering; published values are weak, 0.06 to 0.3.{_held_fixed(data)}",
         verdict,
         claim=f"Explanations hardly predict steering (rank correlation below {_WEAK:g})",
@@ -119,11 +119,11 @@ def prediction(data: RunData) -> Iterator[Finding]:
 
 def _held_fixed(data: RunData) -> str:
     """Return a sentence on explanation, stability and firing rate with the others held fixed."""
-    told = [
+    listed = [
         f"{score.task.replace('_', ' ')} {score.value:+.2f} ({interval(score)})"
         for score in joint_correlations(data)
     ]
-    return f" With the others of these held fixed: {', '.join(told)}." if told else ""
+    return f" With the others of these held fixed: {', '.join(listed)}." if listed else ""
 
 
 def editing(data: RunData) -> Iterator[Finding]:
@@ -159,11 +159,11 @@ def _beside_baselines(
     }
     text = f"Trained SAEs, {score.measure}: {in_words(score)}."
     if leads:
-        told = ", ".join(
+        listed = ", ".join(
             f"to {condition} {lead.value:+.3f} ({interval(lead)})"
             for condition, lead in leads.items()
         )
-        text += f" Their difference {told}."
+        text += f" Their difference {listed}."
     least = least_difference(data, name, score.measure)
     if least is not None:
         text += (

@@ -30,18 +30,18 @@ def stable_share(data: RunData) -> Iterator[Finding]:
     """Report how many features are stable, unstable and neither."""
     if not data.stability:
         return
-    told = data.stability
-    alive = sum(each.alive for each in told.seeds)
+    record = data.stability
+    alive = sum(each.alive for each in record.seeds)
     if not alive:
         return
-    stable = sum(each.stable for each in told.seeds) / alive
-    unstable = sum(each.unstable for each in told.seeds) / alive
-    others = len(told.seeds) - 1
+    stable = sum(each.stable for each in record.seeds) / alive
+    unstable = sum(each.unstable for each in record.seeds) / alive
+    others = len(record.seeds) - 1
     text = (
-        f"{percent(stable)} of the features are stable (in at least {percent(told.stable_cut)} "
+        f"{percent(stable)} of the features are stable (in at least {percent(record.stable_cut)} "
         f"of the other SAEs), {percent(unstable)} unstable (in at most "
-        f"{percent(told.unstable_cut)}); the mean score is {told.mean:.2f}, that of random "
-        f"directions {np.mean(told.chance):.2g}."
+        f"{percent(record.unstable_cut)}); the mean score is {record.mean:.2f}, that of random "
+        f"directions {np.mean(record.chance):.2g}."
     )
     if others < 5:
         text += (
@@ -53,8 +53,8 @@ def stable_share(data: RunData) -> Iterator[Finding]:
         text,
         claim="Features recur in other SAEs more often than random directions",
         holds=in_all(_recur_beyond_chance(data)),
-        evidence=f"mean stability score {told.mean:.2f}, random directions "
-        f"{np.mean(told.chance):.2g}",
+        evidence=f"mean stability score {record.mean:.2f}, random directions "
+        f"{np.mean(record.chance):.2g}",
         figure="stability-histogram",
     )
 
@@ -105,7 +105,7 @@ def _between(shares: list[float]) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def planes(data: RunData) -> Iterator[Finding]:
+def subspaces(data: RunData) -> Iterator[Finding]:
     """Report whether the subspaces of groups of features recur."""
     for group in ("unstable", "stable"):
         tests = [
@@ -170,10 +170,10 @@ def contributions(data: RunData) -> Iterator[Finding]:
     if not parts:
         return
     group = "unstable" if "unstable" in parts else "stable"
-    told = ", ".join(f"for {name} features {words}" for name, words in parts.items())
+    words_by_group = ", ".join(f"for {name} features {words}" for name, words in parts.items())
     yield Finding(
         "Contributions",
-        f"The squared correlation of a group's contributions to tokens between two SAEs is {told}.",
+        f"The squared correlation of a group's contributions to tokens between two SAEs is {words_by_group}.",
         claim=f"The {group} features of two SAEs contribute the same to tokens, more than random "
         "ones",
         holds=decided[group],
@@ -222,14 +222,14 @@ def pooling(data: RunData) -> Iterator[Finding]:
 
 def dead(data: RunData) -> Iterator[Finding]:
     """Report how many features are dead, and whether rows were held out."""
-    told = data.stability
-    dead = [each.dead for each in told.seeds] if told else []
-    if told and sum(dead):
-        total = sum(each.dead + each.alive for each in told.seeds)
+    record = data.stability
+    dead = [each.dead for each in record.seeds] if record else []
+    if record and sum(dead):
+        total = sum(each.dead + each.alive for each in record.seeds)
         yield Finding(
             "Dead features",
             f"{percent(sum(dead) / total)} of all features never fire"
-            + (" often enough" if told.least_rate else "")
+            + (" often enough" if record.least_rate else "")
             + f" ({min(dead)} to {max(dead)} of each SAE); they are not counted.",
         )
     if data.evaluation and not data.evaluation.held_out:

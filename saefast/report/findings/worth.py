@@ -182,10 +182,10 @@ def frequency(data: RunData) -> Iterator[Finding]:
     value, error = regression.coefficient["group"], regression.standard_error["group"]
     times = [exp(value + 1.96 * side * error) for side in (-1, 0, 1)]
     holds = by_interval(1 - times[2], 1 - times[0])
-    said = {HOLDS: "less", FAILS: "more"}.get(holds, "as much, as far as is known")
+    comparison = {HOLDS: "less", FAILS: "more"}.get(holds, "as much, as far as is known")
     yield Finding(
         "At equal frequency",
-        f"Among features that fire as often and as strongly, an unstable one contributes {said}: "
+        f"Among features that fire as often and as strongly, an unstable one contributes {comparison}: "
         f"its effect on the error is {times[1]:.2f} times that of another (95 % interval "
         f"{times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
         compared(holds),

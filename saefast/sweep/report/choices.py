@@ -43,13 +43,13 @@ def choices(data: SweepData) -> str:
         shown = line_values(axis)
         lines = [_line(axis.names[each], *style_of(line)) for line, each in enumerate(shown)]
         left_out = len(axis.values) - len(shown)
-        keys.append("".join(lines) + (f"<span>{left_out} others not drawn</span>" * bool(left_out)))
-    told = "".join(
+        keys.append("".join(lines) + (f"<span>not drawn: {left_out}</span>" * bool(left_out)))
+    listed = "".join(
         f'<div class="by by-{choice}"><div class="key">{key}{_line("null", NULL, True)}</div></div>'
         for choice, key in enumerate(keys)
     )
     return (
-        f'<form class="choices"><fieldset><legend>Lines</legend>{buttons}</fieldset>{told}</form>'
+        f'<form class="choices"><fieldset><legend>Lines</legend>{buttons}</fieldset>{listed}</form>'
     )
 
 

@@ -101,7 +101,7 @@ def chart_of(
     return chart.svg()
 
 
-def told(reading: Reading) -> str:
+def in_words(reading: Reading) -> str:
     """Format a value with its band."""
     band = " ({:.4g} to {:.4g})".format(*reading.band) if reading.band else ""
     return f"{reading.value:.4g}{band}"
@@ -117,17 +117,17 @@ def _draw_null(
             chart.band(places, least, most, NULL)
         chart.line(places, [point.mean for point in points], NULL, dashed=True)
     for place, point in zip(places, points, strict=True):
-        said = f"{words}: {point.mean:.4g}"
+        hover = f"{words}: {point.mean:.4g}"
         if point.least < point.most:
-            said += f" ({point.least:.4g} to {point.most:.4g})"
+            hover += f" ({point.least:.4g} to {point.most:.4g})"
         if axis.numeric:
-            chart.point(place, point.mean, NULL, said, radius=2.5)
+            chart.point(place, point.mean, NULL, hover, radius=2.5)
             continue
         left, right = place - _NULL_WIDTH, place + _NULL_WIDTH
         if shaded:
-            chart.cell(left, right, point.least, point.most, NULL, 0.18, said)
+            chart.cell(left, right, point.least, point.most, NULL, 0.18, hover)
         chart.line([left, right], [point.mean, point.mean], NULL, dashed=True)
-        chart.point(place, point.mean, NULL, said, radius=2.5)
+        chart.point(place, point.mean, NULL, hover, radius=2.5)
 
 
 def _draw_cells(chart: Chart, data: SweepData, measure: Measure, axis: int, curve: Curve) -> None:
@@ -136,8 +136,8 @@ def _draw_cells(chart: Chart, data: SweepData, measure: Measure, axis: int, curv
         return
     for cell, reading in data.readings(measure):
         x = data.axes[axis].places[cell.at[axis]]
-        said = f"{cell.name}: {told(reading)}"
-        chart.point(x, reading.value, "s0 faint", said, radius=2.6, link=link_of(cell))
+        hover = f"{cell.name}: {in_words(reading)}"
+        chart.point(x, reading.value, "s0 faint", hover, radius=2.6, link=link_of(cell))
 
 
 def _draw_curve(chart: Chart, axis: Axis, curve: Curve, line: int, name: str, shift: float) -> None:
@@ -157,12 +157,12 @@ def _draw_curve(chart: Chart, axis: Axis, curve: Curve, line: int, name: str, sh
     chart.line(xs, [point.reading.value for point in curve.points], colour, dashed)
     for x, point in zip(xs, curve.points, strict=True):
         link = link_of(point.cells[0]) if len(point.cells) == 1 else ""
-        said = _told_of_point(axis, point, name)
-        chart.point(x, point.reading.value, colour, said, radius=4, link=link)
+        hover = _hover_of_point(axis, point, name)
+        chart.point(x, point.reading.value, colour, hover, radius=4, link=link)
 
 
-def _told_of_point(axis: Axis, point: Point, name: str) -> str:
+def _hover_of_point(axis: Axis, point: Point, name: str) -> str:
     where = ", ".join(filter(None, [f"{axis.short} = {axis.names[point.place]}", name]))
     count = len(point.cells)
     which = point.cells[0].name if count == 1 else f"mean over {count} cells"
-    return f"{where}: {told(point.reading)}; {which}"
+    return f"{where}: {in_words(point.reading)}; {which}"

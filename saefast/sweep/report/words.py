@@ -29,8 +29,8 @@ def facts_of_sweep(data: SweepData) -> list[tuple[str, str]]:
         for status in ("finished", "failed", "unfinished")
     ]
     saes = sum(len(cell.saes) for cell in data.cells)
-    told = ", ".join(f"{count:,} {status}" for status, count in counts if count)
-    found = [("Cells", f"{len(data.cells):,}: {told}" if data.cells else "0")]
+    listed = ", ".join(f"{count:,} {status}" for status, count in counts if count)
+    found = [("Cells", f"{len(data.cells):,}: {listed}" if data.cells else "0")]
     if saes:
         found.append(("SAEs", f"{saes:,}"))
     found += [(axis.name, _values(axis)) for axis in data.axes]
@@ -57,8 +57,8 @@ def alternative(axis: Axis, curves: Collection[Curve], by: Axis | None) -> str:
     if by is not None:
         return f"A line for each of {len(by.values)} values of {by.name}."
     points = [point for curve in curves for point in curve.points]
-    told = [f"{point.reading.value:.3g} at {axis.names[point.place]}" for point in points]
-    return f"Means: {', '.join(told)}."
+    listed = [f"{point.reading.value:.3g} at {axis.names[point.place]}" for point in points]
+    return f"Means: {', '.join(listed)}."
 
 
 def note_on(curves: Collection[Curve]) -> str:

@@ -191,8 +191,8 @@ def test_endpoint_explains_and_judges_with_one_request_each(
             world, judge=EndpointJudge(server.url, "oracle", **settings), features=8, out=tmp_path
         )
         assert len(server.bodies) == calls
-    told = next(note for note in dry.notes if "it was not called" in note)
-    expected = int(re.findall(r"about (\d+) requests", told)[0])
+    remark = next(note for note in dry.notes if "it was not called" in note)
+    expected = int(re.findall(r"about (\d+) requests", remark)[0])
     assert abs(expected - calls) <= 0.1 * calls
     assert str(found.to_table().to_pylist()) == str(again.to_table().to_pylist())
     columns = found.features[0]

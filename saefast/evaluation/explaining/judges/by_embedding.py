@@ -30,11 +30,25 @@ class EmbeddingJudge:
         self.name = f"embedding:{encoder.name}"
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since an encoder writes no text."""
+        """Return empty explanations, since an encoder writes no text.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            "" for each latent.
+        """
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """Return cosines [questions]; NaN where the explanation is empty."""
+        """Rate questions.
+
+        Args:
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            [questions] float64 cosines; NaN where the explanation is empty.
+        """
         pairs = [(question.explanation.text, _shown(question)) for question in questions]
         self._learn(text for pair in pairs for text in pair)
         cosines = [self._known[a] @ self._known[b] if a.strip() else np.nan for a, b in pairs]
@@ -42,7 +56,15 @@ class EmbeddingJudge:
         return np.array(cosines, dtype=np.float64).round(4)
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero."""
+        """Return a cost of zero.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            A cost of zero, since nothing is requested.
+        """
         return FREE
 
     def _learn(self, texts: Iterable[str]) -> None:

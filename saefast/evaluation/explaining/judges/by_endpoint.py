@@ -96,17 +96,35 @@ class EndpointJudge:
         self.calls = self.tokens = self.failed = 0
 
     def keep_answers(self, path: str | Path) -> None:
-        """Store answers in a file from now on, and read those already in it."""
+        """Store answers in a file from now on, and read those already in it.
+
+        Args:
+            path: path of the file, which may not exist.
+        """
         self._answers, self.keeps = Answers(path), True
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Write an explanation for each list of windows, "" where the answer contains none."""
+        """Write an explanation for each list of windows, "" where the answer contains none.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            An explanation for each latent, "" where the answer contains none.
+        """
         asked = [self._explaining(windows) for windows in examples]
         found = self._ask(asked, "explaining")
         return ["" if answer is None else parsed_explanation(answer["content"]) for answer in found]
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """Return the probability of yes [questions]; NaN without an answer that can be parsed."""
+        """Rate questions by the probability of yes.
+
+        Args:
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            [questions] float64, probability of yes; NaN without an answer that can be parsed.
+        """
         ratings = np.full(len(questions), np.nan)
         batches = self._batches(questions)
         asked = [self._rating([questions[place] for place in places]) for places in batches]
@@ -120,7 +138,15 @@ class EndpointJudge:
         return ratings
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return the calls and tokens of requests without a stored answer; nothing is sent."""
+        """Return the calls and tokens of requests without a stored answer; nothing is sent.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            Calls and tokens.
+        """
         asked = [self._explaining(windows) for windows in examples]
         asked += [
             self._rating([questions[place] for place in places])

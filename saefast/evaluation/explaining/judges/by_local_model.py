@@ -59,11 +59,25 @@ class LocalJudge:
         self._answers = [yes, no]
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since this judge rates explanations by rules."""
+        """Return empty explanations, since this judge rates explanations by rules.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            "" for each latent.
+        """
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """Return probabilities [questions]; NaN where the explanation is empty."""
+        """Rate questions.
+
+        Args:
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            [questions] float64, probability of yes; NaN where the explanation is empty.
+        """
         prompts = [_prompt(question, question.explanation.text) for question in questions]
         neutral = [_prompt(question, _NOTHING) for question in questions]
         self._learn([*prompts, *neutral])
@@ -75,7 +89,15 @@ class LocalJudge:
         return ratings.round(4)  # the last digits depend on the number of threads
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero."""
+        """Return a cost of zero.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            A cost of zero, since nothing is requested.
+        """
         return FREE
 
     def _learn(self, prompts: Sequence[str]) -> None:

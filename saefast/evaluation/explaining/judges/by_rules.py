@@ -23,15 +23,37 @@ class RulesJudge:
         self._reader: RuleReader | None = None
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since rules come from `find_rules`."""
+        """Return empty explanations, since rules come from `find_rules`.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            "" for each latent.
+        """
         return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """Return ratings [questions]: 0 or 1, for marks a share; NaN without a rule."""
+        """Rate questions.
+
+        Args:
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            [questions] float64: 0 or 1, for marks a share; NaN without a rule.
+        """
         return np.array([self._rating(question) for question in questions], dtype=np.float64)
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero."""
+        """Return a cost of zero.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            A cost of zero, since nothing is requested.
+        """
         return FREE
 
     def _rating(self, question: Question) -> float:

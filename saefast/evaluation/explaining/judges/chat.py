@@ -86,10 +86,10 @@ class ChatEndpoint:
                 content = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                said = error.read(300).decode(errors="replace")
+                excerpt = error.read(300).decode(errors="replace")
             if error.code in _AGAIN:
                 raise _PassingError(f"HTTP {error.code}", _seconds(error.headers)) from error
-            raise RefusedError(self._refusal(error.code, said), error.code) from error
+            raise RefusedError(self._refusal(error.code, excerpt), error.code) from error
         except (OSError, http.client.HTTPException) as error:
             raise _PassingError(f"{type(error).__name__}: {error}") from error
         try:
@@ -100,13 +100,13 @@ class ChatEndpoint:
             raise _PassingError(f"expected a JSON object, got {content[:40]!r}")
         return answer
 
-    def _refusal(self, status: int, said: str) -> str:
+    def _refusal(self, status: int, excerpt: str) -> str:
         if self._key:
-            said = said.replace(self._key, "***")
-        said = " ".join(said.split())
+            excerpt = excerpt.replace(self._key, "***")
+        excerpt = " ".join(excerpt.split())
         ways = {401: self._about_key(), 403: self._about_key(), 404: "check the url and the model"}
         way = ways.get(status, "check the url, the model and its settings")
-        return f"{self.url} refused a request with HTTP {status}: {said!r}; {way}"
+        return f"{self.url} refused a request with HTTP {status}: {excerpt!r}; {way}"
 
     def _about_key(self) -> str:
         if self._key_env is None:

@@ -34,7 +34,15 @@ class TextRater:
         self.name = judge.name
 
     def rate(self, explanations: Sequence[str], texts: Sequence[str]) -> Floats:
-        """Return the probability [n] that each explanation [n] fits its text [n], or NaN."""
+        """Rate how well each explanation fits its text.
+
+        Args:
+            explanations: [n] explanations.
+            texts: [n] texts.
+
+        Returns:
+            [n] float64, probability; NaN for empty texts and answers that cannot be parsed.
+        """
         ratings = np.full(len(texts), np.nan)
         shown = [place for place, text in enumerate(texts) if text]
         if shown:
@@ -42,7 +50,15 @@ class TextRater:
         return ratings
 
     def cost(self, explanations: Sequence[str], texts: Sequence[str]) -> Cost:
-        """Return the cost of rating texts, none of which may be empty."""
+        """Return the cost of rating texts, none of which may be empty.
+
+        Args:
+            explanations: [n] explanations.
+            texts: [n] texts.
+
+        Returns:
+            Calls and tokens.
+        """
         return self._judge.cost([], _questions(explanations, texts, range(len(texts))))
 
 

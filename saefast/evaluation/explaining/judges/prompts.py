@@ -59,7 +59,7 @@ class TokenChance(NamedTuple):
 def explaining_prompt(examples: Sequence[Window]) -> list[Message]:
     """Build a prompt that asks for a description of the tokens on which a latent fires."""
     largest = max((float(window.strength.max()) for window in examples), default=1.0)
-    told = []
+    passages_shown = []
     for window in examples:
         order = sorted(
             window.fires.nonzero()[0].tolist(), key=lambda at: (-window.strength[at], at)
@@ -69,10 +69,10 @@ def explaining_prompt(examples: Sequence[Window]) -> list[Message]:
             for at in order[:5]
         ]
         marks = window.fires.nonzero()[0]
-        told.append({"passage": shown(window, marks), "strongest": strongest})
+        passages_shown.append({"passage": shown(window, marks), "strongest": strongest})
     return [
         {"role": "system", "content": _EXPLAIN},
-        {"role": "user", "content": _as_json(told)},
+        {"role": "user", "content": _as_json(passages_shown)},
     ]
 
 
@@ -136,8 +136,8 @@ def _graded(chances: Sequence[TokenChance], ratings: Sequence[float]) -> list[fl
     """Return probabilities of 1 at the last tokens that are digits, None where they do not fit."""
     digits = [chance for chance in chances if chance.token.strip(" ,[]") in ("0", "1")]
     digits = digits[-len(ratings) :]
-    said = [float(chance.token.strip(" ,[]")) for chance in digits]
-    if said != list(ratings):
+    digits_read = [float(chance.token.strip(" ,[]")) for chance in digits]
+    if digits_read != list(ratings):
         return None
     return [_chance_of_one(chance) for chance in digits]
 

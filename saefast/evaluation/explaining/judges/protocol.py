@@ -76,13 +76,35 @@ class Judge(Protocol):
     """whether ratings only order windows, so that no threshold separates yes from no"""
 
     def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Write an explanation for each list of windows on which a latent fires, or ""."""
+        """Write an explanation for each list of windows on which a latent fires, or "".
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            An explanation for each latent, "" for none.
+        """
 
     def rate(self, questions: Sequence[Question]) -> Floats:
-        """Return the probability of yes [questions]; NaN where the answer cannot be parsed."""
+        """Rate questions by the probability of yes.
+
+        Args:
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            [questions] float64; NaN where the answer cannot be parsed.
+        """
 
     def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return the cost of explaining the examples and rating the questions."""
+        """Return the cost of explaining the examples and rating the questions.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            Calls and tokens.
+        """
 
 
 FREE = Cost(0, 0)

@@ -61,9 +61,9 @@ def table_tasks(
         )
     few = {name: len(set(its)) for name, its in classes.items() if len(set(its)) < FEWEST}
     if few:
-        told = ", ".join(f"{name!r} has {count}" for name, count in few.items())
+        listed = ", ".join(f"{name!r} has {count}" for name, count in few.items())
         raise ValueError(
-            f"{path}: every class must have at least {FEWEST} different texts, but {told}; add "
+            f"{path}: every class must have at least {FEWEST} different texts, but {listed}; add "
             f"rows or remove the class"
         )
     if len(classes) > 2:
