@@ -190,3 +190,34 @@ def test_recovery_counts_the_latents_of_each_true_feature() -> None:
     assert [row["latents"] for row in rows] == [2, 0, 1]
     assert [row["recovered"] for row in rows] == [True, False, False]
     assert [row["best"] for row in rows] == found.best.tolist()
+
+
+def public_callables() -> dict[str, object]:
+    """Return the exported functions and the public methods of the exported classes, by name."""
+    found = {}
+    for path in exported():
+        module, name = path.split(":")
+        value = getattr(importlib.import_module(module), name)
+        if inspect.isfunction(value):
+            found[name] = value
+        elif inspect.isclass(value):
+            for method in vars(value):
+                function = inspect.getattr_static(value, method)
+                function = getattr(function, "__func__", function)
+                if not method.startswith("_") and inspect.isfunction(function):
+                    found[f"{name}.{method}"] = function
+    return {name: value for name, value in found.items() if value.__module__.startswith("saefast")}
+
+
+@pytest.mark.parametrize("name", public_callables())
+def test_arguments_and_results_are_described(name: str) -> None:
+    """Methods may refer to the protocol that they implement."""
+    function = public_callables()[name]
+    text, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    if text.startswith("See `"):
+        return
+    arguments = [each for each in signature.parameters if each not in ("self", "cls")]
+    lacking = [each for each in arguments if not re.search(rf"(?m)^    \**{each}: ", text)]
+    assert not lacking, f"{name} does not describe {', '.join(lacking)}"
+    if arguments and signature.return_annotation not in (None, "None"):
+        assert re.search(r"(?m)^(Returns|Yields):", text), f"{name} does not describe its result"

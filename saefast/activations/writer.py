@@ -206,8 +206,8 @@ class StoreWriter:
             self._open = False
             raise OSError(
                 error.errno,
-                f"{error.strerror} (earlier shards, {number} with {self._index.rows} rows in all, are "
-                f"complete; continue with StoreWriter(path, resume=True))",
+                f"{error.strerror} (earlier shards: {number} with {self._index.rows} rows in all, "
+                f"are complete; continue with StoreWriter(path, resume=True))",
                 error.filename,
             ) from error
         self._index, self._filled = index, 0

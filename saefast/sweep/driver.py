@@ -144,8 +144,8 @@ def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str
         listed = "; ".join(f"{each.cell}: {', '.join(each.differences)}" for each in changed)
         raise ValueError(
             f"the sweep file has changed since {folder.root} was started, which changes "
-            f"{len(changed)} cell{'s' * (len(changed) > 1)}: {listed}; run them again with --remake, "
-            f"or choose another folder"
+            f"{len(changed)} cell{'s' * (len(changed) > 1)}: {listed}; run them again with "
+            f"--remake, or choose another folder"
         )
     for each in changed:
         tell(f"{each.cell} is run again: {', '.join(each.differences)}")

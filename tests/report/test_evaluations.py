@@ -19,7 +19,14 @@ from helpers.evaluated_run import (
 from helpers.report_page import page_of
 from helpers.tiny_run import NASTY, with_language_model
 
-from saefast.disk.tables import read_json, read_table, write_json, write_rows, write_table
+from saefast.disk.tables import (
+    add_columns,
+    read_json,
+    read_table,
+    write_json,
+    write_rows,
+    write_table,
+)
 from saefast.evaluation.intervals import smallest_difference
 from saefast.report import findings_of, write_report
 from saefast.run_folder import EVALUATIONS, FEATURES, SCORES, STAGES
@@ -113,23 +120,30 @@ def test_groups_are_above_random_latents_of_equal_mass(run: Path) -> None:
     ]
 
 
+def scatter(run: Path) -> list[str]:
+    marks = drawn(run, "explanations-steering").items()
+    return [hover for hover, mark in marks if mark.get("cx")]
+
+
 def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
-    rows = [
-        row
-        for row in read_table(run / FEATURES).to_pylist()
-        if np.isfinite(row["steer_specificity"]) and np.isfinite(row["steer_success"])
-    ]
-    points = [
-        hover for hover, mark in drawn(run, "explanations-steering").items() if mark.get("cx")
-    ]
-    assert points == [
-        f"{row['seed']}:{row['feature']} {row['group']}: detection above that of another "
-        f"explanation {row['steer_specificity']:.3f}, success {row['steer_success']:.3f}, in the "
-        "direction of another feature 0.125"
-        for row in rows
-    ]
-    page = "".join(page_of(run).text)
-    assert "specificity 0.10 (95\u00a0% interval 0.000 to 0.200, 60 features)" in page
+    table = read_table(run / FEATURES).to_pylist()
+    rows = [row for row in table if np.isfinite(row["steer_success"])]
+
+    def expected(score: str, words: str) -> list[str]:
+        return [
+            f"{row['seed']}:{row['feature']} {row['group']}: {words} {row[score]:.3f}, success "
+            f"{row['steer_success']:.3f}, in the direction of another feature 0.125"
+            for row in rows
+            if np.isfinite(row[score])
+        ]
+
+    # Half of the features have no specificity, so the score of the rule has more points.
+    assert scatter(run) == expected("rule_score", "balanced accuracy of the rule")
+    for row in table:
+        row["rule_score"] = row["rule_score"] if np.isfinite(row["steer_specificity"]) else np.nan
+    add_columns(run / FEATURES, {"rule_score": [row["rule_score"] for row in table]})
+    words = "detection above that of another explanation"
+    assert scatter(run) == expected("steer_specificity", words)
 
 
 def test_without_detection_the_scatter_uses_rules(run: Path) -> None:

@@ -246,8 +246,9 @@ def _too_few(split: Split, classes: Sequence[str], least: int) -> str:
     if recognised >= least and split.words:
         return ""
     return (
-        f"absorption is not measured: the number of classes that probes recognise in the activations "
-        f"(F1 above {LEAST_F1}) is {recognised} of {len(classes)}, and must be at least {least}"
+        f"absorption is not measured: the number of classes that probes recognise in the "
+        f"activations (F1 above {LEAST_F1}) is {recognised} of {len(classes)}, and must be at "
+        f"least {least}"
     )
 
 

@@ -105,8 +105,8 @@ def prediction(data: RunData) -> Iterator[Finding]:
     )
     yield Finding(
         TITLES["steer"],
-        f"Rank correlation with the gain from steering: {listed}. At 0, explanations do not predict "
-        f"steering; published values are weak, 0.06 to 0.3.{_held_fixed(data)}",
+        f"Rank correlation with the gain from steering: {listed}. At 0, explanations do not "
+        f"predict steering; published values are weak, 0.06 to 0.3.{_held_fixed(data)}",
         verdict,
         claim=f"Explanations hardly predict steering (rank correlation below {_WEAK:g})",
         holds={AGREES: HOLDS, DISAGREES: FAILS, MIXED: FAILS}.get(verdict, UNCLEAR),

@@ -173,7 +173,8 @@ def contributions(data: RunData) -> Iterator[Finding]:
     words_by_group = ", ".join(f"for {name} features {words}" for name, words in parts.items())
     yield Finding(
         "Contributions",
-        f"The squared correlation of a group's contributions to tokens between two SAEs is {words_by_group}.",
+        f"The squared correlation of a group's contributions to tokens between two SAEs is "
+        f"{words_by_group}.",
         claim=f"The {group} features of two SAEs contribute the same to tokens, more than random "
         "ones",
         holds=decided[group],

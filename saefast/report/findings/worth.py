@@ -185,9 +185,9 @@ def frequency(data: RunData) -> Iterator[Finding]:
     comparison = {HOLDS: "less", FAILS: "more"}.get(holds, "as much, as far as is known")
     yield Finding(
         "At equal frequency",
-        f"Among features that fire as often and as strongly, an unstable one contributes {comparison}: "
-        f"its effect on the error is {times[1]:.2f} times that of another (95 % interval "
-        f"{times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
+        f"Among features that fire as often and as strongly, an unstable one contributes "
+        f"{comparison}: its effect on the error is {times[1]:.2f} times that of another (95 % "
+        f"interval {times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
         compared(holds),
         claim="At equal frequency an unstable feature contributes less",
         holds=holds,
