@@ -13,6 +13,10 @@ from saefast.report.scale import Scale, short
 
 WIDTH, HEIGHT = 480, 300
 _RIGHT, _TOP, _BOTTOM = 14, 30, 46
+_NARROW, _WIDE = 6.6, 8
+"""widths of a letter of the legend, at the size of the text and at its size on a phone"""
+_GAP = 29.0
+"""width of a mark of the legend, with the spaces around it"""
 _LINE = 14
 """distance between two lines of names below the x axis"""
 
@@ -246,7 +250,7 @@ class Chart:
         )
         height = (self.top + self._bottom) / 2
         parts.append(
-            f'<text transform="translate(13 {height:.0f}) rotate(-90)" text-anchor="middle">'
+            f'<text transform="translate(16 {height:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y_label)}</text>"
         )
         return "".join(parts)
@@ -259,6 +263,8 @@ class Chart:
 
     def _legends(self) -> str:
         parts, x = [], float(self.left)
+        wide = sum(_GAP + _WIDE * len(words) for words, *_ in self._legend) < self.width - self.left
+        letter, kind_of_text = (_WIDE, "") if wide else (_NARROW, ' class="narrow"')
         for words, colour, kind in self._legend:
             if kind == "f":
                 parts.append(f'<rect class="f {colour}" x="{x:.0f}" y="7" width="11" height="11"/>')
@@ -266,8 +272,8 @@ class Chart:
                 dashed = " dashed" if kind == "d" else ""
                 parts.append(f'<path class="l {colour}{dashed}" d="M{x:.0f} 13h16"/>')
                 x += 5
-            parts.append(f'<text x="{x + 15:.0f}" y="17">{escape(words)}</text>')
-            x += 15 + 6.6 * len(words) + 14
+            parts.append(f'<text{kind_of_text} x="{x + 15:.0f}" y="17">{escape(words)}</text>')
+            x += _GAP + letter * len(words)
         return "".join(parts)
 
 

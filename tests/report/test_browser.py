@@ -42,6 +42,12 @@ def figures_that_fit(page: Any, screen: str) -> int:
         }).map(text => text.textContent)""",
     )
     assert texts == []
+    sizes = page.eval_on_selector_all(
+        "figure svg text",
+        """texts => texts.map(text => text.getScreenCTM().a
+            ? parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a : 99)""",
+    )
+    assert min(sizes) > 9  # pixels
     return len(boxes)
 
 
@@ -69,10 +75,10 @@ def test_search_finds_explanations(evaluated: Path) -> None:
         assert shown(page, "explanation")[0] == one["explanation"]
         page.focus("#features tbody tr button")
         page.keyboard.press("Enter")
-        shown = detail(page)
-        assert "alert(1)" in shown  # shown, not run
+        opened_row = detail(page)
+        assert "alert(1)" in opened_row  # shown, not run
         score = float(f"{one['rule_score']:.3g}")
-        assert f"rule {score} (by chance up to 0.625)" in shown
+        assert f"rule {score} (by chance up to 0.625)" in opened_row
         search(page, "")
         page.click("th[data-column=explanation] button")
         assert shown(page, "explanation")[0].startswith("token is")
