@@ -78,7 +78,7 @@ def surface() -> str:
 
 
 def caption() -> str:
-    """Return the caption: what the columns are, time, memory and commit."""
+    """Return the caption: the columns, time, memory and commit."""
     result = load("evaluations")
     machine, budgets = result["machine"], result["budgets"]
     times = "; ".join(

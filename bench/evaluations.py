@@ -95,7 +95,7 @@ def _evaluated(run: Path, beside: list[Path], budget: str) -> dict[str, Any]:
 
 
 def reduced(printed: dict[str, Any]) -> dict[str, Any]:
-    """Return what the results keep of the output of `saefast evaluate --json`."""
+    """Return the part of the output of `saefast evaluate --json` that is committed."""
     return {
         "stages": {name: printed["stages"][name]["seconds"] for name in KEPT},
         "notes": {name: printed[name]["notes"] for name in KEPT},

@@ -108,7 +108,7 @@ def this_machine() -> Machine:
 
 
 def hints(machine: Machine) -> list[str]:
-    """Return what would make a machine faster and how to get it, the greatest gain first."""
+    """Return changes that would make the machine faster, the greatest gain first."""
     fastest = min(machine.screen_ms, key=lambda name: machine.screen_ms[name])
     on_gpu = machine.sees_gpu
     limit = next((n for n in _THREAD_LIMITS if os.environ.get(n)), None)

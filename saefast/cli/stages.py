@@ -71,7 +71,8 @@ def match(
     sentence = ", ".join(f"{pair}: {share:.3f}" for pair, share in shares.items())
     written = [] if out is None else sorted(out.glob("*-*.parquet"))
     facts = {"shared_at_0.7": shares}
-    tell(f"share of features with a partner of cosine 0.7: {sentence}", facts, written, json_output)
+    kind = "absolute cosine" if absolute else "cosine"
+    tell(f"share of features with a partner of {kind} 0.7: {sentence}", facts, written, json_output)
 
 
 def stability(

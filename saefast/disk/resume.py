@@ -9,7 +9,7 @@ def refuse_existing(path: Path, resume: bool) -> None:
     One rule holds for every function that fills a folder over time: `train_saes`, `harvest`,
     `StoreWriter`, `match_all`, `evaluate_pooling` and `run_pipeline`.
 
-    - `resume=False`, the default: what is there already is refused and stays as it is.
+    - `resume=False`, the default: existing results are refused and stay as they are.
     - `resume=True`: what is finished is kept, what was interrupted goes on, and what is not there
       is begun. The result has the bits of a run that was never interrupted. Trainings and stores
       that were begun with other inputs or settings are refused; matches and stages of a run that

@@ -101,7 +101,7 @@ def _present(paths: Collection[Path], names: Collection[str]) -> list[str]:
 
 
 def _no_sae(names: Collection[str], place: str, where: str) -> str:
-    """Return what is missing, and the folders that hold SAEs, those of similar name first."""
+    """Return a message on the missing SAE, with folders that hold SAEs, similar names first."""
     folders: dict[str, list[str]] = {}
     for name in names:
         parent, _, file = name.rpartition("/")

@@ -104,7 +104,7 @@ def measure_overlap(
     progress: bool = True,
     **options: Unpack[SearchOptions],
 ) -> Overlap:
-    """Measure what two dictionaries share: shared features, equal partners, MMCS, PW-MCC.
+    """Measure the overlap of two dictionaries: shared features, equal partners, MMCS, PW-MCC.
 
     Args:
         a: first dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Measures of

@@ -225,7 +225,7 @@ class _Overlaps(NamedTuple):
 def _by_block(
     dictionaries: Sequence[Dictionary], stability: Stability, world: LowRankWorld
 ) -> _Blocks:
-    """Return what recurs and what is recovered, in the subspace and outside."""
+    """Return the shares of recurring and recovered features, in the subspace and outside."""
     inside = [_is_inside(dictionary.W_dec, world.subspace) for dictionary in dictionaries]
     inside = [alive & mask for alive, mask in zip(stability.alive, inside, strict=True)]
     outside = [alive & ~mask for alive, mask in zip(stability.alive, inside, strict=True)]

@@ -64,8 +64,8 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
         )
     axes = {}
     given: dict[str, str] = {}
-    for name, given in _flat(grid, "grid", sets):
-        values = axes[name] = _values(name, given)
+    for name, table in _flat(grid, "grid", sets):
+        values = axes[name] = _values(name, table)
         if name in sets:
             for value in values:
                 if value not in sets[name]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import saefast
-from saefast import ThresholdCode, reference
+from saefast import SparseCode, ThresholdCode, reference
 from saefast.ops.batch_topk import BatchCode
 
 
@@ -114,7 +114,9 @@ def assert_right(actual: BatchCode, scores: Tensor, k: int) -> None:
     assert_same_bits(indices, torch.where(filled, order, 0))
 
 
-def assert_same_code(actual: ThresholdCode, expected: ThresholdCode) -> None:
+def assert_same_code(
+    actual: SparseCode | ThresholdCode, expected: SparseCode | ThresholdCode
+) -> None:
     for a, e in zip(actual, expected, strict=True):
         assert_same_bits(a, e)
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.codes import assert_top_k
-from helpers.strategies import Shape, dtypes, normal, seeds, shapes, small_integers, uneven
+from helpers.codes import assert_same_code, assert_top_k
+from helpers.strategies import Shape, normal, seeds, shapes, small_integers
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from torch import Tensor
@@ -14,11 +14,6 @@ from saefast.ops.cpu import native
 from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.screens import usable_screens
-
-
-def assert_same_code(actual: SparseCode, expected: SparseCode) -> None:
-    assert_same_bits(actual.indices, expected.indices)
-    assert_same_bits(actual.values, expected.values)
 
 
 def dense(scores: Tensor, k: int) -> SparseCode:
@@ -34,42 +29,6 @@ def test_the_reference_is_the_definition(shape: Shape, seed: int) -> None:
     scores = small_integers((shape.n, shape.m), seed, torch.float32)
     code = reference.topk_encode(scores, torch.eye(shape.m), k=shape.k, absolute=True)
     assert_same_code(code, dense(scores, shape.k))
-
-
-@settings(max_examples=40)
-@given(shape=shapes(), dtype=dtypes, seed=seeds)
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_integers_give_the_reference_bit_for_bit(
-    level: str, shape: Shape, dtype: torch.dtype, seed: int, with_bias: bool
-) -> None:
-    n, d, m, k = shape
-    x, weight = small_integers((n, d), seed, dtype), small_integers((m, d), seed + 1, dtype)
-    bias = small_integers((m,), seed + 2, dtype) if with_bias else None
-    scale = small_integers((m,), seed + 3, dtype) if with_bias else None
-    if bias is not None:  # masked latents come last, whatever their scale
-        bias[torch.rand(m, generator=torch.Generator().manual_seed(seed)) < 0.3] = -torch.inf
-    expected = reference.topk_encode(x, weight, bias, k=k, scale=scale, absolute=True)
-    for screen in usable_screens():
-        code = encode_on_cpu(x, weight, bias, scale, k, "exact", screen, absolute=True)
-        assert_same_code(code, expected)
-
-
-@settings(max_examples=30)
-@given(shape=shapes(), dtype=dtypes, seed=seeds)
-@pytest.mark.parametrize("data", [normal, uneven])
-def test_exact_is_the_top_k_of_full_precision(
-    level: str, shape: Shape, dtype: torch.dtype, seed: int, data: object
-) -> None:
-    n, d, m, k = shape
-    x, weight = data((n, d), seed, dtype), data((m, d), seed + 1, dtype)  # type: ignore[operator]
-    bias, scale = normal((m,), seed + 2, dtype), normal((m,), seed + 3, dtype)
-    codes = [
-        encode_on_cpu(x, weight, bias, scale, k, "exact", screen, absolute=True)
-        for screen in usable_screens()
-    ]
-    assert_top_k(codes[0], x, weight, bias, scale, absolute=True)
-    for other in codes[1:]:
-        assert_same_code(other, codes[0])
 
 
 @given(seed=seeds)

@@ -29,16 +29,19 @@ from saefast.ops.screens import usable_screens
 @settings(max_examples=40)
 @given(shape=shapes(), dtype=dtypes, seed=seeds)
 @pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("absolute", [False, True])
 def test_integers_give_the_reference_bit_for_bit(
-    level: str, shape: Shape, dtype: torch.dtype, seed: int, with_bias: bool
+    level: str, shape: Shape, dtype: torch.dtype, seed: int, with_bias: bool, absolute: bool
 ) -> None:
     n, d, m, k = shape
     x, weight = small_integers((n, d), seed, dtype), small_integers((m, d), seed + 1, dtype)
     bias = small_integers((m,), seed + 2, dtype) if with_bias else None
     scale = small_integers((m,), seed + 3, dtype) if with_bias else None
-    expected = reference.topk_encode(x, weight, bias, k=k, scale=scale)
+    if bias is not None:  # masked latents come last, whatever their scale
+        bias[torch.rand(m, generator=torch.Generator().manual_seed(seed)) < 0.3] = -torch.inf
+    expected = reference.topk_encode(x, weight, bias, k=k, scale=scale, absolute=absolute)
     for screen in usable_screens():
-        actual = encode_on_cpu(x, weight, bias, scale, k, "exact", screen)
+        actual = encode_on_cpu(x, weight, bias, scale, k, "exact", screen, absolute=absolute)
         assert_same_bits(actual.indices, expected.indices)
         assert_same_bits(actual.values, expected.values)
 
@@ -46,16 +49,18 @@ def test_integers_give_the_reference_bit_for_bit(
 @settings(max_examples=30)
 @given(shape=shapes(), dtype=dtypes, seed=seeds)
 @pytest.mark.parametrize("data", [normal, uneven])
+@pytest.mark.parametrize("absolute", [False, True])
 def test_exact_is_the_top_k_of_full_precision(
-    level: str, shape: Shape, dtype: torch.dtype, seed: int, data: object
+    level: str, shape: Shape, dtype: torch.dtype, seed: int, data: object, absolute: bool
 ) -> None:
     n, d, m, k = shape
     x, weight = data((n, d), seed, dtype), data((m, d), seed + 1, dtype)
     bias, scale = normal((m,), seed + 2, dtype), normal((m,), seed + 3, dtype)
     codes = [
-        encode_on_cpu(x, weight, bias, scale, k, "exact", screen) for screen in usable_screens()
+        encode_on_cpu(x, weight, bias, scale, k, "exact", screen, absolute=absolute)
+        for screen in usable_screens()
     ]
-    assert_top_k(codes[0], x, weight, bias, scale)
+    assert_top_k(codes[0], x, weight, bias, scale, absolute=absolute)
     for other in codes[1:]:
         assert_same_bits(other.indices, codes[0].indices)
         assert_same_bits(other.values, codes[0].values)

@@ -265,7 +265,7 @@ def test_words_of_values() -> None:
 def test_many_values_have_some_lines_and_say_so(tmp_path: Path) -> None:
     axes = {"train.seed": list(range(1, 26)), "train.k": [4, 8]}
     page = page_of(swept_table(tmp_path / "sweep", axes))
-    assert "15 others not drawn" in text_of(page)
+    assert "not drawn: 15" in text_of(page)
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _forest(rows: Sequence[_Row]) -> Chart:
         rows[0].score.measure,
         "",
         y_names=[_shortened(row.name) for row in reversed(rows)],
-        left=124,
+        left=142,
     )
     for place, (name, colour, score) in enumerate(reversed(rows)):
         for words, value, its_colour in (

@@ -202,7 +202,7 @@ def _ordered(values: list[Any]) -> tuple[Any, ...]:
 
 
 def _key(value: Any) -> str:
-    """Return what identifies a value on an axis; True and 1 differ, 1 and 1.0 do not."""
+    """Return a key of a value on an axis; those of True and 1 differ, those of 1 and 1.0 do not."""
     return repr(float(value)) if _is_number(value) else json.dumps(value, sort_keys=True)
 
 

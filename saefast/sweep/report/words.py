@@ -53,7 +53,7 @@ def facts_of_sweep(data: SweepData) -> list[tuple[str, str]]:
 
 
 def alternative(axis: Axis, curves: Collection[Curve], by: Axis | None) -> str:
-    """Return what a chart shows in words, for readers of screens."""
+    """Describe a chart in words, for screen readers."""
     if by is not None:
         return f"A line for each of {len(by.values)} values of {by.name}."
     points = [point for curve in curves for point in curve.points]
