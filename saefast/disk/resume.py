@@ -1,4 +1,4 @@
-"""The rule for a folder that already holds what a function is about to write."""
+"""Rule for folders that already hold results of the function that is called."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ def refuse_existing(path: Path, resume: bool) -> None:
     `StoreWriter`, `match_all`, `evaluate_pooling` and `run_pipeline`.
 
     - `resume=False`, the default: existing results are refused and stay as they are.
-    - `resume=True`: what is finished is kept, what was interrupted goes on, and what is not there
-      is begun. The result has the bits of a run that was never interrupted. Trainings and stores
+    - `resume=True`: finished work is kept, interrupted work continues, and missing work is begun.
+      The result has the bits of a run that was never interrupted. Trainings and stores
       that were begun with other inputs or settings are refused; matches and stages of a run that
       were made from others are made again.
 
-    Every command passes `resume=True`: repeated, it goes on.
+    Every command passes `resume=True`, so that a repetition of the command continues.
 
     Args:
-        path: the file or folder by which earlier work is known.
-        resume: whether to go on with it.
+        path: file or folder that exists if there is earlier work.
+        resume: whether to continue it.
 
     Raises:
         FileExistsError: `path` exists, and `resume` is False.

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import saefast
 from saefast import SparseCode, reference
-from saefast.ops.cpu import native
 from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.screens import usable_screens
@@ -105,32 +104,6 @@ def test_a_row_of_zeros_and_scores_of_nan(level: str) -> None:
         code = encode_on_cpu(1e30 * x, over, None, None, 2, "exact", screen, absolute=True)
         assert code.indices.tolist() == [[3, 4]]
         assert code.values[0, 0].isnan()
-
-
-@pytest.mark.usefixtures("torch_threads")
-@pytest.mark.parametrize("precision", ["exact", "bf16"])
-@pytest.mark.parametrize("n", [1, 5, 200])
-def test_any_number_of_threads_gives_the_same_bits(level: str, n: int, precision: str) -> None:
-    x, weight = normal((n, 70), 0, torch.float32), normal((1500, 70), 1, torch.float32)
-    codes = []
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        codes.append(saefast.topk_encode(x, weight, k=20, precision=precision, absolute=True))
-    assert (codes[0].values < 0).any()
-    for code in codes[1:]:
-        assert_same_code(code, codes[0])
-
-
-def test_every_instruction_set_gives_the_same_bits() -> None:
-    x, weight = normal((50, 131), 0, torch.float32), normal((900, 131), 1, torch.float32)
-    before = native.level()
-    codes = []
-    for name in native.usable_levels():
-        native.use_level(name)
-        codes.append(saefast.topk_encode(x, weight, k=33, absolute=True))
-    native.use_level(before)
-    for code in codes[1:]:
-        assert_same_code(code, codes[0])
 
 
 @pytest.mark.parametrize("screen", ["native-float32", "torch-float32"])

@@ -226,24 +226,28 @@ def test_rows_and_columns_can_be_permuted(shape: Shape, seed: int) -> None:
 @pytest.mark.usefixtures("torch_threads")
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 @pytest.mark.parametrize("n", [1, 5, 200])
-def test_any_number_of_threads_gives_the_same_bits(level: str, n: int, precision: str) -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(
+    level: str, n: int, precision: str, absolute: bool
+) -> None:
     x, weight = normal((n, 70), 0, torch.float32), normal((1500, 70), 1, torch.float32)
     codes = []
     for threads in (1, 2, 3, 2):
         torch.set_num_threads(threads)
-        codes.append(saefast.topk_encode(x, weight, k=20, precision=precision))
+        codes.append(saefast.topk_encode(x, weight, k=20, precision=precision, absolute=absolute))
     for code in codes[1:]:
         assert_same_bits(code.indices, codes[0].indices)
         assert_same_bits(code.values, codes[0].values)
 
 
-def test_every_instruction_set_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_every_instruction_set_gives_the_same_bits(absolute: bool) -> None:
     x, weight = normal((50, 131), 0, torch.float32), normal((900, 131), 1, torch.float32)
     before = native.level()
     codes = []
     for name in native.usable_levels():
         native.use_level(name)
-        codes.append(saefast.topk_encode(x, weight, k=33))
+        codes.append(saefast.topk_encode(x, weight, k=33, absolute=absolute))
     native.use_level(before)
     for code in codes[1:]:
         assert_same_bits(code.indices, codes[0].indices)
