@@ -7,7 +7,7 @@
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+_WORLDS_WITHOUT_OWN_NUMBERS = {"ecd6cc3", "3745b0b"}
+"""Commits of quality rows at which PlantedWorld drew the numbers of an SAE of the same seed."""
 _NAMES = {
     ("saefast", "exact"): "**saefast**, exact",
     ("saefast", "bf16"): '**saefast**, `precision="bf16"`',
@@ -84,6 +86,15 @@ def _judged(rows: list[dict[str, Any]]) -> str:
     return f"{explained:.3f}, {100 * dead:.1f} %, {seconds:.0f} s"
 
 
+def _start(commits: Collection[str]) -> str:
+    """Return a sentence on the rows of commits at which planted worlds had no own random numbers."""
+    if _WORLDS_WITHOUT_OWN_NUMBERS.isdisjoint(commits):
+        return ""
+    return (
+        " At these commits all trainers began at directions of the planted data, by the same seed."
+    )
+
+
 def quality_caption() -> str:
     """Return the caption: data, seeds and commits of the trainings."""
     result = load("quality")
@@ -101,7 +112,7 @@ def quality_caption() -> str:
         "Variance explained on held-out rows, share of latents that fire on none of them, and wall "
         "time (one after the other on a shared machine; the first table compares speed). All start "
         f"from the same weights, with the same batches and learning rates. {trained}; {seeds} seed"
-        f"{'s' * (seeds > 1)}. At commit {measured}."
+        f"{'s' * (seeds > 1)}. At commit {measured}.{_start(commits)}"
     )
 
 

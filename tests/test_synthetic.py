@@ -17,6 +17,7 @@ import saefast
 from saefast import Dictionary
 from saefast.synthetic import (
     LowRankWorld,
+    PlantedWorld,
     Strength,
     World,
     explain,
@@ -33,6 +34,12 @@ WORLDS = {
     "constant": lambda: sphere_world(200, 16, l0=3),
     "log uniform": lambda: sphere_world(200, 16, l0=3, firing="log_uniform"),
     "nested": lambda: nested_world(120, 16, trees=4, branching=3, depth=2, rank=6, contexts=16),
+}
+PLANTED = {
+    "planted": lambda seed: PlantedWorld.create(64, 16, seed=seed),
+    "low rank": lambda seed: LowRankWorld.create(d=24, stable=12, rank=5, rare=30, seed=seed),
+    "sphere": lambda seed: sphere_world(200, 16, l0=3, seed=seed),
+    "nested": lambda seed: nested_world(120, 16, trees=4, branching=3, depth=2, seed=seed),
 }
 worlds = pytest.mark.parametrize("make", WORLDS.values(), ids=WORLDS.keys())
 
@@ -380,3 +387,13 @@ def test_a_kept_part_of_features_explains_its_part() -> None:
 def test_bad_worlds_raise(make: Any, error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("make", PLANTED.values(), ids=PLANTED.keys())
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_sae_of_the_seed_of_a_world_does_not_start_at_the_truth(make: Any, seed: int) -> None:
+    features = make(seed).features
+    sae = saefast.SAE(features.shape[1], len(features), k=2, seed=seed)
+    cosines = (features * sae.W_dec.detach()).sum(1)
+    assert cosines.abs().max() < 0.95
+    assert cosines.mean().abs() < 0.2

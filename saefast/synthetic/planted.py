@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast.synthetic.world import unit_directions, world_generator
+
 
 @dataclass(frozen=True)
 class PlantedWorld:
@@ -38,9 +40,8 @@ class PlantedWorld:
         Returns:
             World with `count` features.
         """
-        generator = torch.Generator().manual_seed(seed)
-        features = torch.randn(count, d, generator=generator)
-        return cls(features / features.norm(dim=1, keepdim=True), active, noise, seed)
+        features = unit_directions(count, d, world_generator(seed))
+        return cls(features, active, noise, seed)
 
     def sample(self, n: int, batch: int) -> Tensor:
         """Draw rows; the same batch number gives the same rows.
