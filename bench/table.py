@@ -87,7 +87,7 @@ def _judged(rows: list[dict[str, Any]]) -> str:
 
 
 def _start(commits: Collection[str]) -> str:
-    """Return a sentence on the rows of commits at which planted worlds had no own random numbers."""
+    """Return a sentence on rows whose planted world had no random numbers of its own."""
     if _WORLDS_WITHOUT_OWN_NUMBERS.isdisjoint(commits):
         return ""
     return (

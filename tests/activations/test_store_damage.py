@@ -69,9 +69,9 @@ def test_verify_detects_a_flipped_bit(place: int, tmp_path: Path) -> None:
     content[place] ^= 1
     shard(folder, 1).write_bytes(content)
     shard(folder, 2).unlink()
-    with pytest.raises(ValueError, match=r"2 of 3 .*00001.* checksum .*00002.* is missing"):
+    with pytest.raises(ValueError, match=r"2 of 3.*00001.* checksum .*00002.* is missing"):
         verify_store(folder)
-    with pytest.raises(ValueError, match="2 of 3 shards are damaged"):
+    with pytest.raises(ValueError, match=r"damaged shards, .*\(2 of 3\)"):
         StoreActivations(folder, verify=True)
 
 

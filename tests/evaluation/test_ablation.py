@@ -71,7 +71,7 @@ def test_groups_and_effects_equal_those_of_the_dense_sum(n, d, m, variant, batch
 @pytest.fixture(scope="module")
 def planted() -> tuple[SAE, Tensor, dict[str, Tensor]]:
     """Make true latents and as many with random directions that fire equally."""
-    world = PlantedWorld.create(48, 96, active=4, noise=0.1, seed=1)
+    world = PlantedWorld.create(48, 96, active=4, noise=0.1)
     sae = SAE(96, 96, k=8, seed=7)
     random = torch.randn(48, 96, generator=generator(3))
     with torch.no_grad():
@@ -100,7 +100,9 @@ def test_planted_stable_features_explain_the_variance(planted):
         line = lines["unstable", control]
         assert line.keep - 3 * line.keep_std / 6**0.5 > unstable.keep
     effect = found.effect
-    assert effect[masks["stable"]].median() > 5 * effect[masks["unstable"]].median().abs()
+    # Random directions only add to the error: it falls without most of them.
+    assert effect[masks["stable"]].median() > 0.05
+    assert effect[masks["unstable"]].median() < 0
     table = found.to_table()
     assert table.num_rows == 2 * (1 + 2 * 6)
     assert found.lost_variance[0] == effect[0] / found.variance

@@ -154,11 +154,10 @@ def test_shuffled_labels_are_refused() -> None:
     refused = measured(world._replace(labels=world.labels[order]), sae)
     assert refused.scores == ()
     (note,) = refused.notes
-    assert "recognise 0 of 4 classes" in note
+    assert "is 0 of 4, and must be at least 1" in note
     assert measured(world, sae, least_classes=4).scores
     (note,) = measured(world, sae, least_classes=5).notes
-    assert "recognise 4 of 4" in note
-    assert "5 are needed" in note
+    assert "is 4 of 4, and must be at least 5" in note
 
 
 def test_a_class_of_two_latents_has_both_as_main_latents() -> None:
@@ -302,7 +301,7 @@ def test_a_model_is_read_at_words_of_one_token() -> None:
     asked = {letter: "vowel" if letter.lower() in "aeiou" else "other" for letter in letters}
     sae = tiny_lm.random_sae()
     found = absorb(model, 0, sae, task={**asked, "ab": "vowel"}, examples=2, progress=False)
-    assert "1 of 53 words are not a single token and are left out" in found.notes
+    assert "words left out, since they are not a single token: 1 of 53" in found.notes
     again = absorb(model, 0, sae, task={**asked, "ab": "vowel"}, examples=2, progress=False)
     assert str(found) == str(again)
     assert str(found.scores) == str(again.scores)
@@ -333,7 +332,7 @@ def test_first_letters_need_twenty_classes() -> None:
     tiny_lm = pytest.importorskip("helpers.tiny_lm")
     found = absorb(tiny_lm.llama(), 1, tiny_lm.random_sae(), progress=False)
     assert found.scores == ()
-    assert "of 26 classes" in found.notes[0]
+    assert "is 0 of 26" in found.notes[0]
     assert "and 20 are needed" in found.notes[0]
 
 
