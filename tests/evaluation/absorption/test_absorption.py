@@ -333,7 +333,7 @@ def test_first_letters_need_twenty_classes() -> None:
     found = absorb(tiny_lm.llama(), 1, tiny_lm.random_sae(), progress=False)
     assert found.scores == ()
     assert "is 0 of 26" in found.notes[0]
-    assert "and 20 are needed" in found.notes[0]
+    assert "must be at least 20" in found.notes[0]
 
 
 def test_words_have_the_prompt_before_them() -> None:

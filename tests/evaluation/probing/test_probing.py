@@ -15,7 +15,6 @@ from helpers.tiny_lm import D, llama, random_sae
 import saefast
 from saefast.evaluation.conditions import Condition, rival_conditions
 from saefast.evaluation.intervals import auroc
-from saefast.evaluation.probing.best_latents import agreement
 from saefast.evaluation.probing.evaluation import probe
 from saefast.evaluation.probing.rows import task_rows
 from saefast.evaluation.probing.tasks import LabelledTask, Span, labelled_task
@@ -216,16 +215,6 @@ def test_two_seeds_agree_on_their_best_latents() -> None:
     with torch.no_grad():
         saes[1].W_dec.copy_(saes[1].W_dec[torch.arange(26).roll(1)])
     assert quietly(model, SITE, saes, tasks).overall("best latents matched").value < 0.5
-
-
-def test_best_latents_of_abstopk_match_up_to_sign() -> None:
-    best, random = [[0, 1, 2]] * 2, [[torch.arange(3)] * 3] * 2
-    for variant, expected in (("abstopk", 1.0), ("topk", 0.0)):
-        saes = [saefast.SAE(26, 26, variant=variant, k=2, seed=0) for _ in range(2)]
-        with torch.no_grad():
-            saes[1].W_dec.copy_(-saes[0].W_dec)
-        found, chance = agreement(saes, best, random)
-        assert found.tolist() == chance.tolist() == [[expected] * 3]
 
 
 def test_the_same_arguments_give_the_same_bytes_on_any_number_of_threads(

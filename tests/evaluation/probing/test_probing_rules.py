@@ -8,8 +8,9 @@ import torch
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
+from saefast import SAE
 from saefast.evaluation.intervals import auroc
-from saefast.evaluation.probing.best_latents import hypergeometric_tail
+from saefast.evaluation.probing.best_latents import agreement, hypergeometric_tail
 from saefast.evaluation.probing.logistic import Fit, fit_l2
 from saefast.evaluation.probing.one_task import Controls, Split, probe_latents, probe_wide
 from saefast.evaluation.probing.rules import (
@@ -293,3 +294,13 @@ def test_the_hypergeometric_tail_equals_scipys() -> None:
         expected = stats.hypergeom.sf(hits - 1, total, marked, drawn)
         found = hypergeometric_tail(hits, drawn, marked, total)
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_best_latents_of_abstopk_match_up_to_sign() -> None:
+    best, random = [[0, 1, 2]] * 2, [[torch.arange(3)] * 3] * 2
+    for variant, expected in (("abstopk", 1.0), ("topk", 0.0)):
+        saes = [SAE(26, 26, variant=variant, k=2, seed=0) for _ in range(2)]
+        with torch.no_grad():
+            saes[1].W_dec.copy_(-saes[0].W_dec)
+        found, chance = agreement(saes, best, random)
+        assert found.tolist() == chance.tolist() == [[expected] * 3]
