@@ -37,8 +37,6 @@ def test_a_pool_of_abstopk_is_compared_up_to_sign():
 
 WORLD = PlantedWorld.create(24, 32, active=3, noise=0.1)
 ROWS, HELD_OUT = WORLD.sample(8000, 0), WORLD.sample(3000, 1)
-
-
 SCRATCH = TrainConfig(
     latents=40, k=3, tokens=20_000, batch_size=256, lr=3e-3, seeds=(0, 1, 2, 3), auxk=None
 )
