@@ -30,9 +30,14 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
+def capability(tensor: Tensor) -> tuple[int, int]:
+    """Return the compute capability of the tensor's device."""
+    return _capability(tensor.get_device())
+
+
 def has_tma(tensor: Tensor) -> bool:
     """Return whether tiles can be loaded by descriptor: from sm_90 on, and in the interpreter."""
-    return not tensor.is_cuda or _capability(tensor.get_device()) >= (9, 0)
+    return not tensor.is_cuda or capability(tensor) >= (9, 0)
 
 
 @functools.cache

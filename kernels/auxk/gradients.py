@@ -7,17 +7,16 @@ sums are float32 in a fixed order, without atomics.
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..device import (
     LAUNCH,
+    capability,
     interpreting,
     power_of_two,
     processors,
     programs_at_once,
-    shared_bytes,
     thread_registers,
 )
 from ..parts import empty_parts, tile, whole_tiles
@@ -43,25 +42,22 @@ class Tiling(NamedTuple):
     """blocks per multiprocessor"""
 
 
-TILINGS = {
-    1: [Tiling(64, 8, 2, 2)],
-    2: [Tiling(64, 8, 3, 1), Tiling(64, 8, 2, 1), Tiling(32, 8, 3, 1)],
-}
-"""tilings by the number of parts, the fastest on an H100 first; the last one fits every GPU"""
+ONE_PART = Tiling(64, 8, 2, 2)
+"""the fastest on an H100; its 64 KiB of shared memory fit every GPU from sm_80 on"""
+TWO_PARTS = {9: Tiling(64, 8, 3, 1), 10: Tiling(64, 8, 2, 1)}
+"""tilings by the major number of a device's capability; the first is the fastest on an H100"""
+TWO_PARTS_ELSEWHERE = Tiling(32, 8, 3, 1)
+"""tiling of devices whose tensor cores take operands from registers, which would spill more"""
 _INTERPRETED_TILING = Tiling(16, 4, 1, 1)
-_OTHER_SHARED = 2048
-"""bytes of shared memory for sums over a block"""
 
 
 def tiling_for(tensor: Tensor, parts: int) -> Tiling:
-    """Return the first tiling whose operands fit into the shared memory of the tensor's device."""
+    """Return the tiling of products of so many parts on the tensor's device."""
     if interpreting():
         return _INTERPRETED_TILING
-    *larger, smallest = TILINGS[parts]
-    of_depth = 2 * parts * tile() * torch.float16.itemsize
-    room = shared_bytes(tensor) - _OTHER_SHARED
-    fitting = (tiling for tiling in larger if of_depth * tiling.depth * tiling.stages <= room)
-    return next(fitting, smallest)
+    if parts == 1:
+        return ONE_PART
+    return TWO_PARTS.get(capability(tensor)[0], TWO_PARTS_ELSEWHERE)
 
 
 class Gradients(NamedTuple):

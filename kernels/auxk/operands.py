@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import LAUNCH, power_of_two, programs_at_once
+from ..device import LAUNCH, power_of_two, programs_at_once, thread_registers
 from ..parts import empty_parts, store_parts, tile, whole_tiles, wide
 from .bounds import DECODER, ENCODER, INPUTS, multiplier_at
 from .loss import error_moments
@@ -249,6 +249,7 @@ def operands(
         COLUMNS=min(tile(), 32),
         LANES=power_of_two(programs),
         num_warps=4,
+        maxnreg=thread_registers(16),
         **LAUNCH,
     )
     return found

@@ -109,9 +109,10 @@ def auxk_gradients(
     The weight of the loss is zero if no latent is dead. The active latents of a token are those
     with the largest scores; ties are broken by lower index.
 
-    On a GPU, float32 operands of all products are split into three bfloat16 parts, which is as
+    On a GPU, float32 operands of all products are split into two float16 parts, which is as
     accurate as float32 products: the error of a product over D numbers is at most
-    (2.5 (D + 32) 2^-24 + 2^-23) |x| |w|, where |x| and |w| are norms. Latents whose scores differ
+    (2.5 (D + 32) 2^-24 + 2^-20) |x| |w|, where |x| and |w| are norms, unless the numbers of a
+    matrix differ by more than 2^16. Latents whose scores differ
     by less may be exchanged, as between any two orders of a float32 sum. On a CPU the products are
     float32 products.
 
