@@ -65,6 +65,12 @@ _CASES: dict[str, tuple[tuple[str, str, str], ...]] = {
 The others are compared with the first row of a case. Rows without any time are left out.
 """
 
+_DECODED = {
+    "decode": "decode",
+    "decode+backward": "with gradients",
+    "decode+loss+backward": "with squared error and gradients",
+}
+
 _Times = dict[tuple[str, Shape, str, str], dict[str, Any]]
 
 
@@ -85,7 +91,8 @@ PREDICTED = {
 def table(result: dict[str, Any] | None = None) -> str:
     """Return the table of contestants: milliseconds, share of the floor, ratio to saefast."""
     times = _times(result or load("gpu"))
-    shapes = [shape for shape in GPU_SHAPES.values() if any(key[1] == shape for key in times)]
+    stepped = {shape for case, shape, *_ in times if case == "step"}
+    shapes = [shape for shape in GPU_SHAPES.values() if shape in stepped]
     shapes.sort(key=lambda shape: shape.gemm_flops)
     lines = [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
     for case, contestants in _CASES.items():
@@ -103,6 +110,12 @@ def caption(result: dict[str, Any] | None = None) -> str:
     result = result or load("gpu")
     machine, ceilings = result["machine"], result["ceilings"]
     versions = machine["versions"]
+    contests = {(case, *keys) for case, all_keys in _CASES.items() for *keys, _ in all_keys}
+    shown = [
+        row
+        for (case, _, rival, mode), row in _times(result).items()
+        if (case, rival, mode) in contests
+    ]
     names = [f"{name} {versions[name]}" for name in ("torch", "triton")]
     peers = [
         f"{name} {versions[name]}"
@@ -119,7 +132,7 @@ def caption(result: dict[str, Any] | None = None) -> str:
         "have none of these. The update is a part of the step: Adam alone is given the "
         "gradients that saefast sums up itself. (d, m, k, n) above each column. "
         f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, "
-        f"{', '.join(names + peers)}; at commit {result['commit']}."
+        f"{', '.join(names + peers)}; {_commits({**result, 'rows': shown})}."
     )
 
 
@@ -143,6 +156,101 @@ def predictions_caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: units, machine and commit."""
     result = result or load("gpu")
     return f"Milliseconds. {result['machine']['device']}, at commit {result['commit']}."
+
+
+def decodes(result: dict[str, Any] | None = None) -> str:
+    """Return the table of decodes beside flexsae's, of the run in which both were timed."""
+    result = result or load("gpu")
+    [commit] = {row.get("commit") for row in result["rows"] if row["rival"] == "flexsae"}
+    times = _times({"rows": [row for row in result["rows"] if row.get("commit") == commit]})
+    shapes = sorted({key[1] for key in times if key[2] == "flexsae"}, key=lambda shape: shape.d)
+    lines = [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
+    for case, name in _DECODED.items():
+        head = name
+        for mode in ("fp32", "bf16"):
+            cells = []
+            for shape in shapes:
+                ours, theirs = (
+                    times[case, shape, rival, mode]["ms"] for rival in ("saefast", "flexsae")
+                )
+                cells.append(f"{_ms(ours)}, {_ms(theirs)}, {theirs / ours:.2f} x")
+            lines.append([head, mode, *cells])
+            head = ""
+    return markdown(lines)
+
+
+def decodes_caption(result: dict[str, Any] | None = None) -> str:
+    """Return the caption: contents of a cell, machine and commit."""
+    result = result or load("gpu")
+    [commit] = {row["commit"] for row in result["rows"] if row["rival"] == "flexsae"}
+    return (
+        "Milliseconds of saefast, of flexsae's kernel, and their quotient: above one, saefast is "
+        f"faster. {result['machine']['device']}, at commit {commit}."
+    )
+
+
+def matchings(result: dict[str, Any] | None = None) -> str:
+    """Return the table of matchings: a row for each contestant."""
+    result = result or load("gpu")
+    lines = [["", "features of each dictionary", "", "seconds", "TFLOP/s"]]
+    lines.append(["---", "---", "---", "---:", "---:"])
+    rows = [row for row in result["rows"] if row["case"] in ("match", "nearest") and "ms" in row]
+    rows.sort(key=lambda row: (row["case"], row["shape"]["m"], row["rival"] != "saefast"))
+    for row in rows:
+        size = f"{row['shape']['m']:,} x {row['shape']['d']:,}"
+        name = f"**{row['rival']}**" if row["rival"] == "saefast" else row["rival"]
+        sides = "both directions" if row["sides"] == 2 else "one direction"
+        what = f"{name}, {row['mode']}, {sides}"
+        lines.append([row["case"], size, what, _ms(row["ms"] / 1e3), f"{row['gemm_tflops']:.0f}"])
+    return markdown(lines)
+
+
+def matchings_caption(result: dict[str, Any] | None = None) -> str:
+    """Return the caption: how the rows were measured, machine and commits."""
+    result = result or load("gpu")
+    versions = result["machine"]["versions"]
+    rows = [row for row in result["rows"] if row["case"] in ("match", "nearest")]
+    return (
+        "Every contestant found all partners that were planted. Operations are those of the "
+        f"products alone. {result['machine']['device']}, faiss-gpu {versions['faiss-gpu']}; "
+        f"{_commits({**result, 'rows': rows})}."
+    )
+
+
+def end_to_end(result: dict[str, Any] | None = None) -> str:
+    """Return the table of runs from text to trained SAEs."""
+    result = result or load("gpu")
+    lines = [["", "ms for 8,192 tokens", "tokens a second"], ["---", "---:", "---:"]]
+    for row in result["rows"]:
+        if row["case"] == "end to end":
+            mode = row["mode"].partition(";")[0]
+            lines.append([mode, _ms(row["ms"]), f"{row['tokens_per_second']:,}"])
+    return markdown(lines)
+
+
+def end_to_end_caption(result: dict[str, Any] | None = None) -> str:
+    """Return the caption: model, sizes, machine and commit."""
+    result = result or load("gpu")
+    rows = [row for row in result["rows"] if row["case"] == "end to end"]
+    [model] = {row["mode"].partition("; ")[2] for row in rows}
+    shape, tokens = Shape(**rows[0]["shape"]), rows[0]["tokens"]
+    return (
+        f"{model}; {tokens:,} tokens, (d, m, k, n) = {shape.text}. Steps without those that "
+        f"compile and capture. {result['machine']['device']}; "
+        f"{_commits({**result, 'rows': rows})}."
+    )
+
+
+def _commits(result: dict[str, Any]) -> str:
+    """Return the commits of the rows, and whose rows are of another than the result's."""
+    rivals: dict[str, set[str]] = {}
+    for row in result["rows"]:
+        if (commit := row.get("commit", result["commit"])) != result["commit"]:
+            rivals.setdefault(commit, set()).add(row["rival"])
+    own = any("commit" not in row for row in result["rows"])
+    parts = [f"at commit {result['commit']}"] if own else []
+    parts += [f"{', '.join(sorted(names))} at {commit}" for commit, names in rivals.items()]
+    return "; ".join(parts)
 
 
 def _times(result: dict[str, Any]) -> _Times:

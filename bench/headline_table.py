@@ -61,10 +61,24 @@ def caption() -> str:
     peers = ", ".join(
         f"{name} {versions[name]}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
     )
+    compared = {key[1] for key in _TRAINERS.values() if key[1] is not None}
+    others = " and ".join(
+        sorted(
+            {
+                row["commit"]
+                for row in gpu["rows"]
+                if row["case"] == "step"
+                and (row["rival"], row["mode"]) in compared
+                and "commit" in row
+                and row["shape"] in [shape._asdict() for shape in _ON_A_GPU]
+            }
+        )
+    )
     return (
         "Median times and multiples of saefast's; (d, m, k, n) above each column. saefast selects "
         "the exact top k with its default settings, on the H100 with clipping and AuxK, captured; "
         "there the others run in bfloat16. CPU: "
         f"{cpu['machine']['cpu']}, {cpu['machine']['threads']} threads, torch "
-        f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}."
+        f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}, "
+        f"the others on the H100 {others}."
     )

@@ -1,5 +1,6 @@
 """Tables of times on a GPU from any set of rows."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -63,3 +64,52 @@ def test_a_caption_names_device_versions_and_commit(result: dict[str, Any]) -> N
     expected = "NVIDIA H100, driver 580, CUDA 13.0, torch 2, triton 3, sae-lens 6; at commit abc."
     assert caption.endswith(expected)
     assert "800 TFLOP/s in bfloat16, 3.00 TB/s" in caption
+
+
+def beside(rival: str, case: str, mode: str, ms: float, **more: Any) -> dict[str, Any]:
+    """Return a row of another commit, with more fields."""
+    return {**row("C2", rival, mode, ms), "case": case, "commit": "def", **more}
+
+
+def test_decodes_are_compared_within_one_run(result: dict[str, Any]) -> None:
+    cases = ("decode", "decode+backward", "decode+loss+backward")
+    for case, mode in product(cases, ("fp32", "bf16")):
+        result["rows"] += [
+            beside("saefast", case, mode, 2.0),
+            beside("flexsae", case, mode, 3.0),
+            {**beside("saefast", case, mode, 1.0), "commit": "of another run"},
+        ]
+    table = gpu_table.decodes(result).splitlines()
+    assert table[0] == "|  |  | (768, 32768, 32, 8192) |"
+    assert table[2] == "| decode | fp32 | 2.00, 3.00, 1.50 x |"
+    assert len(table) == 8
+    assert "at commit def" in gpu_table.decodes_caption(result)
+
+
+def test_matchings_say_how_many_directions_were_searched(result: dict[str, Any]) -> None:
+    result["machine"]["versions"]["faiss-gpu"] = "1.15"
+    result["rows"] += [
+        beside("torch", "nearest", "bf16", 500.0, sides=1, gemm_tflops=600.4),
+        beside("saefast", "nearest", "exact", 1500.0, sides=2, gemm_tflops=300.4),
+        {"case": "nearest", "rival": "faiss", "raised": "not finished", "commit": "def"},
+    ]
+    assert gpu_table.matchings(result).splitlines()[2:] == [
+        "| nearest | 32,768 x 768 | **saefast**, exact, both directions | 1.50 | 300 |",
+        "| nearest | 32,768 x 768 | torch, bf16, one direction | 0.50 | 600 |",
+    ]
+    assert gpu_table.matchings_caption(result).endswith(
+        "faiss-gpu 1.15; faiss, saefast, torch at def."
+    )
+
+
+def test_a_run_from_text_names_its_model(result: dict[str, Any]) -> None:
+    speed = {"tokens_per_second": 86356, "tokens": 1 << 20}
+    result["rows"].append(beside("saefast", "end to end", "harvest; a model", 94.86, **speed))
+    assert gpu_table.end_to_end(result).splitlines()[2:] == ["| harvest | 94.9 | 86,356 |"]
+    assert gpu_table.end_to_end_caption(result).startswith("a model; 1,048,576 tokens")
+
+
+def test_a_caption_names_rows_of_other_commits(result: dict[str, Any]) -> None:
+    assert gpu_table.caption(result).endswith("at commit abc.")
+    result["rows"].append({**row("C2", "sparsify", "autocast", 9.0), "commit": "def"})
+    assert gpu_table.caption(result).endswith("at commit abc; sparsify at def.")
