@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "by_latent.h"
-#include "isa.h"
+#include "latent_rows.h"
 #include "parallel.h"
 #include "sparse_decode.h"
 
@@ -16,172 +15,73 @@ namespace saefast {
 
 namespace {
 
-template <class Compute>
-AdamScalars<Compute> adam_scalars(const UpdateArgs<Compute>& args) {
-  return {static_cast<Compute>(args.step_size),   static_cast<Compute>(args.beta2),
-          static_cast<Compute>(1.0 - args.beta1), static_cast<Compute>(1.0 - args.beta2),
-          static_cast<Compute>(1.0 / args.root),  static_cast<Compute>(args.eps)};
-}
-
-// Memory that a worker reuses for every latent.
-template <class Compute>
-struct UpdateSpace {
-  std::vector<Compute> values, value_grads, gradient;
-  std::vector<uint32_t> panel;
-};
-
 // The update of single latents; different latents may be updated concurrently.
 template <class Compute>
 class LatentUpdate {
  public:
   LatentUpdate(const UpdateArgs<Compute>& args, const ByLatent& sorted)
-      : args_(args),
-        sorted_(sorted),
-        rows_(row_kernels_of<Compute>(active_kernels())),
-        update_(update_kernels_of<Compute>(active_kernels())),
-        adam_(adam_scalars(args)) {
-    if (args.extra.count == 0) return;
-    slots_.assign(args.m, -1);
-    for (int64_t slot = 0; slot < args.extra.count; ++slot) {
-      const int64_t latent = args.extra.latents[slot];
-      if (latent >= 0 && latent < args.m) slots_[latent] = slot;
-    }
-  }
+      : args_(args), latents_(args, sorted) {}
 
   // Updates latent j and adds its share of the inputs' gradient to `input_grad_sum` [d].
   void run(int64_t j, Compute* input_grad_sum, UpdateSpace<Compute>& space) const {
-    const int64_t d = args_.d, first = sorted_.start[j], count = sorted_.count(j);
-    space.values.resize(count);
-    space.value_grads.resize(count);
-    space.gradient.resize(std::max(d, args_.d_out));
-    Compute bias_grad = 0, along = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      const int64_t entry = sorted_.entry[first + c];
-      const Compute value = args_.values[entry], grad = args_.value_grads[entry];
-      space.values[c] = value;
-      space.value_grads[c] = grad;
-      bias_grad += grad;
-      along += value * grad;
-    }
-    args_.fired[j] = count;
-    const int64_t slot = slots_.empty() ? -1 : slots_[j];
+    const int64_t d = args_.d, slot = latents_.slot(j);
+    auto [bias_grad, along] = latents_.load(j, space);
+    args_.fired[j] = latents_.count(j);
     if (slot >= 0) bias_grad += args_.extra.b_enc[slot];
-    double square = 0;
-    if (args_.update_decoder) square += decoder_row(j, slot, along, space);
+    double square = args_.squares == nullptr ? 0 : args_.squares[j];
+    if (args_.update_decoder) square += decoder_row(j, along, space);
     // The gradient of the inputs needs the encoder before its update.
-    if (count > 0 || slot >= 0)
-      update_.add_scaled(input_grad_sum, args_.w_enc + j * d, bias_grad, d);
-    if (args_.update_encoder) square += encoder_row(j, slot, space);
+    if (latents_.learns(j))
+      latents_.kernels().add_scaled(input_grad_sum, args_.w_enc + j * d, bias_grad, d);
+    if (args_.update_encoder) {
+      latents_.encoder_gradient(j, space);
+      square += finish(args_.w_enc, args_.w_enc_moments, j, space, d);
+    }
     bias_grad *= static_cast<Compute>(args_.factor);
     if (args_.squares != nullptr) {
       args_.squares[j] = square + static_cast<double>(bias_grad) * bias_grad;
     } else {
-      update_.adam(args_.b_enc + j, args_.b_enc_moments.first + j, args_.b_enc_moments.second + j,
-                   &bias_grad, 1, adam_);
+      latents_.adam(args_.b_enc, args_.b_enc_moments, j, &bias_grad, 1);
     }
   }
 
  private:
-  // Each computes a row's gradient, and returns its squared norm if `squares` is wanted; otherwise
-  // it updates the row and returns 0.
-  double decoder_row(int64_t j, int64_t slot, Compute along, UpdateSpace<Compute>& space) const {
-    const int64_t d = args_.d_out, count = sorted_.count(j);
-    const int64_t* tokens = sorted_.row.data() + sorted_.start[j];
-    Compute* const gradient = space.gradient.data();
+  // Updates a row of W_dec, or returns the squared norm of its gradient.
+  double decoder_row(int64_t j, Compute along, UpdateSpace<Compute>& space) const {
+    const int64_t d = args_.d_out, slot = latents_.slot(j);
     Compute* const row = args_.w_dec + j * d;
-    rows_.weighted_sum(residual_of(j), tokens, space.values.data(), count, d, gradient);
-    if (slot >= 0) {
-      const Compute* const more = args_.extra.w_dec + slot * d;
-      update_.add_scaled(gradient, more, 1, d);
-      along += dot(more, row, d);
+    latents_.decoder_gradient(j, space);
+    if (args_.unit_norm && args_.remove_parallel) {
+      if (args_.decoder_decay.any()) {
+        latents_.project(j, latents_.dot(space.gradient.data(), row, d), space);
+      } else if (latents_.learns(j)) {
+        // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so
+        // the component along a row of norm one costs no product of length d.
+        if (slot >= 0) along += latents_.dot(args_.extra.w_dec + slot * d, row, d);
+        latents_.project(j, along, space);
+      }
     }
-    const bool project = args_.unit_norm && args_.remove_parallel;
-    if (args_.decoder_decay.any()) {
-      decay(args_.decoder_decay, j, row, gradient, d);
-      if (project) update_.add_scaled(gradient, row, -dot(gradient, row, d), d);
-    } else if (project && (count > 0 || slot >= 0)) {
-      // w_dec . gradient = sum_i value_i (w_dec . residual_i) = sum_i value_i * value_grad_i, so
-      // the component along a row of norm one costs no product of length d.
-      update_.add_scaled(gradient, row, -along, d);
-    }
-    const double square = finish(row, args_.w_dec_moments, j, gradient, d);
+    const double square = finish(args_.w_dec, args_.w_dec_moments, j, space, d);
     if (args_.unit_norm && args_.squares == nullptr) {
-      const Compute norm = std::sqrt(update_.squared_norm(row, d));
-      if (norm > 0) update_.multiply(row, 1 / norm, d);
+      const Compute norm = std::sqrt(latents_.kernels().squared_norm(row, d));
+      if (norm > 0) latents_.kernels().multiply(row, 1 / norm, d);
     }
     return square;
   }
 
-  double encoder_row(int64_t j, int64_t slot, UpdateSpace<Compute>& space) const {
-    const int64_t d = args_.d;
-    const int64_t* tokens = sorted_.row.data() + sorted_.start[j];
-    Compute* const gradient = space.gradient.data();
-    Compute* const row = args_.w_enc + j * d;
-    rows_.weighted_sum(args_.inputs, tokens, space.value_grads.data(), sorted_.count(j), d,
-                       gradient);
-    if (slot >= 0) update_.add_scaled(gradient, args_.extra.w_enc + slot * d, 1, d);
-    if (args_.encoder_decay.any()) decay(args_.encoder_decay, j, row, gradient, d);
-    return finish(row, args_.w_enc_moments, j, gradient, d);
-  }
-
-  // Adds the penalty terms to the gradient of row j.
-  void decay(const Decay<Compute>& of, int64_t j, const Compute* row, Compute* gradient,
-             int64_t d) const {
-    if (of.shrink != nullptr) update_.add_scaled(gradient, row, of.shrink[j], d);
-    if (of.sign == 0) return;
-    for (int64_t i = 0; i < d; ++i)
-      gradient[i] += row[i] > 0 ? of.sign : (row[i] < 0 ? -of.sign : Compute(0));
-  }
-
-  // Multiplies a gradient by `factor`; then updates the row by Adam, or returns the squared norm.
-  double finish(Compute* row, const Moments<Compute>& moments, int64_t j, Compute* gradient,
-                int64_t d) const {
-    if (args_.factor != 1) update_.multiply(gradient, static_cast<Compute>(args_.factor), d);
-    if (args_.squares != nullptr) return update_.squared_norm(gradient, d);
-    update_.adam(row, moments.first + j * d, moments.second + j * d, gradient, d, adam_);
+  // Multiplies the gradient by `factor`; then updates row j by Adam, or returns the squared norm.
+  double finish(Compute* parameter, const Moments<Compute>& moments, int64_t j,
+                UpdateSpace<Compute>& space, int64_t d) const {
+    latents_.limit(space, d);
+    const Compute* const gradient = space.gradient.data();
+    if (args_.squares != nullptr) return latents_.kernels().squared_norm(gradient, d);
+    latents_.adam(parameter, moments, j * d, gradient, d);
     return 0;
   }
 
-  Compute dot(const Compute* a, const Compute* b, int64_t d) const {
-    const int64_t only = 0;
-    Compute product;
-    rows_.dots(a, b, &only, 1, d, &product);
-    return product;
-  }
-
-  // Returns the reconstruction gradients [n, d_out] that latent j learns from.
-  const Compute* residual_of(int64_t j) const {
-    const int64_t* const ends = args_.group_ends;
-    if (ends == nullptr) return args_.residual;
-    const int64_t group = std::upper_bound(ends, ends + args_.groups, j) - ends;
-    return args_.residual + group * args_.n * args_.d_out;
-  }
-
   const UpdateArgs<Compute>& args_;
-  const ByLatent& sorted_;
-  const RowKernels<Compute>& rows_;
-  const UpdateKernels<Compute>& update_;
-  const AdamScalars<Compute> adam_;
-  std::vector<int64_t>
-      slots_;  // [m] slot of each latent in the extra gradients, or -1; may be empty
+  const LatentRows<Compute> latents_;
 };
-
-// Throws std::invalid_argument unless group_ends ascend up to m.
-template <class Compute>
-void check_groups(const UpdateArgs<Compute>& args) {
-  if (args.group_ends == nullptr) return;
-  int64_t before = 0;
-  for (int64_t g = 0; g < args.groups; ++g) {
-    if (args.group_ends[g] < before)
-      throw std::invalid_argument("group_ends must ascend, got " +
-                                  std::to_string(args.group_ends[g]) + " after " +
-                                  std::to_string(before) + " at entry " + std::to_string(g));
-    before = args.group_ends[g];
-  }
-  if (before != args.m)
-    throw std::invalid_argument("group_ends must end with the number of latents, " +
-                                std::to_string(args.m) + ", got " + std::to_string(before));
-}
 
 }  // namespace
 
@@ -197,15 +97,15 @@ void latent_update(const UpdateArgs<Compute>& args, Screen screen, const Panels*
   const ScreenPlan plan = plan_screen(kernels, screen);
   // A task is a fixed number of latents, the same for every panel width, so that the sum of the
   // inputs' gradients has a fixed order.
-  constexpr int64_t kLatentsPerTask = 64;
   const int64_t tasks = (args.m + kLatentsPerTask - 1) / kLatentsPerTask;
-  std::vector<Compute> partial(tasks * args.d, 0);
+  std::vector<Compute> sums(args.input_grad_parts == nullptr ? tasks * args.d : 0, 0);
+  Compute* const partial = args.input_grad_parts == nullptr ? sums.data() : args.input_grad_parts;
   std::vector<UpdateSpace<Compute>> spaces(std::max(threads, 1));
   Lowest not_finite;
   parallel_for(tasks, threads, [&](int64_t task, int worker) {
     UpdateSpace<Compute>& space = spaces[worker];
     const int64_t first = task * kLatentsPerTask, end = std::min(args.m, first + kLatentsPerTask);
-    for (int64_t j = first; j < end; ++j) update.run(j, partial.data() + task * args.d, space);
+    for (int64_t j = first; j < end; ++j) update.run(j, partial + task * args.d, space);
     if (packed == nullptr) return;
     // The rows were just written and are in a cache: packing them again reads no memory.
     space.panel.resize(plan.tile.columns * plan.units_of(args.d));

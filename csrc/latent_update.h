@@ -6,6 +6,10 @@
 
 namespace saefast {
 
+// Number of latents whose shares of the inputs' gradient are summed first, apart from those of
+// others.
+constexpr int64_t kLatentsPerTask = 64;
+
 // The Adam moments of a parameter, of its shape.
 template <class Compute>
 struct Moments {
@@ -65,8 +69,12 @@ struct UpdateArgs {
   Decay<Compute> encoder_decay, decoder_decay;
   double factor;            // factor of every gradient
   Compute* input_grad_sum;  // [d] output: gradient of the encoder's inputs, summed over tokens
-  int64_t* fired;           // [m] output: number of tokens on which the latent's value is not zero
-  // [m] output: squared norm of each latent's gradients. If not null, nothing is updated.
+  // [ceil(m / kLatentsPerTask), d] output of zeros: the summands of input_grad_sum, each of
+  // kLatentsPerTask latents; or null.
+  Compute* input_grad_parts;
+  int64_t* fired;  // [m] output: number of tokens on which the latent's value is not zero
+  // [m] the squared norm of each latent's gradients is added to them: first that of W_dec, then of
+  // W_enc, then of the bias. If not null, nothing is updated.
   double* squares;
 };
 

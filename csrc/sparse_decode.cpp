@@ -100,6 +100,27 @@ void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indi
 }
 
 template <class Compute>
+void check_ranks(int ranks) {
+  if (ranks < 2 || ranks > most_ranks<Compute>() || (ranks & (ranks - 1)) != 0)
+    throw std::invalid_argument("ranks must be a power of two from 2 to " +
+                                std::to_string(most_ranks<Compute>()) + ", got " +
+                                std::to_string(ranks));
+}
+
+template <class Compute>
+void partial_dots(const Compute* rows, const Compute* weight, const int64_t* indices, int64_t n,
+                  int64_t k, int64_t width, int64_t columns, int64_t m, int ranks, Compute* out,
+                  int threads) {
+  check_ranks<Compute>(ranks);
+  check_indices(indices, n, k, m, threads);
+  const auto& kernels = update_kernels_of<Compute>(active_kernels());
+  parallel_rows(n, threads, [&](int64_t row, int) {
+    kernels.partial_dots(rows + row * columns, weight, indices + row * k, k, width, columns, ranks,
+                         out + row * k);
+  });
+}
+
+template <class Compute>
 double decode_residual(const DecodeArgs<Compute>& args, const Compute* target, Compute factor,
                        Compute* residual, Compute* value_grads, int threads) {
   check_indices(args.indices, args.n, args.k, args.m, threads);
@@ -137,6 +158,12 @@ SAEFAST_DECODE(float)
 SAEFAST_DECODE(double)
 SAEFAST_DECODE(bf16)
 #undef SAEFAST_DECODE
+template void check_ranks<float>(int);
+template void check_ranks<double>(int);
+template void partial_dots(const float*, const float*, const int64_t*, int64_t, int64_t, int64_t,
+                           int64_t, int64_t, int, float*, int);
+template void partial_dots(const double*, const double*, const int64_t*, int64_t, int64_t, int64_t,
+                           int64_t, int64_t, int, double*, int);
 template double decode_residual(const DecodeArgs<float>&, const float*, float, float*, float*, int);
 template double decode_residual(const DecodeArgs<double>&, const double*, double, double*, double*,
                                 int);

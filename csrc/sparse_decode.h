@@ -33,6 +33,17 @@ template <class Storage>
 void gather_dots(const Storage* rows, const Storage* weight, const int64_t* indices, int64_t n,
                  int64_t k, int64_t d, int64_t m, Storage* out, int threads);
 
+// Throws std::invalid_argument unless `ranks` is a power of two from 2 to most_ranks<Compute>().
+template <class Compute>
+void check_ranks(int ranks);
+
+// Computes the part of `gather_dots` that one of several ranks has: rows [n, columns] and weight
+// [m, columns] hold some columns of rows of `width`; see UpdateKernels::partial_dots.
+template <class Compute>
+void partial_dots(const Compute* rows, const Compute* weight, const int64_t* indices, int64_t n,
+                  int64_t k, int64_t width, int64_t columns, int64_t m, int ranks, Compute* out,
+                  int threads);
+
 // Decodes row by row, and computes what training needs while the decoder rows are in a cache:
 // residual = factor * (decoded - target) [n, d], and value_grads[i, c] = residual[i] .
 // weight[indices[i, c]] if values[i, c] != 0, otherwise 0. Returns the sum of squares of decoded -

@@ -75,6 +75,15 @@ def sparse_decode(
 def gather_dots(
     rows: Tensor, weight: Tensor, indices: Tensor, out: Tensor, threads: int
 ) -> None: ...
+def partial_dots(
+    rows: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    width: int,
+    ranks: int,
+    out: Tensor,
+    threads: int,
+) -> None: ...
 def decode_residual(
     values: Tensor,
     indices: Tensor,
@@ -90,7 +99,22 @@ def latent_sum(
     values: Tensor, indices: Tensor, rows: Tensor, sums: Tensor, threads: int
 ) -> None: ...
 def latent_update(
-    update: Update, input_grad_sum: Tensor, fired: Tensor, squares: Tensor | None, threads: int
+    update: Update,
+    input_grad_sum: Tensor,
+    input_grad_parts: Tensor | None,
+    fired: Tensor,
+    squares: Tensor | None,
+    threads: int,
+) -> None: ...
+def decoder_columns(
+    update: Update,
+    wanted: str,
+    width: int,
+    ranks: int,
+    along: Tensor | None,
+    extra_along: Tensor | None,
+    partial: Tensor,
+    threads: int,
 ) -> None: ...
 def keep_best_row(
     scores: Tensor,

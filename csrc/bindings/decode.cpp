@@ -58,6 +58,23 @@ void bind_decode(py::module_& module) {
       },
       "rows"_a, "weight"_a, "indices"_a, "out"_a, "threads"_a);
   module.def(
+      "partial_dots",
+      [](const Array& rows, const Array& weight, const Array& indices, int64_t width, int ranks,
+         const Array& out, int threads) {
+        with_compute("weight", weight, [&](auto compute) {
+          using Compute = decltype(compute);
+          const auto [n, k] = indices.sizes<2>("indices");
+          const auto [m, columns] = weight.sizes<2>("weight");
+          const Compute* const left = rows.as<const Compute>("rows", {n, columns});
+          const Compute* const right = weight.as<const Compute>("weight", {m, columns});
+          const int64_t* const pairs = indices.as<const int64_t>("indices", {n, k});
+          Compute* const dots = out.as<Compute>("out", {n, k});
+          py::gil_scoped_release release;
+          partial_dots(left, right, pairs, n, k, width, columns, m, ranks, dots, threads);
+        });
+      },
+      "rows"_a, "weight"_a, "indices"_a, "width"_a, "ranks"_a, "out"_a, "threads"_a);
+  module.def(
       "decode_residual",
       [](const Array& values, const Array& indices, const Array& weight, const Array& bias,
          const Array& target, double factor, const Array& residual, const Array& value_grads,

@@ -1,7 +1,8 @@
-// Bindings of latent_sum.h and latent_update.h.
+// Bindings of decoder_columns.h, latent_sum.h and latent_update.h.
 #include <optional>
 #include <string>
 
+#include "../decoder_columns.h"
 #include "../latent_sum.h"
 #include "../latent_update.h"
 #include "bindings.h"
@@ -16,7 +17,8 @@ namespace {
 // Reads the operands from a saefast.types.Update.
 template <class Compute>
 UpdateArgs<Compute> update_args(const Record& update, const Array& input_grad_sum,
-                                const Array& fired, const Array& squares) {
+                                const Array& input_grad_parts, const Array& fired,
+                                const Array& squares) {
   const auto [n, k] = update.sizes<2>("indices");
   const auto [m, d] = update.sizes<2>("w_enc");
   const int64_t d_out = update.sizes<2>("w_dec")[1];
@@ -70,9 +72,18 @@ UpdateArgs<Compute> update_args(const Record& update, const Array& input_grad_su
           {update.as_or_null<const Compute>("shrink_dec", {m}),
            static_cast<Compute>(sign == nullptr ? 0 : sign[1])},
           factor == nullptr ? 1.0 : *factor,
-          input_grad_sum.as<Compute>("input_grad_sum", {d}),
-          fired.as<int64_t>("fired", {m}),
+          input_grad_sum.as_or_null<Compute>("input_grad_sum", {d}),
+          input_grad_parts.as_or_null<Compute>("input_grad_parts",
+                                               {(m + kLatentsPerTask - 1) / kLatentsPerTask, d}),
+          fired.as_or_null<int64_t>("fired", {m}),
           squares.as_or_null<double>("squares", {m})};
+}
+
+ColumnsPass columns_pass_named(const std::string& name) {
+  if (name == "along") return ColumnsPass::along;
+  if (name == "squares") return ColumnsPass::squares;
+  if (name == "update") return ColumnsPass::update;
+  throw py::value_error("wanted must be along, squares or update, got '" + name + "'");
 }
 
 }  // namespace
@@ -97,12 +108,13 @@ void bind_latents(py::module_& module) {
       "values"_a, "indices"_a, "rows"_a, "sums"_a, "threads"_a);
   module.def(
       "latent_update",
-      [](py::handle record, const Array& input_grad_sum, const Array& fired, const Array& squares,
-         int threads) {
+      [](py::handle record, const Array& input_grad_sum, const Array& input_grad_parts,
+         const Array& fired, const Array& squares, int threads) {
         const Record update(record);
         const Screen screen = screen_named(update.get<std::string>("product"));
         with_compute("w_enc", update.array("w_enc"), [&](auto compute) {
-          const auto args = update_args<decltype(compute)>(update, input_grad_sum, fired, squares);
+          const auto args = update_args<decltype(compute)>(update, input_grad_sum, input_grad_parts,
+                                                           fired, squares);
           std::optional<Panels> packed;
           const bool updates = squares.is_none();
           if (updates && update.has_all("units, norm and lost", {"units", "norm", "lost"}))
@@ -112,7 +124,28 @@ void bind_latents(py::module_& module) {
           latent_update(args, screen, packed ? &*packed : nullptr, threads);
         });
       },
-      "update"_a, "input_grad_sum"_a, "fired"_a, "squares"_a, "threads"_a);
+      "update"_a, "input_grad_sum"_a, "input_grad_parts"_a, "fired"_a, "squares"_a, "threads"_a);
+  module.def(
+      "decoder_columns",
+      [](py::handle record, const std::string& wanted, int64_t width, int ranks, const Array& along,
+         const Array& extra_along, const Array& partial, int threads) {
+        const Record update(record);
+        with_compute("w_dec", update.array("w_dec"), [&](auto compute) {
+          using Compute = decltype(compute);
+          const auto args = update_args<Compute>(update, Array(), Array(), Array(), Array());
+          const ColumnsArgs<Compute> columns{
+              width, ranks, along.as_or_null<const Compute>("along", {args.m}),
+              extra_along.as_or_null<const Compute>("extra_along", {args.extra.count}),
+              partial.as<Compute>("partial", {args.m})};
+          if (args.extra.count > 0 && columns.along == nullptr && columns.extra_along == nullptr)
+            throw py::value_error("extra_along must be given with extra gradients");
+          const ColumnsPass which = columns_pass_named(wanted);
+          py::gil_scoped_release release;
+          decoder_columns(args, columns, which, threads);
+        });
+      },
+      "update"_a, "wanted"_a, "width"_a, "ranks"_a, "along"_a, "extra_along"_a, "partial"_a,
+      "threads"_a);
 }
 
 }  // namespace saefast

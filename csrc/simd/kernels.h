@@ -35,6 +35,13 @@ struct RowKernels {
                        int64_t count, int64_t d, Compute* out);
 };
 
+// Returns the largest number of ranks among which the columns of a row can be divided: the number
+// of virtual lanes of a sum.
+template <class Compute>
+constexpr int most_ranks() {
+  return 64 / sizeof(Compute);
+}
+
 // Operations on one row [d].
 template <class Compute>
 struct UpdateKernels {
@@ -47,6 +54,12 @@ struct UpdateKernels {
   void (*multiply)(Compute* target, Compute factor, int64_t d);
   // Returns the squared norm.
   Compute (*squared_norm)(const Compute* row, int64_t d);
+  // out[c] = row . matrix[ids[c]] for c < count, over some columns of rows of `width`: the columns
+  // i with i % ranks == r for some r, stored one after the other, `columns` of them. `ranks` is a
+  // power of two up to most_ranks<Compute>(). Added by a tree of halves, p[r] += p[r + ranks / 2]
+  // and so on, the results for all r have the bits of RowKernels::dots.
+  void (*partial_dots)(const Compute* row, const Compute* matrix, const int64_t* ids, int64_t count,
+                       int64_t width, int64_t columns, int ranks, Compute* out);
 };
 
 // Packing of a row of the screening GEMM's operands into 32-bit units: floats; pairs of bfloat16;

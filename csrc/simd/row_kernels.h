@@ -1,5 +1,7 @@
 // Loops over rows, written once for any `Vector`; each instruction set includes this file. The
 // including file defines SAEFAST_LEVEL, and includes its vector header first.
+#include <cmath>
+
 #include "kernels.h"
 
 namespace saefast::SAEFAST_LEVEL {
@@ -146,13 +148,60 @@ Compute squared_norm(const Compute* row, int64_t d) {
   return dot(row, row, row, d);
 }
 
+// Returns a . b over the columns of one of kRanks ranks; see UpdateKernels::partial_dots. The lanes
+// of `dot` that hold these columns are complete halves of its tree of sums, down to one number.
+// Columns up to `padded` count as zero: `dot` adds them where the width is no multiple of kLanes.
+template <int kRanks, class Compute>
+Compute partial_dot(const Compute* a, const Compute* b, const Compute* b_next, int64_t count,
+                    int64_t padded) {
+  constexpr int64_t kLanes = Vector<Compute>::kLanes / kRanks, kSums = 4 * kLanes;
+  Compute sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    __builtin_prefetch(b_next + i);
+    for (int64_t e = 0; e < kSums; ++e) sums[e] = std::fma(a[i + e], b[i + e], sums[e]);
+  }
+  for (int64_t e = 0; i + e < padded; ++e) {
+    const bool there = i + e < count;
+    sums[e] = std::fma(there ? a[i + e] : Compute(0), there ? b[i + e] : Compute(0), sums[e]);
+  }
+  for (int64_t lane = 0; lane < kLanes; ++lane)
+    sums[lane] =
+        (sums[lane] + sums[lane + kLanes]) + (sums[lane + 2 * kLanes] + sums[lane + 3 * kLanes]);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  return sums[0];
+}
+
+template <int kRanks, class Compute>
+void partial_dots_of(const Compute* row, const Compute* matrix, const int64_t* ids, int64_t count,
+                     int64_t width, int64_t columns, Compute* out) {
+  constexpr int64_t kLanes = Vector<Compute>::kLanes;
+  const int64_t padded = (width + kLanes - 1) / kLanes * (kLanes / kRanks);
+  for (int64_t c = 0; c < count; ++c) {
+    const Compute* next = matrix + ids[c + 1 < count ? c + 1 : c] * columns;
+    out[c] = partial_dot<kRanks>(row, matrix + ids[c] * columns, next, columns, padded);
+  }
+}
+
+template <class Compute>
+void partial_dots(const Compute* row, const Compute* matrix, const int64_t* ids, int64_t count,
+                  int64_t width, int64_t columns, int ranks, Compute* out) {
+  if (ranks == 2) return partial_dots_of<2>(row, matrix, ids, count, width, columns, out);
+  if (ranks == 4) return partial_dots_of<4>(row, matrix, ids, count, width, columns, out);
+  if (ranks == 8) return partial_dots_of<8>(row, matrix, ids, count, width, columns, out);
+  if constexpr (Vector<Compute>::kLanes >= 16)
+    return partial_dots_of<16>(row, matrix, ids, count, width, columns, out);
+}
+
 template <class Storage>
 constexpr RowKernels<Storage> row_kernels() {
   return {dots<Storage>, weighted_sum<Storage>};
 }
 template <class Compute>
 constexpr UpdateKernels<Compute> update_kernels() {
-  return {adam<Compute>, add_scaled<Compute>, multiply<Compute>, squared_norm<Compute>};
+  return {adam<Compute>, add_scaled<Compute>, multiply<Compute>, squared_norm<Compute>,
+          partial_dots<Compute>};
 }
 
 }  // namespace saefast::SAEFAST_LEVEL

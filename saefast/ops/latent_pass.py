@@ -47,7 +47,7 @@ class _OnCpu(NamedTuple):
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        squares = torch.empty(len(self.operands.b_enc), dtype=torch.float64)
+        squares = torch.zeros(len(self.operands.b_enc), dtype=torch.float64)
         input_grad_sum, _ = self._run(self.operands, squares)
         return input_grad_sum, squares
 
@@ -58,11 +58,11 @@ class _OnCpu(NamedTuple):
         return updated
 
     def _run(self, operands: Update, squares: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fill `squares` [m] if it is given, otherwise apply the update."""
+        """Add to `squares` [m] if it is given, otherwise apply the update."""
         m, d = operands.w_enc.shape
         input_grad_sum = operands.w_enc.new_empty(d)
         fired = torch.empty(m, dtype=torch.int64)
-        native.latent_update(operands, input_grad_sum, fired, squares, threads())
+        native.latent_update(operands, input_grad_sum, None, fired, squares, threads())
         return input_grad_sum, fired
 
 

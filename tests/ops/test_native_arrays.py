@@ -76,7 +76,7 @@ def whole_update() -> Update:
 def run(update: Update) -> tuple[Tensor, Tensor]:
     """Call C++ directly."""
     input_grad_sum, fired = torch.empty(D), torch.empty(M, dtype=torch.int64)
-    native.latent_update(update, input_grad_sum, fired, None, 1)
+    native.latent_update(update, input_grad_sum, None, fired, None, 1)
     return input_grad_sum, fired
 
 
