@@ -7,6 +7,7 @@ not depend on the guess.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -73,19 +74,47 @@ def batch_topk(
             x, weight, bias, limit, min(room, m), precision, packed, wanted=wanted
         )
 
+    def largest(number: int) -> Tensor:
+        return encode_packed(x, weight, bias, min(number, m), precision, packed).values
+
+    given = None if guess is None else torch.as_tensor(guess).to(weight)
+    return largest_of_batch(above, largest, x.shape[0], k, guess=given, width=width)
+
+
+def largest_of_batch(
+    above: Callable[[Tensor, int], ThresholdCode],
+    largest: Callable[[int], Tensor],
+    rows: int,
+    k: int,
+    *,
+    guess: Tensor | None = None,
+    width: int | None = None,
+) -> BatchCode:
+    """Compute `batch_topk` by two encodes of the batch.
+
+    Args:
+        above: encode of the latents above a threshold [], at most so many of each row.
+        largest: values [n, number] of the so many largest scores of each row, or of all latents.
+        rows: number of rows.
+        k: average number of latents to keep per row.
+        guess: [] or None, as in `batch_topk`.
+        width: expected number of latents of the longest row.
+
+    Returns:
+        The code, the threshold and the number of latents in each row.
+    """
+    wanted = rows * k
     room = _room_for(4 * k if width is None else width)
     listed = None
     if guess is not None:
-        given = guess if isinstance(guess, Tensor) else weight.new_full((), guess)
-        limit = given.to(weight.dtype).clamp(min=0.0)
+        limit = guess.clamp(min=0.0)
         found = above(limit, room)
         total, longest, higher = _seen(found, limit)
         if (total >= wanted or not higher) and longest <= room:
             return _cut(found, wanted)
         listed = found.values
     if listed is None or int((listed > 0).sum()) < wanted:
-        some_more = min(k + k // 2 + 8, m)
-        listed = encode_packed(x, weight, bias, some_more, precision, packed).values
+        listed = largest(k + k // 2 + 8)
     limit = _bound(listed, wanted)
     found = above(limit, room)
     total, longest, higher = _seen(found, limit)

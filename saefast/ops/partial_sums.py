@@ -1,8 +1,8 @@
 """Parts of sums over the width of which each of several ranks has some columns.
 
 Rank r of R has the columns i with i % R == r, one after the other. The parts of all ranks, added by
-`halved`, have the bits of the ops for whole rows on a CPU: these sum over lanes, of which a rank has
-a complete half of a half and so on.
+`halved`, have the bits of the ops for whole rows on a CPU: these sum over lanes by halves, and the
+lanes of a rank are a complete subtree.
 """
 
 from collections.abc import Sequence

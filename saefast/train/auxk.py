@@ -5,7 +5,8 @@ of active latents on every token, gathering rows would cost an order of magnitud
 does not wait for the number of dead latents: the kernels read it and limit their work to it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +43,69 @@ class AuxGradients(NamedTuple):
     """[c, d_out] gradients of rows of W_dec"""
 
 
+class AuxProducts(Protocol):
+    """Products of the auxiliary loss on a CPU that depend on who has which rows and columns."""
+
+    width: int
+    """columns of the decoder"""
+
+    def rows(self, weight: Tensor, latents: Tensor) -> Tensor:
+        """Return the rows of W_enc or entries of b_enc of the given latents."""
+        ...
+
+    def largest(
+        self, inputs: Tensor, encoder: Tensor, shift: Tensor, k: int, *, absolute: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the k largest scores of the dead latents, [n, k], and their places in the list."""
+        ...
+
+    def dots(self, rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+        """Return `gather_dots`."""
+        ...
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Return the sum of column sums over all columns, []."""
+        ...
+
+    def sum_of_rows(self, values: Tensor, indices: Tensor, rows: Tensor, count: int) -> Tensor:
+        """Return the `latent_sum` of the `count` dead latents for the rows of `rows`."""
+        ...
+
+
+class WholeProducts:
+    """Products of one process."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def rows(self, weight: Tensor, latents: Tensor) -> Tensor:
+        """See `AuxProducts`."""
+        return weight[latents]
+
+    def largest(
+        self, inputs: Tensor, encoder: Tensor, shift: Tensor, k: int, *, absolute: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See `AuxProducts`."""
+        values, indices = torch.ops.saefast.topk_encode(
+            inputs, encoder, shift, None, k, "exact", absolute=absolute
+        )
+        return values, indices
+
+    def dots(self, rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+        """See `AuxProducts`."""
+        dots: Tensor = torch.ops.saefast.gather_dots(rows, weight, indices)
+        return dots
+
+    def total(self, sums: Tensor) -> Tensor:
+        """See `AuxProducts`."""
+        return sums.sum()
+
+    def sum_of_rows(self, values: Tensor, indices: Tensor, rows: Tensor, count: int) -> Tensor:
+        """See `AuxProducts`."""
+        sums: Tensor = torch.ops.saefast.latent_sum(values, indices, rows, count)
+        return sums
+
+
 def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     """List the dead latents with the lowest indices, at most as many as the capacity.
 
@@ -70,24 +134,28 @@ def revive(
     *,
     scale: float = 1.0,
     rounded: bool = False,
+    products: Callable[[Tensor], AuxProducts] | None = None,
 ) -> AuxGradients | None:
     """Compute `auxk_gradients` for the dead latents of an SAE; return None without settings.
 
-    `idle` [m] is the number of tokens since each latent fired.
+    `idle` [m] is the number of tokens since each latent fired. `products` returns the products for
+    a list of dead latents; None: those of one process.
     """
     if settings is None:
         return None
+    dead = dead_latents(idle, settings)
     return auxk_gradients(
         inputs,
         residual,
         sae.W_enc,
         sae.b_enc,
         sae.W_dec,
-        dead_latents(idle, settings),
+        dead,
         settings,
         scale=scale,
         absolute=sae.variant == "abstopk",
         rounded=rounded,
+        products=None if products is None else products(dead.latents),
     )
 
 
@@ -103,6 +171,7 @@ def auxk_gradients(
     scale: float = 1.0,
     absolute: bool = False,
     rounded: bool = False,
+    products: AuxProducts | None = None,
 ) -> AuxGradients:
     """Compute the auxiliary loss, by which dead latents explain the error, and its gradients.
 
@@ -128,6 +197,8 @@ def auxk_gradients(
         absolute: whether active latents are those with the largest absolute scores, which keep
             their sign. On a GPU this is computed in plain torch.
         rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
+        products: products on a CPU of a rank that has a share of the operands, of which gradients
+            then have the same share; None: those of one process.
 
     Returns:
         The loss and its gradients for the dead latents.
@@ -150,26 +221,42 @@ def auxk_gradients(
         )
         return AuxGradients(found.loss, dead.latents, *found[1:])
     error = scale * residual
-    real = dead.latents < w_enc.shape[0]
+    real = dead.latents < len(w_dec)
+    products = products or WholeProducts(w_dec.shape[1])
     at = torch.where(real, dead.latents, 0)
-    encoder, decoder = w_enc[at], w_dec[at]
-    shift = torch.where(real, b_enc[at], -torch.inf)
-    weight = _factor_of(error, real, settings)
-    gradients_of = dense_gradients if gpu.has(inputs) else sparse_gradients
-    operands = (inputs, encoder, shift, decoder, error, weight)
-    missed, *gradients = gradients_of(*operands, settings, absolute=absolute)
-    return AuxGradients(weight * column_sum(missed.square()).sum(), dead.latents, *gradients)
+    encoder, decoder = products.rows(w_enc, at), w_dec[at]
+    shift = products.rows(b_enc, at)
+    weight = _factor_of(error, real, settings, products)
+    if gpu.has(inputs):
+        shift = torch.where(real, shift, -torch.inf)
+        missed, *gradients = dense_gradients(
+            inputs, encoder, shift, decoder, error, weight, settings, absolute=absolute
+        )
+    else:  # the list is as long as there are dead latents
+        missed, *gradients = sparse_gradients(
+            inputs,
+            encoder,
+            shift,
+            decoder,
+            error,
+            weight,
+            settings,
+            absolute=absolute,
+            products=products,
+        )
+    loss = weight * products.total(column_sum(missed.square()))
+    return AuxGradients(loss, dead.latents, *gradients)
 
 
-def _factor_of(error: Tensor, real: Tensor, settings: AuxK) -> Tensor:
+def _factor_of(error: Tensor, real: Tensor, settings: AuxK, products: AuxProducts) -> Tensor:
     """Return the factor [] of the sum of squares; zero if no latent is dead."""
     n = error.shape[0]
     if settings.normalised:
-        spread = column_sum((error - column_sum(error) / n).square()).sum()
+        spread = products.total(column_sum((error - column_sum(error) / n).square()))
         weight = torch.where(spread > 0, settings.coefficient / spread, 0.0)
     else:
         dead = real.sum().to(error.dtype)
-        share = (dead / settings.actives(error.shape[1])).clamp(max=1.0)
+        share = (dead / settings.actives(products.width)).clamp(max=1.0)
         weight = share * (settings.coefficient / n)
     return torch.where(real.any(), weight, 0.0)
 
@@ -209,22 +296,24 @@ def sparse_gradients(
     settings: AuxK,
     *,
     absolute: bool = False,
+    products: AuxProducts | None = None,
 ) -> tuple[Tensor, ...]:
     """Compute the result of `dense_gradients` by the sparse ops, bitwise equal for any threads."""
-    ops, c = torch.ops.saefast, encoder.shape[0]
+    ops, c = torch.ops.saefast, decoder.shape[0]
+    products = products or WholeProducts(decoder.shape[1])
     if c == 0:
         return -error, encoder, shift, decoder
-    k = min(settings.actives(error.shape[1]), c)
-    values, indices = ops.topk_encode(inputs, encoder, shift, None, k, "exact", absolute=absolute)
+    k = min(settings.actives(products.width), c)
+    values, indices = products.largest(inputs, encoder, shift, k, absolute=absolute)
     stays = values > (-torch.inf if settings.signed or absolute else 0.0)
     values = values.masked_fill(~stays, 0.0)
     missed = ops.sparse_decode(values, indices, decoder, None) - error
     gradient = 2.0 * weight * missed
-    act_grads = ops.gather_dots(gradient, decoder, indices).masked_fill(values == 0, 0.0)
+    act_grads = products.dots(gradient, decoder, indices).masked_fill(values == 0, 0.0)
     ones = inputs.new_ones(inputs.shape[0], 1)
     return (
         missed,
-        ops.latent_sum(act_grads, indices, inputs, c),
-        ops.latent_sum(act_grads, indices, ones, c).squeeze(1),
+        products.sum_of_rows(act_grads, indices, inputs, c),
+        products.sum_of_rows(act_grads, indices, ones, c).squeeze(1),
         ops.latent_sum(values, indices, gradient, c),
     )

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from saefast import reference
-from saefast.ops.latent_pass import latent_pass
-from saefast.ops.latent_sum import column_sum
+from saefast.ops.latent_pass import LatentPass, latent_pass
 from saefast.sae import SAE
 from saefast.train import optimizer
-from saefast.train.auxk import AuxGradients, revive
+from saefast.train.auxk import AuxGradients, AuxProducts, WholeProducts, revive
 from saefast.train.objectives import Forward, Loss
 from saefast.train.optimizer import Adam, Vector
 from saefast.train.packed_encoder import PackedEncoder
@@ -37,9 +35,6 @@ class Learner:
     ) -> None:
         self.sae, self.rules, self.adam = sae, rules, Adam(sae, lr, rules)
         self._encoder, self._precision = encoder, precision
-        if rules.unit_norm:
-            with torch.no_grad():
-                reference.normalise_rows(sae.W_dec)
         self.anchors = None if rules.tether is None else sae.W_dec.detach().clone()
 
     def fused(
@@ -58,8 +53,8 @@ class Learner:
         groups = len(forward.residual) if several else 1
         extra = self._revive(inputs, whole, idle, auxk, scale=-n * groups / 2.0)
         rates = self.adam.next_rates()
-        latents = latent_pass(self._update(forward, inputs, extra, rates))
-        gradients = {"b_dec": column_sum(every)}
+        latents = self._latent_pass(self._update(forward, inputs, extra, rates))
+        gradients = {"b_dec": self._encoder.column_sum(every)}
         if forward.threshold_gradient is not None:
             gradients["jump_threshold"] = forward.threshold_gradient
         factor = None
@@ -113,7 +108,28 @@ class Learner:
     ) -> AuxGradients | None:
         """Return the auxiliary loss, by which dead latents explain `scale` times `residual`."""
         rounded = self._precision != "exact"
-        return revive(self.sae, idle, inputs, residual, auxk, scale=scale, rounded=rounded)
+        return revive(
+            self.sae,
+            idle,
+            inputs,
+            residual,
+            auxk,
+            scale=scale,
+            rounded=rounded,
+            products=self._auxk_products,
+        )
+
+    def _auxk_products(self, dead: Tensor) -> AuxProducts:
+        """Return the products of the auxiliary loss for a list of dead latents."""
+        return WholeProducts(self.sae.d_out)
+
+    def _latent_pass(self, update: Update) -> LatentPass:
+        """Prepare the update of the latents."""
+        return latent_pass(update)
+
+    def _square_of(self, side: str) -> Tensor:
+        """Return the sum of squares [] of the weights of a side."""
+        return optimizer.square_of_weights(self.sae, side)
 
     def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
         """Pair vectors with gradients; that of a centred b_dec includes the encoder's inputs."""
@@ -166,7 +182,8 @@ class Learner:
 
     def _decay(self, forward: Forward) -> Decay:
         """Return the penalty terms of the rules and of the objective."""
-        decay, more = optimizer.decay_of(self.rules, self.sae), forward.shrink_dec
+        decay = optimizer.decay_of(self.rules, self.sae, self._square_of)
+        more = forward.shrink_dec
         if more is None and self._precision == "bf16_weights":
             # A decay, even of zero, makes the update compute the component of the gradient along a
             # row. It must not infer it from the value gradients, which belong to the rounded rows.

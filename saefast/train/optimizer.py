@@ -1,7 +1,7 @@
 """Weight updates: Adam, penalties, clipping and tethers, and gradients by autograd."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from saefast import reference
 from saefast.ops import gpu
 from saefast.ops.latent_sum import vector_sum
+from saefast.ops.row_norms import row_norms
 from saefast.sae import SAE
 from saefast.train.auxk import AuxGradients
 from saefast.train.settings import SIDES, Rules
@@ -207,7 +208,7 @@ def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:
         [gradients[name] for name in _OF_LATENTS],
         [getattr(sae, name) for name in _OF_LATENTS],
         project=rules.unit_norm and rules.remove_parallel,
-        decay=decay_of(rules, sae),
+        decay=decay_of(rules, sae, lambda side: square_of_weights(sae, side)),
     )
     if rules.frozen is not None:
         del gradients["W_enc" if rules.frozen == "encoder" else "W_dec"]
@@ -217,20 +218,23 @@ def shaped(gradients: Gradients, sae: SAE, rules: Rules) -> Gradients:
     return {name: gradient * factor for name, gradient in gradients.items()}
 
 
-def decay_of(rules: Rules, sae: SAE) -> Decay:
-    """Return the penalty terms of the gradients."""
+def decay_of(rules: Rules, sae: SAE, square_of_side: Callable[[str], Tensor]) -> Decay:
+    """Return the penalty terms of the gradients.
+
+    `square_of_side` returns the sum of squares [] of the weights of a side.
+    """
     if not rules.penalties:
         return NO_DECAY
     shrink: dict[str, float | Tensor] = dict.fromkeys(SIDES, 0.0)
     sign = dict.fromkeys(SIDES, 0.0)
     for penalty in rules.penalties:
-        weight = _side_of(sae, penalty.side)
         if penalty.norm == "mean_abs":
-            sign[penalty.side] += penalty.weight / weight.numel()
+            width = sae.d if penalty.side == "encoder" else sae.d_out
+            sign[penalty.side] += penalty.weight / (sae.m * width)
         elif penalty.norm == "fro_squared":
             shrink[penalty.side] += 2 * penalty.weight
         else:
-            length = _square_of(weight).sqrt()
+            length = square_of_side(penalty.side).sqrt()
             shrink[penalty.side] += torch.where(length > 0, penalty.weight / length, 0.0)
     encoder, decoder = (
         sae.b_enc.new_ones(sae.m) * shrink[side] if _is_set(shrink[side]) else None
@@ -251,7 +255,7 @@ def clip_factor(
     `row_squares` [m] are the squared norms of some parts of it, `gradients` the other parts.
     """
     squares = [] if row_squares is None else [vector_sum(row_squares)]
-    squares += [_square_of(part.reshape(len(part), -1)) for part in gradients]
+    squares += [square_of(_norms_of(part)) for part in gradients]
     return (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
 
 
@@ -267,13 +271,20 @@ def tethered(directions: Tensor, anchors: Tensor, cosine: float) -> Tensor:
     return torch.where(along < cosine, turned, directions)
 
 
-def _side_of(sae: SAE, side: str) -> Tensor:
-    return sae.W_enc.detach() if side == "encoder" else sae.W_dec.detach()
+def _norms_of(gradient: Tensor) -> Tensor:
+    """Return numbers whose squares add to the square of the gradient's norm."""
+    return torch.linalg.vector_norm(gradient, dim=1) if gradient.ndim == 2 else gradient
 
 
 def _is_set(multiple: float | Tensor) -> bool:
     return isinstance(multiple, Tensor) or multiple != 0
 
 
-def _square_of(weight: Tensor) -> Tensor:
-    return vector_sum(torch.linalg.vector_norm(weight, dim=1).double().square())
+def square_of_weights(sae: SAE, side: str) -> Tensor:
+    """Return the sum of squares [] float64 of W_enc or W_dec."""
+    return square_of(row_norms(sae.W_enc if side == "encoder" else sae.W_dec))
+
+
+def square_of(entries: Tensor) -> Tensor:
+    """Return the sum of squares [] float64 of entries [n]; bits do not depend on threads."""
+    return vector_sum(entries.double().square())

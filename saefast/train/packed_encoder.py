@@ -1,11 +1,13 @@
-"""Encoder of an SAE in training, with weights that stay packed from step to step."""
+"""Products of a batch with an SAE in training, whose encoder stays packed from step to step."""
 
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from saefast.ops.batch_topk import BatchCode, batch_topk
+from saefast.ops.batch_topk import BatchCode, largest_of_batch
+from saefast.ops.decode_prefixes import decode_prefixes
+from saefast.ops.decode_residual import decode_residual
 from saefast.ops.encode_packed import (
     Packed,
     encode_packed,
@@ -13,13 +15,19 @@ from saefast.ops.encode_packed import (
     repacked,
     threshold_packed,
 )
+from saefast.ops.latent_sum import column_sum
+from saefast.ops.row_norms import row_norms
 from saefast.ops.threshold_encode import all_above
 from saefast.sae import SAE
 from saefast.types import SparseCode, ThresholdCode
 
 
 class PackedEncoder:
-    """Encoder with packed weights, which are repacked if anything but the step changed them."""
+    """Encoder with packed weights, which are repacked if anything but the step changed them.
+
+    The products with the decoder are here as well, so that a `SharedEncoder` can replace all that
+    depends on which rows and columns of the weights are on this rank.
+    """
 
     def __init__(self, sae: SAE, precision: str, *, rounded_decoder: bool = False) -> None:
         self.sae, self.precision = sae, precision
@@ -53,34 +61,33 @@ class PackedEncoder:
 
         They are ranked after multiplication by `scale` [m]; by absolute value with `absolute`.
         """
-        sae = self.sae
+        code = self._ranked(inputs, k, scale, absolute=absolute)
+        if scale is None:
+            return code
+        chosen = scale[code.indices]
+        return SparseCode(torch.where(chosen > 0, code.values / chosen, 0.0), code.indices)
+
+    def _ranked(
+        self, inputs: Tensor, k: int, scale: Tensor | None, *, absolute: bool
+    ) -> SparseCode:
+        """Return the k largest of the pre-activations times `scale`."""
+        weight, bias, precision = self.sae.W_enc, self.sae.b_enc, self.precision
         if scale is not None:
-            code = encode_scaled(
-                inputs, sae.W_enc, sae.b_enc, scale, k, self.precision, absolute=absolute
-            )
-            chosen = scale[code.indices]
-            values = torch.where(chosen > 0, code.values / chosen, 0.0)
-            return SparseCode(values, code.indices)
+            return encode_scaled(inputs, weight, bias, scale, k, precision, absolute=absolute)
         self._pack(inputs, k, absolute=absolute)
-        return encode_packed(
-            inputs, sae.W_enc, sae.b_enc, k, self.precision, self.packed, absolute=absolute
-        )
+        return encode_packed(inputs, weight, bias, k, precision, self.packed, absolute=absolute)
 
     def largest_of_batch(
         self, inputs: Tensor, k: int, guess: Tensor | None, width: int
     ) -> BatchCode:
         """Return the n * k largest positive pre-activations of a batch, see `batch_topk`."""
-        sae = self.sae
-        self._pack(inputs, k)
-        return batch_topk(
-            inputs,
-            sae.W_enc,
-            sae.b_enc,
+        return largest_of_batch(
+            lambda limit, room: self.above_in(room, inputs, limit, len(inputs) * k),
+            lambda number: self.largest(inputs, min(number, self.sae.m)).values,
+            len(inputs),
             k,
             guess=guess,
             width=width,
-            precision=self.precision,
-            packed=self.packed,
         )
 
     def above_in(
@@ -110,6 +117,32 @@ class PackedEncoder:
         return all_above(
             partial(self.above_in, inputs=inputs, threshold=threshold), width, self.sae.m
         )
+
+    def residual(
+        self, code: SparseCode, target: Tensor, factor: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return residual, gradients of the values and squares, see `decode_residual`."""
+        residual, value_grads, squares = decode_residual(
+            *code, self.decoder, self.sae.b_dec, target, factor
+        )
+        return residual, value_grads, squares
+
+    def prefixes(
+        self, code: SparseCode, target: Tensor, group_ends: Tensor, factor: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return residuals, gradients of the values and squares, see `decode_prefixes`."""
+        residual, value_grads, squares = decode_prefixes(
+            *code, self.decoder, self.sae.b_dec, target, group_ends, factor
+        )
+        return residual, value_grads, squares
+
+    def decoder_norms(self) -> Tensor:
+        """Return the norms of the decoder rows, [m]."""
+        return row_norms(self.sae.W_dec)
+
+    def column_sum(self, residual: Tensor) -> Tensor:
+        """Return the sum of residuals over rows, [d_out]."""
+        return column_sum(residual)
 
     def _pack(self, inputs: Tensor, k: int, *, absolute: bool = False) -> None:
         weight = self.sae.W_enc

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saefast import checks
+from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import selects
 from saefast.sae import SAE
 from saefast.train.captured_step import CapturedStep, CudaGraph, Graph, Phases
-from saefast.train.learner import Learner
 from saefast.train.objectives import Current, Encoded, FusedPath, Objective, usual_objective
 from saefast.train.optimizer import Adam
-from saefast.train.packed_encoder import PackedEncoder
+from saefast.train.ranks.assemble import assemble
+from saefast.train.ranks.group import ALONE, Ranks
 from saefast.train.settings import STEP_PRECISIONS, AuxK, Rules
 from saefast.train.step_result import StepResult
 
@@ -59,6 +59,8 @@ class FusedStep:
         precision: "exact" or "bf16", as in `topk_encode`; "bf16_weights" also rounds the decoder to
             bfloat16 when it is multiplied. The trained weights are float32 in any case.
         auxk: settings of the auxiliary loss that revives dead latents; None disables it.
+        ranks: ranks that train the SAE together, each with a step of its own on the same batches.
+            `step.sae` then holds this rank's share of the weights, and `sae` is not updated.
     """
 
     def __init__(
@@ -70,13 +72,14 @@ class FusedStep:
         objective: Objective | None = None,
         precision: str = "exact",
         auxk: AuxK | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
         checks.at_least("lr", lr, 0)
         if sae.skip or sae.normalise != "none":
             raise ValueError("sae must not normalise rows or have a skip connection to train")
-        self.sae, self.precision, self.auxk = sae, precision, auxk
+        self.precision, self.auxk = precision, auxk
         self.rules = rules or Rules()
         self.objective = objective or usual_objective(sae)
         self.now = Current(sae.k)
@@ -98,10 +101,12 @@ class FusedStep:
                 "precision='bf16_weights' needs variant topk, abstopk, batchtopk or matryoshka, "
                 f"got {sae.variant}"
             )
-        self._encoder = PackedEncoder(
-            sae, "bf16" if rounded else precision, rounded_decoder=rounded
+        if self.rules.unit_norm:
+            with torch.no_grad():
+                reference.normalise_rows(sae.W_dec)
+        self.sae, self._encoder, self._learner, self.share = assemble(
+            sae, self.objective, self.rules, lr, precision, ranks
         )
-        self._learner = Learner(sae, self.rules, lr, self._encoder, precision)
 
     @property
     def adam(self) -> Adam:

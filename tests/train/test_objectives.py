@@ -10,8 +10,8 @@ from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, AuxK, FusedStep, Rules, topk_encode
-from saefast.ops import batch_topk
 from saefast.sae import VARIANTS
+from saefast.train import packed_encoder
 from saefast.train.objectives import (
     SPARSITY,
     Current,
@@ -75,9 +75,13 @@ def test_guesses_of_batchtopk_need_one_encode_per_step(
 ) -> None:
     calls: list[str] = []
     for name in ("threshold_packed", "encode_packed"):
-        function = getattr(batch_topk, name)
+        function = getattr(packed_encoder, name)
         monkeypatch.setattr(
-            batch_topk, name, lambda *a, f=function, name=name: (calls.append(name), f(*a))[1]
+            packed_encoder,
+            name,
+            lambda *a, f=function, name=name, **settings: (calls.append(name), f(*a, **settings))[
+                1
+            ],
         )
     sae, objective = make("batchtopk", dtype=torch.float32)
     step = FusedStep(sae, lr=1e-3, objective=objective)

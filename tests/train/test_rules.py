@@ -9,7 +9,7 @@ from helpers.planted_batches import batches
 from torch import Tensor
 
 from saefast import SAE, FusedStep, Penalty, Rules, reference
-from saefast.train.optimizer import decay_of, tethered
+from saefast.train.optimizer import decay_of, square_of_weights, tethered
 
 LR = 5e-3
 RULES: dict[str, Rules] = {
@@ -106,7 +106,8 @@ def test_weights_of_zero_have_no_penalty_gradient() -> None:
         sae.W_enc.mul_(0.01)
     rules = Rules(penalties=(Penalty("encoder", "fro", 3.0),))
     expected = 3.0 / sae.W_enc.detach().norm()
-    torch.testing.assert_close(decay_of(rules, sae).shrink_enc, expected.expand(96))
+    decay = decay_of(rules, sae, lambda side: square_of_weights(sae, side))
+    torch.testing.assert_close(decay.shrink_enc, expected.expand(96))
     with torch.no_grad():
         sae.W_enc.zero_()
     step = FusedStep(sae, lr=LR, rules=rules)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from saefast.ops import gpu
 from saefast.ops.batch_topk import SLACK
-from saefast.ops.decode_prefixes import decode_prefixes
 from saefast.ops.keep_of_batch import keep_of_batch
 from saefast.sae import SAE
 from saefast.train.objectives.dense import fired_of, scores_of, squared_error
@@ -114,8 +113,8 @@ class Matryoshka(BatchTopK):
         """See `Objective`."""
         self._learn(encoder.sae, encoded, now)
         rows = len(target) * len(self._ends)
-        residual, value_grads, squares = decode_prefixes(
-            *encoded.code, encoder.decoder, encoder.sae.b_dec, target, self._ends, 2.0 / rows
+        residual, value_grads, squares = encoder.prefixes(
+            encoded.code, target, self._ends, 2.0 / rows
         )
         loss = squares.sum() / rows
         return Forward(

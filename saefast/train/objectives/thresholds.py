@@ -76,7 +76,7 @@ class ReLU(_Listed):
         values, indices = encoded.code
         found = of_listed(encoder, encoded.code, target)
         weight = self._sparsity * now.pressure / n
-        norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
+        norms = encoder.decoder_norms()
         active = values > 0
         ones = values.new_ones(n, 1)
         sums = torch.ops.saefast.latent_sum(values, indices, ones, sae.m).squeeze(1)

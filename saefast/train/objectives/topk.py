@@ -8,8 +8,6 @@ from torch import Tensor
 
 from saefast import reference
 from saefast.ops import gpu
-from saefast.ops.decode_prefixes import decode_prefixes
-from saefast.ops.decode_residual import decode_residual
 from saefast.sae import SAE, activations
 from saefast.train.objectives.dense import scores_of, squared_error
 from saefast.train.objectives.forward import Current, Encoded, Forward, FusedPath, Loss
@@ -34,7 +32,7 @@ class TopK:
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
         sae = encoder.sae
-        scale = torch.linalg.vector_norm(sae.W_dec, dim=1) if sae.by_norm else None
+        scale = encoder.decoder_norms() if sae.by_norm else None
         values, indices = encoder.largest(inputs, now.k, scale, absolute=self.absolute)
         return Encoded(SparseCode(activations(values, absolute=self.absolute), indices))
 
@@ -70,9 +68,7 @@ class TopK:
 def of_code(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forward:
     """Compute the gradients of the squared error for a code whose width the settings fix."""
     n = len(target)
-    residual, value_grads, squares = decode_residual(
-        *code, encoder.decoder, encoder.sae.b_dec, target, 2.0 / n
-    )
+    residual, value_grads, squares = encoder.residual(code, target, 2.0 / n)
     return Forward(code, residual, value_grads, squares, squares / n)
 
 
@@ -83,9 +79,7 @@ def of_listed(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forwa
     """
     if not gpu.has(target):
         return of_code(encoder, code, target)
-    n, sae = len(target), encoder.sae
-    all_latents = code.indices.new_full((1,), sae.m)
-    residual, value_grads, squares = decode_prefixes(
-        *code, encoder.decoder, sae.b_dec, target, all_latents, 2.0 / n
-    )
+    n = len(target)
+    all_latents = code.indices.new_full((1,), encoder.sae.m)
+    residual, value_grads, squares = encoder.prefixes(code, target, all_latents, 2.0 / n)
     return Forward(code, residual[0], value_grads, squares[0], squares[0] / n)

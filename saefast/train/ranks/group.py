@@ -1,0 +1,63 @@
+"""What the training asks of ranks: where this one stands, and movements of bytes."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+Shape = Sequence[int]
+
+
+class Ranks(Protocol):
+    """Processes, or threads of one process, that train an SAE together.
+
+    All ranks call the same methods in the same order. The receiver of a tensor knows its shape, and
+    its dtype is that of the tensors sent. Tensors are on the CPU.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        ...
+
+    def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """Send parts[r] to rank r, and return what each rank sent to this one.
+
+        Args:
+            parts: one tensor for each rank, of one dtype.
+            shapes: shape of the tensor that each rank sends to this one.
+        """
+        ...
+
+    def all_gather(self, part: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """Send `part` to all ranks, and return the parts of all, whose shapes are given."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one cannot go on, so that none waits for it."""
+        ...
+
+
+class Alone:
+    """The only rank."""
+
+    rank, size = 0, 1
+
+    def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """See `Ranks`."""
+        return list(parts)
+
+    def all_gather(self, part: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """See `Ranks`."""
+        return [part]
+
+    def fail(self, error: BaseException) -> None:
+        """See `Ranks`; there is nobody to tell."""
+
+
+ALONE = Alone()

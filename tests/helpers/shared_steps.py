@@ -1,0 +1,73 @@
+"""Steps of one process and of several ranks on the same batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from helpers.tolerance import assert_same_bits
+from torch import Tensor
+
+from saefast import SAE, FusedStep
+from saefast.train.objectives import Current
+from saefast.train.ranks import Ranks, Simulated
+from saefast.train.step_result import StepResult
+
+Batch = Tensor | tuple[Tensor, Tensor]
+"""Rows, or rows and their targets."""
+
+
+def take(
+    step: FusedStep, data: Sequence[Batch], ks: Sequence[int]
+) -> tuple[dict[str, Tensor], list[StepResult]]:
+    """Take a step on each batch, with the number of active latents for it."""
+    results = []
+    for x, k in zip(data, ks, strict=True):
+        step.now = Current(k)
+        results.append(step(*x) if isinstance(x, tuple) else step(x))
+    return step.state_dict(), results
+
+
+def assert_ranks_equal_one_process(
+    sae: SAE, data: Sequence[Batch], ks: Sequence[int], size: int, **settings: Any
+) -> Simulated:
+    """Train copies of an SAE by one process and by `size` ranks; state and results must agree."""
+    alone = FusedStep(copied(sae), **settings)
+    expected, results = take(alone, data, ks)
+    group = Simulated(size)
+
+    def work(ranks: Ranks) -> None:
+        step = FusedStep(copied(sae), ranks=ranks, **settings)
+        share = step.share
+        assert share is not None
+        state, found = take(step, data, ks)
+        assert state.keys() == expected.keys()
+        for name, value in state.items():
+            assert_same_bits(value, share.of(name, expected[name]).contiguous())
+            assert_same_bits(share.whole(name, value), expected[name])
+        for mine, right in zip(found, results, strict=True):
+            for name in ("loss", "squares", "fired", "auxk"):
+                if getattr(right, name) is not None:
+                    assert_same_bits(getattr(mine, name), getattr(right, name))
+            for part, whole in zip(mine.code, right.code, strict=True):
+                assert_same_bits(part, whole)
+
+    group.run(work)
+    return group
+
+
+def copied(sae: SAE) -> SAE:
+    """Return a copy with the same settings and weights."""
+    dtype, d_out = sae.W_enc.dtype, sae.d_out if sae.transcodes else None
+    copy = SAE(
+        sae.d, sae.m, variant=sae.variant, k=sae.k, d_out=d_out, by_norm=sae.by_norm, dtype=dtype
+    )
+    copy.load_state_dict(sae.state_dict())
+    return copy
+
+
+def rows(count: int, n: int, d: int, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return batches whose rows and columns differ in size, so that every order of a sum rounds."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.exp(2 * torch.randn(d, generator=generator, dtype=torch.float64))
+    draws = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(count))
+    return [(draw * scale).to(dtype) for draw in draws]
