@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from saefast.disk.atomic import write_tensors
 from saefast.disk.tables import write_json
+from saefast.train.ranks.files import parts_folder, read_state, whole_file, write_state, written
+from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.share import Share
+from saefast.train.ranks.words import wait_for_all
 
 RUN = "run.json"
 TRAINING = "training"
@@ -22,6 +25,10 @@ class RunFile:
 
     out: Path
     facts: dict[str, Any]
+    ranks: Ranks = ALONE
+    """ranks that write the run together"""
+    shares: dict[str, Share] = field(default_factory=dict)
+    """shares of this rank by the label of the SAE, of SAEs that ranks train together"""
 
     @classmethod
     def read(cls, out: Path) -> "RunFile | None":
@@ -51,47 +58,64 @@ class RunFile:
         write_json(self.out / RUN, self.facts)
 
     def save(self, step: int, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a checkpoint of all SAEs after `step` steps; it is valid once run.json names it."""
+        """Write a checkpoint of all SAEs after `step` steps; it is valid once run.json names it.
+
+        Every rank writes the states that it has. The first one names the step when all are written.
+        """
         for label, state in states.items():
-            path = self._state_file(label, step)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, state)
+            write_state(self._folder(label), step, state, self.shares.get(label))
+        wait_for_all(self.ranks)
         before, self.facts["checkpoint"] = self.step, step
-        try:
-            self.write()
-        except OSError:
-            self.facts["checkpoint"] = before
-            raise
+        if self.ranks.rank == 0:
+            try:
+                self.write()
+            except OSError:
+                self.facts["checkpoint"] = before
+                raise
+        wait_for_all(self.ranks)
         for label in states:
-            for old in (self.out / label / TRAINING).iterdir():
-                if old.is_dir():  # left by a process that was killed while writing
-                    shutil.rmtree(old, ignore_errors=True)
-                elif old != self._state_file(label, step):
-                    old.unlink()
+            share = self.shares.get(label)
+            if share is None or self.ranks.rank == 0:
+                self._remove_others(self._folder(label), step, share)
 
-    def load(self, label: str) -> dict[str, Tensor]:
-        """Load the state of one SAE at the last checkpoint."""
+    def load(self, label: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Load the state of one SAE at the last checkpoint, or this rank's share of it.
+
+        The result has the shapes of `like`.
+        """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        path = self._state_file(label, self.step)
-        try:
-            return load_file(path)
-        except FileNotFoundError as error:
+        paths = written(self._folder(label), self.step)
+        if not paths:
             raise FileNotFoundError(
-                f"{path} does not exist, although {RUN} refers to this checkpoint; without it the "
-                f"run cannot be resumed"
-            ) from error
+                f"{whole_file(self._folder(label), self.step)} does not exist, although {RUN} "
+                f"refers to this checkpoint; without it the run cannot be resumed"
+            )
+        try:
+            return read_state(paths, like, self.shares.get(label))
         except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+            raise ValueError(
+                f"{paths[0]} is truncated or not a safetensors file: {error}"
+            ) from error
 
     def forget(self, labels: Iterable[str]) -> None:
         """Remove the state that only a resume needs."""
         for label in labels:
             shutil.rmtree(self.out / label / TRAINING, ignore_errors=True)
 
-    def _state_file(self, label: str, step: int) -> Path:
-        return self.out / label / TRAINING / f"step-{step}.safetensors"
+    def _folder(self, label: str) -> Path:
+        return self.out / label / TRAINING
+
+    def _remove_others(self, folder: Path, step: int, share: Share | None) -> None:
+        """Remove the states of other steps, and what killed processes left."""
+        kept = whole_file(folder, step) if share is None else parts_folder(folder, step)
+        for old in folder.iterdir():
+            if old == kept:
+                continue
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink()
 
 
 def differences(then: object, now: object, name: str = "") -> list[str]:

@@ -28,6 +28,9 @@ from saefast.ops.latent_sum import column_sum
 from saefast.progress import ProgressBar
 from saefast.sae import SAE
 from saefast.train.initial import ROWS, Sample, Scales, begin, scales_of
+from saefast.train.ranks.division import Division
+from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.words import any_of
 from saefast.train.recorded_steps import Graphs
 from saefast.train.seed_trainer import Prepared, SeedTrainer
 from saefast.train.trained_run import Member, TrainedRun
@@ -48,10 +51,15 @@ class TrainingLoop:
         members: runs whose configs share a stream and whose checkpoints are of one step.
         source: activations.
         device: device to train on.
+        ranks: ranks that train together, each with a loop of its own on the same stream.
     """
 
     def __init__(
-        self, members: Sequence[Member], source: Activations, device: torch.device
+        self,
+        members: Sequence[Member],
+        source: Activations,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._source, self._device = source, device
         self._streams = streams_of(device)
@@ -74,21 +82,28 @@ class TrainingLoop:
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
         graphs = Graphs()
-        self._runs = [
-            TrainedRun(
-                member,
-                [
-                    SeedTrainer(
-                        config, seed, begin(config, seed, sample, self.scales, its), device, graphs
-                    )
-                    for config, seed, its in member.saes
-                ],
-                self._streams,
-                self.step,
-                self.scales,
+        self._ranks = ranks
+        division = Division(ranks, sum(len(member.saes) for member in members))
+        self._runs = []
+        first = 0
+        for member in members:
+            trainers = [
+                SeedTrainer(
+                    config,
+                    seed,
+                    begin(config, seed, sample, self.scales, its),
+                    device,
+                    graphs,
+                    division.of_each(),
+                )
+                if division.trains(number)
+                else None
+                for number, (config, seed, its) in enumerate(member.saes, first)
+            ]
+            self._runs.append(
+                TrainedRun(member, trainers, division, first, self._streams, self.step, self.scales)
             )
-            for member in members
-        ]
+            first += len(trainers)
         self._trainers = [trainer for each in self._runs for trainer in each.trainers]
 
     def _look_ahead(self) -> Sample:
@@ -143,10 +158,12 @@ class TrainingLoop:
                     self._report(number, timing, bar)
                 for each in self._runs:
                     each.check()
-                if interrupts.came or time.monotonic() - saved >= 60 * checkpoint_minutes:
+                due = time.monotonic() - saved >= 60 * checkpoint_minutes
+                stop, due = any_of(self._ranks, interrupts.came, due)
+                if stop or due:
                     self.checkpoint()
                     saved = time.monotonic()
-                if interrupts.came:
+                if stop:
                     for each in self._runs:
                         each.wait()
                     raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales
 from saefast.train.meter import Meter
 from saefast.train.objectives import Current, objective_of
+from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.share import gathered
 from saefast.train.recorded_steps import Graphs, RecordedSteps
 from saefast.train.settings import AuxK
 from saefast.train.step import FusedStep
@@ -34,7 +36,13 @@ class SeedTrainer:
     """One SAE in training."""
 
     def __init__(
-        self, config: TrainConfig, seed: int, sae: SAE, device: torch.device, graphs: Graphs
+        self,
+        config: TrainConfig,
+        seed: int,
+        sae: SAE,
+        device: torch.device,
+        graphs: Graphs,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.label, self.seed = config, config.label(seed), seed
         sae = sae.to(device)
@@ -45,6 +53,7 @@ class SeedTrainer:
             objective=objective_of(config, sae),
             precision=config.precision,
             auxk=config.auxk,
+            ranks=ranks,
         )
         self._steps = RecordedSteps(self.step, graphs)
         self.meter = Meter(device)
@@ -88,7 +97,7 @@ class SeedTrainer:
         means = self.meter.report()
         if not math.isfinite(means["loss"]):
             raise ValueError(self.diverged(number, "or a little earlier"))
-        width = self.step.sae.W_dec.shape[1]
+        width = self.step.sae.d_out
         means["mse"] = means.pop("squared_error") / (width * scales.target**2)
         limit = (self.config.auxk or AuxK()).idle_limit(self.config.tokens)
         means["dead_share"] = float((self.step.idle >= limit).double().mean())
@@ -106,6 +115,11 @@ class SeedTrainer:
             f"the training of {self.label} diverged: its loss is NaN or infinite at step {number}, "
             f"{where}; a lower lr may help"
         )
+
+    def whole_sae(self) -> SAE:
+        """Return the SAE, gathered from all ranks if this one has a share of it."""
+        share = self.step.share
+        return self.step.sae if share is None else gathered(self.step.sae, share)
 
     @property
     def firing_rate(self) -> Tensor:

@@ -23,6 +23,9 @@ from saefast.train.config import TrainConfig, check_one_stream, check_shared, la
 from saefast.train.loggers import LOGGERS, loggers
 from saefast.train.loop import TrainingLoop
 from saefast.train.meter import CONVENTIONS
+from saefast.train.ranks.group import Ranks
+from saefast.train.ranks.processes import world
+from saefast.train.ranks.words import check_agreement
 from saefast.train.trained_run import Member
 
 
@@ -39,6 +42,7 @@ def train_saes(
     log_every: int = 50,
     log_to: Sequence[str] = (),
     keep_training: bool = True,
+    ranks: Ranks | None = None,
 ) -> list[SAE]:
     """Train one SAE for each seed of the config, or of each of several configs.
 
@@ -72,13 +76,20 @@ def train_saes(
         log_to: additional loggers: "tensorboard" writes to OUT/tensorboard, "wandb" to the active
             run or a new one. Their packages must be installed separately.
         keep_training: whether to keep the state needed for a resume after the run has finished.
+        ranks: ranks that train together, each of which calls this function with the same
+            arguments; None: the processes that torchrun started, or this one alone. With at least
+            as many SAEs as ranks, each rank trains some of the SAEs; with fewer, all train each SAE
+            together. The SAEs have the bits of one process. Ranks train on CPUs, and share a file
+            system.
 
     Returns:
-        The SAEs in the order of configs and seeds. They take unscaled activations.
+        The SAEs in the order of configs and seeds, on every rank. They take unscaled activations.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` is False.
-        ValueError: the run in `out` has other settings or activations, or training diverged.
+        ValueError: the run in `out` has other settings or activations, training diverged, or ranks
+            cannot train these SAEs together.
+        ConnectionError: another rank failed.
     """
     configs = tuple(config) if isinstance(config, Sequence) else (config,)
     check_shared(configs)
@@ -93,6 +104,7 @@ def train_saes(
         log_every=log_every,
         log_to=log_to,
         keep_training=keep_training,
+        ranks=ranks,
     )
     return saes
 
@@ -119,6 +131,7 @@ def train_runs(
     log_every: int = 50,
     log_to: Sequence[str] = (),
     keep_training: bool = True,
+    ranks: Ranks | None = None,
 ) -> list[list[SAE]]:
     """Train several runs in one pass over the activations, each into a folder of its own.
 
@@ -136,13 +149,45 @@ def train_runs(
         log_every: number of steps between two lines for each SAE.
         log_to: additional loggers, as in `train_saes`.
         keep_training: whether to keep the state needed for a resume after a run has finished.
+        ranks: ranks that train together, as in `train_saes`.
 
     Returns:
         The SAEs of each run, in the order of configs and seeds.
     """
     check_one_stream([config for each in runs for config in each.configs])
     check_reports(log_to, log_every, checkpoint_minutes)
-    where = _device(device)
+    together = world() if ranks is None else ranks
+    try:
+        return _train_runs(
+            activations,
+            runs,
+            together,
+            resume=resume,
+            progress=progress and together.rank == 0,
+            where=_device(device, together),
+            checkpoint_minutes=checkpoint_minutes,
+            log_every=log_every,
+            log_to=log_to,
+            keep_training=keep_training,
+        )
+    except BaseException as error:
+        together.fail(error)
+        raise
+
+
+def _train_runs(
+    activations: ActivationSource,
+    runs: Sequence[Training],
+    ranks: Ranks,
+    *,
+    resume: bool,
+    progress: bool,
+    where: torch.device,
+    checkpoint_minutes: float,
+    log_every: int,
+    log_to: Sequence[str],
+    keep_training: bool,
+) -> list[list[SAE]]:
     source = open_activations(activations, dtype=None)
     found: dict[int, list[SAE]] = {}
     with ExitStack() as held:
@@ -150,21 +195,28 @@ def train_runs(
         for number, each in enumerate(runs):
             configs = tuple(config.resolved() for config in each.configs)
             starts = _starts(each.initial, configs)
-            if each.out is not None:
+            if each.out is not None and ranks.rank == 0:
                 held.enter_context(Claim(each.out))
-            run = None if each.out is None else _run_file(each.out, configs, source, starts, resume)
+            run = None
+            if each.out is not None:
+                run = _run_file(each.out, configs, source, starts, resume)
+                run.ranks = ranks
+            # Nothing is written before all ranks have seen what is there.
+            check_agreement(ranks, "settings, activations and run", _seen(run, configs, source))
             if run is not None and run.finished:
                 found[number] = [
                     load_sae(run.out / label).to(where) for label in labels_of(configs)
                 ]
                 continue
             folder, after = (None, 0) if run is None else (run.out, run.step)
-            log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
+            log = []
+            if ranks.rank == 0:
+                log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
             for logger in log:
                 held.callback(logger.close)
             waiting.setdefault(after, {})[number] = Member(configs, run, starts, log)
         for members in waiting.values():
-            training = TrainingLoop(list(members.values()), source, where)
+            training = TrainingLoop(list(members.values()), source, where, ranks)
             training.train(log_every, checkpoint_minutes, progress)
             training.finish(keep_training)
             found.update(zip(members, training.results(), strict=True))
@@ -179,9 +231,19 @@ def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: flo
     checks.at_least("checkpoint_minutes", checkpoint_minutes, 0)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activations) -> Any:
+    """Return what all ranks must see alike."""
+    facts = {"configs": _as_json(configs), "data": source.fingerprint}
+    return facts if run is None else {**run.facts, **facts}
+
+
+def _device(device: torch.device | str | None, ranks: Ranks) -> torch.device:
     """Return the device to train on; raise a ValueError if torch does not have it."""
     has_gpu = torch.cuda.is_available()
+    if ranks.size > 1:
+        if str(device or ("cuda" if has_gpu else "cpu")) != "cpu":
+            raise ValueError("several ranks train on CPUs; pass device='cpu', or start one process")
+        return torch.device("cpu")
     if device is None:
         return torch.device("cuda" if has_gpu else "cpu")
     try:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from saefast.ops.cuda_streams import Streams
 from saefast.sae import SAE
 from saefast.storage import save_into
@@ -12,6 +14,8 @@ from saefast.train.checkpoint_writer import CheckpointWriter
 from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales, folded
 from saefast.train.loggers import Logger
+from saefast.train.ranks.division import Division
+from saefast.train.ranks.words import said, sent_by, wait_for_all
 from saefast.train.seed_trainer import SeedTrainer
 
 
@@ -39,8 +43,10 @@ class TrainedRun:
 
     Args:
         member: the run.
-        trainers: trainers of the SAEs, in the order of configs and seeds; the state of the
-            checkpoint is loaded into them.
+        trainers: trainers of the SAEs, in the order of configs and seeds, None for those of other
+            ranks; the state of the checkpoint is loaded into them.
+        division: division of all SAEs that are trained among ranks.
+        first: number of the run's first SAE among them.
         streams: streams of the device; None: a CPU.
         step: number of steps taken.
         scales: scales of the activations.
@@ -49,21 +55,36 @@ class TrainedRun:
     def __init__(
         self,
         member: Member,
-        trainers: Sequence[SeedTrainer],
+        trainers: Sequence[SeedTrainer | None],
+        division: Division,
+        first: int,
         streams: Streams | None,
         step: int,
         scales: Scales,
     ) -> None:
-        self.trainers = trainers
+        self.trainers = [trainer for trainer in trainers if trainer is not None]
+        self._division = division
+        self._all = [
+            (config, trainer, division.owner(first + number))
+            for number, ((config, _, _), trainer) in enumerate(
+                zip(member.saes, trainers, strict=True)
+            )
+        ]
         self._log, self._scales = member.log, scales
         run = self._run = member.run
         self._checkpoints = None if run is None else CheckpointWriter(run, streams)
-        if run is not None and step > 0:
-            for trainer in trainers:
-                trainer.load_state_dict(run.load(trainer.label))
-        elif run is not None:
+        if run is None:
+            return
+        for trainer in self.trainers:
+            if trainer.step.share is not None:
+                run.shares[trainer.label] = trainer.step.share
+        if step > 0:
+            for trainer in self.trainers:
+                trainer.load_state_dict(run.load(trainer.label, trainer.state_dict()))
+        else:
             run.facts["scales"] = list(scales)
-            run.write()
+            if division.ranks.rank == 0:
+                run.write()
 
     def writing(self) -> contextlib.AbstractContextManager[object]:
         """Return a context that ends once no checkpoint is being written."""
@@ -83,11 +104,23 @@ class TrainedRun:
         self, number: int, position: Mapping[str, Any], timing: Mapping[str, Any]
     ) -> Sequence[Mapping[str, Any]]:
         """Log the measures of every SAE since the last report, and return them."""
-        reports = [trainer.report(number, self._scales) for trainer in self.trainers]
-        for trainer, report in zip(self.trainers, reports, strict=True):
+        own = [
+            {"label": trainer.label, **trainer.report(number, self._scales)}
+            for trainer in self.trainers
+        ]
+        reports = self._of_all(own)
+        labelled = [(str(report.pop("label")), report) for report in reports]
+        for label, report in labelled:
             for logger in self._log:
-                logger.write(trainer.label, number + 1, {**position, **report, **timing})
+                logger.write(label, number + 1, {**position, **report, **timing})
         return reports
+
+    def _of_all(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the reports of all SAEs in their order, of which this rank has its own."""
+        if self._division.together or self._division.ranks.size == 1:
+            return own
+        each = [iter(reports) for reports in said(self._division.ranks, own)]
+        return [next(each[owner]) for _, _, owner in self._all]
 
     def checkpoint(self, step: int) -> None:
         """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
@@ -100,18 +133,59 @@ class TrainedRun:
             return
         with self._checkpoints:
             self.checkpoint(step)
-        for trainer, sae in zip(self.trainers, self.results(), strict=True):
-            save_into(self._run.out / trainer.label, sae)
+        for trainer in self.trainers:
+            sae = self._result(trainer)
+            if self._writes(trainer):
+                save_into(self._run.out / trainer.label, sae)
+        ranks = self._division.ranks
+        wait_for_all(ranks)
         self._run.facts["finished"] = True
-        self._run.write()
+        if ranks.rank == 0:
+            self._run.write()
+        wait_for_all(ranks)
         if not keep_training:
-            self._run.forget([trainer.label for trainer in self.trainers])
+            self._run.forget([each.label for each in self.trainers if self._writes(each)])
+
+    def _writes(self, trainer: SeedTrainer) -> bool:
+        """Return whether this rank writes the SAE of one of its trainers."""
+        return trainer.step.share is None or self._division.ranks.rank == 0
 
     def results(self) -> list[SAE]:
-        """Return copies of the SAEs in their current state, for unscaled activations."""
+        """Return copies of the SAEs in their current state, for unscaled activations.
+
+        They are on all ranks.
+        """
+        some = self.trainers[0].step.sae
         saes = []
-        for trainer in self.trainers:
-            sae = folded(trainer.step.sae, self._scales)
-            sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
+        for config, trainer, owner in self._all:
+            sae = _empty(config, some) if trainer is None else self._result(trainer)
+            if not self._division.together and self._division.ranks.size > 1:
+                self._send(sae, owner)
             saes.append(sae)
         return saes
+
+    def _result(self, trainer: SeedTrainer) -> SAE:
+        sae = folded(trainer.whole_sae(), self._scales)
+        sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
+        return sae
+
+    def _send(self, sae: SAE, owner: int) -> None:
+        """Copy the weights of an SAE from its owner to all ranks."""
+        assert sae.firing_rate is not None
+        with torch.no_grad():
+            for values in (*sae.state_dict().values(), sae.firing_rate):
+                values.copy_(sent_by(self._division.ranks, owner, values))
+
+
+def _empty(config: TrainConfig, like: SAE) -> SAE:
+    """Return an SAE for the weights of another rank; `like` is one trained on the same rows."""
+    sae = SAE(
+        like.d,
+        config.latents,
+        variant=config.variant,
+        k=config.k,
+        d_out=like.d_out if like.transcodes else None,
+        by_norm=config.by_norm,
+    )
+    sae.firing_rate = torch.zeros(config.latents)
+    return sae

@@ -11,7 +11,12 @@ from saefast.train.ranks.group import Ranks
 
 LATENTS_PER_TASK = 64
 """Number of latents whose shares of a gradient are summed first, as in csrc/latent_update.h."""
-_BY_ROWS, _BY_COLUMNS = ("W_enc", "b_enc"), ("W_dec",)
+_KINDS = {"W_enc": "rows", "b_enc": "rows", "W_dec": "columns"}
+
+
+def kind_of(name: str) -> str:
+    """Return how a parameter or one of its moments is divided: rows, columns or everywhere."""
+    return _KINDS.get(name.split(".")[0], "everywhere")
 
 
 class Share:
@@ -65,17 +70,17 @@ class Share:
 
     def of(self, name: str, whole: Tensor) -> Tensor:
         """Return this rank's share of a parameter or of one of its moments, without a copy."""
-        parameter = name.split(".")[0]
-        if parameter in _BY_ROWS:
+        kind = kind_of(name)
+        if kind == "rows":
             return whole[self.rows]
-        return whole[:, self.columns] if parameter in _BY_COLUMNS else whole
+        return whole[:, self.columns] if kind == "columns" else whole
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         """Return the whole of which every rank has the share `of`."""
-        parameter = name.split(".")[0]
-        if parameter in _BY_ROWS:
+        kind = kind_of(name)
+        if kind == "rows":
             return self.joined_rows(part)
-        return self.joined_columns(part) if parameter in _BY_COLUMNS else part
+        return self.joined_columns(part) if kind == "columns" else part
 
     def joined_rows(self, part: Tensor) -> Tensor:
         """Return [m, ...] from the [rows, ...] of every rank."""
@@ -117,14 +122,28 @@ def shared(sae: SAE, share: Share) -> SAE:
 
     It can be encoded with and decoded by nothing but a step that knows the share.
     """
+    part = shallow_copy(sae)
+    for name, whole in sae.named_parameters():
+        own = share.of(name, whole.detach()).clone(memory_format=torch.contiguous_format)
+        part.register_parameter(name, nn.Parameter(own))
+    return part
+
+
+def gathered(part: SAE, share: Share) -> SAE:
+    """Return the whole SAE of which every rank has the part `shared`, on every rank."""
+    whole = shallow_copy(part)
+    for name, own in part.named_parameters():
+        whole.register_parameter(name, nn.Parameter(share.whole(name, own.detach()).clone()))
+    return whole
+
+
+def shallow_copy(sae: SAE) -> SAE:
+    """Return an SAE with the same parameters, which can be replaced, and copied buffers."""
     part = copy.copy(sae)
     part._parameters = dict(sae._parameters)
     part._buffers = {
         name: None if buffer is None else buffer.clone() for name, buffer in sae._buffers.items()
     }
-    for name, whole in sae.named_parameters():
-        own = share.of(name, whole.detach()).clone(memory_format=torch.contiguous_format)
-        part.register_parameter(name, nn.Parameter(own))
     return part
 
 

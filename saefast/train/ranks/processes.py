@@ -1,0 +1,78 @@
+"""Ranks that are processes, connected by torch.distributed and started by torchrun."""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from saefast.train.ranks.group import ALONE, Ranks, Shape
+
+_TIMEOUT = timedelta(seconds=120)
+"""Time after which a rank that waits for another one raises an error."""
+
+_FAILURE = "saefast/failure"
+"""Key of the store under which the first rank that fails leaves its reason."""
+
+
+def world() -> Ranks:
+    """Return the ranks that torchrun started, or the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    return Torch()
+
+
+class Torch:
+    """The processes of the default group of torch.distributed, which is created if necessary.
+
+    The group uses gloo. Tensors are sent as bytes, so that nothing can round them.
+    """
+
+    def __init__(self) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
+        """See `Ranks`."""
+        dtype = parts[0].dtype
+        sent = [_bytes_of(part) for part in parts]
+        sizes = [prod(shape) * dtype.itemsize for shape in shapes]
+        got = torch.empty(sum(sizes), dtype=torch.uint8)
+        try:
+            dist.all_to_all_single(got, torch.cat(sent), sizes, [len(part) for part in sent])
+        except RuntimeError as error:
+            raise ConnectionError(self._reason()) from error
+        # Cloned, so that each part is aligned for its dtype.
+        pieces = torch.split(got, sizes)
+        return [
+            piece.clone().view(dtype).view(tuple(shape))
+            for piece, shape in zip(pieces, shapes, strict=True)
+        ]
+
+    def all_gather(self, part: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """See `Ranks`."""
+        return self.all_to_all([part] * self.size, shapes)
+
+    def fail(self, error: BaseException) -> None:
+        """See `Ranks`: the others' next call raises an error with this rank's reason."""
+        store = dist.distributed_c10d._get_default_store()
+        store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {error}")
+        dist.destroy_process_group()
+
+    def _reason(self) -> str:
+        """Return why another rank does not answer, as far as it is known."""
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            if store.check([_FAILURE]):
+                return f"the training stopped, since {store.get(_FAILURE).decode()}"
+        except RuntimeError:  # the store went with its process
+            pass
+        return "the training stopped, since another rank was killed or does not answer"
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,146 @@
+"""Runs of several ranks write what one process writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.checkout import CHECKOUT
+from helpers.training_runs import (
+    assert_same_sae,
+    checkpoint_of,
+    config,
+    files_of,
+    metrics_of,
+    train,
+)
+
+from saefast import SAE, Rules, TrainConfig
+from saefast.train.ranks import Ranks, Simulated
+from saefast.train.seed_trainer import SeedTrainer
+
+WIDE = config(latents=300, tokens=2500, rules=Rules(clip=0.5))
+
+
+def train_with(size: int, configuration: Any, **arguments: Any) -> list[SAE]:
+    """Train by simulated ranks, which must return the same SAEs."""
+    each = Simulated(size).run(lambda ranks: train(configuration, ranks=ranks, **arguments))
+    for saes in each[1:]:
+        for sae, first in zip(saes, each[0], strict=True):
+            assert_same_sae(sae, first)
+    return each[0]
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    """Return the content of all files but the state for a resume, which each rank has a part of."""
+    return {name: content for name, content in files_of(out).items() if "/training/" not in name}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "size"), [((0,), 2), ((0,), 4), ((0, 3), 4), ((0, 3), 2), ((0, 1, 2, 3, 4), 2)]
+)
+def test_a_run_of_ranks_has_the_files_of_one_process(
+    seeds: tuple[int, ...], size: int, tmp_path: Path
+) -> None:
+    configuration = TrainConfig(**{**vars(WIDE), "seeds": seeds})
+    alone = train(configuration, out=tmp_path / "alone")
+    together = train_with(size, configuration, out=tmp_path / "ranks")
+    for mine, right in zip(together, alone, strict=True):
+        assert_same_sae(mine, right)
+        assert torch.equal(mine.firing_rate, right.firing_rate)
+    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("variant", ["abstopk", "batchtopk", "matryoshka"])
+def test_variants_have_the_files_of_one_process(variant: str, tmp_path: Path) -> None:
+    configuration = TrainConfig(**{**vars(WIDE), "variant": variant, "tokens": 1000})
+    train(configuration, out=tmp_path / "alone")
+    train_with(2, configuration, out=tmp_path / "ranks")
+    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+def test_gated_saes_are_trained_whole_by_one_rank_each() -> None:
+    configuration = TrainConfig(
+        **{**vars(WIDE), "variant": "gated", "seeds": (0, 1), "tokens": 1000}
+    )
+    for mine, right in zip(train_with(2, configuration), train(configuration), strict=True):
+        assert_same_sae(mine, right)
+
+
+class _Broken(Exception):
+    pass
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(WIDE, out=tmp_path / "unbroken")
+    out = tmp_path / "broken"
+    real = SeedTrainer.train
+    for size, stop in ((4, 5), (2, 9), (1, 13), (4, 100)):
+
+        def breaking(trainer: SeedTrainer, number: int, batch: Any, stop: int = stop) -> None:
+            if number == stop:
+                raise _Broken
+            real(trainer, number, batch)
+
+        monkeypatch.setattr(SeedTrainer, "train", breaking)
+        settings = {"out": out, "resume": True, "checkpoint_minutes": 0}
+        if stop < WIDE.steps:
+            with pytest.raises(_Broken):
+                train_with(size, WIDE, **settings) if size > 1 else train(WIDE, **settings)
+            assert checkpoint_of(out) == stop
+            names = sorted(
+                path.name for path in (out / "seed-0" / "training").rglob("*.safetensors")
+            )
+            parts = [f"rank-{rank}-of-{size}.safetensors" for rank in range(size)]
+            assert names == (parts if size > 1 else [f"step-{stop}.safetensors"])
+        else:
+            train_with(size, WIDE, **settings)
+    assert results_of(out) == results_of(tmp_path / "unbroken")
+
+
+def test_ranks_with_different_settings_are_refused(tmp_path: Path) -> None:
+    def work(ranks: Ranks) -> list[SAE]:
+        other = TrainConfig(**{**vars(WIDE), "lr": 0.1 * (1 + ranks.rank)})
+        return train(other, ranks=ranks, out=tmp_path / "run")
+
+    with pytest.raises(ValueError, match="all ranks must have the same settings"):
+        Simulated(2).run(work)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+_PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+from helpers import training_runs
+from saefast import Rules
+training_runs.train(
+    training_runs.config(latents=300, tokens=2500, rules=Rules(clip=0.5)), out={out!r}
+)
+"""
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_of_torchrun_write_the_files_of_one(size: int, tmp_path: Path) -> None:
+    train(WIDE, out=tmp_path / "alone")
+    script = tmp_path / "script.py"
+    script.write_text(_PROCESS.format(tests=str(CHECKOUT / "tests"), out=str(tmp_path / "ranks")))
+    torchrun(size, str(script), cwd=tmp_path)
+    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+    assert len(metrics_of(tmp_path / "ranks")) == len(metrics_of(tmp_path / "alone"))
+
+
+def torchrun(size: int, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script or module by several processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launch, "--nproc-per-node", str(size), *command],
+        cwd=cwd,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
