@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saefast.cli import evaluate, files, runs, stages, sweep
+from saefast.cli.telling import is_first
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
@@ -61,12 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sort_subcommands=False,
         )
     except KeyboardInterrupt:
-        print("\nsaefast: interrupted; run the same command again to resume", file=sys.stderr)
+        if is_first():
+            print("\nsaefast: interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        print(f"saefast: {_line(error)}", file=sys.stderr)
+        if is_first():  # of several processes the others leave their reason to the first
+            print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1
     return 0
 

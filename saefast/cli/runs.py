@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell
+from saefast.cli.telling import Json, called, is_first, tell
 from saefast.cli.train_options import chosen, train_options
 
 
@@ -76,6 +76,8 @@ def train(
 
     For example: saefast train store --out runs/mine --latents 4096
 
+    Several processes train together: torchrun --nproc-per-node 4 -m saefast train store ...
+
     Args:
         activations: A store of saefast harvest, or an .npy, .pt or .safetensors file [rows, width].
         out: Folder of the run. An existing run is resumed.
@@ -90,6 +92,8 @@ def train(
     trainer = dataclasses.replace(trainer, initial=tuple(map(_absolute, trainer.initial)))
     settings = RunSettings(stores, config, trainer)
     outcomes = staged(settings, out, "train", json_output)
+    if not is_first():
+        return
     number = len(config.seeds)
     data = (read_json(out / "run.json") or {})["data"]
     there = (
@@ -128,12 +132,12 @@ def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bo
     from saefast.pipeline import run_pipeline
 
     def show(line: str) -> None:
-        if not json_output:
+        if is_first() and not json_output:
             print(line, file=sys.stderr, flush=True)
 
     bars = not json_output
     outcomes = run_pipeline(settings, out, until=until, resume=True, progress=bars, tell=show)
-    if all(each.skipped for each in outcomes):
+    if outcomes and all(each.skipped for each in outcomes):
         show(f"all stages were finished before; nothing in {out} has changed")
     return outcomes
 

@@ -1,6 +1,7 @@
 """Output of commands: text with the paths of written files, or one JSON object."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,11 @@ from typing import Annotated, Any
 import tyro
 
 Json = Annotated[bool, tyro.conf.arg(name="json", help="Print one JSON object instead of text.")]
+
+
+def is_first() -> bool:
+    """Return whether this is the only process, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def called(name: str, default: str | None = None) -> Any:

@@ -15,6 +15,7 @@ from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.beside import fingerprints
 from saefast.pipeline.evaluations import Measure
+from saefast.pipeline.following import begin_training, check_ranks, follow, leading
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
 from saefast.pipeline.stages import absorb, edit, explain, probe, steer
@@ -43,6 +44,8 @@ from saefast.run_folder import (
 )
 from saefast.run_records import StageRecord, read_record, write_record
 from saefast.train.checkpoint import RUN, RunFile
+from saefast.train.ranks import Ranks
+from saefast.train.ranks.processes import world
 
 
 class Stage(NamedTuple):
@@ -227,8 +230,11 @@ def run_pipeline(
         progress: show progress bars on stderr.
         tell: callback that gets a line as each stage begins.
 
+    Under torchrun every process calls this with the same arguments. The first one runs the stages,
+    which must end with the training, and the others take part in it; see `train_saes`.
+
     Returns:
-        Outcomes of the stages, in their order.
+        Outcomes of the stages, in their order; none on other ranks than the first.
 
     Raises:
         FileExistsError: `out` contains a run and `resume` is False.
@@ -245,6 +251,18 @@ def run_pipeline(
     wanted = {each for name in last for each in _needed(name)}
     for name in last:
         check_run(job, name)
+    ranks = world()
+    check_ranks(ranks, job, wanted)
+    if ranks.rank > 0:
+        follow(ranks, job)
+        return []
+    with leading(ranks):
+        return _stages(job, wanted, ranks, tell)
+
+
+def _stages(job: Job, wanted: set[str], ranks: Ranks, tell: Callable[[str], None]) -> list[Outcome]:
+    """Run the wanted stages in their order."""
+    run, settings = job.run, job.settings
     trained = begin_run(job)
     outcomes = []
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
@@ -252,6 +270,8 @@ def run_pipeline(
         skipped = is_finished(job, stage.name)
         if not skipped:
             tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
+            if stage.name == "train":
+                begin_training(ranks)
             stage.work(job)
             finish_stage(job, stage.name, time.perf_counter() - begun)
         if trained and stage.name == "train":
