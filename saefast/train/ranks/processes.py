@@ -1,5 +1,6 @@
 """Ranks that are processes, connected by torch.distributed and started by torchrun."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -8,6 +9,8 @@ from math import prod
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from saefast.train.ranks.group import ALONE, Ranks, Shape
 
@@ -33,8 +36,16 @@ class Torch:
 
     def __init__(self) -> None:
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=_TIMEOUT)
+            # Restarted processes may find the store of the previous attempt, with addresses at
+            # which nobody listens any more.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+            store = PrefixStore(f"saefast/attempt-{attempt}", store)
+            dist.init_process_group(
+                "gloo", timeout=_TIMEOUT, store=store, rank=rank, world_size=size
+            )
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._store = dist.distributed_c10d._get_default_store()
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
         """See `Ranks`."""
@@ -59,18 +70,17 @@ class Torch:
 
     def fail(self, error: BaseException) -> None:
         """See `Ranks`: the others' next call raises an error with this rank's reason."""
-        store = dist.distributed_c10d._get_default_store()
-        store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {error}")
+        if not dist.is_initialized():  # it has been told
+            return
+        with contextlib.suppress(RuntimeError):  # the store went with its process
+            self._store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {error}")
         dist.destroy_process_group()
 
     def _reason(self) -> str:
         """Return why another rank does not answer, as far as it is known."""
-        store = dist.distributed_c10d._get_default_store()
-        try:
-            if store.check([_FAILURE]):
-                return f"the training stopped, since {store.get(_FAILURE).decode()}"
-        except RuntimeError:  # the store went with its process
-            pass
+        with contextlib.suppress(RuntimeError):
+            if self._store.check([_FAILURE]):
+                return f"the training stopped, since {self._store.get(_FAILURE).decode()}"
         return "the training stopped, since another rank was killed or does not answer"
 
 

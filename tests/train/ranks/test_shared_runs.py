@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.checkout import CHECKOUT
 from helpers.training_runs import (
+    ROWS,
     assert_same_sae,
     checkpoint_of,
     config,
     files_of,
-    metrics_of,
     train,
 )
 
@@ -112,35 +111,89 @@ def test_ranks_with_different_settings_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-_PROCESS = """
-import sys
-sys.path.insert(0, {tests!r})
-from helpers import training_runs
-from saefast import Rules
-training_runs.train(
-    training_runs.config(latents=300, tokens=2500, rules=Rules(clip=0.5)), out={out!r}
+COMMAND = (
+    *("-m", "saefast", "train", "rows.pt", "--latents", "300", "--k", "4", "--seeds", "0"),
+    *("--tokens", "2000", "--batch-size", "128", "--checkpoint-minutes", "0"),
 )
+
+_BREAKING = """
+import os, signal, sys
+from saefast.cli import main
+from saefast.train.seed_trainer import SeedTrainer
+
+real = SeedTrainer.train
+
+def breaking(trainer, number, batch):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if first and os.environ["RANK"] == "1" and number == 7:
+        {what}
+    real(trainer, number, batch)
+
+SeedTrainer.train = breaking
+sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_processes_of_torchrun_write_the_files_of_one(size: int, tmp_path: Path) -> None:
-    train(WIDE, out=tmp_path / "alone")
-    script = tmp_path / "script.py"
-    script.write_text(_PROCESS.format(tests=str(CHECKOUT / "tests"), out=str(tmp_path / "ranks")))
-    torchrun(size, str(script), cwd=tmp_path)
-    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
-    assert len(metrics_of(tmp_path / "ranks")) == len(metrics_of(tmp_path / "alone"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with rows, and a run of one process."""
+    folder = tmp_path_factory.mktemp("command")
+    torch.save(ROWS, folder / "rows.pt")
+    subprocess.run([sys.executable, *COMMAND, "--out", "alone"], cwd=folder, check=True)
+    return folder
 
 
-def torchrun(size: int, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    size: int, *command: str, cwd: Path, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Run a script or module by several processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", str(restarts)]
     return subprocess.run(
         [*launch, "--nproc-per-node", str(size), *command],
         cwd=cwd,
-        check=True,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def saved(out: Path) -> dict[str, bytes]:
+    """Return the files of the command, apart from times and the state for a resume."""
+    files = results_of(out)
+    return {name: content for name, content in files.items() if name != "stages.json"}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_command_writes_the_same_files_by_torchrun(size: int, folder: Path) -> None:
+    out = f"of-{size}"
+    done = torchrun(size, *COMMAND, "--out", out, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 1 SAE on 2,000 rows each") == 1  # by rank 0 alone
+    assert saved(folder / out) == saved(folder / "alone")
+
+
+def test_a_killed_rank_ends_all_and_torchrun_goes_on(folder: Path) -> None:
+    (folder / "breaking.py").write_text(_BREAKING.format(what="os.kill(os.getpid(), 9)"))
+    arguments = ("breaking.py", *COMMAND[2:], "--out", "killed")
+    done = torchrun(2, *arguments, cwd=folder, restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert saved(folder / "killed") == saved(folder / "alone")
+
+
+def test_the_first_rank_says_why_another_one_failed(folder: Path) -> None:
+    (folder / "breaking.py").write_text(_BREAKING.format(what="raise OSError('the disk is full')"))
+    done = torchrun(2, "breaking.py", *COMMAND[2:], "--out", "failed", cwd=folder)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if "saefast: " in line]
+    assert len(told) == 1
+    assert "saefast: the training stopped, since rank 1 failed: the disk is full" in told[0]
+    assert checkpoint_of(folder / "failed") == 7
+
+
+def test_what_ranks_cannot_train_is_refused_before_training(folder: Path) -> None:
+    done = torchrun(2, *COMMAND, "--variant", "gated", "--out", "gated", cwd=folder)
+    assert done.returncode != 0
+    assert "saefast: several ranks train topk, abstopk, batchtopk and matryoshka" in done.stderr
+    assert not (folder / "gated" / "run.json").exists()
+    done = torchrun(2, "-m", "saefast", "run", "quick", "--out", "quick", cwd=folder)
+    assert "saefast: torchrun starts trainings on a store of activations alone" in done.stderr
