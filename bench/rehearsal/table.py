@@ -12,10 +12,12 @@ from saefast.kernels.device import thread_registers
 
 MAY_SPILL = {
     "update_columns": 176,
-    "weight_gradients": 72,
+    "weight_gradients": 80,
+    "miss_error": 80,
+    "score_dead": 80,
     "prefix_rows": 48,
-    "miss_error": 32,
-    "choose": 8,
+    "score_gradients": 32,
+    "keep_above": 16,
     "join_parts": 8,
     "keep_best": 8,
     "score_candidates": 8,
@@ -25,8 +27,9 @@ MAY_SPILL = {
 
 `update_columns` is faster with more warps, each of fewer registers (measured on an H100). The
 others spill in few specialisations, most of them on one architecture under one version of Triton:
-`weight_gradients` and `miss_error` although they may have all 255 registers, `prefix_rows` with
-k = 1, and the rest at most two registers, each loaded once or twice.
+AuxK's products where tensor cores take operands from registers (sm_80, 86, 89, 120), although they
+may have all 255 registers, `prefix_rows` with k = 1, and the rest at most four registers, each
+loaded once or twice. `score_candidates` would need 156 registers of 128 to keep them all.
 """
 
 

@@ -126,7 +126,6 @@ def _score_candidates(
         COLUMNS=columns,
         BLOCK_D=width,
         num_warps=4,
-        maxnreg=thread_registers(16),
         **LAUNCH,
     )
 
