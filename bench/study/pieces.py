@@ -1,0 +1,35 @@
+"""Pieces of the study: sweep files, each of which finishes in at most two hours on two cores."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class Piece(NamedTuple):
+    """A sweep of the study."""
+
+    name: str
+    """name of the sweep file beside this module, and of the folder of the sweep"""
+    hours: float
+    """hours that it takes on two otherwise idle cores, measured or estimated"""
+
+    @property
+    def file(self) -> Path:
+        """Path of the sweep file."""
+        return FOLDER / f"{self.name}.toml"
+
+
+PIECES = (
+    Piece("tokens", 0.7),
+    Piece("width", 0.8),
+    Piece("k", 0.5),
+    Piece("text", 0.4),
+    Piece("layers", 0.8),
+    Piece("variants", 1.2),
+    Piece("penalties", 0.5),
+    Piece("long", 1.0),
+    Piece("membership", 0.4),
+    Piece("wide", 1.0),
+)
+"""All pieces, the most informative first."""

@@ -1,0 +1,172 @@
+"""Texts, pieces and rows of the study of scale."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bench import study
+from bench.study import texts
+from bench.study.measures import at_equal_rate, jackknife_interval, measures
+from bench.study.pieces import PIECES, Piece
+from bench.study.rows import rows_of
+from saefast.evaluation.intervals import student_interval
+from saefast.pipeline.settings import read_settings
+from saefast.report.run_data import RunData
+from saefast.sweep import read_sweep
+
+TINY = """
+base = "quick"
+[settings]
+"planted.rows" = 4000
+"planted.held_out" = 500
+"train.tokens" = 100_000
+"train.seeds" = [0, 1, 2]
+"subspace.draws" = 3
+"pool.tokens" = 512
+"pool.compare" = false
+[grid]
+"train.latents" = [96, 128]
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folder of a study with one tiny piece, of which both cells are finished."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "tiny.toml").write_text(TINY)
+    command = [sys.executable, "-P", "-m", "saefast", "sweep", "tiny.toml", "--out", "tiny"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_texts_that_differ_in_case_or_white_space_alone_count_once():
+    seen = set()
+    assert list(texts.distinct(["One two", "one\n TWO ", " ", "three"], seen)) == [
+        "One two",
+        "three",
+    ]
+    assert list(texts.distinct(["Three", "four"], seen)) == ["four"]
+
+
+def test_short_texts_are_joined_until_a_file_is_full():
+    parts = ["a" * 4, "b" * 4, "c" * 4, "d" * 4, "e" * 4]
+    assert list(texts.joined(parts, 8, 100)) == ["aaaa\n\nbbbb", "cccc\n\ndddd", "eeee"]
+    assert list(texts.joined(parts, 8, 12)) == ["aaaa\n\nbbbb", "cccc"]
+
+
+def test_markup_is_removed():
+    assert texts.without_markup("<p>A &amp;  B</p>\n<a href='x'>c</a>") == "A & B c"
+
+
+def test_texts_are_written_once_with_a_digest(tmp_path, monkeypatch):
+    given = [texts.Text("one", "a", "first"), texts.Text("two", "b", "second text")]
+    monkeypatch.setattr(texts, "_texts", lambda: iter(given))
+    monkeypatch.setattr(texts, "version", lambda name: "1")
+    told = texts.assemble(tmp_path / "texts")
+    assert told["sources"] == {
+        "one": {"files": 1, "characters": 5},
+        "two": {"files": 1, "characters": 11},
+    }
+    files = sorted((tmp_path / "texts").glob("*.txt"))
+    assert sorted(file.read_text() for file in files) == ["first", "second text"]
+    monkeypatch.setattr(texts, "_texts", lambda: pytest.fail("texts are assembled twice"))
+    assert texts.assemble(tmp_path / "texts") == told
+
+
+@pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.name)
+def test_cells_of_a_piece_share_the_rows_of_the_base(piece):
+    """Except for pieces on text and layers; otherwise a piece would harvest anew."""
+    base = read_settings(piece.file.parent / "base.toml")
+    cells = read_sweep(piece.file).cells
+    assert cells
+    for cell in cells:
+        assert cell.settings != base or piece.name == "membership"
+        if piece.name not in ("text", "layers"):
+            assert cell.settings.data == base.data
+
+
+def test_the_jackknife_of_values_that_add_up_over_items_is_students_interval():
+    items = [0.1, 0.4, 0.2, 0.9]
+    pairs = {(a, b): (items[a] + items[b]) / 2 for a in range(len(items)) for b in range(a + 1, 4)}
+    assert jackknife_interval(pairs) == pytest.approx(student_interval(items))
+
+
+def test_two_items_have_a_mean_without_interval():
+    value, low, high = jackknife_interval({(0, 1): 0.5})
+    assert value == 0.5
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+def test_at_equal_rate_a_difference_that_follows_from_rates_vanishes():
+    generator = np.random.default_rng(0)
+    rate = generator.uniform(size=4000)
+    a = generator.uniform(size=4000) < rate  # more of the frequent features
+    values = np.floor(10 * rate)
+    assert abs(at_equal_rate(values, rate, a, ~a)) < 0.1
+    assert values[a].mean() - values[~a].mean() > 2
+    assert at_equal_rate(values + a, rate, a, ~a) == pytest.approx(1, abs=0.1)
+
+
+def test_rows_have_the_settings_and_measures_of_finished_cells(root):
+    rows = rows_of(root, [Piece("tiny", 0.0), Piece("not begun", 0.0)])
+    assert [(row["piece"], row["latents"]) for row in rows] == [("tiny", 96), ("tiny", 128)]
+    row = rows[0]
+    told = row["measures"]
+    data = RunData(root / "tiny" / "cells" / "latents-96")
+    shares = [each.stable / each.alive for each in data.stability.seeds]
+    assert told["stable_share"] == pytest.approx(student_interval(shares), rel=1e-4)
+    shared = [
+        each["value"]
+        for each in data.overlap
+        if (each["name"], each["match"], each["of"], each["side"], each["threshold"])
+        == ("shared", "nearest", "both", "decoder", 0.7)
+    ]
+    assert told["shared"][0] == pytest.approx(np.mean(shared), rel=1e-4)
+    assert told["shared"][1] < told["shared"][0] < told["shared"][2]
+    for name in ("explained_variance", "stable_lead", "unstable_lead", "unstable_r2"):
+        low, high = told[name][1:]
+        assert low <= told[name][0] <= high
+    assert told["unstable_beyond_subset"][0] == pytest.approx(
+        told["unstable_overlap"][0] - told["unstable_overlap_subset"][0], abs=1e-4
+    )
+    assert row["seconds"]["train"] > 0
+    assert row["commit"]
+    assert row["machine"]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_a_cell_without_a_finished_stage_has_no_row(root, tmp_path):
+    record = root / "tiny" / "cells" / "latents-128" / "stages.json"
+    text = record.read_text()
+    record.write_text(text.replace('"subspace"', '"other"'))
+    try:
+        assert [row["latents"] for row in rows_of(root, [Piece("tiny", 0.0)])] == [96]
+    finally:
+        record.write_text(text)
+
+
+def test_measures_that_a_run_does_not_allow_are_left_out(tmp_path):
+    assert measures(RunData(tmp_path)) == {}
+
+
+def test_pieces_share_one_folder_of_rows_and_resume(root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiny.toml").write_text(TINY.replace("[96, 128]", "[96]"))
+    piece = Piece("tiny", 0.0)
+    monkeypatch.setattr(Piece, "file", property(lambda self: tmp_path / f"{self.name}.toml"))
+    for module in (study, sys.modules["bench.study.rows"]):
+        monkeypatch.setattr(module, "PIECES", (piece,))
+    monkeypatch.setattr(study, "assemble", lambda folder: {"digest": "none"})
+    monkeypatch.setattr(study, "rows_of", lambda folder: rows_of(folder, (piece,)))
+    out = tmp_path / "out"
+    arguments = [str(out), "--json", str(tmp_path / "study.json"), "--processes", "1"]
+    assert study.main(arguments) == 0
+    assert (out / "tiny" / "stores").resolve() == (out / "stores").resolve()
+    assert any((out / "stores").iterdir())
+    before = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert len(before) == 1
+    assert study.main(arguments) == 0
+    assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
