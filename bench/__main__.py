@@ -26,7 +26,8 @@ CASES = (
     "worlds",
     "inside",
 )
-_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations")  # with their own shapes and options
+_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations")
+"""Benchmarks with their own shapes and options."""
 
 
 def main() -> int:

@@ -117,6 +117,7 @@ def sae_from(
     k: int,
     variant: str = "topk",
     threshold: Tensor | float | None = None,
+    by_norm: bool = False,
 ) -> SAE:
     """Build an SAE with the features of a dictionary, for inference or fine-tuning.
 
@@ -127,6 +128,8 @@ def sae_from(
         variant: any variant but "gated", whose magnitude parameters a dictionary does not hold.
         threshold: activation threshold, a number, or [m] for "jumprelu"; only for variants that
             have one. None keeps the value of an untrained SAE.
+        by_norm: whether latents are ranked by activation times the norm of their decoder row, as in
+            `SAE`.
 
     Returns:
         An SAE with at least float32 parameters, on the CPU.
@@ -139,7 +142,8 @@ def sae_from(
         raise ValueError(
             "variant must not be 'gated': a dictionary does not hold the magnitudes of a gated SAE"
         )
-    sae = SAE(source.W_dec.shape[1], source.m, variant=variant, k=k, seed=0, dtype=_exact(source))
+    d, dtype = source.W_dec.shape[1], _exact(source)
+    sae = SAE(d, source.m, variant=variant, k=k, seed=0, dtype=dtype, by_norm=by_norm)
     parts: dict[str, Tensor | float | None] = {
         "W_dec": source.W_dec,
         "W_enc": source.W_dec if source.W_enc is None else source.W_enc,

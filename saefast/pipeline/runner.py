@@ -22,7 +22,7 @@ from saefast.pipeline.stages import absorb, edit, explain, probe, steer
 from saefast.pipeline.stages.evaluate import evaluate
 from saefast.pipeline.stages.harvest import harvest
 from saefast.pipeline.stages.match import match
-from saefast.pipeline.stages.pool import pool
+from saefast.pipeline.stages.pool import can_pool, pool
 from saefast.pipeline.stages.stability import stability
 from saefast.pipeline.stages.statistics import statistics
 from saefast.pipeline.stages.subspace import subspace
@@ -276,7 +276,7 @@ def _stages(job: Job, wanted: set[str], ranks: Ranks, tell: Callable[[str], None
             finish_stage(job, stage.name, time.perf_counter() - begun)
         if trained and stage.name == "train":
             write_json(run / SETTINGS, settings.to_dict())
-        written = tuple(run / name for name in stage.files)
+        written = tuple(run / name for name in _files(job, stage))
         outcomes.append(Outcome(stage.name, time.perf_counter() - begun, skipped, written))
     return outcomes
 
@@ -359,6 +359,12 @@ def _needed(name: str) -> set[str]:
     return found
 
 
+def _files(job: Job, stage: Stage) -> tuple[str, ...]:
+    """Return the files of a stage that exist with the settings of a run once it is finished."""
+    left_out = () if can_pool(job.settings) else (POOLED,)
+    return tuple(name for name in stage.files if name not in left_out)
+
+
 def _digest(job: Job, stage: Stage) -> str:
     """Return a hash of the settings of a stage and of the stages on which it depends."""
     before = [_digest(job, _BY_NAME[need]) for need in stage.needs]
@@ -375,7 +381,7 @@ def is_finished(job: Job, name: str) -> bool:
     """Return whether the files of a stage exist and match the settings."""
     stage = _BY_NAME[name]
     record = _records(job).get(name)
-    there = all((job.run / file).exists() for file in stage.files)
+    there = all((job.run / file).exists() for file in _files(job, stage))
     return record is not None and there and record.digest == _digest(job, stage)
 
 

@@ -213,9 +213,9 @@ def evaluate_pooling(
     singles = [each[0] for each in saes]
     measure: dict[str, Any] = {"rows": rows, "progress": progress}
     rates = [its.firing_rate for its in reconstruction(singles, held_out, **measure)]
-    k, variant = singles[0].k, singles[0].variant
+    k, variant, by_norm = singles[0].k, singles[0].variant, singles[0].by_norm
     pruned = [cut(sae, rate, width) for sae, rate in zip(singles, rates, strict=True)]
-    pooled = [sae_from(pool, k=min(k, width), variant=variant) for pool in pools]
+    pooled = [sae_from(pool, k=min(k, width), variant=variant, by_norm=by_norm) for pool in pools]
     seeds = scratch.seeds[:2]
     settings = replace(fine_tune, k=min(k, width), variant=variant, seeds=seeds)
     tuned = train_saes(
@@ -287,6 +287,7 @@ def cut(sae: SAE, firing_rate: Tensor, width: int) -> SAE:
         d_out=sae.d_out if sae.transcodes else None,
         dtype=sae.W_enc.dtype,
         device=sae.W_enc.device,
+        by_norm=sae.by_norm,
     )
     of_latents = {"W_enc", "b_enc", "W_dec", "jump_threshold", "r_mag", "b_mag"}
     with torch.no_grad():

@@ -203,6 +203,36 @@ def test_pools_have_disjoint_seeds_and_one_is_saved(run: Path) -> None:
     assert all(math.isfinite(row["explained_variance"]) for row in content["methods"])
 
 
+def _tiny(**train: Any) -> RunSettings:
+    """Return settings of a run of seconds with two SAEs."""
+    return settings_from(
+        {
+            "planted": {"rows": 2000, "held_out": 500},
+            "train": {"latents": 64, "k": 4, "tokens": 4000, "batch_size": 500, "seeds": [0, 1]}
+            | train,
+            "pool": {"tokens": 500},
+        }
+    )
+
+
+def test_gated_saes_are_not_pooled_and_the_reason_is_recorded(tmp_path: Path) -> None:
+    settings = _tiny(variant="gated")
+    run_pipeline(settings, tmp_path, until="report", progress=False)
+    assert "magnitude" in read_json(tmp_path / "pooling.json")["reason"]
+    assert not (tmp_path / "pooled").exists()
+    assert go_on(tmp_path, settings) == []
+
+
+def test_saes_that_rank_by_norm_are_pooled_and_compared(tmp_path: Path) -> None:
+    """Files hold them with decoder rows of norm one, where the rule makes no difference."""
+    settings = _tiny(by_norm=True, rules={"unit_norm": False}, seeds=[0, 1, 2, 3])
+    run_pipeline(settings, tmp_path, until="pool", progress=False)
+    told = read_json(tmp_path / "pooling.json")
+    assert {row["method"] for row in told["methods"]} == {"pooled", "pruned", "scratch", "single"}
+    norms = load_sae(tmp_path / "pooled").W_dec.detach().norm(dim=1)
+    assert norms == pytest.approx(torch.ones(told["width"]), abs=1e-5)
+
+
 def test_interrupted_pooling_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No step of its three trainings is repeated, and the bits are equal."""
     settings = settings_of(run)

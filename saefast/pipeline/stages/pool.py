@@ -8,13 +8,16 @@ from torch import Tensor
 
 from saefast.dictionary import Dictionary, sae_from
 from saefast.pipeline.job import Job
+from saefast.pipeline.settings import RunSettings
 from saefast.pool.features import pool_features
 from saefast.pool.study import evaluate_pooling
 from saefast.run_folder import POOLED, POOLING
 from saefast.run_records import MethodRecord, PoolingRecord, write_record
-from saefast.storage import save_sae
+from saefast.storage import load_sae, save_sae
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
+
+_NOT_GATED = "pooled dictionaries do not hold the magnitude parameters of gated SAEs"
 
 
 def pool(job: Job, unfinished: Path) -> None:
@@ -23,12 +26,21 @@ def pool(job: Job, unfinished: Path) -> None:
     Trainings resume from the folder `unfinished`, which must not be used for anything else.
     """
     how, config, rows = job.settings.pool, job.settings.train, str(job.train_rows)
+    if not can_pool(job.settings):
+        shutil.rmtree(job.run / POOLED, ignore_errors=True)
+        write_record(job.run / POOLING, PoolingRecord(0, 0, 0, _NOT_GATED))
+        return
     tokens = how.tokens or max(config.tokens // 4, 1)
     fine_tune = replace(config, tokens=tokens, seeds=config.seeds[:1])
     most = how.width or config.latents
     everywhere = pool_features(job.dictionaries, job.stability, progress=job.progress)
     width = min(most, everywhere.m)
-    pooled = sae_from(_first(everywhere, width), k=min(config.k, width), variant=config.variant)
+    pooled = sae_from(
+        _first(everywhere, width),
+        k=min(config.k, width),
+        variant=config.variant,
+        by_norm=config.by_norm,
+    )
     (tuned,) = train_saes(
         rows,
         replace(fine_tune, latents=width, k=min(config.k, width)),
@@ -46,6 +58,11 @@ def pool(job: Job, unfinished: Path) -> None:
     written.rename(job.run / POOLED)
     record = PoolingRecord(width, everywhere.m, tokens)
     write_record(job.run / POOLING, _compared(record, job, most, fine_tune, unfinished))
+
+
+def can_pool(settings: RunSettings) -> bool:
+    """Return whether the SAEs of a run can be pooled into one."""
+    return settings.train.variant != "gated"
 
 
 def _compared(
@@ -67,8 +84,11 @@ def _compared(
         )
         pools.append(unique)
     width = min(most, *(each.m for each in pools))
+    saes = [load_sae(folder) for folder in job.folders]
+    for sae in saes:
+        sae.by_norm = job.settings.train.by_norm  # files have unit rows, for which it is the same
     study = evaluate_pooling(
-        [job.saes[:half], job.saes[half : 2 * half]],
+        [saes[:half], saes[half : 2 * half]],
         [_first(each, width) for each in pools],
         str(job.train_rows),
         str(job.held_out_rows),
