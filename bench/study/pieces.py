@@ -22,14 +22,15 @@ class Piece(NamedTuple):
 
 PIECES = (
     Piece("tokens", 0.7),
-    Piece("width", 0.8),
-    Piece("k", 0.5),
+    Piece("width", 0.4),
+    Piece("variants", 0.3),
+    Piece("penalties", 0.4),
+    Piece("k", 0.4),
+    Piece("sparsities", 0.6),
+    Piece("layers", 0.7),
     Piece("text", 0.4),
-    Piece("layers", 0.8),
-    Piece("variants", 1.2),
-    Piece("penalties", 0.5),
-    Piece("long", 1.0),
-    Piece("membership", 0.4),
-    Piece("wide", 1.0),
+    Piece("long", 1.5),
+    Piece("membership", 0.3),
+    Piece("wide", 1.8),
 )
 """All pieces, the most informative first."""
