@@ -1,7 +1,7 @@
 """Tables of README and documentation, made of committed rows.
 
 `python -m bench.table` rewrites what lies between `<!-- table: NAME -->` and
-`<!-- end of table -->`.
+`<!-- end of table -->`, and the figures of the study.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any
 from bench import evaluation_tables, gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
+from bench.study import claims, figures, tables
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _WORLDS_WITHOUT_OWN_NUMBERS = {"ecd6cc3", "3745b0b"}
@@ -223,6 +224,14 @@ TABLES = {
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),
     "validity": (study_tables.validity, study_tables.validity_caption),
+    "study_trends": (claims.trends,),
+    "study_claims": (claims.claims,),
+    "study_recurrence": (tables.recurrence, tables.caption),
+    "study_worth": (tables.worth,),
+    "study_subspaces": (tables.subspaces,),
+    "study_language_model": (tables.language_model,),
+    "study_pooling": (tables.pooling,),
+    "study_cost": (tables.cost,),
 }
 
 
@@ -255,6 +264,7 @@ def main(pages: Sequence[str]) -> None:
         if filled(text) != text:
             page.write_text(filled(text))
             print(page)
+    figures.write()
 
 
 if __name__ == "__main__":

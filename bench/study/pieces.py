@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from saefast.sweep import read_sweep
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -19,6 +21,11 @@ class Piece(NamedTuple):
         """Path of the sweep file."""
         return FOLDER / f"{self.name}.toml"
 
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return len(read_sweep(self.file).cells)
+
 
 PIECES = (
     Piece("tokens", 0.7),
@@ -26,6 +33,7 @@ PIECES = (
     Piece("variants", 0.3),
     Piece("penalties", 0.4),
     Piece("k", 0.4),
+    Piece("model", 0.4),
     Piece("sparsities", 0.6),
     Piece("layers", 0.7),
     Piece("text", 0.4),

@@ -1,6 +1,7 @@
 """Texts, pieces and rows of the study of scale."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from bench import study
-from bench.study import texts
+from bench.study import figures, texts
+from bench.study.axes import BASE, along, label
+from bench.study.claims import Claim, Trend, decided, direction
 from bench.study.measures import at_equal_rate, jackknife_interval, measures
 from bench.study.pieces import PIECES, Piece
 from bench.study.rows import rows_of
@@ -84,7 +87,7 @@ def test_cells_of_a_piece_share_the_rows_of_the_base(piece):
     assert cells
     for cell in cells:
         assert cell.settings != base or piece.name == "membership"
-        if piece.name not in ("text", "layers"):
+        if piece.name not in ("text", "layers", "model"):
             assert cell.settings.data == base.data
 
 
@@ -160,6 +163,7 @@ def test_pieces_share_one_folder_of_rows_and_resume(root, tmp_path, monkeypatch,
     for module in (study, sys.modules["bench.study.rows"]):
         monkeypatch.setattr(module, "PIECES", (piece,))
     monkeypatch.setattr(study, "assemble", lambda folder: {"digest": "none"})
+    monkeypatch.setattr(study, "link_model", lambda link: None)
     monkeypatch.setattr(study, "rows_of", lambda folder: rows_of(folder, (piece,)))
     out = tmp_path / "out"
     arguments = [str(out), "--json", str(tmp_path / "study.json"), "--processes", "1"]
@@ -170,3 +174,69 @@ def test_pieces_share_one_folder_of_rows_and_resume(root, tmp_path, monkeypatch,
     assert len(before) == 1
     assert study.main(arguments) == 0
     assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
+
+
+def row_of(measures, **settings):
+    return {**BASE, "piece": "tokens", "measures": measures, **settings}
+
+
+def test_rows_along_an_axis_have_the_other_settings_of_the_base():
+    rows = [
+        row_of({}, tokens=4_000_000),
+        row_of({}),
+        row_of({}, tokens=4_000_000, k=8),
+        row_of({}, variant="gated"),
+        row_of({}, unit_norm=False),
+        row_of({}, unit_norm=False, penalty="mean_abs"),
+        row_of({}, site="resid.4"),
+        row_of({}, seeds=9),
+        row_of({}, model="minilm", site="resid.3", tokens=500_000),
+    ]
+    assert [label(row, "tokens") for row in along(rows, "tokens")] == ["2 M rows", "4 M rows"]
+    assert [label(row, "variant") for row in along(rows, "variant")] == ["topk", "gated"]
+    assert [label(row, "site") for row in along(rows, "site")] == ["layer 4", "layer 12"]
+    assert [label(row, "penalty") for row in along(rows, "penalty")] == [
+        *("unit norm", "free norm, L1", "free norm"),
+    ]
+    assert [label(row, "model") for row in along(rows, "model")] == [
+        *("minilm, resid.3, 0.5 M rows", "smollm2, resid.12, 2 M rows"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "above", "expected"),
+    [
+        ([0.2, 0.1, 0.3], True, "yes"),
+        ([0.2, 0.1, 0.3], False, "no"),
+        ([-0.2, -0.3, -0.1], False, "yes"),
+        ([0.2, -0.1, 0.3], True, "?"),
+        ([0.2, None, None], True, "?"),
+    ],
+)
+def test_a_claim_is_decided_by_the_interval(value, above, expected):
+    claim = Claim("", "lead", 0, above)
+    assert decided(claim, row_of({"lead": value})) == expected
+    assert decided(claim, row_of({})) == ""
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [([0.5, 0.4, 0.6], "yes"), ([0.05, 0.04, 0.06], "no"), ([0.3, 0.1, 0.5], "?")],
+)
+def test_a_trend_needs_intervals_that_are_apart(last, expected):
+    first = row_of({"shared": [0.2, 0.1, 0.3]})
+    assert direction(Trend("tokens", True, ""), first, row_of({"shared": last})) == expected
+
+
+def test_figures_are_drawn_from_committed_rows():
+    drawn = figures.drawn()
+    assert {file.stem for file in figures.FOLDER.glob("*.svg")} == set(drawn)
+    for name, svg in drawn.items():
+        assert (figures.FOLDER / f"{name}.svg").read_text() == svg
+
+
+def test_the_page_states_no_measured_number_outside_of_its_tables():
+    """So that every number of the text comes from the rows."""
+    page = (figures.FOLDER.parent / "study.md").read_text()
+    prose = re.sub(r"<!-- table: \w+ -->\n.*?<!-- end of table -->", "", page, flags=re.DOTALL)
+    assert not re.findall(r"(?<![\d.])0?\.\d+|\d+(?:\.\d+)? ?%", prose.replace("arXiv:", "arXiv"))

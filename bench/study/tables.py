@@ -1,0 +1,182 @@
+"""Tables of docs/results/study, from the rows of `bench study`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.committed import load, markdown
+from bench.study.axes import AXES, along, label
+from bench.study.pieces import PIECES
+from bench.study.rows import Row
+
+Value = Sequence[float | None]
+Columns = Mapping[str, tuple[str, Callable[[Value], str]]]
+
+_SECONDS_PER_HOUR = 3600
+_TITLES = {
+    "tokens": "rows of training",
+    "latents": "latents",
+    "k": "active latents",
+    "site": "layer",
+    "variant": "variant",
+    "penalty": "norms and penalties",
+    "text": "text",
+    "model": "model",
+}
+
+
+def recurrence() -> str:
+    """Return what recurs between seeds, with a row for each cell."""
+    columns: Columns = {
+        "EV": ("explained_variance", _two),
+        "L0": ("l0", _whole),
+        "stable, %": ("stable_share", _percent),
+        "unstable, %": ("unstable_share", _percent),
+        "shared pairs, %": ("shared", _percent),
+        "shared, encoder as well, %": ("shared_both", _percent),
+        "PW-MCC": ("pw_mcc", _two),
+        "by chance": ("pw_mcc_null", _two),
+    }
+    return _cells(columns)
+
+
+def worth() -> str:
+    """Return what stable and unstable features are worth, with a row for each cell."""
+    columns: Columns = {
+        "EV, stable alone": ("stable_keep", _two),
+        "less random of equal mass": ("stable_lead", _signed),
+        "EV, unstable alone": ("unstable_keep", _two),
+        "less random of equal mass ": ("unstable_lead", _signed),
+        "effect of an unstable feature": ("unstable_effect", _two),
+        "firing rate, unstable / stable": ("unstable_rate", _two),
+        "AUROC of a token, unstable less stable": ("unstable_auroc_lead", _signed),
+    }
+    return _cells(columns)
+
+
+def subspaces() -> str:
+    """Return overlaps of subspaces beyond their nulls, with a row for each cell."""
+    columns: Columns = {
+        "overlap, unstable": ("unstable_overlap", _two),
+        "less random subspaces": ("unstable_beyond_haar", _signed),
+        "less covariance": ("unstable_beyond_covariance", _signed),
+        "less random features": ("unstable_beyond_subset", _signed),
+        "contributions of unstable, R2": ("unstable_r2", _two),
+        "less random of equal mass": ("unstable_r2_beyond_mass", _signed),
+    }
+    return _cells(columns)
+
+
+def language_model() -> str:
+    """Return cross entropies of the next token, with a row for each length of training."""
+    columns: Columns = {
+        "model": ("ce_clean", _two),
+        "whole SAE": ("ce_full", _two),
+        "stable alone": ("ce_stable", _two),
+        "random of equal mass": ("ce_stable_mass", _two),
+        "unstable alone": ("ce_unstable", _two),
+        "random of equal mass ": ("ce_unstable_mass", _two),
+        "mean activation": ("ce_mean", _two),
+    }
+    return _cells(columns, axes=("tokens",), needed="ce_full")
+
+
+def pooling() -> str:
+    """Return pools and their controls at equal numbers of latents, by length of training."""
+    heads = ["rows of each seed", "method", "rows of all training", "EV", "matched", "PW-MCC"]
+    lines = [heads, ["---:", "---", *["---:"] * 4]]
+    for row in along(_rows(), "tokens"):
+        for each in row["pooling"] or []:
+            error = 1.96 * each["match_share_error"]
+            lines.append(
+                [
+                    f"{row['tokens']:,}",
+                    each["method"],
+                    f"{each['tokens']:,}",
+                    f"{each['explained_variance']:.3f}",
+                    f"{each['match_share']:.3f} ± {error:.3f}",
+                    f"{each['pw_mcc']:.3f}",
+                ]
+            )
+    return markdown(lines)
+
+
+def cost() -> str:
+    """Return the hours of each piece, measured for its finished cells, and what is planned."""
+    lines = [["piece", "cells finished", "of", "hours measured", "hours planned"]]
+    lines.append(["---", "---:", "---:", "---:", "---:"])
+    rows = _rows()
+    for piece in PIECES:
+        mine = [row for row in rows if row["piece"] == piece.name]
+        seconds = sum(sum(row["seconds"].values()) for row in mine)
+        hours = f"{seconds / _SECONDS_PER_HOUR:.2f}" if mine else ""
+        lines.append([piece.name, str(len(mine)), str(piece.cells), hours, f"{piece.hours:g}"])
+    return markdown(lines)
+
+
+def caption() -> str:
+    """Return where and when the rows were measured."""
+    told = load("study")
+    machine, sources = told["machine"], told["texts"]["sources"]
+    characters = sum(each["characters"] for each in sources.values())
+    named = ", ".join(f"{name} {each['characters'] / 1e6:.0f} M" for name, each in sources.items())
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in told["rows"]))
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores shared with other work; at commit {commits}. "
+        f"Texts: {characters / 1e6:.0f} M characters ({named})."
+    )
+
+
+def _rows() -> list[Row]:
+    rows: list[Row] = load("study")["rows"]
+    return rows
+
+
+def _cells(
+    columns: Columns,
+    axes: Sequence[str] = tuple(AXES),
+    needed: str = "explained_variance",
+) -> str:
+    """Return a table with a row for each cell of the axes that have at least two.
+
+    Args:
+        columns: head, name of the measure, and format of each column.
+        axes: axes in the order of the table.
+        needed: measure without which a cell has no row.
+    """
+    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    for axis in axes:
+        rows = [row for row in along(_rows(), axis) if needed in row["measures"]]
+        if len(rows) < 2 and len(axes) > 1:
+            continue
+        lines.append([f"**{_TITLES[axis]}**", *[""] * len(columns)])
+        for row in rows:
+            cells = [_told(row["measures"].get(name), form) for name, form in columns.values()]
+            lines.append([label(row, axis), *cells])
+    return markdown(lines)
+
+
+def _told(value: Value | None, form: Callable[[Value], str]) -> str:
+    return "" if value is None else form(value)
+
+
+def _formatted(value: Value, form: Callable[[Any], str]) -> str:
+    middle, low, high = value
+    if low is None or high is None:
+        return form(middle)
+    return f"{form(middle)} ({form(low)} to {form(high)})"
+
+
+def _two(value: Value) -> str:
+    return _formatted(value, lambda one: f"{one:.2f}")
+
+
+def _signed(value: Value) -> str:
+    return _formatted(value, lambda one: f"{one:+.3f}")
+
+
+def _percent(value: Value) -> str:
+    return _formatted(value, lambda one: f"{100 * one:.1f}")
+
+
+def _whole(value: Value) -> str:
+    return f"{value[0]:.0f}"
