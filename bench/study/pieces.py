@@ -38,7 +38,7 @@ PIECES = (
     Piece("layers", 0.7),
     Piece("text", 0.4),
     Piece("long", 1.5),
-    Piece("membership", 0.3),
+    Piece("membership", 0.7),
     Piece("wide", 1.8),
 )
 """All pieces, the most informative first."""

@@ -94,6 +94,11 @@ def _part(*names: str) -> Callable[[Job], Any]:
     return depends
 
 
+def _counted(job: Job) -> Any:
+    how = job.settings.evaluate
+    return how.contexts if how.statistics_rows is None else [how.contexts, how.statistics_rows]
+
+
 def _worth(job: Job) -> Any:
     """Return the settings of stage evaluate itself, without settings of evaluations by name."""
     settings = job.settings.to_dict()["evaluate"]
@@ -140,7 +145,7 @@ STAGE_LIST = (
         "statistics",
         ("train",),
         statistics,
-        lambda job: job.settings.evaluate.contexts,
+        _counted,
         (FEATURES,),
         "statistics of the features",
     ),

@@ -201,6 +201,9 @@ class EvaluateSettings:
     """number of random sets of features beside each group"""
     tokens: int = 4096
     """number of tokens on which the language model is run with features left out; 0: none"""
+    statistics_rows: int | None = None
+    """number of training rows, from the first one on, on which firings of features are counted;
+    None: all"""
     contexts: int = 5
     """number of largest activations of each feature that the report shows with their text"""
     budget: Budget = "quick"

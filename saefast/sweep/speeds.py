@@ -87,7 +87,8 @@ class Speeds:
         if until == "evaluate":
             wanted.remove("pool")
         train_rows, held_out = self._numbers_of_rows(cell)
-        seconds = seeds * train_rows * row * _FORWARD
+        counted = min(settings.evaluate.statistics_rows or train_rows, train_rows)
+        seconds = seeds * counted * row * _FORWARD
         if "match" in wanted:
             seconds += seeds * (seeds - 1) / 2 * self._pair(config.latents, self.width(cell))
         if "pool" in wanted:

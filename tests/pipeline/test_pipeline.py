@@ -215,6 +215,21 @@ def _tiny(**train: Any) -> RunSettings:
     )
 
 
+def test_firings_are_counted_on_the_first_rows_alone(tmp_path: Path) -> None:
+    settings = _tiny()
+    run_pipeline(settings, tmp_path, until="statistics", progress=False)
+    whole = read_table(tmp_path / FEATURES)["fired"].to_pylist()
+    few = dataclasses.replace(settings.evaluate, statistics_rows=500)
+    assert go_on(tmp_path, dataclasses.replace(settings, evaluate=few), "statistics") == [
+        "statistics"
+    ]
+    counted = read_table(tmp_path / FEATURES)["fired"].to_pylist()
+    assert sum(counted) == sum(whole) / 4 == 500 * 4 * 2
+    more = dataclasses.replace(settings.evaluate, statistics_rows=9999)
+    go_on(tmp_path, dataclasses.replace(settings, evaluate=more), "statistics")
+    assert read_table(tmp_path / FEATURES)["fired"].to_pylist() == whole
+
+
 def test_gated_saes_are_not_pooled_and_the_reason_is_recorded(tmp_path: Path) -> None:
     settings = _tiny(variant="gated")
     run_pipeline(settings, tmp_path, until="report", progress=False)

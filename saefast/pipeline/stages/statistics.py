@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from saefast.activations import StoreActivations, open_activations
+from saefast.activations.one_pass import count_rows
 from saefast.disk.tables import write_table
 from saefast.evaluation.statistics import FeatureStatistics, feature_statistics
 from saefast.evaluation.token_ties import folded_tokens
@@ -17,7 +18,7 @@ _TOP = 100
 
 
 def statistics(job: Job) -> None:
-    """Measure the firings of every feature on the training rows, and create features.parquet."""
+    """Measure the firings of every feature on training rows, and create features.parquet."""
     if not job.knows_rows:
         job.add_features(_known_of(job))
         return
@@ -27,8 +28,14 @@ def statistics(job: Job) -> None:
         size = max(model.tokenizer.get_vocab().values()) + 1
         words = [word or "" for word in model.tokenizer.convert_ids_to_tokens(list(range(size)))]
         folded = folded_tokens(words)
+    rows = open_activations(str(job.train_rows))
     found = feature_statistics(
-        job.saes, str(job.train_rows), folded=folded, top=_TOP, progress=job.progress
+        job.saes,
+        rows,
+        folded=folded,
+        top=_TOP,
+        rows=count_rows(rows, job.settings.evaluate.statistics_rows, 1),
+        progress=job.progress,
     )
     tables = [each.to_table() for each in found]
     columns = _seeds(job) | {
