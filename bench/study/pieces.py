@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 PIECES = (
     Piece("tokens", 0.7),
-    Piece("width", 0.4),
+    Piece("width", 0.2),
     Piece("variants", 0.3),
     Piece("penalties", 0.4),
     Piece("k", 0.4),
@@ -39,6 +39,6 @@ PIECES = (
     Piece("text", 0.4),
     Piece("long", 1.5),
     Piece("membership", 0.7),
-    Piece("wide", 1.8),
+    Piece("wide", 2.0),
 )
 """All pieces, the most informative first."""
