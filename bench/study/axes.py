@@ -17,6 +17,7 @@ BASE: Row = {
     "unit_norm": True,
     "penalty": "none",
     "seeds": 5,
+    "rate": "default",
 }
 """Settings of the base cell by which rows are compared."""
 
@@ -29,6 +30,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "penalty": ("unit_norm", "penalty"),
     "text": ("text", "distinct"),
     "model": ("model", "site", "tokens"),
+    "rate": ("tokens", "rate"),
 }
 """Settings that differ between the rows of an axis, by the name of the axis."""
 
@@ -48,6 +50,9 @@ def along(rows: Sequence[Row], axis: str) -> list[Row]:
     mine = [row for row in rows if all(row.get(name) == value for name, value in fixed.items())]
     if axis == "model":  # of the first model the base cell is enough
         mine = [row for row in mine if row["model"] != BASE["model"] or _is_base(row)]
+    if axis == "rate":
+        lengths = {row["tokens"] for row in mine if row["rate"] != BASE["rate"]}
+        mine = [row for row in mine if row["tokens"] in lengths]
     return sorted(mine, key=lambda row: [_order(row[name]) for name in varied])
 
 
@@ -73,6 +78,8 @@ def label(row: Row, axis: str) -> str:
         return norms if penalty == "none" else f"{norms}, {penalty}"
     if axis == "model":
         return f"{row['model']}, {row['site']}, {row['tokens'] / 1e6:g} M rows"
+    if axis == "rate":
+        return f"{row['lr']:g}, {row['tokens'] / 1e6:g} M rows"
     return f"{row['text']} text, {row['distinct'] / 1e6:g} M distinct rows"
 
 

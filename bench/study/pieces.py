@@ -29,6 +29,7 @@ class Piece(NamedTuple):
 
 PIECES = (
     Piece("tokens", 0.7),
+    Piece("rate", 0.3),
     Piece("width", 0.2),
     Piece("variants", 0.3),
     Piece("penalties", 0.4),

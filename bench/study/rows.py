@@ -68,6 +68,7 @@ def _settings(settings: RunSettings) -> Row:
         "sparsity": train.sparsity,
         "unit_norm": train.rules.unit_norm,
         "penalty": penalties[0] if penalties else "none",
+        "rate": "default" if train.lr is None else train.lr,
         "lr": float(f"{train.largest_lr:.4g}"),
         "seeds": len(train.seeds),
     }

@@ -21,6 +21,7 @@ _TITLES = {
     "penalty": "norms and penalties",
     "text": "text",
     "model": "model",
+    "rate": "learning rate",
 }
 
 

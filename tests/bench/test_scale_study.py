@@ -191,6 +191,7 @@ def test_rows_along_an_axis_have_the_other_settings_of_the_base():
         row_of({}, site="resid.4"),
         row_of({}, seeds=9),
         row_of({}, model="minilm", site="resid.3", tokens=500_000),
+        row_of({}, rate=0.003, lr=0.003),
     ]
     assert [label(row, "tokens") for row in along(rows, "tokens")] == ["2 M rows", "4 M rows"]
     assert [label(row, "variant") for row in along(rows, "variant")] == ["topk", "gated"]
@@ -198,6 +199,7 @@ def test_rows_along_an_axis_have_the_other_settings_of_the_base():
     assert [label(row, "penalty") for row in along(rows, "penalty")] == [
         *("unit norm", "free norm, L1", "free norm"),
     ]
+    assert [row["rate"] for row in along(rows, "rate")] == [0.003, "default"]
     assert [label(row, "model") for row in along(rows, "model")] == [
         *("minilm, resid.3, 0.5 M rows", "smollm2, resid.12, 2 M rows"),
     ]
