@@ -1,6 +1,6 @@
 """Tables of docs/results/study, from the rows of `bench study`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.committed import load, markdown
@@ -9,7 +9,7 @@ from bench.study.pieces import PIECES
 from bench.study.rows import Row
 
 Value = Sequence[float | None]
-Columns = Mapping[str, tuple[str, Callable[[Value], str]]]
+Columns = Sequence[tuple[str, str, Callable[[Value], str]]]
 
 _SECONDS_PER_HOUR = 3600
 _TITLES = {
@@ -27,57 +27,57 @@ _TITLES = {
 
 def recurrence() -> str:
     """Return what recurs between seeds, with a row for each cell."""
-    columns: Columns = {
-        "EV": ("explained_variance", _two),
-        "L0": ("l0", _whole),
-        "stable, %": ("stable_share", _percent),
-        "unstable, %": ("unstable_share", _percent),
-        "shared pairs, %": ("shared", _percent),
-        "shared, encoder as well, %": ("shared_both", _percent),
-        "PW-MCC": ("pw_mcc", _two),
-        "by chance": ("pw_mcc_null", _two),
-    }
+    columns: Columns = [
+        ("EV", "explained_variance", _two),
+        ("L0", "l0", _whole),
+        ("stable, %", "stable_share", _percent),
+        ("unstable, %", "unstable_share", _percent),
+        ("shared pairs, %", "shared", _percent),
+        ("shared, encoder as well, %", "shared_both", _percent),
+        ("PW-MCC", "pw_mcc", _two),
+        ("by chance", "pw_mcc_null", _two),
+    ]
     return _cells(columns)
 
 
 def worth() -> str:
     """Return what stable and unstable features are worth, with a row for each cell."""
-    columns: Columns = {
-        "EV, stable alone": ("stable_keep", _two),
-        "less random of equal mass": ("stable_lead", _signed),
-        "EV, unstable alone": ("unstable_keep", _two),
-        "less random of equal mass ": ("unstable_lead", _signed),
-        "effect of an unstable feature": ("unstable_effect", _two),
-        "firing rate, unstable / stable": ("unstable_rate", _two),
-        "AUROC of a token, unstable less stable": ("unstable_auroc_lead", _signed),
-    }
+    columns: Columns = [
+        ("EV, stable alone", "stable_keep", _two),
+        ("less random of equal mass", "stable_lead", _signed),
+        ("EV, unstable alone", "unstable_keep", _two),
+        ("less random of equal mass", "unstable_lead", _signed),
+        ("effect of an unstable feature", "unstable_effect", _two),
+        ("firing rate, unstable / stable", "unstable_rate", _two),
+        ("AUROC of a token, unstable less stable", "unstable_auroc_lead", _signed),
+    ]
     return _cells(columns)
 
 
 def subspaces() -> str:
     """Return overlaps of subspaces beyond their nulls, with a row for each cell."""
-    columns: Columns = {
-        "overlap, unstable": ("unstable_overlap", _two),
-        "less random subspaces": ("unstable_beyond_haar", _signed),
-        "less covariance": ("unstable_beyond_covariance", _signed),
-        "less random features": ("unstable_beyond_subset", _signed),
-        "contributions of unstable, R2": ("unstable_r2", _two),
-        "less random of equal mass": ("unstable_r2_beyond_mass", _signed),
-    }
+    columns: Columns = [
+        ("overlap, unstable", "unstable_overlap", _two),
+        ("less random subspaces", "unstable_beyond_haar", _signed),
+        ("less covariance", "unstable_beyond_covariance", _signed),
+        ("less random features", "unstable_beyond_subset", _signed),
+        ("contributions of unstable, R2", "unstable_r2", _two),
+        ("less random of equal mass", "unstable_r2_beyond_mass", _signed),
+    ]
     return _cells(columns)
 
 
 def language_model() -> str:
     """Return cross entropies of the next token, with a row for each length of training."""
-    columns: Columns = {
-        "model": ("ce_clean", _two),
-        "whole SAE": ("ce_full", _two),
-        "stable alone": ("ce_stable", _two),
-        "random of equal mass": ("ce_stable_mass", _two),
-        "unstable alone": ("ce_unstable", _two),
-        "random of equal mass ": ("ce_unstable_mass", _two),
-        "mean activation": ("ce_mean", _two),
-    }
+    columns: Columns = [
+        ("model", "ce_clean", _two),
+        ("whole SAE", "ce_full", _two),
+        ("stable alone", "ce_stable", _two),
+        ("random of equal mass", "ce_stable_mass", _two),
+        ("unstable alone", "ce_unstable", _two),
+        ("random of equal mass", "ce_unstable_mass", _two),
+        ("mean activation", "ce_mean", _two),
+    ]
     return _cells(columns, axes=("tokens",), needed="ce_full")
 
 
@@ -144,14 +144,14 @@ def _cells(
         axes: axes in the order of the table.
         needed: measure without which a cell has no row.
     """
-    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    lines = [["", *(head for head, _, _ in columns)], ["---", *["---:"] * len(columns)]]
     for axis in axes:
         rows = [row for row in along(_rows(), axis) if needed in row["measures"]]
         if len(rows) < 2 and len(axes) > 1:
             continue
         lines.append([f"**{_TITLES[axis]}**", *[""] * len(columns)])
         for row in rows:
-            cells = [_told(row["measures"].get(name), form) for name, form in columns.values()]
+            cells = [_told(row["measures"].get(name), form) for _, name, form in columns]
             lines.append([label(row, axis), *cells])
     return markdown(lines)
 
