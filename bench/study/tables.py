@@ -110,7 +110,8 @@ def cost() -> str:
         mine = [row for row in rows if row["piece"] == piece.name]
         seconds = sum(sum(row["seconds"].values()) for row in mine)
         hours = f"{seconds / _SECONDS_PER_HOUR:.2f}" if mine else ""
-        lines.append([piece.name, str(len(mine)), str(piece.cells), hours, f"{piece.hours:g}"])
+        complete = str(sum(row["complete"] for row in mine))
+        lines.append([piece.name, complete, str(piece.cells), hours, f"{piece.hours:g}"])
     return markdown(lines)
 
 
@@ -120,7 +121,7 @@ def caption() -> str:
     machine, sources = told["machine"], told["texts"]["sources"]
     characters = sum(each["characters"] for each in sources.values())
     named = ", ".join(f"{name} {each['characters'] / 1e6:.0f} M" for name, each in sources.items())
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in told["rows"]))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in told["rows"] if row["commit"]))
     return (
         f"{machine['cpu']}, {machine['cores']} cores shared with other work; at commit {commits}. "
         f"Texts: {characters / 1e6:.0f} M characters ({named})."
@@ -135,7 +136,7 @@ def _rows() -> list[Row]:
 def _cells(
     columns: Columns,
     axes: Sequence[str] = tuple(AXES),
-    needed: str = "explained_variance",
+    needed: str = "stable_share",
 ) -> str:
     """Return a table with a row for each cell of the axes that have at least two.
 
