@@ -46,7 +46,7 @@ def _rows_of_piece(root: Path, name: str) -> Iterator[Row]:
         yield {
             "piece": name,
             "cell": cell,
-            "complete": done is not None and is_finished_until(job, record.until),
+            "complete": done is not None and is_finished_until(job, "report"),
             **_settings(settings),
             "seconds": {stage: told.seconds for stage, told in data.stages.items()},
             "machine": done.processor if done else None,
