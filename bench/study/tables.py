@@ -168,8 +168,11 @@ def _formatted(value: Value, form: Callable[[Any], str]) -> str:
     return f"{form(middle)} ({form(low)} to {form(high)})"
 
 
+# Adding zero turns a rounded -0.0 into 0.0.
+
+
 def _two(value: Value) -> str:
-    return _formatted(value, lambda one: f"{one:.2f}")
+    return _formatted(value, lambda one: f"{round(one, 2) + 0.0:.2f}")
 
 
 def _signed(value: Value) -> str:
@@ -177,7 +180,7 @@ def _signed(value: Value) -> str:
 
 
 def _percent(value: Value) -> str:
-    return _formatted(value, lambda one: f"{100 * one:.1f}")
+    return _formatted(value, lambda one: f"{round(100 * one, 1) + 0.0:.1f}")
 
 
 def _whole(value: Value) -> str:
