@@ -113,7 +113,7 @@ def auxk_gradients(
     rows, places, width, width_out = map(whole_tiles, (n, capacity, d, d_out))
     down, blocks = rows // tile(), width_out // tile()
     programs = programs_at_once(inputs)
-    grid = (processors(inputs) * tiling.blocks,)
+    resident = processors(inputs) * tiling.blocks
     options: dict[str, Any] = {
         "PARTS": parts,
         "TILE": tile(),
@@ -140,7 +140,7 @@ def auxk_gradients(
         parts=parts,
     )
     scores = inputs.new_empty(rows, places)
-    score_dead[grid](
+    score_dead[(resident,)](
         x,
         encoder,
         bias,
@@ -162,7 +162,7 @@ def auxk_gradients(
     aligned = residual if d_out % 16 == 0 else pad(residual, (0, -d_out % 16))
     missed = empty_parts(parts, n, d_out, inputs)
     squares = inputs.new_empty(down, width_out)
-    miss_error[grid](
+    miss_error[(resident,)](
         active,
         decoder,
         aligned,
@@ -184,7 +184,7 @@ def auxk_gradients(
     gradient = empty_parts(parts, n, capacity, inputs)
     bias_sums = inputs.new_empty(down, places)
     totals = inputs.new_empty(2, blocks)
-    score_gradients[grid](
+    score_gradients[(resident,)](
         missed,
         decoder,
         active,
@@ -212,7 +212,7 @@ def auxk_gradients(
         inputs.new_empty(capacity),
         inputs.new_empty(capacity, d_out),
     )
-    weight_gradients[grid](
+    weight_gradients[(resident,)](
         x,
         active,
         missed,

@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_shards_before(
 
             patched.setattr(os, "fsync", full)
             with pytest.raises(
-                OSError, match=rf"No space left .*2 earlier shards with 20 rows.*{culprit}"
+                OSError, match=rf"No space left .*earlier shards: 2 with 20 rows.*{culprit}"
             ) as caught:
                 writer.append(numbered(25, 30))
         assert caught.value.errno == errno.ENOSPC
@@ -125,7 +125,7 @@ with StoreWriter(sys.argv[1], 4, dtype=torch.float32, rows_per_shard=1000) as wr
     command = [sys.executable, "-P", "-c", script, folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "1 earlier shards with 1000 rows" in done.stderr
+    assert "earlier shards: 1 with 1000 rows" in done.stderr
     assert not list(folder.glob("*.part"))
     assert len(contents(folder)) == 1000
 

@@ -157,8 +157,9 @@ def by_file(train: dict[str, Any], trainer: dict[str, Any] | None = None) -> Non
 def test_every_setting_of_a_training_has_a_value_here() -> None:
     assert set(leaves(DEFAULT)) - {"loss"} == set(VALUES)
     parameters = inspect.signature(saefast.train_saes).parameters
-    # Left out: the data, and the arguments that the command sets: folder and resume.
-    own = {"activations", "config", "out", "resume", "progress"}
+    # Left out: the data, and the arguments that the command sets: folder, resume, and torchrun's
+    # processes.
+    own = {"activations", "config", "out", "resume", "progress", "ranks"}
     assert set(parameters) - own == {"initial", *TRAINER}
     assert {field.name for field in dataclasses.fields(TrainerSettings)} == {"initial", *TRAINER}
     for name in TRAINER:
