@@ -12,7 +12,7 @@ from saefast.kernels.device import thread_registers
 
 MAY_SPILL = {
     "update_columns": 176,
-    "weight_gradients": 80,
+    "weight_gradients": 192,
     "miss_error": 80,
     "score_dead": 80,
     "prefix_rows": 48,

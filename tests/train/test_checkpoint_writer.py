@@ -30,7 +30,7 @@ class Training:
         with device.main():
             self.states = {
                 label: {
-                    "weight": device.on_device((3, 2), torch.float32).fill_(number),
+                    "W_enc": device.on_device((3, 2), torch.float32).fill_(number),
                     "fired": device.on_device((3,), torch.int64).fill_(number),
                 }
                 for number, label in enumerate(LABELS)
@@ -46,13 +46,13 @@ def written(out: Path, step: int) -> dict[str, dict[str, Tensor]]:
     run = RunFile.read(out)
     assert run is not None
     assert run.step == step
-    like = {"weight": torch.empty(3, 2), "fired": torch.empty(3, dtype=torch.int64)}
+    like = {"W_enc": torch.empty(3, 2), "fired": torch.empty(3, dtype=torch.int64)}
     return {label: run.load(label, like) for label in LABELS}
 
 
 def assert_state_of(out: Path, step: int) -> None:
     for number, state in enumerate(written(out, step).values()):
-        assert_same_bits(state["weight"], torch.full((3, 2), 10.0 * step + number))
+        assert_same_bits(state["W_enc"], torch.full((3, 2), 10.0 * step + number))
         assert_same_bits(state["fired"], torch.full((3,), 10 * step + number))
 
 
@@ -212,10 +212,10 @@ def test_without_memory_for_a_copy_files_are_written_immediately(
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(device, "pinned", none_left)
-    states = {label: {"weight": torch.zeros(2)} for label in LABELS}
+    states = {label: {"W_enc": torch.zeros(2)} for label in LABELS}
     with CheckpointWriter(run_in(tmp_path), device) as writer:
         writer.save(1, states)
-        assert_same_bits(written(tmp_path, 1)["seed-1"]["weight"], torch.zeros(2))
+        assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(2))
     assert gate.threads == [threading.current_thread()]
 
 
@@ -224,10 +224,10 @@ def test_on_the_cpu_files_are_written_immediately(
 ) -> None:
     gate = Gate(monkeypatch)
     gate.opened.set()
-    states = {label: {"weight": torch.zeros(2)} for label in LABELS}
+    states = {label: {"W_enc": torch.zeros(2)} for label in LABELS}
     with CheckpointWriter(run_in(tmp_path), None) as writer:
         writer.save(1, states)
         for state in states.values():
-            state["weight"] += 1
-    assert_same_bits(written(tmp_path, 1)["seed-1"]["weight"], torch.zeros(2))
+            state["W_enc"] += 1
+    assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(2))
     assert gate.threads == [threading.current_thread()]
