@@ -212,10 +212,10 @@ def test_without_memory_for_a_copy_files_are_written_immediately(
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(device, "pinned", none_left)
-    states = {label: {"W_enc": torch.zeros(2)} for label in LABELS}
+    states = {label: {"W_enc": torch.zeros(3, 2)} for label in LABELS}
     with CheckpointWriter(run_in(tmp_path), device) as writer:
         writer.save(1, states)
-        assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(2))
+        assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(3, 2))
     assert gate.threads == [threading.current_thread()]
 
 
@@ -224,10 +224,18 @@ def test_on_the_cpu_files_are_written_immediately(
 ) -> None:
     gate = Gate(monkeypatch)
     gate.opened.set()
-    states = {label: {"W_enc": torch.zeros(2)} for label in LABELS}
+    states = {label: {"W_enc": torch.zeros(3, 2)} for label in LABELS}
     with CheckpointWriter(run_in(tmp_path), None) as writer:
         writer.save(1, states)
         for state in states.values():
             state["W_enc"] += 1
-    assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(2))
+    assert_same_bits(written(tmp_path, 1)["seed-1"]["W_enc"], torch.zeros(3, 2))
     assert gate.threads == [threading.current_thread()]
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Otherwise the state would hold memory that was never written."""
+    run = run_in(tmp_path)
+    run.save(1, {label: {"W_enc": torch.zeros(3, 2)} for label in LABELS})
+    with pytest.raises(ValueError, match="must hold 4 latents, got 3"):
+        run.load("seed-1", {"W_enc": torch.empty(4, 2)})

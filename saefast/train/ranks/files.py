@@ -76,9 +76,13 @@ def read_state(
         paths: files in the order of ranks.
         like: state whose shapes and dtypes the result has.
         share: the share of this rank; None: the whole.
+
+    Raises:
+        ValueError: the files hold another number of latents.
     """
     from safetensors import safe_open
 
+    latents = len(like["W_enc"]) if share is None else share.latents
     found: dict[str, Tensor] = {}
     start = 0
     for writer, path in enumerate(paths):
@@ -95,6 +99,8 @@ def read_state(
                     into = found.setdefault(name, torch.empty_like(wanted))
                     of_writer.read(name, into, share)
             start += count
+    if start != latents:
+        raise ValueError(f"{paths[0].parent} must hold {latents} latents, got {start}")
     return found
 
 
