@@ -13,7 +13,7 @@ from saefast.kernels.device import thread_registers
 MAY_SPILL = {
     "update_columns": 176,
     "weight_gradients": 192,
-    "miss_error": 80,
+    "miss_error": 88,
     "score_dead": 80,
     "prefix_rows": 48,
     "score_gradients": 32,
