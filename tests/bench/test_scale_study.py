@@ -138,7 +138,7 @@ def test_rows_have_the_settings_and_measures_of_finished_cells(root):
         told["unstable_overlap"][0] - told["unstable_overlap_subset"][0], abs=1e-4
     )
     assert row["seconds"]["train"] > 0
-    assert row["commit"]
+    assert "commit" in row  # None where the package is installed without its repository
     assert row["machine"]
     json.dumps(rows, allow_nan=False)
 
