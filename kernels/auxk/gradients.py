@@ -21,9 +21,10 @@ from ..device import (
 )
 from ..parts import empty_parts, tile, whole_tiles
 from .bounds import MISSED, SCORES, bounds
+from .gradient_products import score_gradients, weight_gradients
 from .keep_largest import keep_largest
 from .operands import operands
-from .products import miss_error, score_dead, score_gradients, weight_gradients
+from .score_products import miss_error, score_dead
 
 TOGETHER = 16
 """height of a band of tiles, see `tile_corner`"""

@@ -39,8 +39,7 @@ def sparse_decode(
         checks.in_range("indices", indices, weight.shape[0])
         return reference.sparse_decode(values, indices, weight, bias)
     if immediate(values, indices, weight, bias):
-        decode = _on_gpu if gpu.has(weight) else _on_cpu
-        return decode(values, indices, weight, bias)
+        return _decode(values, indices, weight, bias)
     out: Tensor = sparse_decode_op(values, indices, weight, bias)
     return out
 
@@ -62,16 +61,15 @@ def sparse_decode_op(
     return reference.sparse_decode(values, indices, weight, bias)
 
 
-@sparse_decode_op.register_kernel("cpu")
+@sparse_decode_op.register_kernel(("cpu", "cuda"))
 def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _check(values, indices, weight, bias)
-    return _on_cpu(values, indices, weight, bias)
+    return _decode(values, indices, weight, bias)
 
 
-@sparse_decode_op.register_kernel("cuda")
-def _(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    _check(values, indices, weight, bias)
-    return _on_gpu(values, indices, weight, bias)
+def _decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    on = _on_gpu if gpu.has(weight) else _on_cpu
+    return on(values, indices, weight, bias)
 
 
 def _on_cpu(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

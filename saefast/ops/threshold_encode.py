@@ -64,8 +64,7 @@ def threshold_encode(
             x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
         )
     if immediate(x, weight, bias, scale, threshold):
-        encode = threshold_on_gpu if gpu.has(weight) else _on_cpu
-        return encode(x, weight, bias, scale, threshold, width, precision)
+        return _encode(x, weight, bias, scale, threshold, width, precision)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, scale, threshold, width, precision))
 
 
@@ -151,7 +150,7 @@ def threshold_encode_op(
     )
 
 
-@threshold_encode_op.register_kernel("cpu")
+@threshold_encode_op.register_kernel(("cpu", "cuda"))
 def _(
     x: Tensor,
     weight: Tensor,
@@ -162,10 +161,10 @@ def _(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
-    return _on_cpu(x, weight, bias, scale, threshold, width, precision)
+    return _encode(x, weight, bias, scale, threshold, width, precision)
 
 
-def _on_cpu(
+def _encode(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -174,23 +173,11 @@ def _on_cpu(
     width: int,
     precision: str,
 ) -> ThresholdCode:
+    if gpu.has(weight):
+        return threshold_on_gpu(x, weight, bias, scale, threshold, width, precision)
     threshold = threshold.to(_dtype_of_scores(weight))
     screen = screen_at(precision)
     return threshold_on_cpu(x, weight, bias, scale, threshold, width, precision, screen)
-
-
-@threshold_encode_op.register_kernel("cuda")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    threshold: Tensor,
-    width: int,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_threshold_encode(x, weight, bias, scale, threshold, width, precision)
-    return threshold_on_gpu(x, weight, bias, scale, threshold, width, precision)
 
 
 @threshold_encode_op.register_fake

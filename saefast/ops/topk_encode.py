@@ -55,8 +55,7 @@ def topk_encode(
             x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
         )
     if immediate(x, weight, bias, scale):
-        encode = _on_gpu if gpu.has(weight) else _on_cpu
-        return encode(x, weight, bias, scale, k, precision, impl, absolute)
+        return _encode(x, weight, bias, scale, k, precision, impl, absolute)
     return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl, absolute))
 
 
@@ -94,7 +93,7 @@ def topk_encode_op(
     return values, indices.clone()
 
 
-@topk_encode_op.register_kernel("cpu")
+@topk_encode_op.register_kernel(("cpu", "cuda"))
 def _(
     x: Tensor,
     weight: Tensor,
@@ -106,27 +105,11 @@ def _(
     absolute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     check_topk_encode(x, weight, bias, scale, k, precision)
-    code = _on_cpu(x, weight, bias, scale, k, precision, impl, absolute)
+    code = _encode(x, weight, bias, scale, k, precision, impl, absolute)
     return code.values, code.indices
 
 
-@topk_encode_op.register_kernel("cuda")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    k: int,
-    precision: str,
-    impl: str = "auto",
-    absolute: bool = False,
-) -> tuple[Tensor, Tensor]:
-    check_topk_encode(x, weight, bias, scale, k, precision)
-    code = _on_gpu(x, weight, bias, scale, k, precision, impl, absolute)
-    return code.values, code.indices
-
-
-def _on_cpu(
+def _encode(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -136,21 +119,10 @@ def _on_cpu(
     impl: str,
     absolute: bool,
 ) -> SparseCode:
+    if gpu.has(weight):
+        return encode_on_gpu(x, weight, bias, scale, k, precision, impl, absolute=absolute)
     screen = screen_at(precision)
     return encode_on_cpu(x, weight, bias, scale, k, precision, screen, absolute=absolute)
-
-
-def _on_gpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    k: int,
-    precision: str,
-    impl: str,
-    absolute: bool,
-) -> SparseCode:
-    return encode_on_gpu(x, weight, bias, scale, k, precision, impl, absolute=absolute)
 
 
 @topk_encode_op.register_fake

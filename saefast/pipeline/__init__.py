@@ -1,7 +1,7 @@
 """Runs from activations to the report: settings, presets and stages."""
 
 from saefast.pipeline.presets import PRESETS
-from saefast.pipeline.runner import EVALUATIONS, NAMES, Outcome, run_pipeline, settings_of
+from saefast.pipeline.runner import Outcome, run_pipeline, settings_of
 from saefast.pipeline.settings import (
     EvaluateSettings,
     HarvestSettings,
@@ -15,6 +15,7 @@ from saefast.pipeline.settings import (
     TrainerSettings,
     read_settings,
 )
+from saefast.pipeline.stage_list import EVALUATIONS, NAMES
 
 __all__ = [
     "EVALUATIONS",

@@ -1,8 +1,6 @@
 """Execution of the stages of a run in their order."""
 
 import contextlib
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,52 +11,21 @@ from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
-from saefast.pipeline.beside import fingerprints
-from saefast.pipeline.evaluations import Measure
 from saefast.pipeline.following import begin_training, check_ranks, follow, leading
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import SOURCES, RunSettings, StoreSettings, settings_from
-from saefast.pipeline.stages import absorb, edit, explain, probe, steer
-from saefast.pipeline.stages.evaluate import evaluate
-from saefast.pipeline.stages.harvest import harvest
-from saefast.pipeline.stages.match import match
-from saefast.pipeline.stages.pool import can_pool, pool
-from saefast.pipeline.stages.stability import stability
-from saefast.pipeline.stages.statistics import statistics
-from saefast.pipeline.stages.subspace import subspace
-from saefast.pipeline.stages.train import train
+from saefast.pipeline.settings import RunSettings, StoreSettings, settings_from
+from saefast.pipeline.stage_list import BY_NAME, NAMES, STAGE_LIST, Stage, digest
+from saefast.pipeline.stages.pool import can_pool
 from saefast.run_folder import (
-    EVALUATION,
-    FEATURES,
-    MEMBERSHIP,
-    OVERLAP,
     POOLED,
-    POOLING,
-    REPORT,
     SETTINGS,
-    STABILITY,
     STAGES,
-    SUBSPACES,
     UNFINISHED,
-    evaluation_file,
 )
 from saefast.run_records import StageRecord, read_record, write_record
 from saefast.train.checkpoint import RUN, RunFile
 from saefast.train.ranks import Ranks
 from saefast.train.ranks.processes import world
-
-
-class Stage(NamedTuple):
-    """One step of a run, which reads and writes files."""
-
-    name: str
-    needs: tuple[str, ...]
-    work: Callable[[Job], None]
-    depends: Callable[[Job], Any]
-    """function that returns the settings on which the result depends"""
-    files: tuple[str, ...]
-    """files and folders that exist in the run's folder once the stage is finished"""
-    title: str
 
 
 class Outcome(NamedTuple):
@@ -69,150 +36,6 @@ class Outcome(NamedTuple):
     skipped: bool
     """whether it had been finished before"""
     written: tuple[Path, ...]
-
-
-def _data(job: Job) -> Any:
-    settings = job.settings.to_dict()
-    source = {name: settings[name] for name in settings if name in SOURCES}
-    if isinstance(job.settings.data, StoreSettings):
-        paths = (job.train_rows, job.held_out_rows)
-        source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
-    return source
-
-
-def _match(job: Job) -> Any:
-    # Named only where it holds, so that matches of other variants from before remain valid.
-    least = job.settings.stability.least_rate
-    return [least, "absolute"] if job.absolute else least
-
-
-def _part(*names: str) -> Callable[[Job], Any]:
-    def depends(job: Job) -> Any:
-        settings = job.settings.to_dict()
-        return [settings[name] for name in names]
-
-    return depends
-
-
-def _counted(job: Job) -> Any:
-    how = job.settings.evaluate
-    return how.contexts if how.statistics_rows is None else [how.contexts, how.statistics_rows]
-
-
-def _worth(job: Job) -> Any:
-    """Return the settings of stage evaluate itself, without settings of evaluations by name."""
-    settings = job.settings.to_dict()["evaluate"]
-    return [{name: settings[name] for name in ("draws", "tokens", "contexts")}]
-
-
-def _evaluation(name: str, work: Callable[[Job], None], title: str) -> Stage:
-    """Build the stage of an evaluation, on which no other stage depends."""
-
-    def depends(job: Job) -> Any:
-        settings = job.settings.to_dict()["evaluate"]
-        others = fingerprints(settings["beside"])
-        return [
-            settings["budget"],
-            settings["baselines"],
-            settings["beside"],
-            others,
-            settings[name],
-            _data(job),
-        ]
-
-    return Stage(name, ("stability",), work, depends, (evaluation_file(name),), title)
-
-
-def _training(job: Job) -> Any:
-    initial = job.settings.trainer.initial
-    return [job.settings.to_dict()["train"], *([initial] if initial else [])]
-
-
-def _pool(job: Job) -> None:
-    pool(job, job.run / UNFINISHED / "pool" / _digest(job, _BY_NAME["pool"]))
-
-
-def _report(job: Job) -> None:
-    from saefast.report import write_report
-
-    write_report(job.run)
-
-
-STAGE_LIST = (
-    Stage("harvest", (), harvest, _data, (), "activations"),
-    Stage("train", ("harvest",), train, _training, ("run.json",), "train the SAEs"),
-    Stage(
-        "statistics",
-        ("train",),
-        statistics,
-        _counted,
-        (FEATURES,),
-        "statistics of the features",
-    ),
-    Stage(
-        "match",
-        ("statistics",),
-        match,
-        _match,
-        (OVERLAP,),
-        "match all pairs",
-    ),
-    Stage(
-        "stability",
-        ("match",),
-        stability,
-        _part("stability"),
-        (STABILITY, MEMBERSHIP),
-        "which features recur",
-    ),
-    Stage(
-        "subspace",
-        ("stability",),
-        subspace,
-        _part("subspace"),
-        (SUBSPACES,),
-        "subspaces of groups of features",
-    ),
-    Stage(
-        "pool",
-        ("stability",),
-        _pool,
-        _part("pool"),
-        (POOLING, POOLED),
-        "one SAE from all, and its controls",
-    ),
-    Stage(
-        "evaluate",
-        ("stability",),
-        evaluate,
-        _worth,
-        (EVALUATION,),
-        "contributions of groups of features",
-    ),
-    _evaluation("probe", probe.probe, "how well single latents predict labels"),
-    _evaluation("explain", explain.explain, "explanations of latents"),
-    _evaluation("steer", steer.steer, "whether generated text shows an amplified latent"),
-    _evaluation("edit", edit.edit, "whether facts can be changed one at a time"),
-    _evaluation("absorb", absorb.absorb, "absorption of latents by others"),
-    Stage(
-        "report",
-        ("subspace", "pool", "evaluate"),
-        _report,
-        lambda job: None,
-        (REPORT,),
-        "the report",
-    ),
-)
-NAMES = tuple(stage.name for stage in STAGE_LIST)
-_BY_NAME = {stage.name: stage for stage in STAGE_LIST}
-EVALUATIONS: dict[str, Measure] = {
-    "probe": probe.measure,
-    "explain": explain.measure,
-    "steer": steer.measure,
-    "edit": edit.measure,
-    "absorb": absorb.measure,
-}
-"""Evaluations by name"""
 
 
 def run_pipeline(
@@ -247,7 +70,7 @@ def run_pipeline(
     """
     last = [until] if isinstance(until, str) else list(until)
     for name in last:
-        if name not in _BY_NAME:
+        if name not in BY_NAME:
             raise ValueError(f"until must be one of {', '.join(NAMES)}, got {name!r}")
     run = Path(out)
     for name in (SETTINGS, RUN):
@@ -359,7 +182,7 @@ def check_run(job: Job, until: str) -> None:
 
 def _needed(name: str) -> set[str]:
     found = {name}
-    for need in _BY_NAME[name].needs:
+    for need in BY_NAME[name].needs:
         found |= _needed(need)
     return found
 
@@ -370,13 +193,6 @@ def _files(job: Job, stage: Stage) -> tuple[str, ...]:
     return tuple(name for name in stage.files if name not in left_out)
 
 
-def _digest(job: Job, stage: Stage) -> str:
-    """Return a hash of the settings of a stage and of the stages on which it depends."""
-    before = [_digest(job, _BY_NAME[need]) for need in stage.needs]
-    text = json.dumps([stage.name, stage.depends(job), before], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def _records(job: Job) -> dict[str, StageRecord]:
     """Return the records of finished stages."""
     return read_record(job.run / STAGES, dict[str, StageRecord]) or {}
@@ -384,10 +200,10 @@ def _records(job: Job) -> dict[str, StageRecord]:
 
 def is_finished(job: Job, name: str) -> bool:
     """Return whether the files of a stage exist and match the settings."""
-    stage = _BY_NAME[name]
+    stage = BY_NAME[name]
     record = _records(job).get(name)
     there = all((job.run / file).exists() for file in _files(job, stage))
-    return record is not None and there and record.digest == _digest(job, stage)
+    return record is not None and there and record.digest == digest(job, stage)
 
 
 def finish_stage(job: Job, name: str, seconds: float) -> None:
@@ -400,7 +216,7 @@ def finish_stage(job: Job, name: str, seconds: float) -> None:
         # The report shows every stage.
         if other in (name, "report") or name in _needed(other):
             records.pop(other, None)
-    records[name] = StageRecord(_digest(job, _BY_NAME[name]), round(seconds, 1))
+    records[name] = StageRecord(digest(job, BY_NAME[name]), round(seconds, 1))
     write_record(job.run / STAGES, records)
     shutil.rmtree(job.run / UNFINISHED / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is missing, or holds other stages' folders

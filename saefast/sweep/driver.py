@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saefast import checks
-from saefast.pipeline.runner import NAMES
+from saefast.pipeline.stage_list import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.folder import FailureRecord, SweepFolder

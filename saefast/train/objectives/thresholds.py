@@ -1,5 +1,6 @@
 """ReLU with an L1 penalty and JumpReLU with a target for L0: latents active above a threshold."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ from saefast.types import SparseCode
 _ROOM = 128  # initial capacity for the active latents of a row
 
 
-class _Listed:
+class _Listed(ABC):
     """Base of objectives whose number of active latents is bounded by a threshold only."""
 
     fused = FusedPath.WHEN_SPARSE
@@ -30,9 +31,9 @@ class _Listed:
         """See `Objective`."""
         return self._places.places
 
+    @abstractmethod
     def bar(self, sae: SAE) -> Tensor:
         """Return the threshold above which pre-activations are listed, [m] or []."""
-        raise NotImplementedError
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""

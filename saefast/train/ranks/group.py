@@ -57,7 +57,7 @@ class Alone:
         return [part]
 
     def fail(self, error: BaseException) -> None:
-        """See `Ranks`; there is nobody to tell."""
+        """See `Ranks`; there is no other rank to inform."""
 
 
 ALONE = Alone()

@@ -36,8 +36,8 @@ class Torch:
 
     def __init__(self) -> None:
         if not dist.is_initialized():
-            # Restarted processes may find the store of the previous attempt, with addresses at
-            # which nobody listens any more.
+            # Restarted processes may find the store of the previous attempt, whose addresses belong
+            # to processes that have ended.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
             store = PrefixStore(f"saefast/attempt-{attempt}", store)
