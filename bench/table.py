@@ -11,10 +11,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import evaluation_tables, gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
 from bench.study import claims, figures, tables
+from bench.tables import evaluations as evaluation_tables
+from bench.tables import gpu as gpu_table
+from bench.tables import headline as headline_table
+from bench.tables import study as study_tables
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _WORLDS_WITHOUT_OWN_NUMBERS = {"ecd6cc3", "3745b0b"}

@@ -9,9 +9,10 @@ from unittest import mock
 
 import torch
 
-from bench import gpu_checks, gpu_contests
 from bench.cases import Shape, Weights
-from bench.gpu_contest import Contest
+from bench.gpu import checks as gpu_checks
+from bench.gpu import contests as gpu_contests
+from bench.gpu.contest import Contest
 from bench.rehearsal.pretended_gpu import DEVICE
 from bench.shapes import GPU_SHAPES
 from saefast import FusedStep, Penalty, Rules, TrainConfig
@@ -156,7 +157,7 @@ def _check(check: Callable[..., Iterator[object]], shape: Shape) -> None:
 
 
 def _contest(case: str, shape: Shape) -> None:
-    with mock.patch("bench.gpu_contest.draw", lambda shape, device: _drawn(shape)):
+    with mock.patch("bench.gpu.contest.draw", lambda shape, device: _drawn(shape)):
         contest = Contest(shape, DEVICE)
         for contestant in gpu_contests.CASES[case](contest):
             if contestant.rival == "saefast":

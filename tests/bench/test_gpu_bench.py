@@ -12,15 +12,13 @@ import torch
 from helpers.checkout import CHECKOUT
 from helpers.worker_rows import worked
 
-from bench import (
-    gpu_times,
-    gpu_worker,
-    record,
-)
+from bench import record
 from bench.cases import Shape
-from bench.gpu_lanes import POISONED
-from bench.gpu_parts import PROFILED
-from bench.gpu_times import Ceilings, Contestant, floors_of
+from bench.gpu import times as gpu_times
+from bench.gpu import worker
+from bench.gpu.lanes import POISONED
+from bench.gpu.parts import PROFILED
+from bench.gpu.times import Ceilings, Contestant, floors_of
 from bench.matching_shapes import MATCHINGS
 from bench.shapes import GPU_SHAPES
 
@@ -139,10 +137,10 @@ def test_persistent_device_errors_are_recognised(message: str) -> None:
         raise RuntimeError(message)
 
     written: list[dict[str, Any]] = []
-    items = iter([gpu_worker.Item("a", fail), gpu_worker.Item("b", list)])
-    assert gpu_worker.work(items, 0, lambda **each: written.append(each)) == POISONED
+    items = iter([worker.Item("a", fail), worker.Item("b", list)])
+    assert worker.work(items, 0, lambda **each: written.append(each)) == POISONED
     assert [list(each) for each in written] == [["begin"], ["row"], ["end"]]
-    assert not gpu_worker.is_sticky(RuntimeError("CUDA out of memory"))
+    assert not worker.is_sticky(RuntimeError("CUDA out of memory"))
 
 
 def test_results_replace_the_file_atomically(tmp_path: Path) -> None:

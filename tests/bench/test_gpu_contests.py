@@ -10,17 +10,11 @@ import torch
 from helpers.worker_rows import worked
 from torch import Tensor
 
-from bench import (
-    gpu_contests,
-    gpu_peers,
-    gpu_profile,
-    gpu_tiles,
-    gpu_training_checks,
-    gpu_trainings,
-)
 from bench.cases import Shape, draw
-from bench.gpu_contest import Contest, dense_code, model
-from bench.gpu_times import Ceilings
+from bench.gpu import contests, profile, tiles, training_checks, trainings
+from bench.gpu import peers as gpu_peers
+from bench.gpu.contest import Contest, dense_code, model
+from bench.gpu.times import Ceilings
 from bench.shapes import GPU_SHAPES
 from saefast import SAE, FusedStep, reference
 
@@ -37,7 +31,7 @@ def contest() -> Contest:
 def test_the_code_of_torch_is_the_reference(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.gpu_contest._SLICE_FLOATS", 512 * 5)
+    monkeypatch.setattr("bench.gpu.contest._SLICE_FLOATS", 512 * 5)
     found = dense_code(contest.centred, contest.weights, 3)
     expected = reference.topk_encode(
         contest.centred, contest.weights.w_enc, contest.weights.b_enc, k=3
@@ -46,7 +40,7 @@ def test_the_code_of_torch_is_the_reference(
     torch.testing.assert_close(found.values, expected.values.relu())
 
 
-@pytest.mark.parametrize("variant", gpu_training_checks.VARIANTS)
+@pytest.mark.parametrize("variant", training_checks.VARIANTS)
 def test_a_model_of_given_weights_is_complete(contest: Contest, variant: str) -> None:
     shape = contest.shape
     sae, fresh = model(shape, contest.weights, variant=variant), SAE(16, 512, k=3, variant=variant)
@@ -55,10 +49,10 @@ def test_a_model_of_given_weights_is_complete(contest: Contest, variant: str) ->
         assert torch.equal(value, fresh.state_dict()[name] if given is None else given)
 
 
-@pytest.mark.parametrize("case", [case for case in gpu_contests.CASES if case != "encode"])
+@pytest.mark.parametrize("case", [case for case in contests.CASES if case != "encode"])
 def test_every_contestant_runs_and_agrees(contest: Contest, case: str) -> None:
     seen = {}
-    for one in gpu_contests.CASES[case](contest):
+    for one in contests.CASES[case](contest):
         # A compiler and CUDA graphs are not available.
         if one.rival == "torch.compile" or "graph" in one.mode:
             continue
@@ -74,7 +68,7 @@ def test_every_contestant_runs_and_agrees(contest: Contest, case: str) -> None:
 
 def test_timed_steps_have_the_default_settings() -> None:
     """The plain step has the settings of `TrainConfig`: clipping and AuxK."""
-    from bench.gpu_steps import default_step
+    from bench.gpu.steps import default_step
 
     contest = Contest(Shape(16, 64, 3, 8), "cpu")
     step, bare = (default_step(contest, bare=bare) for bare in (False, True))
@@ -85,35 +79,35 @@ def test_timed_steps_have_the_default_settings() -> None:
 
 
 def test_trainings_are_timed_from_a_store(contest: Contest) -> None:
-    items = list(gpu_trainings.trainings(contest, lambda: H100))
+    items = list(trainings.trainings(contest, lambda: H100))
     names = [item.name for item in items]
     assert len(names) == len(set(names)) == 8
     [row] = items[1].run()
     assert (row["case"], row["mode"]) == ("step", "train_saes, 4 SAEs, each")
-    assert row["rounds"] == 8 - gpu_trainings._SKIPPED
+    assert row["rounds"] == 8 - trainings._SKIPPED
     assert row["tokens_per_second"] == pytest.approx(1e3 * 64 / (4 * row["ms"]), rel=0.01)
     assert 0 <= row["input_wait"] <= 1
     assert row["path"] == "fused"
     assert row["active"] == 3.0
     large = SimpleNamespace(shape=GPU_SHAPES["C1"])
-    assert len(list(gpu_trainings.trainings(large, lambda: H100))) == 5  # type: ignore[arg-type]
+    assert len(list(trainings.trainings(large, lambda: H100))) == 5  # type: ignore[arg-type]
 
 
 def test_trainings_of_jumprelu_start_as_sparse_as_its_step(contest: Contest) -> None:
-    log = gpu_trainings.Reports()
-    gpu_trainings.train(contest, log, 1, variant="jumprelu", steps=2)
+    log = trainings.Reports()
+    trainings.train(contest, log, 1, variant="jumprelu", steps=2)
     assert 0.5 * contest.shape.k < log.values[0]["l0"] < 1.5 * contest.shape.k
 
 
 def test_as_many_saes_are_trained_as_fit() -> None:
-    counts = {name: gpu_trainings.together(shape) for name, shape in GPU_SHAPES.items()}
+    counts = {name: trainings.together(shape) for name, shape in GPU_SHAPES.items()}
     assert counts == {"C2": 4, "C1": 2, "mid": 4, "decode": 4}
 
 
 def test_a_correct_threshold_in_bfloat16_agrees_and_a_wrong_one_does_not() -> None:
     contest = Contest(Shape(256, 4096, 8, 64), "cpu")
     limit = float(contest.code.values[:, -1].median())
-    *_, dense = gpu_contests.CASES["threshold"](contest)
+    *_, dense = contests.CASES["threshold"](contest)
     assert dense.name == "threshold: torch (bf16 dense)"
     found = dense.build()()
     assert isinstance(found, Tensor)
@@ -125,13 +119,13 @@ def test_a_correct_threshold_in_bfloat16_agrees_and_a_wrong_one_does_not() -> No
 def test_a_training_that_does_not_learn_gives_no_row(contest: Contest) -> None:
     reports = [{"mse": 1.0, "seconds": 1.0, "input_wait": 0.0, "path": "fused"}] * 8
     with pytest.raises(RuntimeError, match=r"does not learn: mse 1\.0"):
-        gpu_trainings.row_of(reports, {}, 1.0, H100, contest, 1)
+        trainings.row_of(reports, {}, 1.0, H100, contest, 1)
 
 
 def test_kernels_are_compared_with_their_floors() -> None:
     shape = GPU_SHAPES["C2"]
     launches = [("hot_groups", 100.0)] * 6 + [("update_columns", 900.0)] * 6 + [("other", 1.0)] * 3
-    update, product, other = gpu_profile.rows_of(launches, "C2", shape, H100)
+    update, product, other = profile.rows_of(launches, "C2", shape, H100)
     assert (update["kernel"], update["calls"], update["ms"]) == ("update_columns", 2, 1.8)
     assert product["flops_per_second"] == pytest.approx(shape.gemm_flops / 200e-6)
     assert product["floor_share"] == pytest.approx(shape.gemm_flops / 8e14 / 200e-6, abs=1e-3)
@@ -165,9 +159,9 @@ def test_a_profile_covers_the_steps_between_two_reports(
         taken += 1
         return step(*arguments)
 
-    monkeypatch.setattr(gpu_profile, "_profiler", Profiler)
+    monkeypatch.setattr(profile, "_profiler", Profiler)
     monkeypatch.setattr(FusedStep, "__call__", counted)
-    [row] = gpu_profile._trained(contest, "C1 train_saes", lambda: H100)
+    [row] = profile._trained(contest, "C1 train_saes", lambda: H100)
     assert row == {"profile": "C1 train_saes", "kernel": "kernel", "calls": 1, "ms": 4.0}
 
 
@@ -231,12 +225,12 @@ def test_tiles_are_timed_under_the_names_of_candidates(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Any] = []
-    monkeypatch.setattr(gpu_tiles, "Contest", lambda shape: contest)
-    monkeypatch.setattr(gpu_tiles, "candidates", lambda product, contest: ((1, 2), (3, 4)))
-    monkeypatch.setattr(gpu_tiles, "_multiplying_in", lambda tile: nullcontext(used.append(tile)))
-    monkeypatch.setattr(gpu_tiles.gpu, "launch", lambda *arguments: None)
-    monkeypatch.setattr(gpu_tiles, "milliseconds", lambda runs, rounds: [[2.0] * rounds])
-    rows = worked(gpu_tiles.items("C2", {}))
+    monkeypatch.setattr(tiles, "Contest", lambda shape: contest)
+    monkeypatch.setattr(tiles, "candidates", lambda product, contest: ((1, 2), (3, 4)))
+    monkeypatch.setattr(tiles, "_multiplying_in", lambda tile: nullcontext(used.append(tile)))
+    monkeypatch.setattr(tiles.gpu, "launch", lambda *arguments: None)
+    monkeypatch.setattr(tiles, "milliseconds", lambda runs, rounds: [[2.0] * rounds])
+    rows = worked(tiles.items("C2", {}))
     # Tiles of float16 in exact encodes; tiles of bfloat16 and cuBLAS in both kinds.
     assert len(rows) == len({(row["product"], row["tile"]) for row in rows}) == 2 + 3 * 2
     assert used == [(1, 2), (3, 4)] + [tile for tile in ((1, 2), (3, 4), None) for _ in range(2)]

@@ -7,10 +7,10 @@ import torch
 from helpers.worker_rows import worked
 from torch import Tensor
 
-from bench import gpu_decode_rivals
 from bench.cases import Shape
-from bench.gpu_contest import Contest
-from bench.gpu_parts import part
+from bench.gpu import decode_rivals
+from bench.gpu.contest import Contest
+from bench.gpu.parts import part
 from saefast import reference
 
 
@@ -32,14 +32,14 @@ def _flexsae(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(
         xFormersEmbeddingBag=SimpleNamespace(apply=decode), triton_topk_sae_loss=loss
     )
-    monkeypatch.setattr(gpu_decode_rivals.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(decode_rivals.importlib, "import_module", lambda name: module)
 
 
 @pytest.mark.usefixtures("_flexsae")
-@pytest.mark.parametrize("case", gpu_decode_rivals.RIVAL_CASES)
+@pytest.mark.parametrize("case", decode_rivals.RIVAL_CASES)
 def test_both_decoders_run_and_agree(contest: Contest, case: str) -> None:
     seen = set()
-    for one in gpu_decode_rivals.RIVAL_CASES[case](contest):
+    for one in decode_rivals.RIVAL_CASES[case](contest):
         result = one.build()()
         assert one.agrees(result), one.name
         assert not one.agrees(1.1 * result + 0.1), one.name
@@ -56,12 +56,12 @@ def test_both_decoders_run_and_agree(contest: Contest, case: str) -> None:
 def test_the_true_loss_is_that_of_all_rows(contest: Contest) -> None:
     decoded = reference.sparse_decode(*contest.code, contest.weights.w_dec, contest.weights.b_dec)
     expected = float((decoded - contest.x).square().mean())
-    assert gpu_decode_rivals._true_loss(contest) == pytest.approx(expected, rel=1e-5)
+    assert decode_rivals._true_loss(contest) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_missing_flexsae_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_decode_rivals, "find_spec", lambda name: None)
-    [row] = worked(gpu_decode_rivals.items("", {}))
+    monkeypatch.setattr(decode_rivals, "find_spec", lambda name: None)
+    [row] = worked(decode_rivals.items("", {}))
     assert row["raised"].startswith("ImportError: flexsae is not installed")
     assert part("decodes:C1", {}).table == "rows"
 
@@ -77,6 +77,6 @@ def test_gradients_are_computed_in_a_loss(
         return grad(output, leaves)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    first = next(gpu_decode_rivals.RIVAL_CASES[gpu_decode_rivals.LOSS](contest))
+    first = next(decode_rivals.RIVAL_CASES[decode_rivals.LOSS](contest))
     first.build()()
     assert wanted == [3]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers.worker_rows import worked
 
-from bench import gpu_matching
-from bench.gpu_matching import Contestant
-from bench.gpu_parts import part
+from bench.gpu import matching
+from bench.gpu.matching import Contestant
+from bench.gpu.parts import part
 from bench.matching_shapes import MATCHINGS, RIVALS, Matching
 from bench.shapes import Shape
 
@@ -18,9 +18,7 @@ NEAREST = Matching("nearest", Shape(8, 64, 1, 64), rounds=2, fp32_share=4)
 
 def test_timed_matchings_agree() -> None:
     one_to_one = Matching("match", Shape(8, 48, 1, 48), rounds=1)
-    rows = [
-        row for one in (one_to_one, NEAREST) for row in worked(gpu_matching.matchings(one, "cpu"))
-    ]
+    rows = [row for one in (one_to_one, NEAREST) for row in worked(matching.matchings(one, "cpu"))]
     assert [(row["case"], row["rival"], row["mode"]) for row in rows] == [
         ("match", "saefast", "one to one, certified"),
         ("nearest", "saefast", "exact"),
@@ -34,7 +32,7 @@ def test_timed_matchings_agree() -> None:
 
 
 def test_the_contestants_of_one_rival_are_a_part_of_their_own() -> None:
-    rows = worked(gpu_matching.matchings(NEAREST, "cpu", rival="torch"))
+    rows = worked(matching.matchings(NEAREST, "cpu", rival="torch"))
     assert {row["rival"] for row in rows} == {"torch"}
     [lane] = part("times:matching:nearest:torch", {}).lanes
     assert lane.command[3:5] == ["matching", "nearest:torch"]
@@ -46,7 +44,7 @@ def test_the_contestants_of_one_rival_are_a_part_of_their_own() -> None:
 def test_faiss_is_timed_where_its_index_fits() -> None:
     pytest.importorskip("faiss")
     one = NEAREST._replace(faiss=True)
-    rows = worked(gpu_matching.matchings(one, "cpu", rival="faiss"))
+    rows = worked(matching.matchings(one, "cpu", rival="faiss"))
     assert [row["mode"] for row in rows] == ["flat, fp32", "flat, fp16", "inside saefast"]
     assert all("raised" not in row for row in rows), rows
     assert [row["sides"] for row in rows] == [1, 1, 2]
@@ -57,16 +55,16 @@ def test_faiss_is_timed_where_its_index_fits() -> None:
 
 def test_faiss_without_a_gpu_gives_no_row_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(get_num_gpus=lambda: 0)
-    monkeypatch.setattr(gpu_matching.importlib, "import_module", lambda name: found)
+    monkeypatch.setattr(matching.importlib, "import_module", lambda name: found)
     a = torch.eye(3)
     with pytest.raises(RuntimeError, match="FAISS sees no GPU"):
-        gpu_matching._faiss_flat("cuda", a, a, half=False)
+        matching._faiss_flat("cuda", a, a, half=False)
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_wrong_matching_gives_no_row(exact: bool) -> None:
     one = Contestant("torch", "wrong", lambda a, b: torch.zeros(len(a)), exact)
-    timed = gpu_matching._timed(Shape(4, 8, 1, 8), "cpu", one, {}, 1)
+    timed = matching._timed(Shape(4, 8, 1, 8), "cpu", one, {}, 1)
     with pytest.raises(RuntimeError, match="does not agree: 8"):
         list(timed)
 
@@ -79,7 +77,7 @@ def test_rows_of_a_share_are_the_first_ones() -> None:
         seen.append(len(a))
         return (a @ b.T).argmax(1)
 
-    [row] = gpu_matching._timed(
+    [row] = matching._timed(
         NEAREST.shape, "cpu", Contestant("torch", "fp32", match, True, share=4), {}, 1
     )
     assert seen == [1, 16]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench import gpu_table
 from bench.shapes import GPU_SHAPES
+from bench.tables import gpu as gpu_table
 
 
 def row(shape: str, rival: str, mode: str, ms: float | None, case: str = "step") -> dict[str, Any]:

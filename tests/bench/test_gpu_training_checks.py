@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 import saefast.train.learner
-from bench import (
-    gpu_training_checks,
-)
 from bench.cases import Shape
-from bench.gpu_finding import drawn_on
-from bench.gpu_times import Ceilings
+from bench.gpu import training_checks
+from bench.gpu.finding import drawn_on
+from bench.gpu.times import Ceilings
 from saefast import SAE, reference
 from saefast.ops.latent_pass import LatentPass
 from saefast.types import Update
@@ -23,10 +21,10 @@ H100 = Ceilings(bf16_flops=8e14, copy_bytes=3e12, l2_bytes=5.5e12)
 CHECKED = Shape(40, 127, 5, 33)
 
 
-@pytest.mark.parametrize("shape", gpu_training_checks.DEFAULTS_AT)
+@pytest.mark.parametrize("shape", training_checks.DEFAULTS_AT)
 def test_default_steps_are_compared(shape: Shape) -> None:
-    found = list(gpu_training_checks.defaults(shape, *drawn_on(shape, "cpu")))
-    assert len(found) == len(gpu_training_checks.VARIANTS)
+    found = list(training_checks.defaults(shape, *drawn_on(shape, "cpu")))
+    assert len(found) == len(training_checks.VARIANTS)
     assert [finding for finding in found if not finding.holds] == []
 
 
@@ -43,19 +41,19 @@ def test_checks_of_default_steps_detect_a_missing_latent(monkeypatch: pytest.Mon
         return latent_pass(update)
 
     monkeypatch.setattr(saefast.train.learner, "latent_pass", without_one)
-    monkeypatch.setattr(gpu_training_checks, "VARIANTS", ("topk",))
-    [finding] = gpu_training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
+    monkeypatch.setattr(training_checks, "VARIANTS", ("topk",))
+    [finding] = training_checks.defaults(CHECKED, *drawn_on(CHECKED, "cpu"))
     assert not finding.holds
 
 
-@pytest.mark.parametrize("shape", gpu_training_checks.DEFAULTS_AT)
+@pytest.mark.parametrize("shape", training_checks.DEFAULTS_AT)
 def test_no_selection_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
     """Their truth selects latents itself, so rounding to float32 must not change the selection.
 
     Gaps are in units of the possible error of a float32 sum in any order, truncated twice.
     """
     x, weights = drawn_on(shape, "cpu")
-    shape = shape._replace(n=gpu_training_checks.DEFAULTS_AT[shape])
+    shape = shape._replace(n=training_checks.DEFAULTS_AT[shape])
     x = x[: shape.n]
     wide = x.double() - weights.b_dec.double()
     allowed = 2.5 * (shape.d + 32) * 2.0**-24 * float(wide.norm(dim=1).max())
@@ -68,7 +66,7 @@ def test_no_selection_of_the_default_steps_is_a_near_tie(shape: Shape) -> None:
     of_batch = scores(weights).flatten().sort(descending=True).values
     last = shape.n * shape.k
     gaps["batchtopk"] = float(of_batch[last - 1] - of_batch[last])
-    low = scores(gpu_training_checks.lowered(weights, x - weights.b_dec, shape.k))
+    low = scores(training_checks.lowered(weights, x - weights.b_dec, shape.k))
     bandwidth = 0.05
     threshold = float(SAE(1, 1, k=1, variant="jumprelu").jump_threshold.detach())
     limits = {"relu": 0.0, "jumprelu": threshold}
@@ -85,9 +83,9 @@ def test_checks_of_trainings_pass_for_a_near_tie() -> None:
     weights.w_enc[64:] *= 1 + 2.0**-23
     for precision in ("exact", "bf16"):
         for auxk in (False, True):
-            finding = gpu_training_checks.training(CHECKED, x, weights, precision, auxk=auxk)
+            finding = training_checks.training(CHECKED, x, weights, precision, auxk=auxk)
             assert finding.holds, finding
-    [finding] = gpu_training_checks.gradients(CHECKED, x, weights)
+    [finding] = training_checks.gradients(CHECKED, x, weights)
     assert finding.holds, finding
 
 
@@ -95,15 +93,15 @@ def test_checks_of_trainings_detect_a_wrong_selection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even though the truth uses the same selection."""
-    largest = gpu_training_checks.PackedEncoder.largest
+    largest = training_checks.PackedEncoder.largest
 
     def others(self: Any, inputs: Tensor, k: int, scale: Any = None, **options: Any) -> Any:
         code = largest(self, inputs, k + 1, scale, **options)
         keep = [0, *range(2, k + 1)]
         return code._replace(values=code.values[:, keep], indices=code.indices[:, keep])
 
-    monkeypatch.setattr(gpu_training_checks.PackedEncoder, "largest", others)
-    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=False)
+    monkeypatch.setattr(training_checks.PackedEncoder, "largest", others)
+    finding = training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=False)
     assert not finding.holds
     assert finding.figures["loss_apart"] < 1e-5 < 1.0 < finding.figures["apart"]
 
@@ -117,22 +115,22 @@ def cancelling() -> tuple[Shape, Tensor, Any]:
 
 
 def test_terms_that_cancel_pass_the_checks() -> None:
-    [finding] = gpu_training_checks.residuals(*cancelling())
+    [finding] = training_checks.residuals(*cancelling())
     assert finding.holds, finding
 
 
 def test_a_missing_term_is_detected_where_terms_cancel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = gpu_training_checks.decode_residual
+    exact = training_checks.decode_residual
 
     def without_a_column(values: Tensor, indices: Tensor, weight: Tensor, *others: Any) -> Any:
         residual, value_grads, square = exact(values, indices, weight, *others)
         lacking = value_grads - (residual[:, -1:] * weight[indices][..., -1])
         return residual, lacking, square
 
-    monkeypatch.setattr(gpu_training_checks, "decode_residual", without_a_column)
-    [finding] = gpu_training_checks.residuals(*cancelling())
+    monkeypatch.setattr(training_checks, "decode_residual", without_a_column)
+    [finding] = training_checks.residuals(*cancelling())
     assert not finding.holds
     assert finding.figures["value_grads"] > 1e-3
 
@@ -148,6 +146,6 @@ def test_checks_of_trainings_detect_a_wrong_auxk_loss(monkeypatch: pytest.Monkey
         return missed * factor, *gradients
 
     monkeypatch.setattr(module, "sparse_gradients", longer)
-    finding = gpu_training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
+    finding = training_checks.training(CHECKED, *drawn_on(CHECKED, "cpu"), "exact", auxk=True)
     assert not finding.holds
     assert finding.figures["loss_apart"] < 1e-5 < 1e-4 < finding.figures["auxk_apart"]

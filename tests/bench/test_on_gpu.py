@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from helpers.checkout import CHECKOUT
 
-from bench import gpu, gpu_install, gpu_ncu, gpu_parts, gpu_worker
-from bench.gpu_lanes import Lane, Limits, run_lanes
-from bench.gpu_parts import Part
-from bench.gpu_summary import LIMIT, summary, with_ratios
+from bench.gpu import install, ncu, parts, session
+from bench.gpu import worker as gpu_worker
+from bench.gpu.lanes import Lane, Limits, run_lanes
+from bench.gpu.parts import Part
+from bench.gpu.summary import LIMIT, summary, with_ratios
 
 WORKER = """
 import os, signal, sys, time
 sys.path.insert(0, {checkout!r})
-from bench import gpu_worker
+from bench.gpu import worker as gpu_worker
 
 def item(name, *statements):
     def run():
@@ -35,8 +36,8 @@ def item(name, *statements):
 items = [{items}]
 def items_of(argument, facts):
     yield from items
-sys.modules["bench.stub"] = type(sys)("bench.stub")
-sys.modules["bench.stub"].items = items_of
+sys.modules["bench.gpu.stub"] = type(sys)("bench.gpu.stub")
+sys.modules["bench.gpu.stub"].items = items_of
 gpu_worker.SUBJECTS["stub"] = "stub"
 gpu_worker.WITHOUT_TORCH = ("stub",)
 sys.exit(gpu_worker.main(["stub", *sys.argv[1:]]))
@@ -185,7 +186,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, folder: Path, **parts: list[Lane]) 
     def part(text: str, facts: dict[str, Any]) -> Part:
         return Part(text, tables[text], 1.0, Limits(20, 10, 2), tuple(parts[text]))
 
-    monkeypatch.setattr(gpu, "part", part)
+    monkeypatch.setattr(session, "part", part)
 
 
 TIMED = {"case": "encode", "shape": {"d": 4, "m": 8, "k": 2, "n": 3}, "ms": 2.0, "mode": "exact"}
@@ -207,7 +208,7 @@ def test_all_results_are_written_to_three_files(
     stubbed(monkeypatch, tmp_path, checks=[dies], times=[timed])
     out, copy = tmp_path / "out", tmp_path / "copy.json"
     command = ["checks", "times", "--out", str(out), "--json", str(copy), "--commit", "abc"]
-    assert gpu.main(command) == 1
+    assert session.main(command) == 1
     assert sorted(file.name for file in out.iterdir()) == ["gpu.json", "log.tgz", "summary.txt"]
     result = json.loads((out / "gpu.json").read_text())
     assert result == json.loads(copy.read_text())
@@ -234,14 +235,14 @@ def test_all_results_are_written_to_three_files(
 def test_a_part_beyond_the_budget_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "_RESERVE", 0.0)
+    monkeypatch.setattr(session, "_RESERVE", 0.0)
     lanes = {
         "checks": [worker(tmp_path, "a", first="pass", sleeps="time.sleep(60)")],
         "profile": [worker(tmp_path, "b", late="pass")],
         "tiles": [worker(tmp_path, "c", never="time.sleep(60)")],
     }
     stubbed(monkeypatch, tmp_path, **lanes)
-    assert gpu.main([*lanes, "--budget", "4", "--out", str(tmp_path / "out")]) == 1
+    assert session.main([*lanes, "--budget", "4", "--out", str(tmp_path / "out")]) == 1
     result = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert not result["complete"]
     assert finished(result["checks"]) == ["first"]
@@ -249,8 +250,8 @@ def test_a_part_beyond_the_budget_is_skipped(
     # The first part had to leave a second for each of them.
     assert [row["part"] for row in result["parts"]] == list(lanes)
     assert result["parts"][0]["seconds"] < 3.5
-    monkeypatch.setattr(gpu, "_RESERVE", 100.0)
-    assert gpu.main([*lanes, "--budget", "4", "--out", str(tmp_path / "none")]) == 1
+    monkeypatch.setattr(session, "_RESERVE", 100.0)
+    assert session.main([*lanes, "--budget", "4", "--out", str(tmp_path / "none")]) == 1
     result = json.loads((tmp_path / "none" / "gpu.json").read_text())
     assert [row["status"].split(":")[0] for row in result["parts"]] == ["skipped"] * 3
 
@@ -342,28 +343,28 @@ def test_a_terminated_script_writes_its_results(tmp_path: Path, tools: Callable[
 def test_unknown_parts_are_refused(
     tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu.main([part, "--out", str(tmp_path / "out")]) == 2
+    assert session.main([part, "--out", str(tmp_path / "out")]) == 2
     assert "got" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_the_parent_imports_no_torch() -> None:
     code = (
-        "import sys, bench.gpu, bench.gpu_worker, bench.gpu_install, bench.gpu_sanitizer, "
-        "bench.gpu_ncu; sys.exit('torch' in sys.modules or 'saefast' in sys.modules)"
+        "import sys, bench.gpu, bench.gpu.worker, bench.gpu.install, bench.gpu.sanitizer, "
+        "bench.gpu.ncu; sys.exit('torch' in sys.modules or 'saefast' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)
 
 
 def test_every_subject_is_a_module_and_every_part_has_lanes() -> None:
     for module in gpu_worker.SUBJECTS.values():
-        assert (CHECKOUT / "bench" / f"{module}.py").is_file()
-    for kind in gpu_parts.KINDS:
+        assert (CHECKOUT / "bench" / "gpu" / f"{module}.py").is_file()
+    for kind in parts.KINDS:
         text = f"{kind}:C1" if kind == "times" else kind
-        assert gpu_parts.part(text, {}).lanes
-    checks = gpu_parts.part("checks", {})
+        assert parts.part(text, {}).lanes
+    checks = parts.part("checks", {})
     assert checks.limits.together == 8 == len(checks.lanes)
-    known = gpu_parts.part("times:C2", {"ceilings": {"copy_bytes": 1.0}}).lanes[0].command
+    known = parts.part("times:C2", {"ceilings": {"copy_bytes": 1.0}}).lanes[0].command
     assert json.loads(known[known.index("--facts") + 1]) == {"ceilings": {"copy_bytes": 1.0}}
 
 
@@ -431,7 +432,7 @@ def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
         (checkout / place).parent.mkdir(parents=True, exist_ok=True)
         (checkout / place).write_text(place)
     folder.mkdir()
-    assert gpu_install.wheel(folder, checkout) is None
+    assert install.wheel(folder, checkout) is None
 
     def pack(name: str, **changed: str) -> Path:
         with zipfile.ZipFile(folder / name, "w") as archive:
@@ -444,11 +445,11 @@ def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
         return folder / name
 
     pack("saefast-1-old.whl", d="an older kernel")
-    assert gpu_install.wheel(folder, checkout) is None
+    assert install.wheel(folder, checkout) is None
     right = pack("saefast-2-new.whl")
-    assert gpu_install.wheel(folder, checkout) == right
+    assert install.wheel(folder, checkout) == right
 
 
 def test_output_of_ncu_is_parsed() -> None:
-    assert gpu_ncu.parsed("==ERROR== nothing\n") == []
-    assert gpu_ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}
+    assert ncu.parsed("==ERROR== nothing\n") == []
+    assert ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from bench import gpu_worker
+from bench.gpu import worker
 
 
-def worked(items: Iterator[gpu_worker.Item]) -> list[dict[str, Any]]:
+def worked(items: Iterator[worker.Item]) -> list[dict[str, Any]]:
     """Return the rows that a worker writes for these items."""
     messages: list[dict[str, Any]] = []
-    assert gpu_worker.work(items, 0, lambda **message: messages.append(message)) == 0
+    assert worker.work(items, 0, lambda **message: messages.append(message)) == 0
     return [message["row"] for message in messages if "row" in message]

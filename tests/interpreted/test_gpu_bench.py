@@ -9,15 +9,10 @@ import triton
 from helpers.kernel_sources import kernels_in_source
 from torch import Tensor
 
-from bench import (
-    gpu_checks,
-    gpu_encode_checks,
-    gpu_smoke,
-    gpu_training_checks,
-)
 from bench.cases import Shape
-from bench.gpu_contest import Contest
-from bench.gpu_encodes import encodes
+from bench.gpu import checks, encode_checks, smoke, training_checks
+from bench.gpu.contest import Contest
+from bench.gpu.encodes import encodes
 from saefast.kernels.codes import latent_sum, sparse_decode
 from saefast.kernels.encode import select_triton, threshold_encode
 from saefast.kernels.update import latent_update
@@ -30,35 +25,33 @@ ON_THE_CPU = ("trainings", "defaults")
 @pytest.fixture(autouse=True)
 def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep only the screens in use, with lists by Triton."""
-    monkeypatch.setattr(gpu_encode_checks.gpu, "has_cuda", lambda: False)
-    monkeypatch.setattr(gpu_encode_checks, "SCREENS", SCREENS[:4])
+    monkeypatch.setattr(encode_checks.gpu, "has_cuda", lambda: False)
+    monkeypatch.setattr(encode_checks, "SCREENS", SCREENS[:4])
 
 
-@pytest.mark.parametrize(
-    "check", [one for one in gpu_checks.CHECKS if one.__name__ not in ON_THE_CPU]
-)
+@pytest.mark.parametrize("check", [one for one in checks.CHECKS if one.__name__ not in ON_THE_CPU])
 def test_every_check_holds(check: Callable[..., Iterator[Any]]) -> None:
     """Steps take too long here; tests/bench/test_gpu_contests.py runs them on the CPU's kernels."""
-    found = list(check(SMALL, *gpu_checks.drawn_on(SMALL, "cpu")))
+    found = list(check(SMALL, *checks.drawn_on(SMALL, "cpu")))
     assert [finding for finding in found if not finding.holds] == []
     assert len(found) == len({finding.check for finding in found}) > 0
 
 
 def test_a_training_is_checked() -> None:
-    data = gpu_checks.drawn_on(SMALL, "cpu")
-    finding = gpu_training_checks.training(SMALL, *data, "exact", auxk=True)
+    data = checks.drawn_on(SMALL, "cpu")
+    finding = training_checks.training(SMALL, *data, "exact", auxk=True)
     assert finding.holds, finding
 
 
 def exact_training(*data: Any) -> Iterator[Any]:
     """Return one check of a training."""
-    yield gpu_training_checks.training(*data, "exact", auxk=False)
+    yield training_checks.training(*data, "exact", auxk=False)
 
 
 def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
     """Return checks with failures; one screen that serves both precisions is enough."""
-    gpu_encode_checks.SCREENS = (GpuScreen("fused", "bfloat16"),)
-    data = gpu_checks.drawn_on(SMALL, "cpu")
+    encode_checks.SCREENS = (GpuScreen("fused", "bfloat16"),)
+    data = checks.drawn_on(SMALL, "cpu")
     return {
         check.__name__
         for check in checks
@@ -77,9 +70,9 @@ def test_checks_detect_a_wrong_selection(monkeypatch: pytest.MonkeyPatch) -> Non
     choose = select_triton.choose
     monkeypatch.setattr(select_triton, "choose", second_best)
     encodes = (
-        gpu_encode_checks.exact_encodes,
-        gpu_encode_checks.rounded_encodes,
-        gpu_encode_checks.integer_encodes,
+        encode_checks.exact_encodes,
+        encode_checks.rounded_encodes,
+        encode_checks.integer_encodes,
     )
     assert len(failing(*encodes)) == 3
 
@@ -92,7 +85,7 @@ def test_checks_detect_ignored_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     column_bounds = threshold_encode.column_bounds
     monkeypatch.setattr(threshold_encode, "column_bounds", without_every_other)
-    assert len(failing(gpu_encode_checks.thresholds, gpu_encode_checks.integer_thresholds)) == 2
+    assert len(failing(encode_checks.thresholds, encode_checks.integer_thresholds)) == 2
 
 
 def test_checks_detect_a_sum_without_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +98,7 @@ def test_checks_detect_a_sum_without_one_token(monkeypatch: pytest.MonkeyPatch) 
 
     for module in (latent_sum, latent_update):
         monkeypatch.setattr(module, "sort_by_latent", without_the_first)
-    assert len(failing(gpu_training_checks.gradients, exact_training)) == 2
+    assert len(failing(training_checks.gradients, exact_training)) == 2
 
 
 def test_checks_detect_changing_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +109,7 @@ def test_checks_detect_changing_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         return residual * (1 + 2.0**-23 * (next(calls) % 2)), *others
 
     monkeypatch.setattr(sparse_decode, "decode_residual", unsteady)
-    assert len(failing(gpu_training_checks.residuals, exact_training)) == 2
+    assert len(failing(training_checks.residuals, exact_training)) == 2
 
 
 def test_checks_detect_scores_with_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +119,7 @@ def test_checks_detect_scores_with_other_bits(monkeypatch: pytest.MonkeyPatch) -
 
     encode = threshold_encode.encode
     monkeypatch.setattr(threshold_encode, "encode", rounded_otherwise)
-    assert failing(gpu_encode_checks.same_scores)
+    assert failing(encode_checks.same_scores)
 
 
 def test_every_encode_runs_and_agrees() -> None:
@@ -154,8 +147,8 @@ def test_smoke_launches_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = triton.runtime.interpreter.GridExecutor
     call = executor.__call__
     monkeypatch.setattr(executor, "__call__", recorded)
-    monkeypatch.setattr(gpu_smoke, "_HOT", 4)
-    for name, use in gpu_smoke.uses(Shape(5, 12, 2, 2), "cpu"):
-        [row] = gpu_smoke._row(name, use)
+    monkeypatch.setattr(smoke, "_HOT", 4)
+    for name, use in smoke.uses(Shape(5, 12, 2, 2), "cpu"):
+        [row] = smoke._row(name, use)
         assert row["holds"], name
     assert kernels_in_source() <= launched

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from bench import inside, peers
-from bench.gpu_contest import Contest
-from bench.gpu_decodes import decodes_by
-from bench.gpu_encodes import encode_agreements
-from bench.gpu_steps import LR, is_near
-from bench.gpu_times import Contestant, Run, ceilings_item, ceilings_of, raced
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.decodes import decodes_by
+from bench.gpu.encodes import encode_agreements
+from bench.gpu.steps import LR, is_near
+from bench.gpu.times import Contestant, Run, ceilings_item, ceilings_of, raced
+from bench.gpu.worker import Item
 from bench.shapes import gpu_shape
 
 RIVALS = ("SAELens", "sparsify")

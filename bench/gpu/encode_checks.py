@@ -13,8 +13,8 @@ from torch import Tensor
 
 import saefast
 from bench.cases import Shape, Weights
-from bench.gpu_encodes import scores_are_the_same
-from bench.gpu_finding import UNIT, Finding
+from bench.gpu.encodes import scores_are_the_same
+from bench.gpu.finding import UNIT, Finding
 from saefast import SparseCode, ThresholdCode, reference
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import encode_rounded, threshold_rounded

@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any, NamedTuple
 
-from bench.gpu_lanes import Lane, Limits
+from bench.gpu.lanes import Lane, Limits
 from bench.matching_shapes import check_matching
 from bench.shapes import gpu_shape
 
@@ -79,7 +79,7 @@ def part(text: str, facts: dict[str, Any]) -> Part:
 
 def _lanes(kind: str, argument: str, facts: dict[str, Any]) -> list[Lane]:
     def lane(subject: str, argument: str = "", **environment: str) -> Lane:
-        command = [sys.executable, "-m", "bench.gpu_worker", subject, argument]
+        command = [sys.executable, "-m", "bench.gpu.worker", subject, argument]
         known = {name: facts[name] for name in ("ceilings",) if name in facts}
         return Lane(
             f"{subject} {argument}".strip(),

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from bench.gpu_contest import Contest
-from bench.gpu_steps import default_step
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.steps import default_step
+from bench.gpu.worker import Item
 from bench.shapes import gpu_shape
 
 

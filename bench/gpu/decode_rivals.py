@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench.gpu_contest import Contest
-from bench.gpu_decodes import decodes_by
-from bench.gpu_times import Contestant, Run, ceilings_item, ceilings_of, raced
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.decodes import decodes_by
+from bench.gpu.times import Contestant, Run, ceilings_item, ceilings_of, raced
+from bench.gpu.worker import Item
 from bench.shapes import gpu_shape
 
 MODULE = "flex_sae.topk_kernels"

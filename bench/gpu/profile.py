@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from bench.gpu_contest import Contest
-from bench.gpu_steps import VARIANTS, default_step, repeated
-from bench.gpu_times import Ceilings, Unmeasured, ceilings_item, ceilings_of
-from bench.gpu_trainings import Reports, train
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.steps import VARIANTS, default_step, repeated
+from bench.gpu.times import Ceilings, Unmeasured, ceilings_item, ceilings_of
+from bench.gpu.trainings import Reports, train
+from bench.gpu.worker import Item
 from bench.shapes import Shape, gpu_shape
 
 _WARM_UP = 4

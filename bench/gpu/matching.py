@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench.gpu_worker import Item
+from bench.gpu.worker import Item
 from bench.matching_shapes import MATCHINGS, Matching
 from bench.shapes import Shape
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_worker import Item
+from bench.gpu.worker import Item
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 TARGET = CHECKOUT / "build" / "on_gpu"
 _PROBE = """
 import importlib.util, json, sys

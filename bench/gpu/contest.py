@@ -7,7 +7,7 @@ from torch import Tensor
 
 import saefast
 from bench.cases import Shape, Weights, draw
-from bench.gpu_times import Run
+from bench.gpu.times import Run
 from saefast import SparseCode
 
 ROUNDED = 2.0**-6

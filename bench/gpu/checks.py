@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.cases import Shape, Weights
-from bench.gpu_encode_checks import (
+from bench.gpu.encode_checks import (
     exact_encodes,
     integer_encodes,
     integer_thresholds,
@@ -15,10 +15,10 @@ from bench.gpu_encode_checks import (
     same_scores,
     thresholds,
 )
-from bench.gpu_finding import Finding, drawn_on
-from bench.gpu_parts import CHECKED
-from bench.gpu_training_checks import defaults, gradients, residuals, trainings
-from bench.gpu_worker import Item
+from bench.gpu.finding import Finding, drawn_on
+from bench.gpu.parts import CHECKED
+from bench.gpu.training_checks import defaults, gradients, residuals, trainings
+from bench.gpu.worker import Item
 from bench.shapes import gpu_shape
 
 SHAPES = tuple(map(gpu_shape, CHECKED))

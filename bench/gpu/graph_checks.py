@@ -8,9 +8,9 @@ import torch
 
 import saefast
 from bench.cases import Shape, Weights
-from bench.gpu_contest import lowered, model
-from bench.gpu_finding import Finding, drawn_on
-from bench.gpu_worker import Item
+from bench.gpu.contest import lowered, model
+from bench.gpu.finding import Finding, drawn_on
+from bench.gpu.worker import Item
 from saefast import FusedStep, TrainConfig
 from saefast.train.objectives import objective_of
 

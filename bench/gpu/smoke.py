@@ -13,9 +13,9 @@ from torch import Tensor
 
 import saefast
 from bench.cases import Shape, Weights
-from bench.gpu_contest import lowered, model
-from bench.gpu_finding import drawn_on
-from bench.gpu_worker import Item
+from bench.gpu.contest import lowered, model
+from bench.gpu.finding import drawn_on
+from bench.gpu.worker import Item
 from saefast import FusedStep, Rules, TrainConfig
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import encode_rounded

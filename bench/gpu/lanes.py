@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 POISONED = 86
 """Exit status of a worker whose last item left the device in an error state."""
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _POLL = 0.05
 _LINE = 300
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.gpu_lanes import Row, run_lanes
-from bench.gpu_parts import DEFAULT, KINDS, Part, part
-from bench.gpu_summary import failed, line_of, summary, with_ratios
+from bench.gpu.lanes import Row, run_lanes
+from bench.gpu.parts import DEFAULT, KINDS, Part, part
+from bench.gpu.summary import failed, line_of, summary, with_ratios
 
 _RESERVE = 8.0
 """Seconds at the end in which nothing is started."""
@@ -158,7 +158,3 @@ class Session:
                     entry.size = kept
                     archive.addfile(entry, stream)
         temporary.replace(file)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,8 +19,8 @@ from unittest import mock
 import torch
 
 import saefast
-from bench.gpu_trainings import Reports
-from bench.gpu_worker import Item
+from bench.gpu.trainings import Reports
+from bench.gpu.worker import Item
 from bench.shapes import Shape
 from saefast.activations import StoreActivations
 from saefast.lm import LanguageModel, LMActivations, harvest, load_model

@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 
 import saefast
-from bench.gpu_contest import Contest, lowered, model
-from bench.gpu_steps import VARIANTS
-from bench.gpu_times import Ceilings, Unmeasured, floors_of, milliseconds
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest, lowered, model
+from bench.gpu.steps import VARIANTS
+from bench.gpu.times import Ceilings, Unmeasured, floors_of, milliseconds
+from bench.gpu.worker import Item
 from bench.shapes import Shape
 from saefast.activations import StoreWriter
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.gpu_worker import Item
+from bench.gpu.worker import Item
 from bench.shapes import Shape
 
 Run = Callable[[], object]

@@ -1,6 +1,6 @@
 """Worker process of a GPU session: works through the items of a subject and writes rows.
 
-`python -m bench.gpu_worker SUBJECT [ARGUMENT] --rows FILE` is started by bench/gpu_lanes.py.
+`python -m bench.gpu.worker SUBJECT [ARGUMENT] --rows FILE` is started by bench/gpu/lanes.py.
 """
 
 import argparse
@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.gpu_lanes import POISONED
+from bench.gpu.lanes import POISONED
 
 SUBJECTS = {
-    "install": "gpu_install",
-    "smoke": "gpu_smoke",
-    "checks": "gpu_checks",
-    "graphs": "gpu_graph_checks",
-    "profile": "gpu_profile",
-    "step": "gpu_one_step",
-    "tiles": "gpu_tiles",
-    "times": "gpu_contests",
-    "peers": "gpu_peers",
-    "decodes": "gpu_decode_rivals",
-    "end_to_end": "gpu_end_to_end",
-    "matching": "gpu_matching",
-    "memcheck": "gpu_sanitizer",
-    "ncu": "gpu_ncu",
+    "install": "install",
+    "smoke": "smoke",
+    "checks": "checks",
+    "graphs": "graph_checks",
+    "profile": "profile",
+    "step": "one_step",
+    "tiles": "tiles",
+    "times": "contests",
+    "peers": "peers",
+    "decodes": "decode_rivals",
+    "end_to_end": "end_to_end",
+    "matching": "matching",
+    "memcheck": "sanitizer",
+    "ncu": "ncu",
 }
 """Modules of bench/ by subject; their `items(argument, facts)` yields a worker's items."""
 WITHOUT_TORCH = ("install", "memcheck", "ncu")
@@ -58,7 +58,7 @@ class Item(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Work through the items after the first `--skip`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.worker", description=__doc__)
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("argument", nargs="?", default="")
     parser.add_argument("--rows", type=Path, required=True)
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
             facts = _machine()
             if options.skip == 0:
                 write(fact=facts)
-        module = importlib.import_module(f"bench.{SUBJECTS[options.subject]}")
+        module = importlib.import_module(f"bench.gpu.{SUBJECTS[options.subject]}")
         return work(module.items(options.argument, options.facts), options.skip, write)
 
 

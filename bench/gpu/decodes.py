@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench.gpu_contest import Contest
-from bench.gpu_times import Contestant, Run
+from bench.gpu.contest import Contest
+from bench.gpu.times import Contestant, Run
 from saefast import reference
 
 Decode = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_lanes import POISONED
-from bench.gpu_worker import Item
+from bench.gpu.lanes import POISONED
+from bench.gpu.worker import Item
 
 SHAPES = ("40,127,5,33", "100,1025,32,7")
 CUDA_KERNELS = ("keep_best_rows", "choose_rows")
 """Kernels of csrc/cuda/select.cu."""
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _ERROR = 9
 _KEPT = 2000
 
@@ -55,7 +55,7 @@ def _verdict(command: list[str], shape: str, kernel: str | None) -> dict[str, An
     if kernel is not None:
         command += ["--kernel-regex", f"kns={kernel}"]
     with tempfile.TemporaryDirectory() as folder:
-        command += [sys.executable, "-m", "bench.gpu_worker", "checks", shape]
+        command += [sys.executable, "-m", "bench.gpu.worker", "checks", shape]
         command += ["--rows", str(Path(folder) / "rows.jsonl")]
         done = subprocess.run(
             command,

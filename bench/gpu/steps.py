@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.cases import Weights
-from bench.gpu_contest import Contest, lowered, model
-from bench.gpu_times import Contestant, Run
+from bench.gpu.contest import Contest, lowered, model
+from bench.gpu.times import Contestant, Run
 from saefast import SAE, FusedStep, Rules, TrainConfig
 from saefast.ops.latent_pass import latent_pass
 from saefast.train.objectives import objective_of

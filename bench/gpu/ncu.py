@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_worker import Item
+from bench.gpu.worker import Item
 
 KERNELS = ("hot_groups", "update_columns", "score_candidates", "residual_rows")
 METRICS = {
@@ -20,7 +20,7 @@ METRICS = {
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed": "tensor_percent",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_percent",
 }
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _LAUNCHES = 4
 
 
@@ -41,7 +41,7 @@ def _measured(kernel: str, shape: str) -> Iterable[dict[str, Any]]:
         command += ["--page", "raw", "--print-units", "base", "--log-file", str(log)]
         command += ["--kernel-name", f"regex:^{kernel}", "--launch-count", str(_LAUNCHES)]
         command += ["--metrics", ",".join(METRICS)]
-        command += [sys.executable, "-m", "bench.gpu_worker", "step", shape]
+        command += [sys.executable, "-m", "bench.gpu.worker", "step", shape]
         command += ["--rows", str(Path(folder) / "rows.jsonl")]
         done = subprocess.run(
             command,

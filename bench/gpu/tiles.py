@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from bench.gpu_contest import Contest
-from bench.gpu_times import milliseconds
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.times import milliseconds
+from bench.gpu.worker import Item
 from bench.shapes import gpu_shape
 from saefast.ops import gpu
 from saefast.ops.encode_gpu import encode_rounded

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import saefast
 from bench.cases import Shape, Weights
-from bench.gpu_contest import lowered, model
-from bench.gpu_encode_checks import apart_from
-from bench.gpu_finding import Finding, near
+from bench.gpu.contest import lowered, model
+from bench.gpu.encode_checks import apart_from
+from bench.gpu.finding import Finding, near
 from saefast import SAE, AuxK, FusedStep, SparseCode, TrainConfig, reference
 from saefast.ops.decode_residual import decode_residual
 from saefast.train.objectives import Current, TopK, objective_of

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.gpu_contest import Contest
-from bench.gpu_decodes import decodes
-from bench.gpu_encodes import batches, encodes, thresholds
-from bench.gpu_steps import steps, updates, variants
-from bench.gpu_times import Contestant, ceilings_item, ceilings_of, raced
-from bench.gpu_trainings import trainings
-from bench.gpu_worker import Item
+from bench.gpu.contest import Contest
+from bench.gpu.decodes import decodes
+from bench.gpu.encodes import batches, encodes, thresholds
+from bench.gpu.steps import steps, updates, variants
+from bench.gpu.times import Contestant, ceilings_item, ceilings_of, raced
+from bench.gpu.trainings import trainings
+from bench.gpu.worker import Item
 from bench.shapes import GPU_SHAPES, gpu_shape
 
 CASES: dict[str, Callable[[Contest], Iterator[Contestant]]] = {

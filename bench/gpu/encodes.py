@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import saefast
-from bench.gpu_contest import ROUNDED, Contest
-from bench.gpu_times import Contestant, Run
+from bench.gpu.contest import ROUNDED, Contest
+from bench.gpu.times import Contestant, Run
 from saefast import SparseCode, ThresholdCode, reference
 from saefast.ops import gpu
 from saefast.ops.batch_topk import batch_topk

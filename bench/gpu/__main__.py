@@ -1,0 +1,7 @@
+"""Run `python -m bench.gpu`."""
+
+import sys
+
+from bench.gpu import main
+
+sys.exit(main())
