@@ -1,7 +1,8 @@
 """evaluations: scores of the demo's SAEs beside SAEs with and without an L2 penalty, and times.
 
 `python -m bench evaluations --json FILE`; `--run DIR` takes the folder of an earlier `saefast
-demo`, and `--budgets quick` leaves out the full sizes. SAEs beside the run are trained on its rows,
+demo`. `--budgets quick` leaves out the full sizes; rows of them that are in the file remain, with
+the commit at which they were measured. SAEs beside the run are trained on its rows,
 in folders next to it. Each budget is one `saefast evaluate` in a process of its own, so that time
 and memory are those of the command.
 
@@ -49,12 +50,21 @@ def main(arguments: list[str]) -> int:
         run = chosen.run or Path(folder) / "demo"
         run_pipeline(PRESETS["demo"], run, resume=True, tell=_tell)
         beside = [_trained_beside(run, "free"), _trained_beside(run, "l2", WEIGHT)]
-        budgets = {budget: _evaluated(run, beside, budget) for budget in chosen.budgets}
+        budgets = {
+            budget: {"commit": record.commit(), **_evaluated(run, beside, budget)}
+            for budget in chosen.budgets
+        }
     for budget, found in budgets.items():
         print(f"{budget}: {found['seconds']} s, {found['peak_gb']} GB")
         print("\n".join(finding["text"] for finding in found["findings"]))
     if chosen.json:
-        result = {"machine": record.machine(), "commit": record.commit(), "budgets": budgets}
+        known = json.loads(chosen.json.read_text())["budgets"] if chosen.json.exists() else {}
+        together = {name: budgets.get(name) or known.get(name) for name in _BUDGETS}
+        result = {
+            "machine": record.machine(),
+            "commit": record.commit(),
+            "budgets": {name: found for name, found in together.items() if found},
+        }
         record.write(chosen.json, result)
     return 0
 

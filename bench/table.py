@@ -223,6 +223,7 @@ TABLES = {
     "evaluations_by_group": (evaluation_tables.by_group,),
     "evaluations_surface": (evaluation_tables.surface,),
     "evaluations_differences": (evaluation_tables.differences,),
+    "evaluations_prediction": (evaluation_tables.prediction,),
     "lowrank": (study_tables.lowrank, study_tables.lowrank_caption),
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),

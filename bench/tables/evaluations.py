@@ -77,6 +77,13 @@ def surface() -> str:
     )
 
 
+def prediction() -> str:
+    """Return the finding on properties that predict the gain of steering, of the full budget."""
+    findings = load("evaluations")["budgets"]["full"]["findings"]
+    (found,) = (each["text"] for each in findings if each["figure"] == "explanations-steering")
+    return str(found)
+
+
 def caption() -> str:
     """Return the caption: the columns, time, memory and commit."""
     result = load("evaluations")
@@ -84,13 +91,13 @@ def caption() -> str:
     times = "; ".join(
         f"{name}: {found['seconds'] / _SECONDS_PER_MINUTE:.1f} minutes, {found['peak_gb']:.1f} GB ("
         + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in found["stages"].items())
-        + ")"
+        + f"; at commit {found['commit']})"
         for name, found in budgets.items()
     )
     return (
         "Means with 95 % intervals; empty where a condition has no such score. All evaluations of "
         f"the four SAEs and all conditions took, by budget, {times}; {machine['cpu']}, "
-        f"{machine['threads']} threads, at commit {result['commit']}."
+        f"{machine['threads']} threads."
     )
 
 

@@ -59,7 +59,8 @@ class SteerSettings(JudgeSettings):
     """Settings of steering; judges other than rules also compare texts."""
 
     features: int | None = None
-    """number of latents of each SAE; None: 8"""
+    """number of latents of each SAE; None: 8, and with the full budget 16 of each of the run's own
+    SAEs"""
     openers: int | None = None
     """number of prompts to continue, at most 8, half of which choose strengths; None: the
     budget's"""

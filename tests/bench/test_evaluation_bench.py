@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import evaluations
+from bench import evaluations, record
 from saefast.pipeline import PRESETS
 from saefast.storage import load_sae
 
@@ -47,4 +47,11 @@ def test_penalised_saes_are_compared_with_free_ones(
         "quick": ["quick"],
         "full": ["full"],
     }
-    assert printed["commit"]
+    assert {found["commit"] for found in printed["budgets"].values()} == {record.commit()}
+    printed["budgets"]["quick"]["commit"] = "earlier"
+    file.write_text(json.dumps(printed))
+    evaluations.main(["--run", str(tmp_path / "run"), "--budgets", "full", "--json", str(file)])
+    kept = json.loads(file.read_text())["budgets"]
+    assert list(kept) == ["quick", "full"]
+    assert kept["quick"] == printed["budgets"]["quick"]
+    assert kept["full"]["commit"] == record.commit()

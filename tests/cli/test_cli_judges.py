@@ -138,3 +138,15 @@ def test_a_dry_run_needs_judged_evaluations(run: Path, capsys: pytest.CaptureFix
     assert "judge applies to explain and steer only; name one of them" in capsys.readouterr().err
     assert main(["evaluate", str(run), "explain", "steer", "--dry-run"]) == 0
     assert "no judge would be called" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("budget", "latents"),
+    [("quick", 3 * 8), ("full", 3 * 16 + 3 * 8)],  # full: also the three untrained SAEs
+)
+def test_the_full_budget_steers_with_more_latents_of_trained_saes(
+    run: Path, budget: str, latents: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ["--judge", "http://localhost:9/v1#none", "--dry-run"]
+    assert main(["evaluate", str(run), "steer", "--budget", budget, *judge]) == 0
+    assert f"for {latents} latents and its calibration" in capsys.readouterr().out

@@ -80,6 +80,7 @@ def steer(
     explanations: Explanations | Mapping[str, Explanations] | None = None,
     *,
     features: int = 60,
+    rival_features: int | None = None,
     openers: Sequence[str] = OPENERS,
     strengths: Sequence[float] = STRENGTHS,
     rule: str = "activation",
@@ -141,6 +142,7 @@ def steer(
             other conditions, pass a dict {name of the condition: its explanations}.
         features: number of latents of each SAE, from those that fire: equally many from each set
             of groups, and evenly over firing rates.
+        rival_features: number of latents of each SAE of `conditions`; None: `features`.
         openers: prompts; those at even places choose strengths, the others are reported.
         strengths: multiples of the unit of `rule`; with a single one, all openers are reported.
         rule: unit of the strengths. "activation": the 99 % quantile of the latent's activation
@@ -187,8 +189,9 @@ def steer(
         `features` holds for each SAE the results of its sampled latents.
     """
     check_model(model)
+    fewer = features if rival_features is None else rival_features
     for name, value in (
-        *(("features", features), ("draws", draws), ("rows", rows)),
+        *(("features", features), ("rival_features", fewer), ("draws", draws), ("rows", rows)),
         *(("new_tokens", new_tokens), ("repeats", repeats), ("batch_size", batch_size)),
     ):
         checks.whole(name, value)
@@ -222,7 +225,7 @@ def steer(
             batch_size=batch_size,
             seed=seed + repeat,
         )
-        items = sampled_items(every, each_groups, read, features, settings.seed)
+        items = sampled_items(every, each_groups, read, (features, fewer), settings.seed)
         words = of_items("explanations", explanations, items)
         outcomes = chosen_outcomes(
             items.members,

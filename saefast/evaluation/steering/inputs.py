@@ -21,7 +21,7 @@ def sampled_items(
     every: Sequence[tuple[str, Sequence[SAE]]],
     groups: Sequence[Mapping[str, Tensor]],
     rows: Rows,
-    features: int,
+    features: tuple[int, int],
     seed: int,
 ) -> Items:
     """Sample latents of all conditions.
@@ -30,14 +30,16 @@ def sampled_items(
         every: name and SAEs of each condition.
         groups: for each trained SAE its groups {name: [m] bool}.
         rows: activations at the site.
-        features: number of latents of each SAE.
+        features: numbers of latents of each trained SAE, and of each SAE of other conditions.
         seed: seed of the sample and of random directions.
     """
-    parts = [
-        (name, place, rows.latents(sae, features, groups[place] if name == TRAINED else {}, seed))
-        for name, saes in every
-        for place, sae in enumerate(saes)
-    ]
+    parts = []
+    for name, saes in every:
+        of_trained = name == TRAINED
+        wanted = features[0] if of_trained else features[1]
+        for place, sae in enumerate(saes):
+            its_groups = groups[place] if of_trained else {}
+            parts.append((name, place, rows.latents(sae, wanted, its_groups, seed)))
     return Items(parts, rows, seed)
 
 

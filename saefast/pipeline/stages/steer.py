@@ -92,6 +92,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
             for name, each in found.items()
         },
         features=sizes.features,
+        rival_features=sizes.rival_features,
         openers=sizes.openers,
         controls=sizes.controls,
         strengths=settings.strengths,
@@ -113,7 +114,8 @@ class _Sizes:
     """Sizes of steering for a budget."""
 
     def __init__(self, how: EvaluateSettings) -> None:
-        self.features = 8 if how.steer.features is None else how.steer.features
+        self.features = of_budget(how.budget, how.steer.features, 8, 16)
+        self.rival_features = of_budget(how.budget, how.steer.features, 8, 8)
         self.openers = OPENERS[: of_budget(how.budget, how.steer.openers, 4, 6)]
         self.controls = of_budget(how.budget, None, CONTROLS[:2], CONTROLS)
         self.strengths = how.steer.strengths
@@ -156,7 +158,10 @@ def _cost(
     """
     if judge is None:
         return "steer: rules are executed; no judge would be called"
-    each_sae = [min(sizes.features, sae.m) for sae in saes]
+    each_sae = [
+        min(sizes.features if place < trained else sizes.rival_features, sae.m)
+        for place, sae in enumerate(saes)
+    ]
     latents = sum(each_sae)
     each = comparisons(len(sizes.openers), len(sizes.strengths), len(sizes.controls))
     explanations, texts = [], []

@@ -185,6 +185,15 @@ def test_latents_without_an_outcome_are_counted() -> None:
     assert -0.5 < difference.low < 0 < difference.high < 0.5
 
 
+def test_conditions_can_have_fewer_latents() -> None:
+    other = Condition(name="others", saes=(planted_sae(first=100),))
+    rules = {"trained": RULES, "others": [{j: writes(100 + j) for j in range(40)}]}
+    found = planted(conditions=[other], rules=rules, features=6, rival_features=3)
+    assert found.overall("success by rule").n == 6
+    assert found.overall("success by rule", "others").n == 3
+    assert found.overall("success by rule", "trained - others").n == 3
+
+
 def test_groups_are_compared_with_random_latents_of_equal_mass() -> None:
     first = torch.arange(40) < 10
     rules = [{j: RULES[0][j] for j in range(10)} | {j: writes(0) for j in range(10, 40)}]
@@ -343,7 +352,8 @@ def test_sampled_latents_are_examined_and_their_properties_predict() -> None:
         ({"controls": ["left"]}, "controls must be one of mismatched, random"),
         ({"openers": ["one"]}, "openers must be at least 2 texts"),
         ({"strengths": ()}, "strengths must hold at least one number"),
-        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"features": 0}, "^features must be at least 1, got 0"),
+        ({"rival_features": 0}, "rival_features must be at least 1, got 0"),
         ({"activations": torch.zeros(20, 5)}, "activations must be from the site 0, whose wid"),
         ({"outcome": "taste"}, "outcome must be a defined outcome, rule, self, got 'taste'"),
         ({"explanations": [["x"]]}, r"explanations\[0\] must be one for each of the 40 latents"),
