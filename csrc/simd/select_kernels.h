@@ -39,6 +39,7 @@ static float reached_by(const float* scores, int64_t count, int64_t k) {
   return low;
 }
 
+#if !defined(SAEFAST_OWN_LIST_LOOPS)
 // See `Places`. Sixteen scores at a time are compared with every score, without branches: for a few
 // hundred scores this takes a fraction of the time of a sort.
 static void places(const float* scores, int64_t count, int32_t* out) {
@@ -59,7 +60,6 @@ static void places(const float* scores, int64_t count, int32_t* out) {
   }
 }
 
-#if !defined(SAEFAST_OWN_KEEP_FROM)
 template <bool kAbsolute>
 static int64_t keep_from(float* scores, int32_t* ids, int64_t count, float floor) {
   int64_t kept = 0;
