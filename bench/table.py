@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import evaluation_tables, gpu_table, headline_table, study_tables
+from bench import cpu_step_table, evaluation_tables, gpu_table, headline_table, study_tables
 from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
 from bench.study import claims, figures, tables
@@ -207,6 +207,7 @@ def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
 TABLES = {
     "headline": (headline_table.table, headline_table.caption),
     "speed": (table, caption),
+    "cpu_step": (cpu_step_table.table, cpu_step_table.caption),
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),
     "inside": (inside, inside_caption),
