@@ -29,7 +29,8 @@ class LatentUpdate {
     auto [bias_grad, along] = latents_.load(j, space);
     args_.fired[j] = latents_.count(j);
     if (slot >= 0) bias_grad += args_.extra.b_enc[slot];
-    Compute* const kept = args_.stored == nullptr ? nullptr : args_.stored->template row<Compute>(j);
+    Compute* const kept =
+        args_.stored == nullptr ? nullptr : args_.stored->template row<Compute>(j);
     double square = args_.squares == nullptr ? 0 : args_.squares[j];
     if (args_.update_decoder) {
       Compute* const gradient = kept == nullptr ? space.gradient.data() : kept;
