@@ -88,12 +88,10 @@ def test_every_tensor_of_an_update_is_listed() -> None:
     assert {name: tuple(getattr(update, name).shape) for name in SHAPES} == SHAPES
 
 
-@pytest.mark.parametrize(("more", "fewer"), [(0, 1), (1, 0)])
-def test_too_little_room_for_gradients_raises(more: int, fewer: int) -> None:
+@pytest.mark.parametrize(("latents", "width"), [(M, 0), (M + 1, 2 * D + 1)])
+def test_wrong_room_for_gradients_raises(latents: int, width: int) -> None:
     update = whole_update()
-    (m, d), d_out = update.w_enc.shape, update.w_dec.shape[1]
-    # Rows are padded to whole cache lines, of 16 floats.
-    stored = native.StoredGradients(m + more, d + d_out + 1 - 16 * fewer, 4)
+    (m, d), stored = update.w_enc.shape, native.StoredGradients(latents, width, 4)
     squares, fired = torch.zeros(m, dtype=torch.float64), torch.empty(m, dtype=torch.int64)
     with pytest.raises(ValueError, match="stored must have room"):
         native.latent_update(update, torch.empty(d), None, fired, squares, stored, 1)
