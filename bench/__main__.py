@@ -17,6 +17,7 @@ CASES = (
     "inference",
     "decode",
     "train_step",
+    "cpu_step",
     "trainer",
     "paths",
     "quality",

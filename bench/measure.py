@@ -32,9 +32,15 @@ def gemm(x: Tensor, weight: Tensor) -> Run:
 
 
 def time_rounds(
-    case: str, shape: Shape, unit: Run, contestants: Iterable[Contestant], rounds: int
+    case: str,
+    shape: Shape,
+    unit: Run,
+    contestants: Iterable[Contestant],
+    rounds: int,
+    *,
+    of: str = "gemm",
 ) -> list[dict[str, Any]]:
-    """Return a row for each contestant.
+    """Return a row for the unit, a torch.mm described by `of`, and one for each contestant.
 
     Ratios are medians over rounds of its time by the unit's.
     """
@@ -42,7 +48,7 @@ def time_rounds(
     wrong = [f"{c.rival} ({c.mode})" for c in contestants if not c.agrees]
     if wrong:
         raise RuntimeError(f"{case} {shape}: {', '.join(wrong)} does not agree; nothing was timed")
-    runs = [Contestant("torch.mm", "gemm", unit, True), *contestants]
+    runs = [Contestant("torch.mm", of, unit, True), *contestants]
     for one in runs:
         one.run()
     seconds: dict[int, list[float]] = {i: [] for i in range(len(runs))}

@@ -23,14 +23,14 @@ class DecoderColumns {
     const int64_t d = args_.d_out;
     Compute* const row = args_.w_dec + j * d;
     const Compute along = latents_.load(j, space).along;
-    latents_.decoder_gradient(j, space);
-    const Compute* const gradient = space.gradient.data();
+    Compute* const gradient = space.gradient.data();
+    latents_.decoder_gradient(j, space, gradient);
     if (pass_ == ColumnsPass::along) {
       columns_.partial[j] = partial_dot(gradient, row);
       return;
     }
-    if (args_.unit_norm && args_.remove_parallel) project(j, along, space);
-    latents_.limit(space, d);
+    if (args_.unit_norm && args_.remove_parallel) project(j, along, gradient);
+    latents_.limit(gradient, d);
     if (pass_ == ColumnsPass::squares) {
       columns_.partial[j] = partial_dot(gradient, gradient);
     } else {
@@ -40,12 +40,12 @@ class DecoderColumns {
   }
 
  private:
-  void project(int64_t j, Compute along, UpdateSpace<Compute>& space) const {
+  void project(int64_t j, Compute along, Compute* gradient) const {
     if (columns_.along != nullptr) {
-      latents_.project(j, columns_.along[j], space);
+      latents_.project(j, columns_.along[j], gradient);
     } else if (latents_.learns(j)) {
       if (latents_.slot(j) >= 0) along += columns_.extra_along[latents_.slot(j)];
-      latents_.project(j, along, space);
+      latents_.project(j, along, gradient);
     }
   }
 

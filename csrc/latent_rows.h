@@ -88,34 +88,31 @@ class LatentRows {
     return sums;
   }
 
-  // Computes the gradient of the loaded latent's row of W_enc, with penalties, into space.gradient.
-  void encoder_gradient(int64_t j, UpdateSpace<Compute>& space) const {
+  // Writes the gradient of the loaded latent's row of W_enc, with penalties, to `gradient` [d].
+  void encoder_gradient(int64_t j, const UpdateSpace<Compute>& space, Compute* gradient) const {
     const int64_t d = args_.d;
-    Compute* const gradient = space.gradient.data();
     rows_.weighted_sum(args_.inputs, tokens_of(j), space.value_grads.data(), count(j), d, gradient);
     if (slot(j) >= 0) update_.add_scaled(gradient, args_.extra.w_enc + slot(j) * d, 1, d);
     if (args_.encoder_decay.any()) decay(args_.encoder_decay, j, args_.w_enc + j * d, gradient, d);
   }
 
-  // Computes the gradient of the loaded latent's row of W_dec, with penalties, into space.gradient.
-  void decoder_gradient(int64_t j, UpdateSpace<Compute>& space) const {
+  // Writes the gradient of the loaded latent's row of W_dec, with penalties, to `gradient` [d_out].
+  void decoder_gradient(int64_t j, const UpdateSpace<Compute>& space, Compute* gradient) const {
     const int64_t d = args_.d_out;
-    Compute* const gradient = space.gradient.data();
     rows_.weighted_sum(residual_of(j), tokens_of(j), space.values.data(), count(j), d, gradient);
     if (slot(j) >= 0) update_.add_scaled(gradient, args_.extra.w_dec + slot(j) * d, 1, d);
     if (args_.decoder_decay.any()) decay(args_.decoder_decay, j, args_.w_dec + j * d, gradient, d);
   }
 
   // Removes the component `along` a row of W_dec from its gradient.
-  void project(int64_t j, Compute along, UpdateSpace<Compute>& space) const {
+  void project(int64_t j, Compute along, Compute* gradient) const {
     const int64_t d = args_.d_out;
-    update_.add_scaled(space.gradient.data(), args_.w_dec + j * d, -along, d);
+    update_.add_scaled(gradient, args_.w_dec + j * d, -along, d);
   }
 
-  // Multiplies the gradient by `factor`.
-  void limit(UpdateSpace<Compute>& space, int64_t d) const {
-    if (args_.factor != 1)
-      update_.multiply(space.gradient.data(), static_cast<Compute>(args_.factor), d);
+  // Multiplies a gradient [d] by `factor`.
+  void limit(Compute* gradient, int64_t d) const {
+    if (args_.factor != 1) update_.multiply(gradient, static_cast<Compute>(args_.factor), d);
   }
 
   // Updates a parameter of `count` numbers by Adam.

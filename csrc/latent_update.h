@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "buffer.h"
 #include "panels.h"
 
 namespace saefast {
@@ -36,6 +37,28 @@ struct Decay {
   Compute sign;
   // Returns whether there is a penalty.
   bool any() const { return shrink != nullptr || sign != 0; }
+};
+
+// Gradients of all latents, between a call that measures them and the one that applies them.
+class StoredGradients {
+ public:
+  // Makes room for `width` numbers of `item` bytes for each of m latents.
+  StoredGradients(int64_t m, int64_t width, int64_t item)
+      : m_(m), bytes_((width * item + kLine - 1) / kLine * kLine), memory_(m * bytes_) {}
+  // Returns whether there is room for `width` numbers of type Compute for each of m latents.
+  template <class Compute>
+  bool fits(int64_t m, int64_t width) const {
+    return m == m_ && width * static_cast<int64_t>(sizeof(Compute)) <= bytes_;
+  }
+  template <class Compute>
+  Compute* row(int64_t j) {
+    return reinterpret_cast<Compute*>(static_cast<char*>(memory_.data()) + j * bytes_);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;  // rows begin at cache lines
+  int64_t m_, bytes_;
+  Buffer memory_;
 };
 
 // The operands of `latent_update`.
@@ -76,6 +99,11 @@ struct UpdateArgs {
   // [m] the squared norm of each latent's gradients is added to them: first that of W_dec, then of
   // W_enc, then of the bias. If not null, nothing is updated.
   double* squares;
+  // Null, or room for d_out + d + 1 numbers for each latent: with `squares` the gradients are
+  // stored there; without, they are those that a call with the same operands has stored, and are
+  // overwritten; input_grad_sum and fired are then not written, and `squares` of that call were
+  // zero before it.
+  StoredGradients* stored;
 };
 
 // Computes the gradients of all latents and updates w_enc, b_enc and w_dec by Adam, in place.

@@ -30,7 +30,8 @@ struct Scored {
 template <class Storage>
 struct FinishSpace {
   std::vector<int64_t> ids;
-  std::vector<float> screened, lower;
+  std::vector<int32_t> columns, places;
+  std::vector<float> screened, errors, lower, ranks;
   std::vector<compute_t<Storage>> products;
   std::vector<Scored<compute_t<Storage>>> scored;
 };

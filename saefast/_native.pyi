@@ -98,12 +98,17 @@ def decode_residual(
 def latent_sum(
     values: Tensor, indices: Tensor, rows: Tensor, sums: Tensor, threads: int
 ) -> None: ...
+
+class StoredGradients:
+    def __init__(self, latents: int, width: int, item: int) -> None: ...
+
 def latent_update(
     update: Update,
-    input_grad_sum: Tensor,
+    input_grad_sum: Tensor | None,
     input_grad_parts: Tensor | None,
-    fired: Tensor,
+    fired: Tensor | None,
     squares: Tensor | None,
+    stored: StoredGradients | None,
     threads: int,
 ) -> None: ...
 def decoder_columns(

@@ -18,7 +18,7 @@ namespace {
 template <class Compute>
 UpdateArgs<Compute> update_args(const Record& update, const Array& input_grad_sum,
                                 const Array& input_grad_parts, const Array& fired,
-                                const Array& squares) {
+                                const Array& squares, StoredGradients* stored) {
   const auto [n, k] = update.sizes<2>("indices");
   const auto [m, d] = update.sizes<2>("w_enc");
   const int64_t d_out = update.sizes<2>("w_dec")[1];
@@ -76,7 +76,8 @@ UpdateArgs<Compute> update_args(const Record& update, const Array& input_grad_su
           input_grad_parts.as_or_null<Compute>("input_grad_parts",
                                                {(m + kLatentsPerTask - 1) / kLatentsPerTask, d}),
           fired.as_or_null<int64_t>("fired", {m}),
-          squares.as_or_null<double>("squares", {m})};
+          squares.as_or_null<double>("squares", {m}),
+          stored};
 }
 
 ColumnsPass columns_pass_named(const std::string& name) {
@@ -106,15 +107,20 @@ void bind_latents(py::module_& module) {
         });
       },
       "values"_a, "indices"_a, "rows"_a, "sums"_a, "threads"_a);
+  py::class_<StoredGradients>(module, "StoredGradients")
+      .def(py::init<int64_t, int64_t, int64_t>(), "latents"_a, "width"_a, "item"_a);
   module.def(
       "latent_update",
       [](py::handle record, const Array& input_grad_sum, const Array& input_grad_parts,
-         const Array& fired, const Array& squares, int threads) {
+         const Array& fired, const Array& squares, StoredGradients* stored, int threads) {
         const Record update(record);
         const Screen screen = screen_named(update.get<std::string>("product"));
         with_compute("w_enc", update.array("w_enc"), [&](auto compute) {
           const auto args = update_args<decltype(compute)>(update, input_grad_sum, input_grad_parts,
-                                                           fired, squares);
+                                                           fired, squares, stored);
+          if (stored != nullptr &&
+              !stored->fits<decltype(compute)>(args.m, args.d_out + args.d + 1))
+            throw py::value_error("stored must have room for the gradients of w_enc and w_dec");
           std::optional<Panels> packed;
           const bool updates = squares.is_none();
           if (updates && update.has_all("units, norm and lost", {"units", "norm", "lost"}))
@@ -124,7 +130,8 @@ void bind_latents(py::module_& module) {
           latent_update(args, screen, packed ? &*packed : nullptr, threads);
         });
       },
-      "update"_a, "input_grad_sum"_a, "input_grad_parts"_a, "fired"_a, "squares"_a, "threads"_a);
+      "update"_a, "input_grad_sum"_a, "input_grad_parts"_a, "fired"_a, "squares"_a, "stored"_a,
+      "threads"_a);
   module.def(
       "decoder_columns",
       [](py::handle record, const std::string& wanted, int64_t width, int ranks, const Array& along,
@@ -132,7 +139,8 @@ void bind_latents(py::module_& module) {
         const Record update(record);
         with_compute("w_dec", update.array("w_dec"), [&](auto compute) {
           using Compute = decltype(compute);
-          const auto args = update_args<Compute>(update, Array(), Array(), Array(), Array());
+          const auto args =
+              update_args<Compute>(update, Array(), Array(), Array(), Array(), nullptr);
           const ColumnsArgs<Compute> columns{
               width, ranks, along.as_or_null<const Compute>("along", {args.m}),
               extra_along.as_or_null<const Compute>("extra_along", {args.extra.count}),

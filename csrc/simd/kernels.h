@@ -95,6 +95,10 @@ struct SelectKernels {
   int64_t (*keep_from)(float* scores, int32_t* ids, int64_t count, float floor);
 };
 
+// Writes to places[c] how many scores come before scores[c] in descending order, equal ones in the
+// order that they have. Scores must not be NaN. Takes time with the square of `count`.
+using Places = void (*)(const float* scores, int64_t count, int32_t* places);
+
 // Packing of rows.
 struct PackKernels {
   // Packs one row [d] times `scale` into `units`, and writes the squared norms of the exact row and
@@ -119,6 +123,7 @@ struct Kernels {
   UpdateKernels<double> update_f64;
   SelectKernels select;
   SelectKernels absolute_select;
+  Places places;
   PackKernels pack;
   ScreenKernels screen_f32;
   // Null tiles: the instruction set lacks the product, or another screen is faster.

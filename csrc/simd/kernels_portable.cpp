@@ -80,6 +80,7 @@ Kernels kernels() {
           update_kernels<double>(),
           {filter<false>, reached_by<false>, keep_from<false>},
           {filter<true>, reached_by<true>, keep_from<true>},
+          places,
           pack_kernels(),
           {kRows, kColumns, tile<false>, tile<true>},
           {},

@@ -1,6 +1,6 @@
 """Pass over the latents of a training step: measure gradients, then apply them."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from saefast.ops.update_operands import (
     contiguous,
 )
 from saefast.types import Update
+
+_MOST_STORED = 2**28
+"""Bytes of gradients up to which the CPU stores them between measuring and applying them: the size
+up to which csrc/buffer.h keeps memory for the next step."""
 
 
 class LatentPass(Protocol):
@@ -40,29 +44,51 @@ def latent_pass(update: Update) -> LatentPass:
     return _OnGpu(update) if gpu.serves(update.w_enc) else _ByReference(update)
 
 
-class _OnCpu(NamedTuple):
-    """Pass on the CPU: a separate run of the C++ kernel, which checks operands, for each method."""
+class _OnCpu:
+    """Pass on the CPU: a run of the C++ kernel, which checks operands, for each method.
 
-    operands: Update
+    The gradients are stored between the two runs unless they are large, which saves the second run
+    the sums over tokens.
+    """
+
+    def __init__(self, operands: Update) -> None:
+        self._operands = operands
+        self._measured: tuple[native.StoredGradients, Tensor, Tensor] | None = None
+        """gradients of the latents, and the results of `update`, once `squares` knows them"""
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        squares = torch.zeros(len(self.operands.b_enc), dtype=torch.float64)
-        input_grad_sum, _ = self._run(self.operands, squares)
-        return input_grad_sum, squares
+        squares = torch.zeros(len(self._operands.b_enc), dtype=torch.float64)
+        weight = self._operands.w_enc
+        width = weight.shape[1] + self._operands.w_dec.shape[1] + 1
+        stored = None
+        if len(weight) * width * weight.itemsize <= _MOST_STORED:
+            stored = native.StoredGradients(len(weight), width, weight.itemsize)
+        results = self._run(self._operands, squares, stored)
+        if stored is not None:
+            self._measured = (stored, *results)
+        return results[0], squares
 
     def update(self, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        updated = self._run(self.operands._replace(factor=factor), None)
-        _changed(self.operands)
-        return updated
+        operands = self._operands._replace(factor=factor)
+        if self._measured is None:
+            results = self._run(operands, None, None)
+        else:
+            stored, *measured = self._measured
+            native.latent_update(operands, None, None, None, None, stored, threads())
+            results = (measured[0], measured[1])
+        _changed(operands)
+        return results
 
-    def _run(self, operands: Update, squares: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, operands: Update, squares: Tensor | None, stored: native.StoredGradients | None
+    ) -> tuple[Tensor, Tensor]:
         """Add to `squares` [m] if it is given, otherwise apply the update."""
         m, d = operands.w_enc.shape
         input_grad_sum = operands.w_enc.new_empty(d)
         fired = torch.empty(m, dtype=torch.int64)
-        native.latent_update(operands, input_grad_sum, None, fired, squares, threads())
+        native.latent_update(operands, input_grad_sum, None, fired, squares, stored, threads())
         return input_grad_sum, fired
 
 

@@ -220,6 +220,9 @@ def auxk_gradients(
             rounded=rounded,
         )
         return AuxGradients(found.loss, dead.latents, *found[1:])
+    if not gpu.has(inputs) and len(dead.latents) == 0:
+        empty = (w_enc[:0], b_enc[:0], w_dec[:0])
+        return AuxGradients(residual.new_zeros(()), dead.latents, *empty)
     error = scale * residual
     real = dead.latents < len(w_dec)
     products = products or WholeProducts(w_dec.shape[1])
@@ -301,8 +304,6 @@ def sparse_gradients(
     """Compute the result of `dense_gradients` by the sparse ops, bitwise equal for any threads."""
     ops, c = torch.ops.saefast, decoder.shape[0]
     products = products or WholeProducts(decoder.shape[1])
-    if c == 0:
-        return -error, encoder, shift, decoder
     k = min(settings.actives(products.width), c)
     values, indices = products.largest(inputs, encoder, shift, k, absolute=absolute)
     stays = values > (-torch.inf if settings.signed or absolute else 0.0)

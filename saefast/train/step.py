@@ -38,7 +38,8 @@ class FusedStep:
 
     The fused path does not store weight gradients: one pass over the latents sums the gradient,
     removes its component along the decoder row, applies Adam, restores norm one and refreshes the
-    packed encoder with which the next step screens. Results are bitwise identical for any number of
+    packed encoder with which the next step screens. With clipping, a CPU stores gradients of up to
+    256 MB between measuring them and applying them. Results are bitwise identical for any number of
     threads.
 
     On a GPU, a TopK step never waits for the device. A step of BatchTopK, Matryoshka, ReLU or

@@ -76,7 +76,7 @@ def whole_update() -> Update:
 def run(update: Update) -> tuple[Tensor, Tensor]:
     """Call C++ directly."""
     input_grad_sum, fired = torch.empty(D), torch.empty(M, dtype=torch.int64)
-    native.latent_update(update, input_grad_sum, None, fired, None, 1)
+    native.latent_update(update, input_grad_sum, None, fired, None, None, 1)
     return input_grad_sum, fired
 
 
@@ -86,6 +86,15 @@ def test_every_tensor_of_an_update_is_listed() -> None:
     tensors = {name for name, value in update._asdict().items() if isinstance(value, Tensor)}
     assert {*SHAPES, *OTHERS} == tensors
     assert {name: tuple(getattr(update, name).shape) for name in SHAPES} == SHAPES
+
+
+@pytest.mark.parametrize(("latents", "width"), [(M, 0), (M + 1, 2 * D + 1)])
+def test_wrong_room_for_gradients_raises(latents: int, width: int) -> None:
+    update = whole_update()
+    (m, d), stored = update.w_enc.shape, native.StoredGradients(latents, width, 4)
+    squares, fired = torch.zeros(m, dtype=torch.float64), torch.empty(m, dtype=torch.int64)
+    with pytest.raises(ValueError, match="stored must have room"):
+        native.latent_update(update, torch.empty(d), None, fired, squares, stored, 1)
 
 
 @pytest.mark.parametrize("name", SHAPES)

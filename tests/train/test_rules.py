@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.planted_batches import batches
+from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, FusedStep, Penalty, Rules, reference
+from saefast import SAE, AuxK, FusedStep, Penalty, Rules, reference
+from saefast.ops import latent_pass
 from saefast.train.optimizer import decay_of, square_of_weights, tethered
 
 LR = 5e-3
@@ -139,6 +141,22 @@ def test_a_row_opposite_to_its_anchor_returns_to_it() -> None:
     turned = tethered(rows, anchor, 0.5)
     assert torch.equal(turned[0], anchor[0])
     torch.testing.assert_close(turned[1], torch.tensor([0.5, 0.75**0.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [name for name, rules in RULES.items() if rules.clip is not None])
+def test_stored_gradients_give_the_bits_of_gradients_summed_again(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, states = batches(4, 40, 11, dtype), []
+    for most_stored in (2**28, 0):
+        monkeypatch.setattr(latent_pass, "_MOST_STORED", most_stored)
+        sae = SAE(11, 70, k=3, seed=1, dtype=dtype)
+        step = FusedStep(sae, lr=LR, rules=RULES[name], auxk=AuxK(k=2, dead_after=50))
+        fired = [step(x).fired for x in data]
+        states.append(fired + [value.clone() for value in step.state_dict().values()])
+    for stored, summed in zip(*states, strict=True):
+        assert_same_bits(stored, summed)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,18 @@ def test_idle_latents_are_counted_and_revived() -> None:
     assert (sae.W_dec[idle] != plain.W_dec[idle]).any(1).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_auxk_changes_nothing_while_no_latent_is_dead(normalised: bool) -> None:
+    auxk = AuxK(k=4, dead_after=1000, normalised=normalised)
+    steps = [FusedStep(SAE(16, 40, k=2, seed=1), auxk=settings) for settings in (auxk, None)]
+    for x in batches(3, 30, 16, torch.float32):
+        results = [step(x) for step in steps]
+        assert results[0].auxk is not None
+        assert_same_bits(results[0].auxk, torch.zeros(()))
+    for with_auxk, without in zip(*(step.state_dict().values() for step in steps), strict=True):
+        assert_same_bits(with_auxk, without)
+
+
 @pytest.mark.parametrize("chosen", ["positive", "signed", "absolute"])
 @pytest.mark.parametrize("dead", [3, 10])
 def test_auxk_without_normalisation_scales_with_the_dead(dead: int, chosen: str) -> None:

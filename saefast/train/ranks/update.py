@@ -138,7 +138,7 @@ class SharedPass:
         fired = torch.empty(len(encoder.b_enc), dtype=torch.int64)
         own = encoder.w_enc.new_empty(d)
         if len(fired):
-            native.latent_update(encoder, own, parts, fired, squares, threads())
+            native.latent_update(encoder, own, parts, fired, squares, None, threads())
         size, rank = share.ranks.size, share.ranks.rank
         pieces = [parts[:, share.cut(d, other)].contiguous() for other in range(size)]
         mine = share.lengths(d)[rank]
