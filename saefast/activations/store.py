@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.columns import Column, FileActivations, Span
+from saefast.activations.file_bytes import Sums
 from saefast.activations.protocol import DTYPES, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.safetensors_file import places
@@ -40,6 +42,11 @@ class Kept:
 
     dtype: torch.dtype
     tail: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Number of bytes of a row."""
+        return math.prod(self.tail) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,8 @@ class StoreActivations(FileActivations):
         target: name of the extra [n, d_out] that a transcoder reconstructs; None: x itself.
         dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
         verify: read every file once and compare its checksum.
+        verify_reads: compare the bytes that are read with the checksums of their pieces, which
+            stores of earlier versions lack.
         block_rows: consecutive rows that are read at once; None: 1 MiB of them.
         window_rows: rows that are shuffled together in memory; None: 256 MiB of them.
     """
@@ -133,6 +142,7 @@ class StoreActivations(FileActivations):
         target: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         verify: bool = False,
+        verify_reads: bool = True,
         block_rows: int | None = None,
         window_rows: int | None = None,
     ):
@@ -142,7 +152,7 @@ class StoreActivations(FileActivations):
         self.index = read_index(folder)
         if not self.index.shards:
             raise ValueError(f"{folder} holds no rows: its writer has not finished a shard yet")
-        self._by_name = _columns(folder, self.index)
+        self._by_name = _columns(folder, self.index, verify_reads)
         if target is not None:
             checks.one_of("target", target, tuple(self.index.extras))
             if len(self.index.extras[target].tail) != 1:
@@ -220,7 +230,7 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
         )
 
 
-def _columns(folder: Path, index: Index) -> dict[str, Column]:
+def _columns(folder: Path, index: Index, verify: bool) -> dict[str, Column]:
     """Return every column of the store, after checking every shard against the index."""
     spans: dict[str, list[Span]] = {name: [] for name in index.columns}
     for shard in index.shards:
@@ -235,7 +245,11 @@ def _columns(folder: Path, index: Index) -> dict[str, Column]:
                     f"{path}: {name} must be {expected[0]} {expected[1]}, as the index says, got "
                     f"{got}; write the store again"
                 )
-            spans[name].append(Span(path, found[name].offset, shard.rows))
+        sums = Sums.of(path, verify)
+        for name, kept in index.columns.items():
+            offset, size = found[name].offset, shard.rows * kept.row_bytes
+            pieces = None if sums is None else sums.pieces(name, offset, size)
+            spans[name].append(Span(path, offset, shard.rows, pieces))
     return {
         name: Column(spans[name], kept.tail, kept.dtype) for name, kept in index.columns.items()
     }

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.disk import sealed_tensors
 from saefast.disk.atomic import write_tensors
+from saefast.disk.checksums import verifying
 from saefast.train.ranks.share import Share, kind_of
 
 _PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
@@ -78,7 +80,7 @@ def read_state(
         share: the share of this rank; None: the whole.
 
     Raises:
-        ValueError: the files hold another number of latents.
+        ValueError: the files hold another number of latents, or one is damaged.
     """
     from safetensors import safe_open
 
@@ -88,6 +90,8 @@ def read_state(
     for writer, path in enumerate(paths):
         with safe_open(path, "pt") as file:
             names = set(file.keys())
+            if verifying():
+                sealed_tensors.check(path, {name: file.get_tensor(name) for name in names})
             if writer == 0:
                 found = {
                     name: file.get_tensor(name) for name in names if kind_of(name) == "everywhere"
