@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,22 +213,36 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
     with ProgressBar("verifying", total=size, unit="bytes", progress=progress) as bar:
         for shard in index.shards:
             try:
-                _check_size(folder / shard.name, shard)
+                check_shard(folder / shard.name, shard, bar.update)
             except (ValueError, FileNotFoundError) as error:
                 damaged.append(str(error))
-                continue
-            digest = hashlib.sha256()
-            with (folder / shard.name).open("rb", buffering=0) as file:
-                while piece := file.read(1 << 22):
-                    digest.update(piece)
-                    bar.update(len(piece))
-            if digest.hexdigest() != shard.sha256:
-                damaged.append(f"{folder / shard.name} does not have the checksum in the index")
     if damaged:
         raise ValueError(
             f"damaged shards, which must be written again ({len(damaged)} of {len(index.shards)}): "
             + "; ".join(damaged)
         )
+
+
+def check_shard(path: Path, shard: Shard, report: Callable[[int], None]) -> None:
+    """Compare the file of a shard with the size and the checksum in the index.
+
+    Args:
+        path: path of the file.
+        shard: entry of the index.
+        report: called with numbers of bytes that were read.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is truncated, longer than expected, or differs.
+    """
+    _check_size(path, shard)
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            report(len(piece))
+    if digest.hexdigest() != shard.sha256:
+        raise ValueError(f"{path} does not have the checksum in the index")
 
 
 def _columns(folder: Path, index: Index, verify: bool) -> dict[str, Column]:

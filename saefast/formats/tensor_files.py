@@ -18,10 +18,9 @@ from torch import Tensor
 from saefast.disk import sealed_tensors
 from saefast.disk.atomic import write_with
 from saefast.disk.checksums import damaged, verifying
+from saefast.formats.archives import Archive, differing_member, read_archive
 
 _LONGEST_HEADER = 100_000_000  # limit of the safetensors library
-_MOST_INFLATION = 100  # weights never compress better than that
-_AT_ONCE = 1 << 20  # bytes of a member that are read at once
 
 
 class Contents(NamedTuple):
@@ -78,58 +77,41 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
     return tensors
 
 
+def damaged_part(path: Path) -> str | None:
+    """Name the part of a file of torch or numpy that differs from its CRC-32; None if none does.
+
+    Raises:
+        ValueError: the file is truncated or not an archive.
+    """
+    archive = read_archive(path)
+    member = differing_member(path, archive)
+    return None if member is None else _part_of(path, member, archive)
+
+
 def _read_zip(path: Path, allow_pickle: bool, verify: bool) -> Contents:
-    pickled = None
-    differing: list[str] = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            total = sum(member.file_size for member in members)
-            small = total <= _MOST_INFLATION * path.stat().st_size
-            pickles = [member for member in members if member.filename.endswith("data.pkl")]
-            if small and pickles:
-                pickled = archive.read(pickles[0])
-            if small and verify:
-                differing = _differing(archive, members)
-    except Exception as error:  # the errors of zlib and zipfile have no common base
-        raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
-    if not small:
-        raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
-    # torch.save can leave out the checksums, which then agree with no member.
-    if differing and not (pickles and len(differing) == len(members)):
-        part = _part_of(path, differing[0], pickled, len(members))
-        raise damaged(f"{path}: {part}", "verify=False")
-    if pickled is not None:
-        return _read_torch(path, allow_pickle, pickled)
-    return Contents("numpy", _read_npz(path, members), {})
+    archive = read_archive(path)
+    member = differing_member(path, archive) if verify else None
+    if member is not None:
+        raise damaged(f"{path}: {_part_of(path, member, archive)}", "verify=False")
+    if archive.pickled is not None:
+        return _read_torch(path, allow_pickle, archive.pickled)
+    return Contents("numpy", _read_npz(path, archive.members), {})
 
 
-def _differing(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> list[str]:
-    """Return the names of members that differ from their CRC-32, which every zip archive has."""
-    names = []
-    for member in members:
-        try:
-            with archive.open(member) as file:
-                while file.read(_AT_ONCE):
-                    pass
-        except zipfile.BadZipFile:
-            names.append(member.filename)
-    return names
-
-
-def _part_of(path: Path, member: str, pickled: bytes | None, members: int) -> str:
+def _part_of(path: Path, member: str, archive: Archive) -> str:
     """Return the name of the tensor that a member of an archive holds, or that of the member."""
-    if pickled is None:
+    if archive.pickled is None:
         return member.removesuffix(".npy")
     number = re.fullmatch(r".*/data/(\d+)", member)
     if number is None:
         return member
     try:
-        names = list(_read_torch(path, False, pickled).tensors)
+        names = list(_read_torch(path, False, archive.pickled).tensors)
     except ValueError:
         return member
     # torch.save numbers storages in the order of the tensors; names are known if each has its own.
-    return names[int(number[1])] if int(number[1]) < len(names) < members else member
+    storages = sum("/data/" in each.filename for each in archive.members)
+    return names[int(number[1])] if len(names) == storages else member
 
 
 def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:

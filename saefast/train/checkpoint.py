@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from saefast.disk.tables import write_json
+from saefast.train.config import label_of
 from saefast.train.ranks.files import parts_folder, read_state, whole_file, write_state, written
 from saefast.train.ranks.group import ALONE, Ranks
 from saefast.train.ranks.share import Share
@@ -52,6 +53,12 @@ class RunFile:
     def finished(self) -> bool:
         """Whether the training is finished."""
         return bool(self.facts["finished"])
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the folders of the SAEs."""
+        configs = self.facts["configs"]
+        return [label_of(config["name"], seed) for config in configs for seed in config["seeds"]]
 
     def write(self) -> None:
         """Write run.json atomically."""
