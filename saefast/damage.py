@@ -9,10 +9,10 @@ from typing import NamedTuple
 from saefast.activations.store import INDEX, check_shard, read_index
 from saefast.disk.atomic import PART
 from saefast.disk.sealed_tables import damaged_part as damaged_column
-from saefast.disk.sealed_tables import has_checksum, is_intact
+from saefast.disk.sealed_tables import has_checksum
 from saefast.disk.sealed_tensors import Sealed
 from saefast.formats.source import weights_in
-from saefast.formats.tensor_files import damaged_part, read_tensors
+from saefast.formats.tensor_files import examine_archive, read_tensors
 from saefast.progress import ProgressBar
 from saefast.train.checkpoint import RUN, TRAINING, RunFile
 from saefast.train.ranks.files import whole_file, written
@@ -122,8 +122,8 @@ def _archive(path: Path) -> _Found:
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return False, []  # files of torch before version 1.6 have no checksums
-    part = damaged_part(path)
-    return True, [] if part is None else [Damage(path, part, DIFFERS)]
+    has_checksums, part = examine_archive(path)
+    return has_checksums, [] if part is None else [Damage(path, part, DIFFERS)]
 
 
 def _parquet(path: Path) -> _Found:
@@ -133,17 +133,14 @@ def _parquet(path: Path) -> _Found:
     import pyarrow.parquet as pq
 
     content = path.read_bytes()
+    part = damaged_column(content)
+    if part is not None:
+        return True, [Damage(path, part, DIFFERS)]
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
-        metadata = file.metadata.metadata or {}
-        if not has_checksum(metadata):
-            file.read()
-            return False, []
+        pq.ParquetFile(io.BytesIO(content)).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"is truncated or not Parquet: {error}") from error
-    if is_intact(content, metadata):
-        return True, []
-    return True, [Damage(path, damaged_column(content, file.schema_arrow.names), DIFFERS)]
+    return has_checksum(content), []
 
 
 def _json(path: Path) -> _Found:

@@ -175,7 +175,8 @@ def push(
 
 
 def verify(
-    path: Annotated[tyro.conf.Positional[Path], called("PATH")], json_output: Json = False
+    path: Annotated[tyro.conf.Positional[Path], called("SAE | STORE | RUN | SWEEP | FILE")],
+    json_output: Json = False,
 ) -> int:
     """Find damaged files by the checksums that are saved with them.
 

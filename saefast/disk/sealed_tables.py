@@ -7,7 +7,7 @@ Beside, each page has Parquet's own checksum, by which the damaged column is fou
 """
 
 import io
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _OWN = {KEY.encode(): BLANK.encode(), f"{KEY}.of".encode(): b"file"}
+# Keys and values as the footer holds them: a byte of the type, the length, the text. They are found
+# without reading the footer, which may be damaged.
+_DIGITS = re.compile(rb"\x18\x0d" + re.escape(KEY.encode()) + rb"\x18\x10([0-9a-f]{16})")
+_MARK = b"\x18\x10" + KEY.encode() + b".of\x18\x04file"
 
 
 def sealed_table(table: "pa.Table") -> bytes:
@@ -30,8 +34,10 @@ def sealed_table(table: "pa.Table") -> bytes:
         table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True
     )
     content = bytearray(sink.getvalue())
-    begin = _digits_in(content)
-    content[begin : begin + len(BLANK)] = checksum(content).encode()
+    place = _DIGITS.search(content)
+    if place is None or _MARK not in content:
+        raise RuntimeError("this version of pyarrow writes no place for the checksum of a file")
+    content[slice(*place.span(1))] = checksum(content).encode()
     return bytes(content)
 
 
@@ -45,47 +51,44 @@ def read_sealed(path: Path) -> "pa.Table":
     import pyarrow.parquet as pq
 
     content = path.read_bytes()
-    file = pq.ParquetFile(io.BytesIO(content))
-    if verifying() and not is_intact(content, file.metadata.metadata or {}):
-        raise damaged(f"{path}: {damaged_part(content, file.schema_arrow.names)}")
-    table = file.read()
+    if verifying():
+        part = damaged_part(content)
+        if part is not None:
+            raise damaged(f"{path}: {part}")
+    table = pq.ParquetFile(io.BytesIO(content)).read()
     kept = {key: value for key, value in (table.schema.metadata or {}).items() if key not in _OWN}
     return table.replace_schema_metadata(kept or None)
 
 
-def is_intact(content: bytes, metadata: Mapping[bytes, bytes]) -> bool:
-    """Return whether a file has the checksum in its metadata, or no checksum."""
-    if not has_checksum(metadata):
-        return True
-    if not metadata.keys() >= _OWN.keys():
-        return False
-    found = metadata[KEY.encode()]
-    begin = content.rfind(found)
-    blank = content[:begin] + BLANK.encode() + content[begin + len(BLANK) :]
-    return begin >= 0 and len(found) == len(BLANK) and checksum(blank).encode() == found
+def has_checksum(content: bytes) -> bool:
+    """Return whether a file was written with a checksum, even if one of its keys is damaged."""
+    return _MARK in content or _DIGITS.search(content) is not None
 
 
-def has_checksum(metadata: Mapping[bytes, bytes]) -> bool:
-    """Return whether a file was written with a checksum, even if its keys are damaged."""
-    return not metadata.keys().isdisjoint(_OWN)
+def damaged_part(content: bytes) -> str | None:
+    """Name the column or the footer that is damaged; None for an intact or unchecked file."""
+    if not has_checksum(content):
+        return None
+    place = _DIGITS.search(content)
+    if place is not None and _MARK in content:
+        begin, end = place.span(1)
+        if checksum(content[:begin] + BLANK.encode() + content[end:]) == place[1].decode():
+            return None
+    return _damaged_column(content) or "the footer"
 
 
-def damaged_part(content: bytes, columns: list[str]) -> str:
-    """Name the column whose pages are damaged, otherwise the footer."""
+def _damaged_column(content: bytes) -> str | None:
+    """Name the first column whose pages differ from Parquet's own checksums."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    try:
+        columns = pq.ParquetFile(io.BytesIO(content)).schema_arrow.names
+    except (pa.ArrowException, OSError, ValueError):
+        return None
     for name in columns:
         try:
             pq.read_table(io.BytesIO(content), columns=[name], page_checksum_verification=True)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             return f"column {name}"
-    return "the footer"
-
-
-def _digits_in(content: bytearray) -> int:
-    """Return the position of the blank checksum: after its key, and the length of the value."""
-    key = content.rfind(KEY.encode() + b"\x18\x10" + BLANK.encode())
-    if key < 0:
-        raise RuntimeError("the Parquet file has no place for its checksum")
-    return key + len(KEY) + 2
+    return None

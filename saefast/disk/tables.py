@@ -83,7 +83,7 @@ def read_table(path: Path) -> Any:
         return None
     try:
         return read_sealed(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(
             f"{path} is truncated or not Parquet: {error}; remove it and run its stage again"
         ) from error

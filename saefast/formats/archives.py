@@ -14,6 +14,8 @@ class Archive(NamedTuple):
     members: list[zipfile.ZipInfo]
     pickled: bytes | None
     """the pickle of a file of torch; None in a file of numpy"""
+    has_checksums: bool
+    """whether members have a CRC-32, which torch.save can leave out"""
 
 
 def read_archive(path: Path) -> Archive:
@@ -26,6 +28,9 @@ def read_archive(path: Path) -> Archive:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            has_checksums = any(member.CRC for member in members)
+            for member in members if not has_checksums else ():
+                del member.CRC  # zipfile then compares nothing
             total = sum(member.file_size for member in members)
             small = total <= _MOST_INFLATION * path.stat().st_size
             pickles = [member for member in members if member.filename.endswith("data.pkl")]
@@ -35,15 +40,11 @@ def read_archive(path: Path) -> Archive:
         raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
     if not small:
         raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
-    return Archive(members, pickled)
+    return Archive(members, pickled, has_checksums)
 
 
 def differing_member(path: Path, archive: Archive) -> str | None:
-    """Return the name of the first member that differs from its CRC-32; None if none does.
-
-    torch.save can leave out the checksums; then no member agrees with them, and none is named.
-    """
-    differing = []
+    """Return the name of the first member that differs from its CRC-32; None if none does."""
     with zipfile.ZipFile(path) as opened:
         for member in archive.members:
             try:
@@ -51,6 +52,5 @@ def differing_member(path: Path, archive: Archive) -> str | None:
                     while file.read(_AT_ONCE):
                         pass
             except Exception:  # see above; a damaged local header raises others than BadZipFile
-                differing.append(member.filename)
-    left_out = archive.pickled is not None and len(differing) == len(archive.members)
-    return differing[0] if differing and not left_out else None
+                return member.filename
+    return None

@@ -77,15 +77,19 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def damaged_part(path: Path) -> str | None:
-    """Name the part of a file of torch or numpy that differs from its CRC-32; None if none does.
+def examine_archive(path: Path) -> tuple[bool, str | None]:
+    """Compare a file of torch or numpy with the CRC-32 of its members.
+
+    Returns:
+        Whether it has checksums, and the name of the part that differs, None if none does.
 
     Raises:
         ValueError: the file is truncated or not an archive.
     """
     archive = read_archive(path)
     member = differing_member(path, archive)
-    return None if member is None else _part_of(path, member, archive)
+    part = None if member is None else _part_of(path, member, archive)
+    return archive.has_checksums, part
 
 
 def _read_zip(path: Path, allow_pickle: bool, verify: bool) -> Contents:

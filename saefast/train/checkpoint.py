@@ -90,20 +90,13 @@ class RunFile:
 
         The result has the shapes of `like`.
         """
-        from safetensors import SafetensorError
-
         paths = written(self._folder(label), self.step)
         if not paths:
             raise FileNotFoundError(
                 f"{whole_file(self._folder(label), self.step)} does not exist, although {RUN} "
                 f"refers to this checkpoint; without it the run cannot be resumed"
             )
-        try:
-            return read_state(paths, like, self.shares.get(label))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{paths[0]} is truncated or not a safetensors file: {error}"
-            ) from error
+        return read_state(paths, like, self.shares.get(label))
 
     def forget(self, labels: Iterable[str]) -> None:
         """Remove the state that only a resume needs."""
