@@ -5,7 +5,8 @@
 
 #include "parallel.h"
 
-static_assert(std::endian::native == std::endian::little, "XXH64 reads words in little-endian order");
+static_assert(std::endian::native == std::endian::little,
+              "XXH64 reads words in little-endian order");
 
 namespace saefast {
 
