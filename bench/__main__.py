@@ -25,6 +25,7 @@ CASES = (
     "stability",
     "subspace",
     "worlds",
+    "checksums",
     "inside",
 )
 _OWN = ("gpu", "match", "studies", "study", "demo", "evaluations")

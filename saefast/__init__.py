@@ -6,6 +6,7 @@ from typing import Any as _Any
 
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
+from saefast.damage import verify
 from saefast.dictionary import Dictionary, sae_from
 from saefast.evaluation import (
     Contributions,
@@ -105,6 +106,7 @@ __all__ = [
     "threshold_encode",
     "topk_encode",
     "train_saes",
+    "verify",
 ]
 
 

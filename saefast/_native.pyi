@@ -4,6 +4,8 @@ Tensors must be contiguous and on the CPU; csrc/*.h documents their shapes, dtyp
 errors name the argument that does not fit. Outputs are written in place.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from saefast.types import Update
@@ -142,6 +144,7 @@ def keep_best_row(
     bounded: bool,
     lanes: int,
 ) -> None: ...
+def xxh64(pieces: Sequence[bytes | bytearray | memoryview], threads: int) -> list[int]: ...
 def choose_row(keys: Tensor, count: int, values: Tensor, indices: Tensor, lanes: int) -> None: ...
 def keys_of(scores: Tensor, keys: Tensor) -> None: ...
 def best_assignment(

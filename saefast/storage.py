@@ -33,6 +33,7 @@ def load_sae(
     subfolder: str | None = None,
     revision: str | None = None,
     sae_id: str | None = None,
+    verify: bool = True,
 ) -> SAE:
     """Load an SAE written by `save_sae` or by one of the supported libraries.
 
@@ -54,13 +55,16 @@ def load_sae(
         revision: branch, tag or commit of a repository; None: the branch main.
         sae_id: name of an SAE of the SAELens release `path`, looked up in the registry that SAELens
             installs: `load_sae("gpt2-small-res-jb", sae_id="blocks.8.hook_resid_pre")`.
+        verify: whether to compare files with the checksums in them. Those of saefast have one for
+            each tensor, those of torch and numpy the CRC-32 of their archives; others have none.
 
     Returns:
         The SAE, on the CPU. Further contents of the file are kept in its `metadata`, which
         `save_sae` writes again.
 
     Raises:
-        ValueError: the SAE cannot be represented, or the file lacks required settings.
+        ValueError: the SAE cannot be represented, the file is damaged, or it lacks required
+            settings.
     """
     if not isinstance(path, str | Path):
         raise TypeError(f"path must be a str or Path, got {type(path).__name__}")
@@ -73,6 +77,7 @@ def load_sae(
         subfolder=subfolder,
         revision=revision,
         sae_id=sae_id,
+        verify=verify,
     )
     return format_of(found, known if format == "auto" else format).read(found).as_sae(found.path)
 
@@ -231,7 +236,11 @@ def _bring_back(room: Path, path: Path) -> None:
 
 
 def load_dictionaries(
-    *paths: str | Path, encoder: bool = False, format: str = "auto", allow_pickle: bool = False
+    *paths: str | Path,
+    encoder: bool = False,
+    format: str = "auto",
+    allow_pickle: bool = False,
+    verify: bool = True,
 ) -> list[Dictionary]:
     """Load the features of SAEs on disk for matching, scoring and pooling.
 
@@ -246,6 +255,8 @@ def load_dictionaries(
         encoder: whether to load the encoder's rows and biases as well.
         format: format of all SAEs; "auto" detects the format of each.
         allow_pickle: whether to unpickle files that hold more than tensors, as for `load_sae`.
+        verify: whether to compare files with the checksums in them, as for `load_sae`, for which
+            they are read once; False: rows are read when they are used.
 
     Returns:
         A `Dictionary` for each SAE, with firing rates if the files store them.
@@ -262,15 +273,17 @@ def load_dictionaries(
                 f"{type(given).__name__}; pass a list as load_dictionaries(*paths)"
             )
     return [
-        _dictionary(path, encoder, format, allow_pickle)
+        _dictionary(path, encoder, format, allow_pickle, verify)
         for given in paths
         for path in saes_at(Path(given))
     ]
 
 
-def _dictionary(path: Path, encoder: bool, format: str, allow_pickle: bool) -> Dictionary:
+def _dictionary(
+    path: Path, encoder: bool, format: str, allow_pickle: bool, verify: bool
+) -> Dictionary:
     # Settings that some files lack (k, threshold) decide which latents are active, not the rows.
-    found = find(path, allow_pickle, k=1, threshold=0.0)
+    found = find(path, allow_pickle, k=1, threshold=0.0, verify=verify)
     parts = format_of(found, format).read(found)
     return Dictionary(
         _usable(parts.W_dec),

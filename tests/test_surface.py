@@ -20,7 +20,7 @@ from saefast.synthetic import World, explain, recovery
 PROMISED = {
     *("topk_encode", "sparse_decode", "reference", "SAE", "SparseCode", "Dictionary", "Matches"),
     *("Stability", "Subspaces", "TrainConfig", "train_saes", "match_features", "score_stability"),
-    *("fit_subspaces", "pool_features", "load_sae", "save_sae", "build_info"),
+    *("fit_subspaces", "pool_features", "load_sae", "save_sae", "build_info", "verify"),
 }
 """Names that the design promises"""
 

@@ -12,6 +12,7 @@
 namespace saefast {
 
 void bind_assignment(pybind11::module_& module);
+void bind_checksums(pybind11::module_& module);
 void bind_decode(pybind11::module_& module);
 void bind_encode(pybind11::module_& module);
 void bind_latents(pybind11::module_& module);

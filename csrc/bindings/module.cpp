@@ -26,4 +26,5 @@ PYBIND11_MODULE(_native, module) {
   bind_latents(module);
   bind_row_select(module);
   bind_assignment(module);
+  bind_checksums(module);
 }

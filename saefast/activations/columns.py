@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.activations.file_bytes import Pieces, read_exactly
 from saefast.activations.protocol import stored_dtype
 from saefast.activations.shuffled import Held, Shuffled
 
@@ -30,6 +31,8 @@ class Span(NamedTuple):
     path: Path
     offset: int
     rows: int
+    pieces: Pieces | None = None
+    """checksums with which the bytes are compared when they are read"""
 
 
 class Column:
@@ -62,12 +65,11 @@ class Column:
         memory = into.flatten().view(torch.uint8).numpy().data
         while first < end:
             span = bisect_right(self._ends, first)
-            path, offset, _ = self._spans[span]
+            path, offset, _, pieces = self._spans[span]
             rows = min(end, self._ends[span]) - first
             size = rows * self.row_bytes
-            _read_exactly(
-                path, offset + (first - self._begin(span)) * self.row_bytes, memory[:size]
-            )
+            read = read_exactly if pieces is None else pieces.read
+            read(path, offset + (first - self._begin(span)) * self.row_bytes, memory[:size])
             memory = memory[size:]
             first += rows
 
@@ -126,16 +128,3 @@ class FileActivations(Shuffled):
             return held[0], held[1] if len(held) > 1 else None
 
         return read
-
-
-def _read_exactly(path: Path, offset: int, memory: memoryview) -> None:
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while memory:
-            got = file.readinto(memory)
-            if not got:
-                raise ValueError(
-                    f"{path} ended {len(memory)} bytes early: it was truncated while being read; "
-                    f"write it again"
-                )
-            memory = memory[got:]

@@ -1,5 +1,6 @@
 """Activations in a single file: NumPy's .npy, torch's .pt, or safetensors."""
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from saefast.activations.columns import Column, FileActivations, Span
+from saefast.activations.file_bytes import Sums
 from saefast.activations.protocol import DTYPES
 from saefast.activations.safetensors_file import places
 from saefast.activations.tensors import TensorActivations
@@ -56,7 +58,11 @@ def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> 
 
 
 def open_safetensors(
-    path: str | Path, *, tensor: str | None = None, dtype: torch.dtype | None = torch.float32
+    path: str | Path,
+    *,
+    tensor: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    verify_reads: bool = True,
 ) -> FileActivations:
     """Open a tensor of a safetensors file as activations; it may be larger than memory.
 
@@ -64,6 +70,8 @@ def open_safetensors(
         path: file with a tensor [n, d] of float16, bfloat16, float32 or float64.
         tensor: name of the tensor; None: the only such tensor in the file.
         dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
+        verify_reads: compare the bytes that are read with the checksums of their pieces, which
+            shards of a store have.
 
     Returns:
         Activations that read rows of the file as they are needed.
@@ -85,7 +93,11 @@ def open_safetensors(
         )
     place = fitting[chosen[0]]
     assert place.dtype is not None  # every entry of `fitting` has a dtype
-    column = Column([Span(path, place.offset, place.shape[0])], place.shape[1:], place.dtype)
+    sums = Sums.of(path, verify_reads)
+    size = math.prod(place.shape) * place.dtype.itemsize
+    pieces = None if sums is None else sums.pieces(chosen[0], place.offset, size)
+    span = Span(path, place.offset, place.shape[0], pieces)
+    column = Column([span], place.shape[1:], place.dtype)
     return FileActivations(column, dtype=dtype)
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.columns import Column, FileActivations, Span
+from saefast.activations.file_bytes import Sums
 from saefast.activations.protocol import DTYPES, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.safetensors_file import places
@@ -40,6 +43,11 @@ class Kept:
 
     dtype: torch.dtype
     tail: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Number of bytes of a row."""
+        return math.prod(self.tail) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ class StoreActivations(FileActivations):
         target: name of the extra [n, d_out] that a transcoder reconstructs; None: x itself.
         dtype: dtype of the batches; None: as stored, but float32 unless that is a half precision.
         verify: read every file once and compare its checksum.
+        verify_reads: compare the bytes that are read with the checksums of their pieces, which
+            stores of earlier versions lack.
         block_rows: consecutive rows that are read at once; None: 1 MiB of them.
         window_rows: rows that are shuffled together in memory; None: 256 MiB of them.
     """
@@ -133,6 +143,7 @@ class StoreActivations(FileActivations):
         target: str | None = None,
         dtype: torch.dtype | None = torch.float32,
         verify: bool = False,
+        verify_reads: bool = True,
         block_rows: int | None = None,
         window_rows: int | None = None,
     ):
@@ -142,7 +153,7 @@ class StoreActivations(FileActivations):
         self.index = read_index(folder)
         if not self.index.shards:
             raise ValueError(f"{folder} holds no rows: its writer has not finished a shard yet")
-        self._by_name = _columns(folder, self.index)
+        self._by_name = _columns(folder, self.index, verify_reads)
         if target is not None:
             checks.one_of("target", target, tuple(self.index.extras))
             if len(self.index.extras[target].tail) != 1:
@@ -202,17 +213,9 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
     with ProgressBar("verifying", total=size, unit="bytes", progress=progress) as bar:
         for shard in index.shards:
             try:
-                _check_size(folder / shard.name, shard)
+                check_shard(folder / shard.name, shard, bar.update)
             except (ValueError, FileNotFoundError) as error:
                 damaged.append(str(error))
-                continue
-            digest = hashlib.sha256()
-            with (folder / shard.name).open("rb", buffering=0) as file:
-                while piece := file.read(1 << 22):
-                    digest.update(piece)
-                    bar.update(len(piece))
-            if digest.hexdigest() != shard.sha256:
-                damaged.append(f"{folder / shard.name} does not have the checksum in the index")
     if damaged:
         raise ValueError(
             f"damaged shards, which must be written again ({len(damaged)} of {len(index.shards)}): "
@@ -220,7 +223,29 @@ def verify_store(path: str | Path, *, progress: bool = False) -> None:
         )
 
 
-def _columns(folder: Path, index: Index) -> dict[str, Column]:
+def check_shard(path: Path, shard: Shard, report: Callable[[int], None]) -> None:
+    """Compare the file of a shard with the size and the checksum in the index.
+
+    Args:
+        path: path of the file.
+        shard: entry of the index.
+        report: called with numbers of bytes that were read.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is truncated, longer than expected, or differs.
+    """
+    _check_size(path, shard)
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            report(len(piece))
+    if digest.hexdigest() != shard.sha256:
+        raise ValueError(f"{path} does not have the checksum in the index")
+
+
+def _columns(folder: Path, index: Index, verify: bool) -> dict[str, Column]:
     """Return every column of the store, after checking every shard against the index."""
     spans: dict[str, list[Span]] = {name: [] for name in index.columns}
     for shard in index.shards:
@@ -235,7 +260,11 @@ def _columns(folder: Path, index: Index) -> dict[str, Column]:
                     f"{path}: {name} must be {expected[0]} {expected[1]}, as the index says, got "
                     f"{got}; write the store again"
                 )
-            spans[name].append(Span(path, found[name].offset, shard.rows))
+        sums = Sums.of(path, verify)
+        for name, kept in index.columns.items():
+            offset, size = found[name].offset, shard.rows * kept.row_bytes
+            pieces = None if sums is None else sums.pieces(name, offset, size)
+            spans[name].append(Span(path, offset, shard.rows, pieces))
     return {
         name: Column(spans[name], kept.tail, kept.dtype) for name, kept in index.columns.items()
     }

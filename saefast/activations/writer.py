@@ -1,6 +1,5 @@
 """Write a store of activations shard by shard, so that a killed process loses at most one."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from saefast.activations.protocol import check_dtype, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
 from saefast.activations.tensors import as_rows
-from saefast.disk.atomic import PART, write_whole
+from saefast.disk.atomic import PART, write_tensors_in_pieces
 from saefast.disk.lock import Claim
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import write_json
@@ -192,14 +191,12 @@ class StoreWriter:
         return self._filling[name]
 
     def _write_shard(self) -> None:
-        from safetensors.torch import save
-
         number = len(self._index.shards)
         name = f"activations-{number:05d}.safetensors"
         try:
-            content = save({key: room[: self._filled] for key, room in self._filling.items()})
-            write_whole(self.path / name, content)
-            shard = Shard(name, self._filled, len(content), hashlib.sha256(content).hexdigest())
+            columns = {key: room[: self._filled] for key, room in self._filling.items()}
+            size, digest = write_tensors_in_pieces(self.path / name, columns)
+            shard = Shard(name, self._filled, size, digest)
             index = replace(self._index, shards=(*self._index.shards, shard))
             self._write_index(index)
         except OSError as error:

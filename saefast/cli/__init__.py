@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sweep": sweep.sweep,
     "convert": files.convert,
     "push": files.push,
+    "verify": files.verify,
     "bench": files.bench,
     "info": files.info,
 }
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command line without the program's name; None: `sys.argv`.
 
     Returns:
-        Exit code: 0 after success, 1 after an error, which is printed in one line, and
-        `INTERRUPTED` after Ctrl-C.
+        Exit code: 0 after success, 1 after an error, which is printed in one line, or if
+        `verify` finds damage, and `INTERRUPTED` after Ctrl-C.
     """
     import tyro
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        tyro.extras.subcommand_cli_from_dict(
+        code = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="saefast",
             description=_DESCRIPTION,
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_first():  # of several processes the others leave their reason to the first
             print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1
-    return 0
+    return int(code or 0)
 
 
 def _flowing(doc: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands on files and on the installation: harvest, convert, push, bench, info."""
+"""Commands on files and on the installation: harvest, convert, push, verify, bench, info."""
 
 import json
 import subprocess
@@ -172,6 +172,38 @@ def push(
     number = f"{len(saes)} SAE{'s' if len(saes) > 1 else ''}"
     sentence = f"published {number} of {source}: {commits[-1]}"
     tell(sentence, {"commits": commits}, [], json_output)
+
+
+def verify(
+    path: Annotated[tyro.conf.Positional[Path], called("SAE | STORE | RUN | SWEEP | FILE")],
+    json_output: Json = False,
+) -> int:
+    """Find damaged files by the checksums that are saved with them.
+
+    Prints a line for each damaged tensor, column or file. The exit code is 0 if nothing is damaged,
+    and 1 if something is, or if there is nothing to verify.
+
+    For example: saefast verify runs/mine
+
+    Args:
+        path: Folder of an SAE, a store, a run or a sweep, or a file.
+    """
+    from saefast.damage import examine
+
+    found = examine(path, progress=not json_output)
+    damages = [damage for each in found for damage in each.damages]
+    without = [each.path for each in found if not each.has_checksums and not each.damages]
+    intact = sum(each.has_checksums and not each.damages for each in found)
+    facts = {
+        "intact": intact,
+        "damaged": [{**damage._asdict(), "path": str(damage.path)} for damage in damages],
+        "without_checksums": [str(each) for each in without],
+    }
+    sentence = "".join(f"{damage}\n" for damage in damages)
+    sentence += f"files that are damaged or missing: {len({damage.path for damage in damages})}; "
+    sentence += f"intact: {intact}; readable, without checksums: {len(without)}"
+    tell(sentence, facts, [], json_output)
+    return 1 if damages else 0
 
 
 def bench(

@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from saefast.disk.sealed_tensors import seal, sealed, sums_of
 
 PART = ".part"
 """Suffix of files that are being written, and of folders that hold them."""
@@ -30,7 +33,10 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically, without a second copy of the tensors in memory."""
+    """Write a safetensors file atomically, without a second copy of the tensors in memory.
+
+    The file holds checksums, see `saefast.disk.sealed_tensors`; equal tensors give equal bytes.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -43,8 +49,9 @@ def write_tensors(
             there = {name: value.contiguous().cpu() for name, value in tensors.items()}
             part.touch()
             mode = part.stat().st_mode  # permissions by umask, which save_file ignores
-            save_file(there, part, metadata)
+            save_file(there, part, sums_of(there, metadata))
             part.chmod(mode)
+            seal(part)
         except SafetensorError as error:
             raise _as_os_error(error) from error
 
@@ -53,6 +60,34 @@ def write_tensors(
         _replace(path, scratch / path.name, write)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_tensors_in_pieces(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write a safetensors file atomically, with checksums of pieces of its tensors as well.
+
+    Args:
+        path: the file.
+        tensors: contiguous tensors on the CPU, of which a copy is made.
+
+    Returns:
+        Number of bytes of the file, and their SHA-256 in hexadecimal digits.
+    """
+    from safetensors.torch import save
+
+    content = memoryview(save(dict(tensors), sums_of(tensors, pieces=True)))
+    size = 8 + int.from_bytes(content[:8], "little")
+    parts: list[bytes | memoryview] = [sealed(bytes(content[:size])), content[size:]]
+    digest = hashlib.sha256()
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            for each in parts:
+                file.write(each)
+
+    write_with(path, write)
+    for each in parts:
+        digest.update(each)
+    return len(content), digest.hexdigest()
 
 
 def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saefast.disk.atomic import write_whole
+from saefast.disk.sealed_tables import read_sealed, sealed_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +42,7 @@ def read_json(path: Path) -> Any:
 def write_table(
     path: Path, columns: "Table | pa.Table", metadata: Mapping[bytes, bytes] | None = None
 ) -> None:
-    """Write columns of equal length as a Parquet file.
+    """Write columns of equal length as a Parquet file with checksums.
 
     Args:
         path: the file; missing folders are made.
@@ -49,15 +50,12 @@ def write_table(
         metadata: of the file's schema; None: what pyarrow makes of the columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
     if metadata is not None:
         table = table.replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
+    write_whole(path, sealed_table(table))
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
@@ -77,16 +75,15 @@ def read_table(path: Path) -> Any:
     """Read a Parquet file as a `pyarrow.Table`; None where there is no such file.
 
     Raises:
-        ValueError: the file is truncated or not Parquet.
+        ValueError: the file is truncated, damaged or not Parquet.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         return None
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        return read_sealed(path)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(
             f"{path} is truncated or not Parquet: {error}; remove it and run its stage again"
         ) from error

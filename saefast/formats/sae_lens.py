@@ -22,7 +22,6 @@ from saefast.formats.sae_lens_config import (
     whole,
 )
 from saefast.formats.source import SourceFile, positive, read_json
-from saefast.formats.tensor_files import read_tensors
 from saefast.formats.weights import SAEWeights, fitted, scaled_inputs, unit_decoder, whitened_inputs
 from saefast.sae import K_PER_ROW
 
@@ -170,7 +169,7 @@ def _whitened(found: SourceFile, parts: SAEWeights) -> SAEWeights:
     path = found.path.parent / "activation_whitening.safetensors"
     if not path.is_file():
         raise ValueError(_not_there(found, "covariance_whitening", path))
-    beside = replace(found, path=path, tensors=read_tensors(path, False).tensors)
+    beside = found.beside(path.name)
     matrices = (beside.take(name, parts.d, parts.d) for name in ("matrix", "inverse_matrix"))
     return whitened_inputs(parts, beside.take("mean", parts.d), *matrices)
 
@@ -187,7 +186,7 @@ def _firing_rate(found: SourceFile) -> Tensor | None:
     path = found.path.parent / "sparsity.safetensors"
     if not path.is_file():
         return None
-    beside = replace(found, path=path, tensors=read_tensors(path, False).tensors)
+    beside = found.beside(path.name)
     sparsity = beside.take("sparsity", found.config["d_sae"])
     if not bool((sparsity <= 1e-6).all()):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,14 @@ class SourceFile:
     """threshold given by the user, used if the file has none"""
     input_scale: float | None = None
     """factor by which activations are scaled, from a registry, used if no file gives it"""
+    verify: bool = True
+    """whether files beside this one are compared with their checksums, too"""
+
+    def beside(self, name: str) -> "SourceFile":
+        """Return the file of tensors `name` in the same folder, with the same settings."""
+        path = self.path.parent / name
+        tensors = read_tensors(path, False, self.verify).tensors
+        return replace(self, path=path, tensors=tensors)
 
     def has(self, *names: str) -> bool:
         """Return whether there are tensors of all these names."""
@@ -163,7 +171,11 @@ class SourceFile:
 
 
 def find(
-    path: Path, allow_pickle: bool = False, k: int | None = None, threshold: float | None = None
+    path: Path,
+    allow_pickle: bool = False,
+    k: int | None = None,
+    threshold: float | None = None,
+    verify: bool = True,
 ) -> SourceFile:
     """Open the file of tensors at `path`, or in the folder `path`."""
     if not path.exists():
@@ -176,8 +188,8 @@ def find(
     config = {} if config_path is None else read_json(config_path)
     if weights is None:
         raise FileNotFoundError(_nothing_at(path, config))
-    contents = read_tensors(weights, allow_pickle)
-    return SourceFile(weights, *contents, config_path, config, k, threshold)
+    contents = read_tensors(weights, allow_pickle, verify)
+    return SourceFile(weights, *contents, config_path, config, k, threshold, verify=verify)
 
 
 def weights_in(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ completely or not at all.
 
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saefast.disk import sealed_tensors
 from saefast.disk.atomic import write_with
+from saefast.disk.checksums import damaged, verifying
+from saefast.formats.archives import Archive, differing_member, read_archive
 
 _LONGEST_HEADER = 100_000_000  # limit of the safetensors library
-_MOST_INFLATION = 100  # weights never compress better than that
 
 
 class Contents(NamedTuple):
@@ -29,22 +32,31 @@ class Contents(NamedTuple):
     values: dict[str, Any]
 
 
-def read_tensors(path: Path, allow_pickle: bool) -> Contents:
+def read_tensors(path: Path, allow_pickle: bool, verify: bool = True) -> Contents:
     """Return the tensors of a file, whose kind is detected from its first bytes.
 
-    Only headers are read if the file can be mapped into memory. A tensor may claim to be larger
-    than its storage in the file; `SourceFile.take` rejects those.
+    If the file can be mapped into memory, it is read only to compare it with its checksums. A
+    tensor may claim to be larger than its storage in the file; `SourceFile.take` rejects those.
+
+    Args:
+        path: safetensors, torch or numpy file.
+        allow_pickle: whether to unpickle a file that holds more than tensors.
+        verify: whether to compare the file with checksums that it contains.
+
+    Raises:
+        ValueError: the file is truncated, damaged or of another kind.
     """
+    verify = verify and verifying()
     with path.open("rb") as file:
         start = file.read(10)
     if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path, allow_pickle)
+        return _read_zip(path, allow_pickle, verify)
     if start[:1] == b"\x80" and start[1:2] <= b"\x05" and start[2:8] != b"\0" * 6:
         return _read_torch(path, allow_pickle, None)
-    return Contents("safetensors", _read_safetensors(path), {})
+    return Contents("safetensors", _read_safetensors(path, verify), {})
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     size = path.stat().st_size
@@ -57,28 +69,53 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if verify:
+        sealed_tensors.check(path, tensors, "verify=False")
+    return tensors
 
 
-def _read_zip(path: Path, allow_pickle: bool) -> Contents:
-    pickled = None
+def examine_archive(path: Path) -> tuple[bool, str | None]:
+    """Compare a file of torch or numpy with the CRC-32 of its members.
+
+    Returns:
+        Whether it has checksums, and the name of the part that differs, None if none does.
+
+    Raises:
+        ValueError: the file is truncated or not an archive.
+    """
+    archive = read_archive(path)
+    member = differing_member(path, archive)
+    part = None if member is None else _part_of(path, member, archive)
+    return archive.has_checksums, part
+
+
+def _read_zip(path: Path, allow_pickle: bool, verify: bool) -> Contents:
+    archive = read_archive(path)
+    member = differing_member(path, archive) if verify else None
+    if member is not None:
+        raise damaged(f"{path}: {_part_of(path, member, archive)}", "verify=False")
+    if archive.pickled is not None:
+        return _read_torch(path, allow_pickle, archive.pickled)
+    return Contents("numpy", _read_npz(path, archive.members), {})
+
+
+def _part_of(path: Path, member: str, archive: Archive) -> str:
+    """Return the name of the tensor that a member of an archive holds, or that of the member."""
+    if archive.pickled is None:
+        return member.removesuffix(".npy")
+    number = re.fullmatch(r".*/data/(\d+)", member)
+    if number is None:
+        return member
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            total = sum(member.file_size for member in members)
-            small = total <= _MOST_INFLATION * path.stat().st_size
-            pickles = [member for member in members if member.filename.endswith("data.pkl")]
-            if small and pickles:
-                pickled = archive.read(pickles[0])
-    except Exception as error:  # the errors of zlib and zipfile have no common base
-        raise ValueError(f"{path} is truncated or not a file of tensors: {error}") from error
-    if not small:
-        raise ValueError(f"{path} would grow from {path.stat().st_size} to {total} bytes")
-    if pickled is not None:
-        return _read_torch(path, allow_pickle, pickled)
-    return Contents("numpy", _read_npz(path, members), {})
+        names = list(_read_torch(path, False, archive.pickled).tensors)
+    except ValueError:
+        return member
+    # torch.save numbers storages in the order of the tensors; names are known if each has its own.
+    storages = sum("/data/" in each.filename for each in archive.members)
+    return names[int(number[1])] if len(names) == storages else member
 
 
 def _read_npz(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, Tensor]:

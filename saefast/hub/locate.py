@@ -17,6 +17,7 @@ def open_sae(
     subfolder: str | None,
     revision: str | None,
     sae_id: str | None,
+    verify: bool,
 ) -> tuple[SourceFile, str]:
     """Open the file of an SAE, after a download if it is not on this machine.
 
@@ -29,14 +30,15 @@ def open_sae(
         subfolder: folder or file of the SAE within a repository.
         revision: branch, tag or commit of a repository.
         sae_id: name of the SAE within a release of SAELens.
+        verify: whether to compare files with the checksums in them.
 
     Returns:
         The opened file, and its format if a release states it, otherwise "auto".
     """
     local, released = _locate(path, subfolder, revision, sae_id)
     if released is None:
-        return find(local, allow_pickle, k, threshold), "auto"
-    found = find(local, allow_pickle, released.k if k is None else k, threshold)
+        return find(local, allow_pickle, k, threshold, verify), "auto"
+    found = find(local, allow_pickle, released.k if k is None else k, threshold, verify)
     settings = {**found.config, **released.settings}
     return replace(found, config=settings, input_scale=released.input_scale), released.format
 

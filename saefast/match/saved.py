@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saefast.disk import sealed_tensors
 from saefast.disk.atomic import write_tensors
-from saefast.disk.tables import write_table
+from saefast.disk.checksums import verifying
+from saefast.disk.tables import read_table, write_table
 from saefast.match.result import Matches, Proof
 
 Both = tuple[Matches, Matches]
@@ -67,15 +69,12 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
         Matches in both directions; None if there is no file, or one with another `about`.
 
     Raises:
-        ValueError: the file is truncated or holds no matches.
+        ValueError: the file is truncated or damaged, or holds no matches.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not file.exists():
+    table = read_table(file)
+    if table is None:
         return None
     try:
-        table = pq.read_table(file)
         notes = json.loads(table.schema.metadata[_KEY])
         first, _ = notes["sizes"]
         columns = {
@@ -94,10 +93,8 @@ def read_pair(file: Path, about: dict[str, Any] | None = None) -> Both | None:
                 for i, matches in enumerate((there, back))
             )
         same = about is None or notes["about"] == about
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} is truncated or not a file of matches: {error}; remove it"
-        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is not a file of matches: {error}; remove it") from error
     return (there, back) if same else None
 
 
@@ -133,10 +130,14 @@ class Unfinished:
 
 
 def _read(file: Path, about: str) -> dict[str, Tensor]:
-    """Read the tensors of a file; none if it is missing, unreadable or has another `about`."""
+    """Read the tensors of a file; none if it is missing, damaged or has another `about`."""
     from safetensors import SafetensorError, safe_open
 
-    with contextlib.suppress(OSError, SafetensorError), safe_open(file, "pt") as content:
+    unusable = (OSError, SafetensorError, ValueError)
+    with contextlib.suppress(*unusable), safe_open(file, "pt") as content:
         if (content.metadata() or {}).get(_ABOUT) == about:
-            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            if verifying():
+                sealed_tensors.check(file, tensors)
+            return tensors
     return {}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from saefast.disk.tables import write_json
+from saefast.train.config import label_of
 from saefast.train.ranks.files import parts_folder, read_state, whole_file, write_state, written
 from saefast.train.ranks.group import ALONE, Ranks
 from saefast.train.ranks.share import Share
@@ -53,6 +54,12 @@ class RunFile:
         """Whether the training is finished."""
         return bool(self.facts["finished"])
 
+    @property
+    def labels(self) -> list[str]:
+        """Names of the folders of the SAEs."""
+        configs = self.facts["configs"]
+        return [label_of(config["name"], seed) for config in configs for seed in config["seeds"]]
+
     def write(self) -> None:
         """Write run.json atomically."""
         write_json(self.out / RUN, self.facts)
@@ -83,20 +90,13 @@ class RunFile:
 
         The result has the shapes of `like`.
         """
-        from safetensors import SafetensorError
-
         paths = written(self._folder(label), self.step)
         if not paths:
             raise FileNotFoundError(
                 f"{whole_file(self._folder(label), self.step)} does not exist, although {RUN} "
                 f"refers to this checkpoint; without it the run cannot be resumed"
             )
-        try:
-            return read_state(paths, like, self.shares.get(label))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{paths[0]} is truncated or not a safetensors file: {error}"
-            ) from error
+        return read_state(paths, like, self.shares.get(label))
 
     def forget(self, labels: Iterable[str]) -> None:
         """Remove the state that only a resume needs."""

@@ -172,12 +172,17 @@ class TrainConfig:
         Returns:
             NAME-seed-SEED, or seed-SEED for a config without a name.
         """
-        return f"{self.name}-seed-{seed}" if self.name else f"seed-{seed}"
+        return label_of(self.name, seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dict for JSON, with a custom loss replaced by its name."""
         name = None if self.loss is None else getattr(self.loss, "__qualname__", repr(self.loss))
         return {**dataclasses.asdict(dataclasses.replace(self, loss=None)), "loss": name}
+
+
+def label_of(name: str, seed: int) -> str:
+    """Return the name of the folder of one SAE of a config with this name."""
+    return f"{name}-seed-{seed}" if name else f"seed-{seed}"
 
 
 def check_shared(configs: Sequence[TrainConfig]) -> None:

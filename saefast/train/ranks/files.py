@@ -5,15 +5,18 @@ R holds the rows of its latents, and the columns i of W_dec with i % R == r; the
 is that of rank 0 of 1. State that is on all ranks is in the file of rank 0.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saefast.disk import sealed_tensors
 from saefast.disk.atomic import write_tensors
+from saefast.disk.checksums import verifying
 from saefast.train.ranks.share import Share, kind_of
 
 _PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
@@ -78,16 +81,16 @@ def read_state(
         share: the share of this rank; None: the whole.
 
     Raises:
-        ValueError: the files hold another number of latents.
+        ValueError: the files hold another number of latents, or one is truncated or damaged.
     """
-    from safetensors import safe_open
-
     latents = len(like["W_enc"]) if share is None else share.latents
     found: dict[str, Tensor] = {}
     start = 0
     for writer, path in enumerate(paths):
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             names = set(file.keys())
+            if verifying():
+                sealed_tensors.check(path, {name: file.get_tensor(name) for name in names})
             if writer == 0:
                 found = {
                     name: file.get_tensor(name) for name in names if kind_of(name) == "everywhere"
@@ -102,6 +105,18 @@ def read_state(
     if start != latents:
         raise ValueError(f"{paths[0].parent} must hold {latents} latents, got {start}")
     return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; errors while it is read name its path."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 class _Written(NamedTuple):
