@@ -1,6 +1,7 @@
 """Write a store of activations shard by shard, so that a killed process loses at most one."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -93,7 +94,7 @@ class StoreWriter:
         given = {ROWS: as_rows("rows", rows), **extras}
         checks.size("rows", rows, 1, self._index.d, "the d of the store")
         self._check_extras(len(rows), extras)
-        self._check_range(given[ROWS])
+        check_range(given[ROWS], self._index.dtype)
         taken = 0
         while taken < len(rows):
             count = min(len(rows) - taken, self._rows_per_shard - self._filled)
@@ -143,9 +144,13 @@ class StoreWriter:
                 f"{self.path} holds rows of {index.d} {dtype_name(index.dtype)} and cannot be "
                 f"continued with d={d}, dtype={dtype_name(dtype)}; choose another path"
             )
+        self._remove_unfinished()
+        return index if metadata is None else replace(index, metadata=metadata)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what interrupted processes left beside the finished shards."""
         for part in self.path.glob(f"*{PART}"):
             part.unlink()
-        return index if metadata is None else replace(index, metadata=metadata)
 
     def _check_extras(self, n: int, extras: dict[str, Tensor]) -> None:
         for name, values in extras.items():
@@ -172,18 +177,6 @@ class StoreWriter:
                 f"{_described(kept)}"
             )
 
-    def _check_range(self, rows: Tensor) -> None:
-        """Raise ValueError if conversion to float16 would turn a finite value into infinity."""
-        if self._index.dtype != torch.float16 or rows.dtype == torch.float16:
-            return
-        lost = rows.isfinite() & rows.to(torch.float16).isinf()
-        if bool(lost.any()):
-            row, column = (int(i) for i in lost.nonzero()[0])
-            raise ValueError(
-                f"rows must fit float16, but row {row} holds {float(rows[row, column]):g}; use "
-                f"StoreWriter(..., dtype=torch.bfloat16)"
-            )
-
     def _room(self, name: str) -> Tensor:
         if name not in self._filling:
             kept = self._index.columns[name]
@@ -192,11 +185,9 @@ class StoreWriter:
 
     def _write_shard(self) -> None:
         number = len(self._index.shards)
-        name = f"activations-{number:05d}.safetensors"
         try:
             columns = {key: room[: self._filled] for key, room in self._filling.items()}
-            size, digest = write_tensors_in_pieces(self.path / name, columns)
-            shard = Shard(name, self._filled, size, digest)
+            shard = write_shard(self.path, number, columns)
             index = replace(self._index, shards=(*self._index.shards, shard))
             self._write_index(index)
         except OSError as error:
@@ -211,6 +202,32 @@ class StoreWriter:
 
     def _write_index(self, index: Index) -> None:
         write_json(self.path / INDEX, index.content)
+
+
+def write_shard(folder: Path, number: int, columns: Mapping[str, Tensor]) -> Shard:
+    """Write a shard, and return its entry of the index.
+
+    Args:
+        folder: folder of the store.
+        number: number of the shard, from 0.
+        columns: rows [n, d] and extras [n, ...] by name.
+    """
+    name = f"activations-{number:05d}.safetensors"
+    size, digest = write_tensors_in_pieces(folder / name, dict(columns))
+    return Shard(name, len(columns[ROWS]), size, digest)
+
+
+def check_range(rows: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError if conversion to float16 would turn a finite value into infinity."""
+    if dtype != torch.float16 or rows.dtype == torch.float16:
+        return
+    lost = rows.isfinite() & rows.to(torch.float16).isinf()
+    if bool(lost.any()):
+        row, column = (int(i) for i in lost.nonzero()[0])
+        raise ValueError(
+            f"rows must fit float16, but row {row} holds {float(rows[row, column]):g}; use "
+            f"StoreWriter(..., dtype=torch.bfloat16)"
+        )
 
 
 def _described(extras: dict[str, Kept]) -> str:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ def harvest(
     held_out: bool = False,
     context: int = 256,
     batch_size: int = 16,
+    processes: int = 1,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast",
     json_output: Json = False,
@@ -48,17 +50,22 @@ def harvest(
         held_out: Read the tenth of the documents that is kept for evaluation instead of the others.
         context: Number of tokens in a context of the model.
         batch_size: Number of contexts in a forward pass.
+        processes: Number of processes that run the model and write to the store; they divide the
+            threads of the machine, and each loads the model.
         dtype: Data type of the activations on disk.
         model_dtype: Data type of the model's weights. fast: bfloat16 if the hardware multiplies it,
             else float32.
     """
     import torch
 
+    from saefast.checks import whole
     from saefast.lm import harvest as harvest_store
     from saefast.lm import load_model
     from saefast.pipeline import HarvestSettings
     from saefast.pipeline.stages.harvest import corpus_of
+    from saefast.sweep import harvest_by_processes
 
+    whole("processes", processes, 1)
     bars = not json_output
     corpus = corpus_of(
         HarvestSettings(
@@ -69,7 +76,8 @@ def harvest(
             field=field,
         )
     )
-    (path,) = harvest_store(
+    write = harvest_store if processes == 1 else partial(harvest_by_processes, processes=processes)
+    (path,) = write(
         load_model(model, dtype=model_dtype, progress=bars),
         int(site) if site.isdigit() else site,
         out=out,

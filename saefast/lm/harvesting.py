@@ -8,23 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefast import checks
-from saefast.activations import StoreActivations, StoreWriter
-from saefast.activations.protocol import check_dtype
-from saefast.activations.store import INDEX, read_index
-from saefast.lm.builtin_corpus import or_builtin
+from saefast.activations import StoreWriter
 from saefast.lm.corpus import Texts
-from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.harvest_plan import POSITIONS, TOKENS, PlannedStore, plan_harvest
+from saefast.lm.model import LanguageModel
 from saefast.lm.packing import Packing, TokenBatch
-from saefast.lm.sites import Site, capture, find_sites
+from saefast.lm.sites import Site, capture
 from saefast.progress import ProgressBar
-
-TOKENS, POSITIONS = "tokens", "positions"
-"""Columns that a harvested store keeps beside the activations: token and position of a row."""
-
-_SHARD_BYTES = 256 << 20
-_SHARDS = 32  # a killed process loses at most one of them
-_FEWEST_ROWS = 8192
 
 
 def harvest(
@@ -74,61 +64,45 @@ def harvest(
     Returns:
         Path of each store, in the order of `sites`.
     """
-    check_model(model)
-    several = not isinstance(sites, int | str)
-    chosen = find_sites(model.model, sites if several else [sites])  # type: ignore[arg-type,list-item]
-    paths = [Path(out) / site.name if several else Path(out) for site in chosen]
-    source = or_builtin(corpus)
     packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
-    check_dtype(dtype)
-    if tokens is not None:
-        checks.whole("tokens", tokens, 1)
-    described = {**model.description, "text": source.description, **packing.description}
+    plan = plan_harvest(
+        model,
+        sites,
+        out,
+        tokens=tokens,
+        corpus=corpus,
+        packing=packing,
+        dtype=dtype,
+        rows_per_shard=rows_per_shard,
+    )
     with ExitStack() as stack:
         stores = [
-            stack.enter_context(
-                _Store(path, site, width, dtype, tokens, rows_per_shard, described, resume)
-            )
-            for path, site, width in zip(paths, chosen, _widths(model, chosen), strict=True)
+            stack.enter_context(_Store(planned, dtype, tokens, resume)) for planned in plan.stores
         ]
-        written = _write(model, chosen, stores, packing.batches(source, model.tokenizer), progress)
-    if tokens is not None and written < tokens:
-        raise ValueError(
-            f"corpus has only {written} of the {tokens} requested tokens, all of which are "
-            f"written; use tokens={written}, or more text"
-        )
-    return paths
+        batches = packing.batches(plan.source, model.tokenizer)
+        written = _write(model, plan.sites, stores, batches, progress)
+    plan.check_written(written)
+    return [planned.path for planned in plan.stores]
 
 
 class _Store:
     """One store of a harvest, and its progress."""
 
     def __init__(
-        self,
-        path: Path,
-        site: Site,
-        d: int,
-        dtype: torch.dtype,
-        tokens: int | None,
-        rows_per_shard: int | None,
-        described: dict[str, Any],
-        resume: bool,
+        self, planned: PlannedStore, dtype: torch.dtype, tokens: int | None, resume: bool
     ) -> None:
-        metadata = {"site": site.name, **described}
-        before = None
-        if resume and (path / INDEX).is_file():
-            before = read_index(path)
-            _check_same(path, before.metadata, metadata)
-        if rows_per_shard is None:
-            most = max(1, _SHARD_BYTES // (d * dtype.itemsize))
-            share = most if tokens is None else -(-tokens // _SHARDS)
-            rows_per_shard = min(most, max(_FEWEST_ROWS, share))
+        if resume:
+            planned.check_resumed()
         self._writer = StoreWriter(
-            path, d, dtype=dtype, rows_per_shard=rows_per_shard, metadata=metadata, resume=resume
+            planned.path,
+            planned.d,
+            dtype=dtype,
+            rows_per_shard=planned.rows_per_shard,
+            metadata=planned.metadata,
+            resume=resume,
         )
-        self._before = StoreActivations(path) if before is not None and before.shards else None
-        self._old = self._writer.rows
-        self._path, self.tokens = path, tokens
+        self._before = planned.existing()
+        self._planned, self.tokens = planned, tokens
 
     @property
     def rows(self) -> int:
@@ -140,14 +114,7 @@ class _Store:
 
     def check_tokens(self, first: int, tokens: Tensor) -> None:
         """Raise ValueError if existing rows from `first` on belong to other tokens."""
-        end = min(first + len(tokens), self._old)
-        if self._before is None or end <= first:
-            return
-        if not bool((self._before.read(TOKENS, first, end) == tokens[: end - first]).all()):
-            raise ValueError(
-                f"{self._path} holds activations of other text from row {first} on; continue with "
-                f"the original corpus, or choose another path"
-            )
+        self._planned.check_tokens(self._before, first, tokens)
 
     def take(self, first: int, rows: Tensor, extras: dict[str, Tensor]) -> None:
         """Append the missing rows among those from number `first` on."""
@@ -195,23 +162,3 @@ def _write(
             if total is not None and first >= total:
                 break
     return min(store.rows for store in stores)
-
-
-def _widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
-    """Return the width of each site's activations, from a pass over a few tokens."""
-    seen = capture(model.model, sites, torch.zeros(2, 2, dtype=torch.int64))
-    return [activations.shape[2] for activations in seen]
-
-
-def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    # The batch size affects bits at most, and may have to be smaller on another machine.
-    differ = [name for name in differ if name != "batch_size"]
-    if differ:
-        changes = ", ".join(
-            f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in differ
-        )
-        raise ValueError(
-            f"{path} cannot be resumed, since it was started with other settings: {changes}; use "
-            f"the original settings, or choose another path"
-        )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations import StoreActivations
-from saefast.lm.harvesting import POSITIONS, TOKENS
+from saefast.lm.harvest_plan import POSITIONS, TOKENS
 
 _BROKEN = "\ufffd"  # decoded part of a character
 

@@ -3,6 +3,7 @@
 from saefast.sweep.definition import Cell, Sweep, read_sweep, sweep_from
 from saefast.sweep.driver import SweepOutcome, run_sweep
 from saefast.sweep.folder import SweepFolder
+from saefast.sweep.harvest_driver import harvest_by_processes
 from saefast.sweep.plan import SweepPlan, plan_sweep
 from saefast.sweep.report import write_sweep_report, write_table_and_report
 from saefast.sweep.table import write_results
@@ -13,6 +14,7 @@ __all__ = [
     "SweepFolder",
     "SweepOutcome",
     "SweepPlan",
+    "harvest_by_processes",
     "plan_sweep",
     "read_sweep",
     "run_sweep",

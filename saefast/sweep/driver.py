@@ -11,10 +11,10 @@ from saefast.pipeline.stage_list import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.folder import FailureRecord, SweepFolder
-from saefast.sweep.ray_workers import ADDRESS, RayWorkers
+from saefast.sweep.pool import check_on, open_workers
 from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
-from saefast.sweep.workers import Answer, LocalWorkers, Workers
+from saefast.sweep.workers import Answer, Workers
 
 _ATTEMPTS = 2
 
@@ -75,10 +75,7 @@ def run_sweep(
         BlockingIOError: another driver uses the folder.
     """
     checks.one_of("until", until, NAMES)
-    if on not in ("local", "ray") and not on.startswith(ADDRESS):
-        raise ValueError(f"on must be local, ray or {ADDRESS}HOST, got {on!r}")
-    if processes is not None:
-        checks.whole("processes", processes, 1)
+    check_on(on, processes)
     folder = SweepFolder(Path(out))
     cells = cells_of(sweep, share)
     folder.check_new()
@@ -90,7 +87,8 @@ def run_sweep(
         left = schedule.unfinished()
         failed: dict[str, str] = {}
         if left:
-            with _workers(on, processes, len(left)) as hands:
+            hands: Workers[Task]
+            with open_workers(on, processes, len(left)) as hands:
                 schedule.fit(hands.groups, hands.memory)
                 failed = _work(schedule, folder, hands, tell)
         results, report = write_table_and_report(folder)
@@ -102,12 +100,6 @@ def run_sweep(
         results,
         report,
     )
-
-
-def _workers(on: str, processes: int | None, tasks: int) -> Workers:
-    if on == "local":
-        return LocalWorkers(processes, tasks)
-    return RayWorkers(on, processes, tasks)
 
 
 def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
@@ -156,7 +148,7 @@ def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str
 
 
 def _work(
-    schedule: Schedule, folder: SweepFolder, workers: Workers, tell: Callable[[str], None]
+    schedule: Schedule, folder: SweepFolder, workers: Workers[Task], tell: Callable[[str], None]
 ) -> dict[str, str]:
     """Perform all tasks and return the reasons of failures by cell."""
     waiting = deque(schedule.first())
@@ -184,7 +176,7 @@ def _work(
     return failed
 
 
-def _again(answer: Answer) -> list[Task]:
+def _again(answer: Answer[Task]) -> list[Task]:
     """Return the tasks to retry after a failure.
 
     If a task of several cells raised an error, one cell may be the cause, so each is retried alone.
@@ -197,7 +189,7 @@ def _again(answer: Answer) -> list[Task]:
     return [replace(task, attempts=attempts)] if attempts < _ATTEMPTS else []
 
 
-def _record(folder: SweepFolder, name: str, answer: Answer) -> None:
+def _record(folder: SweepFolder, name: str, answer: Answer[Task]) -> None:
     with contextlib.suppress(OSError):  # the disk may be full; the outcome has the reason as well
         folder.write_failure(name, FailureRecord(answer.reason or "", answer.task.attempts + 1))
 

@@ -6,10 +6,9 @@ may be repeated, a node may die, and the driver may be killed and started again.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self
 
-from saefast.sweep.tasks import Task, reason_of
-from saefast.sweep.workers import Answer
+from saefast.sweep.workers import Answer, AnyTask, reason_of
 
 ADDRESS = "ray://"
 """Beginning of the address of a cluster"""
@@ -40,7 +39,7 @@ class Share(NamedTuple):
     """bytes of the node with the most memory"""
 
 
-class RayWorkers:
+class RayWorkers(Generic[AnyTask]):
     """Tasks on a Ray cluster, which places them by cores, GPUs and memory.
 
     Args:
@@ -59,7 +58,7 @@ class RayWorkers:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._share = share_of(nodes, processes, tasks)
         self._most = processes
-        self._running: dict[Any, Task] = {}
+        self._running: dict[Any, AnyTask] = {}
         self._attempt = self._ray.remote(_attempt(os.path.abspath(os.curdir)))
         self.groups = self._share.concurrent
         self.memory: int | None = self._share.memory
@@ -68,18 +67,18 @@ class RayWorkers:
         """Return whether fewer tasks are running than are permitted; see `Workers`."""
         return self._most is None or len(self._running) < self._most
 
-    def start(self, task: Task) -> None:
+    def start(self, task: AnyTask) -> None:
         """Give a task to Ray, which starts it when there is room; see `Workers`."""
         of = self._attempt.options(
             num_cpus=self._share.threads,
             num_gpus=self._share.gpus,
             memory=min(task.memory, self._share.most_memory),
             max_retries=_RETRIES,
-            name=f"saefast {task.kind} {task.cells[0]}",
+            name=f"saefast {task.label}",
         )
         self._running[of.remote(task.to_dict(), self._share.threads)] = task
 
-    def wait(self) -> Answer:
+    def wait(self) -> Answer[AnyTask]:
         """Wait for the end of a task; see `Workers`."""
         (done, *_), _ = self._ray.wait(list(self._running), num_returns=1)
         task = self._running.pop(done)
@@ -168,9 +167,9 @@ def _attempt(folder: str) -> Callable[[dict[str, Any], int], str | None]:
         sys.path[:] = [entry for entry in sys.path if entry != folder]
         import torch
 
-        from saefast.sweep.tasks import attempt, task_from
+        from saefast.sweep.attempts import attempt
 
         torch.set_num_threads(threads)
-        return attempt(task_from(record))
+        return attempt(record)
 
     return attempt_task

@@ -22,14 +22,11 @@ from saefast.pipeline.settings import RunSettings, settings_from
 from saefast.pipeline.together import harvest_together, store_key, stream_key, train_together
 from saefast.sweep.definition import Cell
 from saefast.sweep.folder import DoneRecord, SweepFolder
+from saefast.sweep.workers import PROCESS_BYTES
 
 HARVEST, TRAIN, STAGES = "harvest", "train", "stages"
-STOP = "stop"
-"""Line that asks a worker to interrupt its task and end."""
 _PATIENCE = 1.0
 _PATIENT_SECONDS = 60.0
-PROCESS_BYTES = 600_000_000
-"""Bytes of a process that has imported all packages and reads rows"""
 _MOST_TOGETHER = 200
 """Maximum number of cells of one training, each of which holds two open files."""
 _STATE_BYTES = 24
@@ -63,6 +60,15 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Return the task as a dict that JSON can represent, for `task_from`."""
         return asdict(self)
+
+    @property
+    def label(self) -> str:
+        """Name of the task for messages."""
+        return f"{self.kind} {self.cells[0]}"
+
+    def perform(self) -> None:
+        """Do the work in this process; what is already finished is kept."""
+        perform(self)
 
     def of_cell(self, number: int, attempts: int) -> "Task":
         """Return the same task for one of its cells, with a number of failed attempts."""
@@ -100,21 +106,6 @@ def perform(task: Task) -> None:
     for job, name in zip(jobs, task.cells, strict=True):
         if is_finished_until(job, task.until):
             folder.write_done(name, _here(job.settings))
-
-
-def attempt(task: Task) -> str | None:
-    """Perform a task and return the reason of a failure in one line; None if it succeeded."""
-    try:
-        perform(task)
-    except Exception as error:
-        return reason_of(error)
-    return None
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the type and message of an error in one line."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _patiently(work: Any, jobs: list[Job], *others: Any, seconds: float | None) -> None:

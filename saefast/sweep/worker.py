@@ -14,7 +14,8 @@ import threading
 
 import torch
 
-from saefast.sweep.tasks import STOP, attempt, task_from
+from saefast.sweep.attempts import attempt
+from saefast.sweep.workers import STOP
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
             line = tasks.get()
             if line == STOP:  # the interrupt was taken for a failure of the task
                 os._exit(130)
-            reason = attempt(task_from(json.loads(line)))
+            reason = attempt(json.loads(line))
             answers.write(json.dumps({"reason": reason}) + "\n")
             answers.flush()
     except KeyboardInterrupt:

@@ -8,17 +8,53 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 
-from saefast.sweep.tasks import STOP, Task
+STOP = "stop"
+"""Line that asks a worker to interrupt its task and end."""
+PROCESS_BYTES = 600_000_000
+"""Bytes of a process that has imported all packages and reads rows"""
 
 
-class Answer(NamedTuple):
+class WorkerTask(Protocol):
+    """Work as plain data, which `saefast.sweep.attempts` performs in any process.
+
+    Its files may be written again by a second attempt, with the same bytes.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Kind of the task, by which its data are read."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Name of the task for messages."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory of the process that performs it."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as a dict that JSON can represent."""
+        ...
+
+    def perform(self) -> None:
+        """Do the work in this process."""
+        ...
+
+
+AnyTask = TypeVar("AnyTask", bound=WorkerTask)
+
+
+class Answer(NamedTuple, Generic[AnyTask]):
     """Outcome of a task."""
 
-    task: Task
+    task: AnyTask
     """the task"""
     reason: str | None
     """reason of the failure, one line; None if the task succeeded"""
@@ -26,7 +62,7 @@ class Answer(NamedTuple):
     """whether the process ended before the task"""
 
 
-class Workers(Protocol):
+class Workers(Protocol[AnyTask]):
     """Workers that perform several tasks concurrently."""
 
     groups: int
@@ -38,11 +74,11 @@ class Workers(Protocol):
         """Return whether another task can be started."""
         ...
 
-    def start(self, task: Task) -> None:
+    def start(self, task: AnyTask) -> None:
         """Start a task without waiting for it."""
         ...
 
-    def wait(self) -> Answer:
+    def wait(self) -> Answer[AnyTask]:
         """Wait until a started task ends, and return its outcome."""
         ...
 
@@ -51,7 +87,7 @@ class Workers(Protocol):
     def __exit__(self, kind: type[BaseException] | None, /, *error: object) -> None: ...
 
 
-class LocalWorkers:
+class LocalWorkers(Generic[AnyTask]):
     """Worker processes of this machine, which share its threads, or have one GPU each.
 
     Args:
@@ -66,13 +102,13 @@ class LocalWorkers:
         self.memory: int | None = None if free is None else free // count
         self._gpus = torch.cuda.device_count()
         self._selector = selectors.DefaultSelector()
-        self._processes: list[_Process | None] = [None] * count
+        self._processes: list[_Process[AnyTask] | None] = [None] * count
 
     def free(self) -> bool:
         """Return whether a process is idle or not started yet; see `Workers`."""
         return any(each is None or each.task is None for each in self._processes)
 
-    def start(self, task: Task) -> None:
+    def start(self, task: AnyTask) -> None:
         """Send a task to an idle process; see `Workers`."""
         place = next(i for i, each in enumerate(self._processes) if each is None or not each.task)
         worker = self._processes[place] or self._begin(place)
@@ -84,7 +120,7 @@ class LocalWorkers:
         except BrokenPipeError:  # the process has died, which `wait` will report
             pass
 
-    def wait(self) -> Answer:
+    def wait(self) -> Answer[AnyTask]:
         """Wait for the answer or the end of a process; see `Workers`."""
         while True:
             for key, _ in self._selector.select():
@@ -123,7 +159,7 @@ class LocalWorkers:
                     pipe.close()
         self._selector.close()
 
-    def _begin(self, place: int) -> "_Process":
+    def _begin(self, place: int) -> "_Process[AnyTask]":
         process = subprocess.Popen(
             # -P: what the driver imports is imported, not a checkout that is the current folder.
             [sys.executable, "-P", "-m", "saefast.sweep.worker", str(self._threads)],
@@ -133,7 +169,8 @@ class LocalWorkers:
             env=self._environment(place),
             start_new_session=True,  # only the driver receives Ctrl-C, and forwards it
         )
-        worker = self._processes[place] = _Process(process)
+        worker: _Process[AnyTask] = _Process(process)
+        self._processes[place] = worker
         assert process.stdout is not None
         self._selector.register(process.stdout, selectors.EVENT_READ, place)
         return worker
@@ -167,12 +204,18 @@ class LocalWorkers:
         return f"the worker ended with exit code {code}"
 
 
-class _Process:
+class _Process(Generic[AnyTask]):
     """A worker process and its task."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
-        self.task: Task | None = None
+        self.task: AnyTask | None = None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the type and message of an error in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def local_workers(processes: int | None, tasks: int) -> tuple[int, int, int | None]:

@@ -7,7 +7,7 @@ import pytest
 from helpers.small_sweep import InlineWorkers, sweep_file
 
 from saefast.cli import main
-from saefast.sweep import driver
+from saefast.sweep import pool
 from saefast.sweep.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -24,7 +24,7 @@ class OneBad(InlineWorkers):
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
     file = sweep_file(tmp_path / "file", TWO)
     return ["sweep", str(file), "--out", str(tmp_path / "out"), "--until", "train"]
 
@@ -71,7 +71,7 @@ def test_report_makes_table_and_page_again(
 def test_failed_cells_are_named_and_the_exit_code_is_1(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: OneBad())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: OneBad())
     assert main(command) == 1
     printed = capsys.readouterr()
     assert "1 of 2 cells are finished\nk-3 failed: ValueError: rows hold NaN\n" in printed.out

@@ -10,8 +10,8 @@ from helpers.training_runs import files_of
 
 from saefast.pipeline import run_pipeline
 from saefast.sweep import Sweep, read_sweep
-from saefast.sweep.tasks import Task, perform, reason_of
-from saefast.sweep.workers import Answer
+from saefast.sweep.tasks import Task, perform
+from saefast.sweep.workers import Answer, reason_of
 
 UNTIL = "statistics"
 """Later stages take long, and are independent of other cells"""

@@ -8,7 +8,7 @@ import pytest
 from helpers.small_sweep import InlineWorkers, small_sweep
 
 from saefast.disk.tables import read_json, read_table
-from saefast.sweep import Sweep, SweepFolder, driver, plan_sweep, run_sweep, write_results
+from saefast.sweep import Sweep, SweepFolder, plan_sweep, pool, run_sweep, write_results
 from saefast.sweep.tasks import divided
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -23,7 +23,7 @@ base = "base.toml"
 @pytest.fixture(autouse=True)
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run all tasks in this process."""
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
 
 
 def cells_of(out: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from helpers.small_sweep import InlineWorkers
 
 from saefast.cli import main
 from saefast.disk.tables import read_table
-from saefast.sweep import driver, read_sweep
+from saefast.sweep import pool, read_sweep
 
 GUIDE = (CHECKOUT / "docs" / "guides" / "sweeps.md").read_text()
 
@@ -20,7 +20,7 @@ def test_the_example_of_the_guide_runs(
     capsys: pytest.CaptureFixture[str],
     light: None,
 ) -> None:
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
     monkeypatch.chdir(tmp_path)
     Path("sweep.toml").write_text(re.search(r"```toml\n(.*?)```", GUIDE, re.S)[1])
     commands = re.search(r"```\n(saefast sweep.*?)```", GUIDE, re.S)[1].splitlines()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.small_sweep import InlineWorkers, small_sweep
 
-from saefast.sweep import driver, plan_sweep, run_sweep, speeds
+from saefast.sweep import plan_sweep, pool, run_sweep, speeds
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -39,7 +39,7 @@ def test_disk_equals_that_of_the_sweep(tmp_path: Path, monkeypatch: pytest.Monke
     sweep = small_sweep(tmp_path, TWO, train={"latents": 512})
     out = tmp_path / "out"
     planned = plan_sweep(sweep, out, until="statistics").disk
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
     run_sweep(sweep, out, until="statistics")
     taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert taken == pytest.approx(planned, rel=0.3)
@@ -52,7 +52,7 @@ def test_a_plan_covers_a_share_and_names_changed_cells(
 ) -> None:
     sweep = small_sweep(tmp_path, TWO)
     out = tmp_path / "out"
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: InlineWorkers())
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
     run_sweep(sweep, out, until="harvest", share=(1, 2))
     other = small_sweep(tmp_path, TWO, train={"tokens": 4000})
     found = plan_sweep(other, out, until="train", share=(1, 2))

@@ -11,7 +11,8 @@ from helpers.small_sweep import small_sweep
 
 from saefast.sweep import SweepFolder, ray_workers, run_sweep
 from saefast.sweep.ray_workers import RayWorkers, Share, share_of
-from saefast.sweep.tasks import PROCESS_BYTES, Schedule, Task
+from saefast.sweep.tasks import Schedule, Task
+from saefast.sweep.workers import PROCESS_BYTES
 
 GB = 10**9
 NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 64.0 * GB}

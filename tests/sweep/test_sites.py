@@ -9,7 +9,7 @@ from helpers.tiny_lm import saved
 from helpers.tiny_run import as_toml
 
 from saefast import lm
-from saefast.sweep import driver, read_sweep, run_sweep
+from saefast.sweep import pool, read_sweep, run_sweep
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -44,7 +44,7 @@ def test_sites_are_harvested_in_one_pass(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(lm, "harvest", counted)
     hands = InlineWorkers()
-    monkeypatch.setattr(driver, "LocalWorkers", lambda *_: hands)
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: hands)
     outcome = run_sweep(sweep, tmp_path / "out", until="train")
     assert outcome.failed == {}
     assert passes == [["resid.1", "mlp.2"]] * 2  # rows to train on, and held-out rows

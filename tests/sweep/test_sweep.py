@@ -21,7 +21,7 @@ from saefast.disk import atomic
 from saefast.disk.lock import Claim
 from saefast.disk.tables import read_json, read_table
 from saefast.pipeline import run_pipeline
-from saefast.sweep import Sweep, SweepFolder, SweepOutcome, driver, run_sweep, write_results
+from saefast.sweep import Sweep, SweepFolder, SweepOutcome, pool, run_sweep, write_results
 from saefast.sweep.tasks import Task, divided
 from saefast.sweep.workers import Answer
 
@@ -40,7 +40,7 @@ def drive(
     hands = workers or InlineWorkers()
     options = {"until": UNTIL} | options
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "LocalWorkers", lambda *_: hands)
+        patch.setattr(pool, "LocalWorkers", lambda *_: hands)
         return run_sweep(sweep, out, **options), hands
 
 
