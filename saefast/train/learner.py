@@ -1,7 +1,8 @@
 """Update weights from the loss of a batch, by the fused pass over the latents or by autograd."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from saefast import reference
@@ -10,7 +11,7 @@ from saefast.sae import SAE
 from saefast.train import optimizer
 from saefast.train.auxk import AuxGradients, AuxProducts, WholeProducts, revive
 from saefast.train.objectives import Forward, Loss
-from saefast.train.optimizer import Adam, Vector
+from saefast.train.optimizer import Adam, Gradients, Vector
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.train.settings import AuxK, Rules
 from saefast.train.step_result import StepResult
@@ -51,7 +52,10 @@ class Learner:
             (forward.residual[0], forward.residual[-1]) if several else (forward.residual,) * 2
         )
         groups = len(forward.residual) if several else 1
-        extra = self._revive(inputs, whole, idle, auxk, scale=-n * groups / 2.0)
+        scale = -n * groups / 2.0
+        extra = self._revive(
+            self.sae, inputs, whole, idle, auxk, scale=scale, products=self._auxk_products
+        )
         rates = self.adam.next_rates()
         latents = self._latent_pass(self._update(forward, inputs, extra, rates))
         gradients = {"b_dec": self._encoder.column_sum(every)}
@@ -70,23 +74,49 @@ class Learner:
         loss = extra.loss if extra else None
         return StepResult(forward.loss, forward.squares, fired, loss, "fused", forward.code)
 
-    def by_autograd(self, loss: Loss, x: Tensor, idle: Tensor, auxk: AuxK | None) -> StepResult:
-        """Learn from a loss of x [n, d] by autograd."""
-        sae, rules = self.sae, self.rules
-        gradients = optimizer.by_autograd(loss.value, sae)
-        extra = self._revive(sae.inputs(x), loss.error, idle, auxk)
-        if extra is not None:
-            optimizer.add_auxk(gradients, extra, sae)
+    def by_autograd(
+        self, loss_of: Callable[[SAE], Loss], x: Tensor, idle: Tensor, auxk: AuxK | None
+    ) -> StepResult:
+        """Learn by autograd from the loss `loss_of` an SAE on x [n, d]."""
+        rules = self.rules
+        loss, gradients, extra = self._gradients(loss_of, x, idle, auxk)
         rates = self.adam.next_rates()
-        for name, gradient in optimizer.shaped(gradients, sae, rules).items():
+        for name, gradient in gradients.items():
             self.adam.update(name, gradient, rates)
         if rules.unit_norm and rules.frozen != "decoder":
-            reference.normalise_rows(sae.W_dec)
+            self._normalise_decoder()
         reference.count_idle(idle, loss.fired, len(x))
         self._constrain()
         revived = extra.loss if extra else None
         squares = loss.squares.double()
         return StepResult(loss.value.detach().double(), squares, loss.fired, revived, "autograd")
+
+    def _gradients(
+        self, loss_of: Callable[[SAE], Loss], x: Tensor, idle: Tensor, auxk: AuxK | None
+    ) -> tuple[Loss, Gradients, AuxGradients | None]:
+        """Return the loss, the gradients under the rules, and the auxiliary loss."""
+        return self._gradients_of(self.sae, loss_of, x, idle, auxk)
+
+    def _gradients_of(
+        self,
+        sae: SAE,
+        loss_of: Callable[[SAE], Loss],
+        x: Tensor,
+        idle: Tensor,
+        auxk: AuxK | None,
+    ) -> tuple[Loss, Gradients, AuxGradients | None]:
+        """Return what `_gradients` returns; `sae` is whole."""
+        with torch.enable_grad():
+            loss = loss_of(sae)
+        gradients = optimizer.by_autograd(loss.value, sae)
+        extra = self._revive(sae, sae.inputs(x), loss.error, idle, auxk)
+        if extra is not None:
+            optimizer.add_auxk(gradients, extra, sae)
+        return loss, optimizer.shaped(gradients, sae, self.rules), extra
+
+    def _normalise_decoder(self) -> None:
+        """Give the rows of W_dec norm one."""
+        reference.normalise_rows(self.sae.W_dec)
 
     def _constrain(self) -> None:
         """Project the weights onto the constraints."""
@@ -99,24 +129,26 @@ class Learner:
 
     def _revive(
         self,
+        sae: SAE,
         inputs: Tensor,
         residual: Tensor,
         idle: Tensor,
         auxk: AuxK | None,
         *,
         scale: float = 1.0,
+        products: Callable[[Tensor], AuxProducts] | None = None,
     ) -> AuxGradients | None:
         """Return the auxiliary loss, by which dead latents explain `scale` times `residual`."""
         rounded = self._precision != "exact"
         return revive(
-            self.sae,
+            sae,
             idle,
             inputs,
             residual,
             auxk,
             scale=scale,
             rounded=rounded,
-            products=self._auxk_products,
+            products=products,
         )
 
     def _auxk_products(self, dead: Tensor) -> AuxProducts:

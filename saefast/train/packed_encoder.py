@@ -136,6 +136,11 @@ class PackedEncoder:
         )
         return residual, value_grads, squares
 
+    def decoder_dots(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Return the dots of rows [n, d_out] with W_dec[indices], [n, k]; see `gather_dots`."""
+        dots: Tensor = torch.ops.saefast.gather_dots(rows, self.sae.W_dec, indices)
+        return dots
+
     def decoder_norms(self) -> Tensor:
         """Return the norms of the decoder rows, [m]."""
         return row_norms(self.sae.W_dec)

@@ -11,7 +11,7 @@ from saefast.ops import gpu
 from saefast.ops.encode_gpu import selects
 from saefast.sae import SAE
 from saefast.train.captured_step import CapturedStep, CudaGraph, Graph, Phases
-from saefast.train.objectives import Current, Encoded, FusedPath, Objective, usual_objective
+from saefast.train.objectives import Current, Encoded, FusedPath, Loss, Objective, usual_objective
 from saefast.train.optimizer import Adam
 from saefast.train.ranks.assemble import assemble
 from saefast.train.ranks.group import ALONE, Ranks
@@ -234,9 +234,11 @@ class FusedStep:
 
     def _by_autograd(self, x: Tensor, target: Tensor) -> StepResult:
         """Take the step by autograd."""
-        with torch.enable_grad():
-            loss = self.objective.loss(self.sae, x, target, self.now)
-        return self._finish(self._learner.by_autograd(loss, x, self.idle, self.auxk), x)
+
+        def loss_of(sae: SAE) -> Loss:
+            return self.objective.loss(sae, x, target, self.now)
+
+        return self._finish(self._learner.by_autograd(loss_of, x, self.idle, self.auxk), x)
 
     def _finish(self, result: StepResult, x: Tensor) -> StepResult:
         """Update the flag of dense codes after a step on either path."""

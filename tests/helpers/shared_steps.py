@@ -1,6 +1,6 @@
 """Steps of one process and of several ranks on the same batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
 from saefast import SAE, FusedStep
-from saefast.train.objectives import Current
+from saefast.train.objectives import Current, Objective, usual_objective
 from saefast.train.ranks import Ranks, Simulated
 from saefast.train.step_result import StepResult
 
@@ -28,15 +28,23 @@ def take(
 
 
 def assert_ranks_equal_one_process(
-    sae: SAE, data: Sequence[Batch], ks: Sequence[int], size: int, **settings: Any
-) -> Simulated:
-    """Train copies of an SAE by one process and by `size` ranks; state and results must agree."""
-    alone = FusedStep(copied(sae), **settings)
+    sae: SAE,
+    data: Sequence[Batch],
+    ks: Sequence[int],
+    size: int,
+    objective_of: Callable[[SAE], Objective] = usual_objective,
+    **settings: Any,
+) -> list[StepResult]:
+    """Train copies of an SAE by one process and by `size` ranks; state and results must agree.
+
+    Returns:
+        The results of one process.
+    """
+    alone = FusedStep(copied(sae), objective=objective_of(sae), **settings)
     expected, results = take(alone, data, ks)
-    group = Simulated(size)
 
     def work(ranks: Ranks) -> None:
-        step = FusedStep(copied(sae), ranks=ranks, **settings)
+        step = FusedStep(copied(sae), objective=objective_of(sae), ranks=ranks, **settings)
         share = step.share
         assert share is not None
         state, found = take(step, data, ks)
@@ -48,11 +56,17 @@ def assert_ranks_equal_one_process(
             for name in ("loss", "squares", "fired", "auxk"):
                 if getattr(right, name) is not None:
                     assert_same_bits(getattr(mine, name), getattr(right, name))
+            assert mine.path == right.path
+            if mine.code is None or right.code is None:
+                assert mine.code is right.code
+                continue
             for part, whole in zip(mine.code, right.code, strict=True):
-                assert_same_bits(part, whole)
+                # The code of one process has the capacity of a row, that of ranks what is used.
+                assert_same_bits(part, whole[:, : part.shape[1]].contiguous())
+                assert not whole[:, part.shape[1] :].any()
 
-    group.run(work)
-    return group
+    Simulated(size).run(work)
+    return results
 
 
 def copied(sae: SAE) -> SAE:

@@ -124,9 +124,7 @@ class JumpReLU(_Listed):
         near = there & ((scores - limit).abs() < self._bandwidth / 2)
         # A GPU reads nothing for indices out of range.
         elsewhere = -1 if gpu.has(target) else 0
-        dots = torch.ops.saefast.gather_dots(
-            forward.residual, sae.W_dec, torch.where(near, indices, elsewhere)
-        )
+        dots = encoder.decoder_dots(forward.residual, torch.where(near, indices, elsewhere))
         excess = active.sum().double() / n / now.k - 1
         weight = self._sparsity * now.pressure
         by_step = 2 * weight * excess / (now.k * n)

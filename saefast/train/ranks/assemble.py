@@ -34,10 +34,10 @@ def assemble(
         encoder = PackedEncoder(sae, encoded, rounded_decoder=rounded)
         return Parts(sae, encoder, Learner(sae, rules, lr, encoder, precision), None)
     check_split(sae, ranks)
-    if objective.fused is not FusedPath.ALWAYS:
+    if objective.fused is FusedPath.NEVER:
         raise ValueError(
-            f"several ranks train topk, abstopk, batchtopk and matryoshka, whose steps need no "
-            f"dense codes, got {type(objective).__name__}; train it by one process"
+            f"several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu, got "
+            f"{type(objective).__name__}; train it by one process"
         )
     if rules.tether is not None:
         raise ValueError("several ranks do not train with a tether; train with it by one process")

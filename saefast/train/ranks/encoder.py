@@ -100,6 +100,10 @@ class SharedEncoder(PackedEncoder):
         totals = torch.stack([of_group.double().sum() for of_group in squares])
         return residual, self.share.added(partial), totals
 
+    def decoder_dots(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """See `PackedEncoder`; the rows have this rank's columns."""
+        return self.share.added(self._dots(rows, self.sae.W_dec, indices))
+
     def decoder_norms(self) -> Tensor:
         """See `PackedEncoder`."""
         width, ranks = self.share.width, self.share.ranks.size

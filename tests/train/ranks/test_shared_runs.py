@@ -52,7 +52,7 @@ def test_a_run_of_ranks_has_the_files_of_one_process(
     assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("variant", ["abstopk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("variant", ["abstopk", "batchtopk", "matryoshka", "relu", "jumprelu"])
 def test_variants_have_the_files_of_one_process(variant: str, tmp_path: Path) -> None:
     configuration = TrainConfig(**{**vars(WIDE), "variant": variant, "tokens": 1000})
     train(configuration, out=tmp_path / "alone")
@@ -172,6 +172,15 @@ def test_the_command_writes_the_same_files_by_torchrun(size: int, folder: Path) 
     assert saved(folder / out) == saved(folder / "alone")
 
 
+@pytest.mark.parametrize("variant", ["relu", "jumprelu"])
+def test_torchrun_trains_variants_with_thresholds(variant: str, folder: Path) -> None:
+    command = (*COMMAND, "--variant", variant, "--out")
+    subprocess.run([sys.executable, *command, f"{variant}-alone"], cwd=folder, check=True)
+    done = torchrun(2, *command, variant, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert saved(folder / variant) == saved(folder / f"{variant}-alone")
+
+
 def test_a_killed_rank_ends_all_and_torchrun_goes_on(folder: Path) -> None:
     (folder / "breaking.py").write_text(_BREAKING.format(what="os.kill(os.getpid(), 9)"))
     arguments = ("breaking.py", *COMMAND[2:], "--out", "killed")
@@ -193,7 +202,10 @@ def test_the_first_rank_says_why_another_one_failed(folder: Path) -> None:
 def test_what_ranks_cannot_train_is_refused_before_training(folder: Path) -> None:
     done = torchrun(2, *COMMAND, "--variant", "gated", "--out", "gated", cwd=folder)
     assert done.returncode != 0
-    assert "saefast: several ranks train topk, abstopk, batchtopk and matryoshka" in done.stderr
+    assert (
+        "saefast: several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu"
+        in done.stderr
+    )
     assert not (folder / "gated" / "run.json").exists()
     done = torchrun(2, "-m", "saefast", "run", "quick", "--out", "quick", cwd=folder)
     assert "saefast: torchrun starts trainings on a store of activations alone" in done.stderr

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefast import SAE, AuxK, FusedStep, Penalty, Rules
+from saefast.train.objectives import JumpReLU, Objective, ReLU
 from saefast.train.ranks import Ranks, Simulated
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
@@ -104,6 +105,68 @@ def test_every_variant_has_the_bits_of_one_process(name: str, size: int) -> None
     assert_ranks_equal_one_process(sae, data, [6, 6, 5, 4, 4, 4], size, lr=1e-2, **settings)
 
 
+@st.composite
+def threshold_problems(draw: st.DrawFn) -> dict[str, Any]:
+    return draw(problems()) | {
+        "variant": draw(st.sampled_from(["relu", "jumprelu"])),
+        "bias": draw(st.sampled_from([0.0, -8.0, -15.0])),
+        "penalties": draw(st.sampled_from([(), PENALTIES])),
+    }
+
+
+def objective_of(sae: SAE) -> Objective:
+    """Return an objective whose thresholds have gradients, as far as it has thresholds."""
+    return ReLU(0.3) if sae.variant == "relu" else JumpReLU(0.3, 8.0)
+
+
+def with_thresholds(variant: str, bias: float, d: int, m: int, k: int, dtype: torch.dtype) -> SAE:
+    """Return an SAE of which about half of the latents are active at bias 0, else a few."""
+    sae = sae_of(d, m, k, dtype, variant=variant)
+    with torch.no_grad():
+        sae.b_enc.fill_(bias)
+        if variant == "jumprelu":
+            sae.jump_threshold.fill_(2.0)
+    return sae
+
+
+@given(threshold_problems())
+@settings(max_examples=40)
+def test_relu_and_jumprelu_have_the_bits_of_one_process(problem: dict[str, Any]) -> None:
+    d, m, k, n, dtype = (problem[name] for name in ("d", "m", "k", "n", "dtype"))
+    assert_ranks_equal_one_process(
+        with_thresholds(problem["variant"], problem["bias"], d, m, k, dtype),
+        rows(4, n, d, problem["seed"], dtype),
+        [k] * 4,
+        problem["size"],
+        objective_of,
+        lr=1e-2,
+        rules=Rules(clip=problem["clip"], penalties=problem["penalties"]),
+        auxk=problem["auxk"],
+    )
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("variant", ["relu", "jumprelu"])
+def test_dense_and_sparse_steps_have_the_bits_of_one_process(variant: str, size: int) -> None:
+    data = rows(6, 50, 40, 1, FLOAT32)
+    dense, sparse = (
+        assert_ranks_equal_one_process(
+            with_thresholds(variant, bias, 40, 300, 4, FLOAT32),
+            data,
+            [4] * 6,
+            size,
+            objective_of,
+            lr=1e-2,
+            rules=Rules(clip=0.5),
+            auxk=AuxK(k=6, dead_after=60),
+        )
+        for bias in (0.0, -12.0)
+    )
+    assert [result.path for result in dense] == ["autograd"] * 6
+    assert [result.path for result in sparse] == ["autograd"] + ["fused"] * 5
+    assert all(result.fired.sum() > 9 for result in sparse)
+
+
 def test_latents_die_and_are_revived() -> None:
     """Otherwise the comparisons of AuxK above would be trivial."""
     step = FusedStep(sae_of(40, 300, 4), lr=1e-2, auxk=AuxK(k=6, dead_after=60))
@@ -137,7 +200,6 @@ def test_ranks_exchange_codes_and_norms_alone() -> None:
     ("arguments", "changes", "size", "message"),
     [
         ({"variant": "gated"}, {}, 2, "several ranks train topk, .* got Gated; train it by one"),
-        ({"variant": "relu"}, {}, 2, "whose steps need no dense codes, got ReLU"),
         ({}, {"rules": Rules(tether=0.9)}, 2, "several ranks do not train with a tether"),
         ({}, {}, 3, "ranks of an SAE in float32 must be a power of two up to 16, .* got 3"),
         ({"dtype": FLOAT64}, {}, 16, "ranks of an SAE in float64 must be .* up to 8, .* got 16"),
