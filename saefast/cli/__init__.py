@@ -1,7 +1,9 @@
 """Command line, in which each command calls one function of the library."""
 
 import inspect
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,12 +69,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\nsaefast: interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _discard_unread_output():
+            return 1
         if debug:
             raise
         if is_first():  # of several processes the others leave their reason to the first
             print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1
+    finally:
+        _discard_unread_output()
     return int(code or 0)
+
+
+def _discard_unread_output() -> bool:
+    """Discard buffered output if the reader has closed the pipe, as `saefast --help | head` does.
+
+    Otherwise the interpreter fails to write it when it exits, and prints a traceback.
+    """
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # none, closed, or replaced by an object
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors are reported without being asked for
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    discarded = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(discarded, output)
+    os.close(discarded)
+    return True
 
 
 def _flowing(doc: str) -> str:

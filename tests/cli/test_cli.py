@@ -321,3 +321,20 @@ def test_the_quick_demo_finds_planted_features_within_a_minute(
     for each in worth:
         keep = {its["group"]: its["keep"] for its in each["groups"] if its["control"] == ""}
         assert keep["stable"] > 5 * keep["unstable"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"]])
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(arguments: list[str]) -> None:
+    """`saefast --help | head` ends without a message."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "saefast", *arguments],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+    assert ended.stderr == ""
