@@ -1,4 +1,4 @@
-"""Gradient, Adam and renormalisation of every latent in one pass, without stored gradients."""
+"""Gradient, Adam and renormalisation of every latent in one pass over the latents."""
 
 from collections.abc import Callable
 
@@ -18,9 +18,10 @@ _DEVICES = ("cpu", "cuda")
 def latent_update(update: Update) -> tuple[Tensor, Tensor]:
     """Apply the update with the given fields; see `Update` and `reference.latent_update`.
 
-    The kernels of CPU and GPU make one pass over the latents and store no gradient of a matrix. On
-    a GPU the reference is used for float64 only. The order of `group_ends` is not checked on a GPU,
-    since the host would have to wait: latents beyond the last end belong to the last group.
+    The kernels of CPU and GPU make one pass over the latents and store no gradient of a matrix;
+    `latent_pass` may store gradients between measuring and applying them. On a GPU the reference is
+    used for float64 only. The order of `group_ends` is not checked on a GPU, since the host would
+    have to wait: latents beyond the last end belong to the last group.
 
     Returns:
         The gradient of `inputs` summed over tokens [d], and the number of tokens on which each
