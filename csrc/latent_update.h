@@ -1,5 +1,5 @@
-// Weight gradients, Adam and renormalisation in one pass over the latents. Gradients are stored only
-// in room that the caller gives, between measuring their norm and applying them.
+// Weight gradients, Adam and renormalisation in one pass over the latents. Gradients are stored
+// only in room that the caller gives, between measuring their norm and applying them.
 #pragma once
 #include <cstdint>
 
