@@ -20,6 +20,7 @@ _OWN = {KEY.encode(): BLANK.encode(), f"{KEY}.of".encode(): b"file"}
 # Keys and values as the footer holds them: a byte of the type, the length, the text. They are found
 # without reading the footer, which may be damaged.
 _DIGITS = re.compile(rb"\x18\x0d" + re.escape(KEY.encode()) + rb"\x18\x10([0-9a-f]{16})")
+_END = b"PAR1"
 _MARK = b"\x18\x10" + KEY.encode() + b".of\x18\x04file"
 
 
@@ -51,7 +52,7 @@ def read_sealed(path: Path) -> "pa.Table":
     import pyarrow.parquet as pq
 
     content = path.read_bytes()
-    if verifying():
+    if verifying() and content.endswith(_END):  # pyarrow describes truncated files better
         part = damaged_part(content)
         if part is not None:
             raise damaged(f"{path}: {part}")

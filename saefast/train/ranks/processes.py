@@ -20,6 +20,10 @@ _TIMEOUT = timedelta(seconds=120)
 _FAILURE = "saefast/failure"
 """Key of the store under which the first rank that fails leaves its reason."""
 
+_in_use: list[Tensor] = []
+"""Tensors of the last exchange. A thread of gloo releases them some time after the exchange; if it
+were the last to do so, it would need the interpreter, which aborts the process while it ends."""
+
 
 def world() -> Ranks:
     """Return the ranks that torchrun started, or the only one."""
@@ -52,9 +56,10 @@ class Torch:
         dtype = parts[0].dtype
         sent = [_bytes_of(part) for part in parts]
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
-        got = torch.empty(sum(sizes), dtype=torch.uint8)
+        got, given = torch.empty(sum(sizes), dtype=torch.uint8), torch.cat(sent)
+        _in_use[:] = got, given
         try:
-            dist.all_to_all_single(got, torch.cat(sent), sizes, [len(part) for part in sent])
+            dist.all_to_all_single(got, given, sizes, [len(part) for part in sent])
         except RuntimeError as error:
             raise ConnectionError(self._reason()) from error
         # Cloned, so that each part is aligned for its dtype.
