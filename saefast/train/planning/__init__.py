@@ -1,0 +1,1 @@
+"""Cost of a training before it starts: memory, exchanged bytes and time for a number of ranks."""
