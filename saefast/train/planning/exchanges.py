@@ -77,9 +77,9 @@ class CountedRanks:
 def usual_codes(config: TrainConfig, ranks: int) -> Codes:
     """Return the lengths of lists that a step of a variant has, or is assumed to have.
 
-    Those of topk and abstopk are fixed. Those of batchtopk and matryoshka depend on the rows:
-    it is assumed that the longest row has twice the average number of active latents, of which
-    every rank has an equal share.
+    Those of topk and abstopk are fixed. Those of other variants depend on the rows: it is assumed
+    that k latents are active on average, twice as many on the longest row, and that every rank has
+    an equal share of them.
     """
     if config.variant in ("topk", "abstopk"):
         return Codes((config.k,), (), config.k)
@@ -98,6 +98,8 @@ def step_exchanges(
     dead: Sequence[int] | None = None,
 ) -> dict[str, Exchange]:
     """Count the exchanges of a training step of one SAE by its parts.
+
+    Steps of relu and jumprelu with dense codes, which gather all weights, are not counted.
 
     Args:
         config: settings of the training.
@@ -148,20 +150,24 @@ class _Step:
             share.added(_floats(n, codes.width))
         else:
             share.added(_floats(n, codes.width + 1))
+        if config.variant == "jumprelu":
+            share.added(_floats(n, codes.width))  # for the gradient of the thresholds
         self._count("products")
+        if config.variant == "relu":
+            share.added(_floats(share.latents))
+            self._count("norms")
 
     def auxk(self, dead: list[int]) -> None:
         """Count the auxiliary loss."""
         settings, share, count = self._config.auxk, self._share, sum(dead)
-        if settings is None:
+        if settings is None or count == 0:
             return
         column_sums = _floats(self._columns)
         if settings.normalised:
             share.joined_columns(column_sums)
-        if count:
-            k = min(settings.actives(share.width), count)
-            self._merged(k, dead)
-            share.added(_floats(self._n, k))
+        k = min(settings.actives(share.width), count)
+        self._merged(k, dead)
+        share.added(_floats(self._n, k))
         share.joined_columns(column_sums)
         self._count("auxk")
 
@@ -201,7 +207,7 @@ class _Step:
 
     def _decays(self) -> bool:
         """Return whether a penalty changes the gradient of the decoder."""
-        return any(
+        return self._config.variant == "relu" or any(
             penalty.side == "decoder" and (penalty.norm == "fro" or penalty.weight > 0)
             for penalty in self._config.rules.penalties
         )
