@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saefast.cli import evaluate, files, runs, stages, sweep
+from saefast.cli import evaluate, files, plan, runs, stages, sweep
 from saefast.cli.telling import is_first
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": stages.report,
     "dashboards": stages.dashboards,
     "sweep": sweep.sweep,
+    "plan": plan.plan,
     "convert": files.convert,
     "push": files.push,
     "verify": files.verify,

@@ -17,7 +17,7 @@ from saefast.ops.update_operands import (
 )
 from saefast.types import Update
 
-_MOST_STORED = 2**28
+MOST_STORED = 2**28
 """Bytes of gradients up to which the CPU stores them between measuring and applying them: the size
 up to which csrc/buffer.h keeps memory for the next step."""
 
@@ -62,7 +62,7 @@ class _OnCpu:
         weight = self._operands.w_enc
         width = weight.shape[1] + self._operands.w_dec.shape[1] + 1
         stored = None
-        if len(weight) * width * weight.itemsize <= _MOST_STORED:
+        if len(weight) * width * weight.itemsize <= MOST_STORED:
             stored = native.StoredGradients(len(weight), width, weight.itemsize)
         results = self._run(self._operands, squares, stored)
         if stored is not None:

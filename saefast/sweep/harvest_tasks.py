@@ -9,7 +9,7 @@ import torch
 
 from saefast.lm.harvest_part import part_from, write_part
 from saefast.lm.model import LanguageModel, load_model
-from saefast.sweep.workers import PROCESS_BYTES
+from saefast.train.planning.memory import PROCESS_BYTES
 
 HARVEST_PART = "harvest part"
 

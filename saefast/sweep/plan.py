@@ -13,7 +13,8 @@ from saefast.sweep.driver import cells_of
 from saefast.sweep.folder import SweepFolder
 from saefast.sweep.speeds import Speeds
 from saefast.sweep.tasks import Schedule, Task, divided, training_bytes
-from saefast.sweep.workers import PROCESS_BYTES, local_workers
+from saefast.sweep.workers import local_workers
+from saefast.train.planning.memory import PROCESS_BYTES
 
 
 @dataclass(frozen=True)

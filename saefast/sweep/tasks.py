@@ -22,15 +22,13 @@ from saefast.pipeline.settings import RunSettings, settings_from
 from saefast.pipeline.together import harvest_together, store_key, stream_key, train_together
 from saefast.sweep.definition import Cell
 from saefast.sweep.folder import DoneRecord, SweepFolder
-from saefast.sweep.workers import PROCESS_BYTES
+from saefast.train.planning.memory import PROCESS_BYTES, rank_memory
 
 HARVEST, TRAIN, STAGES = "harvest", "train", "stages"
 _PATIENCE = 1.0
 _PATIENT_SECONDS = 60.0
 _MOST_TOGETHER = 200
 """Maximum number of cells of one training, each of which holds two open files."""
-_STATE_BYTES = 24
-"""Bytes per parameter in a training: weight, two moments, packed copies and a checkpoint copy"""
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) 
 def training_bytes(settings: RunSettings, width: int) -> int:
     """Estimate the bytes of memory of the SAEs of a run during training on rows of a width."""
     train = settings.train
-    return len(train.seeds) * train.latents * 2 * width * _STATE_BYTES
+    return len(train.seeds) * rank_memory(train, width, 0, 1).peak
 
 
 def _grouped(cells: Sequence[Cell], keys: Sequence[str]) -> list[list[Cell]]:

@@ -14,8 +14,6 @@ import torch
 
 STOP = "stop"
 """Line that asks a worker to interrupt its task and end."""
-PROCESS_BYTES = 600_000_000
-"""Bytes of a process that has imported all packages and reads rows"""
 
 
 class WorkerTask(Protocol):

@@ -53,7 +53,9 @@ class Lists:
     def codes(self, size: int, width: int) -> Codes:
         by_search = zip(*(self.longest.get(rank, ()) for rank in range(size)), strict=True)
         searches = zip(by_search, self.widths, strict=True)
-        return Codes(tuple(self.ranked.get(0, ())), tuple(Search(*each) for each in searches), width)
+        return Codes(
+            tuple(self.ranked.get(0, ())), tuple(Search(*each) for each in searches), width
+        )
 
 
 def assert_planned(config: TrainConfig, d: int, size: int, *, d_out: int | None = None) -> int:
@@ -151,9 +153,9 @@ def test_a_transcoder_is_planned() -> None:
 def test_a_run_adds_signals_alone() -> None:
     """Two runs differ by the exchanges of two steps; their beginnings and ends are equal."""
     received, calls = [], []
+    (data,) = rows(1, 6 * 32, 24, 0, torch.float32)
     for steps in (4, 6):  # of as many digits in the agreed settings
         config = TrainConfig(200, 4, batch_size=32, tokens=32 * steps, auxk=AuxK(dead_after=999))
-        (data,) = rows(1, 6 * 32, 24, 0, torch.float32)
         group = Simulated(4)
         group.run(lambda ranks, c=config: train_saes(data, c, ranks=ranks, progress=False))  # type: ignore[misc]
         received.append(group.received[1])

@@ -1,0 +1,125 @@
+"""Plans of trainings: memory against measured processes, numbers of ranks, and the command."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saefast import AuxK, TrainConfig
+from saefast.cli import main
+from saefast.train.planning import MACHINES, Machine, measured_machine, plan_training
+
+MEASURE = """
+import resource, sys
+import torch
+from saefast import TrainConfig, train_saes
+from saefast.train.planning.memory import rank_memory
+from saefast.train.ranks.processes import world
+
+d, m, n, out = *map(int, sys.argv[1:4]), sys.argv[4]
+torch.set_num_threads(1)
+config = TrainConfig(m, 32, batch_size=n, tokens=6 * n, auxk=None)
+rows = torch.randn(6 * n, d, generator=torch.Generator().manual_seed(0))
+ranks = world()
+few = TrainConfig(64, 4, batch_size=64, tokens=640, auxk=None)
+train_saes(rows[:640], few, ranks=ranks, progress=False)
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * resource.getpagesize()
+train_saes(rows, config, ranks=ranks, progress=False, out=out)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+print(f"\\n{grown / rank_memory(config, d, ranks.rank, ranks.size).peak}", flush=True)
+"""
+CPU = Machine("cpu", 1e11, 1e10, 1e10, network=1e9, latency=1e-4, memory=10**10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_planned_memory_is_that_of_processes(ranks: int, tmp_path: Path) -> None:
+    """Within a fifth: memory that the allocator does not give back depends on the machine."""
+    program = tmp_path / "measure.py"
+    program.write_text(MEASURE)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    arguments = ["768", "16384", "1024", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*start, str(ranks), str(program), *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == ranks
+    assert all(0.8 < share < 1.2 for share in shares), shares
+
+
+def test_the_smallest_number_of_ranks_is_the_first_that_fits() -> None:
+    config = TrainConfig(131_072, 32, batch_size=1024)
+    sizes = {
+        ranks: plan_training(config, 768, CPU, ranks=ranks).bytes_per_rank for ranks in (1, 2, 4)
+    }
+    assert sizes[4] < sizes[2] < sizes[1]
+    between = dataclasses.replace(CPU, memory=(sizes[2] + sizes[4]) // 2)
+    plans = {ranks: plan_training(config, 768, between, ranks=ranks) for ranks in (2, 4)}
+    assert [plans[2].fits, plans[4].fits, plans[4].fits_together] == [False, True, False]
+    assert plans[2].smallest == plans[4].smallest == 4
+    assert "smallest number that fits   4," in plans[2].to_table()
+    nothing = plan_training(config, 768, dataclasses.replace(CPU, memory=10**8))
+    assert nothing.smallest is None
+    assert "no number of ranks" in nothing.to_table()
+
+
+def test_whole_saes_on_ranks_exchange_signals_alone() -> None:
+    config = TrainConfig(1024, 8, seeds=(0, 1, 2, 3), batch_size=256)
+    one, two = (plan_training(config, 64, CPU, ranks=ranks) for ranks in (1, 2))
+    assert (one.received, one.calls, two.received, two.calls) == (0, 0, 2, 1)
+    assert two.seconds.encode == one.seconds.encode / 2
+    assert two.memory.state == one.memory.state / 2
+    eight = plan_training(config, 64, CPU, ranks=8)
+    single = plan_training(dataclasses.replace(config, seeds=(0,)), 64, CPU, ranks=8)
+    signals = single.exchanges["signals"].received
+    assert eight.received - signals == 4 * (single.received - signals)
+
+
+def test_dead_latents_are_planned() -> None:
+    config = TrainConfig(1024, 8, batch_size=256, auxk=AuxK(k=16))
+    none, some = (plan_training(config, 64, CPU, ranks=4, dead=dead) for dead in (0, 100))
+    # Lists of values and latents, merged lists and products there and back, as in the guide.
+    assert some.received - none.received >= 24 * 256 * 16 * 3 // 4
+    assert some.seconds.gather > none.seconds.gather
+
+
+def test_models_are_labelled_and_close_to_the_floors_of_the_design() -> None:
+    """The floors of one H100 for this SAE add up to 23.5 ms."""
+    config = TrainConfig(131_072, 64, batch_size=8192)
+    one = plan_training(config, 4096, MACHINES["h100-nvlink"])
+    assert one.seconds.total == pytest.approx(23.5e-3, rel=0.05)
+    assert "H100, NVLink (as a model)" in one.to_table()
+
+
+def test_numbers_that_cannot_train_are_refused() -> None:
+    config = TrainConfig(1024, 8)
+    with pytest.raises(ValueError, match=r"ranks must be one of 1, 2, 4, 8, 16 .*, got 3"):
+        plan_training(config, 64, CPU, ranks=3)
+    with pytest.raises(ValueError, match="ranks must be 1, or at most the number of SAEs"):
+        plan_training(dataclasses.replace(config, variant="gated"), 64, CPU, ranks=2)
+    with pytest.raises(ValueError, match="products must be at least 1, got 0"):
+        dataclasses.replace(CPU, products=0)
+
+
+def test_this_machine_is_measured() -> None:
+    machine = measured_machine(64)
+    assert not machine.modelled
+    assert min(machine.products, machine.gather, machine.update) > 1e6
+
+
+def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--d", "4096", "--latents", "131072", "--k", "64", "--batch-size", "8192"]
+    command = ["plan", "train", *options, "--seeds", "0", "--ranks", "8", "--kind", "h100-400g"]
+    config = TrainConfig(131_072, 64, batch_size=8192)
+    planned = plan_training(config, 4096, MACHINES["h100-400g"], ranks=8)
+    assert main(command) == 0
+    assert capsys.readouterr().out == planned.to_table() + "\n"
+    assert main([*command, "--json", "--memory", "3"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["received"], facts["calls"]) == (planned.received, planned.calls)
+    assert facts["fits"] is False
