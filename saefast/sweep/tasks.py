@@ -273,9 +273,13 @@ def divided(cells: Sequence[Cell], groups: int, memory: int | None, width: int) 
 
 
 def training_bytes(settings: RunSettings, width: int) -> int:
-    """Estimate the bytes of memory of the SAEs of a run during training on rows of a width."""
+    """Estimate the bytes of memory of the SAEs of a run during training on rows of a width.
+
+    Batches and codes, which all SAEs of a training use in turn, are part of `PROCESS_BYTES`.
+    """
     train = settings.train
-    return len(train.seeds) * rank_memory(train, width, 0, 1).peak
+    memory = rank_memory(train, width, 0, 1)
+    return len(train.seeds) * (memory.state + memory.end)
 
 
 def _grouped(cells: Sequence[Cell], keys: Sequence[str]) -> list[list[Cell]]:

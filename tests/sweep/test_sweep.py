@@ -22,7 +22,7 @@ from saefast.disk.lock import Claim
 from saefast.disk.tables import read_json, read_table
 from saefast.pipeline import run_pipeline
 from saefast.sweep import Sweep, SweepFolder, SweepOutcome, pool, run_sweep, write_results
-from saefast.sweep.tasks import Task, divided
+from saefast.sweep.tasks import Task, divided, training_bytes
 from saefast.sweep.workers import Answer
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -325,7 +325,8 @@ def test_trainings_are_divided_by_work_and_by_memory(tmp_path: Path) -> None:
     assert latents(divided(cells, 1, None, 24)) == [6 * 24 + 6 * 32]
     assert latents(divided(cells, 2, None, 24)) == [168, 168]
     assert len(divided(cells, 50, None, 24)) == 12
-    whole = 2 * 2 * 24 * 24 * (6 * 24 + 6 * 32)  # SAEs, sides, bytes, width, latents
+    whole = sum(training_bytes(cell.settings, 24) for cell in cells)
+    assert whole > 2 * 2 * 24 * 12 * (6 * 24 + 6 * 32)  # SAEs, sides, width, bytes, latents
     assert len(divided(cells, 1, whole, 24)) == 1
     assert len(divided(cells, 1, whole // 4, 24)) == 4
     loud = [

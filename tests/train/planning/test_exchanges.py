@@ -117,7 +117,12 @@ def assert_planned(config: TrainConfig, d: int, size: int, *, d_out: int | None 
     k=st.integers(1, 6),
     clip=st.sampled_from([None, 0.3]),
     auxk=st.sampled_from(
-        [None, AuxK(k=3, dead_after=1), AuxK(dead_after=1, normalised=False), AuxK(k=900)]
+        [
+            None,
+            AuxK(k=3, dead_after=1),
+            AuxK(dead_after=1, normalised=False),
+            AuxK(k=900, dead_after=1),
+        ]
     ),
 )
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
