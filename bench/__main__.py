@@ -27,6 +27,7 @@ CASES = (
     "worlds",
     "checksums",
     "inside",
+    "ranks",
 )
 _OWN = ("gpu", "match", "studies", "study", "demo", "evaluations")
 """Benchmarks with their own shapes and options."""

@@ -1,0 +1,86 @@
+"""ranks: a step of several processes (gloo, a thread each) beside one process, and a model of GPUs.
+
+Rows of the rival "model" are computed, not measured: `saefast plan` for GPUs, and plain data
+parallelism by the same speeds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.cases import Shape
+from saefast import Rules, TrainConfig
+from saefast.train.planning import MACHINES, plan_training
+
+SHAPES = (Shape(768, 16384, 32, 2048),)
+_PROCESSES = (1, 2, 4)
+_MODELLED = (Shape(4096, 131_072, 64, 8192), Shape(4096, 1_048_576, 64, 8192))
+_RANKS = {"h100-nvlink": (1, 2, 4, 8), "h100-400g": (8, 16, 32, 64), "h100-25g": (8,)}
+_DENSE = 16
+"""Bytes for each weight of a side that a rank receives when dense gradients are averaged: both
+sides, twice over the network in float32."""
+
+
+def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+    """Time processes on this machine, compare their weights, and add the rows of the model."""
+    results = {processes: _measured(shape, processes, rounds) for processes in _PROCESSES}
+    digests = {processes: result.pop("digest") for processes, result in results.items()}
+    measured = [
+        {
+            "case": "ranks",
+            "shape": shape._asdict(),
+            "rival": "saefast",
+            "mode": f"{processes} process{'es' * (processes > 1)}",
+            "agrees": digests[processes] == digests[1],
+            **result,
+        }
+        for processes, result in results.items()
+    ]
+    return [*measured, *(row for each in _MODELLED for row in model(each))]
+
+
+def model(shape: Shape) -> list[dict[str, Any]]:
+    """Return rows of the model of a step on GPUs, split as saefast does and data parallel."""
+    # Without AuxK and clipping, whose exchanges depend on settings.
+    config = TrainConfig(shape.m, shape.k, batch_size=shape.n, auxk=None, rules=Rules())
+    one = plan_training(config, shape.d, MACHINES["h100-nvlink"]).seconds
+    rows = []
+    for kind, sizes in _RANKS.items():
+        for ranks in sizes:
+            plan = plan_training(config, shape.d, MACHINES[kind], ranks=ranks)
+            dense = _DENSE * shape.m * shape.d * (ranks - 1) // ranks
+            parallel = (one.encode + one.gather) / ranks + one.update
+            row = {
+                "case": "ranks",
+                "shape": shape._asdict(),
+                "rival": "model",
+                "mode": kind,
+                "ranks": ranks,
+                "ms": round(plan.seconds.total * 1e3, 3),
+                "efficiency": round(one.total / plan.seconds.total / ranks, 3),
+                "received": plan.received,
+                "calls": plan.calls,
+                "data_parallel_ms": round((parallel + dense / MACHINES[kind].network) * 1e3, 3),
+                "data_parallel_received": dense,
+            }
+            rows.append(row)
+    return rows
+
+
+def _measured(shape: Shape, processes: int, rounds: int) -> dict[str, Any]:
+    """Return what rank 0 of some processes prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "-m", "bench.ranks_worker"]
+    done = subprocess.run(
+        [*command, *map(str, shape), str(rounds)],
+        cwd=Path(__file__).resolve().parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
