@@ -105,3 +105,5 @@ def _digest(step: saefast.FusedStep) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main()
+    if dist.is_initialized():
+        dist.destroy_process_group()
