@@ -18,6 +18,7 @@ from bench.tables import cpu_step as cpu_step_table
 from bench.tables import evaluations as evaluation_tables
 from bench.tables import gpu as gpu_table
 from bench.tables import headline as headline_table
+from bench.tables import ranks as ranks_table
 from bench.tables import study as study_tables
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -220,6 +221,8 @@ TABLES = {
     "gpu_decodes": (gpu_table.decodes, gpu_table.decodes_caption),
     "gpu_matchings": (gpu_table.matchings, gpu_table.matchings_caption),
     "gpu_end_to_end": (gpu_table.end_to_end, gpu_table.end_to_end_caption),
+    "ranks": (ranks_table.measured, ranks_table.measured_caption),
+    "ranks_model": (ranks_table.model, ranks_table.model_caption),
     "demo": (study_tables.demo, study_tables.demo_caption),
     "evaluations": (evaluation_tables.by_condition, evaluation_tables.caption),
     "evaluations_by_group": (evaluation_tables.by_group,),

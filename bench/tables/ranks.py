@@ -1,0 +1,66 @@
+"""Tables of several processes: measured on one machine, and the model of GPUs."""
+
+from typing import Any
+
+from bench.committed import load, markdown
+from bench.shapes import Shape
+
+
+def measured() -> str:
+    """Return times, bytes and calls of a step by the number of processes."""
+    rows = [row for row in load("ranks")["rows"] if row["rival"] == "saefast"]
+    lines = [["", "step", "compute", "exchange", "waiting", "received", "calls", "same bits"]]
+    lines.append(["---"] + ["---:"] * 7)
+    for row in rows:
+        parts = (row.get(f"{name}_ms") for name in ("compute", "exchange", "waiting"))
+        times = ["" if part is None else f"{part:.0f} ms" for part in parts]
+        received = f"{row['received'] / 1e6:.2f} MB" if "received" in row else ""
+        calls, same = str(row.get("calls", "")), "yes" if row["agrees"] else "**no**"
+        lines.append([row["mode"], f"{row['ms']:.0f} ms", *times, received, calls, same])
+    return markdown(lines)
+
+
+def measured_caption() -> str:
+    """Return the caption of the measured table."""
+    result = load("ranks")
+    machine, first = result["machine"], result["rows"][0]
+    return (
+        f"Measured: one TopK step at (d, m, k, n) = {Shape(**first['shape']).text} without AuxK "
+        f"and clipping, by processes of one thread each that share {machine['cores']} cores and "
+        f"exchange by gloo; median of {first['rounds']} steps. The parts are means of rank 0 in "
+        f"further steps, in which a barrier before every exchange separates waiting from it. "
+        f"{machine['cpu']}, torch {machine['versions']['torch']}, commit {result['commit']}."
+    )
+
+
+def model() -> str:
+    """Return the modelled time of a step on GPUs, divided as in saefast and data parallel."""
+    rows = [row for row in load("ranks")["rows"] if row["rival"] == "model"]
+    lines = [["model", "GPUs", "step", "efficiency", "received", "data parallel", "received"]]
+    lines.append(["---"] + ["---:"] * 6)
+    lines += [_modelled(row) for row in rows]
+    return markdown(lines)
+
+
+def _modelled(row: dict[str, Any]) -> list[str]:
+    kind = row["mode"].removeprefix("h100-")
+    return [
+        f"{Shape(**row['shape']).text}, {kind}",
+        str(row["ranks"]),
+        f"{row['ms']:.1f} ms",
+        f"{100 * row['efficiency']:.0f} %",
+        f"{row['received'] / 1e6:.0f} MB",
+        f"{row['data_parallel_ms']:.0f} ms",
+        f"{row['data_parallel_received'] / 1e6:,.0f} MB",
+    ]
+
+
+def model_caption() -> str:
+    """Return the caption of the model."""
+    return (
+        "A model, not measured: `saefast plan train --kind` for H100 GPUs, by which several "
+        "processes cannot train yet; 32 and 64 are beyond the 16 processes whose bits are equal. "
+        "Without AuxK and clipping, and without the distribution of the rows, 2 n d bytes, which "
+        "are a wall of their own at 25 Gbit/s. Data parallel: every GPU encodes and decodes its "
+        "part of the rows, receives dense gradients and updates all weights."
+    )
