@@ -31,8 +31,7 @@ class RankMemory(NamedTuple):
     step: int
     """largest memory of a step beside the state: batches, codes, residuals and exchanges"""
     end: int
-    """largest memory beside both at the end, for copies of whole SAEs: the weights from all ranks,
-    the result, and one side turned for its file"""
+    """largest memory beside both at the end, for copies of whole SAEs"""
 
     @property
     def peak(self) -> int:
@@ -76,8 +75,10 @@ def rank_memory(
         + kept
     )
     weights = _FLOAT * (latents * (d + width + 1) + width)
-    # One process has the weights already, of which others keep no copy while one side is turned.
-    return RankMemory(state, step, weights * 3 // 2 if ranks == 1 else weights * 2)
+    # The result, and one side turned for its file. Ranks also have the gathered weights and what
+    # the last exchange of a side sent and received.
+    end = weights * 3 // 2 if ranks == 1 else weights * 7 // 2
+    return RankMemory(state, step, end)
 
 
 def _packed(precision: str, rows: int, d: int) -> int:

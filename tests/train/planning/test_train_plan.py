@@ -55,14 +55,14 @@ def test_planned_memory_is_that_of_processes(ranks: int, tmp_path: Path) -> None
 def test_the_smallest_number_of_ranks_is_the_first_that_fits() -> None:
     config = TrainConfig(131_072, 32, batch_size=1024)
     sizes = {
-        ranks: plan_training(config, 768, CPU, ranks=ranks).bytes_per_rank for ranks in (1, 2, 4)
+        ranks: plan_training(config, 768, CPU, ranks=ranks).bytes_per_rank for ranks in (1, 2, 4, 8)
     }
-    assert sizes[4] < sizes[2] < sizes[1]
-    between = dataclasses.replace(CPU, memory=(sizes[2] + sizes[4]) // 2)
-    plans = {ranks: plan_training(config, 768, between, ranks=ranks) for ranks in (2, 4)}
-    assert [plans[2].fits, plans[4].fits, plans[4].fits_together] == [False, True, False]
-    assert plans[2].smallest == plans[4].smallest == 4
-    assert "smallest number that fits   4," in plans[2].to_table()
+    assert sizes[8] < sizes[4] < min(sizes[1], sizes[2])
+    between = dataclasses.replace(CPU, memory=(min(sizes[1], sizes[2]) + sizes[4]) // 2)
+    plans = {ranks: plan_training(config, 768, between, ranks=ranks) for ranks in (1, 4)}
+    assert [plans[1].fits, plans[4].fits, plans[4].fits_together] == [False, True, False]
+    assert plans[1].smallest == plans[4].smallest == 4
+    assert "smallest number that fits   4," in plans[1].to_table()
     nothing = plan_training(config, 768, dataclasses.replace(CPU, memory=10**8))
     assert nothing.smallest is None
     assert "no number of ranks" in nothing.to_table()
