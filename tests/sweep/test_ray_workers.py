@@ -11,8 +11,8 @@ from helpers.small_sweep import small_sweep
 
 from saefast.sweep import SweepFolder, ray_workers, run_sweep
 from saefast.sweep.ray_workers import RayWorkers, Share, share_of
-from saefast.sweep.tasks import Schedule, Task
-from saefast.sweep.workers import PROCESS_BYTES
+from saefast.sweep.tasks import Schedule, Task, training_bytes
+from saefast.train.planning.memory import PROCESS_BYTES
 
 GB = 10**9
 NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 64.0 * GB}
@@ -188,7 +188,8 @@ def test_tasks_know_the_memory_of_their_saes(tmp_path: Path) -> None:
     run_sweep(sweep, out, until="harvest", processes=1)
     (training,) = Schedule(SweepFolder(out), sweep.cells, "train").first()
     assert training.cells == ("latents-32", "latents-24")
-    large, small = (2 * latents * 2 * 24 * 24 for latents in (32, 24))  # SAEs, sides, width, bytes
+    small, large = (training_bytes(cell.settings, 24) for cell in sweep.cells)
+    assert 2 * 2 * 24 * 12 * 24 < small < large  # SAEs, sides, width, bytes, latents
     assert training.bytes_of_cells == (large, small)
     assert training.memory == PROCESS_BYTES + large + small
     assert training.of_cell(1, 1).bytes_of_cells == (small,)

@@ -150,7 +150,7 @@ def test_stored_gradients_give_the_bits_of_gradients_summed_again(
 ) -> None:
     data, states = batches(4, 40, 11, dtype), []
     for most_stored in (2**28, 0):
-        monkeypatch.setattr(latent_pass, "_MOST_STORED", most_stored)
+        monkeypatch.setattr(latent_pass, "MOST_STORED", most_stored)
         sae = SAE(11, 70, k=3, seed=1, dtype=dtype)
         step = FusedStep(sae, lr=LR, rules=RULES[name], auxk=AuxK(k=2, dead_after=50))
         fired = [step(x).fired for x in data]
