@@ -13,6 +13,7 @@ from bench.cases import Shape
 from bench.gpu import checks, encode_checks, smoke, training_checks
 from bench.gpu.contest import Contest
 from bench.gpu.encodes import encodes
+from bench.gpu.finding import drawn_on
 from saefast.kernels.codes import latent_sum, sparse_decode
 from saefast.kernels.encode import select_triton, threshold_encode
 from saefast.kernels.update import latent_update
@@ -32,13 +33,13 @@ def _fewer_screens(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("check", [one for one in checks.CHECKS if one.__name__ not in ON_THE_CPU])
 def test_every_check_holds(check: Callable[..., Iterator[Any]]) -> None:
     """Steps take too long here; tests/bench/test_gpu_contests.py runs them on the CPU's kernels."""
-    found = list(check(SMALL, *checks.drawn_on(SMALL, "cpu")))
+    found = list(check(SMALL, *drawn_on(SMALL, "cpu")))
     assert [finding for finding in found if not finding.holds] == []
     assert len(found) == len({finding.check for finding in found}) > 0
 
 
 def test_a_training_is_checked() -> None:
-    data = checks.drawn_on(SMALL, "cpu")
+    data = drawn_on(SMALL, "cpu")
     finding = training_checks.training(SMALL, *data, "exact", auxk=True)
     assert finding.holds, finding
 
@@ -51,7 +52,7 @@ def exact_training(*data: Any) -> Iterator[Any]:
 def failing(*checks: Callable[..., Iterator[Any]]) -> set[str]:
     """Return checks with failures; one screen that serves both precisions is enough."""
     encode_checks.SCREENS = (GpuScreen("fused", "bfloat16"),)
-    data = checks.drawn_on(SMALL, "cpu")
+    data = drawn_on(SMALL, "cpu")
     return {
         check.__name__
         for check in checks
