@@ -54,7 +54,7 @@ def verify(path: str | Path, *, progress: bool = False) -> list[Damage]:
         progress: show a progress bar on stderr.
 
     Returns:
-        What is damaged or missing; empty if everything is intact.
+        The damaged and missing files and parts; empty if everything is intact.
 
     Raises:
         FileNotFoundError: the path does not exist, or holds no file of a known kind.

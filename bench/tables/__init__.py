@@ -1,1 +1,1 @@
-"""Tables of the documentation that are made from several files of committed rows."""
+"""Tables of the documentation, made from committed rows."""

@@ -148,7 +148,7 @@ class StoreWriter:
         return index if metadata is None else replace(index, metadata=metadata)
 
     def _remove_unfinished(self) -> None:
-        """Remove what interrupted processes left beside the finished shards."""
+        """Remove files that interrupted processes left beside the finished shards."""
         for part in self.path.glob(f"*{PART}"):
             part.unlink()
 

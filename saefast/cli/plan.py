@@ -66,4 +66,4 @@ def plan(
         "fits_together": planned.fits_together,
         "smallest": planned.smallest,
     }
-    tell(planned.to_table(), facts, [], json_output)
+    tell(planned.as_text(), facts, [], json_output)

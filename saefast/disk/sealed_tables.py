@@ -3,7 +3,7 @@
     saefast.xxh64       XXH64 of the file, in which the digits of this value are zeros
     saefast.xxh64.of    "file", so that damage to one of the two keys is noticed
 
-Beside, each page has Parquet's own checksum, by which the damaged column is found.
+In addition, each page has Parquet's own checksum, by which the damaged column is found.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What a harvest writes: sites, widths, stores and their metadata."""
+"""Plan of a harvest: sites, widths, stores and their metadata."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +112,8 @@ def plan_harvest(
 ) -> HarvestPlan:
     """Check the arguments of a harvest and determine its stores; see `harvest`."""
     check_model(model)
-    several = not isinstance(sites, int | str)
-    chosen = find_sites(model.model, sites if several else [sites])  # type: ignore[arg-type,list-item]
+    one = isinstance(sites, int | str)
+    chosen = find_sites(model.model, [sites] if isinstance(sites, int | str) else sites)
     source = or_builtin(corpus)
     check_dtype(dtype)
     if tokens is not None:
@@ -121,7 +121,7 @@ def plan_harvest(
     described = {**model.description, "text": source.description, **packing.description}
     stores = tuple(
         PlannedStore(
-            Path(out) / site.name if several else Path(out),
+            Path(out) if one else Path(out) / site.name,
             site,
             d,
             _usual_shard(d, dtype, tokens) if rows_per_shard is None else rows_per_shard,

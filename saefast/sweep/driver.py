@@ -11,12 +11,10 @@ from saefast.pipeline.stage_list import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.folder import FailureRecord, SweepFolder
-from saefast.sweep.pool import check_on, open_workers
+from saefast.sweep.pool import ATTEMPTS, check_on, open_workers
 from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, Workers
-
-_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def _again(answer: Answer[Task]) -> list[Task]:
     attempts = task.attempts + 1
     if len(task.cells) > 1 and not (answer.died and attempts == 1):
         return [task.of_cell(number, 1) for number in range(len(task.cells))]
-    return [replace(task, attempts=attempts)] if attempts < _ATTEMPTS else []
+    return [replace(task, attempts=attempts)] if attempts < ATTEMPTS else []
 
 
 def _record(folder: SweepFolder, name: str, answer: Answer[Task]) -> None:

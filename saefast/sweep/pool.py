@@ -8,7 +8,8 @@ from saefast import checks
 from saefast.sweep.ray_workers import ADDRESS, RayWorkers
 from saefast.sweep.workers import AnyTask, LocalWorkers, Workers
 
-_ATTEMPTS = 2
+ATTEMPTS = 2
+"""Number of times that a task is tried"""
 
 
 def check_on(on: str, processes: int | None) -> None:
@@ -57,7 +58,7 @@ def perform_all(
         running -= 1
         if answer.reason is None:
             finished(answer.task)
-        elif attempts[id(answer.task)] < _ATTEMPTS:
+        elif attempts[id(answer.task)] < ATTEMPTS:
             waiting.append((answer.task, attempts[id(answer.task)] + 1))
         else:
             failure = failure or f"{answer.task.label} failed twice: {answer.reason}"

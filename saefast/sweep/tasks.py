@@ -66,7 +66,7 @@ class Task:
 
     def perform(self) -> None:
         """Do the work in this process; what is already finished is kept."""
-        perform(self)
+        _perform(self)
 
     def of_cell(self, number: int, attempts: int) -> "Task":
         """Return the same task for one of its cells, with a number of failed attempts."""
@@ -87,7 +87,7 @@ def task_from(record: dict[str, Any]) -> Task:
     return Task(**(record | lists))
 
 
-def perform(task: Task) -> None:
+def _perform(task: Task) -> None:
     """Perform a task; work that is already finished is kept."""
     folder = SweepFolder(Path(task.root))
     jobs = [

@@ -105,7 +105,7 @@ class Learner:
         idle: Tensor,
         auxk: AuxK | None,
     ) -> tuple[Loss, Gradients, AuxGradients | None]:
-        """Return what `_gradients` returns; `sae` is whole."""
+        """Compute the result of `_gradients` for an SAE that is whole."""
         with torch.enable_grad():
             loss = loss_of(sae)
         gradients = optimizer.by_autograd(loss.value, sae)

@@ -10,7 +10,7 @@ from helpers.training_runs import files_of
 
 from saefast.pipeline import run_pipeline
 from saefast.sweep import Sweep, read_sweep
-from saefast.sweep.tasks import Task, perform
+from saefast.sweep.tasks import Task
 from saefast.sweep.workers import Answer, reason_of
 
 UNTIL = "statistics"
@@ -106,7 +106,7 @@ class InlineWorkers:
         return Answer(task, None)
 
     def work(self, task: Task) -> None:
-        perform(task)
+        task.perform()
 
     def __enter__(self) -> "InlineWorkers":
         return self

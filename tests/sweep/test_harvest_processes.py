@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny_lm import TEXTS, llama, saved
+from helpers.worker_processes import children, is_worker
 
 from saefast.lm import LanguageModel, harvest, load_model
 from saefast.sweep import harvest_by_processes, pool
@@ -235,7 +236,7 @@ def test_killed_processes_leave_a_harvest_that_resumes(
     while not list((tmp_path / "many").glob("activations-*.json.part")):
         assert running.poll() is None, running.communicate()
         time.sleep(0.002)
-    workers = [pid for pid in _children(running.pid) if _is_worker(pid)]
+    workers = [pid for pid in children(running.pid) if is_worker(pid)]
     os.kill(workers[0] if victim == "worker" else running.pid, signal.SIGKILL)
     output, _ = running.communicate()
     assert (running.returncode == 0) == (victim == "worker"), output
@@ -252,11 +253,3 @@ def _is_train(text: Path) -> bool:
     from saefast.lm import text_files
 
     return bool(list(text_files(text).train()))
-
-
-def _children(pid: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _is_worker(pid: int) -> bool:
-    return b"saefast.sweep.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()

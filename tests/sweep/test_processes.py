@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.small_sweep import UNTIL, assert_same_cells, small_sweep, sweep_file
+from helpers.worker_processes import children, is_worker
 
 from saefast.disk.tables import read_table
 from saefast.sweep import run_sweep
@@ -36,18 +37,6 @@ def driver(file: Path, out: Path) -> "subprocess.Popen[str]":
 
 def has_content(path: Path) -> bool:
     return path.stat().st_size > 0
-
-
-def children(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(name) for name in path.read_text().split()] if path.exists() else []
-
-
-def is_worker(pid: int) -> bool:
-    try:
-        return b"saefast.sweep.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def appears(what: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:

@@ -23,7 +23,7 @@ _VALUE, _INDEX = 4, 4
 
 
 class Exchange(NamedTuple):
-    """What a rank receives from others, and how many collectives it calls."""
+    """Bytes that a rank receives from others, and collectives that it calls."""
 
     received: int
     """bytes"""

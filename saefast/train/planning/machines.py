@@ -105,7 +105,7 @@ def measured_machine(
     decode = _seconds(lambda: sparse_decode_op(*code, sae.W_dec.detach(), None))
     whole = _seconds(lambda: step(x))
     gather = _ROWS * _K * d * 4 / decode
-    rest = whole - encode - gathered_bytes(_ROWS, _K, d, d, 4) / gather
+    rest = whole - encode - gathered_bytes(_ROWS * _K, d, d, 4) / gather
     return Machine(
         "this machine",
         products=2.0 * _ROWS * d * _LATENTS / encode,

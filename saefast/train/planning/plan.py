@@ -1,13 +1,18 @@
 """Plan of a training: memory, exchanged bytes and modelled time for a number of ranks."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from saefast import checks
+from saefast.disk.tables import table_of
 from saefast.train.config import TrainConfig
 from saefast.train.planning.exchanges import Exchange, step_exchanges, usual_codes
 from saefast.train.planning.machines import Machine
 from saefast.train.planning.memory import PROCESS_BYTES, RankMemory, rank_memory
 from saefast.train.planning.volumes import UPDATE_BYTES, gathered_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _RANKS = (1, 2, 4, 8, 16)
 """Numbers of ranks that can train a float32 SAE together."""
@@ -34,7 +39,7 @@ class StepSeconds:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training needs on a number of ranks; values are those of the rank with the most."""
+    """Memory, exchanges and time of a training on some ranks; of each, those of the busiest rank."""
 
     d: int
     """width of the rows"""
@@ -81,7 +86,25 @@ class TrainPlan:
         """Whether all ranks fit into the memory of one machine."""
         return self.ranks * self.bytes_per_rank <= self.machine.memory
 
-    def to_table(self) -> str:
+    def to_table(self) -> "pa.Table":
+        """Return the plan as a pyarrow table with one row."""
+        sizes = {
+            "d": self.d,
+            "latents": self.config.latents,
+            "saes": len(self.config.seeds),
+            "ranks": self.ranks,
+            "machine": self.machine.name,
+            "modelled": self.machine.modelled,
+            "bytes_per_rank": self.bytes_per_rank,
+            "received": self.received,
+            "calls": self.calls,
+            "seconds": self.seconds.total,
+            "fits": self.fits,
+            "smallest": self.smallest,
+        }
+        return table_of([sizes])
+
+    def as_text(self) -> str:
         """Return the plan as text."""
         config, memory, seconds, machine = self.config, self.memory, self.seconds, self.machine
         saes = len(config.seeds)
@@ -149,7 +172,7 @@ def plan_training(
         dead: number of dead latents that AuxK revives in a step, spread evenly over ranks.
 
     Returns:
-        The plan; `to_table()` formats it.
+        The plan; `as_text()` formats it.
     """
     checks.whole("d", d, 1)
     checks.whole("ranks", ranks, 1)
@@ -253,7 +276,7 @@ def _seconds(
         listed = min(config.auxk.actives(width), dead)
     encoded, entries = (latents + dead) / size, active + listed
     sort = n * entries / machine.sort if machine.sort else 0.0
-    gathered = gathered_bytes(n, 1, d / size, width / size, machine.entry) * entries
+    gathered = gathered_bytes(n * entries, d / size, width / size, machine.entry)
     return StepSeconds(
         encode=saes * 2.0 * n * d * encoded / machine.products,
         gather=saes * (gathered / machine.gather + sort),

@@ -62,10 +62,10 @@ def test_the_smallest_number_of_ranks_is_the_first_that_fits() -> None:
     plans = {ranks: plan_training(config, 768, between, ranks=ranks) for ranks in (1, 4)}
     assert [plans[1].fits, plans[4].fits, plans[4].fits_together] == [False, True, False]
     assert plans[1].smallest == plans[4].smallest == 4
-    assert "smallest number that fits   4," in plans[1].to_table()
+    assert "smallest number that fits   4," in plans[1].as_text()
     nothing = plan_training(config, 768, dataclasses.replace(CPU, memory=10**8))
     assert nothing.smallest is None
-    assert "no number of ranks" in nothing.to_table()
+    assert "no number of ranks" in nothing.as_text()
 
 
 def test_whole_saes_on_ranks_exchange_signals_alone() -> None:
@@ -76,6 +76,9 @@ def test_whole_saes_on_ranks_exchange_signals_alone() -> None:
     assert two.memory.state == one.memory.state / 2
     eight = plan_training(config, 64, CPU, ranks=8)
     single = plan_training(dataclasses.replace(config, seeds=(0,)), 64, CPU, ranks=8)
+    (row,) = eight.to_table().to_pylist()
+    assert (row["ranks"], row["saes"], row["received"]) == (8, 4, eight.received)
+    assert row["seconds"] == eight.seconds.total
     signals = single.exchanges["signals"].received
     assert eight.received - signals == 4 * (single.received - signals)
 
@@ -93,7 +96,7 @@ def test_models_are_labelled_and_close_to_the_floors_of_the_design() -> None:
     config = TrainConfig(131_072, 64, batch_size=8192)
     one = plan_training(config, 4096, MACHINES["h100-nvlink"])
     assert one.seconds.total == pytest.approx(23.5e-3, rel=0.05)
-    assert "H100, NVLink (as a model)" in one.to_table()
+    assert "H100, NVLink (as a model)" in one.as_text()
 
 
 def test_numbers_that_cannot_train_are_refused() -> None:
@@ -118,7 +121,7 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
     config = TrainConfig(131_072, 64, batch_size=8192)
     planned = plan_training(config, 4096, MACHINES["h100-400g"], ranks=8)
     assert main(command) == 0
-    assert capsys.readouterr().out == planned.to_table() + "\n"
+    assert capsys.readouterr().out == planned.as_text() + "\n"
     assert main([*command, "--json", "--memory", "3"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["received"], facts["calls"]) == (planned.received, planned.calls)
