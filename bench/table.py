@@ -14,6 +14,7 @@ from typing import Any
 from bench.cases import SHAPES, Shape
 from bench.committed import load, markdown
 from bench.study import claims, figures, tables
+from bench.tables import checksums as checksums_table
 from bench.tables import cpu_step as cpu_step_table
 from bench.tables import evaluations as evaluation_tables
 from bench.tables import gpu as gpu_table
@@ -212,6 +213,7 @@ def _ratios(case: str, shape: Shape) -> dict[tuple[str, str], str]:
 TABLES = {
     "headline": (headline_table.table, headline_table.caption),
     "speed": (table, caption),
+    "checksums": (checksums_table.table, checksums_table.caption),
     "cpu_step": (cpu_step_table.table, cpu_step_table.caption),
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),

@@ -70,5 +70,6 @@ def model_caption() -> str:
         "processes cannot train yet; 32 and 64 are beyond the 16 processes whose bits are equal. "
         "Without AuxK and clipping, and without the distribution of the rows, 2 n d bytes, which "
         f"take {1e3 * _rows_seconds():.0f} ms at 25 Gbit/s. Data parallel: every GPU "
-        "encodes and decodes its part of the rows, receives dense gradients and updates all weights."
+        "encodes and decodes its part of the rows, receives dense gradients and updates all "
+        "weights."
     )

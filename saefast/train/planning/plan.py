@@ -39,7 +39,7 @@ class StepSeconds:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Memory, exchanges and time of a training on some ranks; of each, those of the busiest rank."""
+    """Cost of a training on a number of ranks; values are maxima over the ranks."""
 
     d: int
     """width of the rows"""
