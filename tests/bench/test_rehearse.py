@@ -15,6 +15,7 @@ from helpers.checkout import CHECKOUT
 
 pytest.importorskip("triton", reason="Triton is a package of Linux only")
 
+import triton
 from helpers.kernel_sources import kernels_in_source
 from triton import knobs
 
@@ -290,6 +291,10 @@ def launched_from_cache(architecture: int) -> list[tuple[str, bool]]:
     return seen
 
 
+@pytest.mark.skipif(
+    triton.__version__.startswith("3.7."),
+    reason="a key of Triton 3.7 depends on which functions were hashed before",
+)
 def test_launches_find_rehearsed_kernels_in_a_copied_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
