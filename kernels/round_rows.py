@@ -97,7 +97,9 @@ def multiplier_of(largest):
     Its exponent is clamped to [-60, 60].
     """
     exponent = ((largest.to(tl.uint32, bitcast=True) >> 23) & 0xFF).to(tl.int32) - 127
-    up = tl.minimum(tl.maximum(_TOP_EXPONENT - exponent, -_MOST_EXPONENT), _MOST_EXPONENT)
+    # The interpreter of Triton 3.7 cannot subtract a tensor from a constexpr.
+    up = -(exponent - _TOP_EXPONENT)
+    up = tl.minimum(tl.maximum(up, -_MOST_EXPONENT), _MOST_EXPONENT)
     return ((up + 127) << 23).to(tl.float32, bitcast=True)
 
 
