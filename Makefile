@@ -19,7 +19,7 @@ RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.t
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers lint types docs bench study wheel clean
+.PHONY: demo test cuda peers trust lint types docs bench study wheel clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -56,6 +56,11 @@ wheel: .venv/created
 # What saefast promises to users of SAELens, sparsify, dictionary_learning and Ray, beside the real ones.
 peers: .venv/peers
 	$(BIN)/pytest tests/peers tests/sweep/test_ray.py
+
+# Campaigns of tests/trust with many cases; the rows are the table of docs/developing/reliability.md.
+trust: .venv/installed
+	$(BIN)/python -m bench trust --json bench/results/trust.json
+	$(BIN)/python -m bench.table
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

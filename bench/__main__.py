@@ -29,7 +29,7 @@ CASES = (
     "inside",
     "ranks",
 )
-_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations")
+_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations", "trust")
 """Benchmarks with their own shapes and options."""
 
 

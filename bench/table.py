@@ -21,6 +21,7 @@ from bench.tables import gpu as gpu_table
 from bench.tables import headline as headline_table
 from bench.tables import ranks as ranks_table
 from bench.tables import study as study_tables
+from bench.tables import trust as trust_table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 _WORLDS_WITHOUT_OWN_NUMBERS = {"ecd6cc3", "3745b0b"}
@@ -235,6 +236,7 @@ TABLES = {
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),
     "validity": (study_tables.validity, study_tables.validity_caption),
+    "trust": (trust_table.table,),
     "study_trends": (claims.trends,),
     "study_claims": (claims.claims,),
     "study_recurrence": (tables.recurrence, tables.caption),

@@ -5,9 +5,6 @@ import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-FLIPS = 40
-"""Flips of a file of each kind"""
-
 
 @contextlib.contextmanager
 def flipped(path: Path, bit: int) -> Iterator[None]:
@@ -22,9 +19,7 @@ def flipped(path: Path, bit: int) -> Iterator[None]:
         path.write_bytes(content)
 
 
-def bits_of_parts(
-    path: Path, parts: Mapping[str, bytes], flips: int = FLIPS
-) -> Iterator[tuple[str, int]]:
+def bits_of_parts(path: Path, parts: Mapping[str, bytes], flips: int) -> Iterator[tuple[str, int]]:
     """Yield names of parts in turn, each with a random bit of the bytes of the part.
 
     Parts are looked for in the file, which must contain them; "" is the whole file.

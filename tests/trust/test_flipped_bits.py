@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from helpers.campaign import Campaign
 from helpers.flipped_bits import bits_of_parts, flipped
 from helpers.sae_files import HOLDS, some_sae
 
@@ -25,6 +26,7 @@ from saefast.train.ranks.simulated import Simulated, SimulatedRank
 HEADER = "the header"
 ARCHIVES = ("dictionary_learning", "openai", "batch_topk", "gemma_scope", "qwen_scope")
 ROWS, D = 900, 100
+pytestmark = pytest.mark.campaign("flipped bits", 40, 2000)
 
 
 def parts_of(path: Path) -> dict[str, bytes]:
@@ -38,10 +40,12 @@ def parts_of(path: Path) -> dict[str, bytes]:
     return parts
 
 
-def assert_named(path: Path, parts: Mapping[str, bytes], load: Callable[[], object]) -> None:
+def assert_named(
+    campaign: Campaign, path: Path, parts: Mapping[str, bytes], load: Callable[[], object]
+) -> None:
     """Flip bits of each part, and compare the errors with the names of the parts."""
     load()
-    for name, bit in bits_of_parts(path, parts):
+    for name, bit in bits_of_parts(path, parts, campaign.cases):
         with flipped(path, bit), pytest.raises(ValueError, match=r".") as raised:
             load()
         message = str(raised.value)
@@ -50,6 +54,7 @@ def assert_named(path: Path, parts: Mapping[str, bytes], load: Callable[[], obje
         if name != HEADER:  # which may no longer be valid JSON
             assert message.startswith(f"{path}: {name}"), (bit, message)
             assert "is damaged: it differs from the checksum that was saved with it" in message
+        campaign.count("clear error")
     load()
 
 
@@ -67,13 +72,13 @@ def save(folder: Path, format: str) -> Saved:
 
 
 @pytest.mark.parametrize("format", [name for name in HOLDS if name not in ARCHIVES])
-def test_weights_in_safetensors(format: str, tmp_path: Path) -> None:
+def test_weights_in_safetensors(format: str, tmp_path: Path, campaign: Campaign) -> None:
     saved = save(tmp_path / "sae", format)
-    assert_named(saved.file, parts_of(saved.file), lambda: saefast.load_sae(saved.folder))
+    assert_named(campaign, saved.file, parts_of(saved.file), lambda: saefast.load_sae(saved.folder))
 
 
 @pytest.mark.parametrize("format", ARCHIVES)
-def test_weights_in_archives(format: str, tmp_path: Path) -> None:
+def test_weights_in_archives(format: str, tmp_path: Path, campaign: Campaign) -> None:
     saved = save(tmp_path / "sae", format)
     content, parts = saved.file.read_bytes(), {}
     for name, value in read_tensors(saved.file, False).tensors.items():
@@ -81,35 +86,41 @@ def test_weights_in_archives(format: str, tmp_path: Path) -> None:
         if value.ndim and content.count(raw) == 1:  # zeros are found in other places, too
             parts[name] = raw
     assert len(parts) >= 2
-    assert_named(saved.file, parts, lambda: saefast.load_sae(saved.folder))
+    assert_named(campaign, saved.file, parts, lambda: saefast.load_sae(saved.folder))
 
 
 @pytest.mark.parametrize("format", ARCHIVES)
-def test_other_bytes_of_archives_change_no_weight_silently(format: str, tmp_path: Path) -> None:
+def test_other_bytes_of_archives_change_no_weight_silently(
+    format: str, tmp_path: Path, campaign: Campaign
+) -> None:
     """Dates and padding have no checksum, and no effect."""
     saved = save(tmp_path / "sae", format)
     before = saefast.load_sae(saved.folder).state_dict()
-    for _, bit in bits_of_parts(saved.file, {"": saved.file.read_bytes()}):
+    for _, bit in bits_of_parts(saved.file, {"": saved.file.read_bytes()}, campaign.cases):
         with flipped(saved.file, bit):
             try:
                 after = saefast.load_sae(saved.folder).state_dict()
             except (ValueError, OSError) as error:
                 assert str(saved.folder) in str(error)  # noqa: PT017
+                campaign.count("clear error")
             else:
                 assert all(torch.equal(after[name], value) for name, value in before.items())
+                campaign.count("no effect")
 
 
-def test_firing_rates_beside_the_weights(tmp_path: Path) -> None:
+def test_firing_rates_beside_the_weights(tmp_path: Path, campaign: Campaign) -> None:
     sae = some_sae("topk")
     sae.firing_rate = torch.rand(sae.m, generator=torch.Generator().manual_seed(0))
     folder = saefast.save_sae(sae, tmp_path / "sae")
     file = folder / "sparsity.safetensors"
-    assert_named(file, parts_of(file), lambda: saefast.load_sae(folder))
+    assert_named(campaign, file, parts_of(file), lambda: saefast.load_sae(folder))
 
 
-def test_mapped_dictionaries(tmp_path: Path) -> None:
+def test_mapped_dictionaries(tmp_path: Path, campaign: Campaign) -> None:
     saved = save(tmp_path / "sae", "sae_lens")
-    assert_named(saved.file, parts_of(saved.file), lambda: saefast.load_dictionaries(saved.folder))
+    assert_named(
+        campaign, saved.file, parts_of(saved.file), lambda: saefast.load_dictionaries(saved.folder)
+    )
 
 
 def test_comparisons_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,14 +145,14 @@ def some_state() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def test_checkpoints(tmp_path: Path) -> None:
+def test_checkpoints(tmp_path: Path, campaign: Campaign) -> None:
     state = some_state()
     write_state(tmp_path, 5, state, None)
     (file,) = written(tmp_path, 5)
-    assert_named(file, parts_of(file), lambda: read_state([file], state, None))
+    assert_named(campaign, file, parts_of(file), lambda: read_state([file], state, None))
 
 
-def test_checkpoints_of_ranks(tmp_path: Path) -> None:
+def test_checkpoints_of_ranks(tmp_path: Path, campaign: Campaign) -> None:
     state = some_state()
     for rank in range(2):
         share = Share(SimulatedRank(Simulated(2), rank), 192, 8)
@@ -150,8 +161,8 @@ def test_checkpoints_of_ranks(tmp_path: Path) -> None:
     files = written(tmp_path, 5)
     assert len(files) == 2
     for file in files:
-        assert_named(file, parts_of(file), lambda: read_state(files, state, None))
-        assert_named(file, parts_of(file), lambda: read_state(files, own, share))
+        assert_named(campaign, file, parts_of(file), lambda: read_state(files, state, None))
+        assert_named(campaign, file, parts_of(file), lambda: read_state(files, own, share))
 
 
 @pytest.fixture
@@ -176,16 +187,16 @@ def stream(source: Activations) -> None:
         pass
 
 
-def test_shards_that_are_read(store: Path) -> None:
+def test_shards_that_are_read(store: Path, campaign: Campaign) -> None:
     file = store / "activations-00001.safetensors"
     parts = parts_of(file)
     assert len(parts["activations"]) > 2 * PIECE
-    assert_named(file, parts, lambda: read_all(StoreActivations(store)))
+    assert_named(campaign, file, parts, lambda: read_all(StoreActivations(store)))
     for rows in (1, 7, 400):
         source = StoreActivations(store, block_rows=rows, window_rows=3 * rows)
         one = {"activations": parts["activations"]}
-        assert_named(file, one, partial(stream, source))
-    assert_named(file, one, lambda: stream(open_activations(file)))
+        assert_named(campaign, file, one, partial(stream, source))
+    assert_named(campaign, file, one, lambda: stream(open_activations(file)))
 
 
 def test_reads_of_rows_beside_the_damage_succeed(store: Path) -> None:
@@ -225,21 +236,21 @@ def columns_of(path: Path) -> dict[str, bytes]:
     return found
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_tables(tmp_path: Path, campaign: Campaign) -> None:
     path = tmp_path / "features.parquet"
     generator = torch.Generator().manual_seed(0)
     columns = {name: torch.rand(500, generator=generator).numpy() for name in ("score", "low")}
     write_table(path, columns)
-    assert_named(path, columns_of(path), lambda: read_table(path))
+    assert_named(campaign, path, columns_of(path), lambda: read_table(path))
     anywhere = {HEADER: path.read_bytes()}
-    assert_named(path, anywhere, lambda: read_table(path))
+    assert_named(campaign, path, anywhere, lambda: read_table(path))
 
 
-def test_matches(tmp_path: Path) -> None:
+def test_matches(tmp_path: Path, campaign: Campaign) -> None:
     saes = [saefast.SAE(6, 40, k=3, seed=seed) for seed in range(2)]
     saefast.match_all(saes, out=tmp_path, progress=False)
     path = tmp_path / "0-1.parquet"
-    assert_named(path, {HEADER: path.read_bytes()}, lambda: read_pair(path))
+    assert_named(campaign, path, {HEADER: path.read_bytes()}, lambda: read_pair(path))
 
 
 def test_a_damaged_unfinished_matching_is_begun_again(tmp_path: Path) -> None:

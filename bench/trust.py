@@ -1,0 +1,60 @@
+"""trust: campaigns of tests/trust with many cases, and the table of how they ended."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import record
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run campaigns and write their rows; rows of campaigns that were not run stay as they are."""
+    parser = argparse.ArgumentParser(prog="python -m bench trust", description=main.__doc__)
+    parser.add_argument("--json", type=Path, help="file whose rows are replaced or added")
+    parser.add_argument("tests", nargs="*", default=["tests/trust"], help="default: tests/trust")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.touch()
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-m", "campaign", *chosen.tests],
+            cwd=_CHECKOUT,
+            env={**os.environ, "SAEFAST_TRUST": str(file)},
+        ).returncode
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = _summed(rows)
+    for row in rows:
+        print(row)
+    if chosen.json:
+        record.write(chosen.json, {"machine": record.machine(), "rows": _merged(chosen.json, rows)})
+    return code
+
+
+def _summed(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each campaign, the sum of those of its tests."""
+    found: dict[str, dict[str, Any]] = {}
+    for test in tests:
+        row = found.setdefault(
+            test["campaign"],
+            {**test, "cases": 0, "outcomes": {}, "seconds": 0, "commit": record.commit()},
+        )
+        for name in ("cases", "seconds"):
+            row[name] = round(row[name] + test[name], 1)
+        for name, count in test["outcomes"].items():
+            row["outcomes"][name] = row["outcomes"].get(name, 0) + count
+    return list(found.values())
+
+
+def _merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a file, those of the same campaigns replaced, sorted by name."""
+    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
+    found = {row["campaign"]: row for row in (*earlier, *rows)}
+    return [found[name] for name in sorted(found)]

@@ -1,0 +1,34 @@
+"""Campaigns: few cases of each in the ordinary suite, many by `make trust`, which records them."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.campaign import Campaign
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
+    """Return the campaign of a test marked `campaign(name, few, many)`.
+
+    It has `few` cases, or `many` where the environment variable SAEFAST_TRUST names a file, which
+    then receives a line of JSON about it, unless the test fails.
+    """
+    marker = request.node.get_closest_marker("campaign")
+    name, few, many = marker.args
+    rows = os.environ.get("SAEFAST_TRUST")
+    running = Campaign(many if rows else few)
+    failed, begin = request.session.testsfailed, time.perf_counter()
+    yield running
+    if rows and request.session.testsfailed == failed:
+        row = {
+            "campaign": name,
+            "cases": running.outcomes.total(),
+            "outcomes": dict(sorted(running.outcomes.items())),
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        with Path(rows).open("a") as file:
+            file.write(json.dumps(row) + "\n")
