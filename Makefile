@@ -76,7 +76,7 @@ docs: .venv/docs
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build/html
 
 bench: .venv/peers .venv/demo
-	for case in encode inference decode train_step cpu_step trainer paths quality memory match stability subspace worlds checksums inside studies demo evaluations; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
+	for case in encode inference decode train_step cpu_step trainer paths quality memory match stability subspace worlds checksums inside studies demo evaluations newcomer; do $(BIN)/python -m bench $$case --json bench/results/$$case.json || exit 1; done
 
 # The study of scale, in pieces of at most two hours; interrupted, the same command resumes.
 STUDY ?= .study

@@ -29,7 +29,7 @@ CASES = (
     "inside",
     "ranks",
 )
-_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations", "trust")
+_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations", "newcomer", "trust")
 """Benchmarks with their own shapes and options."""
 
 

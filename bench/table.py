@@ -19,6 +19,7 @@ from bench.tables import cpu_step as cpu_step_table
 from bench.tables import evaluations as evaluation_tables
 from bench.tables import gpu as gpu_table
 from bench.tables import headline as headline_table
+from bench.tables import newcomer as newcomer_table
 from bench.tables import ranks as ranks_table
 from bench.tables import study as study_tables
 from bench.tables import trust as trust_table
@@ -227,6 +228,7 @@ TABLES = {
     "ranks": (ranks_table.measured, ranks_table.measured_caption),
     "ranks_model": (ranks_table.model, ranks_table.model_caption),
     "demo": (study_tables.demo, study_tables.demo_caption),
+    "newcomer": (newcomer_table.table, newcomer_table.caption),
     "evaluations": (evaluation_tables.by_condition, evaluation_tables.caption),
     "evaluations_by_group": (evaluation_tables.by_group,),
     "evaluations_surface": (evaluation_tables.surface,),
