@@ -30,6 +30,9 @@ def draw(shape: Shape, device: str = "cpu") -> tuple[Tensor, Weights]:
     """Draw rows with scales that spread over the width, as in activations, and unit directions.
 
     The numbers depend on the kind of device that draws them.
+
+    Returns:
+        Rows [n, d] and weights.
     """
     generator = torch.Generator(device).manual_seed(0)
 

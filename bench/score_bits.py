@@ -40,6 +40,9 @@ def summations(architecture: int, dtype: torch.dtype, d: int) -> dict[str, Summa
     """Compile every kernel that scores operands of width `d` exactly, and return its summation.
 
     For widths that are multiples of 16 the compiler loads wider vectors.
+
+    Returns:
+        The summation of each kernel, by its name and constants.
     """
     with on(GPUS[architecture]), recording() as launched:
         x, weight = (torch.empty(size, d, dtype=dtype, device=DEVICE) for size in (64, 4096))

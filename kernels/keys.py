@@ -16,6 +16,9 @@ def ordered(score):
     """Map float32 scores to int32 of the same order.
 
     NaN comes after infinity, as in torch's sorts; both zeros are equal.
+
+    Returns:
+        int32 of the shape of `score`.
     """
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -67,6 +67,9 @@ def rounded_to(value, DROP: tl.constexpr):
     """Round float32 values to the nearest whose lowest DROP bits are zero, ties to even.
 
     Subnormal results become zero, since tensor cores may treat them as zero; they count as lost.
+
+    Returns:
+        float32 of the shape of `value`.
     """
     if DROP > 0:
         bits = value.to(tl.uint32, bitcast=True)
@@ -83,6 +86,9 @@ def half_of(value, multiplier):
 
     Subnormal results become zero, as in `rounded_to`. Finite values that are too large become the
     largest float16; infinity stays.
+
+    Returns:
+        float32 of the shape of `value`.
     """
     kept = rounded_to(value * multiplier, 13)
     kept = tl.where(tl.abs(kept) < 2.0**-14, 0.0, kept)
@@ -208,6 +214,9 @@ def rounded_rows(source: Tensor, product: str, scale: Tensor | None = None) -> R
         source: [rows, d] rows to round.
         product: float16, bfloat16, tfloat32 or float32.
         scale: [rows]; None: no scale.
+
+    Returns:
+        Rounded rows [rows, d], with norms, errors and multipliers.
     """
     multiplier = None
     if product == "float16":
@@ -224,6 +233,9 @@ def rounded_columns(weight: Tensor, product: str, scale: Tensor | None = None) -
         weight: [m, d] rows to round; they are the columns of the product.
         product: float16, bfloat16, tfloat32 or float32.
         scale: [m]; None: no scale.
+
+    Returns:
+        Rounded rows [m, d], with norms, errors and the multiplier.
     """
     multiplier = _shared_multiplier(weight, scale) if product == "float16" else None
     return _rounded(weight, product, scale, multiplier, "shared")

@@ -62,6 +62,9 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
     Args:
         source: an SAE, a tensor [m, d] or a `Dictionary`, which is returned as it is.
         name: name of the argument in error messages.
+
+    Returns:
+        The dictionary.
     """
     decoder = name if isinstance(source, Tensor) else f"{name}.W_dec"
     if isinstance(source, SAE):
@@ -122,8 +125,8 @@ def sae_from(
     """Build an SAE with the features of a dictionary, for inference or fine-tuning.
 
     Args:
-        dictionary: the features, such as a pooled dictionary. A missing encoder is replaced by the
-            decoder, missing biases by zeros.
+        dictionary: the features: a tensor [m, d], an SAE or a `Dictionary`, such as a pooled one.
+            A missing encoder is replaced by the decoder, missing biases by zeros.
         k: number of active latents per row.
         variant: any variant but "gated", whose magnitude parameters a dictionary does not hold.
         threshold: activation threshold, a number, or [m] for "jumprelu"; only for variants that

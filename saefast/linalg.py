@@ -43,6 +43,9 @@ def side_by_side(room: int = 0) -> Iterator[Run]:
 
     Args:
         room: bytes that one call needs; the number of concurrent calls is limited to 2 GB in total.
+
+    Yields:
+        A function like `map` that runs its calls concurrently.
     """
     threads = torch.get_num_threads()
     workers = max(1, min(threads, _ROOM_BYTES // max(room, 1)))

@@ -69,23 +69,31 @@ class SAE(nn.Module):
     `encode` caches a packed copy of W_enc for the screening product: 2 bytes per entry of W_enc
     where the product uses bfloat16 or 16-bit integers, as on most processors and GPUs, otherwise 4.
     The copy is rebuilt when the weight has changed. `forget` frees the memory.
-
-    `firing_rate` [m] is the share of tokens on which each latent fires, from training or from a
-    file, or None; a training step resets it. `metadata` holds further contents of the file, keyed
-    by the name of its format.
     """
 
     W_enc: nn.Parameter
+    """[m, d] encoder, a row for each latent"""
     b_enc: nn.Parameter
+    """[m] bias of the pre-activations"""
     W_dec: nn.Parameter
+    """[m, d_out] decoder, a row for each latent: its feature"""
     b_dec: nn.Parameter
+    """[d_out] bias of the reconstruction"""
     jump_threshold: nn.Parameter
+    """[m] thresholds of a jumprelu SAE"""
     r_mag: nn.Parameter
+    """[m] logarithms of the scale of a gated SAE's values"""
     b_mag: nn.Parameter
+    """[m] bias of a gated SAE's values"""
     W_skip: nn.Parameter
+    """[d_out, d] linear map of x to the reconstruction, with `skip`"""
     batch_threshold: Tensor
+    """[] threshold of a batchtopk or matryoshka SAE"""
     firing_rate: Tensor | None
+    """[m] share of tokens on which each latent fires, from training or from a file; a training step
+    resets it to None"""
     metadata: dict[str, Any]
+    """further contents of the file, by the name of its format"""
 
     def __init__(
         self,

@@ -219,6 +219,9 @@ def _room_beside(path: Path) -> Iterator[Path]:
 
     Its name is fixed, so that the next call removes what a killed process left; it is locked, so
     that no process removes files that another one is writing.
+
+    Yields:
+        The folder.
     """
     room = path.with_name(f".{path.name}{PART}")
     with Claim(room):

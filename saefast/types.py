@@ -15,6 +15,9 @@ def brief(result: Any) -> str:
 
     Tensors are shown as dtype and shape; fields that are None are omitted. Classes use it as their
     `__repr__`.
+
+    Returns:
+        The line.
     """
     if dataclasses.is_dataclass(result):
         names = [each.name for each in dataclasses.fields(result) if each.repr]

@@ -41,6 +41,9 @@ class UnitRows:
             features: a tensor [m, d], an SAE or a `Dictionary`.
             side: "decoder", "encoder", or "both", for which cosines are the mean of both sides.
             name: name of the argument in error messages.
+
+        Returns:
+            Unit vectors of the alive features.
         """
         checks.one_of("side", side, SIDES)
         dictionary = as_dictionary(features, name)
@@ -111,6 +114,9 @@ def similarities(x: UnitRows, i: Tensor, y: UnitRows, j: Tensor, absolute: bool)
     """Compute the cosines of feature i[c] of `x` with feature j[c] of `y`, [pairs] float64.
 
     With `absolute`, return their absolute values.
+
+    Returns:
+        [pairs] float64, cosines.
     """
     step = max(1, _GATHERED_BYTES // (8 * x.width))
     pieces = [

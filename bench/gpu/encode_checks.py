@@ -132,6 +132,9 @@ def thresholds(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
     """Check the latents above a threshold against float64; every screen must give the same bits.
 
     A code with less room is the beginning of the code with room for all.
+
+    Yields:
+        A finding for each screen.
     """
     scale = 0.5 + weights.w_enc.norm(dim=1)
     best = saefast.topk_encode(x, weights.w_enc, weights.b_enc, k=shape.k, scale=scale).values
@@ -190,6 +193,9 @@ def same_scores(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
 
     These are: scores of a top k, of rows that are scored in full since too few latents are
     unmasked, and above a threshold, from lists with room for all and from lists that fill up.
+
+    Yields:
+        A finding for each way to compute scores.
     """
     operands = (x, weights.w_enc)
     scale = 0.5 + weights.w_enc.norm(dim=1)

@@ -54,6 +54,9 @@ def near(
         truth: results in float64.
         terms: by name, for results whose terms may cancel: sum of |terms| of each number, with
             which its error is compared in place of the length of the result.
+
+    Returns:
+        The finding, with the largest errors and whether a second run has the same bits.
     """
     figures = {
         name: relative_to_terms(a, e, terms[name]) if name in terms else relative(a, e)

@@ -165,6 +165,9 @@ def run_lanes(
         folder: existing folder for rows and output of the workers.
         limits: seconds, and number of lanes that run side by side.
         seen: function called at every poll with the new rows and facts, often none.
+
+    Returns:
+        "complete", or a text that names the unfinished lanes.
     """
     begin = time.monotonic()
     waiting, running = list(lanes), list[_Running]()

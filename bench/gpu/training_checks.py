@@ -115,6 +115,9 @@ def training(shape: Shape, x: Tensor, weights: Weights, precision: str, *, auxk:
     Adam's steps are as large for the smallest gradient as for any: where a gradient is nearly zero,
     two correct sums may differ in sign. Weights that differ by that much are counted, not bounded.
     All dead latents take part in AuxK, so that it selects nothing.
+
+    Returns:
+        The finding, with the errors of weights and losses.
     """
     lr = 1e-3
     settings = AuxK(shape.m, dead_after=2 * shape.n, capacity=shape.m) if auxk else None
@@ -219,6 +222,9 @@ def defaults(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
 
     Only at sizes where no choice of these numbers is a near-tie, which
     tests/bench/test_gpu_training_checks.py checks.
+
+    Yields:
+        A finding for each variant.
     """
     rows = DEFAULTS_AT.get(shape)
     if rows is not None:

@@ -9,6 +9,9 @@ def relocate(folder: Path) -> int:
 
     Triton lists the files of an entry by their absolute paths, and compiles again if one of them is
     missing.
+
+    Returns:
+        Number of adapted entries.
     """
     entries = list(folder.resolve().glob("*/__grp__*.json"))
     for entry in entries:

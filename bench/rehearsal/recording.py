@@ -61,6 +61,9 @@ def recording() -> Iterator[dict[Launched, None]]:
 
     Triton asks its cache hook before it compiles a kernel; a hook that answers True ends the
     launch. Later launches on the same device find a kernel that does nothing, which saves time.
+
+    Yields:
+        Launches so far, as the keys of a dict in their order.
     """
     launched: dict[Launched, None] = {}
     nothing = SimpleNamespace(

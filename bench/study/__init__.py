@@ -66,6 +66,9 @@ def run_piece(piece: Piece, folder: Path, processes: int | None = None) -> int:
         piece: the piece.
         folder: folder of the study, which holds the texts.
         processes: number of concurrent tasks; None: one for each core.
+
+    Returns:
+        Exit code of the sweep.
     """
     out = folder / piece.name
     out.mkdir(exist_ok=True)

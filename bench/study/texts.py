@@ -98,6 +98,9 @@ def joined(texts: Iterable[str], characters: int, most: int) -> Iterator[str]:
         texts: texts in their order.
         characters: length at which a joined text is full.
         most: number of characters after which no further text is read.
+
+    Yields:
+        Joined texts.
     """
     parts: list[str] = []
     length = total = 0

@@ -107,6 +107,9 @@ def auxk_gradients(
         signed: whether negative scores may be active.
         rounded: whether operands are rounded to bfloat16; otherwise products are as accurate as in
             float32, see `parts`.
+
+    Returns:
+        The loss, and gradients with a row for each entry of `latents`.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     parts = 1 if rounded else 2

@@ -212,6 +212,9 @@ def operands(
         scale: factor of `residual`.
         normalised: whether moments of the error are computed.
         parts: 1 or 2.
+
+    Returns:
+        Copies of the operands in whole tiles, with moments of the error.
     """
     (n, d), d_out, capacity = inputs.shape, w_dec.shape[1], latents.shape[0]
     rows, width_out = whole_tiles(n), whole_tiles(d_out)

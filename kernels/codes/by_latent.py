@@ -191,6 +191,9 @@ def sort_by_latent(
         piece: maximum number of entries in a piece.
         values: [n, k] contiguous values; entries that are zero belong to no latent. None:
             values do not matter.
+
+    Returns:
+        Entries in the order of latents, divided into pieces.
     """
     entries, device = indices.numel(), indices.device
     # A radix sort on the GPU takes one pass for each byte of a key.

@@ -257,6 +257,9 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
         indices: [n, k] int64, contiguous.
         rows: [n, d] of the same dtype, contiguous.
         latents: number of latents.
+
+    Returns:
+        [latents, d] sums, in the dtype of `rows`.
     """
     d, k = rows.shape[1], indices.shape[1]
     sums = rows.new_empty(latents, d)

@@ -237,6 +237,9 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
         indices: [n, k] int64, contiguous.
         weight: [m, d] decoder rows of the same dtype, contiguous.
         bias: [d] of the same dtype; None: no bias.
+
+    Returns:
+        [n, d] decoded rows, in the dtype of `weight`.
     """
     n, k = indices.shape
     m, d = weight.shape
@@ -275,6 +278,9 @@ def gather_dots(rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
         rows: [n, d] float64, float32 or bfloat16, contiguous.
         weight: [m, d] of the same dtype, contiguous.
         indices: [n, k] int64, contiguous.
+
+    Returns:
+        [n, k] products.
     """
     n, k = indices.shape
     m, d = weight.shape

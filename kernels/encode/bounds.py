@@ -204,6 +204,9 @@ def column_bounds(
         threshold: [m] float32, infinity if no score may be above it; None: no threshold.
         raised: whether the shift is raised by a bound on its rounding errors; otherwise it is
             exactly the float32 bias times scale, less the threshold.
+
+    Returns:
+        Shifts and norms of the columns.
     """
     m = columns.norm.shape[0]
     block = 64 if interpreting() else 1024
@@ -246,6 +249,9 @@ def row_bounds(rows: RoundedRows, columns: ColumnBounds, d: int, start: Lists | 
         columns: bounds of the columns.
         d: width.
         start: lists of candidates, which become empty, or a floor [n] float32; see `bound_rows`.
+
+    Returns:
+        Bounds of rows and columns.
     """
     n = rows.norm.shape[0]
     bounds = Bounds(*columns[:3], torch.empty_like(rows.norm), torch.empty_like(rows.norm))

@@ -84,6 +84,9 @@ def keep_most(list_at, held, room, BLOCK: tl.constexpr, CAPACITY: tl.constexpr, 
         BLOCK: columns that arrive at once.
         CAPACITY: length of the list.
         LOOK: keys per iteration.
+
+    Returns:
+        Number of keys left.
     """
     lane = tl.arange(0, LOOK)
     enough = (room + CAPACITY - BLOCK) // 2

@@ -48,6 +48,9 @@ def least(keys, used, row, shift, norm, lost, reach, spread, BOUNDED: tl.constex
         reach: [n] float32.
         spread: [n] float32.
         BOUNDED: whether keys contain bounds; otherwise scores are exact, and `keys` is returned.
+
+    Returns:
+        Keys of lower bounds.
     """
     if BOUNDED:
         index = tl.where(used, index_of(keys), 0)
@@ -137,6 +140,9 @@ def list_hot(maxima, hot_list, row, groups, bar, BLOCK: tl.constexpr):
         groups: number of groups.
         bar: float32 floor of the row; if it is NaN, all groups are listed.
         BLOCK: groups per iteration.
+
+    Returns:
+        Number of listed groups.
     """
     lane = tl.arange(0, BLOCK)
     hot = 0

@@ -22,6 +22,9 @@ def arithmetic_error(d: int) -> float:
 
     Twice the rounding of each of at most 1.1 d additions, since tensor cores may truncate; see
     docs/concepts/exact_screening.md.
+
+    Returns:
+        The relative error.
     """
     return 2.5 * (d + 32) * 2.0**-24
 

@@ -83,6 +83,9 @@ def slots_of(extra: ExtraGradients, w_dec: Tensor, *, along: bool) -> Slots:
         extra: additional gradients.
         w_dec: [m, d] decoder rows.
         along: whether decoder gradients are multiplied by the decoder rows.
+
+    Returns:
+        Slot of each latent.
     """
     m, d = w_dec.shape
     count = extra.latents.shape[0]

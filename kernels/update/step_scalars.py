@@ -259,6 +259,9 @@ def next_rates(lr: Tensor, steps: Tensor, log_beta1: float, log_beta2: float) ->
         steps: [] float64, number of steps, incremented.
         log_beta1: logarithm of beta1; -infinity for 0.
         log_beta2: logarithm of beta2; -infinity for 0.
+
+    Returns:
+        [2] float64, rates of the step.
     """
     rates = lr.new_empty(2)
     advance_rates[(1,)](
@@ -277,6 +280,9 @@ def clip_factor(
         row_squares: [m] float64, squared norms of the parts that belong to latents.
         vector: vector whose gradient is another part.
         other: second such vector, with nothing to subtract; None: there is none.
+
+    Returns:
+        [] float64, factor from 0 to 1.
     """
     factor = row_squares.new_empty(())
     *_, gradient, minus = vector

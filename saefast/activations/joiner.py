@@ -80,6 +80,9 @@ class StoreJoiner(StoreWriter):
         Args:
             rows: see `missing`.
             about: see `missing`.
+
+        Returns:
+            Number of rows of the store.
         """
         found: list[Shard] = []
         for each in self._planned(rows):

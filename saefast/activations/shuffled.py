@@ -51,11 +51,19 @@ class Shuffled(ABC):
     def batches(
         self, batch_size: int, *, seed: int, start: int = 0, memory: Memory | None = None
     ) -> Iterator[Batch]:
-        """See `Activations.batches`.
+        """Yield batches, see `Activations.batches`.
 
-        `memory` allocates the memory for batches of rows on the CPU; None: new memory for each.
-        If it is given, each window is read while batches are drawn from the one before, which
-        takes the memory of a second window: steps on a device can be shorter than reading.
+        Args:
+            batch_size: number of rows in a batch.
+            seed: seed of the order of the rows.
+            start: number of the first batch to yield.
+            memory: memory(name, shape, dtype) returns a tensor [batch_size, width] for a batch of
+                rows on the CPU; None: new memory for each. If it is given, each window is read
+                while batches are drawn from the one before, which takes the memory of a second
+                window: steps on a device can be shorter than reading.
+
+        Returns:
+            Iterator over batches of rows [batch_size, d].
         """
         check_stream(batch_size, seed, start)
         order = Order(self.rows, seed, self._block_rows, self._window_rows)
@@ -64,7 +72,14 @@ class Shuffled(ABC):
         return self._batches(held, batch_size, memory or _new_memory)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every row once, in order; the last batch may be shorter."""
+        """Yield every row once, in order.
+
+        Args:
+            batch_size: number of rows in a batch.
+
+        Yields:
+            Batches of rows [batch_size, d]; the last one may be shorter.
+        """
         check_stream(batch_size, 0, 0)
         read = self._reader()
         for first in range(0, self.rows, batch_size):

@@ -211,6 +211,9 @@ def write_shard(folder: Path, number: int, columns: Mapping[str, Tensor]) -> Sha
         folder: folder of the store.
         number: number of the shard, from 0.
         columns: rows [n, d] and extras [n, ...] by name.
+
+    Returns:
+        Entry of the index.
     """
     name = f"activations-{number:05d}.safetensors"
     size, digest = write_tensors_in_pieces(folder / name, dict(columns))

@@ -86,6 +86,9 @@ def _discard_unread_output() -> bool:
     """Discard buffered output if the reader has closed the pipe, as `saefast --help | head` does.
 
     Otherwise the interpreter fails to write it when it exits, and prints a traceback.
+
+    Returns:
+        Whether output was discarded.
     """
     try:
         output = sys.stdout.fileno()

@@ -195,6 +195,9 @@ def verify(
 
     Args:
         path: Folder of an SAE, a store, a run or a sweep, or a file.
+
+    Returns:
+        Exit code.
     """
     from saefast.damage import examine
 

@@ -45,6 +45,9 @@ def sealed_table(table: "pa.Table") -> bytes:
 def read_sealed(path: Path) -> "pa.Table":
     """Read a Parquet file, after comparing it with its checksum if it has one.
 
+    Returns:
+        Table without the metadata of the checksum.
+
     Raises:
         ValueError: the file is damaged.
         pa.ArrowException, OSError: it is truncated or not Parquet.

@@ -26,6 +26,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; None where there is no such file.
 
+    Returns:
+        Contents of the file, or None.
+
     Raises:
         ValueError: the file is not JSON.
     """
@@ -73,6 +76,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_table(path: Path) -> Any:
     """Read a Parquet file as a `pyarrow.Table`; None where there is no such file.
+
+    Returns:
+        `pyarrow.Table`, or None.
 
     Raises:
         ValueError: the file is truncated, damaged or not Parquet.

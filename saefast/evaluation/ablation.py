@@ -127,8 +127,8 @@ def feature_function(
 
     Args:
         saes: SAEs of different seeds, for the same activations.
-        activations: any source that `saefast.activations.open_activations` accepts; preferably
-            not the activations that the SAEs were trained on.
+        activations: rows [n, d], preferably not those that the SAEs were trained on: any source
+            that `saefast.activations.open_activations` accepts.
         groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`; a
             single dict if there is one SAE.
         mass: for each SAE its `FeatureStatistics.mass`, [m]. If given, every group is compared

@@ -103,7 +103,7 @@ def train_baselines(
     All are trained on one pass.
 
     Args:
-        activations: activations that the SAEs were trained on.
+        activations: activations [n, d] that the SAEs were trained on.
         config: settings of their training; the baselines use the same seeds.
         names: baselines to train.
         out: folder for the training; None: nothing is written.
@@ -137,6 +137,9 @@ def _start(config: TrainConfig, seed: int, rows: Tensor) -> SAE:
     Directions with the covariance of the activations are nearly parallel where few directions hold
     most of the variance. All active latents then reconstruct the same part of a row, many times
     too large, and a short training would end before the codes have shrunk.
+
+    Returns:
+        The initial SAE.
     """
     sample = Sample(rows, None)
     scales = scales_of(sample, config.activation_scaling)

@@ -139,6 +139,9 @@ def tpp_score(clean: Tensor, ablated: Tensor) -> Tensor:
         clean: [classes] accuracy of each class's probe.
         ablated: [classes, classes] accuracy of each class's probe (column) where the latents of a
             class (row) are ablated.
+
+    Returns:
+        [classes] float64, scores.
     """
     drop = clean[None] - ablated
     own = drop.diagonal()
@@ -152,6 +155,9 @@ def scr_score(clean: float, biased: float, changed: float) -> float:
         clean: accuracy of a probe trained without the correlation.
         biased: accuracy of a probe trained with the correlation.
         changed: accuracy of the latter probe where latents are ablated.
+
+    Returns:
+        The score: 0 without an effect, 1 if the accuracy is restored.
     """
     gap = clean - biased
     return 0.0 if gap < _LEAST_GAP else (changed - biased) / gap

@@ -36,6 +36,9 @@ def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) ->
         values: [seeds, tasks]; NaN where a task has no value.
         seed: seed of the draws.
         draws: number of resamples.
+
+    Returns:
+        Mean over seeds and tasks with its interval.
     """
     table = _table("values", values)
     generator = np.random.default_rng(seed)
@@ -54,6 +57,9 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
         b: [seeds, tasks]; the same tasks, any number of seeds.
         seed: seed of the draws.
         draws: number of resamples.
+
+    Returns:
+        Difference of the means with its interval.
     """
     first, second = _table("a", a), _table("b", b)
     if first.shape[1] != second.shape[1]:

@@ -150,7 +150,7 @@ def feature_statistics(
 
     Args:
         saes: SAEs of different seeds, for the same activations.
-        activations: any source that `saefast.activations.open_activations` accepts.
+        activations: rows [n, d]: any source that `saefast.activations.open_activations` accepts.
         tokens: [rows] token of each row; None: the store's "tokens", if it has them.
         positions: [rows] position of each row in its sequence, from 0; None: the store's
             "positions", if it has them.

@@ -21,6 +21,9 @@ class Archive(NamedTuple):
 def read_archive(path: Path) -> Archive:
     """Read the list of an archive's members, and its pickle.
 
+    Returns:
+        Members of the archive, and its pickle.
+
     Raises:
         ValueError: the file is truncated, not an archive, or would grow too much when read.
     """

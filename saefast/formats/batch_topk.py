@@ -27,6 +27,9 @@ def read(found: SourceFile) -> SAEWeights:
     """Read an SAE; without use_encoder_bias, b_enc of TopK and BatchTopK is set to zero.
 
     The reference code of these two classes does not add b_enc, although the file holds one.
+
+    Returns:
+        Weights of the SAE.
     """
     kind = found.config.get("sae_type")
     if not isinstance(kind, str) or kind not in _VARIANTS:

@@ -140,6 +140,9 @@ def _of_raw_activations(found: SourceFile, parts: SAEWeights) -> SAEWeights:
 
     The norms of the decoder's rows are folded in as well if latents are selected by their values
     times these norms.
+
+    Returns:
+        Weights for unscaled activations.
     """
     kind = found.config.get("normalize_activations")
     by_norm = found.setting("rescale_acts_by_decoder_norm", bool, False)

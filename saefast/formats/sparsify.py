@@ -27,6 +27,9 @@ def read(found: SourceFile) -> SAEWeights:
 
     SAELens's reader differs in the last point. Files of early versions may be `signed`: they
     select latents by absolute value, which is abstopk.
+
+    Returns:
+        Weights of the SAE.
     """
     found.refuse("activation", ("topk",), "groupmax is not supported", "topk")
     d = found.setting("d_in", int)

@@ -16,6 +16,7 @@ class Document(NamedTuple):
     """Text and its origin."""
 
     text: str
+    """the text itself"""
     source: str = ""
     """origin in words: a file and a line, a module, a row of a data set"""
     group: str | None = None

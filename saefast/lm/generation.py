@@ -120,6 +120,9 @@ class Opening:
             temperature: divisor of the logits.
             top_p: probability above 0, at most 1.
             on_progress: function called with the number of sequences finished since its last call.
+
+        Returns:
+            Tokens [sequences, tokens] and their activations [sequences, tokens, d].
         """
         if noise.ndim != 2 or not bool(((noise >= 0) & (noise < 1)).all()):
             raise ValueError("noise must be [sequences, tokens] with values in [0, 1)")
@@ -152,6 +155,9 @@ class Opening:
             tokens: [sequences, length] int64 that follow the prompt.
             activations: what `sample` gave with them, so that only the layers behind the site run;
                 None: all layers run.
+
+        Yields:
+            Losses and activations of some of the sequences, until all were read.
         """
         checks.indices("tokens", tokens, "[sequences, length]")
         vocabulary = self.model.get_output_embeddings().weight.shape[0]

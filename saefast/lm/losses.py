@@ -13,7 +13,9 @@ class Estimate(NamedTuple):
     """Number and its standard error, by the jackknife over contexts."""
 
     value: float
+    """the number"""
     error: float
+    """its standard error"""
 
 
 class Losses(NamedTuple):

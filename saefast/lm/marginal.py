@@ -38,9 +38,11 @@ class Marginal(NamedTuple):
     ce: Tensor
     """[f] float64, increase of the cross entropy in nats per token"""
     ce_error: Tensor
+    """[f] float64, standard error of `ce`"""
     kl: Tensor
     """[f] float64, increase of KL(undisturbed || reconstructed) in nats per token"""
     kl_error: Tensor
+    """[f] float64, standard error of `kl`"""
     fired: Tensor
     """[f] int64, number of tokens on which the feature fires.
 

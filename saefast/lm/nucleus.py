@@ -15,6 +15,9 @@ def drawn_tokens(logits: Tensor, noise: Tensor, top_p: float) -> Tensor:
         logits: [b, vocabulary].
         noise: [b] float64 in [0, 1): place among those tokens, with the most probable one at 0.
         top_p: the probability that they have together.
+
+    Returns:
+        [b] int64, tokens.
     """
     total = logits.logsumexp(1, keepdim=True)
     drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)

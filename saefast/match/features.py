@@ -37,7 +37,8 @@ def match_features(
     Args:
         a: first dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Dead
             features (rows of zeros, or a firing rate of zero) are not matched.
-        b: second dictionary, with m2 features of the same width.
+        b: second dictionary, with m2 features of the same width: a tensor [m2, d], an SAE or a
+            `Dictionary`.
         one_to_one: False matches each feature with its nearest, which several features may share.
             True finds the one-to-one matching with the greatest sum of similarities.
         side: rows to compare: "decoder", "encoder", or "both", for which the similarity is the mean
@@ -141,6 +142,9 @@ def match_both(
     """Match the features of x with those of y, and the reverse, in one search.
 
     The search resumes from the state of an interrupted one in `saved`.
+
+    Returns:
+        Matches of x with y, and of y with x.
     """
     if not len(x) or not len(y):
         return _unmatched(x, y, how), _unmatched(y, x, how)

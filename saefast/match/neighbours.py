@@ -88,6 +88,9 @@ def nearest_both_ways(search: Search, k: int) -> tuple[SparseCode, SparseCode]:
 
     Both directions are searched with the same blocks, so each block of x is read only once for each
     block of y. The search resumes from the saved state of an interrupted one.
+
+    Returns:
+        Neighbours [m, k] of x, and [m2, k] of y.
     """
     x, y, engine, saved = search.x, search.y, search.engine, search.saved
     forward, backward = (

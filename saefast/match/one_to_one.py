@@ -153,6 +153,9 @@ def solved(
     `backward`. Its prices are compared with all other pairs, and pairs above the sum of their
     prices are added as arcs, until there are none, or time or memory is used up. The prices are
     valid bounds in these cases as well.
+
+    Returns:
+        The matching and its prices, with the number of rounds.
     """
     a, b, absolute = search.x, search.y, search.absolute
     end = time.monotonic() + seconds

@@ -26,6 +26,9 @@ def cosine_tail(t: ArrayLike, d: int, absolute: bool = False) -> Floats:
     """Compute P(cos >= t) for a fixed and a random direction in d dimensions.
 
     With `absolute` it is the probability that the absolute value of the cosine reaches t.
+
+    Returns:
+        Probability of each element of `t`.
     """
     t = np.asarray(t, np.float64)
     if d == 1:  # the cosine is 1 or -1
@@ -155,6 +158,9 @@ def _matched_share(expected: Floats, ratio: float) -> Floats:
     `expected` is the expected number of a row's cosines in each bin, `ratio` the number of rows
     divided by that of columns, at most 1. The unit of cosines and worths is the width of a bin:
     cosines are 0 to n - 1, the worth y of a column 0 to n, the worth x of a row -n to n - 1.
+
+    Returns:
+        Share for each bin.
     """
     n = len(expected)
     bins, rows = np.arange(n), np.arange(-n, n)

@@ -40,6 +40,9 @@ def size_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
     """Draw as many random features as the mask selects, [m] bool.
 
     Features with an activation mass of 0 are neither counted nor drawn.
+
+    Returns:
+        [m] bool, drawn features.
     """
     alive = mass > 0
     chosen = _shuffled(alive, seed, draw)[: int((mask & alive).sum())]
@@ -51,6 +54,9 @@ def mass_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
 
     Features are added in random order, except those that would exceed the sum. So the sum falls
     short by less than the mass of any feature that was left out.
+
+    Returns:
+        [m] bool, drawn features.
     """
     out = torch.zeros_like(mask)
     left = float(mass[mask].sum()) * (1 + 1e-12)  # rounding of the sum must not matter

@@ -45,6 +45,9 @@ class CachedEncoder:
 
         If `scale` is recomputed for each call, `scale_source` is the tensor from which it is
         computed: the weight times `scale` is packed again when the source has changed.
+
+        Returns:
+            Code [n, k].
         """
         if not Derived.tracks(x, weight, bias, scale, scale_source):
             return topk_encode(

@@ -112,6 +112,9 @@ def threshold_rounded(
     """Compute `threshold_encode` from the operands' `RoundedRows`; does not wait for the GPU.
 
     See `threshold_packed` for `wanted`.
+
+    Returns:
+        Code [n, width].
     """
     code = gpu.launch(
         "encode.threshold_encode.encode",
@@ -243,6 +246,9 @@ def _in_slices(
 
     The memory of a row is six numbers of up to eight bytes for each latent: scores, masked scores,
     sorted scores and their indices, and as much again as the last two for the sort.
+
+    Returns:
+        Results of the calls, concatenated by rows.
     """
     with gpu.full_precision():
         return gpu.in_slices(encode, 6 * 8 * latents, x)

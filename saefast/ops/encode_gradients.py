@@ -18,6 +18,9 @@ def encode_gradients(
     """Compute the gradients of x, weight, bias and scale from the gradient of the values.
 
     `needed` states which of them to compute; the others are None.
+
+    Returns:
+        Gradients of x [n, d], weight [m, d], bias [m] and scale [m], or None.
     """
     ops = torch.ops.saefast
     needs_x, needs_weight, needs_bias, needs_scale, *_ = needed

@@ -91,6 +91,9 @@ def encode_packed(
 
     On a GPU, the host waits for a check that all input is finite only with `check_finite`; on a CPU
     the check is free and always made.
+
+    Returns:
+        Code [n, k].
     """
     exact = precision == "exact"
     if gpu.has(x) and packed is not None:
@@ -119,6 +122,9 @@ def encode_scaled(
     """Compute `topk_encode` of checked input with a scale that changes in every step.
 
     The weight is not kept packed. On a GPU the input is not checked to be finite.
+
+    Returns:
+        Code [n, k].
     """
     if not gpu.has(x) or not selects(x, k, absolute=absolute):
         return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, absolute=absolute))
@@ -146,6 +152,9 @@ def threshold_packed(
     See `encode_packed` for `check_finite`. With `wanted`, only the `wanted` largest scores of all
     rows matter: if at least as many are above the threshold, which must be one number and not
     negative, a GPU may leave out others, also from `counts`.
+
+    Returns:
+        Code [n, width].
     """
     if gpu.has(x) and packed is not None:
         rounded = _on_gpu(x, packed)

@@ -124,6 +124,9 @@ def in_slices(
     `row_bytes` is the memory that a row takes during the computation; a slice takes at most a
     gigabyte, but at least one row. Results are copied, since views would keep their base tensors
     alive.
+
+    Returns:
+        Results, concatenated by rows.
     """
     rows = max(1, _SLICE_BYTES // max(1, row_bytes))
     parts = zip(*(torch.split(tensor, rows) for tensor in by_row), strict=True)

@@ -15,6 +15,9 @@ def latent_sum(values: Tensor, indices: Tensor, rows: Tensor, latents: int) -> T
     """Sum values[i, c] * rows[i] for each latent, [m, d]; see `reference.latent_sum`.
 
     On a CPU, rows with a value of zero are not read.
+
+    Returns:
+        [m, d] sums.
     """
     checks.in_range("indices", indices, latents)
     return reference.latent_sum(values, indices, rows, latents)

@@ -19,6 +19,9 @@ def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> Judg
         how: settings with the name of the judge.
         per_prompt: number of texts in a prompt of an endpoint.
         progress: show progress bars on stderr.
+
+    Returns:
+        The judge, or None.
     """
     name = how.judge
     if name == _RULES:

@@ -32,10 +32,13 @@ class Outcome(NamedTuple):
     """Outcome of a stage."""
 
     stage: str
+    """name of the stage"""
     seconds: float
+    """wall time of the stage"""
     skipped: bool
     """whether it had been finished before"""
     written: tuple[Path, ...]
+    """files that the stage wrote"""
 
 
 def run_pipeline(

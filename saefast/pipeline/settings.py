@@ -215,10 +215,15 @@ class EvaluateSettings:
     beside: tuple[str, ...] = ()
     """runs or folders of SAEs of the same model and site, each a condition by the folder's name"""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    """settings of probing"""
     explain: ExplainSettings = field(default_factory=ExplainSettings)
+    """settings of explanations"""
     steer: SteerSettings = field(default_factory=SteerSettings)
+    """settings of steering"""
     edit: EditSettings = field(default_factory=EditSettings)
+    """settings of editing"""
     absorb: AbsorbSettings = field(default_factory=AbsorbSettings)
+    """settings of absorption"""
 
 
 @dataclass(frozen=True)
@@ -329,6 +334,9 @@ def from_dict(kind: Any, given: Any, name: str, default: Any = None) -> Any:
         name: name of the table, for errors.
         default: instance with the values of fields that the table leaves out; None: each field's
             own default.
+
+    Returns:
+        The dataclass.
     """
     if not isinstance(given, dict):
         raise TypeError(f"{name} must be a table, got {type(given).__name__}")

@@ -186,6 +186,9 @@ def subject_of_saes(
         beside: runs or folders of SAEs to evaluate in the same way.
         tokens: number of rows to harvest.
         progress: show progress bars on stderr.
+
+    Returns:
+        The subject of the evaluations.
     """
     from saefast.lm import builtin_corpus, harvest, load_model
 

@@ -46,7 +46,8 @@ def pool_features(
     do for `stability`.
 
     Args:
-        dictionaries: dictionaries of different seeds.
+        dictionaries: dictionaries of different seeds: tensors [m, d] such as `W_dec`, SAEs or
+            `Dictionary` objects.
         stability: result of `score_stability` for the same dictionaries, in the same order.
         width: number of features to keep; None: all unique features.
         threshold: cosine of decoder rows from which two features count as the same.
@@ -97,7 +98,8 @@ def pool_origin(
     """Return the origin of the features that `pool_features` keeps for the same arguments.
 
     Args:
-        dictionaries: dictionaries of different seeds.
+        dictionaries: dictionaries of different seeds: tensors [m, d] such as `W_dec`, SAEs or
+            `Dictionary` objects.
         stability: result of `score_stability` for the same dictionaries, in the same order.
         width: number of features to keep; None: all unique features.
         threshold: cosine of decoder rows from which two features count as the same.

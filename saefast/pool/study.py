@@ -188,8 +188,8 @@ def evaluate_pooling(
         saes: two lists of SAEs without a common seed.
         pools: results of `pool_features` for each list, of equal width.
         activations: activations [n, d] for training.
-        held_out: other activations for the measurements, and for the firing rates by which SAEs are
-            cut.
+        held_out: other activations [n, d] for the measurements, and for the firing rates by which
+            SAEs are cut.
         fine_tune: settings of the fine-tuning of pools and pruned SAEs; `latents`, `k`, `variant`,
             `seeds` and `name` are overridden.
         scratch: settings with which the SAEs of the lists were trained, for `tokens` each. Its

@@ -155,6 +155,9 @@ def _solve(x: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]
     """Fit slope * (x^b - 1) / b + level and return slope, level and the residual sum of squares.
 
     Unlike a and c, slope and level do not diverge as b goes to 0.
+
+    Returns:
+        Slope, level and sum of squares.
     """
     basis = np.log(x) if b == 0 else np.expm1(b * np.log(x)) / b
     centred, off = basis - basis.mean(), y - y.mean()

@@ -109,7 +109,7 @@ def measure_overlap(
     Args:
         a: first dictionary: a tensor [m, d] such as `W_dec`, an SAE or a `Dictionary`. Measures of
             encoders require that both dictionaries have encoder rows.
-        b: second dictionary, of the same width.
+        b: second dictionary, of the same width: a tensor [m2, d], an SAE or a `Dictionary`.
         thresholds: cosines from which features count as shared.
         match: "nearest", "one_to_one" or both; with "nearest" features may share a partner,
             "one_to_one" takes longer.

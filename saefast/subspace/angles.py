@@ -90,6 +90,9 @@ def shared_dimensions(overlap: Tensor, d: int) -> Shared:
     The number of these dimensions is rank * excess; for independent subspaces it is about 0, within
     one or two. Two sets that share a subspace of dimension q show all q at rank q: at a lower rank
     each set covers a different part of it, and further directions overlap by chance alone.
+
+    Returns:
+        The rank, and the number of dimensions shared beyond chance.
     """
     dimensions = excess(overlap, d) * torch.arange(1, len(overlap) + 1)
     return Shared(int(dimensions.argmax()) + 1, float(dimensions.amax()))

@@ -67,7 +67,8 @@ def fit_subspaces(
             "rotated", the features themselves after a random rotation; "initial", the same latents
             before training. Nulls that cannot be computed are listed in `skipped`.
         covariance: [d, d] covariance of the activations, for the null "covariance".
-        initial: the dictionaries before training, for the null "initial".
+        initial: the dictionaries before training, tensors [m, d], SAEs or `Dictionary` objects, for
+            the null "initial".
         draws: number of draws of nulls without a formula.
         band: share of the draws between `low` and `high`.
         seed: seed of the draws.

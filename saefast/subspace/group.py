@@ -66,6 +66,9 @@ def fit_group(
     """Decompose a group in each seed and compare each two seeds with each other and the nulls.
 
     `step` is called once after the decomposition and once after each draw of a null.
+
+    Returns:
+        Spectra and overlaps of the group, with those of its nulls.
     """
     directions = [UnitRows.of_rows(member.rows, member.chosen) for member in members]
     known = decompose(directions, plan.method, run)

@@ -90,6 +90,9 @@ def draw(
 
     The drawn directions depend only on the seed, the names of null and group, the number of the
     draw and the position of the dictionary, not on the other nulls and groups of the call.
+
+    Returns:
+        Ranks of the drawn directions, and their overlaps by pair.
     """
     spectra = []
     for position, (member, own) in enumerate(zip(members, known, strict=True)):

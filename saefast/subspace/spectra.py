@@ -115,6 +115,9 @@ def decompose(
     are lost to rounding and count as zero. "svd" resolves values down to 1e-12 and takes several
     times as long: it accumulates a QR decomposition block by block and computes the SVD of its
     triangle. Sets of at most d / 4 vectors always use "svd", which is faster for them.
+
+    Returns:
+        Principal directions and singular values of each set.
     """
     grams = [None if _prefers_svd(each, method) else gram(each, run) for each in several]
     return list(run(_decompose, zip(several, grams, strict=True)))

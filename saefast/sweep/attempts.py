@@ -21,6 +21,9 @@ def attempt(record: dict[str, Any]) -> str | None:
 
     Args:
         record: result of the task's `to_dict`.
+
+    Returns:
+        Reason of the failure, or None.
     """
     try:
         _READERS[record["kind"]](record).perform()

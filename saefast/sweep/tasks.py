@@ -276,6 +276,9 @@ def training_bytes(settings: RunSettings, width: int) -> int:
     """Estimate the bytes of memory of the SAEs of a run during training on rows of a width.
 
     Batches and codes, which all SAEs of a training use in turn, are part of `PROCESS_BYTES`.
+
+    Returns:
+        Number of bytes.
     """
     train = settings.train
     memory = rank_memory(train, width, 0, 1)

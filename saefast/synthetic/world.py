@@ -34,6 +34,7 @@ class Strength(NamedTuple):
     spread: Tensor
     """[m], or [] for all features"""
     log: bool
+    """whether the strength is log-normal"""
 
 
 LOG_NORMAL = Strength(torch.tensor(1.0), torch.tensor(0.25), log=True)
@@ -143,8 +144,8 @@ class World:
             n: number of rows.
             seed: seed of the stream.
 
-        Returns:
-            Iterator over blocks of `BLOCK` rows, the last one shorter.
+        Yields:
+            Blocks of `BLOCK` rows, the last one shorter.
         """
         check_stream(n, seed, 0)
         count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()

@@ -110,6 +110,9 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     """List the dead latents with the lowest indices, at most as many as the capacity.
 
     `idle` [m] is the number of tokens since each latent fired. On a GPU the host does not wait.
+
+    Returns:
+        Numbers of the dead latents [c], and how many there are.
     """
     m = idle.shape[0]
     capacity = min(m, settings.capacity or max(m // 8, 1))
@@ -140,6 +143,9 @@ def revive(
 
     `idle` [m] is the number of tokens since each latent fired. `products` returns the products for
     a list of dead latents; None: those of one process.
+
+    Returns:
+        Gradients for the dead latents, or None.
     """
     if settings is None:
         return None
@@ -279,6 +285,10 @@ def dense_gradients(
 
     Plain torch without a wait for the device: for float64 and abstopk on a GPU, and for GPUs on
     which Triton cannot run.
+
+    Returns:
+        Unexplained error [n, d_out], and gradients of encoder [c, d], shift [c] and decoder [c,
+        d_out].
     """
     acts = inputs @ encoder.T + shift
     k, signed = settings.actives(error.shape[1]), settings.signed or absolute

@@ -129,6 +129,9 @@ class CapturedStep(Generic[_E, _R]):
     def __call__(self, x: Tensor, target: Tensor | None = None) -> _R:
         """Train on x [n, d], and on target [n, d_out] if the step was captured with one.
 
+        Returns:
+            Result of the step.
+
         Raises:
             RecordingFailed: the step could not be recorded; no part of it was computed.
         """

@@ -89,6 +89,9 @@ class RunFile:
         """Load the state of one SAE at the last checkpoint, or this rank's share of it.
 
         The result has the shapes of `like`.
+
+        Returns:
+            Tensors of the state by name, with the shapes of `like`.
         """
         paths = written(self._folder(label), self.step)
         if not paths:

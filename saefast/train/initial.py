@@ -79,6 +79,9 @@ def folded(sae: SAE, scales: Scales) -> SAE:
 
     The values of its codes are divided by `scales.x`; the directions stay, and so do the norms of
     the decoder unless it is a transcoder with different scales.
+
+    Returns:
+        A new SAE.
     """
     out = copy.deepcopy(sae)
     with torch.no_grad():

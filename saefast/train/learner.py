@@ -44,6 +44,9 @@ class Learner:
         """Learn from a forward pass over `inputs` [n, d] without storing gradients of matrices.
 
         Does not wait for a GPU.
+
+        Returns:
+            Loss, code and statistics of the step.
         """
         rules, n = self.rules, len(inputs)
         several = forward.group_ends is not None

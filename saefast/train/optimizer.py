@@ -83,6 +83,9 @@ class Adam:
         """Pair parameters with their gradients; `b_dec_minus` is subtracted from that of b_dec.
 
         b_dec comes first.
+
+        Returns:
+            Parameters with gradient and moments.
         """
         return [
             Vector(
@@ -99,6 +102,9 @@ class Adam:
 
         `row_squares` [m] are the squared norms of the gradients of latents; `vectors` are one or
         two vectors with the remaining gradients.
+
+        Returns:
+            [] float64, factor from 0 to 1.
         """
         if self._on_gpu:
             factor: Tensor = gpu.launch(
@@ -253,6 +259,9 @@ def clip_factor(
     """Compute the factor [] float64 that limits the norm of the gradient to `clip`.
 
     `row_squares` [m] are the squared norms of some parts of it, `gradients` the other parts.
+
+    Returns:
+        [] float64, factor from 0 to 1.
     """
     squares = [] if row_squares is None else [vector_sum(row_squares)]
     squares += [square_of(_norms_of(part)) for part in gradients]

@@ -75,6 +75,9 @@ class RecordedSteps:
             x: [n, d] activations.
             target: [n, d_out] rows to reconstruct; None: x.
             settled: whether the number of active latents is constant from this step on.
+
+        Returns:
+            Loss, code and statistics of the step.
         """
         if self._replay is None and self._possible and settled and gpu.has(x):
             if self._taken == WARM_UP:  # only once, whether recording succeeds or not

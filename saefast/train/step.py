@@ -142,7 +142,7 @@ class FusedStep:
         """Restore the state of another step.
 
         Args:
-            state_dict: result of `state_dict`.
+            state_dict: result of `state_dict`: tensors of the same names and shapes.
         """
         mine = self.state_dict()
         if mine.keys() != state_dict.keys():

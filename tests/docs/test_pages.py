@@ -1,30 +1,12 @@
 """The reference lists every public name, and links between pages exist."""
 
 import importlib
-import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.documentation import DOCS, PAGES, name, prose
+from helpers.documentation import DOCS, PAGES, PUBLIC_PACKAGES, name, prose
 
-PACKAGES = (
-    "saefast",
-    "saefast.activations",
-    "saefast.evaluation",
-    "saefast.lm",
-    "saefast.match",
-    "saefast.pipeline",
-    "saefast.pool",
-    "saefast.report",
-    "saefast.stability",
-    "saefast.studies",
-    "saefast.subspace",
-    "saefast.sweep",
-    "saefast.synthetic",
-    "saefast.train",
-)
 WITHOUT_PAGE = {
     "__version__",
     "ActivationSource",  # a union of types, described on the protocol's page
@@ -34,7 +16,7 @@ WITHOUT_PAGE = {
 }
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", PUBLIC_PACKAGES)
 def test_the_reference_lists_every_public_name(package: str) -> None:
     listed = set()
     for page in (DOCS / "reference").glob("*.md"):
@@ -49,27 +31,6 @@ def test_the_reference_lists_every_public_name(package: str) -> None:
         if getattr(public, each) not in objects
     }
     assert not missing
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_public_functions_describe_every_argument(package: str) -> None:
-    """The linter compares names only where a docstring has a section Args; D417 passes without."""
-    public = importlib.import_module(package)
-    undescribed = {
-        f"{each}({parameter})"
-        for each in public.__all__
-        if inspect.isfunction(function := getattr(public, each))
-        for parameter in inspect.signature(function).parameters
-        if parameter not in described_arguments(function)
-    }
-    assert not undescribed
-
-
-def described_arguments(function: Callable[..., object]) -> set[str]:
-    """Return the words before the colons in the section Args of a docstring."""
-    section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
-    heads = re.findall(r"^    (\S[^:]*):", section, re.MULTILINE)
-    return {word for head in heads for word in re.findall(r"\w+", head)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

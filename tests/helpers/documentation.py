@@ -13,6 +13,24 @@ PAGES = [
     *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
 
+PUBLIC_PACKAGES = (
+    "saefast",
+    "saefast.activations",
+    "saefast.evaluation",
+    "saefast.lm",
+    "saefast.match",
+    "saefast.pipeline",
+    "saefast.pool",
+    "saefast.report",
+    "saefast.stability",
+    "saefast.studies",
+    "saefast.subspace",
+    "saefast.sweep",
+    "saefast.synthetic",
+    "saefast.train",
+)
+"""Packages whose `__all__` lists public names."""
+
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,

@@ -77,6 +77,9 @@ def swept_table(
         change: function that is given each row of the table and returns what is written; None:
             no row.
         values: measures of a cell by its settings.
+
+    Returns:
+        The folder of the sweep.
     """
     folder = SweepFolder(root)
     cells, rows = {}, []

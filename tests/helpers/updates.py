@@ -34,6 +34,9 @@ def update_of(
         product: what they are packed for.
         extra: latents, and gradients for their rows of w_enc, b_enc and w_dec.
         settings: the other fields.
+
+    Returns:
+        The update.
     """
     indices, values, value_grads, residual, inputs = batch
     units, norm, lost = packed

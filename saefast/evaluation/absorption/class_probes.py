@@ -52,6 +52,9 @@ def fit_row_probes(rows: Tensor, positive: Tensor) -> RowProbes:
     Args:
         rows: [n, d] rows.
         positive: [n, classes] bool; each class needs positive and negative rows.
+
+    Returns:
+        Weights [classes, d] and bias [classes] of the probes.
     """
     mean = rows.mean(0)
     centred = rows - mean
@@ -67,6 +70,9 @@ def _ridge(terms: Tensor, positive: Tensor) -> Tensor:
     """Fit weights [p, classes] by Newton's method with steps by conjugate gradients.
 
     The last of the terms [n, p] is constant, and its weight is not penalised.
+
+    Returns:
+        [p, classes] weights.
     """
     truth = positive.to(terms)
     share = truth.mean(0)

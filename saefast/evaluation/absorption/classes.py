@@ -70,6 +70,9 @@ def split_words(rows: Tensor, labels: Tensor, classes: int, families: Tensor, se
         classes: number of classes.
         families: [n] int64 family of each word; words of one family are never split.
         seed: seed of the split.
+
+    Returns:
+        Parts of the words, with the probes and their scores.
     """
     _, family = torch.unique(families.to(rows.device), return_inverse=True)
     count = int(family.max()) + 1
@@ -159,6 +162,9 @@ def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
         sae: SAE to measure.
         code: its code of all rows of the split.
         split: split of the words.
+
+    Returns:
+        Main latents and absorption of each class.
     """
     main, main_f1 = _main_latents(sae, code, split)
     measured: list[tuple[AbsorbedWords, AbsorbedWords, AbsorbedWords]] = []

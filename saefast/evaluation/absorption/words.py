@@ -67,6 +67,9 @@ def absorbed_words(
         main: main latents of the class.
         centre: [d] vector subtracted from rows before the reading, such as their mean, which no
             latent explains; None: zero, as published.
+
+    Returns:
+        Shares of absorption [words], with the contributions that they are computed from.
     """
     checks.floating("rows", rows, "[n, d]")
     checks.floating("W_dec", W_dec, "[m, d]")

@@ -21,6 +21,7 @@ class Facts:
     kind: str
     """noun for the entities, such as "city" """
     entities: tuple[str, ...]
+    """names of the entities"""
     values: Mapping[str, tuple[tuple[str, ...], ...]]
     """by attribute, for each entity its value and aliases; () where there is none"""
     templates: Mapping[str, tuple[str, ...]]

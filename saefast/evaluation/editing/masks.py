@@ -27,6 +27,9 @@ def attribution(
         pairs: pairs for training.
         gradients: [pairs, d] from `Interchange.gradients`.
         penalty: weight of isolation pairs.
+
+    Returns:
+        [m] float64, scores.
     """
     base, source = prompts_of(pairs)
     joint = swap.joint(base, source)
@@ -101,6 +104,9 @@ def trained_mask(
         seed: seed of the order of pairs.
         bar: progress bar that counts pairs.
         allowed: [m] latents that may be interchanged; None: all.
+
+    Returns:
+        [m] bool, selected latents.
     """
     device = swap.code.values.device
     logit = torch.zeros(swap.sae.m, device=device, requires_grad=True)

@@ -224,6 +224,9 @@ def _drawn(
     """Draw pairs that ask for one attribute with the same template, whose values differ.
 
     Values with equal first tokens do not count as different, since answers are first tokens.
+
+    Returns:
+        At most `number` pairs.
     """
     candidates = []
     for template, split in enumerate(its.facts.template_splits[asked]):

@@ -54,6 +54,9 @@ def trained_subspace(
         batch_size: number of pairs in a step.
         seed: seed of the order of pairs.
         bar: progress bar that counts pairs.
+
+    Returns:
+        Orthonormal axes [d, d] and the chosen ones [d].
     """
     rows = runs.rows
     d = rows.shape[1]

@@ -31,6 +31,9 @@ def supervised_units(
         names: `DIFFMEAN`, `MDAS`, both or none.
         seed: seed of the order of pairs.
         bar: progress bar that counts pairs.
+
+    Returns:
+        A unit for each of `names`.
     """
     if not names:
         return []

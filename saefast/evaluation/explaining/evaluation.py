@@ -72,7 +72,7 @@ def explain(
         features: number of judged latents of each SAE, spread evenly over the firing rates; each
             group gets half as many.
         conditions: rivals, see `rival_conditions` and `train_baselines`.
-        groups: for each SAE its groups of latents, as returned by `Stability.groups`.
+        groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`.
         mass: for each SAE its `FeatureStatistics.mass`, [m]; None: it is measured here.
         rows: number of rows to read, from the first; None: all.
         documents: [rows] number of each row's document, see `token_text`.

@@ -110,6 +110,9 @@ def sample_conditions(
         features: number of latents of each SAE.
         groups: for each trained SAE its groups.
         seed: seed of the choice.
+
+    Returns:
+        For each condition the samples of its SAEs.
     """
     return {
         name: [
@@ -136,6 +139,9 @@ def scramble(
         text: text of the encoded rows.
         samples: sampled latents of each SAE.
         seed: seed of the random rows.
+
+    Returns:
+        The scrambled SAEs, and a sample of their latents for each.
     """
     moved = [
         subject.firings.chosen(sample.overall).scrambled(text.context_starts, seed + 1)

@@ -75,6 +75,9 @@ class Firings:
             context_starts: [contexts + 1] `TokenText.context_starts`.
             seed: seed of the random rows.
             copies: number of scrambled copies of all latents, concatenated.
+
+        Returns:
+            Firings of `copies` times as many latents.
         """
         generator = np.random.default_rng([_SCRAMBLING, seed])
         every = np.arange(self.m * copies, dtype=np.int64)

@@ -150,6 +150,9 @@ def judge_all(
         samples: sampled latents of each SAE.
         seed: seed of the choice of windows.
         rules_only: rate the rules even if the judge writes explanations.
+
+    Returns:
+        For each condition the ratings of its SAEs.
     """
     exams = _exams(subjects, text, samples, seed)
     written = judge.explains and not rules_only
@@ -246,6 +249,9 @@ def _ask(
 
     The order is random because a judge may see several windows at once, which must not all be
     firing ones.
+
+    Returns:
+        Places of the questions in the list, by kind.
     """
     shown = [(window, "") for window in windows.firing]
     shown += [(window, kind) for kind, each in windows.silent.items() for window in each]

@@ -185,6 +185,10 @@ class _Incidence:
             parts: [rules, 5] predicates of each rule, -1 for none.
             counts: firings of the half by latent and value.
             explaining: whether the half is the explaining one.
+
+        Returns:
+            Numbers of rows [rules] where the rule holds: among those on which the latent fires, and
+            in all.
         """
         rule, place = (parts >= 0).nonzero()
         predicate = parts[rule, place]

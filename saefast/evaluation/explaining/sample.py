@@ -63,6 +63,9 @@ def sample_features(
         groups: by name, mask [m] of each group to compare.
         count: number of latents to choose overall; each group gets at most half as many.
         seed: seed of the choice.
+
+    Returns:
+        Numbers of the latents, overall and by group.
     """
     generator = np.random.default_rng([_SAMPLE, seed])
     places = np.flatnonzero(candidates)

@@ -125,6 +125,9 @@ def cross_validated(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> T
         labels: [b, n] bool.
         test: [b, tests, p] columns of the test part.
         seed: seed of the folds.
+
+    Returns:
+        [b, tests] decisions.
     """
     train, test = standardised(train, test)
     # With one column, the order of the decisions does not depend on C.

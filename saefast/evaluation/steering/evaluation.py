@@ -157,9 +157,9 @@ def steer(
         outcome: primary outcome; None: the first defined one of rule, other seed, judge, self.
         predictors: by name, for each SAE a property [m] of its latents, such as the score of their
             explanations.
-        examine: callable that gets the numbers of the sampled latents of each SAE, and returns
-            further predictors, such as a judge's scores of their explanations; their values are
-            also columns `steer_NAME` of the features.
+        examine: callable that takes for each SAE the numbers [f] of its sampled latents, and
+            returns further predictors {name: [m] for each SAE}, such as a judge's scores of
+            explanations; their values are also columns `steer_NAME` of the features.
         controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
             (random with the covariance of the activations), "minus", "diffmean" (mean activation
             where the latent fires, minus the mean of all).
@@ -168,8 +168,8 @@ def steer(
         mass: for each SAE the activation mass [m]; if given, groups are compared with random
             latents of the same mass.
         draws: number of random sets for each group.
-        activations: activations of the site, on which the firings of latents are measured; None:
-            they are read from text.
+        activations: activations [n, d] of the site, on which the firings of latents are measured;
+            None: they are read from text.
         tokens: [rows] tokens of `activations`; None: the tokens of the store, if it has them.
         positions: [rows] positions of `activations` in their contexts; None: as for `tokens`.
         corpus: text to read without `activations`; None: the held-out part of `builtin_corpus()`.

@@ -32,6 +32,9 @@ def sampled_items(
         rows: activations at the site.
         features: numbers of latents of each trained SAE, and of each SAE of other conditions.
         seed: seed of the sample and of random directions.
+
+    Returns:
+        The sampled items.
     """
     parts = []
     for name, saes in every:

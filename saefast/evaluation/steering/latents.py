@@ -162,6 +162,9 @@ class Rows:
             wanted: number of latents; all live ones, if they are fewer.
             groups: groups of latents {name: [m] bool}.
             seed: seed of the sample.
+
+        Returns:
+            The sampled latents with their scales.
         """
         fired = torch.zeros(sae.m, dtype=torch.float64)
         total = torch.zeros(sae.m, dtype=torch.float64)

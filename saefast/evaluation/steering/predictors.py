@@ -54,6 +54,9 @@ def predicted_gain(
         results: results of steering.
         predictors: properties of latents.
         seed: seed of resamples, permutations and folds.
+
+    Returns:
+        A prediction for each property and outcome.
     """
     items = results.items
     chosen = items.sample.of(TRAINED)

@@ -181,6 +181,9 @@ def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object
         number: number of the opener, which determines the noise.
         job: sequences to write.
         on_progress: callback that gets the number of sequences finished since the last call.
+
+    Returns:
+        Outcomes of the steered and the unsteered sequences.
     """
     items, settings = plan.items, plan.settings
     n = len(job.item)

@@ -81,6 +81,9 @@ def scores_of(
             random latents.
         draws: number of random sets for each group.
         seed: seed of bootstraps and random sets.
+
+    Returns:
+        The scores of the measure.
     """
     scores: list[Score] = []
     whole: dict[str, Floats] = {}

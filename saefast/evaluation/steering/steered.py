@@ -30,6 +30,9 @@ def steered(
         levels: [items, strengths] level of each.
         directions: names of the directions, the latent's own first.
         progress: show a progress bar on stderr.
+
+    Returns:
+        Outcomes at the chosen strengths, along every direction.
     """
     items = plan.items
     numbers = list(range(len(plan.openers)))

@@ -22,6 +22,9 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         subject: SAEs with their model and held-out rows.
         how: settings, of which `explain` and the budget are used.
         dry_run: count the judge's requests without sending any.
+
+    Returns:
+        Scores of the explanations.
     """
     return explain_saes(
         subject.model,

@@ -55,6 +55,9 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         subject: SAEs with their model and held-out rows.
         how: settings, of which `steer` and the budget are used.
         dry_run: count the judge's requests without steering.
+
+    Returns:
+        Scores of steering, or with `dry_run` notes alone.
     """
     settings = how.steer
     conditions = of_budget(how.budget, None, subject.beside, subject.sparse_conditions)

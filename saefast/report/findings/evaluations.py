@@ -148,6 +148,9 @@ def _beside_baselines(
         name: name of the evaluation.
         compared: baselines over which papers report a lead of at most `margin`.
         margin: that lead.
+
+    Yields:
+        Findings on the evaluation, if it was measured.
     """
     score = trained(data, name)
     if score is None or math.isnan(score.value):

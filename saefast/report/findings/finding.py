@@ -12,7 +12,9 @@ class Finding(NamedTuple):
     """One or two sentences on a topic, and the claim that they decide."""
 
     topic: str
+    """heading, such as "Stability" """
     text: str
+    """one or two sentences with the numbers of this run"""
     verdict: str = ""
     """comparison with published results, empty if there are none"""
     claim: str = ""

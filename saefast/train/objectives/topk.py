@@ -76,6 +76,9 @@ def of_listed(encoder: PackedEncoder, code: SparseCode, target: Tensor) -> Forwa
     """Compute the gradients of the squared error for a code padded with zeros to the capacity.
 
     On a GPU the bits must not depend on the capacity, nor the time on the padding.
+
+    Returns:
+        Loss and gradients of the values.
     """
     if not gpu.has(target):
         return of_code(encoder, code, target)

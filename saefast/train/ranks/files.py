@@ -80,6 +80,9 @@ def read_state(
         like: state whose shapes and dtypes the result has.
         share: the share of this rank; None: the whole.
 
+    Returns:
+        Tensors of the state by name, with the shapes of `like`.
+
     Raises:
         ValueError: the files hold another number of latents, or one is truncated or damaged.
     """

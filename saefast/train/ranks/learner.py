@@ -44,6 +44,9 @@ class SharedLearner(Learner):
 
         The order of sums in dense products is that of the BLAS library for the whole matrices, so
         that products of parts would have other bits.
+
+        Returns:
+            Loss, gradients of this rank's share, and those of AuxK if there are any.
         """
         whole = gathered(self.sae, self._share)
         loss, gradients, extra = self._gradients_of(whole, loss_of, x, idle, auxk)

@@ -31,6 +31,9 @@ class Simulated:
     def run(self, work: Callable[["SimulatedRank"], _T]) -> list[_T]:
         """Call `work` on every rank at once, and return the results in the order of ranks.
 
+        Returns:
+            Results of the ranks, in their order.
+
         Raises:
             BaseException: the first error of a rank; the others are stopped.
         """

@@ -170,6 +170,9 @@ class EndpointJudge:
         """Group places of questions that share an explanation and a kind, `per_prompt` at a time.
 
         Questions with an empty explanation are left out.
+
+        Returns:
+            Places of questions, a list for each prompt.
         """
         groups: dict[tuple[Explanation, bool], list[int]] = {}
         for place, question in enumerate(questions):

@@ -50,6 +50,9 @@ def code_tasks(
     """Build tasks on code, see `saefast.evaluation.probing.tasks.labelled_tasks`.
 
     The code is the held-out part of the built-in corpus.
+
+    Returns:
+        The tasks, without rows.
     """
     names = list(CLASSES if names is None else names)
     for name in names:
