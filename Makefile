@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb 'ray[client]' \
 	'llamascopium; python_version < "3.13"'
-# What evaluates SAEs is compared, too. Without their dependencies, which ask for other versions of
+# Evaluations of SAEs are compared, too. Installed without their dependencies, which ask for other versions of
 # NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
 # imports.
 EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3 sae-dashboard==0.8.0
@@ -53,7 +53,7 @@ wheel: .venv/created
 	PIP_CONSTRAINT=constraints.txt .venv/wheel/bin/pip install --quiet --disable-pip-version-check dist/*.whl
 	.venv/wheel/bin/python -I .ci/smoke.py
 
-# What saefast promises to users of SAELens, sparsify, dictionary_learning and Ray, beside the real ones.
+# The promises to users of SAELens, sparsify, dictionary_learning and Ray, tested with the real packages.
 peers: .venv/peers
 	$(BIN)/pytest tests/peers tests/sweep/test_ray.py
 
@@ -93,7 +93,7 @@ study: .venv/demo
 	$(call step,Compile and install saefast,$(PIP_INSTALL) --no-deps .)
 	@touch $@
 
-# What the demo imports, installed while saefast compiles. --no-compile: most of it is never imported.
+# The packages that the demo imports, installed while saefast compiles. --no-compile: most of it is never imported.
 .venv/packages: pyproject.toml constraints.txt | .venv/created
 	@$(BIN)/python -c '$(RUNTIME_REQUIREMENTS)' > .venv/requirements.txt
 	$(call step,Install torch and transformers,$(PIP_INSTALL) --no-compile -r .venv/requirements.txt)

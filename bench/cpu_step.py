@@ -72,7 +72,7 @@ def _encode(encoder: PackedEncoder, x: Tensor, k: int) -> saefast.SparseCode:
 
 
 def _same_latents(encode: Callable[[], saefast.SparseCode], x: Tensor, weights: Weights) -> bool:
-    """Compare the code of some rows with that of float64 scores."""
+    """Compare the code of some rows with the code of float64 scores."""
     some = x[:_CHECKED_ROWS].double() - weights.b_dec
     scores = some @ weights.w_enc.T.double() + weights.b_enc
     found = encode()
@@ -86,7 +86,7 @@ def _same_loss(
     x: Tensor,
     weights: Weights,
 ) -> bool:
-    """Compare the loss of the first step with that of the code."""
+    """Compare the loss of the first step with the loss of the code."""
     values, indices = encode()
     decoded = saefast.sparse_decode(values.relu(), indices, weights.w_dec, weights.b_dec)
     expected = (decoded - x).double().square().sum(1).mean()

@@ -4,10 +4,10 @@
 demo`. `--budgets quick` leaves out the full sizes; rows of them that are in the file remain, with
 the commit at which they were measured. SAEs beside the run are trained on its rows,
 in folders next to it. Each budget is one `saefast evaluate` in a process of its own, so that time
-and memory are those of the command.
+and memory are measured for the whole command.
 
-The penalty is that of arXiv:2603.04198. It is compared with SAEs whose decoder norms are as free as
-those of the penalised ones, since rows that are normalised after every step hardly feel a penalty.
+The penalty is defined in arXiv:2603.04198. It is compared with SAEs whose decoder norms are free,
+too, since rows that are normalised after every step hardly feel a penalty.
 """
 
 import argparse

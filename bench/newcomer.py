@@ -1,6 +1,6 @@
 """newcomer: seconds from a clone to a first result, and to the report of the demo.
 
-`python -m bench newcomer --json FILE`. The commands are those of README, in a fresh clone of this
+`python -m bench newcomer --json FILE`. The commands are the README's, in a fresh clone of this
 checkout, without variables of Python and without pip's cache.
 """
 

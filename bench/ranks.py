@@ -71,7 +71,7 @@ def model(shape: Shape) -> list[dict[str, Any]]:
 
 
 def _measured(shape: Shape, processes: int, rounds: int) -> dict[str, Any]:
-    """Return what rank 0 of some processes prints."""
+    """Return the output of rank 0 of some processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "bench.ranks_worker"]
     done = subprocess.run(

@@ -6,7 +6,7 @@
 
 namespace saefast {
 
-// What a pass over the decoder computes.
+// Results of a pass over the decoder.
 enum class ColumnsPass {
   along,    // products of every row with its gradient, with penalties
   squares,  // squared norms of the gradients

@@ -10,7 +10,7 @@ namespace saefast {
 
 namespace {
 
-// Returns whether a score comes first in a result by absolute value. A score of -infinity, that of
+// Returns whether a score comes first in a result by absolute value. A score of -infinity, as of
 // a masked latent, comes last there, too.
 template <class Score>
 bool has_larger_size(const Scored<Score>& one, const Scored<Score>& other) {

@@ -26,7 +26,7 @@ from saefast.synthetic import PlantedWorld
 
 
 def main() -> None:
-    """Match the SAEs, and print what they share."""
+    """Match the SAEs, and print the features that they share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("saes", nargs="*", type=Path, help="two SAEs on disk")
     parser.add_argument("--threshold", type=float, default=0.7, help="least cosine of a match")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def match(a: Path, b: Path, threshold: float, out: Path) -> None:
-    """Print what the SAEs share, and write the partners of features."""
+    """Print the shares of common features, and write the partners."""
     # Mapped from disk instead of read, so that files may be larger than memory.
     one, other = saefast.load_dictionaries(a, b, encoder=True)
     for path, its in ((a, one), (b, other)):

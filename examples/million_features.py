@@ -25,7 +25,7 @@ SHARED, NOISE = 0.4, 0.35
 
 
 def main() -> None:
-    """Plan, match, and print what was found."""
+    """Plan a matching, run it, and print its result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--m", type=int, default=8192, help="features on each side")
     parser.add_argument("--d", type=int, default=32, help="their width")

@@ -91,7 +91,7 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
     if isinstance(sources, SAE | Dictionary | str) or not isinstance(sources, Iterable):
         raise TypeError(
             f"dictionaries must be a sequence of tensors [m, d], saefast.SAEs or "
-            f"saefast.Dictionarys, got {type(sources).__name__}{_way_from(sources)}"
+            f"saefast.Dictionary objects, got {type(sources).__name__}{_way_from(sources)}"
         )
     dictionaries = [as_dictionary(source, f"dictionaries[{i}]") for i, source in enumerate(sources)]
     if len(dictionaries) < least:

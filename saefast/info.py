@@ -1,4 +1,4 @@
-"""Report the capabilities of this build on this machine, and what would make it faster."""
+"""Report the capabilities of this build on this machine, and steps that make it faster."""
 
 import importlib.metadata
 import importlib.util
@@ -22,7 +22,7 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict that can be written as JSON. `backends` states for each backend whether it is usable,
-        and if not, why; `faster` lists what would make this machine faster, the greatest gain
+        and if not, why; `faster` lists steps that would make this machine faster, the greatest gain
         first.
     """
     return {

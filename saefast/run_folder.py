@@ -1,7 +1,7 @@
 """Names of the files in the folder of a run.
 
-Each stage of a run computes its files from those of earlier stages; the report reads all of them
-and states which are missing.
+Each stage of a run computes its files from the files of earlier stages; the report reads all of
+them and states which are missing.
 
     settings.json       settings of the run: `saefast.pipeline.RunSettings`
     stages.json         finished stages, with a digest of their inputs and their duration

@@ -1,4 +1,4 @@
-"""`verify` names what is damaged or missing in SAEs, stores, checkpoints, runs and sweeps."""
+"""`verify` names damaged and missing files in SAEs, stores, checkpoints, runs and sweeps."""
 
 import json
 import shutil

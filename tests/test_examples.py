@@ -28,7 +28,7 @@ def run(
     capsys: pytest.CaptureFixture,
     torch_threads: None,
 ) -> Run:
-    """Run an example in an empty folder; return what it printed."""
+    """Run an example in an empty folder; return its output."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
 

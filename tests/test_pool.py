@@ -185,7 +185,7 @@ def test_bad_input_raises():
     longer = replace(stability, support=(torch.ones(21), torch.ones(20)))
     transcoders = [SAE(6, 20, k=2, d_out=6)] * 2
     for sources, its, options, kind, words in (
-        (dictionaries, "no", {}, TypeError, "stability must be what score_stability returns"),
+        (dictionaries, "no", {}, TypeError, "stability must be a result of score_stability"),
         (dictionaries, longer, {}, ValueError, r"stability.support .*\[20, 20\], got \[21, 20\]"),
         (dictionaries, stability, {"threshold": 1.1}, ValueError, "threshold must be above 0"),
         (dictionaries, stability, {"width": 0}, ValueError, "width must be at least 1"),

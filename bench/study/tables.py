@@ -26,7 +26,7 @@ _TITLES = {
 
 
 def recurrence() -> str:
-    """Return what recurs between seeds, with a row for each cell."""
+    """Return the table of features that recur between seeds, with a row for each cell."""
     columns: Columns = [
         ("EV", "explained_variance", _two),
         ("L0", "l0", _whole),
@@ -41,7 +41,7 @@ def recurrence() -> str:
 
 
 def worth() -> str:
-    """Return what stable and unstable features are worth, with a row for each cell."""
+    """Return the table of stable and unstable features' worth, with a row for each cell."""
     columns: Columns = [
         ("EV, stable alone", "stable_keep", _two),
         ("less random of equal mass", "stable_lead", _signed),
@@ -102,7 +102,7 @@ def pooling() -> str:
 
 
 def cost() -> str:
-    """Return the hours of each piece, measured for its finished cells, and what is planned."""
+    """Return the hours of each piece, measured for finished cells and planned for others."""
     lines = [["piece", "cells finished", "of", "hours measured", "hours planned"]]
     lines.append(["---", "---:", "---:", "---:", "---:"])
     rows = _rows()

@@ -1,4 +1,4 @@
-"""Table of what the comparison of checksums adds to reads."""
+"""Table of the time that comparing checksums adds to reads."""
 
 from bench.committed import load, markdown
 

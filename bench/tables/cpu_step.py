@@ -23,7 +23,7 @@ def table() -> str:
 
 
 def caption() -> str:
-    """Return the caption: what the columns are, machine and commit."""
+    """Return the caption: meaning of the columns, machine and commit."""
     result = load("cpu_step")
     machine = result["machine"]
     return (

@@ -1,4 +1,4 @@
-"""Table of what a newcomer waits for."""
+"""Table of the time from a clone to a result."""
 
 from bench.committed import load, markdown
 

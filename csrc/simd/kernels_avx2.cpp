@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kRows = 6, kColumns = 16;
 
-// Returns what scores are ranked by.
+// Returns the keys by which scores are ranked.
 template <bool kAbsolute>
 inline __m256 ranks_of(__m256 scores) {
   return kAbsolute ? _mm256_andnot_ps(_mm256_set1_ps(-0.0f), scores) : scores;

@@ -7,7 +7,7 @@ namespace saefast::SAEFAST_LEVEL {
 
 constexpr int kTileRows = 6, kTileVectors = 4, kTileColumns = 16 * kTileVectors;
 
-// Returns what scores are ranked by.
+// Returns the keys by which scores are ranked.
 template <bool kAbsolute>
 static inline __m512 ranks_of(__m512 scores) {
   return kAbsolute ? _mm512_abs_ps(scores) : scores;

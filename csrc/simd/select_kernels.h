@@ -3,7 +3,7 @@
 
 namespace saefast::SAEFAST_LEVEL {
 
-// Returns what a score is ranked by.
+// Returns the key by which a score is ranked.
 template <bool kAbsolute>
 static inline float rank_of(float score) {
   return kAbsolute ? __builtin_fabsf(score) : score;

@@ -30,7 +30,7 @@ def largest_of(largest, kind: tl.constexpr, programs, LANES: tl.constexpr):
 
     Args:
         largest: [kinds, programs] float32.
-        kind: what the numbers are, see above.
+        kind: kind of the numbers, see above.
         programs: number of programs.
         LANES: power of two, at least `programs`.
     """
@@ -46,7 +46,7 @@ def note_largest(largest, kind: tl.constexpr, programs, number):
 
 @triton.jit
 def multiplier_at(largest, kind: tl.constexpr, programs, LANES: tl.constexpr, PARTS: tl.constexpr):
-    """Return the multiplier of the matrix whose largest number is that of a kind."""
+    """Return the multiplier of a matrix from the largest number of its kind."""
     multiplier = 1.0
     if PARTS == 2:
         multiplier = multiplier_of(largest_of(largest, kind, programs, LANES))
@@ -55,7 +55,7 @@ def multiplier_at(largest, kind: tl.constexpr, programs, LANES: tl.constexpr, PA
 
 @triton.jit
 def multiplier_of_missed(largest, active, programs, LANES: tl.constexpr, PARTS: tl.constexpr):
-    """Return the multiplier of what `active` latents per token miss of the error."""
+    """Return the multiplier of the error that `active` latents per token leave."""
     multiplier = 1.0
     if PARTS == 2:
         score = largest_of(largest, SCORES, programs, LANES)
@@ -67,7 +67,7 @@ def multiplier_of_missed(largest, active, programs, LANES: tl.constexpr, PARTS: 
 
 @triton.jit
 def multiplier_of_gradients(largest, d_out, programs, LANES: tl.constexpr, PARTS: tl.constexpr):
-    """Return the multiplier of the gradients of scores, products of what is missed and decoder."""
+    """Return the multiplier of the gradients of scores, products of the error left and decoder."""
     multiplier = 1.0
     if PARTS == 2:
         missed = largest_of(largest, MISSED, programs, LANES)
@@ -160,7 +160,7 @@ def bounds(
 ) -> Tensor:
     """Return the largest numbers of operands [kinds, programs]; uninitialised for a single part.
 
-    Arguments are those of `auxk_gradients`.
+    Arguments are as in `auxk_gradients`.
     """
     programs = programs_at_once(inputs)
     largest = inputs.new_empty(_KINDS, programs)

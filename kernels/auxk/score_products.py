@@ -122,7 +122,7 @@ def miss_error(
     TOGETHER: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Compute what the dead latents miss of the error: active @ decoder - scale * residual.
+    """Compute the error that the dead latents leave: active @ decoder - scale * residual.
 
     Args:
         active_parts: [PARTS, padded_rows, places], see `keep_largest`.

@@ -84,7 +84,7 @@ class Shuffled(ABC):
         read = self._reader()
         for first in range(0, self.rows, batch_size):
             end = min(first + batch_size, self.rows)
-            # Always copy: what was read is valid only until the next read.
+            # Always copy: rows that were read are valid only until the next read.
             x, target = (
                 None if held is None else held.to(self.dtype, copy=True)
                 for held in read([(first, end)])

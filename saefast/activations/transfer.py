@@ -1,7 +1,7 @@
 """Transfer of batches from the reader's thread to the device of training.
 
 With either class rows arrive as float32, finite and scaled. `ahead` runs in the reader's thread and
-does what can be done early; `take` runs in the trainer's thread, for one batch after another.
+does all that can be done early; `take` runs in the trainer's thread, for one batch after another.
 """
 
 from collections import deque

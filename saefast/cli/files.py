@@ -147,7 +147,7 @@ def push(
     private: bool = False,
     json_output: Json = False,
 ) -> None:
-    """Publish an SAE, or those of a run, in a repository of the Hugging Face hub.
+    """Publish an SAE, or all SAEs of a run, in a repository of the Hugging Face hub.
 
     For example: saefast push runs/mine/seed-0 organisation/name --subfolder layer_3
 
@@ -241,7 +241,7 @@ def bench(
 
 
 def info(json_output: Json = False) -> None:
-    """Print version, instruction sets, screening engine, backends, and what would be faster."""
+    """Print version, instruction sets, screening engine, backends, and possible speed-ups."""
     from saefast.info import build_info
 
     facts = build_info()

@@ -26,7 +26,7 @@ def plan(
 
     For example: saefast plan train --d 4096 --latents 131072 --seeds 0 --ranks 8
 
-    Bytes and calls are those of the training itself, unless they depend on the rows. The speeds of
+    Bytes and calls are exact, unless they depend on the rows. The speeds of
     this machine are measured in a few seconds, and a rank is assumed to have a machine like it for
     itself; GPUs are a model, and cannot be used by several ranks yet.
 
@@ -38,7 +38,7 @@ def plan(
         kind: Machine of a rank: this one, or a GPU with a network as a model.
         network: Gigabits per second that a process receives, with --kind this.
         latency: Microseconds of an exchange without data, with --kind this.
-        memory: Gigabytes of memory of a machine. None: those of its kind.
+        memory: Gigabytes of memory of a machine. None: as usual for its kind.
         dead: Number of dead latents that AuxK revives in a step.
     """
     from saefast.train.planning import MACHINES, measured_machine, plan_training

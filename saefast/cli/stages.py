@@ -38,7 +38,7 @@ def match(
     Args:
         sources: Folder of a run, or two or more SAEs in any format.
         out: Folder for a table of each pair; existing tables of the same SAEs and options are kept.
-            None: a run stores its matches itself, those of other SAEs are not written.
+            None: a run stores its matches itself; matches of other SAEs are not written.
         one_to_one: Match each feature with at most one other, such that the sum of all
             similarities is greatest.
         side: Rows to compare.
@@ -142,8 +142,8 @@ def pool(
 
     Args:
         run: Folder of the run.
-        width: Number of latents of the pooled SAE. None: as in the run, initially that of the other
-            SAEs.
+        width: Number of latents of the pooled SAE. None: as in the run, initially the width of
+            other SAEs.
         tokens: Number of rows of the fine-tuning. None: as in the run, initially a quarter of the
             training.
         scratch_tokens: Number of rows for the control trained from scratch. None: as in the run,
@@ -202,7 +202,7 @@ def dashboards(
     Args:
         run: Folder of a run with a language model.
         out: Folder to write to: a folder for each SAE, with batches of 128 features.
-        name: Name of the set of SAEs. None: that of the run's folder.
+        name: Name of the set of SAEs. None: the name of the run's folder.
         features: Number of features of each SAE, those that fire most. None: all that fire.
         strict: Leave out stability, explanations and partners, which are under a key of saefast
             that sae_dashboard's own classes refuse.

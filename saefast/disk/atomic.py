@@ -42,7 +42,7 @@ def write_tensors(
 
     def write(part: Path) -> None:
         # save_file first writes a file with a random name beside its target. In a folder with a
-        # fixed name, the next call can remove what a killed process left.
+        # fixed name, the next call can remove the files that a killed process left.
         shutil.rmtree(part.parent, ignore_errors=True)
         part.parent.mkdir()
         try:

@@ -33,7 +33,7 @@ class Format(Protocol):
         """Return whether the names of the tensors and the settings belong to the format."""
 
     def read(self, found: SourceFile) -> SAEWeights:
-        """Return the SAE; ValueError names what is missing or not supported, and why."""
+        """Return the SAE; ValueError names missing and unsupported parts, with the reason."""
 
     def write(self, parts: SAEWeights, folder: Path) -> None:
         """Write the files of the SAE; ValueError names the part that the format cannot hold."""

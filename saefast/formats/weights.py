@@ -44,7 +44,7 @@ class SAEWeights:
     metadata: dict[str, Any] = field(default_factory=dict)
     """further settings of the file, by the name of its format"""
     dtype: torch.dtype | None = None
-    """dtype of the model; None: that of W_dec"""
+    """dtype of the model; None: the dtype of W_dec"""
 
     @property
     def m(self) -> int:

@@ -153,7 +153,7 @@ class Opening:
 
         Args:
             tokens: [sequences, length] int64 that follow the prompt.
-            activations: what `sample` gave with them, so that only the layers behind the site run;
+            activations: result of `sample` for them, so that only the layers behind the site run;
                 None: all layers run.
 
         Yields:

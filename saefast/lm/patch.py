@@ -42,7 +42,7 @@ class PatchEffect:
     ce: Estimate
     """cross entropy of the next token"""
     ce_increase: Estimate
-    """increase of the cross entropy over that of the undisturbed model"""
+    """increase of the cross entropy over the undisturbed model"""
     kl: Estimate
     """KL(undisturbed || replaced)"""
     ce_score: Estimate
@@ -121,7 +121,7 @@ def evaluate_patched(
         site: site as in `harvest`.
         sae: SAE trained on the activations of that site.
         groups: groups of latents, {name: [m] bool}, such as one entry of `Stability.groups()`; each
-            is kept alone, and dropped alone. Codes are those of the whole SAE.
+            is kept alone, and dropped alone. Codes are computed by the whole SAE.
         corpus: text to read; None: the part of `builtin_corpus()` that is held out.
         tokens: approximate number of tokens; whole batches are read.
         context: number of tokens in a context.
@@ -130,7 +130,7 @@ def evaluate_patched(
         drop_bos: leave first positions and BOS unchanged in every variant, zeros included, as
             `harvest` leaves them out: the SAE was not trained on them, and the model needs them as
             attention sinks.
-        mean: [d] mean activation; None: that of the same text, at the cost of another pass.
+        mean: [d] mean activation; None: the mean over the same text, at the cost of another pass.
         progress: show a progress bar on stderr.
 
     Returns:

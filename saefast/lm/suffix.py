@@ -99,7 +99,7 @@ class Suffix:
 
     @property
     def keeps_keys(self) -> bool:
-        """Whether keys and values of what stands before `first` are kept."""
+        """Whether keys and values of the tokens before `first` are kept."""
         return self._cache is not None
 
     def _run(

@@ -1,4 +1,4 @@
-"""Stages of a run: what each needs, the settings on which it depends, and its files."""
+"""Stages of a run: their inputs, the settings on which they depend, and their files."""
 
 import hashlib
 import json

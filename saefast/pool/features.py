@@ -51,8 +51,8 @@ def pool_features(
         stability: result of `score_stability` for the same dictionaries, in the same order.
         width: number of features to keep; None: all unique features.
         threshold: cosine of decoder rows from which two features count as the same.
-        firing_rates: [m] for each dictionary; None: those of the dictionaries. If they are unknown,
-            features of equal support are ordered by `stability.soft`.
+        firing_rates: [m] for each dictionary; None: as stored in the dictionaries. If they are
+            unknown, features of equal support are ordered by `stability.soft`.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -103,7 +103,7 @@ def pool_origin(
         stability: result of `score_stability` for the same dictionaries, in the same order.
         width: number of features to keep; None: all unique features.
         threshold: cosine of decoder rows from which two features count as the same.
-        firing_rates: [m] for each dictionary; None: those of the dictionaries.
+        firing_rates: [m] for each dictionary; None: as stored in the dictionaries.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -269,7 +269,7 @@ def _check(
 ) -> None:
     if not isinstance(stability, Stability):
         raise TypeError(
-            f"stability must be what score_stability returns, got {type(stability).__name__}"
+            f"stability must be a result of score_stability, got {type(stability).__name__}"
         )
     _check_lengths("stability.support", stability.support, each)
     checks.at_least("threshold", threshold, 0)

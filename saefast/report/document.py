@@ -39,7 +39,7 @@ def document(
     Args:
         title: title and main heading.
         sections: parts of the document.
-        version: version of saefast that made what the document shows.
+        version: version of saefast that made the run.
         style: style sheet.
         script: JavaScript; empty: none.
         lead: words below the main heading.

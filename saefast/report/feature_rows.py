@@ -1,8 +1,8 @@
 """Rows of the table of features, packed for the page.
 
-What the table shows, sorts and filters by is unpacked when the page opens. Contexts and partners,
-most of the bytes, are packed in pieces of `ROWS_OF_PIECE` rows, unpacked when one of their rows is
-shown.
+The columns that the table shows, sorts and filters by are unpacked when the page opens.
+Contexts and partners, most of the bytes, are packed in pieces of `ROWS_OF_PIECE` rows, unpacked
+when one of their rows is shown.
 """
 
 from collections.abc import Mapping

@@ -132,7 +132,7 @@ def feature_groups(
         found = [scored | named for scored, named in zip(found, given, strict=True)]
     if not found[0]:
         raise ValueError(
-            "stability or groups must be given: what score_stability returned, or a dict "
+            "stability or groups must be given: a result of score_stability, or a dict "
             "{name: mask} for each SAE"
         )
     return found

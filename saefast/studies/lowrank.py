@@ -112,8 +112,9 @@ def run_lowrank(
     """Show that unstable features can span a reproducible subspace in different bases.
 
     Each design plants frequent features outside a subspace and rare ones in it, and trains SAEs
-    that differ only in their seed. The study measures which latents recur, what they explain, and
-    how far the subspaces of those that do not recur agree with each other and with the true one.
+    that differ only in their seed. The study measures which latents recur, the variance
+    that they explain, and how far the subspaces of the others agree with each other and with
+    the true one.
 
     Args:
         out: folder to write `lowrank.parquet` to; None writes nothing.

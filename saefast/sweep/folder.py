@@ -166,7 +166,7 @@ class SweepFolder:
         return (self.root / SWEEP).is_file()
 
     def check_new(self) -> None:
-        """Raise a FileExistsError if the folder is that of a run instead of a sweep."""
+        """Raise a FileExistsError if the folder holds a run instead of a sweep."""
         if (self.root / RUN).is_file() or (self.root / SETTINGS).is_file():
             raise FileExistsError(
                 f"out must be the folder of a sweep, but {self.root} holds a run; choose another "

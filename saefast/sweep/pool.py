@@ -34,7 +34,7 @@ def open_workers(on: str, processes: int | None, tasks: int) -> Workers[Any]:
 def perform_all(
     tasks: Iterable[AnyTask], workers: Workers[AnyTask], finished: Callable[[AnyTask], None]
 ) -> None:
-    """Perform tasks that do not depend on each other; a failed one is tried once more.
+    """Perform tasks that do not depend on each other; a failed one is retried once.
 
     Args:
         tasks: the tasks.

@@ -65,7 +65,7 @@ class Task:
         return f"{self.kind} {self.cells[0]}"
 
     def perform(self) -> None:
-        """Do the work in this process; what is already finished is kept."""
+        """Do the work in this process; finished parts are kept."""
         _perform(self)
 
     def of_cell(self, number: int, attempts: int) -> "Task":

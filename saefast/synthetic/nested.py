@@ -1,6 +1,7 @@
 """World with the statistics of language: Zipf's law, families of features, and correlations.
 
-It plants what SynthSAEBench (Chanin and Garriga-Alonso 2026) plants, at a size that takes minutes.
+It plants the same structure as SynthSAEBench (Chanin and Garriga-Alonso 2026), at a
+size that takes minutes.
 """
 
 import torch

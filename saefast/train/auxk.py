@@ -142,7 +142,7 @@ def revive(
     """Compute `auxk_gradients` for the dead latents of an SAE; return None without settings.
 
     `idle` [m] is the number of tokens since each latent fired. `products` returns the products for
-    a list of dead latents; None: those of one process.
+    a list of dead latents; None: the products of one process.
 
     Returns:
         Gradients for the dead latents, or None.
@@ -204,7 +204,7 @@ def auxk_gradients(
             their sign. On a GPU this is computed in plain torch.
         rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
         products: products on a CPU of a rank that has a share of the operands, of which gradients
-            then have the same share; None: those of one process.
+            then have the same share; None: the products of one process.
 
     Returns:
         The loss and its gradients for the dead latents.

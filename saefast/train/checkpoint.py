@@ -110,7 +110,7 @@ class RunFile:
         return self.out / label / TRAINING
 
     def _remove_others(self, folder: Path, step: int, share: Share | None) -> None:
-        """Remove the states of other steps, and what killed processes left."""
+        """Remove the states of other steps, and files that killed processes left."""
         kept = whole_file(folder, step) if share is None else parts_folder(folder, step)
         for old in folder.iterdir():
             if old == kept:

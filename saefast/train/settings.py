@@ -75,7 +75,7 @@ class Rules:
 class AuxK:
     """Settings of the auxiliary loss for dead latents.
 
-    Defaults are those of Gao et al. 2024, except that of `dead_after`.
+    Defaults are as in Gao et al. 2024, except `dead_after`.
     """
 
     k: int | None = None

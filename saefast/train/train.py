@@ -201,7 +201,7 @@ def _train_runs(
             if each.out is not None:
                 run = _run_file(each.out, configs, source, starts, resume)
                 run.ranks = ranks
-            # Nothing is written before all ranks have seen what is there.
+            # Nothing is written before all ranks have read the existing files.
             check_agreement(ranks, "settings, activations and run", _seen(run, configs, source))
             if run is not None and run.finished:
                 found[number] = [
@@ -232,7 +232,7 @@ def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: flo
 
 
 def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activations) -> Any:
-    """Return what all ranks must see alike."""
+    """Return the facts that must be the same on all ranks."""
     facts = {"configs": _as_json(configs), "data": source.fingerprint}
     return facts if run is None else {**run.facts, **facts}
 

@@ -1,4 +1,4 @@
-"""The notebooks of the gallery, which `make docs` runs, call what exists and state no numbers."""
+"""The notebooks of the gallery, which `make docs` runs, call public names and state no numbers."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Every format is detected from content, written as read, and refuses what it cannot store."""
+"""Every format is detected from content, written as read, and refuses SAEs that it cannot store."""
 
 from pathlib import Path
 

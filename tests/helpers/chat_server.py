@@ -35,7 +35,7 @@ class ChatServer:
 
     answer: Answer = oracle
     faults: list[str] = field(default_factory=list)
-    """what happens to the first requests, in turn: "429", "500", "401", "drop", "broken", "silent",
+    """answers to the first requests, in turn: "429", "500", "401", "drop", "broken", "silent",
     "list", "redirect"; afterwards all are answered"""
     log_probs: bool = False
     url: str = ""

@@ -42,7 +42,7 @@ def commit_hash(files: Files) -> str:
 
 @dataclass
 class Hub:
-    """Repositories by name, and what was asked for."""
+    """Repositories by name, and the requests so far."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)

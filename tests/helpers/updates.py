@@ -31,7 +31,7 @@ def update_of(
         parameters: w_enc, b_enc and w_dec.
         moments: the first and the second of each parameter.
         packed: units, norm and lost.
-        product: what they are packed for.
+        product: screening product that they are packed for.
         extra: latents, and gradients for their rows of w_enc, b_enc and w_dec.
         settings: the other fields.
 

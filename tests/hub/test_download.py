@@ -1,4 +1,4 @@
-"""SAEs of a repository of the hub: which files are fetched, and what an error says."""
+"""SAEs of a repository of the hub: fetched files, and texts of errors."""
 
 import os
 import re

@@ -29,7 +29,7 @@ class Case:
     room: int
     """how many times the capacity is doubled beyond the least that is possible"""
     doubt: float | None
-    """how wide the bounds of an exact screen are; None: the product says what a score is"""
+    """width of the bounds of an exact screen; None: the product is the score"""
     hot: bool
     seed: int
     together: int = 600

@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # ignore warnings of its dependencies
     from llamascopium.models.sae import SAEConfig, SparseAutoEncoder
 
 NORMS = {"in": 3.7, "out": 9.1}
-"""Of activations on some data set; what is normalised has the norm sqrt(D)"""
+"""mean norm of activations on some data set; normalised rows have the norm sqrt(D)"""
 
 
 def model_of(act_fn: str, **settings: Any) -> SparseAutoEncoder:

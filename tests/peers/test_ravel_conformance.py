@@ -41,7 +41,7 @@ LOOSER = {
     "Continent": set(),
     "Language": {("English", "English,Malay")},
 }
-"""Values and what else counts as them there; here first tokens decide"""
+"""values with their aliases there; here first tokens decide"""
 
 
 @pytest.mark.parametrize("attribute", VALUES)

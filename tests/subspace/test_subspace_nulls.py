@@ -1,4 +1,4 @@
-"""The nulls: moments, uniform p-values where they hold, and what each of them detects."""
+"""The nulls: moments, uniform p-values where they hold, and the effects that each detects."""
 
 import math
 

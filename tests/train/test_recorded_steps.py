@@ -29,7 +29,7 @@ class Recorder:
         self.recorded: list[tuple[FusedStep, int, int]] = []
         """the step, how many were taken before, and its number of active latents"""
         self.makers: list[Any] = []
-        """what makes the graphs"""
+        """maker of the graphs"""
         self.replays = 0
         self._results: list[StepResult] = []
         self._error = error

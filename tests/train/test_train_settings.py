@@ -1,4 +1,4 @@
-"""Settings of a training: each changes what is trained, and bad ones raise."""
+"""Settings of a training: each changes the trained SAE, and bad ones raise."""
 
 import json
 from pathlib import Path

@@ -122,7 +122,7 @@ def edit(
     trained = _checked(model, site, saes, conditions)
     if not isinstance(knowledge, Knowledge):
         raise TypeError(
-            f"knowledge must be what known_facts returns, got {type(knowledge).__name__}"
+            f"knowledge must be a result of known_facts, got {type(knowledge).__name__}"
         )
     checks.one_of("selector", selector, SELECTORS)
     sizes = _sizes(n)

@@ -1,4 +1,4 @@
-"""Figures as the page takes them, and what several of them share."""
+"""Figures as the page takes them, and parts that several of them share."""
 
 from collections.abc import Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
@@ -16,19 +16,19 @@ class Figure(NamedTuple):
     """name of the file and of the element on the page"""
     title: str
     caption: str
-    """what is drawn and how to read it"""
+    """content of the drawing and how to read it"""
     alt: str
     """alternative text: the content of the drawing in words, beyond that of the reading"""
     svg: str
     reading: str
-    """one sentence: what this run's drawing shows"""
+    """one sentence: the result that this run's drawing shows"""
     members: NDArray[Any] | None = None
     """[features alive] number of the mark that stands for each feature, -1 for none; None if marks
     do not stand for features"""
 
 
 class Missing(Exception):
-    """Exception for a figure that cannot be drawn; the message names what the run lacks."""
+    """Exception for a figure that cannot be drawn; the message names the missing data."""
 
 
 def need(what: Needed | None, lacking: str) -> Needed:

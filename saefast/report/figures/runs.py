@@ -88,7 +88,7 @@ def threshold_curves(data: RunData) -> Figure:
 def shared_curves(data: RunData) -> Figure:
     """Draw the share of shared features by three criteria."""
     rows = [row for row in data.overlap if row["name"] == "shared"]
-    need(rows, "what pairs of SAEs have in common (saefast match)")
+    need(rows, "matches between pairs of SAEs (saefast match)")
     chart = Chart(Scale(0, 1), Scale(0, 1), f"threshold ({data.similarity})", "shared features")
     drawn = []
     for side, words, colour in (
@@ -103,11 +103,11 @@ def shared_curves(data: RunData) -> Figure:
             chart.legend(words, colour, "l")
             at = min(curve, key=lambda threshold: abs(threshold - _USUAL))
             drawn.append(f"{percent(curve[at])} ({words})")
-    need(drawn, "what pairs of SAEs have in common (saefast match)")
+    need(drawn, "matches between pairs of SAEs (saefast match)")
     chart.rule(x=_USUAL)
     return Figure(
         "shared-curves",
-        "What two SAEs share",
+        "Features that two SAEs share",
         "Share of features whose partner in another SAE is at least that similar: by decoder row, "
         "by decoder and encoder row, and by both with the same partner; mean over pairs, with "
         "one-to-one partners where these were computed.",
@@ -122,7 +122,7 @@ def pair_heat_map(data: RunData) -> Figure:
     """Draw the share of shared features for each pair of SAEs."""
     threshold = float(np.mean(data.stability.thresholds)) if data.stability else 0.7
     values = pair_shares(data, threshold)
-    need(values, "what pairs of SAEs have in common (saefast match)")
+    need(values, "matches between pairs of SAEs (saefast match)")
     seeds = data.seeds
     names = [str(seed) for seed in seeds]
     ends = Scale(-0.5, len(seeds) - 0.5)

@@ -93,7 +93,7 @@ def _beside_random(
     Args:
         own: explained variance of the group by SAE.
         random: that of random features.
-        claimed: "more" or "less", what the claim says of the group.
+        claimed: "more" or "less": the claim about the group.
 
     Returns:
         The comparison in words, and whether the claim holds; None if there is nothing to compare.

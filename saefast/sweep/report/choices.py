@@ -54,7 +54,7 @@ def choices(data: SweepData) -> str:
 
 
 def choices_style(count: int) -> str:
-    """Return the style sheet that shows what belongs to the choice.
+    """Return the style sheet that shows the elements of the choice.
 
     A browser without `:has` shows the first choice.
 

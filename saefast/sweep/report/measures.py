@@ -27,9 +27,9 @@ class Measure:
     section: str
     """heading that it is below"""
     about: str
-    """what it is, in a sentence"""
+    """definition in a sentence"""
     band: str = RANGE_OVER_SAES
-    """what its band is"""
+    """meaning of its band"""
     ends: tuple[str, str] | None = None
     """columns of the lower and upper end of the band; None: least and largest value of its SAEs"""
     error: str = ""

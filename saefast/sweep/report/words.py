@@ -23,7 +23,7 @@ _MOST_VALUES = 12
 
 
 def facts_of_sweep(data: SweepData) -> list[tuple[str, str]]:
-    """Return names and values of what the report says about the sweep as a whole."""
+    """Return names and values of the facts about the sweep as a whole."""
     counts = [
         (status, sum(cell.status == status for cell in data.cells))
         for status in ("finished", "failed", "unfinished")

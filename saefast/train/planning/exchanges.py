@@ -52,7 +52,7 @@ class Codes(NamedTuple):
 
 
 class CountedRanks:
-    """A rank whose collectives move nothing and count what they would move; see `Ranks`."""
+    """A rank whose collectives count bytes instead of moving them; see `Ranks`."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -233,7 +233,7 @@ class _Step:
         share.collected(_floats(mine), self._d)
 
     def _count(self, name: str) -> None:
-        """Add what was received since the last call to a part."""
+        """Add the bytes received since the last call to a part."""
         before, ranks = self.parts[name], self._ranks
         self.parts[name] = Exchange(before.received + ranks.received, before.calls + ranks.calls)
         ranks.received = ranks.calls = 0

@@ -42,7 +42,7 @@ class Machine:
     sort: float | None = None
     """entries of a code per second that are sorted by latent; None: the update includes it"""
     modelled: bool = False
-    """whether the speeds are those of a model rather than measured"""
+    """whether the speeds are modelled rather than measured"""
 
     def __post_init__(self) -> None:
         for name in ("products", "gather", "update", "network", "memory", "entry"):

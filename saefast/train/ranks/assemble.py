@@ -14,7 +14,7 @@ from saefast.train.settings import Rules
 
 
 class Parts(NamedTuple):
-    """What a step computes with."""
+    """Parts of a step: SAE, encoder, learner and share."""
 
     sae: SAE
     """the SAE itself, or the part of it that is on this rank"""
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 def assemble(
     sae: SAE, objective: Objective, rules: Rules, lr: float, precision: str, ranks: Ranks
 ) -> Parts:
-    """Return the parts of a step on this rank; raise a ValueError for what cannot be shared."""
+    """Return the parts of a step on this rank; raise a ValueError if it cannot be shared."""
     rounded = precision == "bf16_weights"
     encoded = "bf16" if rounded else precision
     if ranks.size == 1:

@@ -2,7 +2,7 @@
 
 A checkpoint written by any number of ranks can be read by any other number: the file of rank r of
 R holds the rows of its latents, and the columns i of W_dec with i % R == r; the file of a whole SAE
-is that of rank 0 of 1. State that is on all ranks is in the file of rank 0.
+is the file of rank 0 of 1. State that is on all ranks is in the file of rank 0.
 """
 
 import contextlib
@@ -134,7 +134,7 @@ class _Written(NamedTuple):
     size: int
 
     def read(self, name: str, into: Tensor, share: Share | None) -> None:
-        """Copy what this file holds of a share's parameter."""
+        """Copy the part of a share's parameter that this file holds."""
         stored = self.file.get_slice(name)
         if kind_of(name) == "rows":
             first = 0 if share is None else share.rows.start

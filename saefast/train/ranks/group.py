@@ -1,4 +1,4 @@
-"""What the training asks of ranks: where this one stands, and movements of bytes."""
+"""Protocol of the ranks of a training: number of this one, and movements of bytes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -26,7 +26,7 @@ class Ranks(Protocol):
         ...
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
-        """Send parts[r] to rank r, and return what each rank sent to this one.
+        """Send parts[r] to rank r, and return the parts that each rank sent to this one.
 
         Args:
             parts: one tensor for each rank, of one dtype.

@@ -1,4 +1,4 @@
-"""Share of an SAE that a rank has, and the exchanges that depend on who has what."""
+"""Share of an SAE that a rank has, and the exchanges that depend on the shares."""
 
 import copy
 

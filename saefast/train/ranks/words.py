@@ -1,4 +1,4 @@
-"""Small messages between ranks, and agreement on what all must do alike."""
+"""Small messages between ranks, and agreement on common decisions."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from saefast.train.ranks.group import Ranks
 
 
 def said(ranks: Ranks, word: Any) -> list[Any]:
-    """Return what each rank says: values that JSON can hold."""
+    """Return the message of each rank: values that JSON can hold."""
     text = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
     size = torch.tensor([len(text)])
     sizes = [int(length) for length in ranks.all_gather(size, [(1,)] * ranks.size)]

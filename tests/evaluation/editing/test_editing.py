@@ -335,7 +335,7 @@ def test_bad_input_raises(model, knowledge, sae, change, message):
 
 
 def test_other_bad_input_raises(model, knowledge, sae):
-    with pytest.raises(TypeError, match="knowledge must be what known_facts returns, got dict"):
+    with pytest.raises(TypeError, match="knowledge must be a result of known_facts, got dict"):
         edit(model, 0, sae, {}, **OPTIONS)
     with pytest.raises(ValueError, match="d=15, got d=16"):
         edit(model, 0, saefast.SAE(D + 1, 20, k=2), knowledge, **OPTIONS)

@@ -1,4 +1,4 @@
-"""Runs of several ranks write what one process writes."""
+"""Runs of several ranks write the same files as one process."""
 
 import subprocess
 import sys
