@@ -68,8 +68,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an SAE alone": (
         lambda: saefast.score_stability(SAES[0]),  # type: ignore[arg-type]
         TypeError,
-        "dictionaries must be a sequence of tensors [m, d], saefast.SAEs or saefast.Dictionary objects, "
-        "got SAE",
+        "dictionaries must be a sequence of tensors [m, d], saefast.SAEs or saefast.Dictionary "
+        "objects, got SAE",
     ),
     "a path": (
         lambda: saefast.score_stability("run"),  # type: ignore[arg-type]

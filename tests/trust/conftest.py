@@ -12,10 +12,11 @@ from helpers.campaign import Campaign
 
 @pytest.fixture
 def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
-    """Return the campaign of a test marked `campaign(name, few, many)`.
+    """Give a test marked `campaign(name, few, many)` its number of cases.
 
-    It has `few` cases, or `many` where the environment variable SAEFAST_TRUST names a file, which
-    then receives a line of JSON about it, unless the test fails.
+    Yields:
+        The campaign, with `few` cases, or `many` where the environment variable SAEFAST_TRUST names
+        a file, which then receives a line of JSON about it, unless the test fails.
     """
     marker = request.node.get_closest_marker("campaign")
     name, few, many = marker.args
