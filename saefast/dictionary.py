@@ -90,7 +90,7 @@ def as_dictionaries(sources: Sequence[Features], least: int = 1) -> list[Diction
     """Convert several sources of one width to dictionaries; require at least `least` of them."""
     if isinstance(sources, SAE | Dictionary | str) or not isinstance(sources, Iterable):
         raise TypeError(
-            f"dictionaries must be a sequence of tensors [m, d], saefast.SAEs or "
+            f"dictionaries must be a sequence of tensors [m, d], saefast.SAE or "
             f"saefast.Dictionary objects, got {type(sources).__name__}{_way_from(sources)}"
         )
     dictionaries = [as_dictionary(source, f"dictionaries[{i}]") for i, source in enumerate(sources)]

@@ -68,7 +68,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an SAE alone": (
         lambda: saefast.score_stability(SAES[0]),  # type: ignore[arg-type]
         TypeError,
-        "dictionaries must be a sequence of tensors [m, d], saefast.SAEs or saefast.Dictionary "
+        "dictionaries must be a sequence of tensors [m, d], saefast.SAE or saefast.Dictionary "
         "objects, got SAE",
     ),
     "a path": (

@@ -198,9 +198,9 @@ def _table(data: RunData, rows: str) -> str:
     groups = chooser("Group", "group", ("stable", "mixed", "unstable"))
     filters = groups + chooser("SAE", "seed", data.seeds)
     return (
-        "<p>Search for text, a token or a feature such as 0:17; click a heading to sort; open a "
-        "feature to see its contexts and its partners in the other SAEs. A click on a bar, cell or "
-        "point of a figure shows its features here.</p>"
+        '<p class="how">Search for text, a token or a feature such as 0:17; click a heading to '
+        "sort; open a feature to see its contexts and its partners in the other SAEs. A click on a "
+        "bar, cell or point of a figure shows its features here.</p>"
         '<p id="chosen" hidden><span></span> <button type="button">Show all features</button></p>'
         f"{paged_table(heads, filters, 'features.parquet')}{rows}"
     )

@@ -80,6 +80,11 @@ def pair_shares(
     return shares
 
 
+def small(value: float) -> str:
+    """Format a number from 0 to 1 with two digits, or as a bound if it is tiny."""
+    return "under 0.001" if 0 < value < 0.001 else f"{value:.2g}"
+
+
 def percent(share: float) -> str:
     """Format a share as a percentage."""
     if 0 < share < 0.0005:

@@ -1,8 +1,12 @@
 "use strict";
 // Tables with search, filters, sorting and pages; see `paged_table` in document.py.
 const byId = (id) => document.getElementById(id);
-const shown = (number, digits = 3) =>
-  number === null ? "–" : Number(number.toPrecision(digits)).toString();
+// A value far from 1 would be a long row of zeros.
+const shown = (number, digits = 3) => {
+  if (number === null) return "–";
+  if (number !== 0 && Math.abs(number) < 1e-4) return number.toExponential(digits - 1);
+  return Number(number.toPrecision(digits)).toString();
+};
 
 function element(name, text, kind) {
   const made = document.createElement(name);

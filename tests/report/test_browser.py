@@ -134,14 +134,16 @@ def test_text_has_contrast_in_light_and_dark_mode(
 
 
 def test_on_paper_it_is_light_and_without_controls(report: Path) -> None:
-    """Also from a dark screen; no figure or tile is wider than the paper."""
+    """Also from a dark screen; nothing is wider than the paper, and no heading is broken."""
     with opened(report, "dark") as (page, _):
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 700, "height": 1000})
         assert luminance(page.evaluate(_STYLE, ["body", "backgroundColor"])) > 0.9
         assert luminance(page.evaluate(_STYLE, [".chart .tick", "fill"])) < 0.2
-        for hidden in ("nav", ".filters", ".pager"):
+        for hidden in ("nav", ".how", ".filters", ".pager"):
             assert not page.is_visible(hidden)
+        heads = page.locator("#features thead button:visible").all()
+        assert max(head.bounding_box()["height"] for head in heads) < 35  # one line
         assert page.evaluate("document.documentElement.scrollWidth") <= 700
         assert page.evaluate(_STYLE, ["figure", "breakInside"]) == "avoid"
         assert page.pdf(format="A4").startswith(b"%PDF")
@@ -165,6 +167,11 @@ def test_search_finds_texts_and_numbers(report: Path, page: Any) -> None:
     assert page.inner_text("#count").startswith(f"{unstable} of")
     page.select_option("#seed", "2")
     assert all(name.startswith("2:") for name in shown(page, "feature"))
+
+
+def test_tiny_numbers_have_an_exponent(page: Any) -> None:
+    numbers = "[shown(0.0000184), shown(0.000525), shown(0)]"
+    assert page.evaluate(numbers) == ["1.84e-5", "0.000525", "0"]
 
 
 def test_headings_sort_in_both_directions(page: Any) -> None:

@@ -146,6 +146,16 @@ def test_chance_alone_is_no_recurrence(run: Path) -> None:
     assert holds(run, "Stability") == FAILS
 
 
+def test_a_tiny_chance_is_shown_as_a_bound(run: Path) -> None:
+    record = read_json(run / STABILITY)
+    record["chance"] = [7.5e-83 for _ in record["chance"]]
+    write_json(run / STABILITY, record)
+    assert "for random directions under 0.001." in finding(run, "Stability")[0]
+    record["chance"] = [0.012 for _ in record["chance"]]
+    write_json(run / STABILITY, record)
+    assert "for random directions 0.012." in finding(run, "Stability")[0]
+
+
 def test_subspaces_are_called_reproducible_only_beyond_every_null(run: Path) -> None:
     table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
 

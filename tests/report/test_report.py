@@ -160,7 +160,7 @@ def test_the_table_equals_the_files(run: Path) -> None:
         (EVALUATION, {"keep-drop", "keep-drop-ce"}, "an evaluation"),
         ("metrics.jsonl", {"training"}, "the log of the training"),
         ("membership.json", {"only-in-one"}, "membership"),
-        ("overlap.parquet", {"shared-curves", "pair-heat-map"}, "in common"),
+        ("overlap.parquet", {"shared-curves", "pair-heat-map"}, "matches between pairs"),
         ("matches", {"decoder-encoder"}, "matches by decoder"),
     ],
 )

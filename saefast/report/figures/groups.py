@@ -283,6 +283,8 @@ def pooling_frontier(data: RunData) -> Figure:
         hover = f"{name}: {percent(x)} matched, explained variance {y:.3f}"
         chart.point(x, y, METHODS.get(name, "s5"), hover)
         chart.legend(name, METHODS.get(name, "s5"))
+    matched, explained = names[xs.index(max(xs))], names[ys.index(max(ys))]
+    also = "and" if matched == explained else f"{explained} ones"
     return Figure(
         "pooling-frontier",
         "Does pooling pay?",
@@ -294,9 +296,8 @@ def pooling_frontier(data: RunData) -> Figure:
             for n, x, y in zip(names, xs, ys, strict=True)
         ),
         chart.svg(),
-        f"{names[xs.index(max(xs))].capitalize()} SAEs have the most matched features "
-        f"({percent(max(xs))}), {names[ys.index(max(ys))]} ones explain the most variance "
-        f"({max(ys):.3f}).",
+        f"{matched.capitalize()} SAEs have the most matched features ({percent(max(xs))})"
+        f"{'' if matched == explained else ','} {also} explain the most variance ({max(ys):.3f}).",
     )
 
 

@@ -9,7 +9,7 @@ from saefast.report.chart import HEIGHT, Chart, frame, numbered
 from saefast.report.figures.figure import Figure, mean_by, need
 from saefast.report.run_data import RunData
 from saefast.report.scale import Scale, covering
-from saefast.report.summary import pair_shares, percent
+from saefast.report.summary import pair_shares, percent, small
 
 _USUAL = 0.7
 """Cosine from which papers count a feature as shared."""
@@ -80,8 +80,8 @@ def threshold_curves(data: RunData) -> Figure:
         "the threshold used here.",
         "Curves of the mean score, of the shares of stable and unstable features, and of chance.",
         chart.svg(),
-        f"At a threshold of {used.threshold:.2f} the mean score is {used.score:.2f}, that of "
-        f"random directions {used.chance:.2g}.",
+        f"At a threshold of {used.threshold:.2f} the mean score is {used.score:.2f}, for "
+        f"random directions {small(used.chance)}.",
     )
 
 

@@ -15,7 +15,7 @@ from saefast.report.findings.finding import (
     in_all,
 )
 from saefast.report.run_data import Rows, RunData
-from saefast.report.summary import NULLS, pair_shares, percent
+from saefast.report.summary import NULLS, pair_shares, percent, small
 
 _NULLS = {
     "haar": "random subspaces",
@@ -37,11 +37,12 @@ def stable_share(data: RunData) -> Iterator[Finding]:
     stable = sum(each.stable for each in record.seeds) / alive
     unstable = sum(each.unstable for each in record.seeds) / alive
     others = len(record.seeds) - 1
+    chance = small(float(np.mean(record.chance)))
     text = (
         f"{percent(stable)} of the features are stable (in at least {percent(record.stable_cut)} "
         f"of the other SAEs), {percent(unstable)} unstable (in at most "
-        f"{percent(record.unstable_cut)}); the mean score is {record.mean:.2f}, that of random "
-        f"directions {np.mean(record.chance):.2g}."
+        f"{percent(record.unstable_cut)}); the mean score is {record.mean:.2f}, for random "
+        f"directions {chance}."
     )
     if others < 5:
         text += (
@@ -53,8 +54,7 @@ def stable_share(data: RunData) -> Iterator[Finding]:
         text,
         claim="Features recur in other SAEs more often than random directions",
         holds=in_all(_recur_beyond_chance(data)),
-        evidence=f"mean stability score {record.mean:.2f}, random directions "
-        f"{np.mean(record.chance):.2g}",
+        evidence=f"mean stability score {record.mean:.2f}, random directions {chance}",
         figure="stability-histogram",
     )
 

@@ -186,10 +186,10 @@ def frequency(data: RunData) -> Iterator[Finding]:
     yield Finding(
         "At equal frequency",
         f"Among features that fire as often and as strongly, an unstable one contributes "
-        f"{comparison}: its effect on the error is {times[1]:.2f} times that of another (95 % "
-        f"interval {times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
+        f"{comparison}: its effect on the error is {times[1]:.2f} times the effect of another "
+        f"(95 % interval {times[0]:.2f} to {times[2]:.2f}; {regression.features:,} features).",
         compared(holds),
-        claim="At equal frequency an unstable feature contributes less",
+        claim="At equal frequency and strength an unstable feature contributes less",
         holds=holds,
         evidence=f"{times[1]:.2f} times the effect (95 % interval {times[0]:.2f} to "
         f"{times[2]:.2f})",
