@@ -1,6 +1,11 @@
-"""The code blocks of README and documentation run."""
+"""The code blocks of README and documentation run.
+
+Those that need a language model or the hub have a mark with the reason; their imports are run, and
+the arguments of their calls compared with the signatures.
+"""
 
 import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -8,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.documentation import PAGES, blocks, name
+from helpers.swept_table import swept_table
 
 from saefast.cli import COMMANDS
 from saefast.pipeline.settings import settings_from
@@ -26,19 +32,43 @@ def test_python_runs(
     monkeypatch.chdir(tmp_path)
     world = PlantedWorld.create(96, 32, active=4)
     names = {"rows": world.sample(4096, 0), "held_out": world.sample(1024, 1)}
+    if page.name == "sweeps.md":
+        swept_table(tmp_path / "sweeps" / "first")
     for block in blocks(page, "python"):
         code = compile(block.code, str(page), "exec")
         if block.reason is None:
             exec(code, names)
         else:
-            exec(compile(_imports(block.code), str(page), "exec"), {})
+            assert calls_that_fit(block.code) > 0
 
 
-def _imports(code: str) -> ast.Module:
-    """Return the imports of code that is not run: names in them must exist."""
+def calls_that_fit(code: str) -> int:
+    """Run the imports of a block, and bind the arguments of its calls of imported functions.
+
+    Returns:
+        Number of calls.
+    """
+    names: dict[str, object] = {}
     tree = ast.parse(code)
-    tree.body = [line for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
-    return tree
+    imports = [line for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), "imports", "exec"), names)
+    calls = 0
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        path = ast.unparse(call.func)
+        if re.fullmatch(r"[\w.]+", path) and path.partition(".")[0] in names:
+            function = eval(path, names)
+            named = {each.arg: each for each in call.keywords if each.arg}
+            inspect.signature(function).bind(*call.args, **named)
+            calls += 1
+    return calls
+
+
+def test_a_call_that_does_not_fit_is_found() -> None:
+    assert calls_that_fit("import saefast\nsaefast.load_sae('a', revision='b')\nprint(1)") == 1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'version'"):
+        calls_that_fit("import saefast\nsaefast.load_sae('a', version='b')")
+    with pytest.raises(AttributeError):
+        calls_that_fit("import saefast\nsaefast.load_all('a')")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
