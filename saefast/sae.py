@@ -22,6 +22,8 @@ UP_TO_SIGN = ("abstopk",)
 
 NORMALISATIONS = ("none", "layer_norm", "norm")
 
+FIRST_THRESHOLD = 0.01
+"""Threshold of every latent of a new JumpReLU SAE."""
 _EPSILON = 1e-5  # added to a row's standard deviation, as the libraries that normalise do
 _FIRST_WIDTH = 128  # initial capacity for the active latents of a row, doubled until all fit
 
@@ -142,7 +144,7 @@ class SAE(nn.Module):
         parameters = {"W_enc": encoder, "b_enc": zeros, "W_dec": decoder}
         parameters["b_dec"] = torch.zeros(self.d_out)
         if variant == "jumprelu":
-            parameters["jump_threshold"] = zeros + 0.01
+            parameters["jump_threshold"] = zeros + FIRST_THRESHOLD
         if variant == "gated":
             parameters |= {"r_mag": zeros, "b_mag": zeros}
         if skip:

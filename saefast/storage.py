@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.atomic import PART
+from saefast.disk.atomic import PART, write_tensors
 from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.source import beside_sae, find, weights_in
@@ -112,10 +112,16 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     return _write(weights_of(sae), Path(path), format)
 
 
-def save_into(folder: Path, sae: SAE) -> None:
-    """Write the files of `sae` into a folder that may hold other files, each file atomically."""
+def save_into(folder: Path, sae: SAE, write_weights: sae_lens.WriteTensors = write_tensors) -> None:
+    """Write the files of an SAE into a folder that may hold other files, each file atomically.
+
+    Args:
+        folder: the folder.
+        sae: the SAE.
+        write_weights: function that writes the file of weights, whose tensors it is given.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sae_lens.write(weights_of(sae), folder)
+    sae_lens.write(weights_of(sae), folder, write_weights)
 
 
 def convert(

@@ -10,6 +10,7 @@ from typing import Any
 
 from saefast.cli import evaluate, files, plan, runs, stages, sweep
 from saefast.cli.telling import is_first
+from saefast.train.ranks.group import RankFailure
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": runs.demo,
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if debug:
             raise
-        if is_first():  # of several processes the others leave their reason to the first
+        # Of several processes the others leave their reason to the first one that is there.
+        if error.first if isinstance(error, RankFailure) else is_first():
             print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1
     finally:

@@ -37,6 +37,22 @@ def numbers(pieces: Sequence[Piece], threads: int | None = None) -> list[int]:
     return native.xxh64(pieces, threads)
 
 
+class RunningSum:
+    """Checksum of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._sum = native.Xxh64()
+
+    def add(self, piece: Piece) -> None:
+        """Add the bytes of the next piece."""
+        self._sum.add(piece)
+
+    @property
+    def digits(self) -> str:
+        """The checksum of all bytes so far as 16 hexadecimal digits."""
+        return f"{self._sum.value():016x}"
+
+
 def checksum(content: Piece) -> str:
     """Return the checksum of bytes as 16 hexadecimal digits."""
     return f"{numbers([content])[0]:016x}"

@@ -1,5 +1,6 @@
 """Files of SAELens: inference folders (saefast's own, too), checkpoints, and configs before v6."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from saefast.sae import K_PER_ROW
 
 NAME = "sae_lens"
 FILE = None
+WriteTensors = Callable[[Path, Mapping[str, Tensor]], object]
+"""Function that writes a safetensors file."""
 _SCALED = ("expected_average_only_in", "covariance_whitening")
 _NEVER = 1e-10  # added to firing rates before taking the logarithm
 _HELD = ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold")
@@ -66,7 +69,7 @@ def read(found: SourceFile) -> SAEWeights:
     return replace(_of_raw_activations(found, parts), firing_rate=_firing_rate(found))
 
 
-def write(parts: SAEWeights, folder: Path) -> None:
+def write(parts: SAEWeights, folder: Path, write_weights: WriteTensors = write_tensors) -> None:
     """Write an inference folder, cfg.json last, since it marks the SAE as complete."""
     skips = parts.W_skip is not None
     parts = fitted(
@@ -88,7 +91,7 @@ def write(parts: SAEWeights, folder: Path) -> None:
         tensors["b_gate"] = tensors.pop("b_enc")
     if parts.threshold is not None:
         tensors["threshold"] = parts.threshold * torch.ones_like(parts.b_enc)
-    write_tensors(folder / "sae_weights.safetensors", tensors)
+    write_weights(folder / "sae_weights.safetensors", tensors)
     write_json(folder / "cfg.json", config_of(parts))
 
 

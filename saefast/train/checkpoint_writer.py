@@ -110,6 +110,8 @@ class CheckpointWriter:
     def _write(self, step: int, states: States) -> None:
         try:
             self._run.save(step, states)
+        except ConnectionError:  # another rank failed, which says why
+            raise
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -1,20 +1,25 @@
 """Initialise SAEs from their seeds and from the first rows of the activations."""
 
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saefast import reference
 from saefast.activations.covariance import activation_covariance
 from saefast.linalg import covariance_root, one_thread
 from saefast.ops.latent_sum import column_sum, vector_sum
-from saefast.sae import SAE
+from saefast.sae import FIRST_THRESHOLD, SAE
 from saefast.train.config import TrainConfig
+from saefast.train.ranks.share import Share, shared
 
 ROWS = 8192
 """Maximum number of rows of the stream that the initialisation uses."""
+
+_BLOCK = 1024
+"""Directions drawn at once. Blocks of a multiple of 16 numbers are those of a single draw."""
 
 
 class Sample(NamedTuple):
@@ -24,6 +29,11 @@ class Sample(NamedTuple):
     """[n, d] activations"""
     target: Tensor | None
     """[n, d_out] rows to reconstruct; None: x"""
+
+    @property
+    def width(self) -> int:
+        """Width of the rows to reconstruct."""
+        return (self.x if self.target is None else self.target).shape[1]
 
 
 class Scales(NamedTuple):
@@ -42,36 +52,77 @@ def scales_of(sample: Sample, scaling: str) -> Scales:
 
 
 def begin(
-    config: TrainConfig, seed: int, sample: Sample, scales: Scales, initial: SAE | None = None
+    config: TrainConfig,
+    seed: int,
+    sample: Sample,
+    scales: Scales,
+    initial: SAE | None = None,
+    share: Share | None = None,
 ) -> SAE:
     """Return the untrained SAE of one seed; it depends only on the arguments.
 
-    If `initial` is given, which takes unscaled activations, it is converted to scaled ones.
+    If `initial` is given, which takes unscaled activations, it is converted to scaled ones. With a
+    share, the result is that share of the SAE, with decoder rows as `FusedStep` normalises them; no
+    more is drawn than a block at a time, unless `directions` is "cov".
     """
     if initial is not None:
-        return _taken_on(config, initial, sample, scales)
+        whole = _taken_on(config, initial, sample, scales)
+        if share is None:
+            return whole
+        if config.rules.unit_norm:
+            with torch.no_grad():
+                reference.normalise_rows(whole.W_dec)
+        return shared(whole, share)
     x = sample.x * scales.x
     target = x if sample.target is None else sample.target * scales.target
-    sae = SAE(
-        x.shape[1],
-        config.latents,
-        k=config.k,
-        variant=config.variant,
-        by_norm=config.by_norm,
-        seed=seed,
-        d_out=None if sample.target is None else target.shape[1],
-    )
+    sae = _zeros(config, x.shape[1], None if sample.target is None else target.shape[1], share)
     generator = torch.Generator().manual_seed(seed)
+    tied = config.tied and not sae.transcodes
     with torch.no_grad():
-        decoder = _directions(config, target, generator)
-        sae.W_dec.copy_(decoder)
-        tied = config.tied and not sae.transcodes
-        sae.W_enc.copy_(decoder if tied else _directions(config, x, generator))
-        if not config.rules.unit_norm:
-            sae.W_dec.mul_(config.decoder_norm)
+        for start, block in _directions(config, target, generator):
+            if tied:
+                _place(block, start, sae.W_enc, share)
+            if share is not None and config.rules.unit_norm:
+                reference.normalise_rows(block)
+            if not config.rules.unit_norm:
+                block.mul_(config.decoder_norm)
+            own = block if share is None else share.of("W_dec", block)
+            sae.W_dec[start : start + len(block)] = own
+        for start, block in () if tied else _directions(config, x, generator):
+            _place(block, start, sae.W_enc, share)
         if config.b_dec != "zeros":
             sae.b_dec.copy_(_centre(target, config.b_dec))
     return sae
+
+
+def _zeros(config: TrainConfig, d: int, d_out: int | None, share: Share | None) -> SAE:
+    """Return an SAE whose directions are zero, or a share of it."""
+    with torch.device("meta"):  # avoids drawing random directions
+        sae = SAE(
+            d,
+            config.latents,
+            k=config.k,
+            variant=config.variant,
+            by_norm=config.by_norm,
+            d_out=d_out,
+            device="meta",
+        )
+    for name, whole in list(sae.named_parameters()):
+        own = whole if share is None else share.of(name, whole)
+        sae.register_parameter(name, nn.Parameter(torch.zeros(own.shape)))
+    for name, buffer in list(sae.named_buffers()):
+        sae.register_buffer(name, torch.zeros(buffer.shape))
+    if config.variant == "jumprelu":
+        nn.init.constant_(sae.jump_threshold, FIRST_THRESHOLD)
+    return sae
+
+
+def _place(block: Tensor, start: int, encoder: Tensor, share: Share | None) -> None:
+    """Copy rows of W_enc from `start` on, as far as they belong to the share."""
+    first = 0 if share is None else share.rows.start
+    low, high = max(start, first), min(start + len(block), first + len(encoder))
+    if low < high:
+        encoder[low - first : high - first] = block[low - start : high - start]
 
 
 def folded(sae: SAE, scales: Scales) -> SAE:
@@ -129,17 +180,24 @@ def _scale_of(rows: Tensor) -> float:
     return rows.shape[1] ** 0.5 / mean if mean > 0 else 1.0
 
 
-def _directions(config: TrainConfig, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw directions [latents, d] of norm one."""
+def _directions(
+    config: TrainConfig, rows: Tensor, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Draw directions [latents, d] of norm one; return blocks of them and their first latents."""
     if config.directions == "cov":
         covariance = activation_covariance(rows, progress=False)
         with one_thread():  # so that the bits do not depend on the number of threads
             root = covariance_root(covariance).float()
             drawn = torch.randn(config.latents, len(root), generator=generator) @ root
-    else:
-        drawn = torch.randn(config.latents, rows.shape[1], generator=generator)
-    reference.normalise_rows(drawn)
-    return drawn
+        reference.normalise_rows(drawn)
+        yield 0, drawn
+        return
+    # A last block of fewer than 16 numbers would be drawn in another way.
+    starts = range(0, max(1, config.latents - 16), _BLOCK)
+    for start, end in zip(starts, [*starts[1:], config.latents], strict=True):
+        block = torch.randn(end - start, rows.shape[1], generator=generator)
+        reference.normalise_rows(block)
+        yield start, block
 
 
 def _centre(rows: Tensor, kind: str) -> Tensor:

@@ -87,19 +87,14 @@ class TrainingLoop:
         self._runs = []
         first = 0
         for member in members:
-            trainers = [
-                SeedTrainer(
-                    config,
-                    seed,
-                    begin(config, seed, sample, self.scales, its),
-                    device,
-                    graphs,
-                    division.of_each(),
-                )
-                if division.trains(number)
-                else None
-                for number, (config, seed, its) in enumerate(member.saes, first)
-            ]
+            trainers: list[SeedTrainer | None] = []
+            for number, (config, seed, its) in enumerate(member.saes, first):
+                if not division.trains(number):
+                    trainers.append(None)
+                    continue
+                share = division.share_of(config.latents, sample.width)
+                sae = begin(config, seed, sample, self.scales, its, share)
+                trainers.append(SeedTrainer(config, seed, sae, device, graphs, share))
             self._runs.append(
                 TrainedRun(member, trainers, division, first, self._streams, self.step, self.scales)
             )
@@ -198,7 +193,7 @@ class TrainingLoop:
         for each in self._runs:
             each.finish(self.step, keep_training)
 
-    def results(self) -> list[list[SAE]]:
+    def results(self) -> list[Sequence[SAE]]:
         """Return copies of the SAEs of each run as they are now, for unscaled activations."""
         return [each.results() for each in self._runs]
 
@@ -229,25 +224,28 @@ class _Clock:
 
 
 class _Interrupts:
-    """Defers Ctrl-C to the end of a step, since SAEs are inconsistent in the middle of one.
+    """Defers Ctrl-C and SIGTERM to the end of a step, since SAEs are inconsistent during one.
 
-    A second Ctrl-C is not deferred. Outside of the main thread nothing is changed.
+    A second Ctrl-C is not deferred; a second SIGTERM is, since schedulers and torchrun may both send
+    one. Outside of the main thread nothing is changed.
     """
+
+    _signals = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.came = False
 
     def __enter__(self) -> Self:
-        self._mine = threading.current_thread() is threading.main_thread()
-        if self._mine:
-            self._before = signal.signal(signal.SIGINT, self._notice)
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._notice) for each in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._mine:
-            signal.signal(signal.SIGINT, self._before)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self.came:
+        if self.came and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.came = True

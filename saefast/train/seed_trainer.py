@@ -12,8 +12,8 @@ from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales
 from saefast.train.meter import Meter
 from saefast.train.objectives import Current, objective_of
-from saefast.train.ranks.group import ALONE, Ranks
-from saefast.train.ranks.share import gathered
+from saefast.train.ranks.group import ALONE
+from saefast.train.ranks.share import Share, gathered
 from saefast.train.recorded_steps import Graphs, RecordedSteps
 from saefast.train.settings import AuxK
 from saefast.train.step import FusedStep
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
 
 
 class SeedTrainer:
-    """One SAE in training."""
+    """One SAE in training, or this rank's share of one."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class SeedTrainer:
         sae: SAE,
         device: torch.device,
         graphs: Graphs,
-        ranks: Ranks = ALONE,
+        share: Share | None = None,
     ) -> None:
         self.config, self.label, self.seed = config, config.label(seed), seed
         sae = sae.to(device)
@@ -53,7 +53,8 @@ class SeedTrainer:
             objective=objective_of(config, sae),
             precision=config.precision,
             auxk=config.auxk,
-            ranks=ranks,
+            ranks=ALONE if share is None else share.ranks,
+            share=share,
         )
         self._steps = RecordedSteps(self.step, graphs)
         self.meter = Meter(device)

@@ -15,6 +15,7 @@ from saefast.train.objectives import Current, Encoded, FusedPath, Loss, Objectiv
 from saefast.train.optimizer import Adam
 from saefast.train.ranks.assemble import assemble
 from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.share import Share
 from saefast.train.settings import STEP_PRECISIONS, AuxK, Rules
 from saefast.train.step_result import StepResult
 
@@ -62,6 +63,8 @@ class FusedStep:
         auxk: settings of the auxiliary loss that revives dead latents; None disables it.
         ranks: ranks that train the SAE together, each with a step of its own on the same batches.
             `step.sae` then holds this rank's share of the weights, and `sae` is not updated.
+        share: the share of this rank, if `sae` is that share, which is then updated; its decoder
+            rows have the norms that the rules demand. None: `sae` is whole.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class FusedStep:
         precision: str = "exact",
         auxk: AuxK | None = None,
         ranks: Ranks = ALONE,
+        share: Share | None = None,
     ) -> None:
         checks.one_of("precision", precision, STEP_PRECISIONS)
         checks.at_least_float32("sae", sae.W_enc)
@@ -102,11 +106,11 @@ class FusedStep:
                 "precision='bf16_weights' needs variant topk, abstopk, batchtopk or matryoshka, "
                 f"got {sae.variant}"
             )
-        if self.rules.unit_norm:
+        if self.rules.unit_norm and share is None:
             with torch.no_grad():
                 reference.normalise_rows(sae.W_dec)
         self.sae, self._encoder, self._learner, self.share = assemble(
-            sae, self.objective, self.rules, lr, precision, ranks
+            sae, self.objective, self.rules, lr, precision, ranks, share
         )
 
     @property

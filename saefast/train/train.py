@@ -17,7 +17,6 @@ from saefast.activations.protocol import Activations, ActivationSource
 from saefast.disk.lock import Claim
 from saefast.disk.resume import refuse_existing
 from saefast.sae import SAE
-from saefast.storage import load_sae
 from saefast.train.checkpoint import RUN, RunFile, differences
 from saefast.train.config import TrainConfig, check_one_stream, check_shared, labels_of
 from saefast.train.loggers import LOGGERS, loggers
@@ -26,6 +25,7 @@ from saefast.train.meter import CONVENTIONS
 from saefast.train.ranks.group import Ranks
 from saefast.train.ranks.processes import world
 from saefast.train.ranks.words import check_agreement
+from saefast.train.stored_saes import StoredSAEs
 from saefast.train.trained_run import Member
 
 
@@ -43,7 +43,7 @@ def train_saes(
     log_to: Sequence[str] = (),
     keep_training: bool = True,
     ranks: Ranks | None = None,
-) -> list[SAE]:
+) -> Sequence[SAE]:
     """Train one SAE for each seed of the config, or of each of several configs.
 
     The activations are read, scaled and moved to the device once for all SAEs. An SAE is bitwise
@@ -71,7 +71,7 @@ def train_saes(
         progress: whether to show a progress bar on stderr.
         device: device to train on; None: a CUDA device if there is one, otherwise the CPU.
         checkpoint_minutes: minutes between two checkpoints. A checkpoint is also written at the end
-            and when the run is interrupted from the keyboard.
+            and when the run is interrupted by Ctrl-C or SIGTERM.
         log_every: number of steps between two lines for each SAE in OUT/metrics.jsonl.
         log_to: additional loggers: "tensorboard" writes to OUT/tensorboard, "wandb" to the active
             run or a new one. Their packages must be installed separately.
@@ -84,6 +84,9 @@ def train_saes(
 
     Returns:
         The SAEs in the order of configs and seeds, on every rank. They take unscaled activations.
+        With several ranks and a folder `out`, no rank collects them: a sequence is returned that
+        loads an SAE from its folder in `out` when it is first accessed. Without `out`, every rank
+        gets all SAEs, and needs the memory for them.
 
     Raises:
         FileExistsError: `out` holds a run and `resume` is False.
@@ -132,7 +135,7 @@ def train_runs(
     log_to: Sequence[str] = (),
     keep_training: bool = True,
     ranks: Ranks | None = None,
-) -> list[list[SAE]]:
+) -> list[Sequence[SAE]]:
     """Train several runs in one pass over the activations, each into a folder of its own.
 
     A finished folder has the bytes that `train_saes` writes for that run alone. Runs to be resumed
@@ -187,9 +190,9 @@ def _train_runs(
     log_every: int,
     log_to: Sequence[str],
     keep_training: bool,
-) -> list[list[SAE]]:
+) -> list[Sequence[SAE]]:
     source = open_activations(activations, dtype=None)
-    found: dict[int, list[SAE]] = {}
+    found: dict[int, Sequence[SAE]] = {}
     with ExitStack() as held:
         waiting: dict[int, dict[int, Member]] = {}
         for number, each in enumerate(runs):
@@ -204,9 +207,8 @@ def _train_runs(
             # Nothing is written before all ranks have read the existing files.
             check_agreement(ranks, "settings, activations and run", _seen(run, configs, source))
             if run is not None and run.finished:
-                found[number] = [
-                    load_sae(run.out / label).to(where) for label in labels_of(configs)
-                ]
+                stored = StoredSAEs(run.out / label for label in run.labels)
+                found[number] = [sae.to(where) for sae in stored] if ranks.size == 1 else stored
                 continue
             folder, after = (None, 0) if run is None else (run.out, run.step)
             log = []

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from saefast.train.config import TrainConfig
 from saefast.train.initial import Scales, folded
 from saefast.train.loggers import Logger
 from saefast.train.ranks.division import Division
+from saefast.train.ranks.finished import save_together
 from saefast.train.ranks.words import said, sent_by, wait_for_all
 from saefast.train.seed_trainer import SeedTrainer
+from saefast.train.stored_saes import StoredSAEs
 
 
 class Member(NamedTuple):
@@ -134,9 +137,7 @@ class TrainedRun:
         with self._checkpoints:
             self.checkpoint(step)
         for trainer in self.trainers:
-            sae = self._result(trainer)
-            if self._writes(trainer):
-                save_into(self._run.out / trainer.label, sae)
+            self._save(trainer, self._run.out / trainer.label)
         ranks = self._division.ranks
         wait_for_all(ranks)
         self._run.facts["finished"] = True
@@ -146,15 +147,30 @@ class TrainedRun:
         if not keep_training:
             self._run.forget([each.label for each in self.trainers if self._writes(each)])
 
+    def _save(self, trainer: SeedTrainer, folder: Path) -> None:
+        """Write the files of an SAE, with all ranks if they train it together."""
+        step = trainer.step
+        if step.share is None:
+            save_into(folder, self._result(trainer))
+        elif not step.sae.by_norm:
+            rate = trainer.firing_rate.to(step.sae.W_dec.dtype)
+            save_together(folder, step.sae, step.share, self._scales, rate)
+        else:  # the format has decoder rows of norm one, whose norms need the whole
+            sae = self._result(trainer)
+            if self._writes(trainer):
+                save_into(folder, sae)
+
     def _writes(self, trainer: SeedTrainer) -> bool:
         """Return whether this rank writes the SAE of one of its trainers."""
         return trainer.step.share is None or self._division.ranks.rank == 0
 
-    def results(self) -> list[SAE]:
+    def results(self) -> Sequence[SAE]:
         """Return copies of the SAEs in their current state, for unscaled activations.
 
-        They are on all ranks.
+        They are on all ranks. With several ranks, those of a run with a folder are its files.
         """
+        if self._run is not None and self._division.ranks.size > 1:
+            return StoredSAEs(self._run.out / label for label in self._run.labels)
         some = self.trainers[0].step.sae
         saes = []
         for config, trainer, owner in self._all:

@@ -86,3 +86,22 @@ def checkpoint_of(out: Path) -> int:
     if not (out / "run.json").exists():
         return -1
     return int(json.loads((out / "run.json").read_text())["checkpoint"])
+
+
+def command(out: str, *options: str) -> list[str]:
+    """Return the command line of a training on rows.pt with a checkpoint after every step."""
+    return [
+        *("train", "rows.pt", "--latents", "300", "--k", "4", "--seeds", "0", "--tokens", "2000"),
+        *("--batch-size", "128", "--checkpoint-minutes", "0", "--out", out, *options),
+    ]
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    """Return the content of all files but the state for a resume, which each rank has a part of."""
+    return {name: content for name, content in files_of(out).items() if "/training/" not in name}
+
+
+def saved(out: Path) -> dict[str, bytes]:
+    """Return the files of a command, apart from times and the state for a resume."""
+    files = results_of(out)
+    return {name: content for name, content in files.items() if name != "stages.json"}

@@ -25,9 +25,18 @@ class Parts(NamedTuple):
 
 
 def assemble(
-    sae: SAE, objective: Objective, rules: Rules, lr: float, precision: str, ranks: Ranks
+    sae: SAE,
+    objective: Objective,
+    rules: Rules,
+    lr: float,
+    precision: str,
+    ranks: Ranks,
+    share: Share | None,
 ) -> Parts:
-    """Return the parts of a step on this rank; raise a ValueError if it cannot be shared."""
+    """Return the parts of a step on this rank; raise a ValueError if it cannot be shared.
+
+    `share`: the share of the SAE that `sae` is; None: `sae` is whole.
+    """
     rounded = precision == "bf16_weights"
     encoded = "bf16" if rounded else precision
     if ranks.size == 1:
@@ -41,8 +50,10 @@ def assemble(
         )
     if rules.tether is not None:
         raise ValueError("several ranks do not train with a tether; train with it by one process")
-    share = Share(ranks, sae.m, sae.d_out)
-    part = shared(sae, share)
+    part = sae
+    if share is None:
+        share = Share(ranks, sae.m, sae.d_out)
+        part = shared(sae, share)
     shared_encoder = SharedEncoder(part, share, encoded, rounded_decoder=rounded)
     learner = SharedLearner(part, rules, lr, shared_encoder, precision)
     return Parts(part, shared_encoder, learner, share)

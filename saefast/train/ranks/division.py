@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.group import Ranks
+from saefast.train.ranks.share import Share
 
 
 class Division(NamedTuple):
@@ -29,6 +30,6 @@ class Division(NamedTuple):
         """Return whether this rank takes part in the training of an SAE."""
         return self.together or self.owner(number) == self.ranks.rank
 
-    def of_each(self) -> Ranks:
-        """Return the ranks that train an SAE of this rank."""
-        return self.ranks if self.together else ALONE
+    def share_of(self, latents: int, width: int) -> Share | None:
+        """Return this rank's share of an SAE that it trains; None: the rank trains it alone."""
+        return Share(self.ranks, latents, width) if self.together else None

@@ -8,6 +8,19 @@ from torch import Tensor
 Shape = Sequence[int]
 
 
+class RankFailure(ConnectionError):
+    """Error of an exchange because another rank failed.
+
+    Args:
+        reason: the reason, as far as it is known.
+        first: whether this rank is the first of those that still answer, which tells the user.
+    """
+
+    def __init__(self, reason: str, first: bool) -> None:
+        super().__init__(reason)
+        self.first = first
+
+
 class Ranks(Protocol):
     """Processes, or threads of one process, that train an SAE together.
 

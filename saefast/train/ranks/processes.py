@@ -1,7 +1,9 @@
 """Ranks that are processes, connected by torch.distributed and started by torchrun."""
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from math import prod
@@ -12,13 +14,20 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from saefast.train.ranks.group import ALONE, Ranks, Shape
+from saefast.train.ranks.group import ALONE, RankFailure, Ranks, Shape
 
-_TIMEOUT = timedelta(seconds=120)
-"""Time after which a rank that waits for another one raises an error."""
+ENVIRONMENT = "SAEFAST_RANKS_TIMEOUT"
+"""Environment variable with the seconds that a rank waits for another one."""
+_SECONDS = 120.0
+"""Seconds without that variable. It must exceed the longest difference in time at which ranks reach
+an exchange, for example because one of them reads or writes a slow disk."""
+_GRACE = 5.0
+"""Seconds in which ranks find out who still answers, after an exchange has failed."""
 
 _FAILURE = "saefast/failure"
 """Key of the store under which the first rank that fails leaves its reason."""
+_PRESENT = "saefast/present"
+"""Prefix of the keys of ranks that have noticed a failure."""
 
 _in_use: list[Tensor] = []
 """Tensors of the last exchange. A thread of gloo releases them some time after the exchange; if it
@@ -40,14 +49,7 @@ class Torch:
 
     def __init__(self) -> None:
         if not dist.is_initialized():
-            # Restarted processes may find the store of the previous attempt, whose addresses belong
-            # to processes that have ended.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
-            store = PrefixStore(f"saefast/attempt-{attempt}", store)
-            dist.init_process_group(
-                "gloo", timeout=_TIMEOUT, store=store, rank=rank, world_size=size
-            )
+            _connect(timeout())
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._store = dist.distributed_c10d._get_default_store()
 
@@ -61,7 +63,7 @@ class Torch:
         try:
             dist.all_to_all_single(got, given, sizes, [len(part) for part in sent])
         except RuntimeError as error:
-            raise ConnectionError(self._reason()) from error
+            raise self._failure() from error
         # Cloned, so that each part is aligned for its dtype.
         pieces = torch.split(got, sizes)
         return [
@@ -78,15 +80,61 @@ class Torch:
         if not dist.is_initialized():  # it has been told
             return
         with contextlib.suppress(RuntimeError):  # the store went with its process
-            self._store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {error}")
+            self._store.set_timeout(timedelta(seconds=_GRACE))
+            self._store.set(f"{_PRESENT}/{self.rank}", "")
+            reason = str(error) or type(error).__name__
+            self._store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {reason}")
         dist.destroy_process_group()
 
-    def _reason(self) -> str:
-        """Return why another rank does not answer, as far as it is known."""
+    def _failure(self) -> RankFailure:
+        """Return the error of an exchange that failed, with the reason as far as it is known."""
+        present, reason = {self.rank}, None
         with contextlib.suppress(RuntimeError):
-            if self._store.check([_FAILURE]):
-                return f"the training stopped, since {self._store.get(_FAILURE).decode()}"
-        return "the training stopped, since another rank was killed or does not answer"
+            self._store.set_timeout(timedelta(seconds=_GRACE))
+            self._store.set(f"{_PRESENT}/{self.rank}", "")
+            end = time.monotonic() + _GRACE
+            while len(present) < self.size and time.monotonic() < end:
+                present |= {rank for rank in range(self.size) if self._has(f"{_PRESENT}/{rank}")}
+                time.sleep(0.05)
+            if self._has(_FAILURE):
+                reason = self._store.get(_FAILURE).decode()
+        missing = [str(rank) for rank in range(self.size) if rank not in present]
+        if reason is None and missing and len(present) > 1:
+            ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            reason = f"{ranks} ended or did not answer for {timeout():g} s"
+        reason = reason or "another rank ended or does not answer"
+        return RankFailure(f"the training stopped, since {reason}", self.rank == min(present))
+
+    def _has(self, key: str) -> bool:
+        return bool(self._store.check([key]))
+
+
+def timeout() -> float:
+    """Return the seconds that a rank waits for another one before it raises an error."""
+    given = os.environ.get(ENVIRONMENT, "")
+    try:
+        seconds = float(given or _SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{ENVIRONMENT} must be a positive number of seconds, got {given!r}")
+    return seconds
+
+
+def _connect(seconds: float) -> None:
+    """Create the default group of the processes that torchrun started."""
+    limit = timedelta(seconds=seconds)
+    # Restarted processes may find the store of the previous attempt, whose addresses belong to
+    # processes that have ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        store = PrefixStore(f"saefast/attempt-{attempt}", store)
+        dist.init_process_group("gloo", timeout=limit, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"the ranks did not find each other within {seconds:g} s, see {ENVIRONMENT}: {error}"
+        ) from error
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

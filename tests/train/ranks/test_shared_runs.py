@@ -12,12 +12,15 @@ from helpers.training_runs import (
     assert_same_sae,
     checkpoint_of,
     config,
-    files_of,
+    results_of,
+    saved,
     train,
 )
 
-from saefast import SAE, Rules, TrainConfig
-from saefast.train.ranks import Ranks, Simulated
+from saefast import SAE, Rules, TrainConfig, load_sae
+from saefast.activations import TensorActivations
+from saefast.train import stored_saes
+from saefast.train.ranks import Ranks, Simulated, finished
 from saefast.train.seed_trainer import SeedTrainer
 
 WIDE = config(latents=300, tokens=2500, rules=Rules(clip=0.5))
@@ -32,11 +35,6 @@ def train_with(size: int, configuration: Any, **arguments: Any) -> list[SAE]:
     return each[0]
 
 
-def results_of(out: Path) -> dict[str, bytes]:
-    """Return the content of all files but the state for a resume, which each rank has a part of."""
-    return {name: content for name, content in files_of(out).items() if "/training/" not in name}
-
-
 @pytest.mark.parametrize(
     ("seeds", "size"), [((0,), 2), ((0,), 4), ((0, 3), 4), ((0, 3), 2), ((0, 1, 2, 3, 4), 2)]
 )
@@ -46,10 +44,86 @@ def test_a_run_of_ranks_has_the_files_of_one_process(
     configuration = TrainConfig(**{**vars(WIDE), "seeds": seeds})
     alone = train(configuration, out=tmp_path / "alone")
     together = train_with(size, configuration, out=tmp_path / "ranks")
+    for seed, mine, right in zip(seeds, together, alone, strict=True):
+        assert_same_sae(mine, right)
+        assert torch.equal(mine.firing_rate, load_sae(tmp_path / f"alone/seed-{seed}").firing_rate)
+    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 3)])
+def test_without_a_folder_every_rank_gets_the_saes(seeds: tuple[int, ...]) -> None:
+    configuration = TrainConfig(**{**vars(WIDE), "seeds": seeds, "tokens": 1000})
+    alone, together = train(configuration), train_with(2, configuration)
+    assert isinstance(together, list)
     for mine, right in zip(together, alone, strict=True):
         assert_same_sae(mine, right)
         assert torch.equal(mine.firing_rate, right.firing_rate)
+
+
+class _Loads:
+    """Paths that are loaded as SAEs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[Path] = []
+
+        def counting(path: Path) -> SAE:
+            self.paths.append(path)
+            return load_sae(path)
+
+        monkeypatch.setattr(stored_saes, "load_sae", counting)
+
+
+def test_with_a_folder_no_rank_has_the_saes_before_they_are_accessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither after the training nor when the run is found to be finished."""
+    loads = _Loads(monkeypatch)
+    configuration = config(latents=300, seeds=(0, 1, 2), tokens=1000)
+    for _ in range(2):
+        each = Simulated(2).run(
+            lambda ranks: train(configuration, ranks=ranks, out=tmp_path / "run", resume=True)
+        )
+        assert loads.paths == []
+        first, last = each[0][0], each[0][-1]
+        assert (first, last) == (each[0][0], each[0][2])
+        assert each[0][1:] == [each[0][1], last]
+        assert loads.paths == [tmp_path / f"run/seed-{seed}" for seed in (0, 2, 1)]
+        assert [len(saes) for saes in each] == [3, 3]
+        loads.paths.clear()
+
+
+SAVED: dict[str, dict[str, Any]] = {
+    "unscaled": {"activation_scaling": "none"},
+    "by norm": {"by_norm": True, "rules": Rules(unit_norm=False)},
+    "free norms": {"rules": Rules(unit_norm=False), "decoder_norm": 0.3},
+    "cov": {"directions": "cov", "b_dec": "mean"},
+    "untied": {"tied": False},
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("latents", [300, 2500])
+def test_settings_of_the_begin_and_the_end_give_the_same_files(
+    name: str, latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pieces and blocks of which there are several."""
+    monkeypatch.setattr(finished, "_PIECE", 5000)
+    configuration = config(latents=latents, tokens=300, **SAVED[name])
+    train(configuration, out=tmp_path / "alone")
+    train_with(4, configuration, out=tmp_path / "ranks")
     assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+def test_transcoders_and_given_saes_give_the_same_files(tmp_path: Path) -> None:
+    pairs = TensorActivations(ROWS, ROWS[:, :9] * 3 + 1)
+    for name, arguments in (
+        ("transcoder", {"rows": pairs}),
+        ("initial", {"initial": train(config(latents=300, seeds=(5,), tokens=300))}),
+    ):
+        short = config(latents=300, tokens=300)
+        train(short, out=tmp_path / f"{name}-alone", **arguments)
+        train_with(4, short, out=tmp_path / name, **arguments)
+        assert results_of(tmp_path / name) == results_of(tmp_path / f"{name}-alone")
 
 
 @pytest.mark.parametrize("variant", ["abstopk", "batchtopk", "matryoshka", "relu", "jumprelu"])
@@ -155,12 +229,6 @@ def torchrun(
         text=True,
         timeout=300,
     )
-
-
-def saved(out: Path) -> dict[str, bytes]:
-    """Return the files of the command, apart from times and the state for a resume."""
-    files = results_of(out)
-    return {name: content for name, content in files.items() if name != "stages.json"}
 
 
 @pytest.mark.parametrize("size", [2, 4])
