@@ -1,7 +1,7 @@
 """ranks: a step of several processes (gloo, a thread each) beside one process, and a model of GPUs.
 
-Rows of the rival "model" are computed, not measured: `saefast plan` for GPUs, and plain data
-parallelism by the same speeds.
+Rows of the rival "memory" are of a training that ends with a folder. Rows of the rival "model" are
+computed, not measured: `saefast plan` for GPUs, and plain data parallelism by the same speeds.
 """
 
 import json
@@ -17,6 +17,9 @@ from saefast.train.planning import MACHINES, plan_training
 
 SHAPES = (Shape(768, 16384, 32, 2048),)
 _PROCESSES = (1, 2, 4)
+_WIDE, _WIDE_STEPS = Shape(768, 131_072, 32, 512), 3
+"""Training whose memory is measured."""
+_WIDE_PROCESSES = (1, 4)
 _MODELLED = (Shape(4096, 131_072, 64, 8192), Shape(4096, 1_048_576, 64, 8192))
 _RANKS = {"h100-nvlink": (1, 2, 4, 8), "h100-400g": (8, 16, 32, 64), "h100-25g": (8,)}
 _DENSE = 16
@@ -25,21 +28,34 @@ sides, twice over the network in float32."""
 
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Time processes on this machine, compare their weights, and add the rows of the model."""
-    results = {processes: _measured(shape, processes, rounds) for processes in _PROCESSES}
+    """Measure processes on this machine, compare their weights, and add the rows of the model."""
+    steps = {processes: _measured("steps", shape, processes, rounds) for processes in _PROCESSES}
+    measured = _rows("saefast", shape, steps)
+    return [*measured, *memory(), *(row for each in _MODELLED for row in model(each))]
+
+
+def memory() -> list[dict[str, Any]]:
+    """Return rows with the largest memory of each process of a training, and its files compared."""
+    results = {
+        processes: _measured("memory", _WIDE, processes, _WIDE_STEPS)
+        for processes in _WIDE_PROCESSES
+    }
+    return _rows("memory", _WIDE, results)
+
+
+def _rows(rival: str, shape: Shape, results: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     digests = {processes: result.pop("digest") for processes, result in results.items()}
-    measured = [
+    return [
         {
             "case": "ranks",
             "shape": shape._asdict(),
-            "rival": "saefast",
+            "rival": rival,
             "mode": f"{processes} process{'es' * (processes > 1)}",
             "agrees": digests[processes] == digests[1],
             **result,
         }
         for processes, result in results.items()
     ]
-    return [*measured, *(row for each in _MODELLED for row in model(each))]
 
 
 def model(shape: Shape) -> list[dict[str, Any]]:
@@ -70,12 +86,12 @@ def model(shape: Shape) -> list[dict[str, Any]]:
     return rows
 
 
-def _measured(shape: Shape, processes: int, rounds: int) -> dict[str, Any]:
+def _measured(what: str, shape: Shape, processes: int, rounds: int) -> dict[str, Any]:
     """Return the output of rank 0 of some processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "bench.ranks_worker"]
     done = subprocess.run(
-        [*command, *map(str, shape), str(rounds)],
+        [*command, what, *map(str, shape), str(rounds)],
         cwd=Path(__file__).resolve().parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

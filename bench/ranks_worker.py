@@ -1,11 +1,18 @@
-"""Process of `bench ranks`, started by torchrun: python -m bench.ranks_worker d m k n rounds."""
+"""Process of `bench ranks`, started by torchrun.
+
+python -m bench.ranks_worker steps d m k n rounds      times steps
+python -m bench.ranks_worker memory d m k n rounds     measures the memory of a training
+"""
 
 import hashlib
 import json
+import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +25,7 @@ from saefast.train.config import TrainConfig
 from saefast.train.planning.exchanges import step_exchanges
 from saefast.train.ranks.group import Ranks
 from saefast.train.ranks.processes import world
+from saefast.train.ranks.words import said, wait_for_all
 
 _FIRST = 2  # steps that are not counted
 
@@ -54,9 +62,36 @@ class Timed:
 
 
 def main() -> None:
-    """Take steps, and print times, bytes and a digest of the weights on rank 0."""
-    *sizes, rounds = map(int, sys.argv[1:])
-    shape, ranks = Shape(*sizes), Timed(world())
+    """Measure, and print the result on rank 0."""
+    what, *sizes, rounds = sys.argv[1:]
+    shape, ranks = Shape(*map(int, sizes)), Timed(world())
+    facts = (_steps if what == "steps" else _memory)(shape, int(rounds), ranks)
+    if ranks.rank == 0:
+        print(json.dumps(facts))
+
+
+def _memory(shape: Shape, steps: int, ranks: Ranks) -> dict[str, Any]:
+    """Train into a folder, and return the largest memory of every process and a digest."""
+    rows, _ = draw(Shape(shape.d, 1, 1, steps * shape.n))
+    config = saefast.TrainConfig(
+        shape.m, shape.k, seeds=(0,), batch_size=shape.n, tokens=steps * shape.n
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(said(ranks, folder)[0])
+        saefast.train_saes(rows, config, out=out, ranks=ranks, progress=False, device="cpu")
+        digest = hashlib.sha256()
+        for path in sorted((out / "seed-0").glob("*.*")):
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        wait_for_all(ranks)
+    # In kilobytes on Linux; of the process alone, with the libraries that it shares.
+    peaks = said(ranks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return {"steps": steps, "peaks": peaks, "digest": digest.hexdigest()}
+
+
+def _steps(shape: Shape, rounds: int, ranks: "Timed") -> dict[str, Any]:
+    """Take steps, and return times, bytes and a digest of the weights."""
     x, _ = draw(shape)
     sae = saefast.SAE(shape.d, shape.m, k=shape.k, seed=0)
     step = saefast.FusedStep(sae, lr=1e-3, ranks=ranks)
@@ -76,8 +111,7 @@ def main() -> None:
         for _ in range(rounds):
             step(x)
     facts["digest"] = _digest(step)
-    if ranks.rank == 0:
-        print(json.dumps(facts))
+    return facts
 
 
 def _seconds(step: saefast.FusedStep, x: Tensor) -> float:

@@ -34,6 +34,33 @@ def measured_caption() -> str:
     )
 
 
+def memory() -> str:
+    """Return the memory of the processes of a training by their number."""
+    rows = _memory_rows()
+    alone = rows[0]["peaks"][0]
+    lines = [["", "largest memory of each process", "largest / one process", "same files"]]
+    lines.append(["---", "---:", "---:", "---:"])
+    for row in rows:
+        peaks = ", ".join(f"{peak / 1e9:.2f}" for peak in row["peaks"])
+        share, same = max(row["peaks"]) / alone, "yes" if row["agrees"] else "**no**"
+        lines.append([row["mode"], f"{peaks} GB", f"{share:.2f}", same])
+    return markdown(lines)
+
+
+def memory_caption() -> str:
+    """Return the caption of the table of memory."""
+    result, first = load("ranks"), _memory_rows()[0]
+    return (
+        f"Measured: the largest resident memory of each process, libraries included, of a training "
+        f"of {first['steps']} steps at (d, m, k, n) = {Shape(**first['shape']).text}, from its "
+        f"begin to the files at its end. Commit {result['commit']}."
+    )
+
+
+def _memory_rows() -> list[dict[str, Any]]:
+    return [row for row in load("ranks")["rows"] if row["rival"] == "memory"]
+
+
 def model() -> str:
     """Return the modelled time of a step on GPUs, divided as in saefast and data parallel."""
     rows = [row for row in load("ranks")["rows"] if row["rival"] == "model"]

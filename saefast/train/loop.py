@@ -226,7 +226,7 @@ class _Clock:
 class _Interrupts:
     """Defers Ctrl-C and SIGTERM to the end of a step, since SAEs are inconsistent during one.
 
-    A second Ctrl-C is not deferred; a second SIGTERM is, since schedulers and torchrun may both send
+    A second Ctrl-C is not deferred; a second SIGTERM is, as schedulers and torchrun may both send
     one. Outside of the main thread nothing is changed.
     """
 

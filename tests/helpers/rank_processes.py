@@ -22,7 +22,9 @@ from saefast.cli import main
 from saefast.train.seed_trainer import SeedTrainer
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["saefast.cli", "tyro", "torch.distributed.rendezvous"])
+_FORKS.set_forkserver_preload(
+    ["saefast.cli", "tyro", "torch.distributed.rendezvous", "torch._dynamo"]  # by the first op
+)
 
 
 class Fault(NamedTuple):

@@ -9,6 +9,7 @@ from saefast.ops.latent_pass import MOST_STORED
 from saefast.ops.screens import screen_at
 from saefast.train.config import TrainConfig
 from saefast.train.planning.exchanges import CountedRanks, usual_codes
+from saefast.train.ranks.finished import PIECE
 from saefast.train.ranks.share import LATENTS_PER_TASK, Share
 
 PROCESS_BYTES = 600_000_000
@@ -31,7 +32,7 @@ class RankMemory(NamedTuple):
     step: int
     """largest memory of a step beside the state: batches, codes, residuals and exchanges"""
     end: int
-    """largest memory beside both at the end, for copies of whole SAEs"""
+    """largest memory beside both at the end, for copies of the SAE, or pieces of a shared one"""
 
     @property
     def peak(self) -> int:
@@ -42,7 +43,7 @@ class RankMemory(NamedTuple):
 def rank_memory(
     config: TrainConfig, d: int, rank: int, ranks: int, *, d_out: int | None = None
 ) -> RankMemory:
-    """Return the memory of a rank on a CPU for one SAE in float32.
+    """Return the memory of a rank on a CPU for one SAE in float32, trained into a folder.
 
     Args:
         config: settings of the training.
@@ -75,9 +76,12 @@ def rank_memory(
         + kept
     )
     weights = _FLOAT * (latents * (d + width + 1) + width)
-    # The result, and one side turned for its file. Ranks also have the gathered weights and what
-    # the last exchange of a side sent and received.
-    end = weights * 3 // 2 if ranks == 1 else weights * 7 // 2
+    # The result, and one side turned for its file.
+    end = weights * 3 // 2
+    if ranks > 1:  # a piece that is sent, received, joined and summed
+        end = 4 * PIECE
+        if config.by_norm:  # gathered: both sides, and what the last exchange sent and received
+            end = weights * 7 // 2
     return RankMemory(state, step, end)
 
 

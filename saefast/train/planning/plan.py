@@ -132,7 +132,7 @@ class TrainPlan:
             ("memory per rank", _size(self.bytes_per_rank)),
             ("  state", _size(memory.state)),
             ("  step", _size(memory.step)),
-            ("  copies at the end", _size(memory.end)),
+            ("  at the end", _size(memory.end)),
             ("  process", _size(PROCESS_BYTES)),
             ("a rank on its machine", "fits" if self.fits else "does not fit"),
             *several,

@@ -12,7 +12,7 @@ from saefast.storage import save_into
 from saefast.train.initial import Scales, folded
 from saefast.train.ranks.share import Share, shallow_copy
 
-_PIECE = 8 << 20
+PIECE = 4 << 20
 """Bytes of a piece of a matrix, of which the writing rank has a few in memory."""
 
 
@@ -67,7 +67,7 @@ def _pieces(name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[T
     """
     latents, width = share.latents, part.shape[1] if name == "W_enc" else share.width
     rows, columns = (width, latents) if name == "W_enc" else (latents, width)
-    count = max(1, _PIECE // (columns * part.itemsize))
+    count = max(1, PIECE // (columns * part.itemsize))
     for start in range(0, rows, count):
         here = slice(start, min(start + count, rows))
         own = part[:, here].T if name == "W_enc" else part[here] * (scales.x / scales.target)

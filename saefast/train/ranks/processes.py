@@ -3,10 +3,12 @@
 import contextlib
 import math
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from math import prod
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,12 +18,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from saefast.train.ranks.group import ALONE, RankFailure, Ranks, Shape
 
+_T = TypeVar("_T")
+
 ENVIRONMENT = "SAEFAST_RANKS_TIMEOUT"
 """Environment variable with the seconds that a rank waits for another one."""
 _SECONDS = 120.0
 """Seconds without that variable. It must exceed the longest difference in time at which ranks reach
 an exchange, for example because one of them reads or writes a slow disk."""
-_GRACE = 5.0
+_GRACE = 3.0
 """Seconds in which ranks find out who still answers, after an exchange has failed."""
 
 _FAILURE = "saefast/failure"
@@ -79,34 +83,53 @@ class Torch:
         """See `Ranks`: the others' next call raises an error with this rank's reason."""
         if not dist.is_initialized():  # it has been told
             return
-        with contextlib.suppress(RuntimeError):  # the store went with its process
-            self._store.set_timeout(timedelta(seconds=_GRACE))
-            self._store.set(f"{_PRESENT}/{self.rank}", "")
+        if not isinstance(error, RankFailure):
             reason = str(error) or type(error).__name__
-            self._store.compare_set(_FAILURE, "", f"rank {self.rank} failed: {reason}")
+            self._ask(lambda: self._tell(f"rank {self.rank} failed: {reason}"))
         dist.destroy_process_group()
+
+    def _tell(self, reason: str) -> None:
+        self._store.set(f"{_PRESENT}/{self.rank}", "")
+        self._store.compare_set(_FAILURE, "", reason)
 
     def _failure(self) -> RankFailure:
         """Return the error of an exchange that failed, with the reason as far as it is known."""
-        present, reason = {self.rank}, None
-        with contextlib.suppress(RuntimeError):
-            self._store.set_timeout(timedelta(seconds=_GRACE))
-            self._store.set(f"{_PRESENT}/{self.rank}", "")
-            end = time.monotonic() + _GRACE
-            while len(present) < self.size and time.monotonic() < end:
-                present |= {rank for rank in range(self.size) if self._has(f"{_PRESENT}/{rank}")}
-                time.sleep(0.05)
-            if self._has(_FAILURE):
-                reason = self._store.get(_FAILURE).decode()
+        present: set[int] = {self.rank}
+        reason = self._ask(lambda: self._call_roll(present)) or ""
         missing = [str(rank) for rank in range(self.size) if rank not in present]
-        if reason is None and missing and len(present) > 1:
+        if not reason and missing and len(present) > 1:
             ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
             reason = f"{ranks} ended or did not answer for {timeout():g} s"
         reason = reason or "another rank ended or does not answer"
         return RankFailure(f"the training stopped, since {reason}", self.rank == min(present))
 
+    def _call_roll(self, present: set[int]) -> str:
+        """Add the ranks that notice the failure soon to `present`; return the reason if known."""
+        self._store.set(f"{_PRESENT}/{self.rank}", "")
+        end = time.monotonic() + _GRACE
+        while len(present) < self.size and time.monotonic() < end:
+            present |= {rank for rank in range(self.size) if self._has(f"{_PRESENT}/{rank}")}
+            time.sleep(0.05)
+        return self._store.get(_FAILURE).decode() if self._has(_FAILURE) else ""
+
     def _has(self, key: str) -> bool:
         return bool(self._store.check([key]))
+
+    def _ask(self, question: Callable[[], _T]) -> _T | None:
+        """Return what a function of the store returns; None if the store does not answer.
+
+        A store that is in a rank may have ended with it, or be stopped: its calls have no timeout.
+        """
+        answers: list[_T] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                answers.append(question())
+
+        asking = threading.Thread(target=ask, name="store", daemon=True)
+        asking.start()
+        asking.join(2 * _GRACE)
+        return answers[0] if answers else None
 
 
 def timeout() -> float:

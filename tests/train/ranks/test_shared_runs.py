@@ -107,7 +107,7 @@ def test_settings_of_the_begin_and_the_end_give_the_same_files(
     name: str, latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With pieces and blocks of which there are several."""
-    monkeypatch.setattr(finished, "_PIECE", 5000)
+    monkeypatch.setattr(finished, "PIECE", 5000)
     configuration = config(latents=latents, tokens=300, **SAVED[name])
     train(configuration, out=tmp_path / "alone")
     train_with(4, configuration, out=tmp_path / "ranks")
