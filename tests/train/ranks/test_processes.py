@@ -1,0 +1,58 @@
+"""Exchanges of processes, seen from one that is alone in its group."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from saefast.train.ranks.processes import Torch, timeout
+
+
+@pytest.fixture
+def rank() -> Iterator[Torch]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Torch()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_the_tensors_of_an_exchange_outlive_it(
+    rank: Torch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of gloo must not be the last to release them, since it needs the interpreter."""
+    used: list[weakref.ref[torch.Tensor]] = []
+    real = dist.all_to_all_single
+
+    def recording(*arguments: Any) -> None:
+        used.extend(weakref.ref(tensor) for tensor in arguments[:2])
+        real(*arguments)
+
+    monkeypatch.setattr(dist, "all_to_all_single", recording)
+    (got,) = rank.all_to_all([torch.arange(3.0)], [(3,)])
+    assert got.tolist() == [0, 1, 2]
+    assert [reference() is not None for reference in used] == [True, True]
+
+
+def test_a_rank_that_has_told_its_failure_leaves_the_group(rank: Torch) -> None:
+    rank.fail(KeyboardInterrupt())
+    assert not dist.is_initialized()
+    rank.fail(ValueError("again"))  # there is nobody to be told
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("", 120.0), ("3.5", 3.5), ("0", None), ("inf", None), ("soon", None)]
+)
+def test_the_environment_sets_the_patience(
+    given: str, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAEFAST_RANKS_TIMEOUT", given)
+    if seconds is None:
+        with pytest.raises(
+            ValueError, match=f"must be a positive number of seconds, got '{given}'"
+        ):
+            timeout()
+    else:
+        assert timeout() == seconds
