@@ -26,6 +26,9 @@ _FORKS.set_forkserver_preload(
     ["saefast.cli", "tyro", "torch.distributed.rendezvous", "torch._dynamo"]  # by the first op
 )
 
+SOON = 200.0
+"""Seconds in which all ranks must end: they need a few on a machine that is not overloaded."""
+
 
 class Fault(NamedTuple):
     """What happens to one rank just before it takes a step."""

@@ -1,21 +1,29 @@
 """Runs of several ranks write the same files as one process."""
 
+import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.rank_processes import SOON, RankProcesses
 from helpers.training_runs import (
     ROWS,
     assert_same_sae,
     checkpoint_of,
+    command,
     config,
     results_of,
     saved,
     train,
 )
+from helpers.worker_processes import children
 
 from saefast import SAE, Rules, TrainConfig, load_sae
 from saefast.activations import TensorActivations
@@ -185,10 +193,7 @@ def test_ranks_with_different_settings_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-COMMAND = (
-    *("-m", "saefast", "train", "rows.pt", "--latents", "300", "--k", "4", "--seeds", "0"),
-    *("--tokens", "2000", "--batch-size", "128", "--checkpoint-minutes", "0"),
-)
+COMMAND = ("-m", "saefast")
 
 _BREAKING = """
 import os, signal, sys
@@ -213,7 +218,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with rows, and a run of one process."""
     folder = tmp_path_factory.mktemp("command")
     torch.save(ROWS, folder / "rows.pt")
-    subprocess.run([sys.executable, *COMMAND, "--out", "alone"], cwd=folder, check=True)
+    subprocess.run([sys.executable, *COMMAND, *command("alone")], cwd=folder, check=True)
     return folder
 
 
@@ -234,32 +239,78 @@ def torchrun(
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_command_writes_the_same_files_by_torchrun(size: int, folder: Path) -> None:
     out = f"of-{size}"
-    done = torchrun(size, *COMMAND, "--out", out, cwd=folder)
+    done = torchrun(size, *COMMAND, *command(out), cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 1 SAE on 2,000 rows each") == 1  # by rank 0 alone
     assert saved(folder / out) == saved(folder / "alone")
 
 
 @pytest.mark.parametrize("variant", ["relu", "jumprelu"])
-def test_torchrun_trains_variants_with_thresholds(variant: str, folder: Path) -> None:
-    command = (*COMMAND, "--variant", variant, "--out")
-    subprocess.run([sys.executable, *command, f"{variant}-alone"], cwd=folder, check=True)
-    done = torchrun(2, *command, variant, cwd=folder)
-    assert done.returncode == 0, done.stderr
+def test_processes_train_variants_with_thresholds(variant: str, folder: Path) -> None:
+    options = ("--variant", variant)
+    alone = RankProcesses(1, command(f"{variant}-alone", *options), folder)
+    assert alone.ended(SOON) == [0], alone.printed()
+    together = RankProcesses(2, command(variant, *options), folder)
+    assert together.ended(SOON) == [0, 0], together.printed()
     assert saved(folder / variant) == saved(folder / f"{variant}-alone")
 
 
 def test_a_killed_rank_ends_all_and_torchrun_goes_on(folder: Path) -> None:
     (folder / "breaking.py").write_text(_BREAKING.format(what="os.kill(os.getpid(), 9)"))
-    arguments = ("breaking.py", *COMMAND[2:], "--out", "killed")
-    done = torchrun(2, *arguments, cwd=folder, restarts=1)
+    done = torchrun(2, "breaking.py", *command("killed"), cwd=folder, restarts=1)
     assert done.returncode == 0, done.stderr
     assert saved(folder / "killed") == saved(folder / "alone")
 
 
+_SLOW = """
+import sys, time
+from saefast.cli import main
+from saefast.train.seed_trainer import SeedTrainer
+
+real = SeedTrainer.train
+
+def slow(trainer, number, batch):
+    time.sleep(0.3)
+    real(trainer, number, batch)
+
+SeedTrainer.train = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_torchrun_goes_on_with_fewer_ranks(folder: Path) -> None:
+    """Two starters, as on two machines, of which one disappears with its rank."""
+    (folder / "slow.py").write_text(_SLOW)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"]
+    launch += ["--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf"]
+    launch += ["last_call_timeout=1,keep_alive_interval=1", "slow.py", *command("fewer")]
+    with contextlib.ExitStack() as ended:
+        starters = []
+        for name in ("stays", "goes"):
+            output = ended.enter_context((folder / f"{name}.txt").open("w"))
+            starters.append(subprocess.Popen(launch, cwd=folder, stdout=output, stderr=output))
+            ended.callback(starters[-1].wait)
+            ended.callback(starters[-1].kill)
+        stays, goes = starters
+        while checkpoint_of(folder / "fewer") < 3:
+            assert stays.poll() is None, (folder / "stays.txt").read_text()
+            time.sleep(0.05)
+        names = {path.name for path in (folder / "fewer").rglob("rank-*")}
+        assert names >= {"rank-0-of-2.safetensors", "rank-1-of-2.safetensors"}
+        for pid in [*children(goes.pid), goes.pid]:
+            os.kill(pid, signal.SIGKILL)
+        assert stays.wait(300) == 0, (folder / "stays.txt").read_text()
+    assert list((folder / "fewer").rglob("step-16.safetensors"))  # written by one rank
+    assert saved(folder / "fewer") == saved(folder / "alone")
+
+
 def test_the_first_rank_says_why_another_one_failed(folder: Path) -> None:
     (folder / "breaking.py").write_text(_BREAKING.format(what="raise OSError('the disk is full')"))
-    done = torchrun(2, "breaking.py", *COMMAND[2:], "--out", "failed", cwd=folder)
+    done = torchrun(2, "breaking.py", *command("failed"), cwd=folder)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if "saefast: " in line]
     assert len(told) == 1
@@ -268,7 +319,7 @@ def test_the_first_rank_says_why_another_one_failed(folder: Path) -> None:
 
 
 def test_what_ranks_cannot_train_is_refused_before_training(folder: Path) -> None:
-    done = torchrun(2, *COMMAND, "--variant", "gated", "--out", "gated", cwd=folder)
+    done = torchrun(2, *COMMAND, *command("gated", "--variant", "gated"), cwd=folder)
     assert done.returncode != 0
     assert (
         "saefast: several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu"
