@@ -61,9 +61,10 @@ def save_together(
 
 
 def _pieces(name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[Tensor]:
-    """Return a matrix as it is stored, piece by piece, on the first rank; nothing on others.
+    """Send the pieces of a matrix as it is stored, W_enc as its transpose, to the first rank.
 
-    W_enc is stored as its transpose.
+    Yields:
+        The next rows of the stored matrix, on the first rank alone.
     """
     latents, width = share.latents, part.shape[1] if name == "W_enc" else share.width
     rows, columns = (width, latents) if name == "W_enc" else (latents, width)
@@ -71,22 +72,26 @@ def _pieces(name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[T
     for start in range(0, rows, count):
         here = slice(start, min(start + count, rows))
         own = part[:, here].T if name == "W_enc" else part[here] * (scales.x / scales.target)
-        yield from _first_rank_has(share, name, own, here.stop - here.start)
+        got = _sent_to_first(share, name, own)
+        if got:
+            yield _joined(share, name, got)
 
 
-def _first_rank_has(share: Share, name: str, own: Tensor, rows: int) -> Iterator[Tensor]:
-    """Send this rank's columns of some rows to the first rank, which returns the rows."""
-    size, first = share.ranks.size, share.ranks.rank == 0
+def _sent_to_first(share: Share, name: str, own: Tensor) -> list[Tensor]:
+    """Send this rank's columns of some rows to the first rank; return those of all ranks there."""
+    first, size = share.ranks.rank == 0, share.ranks.size
     counts = share.counts_of_rows() if name == "W_enc" else share.counts_of_columns()
     parts = [own.contiguous(), *[own.new_empty(0)] * (size - 1)]
-    shapes = [(rows, count) if first else (0,) for count in counts]
+    shapes = [(len(own), count) if first else (0,) for count in counts]
     got = share.ranks.all_to_all(parts, shapes)
-    if not first:
-        return
+    return got if first else []
+
+
+def _joined(share: Share, name: str, columns: list[Tensor]) -> Tensor:
+    """Return rows of which each rank has some columns."""
     if name == "W_enc":
-        yield torch.cat(got, 1)
-        return
-    whole = own.new_empty(rows, share.width)
-    for rank, columns in enumerate(got):
-        whole[:, share.columns_of(rank)] = columns
-    yield whole
+        return torch.cat(columns, 1)
+    whole = columns[0].new_empty(len(columns[0]), share.width)
+    for rank, own in enumerate(columns):
+        whole[:, share.columns_of(rank)] = own
+    return whole

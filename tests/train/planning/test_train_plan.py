@@ -42,7 +42,7 @@ def test_planned_memory_is_that_of_processes(ranks: int, tmp_path: Path) -> None
     program = tmp_path / "measure.py"
     program.write_text(MEASURE)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    arguments = ["768", "16384", "1024", str(tmp_path / "out")]
+    arguments = ["768", "49152", "1024", str(tmp_path / "out")]
     done = subprocess.run(
         [*start, str(ranks), str(program), *arguments], capture_output=True, text=True, timeout=300
     )

@@ -287,12 +287,13 @@ def test_torchrun_goes_on_with_fewer_ranks(folder: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"]
     launch += ["--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf"]
-    launch += ["last_call_timeout=1,keep_alive_interval=1", "slow.py", *command("fewer")]
     with contextlib.ExitStack() as ended:
         starters = []
         for name in ("stays", "goes"):
             output = ended.enter_context((folder / f"{name}.txt").open("w"))
-            starters.append(subprocess.Popen(launch, cwd=folder, stdout=output, stderr=output))
+            settings = f"last_call_timeout=1,keep_alive_interval=1,is_host={name == 'stays'}"
+            starter = [*launch, settings, "slow.py", *command("fewer")]
+            starters.append(subprocess.Popen(starter, cwd=folder, stdout=output, stderr=output))
             ended.callback(starters[-1].wait)
             ended.callback(starters[-1].kill)
         stays, goes = starters
