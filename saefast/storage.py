@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.atomic import PART, write_tensors
+from saefast.disk.atomic import PART, explained, make_folder, move, write_tensors
 from saefast.disk.lock import Claim
 from saefast.formats import FORMATS, format_of, sae_lens
 from saefast.formats.source import beside_sae, find, weights_in
@@ -120,7 +120,7 @@ def save_into(folder: Path, sae: SAE, write_weights: sae_lens.WriteTensors = wri
         sae: the SAE.
         write_weights: function that writes the file of weights, whose tensors it is given.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     sae_lens.write(weights_of(sae), folder, write_weights)
 
 
@@ -187,18 +187,20 @@ def _write(parts: SAEWeights, path: Path, format: str) -> Path:
     one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix
     if not one_file:
         _may_be_replaced(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with _room_beside(path) as room:
-        new = Path(tempfile.mkdtemp(dir=room))
+        with explained(path):
+            new = Path(tempfile.mkdtemp(dir=room))
         writer.write(parts, new)
         if writer.FILE is not None and one_file:
-            (new / writer.FILE).replace(path)
+            move(new / writer.FILE, path)
             return path
-        new.chmod(0o755)
-        if path.exists():
-            path.rename(room / _OLD)
+        with explained(path):
+            new.chmod(0o755)
         try:
-            new.rename(path)
+            if path.exists():
+                move(path, room / _OLD)
+            move(new, path)
         finally:
             _bring_back(room, path)
     return path
@@ -232,6 +234,8 @@ def _room_beside(path: Path) -> Iterator[Path]:
     room = path.with_name(f".{path.name}{PART}")
     with Claim(room):
         _bring_back(room, path)
+        # A killed process, or a disk that allowed no removal, may have left the replaced SAE here.
+        shutil.rmtree(room / _OLD, ignore_errors=True)
         try:
             yield room
         finally:
@@ -241,7 +245,7 @@ def _room_beside(path: Path) -> Iterator[Path]:
 def _bring_back(room: Path, path: Path) -> None:
     """Restore the old SAE at `path` if it was moved away and not replaced."""
     if (room / _OLD).exists() and not path.exists():
-        (room / _OLD).rename(path)
+        move(room / _OLD, path)
 
 
 def load_dictionaries(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saefast.activations.store import Kept, Shard
 from saefast.activations.writer import StoreWriter, write_shard
-from saefast.disk.atomic import PART
+from saefast.disk.atomic import PART, remove_file
 from saefast.disk.tables import write_json
 
 _RECORD = f".json{PART}"
@@ -97,7 +97,7 @@ class StoreJoiner(StoreWriter):
             )
             self._write_index(self._index)
             for number in range(begun, len(self._index.shards)):
-                _record(self.path, number).unlink()
+                remove_file(_record(self.path, number))
         return self.rows
 
     def finish(self) -> None:

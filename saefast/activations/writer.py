@@ -14,7 +14,7 @@ from saefast.activations.protocol import check_dtype, dtype_name
 from saefast.activations.safetensors_file import DTYPES as STORED_DTYPES
 from saefast.activations.store import INDEX, ROWS, Index, Kept, Shard, read_index
 from saefast.activations.tensors import as_rows
-from saefast.disk.atomic import PART, write_tensors_in_pieces
+from saefast.disk.atomic import PART, remove_file, write_tensors_in_pieces
 from saefast.disk.lock import Claim
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import write_json
@@ -150,7 +150,7 @@ class StoreWriter:
     def _remove_unfinished(self) -> None:
         """Remove files that interrupted processes left beside the finished shards."""
         for part in self.path.glob(f"*{PART}"):
-            part.unlink()
+            remove_file(part)
 
     def _check_extras(self, n: int, extras: dict[str, Tensor]) -> None:
         for name, values in extras.items():

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +14,26 @@ from saefast.disk.sealed_tensors import seal, sealed, sums_of
 
 PART = ".part"
 """Suffix of files that are being written, and of folders that hold them."""
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free space on its disk, or choose a folder on another one, and try again",
+    errno.EDQUOT: "free space within the quota, or choose a folder on another disk, and try again",
+    errno.EROFS: "make its file system writable, or choose a folder on another one",
+    errno.EXDEV: "the folder is spread over several file systems; choose one that is within one",
+    errno.EACCES: "change the permissions of its folder, or choose another one",
+    errno.EPERM: "change the permissions of its folder, or choose another one",
+}
+_OTHERWISE = "check its disk, or choose a folder on another one, and try again"
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str = "could not be written") -> Iterator[None]:
+    """Let an OSError name `path`, state what failed and why, and suggest what to do."""
+    try:
+        yield
+    except OSError as error:
+        way = _WAYS_OUT.get(error.errno or 0, _OTHERWISE)
+        raise OSError(error.errno, f"{what}: {error.strerror}; {way}", str(path)) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -62,6 +82,41 @@ def write_tensors(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Append to a file, in one write unless the disk gets full or the process is interrupted."""
+    with explained(path), path.open("ab", buffering=0) as file:
+        while content:
+            content = content[file.write(content) :]
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, so that they survive a power failure.
+
+    Raises:
+        FileExistsError: `folder` is a file.
+        NotADirectoryError: it is below a file.
+    """
+    with explained(folder, "could not be created"):
+        for each in reversed((folder, *folder.parents)):
+            if not each.is_dir():
+                each.mkdir(exist_ok=True)  # another process may be faster
+                flush_folder(each.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, so that its new name survives a power failure."""
+    with explained(target):
+        source.rename(target)
+        for folder in {source.parent, target.parent}:
+            flush_folder(folder)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists."""
+    with explained(path, "could not be removed"):
+        path.unlink(missing_ok=True)
+
+
 def write_tensors_in_pieces(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Write a safetensors file atomically, with checksums of pieces of its tensors as well.
 
@@ -91,25 +146,28 @@ def write_tensors_in_pieces(path: Path, tensors: Mapping[str, Tensor]) -> tuple[
 
 
 def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:
-    try:
+    with explained(path):
         try:
             write(part)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
+            flush_file(part)
             part.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, f"could not be written: {error.strerror}", str(path)) from error
 
 
 def _as_os_error(error: Exception) -> OSError:
     """Convert a SafetensorError, which states the system's error in its text only, to OSError."""
     number = next((n for n in errno.errorcode if f"os error {n})" in str(error)), errno.EIO)
     return OSError(number, os.strerror(number))
+
+
+def flush_file(path: Path) -> None:
+    """Flush the content of a file to disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from saefast.disk.atomic import make_folder
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -26,7 +28,7 @@ class Claim:
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
         self._new = None if folder.exists() else folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except (FileExistsError, NotADirectoryError) as error:
             reason = "is not a folder, or is below a file; choose another folder"
             raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from error

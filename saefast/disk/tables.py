@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saefast.disk.atomic import write_whole
+from saefast.disk.atomic import make_folder, write_whole
 from saefast.disk.sealed_tables import read_sealed, sealed_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Table = Mapping[str, Any]
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file; numbers that are not finite become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(path, f"{text}\n".encode())
 
@@ -54,7 +54,7 @@ def write_table(
     """
     import pyarrow as pa
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns))
     if metadata is not None:
         table = table.replace_schema_metadata(metadata)

@@ -200,7 +200,18 @@ def write_torch(path: Path, contents: Mapping[str, Any]) -> None:
         name: value.detach().contiguous().clone() if isinstance(value, Tensor) else value
         for name, value in contents.items()
     }
-    write_with(path, lambda part: torch.save(own, part))
+
+    def write(part: Path) -> None:
+        # torch's own writer would not tell why a write has failed.
+        with part.open("wb") as file:
+            try:
+                torch.save(own, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+    write_with(path, write)
 
 
 def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:

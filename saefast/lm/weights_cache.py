@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from saefast.disk.atomic import flush_folder
+from saefast.disk.atomic import flush_file, flush_folder, make_folder
 from saefast.disk.tables import write_json
 from saefast.lm.requirements import needed
 from saefast.progress import tracked
@@ -57,7 +57,7 @@ def _whole(folder: Path) -> bool:
 def _fill(folder: Path, file: Path) -> None:
     """Load the model, write it to a temporary folder, and rename that when all is on disk."""
     transformers = needed("transformers")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
@@ -72,8 +72,7 @@ def _fill(folder: Path, file: Path) -> None:
         tokenizer.save_pretrained(temporary)
         files = [path for path in temporary.iterdir() if path.is_file()]
         for path in files:
-            with path.open("rb+") as written:
-                os.fsync(written.fileno())
+            flush_file(path)
         sizes = {path.name: path.stat().st_size for path in files}
         write_json(temporary / _SIZES, sizes)
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast.disk import sealed_tensors
-from saefast.disk.atomic import write_tensors
+from saefast.disk.atomic import make_folder, remove_file, write_tensors
 from saefast.disk.checksums import verifying
 from saefast.disk.tables import read_table, write_table
 from saefast.match.result import Matches, Proof
@@ -118,7 +118,7 @@ class Unfinished:
         """Add or replace tensors, and write the state if it is due."""
         self.tensors |= tensors
         if self._file is not None and time.monotonic() - self._written >= _EVERY:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._file.parent)
             write_tensors(self._file, self.tensors, {_ABOUT: self._about})
             self._written = time.monotonic()
 
@@ -126,7 +126,7 @@ class Unfinished:
         """Discard the state and its file."""
         self.tensors = {}
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            remove_file(self._file)
 
 
 def _read(file: Path, about: str) -> dict[str, Tensor]:

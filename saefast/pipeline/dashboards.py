@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saefast import checks
-from saefast.disk.atomic import write_whole
+from saefast.disk.atomic import make_folder, write_whole
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import HarvestSettings
 from saefast.progress import ProgressBar
@@ -125,6 +125,6 @@ def _strings_of(tokenizer: Any) -> Callable[[list[int]], list[str]]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_whole(path, text.encode("utf-8", "surrogatepass"))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
+from saefast.disk.atomic import make_folder
 from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.following import begin_training, check_ranks, follow, leading
@@ -99,7 +100,9 @@ def _stages(job: Job, wanted: set[str], ranks: Ranks, tell: Callable[[str], None
     for number, stage in enumerate(each for each in STAGE_LIST if each.name in wanted):
         begun = time.perf_counter()
         skipped = is_finished(job, stage.name)
-        if not skipped:
+        if skipped:
+            _remove_unfinished(job, stage.name)  # a kill or an error may have prevented it
+        else:
             tell(f"[{number + 1}/{len(wanted)}] {stage.name}: {stage.title}")
             if stage.name == "train":
                 begin_training(ranks)
@@ -114,7 +117,7 @@ def _stages(job: Job, wanted: set[str], ranks: Ranks, tell: Callable[[str], None
 
 def begin_run(job: Job) -> bool:
     """Create the folder of a run with its settings; return whether a training exists there."""
-    job.run.mkdir(parents=True, exist_ok=True)
+    make_folder(job.run)
     # Training refuses settings that differ from the recorded ones, so these are not overwritten.
     trained = RunFile.read(job.run) is not None
     if not trained:
@@ -221,6 +224,11 @@ def finish_stage(job: Job, name: str, seconds: float) -> None:
             records.pop(other, None)
     records[name] = StageRecord(digest(job, BY_NAME[name]), round(seconds, 1))
     write_record(job.run / STAGES, records)
+    _remove_unfinished(job, name)
+
+
+def _remove_unfinished(job: Job, name: str) -> None:
+    """Remove the intermediate state of a finished stage."""
     shutil.rmtree(job.run / UNFINISHED / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # it is missing, or holds other stages' folders
         (job.run / UNFINISHED).rmdir()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from saefast.disk.atomic import explained, flush_folder, make_folder
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import begin_run, finish_stage, is_finished
 from saefast.pipeline.settings import HarvestSettings, PlantedSettings, RunSettings
@@ -106,5 +107,7 @@ def _link(link: Path, store: Path) -> None:
         link.unlink()
     elif link.exists():
         return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(target, target_is_directory=True)
+    make_folder(link.parent)
+    with explained(link):
+        link.symlink_to(target, target_is_directory=True)
+        flush_folder(link.parent)

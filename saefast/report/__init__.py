@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from saefast.disk.atomic import write_whole
+from saefast.disk.atomic import make_folder, write_whole
 from saefast.report.chart import standalone
 from saefast.report.feature_rows import packed_features
 from saefast.report.figures import draw_all
@@ -47,7 +47,7 @@ def write_report(
     written = [report]
     if figures is not None:
         folder = Path(figures)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for each in (figure for several in drawn.values() for figure in several):
             text = standalone(each.svg, each.title)
             kinds = {"svg": text.encode()} | ({"png": rasterised(text)} if rasterised else {})

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saefast.disk.atomic import explained, make_folder, move, remove_file
 from saefast.disk.lock import Claim
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
@@ -219,8 +220,9 @@ class SweepFolder:
         """
         aside = self.cell(f".{name}.removed")
         shutil.rmtree(aside, ignore_errors=True)
-        self.cell(name).rename(aside)
-        shutil.rmtree(aside)
+        move(self.cell(name), aside)
+        with explained(aside, "could not be removed"):
+            shutil.rmtree(aside)
 
     def rewrite_settings(self, cell: Cell) -> None:
         """Replace the settings of a begun cell, whose later stages then run again.
@@ -249,7 +251,7 @@ class SweepFolder:
             record: content of the file.
         """
         write_record(self.cell(name) / _DONE, record)
-        (self.cell(name) / _FAILURE).unlink(missing_ok=True)
+        remove_file(self.cell(name) / _FAILURE)
 
     def failure(self, name: str) -> FailureRecord | None:
         """Read failure.json of a cell.
@@ -301,7 +303,7 @@ class SweepFolder:
         Yields:
             None, while the lock is held.
         """
-        (self.root / CELLS).mkdir(parents=True, exist_ok=True)
+        make_folder(self.root / CELLS)
         with claim_when_free(self.root / CELLS):
             yield
 

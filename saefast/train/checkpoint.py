@@ -1,5 +1,6 @@
 """Files of a training run: run.json, and the state for a bitwise identical resume."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -118,7 +119,8 @@ class RunFile:
             if old.is_dir():
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                old.unlink()
+                with contextlib.suppress(OSError):  # the next checkpoint tries again
+                    old.unlink()
 
 
 def differences(then: object, now: object, name: str = "") -> list[str]:

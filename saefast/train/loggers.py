@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from saefast.disk.atomic import write_whole
+from saefast.disk.atomic import append, explained, flush_file, write_whole
 
 LOGGERS = ("tensorboard", "wandb")
 
@@ -15,6 +15,10 @@ class Logger(Protocol):
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """Write the values of one SAE at one step."""
+        ...
+
+    def flush(self) -> None:
+        """Make what was written survive a power failure, before a checkpoint."""
         ...
 
     def close(self) -> None:
@@ -37,16 +41,20 @@ class JsonLines:
                 if row["step"] <= after:
                     kept.append(line)
         write_whole(path, "".join(line + "\n" for line in kept).encode())
-        self._file = path.open("a")
+        self._path = path
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Logger`."""
-        self._file.write(json.dumps({"step": step, "sae": label, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "sae": label, **values}) + "\n"
+        append(self._path, line.encode())
+
+    def flush(self) -> None:
+        """See `Logger`."""
+        with explained(self._path):
+            flush_file(self._path)
 
     def close(self) -> None:
         """See `Logger`."""
-        self._file.close()
 
 
 class TensorBoard:
@@ -68,6 +76,9 @@ class TensorBoard:
             add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
             add(f"{label}/{name}", value, step)
         self._writer.flush()  # with TensorFlow installed, files are not written without it
+
+    def flush(self) -> None:
+        """See `Logger`; only the checkpoints' own lines have to survive."""
 
     def close(self) -> None:
         """See `Logger`."""
@@ -97,6 +108,9 @@ class Wandb:
             self._labels.add(label)
             self._run.define_metric(f"{label}/*", step_metric="step")
         self._run.log({f"{label}/{name}": value for name, value in values.items()} | {"step": step})
+
+    def flush(self) -> None:
+        """See `Logger`; wandb sends its values to a server."""
 
     def close(self) -> None:
         """See `Logger`."""

@@ -207,6 +207,8 @@ def _train_runs(
             # Nothing is written before all ranks have read the existing files.
             check_agreement(ranks, "settings, activations and run", _seen(run, configs, source))
             if run is not None and run.finished:
+                if not keep_training and ranks.rank == 0:
+                    run.forget(labels_of(configs))  # a kill may have prevented it
                 stored = StoredSAEs(run.out / label for label in run.labels)
                 found[number] = [sae.to(where) for sae in stored] if ranks.size == 1 else stored
                 continue

@@ -128,6 +128,8 @@ class TrainedRun:
     def checkpoint(self, step: int) -> None:
         """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
         if self._checkpoints is not None:
+            for logger in self._log:
+                logger.flush()
             self._checkpoints.save(step, {t.label: t.state_dict() for t in self.trainers})
 
     def finish(self, step: int, keep_training: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.campaign import Campaign
+from helpers.faulty_disk import FaultyDisk
 
 
 @pytest.fixture
@@ -33,3 +34,10 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
         }
         with Path(rows).open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
+    """Return a process whose children write to a disk that can be disturbed."""
+    with FaultyDisk(tmp_path_factory.mktemp("disk")) as disk:
+        yield disk

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from saefast.dictionary import Dictionary, sae_from
+from saefast.disk.atomic import move
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import RunSettings
 from saefast.pool.features import pool_features
@@ -55,7 +56,7 @@ def pool(job: Job, unfinished: Path) -> None:
     # Remains of an interrupted write are in a folder that is removed when the stage is finished.
     written = save_sae(tuned, unfinished / POOLED)
     shutil.rmtree(job.run / POOLED, ignore_errors=True)
-    written.rename(job.run / POOLED)
+    move(written, job.run / POOLED)
     record = PoolingRecord(width, everywhere.m, tokens)
     write_record(job.run / POOLING, _compared(record, job, most, fine_tune, unfinished))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saefast.disk import sealed_tensors
-from saefast.disk.atomic import write_tensors
+from saefast.disk.atomic import make_folder, write_tensors
 from saefast.disk.checksums import verifying
 from saefast.train.ranks.share import Share, kind_of
 
@@ -35,13 +35,13 @@ def parts_folder(folder: Path, step: int) -> Path:
 
 def write_state(folder: Path, step: int, state: Mapping[str, Tensor], share: Share | None) -> None:
     """Write the state of an SAE, or this rank's share of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if share is None:
         write_tensors(whole_file(folder, step), state)
         return
     ranks, rows = share.ranks, share.rows
     place = parts_folder(folder, step)
-    place.mkdir(exist_ok=True)
+    make_folder(place)
     own = {
         name: tensor
         for name, tensor in state.items()

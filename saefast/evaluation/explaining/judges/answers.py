@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from saefast.disk.atomic import append, make_folder
 
 ANSWERS = "judgements.jsonl"
 """Name of the file of answers in the folder of an evaluation"""
@@ -48,15 +49,11 @@ class Answers:
             self._known[key] = answer
             if self._path is None:
                 return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             begin = "\n" if self._torn else ""
+            self._torn = True  # until the line is whole: a torn line is skipped by readers
+            append(self._path, f"{begin}{line}\n".encode("utf-8", "surrogatepass"))
             self._torn = False
-            # One write of a whole line: a kill leaves the line or a torn end, which is skipped.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                os.write(descriptor, f"{begin}{line}\n".encode("utf-8", "surrogatepass"))
-            finally:
-                os.close(descriptor)
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()

@@ -1,0 +1,214 @@
+"""Everything that writes files, on folders in which there is earlier work that must survive."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from helpers.faulty_disk import note
+from helpers.sae_files import HOLDS, some_sae
+from helpers.small_sweep import InlineWorkers, base_settings, small_sweep
+from helpers.training_runs import ROWS, checkpoint_of, config, metrics_of
+from helpers.training_runs import train as train_small
+
+import saefast
+from saefast.activations import StoreWriter
+from saefast.activations.store import read_index
+from saefast.match import saved
+from saefast.pipeline import run_pipeline, runner, together
+from saefast.pipeline.settings import settings_from
+from saefast.sae import VARIANTS
+from saefast.sweep import driver
+from saefast.train.checkpoint import RunFile
+from saefast.train.seed_trainer import SeedTrainer
+
+
+class _Stopped(Exception):
+    """End of a training after some steps."""
+
+
+class Writer(NamedTuple):
+    """Work on a folder, which can be begun again after any interruption."""
+
+    before: Callable[[Path], object]
+    """function that does earlier work in the empty folder"""
+    write: Callable[[Path], object]
+    """function that adds to it, or replaces it"""
+    promised: Callable[[Path], int] = lambda folder: 0
+    """function that measures how much work a folder holds, for comparison with the notes"""
+
+
+def warm(folder: Path) -> None:
+    """Do once what every child would do again: imports, and choices by measured speed."""
+    for name in ("train topk", "match_all", "evaluate"):
+        (folder / name).mkdir()
+        WRITERS[name].before(folder / name)
+        WRITERS[name].write(folder / name)
+
+
+def before(name: str, folder: Path) -> None:
+    """Do the work that a writer finds."""
+    folder.mkdir(exist_ok=True)
+    WRITERS[name].before(folder)
+
+
+def write(name: str, folder: Path) -> None:
+    """Do the work of a writer."""
+    WRITERS[name].write(folder)
+
+
+def _sae(format: str, seed: int, folder: Path, suffix: str = "") -> None:
+    variant = HOLDS[format][-1]
+    sae = some_sae(variant)
+    with torch.no_grad():
+        sae.W_enc.mul_(1 + seed)
+    sae.firing_rate = torch.full((sae.m,), 1 / (2 + seed))
+    saefast.save_sae(sae, folder / f"sae{suffix}", format)
+
+
+def _of_format(format: str, suffix: str = "") -> Writer:
+    return Writer(
+        lambda folder: _sae(format, 0, folder, suffix),
+        lambda folder: _sae(format, 1, folder, suffix),
+    )
+
+
+def _both(folder: Path) -> None:
+    for number, name in enumerate(("source", "target")):
+        (folder / name).mkdir()
+        _sae("sae_lens", number, folder / name)
+
+
+def _convert(folder: Path) -> None:
+    saefast.convert(folder / "source/sae", folder / "target/sae", "sae_lens")
+
+
+def _append(folder: Path, rows: int) -> None:
+    """Continue the store `folder`/store up to a number of rows."""
+    with StoreWriter(
+        folder / "store", 16, dtype=torch.float32, rows_per_shard=100, resume=True
+    ) as writer:
+        while writer.rows < rows:
+            writer.append(ROWS[writer.rows : min(rows, writer.rows + 70)])
+            note(str(writer.rows // 100 * 100))
+
+
+def _rows(folder: Path) -> int:
+    return read_index(folder / "store").rows
+
+
+def _train(folder: Path, variant: str, tokens: int = 128 * 6, stop: int | None = None) -> None:
+    """Train, with a checkpoint after every step, up to step `stop`."""
+    step, save = SeedTrainer.train, RunFile.save
+
+    def stepping(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        if number == stop:
+            raise _Stopped
+        step(trainer, number, batch)
+
+    def saving(run: RunFile, number: int, states: Mapping[str, Any]) -> None:
+        save(run, number, states)
+        note(str(number))
+
+    SeedTrainer.train, RunFile.save = stepping, saving  # type: ignore[method-assign]
+    chosen = config(variant=variant, seeds=(0, 1), tokens=tokens, latents=32, sparsity=1.0)
+    with contextlib.suppress(_Stopped):
+        train_small(chosen, out=folder / "run", resume=True, checkpoint_minutes=0, log_every=2)
+
+
+def _training(variant: str) -> Writer:
+    return Writer(
+        lambda folder: _train(folder, variant, stop=3),
+        lambda folder: _train(folder, variant),
+        lambda folder: checkpoint_of(folder / "run"),
+    )
+
+
+def train_longer(variant: str, folder: Path) -> None:
+    """Train for so long that many kills fall on different steps."""
+    _train(folder, variant, 128 * 40)
+
+
+def _match(folder: Path, count: int) -> None:
+    """Match dictionaries, with a file of unfinished work after each round."""
+    saved._EVERY = 0.0
+    saes = [saefast.SAE(6, 40, k=3, seed=seed) for seed in range(count)]
+    saefast.match_all(saes, out=folder / "matches", resume=True, one_to_one=True, progress=False)
+
+
+_STOPPED = SimpleNamespace(perf_counter=lambda: 0.0)
+"""Clock by which all stages take equally long, so that files with times are comparable"""
+
+
+def _run(folder: Path, until: str) -> None:
+    runner.time = _STOPPED  # type: ignore[assignment]
+    settings = base_settings()
+    settings["train"] |= {"tokens": 384, "latents": 24, "k": 2}
+    settings["pool"] |= {"tokens": 256}
+    run_pipeline(settings_from(settings), folder / "run", until=until, resume=True, progress=False)
+
+
+def _stage(name: str, *earlier: str) -> Writer:
+    def begin(folder: Path) -> None:
+        for stage in ("stability", *earlier):
+            _run(folder, stage)
+
+    return Writer(begin, lambda folder: _run(folder, name))
+
+
+GRID = """
+base = "base.toml"
+[grid]
+"train.latents" = [24, 32]
+"""
+
+
+def _sweep(folder: Path, until: str) -> None:
+    """Run a sweep in this process."""
+    sweep = small_sweep(
+        folder.parent / f"{folder.name}.settings", GRID, train={"tokens": 384, "seeds": [0, 1]}
+    )
+    runner.time = together.time = _STOPPED  # type: ignore[assignment]
+    driver.open_workers = lambda *_: InlineWorkers()
+    outcome = driver.run_sweep(sweep, folder / "sweep", until=until)
+    if outcome.failed:  # as the command does
+        raise OSError(f"{len(outcome.failed)} cells failed: {outcome.failed}")
+
+
+WRITERS = {
+    **{f"save_sae {format}": _of_format(format) for format in HOLDS},
+    "save_sae openai file": _of_format("openai", ".pt"),
+    "save_sae gemma_scope file": _of_format("gemma_scope", ".npz"),
+    "convert": Writer(_both, _convert),
+    "store": Writer(
+        lambda folder: _append(folder, 210), lambda folder: _append(folder, 430), _rows
+    ),
+    **{f"train {variant}": _training(variant) for variant in VARIANTS},
+    "match_all": Writer(lambda folder: _match(folder, 2), lambda folder: _match(folder, 3)),
+    "subspace": _stage("subspace"),
+    "pool": _stage("pool"),
+    "evaluate": _stage("evaluate"),
+    "report": _stage("report", "subspace", "pool", "evaluate"),
+    "sweep": Writer(lambda folder: _sweep(folder, "train"), lambda folder: _sweep(folder, "match")),
+}
+
+
+def pipeline(name: str, folder: Path) -> None:
+    """Run all stages."""
+    _run(folder, "report")
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Return the contents of all files, without times."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        name = str(path.relative_to(folder))
+        if path.name == "metrics.jsonl":
+            times = ("seconds", "tokens_per_second", "input_wait")
+            lines = metrics_of(path.parent)
+            found[name] = [{k: v for k, v in line.items() if k not in times} for line in lines]
+        else:
+            found[name] = path.read_bytes()
+    return found

@@ -1,0 +1,76 @@
+"""Writers of `disk_writers` on copies of the folders in which they continue."""
+
+import json
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from helpers.disk_writers import contents
+from helpers.faulty_disk import Call, Ended, Fault, FaultyDisk
+
+import saefast
+
+
+class Interrupted(NamedTuple):
+    """Writer, the work that it finds, and what it makes of it when nothing disturbs it."""
+
+    disk: FaultyDisk
+    name: str
+    before: Path
+    """folder with earlier work"""
+    kept: Path
+    """links to the files that the undisturbed writer flushed, by the number of the call"""
+    calls: list[Call]
+    """calls of the undisturbed writer"""
+    whole: dict[str, Any]
+    """contents that it wrote"""
+
+    @classmethod
+    def prepare(cls, disk: FaultyDisk, name: str, place: Path) -> "Interrupted":
+        """Run a writer once in an empty folder."""
+        before, done, kept = (place / part for part in ("before", "done", "kept"))
+        kept.mkdir()
+        begun = disk.run(f"before:{name}", before)
+        assert begun.error is None, begun.message
+        shutil.copytree(before, done, symlinks=True)
+        ended = disk.run(f"write:{name}", done, kept=kept)
+        assert ended.error is None, ended.message
+        return cls(disk, name, before, kept, ended.log, contents(done))
+
+    def copy(self) -> Path:
+        """Copy the earlier work to a new folder."""
+        folder = Path(tempfile.mkdtemp(dir=self.before.parent)) / "work"
+        shutil.copytree(self.before, folder, symlinks=True)
+        return folder
+
+    def write(self, folder: Path, fault: Fault = Fault()) -> Ended:  # noqa: B008
+        """Run the writer on a folder."""
+        return self.disk.run(f"write:{self.name}", folder, fault)
+
+    def assert_nothing_lost(self, folder: Path, why: object) -> None:
+        """Assert that earlier files are there, and that no file is torn."""
+        files = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+        earlier = {str(path.relative_to(self.before)) for path in self.before.rglob("*")}
+        needed = {name for name in earlier if name in self.whole}
+        assert needed <= files.keys(), (why, needed - files.keys())
+        for name, path in files.items():
+            if path.suffix == ".json" and ".part" not in name:
+                json.loads(path.read_bytes())
+        assert not saefast.verify(folder), why
+
+    def assert_second_attempt_succeeds(self, folder: Path, why: object) -> None:
+        """Assert that the writer, run again, leaves the files of an undisturbed one."""
+        again = self.write(folder)
+        assert again.error is None, (why, again.message)
+        found = contents(folder)
+        assert found.keys() == self.whole.keys(), (why, found.keys() ^ self.whole.keys())
+        assert found == self.whole, (why, [k for k in found if found[k] != self.whole[k]])
+        shutil.rmtree(folder.parent)
+
+    def some_calls(self, count: int) -> list[Call]:
+        """Return that many of the writer's calls, all if there are fewer."""
+        calls = [call for call in self.calls if call.number > 0]
+        drawn = random.Random(self.name)
+        return calls if count >= len(calls) else drawn.sample(calls, count)

@@ -1,0 +1,51 @@
+"""A failing disk loses nothing, is explained in one sentence, and a second attempt succeeds."""
+
+import random
+from errno import EDQUOT, EINTR, EIO, ENOSPC, EROFS, EXDEV
+from pathlib import Path
+
+import pytest
+from helpers.campaign import Campaign
+from helpers.disk_writers import WRITERS
+from helpers.faulty_disk import SHORT, SLOW, Call, Fault, FaultyDisk
+from helpers.interrupted_writers import Interrupted
+
+HARMLESS = (SHORT, SLOW, EINTR)
+KINDS = {
+    "create": (ENOSPC, EIO, EDQUOT, EROFS, EINTR, SLOW),
+    "open": (ENOSPC, EIO, EDQUOT, EROFS, EINTR, SLOW),
+    "write": (ENOSPC, EIO, EDQUOT, SHORT, EINTR),
+    "flush": (EIO, ENOSPC),
+    "rename": (EXDEV, EIO, EROFS),
+    "mkdir": (ENOSPC, EIO, EDQUOT, EROFS),
+    "remove": (EIO, EROFS),
+}
+LASTING = (ENOSPC, EDQUOT, EROFS)
+VARIANTS_ALIKE = [name for name in WRITERS if name[:6] != "train " or name == "train topk"]
+"""Writers; what a training writes does not depend on its variant"""
+
+
+def fault_of(writer: str, call: Call) -> Fault:
+    drawn = random.Random(f"{writer} {call.number}")
+    kind = drawn.choice(KINDS[call.kind])
+    return Fault(call.number, kind, kind in LASTING and drawn.random() < 0.5)
+
+
+@pytest.mark.campaign("faults of the disk", 2, 1000)
+@pytest.mark.parametrize("name", VARIANTS_ALIKE)
+def test_faults(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign) -> None:
+    writer = Interrupted.prepare(disk, name, tmp_path)
+    for call in writer.some_calls(campaign.cases):
+        fault = fault_of(name, call)
+        why = (name, str(fault), call)
+        folder = writer.copy()
+        ended = writer.write(folder, fault)
+        writer.assert_nothing_lost(folder, why)
+        if ended.error is not None:
+            assert fault.kind not in HARMLESS, (why, ended.message)
+            assert ended.error in ("OSError", "PermissionError"), (why, ended.error, ended.message)
+            assert str(folder) in ended.message, (why, ended.message)
+            assert "\n" not in ended.message, (why, ended.message)
+            assert "choose" in ended.message, (why, ended.message)
+        campaign.count("no effect" if ended.error is None else "clear error")
+        writer.assert_second_attempt_succeeds(folder, why)
