@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from helpers.faulty_disk import note
@@ -112,9 +113,12 @@ def _train(folder: Path, variant: str, tokens: int = 128 * 6, stop: int | None =
         save(run, number, states)
         note(str(number))
 
-    SeedTrainer.train, RunFile.save = stepping, saving  # type: ignore[method-assign]
     chosen = config(variant=variant, seeds=(0, 1), tokens=tokens, latents=32, sparsity=1.0)
-    with contextlib.suppress(_Stopped):
+    with (
+        contextlib.suppress(_Stopped),
+        patch.object(SeedTrainer, "train", stepping),
+        patch.object(RunFile, "save", saving),
+    ):
         train_small(chosen, out=folder / "run", resume=True, checkpoint_minutes=0, log_every=2)
 
 
@@ -133,9 +137,11 @@ def train_longer(variant: str, folder: Path) -> None:
 
 def _match(folder: Path, count: int) -> None:
     """Match dictionaries, with a file of unfinished work after each round."""
-    saved._EVERY = 0.0
     saes = [saefast.SAE(6, 40, k=3, seed=seed) for seed in range(count)]
-    saefast.match_all(saes, out=folder / "matches", resume=True, one_to_one=True, progress=False)
+    with patch.object(saved, "_EVERY", 0.0):
+        saefast.match_all(
+            saes, out=folder / "matches", resume=True, one_to_one=True, progress=False
+        )
 
 
 _STOPPED = SimpleNamespace(perf_counter=lambda: 0.0)
@@ -143,11 +149,13 @@ _STOPPED = SimpleNamespace(perf_counter=lambda: 0.0)
 
 
 def _run(folder: Path, until: str) -> None:
-    runner.time = _STOPPED  # type: ignore[assignment]
     settings = base_settings()
     settings["train"] |= {"tokens": 384, "latents": 24, "k": 2}
     settings["pool"] |= {"tokens": 256}
-    run_pipeline(settings_from(settings), folder / "run", until=until, resume=True, progress=False)
+    with patch.object(runner, "time", _STOPPED):
+        run_pipeline(
+            settings_from(settings), folder / "run", until=until, resume=True, progress=False
+        )
 
 
 def _stage(name: str, *earlier: str) -> Writer:
@@ -170,9 +178,12 @@ def _sweep(folder: Path, until: str) -> None:
     sweep = small_sweep(
         folder.parent / f"{folder.name}.settings", GRID, train={"tokens": 384, "seeds": [0, 1]}
     )
-    runner.time = together.time = _STOPPED  # type: ignore[assignment]
-    driver.open_workers = lambda *_: InlineWorkers()
-    outcome = driver.run_sweep(sweep, folder / "sweep", until=until)
+    with (
+        patch.object(runner, "time", _STOPPED),
+        patch.object(together, "time", _STOPPED),
+        patch.object(driver, "open_workers", lambda *_: InlineWorkers()),
+    ):
+        outcome = driver.run_sweep(sweep, folder / "sweep", until=until)
     if outcome.failed:  # as the command does
         raise OSError(f"{len(outcome.failed)} cells failed: {outcome.failed}")
 
