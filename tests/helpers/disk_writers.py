@@ -1,6 +1,7 @@
 """Everything that writes files, on folders in which there is earlier work that must survive."""
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,10 +149,13 @@ _STOPPED = SimpleNamespace(perf_counter=lambda: 0.0)
 """Clock by which all stages take equally long, so that files with times are comparable"""
 
 
-def _run(folder: Path, until: str) -> None:
+def _run(folder: Path, until: str, changes: Mapping[str, Any] = {}) -> None:
     settings = base_settings()
     settings["train"] |= {"tokens": 384, "latents": 24, "k": 2}
     settings["pool"] |= {"tokens": 256}
+    for name, value in changes.items():
+        table, _, key = name.partition(".")
+        settings.setdefault(table, {})[key] = value
     with patch.object(runner, "time", _STOPPED):
         run_pipeline(
             settings_from(settings), folder / "run", until=until, resume=True, progress=False
@@ -209,6 +213,11 @@ WRITERS = {
 def pipeline(name: str, folder: Path) -> None:
     """Run all stages."""
     _run(folder, "report")
+
+
+def stages(asked: str, folder: Path) -> None:
+    """Run stages: `asked` is JSON of the last stage and of changed settings, by table.key."""
+    _run(folder, *json.loads(asked))
 
 
 def contents(folder: Path) -> dict[str, Any]:
