@@ -13,7 +13,7 @@ import saefast
 from saefast import SAE
 
 SAVES = """
-import os, sys, time
+import os, stat, sys, time
 from pathlib import Path
 import saefast
 
@@ -27,8 +27,12 @@ def rename(self, target, rename=Path.rename):
     return rename(self, target)
 
 path, format, where = Path(sys.argv[1]), *sys.argv[2:]
+def flush(descriptor):
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        halt()
+
 if where == "at a file":
-    os.fsync = halt
+    os.fsync = flush
 else:
     Path.rename = rename
 saefast.save_sae(saefast.SAE(7, 20, k=3, seed=9, centred=False), path, format=format)

@@ -127,8 +127,12 @@ def _training(variant: str) -> Writer:
     return Writer(
         lambda folder: _train(folder, variant, stop=3),
         lambda folder: _train(folder, variant),
-        lambda folder: checkpoint_of(folder / "run"),
+        _step,
     )
+
+
+def _step(folder: Path) -> int:
+    return max(checkpoint_of(folder / "run"), 0)
 
 
 def train_longer(variant: str, folder: Path) -> None:
@@ -199,6 +203,9 @@ WRITERS = {
     "convert": Writer(_both, _convert),
     "store": Writer(
         lambda folder: _append(folder, 210), lambda folder: _append(folder, 430), _rows
+    ),
+    "train anew": Writer(
+        lambda folder: None, lambda folder: _train(folder, "topk", 128 * 2), _step
     ),
     **{f"train {variant}": _training(variant) for variant in VARIANTS},
     "match_all": Writer(lambda folder: _match(folder, 2), lambda folder: _match(folder, 3)),
